@@ -1,0 +1,58 @@
+"""What a COPY or ADD sends: entries with their content, however they were found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import BinaryIO, Protocol
+
+
+class EntryKind(Enum):
+    """What an entry becomes in the image."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    HARDLINK = "hardlink"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, directory or link on its way into the image.
+
+    Args:
+        source: what to call it in messages: the path in the build context, archive member or URL.
+        path: place below the destination with `/` between names; empty for the source itself.
+        from_directory: it belongs to a directory or archive whose content is merged into the destination;
+            otherwise it is a single file that the destination's rules rename or place.
+        mode: permission bits with setuid, setgid and sticky (0 to 0o7777).
+        mtime_ns: modification time in nanoseconds since 1970.
+        size: bytes of a regular file, else 0.
+        link_target: text of a symbolic link; `path` of the first name for a hard link.
+        owner: uid and gid to keep (from an archive), or None for the instruction's own rule.
+        open: opens the content of a regular file for reading; None for everything else.
+    """
+
+    source: str
+    path: str
+    kind: EntryKind
+    mode: int
+    mtime_ns: int
+    from_directory: bool = False
+    size: int = 0
+    link_target: str = ""
+    owner: tuple[int, int] | None = None
+    open: Callable[[], BinaryIO] | None = None
+
+
+class Resource(Protocol):
+    """All that one COPY or ADD step sends, in the order in which the guest has to write it."""
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield parents before children and a hard link after its first name.
+
+        Raises:
+            InputError: a source has vanished or can't be read, or an archive is broken.
+        """
+        ...

@@ -1,0 +1,116 @@
+"""The errors that end a build, each with the exit status that tells them apart in a script.
+
+The certificate-authority framework has its own tree (`firebuild_pki.CAError`); the command line gives
+those exit status 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What `firebuild` exits with."""
+
+    SUCCESS = 0
+    STEP_FAILED = 1
+    BAD_INPUT = 2
+    CERTIFICATE_AUTHORITY = 3
+    GUEST_LOST = 4
+    TIMEOUT = 5
+    MACHINE = 6
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place in a text that the user wrote; line and column count from 1, 0 is unknown."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        """Render as `file:line:column`, the form that editors and CI systems link to."""
+        parts = [self.file, *(str(number) for number in (self.line, self.column) if number)]
+        return ":".join(parts)
+
+
+class FirebuildError(Exception):
+    """Anything that ends a build in a way the user can understand.
+
+    Args:
+        message: what was expected and what was found.
+        hint: what to do about it.
+        location: where in the user's files it is.
+    """
+
+    exit_status = ExitStatus.INTERNAL
+
+    def __init__(self, message: str, *, hint: str | None = None, location: Location | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.location = location
+
+    def __str__(self) -> str:
+        """Render as `file:line: message`, with the hint on a line of its own."""
+        where = f"{self.location}: " if self.location else ""
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{where}{self.message}{hint}"
+
+
+class InputError(FirebuildError):
+    """The Dockerfile, the build context, the configuration or an argument is wrong."""
+
+    exit_status = ExitStatus.BAD_INPUT
+
+
+class StepFailed(FirebuildError):
+    """The guest executed a step and it failed.
+
+    Args:
+        step: number of the step, 0 when none was running.
+        exit_code: exit status of a failed RUN (128 + N for signal N), None for other failures.
+    """
+
+    exit_status = ExitStatus.STEP_FAILED
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: int = 0,
+        exit_code: int | None = None,
+        hint: str | None = None,
+        location: Location | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, location=location)
+        self.step = step
+        self.exit_code = exit_code
+
+
+class GuestLost(FirebuildError):
+    """The guest died, never called, or stopped answering before it reported an end."""
+
+    exit_status = ExitStatus.GUEST_LOST
+
+
+class BuildTimeout(FirebuildError):
+    """A time limit of the build ran out."""
+
+    exit_status = ExitStatus.TIMEOUT
+
+
+class MachineError(FirebuildError):
+    """The machine (sandbox or VM) could not be prepared, started or read back."""
+
+    exit_status = ExitStatus.MACHINE
+
+
+class Interrupted(FirebuildError):
+    """The user or the system asked the build to stop (SIGINT, SIGTERM, SIGHUP)."""
+
+    exit_status = ExitStatus.INTERRUPTED

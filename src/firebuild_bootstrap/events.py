@@ -1,0 +1,153 @@
+"""What happens during a build, as values: the one stream that the renderers and the library user see.
+
+Every event becomes one JSON object with `--progress rawjson`: `{"event": <type>, "time": <RFC 3339>, ...}`
+with the fields of the class. Fields are only ever added.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One thing that happened; `time` is in UTC."""
+
+    type: ClassVar[str] = "event"
+    time: datetime = field(default_factory=_now)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the event as JSON-ready values; bytes as UTF-8 text, or base64 where they are none."""
+        document: dict[str, Any] = {"event": self.type}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, datetime):
+                value = value.isoformat(timespec="milliseconds")
+            if isinstance(value, bytes):
+                document.update(_json_bytes(entry.name, value))
+                continue
+            document[entry.name] = value
+        return document
+
+
+def _json_bytes(name: str, value: bytes) -> dict[str, str]:
+    try:
+        return {name: value.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(value).decode("ascii")}
+
+
+EventSink = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStarted(Event):
+    """The plan is made; nothing has been started yet."""
+
+    type: ClassVar[str] = "build-started"
+    build_id: str
+    tag: str
+    steps: int
+    base: str
+    ca_provider: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStarted(Event):
+    """One of the seven steps of the build itself began (`phase` 1 to 7)."""
+
+    type: ClassVar[str] = "phase-started"
+    phase: int
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepStarted(Event):
+    """The guest began a step of the Dockerfile; `step` counts from 1."""
+
+    type: ClassVar[str] = "step-started"
+    step: int
+    total: int
+    instruction: str
+    line: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput(Event):
+    """A piece of what a step wrote, exactly as it was written; pieces break anywhere."""
+
+    type: ClassVar[str] = "step-output"
+    step: int
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFinished(Event):
+    """A step ended; `exit_code` is 0 on success."""
+
+    type: ClassVar[str] = "step-finished"
+    step: int
+    exit_code: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Event):
+    """Something the user should know and that does not end the build."""
+
+    type: ClassVar[str] = "notice"
+    level: Literal["info", "warning"]
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestConnected(Event):
+    """The guest made its first authenticated call."""
+
+    type: ClassVar[str] = "guest-connected"
+    peer: str
+    tls_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerRefused(Event):
+    """A connection or call was refused; subject and fingerprint are empty where no certificate came."""
+
+    type: ClassVar[str] = "peer-refused"
+    peer: str
+    reason: str
+    subject: str = ""
+    fingerprint_sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageStored(Event):
+    """The image is complete in the store."""
+
+    type: ClassVar[str] = "image-stored"
+    tag: str
+    path: str
+    size: int
+    digest: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildFailed(Event):
+    """The build ended without an image; `exit_status` is the status of the command."""
+
+    type: ClassVar[str] = "build-failed"
+    exit_status: int
+    error: str
+    message: str
+    step: int = 0
+    exit_code: int | None = None

@@ -1,0 +1,319 @@
+"""The bootstrap protocol's constants and conversions, shared by the service and the guest.
+
+Imports grpcio, protobuf and the standard library only, because the guest has nothing else.
+
+Commands travel as JSON objects whose keys old peers already know. What is new is in extra keys, which
+an old peer ignores: `Step`, `Argv`, `Script`, `Chmod`, `TargetIsDirectory`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+SERVICE: Final = "proto.RootfsServer"
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+# Old peers refuse chunks above 0.9 of a message; 1 MiB measured fastest with checksums.
+MAX_CHUNK_BYTES: Final = MAX_MESSAGE_BYTES * 9 // 10
+CHUNK_BYTES: Final = 1024 * 1024
+# A guest that sends this metadata understands the extensions.
+GUEST_HELLO: Final = ("firebuild-guest", "1")
+DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class WireError(ValueError):
+    """A peer sent something that the protocol does not allow; the message says what."""
+
+
+def method(name: str) -> str:
+    """Return the full gRPC method path of `name`, for example `/proto.RootfsServer/Ping`."""
+    return f"/{SERVICE}/{name}"
+
+
+def checksum(chunk: bytes) -> bytes:
+    """Return the SHA-256 digest that travels with a chunk."""
+    return hashlib.sha256(chunk).digest()
+
+
+# --- durations, as Go writes them ---------------------------------------------------------------
+
+_UNITS: Final = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "μs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration as Go reads it, with millisecond resolution: `5s`, `1500ms`."""
+    milliseconds = round(seconds * 1000)
+    return f"{milliseconds // 1000}s" if milliseconds % 1000 == 0 else f"{milliseconds}ms"
+
+
+def parse_duration(text: str) -> float:
+    """Read a Go duration such as `1m30s` and return seconds.
+
+    Raises:
+        WireError: the text is no duration.
+    """
+    if text == "0":
+        return 0.0
+    parts = _PART.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise WireError(f"expected a duration such as 5s or 1m30s, found {text!r}")
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """What every command carries: its step number (0 from an old server), text, directory and user."""
+
+    step: int
+    original: str
+    workdir: str = "/"
+    user: str = "0:0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(Command):
+    """A RUN. `argv` is executed as it stands; `script` is a file to execute instead (heredoc with `#!`).
+
+    `env` holds ENV, `args` the ARG values in scope; where both name a variable, `env` wins.
+    """
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: Mapping[str, str] = field(default_factory=dict)
+    script: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyCommand(Command):
+    """A COPY or ADD; the guest asks for the resource `source`.
+
+    `target` is as written (relative ones are below `workdir`); `target_is_directory` says that a single
+    file goes into it even if it does not exist yet. `chown` and `chmod` are the flags' values.
+    """
+
+    source: str
+    target: str
+    target_is_directory: bool = False
+    chown: str | None = None
+    chmod: str | None = None
+    stage: str = ""
+    keyword: str = "COPY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkdirCommand(Command):
+    """A WORKDIR: `workdir` has to exist afterwards. Old guests skip it, as everything they don't know."""
+
+
+AnyCommand = RunCommand | CopyCommand | WorkdirCommand
+
+
+def encode_command(command: AnyCommand) -> str:
+    """Write a command as the JSON object that travels in `CommandsResponse`."""
+    document: dict[str, Any] = {
+        "OriginalCommand": command.original,
+        "Step": command.step,
+        "Workdir": _attribute(command.workdir),
+        "User": _attribute(command.user),
+    }
+    match command:
+        case RunCommand():
+            document |= {
+                "Command": command.argv[-1],
+                "Shell": {"OriginalCommand": "", "Commands": list(command.argv[:-1])},
+                "Env": dict(command.env),
+                "Args": dict(command.args),
+                "Argv": list(command.argv),
+            }
+            if command.script is not None:
+                document["Script"] = command.script
+        case CopyCommand():
+            document |= {
+                "OriginalSource": command.source,
+                "Source": command.source,
+                "Target": command.target,
+                "TargetIsDirectory": command.target_is_directory,
+                "UserFromLocalChown": None if command.chown is None else _attribute(command.chown),
+                "Chmod": command.chmod,
+            }
+            if command.keyword == "COPY":
+                document["Stage"] = command.stage
+        case WorkdirCommand():
+            pass
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def decode_command(text: str) -> AnyCommand | None:
+    """Read one command; None for an instruction that this protocol version does not know.
+
+    Raises:
+        WireError: the text is no JSON object or a member is missing or of the wrong type.
+    """
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise WireError(f"a command is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise WireError("a command is not a JSON object")
+    members = _Members({str(key).lower(): value for key, value in parsed.items()})
+    original = members.get("OriginalCommand", str)
+    common = {
+        "step": members.get("Step", int, 0),
+        "original": original,
+        "workdir": members.attribute("Workdir") or "/",
+        "user": members.attribute("User") or "0:0",
+    }
+    keyword = next((word for word in ("RUN", "COPY", "ADD", "WORKDIR") if original.startswith(word)), "")
+    if keyword == "RUN":
+        return _decode_run(members, common)
+    if keyword in ("COPY", "ADD"):
+        return _decode_copy(members, common, keyword)
+    return WorkdirCommand(**common) if keyword else None
+
+
+def _decode_run(members: _Members, common: dict[str, Any]) -> RunCommand:
+    argv = members.strings("Argv")
+    if not argv:
+        shell = _Members({key.lower(): value for key, value in members.get("Shell", dict).items()})
+        argv = (*shell.strings("Commands"), members.get("Command", str))
+    return RunCommand(
+        argv=argv,
+        env=members.mapping("Env"),
+        args=members.mapping("Args"),
+        script=members.get("Script", str, "") or None,
+        **common,
+    )
+
+
+def _decode_copy(members: _Members, common: dict[str, Any], keyword: str) -> CopyCommand:
+    return CopyCommand(
+        source=members.get("Source", str),
+        target=members.get("Target", str),
+        target_is_directory=members.get("TargetIsDirectory", bool, False),
+        chown=members.attribute("UserFromLocalChown"),
+        chmod=members.get("Chmod", str, "") or None,
+        stage=members.get("Stage", str, ""),
+        keyword=keyword,
+        **common,
+    )
+
+
+def _attribute(value: str) -> dict[str, str]:
+    return {"OriginalCommand": "", "Value": value}
+
+
+class _Members:
+    """The members of a JSON object by lower-case name, with their types checked."""
+
+    def __init__(self, members: dict[str, Any]) -> None:
+        self._members = members
+
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        value = self._members.get(name.lower())
+        if value is None:
+            if default is None:
+                raise WireError(f"a command lacks {name}")
+            return default
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise WireError(f"{name} of a command: expected {kind.__name__}, found {value!r:.80}")
+        return value
+
+    def attribute(self, name: str) -> str | None:
+        value = self._members.get(name.lower())
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise WireError(f"{name} of a command: expected an object, found {value!r:.80}")
+        inner = _Members({str(key).lower(): member for key, member in value.items()})
+        return str(inner.get("Value", str))
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self.get(name, list, [])
+        if not all(isinstance(item, str) for item in value):
+            raise WireError(f"{name} of a command: expected strings, found {value!r:.80}")
+        return tuple(value)
+
+    def mapping(self, name: str) -> dict[str, str]:
+        value = self.get(name, dict, {})
+        if not all(isinstance(item, str) for item in value.values()):
+            raise WireError(f"{name} of a command: expected string values")
+        return dict(value)
+
+
+# --- the Bootstrap block of the metadata --------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootstrapBlock:
+    """What the guest needs to call back: `latest/meta-data/Bootstrap`, every leaf a string.
+
+    `host_time` is the host's clock in seconds since 1970, for guests that boot without one.
+    """
+
+    host_port: str
+    ca_chain: str
+    cert: str
+    key: str = field(repr=False)
+    server_name: str
+    ping_interval: float = 5.0
+    host_time: float | None = None
+
+    def as_json(self) -> dict[str, str]:
+        """Return the block with its wire names."""
+        document = {
+            "HostPort": self.host_port,
+            "CAChain": self.ca_chain,
+            "Cert": self.cert,
+            "Key": self.key,
+            "ServerName": self.server_name,
+            "PingInterval": format_duration(self.ping_interval),
+        }
+        if self.host_time is not None:
+            document["HostTime"] = f"{self.host_time:.3f}"
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> BootstrapBlock:
+        """Read the block.
+
+        Raises:
+            WireError: a member is missing or no string; its value is never part of the message.
+        """
+
+        def leaf(name: str) -> str:
+            value = document.get(name)
+            if not isinstance(value, str) or not value:
+                raise WireError(f"the Bootstrap metadata lacks {name}")
+            return value
+
+        host_time = document.get("HostTime")
+        try:
+            seconds = float(host_time) if isinstance(host_time, str) else None
+        except ValueError as error:
+            raise WireError(f"HostTime of the metadata: {host_time!r} is no number") from error
+        return cls(
+            host_port=leaf("HostPort"),
+            ca_chain=leaf("CAChain"),
+            cert=leaf("Cert"),
+            key=leaf("Key"),
+            server_name=leaf("ServerName"),
+            ping_interval=parse_duration(document.get("PingInterval") or "5s"),
+            host_time=seconds,
+        )
