@@ -1,0 +1,46 @@
+# The two commands of the README are `make demo` and `make test`; each sets up all it needs.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTO := src/firebuild_bootstrap/_proto
+
+.PHONY: demo test check format proto lock package clean
+
+demo: $(READY)
+	@$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term $(PYTEST_ARGS)
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy tests benchmarks examples
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
+	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: $(READY)
+	@mkdir -p $(PROTO)
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(PROTO) --pyi_out=$(PROTO) protos/rootfs_server.proto
+
+# Names, versions and hashes of everything that is installed; no index addresses.
+lock: $(READY)
+	$(BIN)/uv pip compile pyproject.toml --group dev --generate-hashes --universal \
+	  --python-version 3.11 --no-annotate --no-header --no-emit-index-url --no-emit-find-links \
+	  --upgrade -o constraints.txt
+
+package: $(READY)
+	$(BIN)/python -m build --no-isolation
+
+$(READY): pyproject.toml constraints.txt scripts/make-venv
+	@scripts/make-venv $(VENV)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .coverage*
