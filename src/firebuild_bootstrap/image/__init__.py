@@ -1,0 +1,1 @@
+"""Base images in, finished images out, and the local store of both."""

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import InputError
+
+_HEALTH_NUMBERS: Final = {
+    "Interval": "interval_ns",
+    "Timeout": "timeout_ns",
+    "StartPeriod": "start_period_ns",
+    "StartInterval": "start_interval_ns",
+    "Retries": "retries",
+}
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,119 @@ class ImageConfig:
 
     def as_json(self) -> dict[str, Any]:
         """Return the `config` object with OCI's key names; empty members are left out."""
-        raise NotImplementedError
+        health = self.healthcheck
+        members: dict[str, Any] = {
+            "User": self.user,
+            "ExposedPorts": {port: {} for port in self.exposed_ports},
+            "Env": [f"{name}={value}" for name, value in self.env.items()],
+            "Entrypoint": list(self.entrypoint or ()),
+            "Cmd": list(self.cmd or ()),
+            "Volumes": {path: {} for path in self.volumes},
+            "WorkingDir": self.workdir,
+            "Labels": dict(self.labels),
+            "StopSignal": self.stop_signal,
+            "Healthcheck": None if health is None else _health_as_json(health),
+            "Shell": list(self.shell or ()),
+            "OnBuild": list(self.onbuild),
+            "author": self.author,
+        }
+        return {name: value for name, value in members.items() if value}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ImageConfig:
         """Read what `as_json` wrote, or the `config` object of an OCI or Docker image.
 
+        A whole image configuration (with `config` or `Config` inside, as `docker image inspect` prints
+        for one image) is accepted too.
+
         Raises:
             InputError: a member has the wrong type; the message names it.
         """
-        raise NotImplementedError
+        outer = _Members(document)
+        inner = _Members(outer.mapping("config") or outer.mapping("Config") or document)
+        return cls(
+            env=_env(inner.strings("Env") or ()),
+            entrypoint=inner.strings("Entrypoint"),
+            cmd=inner.strings("Cmd"),
+            workdir=inner.text("WorkingDir") or "/",
+            user=inner.text("User"),
+            shell=inner.strings("Shell") or None,
+            labels=inner.labels(),
+            exposed_ports=tuple(inner.mapping("ExposedPorts")),
+            volumes=tuple(inner.mapping("Volumes")),
+            stop_signal=inner.text("StopSignal"),
+            healthcheck=_health_from_json(inner.mapping("Healthcheck")),
+            author=inner.text("author") or outer.text("author") or outer.text("Author"),
+            onbuild=inner.strings("OnBuild") or (),
+        )
+
+
+def _env(pairs: tuple[str, ...]) -> dict[str, str]:
+    env: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise InputError(f"Env of the image configuration: expected NAME=value, found {pair!r}")
+        env[name] = value
+    return env
+
+
+def _health_as_json(health: Healthcheck) -> dict[str, Any]:
+    members: dict[str, Any] = {"Test": list(health.test)}
+    members |= {name: getattr(health, field_name) for name, field_name in _HEALTH_NUMBERS.items()}
+    return {name: value for name, value in members.items() if value}
+
+
+def _health_from_json(document: Mapping[str, Any]) -> Healthcheck | None:
+    if not document:
+        return None
+    members = _Members(document, "Healthcheck.")
+    numbers = {field_name: members.number(name) for name, field_name in _HEALTH_NUMBERS.items()}
+    return Healthcheck(test=members.strings("Test") or (), **numbers)
+
+
+class _Members:
+    """The members of a JSON object with their types checked; null counts as absent."""
+
+    def __init__(self, members: Mapping[str, Any], prefix: str = "") -> None:
+        self._members = members
+        self._prefix = prefix
+
+    def _wrong(self, name: str, expected: str, value: object) -> InputError:
+        return InputError(
+            f"{self._prefix}{name} of the image configuration: expected {expected}, found {value!r:.80}",
+            hint="the format is the `config` object of the OCI image specification",
+        )
+
+    def text(self, name: str) -> str:
+        value = self._members.get(name)
+        if value is not None and not isinstance(value, str):
+            raise self._wrong(name, "a string", value)
+        return value or ""
+
+    def number(self, name: str) -> int:
+        value = self._members.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise self._wrong(name, "a whole number", value)
+        return value or 0
+
+    def strings(self, name: str) -> tuple[str, ...] | None:
+        value = self._members.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self._wrong(name, "a list of strings", value)
+        return tuple(value)
+
+    def mapping(self, name: str) -> Mapping[str, Any]:
+        value = self._members.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise self._wrong(name, "an object", value)
+        return value or {}
+
+    def labels(self) -> dict[str, str]:
+        labels = dict(self.mapping("Labels"))
+        for name, value in labels.items():
+            if not isinstance(value, str):
+                raise self._wrong(f"Labels.{name}", "a string", value)
+        return labels
