@@ -1,0 +1,65 @@
+"""What the end-to-end tests share: the installed command, as a user would call it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+REPO = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Firebuild:
+    """The `firebuild` command with a store of its own."""
+
+    home: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**os.environ, "FIREBUILD_HOME": str(self.home)}
+
+    def __call__(
+        self,
+        *arguments: str | Path,
+        status: int = 0,
+        cwd: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        timeout: float = 150,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it and expect an exit status; stdout and stderr are text."""
+        done = subprocess.run(
+            [BIN / "firebuild", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            errors="surrogateescape",
+            cwd=cwd,
+            env={**self.environ, **(environ or {})},
+            timeout=timeout,
+            check=False,
+        )
+        report = f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == status, report
+        assert "Traceback" not in done.stderr, report
+        return done
+
+    def popen(self, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start it with pipes, in a process group of its own."""
+        return subprocess.Popen(
+            [BIN / "firebuild", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            cwd=cwd,
+            env=self.environ,
+            start_new_session=True,
+        )
+
+    def leftovers(self) -> list[str]:
+        """Name what a build left in the store besides bases and images."""
+        builds = self.home / "builds"
+        return sorted(str(path) for path in builds.iterdir()) if builds.exists() else []
