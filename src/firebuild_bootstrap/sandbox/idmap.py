@@ -1,0 +1,162 @@
+"""Which user and group ids exist inside a sandbox, and which ids of the host they are.
+
+The rules are those of user_namespaces(7), subuid(5) and newuidmap(1).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import MachineError
+
+_MAX_RANGES: Final = 340  # of one map; user_namespaces(7)
+
+
+class IdMode(StrEnum):
+    """How many owners a sandbox knows: all of the host's, a subordinate range, or one."""
+
+    FULL = "full"
+    SUBIDS = "subids"
+    SINGLE = "single"
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """`count` ids that start at `inside` in the sandbox and at `outside` on the host."""
+
+    inside: int
+    outside: int
+    count: int
+
+    def __contains__(self, inside_id: int) -> bool:
+        return self.inside <= inside_id < self.inside + self.count
+
+
+@dataclass(frozen=True)
+class IdMap:
+    """The owners that a sandbox can give to files.
+
+    Args:
+        mode: what kind of map it is.
+        uids: ranges of user ids.
+        gids: ranges of group ids.
+        note: what the user misses with this map and how to get it; empty when nothing is missing.
+    """
+
+    mode: IdMode
+    uids: tuple[IdRange, ...]
+    gids: tuple[IdRange, ...]
+    note: str = ""
+
+    def holds(self, uid: int, gid: int) -> bool:
+        """Whether a file inside the sandbox can belong to `uid` and `gid`."""
+        return any(uid in entry for entry in self.uids) and any(gid in entry for entry in self.gids)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the choice of a map depends on; tests make up their own.
+
+    `path` is a search path for programs, the others are files as the kernel and shadow-utils name them.
+    """
+
+    uid: int
+    gid: int
+    user: str
+    path: str
+    subuid: Path = Path("/etc/subuid")
+    subgid: Path = Path("/etc/subgid")
+    uid_map: Path = Path("/proc/self/uid_map")
+    gid_map: Path = Path("/proc/self/gid_map")
+    sysctl: Path = Path("/proc/sys")
+    container_marks: tuple[Path, ...] = (Path("/.dockerenv"), Path("/run/.containerenv"))
+
+    @classmethod
+    def current(cls) -> Host:
+        """Describe the host as this process sees it."""
+        uid = os.geteuid()
+        try:
+            user = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            user = str(uid)
+        return cls(uid=uid, gid=os.getegid(), user=user, path=os.environ.get("PATH", os.defpath))
+
+    def program(self, name: str) -> str | None:
+        """Find a program, also where administrators' programs are."""
+        return shutil.which(name, path=os.pathsep.join([self.path, "/usr/bin", "/usr/sbin", "/sbin"]))
+
+
+def candidates(host: Host) -> list[IdMap]:
+    """Return the maps worth trying on this host, the most capable first; never empty."""
+    if host.uid == 0:
+        full = _own_ids(host)
+        if sum(entry.count for entry in full.uids) > 1:
+            return [full]
+        return [single(host, "this container maps one user id only: run it with a range of ids")]
+    missing = _missing(host)
+    if missing:
+        return [single(host, missing)]
+    failed = f"newuidmap refused the range of {host.user} in {host.subuid}: is newuidmap setuid root?"
+    return [_subordinate(host), single(host, failed)]
+
+
+def single(host: Host, missing: str) -> IdMap:
+    """Return the map that knows one owner; `missing` says what a better one would need."""
+    note = (
+        "files in the image can belong to root only: chown to other users needs subordinate ids "
+        f"({missing}), or run as root"
+    )
+    return IdMap(IdMode.SINGLE, (IdRange(0, host.uid, 1),), (IdRange(0, host.gid, 1),), note)
+
+
+def _own_ids(host: Host) -> IdMap:
+    return IdMap(IdMode.FULL, _identity(host.uid_map), _identity(host.gid_map))
+
+
+def _identity(own_map: Path) -> tuple[IdRange, ...]:
+    ranges = []
+    for line in own_map.read_text("ascii").splitlines():
+        inside, _outside, count = (int(word) for word in line.split())
+        ranges.append(IdRange(inside, inside, count))
+    return tuple(ranges)
+
+
+def _missing(host: Host) -> str:
+    if not (host.program("newuidmap") and host.program("newgidmap")):
+        return f"install uidmap and add the line {host.user}:100000:65536 to {host.subuid} and {host.subgid}"
+    files = (host.subuid, host.subgid)
+    empty = [str(path) for path in files if not _entries(path, host.user, host.uid)]
+    return f"add the line {host.user}:100000:65536 to {' and '.join(empty)}" if empty else ""
+
+
+def _subordinate(host: Host) -> IdMap:
+    return IdMap(
+        IdMode.SUBIDS,
+        (IdRange(0, host.uid, 1), *_entries(host.subuid, host.user, host.uid)),
+        (IdRange(0, host.gid, 1), *_entries(host.subgid, host.user, host.uid)),
+    )
+
+
+def _entries(path: Path, user: str, uid: int) -> tuple[IdRange, ...]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror}", hint="the file has to be readable") from error
+    ranges: list[IdRange] = []
+    inside = 1
+    for line in lines:
+        words = line.strip().split(":")
+        if len(words) != 3 or words[0] not in (user, str(uid)):
+            continue
+        if words[1].isdecimal() and words[2].isdecimal() and int(words[2]) > 0:
+            ranges.append(IdRange(inside, int(words[1]), int(words[2])))
+            inside += int(words[2])
+    return tuple(ranges[: _MAX_RANGES - 1])
