@@ -1,4 +1,4 @@
-"""The settings of a build: the sections of the configuration file besides `ca`.
+"""The settings of a build: one section per subject, all optional.
 
 Precedence, lowest first: defaults, the file, `FIREBUILD_<SECTION>__<KEY>` in the environment, options
 of the command line.
@@ -7,11 +7,12 @@ of the command line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from firebuild_pki.config import (
     CASettings,
@@ -21,10 +22,11 @@ from firebuild_pki.config import (
     load_document,
     validate,
 )
-from pydantic import AfterValidator, ByteSize, Field
 
 # Environment variables that start like a setting and are none.
 RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG"})
+
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def _positive(value: timedelta) -> timedelta:
@@ -37,76 +39,86 @@ def _loopback(value: str) -> str:
     try:
         address = ip_address(value)
     except ValueError:
-        raise ValueError("expected an IP address such as 127.0.0.1") from None
+        raise ValueError(f'expected an IP address such as 127.0.0.1, found "{value}"') from None
     if not address.is_loopback:
-        raise ValueError("the driver `local` runs the guest on this host: expected a loopback address")
+        raise ValueError(
+            f'expected a loopback address, found "{value}": the driver local runs the guest on this host'
+        )
     return value
 
 
+def _size(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = str(value)
+    for unit, factor in sorted(_SIZE_UNITS.items(), key=lambda item: -len(item[0])):
+        number = text.removesuffix(unit).strip()
+        if text.endswith(unit) and number.isdecimal():
+            return int(number) * factor
+    raise ValueError(f'expected a size such as 64MiB (B, KiB, MiB, GiB), found "{text}"')
+
+
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
+ByteSize = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str), Field(ge=1024)]
 
 
 class BootstrapSettings(Settings):
-    """The bootstrap server and its limits."""
+    """The section `bootstrap`: the server that the guest calls back, and its limits."""
 
-    bind: Annotated[str, AfterValidator(_loopback)] = Field(
-        "127.0.0.1", description="Address that the server listens on; the port is chosen by the system."
-    )
-    initial_timeout: PositiveDuration = Field(
-        timedelta(seconds=60), description="How long to wait for the guest's first call."
-    )
-    build_timeout: PositiveDuration = Field(
-        timedelta(minutes=30), description="How long all steps of the Dockerfile may take together."
-    )
-    ping_interval: PositiveDuration = Field(
-        timedelta(seconds=5), description="How often the guest shows that it lives."
-    )
-    missed_pings: int = Field(
-        6, ge=1, le=1000, description="After how many missing pings the guest counts as lost."
-    )
-    max_connections: int = Field(
-        16, ge=1, le=1024, description="Connections at a time; more are refused."
-    )
-    log_limit: ByteSize = Field(
-        ByteSize(64 * 1024 * 1024),
-        ge=1024,
-        description="How much output of a build is shown; the rest is counted and dropped.",
-    )
+    bind: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1"
+    """Address that the server listens on; the system chooses the port."""
+    initial_timeout: PositiveDuration = timedelta(seconds=60)
+    """How long to wait for the guest's first call."""
+    build_timeout: PositiveDuration = timedelta(minutes=30)
+    """How long all steps of the Dockerfile may take together."""
+    ping_interval: PositiveDuration = timedelta(seconds=5)
+    """How often the guest shows that it lives."""
+    missed_pings: Annotated[int, Field(ge=1, le=1000)] = 6
+    """After how many missing pings the guest counts as lost."""
+    max_connections: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Connections at a time; more are refused."""
+    log_limit: ByteSize = 64 << 20
+    """How much output of a build is shown; what comes after it is dropped, and the build goes on."""
 
 
 class MachineSettings(Settings):
-    """Where the build runs."""
+    """The section `machine`: where the build runs."""
 
-    driver: Literal["local"] = Field(
-        "local", description="`local`: a sandbox of user namespaces on this host."
-    )
-    ids: Literal["auto", "full", "subids", "single"] = Field(
-        "auto",
-        description="Which user ids exist in the sandbox: all (needs root), the subordinate ids of"
-        " /etc/subuid, a single one, or the best of these that works.",
-    )
+    driver: Literal["local"] = "local"
+    """local: a sandbox on this host."""
+    ids: Literal["auto", "full", "subids", "single"] = "auto"
+    """User ids in the sandbox: all (root only), those of /etc/subuid, one, or the best that works."""
 
 
 class StoreSettings(Settings):
-    """Where bases and images are kept."""
+    """The section `store`: where bases and images are kept."""
 
-    path: Path | None = Field(
-        None,
-        description="Directory of bases and images; by default $FIREBUILD_HOME or the user's data directory.",
-    )
+    path: str | None = None
+    """Directory; by default $FIREBUILD_HOME, or firebuild in the user's data directory."""
 
 
-class _Sections(Settings):
+class BuildSettings(Settings):
+    """The whole configuration file."""
+
+    ca: CASettings = Field(default_factory=lambda: CASettings.model_validate({}))
     bootstrap: BootstrapSettings = BootstrapSettings()
     machine: MachineSettings = MachineSettings()
     store: StoreSettings = StoreSettings()
 
 
-@dataclass(frozen=True)
-class BuildSettings:
-    """All sections, validated."""
+def load_settings(
+    file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
+) -> BuildSettings:
+    """Read the settings from a file, the environment and options.
 
-    ca: CASettings
-    bootstrap: BootstrapSettings
-    machine: MachineSettings
-    store: StoreSettings
+    Args:
+        file: the configuration file, or None for defaults.
+        environ: environment variables, usually `os.environ`.
+        overrides: dotted path to value, from options of the command line.
+
+    Raises:
+        firebuild_pki.SettingsError: every problem found, with file, line and column.
+    """
+    document = Document({}) if file is None else load_document(file)
+    document = document.merged(environ, reserved=RESERVED_ENVIRONMENT)
+    return validate(BuildSettings, document.overridden(overrides or {}))

@@ -1,0 +1,87 @@
+"""The configuration file: defaults, precedence, and what mistakes look like."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from firebuild_bootstrap.settings import BuildSettings, load_settings
+from firebuild_pki import SettingsError
+
+EXAMPLE = Path(__file__).parents[1] / "config.example.yaml"
+
+
+def keys(data: object, prefix: str = "") -> set[str]:
+    if not isinstance(data, dict):
+        return {prefix}
+    return {name for key, value in data.items() for name in keys(value, f"{prefix}.{key}")}
+
+
+def test_the_example_equals_the_defaults() -> None:
+    example = load_settings(EXAMPLE, {})
+    assert example.model_dump() == load_settings(None, {}).model_dump()
+
+
+def test_the_example_shows_every_setting() -> None:
+    written = keys(yaml.safe_load(EXAMPLE.read_text()))
+    assert written == keys(BuildSettings().model_dump(mode="json"))
+
+
+def test_environment_beats_file_and_options_beat_both(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("bootstrap: {build_timeout: 1m, initial_timeout: 1m, ping_interval: 1m}\n")
+    environ = {
+        "FIREBUILD_BOOTSTRAP__BUILD_TIMEOUT": "2m",
+        "FIREBUILD_BOOTSTRAP__PING_INTERVAL": "2m",
+        "FIREBUILD_HOME": "/not/a/setting",
+    }
+    settings = load_settings(file, environ, {"bootstrap.ping_interval": "3m"}).bootstrap
+    assert settings.initial_timeout == timedelta(minutes=1)
+    assert settings.build_timeout == timedelta(minutes=2)
+    assert settings.ping_interval == timedelta(minutes=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("boostrap: {}", "1:1: boostrap: unknown setting"),
+        (
+            "bootstrap: {bind: 0.0.0.0}",
+            '1:19: bootstrap.bind: expected a loopback address, found "0.0.0.0"',
+        ),
+        (
+            "bootstrap: {bind: localhost}",
+            '1:19: bootstrap.bind: expected an IP address such as 127.0.0.1, found "localhost"',
+        ),
+        (
+            "bootstrap:\n  build_timeout: 30",
+            "2:18: bootstrap.build_timeout: expected a duration such as 90s or 1h30m",
+        ),
+        ("bootstrap: {build_timeout: 0s}", "bootstrap.build_timeout: expected a duration above zero"),
+        (
+            "bootstrap: {log_limit: 3 parsecs}",
+            'bootstrap.log_limit: expected a size such as 64MiB (B, KiB, MiB, GiB), found "3 parsecs"',
+        ),
+        ("bootstrap: {missed_pings: 0}", "bootstrap.missed_pings: "),
+        ("machine: {driver: locl}", "machine.driver: expected 'local'"),
+    ],
+)
+def test_mistakes_are_named_with_line_column_and_path(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text + "\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, {})
+    assert f"{file}:" in str(caught.value)
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2048", 2048), ("4KiB", 4096), ("1 MiB", 1 << 20), ("2GiB", 2 << 30)]
+)
+def test_sizes_are_numbers_of_bytes_or_have_a_unit(tmp_path: Path, text: str, size: int) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(f"bootstrap: {{log_limit: {text}}}\n")
+    assert load_settings(file, {}).bootstrap.log_limit == size
