@@ -1,0 +1,156 @@
+"""Mutual TLS for one build or one test: a pluggable certificate authority behind one facade.
+
+Names are imported on first use (PEP 562), so ``import firebuild_pki`` itself costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from firebuild_pki.authority import Authority, open_authority
+    from firebuild_pki.config import CASettings, ca_json_schema, redacted
+    from firebuild_pki.documents import Document, load_document, parse_document
+    from firebuild_pki.errors import (
+        AuthorityClosed,
+        CAError,
+        IdentityError,
+        MaterialError,
+        Problem,
+        ProviderConflict,
+        ProviderError,
+        ProviderLoadError,
+        ProviderNotFound,
+        SecretError,
+        SettingsError,
+        UnsupportedOperation,
+    )
+    from firebuild_pki.hookspecs import hookimpl
+    from firebuild_pki.keys import KeyType
+    from firebuild_pki.material import TLSMaterial
+    from firebuild_pki.plugins import (
+        InstalledPlugin,
+        PluginCatalog,
+        installed_providers,
+        load_provider,
+    )
+    from firebuild_pki.provider import (
+        API_VERSION,
+        CAEvent,
+        Capability,
+        CAProvider,
+        EventKind,
+        Note,
+        Profile,
+        ProviderContext,
+        ProviderSpec,
+        ReadyPair,
+        SignedCertificate,
+        SignRequest,
+        TrustBundle,
+    )
+    from firebuild_pki.settings import Duration, SecretRef, Settings
+    from firebuild_pki.validation import validate
+
+_HOMES = {
+    "authority": ("Authority", "open_authority"),
+    "config": ("CASettings", "ca_json_schema", "redacted"),
+    "documents": ("Document", "load_document", "parse_document"),
+    "errors": (
+        "AuthorityClosed",
+        "CAError",
+        "IdentityError",
+        "MaterialError",
+        "Problem",
+        "ProviderConflict",
+        "ProviderError",
+        "ProviderLoadError",
+        "ProviderNotFound",
+        "SecretError",
+        "SettingsError",
+        "UnsupportedOperation",
+    ),
+    "hookspecs": ("hookimpl",),
+    "keys": ("KeyType",),
+    "material": ("TLSMaterial",),
+    "plugins": ("InstalledPlugin", "PluginCatalog", "installed_providers", "load_provider"),
+    "provider": (
+        "API_VERSION",
+        "CAEvent",
+        "CAProvider",
+        "Capability",
+        "EventKind",
+        "Note",
+        "Profile",
+        "ProviderContext",
+        "ProviderSpec",
+        "ReadyPair",
+        "SignRequest",
+        "SignedCertificate",
+        "TrustBundle",
+    ),
+    "settings": ("Duration", "SecretRef", "Settings"),
+    "validation": ("validate",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "API_VERSION",
+    "Authority",
+    "AuthorityClosed",
+    "CAError",
+    "CAEvent",
+    "CAProvider",
+    "CASettings",
+    "Capability",
+    "Document",
+    "Duration",
+    "EventKind",
+    "IdentityError",
+    "InstalledPlugin",
+    "KeyType",
+    "MaterialError",
+    "Note",
+    "PluginCatalog",
+    "Problem",
+    "Profile",
+    "ProviderConflict",
+    "ProviderContext",
+    "ProviderError",
+    "ProviderLoadError",
+    "ProviderNotFound",
+    "ProviderSpec",
+    "ReadyPair",
+    "SecretError",
+    "SecretRef",
+    "Settings",
+    "SettingsError",
+    "SignRequest",
+    "SignedCertificate",
+    "TLSMaterial",
+    "TrustBundle",
+    "UnsupportedOperation",
+    "ca_json_schema",
+    "hookimpl",
+    "installed_providers",
+    "load_document",
+    "load_provider",
+    "open_authority",
+    "parse_document",
+    "redacted",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

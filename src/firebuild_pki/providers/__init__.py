@@ -1,0 +1,1 @@
+"""The providers that come with firebuild: ordinary plugins, loaded only when selected."""

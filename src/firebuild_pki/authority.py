@@ -1,0 +1,301 @@
+"""The facade: open an authority, issue material for server and guest, close it.
+
+Everything a provider returns goes through `verify.py` before anyone else sees it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+from cryptography import x509
+
+from firebuild_pki.config import CASettings, validate
+from firebuild_pki.documents import Document
+from firebuild_pki.errors import (
+    AuthorityClosed,
+    CAError,
+    Problem,
+    ProviderError,
+    SettingsError,
+    UnsupportedOperation,
+)
+from firebuild_pki.identity import Identity, random_build_id
+from firebuild_pki.issuing import Issued, Order, by_ready_pair, by_signing
+from firebuild_pki.material import TLSMaterial
+from firebuild_pki.observing import Observers, load_observers
+from firebuild_pki.provider import (
+    Capability,
+    CAProvider,
+    Clock,
+    EventKind,
+    Note,
+    Profile,
+    ProviderContext,
+    utc_now,
+)
+from firebuild_pki.verify import Trust, verify_trust
+from firebuild_pki.wrapping import provider_errors
+from firebuild_pki.x509 import fingerprint, to_pem
+
+DEFAULT_TTL = timedelta(hours=1)
+"""Lifetime asked for where the caller names neither a lifetime nor a later deadline."""
+
+DEADLINE_MARGIN = timedelta(minutes=5)
+"""How far beyond the deadline of a build the default lifetime reaches."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Authority:
+    """An open certificate authority for one build; made by `open_authority`.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, settings: CASettings, identity: Identity, context: ProviderContext) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._clock = context.clock
+        self._lock = threading.RLock()
+        self._warnings: list[str] = []
+        self._observers = Observers(
+            load_observers(settings.catalog, settings.observers),
+            provider=settings.provider,
+            build_id=identity.build_id,
+            clock=context.clock,
+            warn=self._warn,
+        )
+        self._closed = False
+        self._issuer: x509.Certificate | None = None
+        with provider_errors(self.provider_name, "making the provider"):
+            made: object = settings.spec.factory(settings.provider_settings, context)
+        if not isinstance(made, CAProvider):
+            message = f"expected its factory to make a CAProvider, found {type(made).__name__}"
+            raise ProviderError(message, provider=self.provider_name)
+        self._provider = made
+        self._trust = self._open()
+
+    @property
+    def provider_name(self) -> str:
+        """Name of the provider, as in the configuration."""
+        return self._settings.provider
+
+    @property
+    def build_id(self) -> str:
+        """The build that this authority is for."""
+        return self._identity.build_id
+
+    @property
+    def trust_pem(self) -> bytes:
+        """The anchors that server and guest check each other against."""
+        return to_pem(self._trust.anchors)
+
+    @property
+    def issuer_fingerprint(self) -> str:
+        """SHA-256 of the certificate that signs the leaves, in hexadecimal.
+
+        Until something was issued this is what the provider announced: its first intermediate,
+        or its first anchor.
+        """
+        with self._lock:
+            announced = (*self._trust.intermediates, *self._trust.anchors)[0]
+            return fingerprint(self._issuer or announced)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What deserved a word so far but stopped nothing; also logged."""
+        with self._lock:
+            return tuple(self._warnings)
+
+    def issue_server(
+        self, *, ttl: timedelta | None = None, build_deadline: datetime | None = None
+    ) -> TLSMaterial:
+        """Make key and certificate for the build's server.
+
+        Args:
+            ttl: wanted lifetime from now on; by default an hour, or until a little after the
+                deadline if that is later. The CA may grant less, which is a warning.
+            build_deadline: moment up to which the certificate must be valid, timezone-aware.
+
+        Raises:
+            AuthorityClosed: the authority was closed.
+            ProviderError: the provider failed.
+            MaterialError: what it returned fails the checks, or does not cover the deadline.
+        """
+        return self._issue(Profile.SERVER, ttl, build_deadline)
+
+    def issue_guest(
+        self, *, ttl: timedelta | None = None, build_deadline: datetime | None = None
+    ) -> TLSMaterial:
+        """Make key and certificate for the build's guest; see `issue_server`."""
+        return self._issue(Profile.GUEST, ttl, build_deadline)
+
+    def check(self) -> tuple[Note, ...]:
+        """Try the backend without issuing anything.
+
+        Returns:
+            What the provider remarked.
+
+        Raises:
+            ProviderError: the provider failed, or a remark is fatal.
+            MaterialError: the CA's own certificates are not usable.
+        """
+        with self._lock, provider_errors(self.provider_name, "the check"):
+            self._require_open()
+            notes = tuple(self._provider.check() or ())
+            fatal = [note for note in notes if note.fatal]
+            if fatal:
+                raise ProviderError("; ".join(map(str, fatal)))
+            verify_trust(self._provider.trust_bundle(), self._clock())
+            return notes
+
+    def revoke(self, material: TLSMaterial) -> None:
+        """Take back a certificate.
+
+        Raises:
+            UnsupportedOperation: the provider cannot revoke.
+            ProviderError: the provider failed.
+        """
+        with self._lock, provider_errors(self.provider_name, "revoking a certificate"):
+            self._require_open()
+            if Capability.REVOKE not in self._settings.spec.capabilities:
+                raise UnsupportedOperation("this provider cannot revoke certificates")
+            leaf = x509.load_pem_x509_certificate(material.certificate_chain_pem)
+            self._provider.revoke(to_pem([leaf]))
+            own = self._identity.server
+            profile = Profile.SERVER if material.identity == own else Profile.GUEST
+            self._observers.tell(EventKind.REVOKED, profile, leaf, (material.identity,))
+
+    def close(self) -> None:
+        """Let the provider drop keys and tokens. Closing twice is fine; a failure is a warning."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._close_provider()
+            self._observers.tell(EventKind.CLOSED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Authority {self.provider_name} for build {self.build_id}, {state}>"
+
+    def _open(self) -> Trust:
+        self._heed_notes()
+        try:
+            with provider_errors(self.provider_name, "opening the provider"):
+                self._provider.open()
+            with provider_errors(self.provider_name, "reading the trust bundle"):
+                return verify_trust(self._provider.trust_bundle(), self._clock())
+        except BaseException:
+            self._close_provider()
+            raise
+
+    def _heed_notes(self) -> None:
+        with provider_errors(self.provider_name, "looking at the settings"):
+            notes = tuple(self._provider.validate() or ())
+        where = f"ca.{self.provider_name}"
+        problems = [
+            Problem("settings", None, None, f"{where}.{n.path}".rstrip("."), n.message, n.hint)
+            for n in notes
+            if n.fatal
+        ]
+        if problems:
+            raise SettingsError(problems)
+        for note in notes:
+            self._warn(f"{where}: {note}")
+
+    def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
+        with self._lock, provider_errors(self.provider_name, f"issuing the {profile} certificate"):
+            self._require_open()
+            order = self._order(profile, ttl, deadline)
+            ready = Capability.READY_PAIRS in self._settings.spec.capabilities
+            try:
+                with provider_errors(self.provider_name, f"issuing the {profile} certificate"):
+                    issued = (by_ready_pair if ready else by_signing)(self._provider, self._trust, order)
+            except CAError as error:
+                names = (self._identity.of(profile),)
+                self._observers.tell(EventKind.REFUSED, profile, names=names, reason=error.message)
+                raise
+            return self._accept(profile, issued)
+
+    def _order(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> Order:
+        now = self._clock()
+        if deadline is not None and deadline.tzinfo is None:
+            raise CAError("expected a timezone-aware build_deadline, found a naive one")
+        deadline = deadline or now
+        if ttl is None:
+            ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
+        if ttl <= timedelta(0):
+            raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
+        return Order(self._identity, profile, self._settings.key_type, now, ttl, deadline)
+
+    def _accept(self, profile: Profile, issued: Issued) -> TLSMaterial:
+        for warning in issued.warnings:
+            self._warn(warning)
+        self._issuer = issued.chain.issuer
+        self._observers.tell(EventKind.ISSUED, profile, issued.chain.leaf, (issued.material.identity,))
+        return issued.material
+
+    def _close_provider(self) -> None:
+        try:
+            self._provider.close()
+        except Exception as error:
+            self._warn(f"closing the provider failed: {type(error).__name__}: {error}")
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise AuthorityClosed("the authority is closed")
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warnings:
+            self._warnings.append(text)
+            _logger.warning("ca-provider(%s): %s", self.provider_name, text)
+
+
+def open_authority(
+    settings: CASettings | Mapping[str, Any] | None = None,
+    *,
+    build_id: str | None = None,
+    clock: Clock = utc_now,
+    environ: Mapping[str, str] | None = None,
+) -> Authority:
+    """Open the certificate authority that the settings select.
+
+    Args:
+        settings: the section ``ca``, validated or as a plain mapping; by default the embedded CA.
+        build_id: DNS label that names the build; made up if missing.
+        clock: the current time, timezone-aware.
+        environ: where secret references look, by default the environment of this process.
+
+    Returns:
+        An open authority; use it in a ``with`` block.
+
+    Raises:
+        SettingsError: the settings are wrong.
+        IdentityError: build id and name suffix do not make a DNS name.
+        ProviderLoadError, ProviderNotFound, ProviderConflict: the plugin cannot be used.
+        ProviderError: the provider failed while opening.
+        MaterialError: the CA's own certificates are not usable.
+    """
+    if not isinstance(settings, CASettings):
+        settings = validate(CASettings, Document({"ca": dict(settings or {})}), at="ca")
+    identity = Identity(build_id or random_build_id(), settings.name_suffix)
+    context = ProviderContext(clock, os.environ if environ is None else environ)
+    return Authority(settings, identity, context)

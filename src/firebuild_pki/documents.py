@@ -1,0 +1,184 @@
+"""Settings documents: plain data that remembers where each part was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from firebuild_pki.errors import Problem, SettingsError
+from firebuild_pki.yaml_reader import KeyPath, Position, Reader, compose, kind_of
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data (dict, list, str, int, float, bool, None) and the origin of each part.
+
+    Args:
+        data: the content; a mapping at the top.
+        source: what to call the whole in messages, normally the file's path.
+        keys: position of the key of every path in a mapping.
+        values: position of the value of every path.
+    """
+
+    data: Mapping[str, Any]
+    source: str = "settings"
+    keys: Mapping[KeyPath, Position] = field(default_factory=dict, repr=False)
+    values: Mapping[KeyPath, Position] = field(default_factory=dict, repr=False)
+
+    def key_position(self, path: KeyPath) -> Position:
+        """Find where the last key of a path is written, or its nearest parent."""
+        return self._nearest(self.keys, path)
+
+    def value_position(self, path: KeyPath) -> Position:
+        """Find where the value of a path is written, or its nearest parent."""
+        return self._nearest(self.values, path)
+
+    def _nearest(self, positions: Mapping[KeyPath, Position], path: KeyPath) -> Position:
+        if path in positions:
+            return positions[path]
+        for length in range(len(path) - 1, 0, -1):
+            parent = self.keys.get(path[:length]) or self.values.get(path[:length])
+            if parent is not None:
+                return parent
+        return Position(self.source)
+
+    def merged(
+        self,
+        environ: Mapping[str, str],
+        prefix: str = "FIREBUILD_",
+        *,
+        reserved: Collection[str] = (),
+    ) -> Document:
+        """Lay environment variables over the document.
+
+        ``FIREBUILD_CA__PROVIDER=vault`` sets ``ca.provider``: two underscores go one level down,
+        upper and lower case are the same, and a dash in a key of the file may be written as an
+        underscore. The value is read as a YAML scalar (or flow collection, ``[a, b]``).
+
+        Args:
+            environ: usually ``os.environ``.
+            prefix: start of the names that count.
+            reserved: names with that prefix that mean something else to the caller.
+
+        Raises:
+            SettingsError: a value is not YAML, or would replace a scalar by a mapping.
+        """
+        document = self
+        problems: list[Problem] = []
+        for name in sorted(environ):
+            if not name.startswith(prefix) or name in reserved:
+                continue
+            position = Position(f"environment variable {name}")
+            segments = name[len(prefix) :].split("__")
+            try:
+                value = _parse_scalar(environ[name], position)
+                document = document._with(segments, value, position, fold=True)
+            except SettingsError as error:
+                problems += error.problems
+        if problems:
+            raise SettingsError(problems)
+        return document
+
+    def overridden(self, values: Mapping[str, object], *, origin: str = "command line") -> Document:
+        """Lay explicit values, such as those of CLI options, over the document.
+
+        Args:
+            values: dotted path to value, ``{"ca.provider": "vault"}``. Values are used as they are.
+            origin: what messages call the place where the values come from.
+
+        Raises:
+            SettingsError: a path goes through something that is not a mapping.
+        """
+        document = self
+        for path, value in values.items():
+            document = document._with(path.split("."), value, Position(origin), fold=False)
+        return document
+
+    def _with(self, segments: list[str], value: object, position: Position, *, fold: bool) -> Document:
+        data = dict(self.data)
+        here, path = data, tuple[str, ...]()
+        for index, segment in enumerate(segments):
+            key = _matching_key(here, segment) if fold else segment
+            path = (*path, key)
+            if not key:
+                raise SettingsError([position.problem(path, "expected a setting's name")])
+            if index == len(segments) - 1:
+                here[key] = value
+                break
+            child = {} if here.get(key) is None else here[key]
+            if not isinstance(child, Mapping):
+                message = f"cannot set a value inside {kind_of(child)}"
+                raise SettingsError([position.problem(path, message)])
+            here[key] = here = dict(child)
+        return self._replaced(data, path, position)
+
+    def _replaced(self, data: Mapping[str, Any], path: KeyPath, position: Position) -> Document:
+        parents = {path[:length]: position for length in range(1, len(path))}
+        keys, values = (
+            {at: old for at, old in known.items() if at[: len(path)] != path}
+            for known in (self.keys, self.values)
+        )
+        keys, values = {**parents, **keys, path: position}, {**values, path: position}
+        return replace(self, data=data, keys=keys, values=values)
+
+
+def _matching_key(mapping: Mapping[str, Any], segment: str) -> str:
+    wanted = segment.casefold()
+    for key in mapping:
+        if key.casefold().replace("-", "_") == wanted:
+            return key
+    return wanted
+
+
+def load_document(source: str | os.PathLike[str]) -> Document:
+    """Read a YAML file.
+
+    Args:
+        source: path of the file.
+
+    Returns:
+        The document; an empty file is an empty document.
+
+    Raises:
+        SettingsError: the file cannot be read, is not UTF-8 YAML, has a key twice in one mapping
+            or anything but a mapping at the top.
+    """
+    name = os.fspath(source)
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        problem = Position(name).problem((), f"cannot read the file: {error.strerror}")
+        raise SettingsError([problem]) from error
+    except UnicodeDecodeError as error:
+        problem = Position(name).problem((), f"expected UTF-8 text, byte {error.start} is not")
+        raise SettingsError([problem]) from error
+    return parse_document(text, source=name)
+
+
+def parse_document(text: str, *, source: str = "settings") -> Document:
+    """Parse YAML text; ``source`` is its name in messages. Raises like `load_document`."""
+    node = compose(text, Position(source))
+    if node is None:
+        return Document({}, source)
+    reader = Reader(source)
+    data = reader.read(node, ())
+    if not isinstance(data, dict):
+        message = f"expected a mapping at the top, found {kind_of(data)}"
+        reader.problems.append(reader.at(node).problem((), message))
+    if reader.problems:
+        raise SettingsError(reader.problems)
+    return Document(data, source, reader.keys, reader.values)
+
+
+def _parse_scalar(text: str, position: Position) -> object:
+    node = compose(text, position)
+    if node is None:
+        return None
+    reader = Reader(position.source, positions=False)
+    value = reader.read(node, ())
+    if reader.problems:
+        raise SettingsError(reader.problems)
+    return value

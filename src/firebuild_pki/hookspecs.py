@@ -1,0 +1,44 @@
+"""Everything a plugin can plug into. This page is the whole contract; the types are next door.
+
+A plugin is a module (or any object) with functions that carry `hookimpl`, announced by an entry
+point: group ``firebuild_pki.providers`` for providers, ``firebuild_pki.observers`` for observers.
+The entry point's name is the name used in the configuration. An implementation may take fewer
+arguments than the specification, which is how the specification can grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from firebuild_pki.provider import CAEvent, ProviderSpec
+
+PROJECT = "firebuild_pki"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_ca_providers() -> ProviderSpec | Sequence[ProviderSpec]:
+    """Describe one provider or several; called once, after the plugin was selected by name.
+
+    Returns:
+        A spec whose name is that of the entry point, or a list that contains one.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def ca_event(event: CAEvent) -> None:
+    """Take notice of something the authority did: issued, refused, revoked, closed.
+
+    Called after the fact, one call at a time, and only for the observers that ``ca.observers``
+    names. An exception becomes a warning of the authority; it does not undo what happened.
+
+    Args:
+        event: what happened. Never holds a private key.
+    """

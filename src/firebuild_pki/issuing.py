@@ -1,0 +1,109 @@
+"""From a provider's answer to verified `TLSMaterial`: by signing, or with a ready pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from firebuild_pki.chain import Chain
+from firebuild_pki.errors import MaterialError
+from firebuild_pki.identity import Identity
+from firebuild_pki.keys import KeyType, PrivateKey, generate_key, private_key_pem
+from firebuild_pki.material import TLSMaterial
+from firebuild_pki.provider import CAProvider, Profile, ReadyPair, SignedCertificate, SignRequest
+from firebuild_pki.verify import Expectation, Trust, Verified, verify_certificate
+from firebuild_pki.x509 import fingerprint, make_csr, to_pem
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is wanted of a provider.
+
+    Args:
+        identity: names of the build's two ends.
+        profile: which of the ends.
+        key_type: kind of key to make.
+        now: current time, UTC.
+        ttl: wanted lifetime from now on.
+        deadline: latest moment at which the build may need the certificate.
+    """
+
+    identity: Identity
+    profile: Profile
+    key_type: KeyType
+    now: datetime
+    ttl: timedelta
+    deadline: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """Material that passed the checks, its chain, and what the checks remarked."""
+
+    material: TLSMaterial
+    chain: Chain
+    warnings: tuple[str, ...]
+
+
+def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
+    """Make a key, have it signed, check the answer."""
+    key = generate_key(order.key_type)
+    names = (order.identity.of(order.profile),)
+    csr = make_csr(key, names)
+    request = SignRequest(csr, order.profile, names, order.ttl, order.identity.build_id)
+    answer = provider.sign(request)
+    if not isinstance(answer, SignedCertificate):
+        raise MaterialError(f"expected a SignedCertificate, found {type(answer).__name__}")
+    expected = Expectation(order.profile, names, key.public_key(), order.now, order.deadline, ttl=order.ttl)
+    verified = verify_certificate(answer.certificate_pem, answer.chain_pem, trust, expected)
+    material = _material(key, trust, verified, order.identity.server, names[0])
+    return Issued(material, verified.chain, (*answer.notes, *verified.warnings))
+
+
+def by_ready_pair(provider: CAProvider, trust: Trust, order: Order) -> Issued:
+    """Take the operator's own pair, check it; its name counts, not that of the build."""
+    pair = _pair(provider, order.profile)
+    server = pair if order.profile is Profile.SERVER else _pair(provider, Profile.SERVER)
+    key = _ready_key(pair)
+    expected = Expectation(
+        order.profile, (pair.name,), key.public_key(), order.now, order.deadline, exact=False
+    )
+    verified = verify_certificate(pair.certificate_chain_pem, b"", trust, expected)
+    material = _material(key, trust, verified, server.name, pair.name)
+    return Issued(material, verified.chain, verified.warnings)
+
+
+def _pair(provider: CAProvider, profile: Profile) -> ReadyPair:
+    pair = provider.ready_pair(profile)
+    if not isinstance(pair, ReadyPair):
+        raise MaterialError(f"expected a ReadyPair, found {type(pair).__name__}")
+    return pair
+
+
+def _ready_key(pair: ReadyPair) -> PrivateKey:
+    try:
+        key: PrivateKeyTypes = serialization.load_pem_private_key(pair.private_key_pem, None)
+    except (ValueError, TypeError):  # the reason could quote the key
+        raise MaterialError(f"the private key of {pair.name} is not an unencrypted PEM key") from None
+    if not isinstance(key, PrivateKey):
+        raise MaterialError(f"the private key of {pair.name} is neither EC nor RSA, which gRPC needs")
+    return key
+
+
+def _material(
+    key: PrivateKey, trust: Trust, verified: Verified, server_name: str, identity: str
+) -> TLSMaterial:
+    leaf = verified.chain.leaf
+    return TLSMaterial(
+        certificate_chain_pem=to_pem(verified.chain.certificates),
+        private_key_pem=private_key_pem(key),
+        trust_pem=to_pem(trust.anchors),
+        server_name=server_name,
+        identity=identity,
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+        fingerprint_sha256=fingerprint(leaf),
+    )

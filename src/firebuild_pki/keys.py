@@ -1,0 +1,47 @@
+"""Private keys: which kinds there are, how they are made and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+class KeyType(StrEnum):
+    """The kinds of key that gRPC, Vault and the standard library's ssl all accept.
+
+    Ed25519 and P-521 are not here: a gRPC handshake with such a leaf fails.
+    """
+
+    P256 = "p256"
+    P384 = "p384"
+    RSA2048 = "rsa2048"
+    RSA3072 = "rsa3072"
+    RSA4096 = "rsa4096"
+
+
+_MAKERS: dict[KeyType, Callable[[], PrivateKey]] = {
+    KeyType.P256: lambda: ec.generate_private_key(ec.SECP256R1()),
+    KeyType.P384: lambda: ec.generate_private_key(ec.SECP384R1()),
+    KeyType.RSA2048: lambda: rsa.generate_private_key(65537, 2048),
+    KeyType.RSA3072: lambda: rsa.generate_private_key(65537, 3072),
+    KeyType.RSA4096: lambda: rsa.generate_private_key(65537, 4096),
+}
+
+
+def generate_key(key_type: KeyType = KeyType.P256) -> PrivateKey:
+    """Make a new private key. RSA keys of 4096 bits take about a second."""
+    return _MAKERS[key_type]()
+
+
+def private_key_pem(key: PrivateKey) -> bytes:
+    """Write a key as unencrypted PKCS#8 PEM (RFC 5958)."""
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )

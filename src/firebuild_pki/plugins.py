@@ -1,0 +1,199 @@
+"""Finding plugins by entry point, and loading the one that is wanted.
+
+A provider's name is the name of its entry point in the group ``firebuild_pki.providers``; an
+observer's is that in ``firebuild_pki.observers``. Nothing is imported until it is asked for by
+name, so a broken plugin only hurts those who select it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from firebuild_pki import hookspecs
+from firebuild_pki.errors import CAError, ProviderConflict, ProviderLoadError, ProviderNotFound
+from firebuild_pki.provider import API_VERSION, CAEvent, ProviderSpec
+from firebuild_pki.spelling import nearest
+
+PROVIDER_GROUP = "firebuild_pki.providers"
+OBSERVER_GROUP = "firebuild_pki.observers"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledPlugin:
+    """A plugin as its distribution announces it; nothing of it has been imported.
+
+    Args:
+        name: the name used in the configuration.
+        distribution: the package that brings it, as pip knows it.
+        version: version of that package.
+    """
+
+    name: str
+    distribution: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}".strip()
+
+
+class PluginCatalog:
+    """The installed plugins.
+
+    Args:
+        providers: entry points to use instead of those installed in this environment.
+        observers: the same for observers.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: Iterable[EntryPoint] | None = None,
+        observers: Iterable[EntryPoint] | None = None,
+    ) -> None:
+        self._providers = _entries(PROVIDER_GROUP, providers)
+        self._observers = _entries(OBSERVER_GROUP, observers)
+
+    def providers(self) -> tuple[InstalledPlugin, ...]:
+        """List the installed providers by name, without importing any."""
+        return tuple(_describe(entry) for entry in self._providers)
+
+    def observers(self) -> tuple[InstalledPlugin, ...]:
+        """List the installed observers by name, without importing any."""
+        return tuple(_describe(entry) for entry in self._observers)
+
+    def load_provider(self, name: str) -> ProviderSpec:
+        """Import one provider's plugin and ask it for its spec.
+
+        Raises:
+            ProviderNotFound: nothing installed has that name.
+            ProviderConflict: several distributions, or several specs of one plugin, have it.
+            ProviderLoadError: the plugin cannot be imported, has a wrong hook, registers nothing
+                under that name, or was written for another version of the contract.
+        """
+        entry = _select(self._providers, name, "provider")
+        manager = _register(entry, "provider")
+        try:
+            results = manager.hook.register_ca_providers()
+        except Exception as error:
+            raise _load_error(entry, f"its hook failed: {_short(error)}") from error
+        return _spec_named(entry, [spec for result in results for spec in _flat(entry, result)])
+
+    def load_observer(self, name: str) -> Callable[[CAEvent], None]:
+        """Import one observer's plugin.
+
+        Returns:
+            A function that hands an event to the plugin and lets its exceptions through.
+
+        Raises:
+            ProviderNotFound, ProviderConflict, ProviderLoadError: as for `load_provider`.
+        """
+        entry = _select(self._observers, name, "observer")
+        manager = _register(entry, "observer")
+        if not manager.hook.ca_event.get_hookimpls():
+            raise _load_error(entry, "it does not implement the hook ca_event", _hook_hint())
+
+        def observe(event: CAEvent) -> None:
+            manager.hook.ca_event(event=event)
+
+        return observe
+
+
+def installed_providers() -> tuple[InstalledPlugin, ...]:
+    """List the providers installed in this environment, without importing any."""
+    return PluginCatalog().providers()
+
+
+def load_provider(name: str) -> ProviderSpec:
+    """Load one provider installed in this environment; see `PluginCatalog.load_provider`."""
+    return PluginCatalog().load_provider(name)
+
+
+def _entries(group: str, given: Iterable[EntryPoint] | None) -> Sequence[EntryPoint]:
+    found = entry_points(group=group) if given is None else given
+    return sorted(found, key=lambda entry: entry.name)
+
+
+def _describe(entry: EntryPoint) -> InstalledPlugin:
+    if entry.dist is None:
+        return InstalledPlugin(entry.name, entry.value, "")
+    return InstalledPlugin(entry.name, entry.dist.name, entry.dist.version)
+
+
+def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
+    found = [entry for entry in entries if entry.name == name]
+    if not found:
+        hint = nearest(name, {entry.name for entry in entries})
+        raise ProviderNotFound(f'no installed {kind} is called "{name}"', hint=hint)
+    if len(found) > 1:
+        owners = " and ".join(sorted(str(_describe(entry)) for entry in found))
+        raise ProviderConflict(
+            f'the {kind} name "{name}" is claimed by {owners}', hint="uninstall all but one"
+        )
+    return found[0]
+
+
+def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
+    try:
+        plugin: Any = entry.load()
+    except (Exception, SystemExit) as error:
+        raise _load_error(entry, f"importing {entry.value} failed: {_short(error)}") from error
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(plugin, entry.name)
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise _load_error(entry, f"not a usable {kind} plugin: {text}", _hook_hint()) from error
+    return manager
+
+
+def _flat(entry: EntryPoint, result: object) -> Sequence[ProviderSpec]:
+    specs: list[ProviderSpec] = []
+    for spec in result if isinstance(result, list | tuple) else [result]:
+        if not isinstance(spec, ProviderSpec):
+            found = type(spec).__name__
+            message = f"register_ca_providers must return ProviderSpec objects, found {found}"
+            raise _load_error(entry, message)
+        specs.append(spec)
+    return specs
+
+
+def _spec_named(entry: EntryPoint, specs: Sequence[ProviderSpec]) -> ProviderSpec:
+    matching = [spec for spec in specs if spec.name == entry.name]
+    if not matching:
+        names = ", ".join(spec.name for spec in specs) or "nothing"
+        raise _load_error(
+            entry,
+            f'expected it to register a provider called "{entry.name}", found {names}',
+            "the name of the entry point and of the ProviderSpec must be the same" if specs else _hook_hint(),
+        )
+    if len(matching) > 1:
+        raise ProviderConflict(f"{_describe(entry)} registers it twice", provider=entry.name)
+    spec = matching[0]
+    if spec.api_version != API_VERSION:
+        raise _load_error(
+            entry,
+            f"it is written for version {spec.api_version} of the contract, "
+            f"this framework speaks version {API_VERSION}",
+            f"install a release of {_describe(entry).distribution} that fits",
+        )
+    return spec
+
+
+def _load_error(entry: EntryPoint, message: str, hint: str | None = None) -> CAError:
+    text = f"cannot use the plugin of {_describe(entry)}: {message}"
+    return ProviderLoadError(text, provider=entry.name, hint=hint)
+
+
+def _hook_hint() -> str:
+    return "hooks are functions decorated with @firebuild_pki.hookimpl, see docs/plugins.md"
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

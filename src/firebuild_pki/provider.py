@@ -1,0 +1,260 @@
+"""The types that the author of a provider sees.
+
+All certificates cross this border as PEM, so a provider needs no particular crypto library.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from firebuild_pki.errors import ProviderLoadError, UnsupportedOperation
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+API_VERSION = 1
+"""Version of this contract; a provider names the one that it was written for."""
+
+Clock = Callable[[], datetime]
+"""Returns the current time, timezone-aware, in UTC."""
+
+RESERVED_NAMES = frozenset({"provider", "observers", "name_suffix", "key_type"})
+"""Keys of the ``ca`` section that are not providers."""
+
+
+def utc_now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
+
+
+class Profile(StrEnum):
+    """Which end of the connection a certificate is for."""
+
+    SERVER = "server"
+    GUEST = "guest"
+
+
+class Capability(StrEnum):
+    """What a provider can do."""
+
+    SIGN = "sign"
+    """Signs the framework's requests; the framework makes the key."""
+    READY_PAIRS = "ready-pairs"
+    """Holds finished pairs of certificate and key; there is nothing to sign with."""
+    REVOKE = "revoke"
+    """Can take back a certificate that it signed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderContext:
+    """What a provider may use of the world around it, so that tests can replace it.
+
+    Args:
+        clock: the current time.
+        environ: environment variables; secret references are resolved with these.
+    """
+
+    clock: Clock
+    environ: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSpec:
+    """What a plugin registers.
+
+    Args:
+        name: name in the configuration; equals the name of the entry point.
+        settings_model: pydantic model (best: a `Settings`) of the block ``ca.<name>``.
+        factory: makes the provider from its validated settings; no I/O.
+        summary: one line for listings.
+        capabilities: either SIGN or READY_PAIRS, and REVOKE where it applies.
+        api_version: the version of the contract that the provider was written for.
+    """
+
+    name: str
+    settings_model: type[BaseModel]
+    factory: Callable[[Any, ProviderContext], CAProvider]
+    summary: str
+    capabilities: frozenset[Capability] = frozenset({Capability.SIGN})
+    api_version: int = API_VERSION
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name) or self.name in RESERVED_NAMES:
+            raise ProviderLoadError(
+                f'"{self.name}" cannot be the name of a provider',
+                hint="use lower-case letters, digits and dashes; not one of "
+                + ", ".join(sorted(RESERVED_NAMES)),
+            )
+        if len(self.capabilities & {Capability.SIGN, Capability.READY_PAIRS}) != 1:
+            raise ProviderLoadError(
+                "expected exactly one of the capabilities sign and ready-pairs", provider=self.name
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A remark of a provider about its settings or its backend.
+
+    Args:
+        message: what was found.
+        path: the setting it is about, below the provider's block (``auth.method``); may be empty.
+        hint: what to change.
+        fatal: whether the provider cannot work like this.
+    """
+
+    message: str
+    path: str = ""
+    hint: str | None = None
+    fatal: bool = False
+
+    def __str__(self) -> str:
+        path = f"{self.path}: " if self.path else ""
+        return f"{path}{self.message}" + (f" (hint: {self.hint})" if self.hint else "")
+
+
+@dataclass(frozen=True, slots=True)
+class SignRequest:
+    """A certificate that the framework wants to have signed.
+
+    Args:
+        csr_pem: PKCS#10 request with the public key, the names, and a label as common name.
+        profile: server gets the extended key usage serverAuth only, guest clientAuth only.
+        dns_names: exactly the names for the subject alternative name.
+        ttl: wanted lifetime from now on. A shorter one is accepted while it covers the build.
+        build_id: for the backend's own records.
+    """
+
+    csr_pem: bytes
+    profile: Profile
+    dns_names: tuple[str, ...]
+    ttl: timedelta
+    build_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignedCertificate:
+    """A provider's answer to a `SignRequest`.
+
+    Args:
+        certificate_pem: the leaf.
+        chain_pem: its issuers below the root. The framework sorts, removes repeated
+            certificates and roots, and fails on a missing link.
+        notes: what the backend remarked, for example that it capped the lifetime.
+    """
+
+    certificate_pem: bytes
+    chain_pem: bytes = b""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrustBundle:
+    """What the peers have to trust.
+
+    Args:
+        anchors_pem: at least one certificate; normally the root.
+        intermediates_pem: issuers between the anchors and the leaves, the one that signs the
+            leaves first.
+    """
+
+    anchors_pem: bytes
+    intermediates_pem: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyPair:
+    """A finished certificate of the operator with its key.
+
+    Args:
+        certificate_chain_pem: leaf and issuers, in any order.
+        private_key_pem: unencrypted PEM.
+        name: the DNS name in the certificate that is this party's identity.
+    """
+
+    certificate_chain_pem: bytes
+    private_key_pem: bytes = field(repr=False)
+    name: str
+
+
+class CAProvider(ABC):
+    """Base class of providers. The framework never calls two methods at the same time.
+
+    Any exception may be raised: the framework wraps it, prefixed with the provider's name. A
+    `CAError` with a hint serves the user better.
+    """
+
+    def validate(self) -> Sequence[Note]:
+        """Look at the settings only: pure, no I/O. Fatal notes stop the build before `open`."""
+        return ()
+
+    def open(self) -> None:  # noqa: B027 - optional
+        """Log in, read files."""
+
+    def close(self) -> None:  # noqa: B027 - optional
+        """Drop keys and tokens. May be called twice, and after a failed `open`."""
+
+    def check(self) -> Sequence[Note]:
+        """Try without issuing: backend reachable and unsealed, role exists, CA valid long enough."""
+        return ()
+
+    @abstractmethod
+    def trust_bundle(self) -> TrustBundle:
+        """Return the anchors; called after `open`."""
+
+    def sign(self, request: SignRequest) -> SignedCertificate:
+        """Sign a request (capability SIGN)."""
+        raise UnsupportedOperation(f"signing a {request.profile} certificate is not implemented")
+
+    def ready_pair(self, profile: Profile) -> ReadyPair:
+        """Return the operator's pair for one end of the connection (capability READY_PAIRS)."""
+        raise UnsupportedOperation(f"a ready {profile} pair is not implemented")
+
+    def revoke(self, certificate_pem: bytes) -> None:  # noqa: ARG002 - for overriding
+        """Take back a certificate (capability REVOKE); unknown certificates are an error."""
+        raise UnsupportedOperation("revoking is not implemented")
+
+
+class EventKind(StrEnum):
+    """What an observer can hear of."""
+
+    ISSUED = "issued"
+    REFUSED = "refused"
+    REVOKED = "revoked"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class CAEvent:
+    """Something an authority did. Later versions may add fields with defaults.
+
+    Args:
+        kind: what happened.
+        time: when, UTC.
+        provider: name of the provider.
+        build_id: the build it was for.
+        profile: server or guest; None for CLOSED.
+        names: DNS names of the certificate.
+        serial: serial number in hexadecimal.
+        fingerprint_sha256: of the certificate, in hexadecimal.
+        not_before: start of the validity.
+        not_after: end of the validity.
+        reason: why it was refused.
+    """
+
+    kind: EventKind
+    time: datetime
+    provider: str
+    build_id: str
+    profile: Profile | None = None
+    names: tuple[str, ...] = ()
+    serial: str | None = None
+    fingerprint_sha256: str | None = None
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+    reason: str | None = None

@@ -1,0 +1,99 @@
+"""The provider ``embedded``: a CA in memory, born and dead with the build."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from cryptography import x509
+from pydantic import Field
+
+from firebuild_pki.errors import AuthorityClosed
+from firebuild_pki.hookspecs import hookimpl
+from firebuild_pki.keys import KeyType, generate_key
+from firebuild_pki.provider import (
+    CAProvider,
+    ProviderContext,
+    ProviderSpec,
+    SignedCertificate,
+    SignRequest,
+    TrustBundle,
+)
+from firebuild_pki.settings import Duration, Settings
+from firebuild_pki.x509 import Issuer, Validity, make_intermediate, make_leaf, make_root, to_pem
+
+PositiveDuration = Annotated[Duration, Field(gt=timedelta(0))]
+
+
+class EmbeddedSettings(Settings):
+    """Settings of ``ca.embedded``; all have defaults that suit a build."""
+
+    intermediate: bool = True
+    """Sign leaves with an intermediate CA; the root's key is then forgotten at once."""
+    key_type: KeyType = KeyType.P256
+    """Kind of the CA's keys: p256, p384, rsa2048, rsa3072 or rsa4096."""
+    ca_lifetime: PositiveDuration = timedelta(hours=24)
+    """How long the CA's certificates are valid."""
+    leaf_lifetime: PositiveDuration = timedelta(hours=24)
+    """Upper bound of the lifetime of the certificates for server and guest."""
+    backdate: Duration = timedelta(minutes=5)
+    """How far certificates begin in the past, for guests whose clock is slow."""
+
+
+class EmbeddedProvider(CAProvider):
+    """A root, and below it an intermediate, whose keys never leave the memory."""
+
+    def __init__(self, settings: EmbeddedSettings, context: ProviderContext) -> None:
+        self._settings = settings
+        self._clock = context.clock
+        self._root: x509.Certificate | None = None
+        self._issuer: Issuer | None = None
+
+    def open(self) -> None:
+        """Make the keys and the CA certificates."""
+        settings = self._settings
+        validity = Validity.starting(self._clock(), settings.ca_lifetime, backdate=settings.backdate)
+        root = make_root(generate_key(settings.key_type), validity, with_intermediate=settings.intermediate)
+        self._root, self._issuer = root.certificate, root
+        if settings.intermediate:
+            self._issuer = make_intermediate(generate_key(settings.key_type), root, validity)
+
+    def close(self) -> None:
+        """Forget the keys."""
+        self._root = self._issuer = None
+
+    def trust_bundle(self) -> TrustBundle:
+        """Return the root, and the intermediate if there is one."""
+        root, issuer = self._opened()
+        chain = [] if issuer.certificate == root else [issuer.certificate]
+        return TrustBundle(anchors_pem=to_pem([root]), intermediates_pem=to_pem(chain))
+
+    def sign(self, request: SignRequest) -> SignedCertificate:
+        """Sign the key of the request; the names are those of the request, not of the CSR."""
+        root, issuer = self._opened()
+        lifetime = min(request.ttl, self._settings.leaf_lifetime)
+        leaf = make_leaf(
+            x509.load_pem_x509_csr(request.csr_pem).public_key(),
+            issuer,
+            Validity.starting(self._clock(), lifetime, backdate=self._settings.backdate),
+            profile=request.profile,
+            dns_names=request.dns_names,
+        )
+        chain = [] if issuer.certificate == root else [issuer.certificate]
+        return SignedCertificate(to_pem([leaf]), to_pem(chain))
+
+    def _opened(self) -> tuple[x509.Certificate, Issuer]:
+        if self._root is None or self._issuer is None:
+            raise AuthorityClosed("the embedded CA has no keys: it is not open")
+        return self._root, self._issuer
+
+
+@hookimpl
+def register_ca_providers() -> ProviderSpec:
+    """Register the embedded CA."""
+    return ProviderSpec(
+        name="embedded",
+        settings_model=EmbeddedSettings,
+        factory=EmbeddedProvider,
+        summary="a CA in memory, made for one build and gone with it; needs no set-up",
+    )

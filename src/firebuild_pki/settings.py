@@ -1,0 +1,128 @@
+"""Typed settings: the base class of every block, durations, references to secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import durationpy
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from firebuild_pki.errors import SecretError
+from firebuild_pki.yaml_reader import kind_of
+
+
+class Settings(BaseModel):
+    """Base class of every block of settings: unknown keys are errors, instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _parse_duration(value: object) -> object:
+    if isinstance(value, timedelta):
+        return value
+    wanted = "expected a duration such as 90s or 1h30m"
+    if not isinstance(value, str):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        found = f"the bare number {value}" if number else kind_of(value)
+        hint = f'add a unit, for example "{value}s"' if number else ""
+        raise PydanticCustomError("duration", "{text}", {"text": f"{wanted}, found {found}", "hint": hint})
+    try:
+        parsed = durationpy.from_str(value)
+    except durationpy.DurationError:
+        text = f'{wanted}, found "{value}"'
+        hint = "units are ms, s, m and h, joined without spaces"
+        raise PydanticCustomError("duration", "{text}", {"text": text, "hint": hint}) from None
+    if parsed < timedelta(0):
+        text = f'expected a duration of zero or more, found "{value}"'
+        raise PydanticCustomError("duration", "{text}", {"text": text})
+    return parsed
+
+
+def write_duration(value: timedelta) -> str:
+    """Write a duration the way `Duration` reads it."""
+    return str(durationpy.to_str(value))
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_parse_duration),
+    PlainSerializer(write_duration, return_type=str),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^([0-9]+(\.[0-9]+)?(ns|us|µs|ms|s|m|h|d|w|mm|y))+$|^0$",
+            "examples": ["90s", "1h30m"],
+        }
+    ),
+]
+"""A timedelta written like ``90s`` or ``1h30m`` (Go's notation); bare numbers are refused."""
+
+
+class SecretRef(Settings):
+    """Where a secret is, never the secret itself: ``{env: NAME}`` or ``{file: PATH}``."""
+
+    env: str | None = None
+    """Name of the environment variable that holds the secret."""
+    file: str | None = None
+    """Path of the file that holds the secret; one newline at its end does not count."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["env"]}, {"required": ["file"]}]})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_literals(cls, value: object) -> object:
+        given = {"env", "file"} & set(value) if isinstance(value, Mapping) else set()
+        if isinstance(value, SecretRef) or len(given) == 1:
+            return value
+        found = "both" if given else f"{kind_of(value)} (not shown)"
+        raise PydanticCustomError(
+            "secret_ref",
+            "{text}",
+            {
+                "text": f"expected a reference to a secret, found {found}",
+                "hint": "write {env: NAME} or {file: PATH}; secrets do not belong in this file",
+            },
+        )
+
+    def __repr_args__(self) -> Iterator[tuple[str, str]]:
+        yield ("env", self.env) if self.env is not None else ("file", str(self.file))
+
+    def resolve(self, environ: Mapping[str, str]) -> str:
+        """Fetch the secret now.
+
+        Args:
+            environ: usually ``os.environ``.
+
+        Raises:
+            SecretError: the variable is unset or the file unreadable, or either is empty.
+        """
+        if self.env is not None:
+            where, secret = f"the environment variable {self.env}", environ.get(self.env)
+            if secret is None:
+                raise SecretError(f"expected a secret in {where}, but it is not set")
+        else:
+            where = f"the file {self.file}"
+            secret = self._read(where)
+        if not secret:
+            raise SecretError(f"expected a secret in {where}, but it is empty")
+        return secret
+
+    def _read(self, where: str) -> str:
+        try:
+            text = Path(str(self.file)).read_text(encoding="utf-8")
+        except OSError as error:
+            raise SecretError(f"cannot read a secret from {where}: {error.strerror}") from error
+        except UnicodeDecodeError:
+            raise SecretError(f"expected a secret in {where}, but it is not UTF-8 text") from None
+        return text.removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,202 @@
+"""Validation of documents: pydantic finds the mistakes, this module says where they are."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from firebuild_pki.documents import Document
+from firebuild_pki.errors import Problem, SettingsError
+from firebuild_pki.settings import write_duration
+from firebuild_pki.spelling import closest, nearest
+from firebuild_pki.yaml_reader import KeyPath, kind_of
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validate(
+    model: type[ModelT],
+    document: Document,
+    at: str = "",
+    *,
+    context: Mapping[str, object] | None = None,
+) -> ModelT:
+    """Turn a document, or one section of it, into a settings object.
+
+    A key without a value counts as not written. Types are strict: ``"5"`` is not a number and
+    ``yes`` is not a boolean.
+
+    Args:
+        model: the settings class.
+        document: where the data and the positions come from.
+        at: dotted path of the section, empty for the whole document.
+        context: handed to the validators of the model.
+
+    Raises:
+        SettingsError: holds every problem, in document order.
+    """
+    base: KeyPath = tuple(at.split(".")) if at else ()
+    data: Any = document.data
+    for key in base:
+        data = data.get(key) if isinstance(data, Mapping) else None
+    data = _without_empty(model, {} if data is None else data)
+    try:
+        return parse_strictly(model, data, context=context)
+    except ValidationError as error:
+        findings = _findings(model, data, error)
+        problems = dict.fromkeys(found.as_problem(document, base) for found in findings)
+        raise SettingsError(sorted(problems, key=_document_order)) from None
+
+
+def parse_strictly(
+    model: type[ModelT], data: object, *, context: Mapping[str, object] | None = None
+) -> ModelT:
+    """Validate plain data with JSON's strictness: no number out of a string, lists for tuples."""
+    text = json.dumps(data, default=_json_default)
+    return model.model_validate_json(text, strict=True, context=dict(context or {}))
+
+
+def _json_default(value: object) -> str:
+    return write_duration(value) if isinstance(value, timedelta) else str(value)
+
+
+def _document_order(problem: Problem) -> tuple[bool, int, int]:
+    return (problem.line is None, problem.line or 0, problem.column or 0)
+
+
+def _without_empty(model: type[BaseModel], data: Any, path: KeyPath = ()) -> Any:
+    if isinstance(data, list):
+        return [_without_empty(model, item, (*path, index)) for index, item in enumerate(data)]
+    if not isinstance(data, Mapping):
+        return data
+    known = fields_at(model, path)
+    return {
+        key: _without_empty(model, value, (*path, key))
+        for key, value in data.items()
+        if not (value is None and key in known)
+    }
+
+
+def fields_at(model: type[BaseModel], path: KeyPath) -> set[str]:
+    """Names of the settings that a model allows in the mapping at a path."""
+    models = {model}
+    for part in path:
+        found: set[type[BaseModel]] = set()
+        for one in models:
+            info = one.model_fields.get(part) if isinstance(part, str) else None
+            if info is not None:
+                found |= set(_models_in(info.annotation))
+            elif isinstance(part, int):
+                found.add(one)
+        models = found
+    return {name for one in models for name in one.model_fields}
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A mistake in plain data, on its way from pydantic's words to a `Problem`.
+
+    Args:
+        path: where, below the data that was validated.
+        message: what was expected and what was found.
+        hint: what to write instead.
+        about_key: whether the key is at fault rather than its value.
+    """
+
+    path: KeyPath
+    message: str
+    hint: str | None
+    about_key: bool
+
+    def as_problem(self, document: Document, base: KeyPath) -> Problem:
+        """Add the position in the document."""
+        full = (*base, *self.path)
+        at = document.key_position(full) if self.about_key else document.value_position(full)
+        return at.problem(full, self.message, self.hint)
+
+    def as_error(self, below: KeyPath = ()) -> InitErrorDetails:
+        """Wrap it for a ValidationError that a validator raises on behalf of an inner model."""
+        error = PydanticCustomError(_FINDING, "{text}", {"text": self.message, "finding": self})
+        return InitErrorDetails(type=error, loc=(*below, *self.path), input=None)
+
+
+_FINDING = "firebuild_finding"
+
+
+def relocated(
+    model: type[BaseModel], data: object, error: ValidationError, *, below: KeyPath = ()
+) -> list[InitErrorDetails]:
+    """Carry the errors of an inner model to where its data is in the outer one."""
+    return [finding.as_error(below) for finding in _findings(model, data, error)]
+
+
+def _findings(model: type[BaseModel], data: object, error: ValidationError) -> Iterator[Finding]:
+    for detail in error.errors(include_url=False):
+        kind, context = detail["type"], detail.get("ctx") or {}
+        if kind == _FINDING:
+            yield replace(context["finding"], path=detail["loc"])
+            continue
+        path = _path_in(data, detail["loc"], missing=kind == "missing")
+        if kind in {"union_tag_invalid", "union_tag_not_found"}:
+            path = (*path, context["discriminator"].strip("'"))
+        message, hint = _wording(detail, fields_at(model, path[:-1]))
+        yield Finding(path, message, hint, about_key=kind in {"missing", "extra_forbidden"})
+
+
+def _path_in(data: Any, loc: tuple[str | int, ...], *, missing: bool) -> KeyPath:
+    # pydantic puts names of union members into the location; they are not part of the document
+    path: list[str | int] = []
+    for index, part in enumerate(loc):
+        if _has(data, part):
+            data = data[part]
+        elif not (missing and index == len(loc) - 1):
+            continue
+        path.append(part)
+    return tuple(path)
+
+
+def _has(data: object, part: str | int) -> bool:
+    if isinstance(part, int):
+        return isinstance(data, list)
+    return isinstance(data, Mapping) and part in data
+
+
+def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
+    context = detail.get("ctx") or {}
+    kind, found = detail["type"], detail["input"]
+    if kind == "extra_forbidden":
+        return "unknown setting", nearest(str(detail["loc"][-1]), known)
+    if kind == "missing":
+        return "this setting is required", None
+    if kind in {"model_type", "model_attributes_type", "dict_type"}:
+        return f"expected a mapping, found {kind_of(found)}", None
+    if kind in {"literal_error", "enum"}:
+        return _choice(context["expected"], found)
+    if kind == "union_tag_invalid":
+        return _choice(context["expected_tags"], context["tag"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if message.startswith("Input should be"):
+        message = f"expected{message.removeprefix('Input should be')}, found {kind_of(found)}"
+    return message, context.get("hint") or None
+
+
+def _choice(expected: str, found: object) -> tuple[str, str | None]:
+    if not isinstance(found, str):
+        return f"expected {expected}, found {kind_of(found)}", None
+    choices = [word.strip("' ") for word in expected.replace(" or ", ",").split(",")]
+    match = closest(found, choices)
+    return f"expected {expected}, found '{found}'", f'did you mean "{match}"?' if match else None

@@ -1,0 +1,222 @@
+"""The checks on everything that a provider hands back.
+
+Each check is either a *must*, part of the contract, and raises `MaterialError`; or a *warn*, which
+ends up in `Verified.warnings`. New checks start as warnings, so that a working plugin keeps
+working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.verification import (
+    Criticality,
+    ExtensionPolicy,
+    Policy,
+    PolicyBuilder,
+    Store,
+    VerificationError,
+)
+
+from firebuild_pki.chain import Chain, build_chain, describe, parse_certificates
+from firebuild_pki.errors import MaterialError
+from firebuild_pki.leaf_checks import check_leaf, is_ca
+from firebuild_pki.provider import Profile, TrustBundle
+
+TOLERANCE = timedelta(minutes=1)
+"""Difference between asked and granted lifetime that rounding and slow backends explain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What was asked for, and the time for which it has to hold.
+
+    Args:
+        profile: server or guest.
+        names: the DNS names wanted.
+        public_key: the key that was to be certified.
+        now: current time, UTC.
+        ttl: lifetime that was asked for; None where nobody asked (ready pairs).
+        deadline: latest moment at which the build may still need the certificate.
+        exact: whether names and extended key usage must match exactly. Ready pairs may have
+            more of both.
+    """
+
+    profile: Profile
+    names: tuple[str, ...]
+    public_key: PublicKeyTypes
+    now: datetime
+    deadline: datetime
+    ttl: timedelta | None = None
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """A provider's trust bundle, parsed and checked."""
+
+    anchors: tuple[x509.Certificate, ...]
+    intermediates: tuple[x509.Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A chain that passed every must, and what deserves a word nevertheless."""
+
+    chain: Chain
+    warnings: tuple[str, ...] = ()
+
+
+def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
+    """Check a trust bundle: readable, CAs only, valid now.
+
+    Raises:
+        MaterialError: a check failed.
+    """
+    if not isinstance(bundle, TrustBundle):
+        raise MaterialError(f"expected a TrustBundle, found {type(bundle).__name__}")
+    anchors = parse_certificates(bundle.anchors_pem, "trust anchors")
+    below = bundle.intermediates_pem
+    intermediates = parse_certificates(below, "intermediates") if below.strip() else []
+    for certificate in (*anchors, *intermediates):
+        if not is_ca(certificate):
+            raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
+        _must_be_valid(certificate, now)
+    return Trust(tuple(dict.fromkeys(anchors)), tuple(dict.fromkeys(intermediates)))
+
+
+def verify_certificate(
+    certificate_pem: bytes | str, chain_pem: bytes | str, trust: Trust, expected: Expectation
+) -> Verified:
+    """Check what a provider returned against what was asked.
+
+    Leaf and chain are taken as one set: the leaf is the certificate with the wanted key.
+
+    Raises:
+        MaterialError: a must failed; the message says what was expected and what was found.
+    """
+    found = parse_certificates(certificate_pem, "certificate")
+    if not isinstance(chain_pem, bytes | str) or chain_pem.strip():
+        found += parse_certificates(chain_pem, "chain")
+    leaf = _leaf_with_key(found, expected.public_key)
+    _must_be_valid(leaf, expected.now)
+    warnings = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
+    chain = build_chain(leaf, [*found, *trust.intermediates], trust.anchors)
+    for issuer in (*chain.issuers, chain.anchor):
+        _must_be_valid(issuer, expected.now)
+    _must_cover_build(chain, expected)
+    warnings += [*_lifetime(leaf, expected), *_must_validate(chain, expected)]
+    return Verified(chain, tuple(warnings))
+
+
+def public_key_bytes(key: PublicKeyTypes) -> bytes:
+    """Encode a public key so that keys can be compared."""
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _leaf_with_key(found: Sequence[x509.Certificate], key: PublicKeyTypes) -> x509.Certificate:
+    wanted = public_key_bytes(key)
+    for certificate in found:
+        if public_key_bytes(certificate.public_key()) == wanted:
+            return certificate
+    raise MaterialError(
+        f"the certificate {describe(found[0])} is for another public key than the one requested"
+    )
+
+
+def _must_be_valid(certificate: x509.Certificate, now: datetime) -> None:
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if now > end:
+        raise MaterialError(
+            f"{describe(certificate)} expired at {end:%Y-%m-%d %H:%M:%SZ}, now is {now:%Y-%m-%d %H:%M:%SZ}"
+        )
+    if now < start:
+        raise MaterialError(
+            f"{describe(certificate)} is not valid before {start:%Y-%m-%d %H:%M:%SZ}, "
+            f"now is {now:%Y-%m-%d %H:%M:%SZ}",
+            hint="compare the clocks of this machine and of the CA",
+        )
+
+
+def _must_cover_build(chain: Chain, expected: Expectation) -> None:
+    for certificate in (*chain.certificates, chain.anchor):
+        end = certificate.not_valid_after_utc
+        if end < expected.deadline:
+            raise MaterialError(
+                f"{describe(certificate)} is valid until {end:%Y-%m-%d %H:%M:%SZ}, "
+                f"but the build may need it until {expected.deadline:%Y-%m-%d %H:%M:%SZ}",
+                hint="shorten the build's timeout, or let the CA issue for longer",
+            )
+
+
+def _lifetime(leaf: x509.Certificate, expected: Expectation) -> list[str]:
+    if expected.ttl is None:
+        return []
+    end, wanted = leaf.not_valid_after_utc, expected.now + expected.ttl
+    if abs(end - wanted) <= TOLERANCE:
+        return []
+    what = "capped" if end < wanted else "extended"
+    return [
+        f"the CA {what} the lifetime of the {expected.profile} certificate: "
+        f"asked until {wanted:%Y-%m-%d %H:%M:%SZ}, got {end:%Y-%m-%d %H:%M:%SZ}"
+    ]
+
+
+def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
+    # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
+    # Python 3.13 and others that are just as strict would refuse what it refuses.
+    strict = PolicyBuilder()
+    reason = _path_failure(strict, chain, expected)
+    if reason is None:
+        return []
+    lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
+    refusal = _path_failure(lenient, chain, expected)
+    if refusal is not None:
+        raise MaterialError(f"path validation refuses the chain of {describe(chain.leaf)}: {refusal}")
+    return [f"strict TLS libraries may refuse the chain: {reason}"]
+
+
+def _path_failure(builder: PolicyBuilder, chain: Chain, expected: Expectation) -> str | None:
+    builder = builder.store(Store([chain.anchor])).time(expected.now)
+    issuers = list(chain.issuers)
+    try:
+        if expected.profile is Profile.SERVER:
+            name = x509.DNSName(expected.names[0])
+            builder.build_server_verifier(name).verify(chain.leaf, issuers)
+        else:
+            builder.build_client_verifier().verify(chain.leaf, issuers)
+    except VerificationError as error:
+        return str(error).removeprefix("validation failed: ")
+    return None
+
+
+def _lenient_leaf() -> ExtensionPolicy:
+    return ExtensionPolicy.permit_all().require_present(
+        x509.SubjectAlternativeName, Criticality.AGNOSTIC, None
+    )
+
+
+def _lenient_ca() -> ExtensionPolicy:
+    return (
+        ExtensionPolicy.permit_all()
+        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
+        .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _ca_may_sign)
+        .may_be_present(x509.ExtendedKeyUsage, Criticality.AGNOSTIC, _ca_usage_fits)
+    )
+
+
+def _ca_may_sign(_policy: Policy, ca: x509.Certificate, usage: x509.KeyUsage | None) -> None:
+    if usage is not None and not usage.key_cert_sign:
+        raise ValueError(f"the key usage of {describe(ca)} does not allow signing certificates")
+
+
+def _ca_usage_fits(policy: Policy, ca: x509.Certificate, usage: x509.ExtendedKeyUsage | None) -> None:
+    accepted = {policy.extended_key_usage, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+    if usage is not None and not accepted & set(usage):
+        raise ValueError(f"the extended key usage of {describe(ca)} forbids this kind of leaf")

@@ -1,0 +1,206 @@
+"""Certificate profiles: every field of every certificate that the framework shapes itself.
+
+The rules are those of RFC 5280, tightened to what gRPC, OpenSSL's strict mode and Python's
+``VERIFY_X509_STRICT`` accept. A provider that signs in this process uses these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from firebuild_pki.keys import PrivateKey
+from firebuild_pki.provider import Profile
+
+MAX_COMMON_NAME = 64
+"""Upper bound of a common name, RFC 5280 appendix A (ub-common-name)."""
+
+USAGE = {
+    Profile.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
+    Profile.GUEST: ExtendedKeyUsageOID.CLIENT_AUTH,
+}
+"""The only extended key usage of each kind of leaf."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """A CA certificate and its private key."""
+
+    certificate: x509.Certificate
+    key: PrivateKey
+
+    def __repr__(self) -> str:
+        return f"Issuer({self.certificate.subject.rfc4514_string()!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """A period in UTC. X.509 knows whole seconds only: fractions are cut off."""
+
+    not_before: datetime
+    not_after: datetime
+
+    @classmethod
+    def starting(cls, now: datetime, lifetime: timedelta, *, backdate: timedelta) -> Validity:
+        """Begin ``backdate`` before now, for peers whose clock is slow; end ``lifetime`` after."""
+        start, end = now - backdate, now + lifetime
+        return cls(start.replace(microsecond=0), end.replace(microsecond=0))
+
+    def within(self, issuer: x509.Certificate) -> Validity:
+        """Cut to the validity of the issuer: a leaf never outlives its CA."""
+        return Validity(
+            max(self.not_before, issuer.not_valid_before_utc),
+            min(self.not_after, issuer.not_valid_after_utc),
+        )
+
+
+def make_root(key: PrivateKey, validity: Validity, *, with_intermediate: bool) -> Issuer:
+    """Make a self-signed root; its path length leaves room for one intermediate or for none."""
+    name = _ca_name("root", key.public_key())
+    builder = _builder(name, name, key.public_key(), validity)
+    builder = _as_ca(builder, path_length=1 if with_intermediate else 0)
+    return Issuer(builder.sign(key, _hash(key)), key)
+
+
+def make_intermediate(key: PrivateKey, root: Issuer, validity: Validity) -> Issuer:
+    """Make the CA below the root that signs leaves."""
+    name = _ca_name("intermediate", key.public_key())
+    limited = validity.within(root.certificate)
+    builder = _builder(name, root.certificate.subject, key.public_key(), limited)
+    builder = _as_ca(builder, path_length=0)
+    builder = builder.add_extension(_authority_key_identifier(root.certificate), critical=False)
+    return Issuer(builder.sign(root.key, _hash(root.key)), key)
+
+
+def make_leaf(
+    public_key: CertificatePublicKeyTypes,
+    issuer: Issuer,
+    validity: Validity,
+    *,
+    profile: Profile,
+    dns_names: Sequence[str],
+) -> x509.Certificate:
+    """Make the certificate of one end of a connection.
+
+    Args:
+        public_key: the key to certify, usually that of a CSR.
+        issuer: who signs.
+        validity: wanted period; cut to that of the issuer.
+        profile: decides the extended key usage.
+        dns_names: the identity; the first one is the common name where it is short enough.
+    """
+    subject = leaf_subject(dns_names)
+    limited = validity.within(issuer.certificate)
+    builder = _builder(subject, issuer.certificate.subject, public_key, limited)
+    builder = (
+        builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([USAGE[profile]]), critical=False)
+        .add_extension(_alternative_name(dns_names), critical=not subject)
+        .add_extension(_authority_key_identifier(issuer.certificate), critical=False)
+    )
+    return builder.sign(issuer.key, _hash(issuer.key))
+
+
+def make_csr(key: PrivateKey, dns_names: Sequence[str]) -> bytes:
+    """Write a PKCS#10 request (RFC 2986) for the names, as PEM."""
+    subject = leaf_subject(dns_names)
+    builder = x509.CertificateSigningRequestBuilder(subject).add_extension(
+        _alternative_name(dns_names), critical=not subject
+    )
+    return builder.sign(key, _hash(key)).public_bytes(serialization.Encoding.PEM)
+
+
+def leaf_subject(dns_names: Sequence[str]) -> x509.Name:
+    """Take the first name as common name; a longer one leaves the subject empty."""
+    if len(dns_names[0]) > MAX_COMMON_NAME:
+        return x509.Name([])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns_names[0])])
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate's DER form, in hexadecimal."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def to_pem(certificates: Sequence[x509.Certificate]) -> bytes:
+    """Write certificates one after the other."""
+    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
+
+
+def _ca_name(role: str, public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> x509.Name:
+    # a part of the key's digest keeps the names of different authorities apart
+    digest = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"firebuild {role} {digest[:16]}")])
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: CertificatePublicKeyTypes,
+    validity: Validity,
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(validity.not_before)
+        .not_valid_after(validity.not_after)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    )
+
+
+def _as_ca(builder: x509.CertificateBuilder, *, path_length: int) -> x509.CertificateBuilder:
+    return builder.add_extension(
+        x509.BasicConstraints(ca=True, path_length=path_length), critical=True
+    ).add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+
+
+def _key_usage(
+    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
+) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _alternative_name(dns_names: Sequence[str]) -> x509.SubjectAlternativeName:
+    return x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names])
+
+
+def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    try:
+        extension = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+    except x509.ExtensionNotFound:  # an operator's old CA
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(_ca_key(issuer.public_key()))
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(extension.value)
+
+
+def _ca_key(key: CertificatePublicKeyTypes) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+        raise TypeError(f"a CA key must be EC or RSA, found {type(key).__name__}")
+    return key
+
+
+def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
+    # RFC 5480 section 4: a hash of the strength of the curve
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:
+        return hashes.SHA384()
+    return hashes.SHA256()
