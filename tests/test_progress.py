@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import time
+from pathlib import Path
 
 from firebuild_bootstrap.events import (
     BuildStarted,
@@ -142,3 +144,13 @@ def test_sizes_are_written_with_binary_units() -> None:
         "5.0 GiB",
         "3.0 TiB",
     ]
+
+
+def test_every_event_and_field_is_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs/events.md").read_text()
+    for kind in Event.__subclasses__():
+        _, found, section = text.partition(f"## `{kind.type}`\n")
+        assert found, kind.type
+        section = section.partition("\n## ")[0]
+        fields = {entry.name for entry in dataclasses.fields(kind)} - {"time"}
+        assert {name for name in fields if f"| `{name}` |" not in section} == set(), kind.type

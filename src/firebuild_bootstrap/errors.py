@@ -114,3 +114,16 @@ class Interrupted(FirebuildError):
     """The user or the system asked the build to stop (SIGINT, SIGTERM, SIGHUP)."""
 
     exit_status = ExitStatus.INTERRUPTED
+
+
+def exit_status_of(error: BaseException) -> ExitStatus:
+    """Return the exit status that tells this kind of error apart."""
+    from firebuild_pki import CAError, SettingsError
+
+    if isinstance(error, FirebuildError):
+        return error.exit_status
+    if isinstance(error, SettingsError):
+        return ExitStatus.BAD_INPUT
+    if isinstance(error, CAError):
+        return ExitStatus.CERTIFICATE_AUTHORITY
+    return ExitStatus.INTERNAL

@@ -24,7 +24,7 @@ from firebuild_pki.config import (
 )
 
 # Environment variables that start like a setting and are none.
-RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG"})
+RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
 
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 

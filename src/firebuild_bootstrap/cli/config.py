@@ -1,0 +1,43 @@
+"""`firebuild config`: is it right, what may be in it, what is in force."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from firebuild_bootstrap.cli.options import config_option, settings_from
+
+
+@click.group()
+def config() -> None:
+    """Check, describe and show the configuration."""
+
+
+@config.command()
+@config_option
+def check(config_file: Path | None) -> None:
+    """Say whether the configuration is right; every problem with file, line and column."""
+    settings = settings_from(config_file)
+    where = config_file or "defaults and environment"
+    click.echo(f"{where}: ok (CA provider {settings.ca.provider}, machine {settings.machine.driver})")
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    from firebuild_bootstrap.settings import BuildSettings
+
+    document = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    click.echo(json.dumps({**document, **BuildSettings.model_json_schema()}, indent=2))
+
+
+@config.command()
+@config_option
+def show(config_file: Path | None) -> None:
+    """Print the settings in force as YAML; secrets stay references."""
+    import yaml
+    from firebuild_pki.config import redacted
+
+    click.echo(yaml.safe_dump(redacted(settings_from(config_file)), sort_keys=False), nl=False)

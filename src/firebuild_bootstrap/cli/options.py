@@ -1,0 +1,49 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from firebuild_bootstrap.settings import BuildSettings
+
+FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
+
+
+def config_option(function: FunctionT) -> FunctionT:
+    """Add `--config FILE`."""
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="FIREBUILD_CONFIG",
+        show_envvar=True,
+        help="Configuration file (YAML).",
+    )(function)
+
+
+def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = None) -> BuildSettings:
+    """Load the settings with the environment and the given overrides on top.
+
+    Raises:
+        firebuild_pki.SettingsError: every problem, with file, line and column.
+    """
+    from firebuild_bootstrap.settings import load_settings
+
+    return load_settings(config_file, os.environ, overrides)
+
+
+def store_root(settings: BuildSettings) -> Path:
+    """Return the directory of bases and images: the setting, $FIREBUILD_HOME, or the user's data directory."""
+    from platformdirs import user_data_path
+
+    if settings.store.path is not None:
+        return Path(settings.store.path).expanduser().absolute()
+    home = os.environ.get("FIREBUILD_HOME")
+    return Path(home).absolute() if home else user_data_path("firebuild")
