@@ -258,6 +258,6 @@ def test_the_ca_is_swapped_by_an_environment_variable(firebuild: Firebuild, cont
         "--tag",
         "t/ca:1",
         environ={"FIREBUILD_CA__PROVIDER": "embeded"},
-        status=3,
+        status=2,
     )
     assert "embedded" in done.stderr
