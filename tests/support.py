@@ -18,6 +18,7 @@ class Firebuild:
     """The `firebuild` command with a store of its own."""
 
     home: Path
+    program: Path = BIN / "firebuild"
 
     @property
     def environ(self) -> dict[str, str]:
@@ -33,7 +34,7 @@ class Firebuild:
     ) -> subprocess.CompletedProcess[str]:
         """Run it and expect an exit status; stdout and stderr are text."""
         done = subprocess.run(
-            [BIN / "firebuild", *map(str, arguments)],
+            [self.program, *map(str, arguments)],
             capture_output=True,
             text=True,
             errors="surrogateescape",
@@ -50,7 +51,7 @@ class Firebuild:
     def popen(self, *arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[bytes]:
         """Start it with pipes, in a process group of its own."""
         return subprocess.Popen(
-            [BIN / "firebuild", *map(str, arguments)],
+            [self.program, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,161 @@
+"""Commands, durations and the Bootstrap block on the wire, with old peers in mind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firebuild_bootstrap import wire
+
+RUN = wire.RunCommand(
+    step=3,
+    original="RUN make $X",
+    workdir="/srv",
+    user="app",
+    argv=("/bin/sh", "-c", "make $X"),
+    env={"A": "1"},
+    args={"B": "2"},
+)
+COPY = wire.CopyCommand(
+    step=4, original="COPY a /b/", source="step-4", target="/b/", chown="1:2", chmod="u+x"
+)
+
+
+def test_a_run_has_the_members_that_old_guests_read() -> None:
+    document = json.loads(wire.encode_command(RUN))
+    assert document["OriginalCommand"] == "RUN make $X"
+    assert document["Command"] == "make $X"
+    assert document["Shell"] == {"OriginalCommand": "", "Commands": ["/bin/sh", "-c"]}
+    assert document["Workdir"] == {"OriginalCommand": "", "Value": "/srv"}
+    assert document["User"] == {"OriginalCommand": "", "Value": "app"}
+    assert document["Env"] == {"A": "1"}
+    assert document["Args"] == {"B": "2"}
+
+
+def test_a_copy_has_the_members_that_old_guests_read() -> None:
+    document = json.loads(wire.encode_command(COPY))
+    assert document["Source"] == document["OriginalSource"] == "step-4"
+    assert document["Target"] == "/b/"
+    assert document["Stage"] == ""
+    assert document["UserFromLocalChown"] == {"OriginalCommand": "", "Value": "1:2"}
+
+
+def test_an_add_has_no_stage() -> None:
+    add = wire.CopyCommand(step=1, original="ADD a b", source="s", target="b", keyword="ADD")
+    assert "Stage" not in json.loads(wire.encode_command(add))
+    assert wire.decode_command(wire.encode_command(add)) == add
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        RUN,
+        COPY,
+        wire.RunCommand(step=1, original="RUN x", argv=("x",), script="#!/bin/sh\n"),
+        wire.WorkdirCommand(step=2, original="WORKDIR /a", workdir="/a"),
+    ],
+)
+def test_what_is_written_is_read(command: wire.AnyCommand) -> None:
+    assert wire.decode_command(wire.encode_command(command)) == command
+
+
+def test_commands_of_an_old_server_are_understood() -> None:
+    run = wire.decode_command(
+        '{"OriginalCommand":"RUN true","Args":{"B":"2"},"Command":"true","Env":{"A":"1"},'
+        '"Shell":{"OriginalCommand":"","Commands":["/bin/sh","-c"]},'
+        '"Workdir":{"OriginalCommand":"","Value":"/"},"User":{"OriginalCommand":"","Value":"0:0"}}'
+    )
+    assert isinstance(run, wire.RunCommand)
+    assert (run.step, run.argv) == (0, ("/bin/sh", "-c", "true"))
+    copy = wire.decode_command(
+        '{"originalcommand":"COPY s t","OriginalSource":"s","Source":"s","Stage":"","Target":"t",'
+        '"Workdir":{"Value":"/w"},"User":{"Value":"0:0"},"UserFromLocalChown":null,"Future":1}'
+    )
+    assert isinstance(copy, wire.CopyCommand)
+    assert (copy.source, copy.target, copy.workdir, copy.chown) == ("s", "t", "/w", None)
+
+
+def test_an_unknown_instruction_is_skipped() -> None:
+    assert wire.decode_command('{"OriginalCommand":"VOLUME /x"}') is None
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nonsense", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "lacks OriginalCommand"),
+        ('{"OriginalCommand":"RUN x"}', "lacks Shell"),
+        ('{"OriginalCommand":"RUN x","Shell":{"Commands":"sh"}}', "Commands of a command: expected"),
+        ('{"OriginalCommand":"RUN x","Argv":[1]}', "Argv of a command: expected strings"),
+        ('{"OriginalCommand":"RUN x","Argv":["x"],"Env":{"A":1}}', "Env of a command: expected"),
+        ('{"OriginalCommand":"RUN x","Argv":["x"],"Step":true}', "Step of a command: expected int"),
+        ('{"OriginalCommand":"RUN x","Argv":["x"],"User":"root"}', "User of a command: expected an"),
+    ],
+)
+def test_a_malformed_command_is_refused_in_words(text: str, complaint: str) -> None:
+    with pytest.raises(wire.WireError, match=complaint):
+        wire.decode_command(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("5s", 5), ("1m30s", 90), ("1.5h", 5400), ("250ms", 0.25), ("0", 0), (".5s", 0.5), ("3µs", 3e-6)],
+)
+def test_durations_are_read_as_go_writes_them(text: str, seconds: float) -> None:
+    assert wire.parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["", "5", "s", "5 s", "-5s", "1d", "5s!"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(wire.WireError, match="expected a duration"):
+        wire.parse_duration(text)
+
+
+@given(st.integers(min_value=0, max_value=10**9))
+def test_durations_survive_a_round_trip_to_the_millisecond(milliseconds: int) -> None:
+    seconds = milliseconds / 1000
+    assert wire.parse_duration(wire.format_duration(seconds)) == pytest.approx(seconds)
+
+
+BLOCK = wire.BootstrapBlock(
+    host_port="127.0.0.1:1",
+    ca_chain="ca",
+    cert="cert",
+    key="-----BEGIN PRIVATE KEY-----",
+    server_name="b.example.internal",
+    ping_interval=2.5,
+    host_time=1234.5,
+)
+
+
+def test_the_bootstrap_block_has_string_leaves_only_and_survives_a_round_trip() -> None:
+    document = BLOCK.as_json()
+    assert {type(value) for value in document.values()} == {str}
+    assert document["PingInterval"] == "2500ms"
+    assert wire.BootstrapBlock.from_json(document) == BLOCK
+
+
+def test_an_old_host_gives_no_time() -> None:
+    document = BLOCK.as_json()
+    del document["HostTime"], document["PingInterval"]
+    block = wire.BootstrapBlock.from_json(document)
+    assert (block.host_time, block.ping_interval) == (None, 5.0)
+
+
+def test_the_key_is_not_in_the_repr_nor_in_an_error() -> None:
+    assert "PRIVATE" not in repr(BLOCK)
+    document: dict[str, object] = {**BLOCK.as_json(), "Cert": 5}
+    with pytest.raises(wire.WireError, match="lacks Cert") as caught:
+        wire.BootstrapBlock.from_json(document)
+    assert "PRIVATE" not in str(caught.value)
+    with pytest.raises(wire.WireError, match="HostTime"):
+        wire.BootstrapBlock.from_json({**BLOCK.as_json(), "HostTime": "noon"})
+
+
+def test_a_checksum_is_sha256() -> None:
+    assert wire.checksum(b"").hex().startswith("e3b0c442")
+    assert wire.method("Ping") == "/proto.RootfsServer/Ping"
