@@ -1,0 +1,169 @@
+"""The directory of the build context, entered through descriptors so that no link leads out of it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from firebuild_bootstrap.errors import InputError
+
+# As many links as Linux follows for one path (path_resolution(7)).
+_MAX_LINKS: Final = 40
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: a FIFO put in the place of a file must not block the build.
+_CONTENT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Node:
+    """Something in the build context: its path without links, and its status."""
+
+    parts: Parts
+    status: os.stat_result
+
+    @property
+    def path(self) -> str:
+        """The path below the context, with `/` between names."""
+        return "/".join(self.parts)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.status.st_mode)
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it is a symbolic link."""
+        return stat.S_ISLNK(self.status.st_mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.status.st_mode)
+
+
+class ContextRoot:
+    """Access to everything below one directory, whatever links are in it and however they change.
+
+    Raises:
+        InputError: `path` is no directory or can't be entered.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InputError(
+                f"build context {path}: expected a directory: {error.strerror}",
+                hint="name an existing directory as the build context",
+            ) from error
+        self.path = path
+        self._descriptor = descriptor
+        self._close = weakref.finalize(self, os.close, descriptor)
+
+    def close(self) -> None:
+        """Let go of the directory; may be called again."""
+        self._close()
+
+    @contextmanager
+    def _directory(self, parts: Sequence[str]) -> Iterator[int]:
+        current = os.open(".", _DIRECTORY, dir_fd=self._descriptor)
+        try:
+            for name in parts:
+                below = os.open(name, _DIRECTORY, dir_fd=current)
+                os.close(current)
+                current = below
+            yield current
+        finally:
+            os.close(current)
+
+    def node(self, parts: Sequence[str]) -> Node:
+        """Look at `parts` without following links.
+
+        Raises:
+            OSError: it does not exist, or a directory on the way is none.
+        """
+        parts = tuple(parts)
+        with self._directory(parts[:-1]) as parent:
+            name = parts[-1] if parts else "."
+            return Node(parts, os.stat(name, dir_fd=parent, follow_symlinks=False))
+
+    def read_link(self, parts: Sequence[str]) -> str:
+        """Return the text of the symbolic link at `parts`.
+
+        Raises:
+            OSError: there is no link any more.
+        """
+        with self._directory(parts[:-1]) as parent:
+            return os.readlink(parts[-1], dir_fd=parent)
+
+    def children(self, parts: Sequence[str]) -> list[Node]:
+        """Return what the directory `parts` holds, sorted by name.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        with self._directory(parts) as directory:
+            # A descriptor that only names a place (O_PATH) can't be listed; this one can.
+            readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            try:
+                names = sorted(os.listdir(readable))
+            finally:
+                os.close(readable)
+            return [
+                Node((*parts, name), os.stat(name, dir_fd=directory, follow_symlinks=False)) for name in names
+            ]
+
+    def resolve(self, parts: Sequence[str], allowed: Callable[[str], bool]) -> Node:
+        """Follow links, with the context as the root directory of all of them.
+
+        Args:
+            parts: the names of the path; `..` stops at the context.
+            allowed: whether the link with that path may be used.
+
+        Raises:
+            OSError: something on the way does not exist, is not allowed, or links go round in circles.
+        """
+        ahead = deque(parts)
+        node = self.node(())
+        links = 0
+        while ahead:
+            name = ahead.popleft()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                node = self.node(node.parts[:-1])
+                continue
+            below = self.node((*node.parts, name))
+            if not below.is_link:
+                node = below
+                continue
+            links += 1
+            if links > _MAX_LINKS or not allowed(below.path):
+                raise FileNotFoundError(below.path)
+            target = self.read_link(below.parts)
+            node = self.node(()) if target.startswith("/") else node
+            ahead.extendleft(reversed(target.split("/")))
+        return node
+
+    def open(self, parts: Sequence[str]) -> BinaryIO:
+        """Open the regular file at `parts` for unbuffered reading, following no link.
+
+        Raises:
+            OSError: it is gone, is no regular file any more, or can't be read.
+        """
+        with self._directory(parts[:-1]) as parent:
+            descriptor = os.open(parts[-1], _CONTENT, dir_fd=parent)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError("it is no regular file any more")
+        return os.fdopen(descriptor, "rb")

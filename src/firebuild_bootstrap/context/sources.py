@@ -1,0 +1,108 @@
+"""What a COPY or ADD names, and what it turns out to send."""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import urllib.parse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from firebuild_bootstrap.context.download import Checksum, RemoteFile
+from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.reading import checked
+from firebuild_bootstrap.errors import InputError, Location
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """A path or pattern in the build context."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class InlineSource:
+    """A heredoc: a file whose content stands in the Dockerfile."""
+
+    name: str
+    content: str
+
+
+@dataclass(frozen=True)
+class RemoteSource:
+    """A URL, with the checksum its content has to have."""
+
+    url: str
+    checksum: Checksum | None = None
+
+
+Source = LocalSource | InlineSource | RemoteSource
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one match of a source sends: a single file, a directory's contents, or an archive's members."""
+
+    name: str
+    entries: Callable[[], Iterator[Entry]]
+
+
+@dataclass(frozen=True)
+class ContextResource:
+    """Everything that one instruction sends; `entries()` may be called again and again."""
+
+    groups: tuple[Group, ...]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield parents before children and a hard link after its first name.
+
+        Raises:
+            InputError: a source has vanished or can't be read, or an archive is broken.
+        """
+        for group in self.groups:
+            yield from group.entries()
+
+
+def inline_group(source: InlineSource, mtime_ns: int) -> Group:
+    """Return the group of a heredoc: a file with mode 0644."""
+    content = source.content.encode()
+    entry = Entry(
+        source=source.name,
+        path="",
+        kind=EntryKind.FILE,
+        mode=0o644,
+        mtime_ns=mtime_ns,
+        size=len(content),
+        open=lambda: io.BytesIO(content),
+    )
+    return Group(source.name, lambda: iter((entry,)))
+
+
+def remote_group(remote: RemoteFile, location: Location | None) -> Group:
+    """Return the group of a downloaded file: mode 0600, named after the last name in its URL."""
+
+    def content() -> io.BufferedReader:
+        return checked(_open(remote.path, location), remote.size, name=remote.url, location=location)
+
+    parsed = urllib.parse.urlsplit(remote.url)
+    folder = f"{parsed.scheme}://{parsed.netloc}{posixpath.dirname(parsed.path)}".rstrip("/")
+    entry = Entry(
+        # The last name of `source` is the file's name, so it is decoded, and there is one in any case.
+        source=f"{folder}/{remote.name or 'download'}",
+        path="",
+        kind=EntryKind.FILE,
+        mode=0o600,
+        mtime_ns=remote.mtime_ns,
+        size=remote.size,
+        open=content,
+    )
+    return Group(remote.url, lambda: iter((entry,)))
+
+
+def _open(path: Path, location: Location | None) -> io.FileIO:
+    try:
+        return io.FileIO(path)
+    except OSError as error:
+        raise InputError(f"the download {path} can't be read: {error}", location=location) from error

@@ -1,0 +1,171 @@
+"""Files and directories of the build context as entries."""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.ignore import IgnoreRules
+from firebuild_bootstrap.context.reading import checked
+from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
+from firebuild_bootstrap.errors import InputError, Location
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What is visible of the build context: all that the ignore rules leave.
+
+    Args:
+        root: the context's directory.
+        rules: its ignore rules.
+        location: the instruction that looks at it, for errors.
+    """
+
+    root: ContextRoot
+    rules: IgnoreRules
+    location: Location | None
+
+    def visible(self, node: Node) -> bool:
+        """Tell whether `node` exists for the build: not ignored, or a directory that holds what is not."""
+        if not self.rules.ignores(node.path):
+            return True
+        return node.is_directory and next(self.contents(node), None) is not None
+
+    def contents(self, directory: Node) -> Iterator[Entry]:
+        """Yield everything visible below `directory`, parents first, sorted by name in each directory.
+
+        An ignored directory appears only if something below it is visible.
+
+        Raises:
+            InputError: something can't be read or is no file, directory or link.
+        """
+        # An entry waits in its level until something below it turns out to be visible.
+        levels: list[tuple[Iterator[Node], list[Entry]]] = [(self._children(directory), [])]
+        while levels:
+            node = next(levels[-1][0], None)
+            if node is None:
+                levels.pop()
+                continue
+            ignored = self.rules.ignores(node.path)
+            if ignored and not (node.is_directory and self.rules.may_keep_below(node.path)):
+                continue
+            entry = self._entry(node, directory.parts)
+            if node.is_directory:
+                levels.append((self._children(node), [entry]))
+                if ignored:
+                    continue
+            for _, waiting in levels:
+                yield from waiting
+                waiting.clear()
+            if not node.is_directory:
+                yield entry
+
+    def directory(self, node: Node, name: str) -> Entry:
+        """Return the entry of a directory whose contents are merged into the destination."""
+        return Entry(
+            source=name,
+            path="",
+            kind=EntryKind.DIRECTORY,
+            mode=stat.S_IMODE(node.status.st_mode),
+            mtime_ns=node.status.st_mtime_ns,
+            from_directory=True,
+        )
+
+    def file(self, node: Node, name: str) -> Entry:
+        """Return the entry of a single file that was asked for as `name`.
+
+        Raises:
+            InputError: it is no regular file, or its name is not UTF-8.
+        """
+        self._require_utf8(name, f"the name of {name!r}")
+        return self._file(node, source=name, path="", from_directory=False)
+
+    def _children(self, node: Node) -> Iterator[Node]:
+        try:
+            return iter(self.root.children(node.parts))
+        except OSError as error:
+            raise self._unreadable(node, error) from error
+
+    def _entry(self, node: Node, base: Parts) -> Entry:
+        path = "/".join(node.parts[len(base) :])
+        self._require_utf8(node.path, f"the name of {node.path!r}")
+        if node.is_directory or node.is_link:
+            return Entry(
+                source=node.path,
+                path=path,
+                kind=EntryKind.DIRECTORY if node.is_directory else EntryKind.SYMLINK,
+                mode=stat.S_IMODE(node.status.st_mode),
+                mtime_ns=node.status.st_mtime_ns,
+                from_directory=True,
+                link_target=self._link_target(node) if node.is_link else "",
+            )
+        return self._file(node, source=node.path, path=path, from_directory=True)
+
+    def _file(self, node: Node, *, source: str, path: str, from_directory: bool) -> Entry:
+        if not node.is_file:
+            raise InputError(
+                f"{node.path!r} is {_describe(node.status.st_mode)}: only files, directories and symbolic "
+                "links can be copied",
+                hint="remove it from the build context or list it in .dockerignore",
+                location=self.location,
+            )
+        return Entry(
+            source=source,
+            path=path,
+            kind=EntryKind.FILE,
+            mode=stat.S_IMODE(node.status.st_mode),
+            mtime_ns=node.status.st_mtime_ns,
+            from_directory=from_directory,
+            size=node.status.st_size,
+            open=partial(self.open, node),
+        )
+
+    def open(self, node: Node) -> io.BufferedReader:
+        """Open a regular file that still has to have the size that `node` says.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        try:
+            content = self.root.open(node.parts)
+        except OSError as error:
+            raise self._unreadable(node, error) from error
+        return checked(content, node.status.st_size, name=repr(node.path), location=self.location)
+
+    def _link_target(self, node: Node) -> str:
+        try:
+            target = self.root.read_link(node.parts)
+        except OSError as error:
+            raise self._unreadable(node, error) from error
+        self._require_utf8(target, f"the target of the symbolic link {node.path!r}")
+        return target
+
+    def _unreadable(self, node: Node, error: OSError) -> InputError:
+        return InputError(
+            f"{node.path or '.'!r} of the build context can't be read: {error.strerror or error}",
+            location=self.location,
+        )
+
+    def _require_utf8(self, text: str, what: str) -> None:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{what} is not UTF-8, which the protocol between server and guest needs",
+                hint="rename it or list it in .dockerignore",
+                location=self.location,
+            ) from error
+
+
+def _describe(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "neither")
