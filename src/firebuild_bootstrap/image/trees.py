@@ -1,0 +1,100 @@
+"""Work on file trees in the id mapping of a build: what `image.worker` does, from the outside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options
+from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, find_runtime
+
+_TREE: Final = "/tree"
+_OTHER: Final = "/other"
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """A file that was made from a tree: its size in bytes and `sha256:…` digest."""
+
+    size: int
+    digest: str
+
+
+class Trees:
+    """Packs, unpacks, copies, measures and removes file trees; owners are those inside the sandbox.
+
+    Every method raises MachineError when the work can't be done; the message says which file and why.
+
+    Args:
+        sandbox: in its id mapping everything happens; it sees the paths in question and no others.
+        runtime: how to run Python in there; found out when None.
+    """
+
+    def __init__(self, sandbox: Sandbox, runtime: Runtime | None = None) -> None:
+        self.sandbox = sandbox
+        self._runtime = runtime or find_runtime()
+
+    def unpack(self, archive: Path, root: Path) -> UnpackReport:
+        """Unpack the uncompressed tar `archive` into the existing directory `root`."""
+        binds = [Bind(root, _TREE, read_only=False), Bind(archive, _OTHER)]
+        return UnpackReport(**self._ask(binds, f"unpack {archive}", "unpack", archive=_OTHER, root=_TREE))
+
+    def pack(self, root: Path, archive: Path, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `archive`; `newest` is explained at `worker.pack.pack`."""
+        binds = self._into(root, archive)
+        name = f"{_OTHER}/{archive.name}"
+        reply = self._ask(binds, f"pack {root}", "pack", root=_TREE, archive=name, newest=newest)
+        return PackedFile(reply["size"], reply["digest"])
+
+    def ext4(self, root: Path, image: Path, options: Ext4Options) -> PackedFile:
+        """Write the tree `root` to the new file `image` as a checked ext4 file system."""
+        binds = self._into(root, image)
+        name = f"{_OTHER}/{image.name}"
+        reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **asdict(options))
+        return PackedFile(reply["size"], reply["digest"])
+
+    def copy(self, source: Path, target: Path) -> UnpackReport:
+        """Copy the content of `source` into the existing directory `target`."""
+        binds = [Bind(source, _TREE), Bind(target, _OTHER, read_only=False)]
+        return UnpackReport(**self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER))
+
+    def digest(self, root: Path, *, times: bool = False) -> str:
+        """Return the digest of the canonical listing of `root`."""
+        reply = self._ask([Bind(root, _TREE)], f"read {root}", "digest", root=_TREE, times=times)
+        return str(reply["digest"])
+
+    def remove(self, path: Path) -> None:
+        """Remove `path` and everything below, whoever owns it; nothing happens when it does not exist."""
+        if not path.is_symlink() and not path.exists():
+            return
+        parent = Bind(path.parent.resolve(), _OTHER, read_only=False)
+        command = ["rm", "-rf", "--one-file-system", "--", f"{_OTHER}/{path.name}"]
+        done = self.sandbox.run(command, binds=[*self._runtime.binds, parent])
+        if done.returncode != 0:
+            complaint = done.stderr.decode("utf-8", "replace").strip().replace(_OTHER, str(path.parent))
+            raise MachineError(f"{path} could not be removed: {complaint}", hint="remove it as root")
+
+    @staticmethod
+    def _into(root: Path, file: Path) -> list[Bind]:
+        return [Bind(root, _TREE), Bind(file.parent, _OTHER, read_only=False)]
+
+    def _ask(self, binds: list[Bind], task: str, operation: str, **request: Any) -> dict[str, Any]:
+        done = self.sandbox.run(
+            self._runtime.module("firebuild_bootstrap.image.worker"),
+            binds=[*self._runtime.binds, *binds],
+            env=self._runtime.env,
+            stdin=json.dumps({"operation": operation, **request}).encode(),
+        )
+        try:
+            reply: dict[str, Any] = json.loads(done.stdout)
+        except ValueError:
+            words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            last = words[-1] if words else f"its worker ended with status {done.returncode}"
+            raise MachineError(f"could not {task}: {last}") from None
+        if "error" in reply:
+            raise MachineError(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
+        return reply

@@ -1,0 +1,78 @@
+"""One request as JSON on standard input, one answer as JSON on standard output."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Final
+
+from firebuild_bootstrap.image.worker.digest import digest
+from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
+from firebuild_bootstrap.image.worker.pack import copy, pack
+from firebuild_bootstrap.image.worker.unpack import unpack
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what `request` asks for and return the answer, or `error` and `hint`."""
+    try:
+        return _OPERATIONS[request.pop("operation")](**request)
+    except TreeError as error:
+        return {"error": error.message, "hint": error.hint}
+    except OSError as error:
+        where = f"{error.filename!r}: " if error.filename else ""
+        return {"error": f"{where}{error.strerror or error}", "hint": ""}
+
+
+def _unpack(archive: str, root: str) -> dict[str, Any]:
+    with open(archive, "rb") as source:
+        return asdict(unpack(source, root))
+
+
+def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
+    with open(archive, "wb") as target:
+        members = pack(root, target, newest=newest)
+        target.flush()
+        os.fsync(target.fileno())
+    return {"members": members, **_summary(archive)}
+
+
+def _copy(source: str, target: str) -> dict[str, Any]:
+    return asdict(copy(source, target))
+
+
+def _digest(root: str, times: bool = False) -> dict[str, Any]:
+    return {"digest": digest(root, times=times)}
+
+
+def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
+    make_ext4(root, image, Ext4Options(**options))
+    return _summary(image)
+
+
+def _summary(path: str) -> dict[str, Any]:
+    with open(path, "rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+        return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
+
+
+_OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
+    "unpack": _unpack,
+    "pack": _pack,
+    "copy": _copy,
+    "digest": _digest,
+    "ext4": _ext4,
+}
+
+
+def main() -> None:
+    """Answer the one request."""
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

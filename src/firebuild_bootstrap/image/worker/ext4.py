@@ -1,0 +1,158 @@
+"""Tree -> ext4 file system image, without mounting anything (mke2fs -d)."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.image.worker.walk import walk
+
+_MIB: Final = 1024 * 1024
+_BLOCK: Final = 4096
+_ATTEMPTS: Final = 6
+# Any fixed value makes images comparable; version 8 UUIDs (RFC 9562) are free for such uses.
+_FIXED_UUID: Final = "f12eb111-d000-8000-8000-000000000001"
+
+
+@dataclass(frozen=True)
+class Ext4Options:
+    """How the file system is made.
+
+    Args:
+        free: bytes of free space that the guest finds, at least.
+        size: bytes of the whole image; the image is never smaller, and 0 means as small as `free` allows.
+        epoch: seconds since 1970; with it, the same tree gives the same image, byte for byte.
+        label: name of the file system, up to 16 bytes.
+    """
+
+    free: int = 64 * _MIB
+    size: int = 0
+    epoch: int | None = None
+    label: str = "rootfs"
+
+
+def make_ext4(root: str, image: str, options: Ext4Options) -> None:
+    """Write the tree `root` into the new file `image` and check the result with e2fsck.
+
+    Raises:
+        TreeError: the tree does not fit into the disk, or mke2fs or e2fsck is not content.
+    """
+    content, inodes = measure(root)
+    size = max(options.size, _initial_size(content, inodes, options.free))
+    for _attempt in range(_ATTEMPTS):
+        size = -(-size // _MIB) * _MIB
+        complaint = _mke2fs(root, image, size, inodes, options)
+        if not complaint:
+            break
+        os.unlink(image)
+        if not _is_too_small(complaint):
+            raise TreeError(f"mke2fs failed: {complaint}")
+        size += size // 3
+    else:
+        raise TreeError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
+    if options.epoch is not None:
+        _set_times(image, options.epoch)
+    _check(image)
+
+
+def measure(root: str) -> tuple[int, int]:
+    """Return the bytes that the tree takes in blocks of ext4, and its number of inodes."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for node in walk(root):
+        if node.identity in seen:
+            continue
+        seen.add(node.identity)
+        length = node.status.st_size
+        if stat.S_ISREG(node.status.st_mode):
+            total += -(-length // _BLOCK) * _BLOCK
+        elif stat.S_ISDIR(node.status.st_mode):
+            total += max(_BLOCK, -(-length // _BLOCK) * _BLOCK)
+        elif length >= 60:  # a shorter symbolic link lives in its inode
+            total += _BLOCK
+    return total, len(seen)
+
+
+def _initial_size(content: int, inodes: int, free: int) -> int:
+    journal = (
+        4 * _MIB if content + free < 128 * _MIB else 16 * _MIB if content + free < 1024 * _MIB else 64 * _MIB
+    )
+    # 2 % for extents, bitmaps and group descriptors.
+    return content + content // 50 + free + journal + _inode_count(inodes) * 256 + 2 * _MIB
+
+
+def _inode_count(inodes: int) -> int:
+    return inodes + inodes // 4 + 4096
+
+
+def _environment(epoch: int | None) -> dict[str, str]:
+    # MKE2FS_CONFIG: the host's own defaults must not show in the image.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    env = {"PATH": path, "LC_ALL": "C", "MKE2FS_CONFIG": "/dev/null", "MKE2FS_SKIP_CHECK_MSG": "1"}
+    if epoch is not None:
+        env |= {"SOURCE_DATE_EPOCH": str(epoch), "E2FSPROGS_FAKE_TIME": str(max(epoch, 1)), "TZ": "UTC"}
+    return env
+
+
+def _mke2fs(root: str, image: str, size: int, inodes: int, options: Ext4Options) -> str:
+    extended = ["lazy_itable_init=0", "lazy_journal_init=0", "nodiscard"]
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-m", "0"]
+    command += ["-N", str(_inode_count(inodes)), "-L", options.label]
+    if options.epoch is not None:
+        extended.append(f"hash_seed={_FIXED_UUID}")
+        command += ["-U", _FIXED_UUID]
+    command += ["-E", ",".join(extended), "-d", root, image, f"{size // 1024}k"]
+    done = _run(command, _environment(options.epoch))
+    return "" if done.returncode == 0 else (done.stderr + done.stdout).strip() or "it failed silently"
+
+
+def _is_too_small(complaint: str) -> bool:
+    words = ("No space left", "Could not allocate", "too small", "allocate block", "inode")
+    return any(word in complaint for word in words)
+
+
+def _set_times(image: str, epoch: int) -> None:
+    """Set the times that come from the tree's own change times, which nobody can set there."""
+    env = _environment(epoch)
+    fields = ("ctime", "atime", "crtime")
+    stamp = f"@{epoch}"
+    lines = [
+        f"set_inode_field <{number}> {name} {stamp}\nset_inode_field <{number}> {name}_extra 0"
+        for number in _used_inodes(image, env)
+        for name in fields
+    ]
+    done = _run(["debugfs", "-w", "-f", "/dev/stdin", image], env, "\n".join(lines))
+    if done.returncode != 0:
+        raise TreeError(f"debugfs could not set the times of {image}: {done.stderr.strip()}")
+
+
+def _used_inodes(image: str, env: Mapping[str, str]) -> list[int]:
+    text = _run(["dumpe2fs", image], env).stdout
+    found = re.search(r"^Inode count:\s+(\d+)", text, re.MULTILINE)
+    total = int(found[1]) if found else 0
+    free: set[int] = set()
+    for ranges in re.findall(r"^  Free inodes: (.*)$", text, re.MULTILINE):
+        for first, last in re.findall(r"(\d+)(?:-(\d+))?", ranges):
+            free.update(range(int(first), int(last or first) + 1))
+    return [number for number in (2, *range(11, total + 1)) if number not in free]
+
+
+def _check(image: str) -> None:
+    done = _run(["e2fsck", "-f", "-n", image], _environment(None))
+    if done.returncode != 0:
+        raise TreeError(f"e2fsck is not content with {image}: {(done.stdout + done.stderr).strip()[-500:]}")
+
+
+def _run(command: list[str], env: Mapping[str, str], text: str = "") -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command, env=dict(env), input=text, capture_output=True, text=True, errors="replace", check=False
+        )
+    except FileNotFoundError as error:
+        raise TreeError(f"the program {command[0]} was not found", "install the package e2fsprogs") from error

@@ -1,0 +1,87 @@
+"""Visiting every file of a tree, always in the same order."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from firebuild_bootstrap.image.worker.errors import TreeError
+
+# Kept: what a running system needs. Not kept: labels and trusted.*, which belong to the building host.
+_KEPT_XATTRS: Final = ("security.capability", "user.", "system.posix_acl_")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One file of a tree; `path` is relative to the tree (empty for its root), `parent` a descriptor."""
+
+    path: str
+    name: str
+    parent: int
+    status: os.stat_result
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The same for every hard link of one file."""
+        return self.status.st_dev, self.status.st_ino
+
+    def open(self) -> int:
+        """Open the content for reading; the caller closes it."""
+        return os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.parent)
+
+    def link_text(self) -> str:
+        """Return the text of a symbolic link."""
+        return os.readlink(self.name, dir_fd=self.parent)
+
+    def xattrs(self) -> dict[str, bytes]:
+        """Return the extended attributes that belong to an image, by name."""
+        if not (stat.S_ISREG(self.status.st_mode) or stat.S_ISDIR(self.status.st_mode)):
+            return {}
+        descriptor = self.open()
+        try:
+            names = sorted(name for name in os.listxattr(descriptor) if name.startswith(_KEPT_XATTRS))
+            return {name: os.getxattr(descriptor, name) for name in names}
+        except OSError:  # a file system without extended attributes
+            return {}
+        finally:
+            os.close(descriptor)
+
+
+def walk(root: str) -> Iterator[Node]:
+    """Yield the root and everything below: parents before children, names in byte order.
+
+    Raises:
+        TreeError: a directory can't be read.
+    """
+    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    stack: list[tuple[int, str, Iterator[str]]] = [(top, "", iter(_names(top)))]
+    try:
+        yield Node("", ".", top, os.fstat(top))
+        while stack:
+            parent, path, names = stack[-1]
+            name = next(names, None)
+            if name is None:
+                os.close(stack.pop()[0])
+                continue
+            node = Node(f"{path}{name}", name, parent, os.lstat(name, dir_fd=parent))
+            yield node
+            if stat.S_ISDIR(node.status.st_mode):
+                child = _enter(node)
+                stack.append((child, f"{node.path}/", iter(_names(child))))
+    finally:
+        for descriptor, _, _ in stack:
+            os.close(descriptor)
+
+
+def _names(directory: int) -> list[str]:
+    return sorted(os.listdir(directory), key=os.fsencode)
+
+
+def _enter(node: Node) -> int:
+    try:
+        return os.open(node.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=node.parent)
+    except OSError as error:
+        raise TreeError(f"/{node.path}: {error.strerror}") from error
