@@ -1,0 +1,220 @@
+"""A metadata service for machines that bring none: HTTP on a private UNIX socket or a local address."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.mmds.protocol import (
+    MAX_REQUEST_BYTES,
+    BadRequest,
+    MetadataService,
+    MmdsVersion,
+    Response,
+    parse_request,
+)
+from firebuild_bootstrap.mmds.store import DataStore
+
+_BACKLOG: Final = 16
+_MAX_CONNECTIONS: Final = 32
+_IDLE_SECONDS: Final = 60.0
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """Bind a socket of mode 0600 in a directory that belongs to this user alone.
+
+    The directory is made with mode 0700 where it does not exist. A socket that nobody listens on any
+    more is replaced. The path may be longer than the 107 bytes that a socket address holds.
+
+    Raises:
+        MachineError: others may enter the directory, or something else is at the path.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _directory(path.parent) as directory:
+        details = os.fstat(directory)
+        if details.st_uid != os.geteuid() or stat.S_IMODE(details.st_mode) & 0o077:
+            raise MachineError(
+                f"the metadata holds a private key, and others may enter {path.parent} "
+                f"(owner {details.st_uid}, mode {stat.S_IMODE(details.st_mode):04o})",
+                hint=f"use a directory that belongs to user {os.geteuid()} with mode 0700",
+            )
+        address = f"/proc/self/fd/{directory}/{path.name}"
+        _remove_stale(address, path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            # Linux gives the new file the mode of the unbound socket: there is no moment of 0755.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(address)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise MachineError(f"cannot serve metadata at {path}: {error.strerror}") from error
+    return listener
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """Bind a loopback or link-local address; port 0 picks a free one.
+
+    Raises:
+        MachineError: the address is reachable from elsewhere, or it cannot be bound.
+    """
+    address = ipaddress.ip_address(host)
+    if not (address.is_loopback or address.is_link_local):
+        raise MachineError(
+            f"metadata is served on loopback or link-local addresses only, found {host}",
+            hint="it holds the guest's private key",
+        )
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise MachineError(f"cannot serve metadata at {host}:{port}: {error.strerror}") from error
+
+
+class MetadataEmulator:
+    """Serves one `DataStore` over HTTP, as Firecracker would, until it is stopped.
+
+    Args:
+        store: the metadata.
+        where: path of a UNIX socket, or host and port of a loopback or link-local address.
+        version: V1 or V2 of the service.
+        release: the Firecracker release to behave like.
+        clock: seconds that only ever grow, for the expiry of tokens.
+    """
+
+    def __init__(
+        self,
+        store: DataStore,
+        where: Path | tuple[str, int],
+        *,
+        version: MmdsVersion = MmdsVersion.V2,
+        release: tuple[int, int] = (1, 13),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._where = where
+        self._service = MetadataService(store, clock=clock, version=version, release=release)
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self._inode: tuple[int, int] | None = None
+
+    def start(self) -> str:
+        """Begin to serve.
+
+        Returns:
+            The address for a guest: `unix:/path` or `http://host:port`.
+
+        Raises:
+            MachineError: the address cannot be used.
+        """
+        if isinstance(self._where, Path):
+            listener = listen_unix(self._where)
+            details = self._where.lstat()
+            self._inode = (details.st_dev, details.st_ino)
+            address = f"unix:{self._where}"
+        else:
+            listener = listen_tcp(*self._where)
+            host, port = listener.getsockname()[:2]
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(listener, ready)), name="firebuild-mmds", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+        return address
+
+    def stop(self) -> None:
+        """Close every connection and the socket, and remove its file; harmless when not started."""
+        if self._thread is None or self._loop is None:
+            return
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._thread = None
+        if isinstance(self._where, Path):
+            with contextlib.suppress(FileNotFoundError):
+                details = self._where.lstat()
+                if (details.st_dev, details.st_ino) == self._inode:
+                    self._where.unlink()
+
+    async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        server = await asyncio.start_server(self._accepted, sock=listener, limit=MAX_REQUEST_BYTES)
+        ready.set()
+        await self._stopping.wait()
+        server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        self._connections.add(task)
+        try:
+            if len(self._connections) <= _MAX_CONNECTIONS:
+                await self._converse(reader, writer)
+        except (OSError, TimeoutError, asyncio.CancelledError):
+            pass  # the guest went away or fell silent, or the service stops: nobody is left to tell
+        finally:
+            self._connections.discard(task)
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        buffer = b""
+        while True:
+            try:
+                parsed = parse_request(buffer)
+            except BadRequest as error:
+                writer.write(Response(400, str(error)).encode(keep_alive=False))
+                return
+            if parsed is None:
+                received = await asyncio.wait_for(reader.read(MAX_REQUEST_BYTES), _IDLE_SECONDS)
+                if not received:
+                    return
+                buffer += received
+                continue
+            request, length = parsed
+            buffer = buffer[length:]
+            writer.write(self._service.respond(request).encode(keep_alive=request.keep_alive))
+            await writer.drain()
+            if not request.keep_alive:
+                return
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(address: str, path: Path) -> None:
+    try:
+        mode = os.lstat(address).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise MachineError(f"cannot serve metadata at {path}: it exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            os.unlink(address)
+            return
+    raise MachineError(f"cannot serve metadata at {path}: another process serves there")

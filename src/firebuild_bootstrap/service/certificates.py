@@ -1,0 +1,58 @@
+"""Naming and recognising the certificates of peers."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+
+_MAX_SUBJECT: Final = 256
+
+
+@dataclass(frozen=True)
+class PeerCertificate:
+    """What a log says about a certificate: its subject, and the SHA-256 of it in lower-case hexadecimal."""
+
+    subject: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> PeerCertificate:
+        """Describe a certificate that may come from anybody; never raises."""
+        return cls(_subject(certificate), certificate.fingerprint(hashes.SHA256()).hex())
+
+
+NO_CERTIFICATE: Final = PeerCertificate("", "")
+
+
+class Pin:
+    """Recognises exactly one certificate.
+
+    Args:
+        fingerprint: its SHA-256 in hexadecimal, in any case, with or without colons.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint.replace(":", "").lower()
+
+    def matches(self, certificate: PeerCertificate) -> bool:
+        """Tell whether it is the one."""
+        return hmac.compare_digest(self._fingerprint, certificate.fingerprint)
+
+
+def _subject(certificate: x509.Certificate) -> str:
+    try:
+        text = certificate.subject.rfc4514_string() or _alternative_names(certificate)
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        return "(unreadable)"
+    # A stranger wrote it, and it goes into a log: one printable line of bounded length.
+    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return printable[:_MAX_SUBJECT]
+
+
+def _alternative_names(certificate: x509.Certificate) -> str:
+    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return ",".join(f"DNS={name}" for name in extension.value.get_values_for_type(x509.DNSName))

@@ -1,0 +1,228 @@
+"""The public port: mutual TLS that can say who was refused and why.
+
+gRPC's C core keeps the reason of a failed handshake and the certificate of the peer to itself. So this
+gate ends the TLS of every connection, checks it, and passes what is left on to the gRPC server over a
+second mutual TLS connection through a UNIX socket in a private directory. Nothing is ever in plain text
+outside this process, and the gRPC server checks every call by itself again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from OpenSSL import SSL
+
+from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.service.certificates import Pin
+from firebuild_bootstrap.service.limits import Limits
+from firebuild_bootstrap.service.relay import TlsStream, relay
+from firebuild_bootstrap.service.reporting import Refusals
+from firebuild_bootstrap.service.tls import (
+    ALPN,
+    Inspection,
+    client_context,
+    handshake_problem,
+    server_context,
+)
+from firebuild_pki import TLSMaterial
+
+logger: Final = logging.getLogger("firebuild.service")
+_BACKLOG: Final = 64
+_LINGER_SECONDS: Final = 5.0
+
+
+class ConnectionObserver(Protocol):
+    """Learns about the connections of the guest."""
+
+    def connection_opened(self, peer: str, tls_version: str) -> None:
+        """The guest is connected from `peer`; called before any of its bytes is passed on."""
+        ...
+
+    def connection_closed(self) -> None:
+        """One of its connections has ended."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateCredentials:
+    """The material of both ends; this host issued both."""
+
+    server: TLSMaterial
+    guest: TLSMaterial
+
+
+class Gate:
+    """Accepts connections in a thread of its own until it is stopped.
+
+    Args:
+        credentials: material of the server and of the one guest that may pass.
+        backend: path of the gRPC server's UNIX socket.
+        limits: handshake time and number of connections.
+        refusals: told about every peer that is turned away.
+        observer: told about the guest's connections.
+    """
+
+    def __init__(
+        self,
+        credentials: GateCredentials,
+        *,
+        backend: str,
+        limits: Limits,
+        refusals: Refusals,
+        observer: ConnectionObserver,
+    ) -> None:
+        self._outer = server_context(credentials.server)
+        self._inner = client_context(credentials.guest)
+        self._guest_pin = Pin(credentials.guest.fingerprint_sha256)
+        self._server_pin = Pin(credentials.server.fingerprint_sha256)
+        self._backend = backend
+        self._limits = limits
+        self._refusals = refusals
+        self._observer = observer
+        self._connections: set[asyncio.Task[None]] = set()
+        self._thread: threading.Thread | None = None
+
+    def start(self, host: str, port: int) -> str:
+        """Listen and return `host:port` as a client dials it; port 0 picks a free one.
+
+        Raises:
+            FirebuildError: the address cannot be bound.
+        """
+        listener = _listen(host, port)
+        address = format_address(listener.getsockname())
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._run(listener, ready)), name="firebuild-gate", daemon=True
+        )
+        self._thread.start()
+        ready.wait()
+        return address
+
+    def close_port(self) -> None:
+        """Accept no more connections; those that are open go on."""
+        if self._thread is not None:
+            asyncio.run_coroutine_threadsafe(self._end_accepting(), self._loop).result()
+
+    def stop(self) -> None:
+        """Close the port and every connection, and wait for the thread; harmless when repeated."""
+        if self._thread is None:
+            return
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+        self._thread = None
+
+    async def _run(self, listener: socket.socket, ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        self._accepting = asyncio.create_task(self._accept(listener))
+        ready.set()
+        await self._stopping.wait()
+        await self._end_accepting()
+        await _cancel(self._connections)
+
+    async def _end_accepting(self) -> None:
+        await _cancel({self._accepting})
+
+    async def _accept(self, listener: socket.socket) -> None:
+        with contextlib.closing(listener):
+            while True:
+                try:
+                    sock, address = await self._loop.sock_accept(listener)
+                except OSError as error:
+                    logger.warning("cannot accept a connection: %s", error)
+                    await asyncio.sleep(0.1)  # out of descriptors, most likely: let some go
+                else:
+                    self._accepted(sock, format_address(address))
+
+    def _accepted(self, sock: socket.socket, peer: str) -> None:
+        if len(self._connections) >= self._limits.max_connections:
+            sock.close()
+            self._refusals.refuse(peer, f"{self._limits.max_connections} connections are open already")
+            return
+        task = asyncio.create_task(self._serve(sock, peer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _serve(self, sock: socket.socket, peer: str) -> None:
+        with contextlib.closing(sock):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            outer = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
+            problem = await self._admit(outer)
+            if problem:
+                self._refusals.refuse(peer, problem, outer.inspection.certificate)
+                return
+            try:
+                await self._pass_on(outer, peer)
+            except (SSL.Error, OSError, EOFError) as error:
+                logger.warning("the connection of %s to the gRPC server failed: %r", peer, error)
+
+    async def _admit(self, outer: TlsStream) -> str:
+        try:
+            async with asyncio.timeout(self._limits.handshake_timeout):
+                problem = await _handshake(outer)
+        except TimeoutError:
+            return f"its TLS handshake took longer than {self._limits.handshake_timeout:g} seconds"
+        if not problem and not outer.inspection.accepted:
+            return "its certificate was not verified"
+        if not problem and outer.protocol != ALPN:
+            return "it does not offer HTTP/2 (ALPN h2)"
+        return problem
+
+    async def _pass_on(self, outer: TlsStream, peer: str) -> None:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.closing(sock):
+            sock.setblocking(False)
+            inner = TlsStream(sock, self._inner, Inspection(self._server_pin), server_side=False)
+            async with asyncio.timeout(self._limits.handshake_timeout):
+                await self._loop.sock_connect(sock, self._backend)
+                await inner.handshake()
+            if not inner.inspection.accepted:
+                raise EOFError("the gRPC server's certificate is not the one that was issued to it")
+            self._observer.connection_opened(peer, outer.tls_version)
+            try:
+                await relay(outer, inner, linger=_LINGER_SECONDS)
+            finally:
+                self._observer.connection_closed()
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _handshake(stream: TlsStream) -> str:
+    try:
+        await stream.handshake()
+    except SSL.Error as error:
+        return handshake_problem(error, stream.inspection, stream.first_bytes)
+    except (EOFError, ConnectionError):
+        return "it closed the connection before the TLS handshake was complete"
+    except ValueError as error:  # what the parsers raise for a stranger's certificate
+        return f"its certificate cannot be read ({type(error).__name__})"
+    return ""
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise FirebuildError(
+            f"the bootstrap server cannot listen on {host} port {port}: {error.strerror}",
+            hint="bootstrap.bind has to be an address of this host; port 0 picks a free port",
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def format_address(address: tuple[object, ...]) -> str:
+    """Write a socket address as `127.0.0.1:80` or `[::1]:80`."""
+    host, port = str(address[0]), address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,180 @@
+"""The seven methods of the service. Who may call them is decided in `guard.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import grpc
+from google.protobuf.message import Message
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.context.entries import Resource
+from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.events import StepFinished, StepStarted
+from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.resources import Delivery
+from firebuild_bootstrap.service.session import Session
+
+_EMPTY: Final = pb.Empty()
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What the events say about a step: its number, its line in the Dockerfile, its text."""
+
+    number: int
+    line: int
+    instruction: str
+
+
+class Handlers:
+    """Answers calls that passed the guard; what it raises ends the build.
+
+    Args:
+        session: the build.
+        commands: what `Commands` returns, encoded.
+        resources: by `source` of the command that asks for them.
+        steps: for the events.
+        total_steps: for the events.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        commands: Sequence[str],
+        resources: Mapping[str, Resource],
+        steps: Sequence[StepInfo],
+        total_steps: int,
+    ) -> None:
+        self._session = session
+        self._commands = tuple(commands)
+        self._deliveries = _deliveries(commands, resources)
+        self._steps = {step.number: step for step in steps}
+        self._total_steps = total_steps
+
+    def generic_handler(self) -> grpc.GenericRpcHandler:
+        """Return all seven methods for `grpc.Server.add_generic_rpc_handlers`."""
+        unary: dict[str, tuple[Callable[..., Message], type[Message]]] = {
+            "Commands": (self.commands, pb.Empty),
+            "Ping": (self.ping, pb.PingRequest),
+            "StdOut": (self.stdout, pb.LogMessage),
+            "StdErr": (self.stderr, pb.LogMessage),
+            "Abort": (self.abort, pb.AbortRequest),
+            "Success": (self.success, pb.Empty),
+        }
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                behaviour,
+                request_deserializer=request.FromString,
+                response_serializer=_serialize,
+            )
+            for name, (behaviour, request) in unary.items()
+        }
+        methods["Resource"] = grpc.unary_stream_rpc_method_handler(
+            self.resource,
+            request_deserializer=pb.ResourceRequest.FromString,
+            response_serializer=_serialize,
+        )
+        return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
+
+    def commands(self, _: pb.Empty, __: grpc.ServicerContext) -> pb.CommandsResponse:
+        """Return every command of the build."""
+        return pb.CommandsResponse(command=self._commands)
+
+    def ping(self, request: pb.PingRequest, _: grpc.ServicerContext) -> pb.PingResponse:
+        """Echo the id; that the guest lives was noted before."""
+        return pb.PingResponse(id=request.id)
+
+    def resource(
+        self, request: pb.ResourceRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.ResourceChunk]:
+        """Stream one resource; gRPC asks for the next chunk when the last one has left.
+
+        Raises:
+            InputError: there is no such resource, or it cannot be read.
+        """
+        path = f"{request.stage}://{request.path}" if request.stage else request.path
+        delivery = self._deliveries.get(path)
+        if delivery is None:
+            raise InputError(
+                f"the guest asked for the resource {path!r:.200}, which this build does not have"
+            )
+        extended = any(entry == wire.GUEST_HELLO for entry in context.invocation_metadata())
+        for chunk in delivery.chunks(extended=extended):
+            self._session.touch()
+            yield chunk
+
+    def stdout(self, message: pb.LogMessage, _: grpc.ServicerContext) -> pb.Empty:
+        """Pass output or the begin or end of a step on."""
+        return self._log("stdout", message)
+
+    def stderr(self, message: pb.LogMessage, _: grpc.ServicerContext) -> pb.Empty:
+        """Do the same for standard error."""
+        return self._log("stderr", message)
+
+    def abort(self, request: pb.AbortRequest, _: grpc.ServicerContext) -> pb.Empty:
+        """End the build as failed."""
+        # Old guests send nothing but the text, and the exit status of other failures means nothing.
+        exit_code = request.exit_code if request.reason == "command" else None
+        error = StepFailed(
+            request.error or "the guest gave no reason", step=request.step, exit_code=exit_code
+        )
+        self._session.end(
+            Outcome(
+                ending=Ending.ABORTED,
+                error=error,
+                step=request.step,
+                exit_code=exit_code,
+                reason=request.reason,
+            )
+        )
+        return _EMPTY
+
+    def success(self, _: pb.Empty, __: grpc.ServicerContext) -> pb.Empty:
+        """End the build as done."""
+        self._session.end(Outcome(ending=Ending.SUCCESS))
+        return _EMPTY
+
+    def _log(self, stream: Literal["stdout", "stderr"], message: pb.LogMessage) -> pb.Empty:
+        if message.HasField("event"):
+            self._step_event(message.step, message.event)
+        data = message.data or b"".join(_line(line) for line in message.line)
+        if data:
+            self._session.output.write(message.step, stream, data)
+        return _EMPTY
+
+    def _step_event(self, number: int, event: pb.StepEvent) -> None:
+        step = self._steps.get(number, StepInfo(number, 0, ""))
+        if event.kind == pb.StepEvent.STARTED:
+            self._session.step_started(number)
+            self._session.events(
+                StepStarted(
+                    step=number, total=self._total_steps, instruction=step.instruction, line=step.line
+                )
+            )
+        elif event.kind == pb.StepEvent.FINISHED:
+            self._session.events(
+                StepFinished(step=number, exit_code=event.exit_code, seconds=event.duration_ms / 1000)
+            )
+
+
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
+
+
+def _line(text: str) -> bytes:
+    # Old guests trim what they send to lines.
+    return text.encode() if text.endswith("\n") else text.encode() + b"\n"
+
+
+def _deliveries(commands: Sequence[str], resources: Mapping[str, Resource]) -> dict[str, Delivery]:
+    decoded = (wire.decode_command(command) for command in commands)
+    copies = {command.source: command for command in decoded if isinstance(command, wire.CopyCommand)}
+    missing = sorted(copies.keys() ^ resources.keys())
+    if missing:
+        raise ValueError(f"commands and resources do not fit together: {', '.join(missing)}")
+    return {source: Delivery(resource, copies[source]) for source, resource in resources.items()}

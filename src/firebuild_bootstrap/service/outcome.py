@@ -1,0 +1,64 @@
+"""How a build ended, as far as its server can tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, StepFailed
+
+
+class Ending(StrEnum):
+    """The five ways in which a build ends."""
+
+    SUCCESS = "success"
+    ABORTED = "aborted"
+    LOST = "lost"
+    TIMEOUT = "timeout"
+    SERVER_ERROR = "server-error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The end of a build.
+
+    Args:
+        ending: which of the five it is.
+        error: what to raise for it; None on success only.
+        step: number of the step that failed, 0 where none was running.
+        exit_code: exit status of a failed RUN, else None.
+        reason: why the guest gave up: `command`, `file`, `protocol` or `internal`; empty from old guests.
+    """
+
+    ending: Ending
+    error: FirebuildError | None = None
+    step: int = 0
+    exit_code: int | None = None
+    reason: str = ""
+
+    @property
+    def message(self) -> str:
+        """What happened in words; empty on success."""
+        return self.error.message if self.error else ""
+
+    def raise_for_failure(self) -> None:
+        """Raise the error of an unsuccessful end.
+
+        Raises:
+            FirebuildError: its subclass tells the ending.
+        """
+        if self.error is not None:
+            raise self.error
+
+
+def failure(error: FirebuildError) -> Outcome:
+    """Return the outcome that belongs to an error."""
+    match error:
+        case StepFailed():
+            return Outcome(ending=Ending.ABORTED, error=error, step=error.step, exit_code=error.exit_code)
+        case GuestLost():
+            return Outcome(ending=Ending.LOST, error=error)
+        case BuildTimeout():
+            return Outcome(ending=Ending.TIMEOUT, error=error)
+        case _:
+            return Outcome(ending=Ending.SERVER_ERROR, error=error)

@@ -1,0 +1,196 @@
+"""The bootstrap server of one build: a gRPC server behind its gate, and the watch over the guest."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+
+from firebuild_bootstrap.context.entries import Resource
+from firebuild_bootstrap.errors import FirebuildError, InputError
+from firebuild_bootstrap.events import EventSink
+from firebuild_bootstrap.service.certificates import Pin
+from firebuild_bootstrap.service.gate import Gate, GateCredentials
+from firebuild_bootstrap.service.guard import Guard
+from firebuild_bootstrap.service.handlers import Handlers, StepInfo
+from firebuild_bootstrap.service.limits import Limits
+from firebuild_bootstrap.service.outcome import Outcome
+from firebuild_bootstrap.service.session import Session
+from firebuild_pki import TLSMaterial
+from firebuild_pki.grpc_credentials import server_credentials
+
+_WORKERS: Final = 16
+_MAX_UNIX_PATH: Final = 107
+
+
+class BootstrapServer:
+    """Serves one build to one guest over mutual TLS, from `start` to `stop`.
+
+    Args:
+        commands: encoded commands in order (`wire.encode_command`).
+        resources: by the `source` of the COPY or ADD command that asks for them.
+        server_material: what the server presents.
+        guest_material: what was issued to the guest; no other certificate may call.
+        events: receives events, one at a time, from threads of the server.
+        steps: number, line and text of each step, for the events.
+        total_steps: for the events; the highest number in `steps` unless given.
+        limits: times and sizes.
+        bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
+        on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
+        runtime_directory: where to make the private directory of the inner socket.
+    """
+
+    def __init__(
+        self,
+        *,
+        commands: Sequence[str],
+        resources: Mapping[str, Resource],
+        server_material: TLSMaterial,
+        guest_material: TLSMaterial,
+        events: EventSink,
+        steps: Sequence[StepInfo] = (),
+        total_steps: int | None = None,
+        limits: Limits | None = None,
+        bind: str = "127.0.0.1",
+        on_guest_connected: Callable[[], None] = lambda: None,
+        runtime_directory: Path | None = None,
+    ) -> None:
+        self._limits = limits or Limits()
+        self._bind = parse_bind(bind)
+        self._credentials = GateCredentials(server=server_material, guest=guest_material)
+        self._runtime_directory = runtime_directory
+        self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
+        self._handlers = Handlers(
+            self._session,
+            commands=commands,
+            resources=resources,
+            steps=steps,
+            total_steps=max((step.number for step in steps), default=0)
+            if total_steps is None
+            else total_steps,
+        )
+        self._closing = contextlib.ExitStack()
+        self._grpc: grpc.Server | None = None
+        self._gate: Gate | None = None
+
+    @property
+    def refused_peers(self) -> int:
+        """How many peers were turned away so far."""
+        return self._session.refusals.count
+
+    def start(self) -> str:
+        """Begin to serve.
+
+        Returns:
+            `host:port` of the public port.
+
+        Raises:
+            FirebuildError: the address or the material cannot be used.
+        """
+        with contextlib.ExitStack() as started:
+            backend = self._start_grpc(started)
+            self._gate = Gate(
+                self._credentials,
+                backend=backend,
+                limits=self._limits,
+                refusals=self._session.refusals,
+                observer=self._session,
+            )
+            host_port = self._gate.start(*self._bind)
+            started.callback(self._gate.stop)
+            self._session.start()
+            started.callback(self._session.stop)
+            self._closing = started.pop_all()
+        return host_port
+
+    def await_guest(self) -> None:
+        """Give the guest the whole initial timeout from now on, for example when its machine has started."""
+        self._session.await_guest()
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """Wait for the end of the build.
+
+        Args:
+            timeout: seconds, None for as long as it takes.
+
+        Returns:
+            How it ended, or None if it did not within `timeout` or the server was stopped before.
+        """
+        return self._session.wait(timeout)
+
+    def stop(self, grace: float = 2.0) -> None:
+        """Close the port, let calls end for up to `grace` seconds, and wait for every thread.
+
+        Harmless when repeated or not started.
+        """
+        self._session.stop()
+        if self._gate is not None:
+            self._gate.close_port()
+        if self._grpc is not None:
+            self._grpc.stop(grace).wait()
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        """Return the server; `start` is left to the caller, who wants its result."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def _start_grpc(self, started: contextlib.ExitStack) -> str:
+        directory = _private_directory(self._runtime_directory)
+        started.callback(shutil.rmtree, directory, ignore_errors=True)
+        pool = started.enter_context(ThreadPoolExecutor(_WORKERS, thread_name_prefix="firebuild-call"))
+        server = grpc.server(
+            pool,
+            interceptors=[Guard(Pin(self._credentials.guest.fingerprint_sha256), self._session)],
+            options=[
+                ("grpc.max_receive_message_length", self._limits.max_message_bytes),
+                ("grpc.max_send_message_length", self._limits.max_message_bytes),
+            ],
+        )
+        server.add_generic_rpc_handlers((self._handlers.generic_handler(),))
+        backend = f"{directory}/grpc"
+        try:
+            server.add_secure_port(f"unix:{backend}", server_credentials(self._credentials.server))
+        except RuntimeError as error:
+            raise FirebuildError(f"the bootstrap server cannot use its TLS material: {error}") from error
+        server.start()
+        started.callback(lambda: server.stop(None).wait())
+        self._grpc = server
+        return backend
+
+
+def parse_bind(bind: str) -> tuple[str, int]:
+    """Read `127.0.0.1`, `127.0.0.1:0`, `::1` or `[::1]:0`; without a port it is 0.
+
+    Raises:
+        InputError: the port is no number from 0 to 65535.
+    """
+    host, colon, port = bind.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        host, port = bind, "0"
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise InputError(f"bootstrap.bind: expected host:port with a port from 0 to 65535, found {bind!r}")
+    return host.strip("[]"), int(port)
+
+
+def _private_directory(parent: Path | None) -> str:
+    directory = tempfile.mkdtemp(prefix="firebuild-", dir=parent)  # mode 0700
+    if len(f"{directory}/grpc") <= _MAX_UNIX_PATH:
+        return directory
+    shutil.rmtree(directory)
+    return tempfile.mkdtemp(prefix="firebuild-", dir="/tmp")

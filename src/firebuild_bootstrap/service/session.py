@@ -1,0 +1,174 @@
+"""The state of one build that all calls share: the first call, signs of life, the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.events import EventSink, GuestConnected
+from firebuild_bootstrap.service.limits import Limits
+from firebuild_bootstrap.service.outcome import Outcome, failure
+from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
+from firebuild_bootstrap.service.supervision import Watch
+
+logger: Final = logging.getLogger("firebuild.service")
+
+
+class BuildEnded(Exception):
+    """A call came after the end of the build."""
+
+
+class Session:
+    """One build as its server sees it. Every method may be called from any thread.
+
+    Args:
+        events: receives the events, one at a time.
+        limits: the times that are supervised.
+        on_guest_connected: called once, before the guest's first call is answered.
+        clock: seconds that only ever grow.
+    """
+
+    def __init__(
+        self,
+        *,
+        events: EventSink,
+        limits: Limits,
+        on_guest_connected: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.events = SerialSink(events, self.fail)
+        self.refusals = Refusals(self.events)
+        self.output = BoundedOutput(self.events, limits.max_log_bytes)
+        self._on_guest_connected = on_guest_connected
+        self._clock = clock
+        self._watch = Watch(limits, clock(), self.refusals.summary)
+        self._changed = threading.Condition()
+        self._first_call = threading.Lock()
+        self._welcomed = False
+        self._peer = ("unknown", "unknown")
+        self._outcome: Outcome | None = None
+        self._finished = False
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    # --- calls ----------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """Begin an authenticated call; the first one waits until `on_guest_connected` is through.
+
+        Raises:
+            BuildEnded: the build has ended, or ended right now because that callback failed.
+        """
+        self.touch()
+        with self._first_call:
+            if not self._welcomed:
+                self._welcomed = True
+                self._welcome()
+        self.touch()
+
+    def touch(self) -> None:
+        """Take note of a sign of life.
+
+        Raises:
+            BuildEnded: the build has ended.
+        """
+        with self._changed:
+            if self._outcome is not None or self._stopped:
+                raise BuildEnded
+            first = not self._watch.connected
+            self._watch.seen(self._clock())
+            if first:
+                self._changed.notify_all()
+
+    def step_started(self, step: int) -> None:
+        """Take note of what the guest works on."""
+        with self._changed:
+            self._watch.step_started(step)
+
+    def _welcome(self) -> None:
+        peer, tls_version = self._peer
+        self.events(GuestConnected(peer=peer, tls_version=tls_version))
+        try:
+            self._on_guest_connected()
+        except FirebuildError as error:
+            self.fail(error)
+        except Exception as error:
+            failed = FirebuildError(f"the first call of the guest could not be handled: {error!r:.200}")
+            failed.__cause__ = error
+            self.fail(failed)
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def connection_opened(self, peer: str, tls_version: str) -> None:
+        """The guest is connected from `peer`."""
+        with self._changed:
+            self._peer = (peer, tls_version)
+            self._watch.opened()
+            self._changed.notify_all()
+
+    def connection_closed(self) -> None:
+        """One of the guest's connections has ended."""
+        with self._changed:
+            self._watch.closed(self._clock())
+            self._changed.notify_all()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def end(self, outcome: Outcome) -> None:
+        """End the build; only the first end counts."""
+        with self._changed:
+            if self._outcome is not None or self._stopped:
+                return
+            self._outcome = outcome
+        self.output.finish()
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def fail(self, error: FirebuildError) -> None:
+        """End the build with an error."""
+        self.end(failure(error))
+
+    def wait(self, timeout: float | None) -> Outcome | None:
+        """Return the end of the build, or None if it did not come within `timeout` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished or self._stopped, timeout)
+            return self._outcome if self._finished else None
+
+    # --- supervision ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to supervise the times."""
+        self.await_guest()
+        self._thread = threading.Thread(target=self._supervise, name="firebuild-watch", daemon=True)
+        self._thread.start()
+
+    def await_guest(self) -> None:
+        """Give the guest the whole initial time from now on."""
+        with self._changed:
+            self._watch.restart(self._clock())
+
+    def stop(self) -> None:
+        """End the supervision; every later call is refused."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _supervise(self) -> None:
+        while True:
+            with self._changed:
+                if self._outcome is not None or self._stopped:
+                    return
+                due, error = self._watch.deadline()
+                remaining = due - self._clock()
+                if remaining > 0:
+                    self._changed.wait(remaining)
+                    continue
+            self.fail(error())

@@ -1,0 +1,149 @@
+"""The TLS of the gate: contexts from material in memory, and the reason of every failed handshake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL, crypto
+
+from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate, Pin
+from firebuild_pki import TLSMaterial
+
+ALPN: Final = b"h2"
+WRONG_GUEST: Final = "its certificate is not the one that was issued to this build's guest"
+# Forward secrecy and authenticated encryption only, as HTTP/2 asks for (RFC 9113, section 9.2.2).
+_TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+# X509_V_ERR_*, openssl-verification-options(1).
+_VERIFY_PROBLEMS: Final = {
+    7: "the signature of its certificate is wrong",
+    9: "its certificate is not valid yet",
+    10: "its certificate has expired",
+    18: "its certificate is self-signed",
+    19: "its certificate was issued by a CA that is not trusted",
+    20: "its certificate was issued by a CA that is not trusted",
+    21: "its certificate was issued by a CA that is not trusted",
+    24: "its certificate was issued by a certificate that is no CA",
+    25: "the path length of its chain exceeds what a CA allows",
+    26: "its certificate is not meant for TLS clients",
+    79: "its certificate was issued by a certificate that is no CA",
+}
+_TLS_PROBLEMS: Final = {
+    "peer did not return a certificate": "it presented no certificate",
+    "unsupported protocol": "it offers no TLS version from 1.2 on",
+    "no shared cipher": "it offers no cipher that is allowed here",
+    "no suitable signature algorithm": "it supports no signature algorithm of the server's key",
+    "certificate verify failed": "its certificate could not be verified",
+}
+
+
+@dataclass
+class Inspection:
+    """What the verification of one peer found; `accepted` stays False until its own certificate passed."""
+
+    pin: Pin
+    certificate: PeerCertificate = NO_CERTIFICATE
+    problem: str = ""
+    accepted: bool = False
+
+    def verified(self, certificate: x509.Certificate, code: int, depth: int, passed: bool) -> bool:
+        """Take one call of OpenSSL's verification; the return value tells OpenSSL to go on.
+
+        A problem of an issuer lets it go on until the peer's own certificate was seen, which is always
+        the last one and is refused then.
+        """
+        if not passed and not self.problem:
+            self.problem = _VERIFY_PROBLEMS.get(code, f"its certificate is not valid (OpenSSL code {code})")
+        if depth > 0:
+            return True
+        self.certificate = PeerCertificate.of(certificate)
+        if not self.problem and not self.pin.matches(self.certificate):
+            self.problem = WRONG_GUEST
+        self.accepted = not self.problem
+        return self.accepted
+
+
+def server_context(material: TLSMaterial) -> SSL.Context:
+    """Make the context of the public port: TLS 1.2 or later, HTTP/2, a client certificate required."""
+    context = _context(SSL.TLS_SERVER_METHOD, material)
+    context.set_alpn_select_callback(
+        lambda _, offered: ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+    )
+    # Every connection shows its certificate: no session is ever resumed.
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_options(SSL.OP_NO_TICKET)
+    return context
+
+
+def client_context(material: TLSMaterial) -> SSL.Context:
+    """Make the context of the second leg, to the gRPC server."""
+    context = _context(SSL.TLS_CLIENT_METHOD, material)
+    context.set_alpn_protos([ALPN])
+    return context
+
+
+def _context(method: int, material: TLSMaterial) -> SSL.Context:
+    context = SSL.Context(method)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+    context.set_cipher_list(_TLS12_CIPHERS)
+    leaf, *issuers = x509.load_pem_x509_certificates(material.certificate_chain_pem)
+    context.use_certificate(leaf)
+    for issuer in issuers:
+        context.add_extra_chain_cert(issuer)
+    key = load_pem_private_key(material.private_key_pem, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
+        raise FirebuildError(
+            f"the TLS material of {material.identity} has a key that gRPC cannot use",
+            hint="use an EC (P-256, P-384) or RSA key",
+        )
+    context.use_privatekey(key)
+    context.check_privatekey()
+    store = context.get_cert_store()
+    assert store is not None  # noqa: S101 - every context has one
+    for anchor in x509.load_pem_x509_certificates(material.trust_pem):
+        store.add_cert(crypto.X509.from_cryptography(anchor))
+    # The trust may end at an intermediate whose root is offline; gRPC's own TLS accepts that, too.
+    store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _on_verify)
+    return context
+
+
+def _on_verify(
+    connection: SSL.Connection, certificate: crypto.X509, code: int, depth: int, passed: int
+) -> bool:
+    inspection = connection.get_app_data()
+    assert isinstance(inspection, Inspection)  # noqa: S101 - `TlsStream` sets it before any handshake
+    return inspection.verified(certificate.to_cryptography(), code, depth, bool(passed))
+
+
+def handshake_problem(error: SSL.Error, inspection: Inspection, first_bytes: bytes) -> str:
+    """Say in words why a handshake failed.
+
+    Args:
+        error: what OpenSSL raised.
+        inspection: of the same connection.
+        first_bytes: the first bytes that the peer sent.
+    """
+    if first_bytes and first_bytes[0] != _HANDSHAKE_RECORD:
+        http2 = first_bytes.startswith(b"PRI * HTTP/2.0")
+        return f"it does not speak TLS but {'plaintext HTTP/2' if http2 else 'something else'}"
+    if inspection.problem:
+        return inspection.problem
+    return _openssl_problem(error)
+
+
+_HANDSHAKE_RECORD: Final = 0x16
+
+
+def _openssl_problem(error: SSL.Error) -> str:
+    entries = error.args[0] if error.args and isinstance(error.args[0], list) else []
+    reasons = [entry[-1] for entry in entries if entry[-1]]
+    reason = reasons[-1] if reasons else "unknown"
+    if "alert" in reason:
+        return f"it refused this server ({reason})"
+    return _TLS_PROBLEMS.get(reason, f"the TLS handshake failed ({reason})")
