@@ -1,0 +1,1 @@
+"""`vminit`, the program inside the machine: fetches the commands of a build and executes them."""

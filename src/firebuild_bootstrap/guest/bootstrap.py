@@ -1,0 +1,141 @@
+"""One build, seen from the machine: fetch the commands, execute them, report the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+from firebuild_bootstrap import wire
+
+from .client import Client
+from .errors import GuestError, InputError, Interrupted
+from .executor import Executor, decode, extended
+from .kernel import hide_memory
+from .output import Relay
+from .pings import Pings
+from .rootfs import Root
+from .stop import Stop
+
+_CLOCK_TOLERANCE = 2.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def read_block(document: Mapping[str, Any]) -> wire.BootstrapBlock:
+    """Read the Bootstrap block of the metadata.
+
+    Raises:
+        InputError: it is missing or incomplete.
+    """
+    block = document.get("Bootstrap")
+    if not isinstance(block, dict):
+        raise InputError("the metadata has no Bootstrap block: there is no build to join")
+    try:
+        return wire.BootstrapBlock.from_json(block)
+    except wire.WireError as error:
+        raise InputError(str(error)) from error
+
+
+def bootstrap(block: wire.BootstrapBlock, root_path: str, *, connect_timeout: float = 30.0) -> None:
+    """Execute a whole build in the image at `root_path`.
+
+    Args:
+        block: where the server is, and the credentials for it.
+        root_path: directory of the image.
+        connect_timeout: seconds to wait for the server at first.
+
+    Raises:
+        GuestError: the build failed; the server has been told where it could be.
+    """
+    hide_memory()
+    set_clock(block.host_time)
+    with ExitStack() as stack:
+        try:
+            root = stack.enter_context(Root(root_path))
+        except OSError as error:
+            raise InputError(f"--root {root_path}: {error.strerror}") from error
+        stop = Stop()
+        stack.callback(stop.close)
+        stack.enter_context(_signals(stop))
+        try:
+            client = Client(block, stop, connect_timeout=connect_timeout)
+        except ValueError as error:
+            raise InputError("the Bootstrap metadata holds no usable certificate, key or CA chain") from error
+        stack.callback(client.close)
+        _build(client, root, stop, block.ping_interval)
+
+
+def _build(client: Client, root: Root, stop: Stop, ping_interval: float) -> None:
+    texts = client.commands()
+    with Pings(client, stop, ping_interval):
+        try:
+            commands = decode(texts)
+            relay = Relay(client, stop, extended=extended(commands))
+            try:
+                Executor(root, client, relay, stop).execute(commands)
+            finally:
+                relay.close()
+            stop.check()
+            os.sync()
+            client.success()
+        except GuestError as error:
+            client.abort(error)
+            raise
+        except Exception as error:
+            wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
+            client.abort(wrapped)
+            raise wrapped from error
+
+
+def set_clock(
+    host_time: float | None,
+    *,
+    now: Callable[[], float] = time.time,
+    adjust: Callable[[int, float], None] = time.clock_settime,
+) -> None:
+    """Move a clock that is behind the host's forward; certificates are not valid yet otherwise.
+
+    A machine without a battery-backed clock starts in 1970. Where setting it is not permitted (a sandbox
+    shares the host's clock) it is left alone.
+    """
+    if host_time is None or now() >= host_time - _CLOCK_TOLERANCE:
+        return
+    try:
+        adjust(time.CLOCK_REALTIME, host_time)
+    except OSError:
+        return
+
+
+@contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    """Turn signals into a reason to stop; a thread of its own acts on them, because handlers may not wait."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    before = {signum: signal.signal(signum, _noted) for signum in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(read, stop), name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        os.close(write)
+        thread.join()
+        os.close(read)
+
+
+def _noted(_signum: int, _frame: FrameType | None) -> None:
+    """Exist, so that the signal is not fatal; the wake-up descriptor carries its number."""
+
+
+def _watch(descriptor: int, stop: Stop) -> None:
+    while numbers := os.read(descriptor, 1):
+        if numbers[0] in _SIGNALS:
+            stop.set(Interrupted(numbers[0], signal.Signals(numbers[0]).name))

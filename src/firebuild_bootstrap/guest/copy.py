@@ -1,0 +1,178 @@
+"""COPY and ADD: where each entry goes and what it gets (Dockerfile reference, COPY)."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+
+from .errors import StepError
+from .idmap import check_mapped
+from .incoming import Incoming
+from .modes import parse_mode
+from .rootfs import Root
+from .users import Users
+from .walk import Metadata, Owner
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What one instruction says about all of its entries."""
+
+    owner: Owner
+    destination: str
+    into: bool  # a single file goes below the destination
+    change_mode: Callable[[int, bool], int] | None
+
+
+class Copier:
+    """Writes the entries of one COPY or ADD into the image.
+
+    Args:
+        root: the image.
+        users: its users, for --chown by name.
+        command: the instruction.
+
+    Raises:
+        StepError: --chown or --chmod can't be resolved.
+    """
+
+    def __init__(self, root: Root, users: Users, command: wire.CopyCommand) -> None:
+        self._root = root
+        self._users = users
+        self._command = command
+        owner = users.owner(command.chown) if command.chown is not None else (0, 0)
+        check_mapped(f"--chown={command.chown or '0:0'}", *owner)
+        try:
+            change_mode = parse_mode(command.chmod) if command.chmod is not None else None
+        except ValueError as error:
+            raise StepError(str(error)) from error
+        into = command.target_is_directory or command.target.endswith(("/", "/."))
+        destination = posixpath.join("/", command.workdir, command.target)
+        self._rules = _Rules(owner, destination, into or command.target in ("", "."), change_mode)
+        # Times of directories, set at the end because every entry written into one changes it.
+        self._directories: dict[str, Metadata] = {}
+
+    def copy(self, entries: Iterable[Incoming]) -> None:
+        """Write all entries in their order.
+
+        Raises:
+            StepError: an entry can't be written; the message names its place in the image.
+            GuestError: the stream failed.
+        """
+        for entry in entries:
+            if not entry.extended:
+                self._classic(entry)
+            elif entry.header.fromDirectory:
+                self._tree_entry(entry)
+            else:
+                self._single(entry)
+        for path, metadata in sorted(self._directories.items(), reverse=True):
+            with _explained(path):
+                self._root.set_directory(path, metadata)
+
+    # --- placing ------------------------------------------------------------------------------
+
+    def _single(self, entry: Incoming) -> None:
+        """A file by itself: into the destination if that is a directory, else under its name."""
+        destination = self._rules.destination
+        if self._rules.into or self._root.is_directory(destination):
+            name = posixpath.basename(entry.header.entryPath or entry.header.sourcePath)
+            with _explained(destination):
+                self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
+            self._write(entry, posixpath.join(destination, name), follow=True)
+        else:
+            self._write(entry, destination, follow=True)
+
+    def _tree_entry(self, entry: Incoming) -> None:
+        path = posixpath.join(self._rules.destination, _inner(entry.header.entryPath))
+        if entry.header.kind == pb.ENTRY_KIND_DIRECTORY:
+            self._directory(entry, path)
+        else:
+            self._write(entry, path, follow=False)
+
+    def _directory(self, entry: Incoming, path: str) -> None:
+        metadata = self._metadata(entry, directory=True)
+        with _explained(path):
+            created = self._root.make_directory(path, metadata, parents=self._rules.owner)
+            found = self._root.status(path, follow=False)
+        # The destination itself keeps what it has; so does a directory that is reached through a link.
+        inner = bool(entry.header.entryPath) and found is not None and stat.S_ISDIR(found.st_mode)
+        if created or inner:
+            self._directories[path.rstrip("/") or "/"] = metadata
+
+    def _write(self, entry: Incoming, path: str, *, follow: bool) -> None:
+        header = entry.header
+        metadata = self._metadata(entry)
+        with _explained(path):
+            self._make_parents(path)
+            if header.kind == pb.ENTRY_KIND_SYMLINK:
+                self._root.symlink(path, header.linkTarget, metadata)
+            elif header.kind == pb.ENTRY_KIND_HARDLINK:
+                first = posixpath.join(self._rules.destination, _inner(header.linkTarget))
+                self._root.hardlink(path, first)
+            elif header.kind in (pb.ENTRY_KIND_FILE, pb.ENTRY_KIND_UNSPECIFIED):
+                self._root.write(path, entry.content, metadata, follow=follow)
+            else:
+                raise StepError(f"{path}: the server sent an entry of kind {header.kind}", reason="protocol")
+
+    def _make_parents(self, path: str) -> None:
+        parent = posixpath.dirname(path)
+        self._root.make_directory(parent, self._parent(), parents=self._rules.owner)
+
+    # --- metadata -----------------------------------------------------------------------------
+
+    def _parent(self) -> Metadata:
+        return Metadata(self._rules.owner, 0o755)
+
+    def _metadata(self, entry: Incoming, *, directory: bool = False) -> Metadata:
+        header, mode, owner = entry.header, entry.mode, self._rules.owner
+        if header.keepOwner and self._command.chown is None:
+            owner = (header.uid, header.gid)
+            check_mapped(header.entryPath, *owner)
+        if self._rules.change_mode:
+            mode = self._rules.change_mode(mode, directory)
+        return Metadata(owner, mode, header.mtimeNs if entry.extended else None)
+
+    # --- old servers --------------------------------------------------------------------------
+
+    def _classic(self, entry: Incoming) -> None:
+        """An entry without the extended fields: it carries its own target, user and directory."""
+        header = entry.header
+        workdir = header.targetWorkdir or self._command.workdir
+        path = posixpath.join("/", workdir, header.targetPath)
+        owner = self._users.owner(header.targetUser) if header.targetUser else self._rules.owner
+        check_mapped(f"--chown={header.targetUser}", *owner)
+        metadata = replace(self._metadata(entry, directory=header.isDir), owner=owner)
+        with _explained(path):
+            if header.isDir:
+                self._root.make_directory(path, metadata, parents=(0, 0))
+                return
+            if header.targetPath.endswith("/") or self._root.is_directory(path):
+                path = posixpath.join(path, posixpath.basename(header.sourcePath))
+            self._make_parents(path)
+            self._root.write(path, entry.content, metadata, follow=True)
+
+
+def _inner(path: str) -> str:
+    """Return a path of the stream without what would make it leave the destination."""
+    if path.startswith("/") or ".." in path.split("/"):
+        raise StepError(f"the server sent {path!r}, which leads out of the destination", reason="protocol")
+    return path
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    try:
+        yield
+    except IsADirectoryError as error:
+        raise StepError(f"{path}: a directory is there, and a file or link can't replace it") from error
+    except NotADirectoryError as error:
+        raise StepError(f"{path}: a file is where a directory is needed") from error
+    except OSError as error:
+        raise StepError(f"{path}: {error.strerror or error}") from error

@@ -1,0 +1,208 @@
+"""The helper that stands between vminit and a RUN: makes the sandbox, becomes the user, executes.
+
+A process of its own, because namespaces and forks don't go together with gRPC's threads. The request is
+a JSON object on standard input (never in argv, which others can read); what goes wrong before the command
+runs is reported as JSON on the descriptor named by the only argument. Three processes take part:
+
+    A  started by vminit; unshares, waits for B and passes on its exit status
+    B  process 1 of the new pid namespace; mounts, forks C, reaps; when B ends the kernel kills the rest
+    C  drops privileges and executes the command
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import sys
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+from . import kernel
+from .mounts import enter_root
+
+# What container engines leave to a process by default, by number (linux/capability.h).
+KEPT_CAPABILITIES = frozenset(
+    {
+        0,  # CHOWN
+        1,  # DAC_OVERRIDE
+        3,  # FOWNER
+        4,  # FSETID
+        5,  # KILL
+        6,  # SETGID
+        7,  # SETUID
+        8,  # SETPCAP
+        10,  # NET_BIND_SERVICE
+        13,  # NET_RAW
+        18,  # SYS_CHROOT
+        27,  # MKNOD
+        29,  # AUDIT_WRITE
+        31,  # SETFCAP
+    }
+)
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to execute and as whom; `env` is the whole environment, `script` the text of a file to run."""
+
+    root: str
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    workdir: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    script: str | None = None
+
+    def to_bytes(self) -> bytes:
+        """Write the request as the helper reads it."""
+        return json.dumps(asdict(self)).encode("ascii")
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Request:
+        """Read what `to_bytes` wrote."""
+        members = json.loads(data)
+        for name in ("argv", "groups"):
+            members[name] = tuple(members[name])
+        return cls(**members)
+
+
+class _Refused(Exception):
+    """The command can't be executed: a message and the exit status that shells use for it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main(status: int) -> NoReturn:
+    """Read the request from standard input, execute it, and exit with the command's own status.
+
+    Args:
+        status: descriptor that takes the report of a failure; closed without one when the command runs.
+    """
+    os.set_inheritable(status, False)
+    kernel.die_with_parent(signal.SIGKILL)
+    with _reporting(status):
+        request = Request.from_bytes(sys.stdin.buffer.read())
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
+    alive, held = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(held)
+        with _reporting(status):
+            _first_process(request, status, alive)
+    os.close(alive)
+    os.close(status)
+    os._exit(_exit_status(os.waitpid(child, 0)[1]))
+
+
+def _first_process(request: Request, status: int, parent: int) -> NoReturn:
+    kernel.die_with_parent(signal.SIGKILL)
+    if select.select([parent], [], [], 0)[0]:
+        os._exit(1)  # the parent died before the kernel was asked to tell
+    os.close(parent)
+    script = enter_root(request.root, request.script)
+    # With the memory hidden, a RUN that is root can't read this process's files through /proc/1.
+    kernel.hide_memory()
+    argv = (script,) if script else request.argv
+    child = os.fork()
+    if child == 0:
+        with _reporting(status):
+            _execute(request, argv)
+    os.close(status)
+    for descriptor in (0, 1, 2):
+        os.close(descriptor)
+    while True:
+        pid, result = os.wait()
+        if pid == child:
+            os._exit(_exit_status(result))
+
+
+def _execute(request: Request, argv: tuple[str, ...]) -> None:
+    os.setsid()
+    os.umask(0o022)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    try:
+        os.chdir(request.workdir)
+    except OSError as error:
+        raise _Refused(f"WORKDIR {request.workdir}: {error.strerror}", NOT_EXECUTABLE) from error
+    _become(request)
+    # Python ignores these, and what is ignored stays so across exec.
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(signum, signal.SIG_DFL)
+    _exec(argv, request.env)
+
+
+def _become(request: Request) -> None:
+    try:
+        os.setgroups(request.groups)
+    except OSError:
+        # Where one uid is mapped, groups can't be set; being root without them changes nothing.
+        if (request.uid, request.gid) != (0, 0):
+            raise
+    os.setresgid(request.gid, request.gid, request.gid)
+    # Before the change of user: dropping needs a capability that it takes away. SETUID is among those kept.
+    kernel.drop_capabilities(KEPT_CAPABILITIES)
+    os.setresuid(request.uid, request.uid, request.uid)
+
+
+def _exec(argv: tuple[str, ...], env: dict[str, str]) -> None:
+    """Execute as execvp(3) does, with the PATH of the command's own environment."""
+    name = argv[0]
+    if "/" in name:
+        candidates = [name]
+    else:
+        candidates = [os.path.join(folder or ".", name) for folder in env.get("PATH", "").split(":")]
+    denied = ""
+    for candidate in candidates:
+        try:
+            os.execve(candidate, argv, env)  # noqa: S606 - a shell would be wrong here
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.lexists(candidate) and not os.path.isdir(candidate):
+                denied = f"{candidate}: the interpreter or loader that the file names is not in the image"
+                raise _Refused(denied, NOT_FOUND) from None
+        except OSError as error:
+            denied = denied or f"{candidate}: {_why(error)}"
+    if denied:
+        raise _Refused(denied, NOT_EXECUTABLE)
+    where = "" if "/" in name else f" in PATH={env.get('PATH', '')}"
+    raise _Refused(f"{name}: not found{where}", NOT_FOUND)
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.ENOEXEC:
+        return "neither a program of this architecture nor a script with a #! line"
+    return error.strerror or str(error)
+
+
+def _exit_status(result: int) -> int:
+    code = os.waitstatus_to_exitcode(result)
+    return code if code >= 0 else 128 - code
+
+
+class _reporting:  # noqa: N801
+    """Reports an exception on the status descriptor and ends the process; nobody else would see it."""
+
+    def __init__(self, status: int) -> None:
+        self._status = status
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        code = error.exit_code if isinstance(error, _Refused) else 1
+        reason = "command" if isinstance(error, _Refused) else "internal"
+        text = str(error) if isinstance(error, OSError | _Refused) else f"{type(error).__name__}: {error}"
+        report = json.dumps({"message": text, "exit_code": code, "reason": reason})
+        os.write(self._status, report.encode("ascii"))
+        os._exit(code)

@@ -1,0 +1,119 @@
+"""Works through the commands of a build in their order."""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Callable, Sequence
+
+from firebuild_bootstrap import wire
+
+from .client import Client
+from .copy import Copier
+from .errors import GuestError, ProtocolError, StepError
+from .idmap import check_mapped
+from .incoming import incoming
+from .output import Relay
+from .rootfs import Root
+from .run import run
+from .stop import Stop
+from .users import Users
+from .walk import Metadata
+
+
+def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:
+    """Read all commands before the first one runs; those of unknown instructions are left out.
+
+    Raises:
+        ProtocolError: one is malformed; the message counts from 1.
+    """
+    commands = []
+    for number, text in enumerate(texts, 1):
+        try:
+            command = wire.decode_command(text)
+        except wire.WireError as error:
+            raise ProtocolError(f"command {number}: {error}") from error
+        if command is not None:
+            commands.append(command)
+    return commands
+
+
+def extended(commands: Sequence[wire.AnyCommand]) -> bool:
+    """Say whether the server knows the extensions: only such a one numbers its steps."""
+    return any(command.step for command in commands)
+
+
+class Executor:
+    """Executes commands in one image.
+
+    Args:
+        root: the image.
+        client: source of files.
+        relay: takes output and the events of steps.
+        stop: ends the running command.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        root: Root,
+        client: Client,
+        relay: Relay,
+        stop: Stop,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._root = root
+        self._client = client
+        self._relay = relay
+        self._stop = stop
+        self._clock = clock
+        self._users = Users(root)
+
+    def execute(self, commands: Sequence[wire.AnyCommand]) -> None:
+        """Execute all commands, up to the first that fails.
+
+        Raises:
+            GuestError: a command failed, with its step and exit code; or the guest was asked to end.
+        """
+        for command in commands:
+            self._stop.check()
+            begun = self._clock()
+            self._relay.started(command.step)
+            try:
+                self._one(command)
+            except GuestError as error:
+                error.step = command.step
+                if error is not self._stop.reason:
+                    self._relay.finished(command.step, error.exit_code or 1, self._clock() - begun)
+                raise
+            self._relay.finished(command.step, 0, self._clock() - begun)
+
+    def _one(self, command: wire.AnyCommand) -> None:
+        match command:
+            case wire.RunCommand():
+                self._run(command)
+            case wire.CopyCommand():
+                self._make_workdir(command, (0, 0))
+                entries = incoming(self._client.resource(command.source, command.stage))
+                Copier(self._root, self._users, command).copy(entries)
+            case wire.WorkdirCommand():
+                identity = self._users.identity(command.user)
+                check_mapped(f"USER {command.user}", identity.uid, identity.gid)
+                self._make_workdir(command, (identity.uid, identity.gid))
+
+    def _run(self, command: wire.RunCommand) -> None:
+        identity = self._users.identity(command.user)
+        self._make_workdir(command, (0, 0))
+
+        def output(stream: str, data: bytes) -> None:
+            self._relay.write(command.step, "stderr" if stream == "stderr" else "stdout", data)
+
+        run(self._root, command, identity, self._stop, output)
+
+    def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
+        path = posixpath.join("/", command.workdir)
+        try:
+            self._root.make_directory(path, Metadata(owner, 0o755), parents=owner)
+        except OSError as error:
+            raise StepError(f"WORKDIR {path}: {error.strerror or error}") from error

@@ -1,0 +1,82 @@
+"""Files as they come out of a resource stream: headers with their content, every rule of it checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+
+from .errors import ProtocolError
+
+# Go's os.FileMode, which old servers send, keeps these bits elsewhere than stat(2).
+_GO_SETUID, _GO_SETGID, _GO_STICKY = 1 << 23, 1 << 22, 1 << 20
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """One entry; `content` yields its checked chunks and has to be exhausted before the next entry."""
+
+    header: pb.ResourceChunk.ResourceHeader
+    content: Iterator[bytes] = field(repr=False)
+
+    @property
+    def extended(self) -> bool:
+        """Whether the server knows the extended header; an old one leaves its fields empty."""
+        return self.header.kind != pb.ENTRY_KIND_UNSPECIFIED
+
+    @property
+    def mode(self) -> int:
+        """Permission bits with setuid, setgid and sticky, from stat(2)'s or Go's representation."""
+        mode = self.header.fileMode
+        special = 0o4000 if mode & _GO_SETUID else 0
+        special |= 0o2000 if mode & _GO_SETGID else 0
+        special |= 0o1000 if mode & _GO_STICKY else 0
+        return (mode & 0o7777) | special
+
+
+def incoming(stream: Iterator[pb.ResourceChunk]) -> Iterator[Incoming]:
+    """Cut a resource stream into entries.
+
+    Raises:
+        ProtocolError: content without a header, a wrong checksum, a chunk or entry longer than announced,
+            or an end in the middle of an entry. So does the iteration of an entry's content.
+    """
+    for message in stream:
+        kind = message.WhichOneof("payload")
+        if kind != "header":
+            raise ProtocolError(f"the server sent {kind or 'nothing'} where the header of a file was due")
+        content = _content(stream, message.header)
+        yield Incoming(message.header, content)
+        for _ in content:  # what the receiver had no use for is still checked
+            pass
+
+
+def _content(stream: Iterator[pb.ResourceChunk], header: pb.ResourceChunk.ResourceHeader) -> Iterator[bytes]:
+    name = header.entryPath or header.sourcePath
+    received = 0
+    for message in stream:
+        kind = message.WhichOneof("payload")
+        if kind == "eof":
+            _check_id(header, message.eof.id)
+            if header.kind == pb.ENTRY_KIND_FILE and received != header.size:
+                raise ProtocolError(f"{name}: {header.size} bytes were announced, {received} came")
+            return
+        if kind != "chunk":
+            raise ProtocolError(f"{name}: the server sent {kind or 'nothing'} before the end of the file")
+        _check_id(header, message.chunk.id)
+        data = message.chunk.chunk
+        if len(data) > wire.MAX_CHUNK_BYTES:
+            raise ProtocolError(f"{name}: a chunk has {len(data)} bytes, more than {wire.MAX_CHUNK_BYTES}")
+        if wire.checksum(data) != message.chunk.checksum:
+            raise ProtocolError(f"{name}: the checksum of a chunk is wrong after {received} bytes")
+        received += len(data)
+        yield data
+    raise ProtocolError(f"{name}: the server's stream ended in the middle of the file")
+
+
+def _check_id(header: pb.ResourceChunk.ResourceHeader, identifier: str) -> None:
+    # Old servers' ids are not relied on, as old guests ignore them too.
+    if header.kind != pb.ENTRY_KIND_UNSPECIFIED and identifier != header.id:
+        raise ProtocolError(f"{header.entryPath or header.sourcePath}: the server mixed two files")

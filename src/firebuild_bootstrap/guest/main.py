@@ -1,0 +1,106 @@
+"""The command line of `vminit` (docs/vminit.md)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from .errors import GuestError
+from .metadata import DEFAULT_ADDRESS, MetadataClient
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `vminit` and return its exit status.
+
+    Args:
+        arguments: the command line without the program's name; None takes the process's own.
+    """
+    parsed = _parser().parse_args(arguments)
+    try:
+        return _run(parsed)
+    except GuestError as error:
+        print(f"vminit: {error.message}", file=sys.stderr)
+        return error.exit_status
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    document = MetadataClient(parsed.mmds, timeout=parsed.mmds_timeout).read()
+    if parsed.mode == "bootstrap" or (parsed.mode is None and "Bootstrap" in document):
+        from .bootstrap import bootstrap, read_block
+
+        bootstrap(read_block(document), parsed.root, connect_timeout=parsed.connect_timeout)
+        return 0
+    from .configure import Paths, configure
+
+    paths = Paths(**{name: getattr(parsed, name) for name in Paths.__dataclass_fields__})
+    for note in configure(document, parsed.root, paths):
+        print(f"vminit: {note}", file=sys.stderr)
+    return 0
+
+
+class _Version(argparse.Action):
+    """Prints the version; looked up only then, because that costs more than everything else here."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("firebuild")
+        except PackageNotFoundError:  # a trimmed image without the package's metadata
+            number = "(unknown version)"
+        parser.exit(message=f"vminit {number}\n")
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds, found {text!r}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vminit",
+        description="Prepares the machine it runs in from the metadata service: executes a build "
+        "(bootstrap) or applies names, keys and variables (configure). Without a mode the metadata decide.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument(
+        "mode",
+        nargs="?",
+        choices=("bootstrap", "configure"),
+        help="what to do instead of what the metadata say",
+    )
+    parser.add_argument("--root", default="/", help="directory of the image (default: /)")
+    parser.add_argument(
+        "--mmds",
+        default=DEFAULT_ADDRESS,
+        metavar="ADDRESS",
+        help="metadata service, http://host[:port] or unix:/path (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--mmds-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="how long to wait for the metadata service (default: 30)",
+    )
+    parser.add_argument(
+        "--connect-timeout",
+        type=_seconds,
+        default=30.0,
+        metavar="SECONDS",
+        help="bootstrap: how long to wait for the server (default: 30)",
+    )
+    files = parser.add_argument_group("configure: files to write, below --root")
+    files.add_argument("--environment-file", default="/etc/profile.d/firebuild.sh", metavar="PATH")
+    files.add_argument("--hostname-file", default="/etc/hostname", metavar="PATH")
+    files.add_argument("--hosts-file", default="/etc/hosts", metavar="PATH")
+    files.add_argument("--runner-file", default="/usr/bin/firebuild-entrypoint", metavar="PATH")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Reads the machine's metadata (MMDS), over TCP or a UNIX socket (Firecracker docs, mmds-user-guide.md).
+
+No proxies and nothing of the environment takes part. Errors never quote the document: it holds a private key.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from .errors import InputError
+
+DEFAULT_ADDRESS = "http://169.254.169.254"
+_ATTEMPT_SECONDS = 5.0
+_PAUSE = 0.1
+_MAX_DOCUMENT = 4 * 1024 * 1024
+_TOKEN_SECONDS = "60"  # noqa: S105 - a lifetime
+_NO_TOKENS = (404, 405)  # MMDS V1 answers the request for a token so
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+        self._seconds = timeout
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self._seconds)
+        self.sock.connect(self._path)
+
+
+class _NotYet(Exception):
+    """The service can't answer at the moment."""
+
+
+class MetadataClient:
+    """A client of the metadata service.
+
+    Args:
+        address: `unix:/path/of/socket` or `http://host[:port]`.
+        timeout: how many seconds to wait for the service to come up.
+        clock: monotonic seconds.
+        sleep: waits for seconds.
+
+    Raises:
+        InputError: the address is neither.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._address = address
+        self._timeout = timeout
+        self._clock = clock
+        self._sleep = sleep
+        self._connect = _connector(address)
+
+    def read(self) -> dict[str, Any]:
+        """Return `latest/meta-data`, with a session token (V2) where the service has them.
+
+        Raises:
+            InputError: the service stayed out of reach, refused, or sent no JSON object.
+        """
+        deadline = self._clock() + self._timeout
+        while True:
+            try:
+                return self._document()
+            except _NotYet as error:
+                if self._clock() >= deadline:
+                    raise InputError(
+                        f"the metadata service at {self._address} did not answer within "
+                        f"{self._timeout:g} seconds: {error}"
+                    ) from error
+            self._sleep(_PAUSE)
+
+    def _document(self) -> dict[str, Any]:
+        headers = {"Accept": "application/json"}
+        status, body = self._request(
+            "PUT", "/latest/api/token", {"X-metadata-token-ttl-seconds": _TOKEN_SECONDS}
+        )
+        if status == 200:
+            headers["X-metadata-token"] = body.decode("latin-1").strip()
+        elif status not in _NO_TOKENS:
+            raise self._refused(status, "a session token")
+        status, body = self._request("GET", "/latest/meta-data", headers)
+        if status == 404:
+            raise InputError(f"the metadata service at {self._address} has no latest/meta-data")
+        if status != 200:
+            raise self._refused(status, "latest/meta-data")
+        try:
+            document = json.loads(body)
+        except ValueError:
+            document = None
+        if not isinstance(document, dict):
+            # Without the cause: it would carry the text, and with it the private key.
+            raise InputError(f"latest/meta-data at {self._address} is not a JSON object") from None
+        return document
+
+    def _refused(self, status: int, what: str) -> Exception:
+        message = f"the metadata service at {self._address} refused {what} with HTTP status {status}"
+        return _NotYet(message) if status >= 500 else InputError(message)
+
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        connection = self._connect()
+        try:
+            connection.request(method, path, headers=headers)
+            response = connection.getresponse()
+            body = response.read(_MAX_DOCUMENT + 1)
+        except (OSError, http.client.HTTPException) as error:
+            raise _NotYet(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.close()
+        if len(body) > _MAX_DOCUMENT:
+            raise InputError(f"the metadata at {self._address} has more than {_MAX_DOCUMENT} bytes")
+        return response.status, body
+
+
+def _connector(address: str) -> Callable[[], http.client.HTTPConnection]:
+    kind, _, path = address.partition(":")
+    if kind == "unix" and path.startswith("/"):
+        return lambda: _UnixConnection(path, _ATTEMPT_SECONDS)
+    expected = f"--mmds {address}: expected unix:/path/of/socket or http://host[:port]"
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InputError(expected) from error
+    if parts.scheme != "http" or not host or parts.path.strip("/") or parts.query or parts.username:
+        raise InputError(expected)
+    return lambda: http.client.HTTPConnection(host, port or 80, timeout=_ATTEMPT_SECONDS)

@@ -1,0 +1,210 @@
+"""File operations that cannot leave the image's root, whatever links it contains (see walk.py)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+from .walk import Metadata, Owner, Place, Walk, set_metadata
+
+
+class Root:
+    """The directory tree below `path`, as the image sees it: `/` is `path`, and nothing is above it.
+
+    All paths given to methods are absolute in the image or relative to its `/`.
+
+    Raises:
+        OSError: `path` is no directory or can't be opened. All methods raise OSError for what the system
+            refuses; its `filename` is the path inside the image.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        """Release the root's descriptor; harmless when repeated."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Root:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- finding ------------------------------------------------------------------------------
+
+    def locate(
+        self,
+        path: str,
+        *,
+        follow: bool = True,
+        parents: Owner | None = None,
+        created: list[str] | None = None,
+    ) -> Place:
+        """Find the directory and name that `path` leads to; what is there need not exist.
+
+        Args:
+            path: the path in the image.
+            follow: resolve a symbolic link in the last component, even one that leads nowhere.
+            parents: create missing parents (mode 0755) for this owner; None makes them an error.
+            created: is extended by the parents that were created.
+        """
+        walk = Walk(self._fd, path, parents, created)
+        try:
+            return walk.run(follow)
+        finally:
+            walk.close()
+
+    def status(self, path: str, *, follow: bool = True) -> os.stat_result | None:
+        """Return the status of what `path` leads to; None where nothing is, or a parent is missing."""
+        try:
+            with self.locate(path, follow=follow) as place:
+                return place.status()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def is_directory(self, path: str) -> bool:
+        """Say whether `path` leads to a directory, links followed inside the root."""
+        found = self.status(path)
+        return found is not None and stat.S_ISDIR(found.st_mode)
+
+    def read(self, path: str, limit: int) -> bytes:
+        """Return the content of a regular file.
+
+        Raises:
+            OSError: it does not exist, is no regular file (EINVAL) or is longer than `limit` bytes (EFBIG).
+        """
+        with self.locate(path) as place:
+            descriptor = place.open(os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", path)
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise OSError(errno.EFBIG, f"longer than {limit} bytes", path)
+        return content
+
+    # --- changing -----------------------------------------------------------------------------
+
+    def make_directory(self, path: str, metadata: Metadata, *, parents: Owner | None = None) -> bool:
+        """Make `path` a directory; one that exists, also behind a link, is left as it is.
+
+        Returns:
+            Whether it was created.
+        """
+        with self.locate(path, parents=parents) as place:
+            found = place.status()
+            if found is None:
+                os.mkdir(place.name, 0o700, dir_fd=place.directory)
+                self._apply(place, metadata)
+                return True
+            if not stat.S_ISDIR(found.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+            return False
+
+    def set_directory(self, path: str, metadata: Metadata) -> None:
+        """Set the metadata of a directory; a link in the last component is an error."""
+        with self.locate(path, follow=False) as place:
+            self._apply(place, metadata)
+
+    @staticmethod
+    def _apply(place: Place, metadata: Metadata) -> None:
+        descriptor = place.open(os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            set_metadata(descriptor, metadata)
+        finally:
+            os.close(descriptor)
+
+    def write(self, path: str, chunks: Iterable[bytes], metadata: Metadata, *, follow: bool = False) -> None:
+        """Write a file as a new one that takes the old one's place when it is complete.
+
+        What was there (a file, link or special file) is replaced, not written through, so other names of
+        it keep their content.
+
+        Args:
+            path: the path in the image; its parents exist.
+            chunks: the content; an exception from it leaves the old file in place.
+            metadata: what the new file gets; setuid and setgid survive the change of owner.
+            follow: where `path` is a link to something that exists, replace that instead of the link.
+
+        Raises:
+            IsADirectoryError: a directory is there.
+        """
+        with self._replacing(path, follow) as (place, name):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, 0o600, dir_fd=place.directory)
+            with open(descriptor, "wb", buffering=0) as file:
+                for chunk in chunks:
+                    _write_all(file.fileno(), chunk)
+                set_metadata(descriptor, metadata)
+
+    def symlink(self, path: str, text: str, metadata: Metadata) -> None:
+        """Create a symbolic link, replacing what is no directory; its mode can't be set on Linux."""
+        with self._replacing(path, follow=False) as (place, name):
+            os.symlink(text, name, dir_fd=place.directory)
+            os.chown(name, *metadata.owner, dir_fd=place.directory, follow_symlinks=False)
+            if (time := metadata.mtime_ns) is not None:
+                os.utime(name, ns=(time, time), dir_fd=place.directory, follow_symlinks=False)
+
+    def hardlink(self, path: str, first: str) -> None:
+        """Make `path` another name of `first`, replacing what is no directory."""
+        with self.locate(first, follow=False) as origin, self._replacing(path, follow=False) as (place, name):
+            os.link(
+                origin.name,
+                name,
+                src_dir_fd=origin.directory,
+                dst_dir_fd=place.directory,
+                follow_symlinks=False,
+            )
+
+    def remove_if_empty(self, path: str) -> None:
+        """Remove an empty directory or an empty file; leave everything else, and links, alone."""
+        try:
+            with self.locate(path, follow=False) as place:
+                found = place.status()
+                if found is None:
+                    return
+                if stat.S_ISDIR(found.st_mode):
+                    os.rmdir(place.name, dir_fd=place.directory)
+                elif stat.S_ISREG(found.st_mode) and found.st_size == 0:
+                    os.unlink(place.name, dir_fd=place.directory)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                raise
+
+    @contextmanager
+    def _replacing(self, path: str, follow: bool) -> Iterator[tuple[Place, str]]:
+        """Yield a free name beside `path`; what is created there is renamed to `path` at the end."""
+        with self._target(path, follow) as place:
+            found = place.status()
+            if found is not None and stat.S_ISDIR(found.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            name = f".firebuild-{secrets.token_hex(8)}"
+            try:
+                yield place, name
+                # rename() of two names of one file does nothing, hence the unlink below in any case.
+                os.rename(name, place.name, src_dir_fd=place.directory, dst_dir_fd=place.directory)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=place.directory)
+
+    def _target(self, path: str, follow: bool) -> Place:
+        if follow and self.status(path) is not None:
+            return self.locate(path)
+        return self.locate(path, follow=False)
+
+
+def _write_all(descriptor: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,127 @@
+"""USER and --chown: names and numbers, looked up in the image's own passwd and group files.
+
+The rules are those of the Dockerfile reference (USER, COPY --chown) and of what container engines do
+with an OCI `User`: an explicit group replaces the supplementary groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import StepError
+from .rootfs import Root
+
+_MAX_FILE = 16 * 1024 * 1024
+_MAX_ID = 2**32 - 2  # -1 means "leave it" in chown(2)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom a command runs as: ids, all groups (the primary one first) and the home directory."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+@dataclass(frozen=True)
+class _Passwd:
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+
+@dataclass(frozen=True)
+class _Group:
+    name: str
+    gid: int
+    members: tuple[str, ...]
+
+
+class Users:
+    """The users of an image; reads the files anew on every question, because a RUN may change them."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+
+    def identity(self, text: str) -> Identity:
+        """Resolve a USER value: `name`, `uid`, either with `:group` or `:gid`; empty is root.
+
+        Raises:
+            StepError: a name is unknown, a number is out of range, or the form is wrong.
+        """
+        user, colon, group = text.partition(":")
+        entry = self._passwd(user or "0")
+        uid = entry.uid if entry else self._number("USER", text, user, "/etc/passwd")
+        gid = self._gid("USER", text, group) if colon and group else (entry.gid if entry else 0)
+        extra: tuple[int, ...] = ()
+        if not (colon and group) and entry:
+            extra = tuple(item.gid for item in self._groups() if entry.name in item.members)
+        home = (entry.home if entry else "") or ("/root" if uid == 0 else "/")
+        return Identity(uid, gid, (gid, *sorted(set(extra) - {gid})), home)
+
+    def owner(self, text: str) -> tuple[int, int]:
+        """Resolve a --chown value to uid and gid.
+
+        A bare number is both uid and gid; a name without group brings its primary group.
+
+        Raises:
+            StepError: a name is unknown, a number is out of range, or the form is wrong.
+        """
+        user, _, group = text.partition(":")
+        if not user:
+            raise StepError(f"--chown={text}: expected user, user:group, uid or uid:gid")
+        entry = None if user.isdecimal() else self._passwd(user)
+        uid = entry.uid if entry else self._number("--chown", text, user, "/etc/passwd")
+        if group:
+            return uid, self._gid("--chown", text, group)
+        return uid, entry.gid if entry else uid
+
+    def home(self, name: str) -> Identity | None:
+        """Return the identity of a user by exact name, None where the image has no such user."""
+        entry = next((item for item in self._passwd_entries() if item.name == name), None)
+        return Identity(entry.uid, entry.gid, (entry.gid,), entry.home or "/") if entry else None
+
+    def _passwd(self, user: str) -> _Passwd | None:
+        entries = list(self._passwd_entries())
+        by_name = next((item for item in entries if item.name == user), None)
+        if by_name or not user.isdecimal():
+            return by_name
+        return next((item for item in entries if item.uid == int(user)), None)
+
+    def _gid(self, what: str, text: str, group: str) -> int:
+        entry = next((item for item in self._groups() if item.name == group), None)
+        return entry.gid if entry else self._number(what, text, group, "/etc/group")
+
+    def _number(self, what: str, text: str, value: str, file: str) -> int:
+        if not value.isdecimal() or not value.isascii():
+            problem = f"has no {value!r}" if self._root.status(file) else "does not exist"
+            raise StepError(f"{what} {text}: {file} of the image {problem}; create it first or use a number")
+        if int(value) > _MAX_ID:
+            raise StepError(f"{what} {text}: ids go from 0 to {_MAX_ID}, found {value}")
+        return int(value)
+
+    def _passwd_entries(self) -> Iterator[_Passwd]:
+        for fields in self._lines("/etc/passwd", 6):
+            if fields[2].isdecimal() and fields[3].isdecimal():
+                yield _Passwd(fields[0], int(fields[2]), int(fields[3]), fields[5])
+
+    def _groups(self) -> Iterator[_Group]:
+        for fields in self._lines("/etc/group", 4):
+            if fields[2].isdecimal():
+                yield _Group(fields[0], int(fields[2]), tuple(fields[3].split(",")))
+
+    def _lines(self, path: str, count: int) -> Iterator[list[str]]:
+        try:
+            text = self._root.read(path, _MAX_FILE).decode("utf-8", "surrogateescape")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise StepError(f"{path} of the image can't be read: {error.strerror}") from error
+        for line in text.split("\n"):
+            fields = line.split(":")
+            if len(fields) >= count and fields[0]:
+                yield fields
