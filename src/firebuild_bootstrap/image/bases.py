@@ -1,0 +1,241 @@
+"""What builds start FROM: root file systems that the user brought, and finished images."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.archives import check_root_archive, decompress
+from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.hostbase import make_host_tree
+from firebuild_bootstrap.image.names import ImageTag, Reference
+from firebuild_bootstrap.image.outputs import OutputType
+from firebuild_bootstrap.image.shelf import Key, Shelf
+from firebuild_bootstrap.image.store import ImageStore
+from firebuild_bootstrap.image.trees import PackedFile, Trees
+
+_ARCHIVE: Final = "rootfs.tar"
+HOST_CONFIG: Final = ImageConfig(cmd=("/bin/sh",))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A root file system to start from.
+
+    Args:
+        name: with its tag, `debian:12`.
+        archive: an uncompressed tar archive, `size` bytes long.
+        digest: `sha256:…` of the archive.
+        imported: RFC 3339, in UTC.
+    """
+
+    name: str
+    archive: Path
+    digest: str
+    size: int
+    imported: str
+    config: ImageConfig
+
+
+class BaseStore:
+    """Bases by name, below `home`/bases.
+
+    Args:
+        trees: packs directories with their owners.
+        images: finished images, which FROM may name too if they have a tar output.
+        clock: tells the time of an import.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        trees: Trees,
+        *,
+        images: ImageStore | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._shelf = Shelf(home / "bases", trees.remove)
+        self._trees = trees
+        self._images = images
+        self._clock = clock
+
+    def close(self) -> None:
+        """Let go of the bases that `resolve` holds."""
+        self._shelf.close()
+        if self._images is not None:
+            self._images.close()
+
+    def import_base(self, name: str, source: Path, config: ImageConfig | None = None) -> Base:
+        """Keep a directory or tar archive (plain, gz, bz2, xz, zst) as the base `name`, replacing an older one.
+
+        Raises:
+            InputError: the name or the source is wrong.
+            MachineError: the store can't be written, or the source not be read in the build's id mapping.
+        """
+        if not source.exists():
+            raise InputError(f"{source} does not exist", hint="expected a directory or a tar archive")
+
+        def fill(archive: Path) -> PackedFile:
+            if source.is_dir():
+                return self._trees.pack(source, archive)
+            try:
+                size, digest = decompress(source, archive)
+            except OSError as error:
+                where = error.filename or archive
+                raise MachineError(
+                    f"{where}: {error.strerror}", hint="is it readable, and the disk full?"
+                ) from error
+            check_root_archive(archive, source)
+            return PackedFile(size, digest)
+
+        return self._keep(name, fill, config or ImageConfig())
+
+    def create_from_host(self, name: str) -> Base:
+        """Make a base of this host's shell and core tools; it needs no download and no root.
+
+        Raises:
+            InputError: the name is wrong.
+            MachineError: the host lacks a shell or `ldd`, or the store can't be written.
+        """
+
+        def fill(archive: Path) -> PackedFile:
+            tree = archive.with_name("tree")
+            tree.mkdir()
+            make_host_tree(tree)
+            packed = self._trees.pack(tree, archive)
+            self._trees.remove(tree)
+            return packed
+
+        return self._keep(name, fill, HOST_CONFIG)
+
+    def list(self) -> list[Base]:
+        """Return all bases, sorted by name."""
+        found = (self._read(key) for key in self._shelf.names())
+        return [base for base in found if base is not None]
+
+    def remove(self, name: str) -> None:
+        """Remove a base.
+
+        Raises:
+            InputError: there is none of that name.
+            MachineError: the store can't be written.
+        """
+        reference = Reference.parse(name)
+        if not self._shelf.discard(_key(reference)):
+            raise self._unknown(reference)
+
+    def resolve(self, reference: str) -> Base:
+        """Return what FROM names: a base, or else a finished image with a tar output. Held until `close`.
+
+        Raises:
+            InputError: there is no such base; the message lists those there are and how to import one.
+            MachineError: the store is damaged.
+        """
+        wanted = Reference.parse(reference)
+        base = self._read(_key(wanted), hold=True) or self._image(wanted)
+        if base is None:
+            raise self._unknown(wanted)
+        if wanted.digest and wanted.digest != base.digest:
+            raise InputError(f"the base {base.name} has the digest {base.digest}, expected {wanted.digest}")
+        return base
+
+    def _keep(self, name: str, fill: Callable[[Path], PackedFile], config: ImageConfig) -> Base:
+        reference = Reference.parse(name)
+        if reference.digest:
+            raise InputError(f"expected a name with an optional tag, found {name!r}")
+        with self._shelf.stage() as staging:
+            packed = fill(staging.path / _ARCHIVE)
+            document = {
+                "name": str(reference),
+                "digest": packed.digest,
+                "size": packed.size,
+                "imported": self._clock().isoformat(timespec="seconds"),
+                "config": config.as_json(),
+            }
+            text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+            (staging.path / "base.json").write_text(text, "utf-8")
+            return _base(document, self._shelf.publish(staging, _key(reference)))
+
+    def _read(self, key: Key, *, hold: bool = False) -> Base | None:
+        directory = self._shelf.find(key, hold=hold)
+        if directory is None:
+            return None
+        path = directory / "base.json"
+        try:
+            return _base(json.loads(path.read_text("utf-8")), directory)
+        except (OSError, KeyError, TypeError, ValueError, InputError) as error:
+            raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
+
+    def _image(self, wanted: Reference) -> Base | None:
+        org, slash, name = wanted.name.partition("/")
+        if self._images is None or not slash or "/" in name:
+            return None
+        image = self._images.find(ImageTag(org, name, wanted.tag), hold=True)
+        if image is None:
+            return None
+        outputs = [output for output in image.record.outputs if output.type is OutputType.TAR]
+        if not outputs:
+            raise InputError(
+                f"the image {image.tag} has no tar output, which FROM needs",
+                hint="build it again with `--output tar` as well",
+            )
+        return Base(
+            name=str(image.tag),
+            archive=image.directory / outputs[0].path,
+            digest=outputs[0].digest,
+            size=outputs[0].size,
+            imported=image.record.created,
+            config=image.record.config,
+        )
+
+    def _unknown(self, wanted: Reference) -> InputError:
+        names = [base.name for base in self.list()]
+        if self._images is not None:
+            names += [str(image.tag) for image in self._images.list()]
+        plain = f"{wanted.name}:{wanted.tag}"
+        near = difflib.get_close_matches(plain, names, n=1)
+        guess = f"did you mean {near[0]}? " if near else ""
+        known = f"known are {', '.join(names)}" if names else "there are none yet"
+        command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
+        return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+
+
+@dataclass(frozen=True)
+class BaseConfigs:
+    """Answers the planner's question about a FROM: only the configuration."""
+
+    bases: BaseStore
+
+    def resolve(self, reference: str) -> ImageConfig:
+        """Return the configuration that a child of `reference` inherits.
+
+        Raises:
+            InputError: there is no such base.
+        """
+        return self.bases.resolve(reference).config
+
+
+def _key(reference: Reference) -> Key:
+    return reference.name.replace("/", "+"), reference.tag  # no name contains a plus
+
+
+def _base(document: dict[str, Any], directory: Path) -> Base:
+    return Base(
+        name=document["name"],
+        archive=Path(os.fspath(directory), _ARCHIVE),
+        digest=document["digest"],
+        size=document["size"],
+        imported=document["imported"],
+        config=ImageConfig.from_json(document["config"]),
+    )

@@ -1,0 +1,177 @@
+"""What a build hands out: ext4 image, tar archive or directory, in the store and where the user wants it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.trees import Trees
+
+_FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+class OutputType(StrEnum):
+    """The form of a root file system."""
+
+    EXT4 = "ext4"
+    TAR = "tar"
+    DIR = "dir"
+
+    @property
+    def file_name(self) -> str:
+        """What it is called inside the store."""
+        return "rootfs" if self is OutputType.DIR else f"rootfs.{self.value}"
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One `--output`.
+
+    Args:
+        type: its form.
+        dest: where a copy goes besides the store.
+        size: bytes of an ext4 image, which is never smaller then; 0 leaves it to its content.
+    """
+
+    type: OutputType
+    dest: Path | None = None
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One finished output: `path` is relative to the image's directory, `size` in bytes.
+
+    `digest` is `sha256:…` over the file, or over the canonical listing of a directory.
+    """
+
+    type: OutputType
+    path: str
+    size: int
+    digest: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as in `image.json`."""
+        return {"type": self.type.value, "path": self.path, "size": self.size, "digest": self.digest}
+
+
+def parse_output(text: str) -> OutputSpec:
+    """Read one `--output TYPE[,dest=PATH][,size=SIZE]`.
+
+    Raises:
+        InputError: another type or key, an empty path or no size; the message shows what is expected.
+    """
+    kind, *pairs = text.split(",")
+    if kind not in tuple(OutputType):
+        raise InputError(f"--output {text}: expected {_FORM}, found the type {kind!r}")
+    members: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if key not in ("dest", "size") or not equals or not value or key in members:
+            raise InputError(f"--output {text}: expected {_FORM}, found {pair!r}")
+        members[key] = value
+    if "size" in members and kind != OutputType.EXT4:
+        raise InputError(f"--output {text}: only ext4 has a size")
+    dest = Path(os.path.abspath(members["dest"])) if "dest" in members else None
+    return OutputSpec(OutputType(kind), dest, _parse_size(members.get("size", "0")))
+
+
+def parse_outputs(texts: Sequence[str]) -> tuple[OutputSpec, ...]:
+    """Read all `--output`; none means ext4.
+
+    Raises:
+        InputError: as `parse_output`, or one type comes twice.
+    """
+    specs = tuple(parse_output(text) for text in texts or ("ext4",))
+    types = [spec.type for spec in specs]
+    twice = next((kind for kind in types if types.count(kind) > 1), None)
+    if twice is not None:
+        raise InputError(f"--output {twice.value} is given twice", hint="copy the file afterwards")
+    return specs
+
+
+def check_destinations(specs: Sequence[OutputSpec]) -> None:
+    """Refuse, before anything is built, a destination that could not be written at the end.
+
+    Raises:
+        InputError: its parent is no directory, a directory is in the way of a file, or a directory to be
+            filled is not empty.
+    """
+    for spec in specs:
+        if spec.dest is not None:
+            _check_destination(spec.type, spec.dest)
+
+
+def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
+    """Copy an output to its destination so that it is there completely or not at all.
+
+    Args:
+        source: the output in the store.
+        trees: copies directories with their owners.
+
+    Raises:
+        InputError: as `check_destinations`.
+        MachineError: the copy could not be written; nothing of it is left.
+    """
+    if spec.dest is None:
+        return
+    _check_destination(spec.type, spec.dest)
+    partial = spec.dest.with_name(f".{spec.dest.name}.{secrets.token_hex(4)}.partial")
+    try:
+        if spec.type is OutputType.DIR:
+            partial.mkdir()
+            trees.copy(source, partial)
+        else:
+            _copy_file(source, partial)
+        os.rename(partial, spec.dest)
+    except OSError as error:
+        raise MachineError(f"{spec.dest} could not be written: {error.strerror}") from error
+    finally:
+        trees.remove(partial)
+
+
+def _parse_size(text: str) -> int:
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise InputError(f"expected a size such as 512MiB or 2GiB, found {text!r}")
+    return int(found[1]) * _UNITS[found[2].upper()]
+
+
+def _check_destination(kind: OutputType, dest: Path) -> None:
+    if not dest.parent.is_dir():
+        raise InputError(f"--output dest={dest}: {dest.parent} is no directory", hint="make it first")
+    if kind is not OutputType.DIR:
+        if dest.is_dir():
+            raise InputError(f"--output dest={dest}: it is a directory", hint="name the file to write")
+    elif dest.is_symlink() or (dest.exists() and (not dest.is_dir() or any(dest.iterdir()))):
+        raise InputError(f"--output dest={dest}: expected a new or empty directory", hint="remove it first")
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy what holds data; holes stay holes, so that a large image with free space takes little."""
+    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+        size = os.fstat(reader.fileno()).st_size
+        os.truncate(writer.fileno(), size)
+        end = 0
+        while end < size:
+            try:
+                start = os.lseek(reader.fileno(), end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole is left
+                    break
+                raise
+            end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
+            os.lseek(writer.fileno(), start, os.SEEK_SET)
+            while start < end:
+                start += os.sendfile(writer.fileno(), reader.fileno(), start, end - start)
+        os.fsync(writer.fileno())

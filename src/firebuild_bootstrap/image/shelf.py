@@ -1,0 +1,193 @@
+"""Directories under names, published all at once or not at all.
+
+    <root>/lock                 serialises every change
+    <root>/staging/<id>/        being written; its writer holds a lock on the directory
+    <root>/content/<id>/        finished, never changed again; readers hold a shared lock on it
+    <root>/names/<a>/<b>        symbolic link to the content: replacing it is one rename(2)
+
+A crash leaves the old link or the new one, never a mixture; what it orphans is swept by the next change.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from firebuild_bootstrap.errors import MachineError
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A private directory that becomes an entry when it is published."""
+
+    path: Path
+    lock: int
+
+
+class Shelf:
+    """Entries below `root`, which is made on the first use.
+
+    Args:
+        remove: removes a tree that may hold files of foreign owners.
+    """
+
+    def __init__(self, root: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+        self.root = root
+        self._remove = remove
+        self._held: list[int] = []
+
+    def close(self) -> None:
+        """Let go of the entries that `hold` keeps."""
+        while self._held:
+            os.close(self._held.pop())
+
+    @contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """Give a fresh directory to fill; what is not published by the end of the block is removed.
+
+        Raises:
+            MachineError: it can't be made.
+        """
+        with self._changing():
+            path = self.root / "staging" / secrets.token_hex(8)
+            path.mkdir(mode=0o755)
+            staging = Staging(path, _lock(path, fcntl.LOCK_EX))
+        try:
+            yield staging
+        finally:
+            if path.exists():
+                self._remove(path)
+            os.close(staging.lock)
+
+    def publish(self, staging: Staging, key: Key) -> Path:
+        """Make the content of `staging` the entry `key` and return its directory.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        _sync_file_system(staging.lock)
+        with self._changing():
+            content = self.root / "content" / staging.path.name
+            os.rename(staging.path, content)
+            _sync_directory(content.parent)
+            link = self._link(key)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            fresh = link.with_name(f".{staging.path.name}")
+            fresh.symlink_to(os.path.relpath(content, link.parent))
+            os.replace(fresh, link)
+            _sync_directory(link.parent)
+            fcntl.flock(staging.lock, fcntl.LOCK_UN)
+            self._sweep()
+        return content
+
+    def find(self, key: Key, *, hold: bool = False) -> Path | None:
+        """Return the directory of an entry; with `hold` it stays until `close`, even when replaced."""
+        link = self._link(key)
+        try:
+            content = link.resolve(strict=True)
+            if hold:
+                self._held.append(_lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB))
+        except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+            return None
+        return content
+
+    def names(self) -> list[Key]:
+        """Return the names of all entries, sorted."""
+        root = self.root / "names"
+        links = (Path(folder, name) for folder, folders, files in os.walk(root) for name in folders + files)
+        found = (link for link in links if link.is_symlink() and not link.name.startswith("."))
+        return sorted(link.relative_to(root).parts for link in found)
+
+    def discard(self, key: Key) -> bool:
+        """Remove an entry; False when there is none.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        with self._changing():
+            link = self._link(key)
+            if not link.is_symlink():
+                return False
+            link.unlink()
+            _sync_directory(link.parent)
+            with suppress(OSError):  # the last version of a name goes, the name goes
+                os.removedirs(link.parent)
+            self._sweep()
+        return True
+
+    def sweep(self) -> None:
+        """Remove what dead writers and replaced entries left behind."""
+        with self._changing():
+            self._sweep()
+
+    def _link(self, key: Key) -> Path:
+        return self.root.joinpath("names", *key)
+
+    def _sweep(self) -> None:
+        used = {self._link(key).resolve() for key in self.names()}
+        for folder in ("staging", "content"):
+            for path in (self.root / folder).iterdir():
+                if path in used:
+                    continue
+                with suppress(OSError, MachineError):  # in use, or another user's: left for a later sweep
+                    lock = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    try:
+                        self._remove(path)
+                    finally:
+                        os.close(lock)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            for folder in ("staging", "content", "names"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        except OSError as error:
+            raise self._unusable(error) from error
+        finally:
+            os.close(lock)
+
+    def _unusable(self, error: OSError) -> MachineError:
+        return MachineError(
+            f"{error.filename or self.root}: the store can't be written: {error.strerror}",
+            hint="free some space or rights there, or set FIREBUILD_HOME to another directory",
+        )
+
+
+def _lock(directory: Path, how: int) -> int:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file_system(descriptor: int) -> None:
+    """Write everything below to the disk, files of foreign owners too: syncfs(2)."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None or syncfs(descriptor) != 0:
+        os.sync()

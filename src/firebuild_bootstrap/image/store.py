@@ -1,0 +1,187 @@
+"""The finished images of one user."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.outputs import Artifact, OutputType
+from firebuild_bootstrap.image.shelf import Key, Shelf, Staging
+from firebuild_bootstrap.image.trees import Trees
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """All that `image.json` says about an image.
+
+    Args:
+        base: what FROM named, `base_digest` its digest; empty for scratch.
+        created: RFC 3339, in UTC.
+        ca_provider: name of the provider that the build's certificates came from.
+        issuer_fingerprint: SHA-256 of the certificate that issued them, as hexadecimal digits.
+    """
+
+    tag: str
+    build_id: str
+    created: str
+    firebuild_version: str
+    base: str = ""
+    base_digest: str = ""
+    ca_provider: str = ""
+    issuer_fingerprint: str = ""
+    config: ImageConfig = field(default_factory=ImageConfig)
+    outputs: tuple[Artifact, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the document."""
+        return {
+            "tag": self.tag,
+            "build_id": self.build_id,
+            "created": self.created,
+            "firebuild_version": self.firebuild_version,
+            "base": {"reference": self.base, "digest": self.base_digest},
+            "ca": {"provider": self.ca_provider, "issuer_fingerprint_sha256": self.issuer_fingerprint},
+            "config": self.config.as_json(),
+            "outputs": [output.as_json() for output in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> ImageRecord:
+        """Read the document; KeyError, TypeError or ValueError when it is none."""
+        return cls(
+            tag=document["tag"],
+            build_id=document["build_id"],
+            created=document["created"],
+            firebuild_version=document["firebuild_version"],
+            base=document["base"]["reference"],
+            base_digest=document["base"]["digest"],
+            ca_provider=document["ca"]["provider"],
+            issuer_fingerprint=document["ca"]["issuer_fingerprint_sha256"],
+            config=ImageConfig.from_json(document["config"]),
+            outputs=tuple(
+                Artifact(OutputType(output["type"]), output["path"], output["size"], output["digest"])
+                for output in document["outputs"]
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in the store and the directory it lies in."""
+
+    tag: ImageTag
+    directory: Path
+    record: ImageRecord
+
+    def output(self, kind: OutputType) -> Path | None:
+        """Return the path of one output."""
+        paths = [self.directory / output.path for output in self.record.outputs if output.type is kind]
+        return paths[0] if paths else None
+
+
+class ImageStore:
+    """Images by tag, below `home`/images.
+
+    Args:
+        trees: removes images that are directories with owners of their own.
+    """
+
+    def __init__(self, home: Path, trees: Trees) -> None:
+        self._shelf = Shelf(home / "images", trees.remove)
+
+    def close(self) -> None:
+        """Let go of the images that `find` holds."""
+        self._shelf.close()
+
+    @contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """Give a directory for the outputs, on the store's file system; removed unless it is committed.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        with self._shelf.stage() as staging:
+            yield staging
+
+    def commit(self, staging: Staging, record: ImageRecord) -> StoredImage:
+        """Put the staged outputs under the record's tag, replacing an older image in one step.
+
+        Raises:
+            InputError: the tag is none.
+            MachineError: the store can't be written; an older image is untouched.
+        """
+        tag = ImageTag.parse(record.tag)
+        text = json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n"
+        try:
+            (staging.path / "image.json").write_text(text, "utf-8")
+        except OSError as error:
+            raise MachineError(f"{staging.path}: the image could not be stored: {error.strerror}") from error
+        return StoredImage(tag, self._shelf.publish(staging, _key(tag)), record)
+
+    def find(self, tag: ImageTag, *, hold: bool = False) -> StoredImage | None:
+        """Return an image, or None; with `hold` its files stay until `close`.
+
+        Raises:
+            MachineError: its `image.json` is damaged.
+        """
+        directory = self._shelf.find(_key(tag), hold=hold)
+        if directory is None:
+            return None
+        path = directory / "image.json"
+        try:
+            record = ImageRecord.from_json(json.loads(path.read_text("utf-8")))
+        except (OSError, KeyError, TypeError, ValueError, InputError) as error:
+            raise MachineError(
+                f"{path} is damaged: {error}", hint=f"remove {tag} and build it again"
+            ) from error
+        return StoredImage(tag, directory, record)
+
+    def inspect(self, tag: ImageTag) -> StoredImage:
+        """Return an image.
+
+        Raises:
+            InputError: there is none of that tag; the hint lists those there are.
+            MachineError: as `find`.
+        """
+        found = self.find(tag)
+        if found is None:
+            raise self._unknown(tag)
+        return found
+
+    def list(self) -> list[StoredImage]:
+        """Return all images that can be read, sorted by tag."""
+        images = []
+        for key in self._shelf.names():
+            found = self.find(ImageTag(*key))
+            if found is not None:
+                images.append(found)
+        return images
+
+    def remove(self, tag: ImageTag) -> None:
+        """Remove an image.
+
+        Raises:
+            InputError: there is none of that tag.
+            MachineError: the store can't be written.
+        """
+        if not self._shelf.discard(_key(tag)):
+            raise self._unknown(tag)
+
+    def sweep(self) -> None:
+        """Remove what crashed builds left in the store."""
+        self._shelf.sweep()
+
+    def _unknown(self, tag: ImageTag) -> InputError:
+        known = ", ".join(str(ImageTag(*key)) for key in self._shelf.names()) or "none yet"
+        return InputError(f"there is no image {tag}", hint=f"images in the store: {known}")
+
+
+def _key(tag: ImageTag) -> Key:
+    return tag.org, tag.name, tag.version
