@@ -222,13 +222,14 @@ class Authority:
             self._warn(f"{where}: {note}")
 
     def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
-        with self._lock, provider_errors(self.provider_name, f"issuing the {profile} certificate"):
+        with self._lock:
             self._require_open()
             order = self._order(profile, ttl, deadline)
             ready = Capability.READY_PAIRS in self._settings.spec.capabilities
+            obtain = by_ready_pair if ready else by_signing
             try:
                 with provider_errors(self.provider_name, f"issuing the {profile} certificate"):
-                    issued = (by_ready_pair if ready else by_signing)(self._provider, self._trust, order)
+                    issued = obtain(self._provider, self._trust, order)
             except CAError as error:
                 names = (self._identity.of(profile),)
                 self._observers.tell(EventKind.REFUSED, profile, names=names, reason=error.message)
@@ -244,7 +245,8 @@ class Authority:
             ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
         if ttl <= timedelta(0):
             raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
-        return Order(self._identity, profile, self._settings.key_type, now, ttl, deadline)
+        key_type = self._settings.key_type
+        return Order(self._identity, profile, key_type, self._clock, ttl, deadline)
 
     def _accept(self, profile: Profile, issued: Issued) -> TLSMaterial:
         for warning in issued.warnings:
@@ -261,7 +263,7 @@ class Authority:
 
     def _require_open(self) -> None:
         if self._closed:
-            raise AuthorityClosed("the authority is closed")
+            raise AuthorityClosed("the authority is closed", provider=self.provider_name)
 
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
@@ -296,6 +298,6 @@ def open_authority(
     """
     if not isinstance(settings, CASettings):
         settings = validate(CASettings, Document({"ca": dict(settings or {})}), at="ca")
-    identity = Identity(build_id or random_build_id(), settings.name_suffix)
+    identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
     context = ProviderContext(clock, os.environ if environ is None else environ)
     return Authority(settings, identity, context)

@@ -13,7 +13,7 @@ from firebuild_pki.errors import MaterialError
 from firebuild_pki.identity import Identity
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
-from firebuild_pki.provider import CAProvider, Profile, ReadyPair, SignedCertificate, SignRequest
+from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignedCertificate, SignRequest
 from firebuild_pki.verify import Expectation, Trust, Verified, verify_certificate
 from firebuild_pki.x509 import fingerprint, make_csr, to_pem
 
@@ -26,7 +26,7 @@ class Order:
         identity: names of the build's two ends.
         profile: which of the ends.
         key_type: kind of key to make.
-        now: current time, UTC.
+        clock: the current time, UTC; asked after the provider answered.
         ttl: wanted lifetime from now on.
         deadline: latest moment at which the build may need the certificate.
     """
@@ -34,7 +34,7 @@ class Order:
     identity: Identity
     profile: Profile
     key_type: KeyType
-    now: datetime
+    clock: Clock
     ttl: timedelta
     deadline: datetime
 
@@ -57,7 +57,9 @@ def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     answer = provider.sign(request)
     if not isinstance(answer, SignedCertificate):
         raise MaterialError(f"expected a SignedCertificate, found {type(answer).__name__}")
-    expected = Expectation(order.profile, names, key.public_key(), order.now, order.deadline, ttl=order.ttl)
+    expected = Expectation(
+        order.profile, names, key.public_key(), order.clock(), order.deadline, ttl=order.ttl
+    )
     verified = verify_certificate(answer.certificate_pem, answer.chain_pem, trust, expected)
     material = _material(key, trust, verified, order.identity.server, names[0])
     return Issued(material, verified.chain, (*answer.notes, *verified.warnings))
@@ -69,7 +71,7 @@ def by_ready_pair(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     server = pair if order.profile is Profile.SERVER else _pair(provider, Profile.SERVER)
     key = _ready_key(pair)
     expected = Expectation(
-        order.profile, (pair.name,), key.public_key(), order.now, order.deadline, exact=False
+        order.profile, (pair.name,), key.public_key(), order.clock(), order.deadline, exact=False
     )
     verified = verify_certificate(pair.certificate_chain_pem, b"", trust, expected)
     material = _material(key, trust, verified, server.name, pair.name)

@@ -111,7 +111,7 @@ def verify_certificate(
     for issuer in (*chain.issuers, chain.anchor):
         _must_be_valid(issuer, expected.now)
     _must_cover_build(chain, expected)
-    warnings += [*_lifetime(leaf, expected), *_must_validate(chain, expected)]
+    warnings += [*_lifetime(leaf, expected), *_must_validate(chain, expected), *_identifiers(chain)]
     return Verified(chain, tuple(warnings))
 
 
@@ -180,6 +180,17 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     if refusal is not None:
         raise MaterialError(f"path validation refuses the chain of {describe(chain.leaf)}: {refusal}")
     return [f"strict TLS libraries may refuse the chain: {reason}"]
+
+
+def _identifiers(chain: Chain) -> list[str]:
+    # RFC 5280 sections 4.2.1.1 and 4.2.1.2; VERIFY_X509_STRICT, Python's default since 3.13, insists
+    below = [(one, x509.AuthorityKeyIdentifier, "authority") for one in chain.certificates]
+    above = [(one, x509.SubjectKeyIdentifier, "subject") for one in (*chain.issuers, chain.anchor)]
+    return [
+        f"strict TLS libraries may refuse {describe(certificate)}: it has no {word} key identifier"
+        for certificate, kind, word in (*below, *above)
+        if not any(isinstance(extension.value, kind) for extension in certificate.extensions)
+    ]
 
 
 def _path_failure(builder: PolicyBuilder, chain: Chain, expected: Expectation) -> str | None:

@@ -1,0 +1,313 @@
+"""What a provider hands back is checked; each flaw is caught with words of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from firebuild_pki import (
+    Authority,
+    CAError,
+    MaterialError,
+    Profile,
+    ProviderError,
+    ReadyPair,
+    SettingsError,
+    UnsupportedOperation,
+    open_authority,
+)
+from pki import plugins_for_tests as plugins
+from pki.tools import NOW, Clock, ca_settings, catalog_of, certificates
+
+
+def opened(name: str, **block: object) -> Authority:
+    settings = ca_settings({"provider": name, name: block}, catalog_of(name))
+    return open_authority(settings, build_id="b", clock=Clock())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "good",
+        "reversed-chain",
+        "repeated",
+        "no-newlines",
+        "text",
+        "chain-in-bundle",
+        "several-anchors",
+    ],
+)
+def test_what_can_be_put_right_is_put_right(name: str) -> None:
+    with opened(name) as authority:
+        for material in (authority.issue_server(), authority.issue_guest()):
+            subjects = [one.subject.rfc4514_string() for one in certificates(material.certificate_chain_pem)]
+            assert subjects == ["CN=leaf", "CN=Operator Intermediate"]
+        assert authority.warnings == ()
+
+
+def test_trusting_an_intermediate_alone_is_enough() -> None:
+    with opened("intermediate-trusted") as authority:
+        material = authority.issue_server()
+        assert len(certificates(material.certificate_chain_pem)) == 1
+        (anchor,) = certificates(material.trust_pem)
+        assert anchor.subject.rfc4514_string() == "CN=Operator Intermediate"
+
+
+WARNINGS = [
+    ("remarking", "the backend says hi"),
+    (
+        "longer",
+        "the CA extended the lifetime of the server certificate: "
+        "asked until 2030-05-17 13:00:00Z, got 2030-05-17 17:00:00Z",
+    ),
+    ("no-key-usage", "the certificate has no key usage extension"),
+    ("lax-key-usage", "the key usage extension is not critical"),
+    ("lax-key-usage", "the key usage has keyEncipherment, which means nothing for an EC key"),
+    ("small-serial", "the serial number looks shorter than 64 random bits"),
+    ("old-style", "strict TLS libraries may refuse the chain: "),
+    ("intermediate-old-style", 'strict TLS libraries may refuse "CN=Operator Intermediate" (sha256 '),
+]
+
+
+@pytest.mark.parametrize(("name", "warning"), WARNINGS)
+def test_what_is_merely_unwise_is_a_warning(name: str, warning: str) -> None:
+    with opened(name) as authority:
+        assert authority.issue_server()
+        assert any(text.startswith(warning) for text in authority.warnings)
+
+
+LEAF = r'"CN=leaf" \(sha256 [0-9a-f]{16}…\)'
+WANTED = "expected a certificate for b.firebuild.internal"
+USAGE = "expected the extended key usage serverAuth and nothing else in the server certificate, found: "
+INTERMEDIATE = r'"CN=Operator Intermediate" \(sha256 [0-9a-f]{16}…\)'
+
+REFUSALS = [
+    ("wrong-key", f"the certificate {LEAF} is for another public key than the one requested"),
+    ("wrong-names", f"{WANTED}, found subject alternative names: somebody.else.example"),
+    (
+        "more-names",
+        rf"{WANTED} and nothing else, found subject alternative names: "
+        r"\*\.firebuild\.internal, b\.firebuild\.internal",
+    ),
+    (
+        "more-kinds",
+        f"{WANTED} and nothing else, found subject alternative names: "
+        "b.firebuild.internal, https://example.com/",
+    ),
+    ("no-names", f"{WANTED}, found subject alternative names: none"),
+    ("both-usages", f"{USAGE}clientAuth, serverAuth"),
+    ("swapped-usage", f"{USAGE}clientAuth"),
+    ("no-usage", f"{USAGE}none"),
+    ("leaf-is-ca", f"expected an end-entity certificate, but {LEAF} is a CA"),
+    ("no-signature-usage", "the key usage of the certificate lacks digitalSignature, which TLS 1.3 needs"),
+    ("signing-usage", "the key usage of the certificate has keyCertSign; only a CA may"),
+    ("expired", rf"{LEAF} expired at 2030-05-17 11:59:59Z, now is 2030-05-17 12:00:00Z"),
+    (
+        "not-yet",
+        rf"{LEAF} is not valid before 2030-05-17 12:03:00Z, now is 2030-05-17 12:00:00Z "
+        r"\(hint: compare the clocks of this machine and of the CA\)",
+    ),
+    (
+        "missing-intermediate",
+        rf'the chain has a missing link: {LEAF} was issued by "CN=Operator Intermediate", which is neither '
+        r'in the chain nor among the trust anchors \(hint: the trust anchors are "CN=Operator Root" '
+        r"\(sha256 [0-9a-f]{16}…\); add the missing CA certificate to the chain\)",
+    ),
+    (
+        "other-root",
+        rf'the chain has a missing link: {INTERMEDIATE} was issued by "CN=Operator Root", which is .*',
+    ),
+    ("intermediate-no-ca", rf"path validation refuses the chain of {LEAF}: .*"),
+    (
+        "intermediate-cannot-sign",
+        rf"path validation refuses the chain of {LEAF}: .*{INTERMEDIATE} does not allow signing.*",
+    ),
+    (
+        "intermediate-other-purpose",
+        rf"path validation refuses the chain of {LEAF}: .*{INTERMEDIATE} forbids this kind of leaf.*",
+    ),
+    (
+        "intermediate-expired",
+        rf"{INTERMEDIATE} expired at 2030-05-17 11:55:00Z, now is 2030-05-17 12:00:00Z",
+    ),
+    ("garbage", "expected PEM certificates as certificate, but they cannot be read: .*"),
+    ("broken-pem", "expected PEM certificates as chain, but they cannot be read: .*"),
+    ("no-bytes", "expected PEM text as chain, found NoneType"),
+    ("nothing", "expected a SignedCertificate, found NoneType"),
+]
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSALS)
+def test_what_breaks_the_contract_is_refused(name: str, message: str) -> None:
+    wanted = rf"^ca-provider\({name}\): {message}$"
+    with opened(name) as authority, pytest.raises(MaterialError, match=wanted):
+        authority.issue_server()
+
+
+def test_too_short_a_life_is_only_refused_where_the_build_needs_more() -> None:
+    with opened("too-short") as authority:
+        authority.issue_server(build_deadline=NOW + timedelta(minutes=10))
+        with pytest.raises(MaterialError, match="may need it until 2030-05-17 12:10:01Z"):
+            authority.issue_server(build_deadline=NOW + timedelta(minutes=10, seconds=1))
+
+
+def test_a_foreign_exception_is_wrapped_and_kept_as_the_cause() -> None:
+    with opened("raising") as authority, pytest.raises(ProviderError) as caught:
+        authority.issue_guest()
+    assert str(caught.value) == (
+        "ca-provider(raising): issuing the guest certificate failed: KeyError: 'certificate'"
+    )
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert not caught.value.retryable
+
+
+def test_a_network_fault_may_be_retried() -> None:
+    with opened("unreachable") as authority, pytest.raises(ProviderError) as caught:
+        authority.issue_guest()
+    assert caught.value.retryable
+
+
+def test_the_words_of_a_provider_are_kept() -> None:
+    with opened("explaining") as authority, pytest.raises(CAError) as caught:
+        authority.issue_guest()
+    assert str(caught.value) == (
+        "ca-provider(explaining): the role does not allow it (hint: set allow_subdomains)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("untrusted", "reading the trust bundle failed: ValueError: no anchors"),
+        ("no-bundle", "expected a TrustBundle, found NoneType"),
+        ("leaf-as-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
+        ("expired-anchor", r'"CN=Operator Root" \(sha256 .*\) expired at 2030-05-17 11:55:00Z, .*'),
+        ("bad-factory", "making the provider failed: RuntimeError: no factory today"),
+        ("wrong-factory", "expected its factory to make a CAProvider, found object"),
+    ],
+)
+def test_a_provider_that_cannot_be_opened_says_why(name: str, message: str) -> None:
+    with pytest.raises(CAError, match=rf"^ca-provider\({name}\): {message}$"):
+        opened(name)
+
+
+def test_methods_left_out_are_named() -> None:
+    with opened("no-methods") as authority:
+        assert authority.check() == ()
+        with pytest.raises(UnsupportedOperation, match="signing a server certificate is not implemented"):
+            authority.issue_server()
+    provider = plugins.Anchored()
+    with pytest.raises(UnsupportedOperation, match="a ready guest pair is not implemented"):
+        provider.ready_pair(Profile.GUEST)
+    with pytest.raises(UnsupportedOperation, match="revoking is not implemented"):
+        provider.revoke(b"")
+
+
+@pytest.fixture
+def closed() -> Iterator[list[str]]:
+    plugins.CLOSED.clear()
+    yield plugins.CLOSED
+    plugins.CLOSED.clear()
+
+
+def test_fatal_notes_about_settings_stop_before_anything_is_opened(closed: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        opened("revoker", mode="refused")
+    assert str(caught.value) == (
+        "settings: ca.revoker.mode: modes are out (hint: use none)\nsettings: ca.revoker: and so is the rest"
+    )
+    assert closed == []
+
+
+def test_other_notes_about_settings_are_warnings() -> None:
+    with opened("revoker", mode="odd") as authority:
+        assert authority.warnings == ("ca.revoker: mode: modes are odd (hint: use none)",)
+
+
+def test_returning_nothing_instead_of_no_notes_is_forgiven() -> None:
+    with opened("revoker", mode="mute") as authority:
+        assert authority.warnings == ()
+
+
+def test_a_provider_that_fails_to_open_is_closed(closed: list[str]) -> None:
+    with pytest.raises(ProviderError, match="opening the provider failed: PermissionError: sealed"):
+        opened("revoker", mode="locked")
+    assert closed == ["locked"]
+
+
+def test_a_provider_is_closed_once(closed: list[str]) -> None:
+    with opened("revoker") as authority:
+        pass
+    authority.close()
+    assert closed == ["fine"]
+
+
+def test_a_provider_that_fails_to_close_leaves_a_warning(closed: list[str]) -> None:
+    with opened("revoker", mode="stuck") as authority:
+        pass
+    assert authority.warnings == (
+        "closing the provider failed: TimeoutError: the token could not be revoked",
+    )
+
+
+def test_a_check_returns_remarks_and_raises_fatal_ones() -> None:
+    with opened("revoker") as authority:
+        assert [str(note) for note in authority.check()] == ["expires in a week"]
+    fatal = pytest.raises(ProviderError, match=r"the role is missing \(hint: make it\)")
+    with opened("revoker", mode="check") as authority, fatal:
+        authority.check()
+
+
+def test_a_certificate_can_be_taken_back() -> None:
+    plugins.REVOKED.clear()
+    with opened("revoker") as authority:
+        material = authority.issue_guest()
+        authority.revoke(material)
+    assert certificates(plugins.REVOKED[0]) == certificates(material.certificate_chain_pem)[:1]
+
+
+def test_a_failure_to_take_back_is_wrapped() -> None:
+    with opened("revoker", mode="immortal") as authority:
+        material = authority.issue_server()
+        with pytest.raises(ProviderError, match="revoking a certificate failed: LookupError"):
+            authority.revoke(material)
+
+
+def test_ready_pairs_become_the_same_kind_of_material() -> None:
+    with opened("pairs") as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+        assert authority.warnings == ()
+    assert server.server_name == guest.server_name == server.identity == "builds.example.com"
+    assert guest.identity == "guest-1.example.com"
+    server.ssl_context(server_side=True)
+
+
+def test_a_ready_pair_for_both_purposes_is_a_warning() -> None:
+    with opened("pairs", flaw="both usages") as authority:
+        authority.issue_server()
+        (warning,) = authority.warnings
+    assert warning.endswith("found: clientAuth, serverAuth")
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        ("swapped", "expected the extended key usage serverAuth"),
+        ("nothing", "expected a ReadyPair, found NoneType"),
+        ("other key", "is for another public key than the one requested"),
+        ("broken key", "the private key of builds.example.com is not an unencrypted PEM key"),
+        ("odd key", "the private key of builds.example.com is neither EC nor RSA, which gRPC needs"),
+        ("name", "expected a certificate for elsewhere.example.com"),
+    ],
+)
+def test_a_flawed_ready_pair_is_refused(flaw: str, message: str) -> None:
+    with opened("pairs", flaw=flaw) as authority, pytest.raises(MaterialError, match=message) as caught:
+        authority.issue_server()
+    assert caught.value.__cause__ is None
+
+
+def test_the_key_of_a_ready_pair_is_not_shown() -> None:
+    pair = ReadyPair(b"cert", b"SECRET", "a.b")
+    assert "SECRET" not in repr(pair)
