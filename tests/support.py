@@ -63,4 +63,5 @@ class Firebuild:
     def leftovers(self) -> list[str]:
         """Name what a build left in the store besides bases and images."""
         builds = self.home / "builds"
-        return sorted(str(path) for path in builds.iterdir()) if builds.exists() else []
+        found = builds.iterdir() if builds.exists() else ()
+        return sorted(str(path) for path in found if path.is_dir())

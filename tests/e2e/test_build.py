@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import subprocess
 import tarfile
 from pathlib import Path
@@ -240,14 +239,13 @@ def test_the_ext4_image_is_clean_and_holds_owners(firebuild: Firebuild, context:
     assert "User:     0   Group:     0" in shown
 
 
-def test_the_store_is_private_and_an_image_can_be_removed(firebuild: Firebuild, context: Path) -> None:
+def test_an_image_can_be_removed(firebuild: Firebuild, context: Path) -> None:
     arguments = write(context, "FROM scratch\n")
     firebuild("rootfs", *arguments, "--tag", "t/gone:1", "--output", "tar")
     assert "t/gone:1" in firebuild("images", "list").stdout
     firebuild("images", "rm", "t/gone:1")
     assert "t/gone:1" not in firebuild("images", "list").stdout
     assert "t/gone:1" in firebuild("images", "rm", "t/gone:1", status=2).stderr
-    assert stat.S_IMODE((firebuild.home / "builds").stat().st_mode) == 0o700
 
 
 def test_the_ca_is_swapped_by_an_environment_variable(firebuild: Firebuild, context: Path) -> None:

@@ -45,6 +45,6 @@ def main() -> None:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitStatus.INTERNAL)
-    except Exception as error:  # noqa: BLE001 - the last stop: everything is reported and given a status
+    except Exception as error:
         sys.exit(report(error))
     sys.exit(status if isinstance(status, int) else 0)

@@ -38,6 +38,7 @@ def schema() -> None:
 def show(config_file: Path | None) -> None:
     """Print the settings in force as YAML; secrets stay references."""
     import yaml
+
     from firebuild_pki.config import redacted
 
     click.echo(yaml.safe_dump(redacted(settings_from(config_file)), sort_keys=False), nl=False)

@@ -11,6 +11,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.settings import BuildSettings
 
 FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
@@ -39,11 +40,11 @@ def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = N
     return load_settings(config_file, os.environ, overrides)
 
 
-def store_root(settings: BuildSettings) -> Path:
-    """Return the directory of bases and images: the setting, $FIREBUILD_HOME, or the user's data directory."""
-    from platformdirs import user_data_path
+def home_from(settings: BuildSettings) -> Home:
+    """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory."""
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.names import default_home
 
-    if settings.store.path is not None:
-        return Path(settings.store.path).expanduser().absolute()
-    home = os.environ.get("FIREBUILD_HOME")
-    return Path(home).absolute() if home else user_data_path("firebuild")
+    chosen = settings.store.path
+    root = Path(chosen).expanduser().absolute() if chosen else default_home(os.environ)
+    return Home(root, ids=settings.machine.ids)

@@ -1,0 +1,369 @@
+"""The conductor: one build from Dockerfile to stored image, in the seven steps of ARCHITECTURE.md."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
+from firebuild_bootstrap.errors import GuestLost, Location, StepFailed, exit_status_of
+from firebuild_bootstrap.events import (
+    BuildFailed,
+    BuildStarted,
+    EventSink,
+    ImageStored,
+    Notice,
+    PhaseStarted,
+    StepFinished,
+    StepStarted,
+)
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.bases import Base
+from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.outputs import OutputSpec, check_destinations, deliver
+from firebuild_bootstrap.image.store import ImageRecord, StoredImage
+from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.local import LocalMachine
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
+from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
+from firebuild_bootstrap.settings import BootstrapSettings, BuildSettings
+from firebuild_bootstrap.tail import OutputTail
+from firebuild_bootstrap.wire import encode_command
+from firebuild_pki import Authority, TLSMaterial, open_authority
+
+# Between the guest's last call and the end of its process; it has nothing left to do then.
+_STOP_SECONDS: Final = 10.0
+# How long the guest's report may take to arrive once its process is seen to have ended.
+_LAST_WORDS_SECONDS: Final = 2.0
+_POLL_SECONDS: Final = 0.1
+# Certificates outlive the build by this much: unpacking, storing, and clocks that differ.
+_CERTIFICATE_MARGIN: Final = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What to build.
+
+    Args:
+        dockerfile: path of the Dockerfile.
+        context: directory that COPY and ADD read from.
+        tag: what to store the image as.
+        build_args: values for ARG; None is a name without a value.
+        labels: added to the image, over those of the Dockerfile.
+        target: stage to build, by name or index; None for the last.
+        outputs: what to make of the root file system.
+    """
+
+    dockerfile: Path
+    context: Path
+    tag: ImageTag
+    build_args: Mapping[str, str | None] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    outputs: tuple[OutputSpec, ...]
+
+
+def build_image(
+    request: BuildRequest,
+    settings: BuildSettings,
+    home: Home,
+    *,
+    events: EventSink = lambda _: None,
+    uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> StoredImage:
+    """Build an image and store it under its tag.
+
+    Args:
+        request: what to build.
+        settings: how.
+        home: where bases, images and the build's own files are.
+        events: receives everything that happens, from several threads, one event at a time.
+        uninterrupted: makes the context in which the image is committed; signals have to wait in it.
+
+    Raises:
+        FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind.
+        firebuild_pki.CAError: no usable certificates could be had.
+    """
+    build = _Build(request, settings, home, OutputTail(events), uninterrupted)
+    try:
+        return build.run()
+    except Exception as error:
+        build.events(
+            BuildFailed(
+                exit_status=exit_status_of(error),
+                error=type(error).__name__,
+                message=str(error),
+                step=getattr(error, "step", 0),
+                exit_code=getattr(error, "exit_code", None),
+            )
+        )
+        raise
+
+
+@dataclass(frozen=True)
+class _Resolved:
+    """What the first step found out."""
+
+    plan: BuildPlan
+    base: Base | None
+
+    @property
+    def base_name(self) -> str:
+        return self.base.name if self.base else "scratch"
+
+
+class _Build:
+    def __init__(
+        self,
+        request: BuildRequest,
+        settings: BuildSettings,
+        home: Home,
+        events: OutputTail,
+        uninterrupted: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._request = request
+        self._settings = settings
+        self._home = home
+        self.events = events
+        self._uninterrupted = uninterrupted
+        self._build_id = f"b{secrets.token_hex(6)}"
+        self._began = time.monotonic()
+
+    def run(self) -> StoredImage:
+        with ExitStack() as cleanup:
+            self._phase(1, "read the Dockerfile, the build context and the base")
+            workspace = cleanup.enter_context(self._home.workspace(self._build_id))
+            resolved = self._resolve(cleanup, workspace)
+
+            self._phase(2, "issue certificates")
+            authority = cleanup.enter_context(open_authority(self._settings.ca, build_id=self._build_id))
+            server_material, guest_material = self._issue(authority)
+            self._announce(resolved, authority)
+
+            self._phase(3, "start the bootstrap server")
+            machine = LocalMachine(workspace)
+            cleanup.callback(machine.close)
+            server = self._server(resolved.plan, server_material, guest_material, machine)
+            host_port = server.start()
+            cleanup.callback(server.stop)
+
+            self._phase(4, "write the metadata")
+            machine.metadata.put(self._metadata(guest_material, host_port))
+
+            self._phase(5, "start the machine")
+            self._start(machine, resolved)
+
+            self._phase(6, "run the steps")
+            server.await_guest()
+            self._follow(server, machine, resolved.plan)
+
+            self._phase(7, "store the image")
+            machine.wait(_STOP_SECONDS)
+            machine.stop()
+            return self._store(machine, resolved, authority)
+
+    def _phase(self, number: int, name: str) -> None:
+        self.events(PhaseStarted(phase=number, name=name))
+
+    def _notice(self, message: str) -> None:
+        self.events(Notice(level="warning", message=message))
+
+    # --- 1 --------------------------------------------------------------------------------------
+
+    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> _Resolved:
+        request = self._request
+        check_destinations(request.outputs)
+        source = DockerfileSource.read(request.dockerfile)
+        context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
+        cleanup.enter_context(context)
+        bases = _Bases(self._home)
+        plan = make_plan(
+            source,
+            context=context,
+            bases=bases,
+            build_args=request.build_args,
+            target=request.target,
+            extra_labels=request.labels,
+        )
+        for warning in plan.warnings:
+            self._notice(f"{warning.location}: {warning.message}")
+        return _Resolved(plan, bases.found)
+
+    # --- 2 --------------------------------------------------------------------------------------
+
+    def _issue(self, authority: Authority) -> tuple[TLSMaterial, TLSMaterial]:
+        limits = self._settings.bootstrap
+        deadline = datetime.now(UTC) + limits.initial_timeout + limits.build_timeout
+        ttl = limits.initial_timeout + limits.build_timeout + _CERTIFICATE_MARGIN
+        server = authority.issue_server(ttl=ttl, build_deadline=deadline)
+        guest = authority.issue_guest(ttl=ttl, build_deadline=deadline)
+        for warning in authority.warnings:
+            self._notice(warning)
+        return server, guest
+
+    def _announce(self, resolved: _Resolved, authority: Authority) -> None:
+        self.events(
+            BuildStarted(
+                build_id=self._build_id,
+                tag=str(self._request.tag),
+                steps=resolved.plan.total,
+                base=resolved.base_name,
+                ca_provider=authority.provider_name,
+            )
+        )
+
+    # --- 3 --------------------------------------------------------------------------------------
+
+    def _server(
+        self, plan: BuildPlan, server: TLSMaterial, guest: TLSMaterial, machine: Machine
+    ) -> BootstrapServer:
+        return BootstrapServer(
+            commands=[encode_command(step.command) for step in plan.steps],
+            resources={
+                f"step-{step.number}": step.resource for step in plan.steps if step.resource is not None
+            },
+            steps=[StepInfo(step.number, step.line, step.instruction) for step in plan.steps],
+            total_steps=plan.total,
+            server_material=server,
+            guest_material=guest,
+            events=self.events,
+            limits=_limits(self._settings.bootstrap),
+            bind=self._settings.bootstrap.bind,
+            on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
+        )
+
+    # --- 4 --------------------------------------------------------------------------------------
+
+    def _metadata(self, guest: TLSMaterial, host_port: str) -> Mapping[str, object]:
+        document = MetadataDocument(
+            bootstrap=bootstrap_block(
+                guest,
+                host_port=host_port,
+                ping_interval=self._settings.bootstrap.ping_interval.total_seconds(),
+                host_time=time.time(),
+            ),
+            vmm_id=self._build_id,
+            image_tag=str(self._request.tag),
+        )
+        document.check_size()
+        return document.to_json()
+
+    # --- 5 --------------------------------------------------------------------------------------
+
+    def _start(self, machine: Machine, resolved: _Resolved) -> None:
+        began = time.monotonic()
+        self.events(
+            StepStarted(
+                step=1,
+                total=resolved.plan.total,
+                instruction=f"FROM {resolved.plan.base}",
+                line=resolved.plan.base_line,
+            )
+        )
+        for note in machine.prepare(resolved.base.archive if resolved.base else None):
+            self._notice(note)
+        machine.start()
+        self.events(StepFinished(step=1, exit_code=0, seconds=time.monotonic() - began))
+
+    # --- 6 --------------------------------------------------------------------------------------
+
+    def _follow(self, server: BootstrapServer, machine: Machine, plan: BuildPlan) -> None:
+        while (outcome := server.wait(_POLL_SECONDS)) is None:
+            ended = machine.poll()
+            if ended is None:
+                continue
+            outcome = server.wait(_LAST_WORDS_SECONDS)
+            if outcome is None:
+                raise GuestLost(
+                    f"the guest ended before it reported success or failure: {ended.description}",
+                    hint=f"its last words: {ended.log.strip()}" if ended.log.strip() else None,
+                )
+            break
+        try:
+            outcome.raise_for_failure()
+        except StepFailed as error:
+            raise self._explained(error, plan) from error
+
+    def _explained(self, error: StepFailed, plan: BuildPlan) -> StepFailed:
+        step = next((step for step in plan.steps if step.number == error.step), None)
+        if step is None:
+            return error
+        message = f"step {step.number}/{plan.total} failed: {error.message}\n  {step.instruction}"
+        output = self.events.last_lines(step.number)
+        if output:
+            message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
+        return StepFailed(
+            message,
+            step=error.step,
+            exit_code=error.exit_code,
+            hint=error.hint,
+            location=Location(str(self._request.dockerfile), step.line),
+        )
+
+    # --- 7 --------------------------------------------------------------------------------------
+
+    def _store(self, machine: Machine, resolved: _Resolved, authority: Authority) -> StoredImage:
+        outputs = self._request.outputs
+        images = self._home.images
+        with images.stage() as staging:
+            artifacts = machine.export(outputs, staging.path)
+            record = ImageRecord(
+                tag=str(self._request.tag),
+                build_id=self._build_id,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                firebuild_version=version("firebuild"),
+                base=resolved.plan.base,
+                base_digest=resolved.base.digest if resolved.base else "",
+                ca_provider=authority.provider_name,
+                issuer_fingerprint=authority.issuer_fingerprint,
+                config=resolved.plan.config,
+                outputs=tuple(artifacts),
+            )
+            with self._uninterrupted():
+                for spec, artifact in zip(outputs, artifacts, strict=True):
+                    deliver(staging.path / artifact.path, spec, self._home.trees)
+                image = images.commit(staging, record)
+        first = artifacts[0]
+        self.events(
+            ImageStored(
+                tag=record.tag,
+                path=str(image.directory / first.path),
+                size=first.size,
+                digest=first.digest,
+                seconds=time.monotonic() - self._began,
+            )
+        )
+        return image
+
+
+class _Bases:
+    """Resolves the base for the plan and keeps what was found."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self.found: Base | None = None
+
+    def resolve(self, reference: str) -> ImageConfig:
+        self.found = self._home.bases.resolve(reference)
+        return self.found.config
+
+
+def _limits(settings: BootstrapSettings) -> Limits:
+    return Limits(
+        max_connections=settings.max_connections,
+        initial_timeout=settings.initial_timeout.total_seconds(),
+        ping_interval=settings.ping_interval.total_seconds(),
+        missed_pings=settings.missed_pings,
+        build_timeout=settings.build_timeout.total_seconds(),
+        max_log_bytes=settings.log_limit,
+    )

@@ -1,0 +1,85 @@
+"""`firebuild base`: what builds start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.bases import Base
+    from firebuild_bootstrap.image.config import ImageConfig
+
+
+@click.group()
+def base() -> None:
+    """Import, list and remove the bases that FROM names."""
+
+
+@base.command("import")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--image-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON with the base's OCI config (Env, Entrypoint, User, …).",
+)
+@config_option
+def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
+    """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
+    home = home_from(settings_from(config_file))
+    _say_kept(home.bases.import_base(name, path, _read_config(image_config)))
+
+
+@base.command("from-host")
+@click.argument("name", default="host")
+@config_option
+def from_host(name: str, config_file: Path | None) -> None:
+    """Make a base of this machine's own shell and core tools; needs no download and no root."""
+    _say_kept(home_from(settings_from(config_file)).bases.create_from_host(name))
+
+
+@base.command("list")
+@config_option
+def list_(config_file: Path | None) -> None:
+    """List the bases: name, when they were imported, size, digest."""
+    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.progress import human_size
+
+    bases = home_from(settings_from(config_file)).bases.list()
+    rows = [(found.name, found.imported, human_size(found.size), found.digest) for found in bases]
+    print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
+
+
+@base.command()
+@click.argument("name")
+@config_option
+def rm(name: str, config_file: Path | None) -> None:
+    """Remove a base; images built from it stay."""
+    home_from(settings_from(config_file)).bases.remove(name)
+    click.echo(f"removed {name}")
+
+
+def _say_kept(kept: Base) -> None:
+    from firebuild_bootstrap.progress import human_size
+
+    click.echo(f"{kept.name}  {human_size(kept.size)}  {kept.digest}")
+
+
+def _read_config(path: Path | None) -> ImageConfig | None:
+    import json
+
+    from firebuild_bootstrap.errors import InputError, Location
+    from firebuild_bootstrap.image.config import ImageConfig
+
+    if path is None:
+        return None
+    try:
+        return ImageConfig.from_json(json.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"expected JSON: {error}", location=Location(str(path))) from error

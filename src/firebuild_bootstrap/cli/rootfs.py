@@ -1,0 +1,105 @@
+"""`firebuild rootfs`: the main job."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.build import BuildRequest
+    from firebuild_bootstrap.progress import ProgressMode
+
+
+@click.command()
+@click.option(
+    "--dockerfile",
+    type=click.Path(path_type=Path),
+    default=Path("Dockerfile"),
+    show_default=True,
+    help="What to build.",
+)
+@click.option(
+    "--context",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    show_default=".",
+    help="Directory that COPY and ADD read from.",
+)
+@click.option("--tag", required=True, metavar="ORG/NAME:VERSION", help="What to store the image as.")
+@click.option("--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image.")
+@click.option("--target", metavar="STAGE", help="Stage to build; the last one by default.")
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="TYPE[,dest=PATH]",
+    help="ext4 (default), tar or dir; repeatable. dest: also write it there.",
+)
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "plain", "rawjson"]),
+    default="auto",
+    show_default=True,
+    help="Live on a terminal and plain in a pipe, always plain, or one JSON event a line.",
+)
+@click.option(
+    "--metadata-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write what `firebuild images inspect` shows to this file.",
+)
+@click.option("--ca", metavar="PROVIDER", help="CA provider to use instead of the configured one.")
+@config_option
+def rootfs(
+    progress: ProgressMode,
+    metadata_file: Path | None,
+    ca: str | None,
+    config_file: Path | None,
+    **options: Any,
+) -> None:
+    """Build a root file system from a Dockerfile and store it as an image."""
+    from firebuild_bootstrap.build import build_image
+    from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
+    from firebuild_bootstrap.interrupts import Interrupts
+    from firebuild_bootstrap.progress import make_renderer
+
+    interrupts = Interrupts()
+    renderer = make_renderer(progress, sys.stdout.buffer, terminal=sys.stdout.isatty())
+    try:
+        with interrupts.installed():
+            settings = settings_from(config_file, {"ca.provider": ca} if ca else {})
+            request = _request(options)
+            image = build_image(
+                request,
+                settings,
+                home_from(settings),
+                events=renderer,
+                uninterrupted=interrupts.deferred,
+            )
+            if metadata_file is not None:
+                write_atomically(metadata_file, image_json(image))
+    finally:
+        renderer.close()
+
+
+def _request(options: dict[str, Any]) -> BuildRequest:
+    from firebuild_bootstrap.build import BuildRequest
+    from firebuild_bootstrap.dockerfile import parse_assignments
+    from firebuild_bootstrap.image.names import ImageTag
+    from firebuild_bootstrap.image.outputs import parse_outputs
+
+    labels = parse_assignments(options["labels"], "--label")
+    return BuildRequest(
+        dockerfile=options["dockerfile"],
+        context=options["context"],
+        tag=ImageTag.parse(options["tag"]),
+        build_args=parse_assignments(options["build_args"], "--build-arg"),
+        labels={name: value or "" for name, value in labels.items()},
+        target=options["target"],
+        outputs=parse_outputs(options["outputs"]),
+    )

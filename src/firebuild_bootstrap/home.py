@@ -1,0 +1,70 @@
+"""The directory where everything is kept, and the tools that work in it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.image.store import ImageStore
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, detect
+from firebuild_bootstrap.sandbox.idmap import single
+
+IdChoice = Literal["auto", "full", "subids", "single"]
+
+
+class Home:
+    """Bases, images and running builds below one directory; parts are made when they are first used.
+
+    Args:
+        root: the directory; it need not exist yet.
+        ids: the id mapping to use, or `auto` for the best that works here.
+    """
+
+    def __init__(self, root: Path, *, ids: IdChoice = "auto") -> None:
+        self.root = root
+        self._ids = ids
+
+    @cached_property
+    def idmap(self) -> IdMap:
+        """The owners that sandboxes know.
+
+        Raises:
+            MachineError: no sandbox can be made here, or not with the wanted mapping.
+        """
+        if self._ids == "single":
+            return single(Host.current(), "machine.ids is set to single")
+        idmap = detect()
+        if self._ids not in ("auto", idmap.mode.value):
+            raise MachineError(
+                f"machine.ids asks for {self._ids}, and this user can have {idmap.mode.value} here",
+                hint=idmap.note or "use machine.ids: auto",
+            )
+        return idmap
+
+    @cached_property
+    def trees(self) -> Trees:
+        """The tools for file trees, in the id mapping."""
+        return Trees(Sandbox(self.idmap))
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The finished images."""
+        return ImageStore(self.root, self.trees)
+
+    @cached_property
+    def bases(self) -> BaseStore:
+        """What builds start from."""
+        return BaseStore(self.root, self.trees, images=self.images)
+
+    def workspace(self, build_id: str) -> Workspace:
+        """Make the private directory of one build; see `Workspace`."""
+        return Workspace(self.root, build_id, self.idmap)
+
+    def close(self) -> None:
+        """Let go of the bases and images that builds hold."""
+        self.bases.close()
