@@ -77,7 +77,9 @@ class BaseStore:
             self._images.close()
 
     def import_base(self, name: str, source: Path, config: ImageConfig | None = None) -> Base:
-        """Keep a directory or tar archive (plain, gz, bz2, xz, zst) as the base `name`, replacing an older one.
+        """Keep a directory or tar archive (plain, gz, bz2, xz, zst) as the base `name`.
+
+        An older base of that name is replaced.
 
         Raises:
             InputError: the name or the source is wrong.

@@ -62,10 +62,14 @@ class Trees:
         binds = [Bind(source, _TREE), Bind(target, _OTHER, read_only=False)]
         return UnpackReport(**self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER))
 
-    def digest(self, root: Path, *, times: bool = False) -> str:
-        """Return the digest of the canonical listing of `root`."""
+    def summary(self, root: Path, *, times: bool = False) -> PackedFile:
+        """Return the bytes that `root` takes in blocks of 4096, and the digest of its canonical listing.
+
+        Args:
+            times: modification times count too.
+        """
         reply = self._ask([Bind(root, _TREE)], f"read {root}", "digest", root=_TREE, times=times)
-        return str(reply["digest"])
+        return PackedFile(reply["size"], reply["digest"])
 
     def remove(self, path: Path) -> None:
         """Remove `path` and everything below, whoever owns it; nothing happens when it does not exist."""

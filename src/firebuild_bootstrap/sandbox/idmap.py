@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 
@@ -57,6 +57,16 @@ class IdMap:
     def holds(self, uid: int, gid: int) -> bool:
         """Whether a file inside the sandbox can belong to `uid` and `gid`."""
         return any(uid in entry for entry in self.uids) and any(gid in entry for entry in self.gids)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the map for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> IdMap:
+        """Read what `as_json` wrote."""
+        uids, gids = (tuple(IdRange(**entry) for entry in document[kind]) for kind in ("uids", "gids"))
+        return cls(IdMode(document["mode"]), uids, gids, document["note"])
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,7 @@ def _useful(search_path: Iterable[str]) -> list[str]:
 
 def _interpreter(base: str) -> list[str]:
     prefix = os.path.realpath(sys.base_prefix)
-    return [
-        base,
-        os.path.realpath(sysconfig.get_path("stdlib")),
-        *(f"{prefix}/{lib}" for lib in ("lib", "lib64")),
-    ]
+    return [base, f"{prefix}/lib", f"{prefix}/lib64", os.path.realpath(sysconfig.get_path("stdlib"))]
 
 
 def _show(binds: dict[str, Bind | Link], path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.image.worker.digest import digest
 from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4, measure
 from firebuild_bootstrap.image.worker.pack import copy, pack
 from firebuild_bootstrap.image.worker.unpack import unpack
 
@@ -46,7 +46,7 @@ def _copy(source: str, target: str) -> dict[str, Any]:
 
 
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
-    return {"digest": digest(root, times=times)}
+    return {"size": measure(root)[0], "digest": digest(root, times=times)}
 
 
 def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,104 @@
+"""The seam between a build and the machine it runs in."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.mmds.writer import MetadataWriter
+
+
+@dataclass(frozen=True)
+class MachineExit:
+    """How a machine ended.
+
+    Args:
+        code: exit status of vminit; 128 + N after signal N.
+        log: the last that it wrote, for messages.
+    """
+
+    code: int
+    log: str = ""
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it, if one did."""
+        return self.code - 128 if self.code > 128 else None
+
+    @property
+    def description(self) -> str:
+        """The end in words."""
+        if self.signal is None:
+            return f"vminit ended with status {self.code}"
+        try:
+            name = signal.Signals(self.signal).name
+        except ValueError:
+            name = f"signal {self.signal}"
+        return f"vminit was ended by {name}"
+
+
+@dataclass(frozen=True)
+class GuestOptions:
+    """What the machine tells vminit on its command line; times in seconds."""
+
+    mmds_timeout: float = 30.0
+    connect_timeout: float = 30.0
+
+
+class Machine(Protocol):
+    """One build's machine, from empty to exported.
+
+    The order is prepare, metadata.put, start, wait or stop, export, close. `close` is always allowed.
+    """
+
+    @property
+    def metadata(self) -> MetadataWriter:
+        """Where the guest reads its metadata from; usable after `prepare`."""
+        ...
+
+    def prepare(self, base: Path | None) -> tuple[str, ...]:
+        """Fill the root file system from the tar archive `base`; None leaves it empty (FROM scratch).
+
+        Returns:
+            notes for the user: what this machine can't do or could not keep.
+
+        Raises:
+            MachineError: it can't be prepared.
+        """
+        ...
+
+    def start(self, options: GuestOptions = ...) -> None:
+        """Start vminit.
+
+        Raises:
+            MachineError: it can't be started.
+        """
+        ...
+
+    def poll(self) -> MachineExit | None:
+        """Return how the machine ended, or None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> MachineExit | None:
+        """Wait up to `timeout` seconds for the end and return what `poll` says then."""
+        ...
+
+    def stop(self, grace: float = 5.0) -> MachineExit | None:
+        """End the machine: politely first, by force after `grace` seconds. Nothing of it runs afterwards."""
+        ...
+
+    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
+        """Write the root file system into the directory `into`, once for each output.
+
+        Raises:
+            MachineError: the machine still runs, or the disk is full.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stop, and remove everything that belongs to the machine. Idempotent."""
+        ...

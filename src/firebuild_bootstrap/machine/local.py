@@ -1,0 +1,149 @@
+"""The driver `local`: vminit in a sandbox on this host, the root file system in a directory."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
+from firebuild_bootstrap.image.trees import PackedFile
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options
+from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.machine.base import GuestOptions, MachineExit
+from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mmds.emulator import MetadataEmulator
+from firebuild_bootstrap.mmds.store import DataStore
+from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.sandbox import Bind, SandboxProcess
+
+_GUEST: Final = "firebuild_bootstrap.guest.main"
+_SOCKET: Final = "mmds.sock"
+_LOG_SECONDS: Final = 2.0
+
+
+class LocalMachine:
+    """A `Machine` in a sandbox: its own processes, host names and mounts, but the host's kernel and network.
+
+    Args:
+        workspace: the build's directory; it is closed with the machine.
+        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
+    """
+
+    def __init__(self, workspace: Workspace, *, epoch: int | None = None) -> None:
+        self._workspace = workspace
+        self._epoch = epoch
+        self._trees = workspace.trees()
+        self._root = workspace.path / "rootfs"
+        self._store = DataStore()
+        self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
+        self._process: SandboxProcess | None = None
+        self._log: BoundedLog | None = None
+
+    @property
+    def metadata(self) -> MetadataWriter:
+        """The metadata of this machine, served on a UNIX socket that only its sandbox sees."""
+        return self._store
+
+    def prepare(self, base: Path | None) -> tuple[str, ...]:
+        """Unpack `base` and begin to serve metadata; see `Machine.prepare`."""
+        try:
+            self._root.mkdir(mode=0o755)
+        except OSError as error:
+            raise MachineError(f"{self._root}: {error.strerror}") from error
+        report = UnpackReport() if base is None else self._trees.unpack(base, self._root)
+        self._emulator.start()
+        note = self._workspace.sandbox.idmap.note
+        return (*((note,) if note else ()), *unpack_notes(report))
+
+    def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
+        """Start vminit in the sandbox; see `Machine.start`."""
+        runtime = self._workspace.runtime
+        arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
+        arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
+        arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
+        self._process = self._workspace.sandbox.popen(
+            runtime.module(_GUEST, *arguments),
+            binds=[
+                *runtime.binds,
+                Bind(self._root, "/image", read_only=False),
+                Bind(self._workspace.path / "mmds", "/run/firebuild"),
+            ],
+            env=runtime.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if self._process.stdout is not None:
+            self._log = BoundedLog(self._process.stdout)
+
+    def poll(self) -> MachineExit | None:
+        """Return how vminit ended, or None while it runs (or was never started)."""
+        return self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> MachineExit | None:
+        """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
+        code = None if self._process is None else self._process.wait(timeout)
+        if code is None or self._log is None:
+            return None
+        self._log.finish(_LOG_SECONDS)
+        return MachineExit(code, self._log.text())
+
+    def stop(self, grace: float = 5.0) -> MachineExit | None:
+        """Send SIGTERM to vminit, and SIGKILL to the whole sandbox after `grace` seconds."""
+        if self._process is None:
+            return None
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(grace)
+        self._process.kill()
+        return self.wait()
+
+    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
+        """Write the outputs; see `Machine.export`."""
+        if self._process is not None and self._process.poll() is None:
+            raise MachineError("the root file system can't be exported while vminit runs")
+        return tuple(self._export(output, into / output.type.file_name) for output in outputs)
+
+    def close(self) -> None:
+        """Stop and remove everything; see `Machine.close`."""
+        try:
+            self.stop(grace=0)
+            self._emulator.stop()
+        finally:
+            self._workspace.close()
+
+    def _export(self, output: OutputSpec, target: Path) -> Artifact:
+        made = self._write(output, target)
+        return Artifact(output.type, target.name, made.size, made.digest)
+
+    def _write(self, output: OutputSpec, target: Path) -> PackedFile:
+        match output.type:
+            case OutputType.EXT4:
+                return self._trees.ext4(self._root, target, Ext4Options(size=output.size, epoch=self._epoch))
+            case OutputType.TAR:
+                return self._trees.pack(self._root, target, newest=self._epoch)
+            case OutputType.DIR:
+                target.mkdir()
+                self._trees.copy(self._root, target)
+                return self._trees.summary(target)
+
+
+def unpack_notes(report: UnpackReport) -> tuple[str, ...]:
+    """Say in words what unpacking a base could not keep."""
+    texts = {
+        "foreign": "{count} files of the base belong to root now, because their owners don't exist in this "
+        "build's id mapping: {names}",
+        "stripped": "{count} of them lost their setuid or setgid bit, which would have meant root: {names}",
+        "devices": "{count} device nodes of the base were left out, which a sandbox can't make: {names}",
+        "attributes": "{count} extended attributes of the base could not be set: {names}",
+    }
+    notes = []
+    for what, text in texts.items():
+        count, names = getattr(report, what), report.examples.get(what, [])
+        if count:
+            more = ", …" if count > len(names) else ""
+            notes.append(text.format(count=count, names=", ".join(names) + more))
+    return tuple(notes)
