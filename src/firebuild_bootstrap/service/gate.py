@@ -203,7 +203,9 @@ async def _handshake(stream: TlsStream) -> str:
     except SSL.Error as error:
         return handshake_problem(error, stream.inspection, stream.first_bytes)
     except (EOFError, ConnectionError):
-        return "it closed the connection before the TLS handshake was complete"
+        if not stream.first_bytes:
+            return "it closed the connection without a TLS handshake"
+        return "it closed the connection during the TLS handshake; perhaps it does not trust this server"
     except ValueError as error:  # what the parsers raise for a stranger's certificate
         return f"its certificate cannot be read ({type(error).__name__})"
     return ""

@@ -1,0 +1,394 @@
+"""What a guest gets for its calls, over real mutual TLS."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError, StepFailed
+from firebuild_bootstrap.events import (
+    Event,
+    GuestConnected,
+    Notice,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+)
+from firebuild_bootstrap.service import Ending, Limits, StepInfo
+from firebuild_pki import open_authority
+
+
+@dataclasses.dataclass(frozen=True)
+class Parcel:
+    content: tuple[Entry, ...]
+
+    def entries(self) -> Any:
+        yield from self.content
+
+
+def file_entry(path: str, data: bytes, **changes: Any) -> Entry:
+    entry = Entry(
+        source=path,
+        path=path,
+        kind=EntryKind.FILE,
+        mode=0o644,
+        mtime_ns=1,
+        size=len(data),
+        open=lambda: io.BytesIO(data),
+    )
+    return dataclasses.replace(entry, **changes)
+
+
+def entry_of(kind: EntryKind, path: str, **changes: Any) -> Entry:
+    entry = Entry(source=path, path=path, kind=kind, mode=0o755, mtime_ns=0, from_directory=True)
+    return dataclasses.replace(entry, **changes)
+
+
+def test_material_of_the_default_authority_is_all_that_a_build_needs(serve: Any) -> None:
+    with open_authority(build_id="b7") as authority:
+        running = serve(materials=(authority.issue_server(), authority.issue_guest()))
+        assert running.caller().ping("hello") == "hello"
+    (connected,) = running.events
+    assert isinstance(connected, GuestConnected)
+    assert connected.tls_version == "TLSv1.3"
+    assert connected.peer.startswith("127.0.0.1:")
+
+
+def test_a_guest_may_ping_before_it_asks_for_the_commands(serve: Any) -> None:
+    command = wire.RunCommand(step=2, original="RUN true", argv=("/bin/sh", "-c", "true"))
+    running = serve(commands=[command])
+    guest = running.caller()
+    assert guest.ping("1") == "1"
+    assert [wire.decode_command(text) for text in guest.commands()] == [command]
+
+
+def test_the_guest_is_welcomed_once_and_before_its_first_call_is_answered(serve: Any) -> None:
+    welcomed: list[float] = []
+
+    def welcome() -> None:
+        time.sleep(0.3)
+        welcomed.append(time.monotonic())
+
+    running = serve(on_guest_connected=welcome)
+    guest = running.caller()
+    answered: list[float] = []
+
+    def call() -> None:
+        guest.ping()
+        answered.append(time.monotonic())
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    guest.commands()
+    assert len(welcomed) == 1
+    assert len(answered) == 4
+    assert min(answered) > welcomed[0]
+    assert len(running.of(GuestConnected)) == 1
+
+
+@pytest.mark.parametrize("error", [MachineError("the metadata could not be wiped"), OSError("no socket")])
+def test_a_failing_welcome_ends_the_build_before_any_command_is_told(serve: Any, error: Exception) -> None:
+    def welcome() -> None:
+        raise error
+
+    running = serve(on_guest_connected=welcome)
+    with pytest.raises(grpc.RpcError) as refused:
+        running.caller().commands()
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    outcome = running.outcome()
+    assert outcome.ending is Ending.SERVER_ERROR
+    assert str(error) in outcome.message
+    with pytest.raises(FirebuildError):
+        outcome.raise_for_failure()
+
+
+def test_a_resource_arrives_complete_with_checksums(serve: Any) -> None:
+    large = os.urandom(2 * wire.CHUNK_BYTES + 5)
+    entries = (
+        entry_of(EntryKind.DIRECTORY, "d"),
+        file_entry("d/large", large, from_directory=True, mode=0o4755, mtime_ns=77),
+        file_entry("d/empty", b"", from_directory=True),
+        entry_of(EntryKind.SYMLINK, "d/link", link_target="../etc"),
+        entry_of(EntryKind.HARDLINK, "d/hard", link_target="d/large", owner=(5, 6)),
+    )
+    running = serve(parcels={"step-2": Parcel(entries)})
+    chunks = list(running.caller().resource("step-2"))
+    assert [chunk.WhichOneof("payload") for chunk in chunks] == [
+        *("header", "eof"),
+        *("header", "chunk", "chunk", "chunk", "eof"),
+        *("header", "eof"),
+        *("header", "eof"),
+        *("header", "eof"),
+    ]
+    contents = [chunk.chunk for chunk in chunks if chunk.HasField("chunk")]
+    assert b"".join(part.chunk for part in contents) == large
+    assert all(part.checksum == hashlib.sha256(part.chunk).digest() for part in contents)
+    assert max(len(part.chunk) for part in contents) <= wire.MAX_CHUNK_BYTES
+    headers = [chunk.header for chunk in chunks if chunk.HasField("header")]
+    ends = [chunk.eof.id for chunk in chunks if chunk.HasField("eof")]
+    assert [header.id for header in headers] == ends
+    assert len(set(ends)) == 5
+    assert {part.id for part in contents} == {headers[1].id}
+    directory, big, _, link, hard = headers
+    assert (directory.isDir, directory.kind) == (True, pb.ENTRY_KIND_DIRECTORY)
+    assert (big.entryPath, big.size, big.mtimeNs, big.fileMode) == ("d/large", len(large), 77, 0o4755)
+    assert (big.fromDirectory, big.keepOwner) == (True, False)
+    assert (link.kind, link.linkTarget) == (pb.ENTRY_KIND_SYMLINK, "../etc")
+    assert (hard.kind, hard.keepOwner, hard.uid, hard.gid) == (pb.ENTRY_KIND_HARDLINK, True, 5, 6)
+    assert hard.targetUser == "5:6"
+
+
+def test_a_build_without_size_limit_on_files_streams_them_from_disk(serve: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(10 * wire.CHUNK_BYTES))
+    entry = file_entry("file", b"", size=path.stat().st_size, open=lambda: path.open("rb"))
+    running = serve(parcels={"step-2": Parcel((entry,))})
+    digest = hashlib.sha256()
+    for chunk in running.caller().resource("step-2"):
+        digest.update(chunk.chunk.chunk)
+    assert digest.digest() == hashlib.sha256(path.read_bytes()).digest()
+
+
+@pytest.mark.parametrize(
+    ("command", "entry", "place"),
+    [
+        ({"target": "/to/"}, {"path": "f"}, "/to/f"),
+        ({"target": "/to"}, {"path": "f"}, "/to"),
+        ({"target": "to", "workdir": "/srv"}, {"path": "f"}, "/srv/to"),
+        ({"target": ".", "workdir": "/srv", "target_is_directory": True}, {"path": ""}, "/srv/f"),
+        ({"target": "/to"}, {"path": "a/b", "from_directory": True}, "/to/a/b"),
+    ],
+)
+def test_old_guests_are_told_the_final_place(
+    serve: Any, command: dict[str, Any], entry: dict[str, Any], place: str
+) -> None:
+    copy = wire.CopyCommand(
+        **{"step": 2, "original": "COPY f to", "source": "step-2", "chown": "7:8", **command}
+    )
+    parcel = Parcel((dataclasses.replace(file_entry("f", b"x"), **entry),))
+    running = serve(commands=[copy], parcels={"step-2": parcel})
+    header = next(iter(running.caller(hello=False).resource("step-2"))).header
+    assert (header.sourcePath, header.targetPath, header.targetWorkdir) == (place, place, "/")
+    assert header.targetUser == "7:8"
+
+
+@pytest.mark.parametrize("kind", [EntryKind.SYMLINK, EntryKind.HARDLINK])
+def test_a_link_for_an_old_guest_is_an_error_and_not_an_empty_file(serve: Any, kind: EntryKind) -> None:
+    running = serve(parcels={"step-2": Parcel((entry_of(kind, "l", link_target="x"),))})
+    with pytest.raises(grpc.RpcError, match="too old to create links"):
+        list(running.caller(hello=False).resource("step-2"))
+    assert running.outcome().ending is Ending.SERVER_ERROR
+
+
+def gone() -> io.BytesIO:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+def forbidden() -> io.BytesIO:
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"open": gone}, "f has vanished since the build began"),
+        ({"open": forbidden}, "f cannot be read: [Errno 13] Permission denied"),
+        ({"size": 2}, "f has changed while it was sent: expected 2 bytes, found 3"),
+        ({"open": None}, "f: a file without content cannot be sent"),
+    ],
+)
+def test_a_file_that_cannot_be_sent_fails_the_call_and_the_build(
+    serve: Any, changes: dict[str, Any], text: str
+) -> None:
+    running = serve(parcels={"step-2": Parcel((file_entry("f", b"abc", **changes),))})
+    with pytest.raises(grpc.RpcError) as failed:
+        list(running.caller().resource("step-2"))
+    assert failed.value.code() is grpc.StatusCode.ABORTED
+    assert text in str(failed.value.details())
+    outcome = running.outcome()
+    assert outcome.ending is Ending.SERVER_ERROR
+    assert isinstance(outcome.error, InputError)
+    assert text in outcome.message
+
+
+@pytest.mark.parametrize(("path", "stage", "shown"), [("nope", "", "nope"), ("f", "base", "base://f")])
+def test_an_unknown_resource_fails_the_call_and_the_build(
+    serve: Any, path: str, stage: str, shown: str
+) -> None:
+    running = serve()
+    with pytest.raises(grpc.RpcError, match=shown):
+        list(running.caller().resource(path, stage))
+    assert isinstance(running.outcome().error, InputError)
+
+
+def test_a_fault_of_the_server_itself_fails_the_build_without_a_traceback_for_the_guest(serve: Any) -> None:
+    def broken() -> io.BytesIO:
+        raise RuntimeError("boom")
+
+    running = serve(parcels={"step-2": Parcel((file_entry("f", b"abc", open=broken),))})
+    with pytest.raises(grpc.RpcError) as failed:
+        list(running.caller().resource("step-2"))
+    assert "Traceback" not in str(failed.value.details())
+    error = running.outcome().error
+    assert error is not None
+    assert isinstance(error.__cause__, RuntimeError)
+
+
+def test_a_slow_guest_slows_the_reading_of_files_down(serve: Any) -> None:
+    read = 0
+
+    class Endless(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            nonlocal read
+            read += size or 0
+            return bytes(size or 0)
+
+    running = serve(parcels={"step-2": Parcel((file_entry("f", b"", open=Endless),))})
+    stream = running.caller().resource("step-2")
+    next(iter(stream))
+    before = -1
+    while before != read:
+        before = read
+        time.sleep(0.3)
+    assert read <= 24 * wire.CHUNK_BYTES
+    stream.cancel()
+    assert running.server.wait(0.2) is None
+
+
+def test_output_arrives_in_order_and_byte_by_byte(serve: Any) -> None:
+    running = serve()
+    guest = running.caller()
+    for number in range(20):
+        guest.out(b"\xff\x00%d" % number, method="StdErr" if number % 2 else "StdOut")
+    outputs = running.of(StepOutput)
+    assert [event.data for event in outputs] == [b"\xff\x00%d" % number for number in range(20)]
+    assert [event.stream for event in outputs] == ["stdout", "stderr"] * 10
+    assert {event.step for event in outputs} == {2}
+
+
+def test_lines_of_an_old_guest_become_output_of_step_0(serve: Any) -> None:
+    running = serve()
+    running.caller().unary("StdOut", pb.LogMessage(line=["one", "two\n", "drei ü"]))
+    running.caller().unary("StdOut", pb.LogMessage())
+    (output,) = running.of(StepOutput)
+    assert (output.step, output.data) == (0, "one\ntwo\ndrei ü\n".encode())
+
+
+def test_steps_are_reported_with_their_place_in_the_dockerfile(serve: Any) -> None:
+    running = serve(steps=[StepInfo(2, 7, "RUN true")], total_steps=5)
+    guest = running.caller()
+    started = pb.StepEvent(kind=pb.StepEvent.STARTED)
+    finished = pb.StepEvent(kind=pb.StepEvent.FINISHED, exit_code=3, duration_ms=1500)
+    for step in (2, 4):
+        guest.unary("StdOut", pb.LogMessage(step=step, event=started))
+        guest.unary("StdOut", pb.LogMessage(step=step, event=finished))
+    guest.unary("StdOut", pb.LogMessage(step=2, event=pb.StepEvent()))
+    first, unknown = running.of(StepStarted)
+    assert (first.step, first.total, first.instruction, first.line) == (2, 5, "RUN true", 7)
+    assert (unknown.step, unknown.instruction, unknown.line) == (4, "", 0)
+    done = running.of(StepFinished)[0]
+    assert (done.step, done.exit_code, done.seconds) == (2, 3, 1.5)
+    assert len(running.of(StepFinished)) == 2
+
+
+def test_output_above_the_limit_is_dropped_with_one_notice_that_says_how_much(serve: Any) -> None:
+    running = serve(limits=Limits(max_log_bytes=10))
+    guest = running.caller()
+    for _ in range(3):
+        guest.out(b"1234567")
+    assert b"".join(event.data for event in running.of(StepOutput)) == b"1234567123"
+    assert running.of(Notice) == []
+    guest.success()
+    assert running.outcome().ending is Ending.SUCCESS
+    (notice,) = running.of(Notice)
+    assert "11 bytes of output were dropped" in notice.message
+
+
+def test_success_ends_the_build_and_every_later_call_is_refused(serve: Any) -> None:
+    running = serve()
+    guest = running.caller()
+    guest.success()
+    outcome = running.outcome()
+    assert outcome.ending is Ending.SUCCESS
+    assert outcome.message == ""
+    outcome.raise_for_failure()
+    for call in (guest.ping, guest.success, guest.commands, lambda: list(guest.resource("x"))):
+        with pytest.raises(grpc.RpcError) as refused:
+            call()
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert running.outcome() is outcome
+
+
+def test_an_abort_tells_step_and_exit_code(serve: Any) -> None:
+    running = serve()
+    request = pb.AbortRequest(error="RUN failed", step=4, exit_code=137, reason="command")
+    running.caller().unary("Abort", request)
+    outcome = running.outcome()
+    assert (outcome.ending, outcome.step, outcome.exit_code, outcome.reason, outcome.message) == (
+        *(Ending.ABORTED, 4, 137, "command", "RUN failed"),
+    )
+    with pytest.raises(StepFailed) as failed:
+        outcome.raise_for_failure()
+    assert (failed.value.step, failed.value.exit_code) == (4, 137)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (pb.AbortRequest(error="could not copy"), "could not copy"),
+        (pb.AbortRequest(), "the guest gave no reason"),
+        (pb.AbortRequest(error="no such user", reason="file", exit_code=1), "no such user"),
+    ],
+)
+def test_an_abort_that_is_no_failed_command_has_no_exit_code(
+    serve: Any, request_: pb.AbortRequest, message: str
+) -> None:
+    running = serve()
+    running.caller().unary("Abort", request_)
+    outcome = running.outcome()
+    assert (outcome.exit_code, outcome.message) == (None, message)
+
+
+def test_a_receiver_of_events_that_fails_ends_the_build(serve: Any) -> None:
+    received: list[Event] = []
+
+    def sink(event: Event) -> None:
+        received.append(event)
+        if isinstance(event, StepOutput):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    running = serve(events=sink, limits=Limits(max_log_bytes=1))
+    guest = running.caller()
+    guest.out(b"ab")
+    outcome = running.outcome()
+    assert outcome.ending is Ending.SERVER_ERROR
+    assert "Broken pipe" in outcome.message
+    assert [type(event) for event in received] == [GuestConnected, StepOutput]
+
+
+def test_messages_above_the_limit_are_refused(serve: Any) -> None:
+    running = serve()
+    with pytest.raises(grpc.RpcError) as refused:
+        running.caller().out(bytes(wire.MAX_MESSAGE_BYTES + 1))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert running.of(StepOutput) == []
+
+
+def test_commands_and_resources_have_to_fit_together(serve: Any) -> None:
+    with pytest.raises(ValueError, match="step-2"):
+        serve(commands=[], parcels={"step-2": Parcel(())})

@@ -1,0 +1,188 @@
+"""A server leaves nothing behind: no thread, no port, no file, no secret."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import stat
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.errors import FirebuildError, InputError
+from firebuild_bootstrap.service import BootstrapServer, Ending, Limits
+from firebuild_bootstrap.service.server import parse_bind
+from firebuild_pki import TLSMaterial
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def test_after_stop_no_thread_and_no_file_is_left_and_the_port_is_free(serve: Any, short_path: Path) -> None:
+    before = set(threading.enumerate())
+    running = serve()
+    guest = running.caller()
+    guest.ping()
+    guest.close()
+    assert len(set(threading.enumerate()) - before) >= 3
+    running.server.stop()
+    own = [thread for thread in set(threading.enumerate()) - before if "channel" not in thread.name]
+    assert own == []
+    assert list(short_path.iterdir()) == []
+    again = serve(bind=running.address)
+    assert again.address == running.address
+    again.server.stop()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port_of(again.address)), timeout=5)
+    again.server.stop()
+
+
+def test_stop_with_connections_open_is_quick(serve: Any) -> None:
+    running = serve(limits=Limits(handshake_timeout=60))
+    running.caller().ping()
+    with socket.create_connection(("127.0.0.1", port_of(running.address))) as silent:
+        begun = time.monotonic()
+        running.server.stop()
+        assert time.monotonic() - begun < 2
+        silent.settimeout(5)
+        assert silent.recv(1) == b""
+    assert running.server.wait(0) is None
+
+
+def test_calls_in_flight_end_before_the_server_does(serve: Any) -> None:
+    entered = threading.Event()
+
+    def slow_welcome() -> None:
+        entered.set()
+        time.sleep(0.4)
+
+    running = serve(on_guest_connected=slow_welcome)
+    failures: list[str] = []
+
+    def call() -> None:
+        try:
+            running.caller().ping()
+        except grpc.RpcError as error:
+            failures.append(str(error.code()))
+
+    calling = threading.Thread(target=call)
+    calling.start()
+    assert entered.wait(10)
+    begun = time.monotonic()
+    running.server.stop(grace=5)
+    calling.join()
+    assert 0.2 < time.monotonic() - begun < 4
+    assert failures == ["StatusCode.FAILED_PRECONDITION"]  # an answer, not a broken connection
+
+
+def test_the_answer_to_success_gets_through_although_the_server_stops_at_once(serve: Any) -> None:
+    running = serve()
+    stopper = threading.Thread(target=lambda: (running.outcome(), running.server.stop()))
+    stopper.start()
+    running.caller().success()
+    stopper.join()
+    assert running.server.wait(0).ending is Ending.SUCCESS
+
+
+def test_waiting_ends_when_the_server_is_stopped(serve: Any) -> None:
+    running = serve()
+    threading.Timer(0.1, running.server.stop).start()
+    assert running.server.wait(30) is None
+
+
+def test_the_inner_socket_lies_in_a_private_directory(serve: Any) -> None:
+    running = serve()
+    directory = Path(running.backend.removeprefix("unix:")).parent
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_a_long_temporary_directory_does_not_matter(
+    tmp_path: Path, materials: tuple[TLSMaterial, TLSMaterial], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with BootstrapServer(
+        commands=[],
+        resources={},
+        server_material=materials[0],
+        guest_material=materials[1],
+        events=lambda event: None,
+    ) as server:
+        server.start()
+    assert list(long.iterdir()) == []
+
+
+def test_ipv6_loopback_works(serve: Any) -> None:
+    running = serve(bind="::1")
+    assert running.address.startswith("[::1]:")
+    assert running.caller().ping() == "p"
+
+
+@pytest.mark.parametrize("bind", ["192.0.2.1", "no.such.host.invalid:0"])
+def test_an_address_of_another_host_is_an_error_that_leaves_nothing(
+    serve: Any, short_path: Path, bind: str
+) -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(FirebuildError, match="cannot listen on") as failed:
+        serve(bind=bind)
+    assert failed.value.hint is not None
+    assert list(short_path.iterdir()) == []
+    assert [thread for thread in set(threading.enumerate()) - before if "firebuild" in thread.name] == []
+
+
+def test_material_that_tls_cannot_use_is_an_error_without_the_key(
+    serve: Any, materials: tuple[TLSMaterial, TLSMaterial], short_path: Path
+) -> None:
+    odd = replace(materials[0], private_key_pem=b"junk")
+    with pytest.raises(FirebuildError, match="cannot use its TLS material") as failed:
+        serve(materials=(odd, materials[1]))
+    assert "junk" not in str(failed.value)
+    assert list(short_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("127.0.0.1", ("127.0.0.1", 0)),
+        ("127.0.0.1:4000", ("127.0.0.1", 4000)),
+        ("localhost:1", ("localhost", 1)),
+        ("::1", ("::1", 0)),
+        ("[::1]:9", ("::1", 9)),
+        ("[::1]", ("::1", 0)),
+    ],
+)
+def test_addresses_to_bind_are_read(text: str, expected: tuple[str, int]) -> None:
+    assert parse_bind(text) == expected
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:x", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:"])
+def test_a_wrong_port_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError, match="port from 0 to 65535"):
+        parse_bind(text)
+
+
+def test_no_key_reaches_a_log_or_an_event(
+    serve: Any, workshop: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    running = serve()
+    with pytest.raises(grpc.RpcError):
+        running.caller(workshop.issue("guest.b2.firebuild.internal")).success()
+    guest = running.caller()
+    guest.ping()
+    guest.unary("Abort", pb.AbortRequest(error="no"))
+    running.server.stop()
+    seen = caplog.text + "".join(capfd.readouterr()) + repr(running.events) + repr(running.server.__dict__)
+    for material in running.materials:
+        secret = material.private_key_pem.decode().splitlines()[1]
+        assert secret not in seen
+    assert "PRIVATE KEY" not in seen

@@ -1,0 +1,276 @@
+"""Every peer that is turned away is named with reason, subject and fingerprint, and reaches no handler."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.events import PeerRefused
+from firebuild_bootstrap.service import Limits
+from firebuild_pki import TLSMaterial
+
+STRANGER = "guest.b2.firebuild.internal"
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host, int(port)
+
+
+def strangers() -> dict[str, tuple[Callable[[Any, Any], TLSMaterial], str]]:
+    """Who knocks, and a part of the reason for which it is refused."""
+    hour = timedelta(hours=1)
+    return {
+        "the guest of another build of the same CA": (
+            lambda workshop, new: workshop.issue(STRANGER),
+            "not the one that was issued to this build's guest",
+        ),
+        "a second certificate with the guest's own name": (
+            lambda workshop, new: workshop.issue("guest.b1.firebuild.internal"),
+            "not the one that was issued to this build's guest",
+        ),
+        "a guest of another CA": (
+            lambda workshop, new: new("Other CA").issue(STRANGER, trust=workshop.pem),
+            "issued by a CA that is not trusted",
+        ),
+        "a guest of a CA that only has the same name": (
+            lambda workshop, new: new().issue(STRANGER, trust=workshop.pem),
+            "certificate",
+        ),
+        "an expired guest": (
+            lambda workshop, new: workshop.issue(STRANGER, start=-2 * hour, lifetime=hour),
+            "has expired",
+        ),
+        "a guest from the future": (
+            lambda workshop, new: workshop.issue(STRANGER, start=hour),
+            "is not valid yet",
+        ),
+        "a server of the same CA": (
+            lambda workshop, new: workshop.issue("b2.firebuild.internal", SERVER_AUTH),
+            "not meant for TLS clients",
+        ),
+        "a guest below an expired intermediate": (
+            lambda workshop, new: new("Old intermediate", workshop, days=-1).issue(STRANGER),
+            "has expired",
+        ),
+        "a guest that presents its chain with an unknown root": (
+            lambda workshop, new: new("Mid", new("Far root")).issue(STRANGER, trust=workshop.pem),
+            "issued by a CA that is not trusted",
+        ),
+    }
+
+
+@pytest.mark.parametrize("who", strangers())
+def test_a_stranger_is_named_and_reaches_no_handler(
+    who: str, serve: Any, workshop: Any, new_workshop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    make, reason = strangers()[who]
+    material = make(workshop, new_workshop)
+    running = serve()
+    with pytest.raises(grpc.RpcError) as refused:
+        running.caller(material).success()
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    event = running.refusal()
+    assert reason in event.reason
+    assert event.subject == f"CN={material.identity}"
+    assert event.fingerprint_sha256 == material.fingerprint_sha256
+    assert event.peer.startswith("127.0.0.1:")
+    (record,) = [r for r in caplog.records if r.name == "firebuild.service"]
+    assert record.levelno == logging.WARNING
+    for part in (event.peer, event.reason, event.subject, event.fingerprint_sha256):
+        assert part in record.getMessage()
+
+
+def test_the_servers_own_certificate_does_not_make_a_client(serve: Any) -> None:
+    running = serve()
+    server_material = running.materials[0]
+    with pytest.raises(grpc.RpcError):
+        running.caller(server_material).success()
+    event = running.refusal()
+    assert "not meant for TLS clients" in event.reason
+    assert event.fingerprint_sha256 == server_material.fingerprint_sha256
+
+
+def client_context(material: TLSMaterial, *, certificate: bool, alpn: str = "h2") -> ssl.SSLContext:
+    if certificate:
+        context = material.ssl_context()
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=material.trust_pem.decode())
+    context.set_alpn_protocols([alpn])
+    return context
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_peer_without_certificate_is_refused(serve: Any, version: ssl.TLSVersion) -> None:
+    running = serve()
+    context = client_context(running.materials[1], certificate=False)
+    context.minimum_version = context.maximum_version = version
+    with (
+        pytest.raises(ssl.SSLError, match=r"(?i)certificate.required|handshake.failure"),
+        socket.create_connection(host_and_port(running.address), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=running.materials[1].server_name) as secure,
+    ):
+        secure.recv(1)
+    event = running.refusal()
+    assert event.reason == "it presented no certificate"
+    assert (event.subject, event.fingerprint_sha256) == ("", "")
+
+
+def test_the_guest_has_to_offer_http2(serve: Any) -> None:
+    running = serve()
+    context = client_context(running.materials[1], certificate=True, alpn="http/1.1")
+    with (
+        socket.create_connection(host_and_port(running.address), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=running.materials[1].server_name) as secure,
+    ):
+        assert secure.recv(1) == b""
+    assert "HTTP/2" in running.refusal().reason
+
+
+def test_plaintext_http2_is_refused(serve: Any) -> None:
+    running = serve()
+    with grpc.insecure_channel(running.address) as channel:
+        success = channel.unary_unary(wire.method("Success"))
+        with pytest.raises(grpc.RpcError):
+            success(pb.Empty().SerializeToString(), timeout=10)
+    events = running.of(PeerRefused)
+    assert events
+    assert {event.reason for event in events} == {"it does not speak TLS but plaintext HTTP/2"}
+    assert running.server.wait(0) is None
+    assert running.welcomed == []
+
+
+def test_other_plaintext_is_refused(serve: Any) -> None:
+    running = serve()
+    with socket.create_connection(host_and_port(running.address), timeout=10) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        plain.recv(100)
+    assert running.refusal().reason == "it does not speak TLS but something else"
+
+
+def test_tls_1_1_is_refused(serve: Any) -> None:
+    running = serve()
+    command = ["openssl", "s_client", "-connect", running.address, "-tls1_1"]
+    done = subprocess.run(
+        [*command, "-cipher", "DEFAULT:@SECLEVEL=0"], input=b"", capture_output=True, check=False, timeout=30
+    )
+    assert b"protocol version" in done.stderr
+    assert running.refusal().reason == "it offers no TLS version from 1.2 on"
+
+
+def test_a_peer_that_hangs_up_is_refused(serve: Any) -> None:
+    running = serve()
+    socket.create_connection(host_and_port(running.address), timeout=10).close()
+    assert running.refusal().reason == "it closed the connection without a TLS handshake"
+
+
+def test_a_peer_that_dawdles_is_refused(serve: Any) -> None:
+    running = serve(limits=Limits(handshake_timeout=0.2))
+    with socket.create_connection(host_and_port(running.address), timeout=10) as plain:
+        assert plain.recv(1) == b""
+    assert running.refusal().reason == "its TLS handshake took longer than 0.2 seconds"
+
+
+def test_a_grpc_client_that_does_not_trust_this_server_is_named_too(serve: Any, new_workshop: Any) -> None:
+    running = serve()
+    stranger = new_workshop("Other CA").issue(STRANGER)
+    with pytest.raises(grpc.RpcError):
+        running.caller(stranger).success()
+    assert "perhaps it does not trust this server" in running.refusal().reason
+
+
+def test_the_alert_of_a_client_that_does_not_trust_this_server_is_told(serve: Any, new_workshop: Any) -> None:
+    running = serve()
+    context = client_context(new_workshop("Other CA").issue(STRANGER), certificate=True)
+    with (
+        socket.create_connection(host_and_port(running.address), timeout=10) as plain,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        context.wrap_socket(plain, server_hostname=running.materials[1].server_name)
+    assert running.refusal().reason == "it refused this server (tlsv1 alert unknown ca)"
+
+
+def test_connections_above_the_limit_are_refused_and_the_guest_gets_through_later(serve: Any) -> None:
+    running = serve(limits=Limits(max_connections=2, handshake_timeout=30))
+    target = host_and_port(running.address)
+    with socket.create_connection(target, timeout=10), socket.create_connection(target, timeout=10):
+        with socket.create_connection(target, timeout=10) as third:
+            assert third.recv(1) == b""
+        assert running.refusal().reason == "2 connections are open already"
+    deadline = time.monotonic() + 10
+    while running.server.refused_peers < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert running.caller().ping() == "p"
+
+
+def test_a_subject_cannot_forge_a_log_line(
+    serve: Any, workshop: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = serve()
+    forged = workshop.issue(STRANGER, subject="a\nWARNING all is well \x1b[2J")
+    with pytest.raises(grpc.RpcError):
+        running.caller(forged).success()
+    event = running.refusal()
+    assert event.subject.isprintable()
+    assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_a_certificate_without_subject_is_named_by_its_names(serve: Any, workshop: Any) -> None:
+    running = serve()
+    with pytest.raises(grpc.RpcError):
+        running.caller(workshop.issue(STRANGER, subject="")).success()
+    assert running.refusal().subject == f"DNS={STRANGER}"
+
+
+@pytest.mark.parametrize("name", ["Success", "Commands", "NoSuchMethod"])
+def test_behind_the_gate_every_call_is_checked_again(serve: Any, workshop: Any, name: str) -> None:
+    running = serve()
+    stranger = workshop.issue(STRANGER)
+    with pytest.raises(grpc.RpcError) as refused:
+        running.caller(stranger, inner=True).unary(name, pb.Empty())
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    event = running.refusal()
+    assert event.subject == f"CN={STRANGER}"
+    assert event.fingerprint_sha256 == stranger.fingerprint_sha256
+
+
+def test_behind_the_gate_a_stranger_gets_no_stream(serve: Any, workshop: Any) -> None:
+    running = serve()
+    with pytest.raises(grpc.RpcError) as refused:
+        list(running.caller(workshop.issue(STRANGER), inner=True).resource("step-2"))
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    running.refusal()
+
+
+def test_behind_the_gate_a_client_without_certificate_gets_nowhere(serve: Any) -> None:
+    running = serve()
+    material = running.materials[1]
+    credentials = grpc.ssl_channel_credentials(root_certificates=material.trust_pem)
+    options = [("grpc.ssl_target_name_override", material.server_name)]
+    with grpc.secure_channel(running.backend, credentials, options) as channel:
+        success = channel.unary_unary(wire.method("Success"))
+        with pytest.raises(grpc.RpcError):
+            success(b"", timeout=5)
+    assert running.server.wait(0) is None
+    assert running.welcomed == []
+
+
+def test_the_guest_learns_that_a_method_does_not_exist(serve: Any) -> None:
+    running = serve()
+    with pytest.raises(grpc.RpcError) as refused:
+        running.caller().unary("NoSuchMethod", pb.Empty())
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
