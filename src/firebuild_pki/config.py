@@ -167,7 +167,7 @@ class _Blocks:
             name = key if key in self._providers else key.replace("_", "-")
             if name not in self._providers:
                 hint = nearest(key, self._providers | self._known)
-                self._add((key,), "neither a setting nor an installed provider", hint)
+                self._add((key,), "neither a setting nor an installed provider", hint, key=True)
             elif data[key] is not None and not isinstance(data[key], Mapping | BaseModel):
                 self._add((key,), f"expected a mapping, found {kind_of(data[key])}")
             else:
@@ -191,9 +191,8 @@ class _Blocks:
         except ValidationError as error:
             self.errors += relocated(spec.settings_model, block or {}, error, below=loc)
 
-    def _add(self, path: KeyPath, message: str, hint: str | None = None) -> None:
-        about_key = path[-1] != "provider" and isinstance(path[-1], str)
-        self.errors.append(Finding(path, message, hint, about_key=about_key).as_error())
+    def _add(self, path: KeyPath, message: str, hint: str | None = None, *, key: bool = False) -> None:
+        self.errors.append(Finding(path, message, hint, about_key=key).as_error())
 
 
 def ca_json_schema(catalog: PluginCatalog | None = None) -> dict[str, Any]:

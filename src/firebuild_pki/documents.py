@@ -165,7 +165,9 @@ def parse_document(text: str, *, source: str = "settings") -> Document:
         return Document({}, source)
     reader = Reader(source)
     data = reader.read(node, ())
-    if not isinstance(data, dict):
+    if data is None:
+        data = {}
+    elif not isinstance(data, dict):
         message = f"expected a mapping at the top, found {kind_of(data)}"
         reader.problems.append(reader.at(node).problem((), message))
     if reader.problems:

@@ -58,6 +58,14 @@ class PluginCatalog:
         self._providers = _entries(PROVIDER_GROUP, providers)
         self._observers = _entries(OBSERVER_GROUP, observers)
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PluginCatalog):
+            return NotImplemented
+        return (self._providers, self._observers) == (other._providers, other._observers)
+
+    def __hash__(self) -> int:
+        return hash((self._providers, self._observers))
+
     def providers(self) -> tuple[InstalledPlugin, ...]:
         """List the installed providers by name, without importing any."""
         return tuple(_describe(entry) for entry in self._providers)
@@ -113,9 +121,9 @@ def load_provider(name: str) -> ProviderSpec:
     return PluginCatalog().load_provider(name)
 
 
-def _entries(group: str, given: Iterable[EntryPoint] | None) -> Sequence[EntryPoint]:
+def _entries(group: str, given: Iterable[EntryPoint] | None) -> tuple[EntryPoint, ...]:
     found = entry_points(group=group) if given is None else given
-    return sorted(found, key=lambda entry: entry.name)
+    return tuple(sorted(found, key=lambda entry: entry.name))
 
 
 def _describe(entry: EntryPoint) -> InstalledPlugin:

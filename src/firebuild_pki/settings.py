@@ -9,6 +9,7 @@ from typing import Annotated
 
 import durationpy
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -67,6 +68,16 @@ Duration = Annotated[
     ),
 ]
 """A timedelta written like ``90s`` or ``1h30m`` (Go's notation); bare numbers are refused."""
+
+
+def _above_zero(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        raise ValueError("expected a duration above zero")
+    return value
+
+
+PositiveDuration = Annotated[Duration, AfterValidator(_above_zero)]
+"""A `Duration` above zero."""
 
 
 class SecretRef(Settings):

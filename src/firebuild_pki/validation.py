@@ -67,8 +67,8 @@ def _json_default(value: object) -> str:
     return write_duration(value) if isinstance(value, timedelta) else str(value)
 
 
-def _document_order(problem: Problem) -> tuple[bool, int, int]:
-    return (problem.line is None, problem.line or 0, problem.column or 0)
+def _document_order(problem: Problem) -> tuple[bool, int, int, str]:
+    return (problem.line is None, problem.line or 0, problem.column or 0, problem.source)
 
 
 def _without_empty(model: type[BaseModel], data: Any, path: KeyPath = ()) -> Any:
@@ -175,22 +175,36 @@ def _has(data: object, part: str | int) -> bool:
     return isinstance(data, Mapping) and part in data
 
 
+_EXPECTED = {
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
+
+
 def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
     context = detail.get("ctx") or {}
     kind, found = detail["type"], detail["input"]
     if kind == "extra_forbidden":
         return "unknown setting", nearest(str(detail["loc"][-1]), known)
-    if kind == "missing":
+    if kind in {"missing", "union_tag_not_found"}:
         return "this setting is required", None
-    if kind in {"model_type", "model_attributes_type", "dict_type"}:
-        return f"expected a mapping, found {kind_of(found)}", None
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, found {kind_of(found)}", None
     if kind in {"literal_error", "enum"}:
         return _choice(context["expected"], found)
     if kind == "union_tag_invalid":
         return _choice(context["expected_tags"], context["tag"])
     message = str(detail["msg"]).removeprefix("Value error, ")
     if message.startswith("Input should be"):
-        message = f"expected{message.removeprefix('Input should be')}, found {kind_of(found)}"
+        shown = found if isinstance(found, int | float) else kind_of(found)
+        message = f"expected a value {message.removeprefix('Input should be ')}, found {shown}"
     return message, context.get("hint") or None
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
 
 from cryptography import x509
-from pydantic import Field
 
 from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.hookspecs import hookimpl
@@ -19,10 +17,8 @@ from firebuild_pki.provider import (
     SignRequest,
     TrustBundle,
 )
-from firebuild_pki.settings import Duration, Settings
+from firebuild_pki.settings import Duration, PositiveDuration, Settings
 from firebuild_pki.x509 import Issuer, Validity, make_intermediate, make_leaf, make_root, to_pem
-
-PositiveDuration = Annotated[Duration, Field(gt=timedelta(0))]
 
 
 class EmbeddedSettings(Settings):

@@ -1,0 +1,380 @@
+"""The section `ca`, field types, and what mistakes look like: exact words, exact positions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jsonschema
+import pytest
+import yaml
+from pydantic import Field, ValidationError
+
+from firebuild_pki import (
+    CASettings,
+    Duration,
+    KeyType,
+    PluginCatalog,
+    SecretError,
+    SecretRef,
+    Settings,
+    SettingsError,
+    ca_json_schema,
+    open_authority,
+    parse_document,
+    redacted,
+    validate,
+)
+from firebuild_pki.config import NOT_SELECTED
+from firebuild_pki.providers.embedded import EmbeddedSettings
+from pki.tools import ca_settings, catalog_of, entry
+
+
+class Token(Settings):
+    method: Literal["token"]
+    token: SecretRef
+
+
+class AppRole(Settings):
+    method: Literal["approle"]
+    role_id: SecretRef
+    mounts: tuple[str, ...] = ()
+
+
+class Server(Settings):
+    address: str
+    port: int = 443
+    verify: bool = True
+    timeout: Duration = timedelta(seconds=10)
+    ratio: float = 1.0
+    auth: Annotated[Token | AppRole, Field(discriminator="method")] | None = None
+    replicas: tuple[Server, ...] = ()
+    limits: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+
+
+class Everything(Settings):
+    server: Server = Server(address="localhost")
+    ca: CASettings = Field(default_factory=CASettings)
+
+
+def problems(text: str, model: type[Settings] = Everything, at: str = "", **context: object) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        validate(model, parse_document(text, source="fb.yaml"), at, context=context)
+    assert str(caught.value) == "\n".join(map(str, caught.value.problems))
+    return str(caught.value).splitlines()
+
+
+def test_an_empty_document_means_defaults() -> None:
+    settings = validate(Everything, parse_document(""))
+    assert settings.server.port == 443
+    assert settings.ca.provider == "embedded"
+    assert settings.ca.provider_settings == EmbeddedSettings()
+
+
+def test_keys_without_a_value_count_as_not_written() -> None:
+    settings = validate(Everything, parse_document("server:\nca:\n  embedded:\n  provider:\n"))
+    assert settings == validate(Everything, parse_document(""))
+    assert problems("server: {address: }") == ["fb.yaml:1:10: server.address: this setting is required"]
+    assert problems("server: {address: a, prt: }") == [
+        'fb.yaml:1:22: server.prt: unknown setting (hint: did you mean "port"?)'
+    ]
+
+
+def test_all_mistakes_are_reported_at_once_in_the_order_of_the_file() -> None:
+    text = """\
+server:
+  adress: vault.example
+  port: "8200"
+  verify: yes
+  timeout: 30
+ca:
+  provider: embeded
+  embedded:
+    key_typ: p256
+  name_suffix: 7
+  bundled: {}
+other: 1
+"""
+    assert problems(text) == [
+        "fb.yaml:1:1: server.address: this setting is required",
+        'fb.yaml:2:3: server.adress: unknown setting (hint: did you mean "address"?)',
+        "fb.yaml:3:9: server.port: expected a whole number, found a string",
+        "fb.yaml:4:11: server.verify: expected true or false, found a string",
+        "fb.yaml:5:12: server.timeout: expected a duration such as 90s or 1h30m, found the bare number 30 "
+        '(hint: add a unit, for example "30s")',
+        'fb.yaml:7:13: ca.provider: no installed provider is called "embeded" '
+        '(hint: did you mean "embedded"?)',
+        "fb.yaml:10:16: ca.name_suffix: expected a string, found a number",
+        "fb.yaml:11:3: ca.bundled: neither a setting nor an installed provider "
+        "(hint: known are: embedded, key_type, name_suffix, observers, provider)",
+        "fb.yaml:12:1: other: unknown setting (hint: known are: ca, server)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("server: 5", "1:9: server: expected a mapping, found a number"),
+        ("server: []", "1:9: server: expected a mapping, found a list"),
+        ("server: {address: 5}", "1:19: server.address: expected a string, found a number"),
+        ("server: {address: true}", "1:19: server.address: expected a string, found a boolean"),
+        ("server: {address: a, port: 1.0}", "1:28: server.port: expected a whole number, found a number"),
+        ("server: {address: a, verify: 1}", "1:30: server.verify: expected true or false, found a number"),
+        (
+            "server: {address: a, ratio: '1'}",
+            "1:29: server.ratio: expected a number, found a string",
+        ),
+        (
+            "server: {address: a, timeout: 10 s}",
+            "1:31: server.timeout: expected a duration such as 90s or 1h30m, "
+            'found "10 s" (hint: units are ms, s, m and h, joined without spaces)',
+        ),
+        (
+            "server: {address: a, timeout: -1s}",
+            '1:31: server.timeout: expected a duration of zero or more, found "-1s"',
+        ),
+        (
+            "server: {address: a, timeout: true}",
+            "1:31: server.timeout: expected a duration such as 90s or 1h30m, found a boolean",
+        ),
+        (
+            "server: {address: a, auth: {method: tokn}}",
+            "1:37: server.auth.method: expected 'token', 'approle', found 'tokn' "
+            '(hint: did you mean "token"?)',
+        ),
+        (
+            "server: {address: a, auth: {metod: token}}",
+            "1:22: server.auth.method: this setting is required",
+        ),
+        (
+            "server: {address: a, auth: {method: approle, role_ed: {env: A}}}",
+            '1:46: server.auth.role_ed: unknown setting (hint: did you mean "role_id"?)',
+        ),
+        (
+            "server: {address: a, auth: {method: approle, role_id: {env: A}, mounts: [a, 2]}}",
+            "1:77: server.auth.mounts[1]: expected a string, found a number",
+        ),
+        (
+            "server: {address: a, replicas: [{address: b}, {address: c, pot: 1}]}",
+            '1:60: server.replicas[1].pot: unknown setting (hint: did you mean "port"?)',
+        ),
+        (
+            "server: {address: a, limits: {cpu: x}}",
+            "1:36: server.limits.cpu: expected a whole number, found a string",
+        ),
+        (
+            "server: {address: a, limits: {cpu: 0}}",
+            "1:36: server.limits.cpu: expected a value greater than or equal to 1, found 0",
+        ),
+        (
+            "ca: {key_type: p265}",
+            "1:16: ca.key_type: expected 'p256', 'p384', 'rsa2048', 'rsa3072' or 'rsa4096', "
+            "found 'p265' (hint: did you mean \"p256\"?)",
+        ),
+        (
+            "ca: {key_type: 256}",
+            "1:16: ca.key_type: expected 'p256', 'p384', 'rsa2048', 'rsa3072' or 'rsa4096', found a number",
+        ),
+        ("ca: {provider: 5}", "1:16: ca.provider: expected a string, found a number"),
+        ("ca: 5", "1:5: ca: expected a mapping, found a number"),
+        ("ca: {embedded: 5}", "1:16: ca.embedded: expected a mapping, found a number"),
+        (
+            "ca: {embedded: {ca_lifetime: 0s}}",
+            "1:30: ca.embedded.ca_lifetime: expected a duration above zero",
+        ),
+        (
+            "ca: {observers: [audit]}",
+            '1:18: ca.observers[0]: no installed observer is called "audit"',
+        ),
+        ("ca: {observers: [5]}", "1:18: ca.observers[0]: expected a string, found a number"),
+        ("ca: {observers: audit}", "1:17: ca.observers: expected a list, found a string"),
+    ],
+)
+def test_each_mistake_has_its_words_and_its_place(text: str, problem: str) -> None:
+    found = problems(text)
+    assert f"fb.yaml:{problem}" in found
+
+
+def test_a_section_can_be_validated_alone_with_its_full_path() -> None:
+    assert problems("a: {b: {address: x, prt: 1}}", Server, "a.b") == [
+        'fb.yaml:1:21: a.b.prt: unknown setting (hint: did you mean "port"?)'
+    ]
+    assert validate(Server, parse_document("a: {b: {address: x}}"), "a.b").address == "x"
+    assert problems("a: 5", Server, "a.b") == ["fb.yaml:1:1: a.b.address: this setting is required"]
+
+
+def test_settings_from_the_environment_are_blamed_by_variable() -> None:
+    document = parse_document("ca: {embedded: {}}", source="fb.yaml").merged(
+        {"FIREBUILD_CA__EMBEDDED__BACKDATE": "5", "FIREBUILD_CA__PROVDER": "x"}
+    )
+    with pytest.raises(SettingsError) as caught:
+        validate(Everything, document)
+    assert str(caught.value).splitlines() == [
+        "environment variable FIREBUILD_CA__EMBEDDED__BACKDATE: ca.embedded.backdate: expected a duration "
+        'such as 90s or 1h30m, found the bare number 5 (hint: add a unit, for example "5s")',
+        "environment variable FIREBUILD_CA__PROVDER: ca.provder: neither a setting nor an installed "
+        'provider (hint: did you mean "provider"?)',
+    ]
+
+
+def test_only_the_selected_provider_has_its_settings_read() -> None:
+    section = {"provider": "revoker", "revoker": {"mode": "odd"}, "embedded": {"key_typ": "x"}}
+    settings = ca_settings(section, catalog_of("revoker"))
+    assert settings.provider_settings.model_dump() == {"mode": "odd"}
+
+
+def test_dashes_of_a_providers_name_may_be_underscores() -> None:
+    catalog = catalog_of("good", "wrong-key")
+    settings = ca_settings({"provider": "wrong-key", "wrong_key": {}}, catalog)
+    assert settings.provider_settings.model_dump() == {}
+    text = "ca: {provider: wrong-key, wrong_key: {x: 1}}"
+    assert problems(text, CASettings, "ca", catalog=catalog) == [
+        "fb.yaml:1:39: ca.wrong_key.x: unknown setting"
+    ]
+
+
+def test_settings_made_in_python_may_hold_models_and_python_values() -> None:
+    embedded = EmbeddedSettings(backdate=timedelta(0))
+    by_model = CASettings.model_validate({"embedded": embedded, "key_type": KeyType.P384})
+    by_values = CASettings.model_validate(
+        {"embedded": {"backdate": timedelta(0)}, "key_type": "p384", "observers": ()}
+    )
+    assert by_model.provider_settings == by_values.provider_settings == embedded
+    assert CASettings.model_validate(by_model) == by_model
+    with pytest.raises(ValidationError, match="no installed provider"):
+        CASettings(provider="nope")
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Server(address="a").port = 1  # type: ignore[misc]
+
+
+def test_durations_are_written_the_way_they_are_read() -> None:
+    server = validate(Server, parse_document("{address: a, timeout: 1h30m}"))
+    assert server.timeout == timedelta(minutes=90)
+    assert server.model_dump(mode="json")["timeout"] == "1h30m"
+    assert Server(address="a", timeout=timedelta(seconds=1)).timeout == timedelta(seconds=1)
+
+
+def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s.12345\n")
+    assert SecretRef(file=str(tmp_path / "token")).resolve({}) == "s.12345"
+    assert SecretRef(env="TOKEN").resolve({"TOKEN": "s.6789"}) == "s.6789"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"env": "TOKEN"}, "expected a secret in the environment variable TOKEN, but it is not set"),
+        ({"env": "EMPTY"}, "expected a secret in the environment variable EMPTY, but it is empty"),
+        ({"file": "empty"}, "expected a secret in the file empty, but it is empty"),
+        ({"file": "none"}, "cannot read a secret from the file none: No such file or directory"),
+        ({"file": "binary"}, "expected a secret in the file binary, but it is not UTF-8 text"),
+    ],
+)
+def test_a_secret_that_is_not_there_is_named(
+    reference: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(SecretError) as caught:
+        SecretRef(**reference).resolve({"EMPTY": ""})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("s.SECRET", "a string (not shown)"),
+        ("5551234", "a number (not shown)"),
+        ("{value: s.SECRET}", "a mapping (not shown)"),
+        ("[s.SECRET]", "a list (not shown)"),
+        ("{env: A, file: s.SECRET}", "both"),
+    ],
+)
+def test_a_literal_secret_is_refused_and_not_repeated(written: str, found: str) -> None:
+    (problem,) = problems(f"server: {{address: a, auth: {{method: token, token: {written}}}}}")
+    assert problem == (
+        f"fb.yaml:1:51: server.auth.token: expected a reference to a secret, found {found} "
+        "(hint: write {env: NAME} or {file: PATH}; secrets do not belong in this file)"
+    )
+
+
+def test_an_unknown_key_of_a_reference_is_not_repeated_either() -> None:
+    text = "server: {address: a, auth: {method: token, token: {env: A, value: s.SECRET}}}"
+    (problem,) = problems(text)
+    assert "token.value: unknown setting" in problem
+    assert "SECRET" not in problem
+
+
+def test_references_show_where_the_secret_is_and_no_more() -> None:
+    assert repr(SecretRef(env="TOKEN")) == "SecretRef(env='TOKEN')"
+    assert repr(SecretRef(file="/run/t")) == "SecretRef(file='/run/t')"
+
+
+def test_the_dump_for_display_keeps_references_and_leaves_out_foreign_blocks() -> None:
+    text = """
+server: {address: a, auth: {method: token, token: {env: TOKEN}}, timeout: 90s}
+ca: {provider: embedded, embedded: {backdate: 1m}, revoker: {token: s.SECRET}}
+"""
+    catalog = catalog_of("revoker")
+    settings = validate(Everything, parse_document(text), context={"catalog": catalog})
+    shown = redacted(settings)
+    assert shown["server"]["auth"] == {"method": "token", "token": {"env": "TOKEN", "file": None}}
+    assert shown["ca"]["embedded"]["backdate"] == "1m"
+    assert shown["ca"]["revoker"] == NOT_SELECTED
+    assert "SECRET" not in repr(shown)
+    del shown["ca"]["revoker"]
+    again = validate(Everything, parse_document(yaml.safe_dump(shown)), context={"catalog": catalog})
+    assert redacted(again) == shown
+
+
+def _accepts(schema: Mapping[str, Any], text: str) -> bool:
+    return bool(jsonschema.Draft202012Validator(schema).is_valid(yaml.safe_load(text)))
+
+
+def test_the_json_schema_knows_the_settings_of_the_providers() -> None:
+    catalog = PluginCatalog(
+        providers=[
+            entry("embedded", "firebuild_pki.providers.embedded"),
+            entry("revoker", "pki.plugins_for_tests:revoker"),
+            entry("broken", "no_such_module"),
+        ]
+    )
+    schema = ca_json_schema(catalog)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    json.dumps(schema)
+    assert _accepts(schema, "{provider: embedded, embedded: {key_type: p384, backdate: 1h30m}}")
+    assert _accepts(schema, "{revoker: {mode: odd}, broken: {any: thing}}")
+    assert not _accepts(schema, "{embedded: {key_type: p385}}")
+    assert not _accepts(schema, "{embedded: {backdate: 5}}")
+    assert not _accepts(schema, "{revoker: {mood: odd}}")
+    assert not _accepts(schema, "{nobody: {}}")
+    assert "Sign leaves with an intermediate CA" in json.dumps(schema)
+
+
+def test_the_json_schema_also_works_as_a_part_of_another() -> None:
+    schema = Everything.model_json_schema()
+    assert _accepts(schema, "{ca: {embedded: {backdate: 5m}}, server: {address: a}}")
+    assert not _accepts(schema, "{ca: {embedded: {backdat: 5m}}}")
+    token = "{address: a, auth: {method: token, token: %s}}"
+    assert _accepts(schema, "server: " + token % "{env: A}")
+    assert not _accepts(schema, "server: " + token % "{env: A, file: B}")
+
+
+def test_secrets_are_resolved_with_the_given_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "from the process")
+    with pytest.raises(SecretError):
+        SecretRef(env="TOKEN").resolve({})
+    assert SecretRef(env="TOKEN").resolve(os.environ) == "from the process"
+
+
+def test_a_plain_mapping_is_enough_to_open_an_authority() -> None:
+    with open_authority({"embedded": {"intermediate": False}}, build_id="b") as authority:
+        assert authority.issue_server()
