@@ -43,12 +43,6 @@ from firebuild_pki.verify import Trust, verify_trust
 from firebuild_pki.wrapping import provider_errors
 from firebuild_pki.x509 import fingerprint, to_pem
 
-DEFAULT_TTL = timedelta(hours=1)
-"""Lifetime asked for where the caller names neither a lifetime nor a later deadline."""
-
-DEADLINE_MARGIN = timedelta(minutes=5)
-"""How far beyond the deadline of a build the default lifetime reaches."""
-
 _logger = logging.getLogger(__name__)
 
 
@@ -224,7 +218,8 @@ class Authority:
     def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
         with self._lock:
             self._require_open()
-            order = self._order(profile, ttl, deadline)
+            key_type = self._settings.key_type
+            order = Order.placed(self._identity, profile, key_type, self._clock, ttl=ttl, deadline=deadline)
             ready = Capability.READY_PAIRS in self._settings.spec.capabilities
             obtain = by_ready_pair if ready else by_signing
             try:
@@ -235,18 +230,6 @@ class Authority:
                 self._observers.tell(EventKind.REFUSED, profile, names=names, reason=error.message)
                 raise
             return self._accept(profile, issued)
-
-    def _order(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> Order:
-        now = self._clock()
-        if deadline is not None and deadline.tzinfo is None:
-            raise CAError("expected a timezone-aware build_deadline, found a naive one")
-        deadline = deadline or now
-        if ttl is None:
-            ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
-        if ttl <= timedelta(0):
-            raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
-        key_type = self._settings.key_type
-        return Order(self._identity, profile, key_type, self._clock, ttl, deadline)
 
     def _accept(self, profile: Profile, issued: Issued) -> TLSMaterial:
         for warning in issued.warnings:

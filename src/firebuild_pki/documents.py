@@ -105,14 +105,11 @@ class Document:
             path = (*path, key)
             if not key:
                 raise SettingsError([position.problem(path, "expected a setting's name")])
-            if index == len(segments) - 1:
-                here[key] = value
-                break
-            child = {} if here.get(key) is None else here[key]
-            if not isinstance(child, Mapping):
-                message = f"cannot set a value inside {kind_of(child)}"
-                raise SettingsError([position.problem(path, message)])
-            here[key] = here = dict(child)
+            if index < len(segments) - 1:
+                child = _child(here.get(key), path, position)
+                here[key] = child
+                here = child
+        here[path[-1]] = value
         return self._replaced(data, path, position)
 
     def _replaced(self, data: Mapping[str, Any], path: KeyPath, position: Position) -> Document:
@@ -123,6 +120,14 @@ class Document:
         )
         keys, values = {**parents, **keys, path: position}, {**values, path: position}
         return replace(self, data=data, keys=keys, values=values)
+
+
+def _child(value: object, path: KeyPath, position: Position) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise SettingsError([position.problem(path, f"cannot set a value inside {kind_of(value)}")])
 
 
 def _matching_key(mapping: Mapping[str, Any], segment: str) -> str:

@@ -9,13 +9,19 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from firebuild_pki.chain import Chain
-from firebuild_pki.errors import MaterialError
+from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.identity import Identity
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignedCertificate, SignRequest
 from firebuild_pki.verify import Expectation, Trust, Verified, verify_certificate
 from firebuild_pki.x509 import fingerprint, make_csr, to_pem
+
+DEFAULT_TTL = timedelta(hours=1)
+"""Lifetime asked for where the caller names neither a lifetime nor a later deadline."""
+
+DEADLINE_MARGIN = timedelta(minutes=5)
+"""How far beyond the deadline of a build the default lifetime reaches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,32 @@ class Order:
     clock: Clock
     ttl: timedelta
     deadline: datetime
+
+    @classmethod
+    def placed(
+        cls,
+        identity: Identity,
+        profile: Profile,
+        key_type: KeyType,
+        clock: Clock,
+        *,
+        ttl: timedelta | None,
+        deadline: datetime | None,
+    ) -> Order:
+        """Fill in what the caller left open.
+
+        Raises:
+            CAError: the lifetime is not above zero, or the deadline has no timezone.
+        """
+        now = clock()
+        if deadline is not None and deadline.tzinfo is None:
+            raise CAError("expected a timezone-aware build_deadline, found a naive one")
+        deadline = deadline or now
+        if ttl is None:
+            ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
+        if ttl <= timedelta(0):
+            raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
+        return cls(identity, profile, key_type, clock, ttl, deadline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,7 @@ def make_intermediate(key: PrivateKey, root: Issuer, validity: Validity) -> Issu
     limited = validity.within(root.certificate)
     builder = _builder(name, root.certificate.subject, key.public_key(), limited)
     builder = _as_ca(builder, path_length=0)
-    builder = builder.add_extension(_authority_key_identifier(root.certificate), critical=False)
+    builder = builder.add_extension(_authority_key_identifier(root), critical=False)
     return Issuer(builder.sign(root.key, _hash(root.key)), key)
 
 
@@ -104,7 +104,7 @@ def make_leaf(
         .add_extension(_key_usage(digital_signature=True), critical=True)
         .add_extension(x509.ExtendedKeyUsage([USAGE[profile]]), critical=False)
         .add_extension(_alternative_name(dns_names), critical=not subject)
-        .add_extension(_authority_key_identifier(issuer.certificate), critical=False)
+        .add_extension(_authority_key_identifier(issuer), critical=False)
     )
     return builder.sign(issuer.key, _hash(issuer.key))
 
@@ -185,18 +185,12 @@ def _alternative_name(dns_names: Sequence[str]) -> x509.SubjectAlternativeName:
     return x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names])
 
 
-def _authority_key_identifier(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def _authority_key_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     try:
-        extension = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
+        extension = issuer.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
     except x509.ExtensionNotFound:  # an operator's old CA
-        return x509.AuthorityKeyIdentifier.from_issuer_public_key(_ca_key(issuer.public_key()))
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(extension.value)
-
-
-def _ca_key(key: CertificatePublicKeyTypes) -> ec.EllipticCurvePublicKey | rsa.RSAPublicKey:
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-        raise TypeError(f"a CA key must be EC or RSA, found {type(key).__name__}")
-    return key
 
 
 def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
 from firebuild_pki import (
-    Authority,
     CAError,
     MaterialError,
     Profile,
     ProviderError,
-    ReadyPair,
-    SettingsError,
     UnsupportedOperation,
-    open_authority,
 )
-from pki import plugins_for_tests as plugins
-from pki.tools import NOW, Clock, ca_settings, catalog_of, certificates
-
-
-def opened(name: str, **block: object) -> Authority:
-    settings = ca_settings({"provider": name, name: block}, catalog_of(name))
-    return open_authority(settings, build_id="b", clock=Clock())
+from pki import signers
+from pki.tools import NOW, certificates, opened
 
 
 @pytest.mark.parametrize(
@@ -183,6 +173,7 @@ def test_the_words_of_a_provider_are_kept() -> None:
         ("untrusted", "reading the trust bundle failed: ValueError: no anchors"),
         ("no-bundle", "expected a TrustBundle, found NoneType"),
         ("leaf-as-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
+        ("plain-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
         ("expired-anchor", r'"CN=Operator Root" \(sha256 .*\) expired at 2030-05-17 11:55:00Z, .*'),
         ("bad-factory", "making the provider failed: RuntimeError: no factory today"),
         ("wrong-factory", "expected its factory to make a CAProvider, found object"),
@@ -198,116 +189,8 @@ def test_methods_left_out_are_named() -> None:
         assert authority.check() == ()
         with pytest.raises(UnsupportedOperation, match="signing a server certificate is not implemented"):
             authority.issue_server()
-    provider = plugins.Anchored()
+    provider = signers.Anchored()
     with pytest.raises(UnsupportedOperation, match="a ready guest pair is not implemented"):
         provider.ready_pair(Profile.GUEST)
     with pytest.raises(UnsupportedOperation, match="revoking is not implemented"):
         provider.revoke(b"")
-
-
-@pytest.fixture
-def closed() -> Iterator[list[str]]:
-    plugins.CLOSED.clear()
-    yield plugins.CLOSED
-    plugins.CLOSED.clear()
-
-
-def test_fatal_notes_about_settings_stop_before_anything_is_opened(closed: list[str]) -> None:
-    with pytest.raises(SettingsError) as caught:
-        opened("revoker", mode="refused")
-    assert str(caught.value) == (
-        "settings: ca.revoker.mode: modes are out (hint: use none)\nsettings: ca.revoker: and so is the rest"
-    )
-    assert closed == []
-
-
-def test_other_notes_about_settings_are_warnings() -> None:
-    with opened("revoker", mode="odd") as authority:
-        assert authority.warnings == ("ca.revoker: mode: modes are odd (hint: use none)",)
-
-
-def test_returning_nothing_instead_of_no_notes_is_forgiven() -> None:
-    with opened("revoker", mode="mute") as authority:
-        assert authority.warnings == ()
-
-
-def test_a_provider_that_fails_to_open_is_closed(closed: list[str]) -> None:
-    with pytest.raises(ProviderError, match="opening the provider failed: PermissionError: sealed"):
-        opened("revoker", mode="locked")
-    assert closed == ["locked"]
-
-
-def test_a_provider_is_closed_once(closed: list[str]) -> None:
-    with opened("revoker") as authority:
-        pass
-    authority.close()
-    assert closed == ["fine"]
-
-
-def test_a_provider_that_fails_to_close_leaves_a_warning(closed: list[str]) -> None:
-    with opened("revoker", mode="stuck") as authority:
-        pass
-    assert authority.warnings == (
-        "closing the provider failed: TimeoutError: the token could not be revoked",
-    )
-
-
-def test_a_check_returns_remarks_and_raises_fatal_ones() -> None:
-    with opened("revoker") as authority:
-        assert [str(note) for note in authority.check()] == ["expires in a week"]
-    fatal = pytest.raises(ProviderError, match=r"the role is missing \(hint: make it\)")
-    with opened("revoker", mode="check") as authority, fatal:
-        authority.check()
-
-
-def test_a_certificate_can_be_taken_back() -> None:
-    plugins.REVOKED.clear()
-    with opened("revoker") as authority:
-        material = authority.issue_guest()
-        authority.revoke(material)
-    assert certificates(plugins.REVOKED[0]) == certificates(material.certificate_chain_pem)[:1]
-
-
-def test_a_failure_to_take_back_is_wrapped() -> None:
-    with opened("revoker", mode="immortal") as authority:
-        material = authority.issue_server()
-        with pytest.raises(ProviderError, match="revoking a certificate failed: LookupError"):
-            authority.revoke(material)
-
-
-def test_ready_pairs_become_the_same_kind_of_material() -> None:
-    with opened("pairs") as authority:
-        server, guest = authority.issue_server(), authority.issue_guest()
-        assert authority.warnings == ()
-    assert server.server_name == guest.server_name == server.identity == "builds.example.com"
-    assert guest.identity == "guest-1.example.com"
-    server.ssl_context(server_side=True)
-
-
-def test_a_ready_pair_for_both_purposes_is_a_warning() -> None:
-    with opened("pairs", flaw="both usages") as authority:
-        authority.issue_server()
-        (warning,) = authority.warnings
-    assert warning.endswith("found: clientAuth, serverAuth")
-
-
-@pytest.mark.parametrize(
-    ("flaw", "message"),
-    [
-        ("swapped", "expected the extended key usage serverAuth"),
-        ("nothing", "expected a ReadyPair, found NoneType"),
-        ("other key", "is for another public key than the one requested"),
-        ("broken key", "the private key of builds.example.com is not an unencrypted PEM key"),
-        ("odd key", "the private key of builds.example.com is neither EC nor RSA, which gRPC needs"),
-        ("name", "expected a certificate for elsewhere.example.com"),
-    ],
-)
-def test_a_flawed_ready_pair_is_refused(flaw: str, message: str) -> None:
-    with opened("pairs", flaw=flaw) as authority, pytest.raises(MaterialError, match=message) as caught:
-        authority.issue_server()
-    assert caught.value.__cause__ is None
-
-
-def test_the_key_of_a_ready_pair_is_not_shown() -> None:
-    pair = ReadyPair(b"cert", b"SECRET", "a.b")
-    assert "SECRET" not in repr(pair)

@@ -15,9 +15,7 @@ from firebuild_pki import (
     CAEvent,
     Capability,
     EventKind,
-    MaterialError,
     PluginCatalog,
-    Profile,
     ProviderConflict,
     ProviderLoadError,
     ProviderNotFound,
@@ -29,9 +27,9 @@ from firebuild_pki import (
     open_authority,
 )
 from firebuild_pki.provider import RESERVED_NAMES
-from pki import plugins_for_tests as plugins
+from pki import characters, signers
 from pki.conftest import Install
-from pki.tools import NOW, Clock, ca_settings, catalog_of, entry, leaf_of
+from pki.tools import NOW, catalog_of, entry
 
 # A complete provider as a stranger would write it: settings, three methods, one hook.
 STRANGER = """
@@ -161,7 +159,7 @@ def test_nobody_can_take_over_the_name_embedded(install: Install) -> None:
 
 
 def test_registering_another_name_than_the_entry_point_is_refused() -> None:
-    catalog = PluginCatalog(providers=[entry("good-one", "pki.plugins_for_tests:good")])
+    catalog = PluginCatalog(providers=[entry("good-one", "pki.signers:good")])
     with pytest.raises(ProviderLoadError) as caught:
         catalog.load_provider("good-one")
     assert 'expected it to register a provider called "good-one", found good' in str(caught.value)
@@ -171,13 +169,13 @@ def test_registering_another_name_than_the_entry_point_is_refused() -> None:
 class Twice:
     @hookspecs.hookimpl
     def register_ca_providers(self) -> list[ProviderSpec]:
-        return [plugins.good.register_ca_providers()] * 2
+        return [signers.good.register_ca_providers()] * 2
 
 
 class Future:
     @hookspecs.hookimpl
     def register_ca_providers(self) -> ProviderSpec:
-        return ProviderSpec("future", Settings, plugins.Pairs, "from later", api_version=2)
+        return ProviderSpec("future", Settings, characters.Pairs, "from later", api_version=2)
 
 
 twice, future = Twice(), Future()
@@ -206,7 +204,7 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
 @pytest.mark.parametrize("name", ["Vault", "my_ca", "1st", "", "a b", *RESERVED_NAMES])
 def test_some_names_cannot_be_providers(name: str) -> None:
     with pytest.raises(ProviderLoadError, match="cannot be the name of a provider"):
-        ProviderSpec(name, Settings, plugins.Pairs, "")
+        ProviderSpec(name, Settings, characters.Pairs, "")
 
 
 @pytest.mark.parametrize(
@@ -215,67 +213,7 @@ def test_some_names_cannot_be_providers(name: str) -> None:
 )
 def test_a_provider_either_signs_or_has_pairs(capabilities: set[Capability]) -> None:
     with pytest.raises(ProviderLoadError, match="exactly one of the capabilities sign and ready-pairs"):
-        ProviderSpec("x", Settings, plugins.Pairs, "", frozenset(capabilities))
-
-
-def test_observers_hear_of_everything_and_never_of_keys() -> None:
-    plugins.witness.events.clear()
-    catalog = catalog_of("revoker", observers=["witness"])
-    settings = ca_settings({"provider": "revoker", "observers": ["witness"]}, catalog)
-    with open_authority(settings, build_id="b", clock=Clock()) as authority:
-        material = authority.issue_server()
-        authority.revoke(material)
-        authority.revoke(authority.issue_guest())
-        deadline = NOW.replace(year=2031)
-        with pytest.raises(MaterialError):
-            authority.issue_guest(build_deadline=deadline)
-    events = plugins.witness.events
-    server, guest, one, other = Profile.SERVER, Profile.GUEST, EventKind.ISSUED, EventKind.REVOKED
-    expected: list[tuple[EventKind, Profile | None]] = [
-        (one, server),
-        (other, server),
-        (one, guest),
-        (other, guest),
-    ]
-    expected += [(EventKind.REFUSED, guest), (EventKind.CLOSED, None)]
-    assert [(event.kind, event.profile) for event in events] == expected
-    leaf = leaf_of(material)
-    assert events[0] == CAEvent(
-        EventKind.ISSUED,
-        NOW,
-        "revoker",
-        "b",
-        Profile.SERVER,
-        ("b.firebuild.internal",),
-        f"{leaf.serial_number:x}",
-        material.fingerprint_sha256,
-        leaf.not_valid_before_utc,
-        leaf.not_valid_after_utc,
-    )
-    assert "may need it until" in str(events[4].reason)
-    assert "PRIVATE" not in repr(events)
-
-
-def test_an_observer_that_fails_is_a_warning_and_keeps_nobody_from_hearing() -> None:
-    plugins.witness.events.clear()
-    catalog = catalog_of(observers=["witness", "drunkard"])
-    settings = ca_settings({"observers": ["drunkard", "witness"]}, catalog)
-    with open_authority(settings, clock=Clock()) as authority:
-        assert authority.issue_server()
-        assert authority.warnings == ('the observer "drunkard" failed on "issued": OSError: disk full',)
-    assert [event.kind for event in plugins.witness.events] == [EventKind.ISSUED, EventKind.CLOSED]
-
-
-def test_observers_are_listed_without_being_imported(install: Install) -> None:
-    group = "firebuild_pki.observers"
-    install("acme-log", "raise SystemExit", name="acme-log", module="acme_log", group=group)
-    assert "acme-log 1.2" in [str(plugin) for plugin in PluginCatalog().observers()]
-
-
-def test_an_observer_without_its_hook_is_refused() -> None:
-    catalog = PluginCatalog(observers=[entry("good", "pki.plugins_for_tests:good")])
-    with pytest.raises(ProviderLoadError, match="does not implement the hook ca_event"):
-        catalog.load_observer("good")
+        ProviderSpec("x", Settings, characters.Pairs, "", frozenset(capabilities))
 
 
 def test_catalogs_of_the_same_plugins_are_equal() -> None:

@@ -20,7 +20,8 @@ from pkilint.bin import (  # type: ignore[import-untyped]
 
 from firebuild_pki import KeyType, TLSMaterial, open_authority
 from firebuild_pki.provider import Profile
-from pki.tools import CLIENT_AUTH, NOW, SERVER_AUTH, Clock, certificates, handshake, pem
+from firebuild_pki.x509 import Issuer, Validity, make_leaf
+from pki.tools import CLIENT_AUTH, NOW, SERVER_AUTH, Clock, OperatorCA, certificates, handshake, pem
 
 SHAPES = [(key_type, shape) for key_type in KeyType for shape in (True, False)]
 
@@ -249,3 +250,18 @@ def test_a_name_too_long_for_a_label_leaves_the_subject_empty_and_the_names_crit
     assert leaf.subject.rfc4514_string() == ""
     assert is_critical(leaf, x509.SubjectAlternativeName)
     handshake(server.ssl_context(server_side=True), guest.ssl_context(), server.server_name)
+
+
+def test_a_leaf_below_a_ca_without_key_identifier_names_its_key() -> None:
+    ca = OperatorCA(identifiers=False)
+    issuer = Issuer(ca.certificate, ca.key)
+    validity = Validity.starting(NOW, timedelta(hours=1), backdate=timedelta(0))
+    leaf = make_leaf(ca.key.public_key(), issuer, validity, profile=Profile.GUEST, dns_names=["a.b"])
+    assert extension(leaf, x509.AuthorityKeyIdentifier) == (
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(ca.key.public_key())
+    )
+
+
+def test_an_issuer_does_not_show_its_key() -> None:
+    ca = OperatorCA()
+    assert repr(Issuer(ca.certificate, ca.key)) == "Issuer('CN=Operator Root')"

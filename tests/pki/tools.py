@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firebuild_pki import CASettings, PluginCatalog, TLSMaterial, validate
+from firebuild_pki import Authority, CASettings, PluginCatalog, TLSMaterial, open_authority, validate
 from firebuild_pki.documents import Document
 from firebuild_pki.keys import PrivateKey, generate_key
 
@@ -55,18 +55,30 @@ def entry(name: str, value: str, group: str = "firebuild_pki.providers") -> Entr
 
 
 def catalog_of(*names: str, observers: Iterable[str] = ()) -> PluginCatalog:
-    """A catalog of the objects in `pki.plugins_for_tests` and the embedded provider."""
-    module = "pki.plugins_for_tests"
-    own = [entry(name, f"{module}:{name.replace('-', '_')}") for name in names]
+    """A catalog of plugins from `pki.signers` and `pki.characters`, and the embedded provider."""
+
+    def place(name: str) -> str:
+        module = "characters" if name in {"revoker", "pairs", "witness", "drunkard"} else "signers"
+        return f"pki.{module}:{name.replace('-', '_')}"
+
     return PluginCatalog(
-        providers=[entry("embedded", "firebuild_pki.providers.embedded"), *own],
-        observers=[entry(name, f"{module}:{name.replace('-', '_')}") for name in observers],
+        providers=[
+            entry("embedded", "firebuild_pki.providers.embedded"),
+            *(entry(name, place(name)) for name in names),
+        ],
+        observers=[entry(name, place(name)) for name in observers],
     )
 
 
 def ca_settings(section: Mapping[str, Any], catalog: PluginCatalog | None = None) -> CASettings:
     document = Document({"ca": dict(section)})
     return validate(CASettings, document, at="ca", context={"catalog": catalog})
+
+
+def opened(name: str, **block: object) -> Authority:
+    """Open an authority with one of the plugins of `catalog_of`."""
+    settings = ca_settings({"provider": name, name: block}, catalog_of(name))
+    return open_authority(settings, build_id="b", clock=Clock())
 
 
 def certificates(pem: bytes) -> list[x509.Certificate]:
@@ -87,7 +99,7 @@ class OperatorCA:
     extended_usage: list[x509.ObjectIdentifier] | None = None
     key_cert_sign: bool = True
     identifiers: bool = True
-    ca: bool = True
+    ca: bool | None = True
     key: PrivateKey = field(default_factory=generate_key)
     certificate: x509.Certificate = field(init=False)
 
@@ -97,7 +109,8 @@ class OperatorCA:
         builder = _builder(
             name, issuer.certificate.subject if self.issuer else name, self.key.public_key(), self.valid
         )
-        builder = builder.add_extension(x509.BasicConstraints(self.ca, None), critical=True)
+        if self.ca is not None:
+            builder = builder.add_extension(x509.BasicConstraints(self.ca, None), critical=True)
         usage = x509.KeyUsage(**{**LEAF_USAGE, "key_cert_sign": self.key_cert_sign})
         builder = builder.add_extension(usage, critical=True)
         if self.identifiers:

@@ -1,0 +1,89 @@
+"""Types of settings: durations, and secrets that are references."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from firebuild_pki import SecretError, SecretRef, parse_document, validate
+from pki.models import Server, problems
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Server(address="a").port = 1  # type: ignore[misc]
+
+
+def test_durations_are_written_the_way_they_are_read() -> None:
+    server = validate(Server, parse_document("{address: a, timeout: 1h30m}"))
+    assert server.timeout == timedelta(minutes=90)
+    assert server.model_dump(mode="json")["timeout"] == "1h30m"
+    assert Server(address="a", timeout=timedelta(seconds=1)).timeout == timedelta(seconds=1)
+
+
+def test_secrets_are_fetched_from_where_they_are(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s.12345\n")
+    assert SecretRef(file=str(tmp_path / "token")).resolve({}) == "s.12345"
+    assert SecretRef(env="TOKEN").resolve({"TOKEN": "s.6789"}) == "s.6789"
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"env": "TOKEN"}, "expected a secret in the environment variable TOKEN, but it is not set"),
+        ({"env": "EMPTY"}, "expected a secret in the environment variable EMPTY, but it is empty"),
+        ({"file": "empty"}, "expected a secret in the file empty, but it is empty"),
+        ({"file": "none"}, "cannot read a secret from the file none: No such file or directory"),
+        ({"file": "binary"}, "expected a secret in the file binary, but it is not UTF-8 text"),
+    ],
+)
+def test_a_secret_that_is_not_there_is_named(
+    reference: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(SecretError) as caught:
+        SecretRef(**reference).resolve({"EMPTY": ""})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("s.SECRET", "a string (not shown)"),
+        ("5551234", "a number (not shown)"),
+        ("{value: s.SECRET}", "a mapping (not shown)"),
+        ("[s.SECRET]", "a list (not shown)"),
+        ("{env: A, file: s.SECRET}", "both"),
+    ],
+)
+def test_a_literal_secret_is_refused_and_not_repeated(written: str, found: str) -> None:
+    (problem,) = problems(f"server: {{address: a, auth: {{method: token, token: {written}}}}}")
+    assert problem == (
+        f"fb.yaml:1:51: server.auth.token: expected a reference to a secret, found {found} "
+        "(hint: write {env: NAME} or {file: PATH}; secrets do not belong in this file)"
+    )
+
+
+def test_an_unknown_key_of_a_reference_is_not_repeated_either() -> None:
+    text = "server: {address: a, auth: {method: token, token: {env: A, value: s.SECRET}}}"
+    (problem,) = problems(text)
+    assert "token.value: unknown setting" in problem
+    assert "SECRET" not in problem
+
+
+def test_references_show_where_the_secret_is_and_no_more() -> None:
+    assert repr(SecretRef(env="TOKEN")) == "SecretRef(env='TOKEN')"
+    assert repr(SecretRef(file="/run/t")) == "SecretRef(file='/run/t')"
+
+
+def test_secrets_are_resolved_with_the_given_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "from the process")
+    with pytest.raises(SecretError):
+        SecretRef(env="TOKEN").resolve({})
+    assert SecretRef(env="TOKEN").resolve(os.environ) == "from the process"

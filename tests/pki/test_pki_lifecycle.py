@@ -1,0 +1,119 @@
+"""The life of a provider around signing: notes, open, check, revoke, close; and ready pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from firebuild_pki import MaterialError, ProviderError, ReadyPair, SettingsError
+from pki import characters
+from pki.tools import certificates, opened
+
+
+@pytest.fixture
+def closed() -> Iterator[list[str]]:
+    characters.CLOSED.clear()
+    yield characters.CLOSED
+    characters.CLOSED.clear()
+
+
+def test_fatal_notes_about_settings_stop_before_anything_is_opened(closed: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        opened("revoker", mode="refused")
+    assert str(caught.value) == (
+        "settings: ca.revoker.mode: modes are out (hint: use none)\nsettings: ca.revoker: and so is the rest"
+    )
+    assert closed == []
+
+
+def test_other_notes_about_settings_are_warnings() -> None:
+    with opened("revoker", mode="odd") as authority:
+        assert authority.warnings == ("ca.revoker: mode: modes are odd (hint: use none)",)
+
+
+def test_returning_nothing_instead_of_no_notes_is_forgiven() -> None:
+    with opened("revoker", mode="mute") as authority:
+        assert authority.warnings == ()
+
+
+def test_a_provider_that_fails_to_open_is_closed(closed: list[str]) -> None:
+    with pytest.raises(ProviderError, match="opening the provider failed: PermissionError: sealed"):
+        opened("revoker", mode="locked")
+    assert closed == ["locked"]
+
+
+def test_a_provider_is_closed_once(closed: list[str]) -> None:
+    with opened("revoker") as authority:
+        pass
+    authority.close()
+    assert closed == ["fine"]
+
+
+def test_a_provider_that_fails_to_close_leaves_a_warning(closed: list[str]) -> None:
+    with opened("revoker", mode="stuck") as authority:
+        pass
+    assert authority.warnings == (
+        "closing the provider failed: TimeoutError: the token could not be revoked",
+    )
+
+
+def test_a_check_returns_remarks_and_raises_fatal_ones() -> None:
+    with opened("revoker") as authority:
+        assert [str(note) for note in authority.check()] == ["expires in a week"]
+    fatal = pytest.raises(ProviderError, match=r"the role is missing \(hint: make it\)")
+    with opened("revoker", mode="check") as authority, fatal:
+        authority.check()
+
+
+def test_a_certificate_can_be_taken_back() -> None:
+    characters.REVOKED.clear()
+    with opened("revoker") as authority:
+        material = authority.issue_guest()
+        authority.revoke(material)
+    assert certificates(characters.REVOKED[0]) == certificates(material.certificate_chain_pem)[:1]
+
+
+def test_a_failure_to_take_back_is_wrapped() -> None:
+    with opened("revoker", mode="immortal") as authority:
+        material = authority.issue_server()
+        with pytest.raises(ProviderError, match="revoking a certificate failed: LookupError"):
+            authority.revoke(material)
+
+
+def test_ready_pairs_become_the_same_kind_of_material() -> None:
+    with opened("pairs") as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+        assert authority.warnings == ()
+    assert server.server_name == guest.server_name == server.identity == "builds.example.com"
+    assert guest.identity == "guest-1.example.com"
+    server.ssl_context(server_side=True)
+
+
+def test_a_ready_pair_for_both_purposes_is_a_warning() -> None:
+    with opened("pairs", flaw="both usages") as authority:
+        authority.issue_server()
+        (warning,) = authority.warnings
+    assert warning.endswith("found: clientAuth, serverAuth")
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        ("swapped", "expected the extended key usage serverAuth"),
+        ("nothing", "expected a ReadyPair, found NoneType"),
+        ("other key", "is for another public key than the one requested"),
+        ("broken key", "the private key of builds.example.com is not an unencrypted PEM key"),
+        ("odd key", "the private key of builds.example.com is neither EC nor RSA, which gRPC needs"),
+        ("name", "expected a certificate for elsewhere.example.com"),
+    ],
+)
+def test_a_flawed_ready_pair_is_refused(flaw: str, message: str) -> None:
+    with opened("pairs", flaw=flaw) as authority, pytest.raises(MaterialError, match=message) as caught:
+        authority.issue_server()
+    assert caught.value.__cause__ is None
+
+
+def test_the_key_of_a_ready_pair_is_not_shown() -> None:
+    pair = ReadyPair(b"cert", b"SECRET", "a.b")
+    assert "SECRET" not in repr(pair)
