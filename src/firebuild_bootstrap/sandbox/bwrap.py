@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.sandbox.idmap import IdMap, IdMode, IdRange
-from firebuild_bootstrap.sandbox.process import SandboxProcess
+from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
 
 _BASE_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
@@ -144,6 +144,7 @@ class Sandbox:
             raise MachineError(f"{argv[0]} did not end within {timeout:g} s") from error
         finally:
             sandboxed.kill()
+            sandboxed.close()
         return subprocess.CompletedProcess(list(argv), sandboxed.poll() or 0, output, complaints)
 
     def _arguments(self, binds: Sequence[Bind | Link], cwd: str, network: bool) -> list[str]:
@@ -205,8 +206,7 @@ class Sandbox:
                 _map_ids(self.idmap, init_pid)
                 hold.write(b"x")
         except BaseException:
-            process.kill()
-            sandboxed.reap()
+            sandboxed.abandon()
             raise
         return sandboxed
 
@@ -215,9 +215,7 @@ def _not_started(process: subprocess.Popen[bytes]) -> MachineError:
     source = process.stderr or process.stdout
     words = source.read().decode("utf-8", "replace").strip() if source else ""
     status = process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            stream.close()
+    close_streams(process)
     return MachineError(f"no sandbox could be made: {words or f'bwrap ended with status {status}'}")
 
 

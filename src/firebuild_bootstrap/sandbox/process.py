@@ -69,13 +69,27 @@ class SandboxProcess:
 
     def kill(self) -> None:
         """End the program and everything it started; returns when all of it is gone. Idempotent."""
+        self._send_kill()
+        self.wait(_GONE_SECONDS)
+        self._await_namespace()
+
+    def abandon(self) -> None:
+        """End what could not be set up, on the thread that started it."""
+        self._send_kill()
+        self.reap()
+        self.close()
+
+    def close(self) -> None:
+        """Close the pipes to the program and forget its namespace; it has to have ended. Idempotent."""
+        self._await_namespace()
+        close_streams(self.process)
+
+    def _send_kill(self) -> None:
         with self._lock:
             for descriptor in (self._init, self._outer):
                 if descriptor is not None:
                     with suppress(ProcessLookupError):
                         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        self.wait(_GONE_SECONDS)
-        self._await_namespace()
 
     def _await_namespace(self) -> None:
         # The first process of a PID namespace is gone only after every other one (pid_namespaces(7)).
@@ -86,6 +100,14 @@ class SandboxProcess:
             poll.register(descriptor, select.POLLIN)
             poll.poll(_GONE_SECONDS * 1000)
             os.close(descriptor)
+
+
+def close_streams(process: subprocess.Popen[bytes]) -> None:
+    """Close what is left open of the pipes to `process`."""
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with suppress(BrokenPipeError):  # what it never read
+                stream.close()
 
 
 def _pidfd(pid: int) -> int | None:

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.sandbox import Host, IdMap, IdMode, IdRange, detect
+from firebuild_bootstrap.sandbox.detect import remedy
+from firebuild_bootstrap.sandbox.idmap import candidates
+
+BWRAP = Path("/usr/bin/bwrap")
+
+
+def make_host(tmp_path: Path, uid: int = 1000, *, tools: bool = True) -> Host:
+    programs = tmp_path / "bin"
+    programs.mkdir(exist_ok=True)
+    for name in ("newuidmap", "newgidmap") if tools else ():
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "uid_map").write_text("         0          0 4294967295\n")
+    (tmp_path / "subuid").write_text("other:1:1\n# a comment\nme:100000:65536\nme:300000:10\n1000:9:x\n")
+    (tmp_path / "subgid").write_text("me:200000:65536\n")
+    return Host(
+        uid=uid,
+        gid=uid,
+        user="me",
+        path=str(programs),
+        subuid=tmp_path / "subuid",
+        subgid=tmp_path / "subgid",
+        uid_map=tmp_path / "uid_map",
+        gid_map=tmp_path / "uid_map",
+        sysctl=tmp_path / "sysctl",
+        container_marks=(tmp_path / "dockerenv",),
+    )
+
+
+class NoPrograms(Host):
+    def program(self, name: str) -> str | None:
+        return None
+
+
+def test_root_has_every_id_of_its_own_namespace(tmp_path: Path) -> None:
+    [idmap] = candidates(make_host(tmp_path, uid=0))
+    assert idmap.mode is IdMode.FULL
+    assert idmap.uids == (IdRange(0, 0, 4294967295),)
+    assert idmap.note == ""
+
+
+def test_root_of_a_container_with_some_ids_maps_just_those(tmp_path: Path) -> None:
+    host = make_host(tmp_path, uid=0)
+    host.uid_map.write_text("0 1000 1\n1 100000 65536\n")
+    [idmap] = candidates(host)
+    assert idmap.uids == (IdRange(0, 0, 1), IdRange(1, 1, 65536))
+
+
+def test_root_of_a_container_with_one_id_gets_one_and_a_note(tmp_path: Path) -> None:
+    host = make_host(tmp_path, uid=0)
+    host.uid_map.write_text("0 1000 1\n")
+    [idmap] = candidates(host)
+    assert idmap.mode is IdMode.SINGLE
+    assert "maps one user id only" in idmap.note
+
+
+def test_a_user_with_subordinate_ids_is_root_inside_and_owns_the_ranges_from_one_on(tmp_path: Path) -> None:
+    best, last = candidates(make_host(tmp_path))
+    assert best.mode is IdMode.SUBIDS
+    assert best.uids == (IdRange(0, 1000, 1), IdRange(1, 100000, 65536), IdRange(65537, 300000, 10))
+    assert best.gids == (IdRange(0, 1000, 1), IdRange(1, 200000, 65536))
+    assert last.mode is IdMode.SINGLE
+    assert "newuidmap refused" in last.note
+
+
+def test_a_user_without_newuidmap_is_told_to_install_it(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    [idmap] = candidates(NoPrograms(**{name: getattr(host, name) for name in host.__dataclass_fields__}))
+    assert idmap.mode is IdMode.SINGLE
+    assert "chown to other users needs subordinate ids (install uidmap and add the line me:" in idmap.note
+    assert "or run as root" in idmap.note
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_user_without_entries_is_told_which_line_to_add(tmp_path: Path, gone: bool) -> None:
+    host = make_host(tmp_path)
+    if gone:
+        host.subgid.unlink()
+    else:
+        host.subgid.write_text("other:1:1\n")
+    [idmap] = candidates(host)
+    assert f"add the line me:100000:65536 to {host.subgid})" in idmap.note
+
+
+def test_an_unreadable_file_of_subordinate_ids_is_an_error_that_names_it(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    host.subuid.unlink()
+    host.subuid.mkdir()
+    with pytest.raises(MachineError, match="subuid: Is a directory"):
+        candidates(host)
+
+
+def test_a_map_knows_which_owners_it_holds() -> None:
+    idmap = IdMap(IdMode.SUBIDS, (IdRange(0, 1000, 1), IdRange(1, 100000, 10)), (IdRange(0, 1000, 1),))
+    assert idmap.holds(0, 0)
+    assert idmap.holds(10, 0)
+    assert not idmap.holds(11, 0)
+    assert not idmap.holds(10, 1)
+
+
+def test_a_map_survives_the_trip_to_another_process(tmp_path: Path) -> None:
+    for idmap in candidates(make_host(tmp_path)):
+        assert IdMap.from_json(json.loads(json.dumps(idmap.as_json()))) == idmap
+
+
+def test_the_current_host_is_this_process() -> None:
+    host = Host.current()
+    assert (host.uid, host.gid) == (os.geteuid(), os.getegid())
+    assert host.program("sh")
+
+
+def test_a_user_without_a_name_is_called_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4242424)
+    assert Host.current().user == "4242424"
+
+
+@pytest.mark.needs("userns")
+def test_what_is_detected_works_and_is_the_best_for_root() -> None:
+    idmap = detect()
+    assert idmap.mode is (IdMode.FULL if os.geteuid() == 0 else idmap.mode)
+
+
+def test_a_host_without_any_sandbox_is_an_error_with_the_remedy(tmp_path: Path) -> None:
+    broken = tmp_path / "bwrap"
+    broken.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2; exit 1\n")
+    broken.chmod(0o755)
+    host = make_host(tmp_path)
+    sysctl = host.sysctl / "kernel/unprivileged_userns_clone"
+    sysctl.parent.mkdir(parents=True)
+    sysctl.write_text("0\n")
+    with pytest.raises(MachineError, match="No permissions to create new namespace") as caught:
+        detect(host, bwrap=broken)
+    assert caught.value.hint is not None
+    assert "sysctl -w kernel.unprivileged_userns_clone=1" in caught.value.hint
+
+
+@pytest.mark.needs("userns")
+def test_a_range_that_newuidmap_refuses_leads_to_one_id_and_says_why(tmp_path: Path) -> None:
+    stranger = replace(make_host(tmp_path), uid=99_999_999, gid=99_999_999)
+    idmap = detect(stranger)
+    assert idmap.mode is IdMode.SINGLE
+    assert "newuidmap refused the range of me" in idmap.note
+
+
+@pytest.mark.parametrize(
+    ("sysctl", "value", "expected"),
+    [
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces=15000"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", f"give {BWRAP} a profile"),
+    ],
+)
+def test_each_cause_has_its_own_remedy(tmp_path: Path, sysctl: str, value: str, expected: str) -> None:
+    host = make_host(tmp_path)
+    path = host.sysctl / sysctl
+    path.parent.mkdir(parents=True)
+    path.write_text(value + "\n")
+    assert expected in remedy(host, BWRAP)
+
+
+def test_inside_a_container_the_remedy_is_how_to_start_it(tmp_path: Path) -> None:
+    host = make_host(tmp_path, uid=0)
+    host.container_marks[0].touch()
+    assert "--security-opt seccomp=unconfined" in remedy(host, BWRAP)
+
+
+def test_a_kernel_without_user_namespaces_is_recognised(tmp_path: Path) -> None:
+    host = make_host(tmp_path)
+    host.uid_map.unlink()
+    assert "CONFIG_USER_NS" in remedy(host, BWRAP)
+
+
+def test_without_a_known_cause_the_remedy_is_general(tmp_path: Path) -> None:
+    assert "run as root" in remedy(make_host(tmp_path), BWRAP)
