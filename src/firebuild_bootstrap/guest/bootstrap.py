@@ -15,11 +15,8 @@ from firebuild_bootstrap import wire
 
 from .client import Client
 from .errors import GuestError, InputError, Interrupted
-from .executor import Executor, decode, extended
 from .kernel import hide_memory
-from .output import Relay
 from .pings import Pings
-from .rootfs import Root
 from .stop import Stop
 
 _CLOCK_TOLERANCE = 2.0
@@ -55,10 +52,8 @@ def bootstrap(block: wire.BootstrapBlock, root_path: str, *, connect_timeout: fl
     hide_memory()
     set_clock(block.host_time)
     with ExitStack() as stack:
-        try:
-            root = stack.enter_context(Root(root_path))
-        except OSError as error:
-            raise InputError(f"--root {root_path}: {error.strerror}") from error
+        if not os.path.isdir(root_path):
+            raise InputError(f"--root {root_path}: there is no such directory")
         stop = Stop()
         stack.callback(stop.close)
         stack.enter_context(_signals(stop))
@@ -67,17 +62,23 @@ def bootstrap(block: wire.BootstrapBlock, root_path: str, *, connect_timeout: fl
         except ValueError as error:
             raise InputError("the Bootstrap metadata holds no usable certificate, key or CA chain") from error
         stack.callback(client.close)
-        _build(client, root, stop, block.ping_interval)
+        _build(client, root_path, stop, block.ping_interval)
 
 
-def _build(client: Client, root: Root, stop: Stop, ping_interval: float) -> None:
+def _build(client: Client, root_path: str, stop: Stop, ping_interval: float) -> None:
     texts = client.commands()
     with Pings(client, stop, ping_interval):
+        # Only now, so that the first call is made as early as possible.
+        from .executor import Executor, decode, extended
+        from .output import Relay
+        from .rootfs import Root
+
         try:
             commands = decode(texts)
             relay = Relay(client, stop, extended=extended(commands))
             try:
-                Executor(root, client, relay, stop).execute(commands)
+                with Root(root_path) as root:
+                    Executor(root, client, relay, stop).execute(commands)
             finally:
                 relay.close()
             stop.check()

@@ -66,15 +66,19 @@ class Copier:
             GuestError: the stream failed.
         """
         for entry in entries:
-            if not entry.extended:
-                self._classic(entry)
-            elif entry.header.fromDirectory:
-                self._tree_entry(entry)
-            else:
-                self._single(entry)
+            with _explained(self._rules.destination):
+                self._entry(entry)
         for path, metadata in sorted(self._directories.items(), reverse=True):
             with _explained(path):
                 self._root.set_directory(path, metadata)
+
+    def _entry(self, entry: Incoming) -> None:
+        if not entry.extended:
+            self._classic(entry)
+        elif entry.header.fromDirectory:
+            self._tree_entry(entry)
+        else:
+            self._single(entry)
 
     # --- placing ------------------------------------------------------------------------------
 
@@ -83,8 +87,7 @@ class Copier:
         destination = self._rules.destination
         if self._rules.into or self._root.is_directory(destination):
             name = posixpath.basename(entry.header.entryPath or entry.header.sourcePath)
-            with _explained(destination):
-                self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
+            self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
             self._write(entry, posixpath.join(destination, name), follow=True)
         else:
             self._write(entry, destination, follow=True)
@@ -168,6 +171,7 @@ def _inner(path: str) -> str:
 
 @contextmanager
 def _explained(path: str) -> Iterator[None]:
+    path = path.rstrip("/") or "/"
     try:
         yield
     except IsADirectoryError as error:

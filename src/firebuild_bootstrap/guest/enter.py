@@ -108,7 +108,8 @@ def _first_process(request: Request, status: int, parent: int) -> NoReturn:
         os._exit(1)  # the parent died before the kernel was asked to tell
     os.close(parent)
     script = enter_root(request.root, request.script)
-    # With the memory hidden, a RUN that is root can't read this process's files through /proc/1.
+    # A RUN sees this process as /proc/1; with the memory hidden, even root can't read its files there.
+    kernel.hide_arguments()
     kernel.hide_memory()
     argv = (script,) if script else request.argv
     child = os.fork()

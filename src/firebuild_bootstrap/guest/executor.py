@@ -81,13 +81,19 @@ class Executor:
             begun = self._clock()
             self._relay.started(command.step)
             try:
-                self._one(command)
+                self._explained(command)
             except GuestError as error:
                 error.step = command.step
                 if error is not self._stop.reason:
                     self._relay.finished(command.step, error.exit_code or 1, self._clock() - begun)
                 raise
             self._relay.finished(command.step, 0, self._clock() - begun)
+
+    def _explained(self, command: wire.AnyCommand) -> None:
+        try:
+            self._one(command)
+        except OSError as error:
+            raise StepError(f"{error.filename or 'the image'}: {error.strerror or error}") from error
 
     def _one(self, command: wire.AnyCommand) -> None:
         match command:

@@ -80,6 +80,15 @@ def hide_memory() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def hide_arguments() -> None:
+    """Blank this process's command line, which anybody in its pid namespace could read."""
+    with open("/proc/self/stat", "rb") as file:
+        # After the name in parentheses; arg_start and arg_end are fields 48 and 49 (proc(5)).
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    ctypes.memset(start, 0, end - start)
+
+
 def drop_capabilities(keep: frozenset[int]) -> None:
     """Drop every capability outside `keep` from all sets, the bounding set included."""
     number = 0

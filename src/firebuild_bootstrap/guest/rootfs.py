@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -85,10 +84,12 @@ class Root:
             OSError: it does not exist, is no regular file (EINVAL) or is longer than `limit` bytes (EFBIG).
         """
         with self.locate(path) as place:
+            found = place.status()
+            if found is not None and not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", path)
+            # Without O_NONBLOCK a pipe that takes the file's place meanwhile would never open.
             descriptor = place.open(os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", path)
             content = file.read(limit + 1)
         if len(content) > limit:
             raise OSError(errno.EFBIG, f"longer than {limit} bytes", path)
@@ -103,14 +104,15 @@ class Root:
             Whether it was created.
         """
         with self.locate(path, parents=parents) as place:
-            found = place.status()
-            if found is None:
+            try:
                 os.mkdir(place.name, 0o700, dir_fd=place.directory)
-                self._apply(place, metadata)
-                return True
-            if not stat.S_ISDIR(found.st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-            return False
+            except FileExistsError:
+                found = place.status()
+                if found is None or not stat.S_ISDIR(found.st_mode):
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+                return False
+            self._apply(place, metadata)
+            return True
 
     def set_directory(self, path: str, metadata: Metadata) -> None:
         """Set the metadata of a directory; a link in the last component is an error."""
@@ -189,7 +191,7 @@ class Root:
             found = place.status()
             if found is not None and stat.S_ISDIR(found.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            name = f".firebuild-{secrets.token_hex(8)}"
+            name = f".firebuild-{os.urandom(8).hex()}"
             try:
                 yield place, name
                 # rename() of two names of one file does nothing, hence the unlink below in any case.

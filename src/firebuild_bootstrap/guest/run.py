@@ -173,4 +173,4 @@ def _touch(root: Root, path: str, created: list[str]) -> None:
         if place.status() is None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             os.close(os.open(place.name, flags, 0o644, dir_fd=place.directory))
-            created.append(path)
+            created.append(place.path)

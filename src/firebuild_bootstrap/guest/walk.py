@@ -33,12 +33,14 @@ class Metadata:
 class Place:
     """A name in a directory inside the root; owns the directory's descriptor.
 
-    `directory` is its descriptor, `name` the last component ("." for the root itself).
+    `directory` is its descriptor, `name` the last component ("." for the root itself), `path` the
+    whole path with all links resolved.
     """
 
-    def __init__(self, directory: int, name: str) -> None:
+    def __init__(self, directory: int, name: str, path: str) -> None:
         self.directory = directory
         self.name = name
+        self.path = path
 
     def __enter__(self) -> Place:
         return self
@@ -85,12 +87,12 @@ class Walk:
                 continue
             last = not self.rest
             if last and not follow:
-                return Place(os.dup(self.stack[-1]), name)
+                return self._place(name)
             try:
                 descriptor = os.open(name, _PATH, dir_fd=self.stack[-1])
             except FileNotFoundError:
                 if last:
-                    return Place(os.dup(self.stack[-1]), name)
+                    return self._place(name)
                 self._make(name)
                 self.rest.appendleft(name)
                 continue
@@ -99,8 +101,16 @@ class Walk:
             if (place := self._step(name, descriptor, last)) is not None:
                 return place
         if len(self.stack) == 1:
-            return Place(os.dup(self.stack[0]), ".")
-        return Place(os.dup(self.stack[-2]), self.names[-1])
+            return Place(os.dup(self.stack[0]), ".", "/")
+        name = self.names[-1]
+        self._up()
+        return self._place(name)
+
+    def _place(self, name: str) -> Place:
+        return Place(os.dup(self.stack[-1]), name, self._path(name))
+
+    def _path(self, name: str) -> str:
+        return "/" + "/".join([*self.names, name])
 
     def _step(self, name: str, descriptor: int, last: bool) -> Place | None:
         kept = False
@@ -112,7 +122,7 @@ class Walk:
                 self._down(name, descriptor)
                 kept = True
             elif last:
-                return Place(os.dup(self.stack[-1]), name)
+                return self._place(name)
             else:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.path)
         finally:
@@ -159,7 +169,7 @@ class Walk:
         finally:
             os.close(descriptor)
         if self.created is not None:
-            self.created.append("/" + "/".join([*self.names, name]))
+            self.created.append(self._path(name))
 
 
 def _components(path: str) -> list[str]:

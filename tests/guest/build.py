@@ -1,0 +1,156 @@
+"""One build for a test: the server, the metadata service, an image and vminit in its sandbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap.mmds import DataStore, MetadataEmulator
+from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, Sandbox, SandboxProcess
+from guest.pki import SERVER_NAME, Pki
+from guest.server import BuildServer
+
+BUSYBOX = Path("/bin/busybox")
+
+
+def run_command(shell: str, step: int = 2, **fields: Any) -> wire.RunCommand:
+    fields = {"argv": ("/bin/sh", "-c", shell), "original": f"RUN {shell}", **fields}
+    return wire.RunCommand(step=step, **fields)
+
+
+def copy_command(target: str, source: str = "files", step: int = 2, **fields: Any) -> wire.CopyCommand:
+    fields = {"original": f"COPY {source} {target}", **fields}
+    return wire.CopyCommand(step=step, source=source, target=target, **fields)
+
+
+def workdir_command(workdir: str, step: int = 2, **fields: Any) -> wire.WorkdirCommand:
+    return wire.WorkdirCommand(step=step, original=f"WORKDIR {workdir}", workdir=workdir, **fields)
+
+
+def make_image(path: Path, *, busybox: bool = True) -> Path:
+    """Create a root with a shell and a few users, and nothing else."""
+    path.mkdir()
+    path.chmod(0o755)
+    if busybox:
+        (path / "bin").mkdir()
+        shutil.copy2(BUSYBOX, path / "bin/busybox")
+        for applet in ("sh", "cat", "echo", "ls", "id", "rm", "sleep", "touch", "head", "dd", "ps", "env"):
+            (path / "bin" / applet).symlink_to("busybox")
+    (path / "etc").mkdir()
+    (path / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001:App:/home/app:/bin/sh\nbare:x:1002:1002::\nbroken\n"
+    )
+    (path / "etc/group").write_text("root:x:0:\nwheel:x:10:root,app\napp:x:1001:\nstaff:x:50:app\n")
+    return path
+
+
+def make_block(pki: Pki, server: BuildServer, ping_interval: float = 5.0) -> wire.BootstrapBlock:
+    return wire.BootstrapBlock(
+        host_port=server.host_port,
+        ca_chain=pki.ca.decode(),
+        cert=pki.guest.cert.decode(),
+        key=pki.guest.key.decode(),
+        server_name=SERVER_NAME,
+        ping_interval=ping_interval,
+    )
+
+
+@dataclass
+class Outcome:
+    status: int
+    stderr: str
+
+
+@dataclass
+class Build:
+    """Everything around one vminit; `image` may be changed before `run`."""
+
+    pki: Pki
+    server: BuildServer
+    image: Path
+    directory: Path
+    runtime: Runtime
+    idmap: IdMap
+    outside: Path
+    extra_binds: list[Bind] = field(default_factory=list)
+    ping_interval: float = 5.0
+    key_override: str | None = None
+    block_changes: dict[str, str | None] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+
+    def start(self, *commands: wire.AnyCommand | str, python: Sequence[str] = ()) -> Running:
+        self.server.commands = [
+            command if isinstance(command, str) else wire.encode_command(command) for command in commands
+        ]
+        document = {**make_block(self.pki, self.server, self.ping_interval).as_json(), **self.block_changes}
+        bootstrap = {name: value for name, value in document.items() if value is not None}
+        socket = self.directory / "mmds" / "mmds.sock"
+        store = DataStore()
+        store.put({"latest": {"meta-data": {"Bootstrap": bootstrap}}})
+        emulator = MetadataEmulator(store, socket)
+        emulator.start()
+        binds = [
+            *self.runtime.binds,
+            *self.extra_binds,
+            Bind(socket.parent, "/run/firebuild"),
+            Bind(self.image, "/image", read_only=False),
+        ]
+        argv = self.runtime.module("firebuild_bootstrap.guest.main", "bootstrap", "--root", "/image")
+        argv += ["--mmds", "unix:/run/firebuild/mmds.sock", *self.arguments]
+        process = Sandbox(self.idmap).popen(
+            argv, binds=binds, env=self.runtime.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        return Running(process, emulator)
+
+    def run(self, *commands: wire.AnyCommand | str, timeout: float = 60) -> Outcome:
+        with self.start(*commands) as running:
+            return running.finish(timeout)
+
+    def succeed(self, *commands: wire.AnyCommand | str) -> Outcome:
+        outcome = self.run(*commands)
+        assert (outcome.status, self.server.successes, self.server.aborts) == (0, 1, []), outcome.stderr
+        return outcome
+
+    def fail(self, *commands: wire.AnyCommand | str) -> Any:
+        """Run a build that has to end in one Abort, and return that."""
+        outcome = self.run(*commands)
+        assert (outcome.status, self.server.successes, len(self.server.aborts)) == (1, 0, 1), outcome.stderr
+        return self.server.aborts[0]
+
+    def mode(self, path: str) -> int:
+        return stat.S_IMODE((self.image / path).lstat().st_mode)
+
+    def owner(self, path: str) -> tuple[int, int]:
+        found = os.lstat(self.image / path)
+        return found.st_uid, found.st_gid
+
+
+class Running:
+    """A vminit that has been started."""
+
+    def __init__(self, process: SandboxProcess, emulator: MetadataEmulator) -> None:
+        self.sandbox = process
+        self._emulator = emulator
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.sandbox.kill()
+        self._emulator.stop()
+        for stream in (self.sandbox.process.stdout, self.sandbox.process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def finish(self, timeout: float = 60) -> Outcome:
+        status = self.sandbox.wait(timeout)
+        assert status is not None, "vminit did not end in time"
+        assert self.sandbox.stderr is not None
+        return Outcome(status, self.sandbox.stderr.read().decode())

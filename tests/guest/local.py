@@ -1,0 +1,81 @@
+"""The guest's executor in this process, against a real server: for what needs no sandbox."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap.guest.client import Client
+from firebuild_bootstrap.guest.errors import GuestError
+from firebuild_bootstrap.guest.executor import Executor, decode, extended
+from firebuild_bootstrap.guest.output import Relay
+from firebuild_bootstrap.guest.rootfs import Root
+from firebuild_bootstrap.guest.stop import Stop
+from guest.build import copy_command, make_block
+from guest.pki import Pki
+from guest.server import BuildServer, Chunks
+
+
+class Local:
+    """Executes commands in `image`."""
+
+    def __init__(self, pki: Pki, server: BuildServer, image: Path) -> None:
+        self.server = server
+        self.image = image
+        self.stop = Stop()
+        self.client = Client(make_block(pki, server), self.stop)
+        self.root = Root(str(image))
+
+    def close(self) -> None:
+        self.client.close()
+        self.root.close()
+        self.stop.close()
+
+    def execute(self, *commands: wire.AnyCommand | str) -> None:
+        self.server.commands = [
+            command if isinstance(command, str) else wire.encode_command(command) for command in commands
+        ]
+        decoded = decode(self.client.commands())
+        relay = Relay(self.client, self.stop, extended=extended(decoded))
+        try:
+            Executor(self.root, self.client, relay, self.stop).execute(decoded)
+        finally:
+            relay.close()
+
+    def refusal(self, *commands: wire.AnyCommand | str) -> GuestError:
+        with pytest.raises(GuestError) as caught:
+            self.execute(*commands)
+        return caught.value
+
+    def copy(self, chunks: Chunks, target: str, **fields: Any) -> None:
+        self.server.resources["files"] = chunks
+        self.execute(copy_command(target, **fields))
+
+    def refused(self, chunks: Chunks, target: str = "/target", **fields: Any) -> GuestError:
+        self.server.resources["files"] = chunks
+        return self.refusal(copy_command(target, **fields))
+
+    def tree(self) -> dict[str, str]:
+        """What is in the image except /etc: file contents, `dir`, or `-> text` of a link."""
+        found = {}
+        for path in sorted(self.image.rglob("*")):
+            name = str(path.relative_to(self.image))
+            if name.split("/", maxsplit=1)[0] == "etc":
+                continue
+            if path.is_symlink():
+                found[name] = f"-> {path.readlink()}"
+            else:
+                found[name] = "dir" if path.is_dir() else path.read_bytes().decode()
+        return found
+
+    def mode(self, path: str) -> int:
+        return stat.S_IMODE((self.image / path).lstat().st_mode)
+
+    def owner(self, path: str) -> tuple[int, int]:
+        found = os.lstat(self.image / path)
+        return found.st_uid, found.st_gid

@@ -1,0 +1,334 @@
+"""COPY and ADD: where files go, what they look like there, and what is refused."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from guest.build import copy_command, workdir_command
+from guest.local import Local
+from guest.server import a_directory, a_file, a_link, chunk, eof, header, in_tree
+
+pytestmark = pytest.mark.root
+
+TREE = [*a_directory(""), *in_tree("a", b"A"), *a_directory("sub"), *in_tree("sub/b", b"B")]
+
+
+# --- where it goes --------------------------------------------------------------------------------
+
+
+def test_a_name_without_slash_renames_the_file(local: Local) -> None:
+    local.copy(a_file("a.txt", b"A"), "/b.txt")
+    assert local.tree() == {"b.txt": "A"}
+
+
+def test_a_trailing_slash_means_into_even_if_nothing_is_there(local: Local) -> None:
+    local.copy(a_file("a.txt", b"A"), "/new/dir/")
+    assert local.tree() == {"new": "dir", "new/dir": "dir", "new/dir/a.txt": "A"}
+
+
+def test_a_target_said_to_be_a_directory_is_one(local: Local) -> None:
+    local.copy(a_file("a.txt", b"A"), "/new", target_is_directory=True)
+    assert local.tree() == {"new": "dir", "new/a.txt": "A"}
+
+
+def test_a_file_goes_into_an_existing_directory(local: Local) -> None:
+    (local.image / "old").mkdir()
+    local.copy(a_file("a.txt", b"A"), "/old")
+    assert local.tree() == {"old": "dir", "old/a.txt": "A"}
+
+
+def test_several_files_go_into_the_directory(local: Local) -> None:
+    local.copy([*a_file("a", b"A"), *a_file("x/b", b"B")], "/d/")
+    assert local.tree() == {"d": "dir", "d/a": "A", "d/b": "B"}
+
+
+def test_relative_targets_are_below_the_workdir_and_absolute_ones_are_not(local: Local) -> None:
+    local.copy(a_file("a", b"A"), "b", workdir="/w")
+    local.copy(a_file("a", b"A"), "/c", workdir="/w")
+    local.copy(a_file("a", b"A"), ".", workdir="/w")
+    local.copy(a_file("a", b"A"), "../../../up", workdir="/w")
+    assert local.tree() == {"w": "dir", "w/b": "A", "c": "A", "w/a": "A", "up": "A"}
+
+
+def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) -> None:
+    (local.image / "t/sub").mkdir(parents=True)
+    (local.image / "t/sub/kept").write_text("K")
+    (local.image / "t/a").write_text("old and much longer")
+    local.copy(TREE, "/t")
+    assert local.tree() == {"t": "dir", "t/a": "A", "t/sub": "dir", "t/sub/b": "B", "t/sub/kept": "K"}
+
+
+def test_links_are_copied_as_links_and_hard_links_share_their_file(local: Local) -> None:
+    chunks = [*TREE, *a_link("soft", "../nowhere"), *a_link("sub/hard", "a", hard=True)]
+    local.copy(chunks, "/t/")
+    assert local.tree()["t/soft"] == "-> ../nowhere"
+    assert os.path.samefile(local.image / "t/a", local.image / "t/sub/hard")
+
+
+def test_a_link_replaces_a_file_and_a_file_in_a_tree_replaces_a_link(local: Local) -> None:
+    (local.image / "t").mkdir()
+    (local.image / "t/soft").write_text("was a file")
+    (local.image / "elsewhere").write_text("E")
+    (local.image / "t/a").symlink_to("../elsewhere")
+    local.copy([*TREE, *a_link("soft", "a")], "/t")
+    assert local.tree()["t/soft"] == "-> a"
+    assert (local.tree()["t/a"], local.tree()["elsewhere"]) == ("A", "E")
+
+
+def test_a_directory_behind_a_link_is_used_inside_the_image(local: Local) -> None:
+    (local.image / "usr/lib").mkdir(parents=True, mode=0o700)
+    (local.image / "usr/lib").chmod(0o700)
+    (local.image / "lib").symlink_to("usr/lib")
+    local.copy([*a_directory(""), *a_directory("lib"), *in_tree("lib/so", b"S")], "/")
+    assert local.tree()["usr/lib/so"] == "S"
+    assert local.tree()["lib"] == "-> usr/lib"
+    assert local.mode("usr/lib") == 0o700
+
+
+def test_a_file_onto_a_link_goes_where_it_leads_or_replaces_a_dangling_one(local: Local) -> None:
+    (local.image / "real").write_text("old")
+    (local.image / "link").symlink_to("/real")
+    (local.image / "dangling").symlink_to("/nothing/here")
+    local.copy(a_file("a", b"A"), "/link")
+    local.copy(a_file("a", b"B"), "/dangling")
+    assert local.tree() == {"real": "A", "link": "-> /real", "dangling": "B"}
+
+
+def test_links_that_lead_out_of_the_image_are_resolved_inside_it(local: Local) -> None:
+    outside = local.image.parent / "outside"
+    outside.mkdir()
+    (local.image / "abs").symlink_to(outside)
+    (local.image / "rel").symlink_to("../outside")
+    local.copy(a_file("a", b"A"), "/abs/")
+    local.copy(a_file("a", b"A"), "/rel/deep/")
+    assert list(outside.iterdir()) == []
+    assert (local.image / "outside/deep/a").read_text() == "A"
+    assert (local.image / str(outside)[1:] / "a").read_text() == "A"
+
+
+# --- what it looks like ---------------------------------------------------------------------------
+
+
+def test_mode_owner_and_time_are_kept_and_parents_are_plain(local: Local) -> None:
+    local.copy(a_file("a", b"A", fileMode=0o4711, mtimeNs=1_600_000_000_123_456_789), "/p/q/a")
+    status = (local.image / "p/q/a").lstat()
+    assert (local.mode("p/q/a"), local.mode("p"), local.mode("p/q")) == (0o4711, 0o755, 0o755)
+    assert (status.st_mtime_ns, local.owner("p/q/a")) == (1_600_000_000_123_456_789, (0, 0))
+
+
+def test_times_and_modes_of_directories_are_set_after_their_content(local: Local) -> None:
+    chunks = [
+        *a_directory("", 0o700, mtimeNs=5_000_000_000),
+        *a_directory("d", 0o1555, mtimeNs=7_000_000_000),
+        *in_tree("d/f", b"F", mtimeNs=9_000_000_000),
+        *a_link("d/l", "f", mtimeNs=8_000_000_000),
+    ]
+    local.copy(chunks, "/new")
+    times = [(local.image / path).lstat().st_mtime for path in ("new", "new/d", "new/d/f", "new/d/l")]
+    assert times == [5, 7, 9, 8]
+    assert (local.mode("new"), local.mode("new/d")) == (0o700, 0o1555)
+
+
+def test_the_destination_keeps_its_own_mode_and_directories_below_get_the_sources(local: Local) -> None:
+    (local.image / "t/sub").mkdir(parents=True)
+    (local.image / "t").chmod(0o1777)
+    local.copy([*a_directory("", 0o700), *a_directory("sub", 0o700)], "/t")
+    assert (local.mode("t"), local.mode("t/sub")) == (0o1777, 0o700)
+
+
+def test_overwriting_leaves_nothing_of_the_old_file(local: Local) -> None:
+    (local.image / "f").write_text("a long old content")
+    os.link(local.image / "f", local.image / "other-name")
+    local.copy(a_file("f", b"new"), "/f")
+    assert local.tree() == {"f": "new", "other-name": "a long old content"}
+
+
+@pytest.mark.parametrize(
+    ("chown", "owner"),
+    [("1234", (1234, 1234)), ("1234:7", (1234, 7)), ("app", (1000, 1001)), ("app:staff", (1000, 50)),
+     ("0:wheel", (0, 10))],
+)  # fmt: skip
+def test_chown_by_name_and_number(local: Local, chown: str, owner: tuple[int, int]) -> None:
+    local.copy(
+        [*a_directory(""), *in_tree("f", b"x", fileMode=0o6755), *a_link("l", "f")], "/p/d", chown=chown
+    )
+    assert {local.owner(path) for path in ("p", "p/d", "p/d/f", "p/d/l")} == {owner}
+    assert local.mode("p/d/f") == 0o6755
+
+
+@pytest.mark.parametrize("chown", ["nobody-here", "0:no-group", "", ":5", "4294967295", "-1"])
+def test_a_bad_chown_is_an_error_that_names_it(local: Local, chown: str) -> None:
+    error = local.refused(a_file("a"), chown=chown)
+    assert f"--chown{'=' if chown in ('', ':5') else ' '}{chown}" in error.message
+    assert local.tree() == {}
+
+
+def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -> None:
+    chunks = [*a_directory(""), *in_tree("f", b"x", keepOwner=True, uid=7, gid=8)]
+    local.copy(chunks, "/t1")
+    local.copy(chunks, "/t2", chown="9")
+    assert (local.owner("t1/f"), local.owner("t2/f")) == ((7, 8), (9, 9))
+
+
+def test_chmod_applies_to_files_and_directories(local: Local) -> None:
+    local.copy([*a_directory(""), *in_tree("f", b"x", fileMode=0o600)], "/t", chmod="u=rwX,go=rX")
+    local.copy(a_file("g", fileMode=0o600), "/g", chmod="4750")
+    assert (local.mode("t"), local.mode("t/f"), local.mode("g")) == (0o755, 0o644, 0o4750)
+
+
+def test_a_bad_chmod_is_an_error(local: Local) -> None:
+    assert "--chmod=rwx" in local.refused(a_file("a"), chmod="rwx").message
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def test_a_directory_does_not_replace_a_file(local: Local) -> None:
+    (local.image / "t").write_text("file")
+    error = local.refused(TREE, "/t")
+    assert error.message == "/t: a file is where a directory is needed"
+    assert (error.reason, error.step) == ("file", 2)
+    assert local.server.events == [(2, "STARTED", 0), (2, "FINISHED", 1)]
+
+
+def test_a_file_or_link_does_not_replace_a_directory(local: Local) -> None:
+    (local.image / "t/a").mkdir(parents=True)
+    assert "/t/a: a directory is there" in local.refused(TREE, "/t").message
+    assert "/t/a: a directory is there" in local.refused(a_link("a", "x"), "/t").message
+
+
+def test_a_path_through_a_file_is_an_error(local: Local) -> None:
+    (local.image / "f").write_text("file")
+    assert "/f/x" in local.refused(a_file("a"), "/f/x").message
+
+
+def test_a_loop_of_links_is_an_error(local: Local) -> None:
+    (local.image / "loop").symlink_to("loop")
+    assert "/loop/x: Too many levels" in local.refused(a_file("a"), "/loop/x").message
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/x"])
+def test_entries_that_leave_the_destination_are_refused(local: Local, path: str) -> None:
+    error = local.refused(in_tree(path, b"x"), "/t")
+    assert (error.reason, "leads out" in error.message) == ("protocol", True)
+
+
+def test_an_unknown_kind_of_entry_is_refused(local: Local) -> None:
+    assert local.refused(a_file("x", kind=9)).reason == "protocol"
+
+
+# --- broken streams -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chunks", "words"),
+    [
+        ([header(size=1), chunk(b"x", checksum=b"0" * 32), eof()], "checksum"),
+        ([header(size=1), chunk(b"x", checksum=b""), eof()], "checksum"),
+        ([header(size=1), chunk(b"x")], "in the middle"),
+        ([header()], "in the middle"),
+        ([chunk(b"x")], "chunk where the header"),
+        ([eof()], "eof where the header"),
+        ([pb.ResourceChunk()], "nothing where the header"),
+        ([header(size=1), chunk(b"x"), header("g")], "header before the end"),
+        ([header(size=1), pb.ResourceChunk()], "nothing before the end"),
+        ([header(size=5), chunk(b"x"), eof()], "5 bytes were announced, 1 came"),
+        ([header(size=1), chunk(b"x", "g"), eof()], "mixed two files"),
+        ([header(size=1), chunk(b"x"), eof("g")], "mixed two files"),
+        ([header(size=1), chunk(bytes(wire.MAX_CHUNK_BYTES + 1)), eof()], "a chunk has 3774874 bytes"),
+        ([*a_link("l", "x")[:1], chunk(b"x", "l"), eof("g")], "mixed two files"),
+    ],
+)  # fmt: skip
+def test_a_broken_stream_is_an_error_and_leaves_no_file(
+    local: Local, chunks: list[pb.ResourceChunk], words: str
+) -> None:
+    error = local.refused(chunks, "/t/")
+    assert words in error.message
+    assert error.reason == "protocol"
+    assert set(local.tree()) <= {"t", "t/l"}
+
+
+def test_a_message_longer_than_the_protocols_limit_is_an_error(local: Local) -> None:
+    error = local.refused([header(), chunk(bytes(wire.MAX_MESSAGE_BYTES)), eof()])
+    assert "RESOURCE_EXHAUSTED" in error.message
+
+
+def test_an_error_of_the_server_is_not_the_end_of_the_stream(local: Local) -> None:
+    error = local.refusal(copy_command("/t", source="unknown"))
+    assert "NOT_FOUND: no resource unknown" in error.message
+    assert "'unknown'" in error.message
+
+
+def test_a_failed_copy_leaves_the_old_file_in_place(local: Local) -> None:
+    (local.image / "f").write_text("old")
+    local.refused([header(size=2), chunk(b"x")], "/f")
+    assert local.tree() == {"f": "old"}
+
+
+def test_a_large_file_is_streamed(local: Local) -> None:
+    part = os.urandom(wire.CHUNK_BYTES)
+    chunks = [header(size=20 * len(part)), *[chunk(part)] * 20, eof()]
+    local.copy(chunks, "/big")
+    assert (local.image / "big").read_bytes() == part * 20
+
+
+# --- old servers ----------------------------------------------------------------------------------
+
+
+def classic(name: str, data: bytes = b"", **fields: object) -> list[pb.ResourceChunk]:
+    fields = {"kind": 0, "entryPath": "", "id": "", "targetWorkdir": "/", **fields}
+    return [header(name, **fields), *([chunk(data, "any")] if data else []), eof("other")]
+
+
+def old_copy(target: str = "/t", **fields: object) -> str:
+    return wire.encode_command(copy_command(target, step=0))
+
+
+def test_an_old_servers_headers_say_where_files_go(local: Local) -> None:
+    local.server.resources["files"] = [
+        *classic("src", isDir=True, targetPath="/t/dir", fileMode=0o700 | 1 << 31),
+        *classic("src/a", b"A", targetPath="/t/dir/a", fileMode=0o755 | 1 << 23, targetUser="7:8"),
+        *classic("src/b", b"B", targetPath="rel", targetWorkdir="/w"),
+        *classic("src/c", b"C", targetPath="/t/dir"),
+        *classic("src/d", b"D", targetPath="/t/"),
+    ]
+    local.execute(old_copy())
+    expected = {
+        "t": "dir",
+        "t/dir": "dir",
+        "t/dir/a": "A",
+        "w": "dir",
+        "w/rel": "B",
+        "t/dir/c": "C",
+        "t/d": "D",
+    }
+    assert local.tree() == expected
+    assert (local.mode("t/dir/a"), local.owner("t/dir/a"), local.mode("t/dir")) == (0o4755, (7, 8), 0o700)
+    assert local.server.events == []
+
+
+def test_go_file_modes_carry_setgid_and_sticky_elsewhere(local: Local) -> None:
+    local.server.resources["files"] = classic("f", targetPath="/f", fileMode=0o750 | 1 << 22 | 1 << 20)
+    local.execute(old_copy())
+    assert local.mode("f") == 0o3750
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Local) -> None:
+    local.execute('{"OriginalCommand":"HEALTHCHECK NONE"}', workdir_command("/made"))
+    assert local.tree() == {"made": "dir"}
+    error = local.refusal("{}")
+    assert (error.message, error.reason) == ("command 1: a command lacks OriginalCommand", "protocol")
+
+
+def test_every_call_says_that_this_guest_knows_the_extensions(local: Local) -> None:
+    local.copy(a_file("a"), "/a")
+    assert {name for name, _ in local.server.hellos} == {"Commands", "StdOut", "Resource"}
+    assert {hello for _, hello in local.server.hellos} == {wire.GUEST_HELLO[1]}
+    assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]
