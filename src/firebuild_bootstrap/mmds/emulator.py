@@ -16,7 +16,6 @@ from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.mmds.protocol import (
-    MAX_REQUEST_BYTES,
     BadRequest,
     MetadataService,
     MmdsVersion,
@@ -25,9 +24,10 @@ from firebuild_bootstrap.mmds.protocol import (
 )
 from firebuild_bootstrap.mmds.store import DataStore
 
-_BACKLOG: Final = 16
+_BACKLOG: Final = 128
 _MAX_CONNECTIONS: Final = 32
 _IDLE_SECONDS: Final = 60.0
+_READ_BYTES: Final = 64 * 1024
 
 
 def listen_unix(path: Path) -> socket.socket:
@@ -104,7 +104,6 @@ class MetadataEmulator:
         self._where = where
         self._service = MetadataService(store, clock=clock, version=version, release=release)
         self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._inode: tuple[int, int] | None = None
 
@@ -136,7 +135,7 @@ class MetadataEmulator:
 
     def stop(self) -> None:
         """Close every connection and the socket, and remove its file; harmless when not started."""
-        if self._thread is None or self._loop is None:
+        if self._thread is None:
             return
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
@@ -150,49 +149,55 @@ class MetadataEmulator:
     async def _serve(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        server = await asyncio.start_server(self._accepted, sock=listener, limit=MAX_REQUEST_BYTES)
+        listener.setblocking(False)
+        self._loop.add_reader(listener, self._accept, listener)
         ready.set()
         await self._stopping.wait()
-        server.close()
+        self._loop.remove_reader(listener)
+        listener.close()
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine always runs in a task
-        self._connections.add(task)
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            if len(self._connections) <= _MAX_CONNECTIONS:
-                await self._converse(reader, writer)
-        except (OSError, TimeoutError, asyncio.CancelledError):
-            pass  # the guest went away or fell silent, or the service stops: nobody is left to tell
-        finally:
-            self._connections.discard(task)
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+            sock, _ = listener.accept()
+        except OSError:
+            return  # the guest has gone again
+        sock.setblocking(False)
+        if len(self._connections) >= _MAX_CONNECTIONS:
+            sock.close()
+            return
+        task = asyncio.create_task(self._converse(sock))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: sock.close())
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        buffer = b""
-        while True:
-            try:
-                parsed = parse_request(buffer)
-            except BadRequest as error:
-                writer.write(Response(400, str(error)).encode(keep_alive=False))
-                return
-            if parsed is None:
-                received = await asyncio.wait_for(reader.read(MAX_REQUEST_BYTES), _IDLE_SECONDS)
-                if not received:
-                    return
+    async def _converse(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the guest went away or fell silent: nobody is left to tell
+            buffer = b""
+            keep_alive = True
+            while keep_alive:
+                answer, length, keep_alive = self._answer(buffer)
+                if answer:
+                    buffer = buffer[length:]
+                    await self._loop.sock_sendall(sock, answer)
+                    continue
+                async with asyncio.timeout(_IDLE_SECONDS):
+                    received = await self._loop.sock_recv(sock, _READ_BYTES)
                 buffer += received
-                continue
-            request, length = parsed
-            buffer = buffer[length:]
-            writer.write(self._service.respond(request).encode(keep_alive=request.keep_alive))
-            await writer.drain()
-            if not request.keep_alive:
-                return
+                keep_alive = bool(received)
+
+    def _answer(self, buffer: bytes) -> tuple[bytes, int, bool]:
+        try:
+            parsed = parse_request(buffer)
+        except BadRequest as error:
+            return Response(400, str(error)).encode(keep_alive=False), len(buffer), False
+        if parsed is None:
+            return b"", 0, True
+        request, length = parsed
+        response = self._service.respond(request)
+        return response.encode(keep_alive=request.keep_alive), length, request.keep_alive
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ from firebuild_pki import TLSMaterial
 logger: Final = logging.getLogger("firebuild.service")
 _BACKLOG: Final = 64
 _LINGER_SECONDS: Final = 5.0
+_ACCEPT_PAUSE: Final = 0.1
 
 
 class ConnectionObserver(Protocol):
@@ -120,27 +121,37 @@ class Gate:
     async def _run(self, listener: socket.socket, ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        self._accepting = asyncio.create_task(self._accept(listener))
+        self._listener = listener
+        self._begin_accepting()
         ready.set()
         await self._stopping.wait()
         await self._end_accepting()
-        await _cancel(self._connections)
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def _begin_accepting(self) -> None:
+        # Not a task around `sock_accept`: cancelled at the wrong moment, that loses a socket.
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
 
     async def _end_accepting(self) -> None:
-        await _cancel({self._accepting})
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        with contextlib.closing(listener):
-            while True:
-                try:
-                    sock, address = await self._loop.sock_accept(listener)
-                except OSError as error:
-                    logger.warning("cannot accept a connection: %s", error)
-                    await asyncio.sleep(0.1)  # out of descriptors, most likely: let some go
-                else:
-                    self._accepted(sock, format_address(address))
-
-    def _accepted(self, sock: socket.socket, peer: str) -> None:
+    def _accept(self) -> None:
+        try:
+            sock, address = self._listener.accept()
+        except BlockingIOError:
+            return  # the peer has gone again
+        except OSError as error:
+            logger.warning("cannot accept a connection: %s", error)
+            self._loop.remove_reader(self._listener)  # out of descriptors, most likely: let some go
+            self._loop.call_later(_ACCEPT_PAUSE, self._begin_accepting)
+            return
+        sock.setblocking(False)
+        peer = format_address(address)
         if len(self._connections) >= self._limits.max_connections:
             sock.close()
             self._refusals.refuse(peer, f"{self._limits.max_connections} connections are open already")
@@ -148,19 +159,19 @@ class Gate:
         task = asyncio.create_task(self._serve(sock, peer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: sock.close())
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
-        with contextlib.closing(sock):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            outer = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
-            problem = await self._admit(outer)
-            if problem:
-                self._refusals.refuse(peer, problem, outer.inspection.certificate)
-                return
-            try:
-                await self._pass_on(outer, peer)
-            except (SSL.Error, OSError, EOFError) as error:
-                logger.warning("the connection of %s to the gRPC server failed: %r", peer, error)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        outer = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
+        problem = await self._admit(outer)
+        if problem:
+            self._refusals.refuse(peer, problem, outer.inspection.certificate)
+            return
+        try:
+            await self._pass_on(outer, peer)
+        except (SSL.Error, OSError, EOFError) as error:
+            logger.warning("the connection of %s to the gRPC server failed: %r", peer, error)
 
     async def _admit(self, outer: TlsStream) -> str:
         try:
@@ -189,12 +200,6 @@ class Gate:
                 await relay(outer, inner, linger=_LINGER_SECONDS)
             finally:
                 self._observer.connection_closed()
-
-
-async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _handshake(stream: TlsStream) -> str:

@@ -23,7 +23,7 @@ class TlsStream:
     """One TLS connection whose socket is driven by the running event loop.
 
     Args:
-        sock: connected and non-blocking; the stream owns it from now on.
+        sock: connected and non-blocking; closing it is left to the caller.
         context: for the role that it plays.
         inspection: receives what the verification of the peer finds.
         server_side: whether it is the server of this connection.
@@ -109,10 +109,6 @@ class TlsStream:
             self._connection.shutdown()
             await self._flush()
             self._sock.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        """Close the socket at once."""
-        self._sock.close()
 
     def _decrypted(self) -> bytes | None:
         pieces: list[bytes] = []
