@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -72,9 +73,13 @@ def test_the_limit_counts_bytes_of_compact_json_and_a_refused_write_changes_noth
     exact = {"k": "ü" * 5}
     store = DataStore(limit=len('{"k":"') + 10 + len('"}'))
     store.put(exact)
-    for write in (lambda: store.put({"k": "ü" * 5 + "x"}), lambda: store.patch({"l": ""})):
+    writes: list[tuple[Callable[[object], None], object]] = [
+        (store.put, {"k": "ü" * 5 + "x"}),
+        (store.patch, {"l": ""}),
+    ]
+    for write, value in writes:
         with pytest.raises(StoreError) as refused:
-            write()
+            write(value)
         assert refused.value.status == 413
         assert store.get("") == exact
     assert size_of(exact) == 18

@@ -43,7 +43,7 @@ class Workshop:
         self._parent = parent
         issuer = parent or self
         now = datetime.now(UTC)
-        self.certificate = (
+        self.certificate: x509.Certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(label))
             .issuer_name(issuer.certificate.subject if parent else _name(label))
@@ -118,7 +118,7 @@ class Caller:
         self._metadata = (wire.GUEST_HELLO,) if hello else ()
 
     def unary(self, name: str, request: Any, response: Any = pb.Empty, timeout: float = 10.0) -> Any:
-        method = self.channel.unary_unary(
+        method: Any = self.channel.unary_unary(
             wire.method(name),
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response.FromString,
@@ -139,7 +139,7 @@ class Caller:
         self.unary("Success", pb.Empty())
 
     def resource(self, path: str, stage: str = "") -> Any:
-        method = self.channel.unary_stream(
+        method: Any = self.channel.unary_stream(
             wire.method("Resource"),
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=pb.ResourceChunk.FromString,

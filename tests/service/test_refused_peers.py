@@ -144,7 +144,7 @@ def test_the_guest_has_to_offer_http2(serve: Any) -> None:
 def test_plaintext_http2_is_refused(serve: Any) -> None:
     running = serve()
     with grpc.insecure_channel(running.address) as channel:
-        success = channel.unary_unary(wire.method("Success"))
+        success: Any = channel.unary_unary(wire.method("Success"))
         with pytest.raises(grpc.RpcError):
             success(pb.Empty().SerializeToString(), timeout=10)
     events = running.of(PeerRefused)
@@ -262,7 +262,7 @@ def test_behind_the_gate_a_client_without_certificate_gets_nowhere(serve: Any) -
     credentials = grpc.ssl_channel_credentials(root_certificates=material.trust_pem)
     options = [("grpc.ssl_target_name_override", material.server_name)]
     with grpc.secure_channel(running.backend, credentials, options) as channel:
-        success = channel.unary_unary(wire.method("Success"))
+        success: Any = channel.unary_unary(wire.method("Success"))
         with pytest.raises(grpc.RpcError):
             success(b"", timeout=5)
     assert running.server.wait(0) is None
