@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
-from firebuild_bootstrap.errors import GuestLost, Location, StepFailed, exit_status_of
+from firebuild_bootstrap.errors import GuestLost, Interrupted, Location, StepFailed, exit_status_of
 from firebuild_bootstrap.events import (
     BuildFailed,
     BuildStarted,
@@ -79,7 +79,6 @@ def build_image(
     home: Home,
     *,
     events: EventSink = lambda _: None,
-    uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> StoredImage:
     """Build an image and store it under its tag.
 
@@ -88,25 +87,26 @@ def build_image(
         settings: how.
         home: where bases, images and the build's own files are.
         events: receives everything that happens, from several threads, one event at a time.
-        uninterrupted: makes the context in which the image is committed; signals have to wait in it.
 
     Raises:
         FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind.
+        Interrupted: `home.check` raised it.
         firebuild_pki.CAError: no usable certificates could be had.
     """
-    build = _Build(request, settings, home, OutputTail(events), uninterrupted)
+    build = _Build(request, settings, home, OutputTail(events))
     try:
         return build.run()
+    except Interrupted as error:
+        build.failed(error)
+        raise
     except Exception as error:
-        build.events(
-            BuildFailed(
-                exit_status=exit_status_of(error),
-                error=type(error).__name__,
-                message=str(error),
-                step=getattr(error, "step", 0),
-                exit_code=getattr(error, "exit_code", None),
-            )
-        )
+        try:
+            home.check()
+        except Interrupted as interruption:
+            # A Ctrl-C also reaches what was just being started; its failure is not the story.
+            build.failed(interruption)
+            raise
+        build.failed(error)
         raise
 
 
@@ -129,13 +129,11 @@ class _Build:
         settings: BuildSettings,
         home: Home,
         events: OutputTail,
-        uninterrupted: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._request = request
         self._settings = settings
         self._home = home
         self.events = events
-        self._uninterrupted = uninterrupted
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
 
@@ -172,7 +170,19 @@ class _Build:
             machine.stop()
             return self._store(machine, resolved, authority)
 
+    def failed(self, error: BaseException) -> None:
+        self.events(
+            BuildFailed(
+                exit_status=exit_status_of(error),
+                error=type(error).__name__,
+                message=str(error),
+                step=getattr(error, "step", 0),
+                exit_code=getattr(error, "exit_code", None),
+            )
+        )
+
     def _phase(self, number: int, name: str) -> None:
+        self._home.check()
         self.events(PhaseStarted(phase=number, name=name))
 
     def _notice(self, message: str) -> None:
@@ -279,6 +289,7 @@ class _Build:
 
     def _follow(self, server: BootstrapServer, machine: Machine, plan: BuildPlan) -> None:
         while (outcome := server.wait(_POLL_SECONDS)) is None:
+            self._home.check()
             ended = machine.poll()
             if ended is None:
                 continue
@@ -298,7 +309,8 @@ class _Build:
         step = next((step for step in plan.steps if step.number == error.step), None)
         if step is None:
             return error
-        message = f"step {step.number}/{plan.total} failed: {error.message}\n  {step.instruction}"
+        what = f"with exit code {error.exit_code}" if error.exit_code else f"({error.message})"
+        message = f"step {step.number}/{plan.total} failed {what}\n  {step.instruction}"
         output = self.events.last_lines(step.number)
         if output:
             message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
@@ -329,10 +341,10 @@ class _Build:
                 config=resolved.plan.config,
                 outputs=tuple(artifacts),
             )
-            with self._uninterrupted():
-                for spec, artifact in zip(outputs, artifacts, strict=True):
-                    deliver(staging.path / artifact.path, spec, self._home.trees)
-                image = images.commit(staging, record)
+            self._home.check()
+            for spec, artifact in zip(outputs, artifacts, strict=True):
+                deliver(staging.path / artifact.path, spec, self._home.trees)
+            image = images.commit(staging, record)
         first = artifacts[0]
         self.events(
             ImageStored(

@@ -38,8 +38,8 @@ class Location:
         return ":".join(parts)
 
 
-class FirebuildError(Exception):
-    """Anything that ends a build in a way the user can understand.
+class _Described(BaseException):
+    """A message with its remedy and its place.
 
     Args:
         message: what was expected and what was found.
@@ -60,6 +60,10 @@ class FirebuildError(Exception):
         where = f"{self.location}: " if self.location else ""
         hint = f"\n  hint: {self.hint}" if self.hint else ""
         return f"{where}{self.message}{hint}"
+
+
+class FirebuildError(_Described, Exception):
+    """Anything that ends a build in a way the user can understand; see `_Described` for the arguments."""
 
 
 class InputError(FirebuildError):
@@ -110,8 +114,12 @@ class MachineError(FirebuildError):
     exit_status = ExitStatus.MACHINE
 
 
-class Interrupted(FirebuildError):
-    """The user or the system asked the build to stop (SIGINT, SIGTERM, SIGHUP)."""
+class Interrupted(_Described):
+    """The user or the system asked the build to stop (SIGINT, SIGTERM, SIGHUP).
+
+    Not an `Exception`, like `KeyboardInterrupt`: it may arrive anywhere, and whoever handles the errors
+    of a file or a plugin must not take it for one.
+    """
 
     exit_status = ExitStatus.INTERRUPTED
 
@@ -120,7 +128,7 @@ def exit_status_of(error: BaseException) -> ExitStatus:
     """Return the exit status that tells this kind of error apart."""
     from firebuild_pki import CAError, SettingsError
 
-    if isinstance(error, FirebuildError):
+    if isinstance(error, _Described):
         return error.exit_status
     if isinstance(error, SettingsError):
         return ExitStatus.BAD_INPUT

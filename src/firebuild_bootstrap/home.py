@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -23,10 +24,14 @@ class Home:
     Args:
         root: the directory; it need not exist yet.
         ids: the id mapping to use, or `auto` for the best that works here.
+        check: called again and again while something long goes on; what it raises ends that.
     """
 
-    def __init__(self, root: Path, *, ids: IdChoice = "auto") -> None:
+    def __init__(
+        self, root: Path, *, ids: IdChoice = "auto", check: Callable[[], None] = lambda: None
+    ) -> None:
         self.root = root
+        self.check = check
         self._ids = ids
 
     @cached_property
@@ -49,7 +54,7 @@ class Home:
     @cached_property
     def trees(self) -> Trees:
         """The tools for file trees, in the id mapping."""
-        return Trees(Sandbox(self.idmap))
+        return Trees(Sandbox(self.idmap, check=self.check))
 
     @cached_property
     def images(self) -> ImageStore:
@@ -63,7 +68,7 @@ class Home:
 
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
-        return Workspace(self.root, build_id, self.idmap)
+        return Workspace(self.root, build_id, self.idmap, check=self.check)
 
     def close(self) -> None:
         """Let go of the bases and images that builds hold."""

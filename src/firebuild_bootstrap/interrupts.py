@@ -1,59 +1,54 @@
-"""Turns SIGINT, SIGTERM and SIGHUP into one `Interrupted`, so that a build unwinds and cleans up.
+"""SIGINT, SIGTERM and SIGHUP during a build: noticed at safe points, so that the build can clean up.
 
-Only the first signal counts: whoever is cleaning up must not be interrupted in it. A process that
-really has to go can still be killed; the janitor of the build's workspace cleans up then.
+An exception out of a signal handler could tear any statement apart, with a lock held or a process just
+started. So the handler only takes a note, and the build asks for it wherever it waits.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from firebuild_bootstrap.errors import Interrupted
+from firebuild_bootstrap.errors import ExitStatus, Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
-    """The signals of a build; `deferred` keeps them from tearing an atomic operation apart."""
+    """The signals of one build."""
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
-        self._deferring = False
-        self._raised = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Handle the signals until the block ends; main thread only.
 
-        Raises:
-            Interrupted: at the point that is being executed when the first signal arrives.
+        A second signal ends the process at once, with the same exit status. What it leaves is removed by
+        the janitor of the build's workspace.
         """
         previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
+                # On the way out an impatient signal must not replace the exit status.
+                signal.signal(number, signal.SIG_IGN if self._received else handler)
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Let the block finish; a signal that arrives in it is raised at its end."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-        self._raise_once()
+    def check(self) -> None:
+        """Return if no signal has arrived.
+
+        Raises:
+            Interrupted: one has; the message names it.
+        """
+        if self._received is not None:
+            raise Interrupted(f"the build was interrupted ({self._received.name})")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self._received = self._received or signal.Signals(number)
-        if not self._deferring:
-            self._raise_once()
-
-    def _raise_once(self) -> None:
-        if self._received is not None and not self._raised:
-            self._raised = True
-            raise Interrupted(f"the build was interrupted ({self._received.name})")
+        if self._received is not None:
+            os.write(2, b"error: interrupted again, the rest is cleaned up in the background\n")
+            os._exit(ExitStatus.INTERRUPTED)
+        self._received = signal.Signals(number)

@@ -13,7 +13,7 @@ from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.failure import report
 from firebuild_bootstrap.cli.images import images
 from firebuild_bootstrap.cli.rootfs import rootfs
-from firebuild_bootstrap.errors import ExitStatus
+from firebuild_bootstrap.errors import ExitStatus, Interrupted
 
 
 @click.group(
@@ -45,6 +45,6 @@ def main() -> None:
         # Whoever read our output has gone; there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitStatus.INTERNAL)
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         sys.exit(report(error))
     sys.exit(status if isinstance(status, int) else 0)

@@ -10,7 +10,7 @@ import click
 from firebuild_bootstrap.errors import ExitStatus, exit_status_of
 
 
-def report(error: Exception) -> ExitStatus:
+def report(error: BaseException) -> ExitStatus:
     """Write the error to stderr and return its exit status.
 
     An error that is nobody's mistake but ours is named in one line; `FIREBUILD_DEBUG=1` shows where it

@@ -40,11 +40,16 @@ def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = N
     return load_settings(config_file, os.environ, overrides)
 
 
-def home_from(settings: BuildSettings) -> Home:
-    """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory."""
+def home_from(settings: BuildSettings, check: Callable[[], None] = lambda: None) -> Home:
+    """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory.
+
+    Args:
+        settings: may name the directory, and the id mapping.
+        check: called again and again while something long goes on; what it raises ends that.
+    """
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import default_home
 
     chosen = settings.store.path
     root = Path(chosen).expanduser().absolute() if chosen else default_home(os.environ)
-    return Home(root, ids=settings.machine.ids)
+    return Home(root, ids=settings.machine.ids, check=check)

@@ -74,13 +74,8 @@ def rootfs(
         with interrupts.installed():
             settings = settings_from(config_file, {"ca.provider": ca} if ca else {})
             request = _request(options)
-            image = build_image(
-                request,
-                settings,
-                home_from(settings),
-                events=renderer,
-                uninterrupted=interrupts.deferred,
-            )
+            home = home_from(settings, check=interrupts.check)
+            image = build_image(request, settings, home, events=renderer)
             if metadata_file is not None:
                 write_atomically(metadata_file, image_json(image))
     finally:

