@@ -186,6 +186,11 @@ other_root = _answering(
     lambda self, leaf: SignedCertificate(leaf, self.intermediate.pem),
     trust=lambda self: TrustBundle(OperatorCA("Operator Root").pem),
 )
+other_root_sent = _answering(
+    "other-root-sent",
+    lambda self, leaf: SignedCertificate(leaf, self.intermediate.pem + self.root.pem),
+    trust=lambda self: TrustBundle(OperatorCA("Operator Root").pem),
+)
 garbage = _answering("garbage", lambda self, leaf: SignedCertificate(b"no PEM at all"))
 broken_pem = _answering("broken-pem", lambda self, leaf: SignedCertificate(leaf, leaf.replace(b"M", b"?")))
 no_bytes = _answering("no-bytes", lambda self, leaf: SignedCertificate(leaf, None))  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import logging
 import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from firebuild_pki import (
     UnsupportedOperation,
     open_authority,
 )
-from pki.tools import NOW, Clock, certificates, handshake, leaf_of
+from pki.tools import NOW, Clock, certificates, handshake, leaf_of, pem
 
 
 def test_without_settings_the_embedded_ca_opens() -> None:
@@ -86,6 +87,13 @@ def test_another_server_name_is_refused() -> None:
         server, guest = authority.issue_server(), authority.issue_guest()
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         handshake(server.ssl_context(server_side=True), guest.ssl_context(), "c.firebuild.internal")
+
+
+def test_trusting_the_intermediate_alone_is_enough_for_the_standard_library() -> None:
+    with open_authority(build_id="b") as authority:
+        ends = authority.issue_server(), authority.issue_guest()
+    server, guest = (replace(end, trust_pem=pem(certificates(end.certificate_chain_pem)[1])) for end in ends)
+    handshake(server.ssl_context(server_side=True), guest.ssl_context(), server.server_name)
 
 
 def test_by_default_the_certificate_outlives_the_deadline() -> None:

@@ -109,6 +109,10 @@ REFUSALS = [
         "other-root",
         rf'the chain has a missing link: {INTERMEDIATE} was issued by "CN=Operator Root", which is .*',
     ),
+    (
+        "other-root-sent",
+        rf'the chain has a missing link: {INTERMEDIATE} was issued by "CN=Operator Root", which is .*',
+    ),
     ("intermediate-no-ca", rf"path validation refuses the chain of {LEAF}: .*"),
     (
         "intermediate-cannot-sign",

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from firebuild_pki import SecretError, SecretRef, parse_document, validate
+from firebuild_pki import ProviderContext, SecretError, SecretRef, parse_document, validate
+from firebuild_pki.provider import utc_now
 from pki.models import Server, problems
 
 
@@ -87,3 +88,7 @@ def test_secrets_are_resolved_with_the_given_environment_only(monkeypatch: pytes
     with pytest.raises(SecretError):
         SecretRef(env="TOKEN").resolve({})
     assert SecretRef(env="TOKEN").resolve(os.environ) == "from the process"
+
+
+def test_what_a_provider_may_use_does_not_show_the_environment() -> None:
+    assert "s.SECRET" not in repr(ProviderContext(utc_now, {"TOKEN": "s.SECRET"}))

@@ -262,6 +262,14 @@ def test_a_leaf_below_a_ca_without_key_identifier_names_its_key() -> None:
     )
 
 
+def test_a_leaf_never_begins_before_its_ca() -> None:
+    ca = OperatorCA(valid=(NOW - timedelta(minutes=1), NOW + timedelta(days=1)))
+    validity = Validity.starting(NOW, timedelta(hours=1), backdate=timedelta(minutes=5))
+    issuer = Issuer(ca.certificate, ca.key)
+    leaf = make_leaf(ca.key.public_key(), issuer, validity, profile=Profile.GUEST, dns_names=["a.b"])
+    assert leaf.not_valid_before_utc == NOW - timedelta(minutes=1)
+
+
 def test_an_issuer_does_not_show_its_key() -> None:
     ca = OperatorCA()
     assert repr(Issuer(ca.certificate, ca.key)) == "Issuer('CN=Operator Root')"
