@@ -29,6 +29,7 @@ from firebuild_bootstrap.errors import InputError, Location
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 _MAGIC_BYTES: Final = 6
+_PIECE: Final = 1024 * 1024
 
 
 class _BrokenHeader(Exception):
@@ -81,10 +82,6 @@ def _decompressed(archive: io.BufferedReader) -> IO[bytes]:
     return archive
 
 
-def _tar_stream(archive: io.BufferedReader) -> tarfile.TarFile:
-    return tarfile.open(fileobj=_decompressed(archive), mode="r|", tarinfo=_Header, encoding="utf-8")
-
-
 def is_archive(content: io.BufferedReader) -> bool:
     """Tell whether `content` starts like a tar archive, plain or compressed with gzip, bzip2, xz or zstd.
 
@@ -126,12 +123,13 @@ class Archive:
                 entry = self._entry(reader, member, names)
                 names.add(entry.path)
                 yield entry
+            self._drain(reader)
 
     @contextmanager
     def _reading(self) -> Iterator[_Reader]:
         with self.open() as file:
             try:
-                reader = _Reader(_tar_stream(file))
+                reader = _Reader.of(file)
             except _DAMAGE as error:
                 raise self._damaged(error) from error
             try:
@@ -142,6 +140,14 @@ class Archive:
     def _next(self, reader: _Reader) -> tarfile.TarInfo | None:
         try:
             return reader.next()
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def _drain(self, reader: _Reader) -> None:
+        """Read what follows the last member: the checksum of a compressed file stands at its very end."""
+        try:
+            while reader.source.read(_PIECE):
+                pass
         except _DAMAGE as error:
             raise self._damaged(error) from error
 
@@ -178,7 +184,7 @@ class Archive:
         # The stream has moved on: read the archive again up to this member.
         file = self.open()
         try:
-            again = _Reader(_tar_stream(file))
+            again = _Reader.of(file)
             while again.index < index:
                 member = again.next() or member
         except _DAMAGE as error:
@@ -239,8 +245,14 @@ class _Reader:
     """A tar stream and where it stands: `index` counts members from 0."""
 
     stream: tarfile.TarFile
+    source: IO[bytes]
     index: int = -1
     opened: bool = False
+
+    @classmethod
+    def of(cls, archive: io.BufferedReader) -> _Reader:
+        source = _decompressed(archive)
+        return cls(tarfile.open(fileobj=source, mode="r|", tarinfo=_Header, encoding="utf-8"), source)
 
     def next(self) -> tarfile.TarInfo | None:
         # Members are forgotten once passed, so that memory does not grow with the archive.

@@ -26,6 +26,8 @@ from typing import IO, Final
 from firebuild_bootstrap.errors import InputError, Location
 
 _CHUNK: Final = 1024 * 1024
+_AUTHORITY: Final = re.compile("^[^:/?#]+://[^/?#]*")
+_CREDENTIALS: Final = re.compile("^([^:/?#]+://)[^/]*@")
 _DIGEST_SIZES: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 
@@ -42,7 +44,7 @@ class RemoteFile:
     """A downloaded file.
 
     Args:
-        url: where it came from, without user name and password.
+        url: where it came from, without what may be secret.
         name: file name from the URL, empty if it has none.
         path: where its content is now.
         size: bytes.
@@ -103,14 +105,13 @@ def fetch(
         InputError: the URL is malformed, the server can't be reached, answers with anything but 2xx,
             breaks off or is too slow, or the checksum differs.
     """
-    parsed = urllib.parse.urlsplit(url)
-    shown = _without_secrets(parsed)
+    shown = redacted(url)
 
     def failed(why: str, hint: str | None = None) -> InputError:
         return InputError(f"{shown} can't be downloaded: {why}", hint=hint, location=location)
 
     try:
-        request = _request(parsed, shown)
+        request = _request(urllib.parse.urlsplit(url))
         with _opener().open(request, timeout=limits.idle_seconds) as response:
             deadline = clock() + limits.total_seconds
             return _store(
@@ -161,7 +162,8 @@ def _store(
 
 def file_name(url: str) -> str:
     """Return the last name in the path of a URL, decoded; empty if there is none."""
-    name = posixpath.basename(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
+    path = _AUTHORITY.sub("", url.partition("#")[0].partition("?")[0])
+    name = posixpath.basename(urllib.parse.unquote(path))
     return "" if name in (".", "..") or "\0" in name else name
 
 
@@ -172,15 +174,17 @@ def _modified(headers: Message) -> int:
         return 0
 
 
-def _without_secrets(parsed: urllib.parse.SplitResult) -> str:
-    return parsed._replace(netloc=parsed.netloc.rpartition("@")[2]).geturl()
+def redacted(url: str) -> str:
+    """Return a URL for messages: without user name, password and query, any of which may be a secret."""
+    return _CREDENTIALS.sub(r"\1", url.partition("#")[0].partition("?")[0])
 
 
-def _request(parsed: urllib.parse.SplitResult, shown: str) -> urllib.request.Request:
+def _request(parsed: urllib.parse.SplitResult) -> urllib.request.Request:
     if parsed.hostname is None:
         raise ValueError("it names no host")
+    address = parsed._replace(netloc=parsed.netloc.rpartition("@")[2], fragment="").geturl()
     # Spaces and the like, decoded by the Dockerfile's quoting, have to travel encoded.
-    request = urllib.request.Request(urllib.parse.quote(shown, safe="%/:=&?~#+!$,;'@()*[]"))  # noqa: S310
+    request = urllib.request.Request(urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]"))  # noqa: S310
     request.add_header("User-Agent", "firebuild")
     if parsed.username is not None:
         pair = f"{urllib.parse.unquote(parsed.username)}:{urllib.parse.unquote(parsed.password or '')}"
@@ -199,6 +203,7 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if req.type == "https" and not newurl.lower().startswith("https:"):
+            fp.close()
             raise urllib.error.URLError("the server redirects from https to an unprotected URL")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

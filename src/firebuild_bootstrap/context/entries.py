@@ -23,7 +23,8 @@ class Entry:
 
     Args:
         source: what to call it in messages: the path in the build context, archive member or URL.
-        path: place below the destination with `/` between names; empty for the source itself.
+        path: place below the destination with `/` between names; empty for the directory or archive itself.
+            For a single file its name, which it gets if the destination is a directory.
         from_directory: it belongs to a directory or archive whose content is merged into the destination;
             otherwise it is a single file that the destination's rules rename or place.
         mode: permission bits with setuid, setgid and sticky (0 to 0o7777).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import posixpath
-import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ def inline_group(source: InlineSource, mtime_ns: int) -> Group:
     content = source.content.encode()
     entry = Entry(
         source=source.name,
-        path="",
+        path=posixpath.basename(source.name),
         kind=EntryKind.FILE,
         mode=0o644,
         mtime_ns=mtime_ns,
@@ -86,12 +85,9 @@ def remote_group(remote: RemoteFile, location: Location | None) -> Group:
     def content() -> io.BufferedReader:
         return checked(_open(remote.path, location), remote.size, name=remote.url, location=location)
 
-    parsed = urllib.parse.urlsplit(remote.url)
-    folder = f"{parsed.scheme}://{parsed.netloc}{posixpath.dirname(parsed.path)}".rstrip("/")
     entry = Entry(
-        # The last name of `source` is the file's name, so it is decoded, and there is one in any case.
-        source=f"{folder}/{remote.name or 'download'}",
-        path="",
+        source=remote.url,
+        path=remote.name or "download",
         kind=EntryKind.FILE,
         mode=0o600,
         mtime_ns=remote.mtime_ns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import posixpath
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Tree:
             InputError: it is no regular file, or its name is not UTF-8.
         """
         self._require_utf8(name, f"the name of {name!r}")
-        return self._file(node, source=name, path="", from_directory=False)
+        return self._file(node, source=name, path=posixpath.basename(name), from_directory=False)
 
     def _children(self, node: Node) -> Iterator[Node]:
         try:

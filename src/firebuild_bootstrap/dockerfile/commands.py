@@ -12,7 +12,7 @@ from typing import Final
 
 from e2b_dockerfile_utils import DockerfileHeredoc, chomp_heredoc_content, parse_heredoc
 
-from firebuild_bootstrap.context.download import Checksum, file_name
+from firebuild_bootstrap.context.download import Checksum, file_name, redacted
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.context.sources import InlineSource, LocalSource, RemoteSource, Source
 from firebuild_bootstrap.dockerfile.flags import read_flags
@@ -121,7 +121,9 @@ def copy(stage: Stage, instruction: Instruction, number: int) -> Command:
     elif nameless := next(
         (s.url for s in sources if isinstance(s, RemoteSource) and not file_name(s.url)), None
     ):
-        raise instruction.error(f"ADD: {nameless} has no file name", hint="name the file in the destination")
+        raise instruction.error(
+            f"ADD: {redacted(nameless)} has no file name", hint="name the file in the destination"
+        )
     resource = stage.context.resource(
         sources,
         location=instruction.location,
@@ -172,11 +174,11 @@ def _source(instruction: Instruction, text: str, checksum: str | None) -> Source
     url = _URL.match(text)
     if instruction.keyword == "COPY":
         if url:
-            raise instruction.error(f"COPY can't download {text!r}", hint="use ADD")
+            raise instruction.error(f"COPY can't download {redacted(text)}", hint="use ADD")
         return LocalSource(text)
     if _GIT.match(text):
         raise instruction.error(
-            f"ADD from a git repository is not supported yet: {text!r}",
+            f"ADD from a git repository is not supported yet: {redacted(text)}",
             hint="clone it into the build context",
         )
     if not url:

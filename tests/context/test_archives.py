@@ -1,0 +1,334 @@
+"""Archives that ADD unpacks."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import subprocess
+import tarfile
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from firebuild_bootstrap.context import ContextResource, Entry, EntryKind
+from firebuild_bootstrap.errors import InputError, Location
+
+Find = Callable[..., ContextResource]
+HERE = Location("Dockerfile", 5)
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes] | tarfile.TarInfo, format: int = tarfile.PAX_FORMAT) -> bytes:  # noqa: A002
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as archive:
+        for each in members:
+            info, data = each if isinstance(each, tuple) else (each, b"")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def one_file(data: bytes = b"data", name: str = "file") -> bytes:
+    return tar((member(name), data))
+
+
+def add(find: Find, root: Path, data: bytes, **arguments: bool) -> ContextResource:
+    (root / "archive").write_bytes(data)
+    return find("archive", unpack=True, **arguments)
+
+
+def read(entry: Entry) -> bytes:
+    assert entry.open is not None
+    with entry.open() as file:
+        return file.read()
+
+
+def error_of(resource: ContextResource) -> InputError:
+    with pytest.raises(InputError) as caught:
+        for entry in resource.entries():
+            if entry.open is not None:
+                read(entry)
+    assert caught.value.location == HERE
+    assert (
+        "the archive 'archive' can't be unpacked" in caught.value.message
+        or "can't be read" in caught.value.message
+    )
+    return caught.value
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_an_archive_is_known_by_its_content_and_not_by_its_name(
+    root: Path,
+    find: Find,
+    compression: str,
+    format: int,  # noqa: A002
+) -> None:
+    data = tar(member("d/", tarfile.DIRTYPE), (member("d/f"), b"data"), format=format)
+    directory, file = add(find, root, COMPRESSIONS[compression](data)).entries()
+    assert (directory.path, directory.kind, directory.from_directory) == ("d", EntryKind.DIRECTORY, True)
+    assert (file.path, file.kind, file.from_directory, file.size) == ("d/f", EntryKind.FILE, True, 4)
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_content_is_read_from_the_stream_in_order(root: Path, find: Find, compression: str) -> None:
+    files = [(member(f"f{number}"), os.urandom(number * 1000)) for number in range(30)]
+    resource = add(find, root, COMPRESSIONS[compression](tar(*files)))
+    for _ in range(2):
+        assert [(entry.path, read(entry)) for entry in resource.entries()] == [
+            (info.name, data) for info, data in files
+        ]
+
+
+def test_content_can_also_be_read_out_of_order_and_twice(root: Path, find: Find) -> None:
+    files = [(member(f"f{number}"), b"%d" % number * 600) for number in range(5)]
+    entries = list(add(find, root, gzip.compress(tar(*files))).entries())
+    for number in (4, 0, 2, 2):
+        assert read(entries[number]) == b"%d" % number * 600
+    walk = add(find, root, tar(*files)).entries()
+    entry = next(walk)
+    assert read(entry) == read(entry) == b"0" * 600
+
+
+def test_members_that_nobody_reads_are_skipped(root: Path, find: Find) -> None:
+    files = [(member(f"f{number}"), os.urandom(5000)) for number in range(4)]
+    entries = add(find, root, gzip.compress(tar(*files))).entries()
+    next(entries)
+    assert read(next(entries)) == files[1][1]
+    assert [entry.path for entry in entries] == ["f2", "f3"]
+
+
+def test_a_large_member_is_never_in_memory(root: Path, find: Find) -> None:
+    with open(root / "archive", "wb") as file:
+        file.write(member("big", size=64 * 1024**2).tobuf())
+        file.truncate(512 + 64 * 1024**2 + 1024)
+    tracemalloc.start()
+    try:
+        for entry in find("archive", unpack=True).entries():
+            assert entry.open is not None
+            with entry.open() as content:
+                assert sum(len(piece) for piece in iter(lambda: content.read(1024**2), b"")) == 64 * 1024**2
+        assert tracemalloc.get_traced_memory()[1] < 16 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+def test_owners_modes_and_times_are_kept(root: Path, find: Find) -> None:
+    data = tar((member("f", uid=1234, gid=4321, mode=0o106755, mtime=1_700_000_000.25), b"x"))
+    (entry,) = add(find, root, data).entries()
+    assert (entry.owner, entry.mode, entry.mtime_ns) == ((1234, 4321), 0o6755, 1_700_000_000_250_000_000)
+    (entry,) = add(find, root, data, keep_owner=False).entries()
+    assert entry.owner is None
+
+
+@pytest.mark.parametrize(("text", "nanoseconds"), [("1.000000007", 1_000_000_007), ("-1.5", -1_500_000_000)])
+def test_times_of_extended_headers_are_exact(root: Path, find: Find, text: str, nanoseconds: int) -> None:
+    (entry,) = add(find, root, tar((member("f", pax_headers={"mtime": text}), b""))).entries()
+    assert entry.mtime_ns == nanoseconds
+
+
+@pytest.mark.parametrize("text", ["nan", "inf"])
+def test_a_time_that_is_no_number_becomes_1970(root: Path, find: Find, text: str) -> None:
+    (entry,) = add(find, root, tar((member("f", pax_headers={"mtime": text}), b""))).entries()
+    assert entry.mtime_ns == 0
+
+
+def test_links_are_kept(root: Path, find: Find) -> None:
+    data = tar(
+        (member("./d/first"), b"x"),
+        member("./d/second", tarfile.LNKTYPE, linkname="./d/first"),
+        member("soft", tarfile.SYMTYPE, linkname="../../etc/passwd"),
+    )
+    first, second, soft = add(find, root, data).entries()
+    assert (first.path, second.path, second.kind, second.link_target) == (
+        "d/first",
+        "d/second",
+        EntryKind.HARDLINK,
+        "d/first",
+    )
+    assert (soft.kind, soft.link_target, soft.open, soft.size) == (
+        EntryKind.SYMLINK,
+        "../../etc/passwd",
+        None,
+        0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [("/etc/f", "etc/f"), ("./a/../f", "f"), ("//f", "f"), ("/../f", "../f")]
+)
+def test_names_are_relative_to_the_destination(root: Path, find: Find, name: str, path: str) -> None:
+    resource = add(find, root, one_file(name=name))
+    if path.startswith(".."):
+        assert "leads out of the archive" in error_of(resource).message
+    else:
+        assert [entry.path for entry in resource.entries()] == [path]
+
+
+def test_the_root_of_an_archive_is_the_destination_itself(root: Path, find: Find) -> None:
+    (entry,) = add(find, root, tar(member("./", tarfile.DIRTYPE, mode=0o700))).entries()
+    assert (entry.path, entry.kind, entry.mode) == ("", EntryKind.DIRECTORY, 0o700)
+
+
+@pytest.mark.parametrize("name", ["../f", "a/../../f", ".."])
+def test_names_that_lead_out_are_refused(root: Path, find: Find, name: str) -> None:
+    assert "leads out of the archive" in error_of(add(find, root, one_file(name=name))).message
+
+
+@pytest.mark.parametrize("target", ["../../etc/shadow", "/etc/shadow", "later"])
+def test_a_hard_link_needs_a_name_before_it(root: Path, find: Find, target: str) -> None:
+    data = tar(member("link", tarfile.LNKTYPE, linkname=target), member("later"))
+    message = error_of(add(find, root, data)).message
+    assert "leads out" in message or "is not before it" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(tarfile.CHRTYPE, "a device"), (tarfile.BLKTYPE, "a device"), (tarfile.FIFOTYPE, "a FIFO")],
+)
+def test_devices_and_fifos_are_refused(root: Path, find: Find, kind: bytes, what: str) -> None:
+    assert f"'dev/odd' is {what}" in error_of(add(find, root, tar(member("dev/odd", kind)))).message
+
+
+def test_names_that_are_not_utf8_are_refused(root: Path, find: Find) -> None:
+    data = tar(member("n\udcff"), format=tarfile.GNU_FORMAT)
+    assert "names in it have to be UTF-8" in error_of(add(find, root, data)).message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"plain text",
+        b"\x1f\x8bnot gzip",
+        gzip.compress(b"text " * 1000),
+        bz2.compress(b""),
+        lzma.compress(b"text"),
+        zstandard.ZstdCompressor().compress(b"text"),
+        b"\x28\xb5\x2f\xfd broken",
+        bytes(10240),
+        b"x" * 512,
+    ],
+)
+def test_what_is_no_archive_is_added_as_a_file(root: Path, find: Find, data: bytes) -> None:
+    (entry,) = add(find, root, data).entries()
+    assert (entry.path, entry.kind, entry.from_directory, entry.size) == (
+        "archive",
+        EntryKind.FILE,
+        False,
+        len(data),
+    )
+    assert read(entry) == data
+
+
+def test_archives_inside_a_directory_stay_what_they_are(root: Path, find: Find) -> None:
+    (root / "d").mkdir()
+    (root / "d/a.tar").write_bytes(one_file())
+    assert [entry.path for entry in find("d", unpack=True).entries()] == ["", "a.tar"]
+
+
+@pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
+def test_a_truncated_compressed_archive_is_an_error(root: Path, find: Find, compression: str) -> None:
+    data = COMPRESSIONS[compression](
+        tar(*((member(f"f{number}"), os.urandom(40_000)) for number in range(40)))
+    )
+    error = error_of(add(find, root, data[: len(data) - len(data) // 3]))
+    assert error.location == HERE
+
+
+def test_a_truncated_plain_archive_is_an_error(root: Path, find: Find) -> None:
+    data = tar((member("a"), b"x" * 3000), (member("b"), b"y" * 3000))
+    assert "can't be read" in error_of(add(find, root, data[:2000])).message
+    assert "damaged" in error_of(add(find, root, data[: 512 + 3072 + 100])).message
+
+
+def test_rubbish_between_members_is_an_error_and_not_the_end(root: Path, find: Find) -> None:
+    data = bytearray(tar((member("a"), b"x"), (member("b"), b"y")))
+    data[1024:1100] = b"?" * 76
+    assert "damaged" in error_of(add(find, root, bytes(data))).message
+
+
+def test_flipped_bits_in_a_compressed_archive_are_an_error(root: Path, find: Find) -> None:
+    whole = gzip.compress(tar((member("a"), os.urandom(100_000))))
+    for place in (60_000, -6, -2):
+        data = bytearray(whole)
+        data[place] ^= 0xFF
+        assert error_of(add(find, root, bytes(data))).location == HERE
+
+
+def test_an_archive_without_its_final_zeros_is_fine(root: Path, find: Find) -> None:
+    assert [entry.path for entry in add(find, root, one_file()[:1024]).entries()] == ["file"]
+
+
+def test_an_archive_that_vanishes_or_changes_is_an_error(root: Path, find: Find) -> None:
+    resource = add(find, root, one_file(b"x" * 100_000))
+    (root / "archive").write_bytes(one_file(b"x" * 10))
+    assert "changed while it was being sent" in _first_error(resource).message
+    (root / "archive").unlink()
+    assert "No such file" in _first_error(resource).message
+
+
+def _first_error(resource: ContextResource) -> InputError:
+    with pytest.raises(InputError) as caught:
+        for entry in resource.entries():
+            read(entry)
+    assert caught.value.location == HERE
+    return caught.value
+
+
+def test_reading_back_from_an_archive_that_has_become_broken_is_an_error(root: Path, find: Find) -> None:
+    resource = add(find, root, tar((member("a"), b"x"), (member("b"), b"y")))
+    entries = list(resource.entries())
+    (root / "archive").write_bytes(b"?" * (root / "archive").stat().st_size)
+    assert "damaged" in _first_error(resource).message
+    with pytest.raises(InputError, match="damaged") as caught:
+        read(entries[1])
+    assert caught.value.location == HERE
+
+
+@pytest.mark.parametrize("version", ["gnu", "0.0", "0.1", "1.0"])
+def test_sparse_files_come_out_with_their_holes(root: Path, find: Find, version: str, tmp_path: Path) -> None:
+    source = tmp_path / "sparse"
+    with open(source, "wb") as file:
+        file.write(b"begin")
+        file.seek(5_000_000)
+        file.write(b"middle")
+        file.truncate(9_000_000)
+    how = ["--format=gnu"] if version == "gnu" else ["--format=pax", f"--sparse-version={version}"]
+    subprocess.run(["tar", "-S", *how, "-cf", root / "archive", "-C", tmp_path, "sparse"], check=True)
+    assert (root / "archive").stat().st_size < 100_000
+    (entry,) = find("archive", unpack=True).entries()
+    assert (entry.path, entry.size) == ("sparse", 9_000_000)
+    assert read(entry) == source.read_bytes()
+
+
+def test_no_descriptor_is_left_open_by_archives(root: Path, find: Find) -> None:
+    resource = add(find, root, gzip.compress(tar((member("a"), b"x"), (member("b"), b"y"))))
+    before = len(os.listdir("/proc/self/fd"))
+    entries = [(entry, read(entry)) for entry in resource.entries()]
+    assert [read(entry) for entry, _ in entries] == [b"x", b"y"]
+    walk = resource.entries()
+    next(walk)
+    del walk
+    assert len(os.listdir("/proc/self/fd")) == before

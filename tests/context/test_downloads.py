@@ -1,0 +1,332 @@
+"""Remote files of ADD, from a real server."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+import ssl
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from firebuild_bootstrap.context import BuildContext, Checksum, Entry, EntryKind, FetchLimits, RemoteSource
+from firebuild_bootstrap.context.download import file_name
+from firebuild_bootstrap.dockerfile import DockerfileSource, make_plan
+from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.image.config import ImageConfig
+
+HERE = Location("Dockerfile", 5)
+BODY = b"downloaded " * 1000
+
+
+@dataclass
+class Web:
+    url: str
+    requests: list[tuple[str, str | None]] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    web: Web
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_GET(self) -> None:
+        self.web.requests.append((self.path, self.headers["Authorization"]))
+        path = self.path.partition("?")[0]
+        if path.startswith("/status/"):
+            self._answer(int(path.rpartition("/")[2]), b"error page")
+        elif path == "/short":
+            self._answer(200, BODY, length=len(BODY) + 1)
+            self.close_connection = True
+        elif path == "/chunked":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"5\r\nhello\r\n")
+            self.close_connection = True
+        elif path == "/slow":
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(b".")
+                    threading.Event().wait(0.02)
+            except OSError:
+                self.close_connection = True
+        elif path == "/silent":
+            threading.Event().wait(1)
+            self.close_connection = True
+        elif path.startswith("/redirect/"):
+            self._answer(302, b"", location=path.removeprefix("/redirect/"))
+        else:
+            self._answer(
+                200, BODY, modified="Wed, 21 Oct 2015 07:28:00 GMT" if "dated" in path else "whenever"
+            )
+
+    def _answer(
+        self, status: int, body: bytes, *, length: int | None = None, location: str = "", modified: str = ""
+    ) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        if location:
+            self.send_header("Location", location)
+        if modified:
+            self.send_header("Last-Modified", modified)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
+def serving(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
+    handler = type("Handler", (Handler,), {})
+    with Server(("127.0.0.1", 0), handler) as server:
+        if tls is not None:
+            # The handshake belongs to the handler, which closes the connection when it fails.
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        web = Web(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}")
+        handler.web = web  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield web
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    yield from serving()
+
+
+@pytest.fixture
+def secure_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """A server whose certificate this process trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "web")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    pem = tmp_path / "web.pem"
+    pem.write_bytes(
+        certificate.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    yield from serving(context)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[BuildContext]:
+    (tmp_path / "context").mkdir()
+    limits = FetchLimits(idle_seconds=0.3, total_seconds=0.8)
+    with BuildContext(tmp_path / "context", limits=limits) as made:
+        yield made
+
+
+def download(context: BuildContext, url: str, checksum: Checksum | None = None) -> Entry:
+    (entry,) = context.resource([RemoteSource(url, checksum)], location=HERE).entries()
+    return entry
+
+
+def error_of(context: BuildContext, url: str, checksum: Checksum | None = None) -> InputError:
+    with pytest.raises(InputError) as caught:
+        download(context, url, checksum)
+    assert caught.value.location == HERE
+    return caught.value
+
+
+def test_a_download_becomes_a_private_file_named_after_the_url(web: Web, context: BuildContext) -> None:
+    entry = download(context, f"{web.url}/dir/dated%20file.txt?token=1")
+    assert (entry.path, entry.kind, entry.from_directory) == ("dated file.txt", EntryKind.FILE, False)
+    assert (entry.mode, entry.size) == (0o600, len(BODY))
+    assert entry.mtime_ns == 1_445_412_480 * 10**9
+    assert entry.open is not None
+    with entry.open() as file:
+        assert file.read() == BODY
+
+
+def test_it_is_downloaded_once_at_planning_time(web: Web, context: BuildContext) -> None:
+    resource = context.resource([RemoteSource(f"{web.url}/f")], location=HERE)
+    for _ in range(2):
+        (entry,) = resource.entries()
+        assert entry.open is not None
+        entry.open().close()
+    assert web.requests == [("/f", None)]
+
+
+def test_without_a_usable_date_a_download_is_from_1970(web: Web, context: BuildContext) -> None:
+    assert download(context, f"{web.url}/f").mtime_ns == 0
+
+
+def test_an_archive_from_the_web_is_not_unpacked(web: Web, context: BuildContext) -> None:
+    resource = context.resource([RemoteSource(f"{web.url}/a.tar")], location=HERE, unpack=True)
+    assert [entry.path for entry in resource.entries()] == ["a.tar"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 500, 503])
+def test_an_error_page_never_becomes_the_file(web: Web, context: BuildContext, status: int) -> None:
+    error = error_of(context, f"{web.url}/status/{status}")
+    assert f"the server answered {status}" in error.message
+
+
+@pytest.mark.parametrize("status", [200, 203])
+def test_every_kind_of_success_counts(web: Web, context: BuildContext, status: int) -> None:
+    assert download(context, f"{web.url}/status/{status}").size == len(b"error page")
+
+
+@pytest.mark.parametrize("path", ["/short", "/chunked"])
+def test_a_download_that_breaks_off_is_an_error(web: Web, context: BuildContext, path: str) -> None:
+    assert "can't be downloaded" in error_of(context, f"{web.url}{path}").message
+
+
+def test_a_server_that_is_silent_is_given_up(web: Web, context: BuildContext) -> None:
+    assert "timed out" in error_of(context, f"{web.url}/silent").message
+
+
+def test_a_server_that_only_trickles_is_given_up(web: Web, context: BuildContext) -> None:
+    assert "it took too long" in error_of(context, f"{web.url}/slow").message
+
+
+def test_redirects_are_followed_and_the_name_stays(web: Web, context: BuildContext) -> None:
+    entry = download(context, f"{web.url}/redirect//elsewhere")
+    assert (entry.path, entry.size) == ("elsewhere", len(BODY))
+    assert [path for path, _ in web.requests] == ["/redirect//elsewhere", "/elsewhere"]
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/f"])
+def test_a_redirect_to_another_protocol_is_an_error(web: Web, context: BuildContext, target: str) -> None:
+    error_of(context, f"{web.url}/redirect/{target}")
+
+
+def test_a_protected_download_works_and_is_not_redirected_to_an_open_one(
+    secure_web: Web, web: Web, context: BuildContext
+) -> None:
+    assert download(context, f"{secure_web.url}/f").size == len(BODY)
+    assert download(context, f"{secure_web.url}/redirect/{secure_web.url}/f").size == len(BODY)
+    assert "unprotected URL" in error_of(context, f"{secure_web.url}/redirect/{web.url}/f").message
+    assert web.requests == []
+
+
+def test_a_certificate_that_nobody_trusts_is_an_error(
+    secure_web: Web, context: BuildContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert "CERTIFICATE_VERIFY_FAILED" in error_of(context, f"{secure_web.url}/f").message
+    assert secure_web.requests == []
+
+
+def test_credentials_in_the_url_are_used_and_never_shown(web: Web, context: BuildContext) -> None:
+    url = web.url.replace("://", "://me:s%40cret@")
+    entry = download(context, f"{url}/f")
+    assert web.requests[-1][1] == "Basic " + base64.b64encode(b"me:s@cret").decode()
+    assert entry.source == f"{web.url}/f"
+    error = str(error_of(context, f"{url}/status/404?key=s3cret#s3cret"))
+    assert "cret" not in error
+    assert f"{web.url}/status/404 can't be downloaded" in error
+    assert web.requests[-1][0] == "/status/404?key=s3cret"
+    download(context, web.url.replace("://", "://me@") + "/f")
+    assert web.requests[-1][1] == "Basic " + base64.b64encode(b"me:").decode()
+
+
+@pytest.mark.parametrize("url", ["http:///f", "http://127.0.0.1:1/f", "http://[/f", "http://127.0.0.1:x/f"])
+def test_a_url_that_leads_nowhere_is_an_error(context: BuildContext, url: str) -> None:
+    assert "can't be downloaded" in error_of(context, url).message
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+def test_a_right_checksum_is_accepted(web: Web, context: BuildContext, algorithm: str) -> None:
+    checksum = Checksum.parse(f"{algorithm}:{hashlib.new(algorithm, BODY).hexdigest()}", HERE)
+    assert download(context, f"{web.url}/f", checksum).size == len(BODY)
+
+
+def test_a_wrong_checksum_is_an_error_that_shows_both(web: Web, context: BuildContext) -> None:
+    error = error_of(context, f"{web.url}/f", Checksum("sha256", "0" * 64))
+    assert "0" * 64 in error.message
+    assert hashlib.sha256(BODY).hexdigest() in error.message
+
+
+def test_downloads_go_where_the_caller_says_and_stay_there(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "downloads").mkdir()
+    with BuildContext(tmp_path, downloads=tmp_path / "downloads") as context:
+        entry = download(context, f"{web.url}/f")
+    (path,) = (tmp_path / "downloads").iterdir()
+    assert path.read_bytes() == BODY
+    path.unlink()
+    assert entry.open is not None
+    with pytest.raises(InputError, match="can't be read"):
+        entry.open()
+
+
+def test_temporary_downloads_are_removed_with_the_context(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "context").mkdir()
+    with BuildContext(tmp_path / "context") as context:
+        download(context, f"{web.url}/f")
+        download(context, f"{web.url}/g")
+        assert len(list(tmp_path.glob("firebuild-*/*"))) == 2
+    assert not list(tmp_path.glob("firebuild-*"))
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("http://h/a/b.txt", "b.txt"),
+        ("http://h/b%20c?x=/y#z", "b c"),
+        ("http://h/", ""),
+        ("http://h", ""),
+        ("http://h/..", ""),
+        ("http://h/a%2Fb", "b"),
+        ("http://h/%00", ""),
+        ("http://[/f", "f"),
+        ("http://me:p/w@h/f", "f"),
+    ],
+)
+def test_the_file_name_is_the_last_name_of_the_path(url: str, name: str) -> None:
+    assert file_name(url) == name
+
+
+class _NoBases:
+    def resolve(self, reference: str) -> ImageConfig:
+        raise AssertionError(reference)
+
+
+def test_add_downloads_while_planning(web: Web, context: BuildContext) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    text = f"FROM scratch\nARG N=f\nADD --chmod=644 --checksum=sha256:{digest} {web.url}/$N /d/\n"
+    made = make_plan(DockerfileSource("Dockerfile", text), context=context, bases=_NoBases())
+    assert web.requests == [("/f", None)]
+    assert made.steps[0].resource is not None
+    assert [entry.path for entry in made.steps[0].resource.entries()] == ["f"]
+
+
+def test_a_url_without_a_name_can_be_added_under_another(web: Web, context: BuildContext) -> None:
+    text = f"FROM scratch\nADD {web.url}/ /renamed\n"
+    made = make_plan(DockerfileSource("Dockerfile", text), context=context, bases=_NoBases())
+    assert made.steps[0].resource is not None
+    assert [entry.path for entry in made.steps[0].resource.entries()] == ["download"]
