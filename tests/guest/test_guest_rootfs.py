@@ -154,7 +154,7 @@ def test_nothing_outside_is_touched_while_directories_turn_into_links(root: Root
     for _ in range(1500):
         for action in (
             lambda: root.write("d/f", [b"x"], MINE),
-            lambda: root.make_directory(f"d/sub/x", Metadata(ME, 0o777), parents=ME),
+            lambda: root.make_directory("d/sub/x", Metadata(ME, 0o777), parents=ME),
             lambda: root.set_directory("d", Metadata(ME, 0o711)),
             lambda: root.symlink("d/l", "x", MINE),
         ):

@@ -50,7 +50,8 @@ class _Version(argparse.Action):
             number = version("firebuild")
         except PackageNotFoundError:  # a trimmed image without the package's metadata
             number = "(unknown version)"
-        parser.exit(message=f"vminit {number}\n")
+        print(f"vminit {number}")
+        parser.exit()
 
 
 def _seconds(text: str) -> float:
