@@ -29,7 +29,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from firebuild_pki.documents import Document, load_document, parse_document
 from firebuild_pki.errors import CAError, SettingsError
 from firebuild_pki.keys import KeyType
-from firebuild_pki.plugins import PluginCatalog
+from firebuild_pki.plugins import NOTHING_INSTALLED, PluginCatalog
 from firebuild_pki.provider import ProviderSpec
 from firebuild_pki.settings import Duration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
@@ -154,7 +154,7 @@ class _Blocks:
         if not isinstance(name, str):
             return
         if name not in self._providers:
-            hint = nearest(name, self._providers)
+            hint = nearest(name, self._providers) or NOTHING_INSTALLED
             self._add(("provider",), f'no installed provider is called "{name}"', hint)
             return
         self.spec = catalog.load_provider(name)
@@ -178,7 +178,7 @@ class _Blocks:
         names = self.data.get("observers")
         for index, name in enumerate(names if isinstance(names, list | tuple) else ()):
             if isinstance(name, str) and name not in installed:
-                hint = nearest(name, installed)
+                hint = nearest(name, installed) or NOTHING_INSTALLED
                 message = f'no installed observer is called "{name}"'
                 self._add(("observers", index), message, hint)
 

@@ -22,6 +22,11 @@ from firebuild_pki.spelling import nearest
 PROVIDER_GROUP = "firebuild_pki.providers"
 OBSERVER_GROUP = "firebuild_pki.observers"
 
+NOTHING_INSTALLED = (
+    "nothing is installed under that entry-point group; a source tree must be installed to count"
+)
+"""Hint for those who run from a bare checkout: entry points come with installed distributions."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstalledPlugin:
@@ -135,7 +140,7 @@ def _describe(entry: EntryPoint) -> InstalledPlugin:
 def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
     found = [entry for entry in entries if entry.name == name]
     if not found:
-        hint = nearest(name, {entry.name for entry in entries})
+        hint = nearest(name, {entry.name for entry in entries}) or NOTHING_INSTALLED
         raise ProviderNotFound(f'no installed {kind} is called "{name}"', hint=hint)
     if len(found) > 1:
         owners = " and ".join(sorted(str(_describe(entry)) for entry in found))

@@ -215,8 +215,9 @@ def test_an_ssl_context_leaves_no_key_on_disk(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with open_authority() as authority:
-        authority.issue_server().ssl_context(server_side=True)
+        context = authority.issue_server().ssl_context(server_side=True)
     assert list(tmp_path.iterdir()) == []
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 def test_wrong_settings_are_told_by_path() -> None:

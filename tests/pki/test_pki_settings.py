@@ -153,7 +153,8 @@ other: 1
         ),
         (
             "ca: {observers: [audit]}",
-            '1:18: ca.observers[0]: no installed observer is called "audit"',
+            '1:18: ca.observers[0]: no installed observer is called "audit" (hint: nothing is installed '
+            "under that entry-point group; a source tree must be installed to count)",
         ),
         ("ca: {observers: [5]}", "1:18: ca.observers[0]: expected a string, found a number"),
         ("ca: {observers: audit}", "1:17: ca.observers: expected a list, found a string"),
@@ -184,6 +185,14 @@ def test_settings_from_the_environment_are_blamed_by_variable() -> None:
         "environment variable FIREBUILD_CA__PROVDER: ca.provder: neither a setting nor an installed "
         'provider (hint: did you mean "provider"?)',
     ]
+
+
+def test_a_bare_source_tree_without_entry_points_is_explained() -> None:
+    (problem,) = problems("", CASettings, "ca", catalog=PluginCatalog(providers=[]))
+    assert problem == (
+        'fb.yaml: ca.provider: no installed provider is called "embedded" (hint: nothing is installed '
+        "under that entry-point group; a source tree must be installed to count)"
+    )
 
 
 def test_only_the_selected_provider_has_its_settings_read() -> None:
