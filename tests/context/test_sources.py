@@ -285,6 +285,26 @@ def test_a_deep_tree_is_no_problem(root: Path, find: Find) -> None:
         sys.setrecursionlimit(limit)
 
 
+@pytest.mark.parametrize("locked", ["d/private", "d"])
+def test_what_the_user_may_not_read_is_an_error_before_anything_starts(
+    root: Path, find: Find, locked: str
+) -> None:
+    put(root, "d/private")
+    os.chmod(root / locked, 0)
+    for path in (root, *list(root.parents)[:-2]):
+        os.chmod(path, 0o755)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        for source in ("d", "d/private"):
+            assert "Permission denied" in str(error_of(find, source))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        os.chmod(root / locked, 0o700)
+
+
 # --- missing sources --------------------------------------------------------------------------------
 
 

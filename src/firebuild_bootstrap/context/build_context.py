@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -138,9 +139,11 @@ class BuildContext:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
             # A first walk, so that what can't be sent is found before anything starts.
-            _exhaust(group.entries())
+            for entry in group.entries():
+                _require_readable(entry)
             return group
         entry = tree.file(node, name)
+        _require_readable(entry)
         if unpack:
             with tree.open(node) as content:
                 archive = is_archive(content)
@@ -173,6 +176,10 @@ class BuildContext:
     def _existing(self, parts: Parts, text: str, tree: Tree) -> Node:
         try:
             return self._resolve(parts, tree)
+        except PermissionError as error:
+            raise InputError(
+                f"{text!r} of the build context can't be read: {error.strerror}", location=tree.location
+            ) from error
         except OSError as error:
             raise InputError(
                 f"{text!r} is not in the build context {self.root}",
@@ -226,6 +233,7 @@ def _directory_entries(tree: Tree, node: Node, name: str) -> Iterator[Entry]:
     return chain((tree.directory(node, name),), tree.contents(node))
 
 
-def _exhaust(entries: Iterable[Entry]) -> None:
-    for _ in entries:
-        pass
+def _require_readable(entry: Entry) -> None:
+    # What everybody may read needs no try, which saves much time in a large tree.
+    if entry.open is not None and not entry.mode & stat.S_IROTH:
+        entry.open().close()
