@@ -334,6 +334,19 @@ def test_success_ends_the_build_and_every_later_call_is_refused(serve: Any) -> N
     assert running.outcome() is outcome
 
 
+def test_the_end_of_the_build_ends_a_running_transfer(serve: Any) -> None:
+    parcel = Parcel(tuple(file_entry(str(n), bytes(wire.CHUNK_BYTES)) for n in range(100)))
+    running = serve(parcels={"step-2": parcel})
+    guest = running.caller()
+    stream = guest.resource("step-2")
+    next(iter(stream))
+    guest.success()
+    with pytest.raises(grpc.RpcError) as ended:
+        list(stream)
+    assert ended.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert running.outcome().ending is Ending.SUCCESS
+
+
 def test_an_abort_tells_step_and_exit_code(serve: Any) -> None:
     running = serve()
     request = pb.AbortRequest(error="RUN failed", step=4, exit_code=137, reason="command")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import stat
@@ -53,7 +54,8 @@ def test_stop_with_connections_open_is_quick(serve: Any) -> None:
         running.server.stop()
         assert time.monotonic() - begun < 2
         silent.settimeout(5)
-        assert silent.recv(1) == b""
+        with contextlib.suppress(ConnectionResetError):  # it may not have been accepted yet
+            assert silent.recv(1) == b""
     assert running.server.wait(0) is None
 
 

@@ -36,11 +36,11 @@ def strangers() -> dict[str, tuple[Callable[[Any, Any], TLSMaterial], str]]:
     return {
         "the guest of another build of the same CA": (
             lambda workshop, new: workshop.issue(STRANGER),
-            "not the one that was issued to this build's guest",
+            "not the one that was issued for this build",
         ),
         "a second certificate with the guest's own name": (
             lambda workshop, new: workshop.issue("guest.b1.firebuild.internal"),
-            "not the one that was issued to this build's guest",
+            "not the one that was issued for this build",
         ),
         "a guest of another CA": (
             lambda workshop, new: new("Other CA").issue(STRANGER, trust=workshop.pem),

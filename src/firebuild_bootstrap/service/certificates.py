@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 
 _MAX_SUBJECT: Final = 256
 
@@ -20,9 +20,9 @@ class PeerCertificate:
     fingerprint: str
 
     @classmethod
-    def of(cls, certificate: x509.Certificate) -> PeerCertificate:
+    def of(cls, der: bytes) -> PeerCertificate:
         """Describe a certificate that may come from anybody; never raises."""
-        return cls(_subject(certificate), certificate.fingerprint(hashes.SHA256()).hex())
+        return cls(_subject(der), hashlib.sha256(der).hexdigest())
 
 
 NO_CERTIFICATE: Final = PeerCertificate("", "")
@@ -43,12 +43,13 @@ class Pin:
         return hmac.compare_digest(self._fingerprint, certificate.fingerprint)
 
 
-def _subject(certificate: x509.Certificate) -> str:
+def _subject(der: bytes) -> str:
     try:
+        certificate = x509.load_der_x509_certificate(der)
         text = certificate.subject.rfc4514_string() or _alternative_names(certificate)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
-        return "(unreadable)"
-    # A stranger wrote it, and it goes into a log: one printable line of bounded length.
+    except Exception:  # strangers write certificates, and each parser fails in its own way
+        return "(no readable name)"
+    # It goes into a log: one printable line of bounded length.
     printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     return printable[:_MAX_SUBJECT]
 

@@ -111,9 +111,8 @@ class Gate:
             asyncio.run_coroutine_threadsafe(self._end_accepting(), self._loop).result()
 
     def stop(self) -> None:
-        """Close the port and every connection, and wait for the thread; harmless when repeated."""
-        if self._thread is None:
-            return
+        """Close the port and every connection, and wait for the thread."""
+        assert self._thread is not None  # noqa: S101 - whoever started it stops it, once
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
         self._thread = None
@@ -143,8 +142,6 @@ class Gate:
     def _accept(self) -> None:
         try:
             sock, address = self._listener.accept()
-        except BlockingIOError:
-            return  # the peer has gone again
         except OSError as error:
             logger.warning("cannot accept a connection: %s", error)
             self._loop.remove_reader(self._listener)  # out of descriptors, most likely: let some go
@@ -170,8 +167,8 @@ class Gate:
             return
         try:
             await self._pass_on(outer, peer)
-        except (SSL.Error, OSError, EOFError) as error:
-            logger.warning("the connection of %s to the gRPC server failed: %r", peer, error)
+        except OSError as error:
+            logger.warning("cannot pass %s on to the gRPC server: %s", peer, error)
 
     async def _admit(self, outer: TlsStream) -> str:
         try:
@@ -179,8 +176,6 @@ class Gate:
                 problem = await _handshake(outer)
         except TimeoutError:
             return f"its TLS handshake took longer than {self._limits.handshake_timeout:g} seconds"
-        if not problem and not outer.inspection.accepted:
-            return "its certificate was not verified"
         if not problem and outer.protocol != ALPN:
             return "it does not offer HTTP/2 (ALPN h2)"
         return problem
@@ -192,9 +187,9 @@ class Gate:
             inner = TlsStream(sock, self._inner, Inspection(self._server_pin), server_side=False)
             async with asyncio.timeout(self._limits.handshake_timeout):
                 await self._loop.sock_connect(sock, self._backend)
-                await inner.handshake()
-            if not inner.inspection.accepted:
-                raise EOFError("the gRPC server's certificate is not the one that was issued to it")
+                problem = await _handshake(inner)
+            if problem:
+                raise ConnectionError(problem)
             self._observer.connection_opened(peer, outer.tls_version)
             try:
                 await relay(outer, inner, linger=_LINGER_SECONDS)
@@ -211,9 +206,7 @@ async def _handshake(stream: TlsStream) -> str:
         if not stream.first_bytes:
             return "it closed the connection without a TLS handshake"
         return "it closed the connection during the TLS handshake; perhaps it does not trust this server"
-    except ValueError as error:  # what the parsers raise for a stranger's certificate
-        return f"its certificate cannot be read ({type(error).__name__})"
-    return ""
+    return stream.inspection.problem
 
 
 def _listen(host: str, port: int) -> socket.socket:

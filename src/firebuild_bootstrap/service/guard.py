@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import grpc
-from cryptography import x509
 
 from firebuild_bootstrap.errors import FirebuildError
-from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate, Pin
+from firebuild_bootstrap.service.certificates import PeerCertificate, Pin
 from firebuild_bootstrap.service.session import BuildEnded, Session
 from firebuild_bootstrap.service.tls import WRONG_GUEST
 
@@ -99,8 +99,5 @@ class Guard(grpc.ServerInterceptor):
 
 
 def _peer_certificate(context: _Context) -> PeerCertificate:
-    pems: Any = context.auth_context().get("x509_pem_cert", ())  # a list, whatever the stubs say
-    try:
-        return PeerCertificate.of(x509.load_pem_x509_certificate(b"".join(pems)))
-    except ValueError:
-        return NO_CERTIFICATE
+    pems: Any = context.auth_context()["x509_pem_cert"]  # a list, whatever the stubs say
+    return PeerCertificate.of(ssl.PEM_cert_to_DER_cert(pems[0].decode("ascii")))

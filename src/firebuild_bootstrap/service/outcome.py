@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, StepFailed
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost
 
 
 class Ending(StrEnum):
@@ -52,10 +52,8 @@ class Outcome:
 
 
 def failure(error: FirebuildError) -> Outcome:
-    """Return the outcome that belongs to an error."""
+    """Return the outcome that belongs to an error which the guest did not report itself."""
     match error:
-        case StepFailed():
-            return Outcome(ending=Ending.ABORTED, error=error, step=error.step, exit_code=error.exit_code)
         case GuestLost():
             return Outcome(ending=Ending.LOST, error=error)
         case BuildTimeout():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,8 +78,8 @@ class BootstrapServer:
             else total_steps,
         )
         self._closing = contextlib.ExitStack()
-        self._grpc: grpc.Server | None = None
-        self._gate: Gate | None = None
+        self._running: tuple[Gate, grpc.Server] | None = None
+        self._stopping = threading.Lock()
 
     @property
     def refused_peers(self) -> int:
@@ -95,18 +96,18 @@ class BootstrapServer:
             FirebuildError: the address or the material cannot be used.
         """
         with contextlib.ExitStack() as started:
-            backend = self._start_grpc(started)
-            self._gate = Gate(
+            server, backend = self._start_grpc(started)
+            gate = Gate(
                 self._credentials,
                 backend=backend,
                 limits=self._limits,
                 refusals=self._session.refusals,
                 observer=self._session,
             )
-            host_port = self._gate.start(*self._bind)
-            started.callback(self._gate.stop)
+            host_port = gate.start(*self._bind)
+            started.callback(gate.stop)
             self._session.start()
-            started.callback(self._session.stop)
+            self._running = (gate, server)
             self._closing = started.pop_all()
         return host_port
 
@@ -128,14 +129,16 @@ class BootstrapServer:
     def stop(self, grace: float = 2.0) -> None:
         """Close the port, let calls end for up to `grace` seconds, and wait for every thread.
 
-        Harmless when repeated or not started.
+        Harmless when repeated, not started, or called by several threads at once.
         """
         self._session.stop()
-        if self._gate is not None:
-            self._gate.close_port()
-        if self._grpc is not None:
-            self._grpc.stop(grace).wait()
-        self._closing.close()
+        with self._stopping:
+            if self._running is not None:
+                gate, server = self._running
+                self._running = None
+                gate.close_port()
+                server.stop(grace).wait()
+            self._closing.close()
 
     def __enter__(self) -> Self:
         """Return the server; `start` is left to the caller, who wants its result."""
@@ -150,7 +153,7 @@ class BootstrapServer:
         """Stop."""
         self.stop()
 
-    def _start_grpc(self, started: contextlib.ExitStack) -> str:
+    def _start_grpc(self, started: contextlib.ExitStack) -> tuple[grpc.Server, str]:
         directory = _private_directory(self._runtime_directory)
         started.callback(shutil.rmtree, directory, ignore_errors=True)
         pool = started.enter_context(ThreadPoolExecutor(_WORKERS, thread_name_prefix="firebuild-call"))
@@ -170,8 +173,7 @@ class BootstrapServer:
             raise FirebuildError(f"the bootstrap server cannot use its TLS material: {error}") from error
         server.start()
         started.callback(lambda: server.stop(None).wait())
-        self._grpc = server
-        return backend
+        return server, backend
 
 
 def parse_bind(bind: str) -> tuple[str, int]:

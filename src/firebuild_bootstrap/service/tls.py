@@ -15,7 +15,7 @@ from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertifi
 from firebuild_pki import TLSMaterial
 
 ALPN: Final = b"h2"
-WRONG_GUEST: Final = "its certificate is not the one that was issued to this build's guest"
+WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
 # Forward secrecy and authenticated encryption only, as HTTP/2 asks for (RFC 9113, section 9.2.2).
 _TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 # X509_V_ERR_*, openssl-verification-options(1).
@@ -43,27 +43,36 @@ _TLS_PROBLEMS: Final = {
 
 @dataclass
 class Inspection:
-    """What the verification of one peer found; `accepted` stays False until its own certificate passed."""
+    """What the verification of one peer finds.
+
+    Args:
+        pin: the certificate that it has to have.
+    """
 
     pin: Pin
     certificate: PeerCertificate = NO_CERTIFICATE
-    problem: str = ""
+    failure: str = ""
     accepted: bool = False
 
-    def verified(self, certificate: x509.Certificate, code: int, depth: int, passed: bool) -> bool:
+    @property
+    def problem(self) -> str:
+        """Why the peer must not pass; empty only when its own certificate was seen and is the one."""
+        return "" if self.accepted else self.failure or "its certificate was not verified"
+
+    def verified(self, certificate: bytes, code: int, depth: int, passed: bool) -> bool:
         """Take one call of OpenSSL's verification; the return value tells OpenSSL to go on.
 
         A problem of an issuer lets it go on until the peer's own certificate was seen, which is always
         the last one and is refused then.
         """
-        if not passed and not self.problem:
-            self.problem = _VERIFY_PROBLEMS.get(code, f"its certificate is not valid (OpenSSL code {code})")
+        if not passed and not self.failure:
+            self.failure = _VERIFY_PROBLEMS.get(code, f"its certificate is not valid (OpenSSL code {code})")
         if depth > 0:
             return True
         self.certificate = PeerCertificate.of(certificate)
-        if not self.problem and not self.pin.matches(self.certificate):
-            self.problem = WRONG_GUEST
-        self.accepted = not self.problem
+        if not self.failure and not self.pin.matches(self.certificate):
+            self.failure = WRONG_GUEST
+        self.accepted = not self.failure
         return self.accepted
 
 
@@ -118,7 +127,8 @@ def _on_verify(
 ) -> bool:
     inspection = connection.get_app_data()
     assert isinstance(inspection, Inspection)  # noqa: S101 - `TlsStream` sets it before any handshake
-    return inspection.verified(certificate.to_cryptography(), code, depth, bool(passed))
+    der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+    return inspection.verified(der, code, depth, bool(passed))
 
 
 def handshake_problem(error: SSL.Error, inspection: Inspection, first_bytes: bytes) -> str:
@@ -132,8 +142,8 @@ def handshake_problem(error: SSL.Error, inspection: Inspection, first_bytes: byt
     if first_bytes and first_bytes[0] != _HANDSHAKE_RECORD:
         http2 = first_bytes.startswith(b"PRI * HTTP/2.0")
         return f"it does not speak TLS but {'plaintext HTTP/2' if http2 else 'something else'}"
-    if inspection.problem:
-        return inspection.problem
+    if inspection.failure:
+        return inspection.failure
     return _openssl_problem(error)
 
 
