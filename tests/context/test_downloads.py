@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
-import ssl
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Protocol
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from firebuild_bootstrap.context import BuildContext, Checksum, Entry, EntryKind, FetchLimits, RemoteSource
 from firebuild_bootstrap.context.download import file_name
@@ -25,118 +17,12 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
 
 HERE = Location("Dockerfile", 5)
-BODY = b"downloaded " * 1000
+BODY = b"downloaded " * 1000  # what the server sends
 
 
-@dataclass
-class Web:
+class Web(Protocol):
     url: str
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-
-
-class Handler(BaseHTTPRequestHandler):
-    web: Web
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-    def do_GET(self) -> None:
-        self.web.requests.append((self.path, self.headers["Authorization"]))
-        path = self.path.partition("?")[0]
-        if path.startswith("/status/"):
-            self._answer(int(path.rpartition("/")[2]), b"error page")
-        elif path == "/short":
-            self._answer(200, BODY, length=len(BODY) + 1)
-            self.close_connection = True
-        elif path == "/chunked":
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"5\r\nhello\r\n")
-            self.close_connection = True
-        elif path == "/slow":
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            try:
-                while True:
-                    self.wfile.write(b".")
-                    threading.Event().wait(0.02)
-            except OSError:
-                self.close_connection = True
-        elif path == "/silent":
-            threading.Event().wait(1)
-            self.close_connection = True
-        elif path.startswith("/redirect/"):
-            self._answer(302, b"", location=path.removeprefix("/redirect/"))
-        else:
-            self._answer(
-                200, BODY, modified="Wed, 21 Oct 2015 07:28:00 GMT" if "dated" in path else "whenever"
-            )
-
-    def _answer(
-        self, status: int, body: bytes, *, length: int | None = None, location: str = "", modified: str = ""
-    ) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        if location:
-            self.send_header("Location", location)
-        if modified:
-            self.send_header("Last-Modified", modified)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-class Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
-
-
-def serving(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
-    handler = type("Handler", (Handler,), {})
-    with Server(("127.0.0.1", 0), handler) as server:
-        if tls is not None:
-            # The handshake belongs to the handler, which closes the connection when it fails.
-            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        web = Web(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}")
-        handler.web = web  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield web
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    yield from serving()
-
-
-@pytest.fixture
-def secure_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
-    """A server whose certificate this process trusts."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "web")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(1), now + timedelta(1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / "web.pem"
-    pem.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem)
-    yield from serving(context)
+    requests: list[tuple[str, str | None]]
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""Archives that ADD refuses to unpack."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from firebuild_bootstrap.context import ContextResource, Entry
+from firebuild_bootstrap.errors import InputError, Location
+
+Find = Callable[..., ContextResource]
+HERE = Location("Dockerfile", 5)
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lzma.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+}
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def tar(*members: tuple[tarfile.TarInfo, bytes] | tarfile.TarInfo, format: int = tarfile.PAX_FORMAT) -> bytes:  # noqa: A002
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as archive:
+        for each in members:
+            info, data = each if isinstance(each, tuple) else (each, b"")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def one_file(data: bytes = b"data", name: str = "file") -> bytes:
+    return tar((member(name), data))
+
+
+def add(find: Find, root: Path, data: bytes, **arguments: bool) -> ContextResource:
+    (root / "archive").write_bytes(data)
+    return find("archive", unpack=True, **arguments)
+
+
+def read(entry: Entry) -> bytes:
+    assert entry.open is not None
+    with entry.open() as file:
+        return file.read()
+
+
+def error_of(resource: ContextResource) -> InputError:
+    with pytest.raises(InputError) as caught:
+        for entry in resource.entries():
+            if entry.open is not None:
+                read(entry)
+    assert caught.value.location == HERE
+    assert (
+        "the archive 'archive' can't be unpacked" in caught.value.message
+        or "can't be read" in caught.value.message
+    )
+    return caught.value
+
+
+def _first_error(resource: ContextResource) -> InputError:
+    with pytest.raises(InputError) as caught:
+        for entry in resource.entries():
+            read(entry)
+    assert caught.value.location == HERE
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["../f", "a/../../f", ".."])
+def test_names_that_lead_out_are_refused(root: Path, find: Find, name: str) -> None:
+    assert "leads out of the archive" in error_of(add(find, root, one_file(name=name))).message
+
+
+@pytest.mark.parametrize("target", ["../../etc/shadow", "/etc/shadow", "later"])
+def test_a_hard_link_needs_a_name_before_it(root: Path, find: Find, target: str) -> None:
+    data = tar(member("link", tarfile.LNKTYPE, linkname=target), member("later"))
+    message = error_of(add(find, root, data)).message
+    assert "leads out" in message or "is not before it" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(tarfile.CHRTYPE, "a device"), (tarfile.BLKTYPE, "a device"), (tarfile.FIFOTYPE, "a FIFO")],
+)
+def test_devices_and_fifos_are_refused(root: Path, find: Find, kind: bytes, what: str) -> None:
+    assert f"'dev/odd' is {what}" in error_of(add(find, root, tar(member("dev/odd", kind)))).message
+
+
+def test_names_that_are_not_utf8_are_refused(root: Path, find: Find) -> None:
+    data = tar(member("n\udcff"), format=tarfile.GNU_FORMAT)
+    assert "names in it have to be UTF-8" in error_of(add(find, root, data)).message
+
+
+@pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
+def test_a_truncated_compressed_archive_is_an_error(root: Path, find: Find, compression: str) -> None:
+    data = COMPRESSIONS[compression](
+        tar(*((member(f"f{number}"), os.urandom(40_000)) for number in range(40)))
+    )
+    error = error_of(add(find, root, data[: len(data) - len(data) // 3]))
+    assert error.location == HERE
+
+
+def test_a_truncated_plain_archive_is_an_error(root: Path, find: Find) -> None:
+    data = tar((member("a"), b"x" * 3000), (member("b"), b"y" * 3000))
+    assert "can't be read" in error_of(add(find, root, data[:2000])).message
+    assert "damaged" in error_of(add(find, root, data[: 512 + 3072 + 100])).message
+
+
+def test_rubbish_between_members_is_an_error_and_not_the_end(root: Path, find: Find) -> None:
+    data = bytearray(tar((member("a"), b"x"), (member("b"), b"y")))
+    data[1024:1100] = b"?" * 76
+    assert "damaged" in error_of(add(find, root, bytes(data))).message
+
+
+def test_flipped_bits_in_a_compressed_archive_are_an_error(root: Path, find: Find) -> None:
+    whole = gzip.compress(tar((member("a"), os.urandom(100_000))))
+    for place in (60_000, -6, -2):
+        data = bytearray(whole)
+        data[place] ^= 0xFF
+        assert error_of(add(find, root, bytes(data))).location == HERE
+
+
+def test_an_archive_without_its_final_zeros_is_fine(root: Path, find: Find) -> None:
+    assert [entry.path for entry in add(find, root, one_file()[:1024]).entries()] == ["file"]
+
+
+def test_an_archive_that_vanishes_or_changes_is_an_error(root: Path, find: Find) -> None:
+    resource = add(find, root, one_file(b"x" * 100_000))
+    (root / "archive").write_bytes(one_file(b"x" * 10))
+    assert "changed while it was being sent" in _first_error(resource).message
+    (root / "archive").unlink()
+    assert "No such file" in _first_error(resource).message
+
+
+def test_reading_back_from_an_archive_that_has_become_broken_is_an_error(root: Path, find: Find) -> None:
+    resource = add(find, root, tar((member("a"), b"x"), (member("b"), b"y")))
+    entries = list(resource.entries())
+    (root / "archive").write_bytes(b"?" * (root / "archive").stat().st_size)
+    assert "damaged" in _first_error(resource).message
+    with pytest.raises(InputError, match="damaged") as caught:
+        read(entries[1])
+    assert caught.value.location == HERE

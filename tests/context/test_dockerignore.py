@@ -1,0 +1,137 @@
+"""`.dockerignore`: what does not exist for the build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from firebuild_bootstrap.context import BuildContext, ContextResource, EntryKind, LocalSource
+from firebuild_bootstrap.errors import InputError, Location
+
+Find = Callable[..., ContextResource]
+HERE = Location("Dockerfile", 5)
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}")
+
+
+def paths(resource: ContextResource) -> list[str]:
+    return [entry.path for entry in resource.entries()]
+
+
+def content(resource: ContextResource) -> bytes:
+    (entry,) = resource.entries()
+    assert entry.open is not None
+    with entry.open() as file:
+        return file.read()
+
+
+def error_of(find: Find, *sources: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        find(*sources)
+    assert caught.value.location == HERE
+    return caught.value
+
+
+_NAMES = st.sampled_from(["a", "b", "c"])
+_FILES = st.lists(st.lists(_NAMES, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6)
+_RULES = st.lists(st.sampled_from(["a", "b/a", "!a", "!*/b", "*", "**/c", "!a/b/c", "a/*", "!b"]), max_size=4)
+
+
+def test_ignored_files_do_not_exist(root: Path, find: Find) -> None:
+    put(root, "keep", "drop", "d/keep", "d/drop.log", "e/x", "node_modules/p/q")
+    (root / ".dockerignore").write_text(
+        "\ufeff# comment\n\ndrop\n**/*.log\ne\n/node_modules/\n.dockerignore\n"
+    )
+    assert paths(find(".")) == ["", "d", "d/keep", "keep"]
+    assert paths(find("*")) == ["", "keep", "keep"]
+    error = error_of(find, "drop")
+    assert error.hint == f"{root}/.dockerignore excludes it"
+    assert error_of(find, "e/x").hint == f"{root}/.dockerignore excludes it"
+    assert error_of(find, "e").message.startswith("'e' is not in")
+    assert error_of(find, "keeep").hint == "in '.' there is: keep"
+
+
+def test_the_last_match_wins_and_parents_of_kept_files_are_kept(root: Path, find: Find) -> None:
+    put(root, "a/b/keep", "a/b/drop", "a/c/drop", "z")
+    (root / ".dockerignore").write_text("*\n!a/b/keep\n")
+    assert paths(find(".")) == ["", "a", "a/b", "a/b/keep"]
+    assert paths(find("a/b")) == ["", "keep"]
+    assert paths(find("*/b")) == ["", "keep"]
+    assert "is not in" in error_of(find, "a/c").message
+    assert "matches" in error_of(find, "z*").message
+
+
+def test_rules_apply_to_what_a_link_leads_to_and_to_the_link(root: Path, find: Find) -> None:
+    put(root, "secret/key", "open/f")
+    (root / "to-key").symlink_to("secret/key")
+    (root / "to-open").symlink_to("open/f")
+    (root / ".dockerignore").write_text("secret\nto-open\n")
+    assert "is not in" in error_of(find, "to-key").message
+    assert "is not in" in error_of(find, "to-open").message
+    assert "is not in" in error_of(find, "to-k*").message
+
+
+def test_the_ignore_file_of_the_dockerfile_wins(root: Path) -> None:
+    put(root, "a", "b", "docker/Dockerfile.dev")
+    (root / ".dockerignore").write_text("a")
+    (root / "docker/Dockerfile.dev.dockerignore").write_text("b\ndocker\n.dockerignore")
+    with BuildContext(root, root / "docker/Dockerfile.dev") as context:
+        assert paths(context.resource([LocalSource(".")])) == ["", "a"]
+    with BuildContext(root, root / "docker/Dockerfile") as context:
+        assert "b" in paths(context.resource([LocalSource(".")]))
+
+
+def test_a_malformed_rule_is_an_error_at_its_line(root: Path) -> None:
+    (root / ".dockerignore").write_text("fine\n[[a]\n!\n")
+    with pytest.raises(InputError, match="illegal exclusion pattern") as caught:
+        BuildContext(root)
+    assert caught.value.location == Location(str(root / ".dockerignore"), 3)
+
+
+def test_an_unreadable_ignore_file_is_an_error(root: Path) -> None:
+    (root / ".dockerignore").write_bytes(b"\xff")
+    with pytest.raises(InputError, match="ignore file can't be read"):
+        BuildContext(root)
+    (root / ".dockerignore").unlink()
+    (root / ".dockerignore").mkdir()
+    with pytest.raises(InputError, match="ignore file can't be read"):
+        BuildContext(root)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=_FILES, rules=_RULES)
+def test_exactly_what_is_not_ignored_is_sent(
+    tmp_path_factory: pytest.TempPathFactory, files: list[str], rules: list[str]
+) -> None:
+    root = tmp_path_factory.mktemp("context")
+    for name in files:
+        path = root / name
+        if not any(parent.is_file() for parent in path.parents) and not path.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    ignore = root.parent / f"{root.name}.dockerignore"
+    ignore.write_text("\n".join(rules))
+    with BuildContext(root, root.parent / root.name) as context:
+        from e2b_dockerfile_utils import PatternMatcher
+
+        matcher = PatternMatcher(rules)
+        kept = {
+            str(path.relative_to(root))
+            for path in root.rglob("*")
+            if path.is_file() and not matcher.matches(str(path.relative_to(root)))
+        }
+        entries = list(context.resource([LocalSource(".")]).entries())
+    assert {entry.path for entry in entries if entry.kind is EntryKind.FILE} == kept
+    seen = {""}
+    for entry in entries[1:]:
+        assert entry.path.rpartition("/")[0] in seen
+        seen.add(entry.path)

@@ -1,0 +1,230 @@
+"""Links, odd files and changes during the build: nothing leads out, nothing hangs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.context import BuildContext, ContextResource, LocalSource
+from firebuild_bootstrap.errors import InputError, Location
+
+Find = Callable[..., ContextResource]
+HERE = Location("Dockerfile", 5)
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"content of {name}")
+
+
+def paths(resource: ContextResource) -> list[str]:
+    return [entry.path for entry in resource.entries()]
+
+
+def content(resource: ContextResource) -> bytes:
+    (entry,) = resource.entries()
+    assert entry.open is not None
+    with entry.open() as file:
+        return file.read()
+
+
+def error_of(find: Find, *sources: str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        find(*sources)
+    assert caught.value.location == HERE
+    return caught.value
+
+
+def test_the_secret_beside_the_context_is_out_of_reach(root: Path, find: Find) -> None:
+    for source in ("../secret", str(root.parent / "secret"), "/../secret"):
+        assert "is not in the build context" in error_of(find, source).message
+
+
+def test_links_never_lead_out_of_the_context(root: Path, find: Find) -> None:
+    (root / "up").symlink_to("../secret")
+    (root / "absolute").symlink_to(root.parent / "secret")
+    (root / "directory").symlink_to("..")
+    for source in ("up", "absolute", "directory/secret", "up*"):
+        assert "is not in the build context" in error_of(find, source).message
+
+
+def test_links_in_a_circle_are_an_error(root: Path, find: Find) -> None:
+    (root / "a").symlink_to("b")
+    (root / "b").symlink_to("a")
+    assert "'a' is not in the build context" in error_of(find, "a").message
+
+
+def test_a_link_swapped_in_after_planning_is_not_followed(root: Path, find: Find) -> None:
+    put(root, "d/f")
+    resource = find("d/f")
+    (root / "d/f").unlink()
+    (root / "d/f").symlink_to("../../secret")
+    with pytest.raises(InputError, match="can't be read"):
+        content(resource)
+
+
+def test_a_directory_swapped_for_a_link_after_planning_is_not_followed(root: Path, find: Find) -> None:
+    put(root, "d/secret")
+    resource, tree = find("d/secret"), find("d")
+    (root / "d").rename(root / "old")
+    (root / "d").symlink_to("..")
+    with pytest.raises(InputError, match="can't be read"):
+        content(resource)
+    with pytest.raises(InputError, match="can't be read") as caught:
+        list(tree.entries())
+    assert caught.value.location == HERE
+
+
+def test_the_context_itself_may_move_during_the_build(root: Path, find: Find) -> None:
+    put(root, "f")
+    resource = find("f")
+    root.rename(root.parent / "moved")
+    assert content(resource) == b"content of f"
+
+
+def test_a_file_replaced_by_a_fifo_does_not_block_the_build(root: Path, find: Find) -> None:
+    put(root, "f")
+    resource = find("f")
+    (root / "f").unlink()
+    os.mkfifo(root / "f")
+    with pytest.raises(InputError, match="no regular file any more"):
+        content(resource)
+
+
+def test_a_file_that_vanishes_is_an_error_that_names_it(root: Path, find: Find) -> None:
+    put(root, "d/f")
+    resource = find("d")
+    entry = list(resource.entries())[1]
+    (root / "d/f").unlink()
+    assert entry.open is not None
+    with pytest.raises(InputError, match=r"'d/f' of the build context can't be read: No such file") as caught:
+        entry.open()
+    assert caught.value.location == HERE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("more", "it has grown beyond its 100 bytes"), ("les", "it ended 97")]
+)
+def test_a_file_that_changes_its_size_is_an_error_while_it_is_read(
+    root: Path, find: Find, change: str, message: str
+) -> None:
+    (root / "f").write_text("x" * 100)
+    resource = find("f")
+    (root / "f").write_text(change * 100 if change == "more" else change)
+    with pytest.raises(InputError, match=message) as caught:
+        content(resource)
+    assert "changed while it was being sent" in caught.value.message
+    assert caught.value.location == HERE
+
+
+def test_an_empty_file_that_grows_is_noticed(root: Path, find: Find) -> None:
+    (root / "f").touch()
+    assert content(find("f")) == b""
+    resource = find("f")
+    (root / "f").write_text("now")
+    with pytest.raises(InputError, match="has grown"):
+        content(resource)
+
+
+def test_a_large_file_is_read_in_pieces(root: Path, find: Find) -> None:
+    with open(root / "big", "wb") as file:
+        file.truncate(3 * 1024**3)
+    (entry,) = find("big").entries()
+    assert entry.size == 3 * 1024**3
+    assert entry.open is not None
+    with entry.open() as reader:
+        assert reader.read(1024) == bytes(1024)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
+def test_what_is_no_file_is_an_error_that_names_it_before_anything_starts(
+    root: Path, find: Find, kind: str
+) -> None:
+    (root / "d").mkdir()
+    if kind == "FIFO":
+        os.mkfifo(root / "d/odd")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(root / "d/odd"))
+    else:
+        try:
+            os.mknod(root / "d/odd", 0o20600, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("needs root")
+    for source in ("d", "d/odd", "d/o*", "."):
+        error = error_of(find, source)
+        assert f"'d/odd' is a {kind}" in error.message
+        assert ".dockerignore" in str(error.hint)
+    (root / ".dockerignore").write_text("d/odd")
+    assert paths(find("d")) == [""]
+
+
+def test_names_and_links_that_are_not_utf8_are_errors(root: Path, find: Find) -> None:
+    (root / "d").mkdir()
+    os.symlink(b"\xff", os.fsencode(root / "d/link"))
+    assert "the target of the symbolic link 'd/link' is not UTF-8" in error_of(find, "d").message
+    os.unlink(root / "d/link")
+    with open(os.fsencode(root / "d") + b"/n\xff", "wb"):
+        pass
+    assert r"the name of 'd/n\udcff' is not UTF-8" in error_of(find, "d").message
+    assert "is not UTF-8" in error_of(find, "d/*").message
+
+
+def test_a_deep_tree_is_no_problem(root: Path, find: Find) -> None:
+    descriptor = os.open(root, os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 150)
+    try:
+        assert len(paths(find("d"))) == 300
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@pytest.mark.parametrize("locked", ["d/private", "d"])
+def test_what_the_user_may_not_read_is_an_error_before_anything_starts(
+    root: Path, find: Find, locked: str
+) -> None:
+    put(root, "d/private")
+    os.chmod(root / locked, 0)
+    for path in (root, *list(root.parents)[:-2]):
+        os.chmod(path, 0o755)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        for source in ("d", "d/private"):
+            assert "Permission denied" in str(error_of(find, source))
+    finally:
+        if is_root:
+            os.seteuid(0)
+        os.chmod(root / locked, 0o700)
+
+
+def test_no_descriptor_is_left_open(root: Path) -> None:
+    put(root, "d/e/f", "d/g")
+    (root / "l").symlink_to("d/e")
+    before = len(os.listdir("/proc/self/fd"))
+    with BuildContext(root) as context:
+        for entry in context.resource([LocalSource("d"), LocalSource("l/f"), LocalSource("*/g")]).entries():
+            if entry.open is not None:
+                with entry.open() as file:
+                    file.read()
+        with pytest.raises(InputError):
+            context.resource([LocalSource("d/e/f/g/h")])
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+    context.close()
+    assert len(os.listdir("/proc/self/fd")) == before

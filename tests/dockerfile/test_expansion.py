@@ -1,0 +1,161 @@
+"""Variables: their operators, and which instructions expand them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from firebuild_bootstrap.dockerfile import BuildPlan
+from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.wire import DEFAULT_PATH, CopyCommand, RunCommand
+
+Plan = Callable[..., BuildPlan]
+_OPERATORS = [
+    ("$v", "value"),
+    ("${v}", "value"),
+    ("$v-x", "value-x"),
+    ("${v}x", "valuex"),
+    ("$unset", ""),
+    ("a${unset}b", "ab"),
+    ("${v:-d}", "value"),
+    ("${unset:-d}", "d"),
+    ("${empty:-d}", "d"),
+    ("${empty-d}", ""),
+    ("${unset-d}", "d"),
+    ("${unset:-$v}", "value"),
+    ("${unset:-${v}s}", "values"),
+    ("${v:+d}", "d"),
+    ("${empty:+d}", ""),
+    ("${empty+d}", "d"),
+    ("${unset+d}", ""),
+    ("${v:?gone}", "value"),
+    ("${empty?gone}", ""),
+    ("${path#*/}", "b/c.tar.gz"),
+    ("${path##*/}", "c.tar.gz"),
+    ("${path%.*}", "a/b/c.tar"),
+    ("${path%%.*}", "a/b/c"),
+    ("${path/b/X}", "a/X/c.tar.gz"),
+    ("${v/e/E}", "valuE"),
+    ("${path//a/A}", "A/b/c.tAr.gz"),
+    ("${v#?}", "alue"),
+    ("\\$v", "$v"),
+    ("\\\\", "\\"),
+    ("'$v'", "$v"),
+    ('"$v"', "value"),
+    ('"it\'s $v"', "it's value"),
+    ("'a b'", "a b"),
+    ("a\\ b", "a b"),
+    ("$", "$"),
+    ("${v}${v}", "valuevalue"),
+    ("$1", ""),
+    ("ünï$v", "ünïvalue"),
+]
+_NAMES = st.sampled_from(["A", "B", "LONG_NAME1"])
+_VALUES = st.text(
+    st.characters(codec="ascii", exclude_characters="\\\"'$`<\n\r\0\x0b\x0c\x1c\x1d\x1e\x1f"), max_size=8
+)
+
+
+@pytest.mark.parametrize(("word", "result"), _OPERATORS)
+@pytest.mark.parametrize("keyword", ["ENV", "LABEL"])
+def test_the_operators_of_variables(plan: Plan, keyword: str, word: str, result: str) -> None:
+    made = plan(f"FROM scratch\nENV v=value empty= path=a/b/c.tar.gz\n{keyword} R={word}\n")
+    assert (made.config.env if keyword == "ENV" else made.config.labels)["R"] == result
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("${unset:?no-$v}", "unset: no-value"),
+        ("${unset?}", "is not allowed to be unset"),
+        ("${empty:?}", "is not allowed to be empty"),
+        ("${v", "missing '}'"),
+        ("${}", "bad substitution"),
+        ("${v!x}", "unsupported modifier"),
+        ("'open", "single-quote"),
+    ],
+)
+def test_a_failing_substitution_is_an_error_at_its_line(plan: Plan, word: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(f"FROM scratch\nENV v=value empty=\nENV R={word}\n")
+    assert message in caught.value.message
+    assert caught.value.location == Location("Dockerfile", 3)
+
+
+def test_a_failing_substitution_in_expose_is_an_error_at_its_line(plan: Plan) -> None:
+    with pytest.raises(InputError, match="missing '}'") as caught:
+        plan("FROM scratch\nEXPOSE ${v\n")
+    assert caught.value.location == Location("Dockerfile", 2)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_NAMES, _VALUES, _VALUES)
+def test_a_value_comes_out_of_double_quotes_as_it_went_in(
+    plan: Plan, name: str, value: str, other: str
+) -> None:
+    made = plan(f'FROM scratch\nENV {name}="{value}"\nLABEL a="<${name}>{other}" b="${{{name}:-x}}"\n')
+    assert made.config.labels == {"a": f"<{value}>{other}", "b": value or "x"}
+
+
+def test_an_instruction_sees_the_values_from_before_it(plan: Plan) -> None:
+    made = plan("FROM scratch\nENV abc=hello\nENV abc=bye def=$abc\nENV ghi=$abc\n")
+    assert made.config.env == {"PATH": DEFAULT_PATH, "abc": "bye", "def": "hello", "ghi": "bye"}
+
+
+def test_the_old_form_of_env_takes_the_rest_of_the_line(plan: Plan) -> None:
+    assert plan("FROM scratch\nENV A one  two=3\n").config.env["A"] == "one  two=3"
+
+
+def test_variables_are_expanded_in_every_instruction_that_says_so(plan: Plan) -> None:
+    made = plan(
+        "FROM scratch\nENV d=/data p=80 u=me s=SIGINT k=key f=file o=7:8 m=640\n"
+        "LABEL $k=$d\nEXPOSE $p ${p}81/udp\nVOLUME $d\nSTOPSIGNAL $s\nUSER $u\nWORKDIR $d\n"
+        "COPY --chown=$o --chmod=$m $f $d/\nADD $f ${d}2\n",
+        files={"file": "x"},
+    )
+    config = made.config
+    assert config.labels == {"key": "/data"}
+    assert config.exposed_ports == ("80/tcp", "8081/udp")
+    assert (config.volumes, config.stop_signal, config.user, config.workdir) == (
+        ("/data",),
+        "SIGINT",
+        "me",
+        "/data",
+    )
+    copy, add = made.steps[1].command, made.steps[2].command
+    assert isinstance(copy, CopyCommand)
+    assert isinstance(add, CopyCommand)
+    assert (copy.target, copy.chown, copy.chmod) == ("/data/", "7:8", "640")
+    assert (add.target, add.keyword) == ("/data2", "ADD")
+
+
+def test_an_exposed_variable_may_hold_several_ports(plan: Plan) -> None:
+    made = plan('FROM scratch\nENV ports="80 443/tcp"\nEXPOSE $ports\n')
+    assert made.config.exposed_ports == ("80/tcp", "443/tcp")
+
+
+@pytest.mark.parametrize("keyword", ["CMD", "ENTRYPOINT"])
+def test_variables_are_left_to_the_shell_in_commands(plan: Plan, keyword: str) -> None:
+    made = plan(f'FROM scratch\nENV v=1\nRUN echo $v \'${{v}}\'\nRUN ["echo", "$v"]\n{keyword} echo $v\n')
+    shell, direct = made.steps[0].command, made.steps[1].command
+    assert isinstance(shell, RunCommand)
+    assert isinstance(direct, RunCommand)
+    assert shell.argv == ("/bin/sh", "-c", "echo $v '${v}'")
+    assert direct.argv == ("echo", "$v")
+    assert (made.config.cmd or made.config.entrypoint) == ("/bin/sh", "-c", "echo $v")
+
+
+@pytest.mark.parametrize("keyword", ["ENV", "LABEL"])
+@pytest.mark.parametrize("pair", ["=x", "$unset=x", "a=b c"])
+def test_a_pair_without_a_name_or_value_is_an_error(plan: Plan, keyword: str, pair: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(f"FROM scratch\n{keyword} {pair}\n")
+    assert caught.value.location == Location("Dockerfile", 2)
+
+
+def test_a_variable_name_can_not_hold_an_equals_sign(plan: Plan) -> None:
+    with pytest.raises(InputError, match="no name of a variable"):
+        plan('FROM scratch\nARG N="a=b"\nENV $N=1\n')
