@@ -129,6 +129,11 @@ def serving(tls: ssl.SSLContext | None = None) -> Iterator[Web]:
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
 @pytest.fixture
 def web() -> Iterator[Web]:
     yield from serving()
