@@ -94,9 +94,9 @@ class BaseStore:
             try:
                 size, digest = decompress(source, archive)
             except OSError as error:
-                where = error.filename or archive
                 raise MachineError(
-                    f"{where}: {error.strerror}", hint="is it readable, and the disk full?"
+                    f"{source} could not be copied into the store at {archive.parent}: {error.strerror}",
+                    hint="is the file readable, and the disk full?",
                 ) from error
             check_root_archive(archive, source)
             return PackedFile(size, digest)
@@ -170,7 +170,7 @@ class BaseStore:
             return _base(document, self._shelf.publish(staging, _key(reference)))
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
-        directory = self._shelf.find(key, hold=hold)
+        directory = self._shelf.hold(key)
         if directory is None:
             return None
         path = directory / "base.json"
@@ -178,6 +178,9 @@ class BaseStore:
             return _base(json.loads(path.read_text("utf-8")), directory)
         except (OSError, KeyError, TypeError, ValueError, InputError) as error:
             raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
+        finally:
+            if not hold:
+                self._shelf.release(directory)
 
     def _image(self, wanted: Reference) -> Base | None:
         org, slash, name = wanted.name.partition("/")

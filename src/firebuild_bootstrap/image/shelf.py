@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 
 Key = tuple[str, ...]
+_ATTEMPTS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Shelf:
     def __init__(self, root: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
         self.root = root
         self._remove = remove
-        self._held: list[int] = []
+        self._held: list[tuple[Path, int]] = []
 
     def close(self) -> None:
-        """Let go of the entries that `hold` keeps."""
+        """Let go of the entries that `hold` gave out."""
         while self._held:
-            os.close(self._held.pop())
+            os.close(self._held.pop()[1])
 
     @contextmanager
     def stage(self) -> Iterator[Staging]:
@@ -81,7 +83,8 @@ class Shelf:
             _sync_directory(content.parent)
             link = self._link(key)
             link.parent.mkdir(parents=True, exist_ok=True)
-            fresh = link.with_name(f".{staging.path.name}")
+            fresh = self.root / "fresh"
+            fresh.unlink(missing_ok=True)
             fresh.symlink_to(os.path.relpath(content, link.parent))
             os.replace(fresh, link)
             _sync_directory(link.parent)
@@ -89,22 +92,31 @@ class Shelf:
             self._sweep()
         return content
 
-    def find(self, key: Key, *, hold: bool = False) -> Path | None:
-        """Return the directory of an entry; with `hold` it stays until `close`, even when replaced."""
+    def hold(self, key: Key) -> Path | None:
+        """Return the directory of an entry; it stays until `release` or `close`, even when replaced."""
         link = self._link(key)
-        try:
-            content = link.resolve(strict=True)
-            if hold:
-                self._held.append(_lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB))
-        except (FileNotFoundError, NotADirectoryError, BlockingIOError):
-            return None
-        return content
+        for _attempt in range(_ATTEMPTS):
+            try:
+                content = link.resolve(strict=True)
+                self._held.append((content, _lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB)))
+            except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+                if not link.is_symlink():
+                    return None
+                continue  # it was replaced at this moment
+            return content
+        return None
+
+    def release(self, content: Path) -> None:
+        """Let go of a directory that `hold` gave out."""
+        held = next(entry for entry in self._held if entry[0] == content)
+        self._held.remove(held)
+        os.close(held[1])
 
     def names(self) -> list[Key]:
         """Return the names of all entries, sorted."""
         root = self.root / "names"
         links = (Path(folder, name) for folder, folders, files in os.walk(root) for name in folders + files)
-        found = (link for link in links if link.is_symlink() and not link.name.startswith("."))
+        found = (link for link in links if link.is_symlink())
         return sorted(link.relative_to(root).parts for link in found)
 
     def discard(self, key: Key) -> bool:

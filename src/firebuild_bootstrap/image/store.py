@@ -131,7 +131,7 @@ class ImageStore:
         Raises:
             MachineError: its `image.json` is damaged.
         """
-        directory = self._shelf.find(_key(tag), hold=hold)
+        directory = self._shelf.hold(_key(tag))
         if directory is None:
             return None
         path = directory / "image.json"

@@ -7,6 +7,7 @@ import re
 import stat
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,8 +26,8 @@ class Ext4Options:
     """How the file system is made.
 
     Args:
-        free: bytes of free space that the guest finds, at least.
-        size: bytes of the whole image; the image is never smaller, and 0 means as small as `free` allows.
+        free: bytes of free space that the guest finds, at least, when no size is asked for.
+        size: bytes of the whole image; it grows where the tree needs more, and 0 means as `free` wants it.
         epoch: seconds since 1970; with it, the same tree gives the same image, byte for byte.
         label: name of the file system, up to 16 bytes.
     """
@@ -44,13 +45,14 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
         TreeError: the tree does not fit into the disk, or mke2fs or e2fsck is not content.
     """
     content, inodes = measure(root)
-    size = max(options.size, _initial_size(content, inodes, options.free))
+    size = max(options.size, _initial_size(content, inodes, 0 if options.size else options.free))
     for _attempt in range(_ATTEMPTS):
         size = -(-size // _MIB) * _MIB
         complaint = _mke2fs(root, image, size, inodes, options)
         if not complaint:
             break
-        os.unlink(image)
+        with suppress(FileNotFoundError):
+            os.unlink(image)
         if not _is_too_small(complaint):
             raise TreeError(f"mke2fs failed: {complaint}")
         size += size // 3
@@ -92,9 +94,9 @@ def _inode_count(inodes: int) -> int:
 
 
 def _environment(epoch: int | None) -> dict[str, str]:
-    # MKE2FS_CONFIG: the host's own defaults must not show in the image.
+    # The host's defaults must not show in the image; without a file, mke2fs takes those it was built with.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-    env = {"PATH": path, "LC_ALL": "C", "MKE2FS_CONFIG": "/dev/null", "MKE2FS_SKIP_CHECK_MSG": "1"}
+    env = {"PATH": path, "LC_ALL": "C", "MKE2FS_CONFIG": "/nonexistent", "MKE2FS_SKIP_CHECK_MSG": "1"}
     if epoch is not None:
         env |= {"SOURCE_DATE_EPOCH": str(epoch), "E2FSPROGS_FAKE_TIME": str(max(epoch, 1)), "TZ": "UTC"}
     return env
@@ -128,8 +130,9 @@ def _set_times(image: str, epoch: int) -> None:
         for name in fields
     ]
     done = _run(["debugfs", "-w", "-f", "/dev/stdin", image], env, "\n".join(lines))
-    if done.returncode != 0:
-        raise TreeError(f"debugfs could not set the times of {image}: {done.stderr.strip()}")
+    complaints = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
+    if done.returncode != 0 or complaints:  # it ends with 0 whatever goes wrong
+        raise TreeError(f"debugfs could not set the times of {image}: {' '.join(complaints[:3])}")
 
 
 def _used_inodes(image: str, env: Mapping[str, str]) -> list[int]:

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.image.archives import check_root_archive, decompress
+
+MakeTar = Callable[..., Path]
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": bytes,
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("form", COMPRESSORS)
+def test_an_archive_is_recognised_by_content_whatever_its_name(
+    make_tar: MakeTar, tmp_path: Path, form: str
+) -> None:
+    plain = make_tar("etc/", ("etc/hostname", b"x" * 10_000)).read_bytes()
+    source = tmp_path / "rootfs.dat"
+    source.write_bytes(COMPRESSORS[form](plain))
+    size, digest = decompress(source, tmp_path / "out.tar")
+    assert (tmp_path / "out.tar").read_bytes() == plain
+    assert size == len(plain)
+    assert digest.startswith("sha256:")
+    check_root_archive(tmp_path / "out.tar", source)
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+def test_a_cut_off_archive_is_refused_while_it_is_decompressed(
+    make_tar: MakeTar, tmp_path: Path, form: str
+) -> None:
+    source = tmp_path / "cut"
+    source.write_bytes(COMPRESSORS[form](make_tar(("f", b"abc" * 10_000)).read_bytes())[:-20])
+    with pytest.raises(InputError, match="cut is damaged"):
+        decompress(source, tmp_path / "out.tar")
+
+
+def test_a_cut_off_zstandard_archive_is_refused_by_the_check(make_tar: MakeTar, tmp_path: Path) -> None:
+    source = tmp_path / "cut"
+    source.write_bytes(COMPRESSORS["zst"](make_tar(("f", b"abc" * 10_000)).read_bytes())[:-20])
+    with pytest.raises(InputError, match="cut is damaged"):
+        decompress(source, tmp_path / "out.tar")
+        check_root_archive(tmp_path / "out.tar", source)
+
+
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz", "zst"])
+def test_rubbish_after_a_good_start_is_damage(tmp_path: Path, form: str) -> None:
+    source = tmp_path / "rubbish"
+    source.write_bytes(COMPRESSORS[form](b"x" * 1000)[:10] + b"\xff" * 500)
+    with pytest.raises(InputError, match="rubbish is damaged") as caught:
+        decompress(source, tmp_path / "out.tar")
+        check_root_archive(tmp_path / "out.tar", source)
+    assert caught.value.hint == "make or download it again"
+
+
+def test_an_error_of_the_disk_is_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        decompress(tmp_path / "missing", tmp_path / "out.tar")
+    (tmp_path / "f").write_bytes(b"x")
+    with pytest.raises(OSError, match="No space left"):
+        decompress(tmp_path / "f", Path("/dev/full"))
+
+
+def test_an_archive_that_ends_without_its_mark_was_cut_off(make_tar: MakeTar, tmp_path: Path) -> None:
+    archive = make_tar(("f", b"x" * 512))
+    archive.write_bytes(archive.read_bytes()[:1024])
+    with pytest.raises(InputError, match="its end mark is missing"):
+        check_root_archive(archive, archive)
+
+
+def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("hello\n" * 500)
+    with pytest.raises(InputError, match="text is damaged: it is no tar archive"):
+        check_root_archive(tmp_path / "text", tmp_path / "text")
+
+
+def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "empty", "w"):
+        pass
+    with pytest.raises(InputError, match="without files"):
+        check_root_archive(tmp_path / "empty", tmp_path / "empty")
+
+
+def test_an_unsafe_archive_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil", "w") as tar:
+        tar.addfile(tarfile.TarInfo("../../etc/passwd"), io.BytesIO())
+    with pytest.raises(InputError, match="leads out of the tree"):
+        check_root_archive(tmp_path / "evil", tmp_path / "evil")
+
+
+@pytest.mark.parametrize("names", [("oci-layout", "blobs/", "index.json"), ("manifest.json", "abc/")])
+def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str, ...]) -> None:
+    archive = make_tar(*names)
+    with pytest.raises(InputError, match="container image with layers") as caught:
+        check_root_archive(archive, archive)
+    assert caught.value.hint is not None
+    assert "docker export" in caught.value.hint

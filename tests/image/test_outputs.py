@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.outputs import (
+    Artifact,
+    OutputSpec,
+    OutputType,
+    check_destinations,
+    deliver,
+    parse_output,
+    parse_outputs,
+)
+from firebuild_bootstrap.image.trees import Trees
+
+pytestmark = pytest.mark.needs("bwrap")
+
+
+def test_an_output_is_a_type_with_a_destination_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_output("tar") == OutputSpec(OutputType.TAR)
+    assert parse_output("ext4,dest=/x/y=z,size=2GiB") == OutputSpec(OutputType.EXT4, Path("/x/y=z"), 2**31)
+    monkeypatch.chdir("/tmp")
+    assert parse_output("dir,dest=out").dest == Path("/tmp/out")
+
+
+@pytest.mark.parametrize(("text", "size"), [("512", 512), ("3k", 3072), ("64MiB", 2**26), ("1GB", 2**30)])
+def test_sizes_have_units_of_1024(text: str, size: int) -> None:
+    assert parse_output(f"ext4,size={text}").size == size
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "the type ''"),
+        ("ext3", "the type 'ext3'"),
+        ("tar,", "found ''"),
+        ("tar,dest=", "found 'dest='"),
+        ("tar,path=/x", "found 'path=/x'"),
+        ("tar,dest=/a,dest=/b", "found 'dest=/b'"),
+        ("tar,size=5", "only ext4 has a size"),
+        ("ext4,size=big", "found 'big'"),
+    ],
+)
+def test_a_wrong_output_is_named(text: str, named: str) -> None:
+    with pytest.raises(InputError, match=named):
+        parse_output(text)
+
+
+def test_without_outputs_an_ext4_image_is_made_and_no_type_twice() -> None:
+    assert parse_outputs([]) == (OutputSpec(OutputType.EXT4),)
+    assert len(parse_outputs(["tar", "dir"])) == 2
+    with pytest.raises(InputError, match="--output tar is given twice"):
+        parse_outputs(["tar", "tar,dest=/x"])
+
+
+def test_an_artifact_is_described_in_json() -> None:
+    artifact = Artifact(OutputType.DIR, OutputType.DIR.file_name, 5, "sha256:0")
+    assert artifact.as_json() == {"type": "dir", "path": "rootfs", "size": 5, "digest": "sha256:0"}
+
+
+def test_destinations_that_can_not_work_are_refused_before_the_build(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/x").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    good = [
+        OutputSpec(OutputType.DIR, tmp_path / "empty"),
+        OutputSpec(OutputType.TAR, tmp_path / "full/x"),
+        OutputSpec(OutputType.EXT4),
+    ]
+    check_destinations(good)
+    bad = {
+        OutputSpec(OutputType.TAR, tmp_path / "no/where"): "is no directory",
+        OutputSpec(OutputType.TAR, tmp_path / "empty"): "it is a directory",
+        OutputSpec(OutputType.DIR, tmp_path / "full"): "expected a new or empty directory",
+        OutputSpec(OutputType.DIR, tmp_path / "full/x"): "expected a new or empty directory",
+        OutputSpec(OutputType.DIR, tmp_path / "link"): "expected a new or empty directory",
+    }
+    for spec, message in bad.items():
+        with pytest.raises(InputError, match=message):
+            check_destinations([spec])
+
+
+def test_a_file_is_copied_with_its_holes_and_replaces_an_older_one(tmp_path: Path, trees: Trees) -> None:
+    source, dest = tmp_path / "source", tmp_path / "out/dest"
+    dest.parent.mkdir()
+    dest.write_text("old")
+    with open(source, "wb") as writer:
+        writer.seek(5 * 2**20)
+        writer.write(b"middle" * 1000)
+        writer.truncate(50 * 2**20)
+    deliver(source, OutputSpec(OutputType.EXT4, dest), trees)
+    assert dest.read_bytes() == source.read_bytes()
+    assert dest.stat().st_blocks <= source.stat().st_blocks + 16
+    assert os.listdir(dest.parent) == ["dest"]
+    deliver(source, OutputSpec(OutputType.EXT4), trees)  # no destination, nothing to do
+
+
+def test_a_failed_copy_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, dest = tmp_path / "source", tmp_path / "out/dest"
+    dest.parent.mkdir()
+    dest.write_text("old")
+    source.write_bytes(b"x" * 100)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "sendfile", full)
+    with pytest.raises(MachineError, match="dest could not be written: No space left"):
+        deliver(source, OutputSpec(OutputType.TAR, dest), trees)
+    assert dest.read_text() == "old"
+    assert os.listdir(dest.parent) == ["dest"]
+
+
+def test_an_unreadable_hole_map_is_an_error(
+    tmp_path: Path, trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").write_bytes(b"x")
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "lseek", broken)
+    with pytest.raises(MachineError, match="Input/output error"):
+        deliver(tmp_path / "source", OutputSpec(OutputType.TAR, tmp_path / "dest"), trees)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_directory_is_filled_at_once_with_everything(
+    rich_tree: Path, tmp_path: Path, trees: Trees, exists: bool
+) -> None:
+    dest = tmp_path / "out/dest"
+    (dest if exists else dest.parent).mkdir(parents=True)
+    deliver(rich_tree, OutputSpec(OutputType.DIR, dest), trees)
+    assert trees.summary(dest, times=True) == trees.summary(rich_tree, times=True)
+    assert os.listdir(dest.parent) == ["dest"]

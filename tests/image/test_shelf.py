@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image import shelf as module
+from firebuild_bootstrap.image.shelf import Shelf
+
+KEY = ("a", "1")
+
+
+def read(shelf: Shelf) -> str | None:
+    found = shelf.hold(KEY)
+    if found is None:
+        return None
+    text = (found / "text").read_text()
+    shelf.release(found)
+    return text
+
+
+def put(shelf: Shelf, text: str, key: tuple[str, ...] = KEY) -> Path:
+    with shelf.stage() as staging:
+        (staging.path / "text").write_text(text)
+        return shelf.publish(staging, key)
+
+
+def leftovers(root: Path) -> tuple[int, int]:
+    return len(os.listdir(root / "staging")), len(os.listdir(root / "content"))
+
+
+def test_an_entry_is_there_when_it_is_published_and_not_before(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    assert read(shelf) is None
+    assert shelf.names() == []
+    with shelf.stage() as staging:
+        (staging.path / "text").write_text("one")
+        assert read(shelf) is None
+        shelf.publish(staging, KEY)
+    assert shelf.names() == [KEY]
+    assert read(shelf) == "one"
+
+
+def test_what_is_not_published_is_removed(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    with pytest.raises(ZeroDivisionError), shelf.stage() as staging:
+        (staging.path / "text").write_text("half")
+        raise ZeroDivisionError
+    assert leftovers(tmp_path) == (0, 0)
+
+
+def test_a_replaced_entry_goes_with_its_content(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    put(shelf, "one")
+    put(shelf, "two")
+    assert read(shelf) == "two"
+    assert leftovers(tmp_path) == (0, 1)
+
+
+def test_a_held_entry_stays_readable_until_the_holder_closes(tmp_path: Path) -> None:
+    reader, writer = Shelf(tmp_path), Shelf(tmp_path)
+    put(writer, "one")
+    held = reader.hold(KEY)
+    assert held is not None
+    put(writer, "two")
+    assert (held / "text").read_text() == "one"
+    reader.close()
+    writer.sweep()
+    assert not held.exists()
+    assert leftovers(tmp_path) == (0, 1)
+
+
+def test_an_entry_is_discarded_with_its_empty_name(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    put(shelf, "one")
+    put(shelf, "other", ("a", "2"))
+    assert shelf.discard(KEY)
+    assert not shelf.discard(KEY)
+    assert shelf.names() == [("a", "2")]
+    assert shelf.discard(("a", "2"))
+    assert leftovers(tmp_path) == (0, 0)
+    put(shelf, "again")
+    assert shelf.names() == [KEY]
+
+
+def test_a_writer_killed_at_any_moment_leaves_the_old_entry_or_the_new_one(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    put(shelf, "old")
+    seen = set()
+    for moment in ("write_text", "sync", "rename", "replace", "end"):
+        script = textwrap.dedent(f"""
+            import os, signal, sys
+            from pathlib import Path
+            from firebuild_bootstrap.image import shelf as module
+            def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
+            moment = {moment!r}
+            if moment == "sync": module._sync_file_system = die
+            if moment == "rename": os.rename = die
+            if moment == "replace": os.replace = die
+            shelf = module.Shelf(Path({str(tmp_path)!r}))
+            with shelf.stage() as staging:
+                (staging.path / "text").write_text("new")
+                if moment == "write_text": die()
+                if moment == "end": shelf._sweep = die
+                shelf.publish(staging, ("a", "1"))
+        """)
+        done = subprocess.run([sys.executable, "-c", script], check=False)
+        assert done.returncode == -signal.SIGKILL
+        seen.add((moment, read(Shelf(tmp_path))))
+    assert seen == {
+        ("write_text", "old"), ("sync", "old"), ("rename", "old"), ("replace", "old"), ("end", "new"),
+    }  # fmt: skip
+    Shelf(tmp_path).sweep()
+    assert leftovers(tmp_path) == (0, 1)
+    assert os.listdir(tmp_path / "names/a") == ["1"]
+
+
+def test_of_concurrent_writers_one_wins_and_nothing_is_torn(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from firebuild_bootstrap.image.shelf import Shelf
+        for _ in range(8):
+            shelf = Shelf(Path(sys.argv[1]))
+            with shelf.stage() as staging:
+                (staging.path / "text").write_text(sys.argv[2] * 1000)
+                shelf.publish(staging, ("a", "1"))
+    """)
+    put(Shelf(tmp_path), "w" * 1000)
+    writers = [subprocess.Popen([sys.executable, "-c", script, tmp_path, letter]) for letter in "xyz"]
+    while any(writer.poll() is None for writer in writers):
+        shelf = Shelf(tmp_path)
+        found = shelf.hold(KEY)
+        assert found is not None
+        text = (found / "text").read_text()
+        assert len(text) == 1000
+        assert len(set(text)) == 1
+        shelf.close()
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    Shelf(tmp_path).sweep()
+    assert leftovers(tmp_path) == (0, 1)
+
+
+def test_the_staging_of_a_living_writer_is_left_alone(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    with shelf.stage() as staging:
+        put(Shelf(tmp_path), "other")
+        Shelf(tmp_path).sweep()
+        assert staging.path.is_dir()
+
+
+def test_what_can_not_be_removed_now_is_left_for_later(tmp_path: Path) -> None:
+    put(Shelf(tmp_path), "one")
+
+    def refuse(path: Path) -> None:
+        raise MachineError(f"{path} could not be removed")
+
+    put(Shelf(tmp_path, refuse), "two")
+    assert leftovers(tmp_path) == (0, 2)
+
+
+def test_a_store_that_can_not_be_written_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match=r"file/.* the store can't be written") as caught:
+        put(Shelf(tmp_path / "file/shelf"), "x")
+    assert caught.value.hint is not None
+    assert "FIREBUILD_HOME" in caught.value.hint
+    (tmp_path / "shelf/names").mkdir(parents=True)
+    (tmp_path / "shelf/names/a").touch()
+    with pytest.raises(MachineError, match="the store can't be written"):
+        put(Shelf(tmp_path / "shelf"), "x")
+
+
+def test_without_syncfs_everything_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(os, "sync", lambda: called.append(True))
+    put(Shelf(tmp_path), "x")
+    assert called == [True]
+
+
+def test_a_content_that_is_just_being_removed_counts_as_gone(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    content = put(shelf, "x")
+    lock = module._lock(content, fcntl.LOCK_EX)
+    assert shelf.hold(KEY) is None
+    os.close(lock)

@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image import hostbase
+from firebuild_bootstrap.image.bases import BaseConfigs, BaseStore
+from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.outputs import Artifact, OutputType
+from firebuild_bootstrap.image.store import ImageRecord, ImageStore, StoredImage
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.sandbox import Bind, Link
+
+pytestmark = pytest.mark.needs("bwrap")
+MakeTar = Callable[..., Path]
+NOON = datetime(2030, 1, 2, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def images(tmp_path: Path, trees: Trees) -> Iterator[ImageStore]:
+    store = ImageStore(tmp_path / "home", trees)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def bases(tmp_path: Path, trees: Trees, images: ImageStore) -> Iterator[BaseStore]:
+    store = BaseStore(tmp_path / "home", trees, images=images, clock=lambda: NOON)
+    yield store
+    store.close()
+
+
+def commit(images: ImageStore, tag: str, outputs: dict[OutputType, bytes]) -> StoredImage:
+    with images.stage() as staging:
+        artifacts = []
+        for kind, content in outputs.items():
+            (staging.path / kind.file_name).write_bytes(content)
+            artifacts.append(Artifact(kind, kind.file_name, len(content), "sha256:" + "0" * 64))
+        record = ImageRecord(
+            tag=tag,
+            build_id="b-1",
+            created="2030-01-01T00:00:00+00:00",
+            firebuild_version="0.1.0",
+            base="debian:12",
+            base_digest="sha256:1",
+            ca_provider="embedded",
+            issuer_fingerprint="ab" * 32,
+            config=ImageConfig(user="app", cmd=("run",)),
+            outputs=tuple(artifacts),
+        )
+        return images.commit(staging, record)
+
+
+def test_an_image_is_found_again_with_all_that_is_known_about_it(images: ImageStore) -> None:
+    stored = commit(images, "acme/web:1", {OutputType.EXT4: b"image", OutputType.TAR: b"tar"})
+    found = images.inspect(ImageTag("acme", "web", "1"))
+    assert found == stored
+    document = json.loads((found.directory / "image.json").read_text())
+    assert document["config"] == {"User": "app", "Cmd": ["run"], "WorkingDir": "/"}
+    assert document["ca"] == {"provider": "embedded", "issuer_fingerprint_sha256": "ab" * 32}
+    path = found.output(OutputType.EXT4)
+    assert path is not None
+    assert path.read_bytes() == b"image"
+    assert found.output(OutputType.DIR) is None
+    assert ImageRecord.from_json(document) == stored.record
+
+
+def test_images_are_listed_and_removed_by_tag(images: ImageStore) -> None:
+    assert images.list() == []
+    commit(images, "b/b:2", {OutputType.TAR: b""})
+    commit(images, "a/a:1", {OutputType.TAR: b""})
+    assert [str(image.tag) for image in images.list()] == ["a/a:1", "b/b:2"]
+    images.remove(ImageTag("a", "a", "1"))
+    assert [str(image.tag) for image in images.list()] == ["b/b:2"]
+    with pytest.raises(InputError, match="there is no image a/a:1") as caught:
+        images.remove(ImageTag("a", "a", "1"))
+    assert caught.value.hint == "images in the store: b/b:2"
+
+
+def test_no_tag_leads_out_of_the_store(images: ImageStore) -> None:
+    with images.stage() as staging, pytest.raises(InputError, match="org/name:version"):
+        images.commit(staging, ImageRecord(tag="../x:1", build_id="b", created="c", firebuild_version="0"))
+
+
+def test_an_image_that_can_not_be_written_leaves_the_older_one(images: ImageStore) -> None:
+    commit(images, "a/a:1", {OutputType.TAR: b"old"})
+    with images.stage() as staging:
+        (staging.path / "image.json").mkdir()
+        record = ImageRecord(tag="a/a:1", build_id="b", created="c", firebuild_version="0")
+        with pytest.raises(MachineError, match="could not be stored: Is a directory"):
+            images.commit(staging, record)
+    path = images.inspect(ImageTag("a", "a", "1")).output(OutputType.TAR)
+    assert path is not None
+    assert path.read_bytes() == b"old"
+
+
+def test_a_damaged_image_is_an_error_with_the_way_out(images: ImageStore) -> None:
+    stored = commit(images, "a/a:1", {})
+    (stored.directory / "image.json").write_text("{}")
+    with pytest.raises(MachineError, match=r"image\.json is damaged") as caught:
+        images.inspect(stored.tag)
+    assert caught.value.hint == "remove a/a:1 and build it again"
+
+
+def test_an_image_removed_while_the_list_is_made_is_skipped(
+    images: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(images, "a/a:1", {})
+    monkeypatch.setattr(images._shelf, "names", lambda: [("a", "a", "1"), ("b", "b", "2")])
+    assert [str(image.tag) for image in images.list()] == ["a/a:1"]
+    images.sweep()
+
+
+@pytest.mark.root
+def test_an_image_with_foreign_owners_is_removed(images: ImageStore, trees: Trees) -> None:
+    with images.stage() as staging:
+        (staging.path / "rootfs/dir").mkdir(parents=True)
+        os.chown(staging.path / "rootfs/dir", 1234, 1234)
+        record = ImageRecord(tag="a/a:1", build_id="b", created="c", firebuild_version="0")
+        stored = images.commit(staging, record)
+    images.remove(stored.tag)
+    assert not stored.directory.exists()
+
+
+def test_a_compressed_archive_becomes_a_base(bases: BaseStore, make_tar: MakeTar, tmp_path: Path) -> None:
+    plain = make_tar("etc/", ("etc/hostname", b"x")).read_bytes()
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(plain))
+    base = bases.import_base("my/debian:12", tmp_path / "x.tgz", ImageConfig(env={"A": "1"}))
+    assert base.archive.read_bytes() == plain
+    assert (base.name, base.size, base.imported) == ("my/debian:12", len(plain), "2030-01-02T12:00:00+00:00")
+    assert bases.resolve("my/debian:12") == base
+    assert bases.list() == [base]
+    assert BaseConfigs(bases).resolve("my/debian:12").env == {"A": "1"}
+    assert bases.resolve(f"my/debian:12@{base.digest}") == base
+    with pytest.raises(InputError, match="has the digest sha256:"):
+        bases.resolve("my/debian:12@sha256:" + "0" * 64)
+
+
+def test_a_directory_becomes_a_base_called_latest(bases: BaseStore, rich_tree: Path, trees: Trees) -> None:
+    base = bases.import_base("rich", rich_tree)
+    assert base.name == "rich:latest"
+    again = rich_tree.parent / "again"
+    again.mkdir()
+    trees.unpack(bases.resolve("rich").archive, again)
+    assert trees.summary(again, times=True) == trees.summary(rich_tree, times=True)
+
+
+def test_a_base_is_replaced_and_removed(bases: BaseStore, make_tar: MakeTar) -> None:
+    bases.import_base("b", make_tar("one"))
+    second = bases.import_base("b", make_tar("two"))
+    assert bases.resolve("b").digest == second.digest
+    bases.remove("b")
+    with pytest.raises(InputError, match="unknown base b:latest"):
+        bases.remove("b")
+
+
+def test_a_wrong_source_is_an_error_and_leaves_nothing(
+    bases: BaseStore, tmp_path: Path, make_tar: MakeTar
+) -> None:
+    with pytest.raises(InputError, match="missing does not exist"):
+        bases.import_base("b", tmp_path / "missing")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(InputError, match="text is damaged"):
+        bases.import_base("b", tmp_path / "text")
+    with pytest.raises(InputError, match="a name with an optional tag"):
+        bases.import_base("b@sha256:" + "0" * 64, make_tar("one"))
+    with pytest.raises(MachineError, match="/proc/self/mem could not be copied into the store"):
+        bases.import_base("b", Path("/proc/self/mem"))
+    assert bases.list() == []
+    assert os.listdir(tmp_path / "home/bases/staging") == []
+
+
+def test_an_unknown_base_shows_the_nearest_name_and_how_to_import(
+    bases: BaseStore, images: ImageStore, make_tar: MakeTar
+) -> None:
+    with pytest.raises(InputError, match="unknown base debian:latest") as caught:
+        bases.resolve("debian")
+    assert caught.value.hint == (
+        "there are none yet; import one with `firebuild base import debian DIRECTORY-OR-TAR`"
+    )
+    bases.import_base("debian:12", make_tar("one"))
+    commit(images, "acme/web:1", {OutputType.TAR: b""})
+    with pytest.raises(InputError, match="unknown base debain:12") as caught:
+        bases.resolve("debain:12")
+    assert caught.value.hint == (
+        "did you mean debian:12? known are debian:12, acme/web:1; "
+        "import one with `firebuild base import debain:12 DIRECTORY-OR-TAR`"
+    )
+
+
+def test_a_finished_image_with_a_tar_output_is_a_base(bases: BaseStore, images: ImageStore) -> None:
+    commit(images, "acme/web:1", {OutputType.TAR: b"tar", OutputType.EXT4: b"image"})
+    base = bases.resolve("acme/web:1")
+    assert base.archive.read_bytes() == b"tar"
+    assert base.config.user == "app"
+    commit(images, "acme/db:1", {OutputType.EXT4: b"image"})
+    with pytest.raises(InputError, match="acme/db:1 has no tar output") as caught:
+        bases.resolve("acme/db:1")
+    assert caught.value.hint == "build it again with `--output tar` as well"
+    with pytest.raises(InputError, match="unknown base a/b/c"):
+        bases.resolve("a/b/c")
+    with pytest.raises(InputError, match="unknown base acme/web:2"):
+        bases.resolve("acme/web:2")
+
+
+def test_a_store_without_images_works_too(tmp_path: Path, trees: Trees, make_tar: MakeTar) -> None:
+    alone = BaseStore(tmp_path / "alone", trees)
+    assert alone.import_base("b", make_tar("one")).imported
+    with pytest.raises(InputError, match="unknown base a/b"):
+        alone.resolve("a/b")
+    alone.close()
+
+
+def test_a_damaged_base_is_an_error_with_the_way_out(bases: BaseStore, make_tar: MakeTar) -> None:
+    base = bases.import_base("b", make_tar("one"))
+    (base.archive.parent / "base.json").write_text("[]")
+    with pytest.raises(MachineError, match=r"base\.json is damaged") as caught:
+        bases.resolve("b")
+    assert caught.value.hint == "import the base again"
+
+
+def test_the_host_itself_makes_a_base_whose_tools_run(bases: BaseStore, trees: Trees, tmp_path: Path) -> None:
+    base = bases.create_from_host("host")
+    assert base.config.cmd == ("/bin/sh",)
+    root = tmp_path / "root"
+    root.mkdir()
+    trees.unpack(base.archive, root)
+    assert (root / "tmp").stat().st_mode & 0o7777 == 0o1777
+    binds = [Bind(root / "usr", "/usr"), Bind(root / "etc", "/etc")]
+    links = [Link(f"usr/{name}", f"/{name}") for name in ("bin", "sbin", "lib", "lib64")]
+    script = "id -un; echo a b | awk '{print $2}'; seq 3 | grep -c .; tar --version >/dev/null; ls /usr/bin"
+    done = trees.sandbox.run(["/bin/sh", "-euc", script], binds=[*binds, *links])
+    assert done.stderr == b""
+    assert done.stdout.split()[:3] == [b"root", b"b", b"3"]
+    assert (
+        os.listdir(base.archive.parent) == ["base.json", "rootfs.tar"]
+        or len(os.listdir(base.archive.parent)) == 2
+    )
+
+
+def test_a_host_without_a_shell_or_ldd_makes_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(MachineError, match="no shell was found"):
+        hostbase.make_host_tree(tmp_path / "tree", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match="ldd was not found"):
+        hostbase.make_host_tree(tmp_path / "tree")
+
+
+def test_libraries_go_where_their_programs_look_for_them() -> None:
+    assert hostbase._inside("/lib/x86_64-linux-gnu/libc.so.6") == "usr/lib/x86_64-linux-gnu/libc.so.6"
+    assert hostbase._inside("/opt/lib/libx.so") == "opt/lib/libx.so"
+    found = hostbase._libraries(["/bin/sh"])
+    assert any("libc.so" in path or "musl" in path for path in found)
+    assert subprocess.run(["test", "-e", found[0]], check=True).returncode == 0

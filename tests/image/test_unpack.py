@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.image.worker import unpack as module
+from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.image.worker.inside import Inside
+from firebuild_bootstrap.image.worker.unpack import UnpackReport, unpack
+
+MakeTar = Callable[..., Path]
+
+
+def info(name: str, kind: bytes = tarfile.REGTYPE, **fields: object) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type, made.uid, made.gid, made.mode = kind, os.getuid(), os.getgid(), 0o644
+    for key, value in fields.items():
+        setattr(made, key, value)
+    return made
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def run(archive: Path, root: Path) -> UnpackReport:
+    with open(archive, "rb") as source:
+        return unpack(source, str(root))
+
+
+def test_files_modes_and_times_come_out_as_they_are_in_the_archive(make_tar: MakeTar, root: Path) -> None:
+    owner = {"uid": os.getuid(), "gid": os.getgid()}
+    headers = {"mtime": "1500000000.123456789"}
+    archive = make_tar(
+        (info(".", tarfile.DIRTYPE, mode=0o711, mtime=5, **owner), b""),
+        (info("a/set", mode=0o6751, pax_headers=headers), b"x"),
+        (info("a", tarfile.DIRTYPE, mode=0o1700, mtime=1_000_000_000), b""),
+        (info("old", mtime=-7), b""),
+    )
+    report = run(archive, root)
+    assert report == UnpackReport(members=4)
+    status = (root / "a/set").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o6751, 1_500_000_000_123_456_789)
+    assert stat.S_IMODE((root / "a").stat().st_mode) == 0o1700
+    assert (root / "a").stat().st_mtime == 1_000_000_000
+    assert (stat.S_IMODE(root.stat().st_mode), root.stat().st_mtime) == (0o711, 5)
+    assert (root / "old").stat().st_mtime == -7
+
+
+def test_missing_parents_are_made_and_leading_slashes_dropped(make_tar: MakeTar, root: Path) -> None:
+    run(make_tar((info("/x/./y/z"), b"1")), root)
+    assert (root / "x/y/z").read_text() == "1"
+    assert stat.S_IMODE((root / "x").stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/..", "a/.."])
+def test_a_name_that_leads_out_is_refused(make_tar: MakeTar, root: Path, name: str) -> None:
+    with pytest.raises(TreeError, match="leads out of the tree"):
+        run(make_tar((info(name), b"")), root)
+    assert os.listdir(root.parent / "outside") == []
+
+
+@pytest.mark.parametrize("target", ["../outside", "/outside", "/../../outside", "../../../../outside"])
+def test_a_planted_link_leads_nowhere_but_into_the_tree(make_tar: MakeTar, root: Path, target: str) -> None:
+    run(make_tar((info("door", tarfile.SYMTYPE, linkname=target), b""), (info("door/evil"), b"x")), root)
+    assert os.listdir(root.parent / "outside") == []
+    assert (root / "outside/evil").read_text() == "x"
+
+
+def test_a_link_to_an_absolute_directory_of_the_real_host_is_not_followed(
+    make_tar: MakeTar, root: Path
+) -> None:
+    outside = root.parent / "outside"
+    run(make_tar((info("d", tarfile.SYMTYPE, linkname=str(outside)), b""), (info("d/e/f"), b"x")), root)
+    assert os.listdir(outside) == []
+
+
+def test_links_in_circles_are_an_error(make_tar: MakeTar, root: Path) -> None:
+    loop = (info("a", tarfile.SYMTYPE, linkname="b"), b""), (info("b", tarfile.SYMTYPE, linkname="a"), b"")
+    with pytest.raises(TreeError, match="go in circles"):
+        run(make_tar(*loop, (info("a/x"), b"")), root)
+
+
+def test_a_file_as_a_directory_is_an_error(make_tar: MakeTar, root: Path) -> None:
+    with pytest.raises(TreeError, match="f is needed as a directory and is none"):
+        run(make_tar((info("f"), b""), (info("f/x"), b"")), root)
+
+
+def test_a_directory_stays_reachable_through_the_link_it_was_meant_to_be(
+    make_tar: MakeTar, root: Path
+) -> None:
+    usr = (info("usr/bin", tarfile.DIRTYPE, mode=0o755), b"")
+    run(make_tar(usr, (info("bin", tarfile.SYMTYPE, linkname="usr/bin"), b""), (info("bin/sh"), b"1")), root)
+    assert (root / "usr/bin/sh").read_text() == "1"
+
+
+def test_later_members_replace_earlier_ones_without_writing_through_them(
+    make_tar: MakeTar, root: Path
+) -> None:
+    victim = root.parent / "outside/victim"
+    victim.write_text("precious")
+    archive = make_tar(
+        (info("f", tarfile.SYMTYPE, linkname=str(victim)), b""),
+        (info("f"), b"new"),
+        (info("d", tarfile.DIRTYPE, mode=0o700), b""),
+        (info("d"), b"a file now"),
+        (info("e"), b"a directory soon"),
+        (info("e", tarfile.DIRTYPE, mode=0o750), b""),
+        (info("g", tarfile.SYMTYPE, linkname=str(victim.parent)), b""),
+        (info("g", tarfile.DIRTYPE, mode=0o755), b""),
+        (info("g/x"), b""),
+        (info("g", tarfile.DIRTYPE, mode=0o711), b""),
+    )
+    run(archive, root)
+    assert victim.read_text() == "precious"
+    assert (root / "f").read_text() == "new"
+    assert (root / "d").read_text() == "a file now"
+    assert (root / "e").is_dir()
+    assert os.listdir(root / "g") == ["x"]
+    assert stat.S_IMODE((root / "g").stat().st_mode) == 0o711
+
+
+def test_a_directory_that_became_a_link_keeps_its_metadata_to_itself(make_tar: MakeTar, root: Path) -> None:
+    archive = make_tar(
+        (info("d", tarfile.DIRTYPE, mode=0o700), b""),
+        (info("d", tarfile.SYMTYPE, linkname="/other"), b""),
+        (info("other", tarfile.DIRTYPE, mode=0o755), b""),
+    )
+    run(archive, root)
+    assert stat.S_IMODE((root / "other").stat().st_mode) == 0o755
+
+
+def test_a_full_directory_is_not_replaced_by_a_file(make_tar: MakeTar, root: Path) -> None:
+    with pytest.raises(TreeError, match="not empty"):
+        run(make_tar((info("d/x"), b""), (info("d"), b"")), root)
+
+
+def test_hard_links_share_their_file_and_never_lead_out(make_tar: MakeTar, root: Path) -> None:
+    run(make_tar((info("a/f"), b"1"), (info("g", tarfile.LNKTYPE, linkname="./a/f"), b"")), root)
+    assert (root / "g").stat().st_ino == (root / "a/f").stat().st_ino
+    with pytest.raises(TreeError, match="leads out"):
+        run(make_tar((info("h", tarfile.LNKTYPE, linkname="../outside/x"), b"")), root)
+    with pytest.raises(TreeError, match="'h' is a hard link to 'missing': No such file"):
+        run(make_tar((info("h", tarfile.LNKTYPE, linkname="missing"), b"")), root)
+    with pytest.raises(TreeError, match="'h' is a hard link to '/'"):
+        run(make_tar((info("h", tarfile.LNKTYPE, linkname="/"), b"")), root)
+
+
+def test_devices_are_left_out_and_counted_but_those_of_dev(make_tar: MakeTar, root: Path) -> None:
+    device = {"devmajor": 1, "devminor": 3}
+    report = run(
+        make_tar(
+            (info("dev/null", tarfile.CHRTYPE, **device), b""),
+            (info("jail/dev/null", tarfile.CHRTYPE, **device), b""),
+            (info("disk", tarfile.BLKTYPE, **device), b""),
+        ),
+        root,
+    )
+    assert (report.devices, report.members) == (2, 0)
+    assert report.examples == {"devices": ["jail/dev/null", "disk"]}
+
+
+def test_pipes_are_made(make_tar: MakeTar, root: Path) -> None:
+    run(make_tar((info("p", tarfile.FIFOTYPE, mode=0o622), b"")), root)
+    assert stat.S_ISFIFO((root / "p").stat().st_mode)
+    assert stat.S_IMODE((root / "p").stat().st_mode) == 0o622
+
+
+def test_an_owner_that_does_not_exist_becomes_root_and_loses_setuid(make_tar: MakeTar, root: Path) -> None:
+    # No user namespace at all knows this one; it stands for any id outside of the mapping.
+    nobody = 2**32 - 1
+    report = run(
+        make_tar(
+            (info("game", uid=nobody + 1, gid=0, mode=0o4755), b""),
+            (info("plain", uid=nobody + 1, gid=0), b""),
+            (info("d", tarfile.DIRTYPE, uid=nobody + 1, gid=0, mode=0o2755), b""),
+        ),
+        root,
+    )
+    assert (report.foreign, report.stripped) == (3, 1)
+    assert report.examples["stripped"] == ["game"]
+    assert f"game ({nobody + 1}:0)" in report.examples["foreign"]
+    assert stat.S_IMODE((root / "game").stat().st_mode) == 0o755
+    assert (root / "game").stat().st_uid == os.geteuid()
+
+
+def test_attributes_are_kept_where_possible_and_counted_where_not(make_tar: MakeTar, root: Path) -> None:
+    headers = {"SCHILY.xattr.user.a": "ü\udcff", "SCHILY.xattr.nonsense": "1", "comment": "2"}
+    report = run(make_tar((info("f", pax_headers=headers), b"")), root)
+    assert os.getxattr(root / "f", "user.a") == "ü".encode() + b"\xff"
+    assert report.examples == {"attributes": ["f (nonsense)"]}
+
+
+def test_only_a_few_names_are_remembered(make_tar: MakeTar, root: Path) -> None:
+    report = run(make_tar(*((info(f"d{n}", tarfile.CHRTYPE), b"") for n in range(9))), root)
+    assert report.devices == 9
+    assert len(report.examples["devices"]) == 3
+
+
+def test_a_member_of_an_unknown_type_is_an_error(make_tar: MakeTar, root: Path) -> None:
+    archive = make_tar((info("f"), b""))
+    data = bytearray(archive.read_bytes())
+    data[156:157] = b"Y"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    archive.write_bytes(data)
+    with pytest.raises(TreeError, match="'f' has the unknown type b'Y'"):
+        run(archive, root)
+
+
+def test_a_damaged_archive_is_an_error(make_tar: MakeTar, root: Path) -> None:
+    archive = make_tar((info("f"), b"x" * 5000))
+    archive.write_bytes(archive.read_bytes()[:2000])
+    with pytest.raises(TreeError, match="the archive is damaged: unexpected end of data"):
+        run(archive, root)
+
+
+@pytest.mark.root
+def test_owners_go_by_number(make_tar: MakeTar, root: Path) -> None:
+    run(make_tar((info("f", uid=4242, gid=2424, uname="root", gname="root", mode=0o4755), b"")), root)
+    status = (root / "f").stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (4242, 2424, 0o4755)
+
+
+@pytest.mark.root
+def test_another_error_of_chown_is_not_hidden(make_tar: MakeTar, root: Path) -> None:
+    class Stubborn(module._Unpacking):
+        def _own(self, member: tarfile.TarInfo, chown: object) -> bool:
+            def fail(uid: int, gid: int) -> None:
+                raise OSError(30, "Read-only file system")
+
+            return super()._own(member, fail)
+
+    archive = make_tar((info("f"), b""))
+    inside = Inside(str(root))
+    with open(archive, "rb") as source, pytest.raises(OSError, match="Read-only"):
+        Stubborn(inside).run(source, False)
+    inside.close()
