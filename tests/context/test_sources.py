@@ -148,3 +148,13 @@ def test_the_root_of_the_context_knows_itself(root: Path) -> None:
     directory = ContextRoot(root)
     assert (directory.node(()).path, directory.path) == ("", root)
     directory.close()
+
+
+def test_a_reader_may_be_closed_twice(root: Path, find: Find) -> None:
+    put(root, "f")
+    (entry,) = find("f").entries()
+    assert entry.open is not None
+    reader = entry.open()
+    reader.close()
+    reader.close()
+    assert reader.closed

@@ -32,7 +32,7 @@ class DockerfileSource:
         except OSError as error:
             raise InputError(
                 f"the Dockerfile can't be read: {error.strerror}",
-                hint="name it with --file",
+                hint="name it with --dockerfile",
                 location=Location(str(path)),
             ) from error
         except UnicodeDecodeError as error:
