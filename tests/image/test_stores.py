@@ -79,7 +79,9 @@ def test_images_are_listed_and_removed_by_tag(images: ImageStore) -> None:
     commit(images, "b/b:2", {OutputType.TAR: b""})
     commit(images, "a/a:1", {OutputType.TAR: b""})
     assert [str(image.tag) for image in images.list()] == ["a/a:1", "b/b:2"]
-    images.remove(ImageTag("a", "a", "1"))
+    removed = images.inspect(ImageTag("a", "a", "1"))
+    images.remove(removed.tag)
+    assert not removed.directory.exists()
     assert [str(image.tag) for image in images.list()] == ["b/b:2"]
     with pytest.raises(InputError, match="there is no image a/a:1") as caught:
         images.remove(ImageTag("a", "a", "1"))

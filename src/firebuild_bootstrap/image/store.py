@@ -141,6 +141,9 @@ class ImageStore:
             raise MachineError(
                 f"{path} is damaged: {error}", hint=f"remove {tag} and build it again"
             ) from error
+        finally:
+            if not hold:
+                self._shelf.release(directory)
         return StoredImage(tag, directory, record)
 
     def inspect(self, tag: ImageTag) -> StoredImage:

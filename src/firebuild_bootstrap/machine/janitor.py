@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -25,12 +24,10 @@ def remove(directory: Path, idmap: IdMap) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def main() -> None:
-    """Wait and remove."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends when the build does, not with the terminal
+def main(lifeline: int = 0) -> None:
+    """Wait for the end of the pipe `lifeline` and remove the directory."""
     directory, idmap = Path(sys.argv[1]), IdMap.from_json(json.loads(sys.argv[2]))
-    while os.read(0, 4096):
+    while os.read(lifeline, 4096):
         pass
     remove(directory, idmap)
 

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _JANITOR: Final = "firebuild_bootstrap.machine.janitor"
 _JANITOR_SECONDS: Final = 120.0
+_NOT_FOR_THE_JANITOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Workspace:
@@ -125,6 +127,8 @@ class Workspace:
                         os.close(lock)
 
     def _start_janitor(self, lifeline: int, lock: int) -> subprocess.Popen[bytes]:
+        # The janitor inherits the mask: it ends when the build does, not with a terminal or a service.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_JANITOR)
         try:
             return subprocess.Popen(
                 [sys.executable, "-sP", "-m", _JANITOR, str(self.path), json.dumps(self._idmap.as_json())],
@@ -138,6 +142,8 @@ class Workspace:
             )
         except OSError as error:
             raise MachineError(f"{sys.executable}: {error.strerror}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.image.bases import Base, BaseStore
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.machine.local import LocalMachine
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.sandbox import IdMap, Sandbox, detect, find_runtime
+
+AsTester = Callable[[str], str]
+
+
+@pytest.fixture(scope="session")
+def idmap() -> IdMap:
+    return detect()
+
+
+@pytest.fixture(scope="session")
+def host_base(tmp_path_factory: pytest.TempPathFactory, idmap: IdMap) -> Base:
+    store = BaseStore(tmp_path_factory.mktemp("bases"), Trees(Sandbox(idmap)))
+    return store.create_from_host("host")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, idmap: IdMap) -> Iterator[LocalMachine]:
+    made = LocalMachine(Workspace(tmp_path, "build-1", idmap))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def as_tester(tmp_path: Path) -> Iterator[AsTester]:
+    """Run a Python script as the unprivileged user `tester`, in a home of its own in `$HOME`."""
+    user = pwd.getpwnam("tester")
+    home = Path("/tmp") / f"tester-{os.getpid()}-{tmp_path.name}"
+    home.mkdir()
+    os.chown(home, user.pw_uid, user.pw_gid)
+    python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), **find_runtime().env}
+
+    def run(script: str) -> str:
+        command = [python, "-sSP", "-c", script]
+        try:
+            done = subprocess.run(
+                command,
+                user=user.pw_uid,
+                group=user.pw_gid,
+                extra_groups=[],
+                env=env,
+                cwd="/",
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        except FileNotFoundError:
+            pytest.skip(f"needs {python}, which every user can run")
+        if "ModuleNotFoundError" in done.stderr or "Permission denied" in done.stderr.partition("\n")[0]:
+            pytest.skip(f"the packages are out of reach for tester: {done.stderr.splitlines()[-1]}")
+        assert done.returncode in (0, -9), done.stderr
+        return done.stdout
+
+    yield run
+    Trees(Sandbox(detect())).remove(home)

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine import janitor
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.sandbox import Host, IdMap, find_runtime
+from firebuild_bootstrap.sandbox.idmap import single
+
+pytestmark = pytest.mark.needs("bwrap")
+AsTester = Callable[[str], str]
+
+# A build that has files of other owners, a sandbox that ignores SIGTERM, and then dies in the given way.
+BUILD = """
+import os, signal, sys, time
+from pathlib import Path
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.sandbox import Bind, detect
+home = Path(os.environ["HOME"], "store")
+idmap = detect()
+workspace = Workspace(home, "doomed", idmap)
+binds = [*workspace.runtime.binds, Bind(workspace.path, "/w", read_only=False)]
+script = "mkdir -p /w/a/b; touch /w/a/b/c; chown -R 77:77 /w/a; chmod 0 /w/a; echo ready; "
+script += "trap '' TERM; sleep 7744"
+process = workspace.sandbox.popen(["sh", "-c", script], binds=binds, stdout=-1)
+process.stdout.readline()
+print(idmap.mode, (workspace.path / "a").stat().st_uid, home, flush=True)
+{end}
+"""
+
+
+def until_gone(builds: Path, seconds: float = 15.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if os.listdir(builds) == ["lock"]:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_directory_is_private_and_gone_afterwards(tmp_path: Path, idmap: IdMap) -> None:
+    with Workspace(tmp_path, "b-1", idmap) as workspace:
+        assert workspace.path == tmp_path / "builds/b-1"
+        assert workspace.path.stat().st_mode & 0o777 == 0o700
+        (workspace.path / "x/y").mkdir(parents=True)
+    assert os.listdir(tmp_path / "builds") == ["lock"]
+    workspace.close()
+
+
+@pytest.mark.parametrize("build_id", ["", "..", "a/b", ".x", "a\n", "x" * 200])
+def test_a_build_id_is_a_harmless_file_name(tmp_path: Path, idmap: IdMap, build_id: str) -> None:
+    with pytest.raises(InputError, match="expected a build id"):
+        Workspace(tmp_path, build_id, idmap)
+
+
+def test_two_builds_of_one_id_do_not_share_a_directory(tmp_path: Path, idmap: IdMap) -> None:
+    with Workspace(tmp_path, "b-1", idmap) as workspace:
+        with pytest.raises(MachineError, match="can't be made: File exists"):
+            Workspace(tmp_path, "b-1", idmap)
+        assert workspace.path.is_dir()
+
+
+def test_the_leftovers_of_a_dead_machine_are_removed_and_living_builds_kept(
+    tmp_path: Path, idmap: IdMap
+) -> None:
+    (tmp_path / "builds/old/inner").mkdir(parents=True)
+    with Workspace(tmp_path, "living", idmap) as living, Workspace(tmp_path, "next", idmap):
+        assert living.path.is_dir()
+        assert sorted(os.listdir(tmp_path / "builds")) == ["living", "lock", "next"]
+
+
+def test_without_its_janitor_the_build_removes_its_directory_itself(tmp_path: Path, idmap: IdMap) -> None:
+    workspace = Workspace(tmp_path, "b-1", idmap)
+    workspace._janitor.kill()
+    workspace._janitor.wait()
+    workspace.close()
+    assert os.listdir(tmp_path / "builds") == ["lock"]
+
+
+def test_without_python_there_is_no_workspace(
+    tmp_path: Path, idmap: IdMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = find_runtime()
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with pytest.raises(MachineError, match="/no/python: No such file"):
+        Workspace(tmp_path, "b-1", idmap, runtime=runtime)
+
+
+@pytest.mark.parametrize(
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", "workspace.janitor_pid"]
+)
+def test_however_a_build_dies_nothing_is_left(tmp_path: Path, end: str) -> None:
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD.replace("{end}", end)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert str(tmp_path) in done.stdout, done.stderr
+    assert until_gone(tmp_path / "store/builds")
+    assert subprocess.run(["pgrep", "-f", "sleep 7744$"], check=False).returncode == 1
+
+
+def test_the_interrupt_key_does_not_reach_the_janitor(tmp_path: Path) -> None:
+    end = "os.killpg(0, signal.SIGINT); time.sleep(60)"
+    env = {**os.environ, "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", BUILD.replace("{end}", end)]
+    subprocess.run(command, env=env, capture_output=True, check=False, start_new_session=True)
+    assert until_gone(tmp_path / "store/builds")
+
+
+@pytest.mark.needs("tester")
+@pytest.mark.needs("newuidmap")
+def test_an_unprivileged_build_leaves_nothing_of_its_subordinate_ids(as_tester: AsTester) -> None:
+    mode, uid, home = as_tester(BUILD.replace("{end}", "os.kill(os.getpid(), signal.SIGKILL)")).split()
+    assert mode == "subids"
+    assert int(uid) == 100_000 + 76
+    assert until_gone(Path(home, "builds"))
+
+
+@pytest.mark.needs("tester")
+@pytest.mark.needs("newuidmap")
+def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsTester) -> None:
+    script = textwrap.dedent("""
+        import os, subprocess, tarfile
+        from pathlib import Path
+        from firebuild_bootstrap.image.bases import BaseStore
+        from firebuild_bootstrap.image.outputs import parse_outputs
+        from firebuild_bootstrap.image.store import ImageRecord, ImageStore
+        from firebuild_bootstrap.image.trees import Trees
+        from firebuild_bootstrap.machine.local import LocalMachine
+        from firebuild_bootstrap.machine.workspace import Workspace
+        from firebuild_bootstrap.sandbox import Sandbox, detect
+        home = Path(os.environ["HOME"], "store")
+        idmap = detect()
+        trees = Trees(Sandbox(idmap))
+        base = BaseStore(home, trees).create_from_host("host")
+        with tarfile.open(home / "x.tar", "w") as tar:
+            for name, uid in (("app", 1000), ("stranger", 3_000_000)):
+                info = tarfile.TarInfo(name)
+                info.uid = info.gid = uid
+                info.mode = 0o4755
+                tar.addfile(info)
+        machine = LocalMachine(Workspace(home, "b", idmap))
+        print(*machine.prepare(home / "x.tar"), sep="|")
+        store = ImageStore(home, trees)
+        with store.stage() as staging:
+            made = machine.export(parse_outputs(["ext4", "tar", "dir"]), staging.path)
+            record = ImageRecord(tag="a/b:1", build_id="b", created="c", firebuild_version="0", outputs=made)
+            image = store.commit(staging, record)
+        machine.close()
+        with tarfile.open(image.directory / "rootfs.tar") as tar:
+            print([(m.name, m.uid, oct(m.mode)) for m in tar if m.name != "."])
+        request = ["/usr/sbin/debugfs", "-R", "stat /app", image.directory / "rootfs.ext4"]
+        print("User:  1000" in subprocess.run(request, capture_output=True, text=True).stdout)
+        print((image.directory / "rootfs/app").stat().st_uid)
+        store.remove(image.tag)
+        print(os.listdir(home / "images/content"), os.listdir(home / "builds"))
+    """)
+    notes, members, ext4, uid, left = as_tester(script).splitlines()
+    assert "1 files of the base belong to root now" in notes
+    assert "stranger (3000000:3000000)" in notes
+    assert "lost their setuid" in notes
+    assert members == "[('app', 1000, '0o4755'), ('stranger', 0, '0o755')]"
+    assert ext4 == "True"
+    assert uid == str(100_000 + 999)
+    assert left == "[] ['lock']"
+
+
+def test_the_janitor_removes_what_its_user_may_and_the_rest_in_the_id_mapping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idmap: IdMap
+) -> None:
+    for number, pretended in enumerate((0, 1000)):
+        doomed = tmp_path / f"builds{number}" / "doomed"
+        (doomed / "x").mkdir(parents=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda uid=pretended: uid)
+            janitor.remove(doomed, idmap)
+        assert not doomed.exists()
+
+
+def test_the_janitor_waits_for_the_end_of_the_pipe(
+    tmp_path: Path, idmap: IdMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = tmp_path / "doomed"
+    doomed.mkdir()
+    monkeypatch.setattr(sys, "argv", ["janitor", str(doomed), json.dumps(idmap.as_json())])
+    read, write = os.pipe()
+    thread = threading.Thread(target=janitor.main, args=(read,))
+    thread.start()
+    os.write(write, b"data does not matter")
+    thread.join(0.2)
+    assert doomed.is_dir()
+    os.close(write)
+    thread.join(10)
+    assert not doomed.exists()
+    os.close(read)
+
+
+def test_no_polite_signal_ends_the_janitor_before_its_build(tmp_path: Path, idmap: IdMap) -> None:
+    with Workspace(tmp_path, "b-1", idmap) as workspace:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            workspace._janitor.send_signal(number)
+        time.sleep(0.3)
+        assert workspace._janitor.poll() is None
+        assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert os.listdir(tmp_path / "builds") == ["lock"]
+
+
+def test_a_single_id_build_is_removed_too(tmp_path: Path) -> None:
+    alone = replace(single(Host.current(), ""), note="")
+    with Workspace(tmp_path, "b-1", alone) as workspace:
+        (workspace.path / "locked/inner").mkdir(parents=True)
+        (workspace.path / "locked").chmod(0)
+    assert os.listdir(tmp_path / "builds") == ["lock"]
