@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -28,6 +29,20 @@ def test_the_example_equals_the_defaults() -> None:
 def test_the_example_shows_every_setting() -> None:
     written = keys(yaml.safe_load(EXAMPLE.read_text()))
     assert written == keys(BuildSettings().model_dump(mode="json"))
+
+
+def test_the_schema_accepts_the_example_and_states_the_defaults() -> None:
+    schema = BuildSettings.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    document = {**yaml.safe_load(EXAMPLE.read_text()), "store": {}}
+    jsonschema.validate(document, schema)
+    defaults = schema["$defs"]["BootstrapSettings"]["properties"]
+    assert {name: defaults[name]["default"] for name in ("build_timeout", "ping_interval")} == {
+        "build_timeout": "30m",
+        "ping_interval": "5s",
+    }
+    with pytest.raises(jsonschema.ValidationError, match="driverr"):
+        jsonschema.validate({"machine": {"driverr": "local"}}, schema)
 
 
 def test_environment_beats_file_and_options_beat_both(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from firebuild_pki.config import (
     CASettings,
     Document,
-    Duration,
+    PositiveDuration,
     Settings,
     load_document,
     validate,
@@ -27,12 +27,6 @@ from firebuild_pki.config import (
 RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
 
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-
-
-def _positive(value: timedelta) -> timedelta:
-    if value <= timedelta(0):
-        raise ValueError("expected a duration above zero")
-    return value
 
 
 def _loopback(value: str) -> str:
@@ -58,7 +52,6 @@ def _size(value: object) -> object:
     raise ValueError(f'expected a size such as 64MiB (B, KiB, MiB, GiB), found "{text}"')
 
 
-PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 ByteSize = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str), Field(ge=1024)]
 
 

@@ -31,7 +31,7 @@ from firebuild_pki.errors import CAError, SettingsError
 from firebuild_pki.keys import KeyType
 from firebuild_pki.plugins import NOTHING_INSTALLED, PluginCatalog
 from firebuild_pki.provider import ProviderSpec
-from firebuild_pki.settings import Duration, SecretRef, Settings
+from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
 from firebuild_pki.validation import Finding, parse_strictly, relocated, validate
 from firebuild_pki.yaml_reader import KeyPath, kind_of
@@ -40,6 +40,7 @@ __all__ = [
     "CASettings",
     "Document",
     "Duration",
+    "PositiveDuration",
     "SecretRef",
     "Settings",
     "SettingsError",
@@ -203,7 +204,7 @@ def ca_json_schema(catalog: PluginCatalog | None = None) -> dict[str, Any]:
     """
     token = _schema_catalog.set(catalog)
     try:
-        return CASettings.model_json_schema()
+        return CASettings.json_schema()
     finally:
         _schema_catalog.reset(token)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import durationpy
 from pydantic import (
@@ -17,16 +17,29 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticCustomError
 
 from firebuild_pki.errors import SecretError
 from firebuild_pki.yaml_reader import kind_of
 
 
+class _SettingsJsonSchema(GenerateJsonSchema):
+    """Writes defaults the way the settings are written, not as ISO 8601."""
+
+    def encode_default(self, dft: Any) -> Any:
+        return write_duration(dft) if isinstance(dft, timedelta) else super().encode_default(dft)
+
+
 class Settings(BaseModel):
     """Base class of every block of settings: unknown keys are errors, instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """Describe the block as JSON Schema (draft 2020-12), defaults included."""
+        return cls.model_json_schema(schema_generator=_SettingsJsonSchema)
 
 
 def _parse_duration(value: object) -> object:

@@ -30,7 +30,7 @@ def schema() -> None:
     from firebuild_bootstrap.settings import BuildSettings
 
     document = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    click.echo(json.dumps({**document, **BuildSettings.model_json_schema()}, indent=2))
+    click.echo(json.dumps({**document, **BuildSettings.json_schema()}, indent=2))
 
 
 @config.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +95,13 @@ def _request(options: dict[str, Any]) -> BuildRequest:
         dockerfile=options["dockerfile"],
         context=options["context"],
         tag=ImageTag.parse(options["tag"]),
-        build_args=parse_assignments(options["build_args"], "--build-arg"),
+        build_args=_from_environment(parse_assignments(options["build_args"], "--build-arg")),
         labels={name: value or "" for name, value in labels.items()},
         target=options["target"],
         outputs=parse_outputs(options["outputs"]),
     )
+
+
+def _from_environment(given: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Let `--build-arg NAME` take its value from the environment, as `docker build` does."""
+    return {name: os.environ.get(name) if value is None else value for name, value in given.items()}
