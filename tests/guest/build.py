@@ -6,6 +6,8 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,12 +104,15 @@ class Build:
             Bind(socket.parent, "/run/firebuild"),
             Bind(self.image, "/image", read_only=False),
         ]
-        argv = self.runtime.module("firebuild_bootstrap.guest.main", "bootstrap", "--root", "/image")
-        argv += ["--mmds", "unix:/run/firebuild/mmds.sock", *self.arguments]
+        measured = Measured.current(self.directory)
+        argv = self.runtime.module("firebuild_bootstrap.guest.main")
+        if measured is not None:
+            argv, binds = measured.command(self.runtime), [*binds, *measured.binds]
+        argv += ["bootstrap", "--root", "/image", "--mmds", "unix:/run/firebuild/mmds.sock", *self.arguments]
         process = Sandbox(self.idmap).popen(
             argv, binds=binds, env=self.runtime.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        return Running(process, emulator)
+        return Running(process, emulator, measured)
 
     def run(self, *commands: wire.AnyCommand | str, timeout: float = 60) -> Outcome:
         with self.start(*commands) as running:
@@ -132,11 +137,39 @@ class Build:
         return found.st_uid, found.st_gid
 
 
+class Measured:
+    """Measures the coverage of what runs in the sandbox, where the suite itself is measured."""
+
+    def __init__(self, directory: Path, data_file: str) -> None:
+        self._directory = Path(tempfile.mkdtemp(dir=directory))
+        self._directory.chmod(0o1777)
+        self._data_file = data_file
+        self._tests = Path(__file__).parents[1]
+        self.binds = [Bind(self._tests), Bind(self._directory, "/coverage", read_only=False)]
+
+    @classmethod
+    def current(cls, directory: Path) -> Measured | None:
+        measuring = sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+        return cls(directory, measuring.config.data_file) if measuring else None
+
+    def command(self, runtime: Runtime) -> list[str]:
+        return [*runtime.python, str(self._tests / "guest/covered.py")]
+
+    def collect(self) -> None:
+        for part in self._directory.glob("part.*"):
+            data = sys.modules["coverage"].CoverageData(f"{self._data_file}.{part.name}")
+            data.loads(part.read_bytes())
+            data.write()
+
+
 class Running:
     """A vminit that has been started."""
 
-    def __init__(self, process: SandboxProcess, emulator: MetadataEmulator) -> None:
+    def __init__(
+        self, process: SandboxProcess, emulator: MetadataEmulator, measured: Measured | None
+    ) -> None:
         self.sandbox = process
+        self._measured = measured
         self._emulator = emulator
 
     def __enter__(self) -> Running:
@@ -145,6 +178,8 @@ class Running:
     def __exit__(self, *error: object) -> None:
         self.sandbox.kill()
         self._emulator.stop()
+        if self._measured is not None:
+            self._measured.collect()
         for stream in (self.sandbox.process.stdout, self.sandbox.process.stderr):
             if stream is not None:
                 stream.close()

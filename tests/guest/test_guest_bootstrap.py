@@ -299,11 +299,8 @@ def test_a_closed_channel_is_a_lost_server(pki: Pki, server: BuildServer) -> Non
 @SANDBOX
 def test_the_private_key_is_in_no_output_and_no_file_of_the_image(build: Build, pki: Pki) -> None:
     secret = pki.guest.key.decode().splitlines()[1]
-    outcome = build.run(
-        run_command(
-            "busybox find / -xdev -type f -exec busybox grep 'PRIVATE KEY' {} +; env; cat /proc/*/environ; false"
-        )
-    )
+    search = "busybox find / -xdev -type f -exec busybox grep 'PRIVATE KEY' {} +"
+    outcome = build.run(run_command(f"{search}; env; cat /proc/*/environ; false"))
     assert outcome.status == 1
     told = outcome.stderr + build.server.stdout.decode(errors="replace") + str(build.server.aborts)
     assert secret not in told

@@ -271,6 +271,25 @@ def test_links_in_place_of_proc_and_dev_do_not_lead_outside(build: Build) -> Non
     assert output_of(build, "ls /proc2/self/status; ls /dev2/null") == "/proc2/self/status\n/dev2/null\n"
 
 
+def test_the_machines_own_root_can_be_the_image(build: Build) -> None:
+    build.arguments = ["--root", "/"]
+    script = "readlink /proc/self/fd/0; ls -d /image; ls /dev; cat /proc/1/cmdline | tr '\\0' x"
+    build.succeed(run_command(script, env={"PATH": "/usr/bin:/bin"}))
+    assert build.server.stdout.startswith(b"/dev/null\n/image\n")
+    assert b"urandom" in build.server.stdout
+
+
+def test_an_image_whose_proc_is_a_file_is_an_error(build: Build) -> None:
+    (build.image / "proc").write_text("")
+    abort = build.fail(run_command("true"))
+    assert ("/proc" in abort.error, abort.reason) == (True, "file")
+
+
+def test_a_directory_in_place_of_resolv_conf_is_an_error_in_words(build: Build) -> None:
+    (build.image / "etc/resolv.conf").mkdir()
+    assert "mount" in build.fail(run_command("true")).error
+
+
 # --- what it may do -------------------------------------------------------------------------------
 
 
