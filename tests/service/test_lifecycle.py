@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import ssl
 import stat
 import tempfile
 import threading
@@ -15,12 +16,13 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.service import BootstrapServer, Ending, Limits
 from firebuild_bootstrap.service.server import parse_bind
-from firebuild_pki import TLSMaterial
+from firebuild_pki import TLSMaterial, open_authority
 
 
 def port_of(address: str) -> int:
@@ -188,3 +190,37 @@ def test_no_key_reaches_a_log_or_an_event(
         secret = material.private_key_pem.decode().splitlines()[1]
         assert secret not in seen
     assert "PRIVATE KEY" not in seen
+
+
+@pytest.mark.parametrize("trust", ["root", "intermediate"])
+def test_certificates_below_an_intermediate_work_whichever_of_the_two_is_trusted(
+    serve: Any, workshop: Any, new_workshop: Any, trust: str
+) -> None:
+    middle = new_workshop("Intermediate CA", workshop)
+    anchor = workshop.pem if trust == "root" else middle.pem
+    server = middle.issue("b1.firebuild.internal", ExtendedKeyUsageOID.SERVER_AUTH, trust=anchor)
+    running = serve(materials=(server, middle.issue("guest.b1.firebuild.internal", trust=anchor)))
+    assert running.caller().ping() == "p"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_both_tls_versions_get_through_to_http2(serve: Any, version: ssl.TLSVersion) -> None:
+    running = serve()
+    material = running.materials[1]
+    context = material.ssl_context()
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port_of(running.address)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=material.server_name) as secure,
+    ):
+        secure.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0")
+        assert secure.recv(9)[3:4] == b"\x04"  # the server's SETTINGS
+    assert running.server.refused_peers == 0
+
+
+@pytest.mark.parametrize("key_type", ["p384", "rsa2048"])
+def test_other_key_types_that_grpc_can_use_work_too(serve: Any, key_type: str) -> None:
+    with open_authority({"key_type": key_type}, build_id="b1") as authority:
+        running = serve(materials=(authority.issue_server(), authority.issue_guest()))
+    assert running.caller().ping() == "p"

@@ -202,7 +202,7 @@ async def _handshake(stream: TlsStream) -> str:
         await stream.handshake()
     except SSL.Error as error:
         return handshake_problem(error, stream.inspection, stream.first_bytes)
-    except (EOFError, ConnectionError):
+    except (EOFError, OSError):
         if not stream.first_bytes:
             return "it closed the connection without a TLS handshake"
         return "it closed the connection during the TLS handshake; perhaps it does not trust this server"

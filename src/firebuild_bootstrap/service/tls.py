@@ -18,6 +18,7 @@ ALPN: Final = b"h2"
 WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
 # Forward secrecy and authenticated encryption only, as HTTP/2 asks for (RFC 9113, section 9.2.2).
 _TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+_ENABLE_PARTIAL_WRITE: Final = 0x1  # SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name
 # X509_V_ERR_*, openssl-verification-options(1).
 _VERIFY_PROBLEMS: Final = {
     7: "the signature of its certificate is wrong",
@@ -99,6 +100,8 @@ def _context(method: int, material: TLSMaterial) -> SSL.Context:
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
+    # One call of SSL_write encrypts all that it gets, not one record of 16 KiB: measurably faster.
+    context.clear_mode(_ENABLE_PARTIAL_WRITE)
     context.set_cipher_list(_TLS12_CIPHERS)
     leaf, *issuers = x509.load_pem_x509_certificates(material.certificate_chain_pem)
     context.use_certificate(leaf)
