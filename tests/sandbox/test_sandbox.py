@@ -223,6 +223,13 @@ def test_terminate_reaches_the_program_itself(sandbox: Sandbox, runtime: Runtime
     process.stdout.close()
 
 
+def test_terminate_right_after_the_start_reaches_the_program_too(sandbox: Sandbox, runtime: Runtime) -> None:
+    process = sandbox.popen(["sleep", "30"], binds=runtime.binds)
+    process.terminate()
+    assert process.wait(5) == 128 + signal.SIGTERM
+    process.kill()
+
+
 def test_kill_ends_everything_that_the_program_started(sandbox: Sandbox, runtime: Runtime) -> None:
     script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 7722' & sleep 7722 & echo ready; wait"
     process = sandbox.popen(["sh", "-c", script], binds=runtime.binds, stdout=subprocess.PIPE)

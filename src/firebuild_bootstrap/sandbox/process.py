@@ -7,9 +7,11 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from contextlib import suppress
 from typing import IO, Final
 
+_START_SECONDS: Final = 2.0
 _GONE_SECONDS: Final = 10.0  # a killed PID namespace is gone in milliseconds; longer means a stuck disk
 
 
@@ -62,8 +64,12 @@ class SandboxProcess:
 
     def terminate(self) -> None:
         """Ask the program (not its sandbox) to end, with SIGTERM."""
-        program = _first_child(self._init_pid)
-        if program is not None and not self._done.is_set():
+        program = None
+        began = time.monotonic()
+        # bubblewrap needs a moment to get as far as the program.
+        while program is None and not self._done.wait(0.01) and time.monotonic() - began < _START_SECONDS:
+            program = _first_child(self._init_pid)
+        if program is not None:
             with suppress(ProcessLookupError):
                 os.kill(program, signal.SIGTERM)
 
