@@ -145,18 +145,18 @@ class _Build:
 
             self._phase(2, "issue certificates")
             authority = cleanup.enter_context(open_authority(self._settings.ca, build_id=self._build_id))
-            server_material, guest_material = self._issue(authority)
+            materials = self._issue(authority)
             self._announce(resolved, authority)
 
             self._phase(3, "start the bootstrap server")
             machine = LocalMachine(workspace)
             cleanup.callback(machine.close)
-            server = self._server(resolved.plan, server_material, guest_material, machine)
+            server = self._server(resolved.plan, materials, machine, workspace.path)
             host_port = server.start()
             cleanup.callback(server.stop)
 
             self._phase(4, "write the metadata")
-            machine.metadata.put(self._metadata(guest_material, host_port))
+            machine.metadata.put(self._metadata(materials[1], host_port))
 
             self._phase(5, "start the machine")
             self._start(machine, resolved)
@@ -235,8 +235,13 @@ class _Build:
     # --- 3 --------------------------------------------------------------------------------------
 
     def _server(
-        self, plan: BuildPlan, server: TLSMaterial, guest: TLSMaterial, machine: Machine
+        self,
+        plan: BuildPlan,
+        materials: tuple[TLSMaterial, TLSMaterial],
+        machine: Machine,
+        runtime_directory: Path,
     ) -> BootstrapServer:
+        server, guest = materials
         return BootstrapServer(
             commands=[encode_command(step.command) for step in plan.steps],
             resources={
@@ -249,6 +254,7 @@ class _Build:
             events=self.events,
             limits=_limits(self._settings.bootstrap),
             bind=self._settings.bootstrap.bind,
+            runtime_directory=runtime_directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
         )
 

@@ -72,7 +72,8 @@ class LocalMachine:
                 Bind(self._root, "/image", read_only=False),
                 Bind(self._workspace.path / "mmds", "/run/firebuild"),
             ],
-            env=runtime.env,
+            # gRPC's core writes to stderr by itself; what matters vminit says in its own words.
+            env={**runtime.env, "GRPC_VERBOSITY": "NONE"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import threading
@@ -28,7 +29,6 @@ from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
 
 _WORKERS: Final = 16
-_MAX_UNIX_PATH: Final = 107
 
 
 class BootstrapServer:
@@ -154,8 +154,10 @@ class BootstrapServer:
         self.stop()
 
     def _start_grpc(self, started: contextlib.ExitStack) -> tuple[grpc.Server, str]:
-        directory = _private_directory(self._runtime_directory)
+        directory = tempfile.mkdtemp(prefix="firebuild-", dir=self._runtime_directory)  # mode 0700
         started.callback(shutil.rmtree, directory, ignore_errors=True)
+        descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        started.callback(os.close, descriptor)
         pool = started.enter_context(ThreadPoolExecutor(_WORKERS, thread_name_prefix="firebuild-call"))
         server = grpc.server(
             pool,
@@ -166,7 +168,8 @@ class BootstrapServer:
             ],
         )
         server.add_generic_rpc_handlers((self._handlers.generic_handler(),))
-        backend = f"{directory}/grpc"
+        # A socket's address holds 107 bytes at most, whatever the length of the directory's path.
+        backend = f"/proc/self/fd/{descriptor}/grpc"
         try:
             server.add_secure_port(f"unix:{backend}", server_credentials(self._credentials.server))
         except RuntimeError as error:
@@ -188,11 +191,3 @@ def parse_bind(bind: str) -> tuple[str, int]:
     if not (port.isascii() and port.isdigit() and int(port) <= 65535):
         raise InputError(f"bootstrap.bind: expected host:port with a port from 0 to 65535, found {bind!r}")
     return host.strip("[]"), int(port)
-
-
-def _private_directory(parent: Path | None) -> str:
-    directory = tempfile.mkdtemp(prefix="firebuild-", dir=parent)  # mode 0700
-    if len(f"{directory}/grpc") <= _MAX_UNIX_PATH:
-        return directory
-    shutil.rmtree(directory)
-    return tempfile.mkdtemp(prefix="firebuild-", dir="/tmp")
