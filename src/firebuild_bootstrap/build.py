@@ -355,7 +355,7 @@ class _Build:
         self.events(
             ImageStored(
                 tag=record.tag,
-                path=str(image.directory / first.path),
+                path=str(image.location / first.path),
                 size=first.size,
                 digest=first.digest,
                 seconds=time.monotonic() - self._began,

@@ -18,7 +18,7 @@ def image_json(image: StoredImage) -> str:
     """Return the image's record, with the absolute paths of its outputs."""
     document: dict[str, Any] = image.record.as_json()
     for output in document["outputs"]:
-        output["path"] = str(image.directory / output["path"])
+        output["path"] = str(image.location / output["path"])
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -81,7 +81,7 @@ class Shelf:
             content = self.root / "content" / staging.path.name
             os.rename(staging.path, content)
             _sync_directory(content.parent)
-            link = self._link(key)
+            link = self.link(key)
             link.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.root / "fresh"
             fresh.unlink(missing_ok=True)
@@ -94,7 +94,7 @@ class Shelf:
 
     def hold(self, key: Key) -> Path | None:
         """Return the directory of an entry; it stays until `release` or `close`, even when replaced."""
-        link = self._link(key)
+        link = self.link(key)
         for _attempt in range(_ATTEMPTS):
             try:
                 content = link.resolve(strict=True)
@@ -126,7 +126,7 @@ class Shelf:
             MachineError: the store can't be written.
         """
         with self._changing():
-            link = self._link(key)
+            link = self.link(key)
             if not link.is_symlink():
                 return False
             link.unlink()
@@ -141,11 +141,12 @@ class Shelf:
         with self._changing():
             self._sweep()
 
-    def _link(self, key: Key) -> Path:
+    def link(self, key: Key) -> Path:
+        """Return the path of an entry by its name, which stays right when the entry is replaced."""
         return self.root.joinpath("names", *key)
 
     def _sweep(self) -> None:
-        used = {self._link(key).resolve() for key in self.names()}
+        used = {self.link(key).resolve() for key in self.names()}
         for folder in ("staging", "content"):
             for path in (self.root / folder).iterdir():
                 if path in used:

@@ -74,15 +74,21 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image in the store and the directory it lies in."""
+    """An image in the store.
+
+    Args:
+        directory: where its files lie; gone once the tag is built again or removed.
+        location: the same by its tag: a path to hand out, which then leads to the newer image.
+    """
 
     tag: ImageTag
     directory: Path
+    location: Path
     record: ImageRecord
 
     def output(self, kind: OutputType) -> Path | None:
         """Return the path of one output."""
-        paths = [self.directory / output.path for output in self.record.outputs if output.type is kind]
+        paths = [self.location / output.path for output in self.record.outputs if output.type is kind]
         return paths[0] if paths else None
 
 
@@ -123,7 +129,7 @@ class ImageStore:
             (staging.path / "image.json").write_text(text, "utf-8")
         except OSError as error:
             raise MachineError(f"{staging.path}: the image could not be stored: {error.strerror}") from error
-        return StoredImage(tag, self._shelf.publish(staging, _key(tag)), record)
+        return self._stored(tag, self._shelf.publish(staging, _key(tag)), record)
 
     def find(self, tag: ImageTag, *, hold: bool = False) -> StoredImage | None:
         """Return an image, or None; with `hold` its files stay until `close`.
@@ -144,7 +150,7 @@ class ImageStore:
         finally:
             if not hold:
                 self._shelf.release(directory)
-        return StoredImage(tag, directory, record)
+        return self._stored(tag, directory, record)
 
     def inspect(self, tag: ImageTag) -> StoredImage:
         """Return an image.
@@ -180,6 +186,9 @@ class ImageStore:
     def sweep(self) -> None:
         """Remove what crashed builds left in the store."""
         self._shelf.sweep()
+
+    def _stored(self, tag: ImageTag, directory: Path, record: ImageRecord) -> StoredImage:
+        return StoredImage(tag, directory, self._shelf.link(_key(tag)), record)
 
     def _unknown(self, tag: ImageTag) -> InputError:
         known = ", ".join(str(ImageTag(*key)) for key in self._shelf.names()) or "none yet"
