@@ -230,3 +230,27 @@ def test_files_that_are_links_are_written_inside_the_image(image: Path, tmp_path
     apply(image, LocalHostname="box")
     assert (tmp_path / "hostname").read_text() == "host's own"
     assert (image / "hostname").read_text() == "box\n"
+
+
+def test_the_running_machine_gets_its_name_only_as_root_directory(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    configure({"LocalHostname": "box"}, str(image), Paths(), set_hostname=named.append)
+    assert named == []
+    paths = Paths(*(f"{image}{path}" for path in ("/env", "/hostname", "/hosts", "/runner")))
+    assert configure({"LocalHostname": "box"}, "/", paths, set_hostname=named.append) == []
+    assert named == ["box"]
+
+    def refuse(name: str) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    notes = configure({"LocalHostname": "box"}, "/", paths, set_hostname=refuse)
+    assert notes == ["the running machine keeps its name: Operation not permitted"]
+
+
+def test_a_users_file_that_cannot_be_read_is_an_error(image: Path) -> None:
+    (image / "etc/passwd").unlink()
+    (image / "etc/passwd").mkdir()
+    with pytest.raises(InputError, match="/etc/passwd of the image can't be read"):
+        apply(image, Users={"app": {"SSHKeys": ED}})

@@ -220,18 +220,30 @@ def test_the_version_is_the_packages(
 ) -> None:
     from importlib import metadata
 
+    try:
+        installed = metadata.version("firebuild")
+    except metadata.PackageNotFoundError:  # run from a bare checkout
+        installed = "(unknown version)"
     for _ in range(2):
         with pytest.raises(SystemExit) as caught:
             main(["--version"])
         assert caught.value.code == 0
         monkeypatch.setattr(metadata, "version", lambda name: _raise(metadata.PackageNotFoundError(name)))
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("vminit 0.")
+    assert first == f"vminit {installed}"
     assert second == "vminit (unknown version)"
 
 
 def _raise(error: Exception) -> str:
     raise error
+
+
+def test_an_interrupt_while_waiting_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: MetadataClient) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MetadataClient, "read", interrupted)
+    assert main([]) == 130
 
 
 def test_every_error_has_an_exit_status() -> None:

@@ -151,7 +151,7 @@ def test_nothing_outside_is_touched_while_directories_turn_into_links(root: Root
     thread = threading.Thread(target=swap)
     thread.start()
     refused = 0
-    for _ in range(1500):
+    for _ in range(500):
         for action in (
             lambda: root.write("d/f", [b"x"], MINE),
             lambda: root.make_directory("d/sub/x", Metadata(ME, 0o777), parents=ME),
@@ -166,8 +166,8 @@ def test_nothing_outside_is_touched_while_directories_turn_into_links(root: Root
     thread.join()
     assert [entry.name for entry in outside.iterdir()] == ["f"]
     assert ((outside / "f").read_text(), outside.stat().st_mode) == ("precious", mode)
-    assert refused < 6000
-    assert swaps.count(True) > 1000
+    assert refused < 2000
+    assert swaps.count(True) > 500
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -368,6 +368,13 @@ def test_a_missing_workdir_is_created(build: Build) -> None:
     assert output_of(build, "pwd", workdir="/deep/er") == "/deep/er\n"
 
 
+def test_a_very_long_path_does_not_hang_the_report(build: Build) -> None:
+    path = ":".join(["/nowhere" * 100] * 110)
+    abort = build.fail(run_command("", argv=("missing",), env={"PATH": path}))
+    assert abort.exit_code == 127
+    assert abort.error.startswith("missing: not found in PATH=/nowhere")
+
+
 @pytest.mark.root
 def test_workdir_creates_with_the_current_user(build: Build) -> None:
     build.succeed(workdir_command("/srv/app", user="app"))

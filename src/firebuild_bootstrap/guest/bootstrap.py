@@ -38,13 +38,17 @@ def read_block(document: Mapping[str, Any]) -> wire.BootstrapBlock:
         raise InputError(str(error)) from error
 
 
-def bootstrap(block: wire.BootstrapBlock, root_path: str, *, connect_timeout: float = 30.0) -> None:
+def bootstrap(
+    block: wire.BootstrapBlock, root_path: str, *, connect_timeout: float = 30.0, sync: bool = True
+) -> None:
     """Execute a whole build in the image at `root_path`.
 
     Args:
         block: where the server is, and the credentials for it.
         root_path: directory of the image.
         connect_timeout: seconds to wait for the server at first.
+        sync: have everything on the drives before the success is reported, because the machine may be
+            stopped right after.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -62,10 +66,10 @@ def bootstrap(block: wire.BootstrapBlock, root_path: str, *, connect_timeout: fl
         except ValueError as error:
             raise InputError("the Bootstrap metadata holds no usable certificate, key or CA chain") from error
         stack.callback(client.close)
-        _build(client, root_path, stop, block.ping_interval)
+        _build(client, root_path, stop, block.ping_interval, sync)
 
 
-def _build(client: Client, root_path: str, stop: Stop, ping_interval: float) -> None:
+def _build(client: Client, root_path: str, stop: Stop, ping_interval: float, sync: bool) -> None:
     texts = client.commands()
     with Pings(client, stop, ping_interval):
         # Only now, so that the first call is made as early as possible.
@@ -82,7 +86,8 @@ def _build(client: Client, root_path: str, stop: Stop, ping_interval: float) -> 
             finally:
                 relay.close()
             stop.check()
-            os.sync()
+            if sync:
+                os.sync()
             client.success()
         except GuestError as error:
             client.abort(error)

@@ -162,9 +162,8 @@ class Client:
 
     def abort(self, error: GuestError) -> bool:
         """Report a failure; False when the server did not take it. Never raises: it is the last call."""
-        request = pb.AbortRequest(
-            error=error.message, step=error.step, exit_code=error.exit_code, reason=error.reason
-        )
+        text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
+        request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
             self._abort(request, timeout=_FAREWELL_SECONDS, metadata=(wire.GUEST_HELLO,))
         except (grpc.RpcError, ValueError):

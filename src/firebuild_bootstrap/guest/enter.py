@@ -44,6 +44,8 @@ KEPT_CAPABILITIES = frozenset(
 )
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+# A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
+_MAX_REPORT = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +206,6 @@ class _reporting:  # noqa: N801
         code = error.exit_code if isinstance(error, _Refused) else 1
         reason = "command" if isinstance(error, _Refused) else "internal"
         text = str(error) if isinstance(error, OSError | _Refused) else f"{type(error).__name__}: {error}"
-        report = json.dumps({"message": text, "exit_code": code, "reason": reason})
+        report = json.dumps({"message": text[:_MAX_REPORT], "exit_code": code, "reason": reason})
         os.write(self._status, report.encode("ascii"))
         os._exit(code)

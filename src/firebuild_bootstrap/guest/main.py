@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GuestError as error:
         print(f"vminit: {error.message}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:  # before the build took over the signals
+        return 128 + signal.SIGINT
 
 
 def _run(parsed: argparse.Namespace) -> int:
@@ -30,7 +33,9 @@ def _run(parsed: argparse.Namespace) -> int:
     if parsed.mode == "bootstrap" or (parsed.mode is None and "Bootstrap" in document):
         from .bootstrap import bootstrap, read_block
 
-        bootstrap(read_block(document), parsed.root, connect_timeout=parsed.connect_timeout)
+        # A UNIX socket means a sandbox, whose drives are the host's own.
+        sync = not parsed.mmds.startswith("unix:")
+        bootstrap(read_block(document), parsed.root, connect_timeout=parsed.connect_timeout, sync=sync)
         return 0
     from .configure import Paths, configure
 

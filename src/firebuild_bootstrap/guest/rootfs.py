@@ -181,7 +181,7 @@ class Root:
                 elif stat.S_ISREG(found.st_mode) and found.st_size == 0:
                     os.unlink(place.name, dir_fd=place.directory)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY):
                 raise
 
     @contextmanager
