@@ -38,7 +38,12 @@ lock: $(READY)
 package: $(READY)
 	$(BIN)/python -m build --no-isolation
 
-$(READY): pyproject.toml constraints.txt scripts/make-venv
+$(READY): $(VENV)/.pinned pyproject.toml
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+$(VENV)/.pinned: constraints.txt scripts/make-venv
 	@scripts/make-venv $(VENV)
 	@touch $@
 
