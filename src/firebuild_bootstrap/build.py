@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
-from firebuild_bootstrap.errors import GuestLost, Interrupted, Location, StepFailed, exit_status_of
+from firebuild_bootstrap.errors import GuestLost, Interrupted, StepFailed, exit_status_of
 from firebuild_bootstrap.events import (
     BuildFailed,
     BuildStarted,
@@ -25,6 +25,7 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepStarted,
 )
+from firebuild_bootstrap.explain import explained
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.config import ImageConfig
@@ -171,15 +172,16 @@ class _Build:
             return self._store(machine, resolved, authority)
 
     def failed(self, error: BaseException) -> None:
-        self.events(
-            BuildFailed(
-                exit_status=exit_status_of(error),
-                error=type(error).__name__,
-                message=str(error),
-                step=getattr(error, "step", 0),
-                exit_code=getattr(error, "exit_code", None),
-            )
+        event = BuildFailed(
+            exit_status=exit_status_of(error),
+            error=type(error).__name__,
+            message=str(error),
+            step=getattr(error, "step", 0),
+            exit_code=getattr(error, "exit_code", None),
         )
+        # A receiver that fails too must not hide why the build did.
+        with suppress(Exception):
+            self.events(event)
 
     def _phase(self, number: int, name: str) -> None:
         self._home.check()
@@ -309,24 +311,8 @@ class _Build:
         try:
             outcome.raise_for_failure()
         except StepFailed as error:
-            raise self._explained(error, plan) from error
-
-    def _explained(self, error: StepFailed, plan: BuildPlan) -> StepFailed:
-        step = next((step for step in plan.steps if step.number == error.step), None)
-        if step is None:
-            return error
-        what = f"with exit code {error.exit_code}" if error.exit_code else f"({error.message})"
-        message = f"step {step.number}/{plan.total} failed {what}\n  {step.instruction}"
-        output = self.events.last_lines(step.number)
-        if output:
-            message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
-        return StepFailed(
-            message,
-            step=error.step,
-            exit_code=error.exit_code,
-            hint=error.hint,
-            location=Location(str(self._request.dockerfile), step.line),
-        )
+            output = self.events.last_lines(error.step)
+            raise explained(error, plan, self._request.dockerfile, output) from error
 
     # --- 7 --------------------------------------------------------------------------------------
 

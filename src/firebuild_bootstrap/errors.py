@@ -21,6 +21,7 @@ class ExitStatus(IntEnum):
     TIMEOUT = 5
     MACHINE = 6
     INTERNAL = 70
+    OUTPUT = 74
     INTERRUPTED = 130
 
 
@@ -112,6 +113,21 @@ class MachineError(FirebuildError):
     """The machine (sandbox or VM) could not be prepared, started or read back."""
 
     exit_status = ExitStatus.MACHINE
+
+
+class OutputError(FirebuildError):
+    """Standard output can't be written: its reader has gone, or the disk behind it is full.
+
+    Args:
+        message: what happened.
+        reader_gone: nobody is left to read, so that nothing need be said about it.
+    """
+
+    exit_status = ExitStatus.OUTPUT
+
+    def __init__(self, message: str, *, reader_gone: bool = False) -> None:
+        super().__init__(message)
+        self.reader_gone = reader_gone
 
 
 class Interrupted(_Described):

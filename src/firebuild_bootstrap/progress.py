@@ -10,8 +10,10 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import BinaryIO, Literal, Protocol
 
+from firebuild_bootstrap.errors import OutputError
 from firebuild_bootstrap.events import (
     BuildStarted,
     Event,
@@ -176,11 +178,16 @@ class TerminalRenderer(PlainRenderer):
         super().close()
 
     def _tick(self) -> None:
-        while not self._closed.wait(0.5):
-            with self._lock:
-                if self._pending is not None:
-                    self._rewrite(self._pending, f"{self._clock() - self._since:.0f}s", _DIM)
-                    self._out.flush()
+        # A terminal that has gone is for the thread of the next event to tell.
+        with suppress(OSError, OutputError):
+            while not self._closed.wait(0.5):
+                with self._lock:
+                    self._show_clock()
+
+    def _show_clock(self) -> None:
+        if self._pending is not None:
+            self._rewrite(self._pending, f"{self._clock() - self._since:.0f}s", _DIM)
+            self._out.flush()
 
     def _rewrite(self, step: StepStarted, suffix: str, style: str) -> None:
         line = f"{_BOLD}{self._header(step)}{_RESET} {style}{suffix}{_RESET}"

@@ -21,7 +21,7 @@ def base() -> None:
 
 @base.command("import")
 @click.argument("name")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--image-config",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -77,9 +77,16 @@ def _read_config(path: Path | None) -> ImageConfig | None:
 
     if path is None:
         return None
+    where = Location(str(path))
     try:
-        return ImageConfig.from_json(json.loads(path.read_text("utf-8")))
+        document = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"expected JSON: {error}", location=Location(str(path))) from error
+        raise InputError(f"expected JSON: {error}", location=where) from error
+    if not isinstance(document, dict):
+        raise InputError(f"expected a JSON object, found {document!r:.40}", location=where)
+    try:
+        return ImageConfig.from_json(document)
+    except InputError as error:
+        raise InputError(error.message, hint=error.hint, location=where) from error

@@ -22,6 +22,18 @@ def image_json(image: StoredImage) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
+def check_writable(path: Path) -> None:
+    """Refuse, before anything is built, a file that could not be written at the end.
+
+    Raises:
+        InputError: its directory does not exist or can't be written.
+    """
+    if not os.path.isdir(path.parent):
+        raise InputError(f"{path} can't be written: {path.parent} is no directory", hint="make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path} can't be written: no right to write in {path.parent}")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is there completely or as it was before.
 

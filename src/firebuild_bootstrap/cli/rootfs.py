@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,22 +67,21 @@ def rootfs(
 ) -> None:
     """Build a root file system from a Dockerfile and store it as an image."""
     from firebuild_bootstrap.build import build_image
-    from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
+    from firebuild_bootstrap.cli.imagejson import check_writable, image_json, write_atomically
     from firebuild_bootstrap.interrupts import Interrupts
     from firebuild_bootstrap.progress import make_renderer
 
     interrupts = Interrupts()
     renderer = make_renderer(progress, sys.stdout.buffer, terminal=sys.stdout.isatty())
-    try:
-        with interrupts.installed():
-            settings = settings_from(config_file, {"ca.provider": ca} if ca else {})
-            request = _request(options)
-            home = home_from(settings, check=interrupts.check)
+    with closing(renderer), interrupts.installed():
+        settings = settings_from(config_file, {"ca.provider": ca} if ca else {})
+        request = _request(options)
+        if metadata_file is not None:
+            check_writable(metadata_file)
+        with closing(home_from(settings, check=interrupts.check)) as home:
             image = build_image(request, settings, home, events=renderer)
-            if metadata_file is not None:
-                write_atomically(metadata_file, image_json(image))
-    finally:
-        renderer.close()
+        if metadata_file is not None:
+            write_atomically(metadata_file, image_json(image))
 
 
 def _request(options: dict[str, Any]) -> BuildRequest:

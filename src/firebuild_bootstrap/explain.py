@@ -1,0 +1,48 @@
+"""What a failed step looks like to whoever wrote the Dockerfile."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from firebuild_bootstrap.dockerfile import BuildPlan
+from firebuild_bootstrap.errors import Location, StepFailed
+
+
+def explained(error: StepFailed, plan: BuildPlan, dockerfile: Path, output: Sequence[str]) -> StepFailed:
+    """Return the error with its line, its instruction and what it wrote last.
+
+    Args:
+        error: as the guest reported it.
+        plan: knows the step; the error comes back as it is where it does not.
+        dockerfile: path that the user named.
+        output: last lines of the step.
+    """
+    step = next((step for step in plan.steps if step.number == error.step), None)
+    if step is None:
+        return error
+    what = _in_words(error.exit_code) if error.exit_code else f"({error.message})"
+    message = f"step {step.number}/{plan.total} failed {what}\n  {step.instruction}"
+    if output:
+        message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
+    return StepFailed(
+        message,
+        step=error.step,
+        exit_code=error.exit_code,
+        hint=error.hint,
+        location=Location(str(dockerfile), step.line),
+    )
+
+
+def _in_words(exit_code: int) -> str:
+    """Say what an exit code means where shells agree on it (POSIX XCU 2.8.2)."""
+    text = f"with exit code {exit_code}"
+    if exit_code == 126:
+        return f"{text}: a command could not be executed"
+    if exit_code == 127:
+        return f"{text}: a command, or the shell to run it, is not in the image"
+    try:
+        return f"{text}: {signal.Signals(exit_code - 128).name}"
+    except ValueError:
+        return text
