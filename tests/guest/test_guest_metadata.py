@@ -68,7 +68,18 @@ def test_a_service_that_never_comes_up_is_an_error_after_the_time_given(tmp_path
 
 @pytest.mark.parametrize(
     "address",
-    ["", "unix:", "unix:rel", "https://x", "http://", "http://h/path", "http://u@h", "http://h:x"],
+    [
+        "",
+        "unix:",
+        "unix:rel",
+        "https://x",
+        "http://",
+        "http://h/path",
+        "http://u@h",
+        "http://h:x",
+        "http://h:65536",
+        "http://[::1",
+    ],
 )
 def test_an_address_of_another_form_is_refused(address: str) -> None:
     with pytest.raises(InputError, match="expected unix:/path/of/socket or http://host"):

@@ -5,15 +5,15 @@ No proxies and nothing of the environment takes part. Errors never quote the doc
 
 from __future__ import annotations
 
-import http.client
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from .errors import InputError
+from .exchange import BadAnswer, TooLong, exchange
 
 DEFAULT_ADDRESS = "http://169.254.169.254"
 _ATTEMPT_SECONDS = 5.0
@@ -21,18 +21,7 @@ _PAUSE = 0.1
 _MAX_DOCUMENT = 4 * 1024 * 1024
 _TOKEN_SECONDS = "60"  # noqa: S105 - a lifetime
 _NO_TOKENS = (404, 405)  # MMDS V1 answers the request for a token so
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-        self._seconds = timeout
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self._seconds)
-        self.sock.connect(self._path)
+_TCP_ADDRESS = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(?::([0-9]{1,5}))?/?")
 
 
 class _NotYet(Exception):
@@ -64,7 +53,7 @@ class MetadataClient:
         self._timeout = timeout
         self._clock = clock
         self._sleep = sleep
-        self._connect = _connector(address)
+        self._host, self._connect = _connector(address)
 
     def read(self) -> dict[str, Any]:
         """Return `latest/meta-data`, with a session token (V2) where the service has them.
@@ -112,30 +101,33 @@ class MetadataClient:
         return _NotYet(message) if status >= 500 else InputError(message)
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        connection = self._connect()
         try:
-            connection.request(method, path, headers=headers)
-            response = connection.getresponse()
-            body = response.read(_MAX_DOCUMENT + 1)
-        except (OSError, http.client.HTTPException) as error:
+            with self._connect() as connection:
+                return exchange(connection, self._host, method, path, headers, limit=_MAX_DOCUMENT)
+        except TooLong:
+            raise InputError(f"the metadata at {self._address} has more than {_MAX_DOCUMENT} bytes") from None
+        except (OSError, BadAnswer) as error:
             raise _NotYet(f"{type(error).__name__}: {error}") from error
-        finally:
-            connection.close()
-        if len(body) > _MAX_DOCUMENT:
-            raise InputError(f"the metadata at {self._address} has more than {_MAX_DOCUMENT} bytes")
-        return response.status, body
 
 
-def _connector(address: str) -> Callable[[], http.client.HTTPConnection]:
+def _connector(address: str) -> tuple[str, Callable[[], socket.socket]]:
+    """Return what the header Host says, and how to connect."""
     kind, _, path = address.partition(":")
     if kind == "unix" and path.startswith("/"):
-        return lambda: _UnixConnection(path, _ATTEMPT_SECONDS)
-    expected = f"--mmds {address}: expected unix:/path/of/socket or http://host[:port]"
+        return "localhost", lambda: _connect_unix(path)
+    found = _TCP_ADDRESS.fullmatch(address)
+    if found is None or (port := int(found[2] or 80)) > 65535:
+        raise InputError(f"--mmds {address}: expected unix:/path/of/socket or http://host[:port]")
+    host = found[1].strip("[]")
+    return found[1], lambda: socket.create_connection((host, port), _ATTEMPT_SECONDS)
+
+
+def _connect_unix(path: str) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise InputError(expected) from error
-    if parts.scheme != "http" or not host or parts.path.strip("/") or parts.query or parts.username:
-        raise InputError(expected)
-    return lambda: http.client.HTTPConnection(host, port or 80, timeout=_ATTEMPT_SECONDS)
+        connection.settimeout(_ATTEMPT_SECONDS)
+        connection.connect(path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
