@@ -6,8 +6,12 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +34,11 @@ def _has_tester() -> bool:
         pwd.getpwnam("tester")
     except KeyError:
         return False
-    return os.geteuid() == 0
+    return os.geteuid() == 0 and PUBLIC_PYTHON.exists()
+
+
+# The interpreter that every user can run; it has to be the version that the packages were built for.
+PUBLIC_PYTHON = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
 
 
 # What to do about a missing component; the names are those of `@pytest.mark.needs(...)`.
@@ -47,7 +55,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
-    "tester": (_has_tester, "run the tests as root and `useradd -m tester`"),
+    "tester": (_has_tester, f"run the tests as root with {PUBLIC_PYTHON}, and `useradd -m tester`"),
 }
 
 
@@ -59,6 +67,26 @@ def _available(component: str) -> bool:
 def _wanted(item: pytest.Item) -> list[str]:
     names = [name for marker in item.iter_markers("needs") for name in marker.args]
     return names + (["root"] if item.get_closest_marker("root") else [])
+
+
+# Of what is installed for development, the large part that no program of ours imports.
+_NOT_NEEDED = ("__pycache__", "grpc_tools", "mypy*", "pip", "pkilint", "ruff*", "setuptools", "uv*")
+
+
+@pytest.fixture(scope="session")
+def public_packages() -> Iterator[str]:
+    """A PYTHONPATH of copies that every user can read, wherever the checkout and its environment lie."""
+    target = Path(tempfile.mkdtemp(prefix="firebuild-packages-", dir="/tmp"))
+    target.chmod(0o755)
+    ignore = shutil.ignore_patterns(*_NOT_NEEDED)
+    copies = []
+    sources = (Path(sysconfig.get_path("platlib")), Path(__file__).parents[1] / "src")
+    for number, source in enumerate(sources):
+        copies.append(str(target / str(number)))
+        shutil.copytree(source, copies[-1], ignore=ignore)
+    subprocess.run(["chmod", "-R", "a+rX", str(target)], check=True)
+    yield os.pathsep.join(copies)
+    shutil.rmtree(target)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
