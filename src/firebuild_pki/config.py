@@ -30,11 +30,11 @@ from firebuild_pki.documents import Document, load_document, parse_document
 from firebuild_pki.errors import CAError, SettingsError
 from firebuild_pki.keys import KeyType
 from firebuild_pki.plugins import NOTHING_INSTALLED, PluginCatalog
+from firebuild_pki.positions import KeyPath, kind_of
 from firebuild_pki.provider import ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
 from firebuild_pki.validation import Finding, parse_strictly, relocated, validate
-from firebuild_pki.yaml_reader import KeyPath, kind_of
 
 __all__ = [
     "CASettings",
@@ -125,7 +125,7 @@ class CASettings(Settings):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        schema = handler(core_schema)
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
         body = handler.resolve_ref_schema(schema)
         catalog = _schema_catalog.get() or PluginCatalog()
         for plugin in catalog.providers():
@@ -134,7 +134,7 @@ class CASettings(Settings):
             except CAError:
                 block: JsonSchemaValue = {"type": "object"}
             else:
-                block = handler(model.__pydantic_core_schema__)
+                block = model.__get_pydantic_json_schema__(model.__pydantic_core_schema__, handler)
             body["properties"][plugin.name] = block
         body["additionalProperties"] = False
         return schema

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_pki.errors import Problem, SettingsError
-from firebuild_pki.yaml_reader import KeyPath, Position, Reader, compose, kind_of
+from firebuild_pki.positions import KeyPath, Position, kind_of
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ def load_document(source: str | os.PathLike[str]) -> Document:
 
 def parse_document(text: str, *, source: str = "settings") -> Document:
     """Parse YAML text; ``source`` is its name in messages. Raises like `load_document`."""
+    from firebuild_pki.yaml_reader import Reader, compose  # slow to import, and often there is no file
+
     node = compose(text, Position(source))
     if node is None:
         return Document({}, source)
@@ -181,6 +183,8 @@ def parse_document(text: str, *, source: str = "settings") -> Document:
 
 
 def _parse_scalar(text: str, position: Position) -> object:
+    from firebuild_pki.yaml_reader import Reader, compose
+
     node = compose(text, position)
     if node is None:
         return None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +17,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
     model_validator,
 )
-from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from firebuild_pki.errors import SecretError
-from firebuild_pki.yaml_reader import kind_of
+from firebuild_pki.positions import kind_of
 
 
 class _SettingsJsonSchema(GenerateJsonSchema):
@@ -32,14 +37,46 @@ class _SettingsJsonSchema(GenerateJsonSchema):
 
 
 class Settings(BaseModel):
-    """Base class of every block of settings: unknown keys are errors, instances are frozen."""
+    """Base class of every block of settings: unknown keys are errors, instances are frozen.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    The string below a setting describes it in the JSON Schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # pydantic's use_attribute_docstrings reads the source whenever a class is made: half of all start-up.
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, text in _attribute_docstrings(cls).items():
+            if name in properties:
+                properties[name].setdefault("description", text)
+        return schema
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """Describe the block as JSON Schema (draft 2020-12), defaults included."""
         return cls.model_json_schema(schema_generator=_SettingsJsonSchema)
+
+
+def _attribute_docstrings(model: type[Settings]) -> dict[str, str]:
+    found = {}
+    for parent in reversed(model.__mro__):
+        if not issubclass(parent, Settings):
+            continue
+        try:
+            source = textwrap.dedent(inspect.getsource(parent))
+        except (OSError, TypeError):  # made at run time, or shipped without its source
+            continue
+        (definition,) = ast.parse(source).body
+        for attribute, text in pairwise(definition.body if isinstance(definition, ast.ClassDef) else ()):
+            match attribute, text:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(words))):
+                    found[name] = inspect.cleandoc(words)
+    return found
 
 
 def _parse_duration(value: object) -> object:

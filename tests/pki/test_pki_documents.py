@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_pki import Document, SettingsError, load_document, parse_document
-from firebuild_pki.yaml_reader import Position
+from firebuild_pki.positions import Position
 
 
 def refusal(text: str) -> str:

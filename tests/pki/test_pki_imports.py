@@ -31,6 +31,11 @@ def test_opening_an_authority_needs_neither_grpc_nor_a_vault_client() -> None:
     assert not [name for name in loaded if name.startswith("firebuild_bootstrap")]
 
 
+def test_settings_without_a_file_need_no_yaml() -> None:
+    load = "from firebuild_bootstrap.settings import load_settings\nload_settings(None, {})"
+    assert not {"yaml", "grpc"} & loaded_by(load)
+
+
 def test_every_public_name_is_there_and_listed() -> None:
     for name in firebuild_pki.__all__:
         assert getattr(firebuild_pki, name) is not None

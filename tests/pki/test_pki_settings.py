@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema
 import pytest
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from firebuild_pki import (
     CASettings,
     KeyType,
     PluginCatalog,
+    SecretRef,
+    Settings,
     SettingsError,
     ca_json_schema,
     open_authority,
@@ -271,6 +273,39 @@ def test_the_json_schema_also_works_as_a_part_of_another() -> None:
     token = "{address: a, auth: {method: token, token: %s}}"
     assert _accepts(schema, "server: " + token % "{env: A}")
     assert not _accepts(schema, "server: " + token % "{env: A, file: B}")
+
+
+class Parent(Settings):
+    described: int = 1
+    """What it means,
+    in two lines."""
+    silent: int = 2
+    mentioned: Annotated[int, Field(description="its own words")] = 3
+    """Words of the class."""
+
+
+class Child(Parent):
+    described: int = 4
+    added: SecretRef | None = None
+    """Where the secret is."""
+
+
+def test_the_string_below_a_setting_describes_it_in_the_schema() -> None:
+    properties = Child.json_schema()["properties"]
+    assert {name: body.get("description") for name, body in properties.items()} == {
+        "described": "What it means,\nin two lines.",
+        "silent": None,
+        "mentioned": "its own words",
+        "added": "Where the secret is.",
+    }
+
+
+def test_settings_without_their_source_have_a_schema_without_descriptions() -> None:
+    namespace: dict[str, Any] = {"Settings": Settings, "__name__": "shipped.without.source"}
+    exec("class Compiled(Settings):\n    number: int = 1\n    'Text.'", namespace)
+    assert namespace["Compiled"].json_schema()["properties"] == {
+        "number": {"default": 1, "title": "Number", "type": "integer"}
+    }
 
 
 def test_a_plain_mapping_is_enough_to_open_an_authority() -> None:

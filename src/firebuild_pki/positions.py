@@ -1,0 +1,39 @@
+"""Where settings are written: paths of keys, positions in files, and the words for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from firebuild_pki.errors import Problem
+
+KeyPath = tuple[str | int, ...]
+
+_KINDS = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean"}
+
+
+def kind_of(value: object) -> str:
+    """Name the YAML kind of a value, for messages that must not show the value itself."""
+    if value is None:
+        return "nothing"
+    return _KINDS.get(type(value), "a number")
+
+
+def dotted(path: KeyPath) -> str:
+    """Write a path the way people do: ``ca.vault.address``, ``stages[2].name``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a key or a value comes from; line and column are 1-based, or None outside of files."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def problem(self, path: KeyPath, message: str, hint: str | None = None) -> Problem:
+        """Describe a mistake at this position."""
+        return Problem(self.source, self.line, self.column, dotted(path), message, hint)
