@@ -36,5 +36,6 @@ class OutputTail:
 
 def _printable(line: str) -> str:
     return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
+        for character in line.expandtabs()
     )

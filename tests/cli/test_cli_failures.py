@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import socket
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from cli.conftest import Cli
 from firebuild_bootstrap.cli.failure import report
 from firebuild_bootstrap.errors import ExitStatus, FirebuildError, OutputError
 from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.service import BootstrapServer
 from support import Firebuild
 
 # A provider as a plugin brings it, whose service is down.
@@ -114,10 +117,9 @@ def test_a_mistake_of_ours_is_one_line_and_a_hint(cli: Cli) -> None:
 
 def test_debugging_shows_where_a_mistake_of_ours_is(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
     cli.setenv("FIREBUILD_DEBUG", "1")
-    try:
+    with pytest.raises(RuntimeError) as caught:
         raise RuntimeError("ours")
-    except RuntimeError as error:
-        assert report(error) is ExitStatus.INTERNAL
+    assert report(caught.value) is ExitStatus.INTERNAL
     shown = capfd.readouterr().err
     assert shown.startswith("error: internal error: RuntimeError: ours\nTraceback (most recent call last):")
     assert "test_cli_failures.py" in shown
@@ -196,6 +198,27 @@ def test_a_full_disk_behind_stdout_is_told(cli: Cli) -> None:
 
 
 @pytest.mark.needs("userns")
+def test_a_refused_peer_is_told_once(cli: Cli) -> None:
+    start = BootstrapServer.start
+
+    def start_and_call(server: BootstrapServer) -> str:
+        host_port = start(server)
+        host, _, port = host_port.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            with suppress(ConnectionResetError):
+                stranger.recv(1)
+        return host_port
+
+    cli.monkeypatch.setattr(BootstrapServer, "start", start_and_call)
+    cli.monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would hide the matter
+    Path("Dockerfile").write_text("FROM scratch\n")
+    done = cli("rootfs", "--tag", "t/refused:1", "--output", "tar")
+    assert done.out.count("warning: refused a connection from 127.0.0.1:") == 1
+    assert done.err == ""
+
+
+@pytest.mark.needs("userns")
 @pytest.mark.parametrize("progress", ["plain", "rawjson"])
 def test_a_build_whose_reader_has_gone_cleans_up_and_ends_silently(cli: Cli, progress: str) -> None:
     Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
@@ -240,7 +263,11 @@ def test_streams_that_the_caller_closed_do_no_harm(tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     script = f'exec "$0" base import tiny {tmp_path}/tree <&- >&- 2>&-'
     done = subprocess.run(
-        ["sh", "-c", script, str(firebuild.program)], env=firebuild.environ, capture_output=True, timeout=60
+        ["sh", "-c", script, str(firebuild.program)],
+        env=firebuild.environ,
+        capture_output=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert "tiny:latest" in firebuild("base", "list").stdout
@@ -267,6 +294,7 @@ def test_a_full_disk_is_a_machine_error_wherever_it_strikes(tmp_path: Path) -> N
             capture_output=True,
             text=True,
             timeout=100,
+            check=False,
         )
         report = f"{size} {command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == status, report

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-from importlib.metadata import version
 
 import click
 
@@ -22,7 +22,7 @@ from firebuild_bootstrap.errors import Interrupted
     epilog="Exit status: 0 success, 1 a step failed, 2 bad input, 3 certificate authority, 4 guest lost,"
     " 5 timeout, 6 machine, 70 internal error, 74 standard output, 130 interrupted.",
 )
-@click.version_option(version("firebuild"), message="%(prog)s %(version)s")
+@click.version_option(package_name="firebuild", message="%(prog)s %(version)s")
 def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
@@ -31,10 +31,16 @@ for command in (rootfs, base, images, config):
     app.add_command(command)
 
 
+# The events tell it all; without a handler, Python would print every warning a second time.
+_QUIET = logging.NullHandler()
+
+
 def main() -> None:
     """Run the command line and exit; a mistake of the user never ends in a traceback."""
     # gRPC's core writes refused handshakes to stderr by itself; the service reports them in words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for name in ("firebuild", "firebuild_pki"):
+        logging.getLogger(name).addHandler(_QUIET)
     try:
         with guarded_stdout():
             status = app(prog_name="firebuild", standalone_mode=False)

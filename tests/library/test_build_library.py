@@ -1,0 +1,259 @@
+"""`build_image`: what it returns, what it tells, and how each kind of failure looks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tarfile
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from cli.library import Library
+from cli.processes import guests
+from firebuild_bootstrap.errors import (
+    BuildTimeout,
+    FirebuildError,
+    GuestLost,
+    InputError,
+    Interrupted,
+    MachineError,
+    StepFailed,
+)
+from firebuild_bootstrap.events import (
+    BuildFailed,
+    BuildStarted,
+    Event,
+    GuestConnected,
+    ImageStored,
+    Notice,
+    PhaseStarted,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+)
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.outputs import OutputType
+from firebuild_bootstrap.settings import BootstrapSettings, BuildSettings
+from firebuild_pki import CAError, SettingsError
+
+pytestmark = pytest.mark.needs("userns")
+
+
+def limits(**members: timedelta | int) -> BuildSettings:
+    return BuildSettings(bootstrap=BootstrapSettings.model_validate(members))
+
+
+def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: Library) -> None:
+    image = library.build("FROM host\nRUN echo hello >&2\nENV A=b\n", labels={"l": "v"}, tag="t/story:1")
+    archive = image.output(OutputType.TAR)
+    assert archive is not None
+    with tarfile.open(archive) as tar:
+        assert "bin/sh" in tar.getnames() or "usr/bin/sh" in tar.getnames()
+    assert image.record.config.env["A"] == "b"
+    assert image.record.config.labels["l"] == "v"
+    assert library.home.images.inspect(ImageTag.parse("t/story:1")).record == image.record
+    kinds = [type(event) for event in library.events if not isinstance(event, Notice)]
+    assert kinds == [
+        *(PhaseStarted, PhaseStarted, BuildStarted, PhaseStarted, PhaseStarted, PhaseStarted),
+        *(StepStarted, StepFinished, PhaseStarted, GuestConnected),
+        *(StepStarted, StepOutput, StepFinished, PhaseStarted, ImageStored),
+    ]
+    [started], [connected], [stored] = (
+        library.of(BuildStarted),
+        library.of(GuestConnected),
+        library.of(ImageStored),
+    )
+    assert (started.steps, started.base, started.ca_provider) == (2, "host:latest", "embedded")
+    assert connected.tls_version.startswith("TLS")
+    assert (stored.tag, stored.path, stored.digest) == (
+        "t/story:1",
+        str(archive),
+        image.record.outputs[0].digest,
+    )
+    assert [event.data for event in library.of(StepOutput)] == [b"hello\n"]
+
+
+def test_no_events_need_be_received(library: Library) -> None:
+    library.watch = lambda _: None
+    assert library.build("FROM scratch\n").record.base == "scratch"
+
+
+def test_warnings_of_the_dockerfile_become_notices(library: Library) -> None:
+    library.build("FROM scratch\nARG KNOWN\n", build_args={"KNOWN": "1", "UNKNOWN": "2"})
+    [notice] = [event for event in library.of(Notice) if "UNKNOWN" in event.message]
+    assert notice.level == "warning"
+    assert notice.message.startswith(str(library.context / "Dockerfile"))
+    assert "2" not in notice.message.rpartition("UNKNOWN")[2]
+    assert not [event for event in library.of(Notice) if " KNOWN" in event.message]
+
+
+def test_a_failed_copy_is_told_with_its_line_and_what_is_in_the_way(library: Library) -> None:
+    (library.context / "file").touch()
+    with pytest.raises(StepFailed) as caught:
+        library.build("FROM scratch\nCOPY file /etc/motd\n\nCOPY file /etc/motd/file\n")
+    assert str(caught.value) == (
+        f"{library.context / 'Dockerfile'}:4: step 3/3 failed "
+        "(/etc/motd/file: a file is where a directory is needed)\n  COPY file /etc/motd/file"
+    )
+    assert (caught.value.step, caught.value.exit_code) == (3, None)
+    [failed] = library.of(BuildFailed)
+    assert (failed.exit_status, failed.step, failed.exit_code) == (1, 3, None)
+    assert failed.message == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "exit_code"),
+    [
+        ("echo first; echo last >&2; exit 3", "with exit code 3\n", 3),
+        ("touch /f; /f", "with exit code 126: a command could not be executed\n", 126),
+        ("missing", "with exit code 127: a command, or the shell to run it, is not in the image\n", 127),
+        ("kill -9 $$", "with exit code 137: SIGKILL\n", 137),
+        ("exit 255", "with exit code 255\n", 255),
+    ],
+)
+def test_a_failed_run_is_told_with_its_exit_code_in_words(
+    library: Library, command: str, words: str, exit_code: int
+) -> None:
+    with pytest.raises(StepFailed) as caught:
+        library.build(f"FROM host\nRUN {command}\n")
+    assert f"Dockerfile:2: step 2/2 failed {words}" in str(caught.value)
+    assert caught.value.exit_code == exit_code
+    if exit_code == 3:
+        assert str(caught.value).endswith("\n  its last output:\n    first\n    last")
+
+
+def test_an_older_image_survives_a_failed_build(library: Library) -> None:
+    before = library.build("FROM scratch\nLABEL is=old\n", tag="t/older:1")
+    with pytest.raises(StepFailed):
+        library.build("FROM scratch\nLABEL is=new\nRUN true\n", tag="t/older:1")
+    after = library.home.images.inspect(ImageTag.parse("t/older:1"))
+    assert after.record == before.record
+    archive = after.output(OutputType.TAR)
+    assert archive is not None
+    assert archive.exists()
+
+
+def test_a_guest_that_is_killed_is_lost(library: Library) -> None:
+    def kill(event: Event) -> None:
+        if isinstance(event, StepOutput):
+            for pid in guests():
+                os.kill(pid, signal.SIGKILL)
+
+    library.watch = kill
+    with pytest.raises(GuestLost) as caught:
+        library.build("FROM host\nRUN echo ready; sleep 100\n", tag="t/lost:1")
+    assert "the guest ended before it reported success or failure: " in str(caught.value)
+    [failed] = library.of(BuildFailed)
+    assert (failed.exit_status, failed.error) == (4, "GuestLost")
+    assert guests() == []
+
+
+def test_a_build_that_takes_too_long_is_ended(library: Library) -> None:
+    with pytest.raises(BuildTimeout, match="longer than 1 second"):
+        library.build("FROM host\nRUN sleep 100\n", settings=limits(build_timeout=timedelta(seconds=1)))
+    assert guests() == []
+
+
+def test_bad_input_ends_in_the_first_phase(library: Library) -> None:
+    for dockerfile in ("FROM scratch\nCOPY none /\n", "FROM none\n", "", "RUN true\n"):
+        with pytest.raises(InputError):
+            library.build(dockerfile)
+    assert {event.phase for event in library.of(PhaseStarted)} == {1}
+    assert {event.exit_status for event in library.of(BuildFailed)} == {2}
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_build(library: Library, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no directory"):
+        library.build("FROM scratch\n", outputs=[f"tar,dest={tmp_path}/none/out.tar"])
+    assert {event.phase for event in library.of(PhaseStarted)} == {1}
+
+
+def test_an_output_that_gets_in_the_way_during_the_build_keeps_the_image_out_of_the_store(
+    library: Library, tmp_path: Path
+) -> None:
+    def obstruct(event: Event) -> None:
+        if isinstance(event, GuestConnected):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/mine").touch()
+
+    library.watch = obstruct
+    with pytest.raises(InputError, match="expected a new or empty directory"):
+        library.build("FROM scratch\n", tag="t/obstructed:1", outputs=[f"dir,dest={tmp_path}/out"])
+    assert library.home.images.find(ImageTag.parse("t/obstructed:1")) is None
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_unknown_certificate_authorities_are_settings_problems(library: Library) -> None:
+    settings = BuildSettings.model_construct(
+        **{**dict(BuildSettings()), "ca": BuildSettings().ca.model_copy(update={"provider": "none"})}
+    )
+    with pytest.raises(CAError) as caught:
+        library.build("FROM scratch\n", settings=settings)
+    assert "none" in str(caught.value)
+    assert not isinstance(caught.value, SettingsError)
+    assert {event.exit_status for event in library.of(BuildFailed)} == {3}
+
+
+@pytest.mark.parametrize("phase", [1, 3, 5, 7])
+def test_check_ends_a_build_wherever_it_is(library: Library, host_home: Path, phase: int) -> None:
+    def check() -> None:
+        if [event.phase for event in library.of(PhaseStarted)][-1:] == [phase]:
+            raise Interrupted("enough")
+
+    library.home = Home(host_home, check=check)
+    with pytest.raises(Interrupted, match="enough"):
+        library.build("FROM host\nRUN true\n", tag="t/interrupted:1")
+    [failed] = library.of(BuildFailed)
+    assert (failed.exit_status, failed.error) == (130, "Interrupted")
+    assert library.home.images.find(ImageTag.parse("t/interrupted:1")) is None
+
+
+def test_an_interruption_explains_the_failure_that_it_caused(library: Library, host_home: Path) -> None:
+    interrupted: list[bool] = []
+
+    def check() -> None:
+        if interrupted:
+            raise Interrupted("enough")
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, BuildStarted):
+            interrupted.append(True)
+            raise OSError("broken by the same signal")
+
+    library.home = Home(host_home, check=check)
+    library.watch = interrupt
+    with pytest.raises(Interrupted, match="enough"):
+        library.build("FROM scratch\n")
+
+
+@pytest.mark.parametrize("kind", [PhaseStarted, GuestConnected, StepOutput, ImageStored])
+def test_a_receiver_that_fails_ends_the_build_and_leaves_nothing(library: Library, kind: type[Event]) -> None:
+    def fail(event: Event) -> None:
+        if isinstance(event, kind):
+            raise OSError("receiver is broken")
+
+    library.watch = fail
+    with pytest.raises((OSError, FirebuildError), match="receiver is broken"):
+        library.build("FROM host\nRUN echo hello\n")
+    assert guests() == []
+
+
+def test_a_receiver_that_fails_at_the_end_does_not_hide_why_the_build_did(library: Library) -> None:
+    def fail(event: Event) -> None:
+        if isinstance(event, BuildFailed):
+            raise OSError("receiver is broken")
+
+    library.watch = fail
+    with pytest.raises(InputError, match="unknown base"):
+        library.build("FROM none\n")
+
+
+def test_a_home_that_cannot_be_made_is_a_machine_error(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    before, library.home = library.home, Home(tmp_path / "file")
+    with pytest.raises(MachineError, match="the build's directory can't be made"):
+        library.build("FROM scratch\n")
+    library.home = before

@@ -1,0 +1,109 @@
+"""What errors say of themselves, and what is kept of a step's output."""
+
+from __future__ import annotations
+
+import pytest
+
+from firebuild_bootstrap.errors import (
+    BuildTimeout,
+    ExitStatus,
+    FirebuildError,
+    GuestLost,
+    InputError,
+    Interrupted,
+    Location,
+    MachineError,
+    OutputError,
+    StepFailed,
+    exit_status_of,
+)
+from firebuild_bootstrap.events import Event, Notice, StepOutput
+from firebuild_bootstrap.tail import OutputTail
+from firebuild_pki import ProviderError, SettingsError
+from firebuild_pki.errors import Problem
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (StepFailed("x"), 1),
+        (InputError("x"), 2),
+        (SettingsError([Problem("f", 1, 2, "a.b", "x")]), 2),
+        (ProviderError("x"), 3),
+        (GuestLost("x"), 4),
+        (BuildTimeout("x"), 5),
+        (MachineError("x"), 6),
+        (FirebuildError("x"), 70),
+        (ValueError("x"), 70),
+        (OutputError("x"), 74),
+        (Interrupted("x"), 130),
+    ],
+)
+def test_every_kind_of_error_has_its_exit_status(error: BaseException, status: int) -> None:
+    assert exit_status_of(error) == status
+
+
+def test_exit_statuses_are_those_that_are_documented() -> None:
+    assert sorted(ExitStatus) == [0, 1, 2, 3, 4, 5, 6, 70, 74, 130]
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [(Location("f"), "f"), (Location("f", 2), "f:2"), (Location("f", 2, 3), "f:2:3")],
+)
+def test_a_location_is_written_as_editors_read_it(location: Location, text: str) -> None:
+    assert str(location) == text
+
+
+def test_an_error_names_place_message_and_hint() -> None:
+    error = InputError("no such thing", hint="look again", location=Location("f", 2))
+    assert str(error) == "f:2: no such thing\n  hint: look again"
+    assert (error.message, error.hint) == ("no such thing", "look again")
+    assert str(InputError("plain")) == "plain"
+
+
+def test_an_interruption_is_no_exception_that_a_handler_of_errors_would_catch() -> None:
+    assert not isinstance(Interrupted("x"), Exception)
+
+
+def piece(data: bytes, step: int = 2) -> StepOutput:
+    return StepOutput(step=step, stream="stdout", data=data)
+
+
+def test_the_tail_passes_everything_on_in_order() -> None:
+    seen: list[Event] = []
+    tail = OutputTail(seen.append)
+    events = [piece(b"a"), Notice(level="info", message="x"), piece(b"b")]
+    for event in events:
+        tail(event)
+    assert seen == events
+
+
+def test_the_tail_keeps_the_last_lines_of_each_step() -> None:
+    tail = OutputTail(lambda _: None)
+    for number in range(100):
+        tail(piece(f"line {number}\n".encode()))
+    tail(piece(b"other", step=3))
+    assert tail.last_lines(2) == [f"line {number}" for number in range(85, 100)]
+    assert tail.last_lines(3) == ["other"]
+    assert tail.last_lines(4) == []
+
+
+def test_the_tail_joins_pieces_that_break_anywhere() -> None:
+    tail = OutputTail(lambda _: None)
+    for data in ("grö".encode()[:3], "grö".encode()[3:], b"sse\nnext"):
+        tail(piece(data))
+    assert tail.last_lines(2) == ["grösse", "next"]
+
+
+def test_the_tail_takes_no_more_room_than_it_needs() -> None:
+    tail = OutputTail(lambda _: None)
+    tail(piece(b"x" * 1_000_000))
+    [line] = tail.last_lines(2)
+    assert len(line) == 16 * 1024
+
+
+def test_the_tail_shows_nothing_that_could_move_a_cursor() -> None:
+    tail = OutputTail(lambda _: None)
+    tail(piece(b"\x1b[2J\xff\x07end\ttab\n"))
+    assert tail.last_lines(2) == ["\ufffd[2J\ufffd\ufffdend       tab"]
