@@ -92,6 +92,7 @@ def main(status: int) -> NoReturn:
     kernel.die_with_parent(signal.SIGKILL)
     with _reporting(status):
         request = Request.from_bytes(sys.stdin.buffer.read())
+        kernel.leave_session_keyring()
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
     alive, held = os.pipe()
     child = os.fork()
@@ -109,6 +110,8 @@ def _first_process(request: Request, status: int, parent: int) -> NoReturn:
     if select.select([parent], [], [], 0)[0]:
         os._exit(1)  # the parent died before the kernel was asked to tell
     os.close(parent)
+    # Python's handler would let a RUN end its own process 1; unhandled signals from inside don't reach it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     script = enter_root(request.root, request.script)
     # A RUN sees this process as /proc/1; with the memory hidden, even root can't read its files there.
     kernel.hide_arguments()
@@ -137,6 +140,7 @@ def _execute(request: Request, argv: tuple[str, ...]) -> None:
         os.chdir(request.workdir)
     except OSError as error:
         raise _Refused(f"WORKDIR {request.workdir}: {error.strerror}", NOT_EXECUTABLE) from error
+    kernel.leave_abstract_sockets()
     _become(request)
     # Python ignores these, and what is ignored stays so across exec.
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):

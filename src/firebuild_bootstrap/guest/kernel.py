@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from functools import cache
@@ -31,6 +32,16 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_KEYCTL = {"x86_64": 250, "aarch64": 219}
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+# The newer system calls have one number on all architectures; the rest is from linux/landlock.h.
+_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_RESTRICT_SELF = 446
+_LANDLOCK_CREATE_RULESET_VERSION = 1
+_LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
+_LANDLOCK_WITH_SCOPES = 6
+# The only user namespace with a fixed number: the machine's own (PROC_USER_INIT_INO in linux/proc_ns.h).
+_INITIAL_USER_NAMESPACE = "user:[4026531837]"
 
 
 @cache
@@ -87,6 +98,45 @@ def hide_arguments() -> None:
         fields = file.read().rpartition(b")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     ctypes.memset(start, 0, end - start)
+
+
+def in_initial_user_namespace() -> bool:
+    """Say whether this process is in the machine's own user namespace, and so in no sandbox."""
+    return os.readlink("/proc/self/ns/user") == _INITIAL_USER_NAMESPACE
+
+
+def leave_session_keyring() -> None:
+    """Exchange the inherited session keyring, with the caller's keys in it, for an empty one.
+
+    Where the kernel has no keys, or keeps this process away from all of them, there is nothing to leave.
+    """
+    number = _KEYCTL.get(os.uname().machine)
+    if number is None:
+        return
+    result = _libc().syscall(ctypes.c_long(number), ctypes.c_long(_KEYCTL_JOIN_SESSION_KEYRING), None)
+    if result < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+        _check(-1, "keyctl")
+
+
+def leave_abstract_sockets() -> None:
+    """Keep this process from abstract UNIX sockets outside of it and its children (landlock(7)).
+
+    They belong to the network namespace and so are not hidden by any other. Linux can do so since 6.12;
+    before, nothing happens.
+    """
+    system_call = _libc().syscall
+    version = ctypes.c_ulong(_LANDLOCK_CREATE_RULESET_VERSION)
+    create = ctypes.c_long(_LANDLOCK_CREATE_RULESET)
+    if system_call(create, None, ctypes.c_size_t(0), version) < _LANDLOCK_WITH_SCOPES:
+        return
+    # handled_access_fs, handled_access_net, scoped
+    rules = struct.pack("=3Q", 0, 0, _LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET)
+    ruleset = _check(system_call(create, rules, ctypes.c_size_t(len(rules)), ctypes.c_ulong(0)), "landlock")
+    restrict = ctypes.c_long(_LANDLOCK_RESTRICT_SELF)
+    try:
+        _check(system_call(restrict, ctypes.c_int(ruleset), ctypes.c_ulong(0)), "landlock")
+    finally:
+        os.close(ruleset)
 
 
 def drop_capabilities(keep: frozenset[int]) -> None:

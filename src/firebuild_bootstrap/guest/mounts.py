@@ -27,7 +27,12 @@ _DEVICE_LINKS = {
     "ptmx": "pts/ptmx",
 }
 # Writable or telling parts of /proc; uid 0 of a namespace can be uid 0 of the host, which sysctl trusts.
-_PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+_PROC_READ_ONLY = (
+    *("acpi", "asound", "bus", "driver", "fs", "irq"),
+    *("mtrr", "scsi", "sys", "sysrq-trigger", "tty"),
+)
+# In a user namespace of its own a RUN would have all capabilities, and more of the kernel to try them on.
+_USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _PROC_HIDDEN = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
 _SCRIPT = "/dev/firebuild-run"
 _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
@@ -138,6 +143,7 @@ def _outer_device(name: str) -> int | None:
 def _mount_proc(root: Root) -> None:
     with _target(root, "/proc", os.O_DIRECTORY) as proc:
         kernel.mount("proc", proc, "proc", _PLAIN)
+    _forbid_user_namespaces(root)
     for name in _PROC_READ_ONLY:
         if root.status(f"/proc/{name}"):
             with _target(root, f"/proc/{name}") as path:
@@ -149,6 +155,14 @@ def _mount_proc(root: Root) -> None:
         if root.status(f"/proc/{name}"):
             with _target(root, f"/proc/{name}") as path:
                 kernel.mount("/dev/null", path, flags=kernel.MS_BIND)
+
+
+def _forbid_user_namespaces(root: Root) -> None:
+    """Set this user namespace's limit of inner ones to 0; the machine's own one is left as it is."""
+    if kernel.in_initial_user_namespace() or root.status(_USER_NAMESPACES) is None:
+        return
+    with _target(root, _USER_NAMESPACES) as path, open(path, "wb", buffering=0) as limit:
+        limit.write(b"0")
 
 
 def _bind_network_file(root: Root, path: str, content: bytes) -> None:
