@@ -49,6 +49,14 @@ def test_an_entry_is_there_when_it_is_published_and_not_before(tmp_path: Path) -
     assert read(shelf) == "one"
 
 
+def test_no_other_user_gets_at_an_entry(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        assert put(Shelf(tmp_path), "set-user-ID programs, perhaps").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+
+
 def test_what_is_not_published_is_removed(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     with pytest.raises(ZeroDivisionError), shelf.stage() as staging:
@@ -102,7 +110,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_entry_or_the_new_one(tmp_p
             from firebuild_bootstrap.image import shelf as module
             def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
             moment = {moment!r}
-            if moment == "sync": module._sync_file_system = die
+            if moment == "sync": module._sync_content = die
             if moment == "rename": os.rename = die
             if moment == "replace": os.replace = die
             shelf = module.Shelf(Path({str(tmp_path)!r}))
@@ -179,11 +187,18 @@ def test_a_store_that_can_not_be_written_is_an_error_that_names_the_way_out(tmp_
         put(Shelf(tmp_path / "shelf"), "x")
 
 
-def test_without_syncfs_everything_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_is_synced_with_its_file_system_or_where_that_is_missing_with_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     called: list[bool] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     monkeypatch.setattr(os, "sync", lambda: called.append(True))
     put(Shelf(tmp_path), "x")
+    assert called == []
+    shelf = Shelf(tmp_path)
+    with shelf.stage() as staging:
+        (staging.path / "tree").mkdir()
+        shelf.publish(staging, KEY)
     assert called == [True]
 
 

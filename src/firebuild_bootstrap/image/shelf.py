@@ -25,6 +25,7 @@ from firebuild_bootstrap.errors import MachineError
 
 Key = tuple[str, ...]
 _ATTEMPTS: Final = 100
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Shelf:
         """
         with self._changing():
             path = self.root / "staging" / secrets.token_hex(8)
-            path.mkdir(mode=0o755)
+            # An image may hold set-user-ID programs, which no other user of the host may get at.
+            path.mkdir(mode=0o700)
             staging = Staging(path, _lock(path, fcntl.LOCK_EX))
         try:
             yield staging
@@ -76,18 +78,18 @@ class Shelf:
         Raises:
             MachineError: the store can't be written.
         """
-        _sync_file_system(staging.lock)
+        _sync_content(staging)
         with self._changing():
             content = self.root / "content" / staging.path.name
             os.rename(staging.path, content)
-            _sync_directory(content.parent)
+            _sync(content.parent, _DIRECTORY)
             link = self.link(key)
             link.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.root / "fresh"
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(os.path.relpath(content, link.parent))
             os.replace(fresh, link)
-            _sync_directory(link.parent)
+            _sync(link.parent, _DIRECTORY)
             fcntl.flock(staging.lock, fcntl.LOCK_UN)
             self._sweep()
         return content
@@ -130,7 +132,7 @@ class Shelf:
             if not link.is_symlink():
                 return False
             link.unlink()
-            _sync_directory(link.parent)
+            _sync(link.parent, _DIRECTORY)
             with suppress(OSError):  # the last version of a name goes, the name goes
                 os.removedirs(link.parent)
             self._sweep()
@@ -191,16 +193,28 @@ def _lock(directory: Path, how: int) -> int:
     return descriptor
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+def _sync(path: str | Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _sync_content(staging: Staging) -> None:
+    """Write what was staged to the disk: file by file, so that others' unwritten data don't hold it up."""
+    with os.scandir(staging.path) as entries:
+        paths = [(entry.path, entry.is_file(follow_symlinks=False)) for entry in entries]
+    for path, is_file in paths:
+        if is_file:
+            _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
+    os.fsync(staging.lock)
+    if not all(is_file for _, is_file in paths):
+        _sync_file_system(staging.lock)
+
+
 def _sync_file_system(descriptor: int) -> None:
-    """Write everything below to the disk, files of foreign owners too: syncfs(2)."""
+    """Write the whole file system: the way for trees of many files, with owners that forbid to open them."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None or syncfs(descriptor) != 0:
         os.sync()
