@@ -124,6 +124,54 @@ def test_the_interrupt_key_does_not_reach_the_janitor(tmp_path: Path) -> None:
     assert until_gone(tmp_path / "store/builds")
 
 
+# As a sandbox whose monitor was killed before it had mapped the ids: it waits for ever, and dies with nobody.
+STUCK = """
+import os, signal, subprocess, time
+from pathlib import Path
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.sandbox import detect
+home = Path(os.environ["HOME"], "store")
+workspace = Workspace(home, "doomed", detect())
+lifeline = workspace._lifeline
+stuck = subprocess.Popen(["sleep", "7755"], pass_fds=[lifeline], start_new_session=True)
+print(stuck.pid, home, flush=True)
+{end}
+"""
+
+
+def ended(pid: int, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if b"7755" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "workspace.close(); os._exit(0)"])
+def test_a_process_that_keeps_the_lifeline_does_not_keep_the_directory(tmp_path: Path, end: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STUCK.replace("{end}", end)],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode in (0, -9), done.stderr
+    assert ended(int(done.stdout.split()[0]))
+    assert until_gone(tmp_path / "store/builds")
+
+
+@pytest.mark.needs("tester")
+def test_nor_does_it_for_an_unprivileged_user(as_tester: AsTester) -> None:
+    pid, home = as_tester(STUCK.replace("{end}", "os.kill(os.getpid(), signal.SIGKILL)")).split()
+    assert ended(int(pid))
+    assert until_gone(Path(home, "builds"))
+
+
 @pytest.mark.needs("tester")
 @pytest.mark.needs("newuidmap")
 def test_an_unprivileged_build_leaves_nothing_of_its_subordinate_ids(as_tester: AsTester) -> None:
@@ -199,7 +247,7 @@ def test_the_janitor_waits_for_the_end_of_the_pipe(
 ) -> None:
     doomed = tmp_path / "doomed"
     doomed.mkdir()
-    monkeypatch.setattr(sys, "argv", ["janitor", str(doomed), json.dumps(idmap.as_json())])
+    monkeypatch.setattr(sys, "argv", ["janitor", str(doomed), json.dumps(idmap.as_json()), str(os.getppid())])
     read, write = os.pipe()
     thread = threading.Thread(target=janitor.main, args=(read,))
     thread.start()

@@ -26,6 +26,7 @@ from firebuild_bootstrap.sandbox import (
     find_runtime,
     probe,
 )
+from firebuild_bootstrap.sandbox import bwrap as module
 from firebuild_bootstrap.sandbox.idmap import Host, single
 
 pytestmark = pytest.mark.needs("bwrap")
@@ -41,9 +42,10 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def alive(marker: str) -> bool:
+    """Whether a `sleep` of that many seconds runs; bubblewrap's own command line names it earlier."""
     for entry in Path("/proc").iterdir():
         try:
-            if marker.encode() in (entry / "cmdline").read_bytes():
+            if (entry / "cmdline").read_bytes() == f"sleep\0{marker}\0".encode():
                 return True
         except OSError:
             continue
@@ -298,6 +300,38 @@ def test_the_lifeline_ends_with_the_last_sandbox_and_is_not_the_programs(
     assert os.read(watching, 1) == b""
     process.stdout.close()
     os.close(watching)
+
+
+# A bubblewrap that is killed while its child waits for the ids: before or after it named the child.
+DOOMED = """
+import json, os, signal, subprocess, sys
+at = lambda name: int(sys.argv[sys.argv.index(name) + 1])
+hold, info = at("--userns-block-fd"), at("--info-fd")
+child = subprocess.Popen(["sleep", "7766"], pass_fds=[hold], start_new_session=True)
+if {named}:
+    os.write(info, json.dumps({{"child-pid": child.pid}}).encode())
+    os.close(info)
+    os.read(hold, 1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_monitor_that_is_killed_leaves_no_child_that_waits_for_ever(
+    idmap: IdMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    doomed = tmp_path / "bwrap"
+    doomed.write_text(f"#!{sys.executable}\n{DOOMED.format(named=named)}")
+    doomed.chmod(0o755)
+    monkeypatch.setattr(module, "_map_ids", lambda *_: None)
+    sandbox = Sandbox(replace(idmap, mode=IdMode.FULL), bwrap=doomed)
+    if named:
+        process = sandbox.popen(["true"])
+        assert process.wait(10) == 128 + signal.SIGKILL
+    else:
+        with pytest.raises(MachineError, match="no sandbox could be made: bwrap ended with status -9"):
+            sandbox.popen(["true"])
+    assert until(lambda: not alive("7766"))
 
 
 def test_without_network_there_is_only_a_silent_loopback(sandbox: Sandbox, runtime: Runtime) -> None:

@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.machine.janitor import LEAVING
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -99,6 +100,8 @@ class Workspace:
             Trees(Sandbox(self._idmap), self.runtime).remove(self.path)
 
     def _cut(self) -> None:
+        with suppress(BrokenPipeError):  # the janitor is gone already
+            os.write(self._lifeline, LEAVING)
         os.close(self._lifeline)
         self._lifeline = -1
 
@@ -129,9 +132,10 @@ class Workspace:
     def _start_janitor(self, lifeline: int, lock: int) -> subprocess.Popen[bytes]:
         # The janitor inherits the mask: it ends when the build does, not with a terminal or a service.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_JANITOR)
+        document = json.dumps(self._idmap.as_json())
         try:
             return subprocess.Popen(
-                [sys.executable, "-sP", "-m", _JANITOR, str(self.path), json.dumps(self._idmap.as_json())],
+                [sys.executable, "-sP", "-m", _JANITOR, str(self.path), document, str(os.getpid())],
                 stdin=lifeline,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

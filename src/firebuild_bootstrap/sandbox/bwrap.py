@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.sandbox.holders import end_holders
 from firebuild_bootstrap.sandbox.idmap import IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
@@ -214,6 +215,9 @@ class Sandbox:
         try:
             init_pid = int(json.loads(info.read())["child-pid"])
         except ValueError:
+            # It may have died just after its child began, which waits for it and does not see that.
+            process.wait()
+            end_holders(hold.fileno())
             raise _not_started(process) from None
         sandboxed = SandboxProcess(process, init_pid)
         try:

@@ -44,6 +44,8 @@ class SandboxProcess:
     def reap(self) -> None:
         """Wait for the end, on the thread that started the sandbox."""
         self.process.wait()
+        # bubblewrap's end is that of its namespace, but for the moments before the ids are mapped.
+        self._send_kill()
         with self._lock:
             self._done.set()
             if self._outer is not None:
