@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.context.ignore import load_rules
@@ -145,6 +144,8 @@ class BuildContext:
         entry = tree.file(node, name)
         _require_readable(entry)
         if unpack:
+            from firebuild_bootstrap.context.archive import Archive, is_archive  # few builds have one
+
             with tree.open(node) as content:
                 archive = is_archive(content)
             if archive:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.archives import check_root_archive, decompress
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.hostbase import make_host_tree
 from firebuild_bootstrap.image.names import ImageTag, Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.shelf import Key, Shelf
@@ -85,6 +83,8 @@ class BaseStore:
             InputError: the name or the source is wrong.
             MachineError: the store can't be written, or the source not be read in the build's id mapping.
         """
+        from firebuild_bootstrap.image.archives import check_root_archive, decompress
+
         if not source.exists():
             raise InputError(f"{source} does not exist", hint="expected a directory or a tar archive")
 
@@ -110,6 +110,7 @@ class BaseStore:
             InputError: the name is wrong.
             MachineError: the host lacks a shell or `ldd`, or the store can't be written.
         """
+        from firebuild_bootstrap.image.hostbase import make_host_tree
 
         def fill(archive: Path) -> PackedFile:
             tree = archive.with_name("tree")
