@@ -137,6 +137,7 @@ class _Build:
         self.events = events
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
+        self._warnings_told = 0
 
     def run(self) -> StoredImage:
         with ExitStack() as cleanup:
@@ -145,7 +146,9 @@ class _Build:
             resolved = self._resolve(cleanup, workspace)
 
             self._phase(2, "issue certificates")
-            authority = cleanup.enter_context(open_authority(self._settings.ca, build_id=self._build_id))
+            authority = open_authority(self._settings.ca, build_id=self._build_id)
+            cleanup.callback(self._pass_warnings_on, authority)  # closing it may add some
+            cleanup.enter_context(authority)
             materials = self._issue(authority)
             self._announce(resolved, authority)
 
@@ -219,9 +222,13 @@ class _Build:
         ttl = limits.initial_timeout + limits.build_timeout + _CERTIFICATE_MARGIN
         server = authority.issue_server(ttl=ttl, build_deadline=deadline)
         guest = authority.issue_guest(ttl=ttl, build_deadline=deadline)
-        for warning in authority.warnings:
-            self._notice(warning)
+        self._pass_warnings_on(authority)
         return server, guest
+
+    def _pass_warnings_on(self, authority: Authority) -> None:
+        for warning in authority.warnings[self._warnings_told :]:
+            self._warnings_told += 1
+            self._notice(warning)
 
     def _announce(self, resolved: _Resolved, authority: Authority) -> None:
         self.events(
@@ -296,18 +303,15 @@ class _Build:
     # --- 6 --------------------------------------------------------------------------------------
 
     def _follow(self, server: BootstrapServer, machine: Machine, plan: BuildPlan) -> None:
-        while (outcome := server.wait(_POLL_SECONDS)) is None:
-            self._home.check()
-            ended = machine.poll()
-            if ended is None:
-                continue
-            outcome = server.wait(_LAST_WORDS_SECONDS)
-            if outcome is None:
+        ended = None
+        while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
+            if ended is not None:
                 raise GuestLost(
                     f"the guest ended before it reported success or failure: {ended.description}",
                     hint=f"its last words: {ended.log.strip()}" if ended.log.strip() else None,
                 )
-            break
+            self._home.check()
+            ended = machine.poll()
         try:
             outcome.raise_for_failure()
         except StepFailed as error:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import click
 import pytest
 
 from cli.conftest import Cli
@@ -185,6 +186,32 @@ def test_a_plugin_that_cannot_be_imported_has_status_3_and_is_named(
     assert "No module named 'nothing_of_that_name'" in done.first
 
 
+WORRIED_PROVIDER = """
+    from firebuild_pki import ProviderSpec, hookimpl
+    from firebuild_pki.providers.embedded import EmbeddedProvider, EmbeddedSettings
+
+    class Worried(EmbeddedProvider):
+        def close(self):
+            raise OSError("the token could not be revoked")
+
+    @hookimpl
+    def register_ca_providers():
+        return [ProviderSpec("broken", EmbeddedSettings, Worried, "a CA that does not let go")]
+"""
+
+
+@pytest.mark.needs("userns")
+def test_what_closing_the_certificate_authority_has_to_say_is_told_once(
+    cli: Cli, install: Callable[[str, str], None]
+) -> None:
+    install("worried", WORRIED_PROVIDER)
+    Path("Dockerfile").write_text("FROM scratch\n")
+    done = cli("rootfs", "--tag", "t/worried:1", "--output", "tar", "--ca", "broken")
+    lines = [line for line in done.out.splitlines() if "revoked" in line]
+    assert lines == ["warning: closing the provider failed: OSError: the token could not be revoked"]
+    assert done.err == ""
+
+
 def test_a_reader_that_has_gone_ends_the_command_silently(cli: Cli) -> None:
     with stdout_is(pipe_without_reader()):
         done = cli("config", "schema", status=74)
@@ -235,6 +262,11 @@ def test_a_broken_receiver_of_events_is_traced_to_standard_output(
     error.__cause__ = OutputError("standard output can't be written: no paper")
     assert report(error) is ExitStatus.OUTPUT
     assert capfd.readouterr().err == "error: standard output can't be written: no paper\n"
+
+
+def test_a_click_error_without_a_command_is_told_too(capfd: pytest.CaptureFixture[str]) -> None:
+    assert report(click.ClickException("something")) is ExitStatus.BAD_INPUT
+    assert capfd.readouterr().err == "error: something\n"
 
 
 def test_a_full_stderr_leaves_the_status(cli: Cli) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from firebuild_bootstrap.dockerfile import BuildPlan
 from firebuild_bootstrap.errors import (
     BuildTimeout,
     ExitStatus,
@@ -18,6 +21,8 @@ from firebuild_bootstrap.errors import (
     exit_status_of,
 )
 from firebuild_bootstrap.events import Event, Notice, StepOutput
+from firebuild_bootstrap.explain import explained
+from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_pki import ProviderError, SettingsError
 from firebuild_pki.errors import Problem
@@ -64,6 +69,12 @@ def test_an_error_names_place_message_and_hint() -> None:
 
 def test_an_interruption_is_no_exception_that_a_handler_of_errors_would_catch() -> None:
     assert not isinstance(Interrupted("x"), Exception)
+
+
+def test_a_failure_of_no_step_comes_back_as_it_is() -> None:
+    plan = BuildPlan("scratch", 1, (), ImageConfig(), ())
+    error = StepFailed("the guest could not begin")
+    assert explained(error, plan, Path("Dockerfile"), []) is error
 
 
 def piece(data: bytes, step: int = 2) -> StepOutput:

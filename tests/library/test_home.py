@@ -53,6 +53,8 @@ def test_long_work_on_trees_can_be_interrupted(tmp_path: Path) -> None:
         raise Interrupted("enough")
 
     (tmp_path / "tree").mkdir()
+    with (tmp_path / "tree/file").open("wb") as file:
+        file.truncate(512 << 20)
     home = Home(tmp_path / "home", check=check)
     with pytest.raises(Interrupted):
         home.bases.import_base("tiny", tmp_path / "tree")
