@@ -4,6 +4,7 @@ import os
 import stat
 import tarfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,63 @@ def test_a_damaged_archive_is_an_error(make_tar: MakeTar, root: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:2000])
     with pytest.raises(TreeError, match="the archive is damaged: unexpected end of data"):
         run(archive, root)
+
+
+@pytest.mark.root
+def sparse(
+    name: str, size: int, regions: list[tuple[int, int]], content: bytes
+) -> tuple[tarfile.TarInfo, bytes]:
+    """A sparse member as `tar --sparse --format=pax` makes it: the map comes first in the content."""
+    numbers = [len(regions), *(number for region in regions for number in region)]
+    table = "".join(f"{number}\n" for number in numbers).encode()
+    table += bytes(-len(table) % 512)
+    headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name}
+    headers["GNU.sparse.realsize"] = str(size)
+    return info("GNUSparseFile.0/x", pax_headers=headers), table + content
+
+
+def test_a_sparse_member_takes_no_more_than_its_data_however_large_it_claims_to_be(
+    make_tar: MakeTar, root: Path
+) -> None:
+    size = 1 << 40
+    run(make_tar(sparse("big", size, [(0, 3), (size - 3, 3)], b"abcxyz")), root)
+    status = (root / "big").stat()
+    assert status.st_size == size
+    assert status.st_blocks * 512 < 1 << 20
+    with open(root / "big", "rb") as file:
+        assert file.read(4) == b"abc\0"
+        file.seek(-4, os.SEEK_END)
+        assert file.read() == b"\0xyz"
+
+
+@pytest.mark.parametrize(
+    ("size", "region"), [(10, (-5, 3)), (10, (1 << 70, 1)), (1 << 63, (0, 1)), (10, (5, 1 << 80))]
+)
+def test_a_sparse_member_with_an_impossible_map_fills_no_disk(
+    make_tar: MakeTar, root: Path, size: int, region: tuple[int, int]
+) -> None:
+    archive = make_tar(sparse("big", size, [region], b"abc"))
+    with suppress(TreeError, OSError):  # it may be refused, which a worker reports
+        run(archive, root)
+    assert sum(path.stat().st_blocks * 512 for path in root.iterdir()) < 1 << 20
+
+
+@pytest.mark.parametrize("value", ["-", "1\n5", "9" * 5000])
+def test_numbers_that_are_none_are_damage(make_tar: MakeTar, root: Path, value: str) -> None:
+    with pytest.raises(TreeError, match="damaged"):
+        run(make_tar((info("x", pax_headers={"GNU.sparse.size": value, "GNU.sparse.map": value}), b"")), root)
+
+
+def test_headers_without_end_are_damage(root: Path, tmp_path: Path) -> None:
+    header = info("x", tarfile.XHDTYPE, size=0).tobuf()
+    (tmp_path / "chain.tar").write_bytes(header * 3000 + info("f").tobuf() + bytes(1024))
+    with pytest.raises(TreeError, match="damaged"):
+        run(tmp_path / "chain.tar", root)
+
+
+def test_a_nul_in_a_name_is_refused(make_tar: MakeTar, root: Path) -> None:
+    with pytest.raises(TreeError, match="NUL in its name"):
+        run(make_tar((info("x", pax_headers={"path": "a\0b"}), b"")), root)
 
 
 @pytest.mark.root

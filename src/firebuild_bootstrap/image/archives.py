@@ -16,7 +16,7 @@ import zstandard
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.unpack import name_parts
+from firebuild_bootstrap.image.worker.unpack import BROKEN, name_parts
 
 _PIECE: Final = 1024 * 1024
 _BLOCK: Final = 512
@@ -81,10 +81,10 @@ def check_root_archive(archive: Path, source: Path) -> None:
                 names.update(parts[:1])
                 cast(Any, tar).members = []
             end = tar.offset
-    except tarfile.TarError as error:
-        raise _damaged(source, f"it is no tar archive, or broken: {error}") from error
     except TreeError as error:
-        raise InputError(f"{source}: {error.message}", hint=error.hint) from error
+        raise InputError(f"{source}: {error.message}", hint=error.hint or None) from error
+    except BROKEN as error:
+        raise _damaged(source, f"it is no tar archive, or broken: {error}") from error
     if {"oci-layout", "blobs"} <= names or "manifest.json" in names:
         raise InputError(
             f"{source} is a container image with layers, expected the files of a root directory",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import tarfile
@@ -16,6 +17,8 @@ from firebuild_bootstrap.image.worker.inside import Inside
 _XATTR: Final = "SCHILY.xattr."  # the names that GNU tar, bsdtar and star agree on
 _BUFFER: Final = 1024 * 1024
 _EXAMPLES: Final = 3
+# What tarfile raises on archives that are none: numbers that are none, too large, or headers without end.
+BROKEN: Final = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass
@@ -58,7 +61,7 @@ def unpack(archive: IO[bytes], root: str, *, stream: bool = False) -> UnpackRepo
     inside = Inside(root)
     try:
         return _Unpacking(inside).run(archive, stream)
-    except tarfile.TarError as error:
+    except BROKEN as error:
         raise TreeError(f"the archive is damaged: {error}", "make or download it again") from error
     finally:
         inside.close()
@@ -68,9 +71,11 @@ def name_parts(name: str) -> tuple[str, ...]:
     """Split a member's name; leading slashes and `.` are dropped, as tar does.
 
     Raises:
-        TreeError: it contains `..`.
+        TreeError: it contains `..` or NUL.
     """
     parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    if "\0" in name:
+        raise TreeError(f"the archive's member {name!r:.200} has a NUL in its name")
     if ".." in parts:
         raise TreeError(f"the archive's member {name!r} leads out of the tree", "it is not safe to unpack")
     return parts
@@ -143,7 +148,7 @@ class _Unpacking:
         with os.fdopen(os.open(name, flags, 0o600, dir_fd=parent), "wb", buffering=0) as target:
             source = tar.extractfile(member)
             if source is not None:
-                shutil.copyfileobj(source, target, _BUFFER)
+                _copy(source, target, member)
             self._finish(target.fileno(), member)
 
     def _hard_link(self, member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
@@ -194,6 +199,21 @@ class _Unpacking:
             return False
         self._report.count("foreign", f"{member.name} ({member.uid}:{member.gid})")
         return True
+
+
+def _copy(source: IO[bytes], target: io.FileIO, member: tarfile.TarInfo) -> None:
+    """Copy the content; holes of a sparse member stay holes, whatever size the archive claims for it."""
+    regions = cast("list[tuple[int, int]] | None", cast(Any, member).sparse)
+    if regions is None:
+        shutil.copyfileobj(source, target, _BUFFER)
+        return
+    target.truncate(member.size)
+    for offset, length in regions:
+        source.seek(offset)
+        target.seek(offset)
+        end = offset + length
+        while piece := source.read(min(end - source.tell(), _BUFFER)):
+            target.write(piece)
 
 
 def _times(member: tarfile.TarInfo) -> tuple[int, int]:
