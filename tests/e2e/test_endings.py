@@ -18,7 +18,7 @@ from support import Firebuild
 
 pytestmark = [pytest.mark.needs("userns")]
 
-MARK = "4242"  # seconds that nothing else on the machine sleeps
+MARK = f"4242.{os.getpid()}"  # seconds that nothing else on the machine sleeps
 
 
 def running(pattern: str) -> list[int]:
@@ -154,7 +154,11 @@ def test_a_killed_guest_is_lost_at_once(firebuild: Firebuild, start: Callable[..
     with nothing_left(firebuild):
         build = start(f"FROM host\nRUN sleep {MARK}\n")
         build.until("step-started", step=2)
-        [vminit, *_] = [pid for pid in running("firebuild_bootstrap.guest") if "bwrap" not in name_of(pid)]
+        [vminit] = [
+            pid
+            for pid in running("firebuild_bootstrap.guest.main")
+            if name_of(pid) != "bwrap" and build.process.pid in ancestors(pid)
+        ]
         began = time.monotonic()
         os.kill(vminit, signal.SIGKILL)
         status, error = build.end()
@@ -165,6 +169,14 @@ def test_a_killed_guest_is_lost_at_once(firebuild: Firebuild, start: Callable[..
 
 def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(pid)
+    return found
 
 
 def test_a_killed_firebuild_leaves_no_process_and_no_file(
