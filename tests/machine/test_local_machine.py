@@ -132,8 +132,8 @@ def test_with_one_id_the_user_is_told_what_that_means(tmp_path: Path, host_base:
 
 def test_what_a_base_loses_is_said_in_words() -> None:
     assert unpack_notes(UnpackReport(members=5)) == ()
-    report = UnpackReport(foreign=4, stripped=1, devices=1, attributes=1)
-    report.examples = {"foreign": ["a (7:7)", "b (7:7)", "c (7:7)"], "stripped": ["a"], "devices": ["d"]}
+    examples = {"foreign": ["a (7:7)", "b (7:7)", "c (7:7)"], "stripped": ["a"], "devices": ["d"]}
+    report = UnpackReport(foreign=4, stripped=1, devices=1, attributes=1, examples=examples)
     foreign, stripped, devices, attributes = unpack_notes(report)
     assert foreign.startswith("4 files of the base belong to root now")
     assert foreign.endswith("a (7:7), b (7:7), c (7:7), …")

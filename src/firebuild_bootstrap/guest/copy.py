@@ -6,7 +6,7 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
@@ -151,7 +151,7 @@ class Copier:
         path = posixpath.join("/", workdir, header.targetPath)
         owner = self._users.owner(header.targetUser) if header.targetUser else self._rules.owner
         check_mapped(f"--chown={header.targetUser}", *owner)
-        metadata = replace(self._metadata(entry, directory=header.isDir), owner=owner)
+        metadata = self._metadata(entry, directory=header.isDir)._replace(owner=owner)
         with _explained(path):
             if header.isDir:
                 self._root.make_directory(path, metadata, parents=(0, 0))

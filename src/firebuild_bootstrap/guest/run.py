@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 from firebuild_bootstrap import wire
 
@@ -30,7 +29,7 @@ _BOOTSTRAP = (
     "import sys; sys.path.append(sys.argv[1]); "
     "from firebuild_bootstrap.guest.enter import main; main(int(sys.argv[2]))"
 )
-_PACKAGES = str(Path(__file__).resolve().parents[2])
+_PACKAGES = os.path.realpath(f"{__file__}/../../..")
 
 
 def environment(command: wire.RunCommand, identity: Identity) -> dict[str, str]:

@@ -11,8 +11,8 @@ import errno
 import os
 import stat
 from collections import deque
-from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple
 
 _MAX_LINKS = 40  # as in the kernel (path_resolution(7))
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -21,8 +21,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Owner = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Metadata:
+class Metadata(NamedTuple):
     """Owner (uid, gid), mode (0 to 0o7777, None: leave) and modification time (ns since 1970, None: now)."""
 
     owner: Owner = (0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class Trees:
         """Write the tree `root` to the new file `image` as a checked ext4 file system."""
         binds = self._into(root, image)
         name = f"{_OTHER}/{image.name}"
-        reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **asdict(options))
+        reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **options._asdict())
         return PackedFile(reply["size"], reply["digest"])
 
     def copy(self, source: Path, target: Path) -> UnpackReport:

@@ -7,12 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any, Final
 
 from firebuild_bootstrap.image.worker.digest import digest
 from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4, measure
 from firebuild_bootstrap.image.worker.pack import copy, pack
 from firebuild_bootstrap.image.worker.unpack import unpack
 
@@ -30,7 +28,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def _unpack(archive: str, root: str) -> dict[str, Any]:
     with open(archive, "rb") as source:
-        return asdict(unpack(source, root))
+        return unpack(source, root)._asdict()
 
 
 def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
@@ -42,14 +40,18 @@ def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
 
 
 def _copy(source: str, target: str) -> dict[str, Any]:
-    return asdict(copy(source, target))
+    return copy(source, target)._asdict()
 
 
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.ext4 import measure
+
     return {"size": measure(root)[0], "digest": digest(root, times=times)}
 
 
 def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
+
     make_ext4(root, image, Ext4Options(**options))
     return _summary(image)
 

@@ -8,8 +8,7 @@ import stat
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.walk import walk
@@ -21,8 +20,7 @@ _ATTEMPTS: Final = 6
 _FIXED_UUID: Final = "f12eb111-d000-8000-8000-000000000001"
 
 
-@dataclass(frozen=True)
-class Ext4Options:
+class Ext4Options(NamedTuple):
     """How the file system is made.
 
     Args:

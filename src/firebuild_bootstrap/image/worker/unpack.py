@@ -7,9 +7,10 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import IO, Any, Final, Literal, cast
+from collections import Counter
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.inside import Inside
@@ -21,8 +22,7 @@ _EXAMPLES: Final = 3
 BROKEN: Final = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
-@dataclass
-class UnpackReport:
+class UnpackReport(NamedTuple):
     """What was written, and what could not be kept as it was in the archive.
 
     Args:
@@ -39,14 +39,7 @@ class UnpackReport:
     foreign: int = 0
     stripped: int = 0
     attributes: int = 0
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def count(self, what: Literal["devices", "foreign", "stripped", "attributes"], name: str) -> None:
-        """Count one and remember its name if it is among the first."""
-        setattr(self, what, getattr(self, what) + 1)
-        names = self.examples.setdefault(what, [])
-        if len(names) < _EXAMPLES:
-            names.append(name)
+    examples: Mapping[str, list[str]] = MappingProxyType({})
 
 
 def unpack(archive: IO[bytes], root: str, *, stream: bool = False) -> UnpackReport:
@@ -84,7 +77,8 @@ def name_parts(name: str) -> tuple[str, ...]:
 class _Unpacking:
     def __init__(self, inside: Inside) -> None:
         self._inside = inside
-        self._report = UnpackReport()
+        self._counts = Counter[str]()
+        self._examples: dict[str, list[str]] = {}
         self._directories: dict[tuple[str, ...], tarfile.TarInfo] = {}
 
     def run(self, archive: IO[bytes], stream: bool) -> UnpackReport:
@@ -97,7 +91,13 @@ class _Unpacking:
             if descriptor is not None:
                 self._finish(descriptor, member)
                 os.close(descriptor)
-        return self._report
+        return UnpackReport(**self._counts, examples=self._examples)
+
+    def _lost(self, what: Literal["devices", "foreign", "stripped", "attributes"], name: str) -> None:
+        self._counts[what] += 1
+        names = self._examples.setdefault(what, [])
+        if len(names) < _EXAMPLES:
+            names.append(name)
 
     def _place(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         parts = name_parts(member.name)
@@ -107,13 +107,13 @@ class _Unpacking:
             self._directories[parts] = member
         elif member.ischr() or member.isblk():
             if parts[:1] != ("dev",):
-                self._report.count("devices", member.name)
+                self._lost("devices", member.name)
             return
         elif parts:
             parent = self._inside.directory(parts[:-1])
             self._inside.clear_way(parent, parts[-1])
             self._write(tar, member, parts)
-        self._report.members += 1
+        self._counts["members"] += 1
 
     def _directory(self, parts: tuple[str, ...]) -> None:
         descriptor = self._inside.existing(parts)
@@ -172,7 +172,7 @@ class _Unpacking:
         lost = self._own(member, lambda uid, gid: os.chown(descriptor, uid, gid))
         mode = member.mode & 0o7777
         if lost and mode & 0o6000 and not member.isdir():
-            self._report.count("stripped", member.name)
+            self._lost("stripped", member.name)
             mode &= 0o1777
         for key, value in member.pax_headers.items():
             if key.startswith(_XATTR):
@@ -184,7 +184,7 @@ class _Unpacking:
         try:
             os.setxattr(descriptor, name, value.encode("utf-8", "surrogateescape"))
         except OSError:
-            self._report.count("attributes", f"{member} ({name})")
+            self._lost("attributes", f"{member} ({name})")
 
     def _own(self, member: tarfile.TarInfo, chown: Callable[[int, int], None]) -> bool:
         """Give a file its owner; True when it does not exist in this mapping."""
@@ -197,7 +197,7 @@ class _Unpacking:
                 raise
         else:
             return False
-        self._report.count("foreign", f"{member.name} ({member.uid}:{member.gid})")
+        self._lost("foreign", f"{member.name} ({member.uid}:{member.gid})")
         return True
 
 

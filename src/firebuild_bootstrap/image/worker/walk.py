@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from firebuild_bootstrap.image.worker.errors import TreeError
 
@@ -14,8 +13,7 @@ from firebuild_bootstrap.image.worker.errors import TreeError
 _KEPT_XATTRS: Final = ("security.capability", "user.", "system.posix_acl_")
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One file of a tree; `path` is relative to the tree (empty for its root), `parent` a descriptor."""
 
     path: str
