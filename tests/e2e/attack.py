@@ -1,0 +1,165 @@
+"""Runs in a RUN as root and tries to get out; writes what it could do to /findings.json."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+ARM = os.uname().machine == "aarch64"
+KEYCTL, CLONE, OPEN_BY_HANDLE, INIT_MODULE = (219, 220, 265, 105) if ARM else (250, 56, 304, 175)
+NEW_USER, NEW_NS, NEW_PID = 0x10000000, 0x00020000, 0x20000000
+ATTACH, BIND, REMOUNT = 16, 4096, 32
+
+
+def outcome(attempt: Callable[[], object]) -> str:
+    """The name of the error, or what came of the attempt."""
+    ctypes.set_errno(0)
+    try:
+        result = attempt()
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error))
+    if isinstance(result, int) and result == -1:
+        return errno.errorcode.get(ctypes.get_errno(), "?")
+    return str(result)
+
+
+def call(number: int, *arguments: object) -> int:
+    converted = [ctypes.c_long(item) if isinstance(item, int) else item for item in arguments]
+    return int(LIBC.syscall(ctypes.c_long(number), *converted))
+
+
+def read(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return file.read(100).decode("utf-8", "replace")
+
+
+def write(path: str, text: str) -> str:
+    with open(path, "wb", buffering=0) as file:
+        file.write(text.encode())
+    return "written"
+
+
+def in_child(attempt: Callable[[], object]) -> str:
+    """As `outcome`, in a process of its own, because it may change this one."""
+    out, into = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(into, outcome(attempt).encode())
+        os._exit(0)
+    os.close(into)
+    os.waitpid(child, 0)
+    with os.fdopen(out) as pipe:
+        return pipe.read()
+
+
+def clone_user() -> int:
+    child = call(CLONE, NEW_USER | 17, 0, 0, 0, 0)
+    if child == 0:
+        os._exit(0)
+    return child
+
+
+def out_of_the_root() -> str:
+    """The classic: keep a directory open, make another the root, walk up from the open one."""
+    os.mkdir("/cell")
+    top = os.open("/", os.O_RDONLY)
+    os.chroot("/cell")
+    os.fchdir(top)
+    for _ in range(50):
+        os.chdir("..")
+    os.chroot(".")
+    return " ".join(os.listdir("/"))
+
+
+def abstract(name: str) -> str:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"\0{name}")
+    return "connected"
+
+
+def own_abstract() -> str:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0of-this-run")
+        listener.listen()
+        return in_child(lambda: abstract("of-this-run"))
+
+
+def attempts() -> dict[str, str]:
+    sys_ = "/proc/sys"
+    tests: dict[str, Callable[[], object]] = {
+        "core_pattern": lambda: write(f"{sys_}/kernel/core_pattern", "core"),
+        "sysrq": lambda: write("/proc/sysrq-trigger", "h"),
+        "drop_caches": lambda: write(f"{sys_}/vm/drop_caches", "1"),
+        "max_user_namespaces": lambda: write(f"{sys_}/user/max_user_namespaces", "9"),
+        "hostname": lambda: LIBC.sethostname(b"evil", ctypes.c_size_t(4)),
+        "mount tmpfs": lambda: LIBC.mount(b"x", b"/mnt", b"tmpfs", 0, None),
+        "mount proc": lambda: LIBC.mount(b"x", b"/mnt", b"proc", 0, None),
+        "mount cgroup2": lambda: LIBC.mount(b"x", b"/mnt", b"cgroup2", 0, None),
+        "unmount /proc/sys": lambda: LIBC.umount2(sys_.encode(), 2),
+        "remount /proc/sys": lambda: LIBC.mount(None, sys_.encode(), None, REMOUNT | BIND, None),
+        "unshare user": lambda: LIBC.unshare(NEW_USER),
+        "clone user": clone_user,
+        "unshare mount": lambda: LIBC.unshare(NEW_NS),
+        "unshare pid": lambda: LIBC.unshare(NEW_PID),
+        "join a namespace": lambda: LIBC.setns(os.open("/proc/1/ns/mnt", os.O_RDONLY), 0),
+        "block device": lambda: os.mknod("/disk", 0o060600, os.makedev(8, 0)),
+        "character device": lambda: os.mknod("/kmem", 0o020600, os.makedev(1, 2)),
+        "open by handle": lambda: call(
+            OPEN_BY_HANDLE, os.open("/etc", os.O_RDONLY), b"\x08\0\0\0\x01\0\0\0\x02\0\0\0\0\0\0\0", 0
+        ),
+        "terminal": lambda: os.open("/dev/tty", os.O_RDWR),
+        "set the clock": lambda: time.clock_settime(time.CLOCK_REALTIME, 0),
+        "load a module": lambda: call(INIT_MODULE, b"x", 1, b""),
+        "reboot": lambda: LIBC.reboot(0x89ABCDEF),  # only switches Ctrl-Alt-Del
+        "swap": lambda: LIBC.swapon(b"/etc/passwd", 0),
+        "raise the limit": lambda: LIBC.setpriority(0, 0, -5),
+        "kernel log": lambda: os.open("/proc/kmsg", os.O_RDONLY),
+        "raw disk": lambda: os.open("/dev/vda", os.O_RDONLY),
+    }
+    return {name: in_child(test) for name, test in tests.items()}
+
+
+def key(name: str) -> str:
+    """Search the session keyring, as the owner of its keys would."""
+    return outcome(lambda: call(KEYCTL, 10, -3, b"user", name.encode(), 0))
+
+
+def main() -> None:
+    numbers = [name for name in os.listdir("/proc") if name.isdecimal()]
+    links = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            links[number] = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:
+            continue  # the listing's own
+    first = {name: outcome(partial(read, f"/proc/1/{name}")) for name in ("environ", "mem", "maps")}
+    for name in ("root", "cwd", "exe", "ns/mnt"):
+        first[name] = outcome(partial(os.readlink, f"/proc/1/{name}"))
+    first["fd"] = outcome(lambda: " ".join(os.listdir("/proc/1/fd")))
+    with open("/proc/self/mountinfo") as file:
+        mounts = [line.split()[4] for line in file]
+    findings = {
+        "descriptors": links,
+        "processes": {number: read(f"/proc/{number}/cmdline") for number in numbers},
+        "first": first,
+        "trace": {"attach": in_child(lambda: LIBC.ptrace(ATTACH, 1, None, None))},
+        "mounts": mounts,
+        "attempts": attempts(),
+        "after chroot": in_child(out_of_the_root),
+        "key": key(sys.argv[2]),
+        "abstract socket": in_child(lambda: abstract(sys.argv[1])),
+        "own abstract socket": own_abstract(),
+    }
+    with open("/findings.json", "w") as file:
+        json.dump(findings, file)
+
+
+main()
