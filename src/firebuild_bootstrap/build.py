@@ -37,7 +37,7 @@ from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
-from firebuild_bootstrap.settings import BootstrapSettings, BuildSettings
+from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_bootstrap.wire import encode_command
 from firebuild_pki import Authority, TLSMaterial, open_authority
@@ -198,12 +198,11 @@ class _Build:
     def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> _Resolved:
         request = self._request
         check_destinations(request.outputs)
-        source = DockerfileSource.read(request.dockerfile)
         context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
         cleanup.enter_context(context)
         bases = _Bases(self._home)
         plan = make_plan(
-            source,
+            DockerfileSource.read(request.dockerfile),
             context=context,
             bases=bases,
             build_args=request.build_args,
@@ -261,7 +260,7 @@ class _Build:
             server_material=server,
             guest_material=guest,
             events=self.events,
-            limits=_limits(self._settings.bootstrap),
+            limits=Limits.of(self._settings.bootstrap),
             bind=self._settings.bootstrap.bind,
             runtime_directory=runtime_directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
@@ -364,14 +363,3 @@ class _Bases:
     def resolve(self, reference: str) -> ImageConfig:
         self.found = self._home.bases.resolve(reference)
         return self.found.config
-
-
-def _limits(settings: BootstrapSettings) -> Limits:
-    return Limits(
-        max_connections=settings.max_connections,
-        initial_timeout=settings.initial_timeout.total_seconds(),
-        ping_interval=settings.ping_interval.total_seconds(),
-        missed_pings=settings.missed_pings,
-        build_timeout=settings.build_timeout.total_seconds(),
-        max_log_bytes=settings.log_limit,
-    )

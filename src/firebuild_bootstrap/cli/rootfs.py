@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 @click.option(
     "--dockerfile",
     type=click.Path(path_type=Path),
-    default=Path("Dockerfile"),
-    show_default=True,
+    show_default="Dockerfile in the context",
     help="What to build.",
 )
 @click.option(
     "--context",
     type=click.Path(path_type=Path),
     default=Path(),
-    show_default=".",
+    show_default="the current directory",
     help="Directory that COPY and ADD read from.",
 )
 @click.option("--tag", required=True, metavar="ORG/NAME:VERSION", help="What to store the image as.")
@@ -92,7 +91,7 @@ def _request(options: dict[str, Any]) -> BuildRequest:
 
     labels = parse_assignments(options["labels"], "--label")
     return BuildRequest(
-        dockerfile=options["dockerfile"],
+        dockerfile=options["dockerfile"] or options["context"] / "Dockerfile",
         context=options["context"],
         tag=ImageTag.parse(options["tag"]),
         build_args=_from_environment(parse_assignments(options["build_args"], "--build-arg")),

@@ -59,7 +59,7 @@ def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:
     """
     candidates = [root / ".dockerignore"]
     if dockerfile is not None:
-        candidates.insert(0, dockerfile.with_name(dockerfile.name + ".dockerignore"))
+        candidates.insert(0, dockerfile.parent / f"{dockerfile.name}.dockerignore")
     for candidate in candidates:
         try:
             text = candidate.read_text(encoding="utf-8")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.settings import BootstrapSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +36,15 @@ class Limits:
     reconnect_grace: float = 5.0
     build_timeout: float = 1800.0
     max_log_bytes: int = 64 * 1024 * 1024
+
+    @classmethod
+    def of(cls, settings: BootstrapSettings) -> Limits:
+        """Return the limits that the settings ask for; what they don't mention keeps its default."""
+        return cls(
+            max_connections=settings.max_connections,
+            initial_timeout=settings.initial_timeout.total_seconds(),
+            ping_interval=settings.ping_interval.total_seconds(),
+            missed_pings=settings.missed_pings,
+            build_timeout=settings.build_timeout.total_seconds(),
+            max_log_bytes=settings.log_limit,
+        )
