@@ -260,6 +260,18 @@ def test_the_janitor_waits_for_the_end_of_the_pipe(
     os.close(read)
 
 
+def test_the_janitor_ends_what_still_holds_the_pipe_when_firebuild_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(janitor, "_GRACE_SECONDS", 0.1)
+    read, write = os.pipe()
+    holder = subprocess.Popen(["sleep", "7755"], pass_fds=[write])
+    os.close(write)
+    janitor.await_end(read, parent=os.getpid())
+    assert holder.wait(10) == -signal.SIGKILL
+    os.close(read)
+
+
 def test_no_polite_signal_ends_the_janitor_before_its_build(tmp_path: Path, idmap: IdMap) -> None:
     with Workspace(tmp_path, "b-1", idmap) as workspace:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
