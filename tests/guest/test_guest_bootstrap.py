@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -164,6 +165,37 @@ def test_a_server_that_comes_up_later_is_found(pki: Pki, image: str) -> None:
     timer.join()
     assert servers[0].successes == 1
     servers[0].stop()
+
+
+@ROOT
+def test_a_host_that_is_slow_to_answer_the_handshake_is_waited_for(
+    pki: Pki, server: BuildServer, image: str
+) -> None:
+    host, port = server.host_port.rsplit(":", 1)
+
+    def forward(source: socket.socket, target: socket.socket, delay: float) -> None:
+        time.sleep(delay)
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(listener: socket.socket) -> None:
+        guest, _ = listener.accept()
+        with guest, socket.create_connection((host, int(port))) as backend:
+            upwards = threading.Thread(target=forward, args=(guest, backend, 0))
+            upwards.start()
+            forward(backend, guest, 1.0)
+            upwards.join()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        relay = threading.Thread(target=serve, args=(listener,))
+        relay.start()
+        block = replace(make_block(pki, server), host_port=f"127.0.0.1:{listener.getsockname()[1]}")
+        bootstrap(block, image)
+        relay.join()
+    assert len(server.hellos) >= 1
+    assert server.successes == 1
 
 
 @pytest.mark.parametrize("member", ["cert", "key", "ca_chain"])

@@ -20,7 +20,7 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _FAREWELL_SECONDS = 10.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
-_TLS_REFUSALS = ("certificate", "handshake", "ssl", "verification check failed")
+_TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
 
 
 def failure(error: grpc.RpcError) -> str:
@@ -187,7 +187,8 @@ def _options(server_name: str) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
+        # Not min_reconnect_backoff_ms: the core also takes it for the time that a connection attempt,
+        # TLS handshake included, may last.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
