@@ -213,3 +213,16 @@ def test_every_command_has_help(command: list[str], option: str) -> None:
     assert done.exit_code == 0
     assert done.output.startswith("Usage: " + " ".join(["firebuild", *command]))
     assert len(done.output.split("\n\n")[1].strip()) > 15
+
+
+def test_without_an_option_the_dockerfile_of_the_context_is_built(cli: Cli) -> None:
+    Path("there").mkdir()
+    Path("there/Dockerfile").write_text("FROM scratch\nLABEL found=there\n")
+    cli("rootfs", "--context", "there", "--tag", "t/default:1", "--output", "tar")
+    assert '"found": "there"' in cli("images", "inspect", "t/default:1").out
+
+
+def test_a_missing_dockerfile_is_named_with_its_path(cli: Cli) -> None:
+    Path("empty").mkdir()
+    done = cli("rootfs", "--context", "empty", "--tag", "t/default:2", status=2)
+    assert "empty/Dockerfile: the Dockerfile can't be read: No such file" in done.first
