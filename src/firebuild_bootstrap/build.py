@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +29,13 @@ from firebuild_bootstrap.explain import explained
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.names import ImageTag
-from firebuild_bootstrap.image.outputs import OutputSpec, check_destinations, deliver
+from firebuild_bootstrap.image.outputs import check_destinations, deliver
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
+from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.tail import OutputTail
@@ -49,29 +49,6 @@ _LAST_WORDS_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.1
 # Certificates outlive the build by this much: unpacking, storing, and clocks that differ.
 _CERTIFICATE_MARGIN: Final = timedelta(minutes=10)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What to build.
-
-    Args:
-        dockerfile: path of the Dockerfile.
-        context: directory that COPY and ADD read from.
-        tag: what to store the image as.
-        build_args: values for ARG; None is a name without a value.
-        labels: added to the image, over those of the Dockerfile.
-        target: stage to build, by name or index; None for the last.
-        outputs: what to make of the root file system.
-    """
-
-    dockerfile: Path
-    context: Path
-    tag: ImageTag
-    build_args: Mapping[str, str | None] = field(default_factory=dict)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    target: str | None = None
-    outputs: tuple[OutputSpec, ...]
 
 
 def build_image(

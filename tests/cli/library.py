@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from firebuild_bootstrap.build import BuildRequest, build_image
+from firebuild_bootstrap.build import build_image
 from firebuild_bootstrap.events import Event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import ImageTag
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.settings import BuildSettings
 
 EventT = TypeVar("EventT", bound=Event)

@@ -12,7 +12,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image import hostbase
-from firebuild_bootstrap.image.bases import BaseConfigs, BaseStore
+from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import ImageTag
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
@@ -141,7 +141,7 @@ def test_a_compressed_archive_becomes_a_base(bases: BaseStore, make_tar: MakeTar
     assert (base.name, base.size, base.imported) == ("my/debian:12", len(plain), "2030-01-02T12:00:00+00:00")
     assert bases.resolve("my/debian:12") == base
     assert bases.list() == [base]
-    assert BaseConfigs(bases).resolve("my/debian:12").env == {"A": "1"}
+    assert bases.resolve("my/debian:12").config.env == {"A": "1"}
     assert bases.resolve(f"my/debian:12@{base.digest}") == base
     with pytest.raises(InputError, match="has the digest sha256:"):
         bases.resolve("my/debian:12@sha256:" + "0" * 64)

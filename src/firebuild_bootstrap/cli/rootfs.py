@@ -14,8 +14,8 @@ import click
 from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.build import BuildRequest
     from firebuild_bootstrap.progress import ProgressMode
+    from firebuild_bootstrap.request import BuildRequest
 
 
 @click.command()
@@ -84,10 +84,10 @@ def rootfs(
 
 
 def _request(options: dict[str, Any]) -> BuildRequest:
-    from firebuild_bootstrap.build import BuildRequest
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.image.names import ImageTag
     from firebuild_bootstrap.image.outputs import parse_outputs
+    from firebuild_bootstrap.request import BuildRequest
 
     labels = parse_assignments(options["labels"], "--label")
     return BuildRequest(

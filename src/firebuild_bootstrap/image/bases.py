@@ -217,21 +217,6 @@ class BaseStore:
         return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
 
 
-@dataclass(frozen=True)
-class BaseConfigs:
-    """Answers the planner's question about a FROM: only the configuration."""
-
-    bases: BaseStore
-
-    def resolve(self, reference: str) -> ImageConfig:
-        """Return the configuration that a child of `reference` inherits.
-
-        Raises:
-            InputError: there is no such base.
-        """
-        return self.bases.resolve(reference).config
-
-
 def _key(reference: Reference) -> Key:
     return reference.name.replace("/", "+"), reference.tag  # no name contains a plus
 

@@ -1,0 +1,33 @@
+"""What a user asks a build for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.outputs import OutputSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What to build.
+
+    Args:
+        dockerfile: path of the Dockerfile.
+        context: directory that COPY and ADD read from.
+        tag: what to store the image as.
+        build_args: values for ARG; None is a name without a value.
+        labels: added to the image, over those of the Dockerfile.
+        target: stage to build, by name or index; None for the last.
+        outputs: what to make of the root file system.
+    """
+
+    dockerfile: Path
+    context: Path
+    tag: ImageTag
+    build_args: Mapping[str, str | None] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    target: str | None = None
+    outputs: tuple[OutputSpec, ...]
