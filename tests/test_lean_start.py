@@ -1,0 +1,85 @@
+"""What a start imports: seconds depend on the machine, the modules do not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.sandbox import find_runtime
+
+# A build needs most of these; nobody should wait for them to read a help text or a list.
+BUILDING = frozenset({"grpc", "google.protobuf", "OpenSSL", "asyncio", "firebuild_bootstrap.build"})
+READING = frozenset({"yaml", "jsonschema", "http.client", "urllib.request", "tarfile", "zstandard"})
+SETTINGS = frozenset({"pydantic", "cryptography", "importlib.metadata", "email"})
+
+
+def imported_by(home: Path, module: str, *arguments: str) -> set[str]:
+    """Run `module`'s `main` with the arguments and return the names of all modules imported then."""
+    program = (
+        f"import sys, {module} as program\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "try:\n"
+        "    status = program.main()\n"
+        "except SystemExit as ended:\n"
+        "    status = ended.code\n"
+        "print('MODULES', *sys.modules, file=sys.stderr)\n"
+        "sys.exit(status)\n"
+    )
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FIREBUILD", "COV"))}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**environ, "FIREBUILD_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stderr.rpartition("MODULES")[2].split())
+
+
+def imported_without_site(*modules: str) -> set[str]:
+    """Import modules as in a sandbox, where `site` and its path files take no part."""
+    runtime = find_runtime()
+    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    command = [*runtime.python, "-c", program]
+    done = subprocess.run(command, env=runtime.env, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "unwanted"),
+    [
+        (
+            "firebuild_bootstrap.guest.main",
+            ("--help",),
+            BUILDING | READING | SETTINGS | {"ssl", "dataclasses", "subprocess"},
+        ),
+        ("firebuild_bootstrap.cli.app", ("--help",), BUILDING | READING | SETTINGS),
+        ("firebuild_bootstrap.cli.app", ("rootfs", "--help"), BUILDING | READING | SETTINGS),
+        ("firebuild_bootstrap.cli.app", ("config", "check"), BUILDING | READING),
+        ("firebuild_bootstrap.cli.app", ("images", "list"), BUILDING | READING - {"tarfile"}),
+    ],
+)
+def test_a_start_imports_only_what_it_needs(
+    tmp_path: Path, module: str, arguments: tuple[str, ...], unwanted: frozenset[str]
+) -> None:
+    assert not unwanted & imported_by(tmp_path, module, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        (("client", "executor"), {"http.client", "email", "pathlib", "pydantic", "cryptography"}),
+        (("enter",), {"dataclasses", "inspect", "subprocess", "asyncio", "ssl", "grpc"}),
+    ],
+)
+def test_the_guest_imports_only_what_a_step_needs(modules: tuple[str, ...], unwanted: set[str]) -> None:
+    assert not unwanted & imported_without_site(*(f"firebuild_bootstrap.guest.{name}" for name in modules))
+
+
+def test_a_worker_imports_no_dataclasses() -> None:
+    imported = imported_without_site("firebuild_bootstrap.image.worker.__main__")
+    assert not {"dataclasses", "inspect", "subprocess", "asyncio", "grpc"} & imported
