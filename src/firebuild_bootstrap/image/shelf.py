@@ -88,9 +88,10 @@ class Shelf:
             fresh = self.root / "fresh"
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(os.path.relpath(content, link.parent))
+            # Readers may lock it as soon as they can find it; nobody sweeps while this lasts.
+            fcntl.flock(staging.lock, fcntl.LOCK_UN)
             os.replace(fresh, link)
             _sync(link.parent, _DIRECTORY)
-            fcntl.flock(staging.lock, fcntl.LOCK_UN)
             self._sweep()
         return content
 
