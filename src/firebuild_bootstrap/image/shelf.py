@@ -101,12 +101,15 @@ class Shelf:
         for _attempt in range(_ATTEMPTS):
             try:
                 content = link.resolve(strict=True)
-                self._held.append((content, _lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB)))
+                lock = _lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except (FileNotFoundError, NotADirectoryError, BlockingIOError):
                 if not link.is_symlink():
                     return None
                 continue  # it was replaced at this moment
-            return content
+            if link.resolve() == content:  # nobody removes it from now on
+                self._held.append((content, lock))
+                return content
+            os.close(lock)
         return None
 
     def release(self, content: Path) -> None:
