@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firebuild_bootstrap.context import BuildContext, ContextResource, EntryKind, LocalSource
+from context.finding import Find, error_of, paths, put
+from firebuild_bootstrap.context import BuildContext, EntryKind, LocalSource
 from firebuild_bootstrap.errors import InputError, Location
-
-Find = Callable[..., ContextResource]
-HERE = Location("Dockerfile", 5)
-
-
-def put(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"content of {name}")
-
-
-def paths(resource: ContextResource) -> list[str]:
-    return [entry.path for entry in resource.entries()]
-
-
-def content(resource: ContextResource) -> bytes:
-    (entry,) = resource.entries()
-    assert entry.open is not None
-    with entry.open() as file:
-        return file.read()
-
-
-def error_of(find: Find, *sources: str) -> InputError:
-    with pytest.raises(InputError) as caught:
-        find(*sources)
-    assert caught.value.location == HERE
-    return caught.value
-
 
 _NAMES = st.sampled_from(["a", "b", "c"])
 _FILES = st.lists(st.lists(_NAMES, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6)

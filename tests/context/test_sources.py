@@ -4,33 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, ContextResource, EntryKind, InlineSource
+from context.finding import Find, content, paths, put
+from firebuild_bootstrap.context import BuildContext, EntryKind, InlineSource
 from firebuild_bootstrap.context.root import ContextRoot
-
-Find = Callable[..., ContextResource]
-
-
-def put(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"content of {name}")
-
-
-def paths(resource: ContextResource) -> list[str]:
-    return [entry.path for entry in resource.entries()]
-
-
-def content(resource: ContextResource) -> bytes:
-    (entry,) = resource.entries()
-    assert entry.open is not None
-    with entry.open() as file:
-        return file.read()
 
 
 def test_a_file_is_one_entry_with_its_name_mode_and_time(root: Path, find: Find) -> None:

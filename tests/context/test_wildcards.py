@@ -2,41 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, ContextResource, EntryKind
-from firebuild_bootstrap.errors import InputError, Location
-
-Find = Callable[..., ContextResource]
-HERE = Location("Dockerfile", 5)
-
-
-def put(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"content of {name}")
-
-
-def paths(resource: ContextResource) -> list[str]:
-    return [entry.path for entry in resource.entries()]
-
-
-def content(resource: ContextResource) -> bytes:
-    (entry,) = resource.entries()
-    assert entry.open is not None
-    with entry.open() as file:
-        return file.read()
-
-
-def error_of(find: Find, *sources: str) -> InputError:
-    with pytest.raises(InputError) as caught:
-        find(*sources)
-    assert caught.value.location == HERE
-    return caught.value
+from context.finding import Find, error_of, paths, put
+from firebuild_bootstrap.context import BuildContext, EntryKind
+from firebuild_bootstrap.errors import InputError
 
 
 def test_a_missing_file_hints_at_the_nearest_names_in_its_directory(root: Path, find: Find) -> None:
