@@ -1,0 +1,243 @@
+"""The preflight itself: what a build does with its authority, without the build."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from firebuild_pki.authority import Authority, open_authority
+from firebuild_pki.chain import describe, parse_certificates
+from firebuild_pki.config import CASettings
+from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError, SettingsError
+from firebuild_pki.guarded import check_settings
+from firebuild_pki.identity import Identity
+from firebuild_pki.material import TLSMaterial
+from firebuild_pki.preflighting.report import PreflightReport, PreflightRow, RowLevel
+from firebuild_pki.preflighting.rows import ok, row_of, skipped, warning
+from firebuild_pki.preflighting.steps import Steps
+from firebuild_pki.preflighting.stranger import stranger_like
+from firebuild_pki.provider import Capability, Clock, utc_now
+
+HANDSHAKE_TIMEOUT = timedelta(seconds=10)
+
+Rows = Iterable[PreflightRow]
+
+_LATER = ("open", "backend", "server", "guest", "verification", "handshake", "refusal", "revocation")
+
+
+def preflight(
+    settings: CASettings,
+    *,
+    build_time: timedelta,
+    ttl: timedelta | None = None,
+    clock: Clock = utc_now,
+    environ: Mapping[str, str] | None = None,
+    check: Callable[[], None] = lambda: None,
+    on_row: Callable[[PreflightRow], None] = lambda _: None,
+) -> PreflightReport:
+    """Try all that a build needs of its authority, and revoke the certificates made for that.
+
+    The authority is opened once, for a build id that starts with ``preflight-``. Every call of the
+    provider is bounded by ``ca.call_timeout``.
+
+    Args:
+        settings: the section ``ca``.
+        build_time: how long the longest build takes; the certificates have to be valid that long.
+        ttl: lifetime to ask for; by default what `Authority.issue_server` chooses.
+        clock: the current time. The handshakes go by the clock of the machine.
+        environ: where secret references look, by default the environment of this process.
+        check: called again and again; what it raises ends the preflight.
+        on_row: told about each row as soon as it is there.
+
+    Returns:
+        The report. What is wrong with the authority is in it, and raises nothing.
+    """
+    surroundings = os.environ if environ is None else environ
+    wanted = _Wanted(settings, build_time, ttl, clock, surroundings)
+    return _Preflight(wanted, check, Steps(check, on_row)).run()
+
+
+def refused(error: CAError, *, on_row: Callable[[PreflightRow], None] = lambda _: None) -> PreflightReport:
+    """Report settings that could not even be loaded.
+
+    Args:
+        error: why not: a `SettingsError`, or an error of loading the selected plugin.
+        on_row: as for `preflight`.
+    """
+    steps = Steps(lambda: None, on_row)
+
+    def fail() -> list[PreflightRow]:
+        raise error
+
+    failed = "settings" if isinstance(error, SettingsError) else "plugin"
+    steps.take(failed, fail)
+    for about in _LATER:
+        steps.take(about, list, needs=(failed,))
+    return PreflightReport(error.provider or "", "", steps.verdict, tuple(steps.rows), steps.seconds)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    settings: CASettings
+    build_time: timedelta
+    ttl: timedelta | None
+    clock: Clock
+    environ: Mapping[str, str]
+
+
+class _Preflight:
+    def __init__(self, wanted: _Wanted, check: Callable[[], None], steps: Steps) -> None:
+        self._settings, self._wanted, self._check, self._steps = wanted.settings, wanted, check, steps
+        self._build_id = f"preflight-{secrets.token_hex(4)}"
+        self._told: set[str] = set()
+        self._failed_observers: list[str] = []
+        self._issued: dict[str, TLSMaterial] = {}
+        self._authority: Authority | None = None
+
+    def run(self) -> PreflightReport:
+        take = self._steps.take
+        take("plugin", self._plugin)
+        take("settings", self._look_at_settings)
+        take("open", self._open, needs=("settings",))
+        try:
+            self._use()
+        finally:
+            self._close()
+        steps = self._steps
+        return PreflightReport(
+            self._settings.provider, self._build_id, steps.verdict, tuple(steps.rows), steps.seconds
+        )
+
+    def _use(self) -> None:
+        take = self._steps.take
+        take("backend", self._examine, needs=("open",))
+        take("server", lambda: self._issue("server", self._opened.issue_server), needs=("backend",))
+        take("guest", lambda: self._issue("guest", self._opened.issue_guest), needs=("backend",))
+        take("verification", self._verify, needs=("server", "guest"))
+        take("handshake", self._shake_hands, needs=("server", "guest"))
+        take("refusal", self._refuse, needs=("handshake",))
+        if self._settings.observers:
+            take("observers", self._observers, needs=("open",))
+        take("revocation", self._revoke, needs=("open",))
+
+    def _close(self) -> None:
+        if self._authority is not None:
+            self._authority.close()
+            for text in self._news():
+                self._steps.add(warning("close", text))
+
+    # --- the steps ------------------------------------------------------------------------------
+
+    def _plugin(self) -> Rows:
+        name, spec = self._settings.provider, self._settings.spec
+        origin = next(one for one in self._settings.catalog.providers() if one.name == name)
+        yield ok("plugin", f"{name} of {origin}: {spec.summary}")
+
+    def _look_at_settings(self) -> Rows:
+        Identity(self._build_id, self._settings.name_suffix)  # raises if the suffix is no domain
+        notes = check_settings(self._settings, self._wanted.environ)
+        problems = [self._settings.problem(note) for note in notes]
+        remarks = [warning("settings", str(replace(one, hint=None)), one.hint) for one in problems]
+        return remarks or [ok("settings", "nothing to remark")]
+
+    def _open(self) -> Rows:
+        self._authority = authority = open_authority(
+            self._settings,
+            build_id=self._build_id,
+            clock=self._wanted.clock,
+            environ=self._wanted.environ,
+            check=self._check,
+        )
+        self._news()  # the notes about the settings have had their rows
+        for anchor in parse_certificates(authority.trust_pem, "trust anchors"):
+            yield ok(
+                "open", f"trust anchor {describe(anchor)} is valid until {_at(anchor.not_valid_after_utc)}"
+            )
+
+    def _examine(self) -> Rows:
+        notes = self._opened._provider.check()
+        return [row_of("backend", note) for note in notes] or [ok("backend", "nothing to remark")]
+
+    def _issue(self, end: str, issue: Callable[..., TLSMaterial]) -> Rows:
+        deadline = self._wanted.clock() + self._wanted.build_time
+        material = self._issued[end] = issue(ttl=self._wanted.ttl, build_deadline=deadline)
+        until = f"valid until {_at(material.not_after)}, a build needs it until {_at(deadline)}"
+        yield ok(end, f"{material.identity}, {until}")
+        for remark in self._news():
+            yield warning(end, remark)
+
+    def _verify(self) -> Rows:
+        # nothing is issued that failed a check
+        yield ok("verification", "key, name, usage, validity, chain and path of both are right")
+
+    def _shake_hands(self) -> Rows:
+        from firebuild_pki.grpc_handshake import handshake
+
+        seen = handshake(self._issued["server"], self._issued["guest"], timeout=HANDSHAKE_TIMEOUT)
+        names = ", ".join(seen.guest_names)
+        yield ok(
+            "handshake", f"{seen.tls_version} over gRPC: the guest saw {seen.server_name}, the server {names}"
+        )
+
+    def _refuse(self) -> Rows:
+        server, guest = self._issued["server"], self._issued["guest"]
+        stranger = stranger_like(guest, self._wanted.clock)
+        yield _refusal("a guest without a certificate", server, guest, anonymous=True)
+        yield _refusal("a guest of the same name with a certificate of another CA", server, stranger)
+        if Capability.SIGN in self._opened.capabilities:  # ready pairs may be for both roles
+            yield _refusal("a server with the guest's certificate", guest, guest)
+
+    def _observers(self) -> Rows:
+        if not self._failed_observers:
+            yield ok("observers", f"told of all this: {', '.join(self._settings.observers)}")
+        for failure in self._failed_observers:
+            yield warning("observers", failure)
+
+    def _revoke(self) -> Rows:
+        if not self._issued:
+            return [skipped("revocation", "nothing was issued")]
+        if Capability.REVOKE not in self._opened.capabilities:
+            return [
+                skipped("revocation", "this provider cannot revoke; the certificates expire by themselves")
+            ]
+        return [self._revoked(end, material) for end, material in self._issued.items()]
+
+    def _revoked(self, end: str, material: TLSMaterial) -> PreflightRow:
+        try:
+            self._opened.revoke(material)
+        except CAError as error:
+            hint = error.hint or f"it expires at {_at(material.not_after)}"
+            return warning("revocation", f"the {end} certificate was not revoked: {error.message}", hint)
+        return ok("revocation", f"the {end} certificate is revoked")
+
+    # --- helpers --------------------------------------------------------------------------------
+
+    @property
+    def _opened(self) -> Authority:
+        if self._authority is None:  # every step that asks needs the step "open"
+            raise AuthorityClosed("the authority is not open")
+        return self._authority
+
+    def _news(self) -> list[str]:
+        """Take the warnings that have come up since the last time; those of observers aside."""
+        new = [text for text in self._opened.warnings if text not in self._told]
+        self._told.update(new)
+        self._failed_observers += [text for text in new if text.startswith("the observer ")]
+        return [text for text in new if not text.startswith("the observer ")]
+
+
+def _refusal(who: str, server: TLSMaterial, guest: TLSMaterial, *, anonymous: bool = False) -> PreflightRow:
+    from firebuild_pki.grpc_handshake import handshake
+
+    try:
+        handshake(server, guest, timeout=HANDSHAKE_TIMEOUT, anonymous=anonymous)
+    except MaterialError:
+        return ok("refusal", f"{who} is refused")
+    return PreflightRow("refusal", RowLevel.FATAL, f"{who} was let in")
+
+
+def _at(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M:%SZ")
