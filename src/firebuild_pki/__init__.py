@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from firebuild_pki.authority import Authority, open_authority
+    from firebuild_pki.chain import order_chain
     from firebuild_pki.config import CASettings, ca_json_schema, redacted
     from firebuild_pki.documents import Document, load_document, parse_document
     from firebuild_pki.errors import (
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnsupportedOperation,
     )
+    from firebuild_pki.guarded import check_settings
     from firebuild_pki.hookspecs import hookimpl
     from firebuild_pki.keys import KeyType
     from firebuild_pki.material import TLSMaterial
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         CAProvider,
         EventKind,
         Note,
+        NoteLevel,
         Profile,
         ProviderContext,
         ProviderSpec,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "authority": ("Authority", "open_authority"),
+    "chain": ("order_chain",),
     "config": ("CASettings", "ca_json_schema", "redacted"),
     "documents": ("Document", "load_document", "parse_document"),
     "errors": (
@@ -71,6 +75,7 @@ _HOMES = {
         "SettingsError",
         "UnsupportedOperation",
     ),
+    "guarded": ("check_settings",),
     "hookspecs": ("hookimpl",),
     "keys": ("KeyType",),
     "material": ("TLSMaterial",),
@@ -82,6 +87,7 @@ _HOMES = {
         "Capability",
         "EventKind",
         "Note",
+        "NoteLevel",
         "Profile",
         "ProviderContext",
         "ProviderSpec",
@@ -112,6 +118,7 @@ __all__ = [
     "KeyType",
     "MaterialError",
     "Note",
+    "NoteLevel",
     "PluginCatalog",
     "Problem",
     "Profile",
@@ -132,11 +139,13 @@ __all__ = [
     "TrustBundle",
     "UnsupportedOperation",
     "ca_json_schema",
+    "check_settings",
     "hookimpl",
     "installed_providers",
     "load_document",
     "load_provider",
     "open_authority",
+    "order_chain",
     "parse_document",
     "redacted",
     "validate",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -17,21 +17,14 @@ from cryptography import x509
 
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.documents import Document
-from firebuild_pki.errors import (
-    AuthorityClosed,
-    CAError,
-    Problem,
-    ProviderError,
-    SettingsError,
-    UnsupportedOperation,
-)
+from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
+from firebuild_pki.guarded import make_provider, settings_notes
 from firebuild_pki.identity import Identity, random_build_id
 from firebuild_pki.issuing import Issued, Order, by_ready_pair, by_signing
 from firebuild_pki.material import TLSMaterial
-from firebuild_pki.observing import Observers, load_observers
+from firebuild_pki.observing import Listener, Observers
 from firebuild_pki.provider import (
     Capability,
-    CAProvider,
     Clock,
     EventKind,
     Note,
@@ -52,14 +45,22 @@ class Authority:
     All methods may be called from any thread.
     """
 
-    def __init__(self, settings: CASettings, identity: Identity, context: ProviderContext) -> None:
+    def __init__(
+        self,
+        settings: CASettings,
+        identity: Identity,
+        context: ProviderContext,
+        check: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._identity = identity
         self._clock = context.clock
         self._lock = threading.RLock()
         self._warnings: list[str] = []
+        self._issued: list[TLSMaterial] = []
+        self._provider = make_provider(settings, context, check)
         self._observers = Observers(
-            load_observers(settings.catalog, settings.observers),
+            tuple(Listener(*selected) for selected in settings.selected_observers),
             provider=settings.provider,
             build_id=identity.build_id,
             clock=context.clock,
@@ -67,18 +68,17 @@ class Authority:
         )
         self._closed = False
         self._issuer: x509.Certificate | None = None
-        with provider_errors(self.provider_name, "making the provider"):
-            made: object = settings.spec.factory(settings.provider_settings, context)
-        if not isinstance(made, CAProvider):
-            message = f"expected its factory to make a CAProvider, found {type(made).__name__}"
-            raise ProviderError(message, provider=self.provider_name)
-        self._provider = made
         self._trust = self._open()
 
     @property
     def provider_name(self) -> str:
         """Name of the provider, as in the configuration."""
         return self._settings.provider
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the provider can do with its settings."""
+        return self._provider.capabilities()
 
     @property
     def build_id(self) -> str:
@@ -142,7 +142,7 @@ class Authority:
         """
         with self._lock, provider_errors(self.provider_name, "the check"):
             self._require_open()
-            notes = tuple(self._provider.check() or ())
+            notes = tuple(self._provider.check())
             fatal = [note for note in notes if note.fatal]
             if fatal:
                 raise ProviderError("; ".join(map(str, fatal)))
@@ -156,12 +156,11 @@ class Authority:
             UnsupportedOperation: the provider cannot revoke.
             ProviderError: the provider failed.
         """
-        with self._lock, provider_errors(self.provider_name, "revoking a certificate"):
+        with self._lock:
             self._require_open()
-            if Capability.REVOKE not in self._settings.spec.capabilities:
-                raise UnsupportedOperation("this provider cannot revoke certificates")
             leaf = x509.load_pem_x509_certificate(material.certificate_chain_pem)
             self._provider.revoke(to_pem([leaf]))
+            self._issued = [one for one in self._issued if one != material]
             own = self._identity.server
             profile = Profile.SERVER if material.identity == own else Profile.GUEST
             self._observers.tell(EventKind.REVOKED, profile, leaf, (material.identity,))
@@ -171,9 +170,12 @@ class Authority:
         with self._lock:
             if self._closed:
                 return
+            if self._settings.revoke_at_end and Capability.REVOKE in self.capabilities:
+                self._revoke_all()
             self._closed = True
             self._close_provider()
             self._observers.tell(EventKind.CLOSED)
+            self._observers.close()
 
     def __enter__(self) -> Self:
         return self
@@ -191,36 +193,25 @@ class Authority:
         return f"<Authority {self.provider_name} for build {self.build_id}, {state}>"
 
     def _open(self) -> Trust:
-        self._heed_notes()
+        abandon = self._provider.discard
         try:
-            with provider_errors(self.provider_name, "opening the provider"):
-                self._provider.open()
+            for note in settings_notes(self._settings, self._provider):
+                self._warn(f"ca.{self.provider_name}: {note}")
+            abandon = self._close_provider
+            self._provider.open()
             with provider_errors(self.provider_name, "reading the trust bundle"):
                 return verify_trust(self._provider.trust_bundle(), self._clock())
         except BaseException:
-            self._close_provider()
+            abandon()
+            self._observers.close()
             raise
-
-    def _heed_notes(self) -> None:
-        with provider_errors(self.provider_name, "looking at the settings"):
-            notes = tuple(self._provider.validate() or ())
-        where = f"ca.{self.provider_name}"
-        problems = [
-            Problem("settings", None, None, f"{where}.{n.path}".rstrip("."), n.message, n.hint)
-            for n in notes
-            if n.fatal
-        ]
-        if problems:
-            raise SettingsError(problems)
-        for note in notes:
-            self._warn(f"{where}: {note}")
 
     def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
         with self._lock:
             self._require_open()
             key_type = self._settings.key_type
             order = Order.placed(self._identity, profile, key_type, self._clock, ttl=ttl, deadline=deadline)
-            ready = Capability.READY_PAIRS in self._settings.spec.capabilities
+            ready = Capability.READY_PAIRS in self.capabilities
             obtain = by_ready_pair if ready else by_signing
             try:
                 with provider_errors(self.provider_name, f"issuing the {profile} certificate"):
@@ -235,13 +226,21 @@ class Authority:
         for warning in issued.warnings:
             self._warn(warning)
         self._issuer = issued.chain.issuer
+        self._issued.append(issued.material)
         self._observers.tell(EventKind.ISSUED, profile, issued.chain.leaf, (issued.material.identity,))
         return issued.material
+
+    def _revoke_all(self) -> None:
+        for material in self._issued:
+            try:
+                self.revoke(material)
+            except CAError as error:
+                self._warn(f"the certificate of {material.identity} was not revoked: {error.message}")
 
     def _close_provider(self) -> None:
         try:
             self._provider.close()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._warn(f"closing the provider failed: {type(error).__name__}: {error}")
 
     def _require_open(self) -> None:
@@ -260,6 +259,7 @@ def open_authority(
     build_id: str | None = None,
     clock: Clock = utc_now,
     environ: Mapping[str, str] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Authority:
     """Open the certificate authority that the settings select.
 
@@ -268,6 +268,8 @@ def open_authority(
         build_id: DNS label that names the build; made up if missing.
         clock: the current time, timezone-aware.
         environ: where secret references look, by default the environment of this process.
+        check: called again and again while the provider is waited for; what it raises ends the
+            wait.
 
     Returns:
         An open authority; use it in a ``with`` block.
@@ -283,4 +285,4 @@ def open_authority(
         settings = validate(CASettings, Document({"ca": dict(settings or {})}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
     context = ProviderContext(clock, os.environ if environ is None else environ)
-    return Authority(settings, identity, context)
+    return Authority(settings, identity, context, check)

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from firebuild_pki.errors import MaterialError
-from firebuild_pki.x509 import fingerprint
+from firebuild_pki.x509 import fingerprint, to_pem
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,51 @@ def build_chain(
             raise _missing_link(current, anchors)
         issuers.append(issuer)
         current = issuer
+
+
+def order_issuers(leaf: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
+    """Pick the issuers of a leaf out of a heap, bottom-up, without roots; by signature."""
+    candidates = [one for one in dict.fromkeys(pool) if one != leaf and not is_self_signed(one)]
+    issuers: list[x509.Certificate] = []
+    while issuer := _issuer_among(candidates, issuers[-1] if issuers else leaf):
+        candidates.remove(issuer)
+        issuers.append(issuer)
+    return issuers
+
+
+def order_chain(leaf_pem: bytes, others_pem: bytes) -> bytes:
+    """Make a chain out of the certificates that a backend returned, for `SignedCertificate`.
+
+    Args:
+        leaf_pem: the certificate of the server or guest.
+        others_pem: any certificates in any order, also none.
+
+    Returns:
+        The issuers of the leaf from the bottom up, as PEM; no leaf, no root, nothing twice, and
+        nothing that is not above the leaf.
+
+    Raises:
+        MaterialError: something cannot be read.
+    """
+    (leaf, *more) = parse_certificates(leaf_pem, "certificate")
+    others = parse_certificates(others_pem, "chain") if others_pem.strip() else []
+    return to_pem(order_issuers(leaf, [*more, *others]))
+
+
+def chain_remarks(leaf: x509.Certificate, returned: Sequence[x509.Certificate]) -> list[str]:
+    """Say what had to be repaired in a chain as a provider returned it."""
+    remarks = []
+    rest = list(dict.fromkeys(returned))
+    if len(rest) < len(returned):
+        remarks.append("holds a certificate twice, which was left out")
+    if leaf in rest:
+        remarks.append("holds the leaf, which was left out")
+    if any(map(is_self_signed, rest)):
+        remarks.append("holds a root, which was left out")
+    issuers = order_issuers(leaf, rest)
+    if [one for one in rest if one in issuers] != issuers:
+        remarks.append("is out of order, and was sorted")
+    return [f"the chain that the provider returned {remark}" for remark in remarks]
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:

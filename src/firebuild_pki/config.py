@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -27,11 +28,11 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails
 
 from firebuild_pki.documents import Document, load_document, parse_document
-from firebuild_pki.errors import CAError, SettingsError
+from firebuild_pki.errors import CAError, Problem, SettingsError
 from firebuild_pki.keys import KeyType
-from firebuild_pki.plugins import NOTHING_INSTALLED, PluginCatalog
+from firebuild_pki.plugins import NOTHING_INSTALLED, Observer, PluginCatalog
 from firebuild_pki.positions import KeyPath, kind_of
-from firebuild_pki.provider import ProviderSpec
+from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
 from firebuild_pki.validation import Finding, parse_strictly, relocated, validate
@@ -73,9 +74,13 @@ class CASettings(Settings):
     """Domain below which the names of server and guest are made: <build-id>.<suffix>."""
     key_type: KeyType = KeyType.P256
     """Kind of the server's and guest's keys: p256, p384, rsa2048, rsa3072 or rsa4096."""
+    call_timeout: PositiveDuration = timedelta(seconds=60)
+    """How long the provider may take for one answer, its retries included."""
+    revoke_at_end: bool = False
+    """Revoke the certificates of a build when it ends, where the provider can."""
 
     _spec: ProviderSpec = PrivateAttr()
-    _catalog: PluginCatalog = PrivateAttr()
+    _blocks: _Blocks = PrivateAttr()
 
     @property
     def spec(self) -> ProviderSpec:
@@ -85,13 +90,25 @@ class CASettings(Settings):
     @property
     def catalog(self) -> PluginCatalog:
         """The plugins among which the provider was found."""
-        return self._catalog
+        return self._blocks.catalog
 
     @property
     def provider_settings(self) -> BaseModel:
         """Settings of the selected provider, an instance of its own model."""
         settings: BaseModel = (self.model_extra or {})[self.provider]
         return settings
+
+    @property
+    def selected_observers(self) -> tuple[tuple[Observer, BaseModel | None], ...]:
+        """The observers that the configuration names, each with its settings."""
+        blocks = self.model_extra or {}
+        return tuple((observer, blocks.get(observer.name)) for observer in self._blocks.observers)
+
+    def problem(self, note: Note) -> Problem:
+        """Say where the setting is written that a provider's note is about."""
+        block = self._blocks.written_as.get(self.provider, self.provider)
+        path = ("ca", block, *(note.path.split(".") if note.path else ()))
+        return self._blocks.document.value_position(path).problem(path, note.message, note.hint)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -100,26 +117,24 @@ class CASettings(Settings):
     ) -> Self:
         if not isinstance(data, Mapping):
             return handler(data)
-        catalog = (info.context or {}).get("catalog") or PluginCatalog()
-        blocks = _Blocks(cls, data, catalog)
+        context = info.context or {}
+        catalog = context.get("catalog") or PluginCatalog()
+        blocks = _Blocks(cls, data, catalog, context.get("document") or Document({}))
         try:
             settings = handler(blocks.data)
         except ValidationError as error:
             blocks.errors[:0] = relocated(cls, blocks.data, error)
         if blocks.errors or blocks.spec is None:
             raise ValidationError.from_exception_data(cls.__name__, blocks.errors)
-        settings._spec, settings._catalog = blocks.spec, catalog
+        settings._spec, settings._blocks = blocks.spec, blocks
         return settings
 
     @model_serializer(mode="wrap")
     def _without_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # the other blocks were never looked into, so they may hold anything
-        fields = type(self).model_fields
+        known = {*type(self).model_fields, self.provider, *self.observers}
         dumped: dict[str, Any] = handler(self)
-        return {
-            name: value if name in fields or name == self.provider else NOT_SELECTED
-            for name, value in dumped.items()
-        }
+        return {name: value if name in known else NOT_SELECTED for name, value in dumped.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -128,69 +143,112 @@ class CASettings(Settings):
         schema = super().__get_pydantic_json_schema__(core_schema, handler)
         body = handler.resolve_ref_schema(schema)
         catalog = _schema_catalog.get() or PluginCatalog()
-        for plugin in catalog.providers():
+        plugins = [(one.name, _provider_model) for one in catalog.providers()]
+        plugins += [(one.name, _observer_model) for one in catalog.observers()]
+        for name, model_of in plugins:
             try:
-                model = catalog.load_provider(plugin.name).settings_model
+                model = model_of(catalog, name)
             except CAError:
                 block: JsonSchemaValue = {"type": "object"}
             else:
+                if model is None:
+                    continue
                 block = model.__get_pydantic_json_schema__(model.__pydantic_core_schema__, handler)
-            body["properties"][plugin.name] = block
+            body["properties"][name] = block
         body["additionalProperties"] = False
         return schema
 
 
-class _Blocks:
-    """The blocks of the providers in the raw ``ca`` section, and what is wrong with them."""
+def _provider_model(catalog: PluginCatalog, name: str) -> type[BaseModel] | None:
+    return catalog.load_provider(name).settings_model
 
-    def __init__(self, model: type[BaseModel], data: Mapping[str, Any], catalog: PluginCatalog) -> None:
+
+def _observer_model(catalog: PluginCatalog, name: str) -> type[BaseModel] | None:
+    return catalog.load_observer(name).settings_model
+
+
+class _Blocks:
+    """The blocks of the plugins in the raw ``ca`` section, and what is wrong with them."""
+
+    def __init__(
+        self,
+        model: type[BaseModel],
+        data: Mapping[str, Any],
+        catalog: PluginCatalog,
+        document: Document,
+    ) -> None:
         self.errors: list[InitErrorDetails] = []
         self.spec: ProviderSpec | None = None
+        self.observers: list[Observer] = []
+        self.catalog = catalog
+        self.document = document
         self.data = {key: value for key, value in data.items() if key in model.model_fields}
+        self.written_as: dict[str, str] = {}
         self._known = set(model.model_fields)
-        self._providers = {plugin.name for plugin in catalog.providers()}
-        written_as = self._sort_blocks(data)
-        self._check_observers({plugin.name for plugin in catalog.observers()})
-        name = data.get("provider", model.model_fields["provider"].default)
-        if not isinstance(name, str):
-            return
-        if name not in self._providers:
-            hint = nearest(name, self._providers) or NOTHING_INSTALLED
-            self._add(("provider",), f'no installed provider is called "{name}"', hint)
-            return
-        self.spec = catalog.load_provider(name)
-        self._validate_selected(self.spec, (written_as.get(name, name),))
+        self._sort_blocks(data)
+        self._select_provider(data.get("provider", model.model_fields["provider"].default))
+        self._select_observers(self.data.get("observers"))
 
-    def _sort_blocks(self, data: Mapping[str, Any]) -> dict[str, str]:
-        written_as = {}
+    def __eq__(self, other: object) -> bool:
+        # settings are equal wherever they were written
+        return isinstance(other, _Blocks) and self.catalog == other.catalog
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _sort_blocks(self, data: Mapping[str, Any]) -> None:
+        plugins = {one.name for one in (*self.catalog.providers(), *self.catalog.observers())}
         for key in data.keys() - self._known:
             # environment variables cannot have the dash of a name like my-ca
-            name = key if key in self._providers else key.replace("_", "-")
-            if name not in self._providers:
-                hint = nearest(key, self._providers | self._known)
-                self._add((key,), "neither a setting nor an installed provider", hint, key=True)
+            name = key if key in plugins else key.replace("_", "-")
+            if name not in plugins:
+                hint = nearest(key, plugins | self._known)
+                self._add((key,), "neither a setting nor an installed plugin", hint, key=True)
             elif data[key] is not None and not isinstance(data[key], Mapping | BaseModel):
                 self._add((key,), f"expected a mapping, found {kind_of(data[key])}")
             else:
-                self.data[name], written_as[name] = data[key], key
-        return written_as
+                self.data[name], self.written_as[name] = data[key], key
 
-    def _check_observers(self, installed: set[str]) -> None:
-        names = self.data.get("observers")
-        for index, name in enumerate(names if isinstance(names, list | tuple) else ()):
-            if isinstance(name, str) and name not in installed:
+    def _select_provider(self, name: object) -> None:
+        installed = {plugin.name for plugin in self.catalog.providers()}
+        if not isinstance(name, str):
+            return
+        if name not in installed:
+            hint = nearest(name, installed) or NOTHING_INSTALLED
+            self._add(("provider",), f'no installed provider is called "{name}"', hint)
+            return
+        self.spec = self.catalog.load_provider(name)
+        self._validate_selected(name, self.spec.settings_model)
+
+    def _select_observers(self, names: object) -> None:
+        installed = {plugin.name for plugin in self.catalog.observers()}
+        names = names if isinstance(names, list | tuple) else ()
+        for index, name in enumerate(names):
+            if not isinstance(name, str):
+                continue
+            if name not in installed:
                 hint = nearest(name, installed) or NOTHING_INSTALLED
-                message = f'no installed observer is called "{name}"'
-                self._add(("observers", index), message, hint)
+                self._add(("observers", index), f'no installed observer is called "{name}"', hint)
+                continue
+            if name in names[:index]:
+                self._add(("observers", index), f'the observer "{name}" is named twice')
+                continue
+            observer = self.catalog.load_observer(name)
+            self.observers.append(observer)
+            if observer.settings_model is not None:
+                self._validate_selected(name, observer.settings_model)
+            elif self.data.get(name):
+                block = (self.written_as[name],)
+                self._add(block, f'the observer "{name}" has no settings', key=True)
 
-    def _validate_selected(self, spec: ProviderSpec, loc: tuple[str]) -> None:
-        block = self.data.get(spec.name)
-        if isinstance(block, spec.settings_model):
+    def _validate_selected(self, name: str, model: type[BaseModel]) -> None:
+        block = self.data.get(name)
+        if isinstance(block, model):
             return
         try:
-            self.data[spec.name] = parse_strictly(spec.settings_model, block or {})
+            self.data[name] = parse_strictly(model, block or {})
         except ValidationError as error:
-            self.errors += relocated(spec.settings_model, block or {}, error, below=loc)
+            below = (self.written_as.get(name, name),)
+            self.errors += relocated(model, block or {}, error, below=below)
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None, *, key: bool = False) -> None:
         self.errors.append(Finding(path, message, hint, about_key=key).as_error())

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from firebuild_pki.provider import CAEvent, ProviderSpec
 
 PROJECT = "firebuild_pki"
@@ -33,7 +35,7 @@ def register_ca_providers() -> ProviderSpec | Sequence[ProviderSpec]:
 
 
 @hookspec
-def ca_event(event: CAEvent) -> None:
+def ca_event(event: CAEvent, settings: BaseModel | None) -> None:
     """Take notice of something the authority did: issued, refused, revoked, closed.
 
     Called after the fact, one call at a time, and only for the observers that ``ca.observers``
@@ -41,4 +43,13 @@ def ca_event(event: CAEvent) -> None:
 
     Args:
         event: what happened. Never holds a private key.
+        settings: the block ``ca.<name of the observer>``, an instance of the model that
+            `ca_observer_settings` returned; None without that hook.
     """
+    raise NotImplementedError
+
+
+@hookspec(firstresult=True)
+def ca_observer_settings() -> type[BaseModel]:
+    """Name the model of an observer's settings (best: a `Settings`); optional."""
+    raise NotImplementedError

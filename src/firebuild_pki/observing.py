@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from cryptography import x509
+from pydantic import BaseModel
 
-from firebuild_pki.plugins import PluginCatalog
+from firebuild_pki.plugins import Observer
 from firebuild_pki.provider import CAEvent, Clock, EventKind, Profile
+from firebuild_pki.worker import Worker
 from firebuild_pki.x509 import fingerprint
 
-Listener = Callable[[CAEvent], None]
+LIMIT = timedelta(seconds=10)
+"""How long an observer is waited for."""
 
 
-def load_observers(catalog: PluginCatalog, names: Iterable[str]) -> dict[str, Listener]:
-    """Import observers by name; raises like `PluginCatalog.load_observer`."""
-    return {name: catalog.load_observer(name) for name in names}
+class Listener:
+    """An observer with its settings, in a thread of its own.
+
+    Args:
+        observer: the plugin.
+        settings: its block in the configuration.
+    """
+
+    def __init__(self, observer: Observer, settings: BaseModel | None) -> None:
+        self.name = observer.name
+        self._notify = observer.notify
+        self._settings = settings
+        self._worker = Worker(f"ca-observer({observer.name})", LIMIT, lambda: None)
+
+    def hear(self, event: CAEvent) -> None:
+        """Hand over an event; whatever the observer raises comes through."""
+        self._worker.call("noting it", lambda: self._notify(event=event, settings=self._settings))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.finish(lambda: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +47,14 @@ class Observers:
     """The observers that the configuration names, and what all their events have in common.
 
     Args:
-        listeners: the observers by name.
+        listeners: the observers.
         provider: name of the provider.
         build_id: the build.
         clock: the current time.
         warn: called with one sentence when an observer fails.
     """
 
-    listeners: dict[str, Listener]
+    listeners: tuple[Listener, ...]
     provider: str
     build_id: str
     clock: Clock
@@ -55,9 +78,20 @@ class Observers:
                 not_before=certificate.not_valid_before_utc,
                 not_after=certificate.not_valid_after_utc,
             )
-        for name, listener in self.listeners.items():
-            try:
-                listener(event)
-            except Exception as error:
-                failure = f"{type(error).__name__}: {error}"
-                self.warn(f'the observer "{name}" failed on "{kind}": {failure}')
+        for listener in self.listeners:
+            with self._warning(listener, kind):
+                listener.hear(event)
+
+    def close(self) -> None:
+        """End the observers' threads."""
+        for listener in self.listeners:
+            with self._warning(listener, "the end"):
+                listener.close()
+
+    @contextmanager
+    def _warning(self, listener: Listener, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            failure = f"{type(error).__name__}: {error}"
+            self.warn(f'the observer "{listener.name}" failed on "{what}": {failure}')

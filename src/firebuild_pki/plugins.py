@@ -13,10 +13,11 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pluggy
+from pydantic import BaseModel
 
 from firebuild_pki import hookspecs
 from firebuild_pki.errors import CAError, ProviderConflict, ProviderLoadError, ProviderNotFound
-from firebuild_pki.provider import API_VERSION, CAEvent, ProviderSpec
+from firebuild_pki.provider import API_VERSION, ProviderSpec
 from firebuild_pki.spelling import nearest
 
 PROVIDER_GROUP = "firebuild_pki.providers"
@@ -44,6 +45,21 @@ class InstalledPlugin:
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """An observer's plugin, imported.
+
+    Args:
+        name: the name used in the configuration.
+        settings_model: model of the block ``ca.<name>``, None if it has no settings.
+        notify: takes the arguments of the hook ``ca_event`` by name; exceptions come through.
+    """
+
+    name: str
+    settings_model: type[BaseModel] | None
+    notify: Callable[..., object]
 
 
 class PluginCatalog:
@@ -96,11 +112,8 @@ class PluginCatalog:
             raise _load_error(entry, f"its hook failed: {_short(error)}") from error
         return _spec_named(entry, [spec for result in results for spec in _flat(entry, result)])
 
-    def load_observer(self, name: str) -> Callable[[CAEvent], None]:
-        """Import one observer's plugin.
-
-        Returns:
-            A function that hands an event to the plugin and lets its exceptions through.
+    def load_observer(self, name: str) -> Observer:
+        """Import one observer's plugin and ask it for the model of its settings.
 
         Raises:
             ProviderNotFound, ProviderConflict, ProviderLoadError: as for `load_provider`.
@@ -109,11 +122,14 @@ class PluginCatalog:
         manager = _register(entry, "observer")
         if not manager.hook.ca_event.get_hookimpls():
             raise _load_error(entry, "it does not implement the hook ca_event", _hook_hint())
-
-        def observe(event: CAEvent) -> None:
-            manager.hook.ca_event(event=event)
-
-        return observe
+        try:
+            model = manager.hook.ca_observer_settings()
+        except Exception as error:
+            raise _load_error(entry, f"its hook failed: {_short(error)}") from error
+        if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
+            found = getattr(model, "__name__", type(model).__name__)
+            raise _load_error(entry, f"ca_observer_settings must return a pydantic model, found {found}")
+        return Observer(name, model, manager.hook.ca_event)
 
 
 def installed_providers() -> tuple[InstalledPlugin, ...]:

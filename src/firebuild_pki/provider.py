@@ -24,7 +24,9 @@ API_VERSION = 1
 Clock = Callable[[], datetime]
 """Returns the current time, timezone-aware, in UTC."""
 
-RESERVED_NAMES = frozenset({"provider", "observers", "name_suffix", "key_type"})
+RESERVED_NAMES = frozenset(
+    {"provider", "observers", "name_suffix", "key_type", "revoke_at_end", "call_timeout"}
+)
 """Keys of the ``ca`` section that are not providers."""
 
 
@@ -73,7 +75,8 @@ class ProviderSpec:
         settings_model: pydantic model (best: a `Settings`) of the block ``ca.<name>``.
         factory: makes the provider from its validated settings; no I/O.
         summary: one line for listings.
-        capabilities: either SIGN or READY_PAIRS, and REVOKE where it applies.
+        capabilities: SIGN or READY_PAIRS, and REVOKE where it applies. Both of the first two where
+            the settings decide; then the provider says which (`CAProvider.capabilities`).
         api_version: the version of the contract that the provider was written for.
     """
 
@@ -91,10 +94,21 @@ class ProviderSpec:
                 hint="use lower-case letters, digits and dashes; not one of "
                 + ", ".join(sorted(RESERVED_NAMES)),
             )
-        if len(self.capabilities & {Capability.SIGN, Capability.READY_PAIRS}) != 1:
+        if not self.capabilities & {Capability.SIGN, Capability.READY_PAIRS}:
             raise ProviderLoadError(
-                "expected exactly one of the capabilities sign and ready-pairs", provider=self.name
+                "expected at least one of the capabilities sign and ready-pairs", provider=self.name
             )
+
+
+class NoteLevel(StrEnum):
+    """How much a note matters."""
+
+    OK = "ok"
+    """Looked at, and found to be right."""
+    WARNING = "warning"
+    """Worth a word; the provider works all the same."""
+    FATAL = "fatal"
+    """The provider cannot work like this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +119,20 @@ class Note:
         message: what was found.
         path: the setting it is about, below the provider's block (``auth.method``); may be empty.
         hint: what to change.
-        fatal: whether the provider cannot work like this.
+        level: how much it matters.
+        about: what was looked at, in a word or two, for tables: ``role``, ``clock``.
     """
 
     message: str
     path: str = ""
     hint: str | None = None
-    fatal: bool = False
+    level: NoteLevel = NoteLevel.WARNING
+    about: str = ""
+
+    @property
+    def fatal(self) -> bool:
+        """Whether the provider cannot work like this."""
+        return self.level is NoteLevel.FATAL
 
     def __str__(self) -> str:
         path = f"{self.path}: " if self.path else ""
@@ -143,8 +164,8 @@ class SignedCertificate:
 
     Args:
         certificate_pem: the leaf.
-        chain_pem: its issuers below the root. The framework sorts, removes repeated
-            certificates and roots, and fails on a missing link.
+        chain_pem: its issuers from the bottom up, without leaf and root (`order_chain` makes
+            that out of a heap). Anything else is repaired, with a warning, if it can be.
         notes: what the backend remarked, for example that it capped the lifetime.
     """
 
@@ -183,11 +204,16 @@ class ReadyPair:
 
 
 class CAProvider(ABC):
-    """Base class of providers. The framework never calls two methods at the same time.
+    """Base class of providers. The framework calls all methods from one thread, one at a time.
 
-    Any exception may be raised: the framework wraps it, prefixed with the provider's name. A
-    `CAError` with a hint serves the user better.
+    A call may take as long as ``ca.call_timeout`` allows. Any exception may be raised: the
+    framework wraps it, prefixed with the provider's name. A `CAError` with a hint serves the user
+    better.
     """
+
+    def capabilities(self) -> frozenset[Capability] | None:
+        """Say what the settings make of the capabilities in the spec; pure. None: all of them."""
+        return None
 
     def validate(self) -> Sequence[Note]:
         """Look at the settings only: pure, no I/O. Fatal notes stop the build before `open`."""
@@ -200,7 +226,11 @@ class CAProvider(ABC):
         """Drop keys and tokens. May be called twice, and after a failed `open`."""
 
     def check(self) -> Sequence[Note]:
-        """Try without issuing: backend reachable and unsealed, role exists, CA valid long enough."""
+        """Try without issuing: backend reachable and unsealed, role exists, CA valid long enough.
+
+        Returns:
+            A note for each thing looked at, also for those that are right.
+        """
         return ()
 
     @abstractmethod

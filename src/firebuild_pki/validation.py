@@ -37,7 +37,7 @@ def validate(
         model: the settings class.
         document: where the data and the positions come from.
         at: dotted path of the section, empty for the whole document.
-        context: handed to the validators of the model.
+        context: handed to the validators of the model, along with the document.
 
     Raises:
         SettingsError: holds every problem, in document order.
@@ -48,7 +48,7 @@ def validate(
         data = data.get(key) if isinstance(data, Mapping) else None
     data = _without_empty(model, {} if data is None else data)
     try:
-        return parse_strictly(model, data, context=context)
+        return parse_strictly(model, data, context={"document": document, **(context or {})})
     except ValidationError as error:
         findings = _findings(model, data, error)
         problems = dict.fromkeys(found.as_problem(document, base) for found in findings)

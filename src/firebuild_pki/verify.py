@@ -24,7 +24,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from firebuild_pki.chain import Chain, build_chain, describe, parse_certificates
+from firebuild_pki.chain import Chain, build_chain, chain_remarks, describe, parse_certificates
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.leaf_checks import check_leaf, is_ca
 from firebuild_pki.provider import Profile, TrustBundle
@@ -105,6 +105,7 @@ def verify_certificate(
     if not isinstance(chain_pem, bytes | str) or chain_pem.strip():
         found += parse_certificates(chain_pem, "chain")
     leaf = _leaf_with_key(found, expected.public_key)
+    found.remove(leaf)
     _must_be_valid(leaf, expected.now)
     warnings = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
     chain = build_chain(leaf, [*found, *trust.intermediates], trust.anchors)
@@ -112,6 +113,8 @@ def verify_certificate(
         _must_be_valid(issuer, expected.now)
     _must_cover_build(chain, expected)
     warnings += [*_lifetime(leaf, expected), *_must_validate(chain, expected), *_identifiers(chain)]
+    if expected.exact:  # operators' own files may be in any order
+        warnings += chain_remarks(leaf, found)
     return Verified(chain, tuple(warnings))
 
 

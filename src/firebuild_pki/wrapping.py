@@ -24,7 +24,7 @@ def provider_errors(provider: str, doing: str) -> Iterator[None]:
     except CAError as error:
         error.provider = error.provider or provider
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{doing} failed: {type(error).__name__}: {error}"
         retryable = isinstance(error, ConnectionError | TimeoutError)
         raise ProviderError(message, provider=provider, retryable=retryable) from error

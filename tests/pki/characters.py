@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import Any
 
 from firebuild_pki import (
     CAEvent,
     Capability,
     CAProvider,
     Note,
+    NoteLevel,
     Profile,
     ProviderContext,
     ReadyPair,
     Settings,
+    SignedCertificate,
+    SignRequest,
     TrustBundle,
     hookimpl,
 )
@@ -37,8 +42,8 @@ class Revoker(Operator):
             return None  # type: ignore[return-value]
         if self.mode == "refused":
             return (
-                Note("modes are out", "mode", "use none", fatal=True),
-                Note("and so is the rest", fatal=True),
+                Note("modes are out", "mode", "use none", NoteLevel.FATAL),
+                Note("and so is the rest", level=NoteLevel.FATAL),
                 Note("by the way", "mode"),
             )
         return (Note("modes are odd", "mode", "use none"),) if self.mode == "odd" else ()
@@ -49,7 +54,7 @@ class Revoker(Operator):
 
     def check(self) -> Sequence[Note]:
         if self.mode == "check":
-            return (Note("the role is missing", hint="make it", fatal=True),)
+            return (Note("the role is missing", hint="make it", level=NoteLevel.FATAL),)
         return (Note("expires in a week"),)
 
     def close(self) -> None:
@@ -71,6 +76,61 @@ revoker = Plugin(
     settings_model=RevokerSettings,
     capabilities=(Capability.SIGN, Capability.REVOKE),
 )
+
+
+class Undecided(Operator):
+    """Promises both ways; its settings decide which it is."""
+
+    def __init__(self, settings: RevokerSettings, context: ProviderContext) -> None:
+        super().__init__(signed_with_chain, root_only)
+        self.mode = settings.mode
+
+    def capabilities(self) -> frozenset[Capability] | None:
+        return {
+            "both": None,
+            "none": frozenset[Capability](),
+            "extra": frozenset({Capability.SIGN, Capability.REVOKE}),
+            "sign": frozenset({Capability.SIGN}),
+        }[self.mode]
+
+
+undecided = Plugin(
+    "undecided",
+    Undecided,
+    settings_model=RevokerSettings,
+    capabilities=(Capability.SIGN, Capability.READY_PAIRS),
+)
+
+
+class Sloth(Operator):
+    """Does not answer: where, its settings say; until it is woken up."""
+
+    def __init__(self, settings: RevokerSettings, context: ProviderContext) -> None:
+        super().__init__(signed_with_chain, root_only)
+        self.mode = settings.mode
+
+    def open(self) -> None:
+        self.sleep("open")
+
+    def sign(self, request: SignRequest) -> SignedCertificate:
+        self.sleep("sign")
+        return super().sign(request)
+
+    def close(self) -> None:
+        CLOSED.append(self.mode)
+        self.sleep("close")
+
+    def sleep(self, where: str) -> None:
+        if self.mode == where:
+            MORNING.wait(60)
+        if self.mode == f"exit {where}":
+            raise SystemExit(f"leaving at {where}")
+        if self.mode == f"timeout {where}":
+            raise TimeoutError("the backend's own")
+
+
+MORNING = threading.Event()
+sloth = Plugin("sloth", Sloth, settings_model=RevokerSettings)
 
 
 class PairSettings(Settings):
@@ -133,5 +193,61 @@ class Drunkard:
         raise OSError("disk full")
 
 
+class Scribe:
+    """An observer with settings."""
+
+    class ScribeSettings(Settings):
+        ink: str = "blue"
+        pages: int
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    @hookimpl
+    def ca_observer_settings(self) -> type[Settings]:
+        return self.ScribeSettings
+
+    @hookimpl
+    def ca_event(self, event: CAEvent, settings: ScribeSettings) -> None:
+        self.lines.append(f"{event.kind} in {settings.ink} on {settings.pages}")
+
+
+class Snorer:
+    """An observer that does not return until it is woken up."""
+
+    @hookimpl
+    def ca_event(self, settings: object) -> None:
+        assert settings is None
+        MORNING.wait(60)
+
+
+class BadModel:
+    """An observer whose settings have no model."""
+
+    @hookimpl
+    def ca_observer_settings(self) -> Any:
+        return dict
+
+    @hookimpl
+    def ca_event(self, event: CAEvent) -> None:
+        raise AssertionError
+
+
+class FailingModel:
+    """An observer whose settings cannot be asked for."""
+
+    @hookimpl
+    def ca_observer_settings(self) -> Any:
+        raise LookupError("not today")
+
+    @hookimpl
+    def ca_event(self, event: CAEvent) -> None:
+        raise AssertionError
+
+
 witness = Witness()
 drunkard = Drunkard()
+scribe = Scribe()
+snorer = Snorer()
+bad_model = BadModel()
+failing_model = FailingModel()

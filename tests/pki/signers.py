@@ -114,9 +114,16 @@ STARTED = NOW - timedelta(minutes=5)
 
 # correct, or made correct by the framework
 good = _flawed("good")
-reversed_chain = _answering(
-    "reversed-chain", lambda self, leaf: SignedCertificate(self.root.pem + self.intermediate.pem + leaf)
-)
+
+
+def _with_two_intermediates(provider: Operator, request: SignRequest) -> SignedCertificate:
+    issuing = OperatorCA("Operator Issuing", provider.intermediate)
+    usage = SERVER_AUTH if request.profile is Profile.SERVER else CLIENT_AUTH
+    leaf = issuing.leaf(csr_key(request), request.dns_names, usages=[usage])
+    return SignedCertificate(provider.root.pem + provider.intermediate.pem + issuing.pem + pem(leaf))
+
+
+reversed_chain = _plugin("reversed-chain", _with_two_intermediates)
 repeated = _answering(
     "repeated", lambda self, leaf: SignedCertificate(leaf, leaf + self.intermediate.pem * 3 + self.root.pem)
 )

@@ -12,29 +12,53 @@ from firebuild_pki import (
     Profile,
     ProviderError,
     UnsupportedOperation,
+    order_chain,
 )
+from firebuild_pki.keys import generate_key
 from pki import signers
-from pki.tools import NOW, certificates, opened
+from pki.tools import NOW, OperatorCA, certificates, opened, pem
+
+SORTED = "is out of order, and was sorted"
+ROOT = "holds a root, which was left out"
+LEAF = "holds the leaf, which was left out"
+TWICE = "holds a certificate twice, which was left out"
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "remarks"),
     [
-        "good",
-        "reversed-chain",
-        "repeated",
-        "no-newlines",
-        "text",
-        "chain-in-bundle",
-        "several-anchors",
+        ("good", []),
+        ("reversed-chain", [ROOT, SORTED]),
+        ("repeated", [TWICE, LEAF, ROOT]),
+        ("no-newlines", [ROOT]),
+        ("text", []),
+        ("chain-in-bundle", []),
+        ("several-anchors", [ROOT]),
     ],
 )
-def test_what_can_be_put_right_is_put_right(name: str) -> None:
+def test_what_can_be_put_right_is_put_right_and_remarked(name: str, remarks: list[str]) -> None:
     with opened(name) as authority:
         for material in (authority.issue_server(), authority.issue_guest()):
             subjects = [one.subject.rfc4514_string() for one in certificates(material.certificate_chain_pem)]
-            assert subjects == ["CN=leaf", "CN=Operator Intermediate"]
-        assert authority.warnings == ()
+            assert subjects == ["CN=leaf", *INTERMEDIATES.get(name, ["CN=Operator Intermediate"])]
+        expected = [f"the chain that the provider returned {remark}" for remark in remarks]
+        assert list(authority.warnings) == expected
+
+
+INTERMEDIATES = {"reversed-chain": ["CN=Operator Issuing", "CN=Operator Intermediate"]}
+
+
+def test_a_heap_of_certificates_becomes_a_chain() -> None:
+    root = OperatorCA("Root")
+    upper = OperatorCA("Upper", root)
+    lower = OperatorCA("Lower", upper)
+    leaf = pem(lower.leaf(generate_key().public_key(), ["a.b"]))
+    heap = root.pem + upper.pem + leaf + OperatorCA("Stranger", root).pem + lower.pem + upper.pem
+    assert order_chain(leaf, heap) == lower.pem + upper.pem
+    assert order_chain(leaf, b"") == b""
+    assert order_chain(leaf + lower.pem, upper.pem) == lower.pem + upper.pem
+    with pytest.raises(MaterialError, match="expected PEM certificates as chain"):
+        order_chain(leaf, b"junk")
 
 
 def test_trusting_an_intermediate_alone_is_enough() -> None:

@@ -60,11 +60,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = firebuild_pki.nothing
 
 
-def test_only_one_module_imports_grpc() -> None:
+def test_only_the_modules_that_speak_it_import_grpc() -> None:
     importers = {
-        path.name
+        path.relative_to(SOURCES).parts[0]
         for path in SOURCES.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "grpc" for alias in node.names)
     }
-    assert importers == {"grpc_credentials.py"}
+    assert importers <= {"grpc_credentials.py", "grpc_handshake.py", "conformance"}

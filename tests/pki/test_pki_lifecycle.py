@@ -6,9 +6,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from firebuild_pki import MaterialError, ProviderError, ReadyPair, SettingsError
+from firebuild_pki import (
+    Capability,
+    CASettings,
+    MaterialError,
+    ProviderError,
+    ReadyPair,
+    SettingsError,
+    check_settings,
+    open_authority,
+    parse_document,
+    validate,
+)
 from pki import characters
-from pki.tools import certificates, opened
+from pki.tools import ca_settings, catalog_of, certificates, opened
 
 
 @pytest.fixture
@@ -24,6 +35,27 @@ def test_fatal_notes_about_settings_stop_before_anything_is_opened(closed: list[
     assert str(caught.value) == (
         "settings: ca.revoker.mode: modes are out (hint: use none)\nsettings: ca.revoker: and so is the rest"
     )
+    assert closed == []
+
+
+def test_fatal_notes_say_where_the_setting_is_written(closed: list[str]) -> None:
+    text = "ca:\n  provider: revoker\n  revoker:\n    mode: refused\n"
+    document = parse_document(text, source="fb.yaml")
+    settings = validate(CASettings, document, at="ca", context={"catalog": catalog_of("revoker")})
+    expected = (
+        "fb.yaml:4:11: ca.revoker.mode: modes are out (hint: use none)\n"
+        "fb.yaml:4:5: ca.revoker: and so is the rest"
+    )
+    for look in (check_settings, open_authority):
+        with pytest.raises(SettingsError) as caught:
+            look(settings)
+        assert str(caught.value) == expected
+    assert closed == []
+
+
+def test_settings_can_be_checked_without_opening_anything(closed: list[str]) -> None:
+    settings = ca_settings({"provider": "revoker", "revoker": {"mode": "odd"}}, catalog_of("revoker"))
+    assert [note.message for note in check_settings(settings, {})] == ["modes are odd"]
     assert closed == []
 
 
@@ -72,6 +104,46 @@ def test_a_certificate_can_be_taken_back() -> None:
         material = authority.issue_guest()
         authority.revoke(material)
     assert certificates(characters.REVOKED[0]) == certificates(material.certificate_chain_pem)[:1]
+
+
+def test_all_certificates_can_be_taken_back_at_the_end() -> None:
+    characters.REVOKED.clear()
+    with opened("revoker", ca={"revoke_at_end": True}) as authority:
+        materials = [authority.issue_server(), authority.issue_guest(), authority.issue_guest()]
+        authority.revoke(materials[1])
+    leaves = [certificates(materials[index].certificate_chain_pem)[0] for index in (1, 0, 2)]
+    assert [certificates(one)[0] for one in characters.REVOKED] == leaves
+
+
+def test_what_cannot_be_taken_back_at_the_end_is_a_warning() -> None:
+    with opened("revoker", ca={"revoke_at_end": True}, mode="immortal") as authority:
+        authority.issue_guest()
+    assert authority.warnings == (
+        "the certificate of guest.b.firebuild.internal was not revoked: "
+        "revoking a certificate failed: LookupError: unknown serial",
+    )
+
+
+def test_a_provider_that_cannot_revoke_is_not_asked_at_the_end() -> None:
+    with opened("good", ca={"revoke_at_end": True}) as authority:
+        authority.issue_guest()
+    assert authority.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "found"), [("both", "ready-pairs, sign"), ("none", "none"), ("extra", "revoke, sign")]
+)
+def test_a_provider_ends_up_with_one_way_to_certificates_and_no_more_than_it_promised(
+    mode: str, found: str
+) -> None:
+    with pytest.raises(ProviderError, match=f"exactly one of the capabilities .* found: {found}"):
+        opened("undecided", mode=mode)
+
+
+def test_a_provider_may_decide_by_its_settings() -> None:
+    with opened("undecided", mode="sign") as authority:
+        assert authority.capabilities == {Capability.SIGN}
+        authority.issue_server()
 
 
 def test_a_failure_to_take_back_is_wrapped() -> None:

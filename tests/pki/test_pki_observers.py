@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from firebuild_pki import (
@@ -11,8 +13,13 @@ from firebuild_pki import (
     PluginCatalog,
     Profile,
     ProviderLoadError,
+    SettingsError,
+    ca_json_schema,
+    observing,
     open_authority,
+    redacted,
 )
+from firebuild_pki.config import NOT_SELECTED
 from pki import characters
 from pki.conftest import Install
 from pki.tools import NOW, Clock, ca_settings, catalog_of, entry, leaf_of
@@ -76,3 +83,77 @@ def test_an_observer_without_its_hook_is_refused() -> None:
     catalog = PluginCatalog(observers=[entry("good", "pki.signers:good")])
     with pytest.raises(ProviderLoadError, match="does not implement the hook ca_event"):
         catalog.load_observer("good")
+
+
+def test_an_observer_gets_its_own_settings() -> None:
+    characters.scribe.lines.clear()
+    catalog = catalog_of(observers=["scribe"])
+    section = {"observers": ["scribe"], "scribe": {"pages": 3}}
+    with open_authority(ca_settings(section, catalog), clock=Clock()) as authority:
+        authority.issue_server()
+    assert characters.scribe.lines == ["issued in blue on 3", "closed in blue on 3"]
+    shown = redacted(ca_settings(section, catalog))
+    assert shown["scribe"] == {"ink": "blue", "pages": 3}
+    assert redacted(ca_settings({"scribe": {"pages": 3}}, catalog))["scribe"] == NOT_SELECTED
+    schema = ca_json_schema(catalog)["properties"]
+    assert set(schema["scribe"]["properties"]) == {"ink", "pages"}
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "message"),
+    [
+        ("scribe", {"pages": "3"}, "ca.scribe.pages: expected a whole number, found a string"),
+        ("scribe", {"pages": 3, "inc": "red"}, r'ca.scribe.inc: unknown setting \(hint: did you mean "ink"'),
+        ("scribe", None, "ca.scribe.pages: this setting is required"),
+        ("witness", {"pages": 3}, 'ca.witness: the observer "witness" has no settings'),
+    ],
+)
+def test_wrong_settings_of_an_observer_are_named(name: str, block: object, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ca_settings({"observers": [name], name: block}, catalog_of(observers=[name]))
+
+
+def test_blocks_of_observers_that_are_not_selected_are_not_read() -> None:
+    ca_settings({"scribe": {"nonsense": 1}}, catalog_of(observers=["scribe"]))
+
+
+def test_an_observer_is_named_once() -> None:
+    with pytest.raises(SettingsError, match=r'ca.observers\[1\]: the observer "scribe" is named twice'):
+        ca_settings(
+            {"observers": ["scribe", "scribe"], "scribe": {"pages": 3}}, catalog_of(observers=["scribe"])
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bad-model", "ca_observer_settings must return a pydantic model, found dict"),
+        ("failing-model", "its hook failed: LookupError: not today"),
+    ],
+)
+def test_an_observer_with_a_broken_model_is_refused(name: str, message: str) -> None:
+    catalog = catalog_of(observers=[name])
+    with pytest.raises(ProviderLoadError, match=message):
+        ca_settings({"observers": [name]}, catalog)
+    assert name not in ca_json_schema(catalog)["properties"] or ca_json_schema(catalog)["properties"][
+        name
+    ] == {"type": "object"}
+
+
+def test_an_observer_that_does_not_return_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observing, "LIMIT", timedelta(seconds=0.2))
+    characters.MORNING.clear()
+    try:
+        settings = ca_settings({"observers": ["snorer"]}, catalog_of(observers=["snorer"]))
+        with open_authority(settings, clock=Clock()) as authority:
+            authority.issue_server()
+            authority.issue_guest()
+        failed = 'the observer "snorer" failed on'
+        assert authority.warnings == (
+            f'{failed} "issued": Unanswered: noting it did not end within 0.2 s',
+            f'{failed} "issued": Unanswered: noting it is not possible: noting it has not ended yet',
+            f'{failed} "closed": Unanswered: noting it is not possible: noting it has not ended yet',
+            f'{failed} "the end": Unanswered: noting it did not end within 0.2 s',
+        )
+    finally:
+        characters.MORNING.set()

@@ -207,12 +207,9 @@ def test_some_names_cannot_be_providers(name: str) -> None:
         ProviderSpec(name, Settings, characters.Pairs, "")
 
 
-@pytest.mark.parametrize(
-    "capabilities",
-    [set(), {Capability.REVOKE}, {Capability.SIGN, Capability.READY_PAIRS}],
-)
-def test_a_provider_either_signs_or_has_pairs(capabilities: set[Capability]) -> None:
-    with pytest.raises(ProviderLoadError, match="exactly one of the capabilities sign and ready-pairs"):
+@pytest.mark.parametrize("capabilities", [set(), {Capability.REVOKE}])
+def test_a_provider_signs_or_has_pairs(capabilities: set[Capability]) -> None:
+    with pytest.raises(ProviderLoadError, match="at least one of the capabilities sign and ready-pairs"):
         ProviderSpec("x", Settings, characters.Pairs, "", frozenset(capabilities))
 
 
@@ -231,10 +228,14 @@ def test_injected_entry_points_without_distribution_are_described_by_their_targe
 def test_the_hooks_are_documented_with_their_signatures() -> None:
     page = (Path(__file__).parents[2] / "docs" / "plugins.md").read_text()
     assert "def register_ca_providers() -> ProviderSpec | Sequence[ProviderSpec]:" in page
-    assert "def ca_event(event: CAEvent) -> None:" in page
+    assert "def ca_event(event: CAEvent, settings: BaseModel | None) -> None:" in page
+    assert "def ca_observer_settings() -> type[BaseModel]:" in page
     with pytest.raises(NotImplementedError):
         hookspecs.register_ca_providers()
-    hookspecs.ca_event(CAEvent(EventKind.CLOSED, NOW, "p", "b"))
+    with pytest.raises(NotImplementedError):
+        hookspecs.ca_event(CAEvent(EventKind.CLOSED, NOW, "p", "b"), None)
+    with pytest.raises(NotImplementedError):
+        hookspecs.ca_observer_settings()
 
 
 def test_the_provider_in_the_documentation_works(tmp_path: Path, install: Install) -> None:

@@ -62,7 +62,7 @@ ca:
   bundled: {}
 other: 1
 """
-    assert problems(text) == [
+    assert problems(text, catalog=catalog_of()) == [
         "fb.yaml:1:1: server.address: this setting is required",
         'fb.yaml:2:3: server.adress: unknown setting (hint: did you mean "address"?)',
         "fb.yaml:3:9: server.port: expected a whole number, found a string",
@@ -72,8 +72,8 @@ other: 1
         'fb.yaml:7:13: ca.provider: no installed provider is called "embeded" '
         '(hint: did you mean "embedded"?)',
         "fb.yaml:10:16: ca.name_suffix: expected a string, found a number",
-        "fb.yaml:11:3: ca.bundled: neither a setting nor an installed provider "
-        "(hint: known are: embedded, key_type, name_suffix, observers, provider)",
+        "fb.yaml:11:3: ca.bundled: neither a setting nor an installed plugin (hint: known are: "
+        "call_timeout, embedded, key_type, name_suffix, observers, provider, revoke_at_end)",
         "fb.yaml:12:1: other: unknown setting (hint: known are: ca, server)",
     ]
 
@@ -185,7 +185,7 @@ def test_settings_from_the_environment_are_blamed_by_variable() -> None:
         "environment variable FIREBUILD_CA__EMBEDDED__BACKDATE: ca.embedded.backdate: expected a duration "
         'such as 90s or 1h30m, found the bare number 5 (hint: add a unit, for example "5s")',
         "environment variable FIREBUILD_CA__PROVDER: ca.provder: neither a setting nor an installed "
-        'provider (hint: did you mean "provider"?)',
+        'plugin (hint: did you mean "provider"?)',
     ]
 
 

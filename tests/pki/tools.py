@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -58,8 +59,9 @@ def catalog_of(*names: str, observers: Iterable[str] = ()) -> PluginCatalog:
     """A catalog of plugins from `pki.signers` and `pki.characters`, and the embedded provider."""
 
     def place(name: str) -> str:
-        module = "characters" if name in {"revoker", "pairs", "witness", "drunkard"} else "signers"
-        return f"pki.{module}:{name.replace('-', '_')}"
+        attribute = name.replace("-", "_")
+        module = "characters" if hasattr(importlib.import_module("pki.characters"), attribute) else "signers"
+        return f"pki.{module}:{attribute}"
 
     return PluginCatalog(
         providers=[
@@ -75,9 +77,9 @@ def ca_settings(section: Mapping[str, Any], catalog: PluginCatalog | None = None
     return validate(CASettings, document, at="ca", context={"catalog": catalog})
 
 
-def opened(name: str, **block: object) -> Authority:
+def opened(name: str, *, ca: Mapping[str, object] | None = None, **block: object) -> Authority:
     """Open an authority with one of the plugins of `catalog_of`."""
-    settings = ca_settings({"provider": name, name: block}, catalog_of(name))
+    settings = ca_settings({"provider": name, name: block, **(ca or {})}, catalog_of(name))
     return open_authority(settings, build_id="b", clock=Clock())
 
 

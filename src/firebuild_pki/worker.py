@@ -1,0 +1,104 @@
+"""Calls into code of strangers, with a limit on how long they are waited for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
+from datetime import timedelta
+from typing import Any, TypeVar
+
+ResultT = TypeVar("ResultT")
+
+_POLL_SECONDS = 0.1
+_FAREWELL_SECONDS = 5.0
+
+
+class Unanswered(Exception):
+    """A call did not end in time, or an earlier one still has not, or the thread has ended."""
+
+
+class Worker:
+    """A thread that makes calls one after the other.
+
+    A call that does not end cannot be stopped, but it can be left behind: the thread is a daemon,
+    so it keeps neither the caller nor the end of the process.
+
+    Args:
+        name: of the thread.
+        limit: how long a call is waited for.
+        check: called again and again while waiting; what it raises ends the wait.
+    """
+
+    def __init__(self, name: str, limit: timedelta, check: Callable[[], None]) -> None:
+        self._limit = limit.total_seconds()
+        self._check = check
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._left_behind: str | None = None
+        self._finished = False
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, doing: str, function: Callable[[], ResultT]) -> ResultT:
+        """Call the function in the thread and wait for it.
+
+        Args:
+            doing: what goes on, as a noun: "signing the certificate".
+            function: what to call; what it raises is raised here.
+
+        Raises:
+            Unanswered: it did not end in time, or was not made.
+        """
+        if self._left_behind is not None:
+            raise Unanswered(f"{doing} is not possible: {self._left_behind} has not ended yet")
+        if self._finished:
+            raise Unanswered(f"{doing} is not possible after the end")
+        job = self._submit(function)
+        try:
+            return self._wait(doing, job, self._limit, self._check)
+        finally:
+            if not job.done():
+                self._left_behind = doing
+
+    def finish(self, function: Callable[[], None]) -> None:
+        """Make a last call and end the thread.
+
+        A call that was left behind gets a few seconds to end; then the last one is left behind too.
+
+        Raises:
+            Unanswered: the last call did not end in time.
+        """
+        self._finished = True
+        job = self._submit(function)
+        self._jobs.put(None)
+        left_behind = self._left_behind
+        limit = self._limit if left_behind is None else min(self._limit, _FAREWELL_SECONDS)
+        self._wait(left_behind or "the last call", job, limit, lambda: None)
+        self._thread.join(_FAREWELL_SECONDS)
+
+    def _submit(self, function: Callable[[], ResultT]) -> Future[ResultT]:
+        job: Future[ResultT] = Future()
+        self._jobs.put((job, function))
+        return job
+
+    def _wait(self, doing: str, job: Future[ResultT], limit: float, check: Callable[[], None]) -> ResultT:
+        end = time.monotonic() + limit
+        while not job.done():
+            check()
+            left = end - time.monotonic()
+            if left <= 0:
+                raise Unanswered(f"{doing} did not end within {limit:g} s")
+            futures.wait([job], min(left, _POLL_SECONDS))
+        return job.result()
+
+    def _work(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            job, function = work
+            try:
+                job.set_result(function())
+            except BaseException as error:
+                job.set_exception(error)
+            del work, job, function  # what they hold must not live until the next call
