@@ -1,0 +1,76 @@
+"""Fixtures: import those that a folder wants into its conftest.py.
+
+    from baoserver.fixtures import dev_server, pytest_runtest_makereport  # noqa: F401
+
+The last of these is a hook: with it a failure shows the logs of the servers that the test used.
+A test of a shared server mounts its CA at a path of its own (`unique`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from itertools import count
+
+import pytest
+
+from baoserver.cluster import RaftCluster
+from baoserver.server import DevServer, Server, StoredServer
+
+_numbers = count(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the end of the servers' logs to the report of a failure."""
+    report = yield
+    for used in item.funcargs.values() if report.failed else ():
+        for server in used.nodes if isinstance(used, RaftCluster) else [used]:
+            if isinstance(server, Server):
+                report.sections.append((f"log of {server.address}", server.log[-8000:]))
+    return report
+
+
+@pytest.fixture
+def unique() -> str:
+    """A name that no other test of this process has: for mounts, roles, policies."""
+    return f"t{next(_numbers)}"
+
+
+@pytest.fixture(scope="session")
+def dev_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
+    """A dev server for all tests of this process; don't seal it, don't stop it."""
+    with DevServer(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def dev_tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevServer]:
+    """A dev server with TLS for all tests of this process."""
+    with DevServer(tmp_path_factory.mktemp("bao"), tls=True) as server:
+        yield server
+
+
+@pytest.fixture
+def stored_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoredServer]:
+    """A server of this test's own, with its data on disk: seal it, stop it, start it again."""
+    with StoredServer(tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaftCluster]:
+    with RaftCluster(tmp_path_factory.mktemp("bao")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(_cluster: RaftCluster) -> Iterator[RaftCluster]:
+    """Three nodes, healthy before and after the test.
+
+    It takes seconds to make; mark its tests ``@pytest.mark.xdist_group("raft")`` so that one
+    process makes it.
+    """
+    yield _cluster
+    _cluster.heal()
