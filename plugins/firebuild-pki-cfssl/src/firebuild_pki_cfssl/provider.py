@@ -1,0 +1,162 @@
+"""The provider: cfssl's side of the contract, in the order in which the framework calls it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from cryptography import x509
+from firebuild_pki import (
+    AuthorityClosed,
+    CAError,
+    CAProvider,
+    Note,
+    NoteLevel,
+    Profile,
+    ProviderContext,
+    SignedCertificate,
+    SignRequest,
+    TrustBundle,
+    order_chain,
+)
+
+from firebuild_pki_cfssl.client import Answer, Client
+from firebuild_pki_cfssl.refusals import Refused
+from firebuild_pki_cfssl.settings import CfsslSettings, look_at
+
+USAGES = {Profile.SERVER: "server auth", Profile.GUEST: "client auth"}
+"""cfssl's words for the extended key usage of each end."""
+
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""Difference between two clocks that is worth a word."""
+
+
+class CfsslProvider(CAProvider):
+    """Signs at a cfssl server. What a certificate may do and how long it lives is up to the server."""
+
+    def __init__(self, settings: CfsslSettings, context: ProviderContext) -> None:
+        self._settings = settings
+        self._context = context
+        self._client: Client | None = None
+        self._issuer_pem = b""
+        self._anchors_pem = b""
+
+    def validate(self) -> Sequence[Note]:
+        """Look at the settings."""
+        return tuple(look_at(self._settings))
+
+    def open(self) -> None:
+        """Read the key, ask the server for its CA certificate."""
+        settings = self._settings
+        client = Client(settings, _decoded(settings.auth_key.resolve(self._context.environ)))
+        self._issuer_pem = client.info(settings.server_profile).certificate()
+        self._anchors_pem = _read(settings.anchors) if settings.anchors else self._issuer_pem
+        self._client = client
+
+    def close(self) -> None:
+        """Forget the key. There is no session at the server to end."""
+        self._client = None
+
+    def trust_bundle(self) -> TrustBundle:
+        """Return the operator's anchors and the CA that signs, or that CA alone."""
+        between = self._issuer_pem if self._settings.anchors else b""
+        return TrustBundle(self._anchors_pem, between)
+
+    def sign(self, request: SignRequest) -> SignedCertificate:
+        """Have the request signed. cfssl takes the lifetime from its profile, and names from hosts."""
+        answer = self._opened().sign(
+            self._settings.profile_for(request.profile),
+            {"certificate_request": request.csr_pem.decode(), "hosts": request.dns_names},
+        )
+        leaf = answer.certificate()
+        return SignedCertificate(leaf, order_chain(leaf, self._issuer_pem), answer.messages)
+
+    def check(self) -> Sequence[Note]:
+        """Look at the CA certificate, at both profiles, the key and the clock; issue nothing."""
+        return tuple(self._findings(self._opened()))
+
+    def _findings(self, client: Client) -> Iterator[Note]:
+        for end in Profile:
+            profile = self._settings.profile_for(end)
+            try:
+                answer = client.info(profile)
+            except CAError as error:
+                yield Note(error.message, hint=error.hint, level=NoteLevel.FATAL, about="reachable")
+                return
+            if end is Profile.SERVER:
+                yield Note(
+                    f"cfssl answers at {self._settings.address}", level=NoteLevel.OK, about="reachable"
+                )
+                yield _about_ca(answer)
+                yield from self._about_clock(answer)
+            yield _about_profile(end, profile, answer)
+            yield _about_key(client, end, profile)
+
+    def _about_clock(self, answer: Answer) -> Iterator[Note]:
+        if answer.time is not None:
+            ahead = (answer.time - self._context.clock()).total_seconds()
+            side = "ahead of" if ahead > 0 else "behind"
+            level = NoteLevel.WARNING if abs(ahead) > CLOCK_TOLERANCE.total_seconds() else NoteLevel.OK
+            yield Note(f"the server's clock is {abs(ahead):.0f} s {side} ours", level=level, about="clock")
+
+    def _opened(self) -> Client:
+        if self._client is None:
+            raise AuthorityClosed("there is no connection to cfssl: the provider is not open")
+        return self._client
+
+
+def _about_ca(answer: Answer) -> Note:
+    ca = x509.load_pem_x509_certificate(answer.certificate())
+    end = f"{ca.not_valid_after_utc:%Y-%m-%d %H:%M:%SZ}"
+    return Note(f'"{ca.subject.rfc4514_string()}", valid until {end}', level=NoteLevel.OK, about="ca")
+
+
+def _about_profile(end: Profile, profile: str, answer: Answer) -> Note:
+    path, about = f"{end}_profile", f"{end} profile"
+    usages = {str(usage) for usage in answer.result.get("usages") or ()}
+    others = set(USAGES.values()) - {USAGES[end]}
+    if USAGES[end] in usages and not others & usages and {"digital signature", "signing"} & usages:
+        expiry = answer.result.get("expiry") or "the server's default time"
+        return Note(f'profile "{profile}" signs for {expiry}', path, level=NoteLevel.OK, about=about)
+    found = ", ".join(sorted(usages)) or "none"
+    return Note(
+        f'expected the usages "digital signature" and "{USAGES[end]}" and not "{others.pop()}" '
+        f'in profile "{profile}", found {found}',
+        path,
+        "a server without a profile of that name answers for its default profile",
+        NoteLevel.FATAL,
+        about,
+    )
+
+
+def _about_key(client: Client, end: Profile, profile: str) -> Note:
+    # The key is checked before the request is looked at, so one that cannot be read tells without
+    # a certificate being made. multirootca calls every unreadable request a bad one.
+    about = f"{end} key"
+    try:
+        client.sign(profile, {"certificate_request": "none: this only tries the key"})
+    except Refused as error:
+        if "csr decode failed" not in error.said and "bad request" not in error.said:
+            return Note(error.message, "auth_key", error.hint, NoteLevel.FATAL, about)
+    except CAError as error:
+        return Note(error.message, "", error.hint, NoteLevel.FATAL, about)
+    return Note(f'auth_key is accepted for profile "{profile}"', "auth_key", None, NoteLevel.OK, about)
+
+
+def _decoded(secret: str) -> bytes:
+    try:
+        key = bytes.fromhex(secret)
+    except ValueError:  # it could quote the key
+        key = b""
+    if not key:
+        raise CAError("auth_key is not hexadecimal", hint="write it as in the server's auth_keys")
+    return key
+
+
+def _read(anchors: Path) -> bytes:
+    try:
+        return Path(os.path.expanduser(anchors)).read_bytes()
+    except OSError as error:
+        raise CAError(f"cannot read the anchors from {anchors}: {error.strerror}") from error
