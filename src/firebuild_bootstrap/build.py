@@ -40,7 +40,7 @@ from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_bootstrap.wire import encode_command
-from firebuild_pki import Authority, TLSMaterial, open_authority
+from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
 # Between the guest's last call and the end of its process; it has nothing left to do then.
 _STOP_SECONDS: Final = 10.0
@@ -123,7 +123,7 @@ class _Build:
             resolved = self._resolve(cleanup, workspace)
 
             self._phase(2, "issue certificates")
-            authority = open_authority(self._settings.ca, build_id=self._build_id)
+            authority = open_authority(self._settings.ca, build_id=self._build_id, check=self._home.check)
             cleanup.callback(self._pass_warnings_on, authority)  # closing it may add some
             cleanup.enter_context(authority)
             materials = self._issue(authority)
@@ -193,6 +193,9 @@ class _Build:
     # --- 2 --------------------------------------------------------------------------------------
 
     def _issue(self, authority: Authority) -> tuple[TLSMaterial, TLSMaterial]:
+        for note in authority.check():
+            if note.level is not NoteLevel.OK:
+                self._notice(str(note))
         limits = self._settings.bootstrap
         deadline = datetime.now(UTC) + limits.initial_timeout + limits.build_timeout
         ttl = limits.initial_timeout + limits.build_timeout + _CERTIFICATE_MARGIN

@@ -37,7 +37,8 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import ImageTag
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.settings import BootstrapSettings, BuildSettings
-from firebuild_pki import CAError, SettingsError
+from firebuild_pki import CAError, CASettings, Note, NoteLevel, SettingsError
+from firebuild_pki.providers.embedded import EmbeddedProvider
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -186,15 +187,21 @@ def test_an_output_that_gets_in_the_way_during_the_build_keeps_the_image_out_of_
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_unknown_certificate_authorities_are_settings_problems(library: Library) -> None:
-    settings = BuildSettings.model_construct(
-        **{**dict(BuildSettings()), "ca": BuildSettings().ca.model_copy(update={"provider": "none"})}
-    )
-    with pytest.raises(CAError) as caught:
-        library.build("FROM scratch\n", settings=settings)
-    assert "none" in str(caught.value)
+def test_a_certificate_authority_that_ends_before_the_build_stops_it(library: Library) -> None:
+    ca = CASettings.model_validate({"embedded": {"ca_lifetime": "1m"}})
+    with pytest.raises(CAError, match="but the build may need it until") as caught:
+        library.build("FROM scratch\n", settings=BuildSettings(ca=ca))
     assert not isinstance(caught.value, SettingsError)
     assert {event.exit_status for event in library.of(BuildFailed)} == {3}
+
+
+def test_remarks_of_the_certificate_authority_are_notices(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remarks = [Note("all is well", level=NoteLevel.OK), Note("it expires in a week", hint="renew it")]
+    monkeypatch.setattr(EmbeddedProvider, "check", lambda self: remarks)
+    library.build("FROM scratch\n", tag="t/remarks:1")
+    assert [event.message for event in library.of(Notice)] == ["it expires in a week (hint: renew it)"]
 
 
 @pytest.mark.parametrize("phase", [1, 3, 5, 7])
