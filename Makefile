@@ -16,7 +16,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests benchmarks examples
+	$(BIN)/mypy tests benchmarks examples $(wildcard plugins/*/tests)
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
 	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
@@ -38,9 +38,9 @@ lock: $(READY)
 package: $(READY)
 	$(BIN)/python -m build --no-isolation
 
-$(READY): $(VENV)/.pinned pyproject.toml
+$(READY): $(VENV)/.pinned pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps --no-build-isolation --no-index --editable .
+	  --no-deps --no-build-isolation --no-index $(foreach package,. $(wildcard plugins/*),--editable $(package))
 	@touch $@
 
 $(VENV)/.pinned: constraints.txt scripts/make-venv
