@@ -10,10 +10,12 @@ import sys
 import click
 
 from firebuild_bootstrap.cli.base import base
+from firebuild_bootstrap.cli.ca import ca
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.failure import report
 from firebuild_bootstrap.cli.images import images
 from firebuild_bootstrap.cli.output import guarded_stdout
+from firebuild_bootstrap.cli.plugin import plugin
 from firebuild_bootstrap.cli.rootfs import rootfs
 from firebuild_bootstrap.errors import Interrupted
 
@@ -28,7 +30,7 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (rootfs, base, images, config):
+for command in (rootfs, base, images, config, ca, plugin):
     app.add_command(command)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from firebuild_bootstrap.cli.options import config_option, settings_from
+from firebuild_bootstrap.cli.screen import harmless
 
 
 @click.group()
@@ -18,8 +20,17 @@ def config() -> None:
 @config.command()
 @config_option
 def check(config_file: Path | None) -> None:
-    """Say whether the configuration is right; every problem with file, line and column."""
+    """Say whether the configuration is right; every problem with file, line and column.
+
+    Nothing is connected to; `firebuild ca check` does that.
+    """
+    from firebuild_pki import check_settings
+
     settings = settings_from(config_file)
+    for note in check_settings(settings.ca):
+        click.echo(f"warning: {harmless(str(replace(settings.ca.problem(note), hint=None)))}", err=True)
+        if note.hint:
+            click.echo(f"  hint: {harmless(note.hint)}", err=True)
     where = config_file or "defaults and environment"
     click.echo(f"{where}: ok (CA provider {settings.ca.provider}, machine {settings.machine.driver})")
 

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from firebuild_pki.preflighting.facts import CertificateFacts, certificate_facts
+from firebuild_pki.preflighting.listing import ListedProvider, list_providers
 from firebuild_pki.preflighting.report import PreflightReport, PreflightRow, RowLevel, Verdict
 from firebuild_pki.preflighting.run import preflight, refused
 
-__all__ = ["PreflightReport", "PreflightRow", "RowLevel", "Verdict", "preflight", "refused"]
+__all__ = [
+    "CertificateFacts",
+    "ListedProvider",
+    "PreflightReport",
+    "PreflightRow",
+    "RowLevel",
+    "Verdict",
+    "certificate_facts",
+    "list_providers",
+    "preflight",
+    "refused",
+]

@@ -153,9 +153,7 @@ class _Preflight:
         )
         self._news()  # the notes about the settings have had their rows
         for anchor in parse_certificates(authority.trust_pem, "trust anchors"):
-            yield ok(
-                "open", f"trust anchor {describe(anchor)} is valid until {_at(anchor.not_valid_after_utc)}"
-            )
+            yield ok("open", f"trust anchor {describe(anchor)} until {_at(anchor.not_valid_after_utc)}")
 
     def _examine(self) -> Rows:
         notes = self._opened._provider.check()
@@ -164,8 +162,7 @@ class _Preflight:
     def _issue(self, end: str, issue: Callable[..., TLSMaterial]) -> Rows:
         deadline = self._wanted.clock() + self._wanted.build_time
         material = self._issued[end] = issue(ttl=self._wanted.ttl, build_deadline=deadline)
-        until = f"valid until {_at(material.not_after)}, a build needs it until {_at(deadline)}"
-        yield ok(end, f"{material.identity}, {until}")
+        yield ok(end, f"{material.identity} until {_at(material.not_after)}, needed until {_at(deadline)}")
         for remark in self._news():
             yield warning(end, remark)
 
@@ -177,10 +174,7 @@ class _Preflight:
         from firebuild_pki.grpc_handshake import handshake
 
         seen = handshake(self._issued["server"], self._issued["guest"], timeout=HANDSHAKE_TIMEOUT)
-        names = ", ".join(seen.guest_names)
-        yield ok(
-            "handshake", f"{seen.tls_version} over gRPC: the guest saw {seen.server_name}, the server {names}"
-        )
+        yield ok("handshake", f"{seen.tls_version} over gRPC; each end saw the other's name")
 
     def _refuse(self) -> Rows:
         server, guest = self._issued["server"], self._issued["guest"]

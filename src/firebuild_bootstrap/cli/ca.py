@@ -1,0 +1,170 @@
+"""`firebuild ca`: try, use and look at the certificate authority that builds would use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firebuild_bootstrap.cli.ca_options import interruptible, json_option, provider_option
+from firebuild_bootstrap.cli.options import config_option, settings_from
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_pki.preflighting import PreflightReport, PreflightRow
+
+
+@click.group()
+def ca() -> None:
+    """Try, use and look at the certificate authority."""
+
+
+@ca.command()
+@config_option
+@provider_option
+@json_option
+@click.option("--strict", is_flag=True, help="Let warnings count as failures.")
+@click.pass_context
+def check(
+    context: click.Context, config_file: Path | None, provider: str | None, as_json: bool, strict: bool
+) -> None:
+    """Say whether a build would get what it needs of the certificate authority.
+
+    Opens it, asks the provider to look at its backend, issues certificates for a build that does not
+    exist, shakes hands with them, and revokes them where the provider can.
+
+    Exit status: 0 ready, 2 the configuration is wrong, 3 no usable certificates.
+    """
+    from firebuild_bootstrap.cli.preflight import print_row, print_verdict
+
+    on_row: Callable[[PreflightRow], None] = (lambda _: None) if as_json else print_row
+    with interruptible("the check") as interrupted:
+        report = _preflight(config_file, provider, interrupted, on_row)
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        print_verdict(report)
+    context.exit(_status(report, strict=strict))
+
+
+@ca.command()
+@click.option(
+    "--server", metavar="NAME", help="Make the server's certificate for <id>.<suffix>, or for <id>."
+)
+@click.option("--guest", metavar="ID", help="Make the guest's certificate for the build <id>.")
+@click.option(
+    "--out",
+    "directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="Where to write.",
+)
+@click.option("--ttl", metavar="DURATION", default="1h", show_default=True, help="Wanted lifetime.")
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+@config_option
+@provider_option
+@json_option
+def issue(config_file: Path | None, provider: str | None, as_json: bool, **options: Any) -> None:
+    """Issue certificates into files, for scripts and for services of your own.
+
+    Writes server.pem and guest.pem (certificate and chain), server-key.pem and guest-key.pem (mode 0600),
+    and ca.pem (what the other end has to trust). Ask for both ends at once to get a pair of one build; with
+    the embedded provider nothing else fits, since its CA is gone when this command ends.
+    """
+    from firebuild_bootstrap.cli.issuing import Wish, issue_files, print_issued
+
+    wish = Wish.parse(**options)
+    with interruptible("issuing") as interrupted:
+        settings = settings_from(config_file, {**_override(provider), **wish.overrides})
+        issued = issue_files(wish, settings.ca, interrupted)
+    if as_json:
+        click.echo(json.dumps(issued.to_json(), indent=2))
+    else:
+        print_issued(issued)
+
+
+@ca.command()
+@config_option
+@provider_option
+@json_option
+def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
+    """Show the certificates that a build would use, up to the trust anchors.
+
+    Issues a pair for a build that does not exist, and revokes it where the provider can.
+    """
+    from firebuild_bootstrap.cli.certificates import look, print_certificates
+
+    with interruptible("the look") as interrupted:
+        settings = settings_from(config_file, _override(provider))
+        seen = look(settings.ca, _lifetime(settings), interrupted)
+    if as_json:
+        click.echo(json.dumps(seen.to_json(), indent=2))
+    else:
+        print_certificates(seen)
+
+
+@ca.command()
+@json_option
+def providers(as_json: bool) -> None:
+    """List the installed providers, and what is wrong with those that cannot be used."""
+    from firebuild_bootstrap.cli.providers import print_providers
+    from firebuild_pki.preflighting import list_providers
+
+    listed = list_providers()
+    if as_json:
+        click.echo(json.dumps([one.to_json() for one in listed], indent=2))
+    else:
+        print_providers(listed)
+
+
+def _preflight(
+    config_file: Path | None,
+    provider: str | None,
+    interrupted: Callable[[], None],
+    on_row: Callable[[PreflightRow], None],
+) -> PreflightReport:
+    from firebuild_pki import CAError
+    from firebuild_pki.preflighting import preflight, refused
+
+    try:
+        settings = settings_from(config_file, _override(provider))
+    except CAError as error:
+        return refused(error, on_row=on_row)
+    return preflight(
+        settings.ca,
+        build_time=_build_time(settings),
+        ttl=_lifetime(settings),
+        check=interrupted,
+        on_row=on_row,
+    )
+
+
+def _override(provider: str | None) -> dict[str, Any]:
+    return {"ca.provider": provider} if provider else {}
+
+
+def _build_time(settings: BuildSettings) -> timedelta:
+    return settings.bootstrap.initial_timeout + settings.bootstrap.build_timeout
+
+
+def _lifetime(settings: BuildSettings) -> timedelta:
+    from datetime import timedelta
+
+    return _build_time(settings) + timedelta(minutes=10)  # as build.py asks for
+
+
+def _status(report: PreflightReport, *, strict: bool) -> int:
+    from firebuild_bootstrap.errors import ExitStatus
+    from firebuild_pki.preflighting import RowLevel, Verdict
+
+    if report.verdict is Verdict.SETTINGS:
+        return ExitStatus.BAD_INPUT
+    if report.verdict is Verdict.AUTHORITY or (strict and report.count(RowLevel.WARNING)):
+        return ExitStatus.CERTIFICATE_AUTHORITY
+    return ExitStatus.SUCCESS

@@ -1,0 +1,173 @@
+"""`firebuild ca issue`: what was asked for, and the files that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import TypeAdapter, ValidationError
+
+from firebuild_bootstrap.cli.pemfiles import PemFile, refuse_existing, write_files
+from firebuild_bootstrap.cli.screen import beside_head, harmless
+from firebuild_bootstrap.errors import InputError
+from firebuild_pki import Authority, CASettings, TLSMaterial, open_authority
+from firebuild_pki.config import PositiveDuration
+
+_PRIVATE = 0o600
+_PUBLIC = 0o644
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the options ask for.
+
+    Args:
+        ends: server, guest or both.
+        build_id: the build whose ends they are.
+        suffix: domain below which the names are; None for the configured one.
+        directory: where to write.
+        ttl: wanted lifetime.
+        force: whether to replace files that exist.
+    """
+
+    ends: tuple[str, ...]
+    build_id: str
+    suffix: str | None
+    directory: Path
+    ttl: timedelta
+    force: bool
+
+    @classmethod
+    def parse(cls, server: str | None, guest: str | None, directory: Path, ttl: str, force: bool) -> Wish:
+        """Read the options.
+
+        Raises:
+            InputError: they do not fit together.
+        """
+        named = {"--server": server, "--guest": guest}
+        names = {option: _split(option, name) for option, name in named.items() if name is not None}
+        if not names:
+            raise InputError("expected --server NAME, --guest ID or both")
+        ids = {build_id for build_id, _ in names.values()}
+        suffixes = {suffix for _, suffix in names.values() if suffix}
+        if len(ids) > 1 or len(suffixes) > 1:
+            raise InputError(
+                f"expected both ends of one build, found --server {server} and --guest {guest}",
+                hint="call the command once for each build",
+            )
+        ends = tuple(option.removeprefix("--") for option in names)
+        return cls(ends, ids.pop(), next(iter(suffixes), None), directory, _lifetime(ttl), force)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Settings that this needs: its suffix, and certificates that outlive the command."""
+        suffix = {"ca.name_suffix": self.suffix} if self.suffix else {}
+        return {**suffix, "ca.revoke_at_end": False}
+
+    @property
+    def file_names(self) -> list[str]:
+        """Names of the files to write."""
+        return [name for end in self.ends for name in (f"{end}.pem", f"{end}-key.pem")] + ["ca.pem"]
+
+
+@dataclass(frozen=True)
+class IssuedFiles:
+    """What was issued, and where it is."""
+
+    provider: str
+    issuer_fingerprint: str
+    directory: Path
+    materials: dict[str, TLSMaterial] = field(repr=False)
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; keys stay, and later versions may add some."""
+        return {
+            "provider": self.provider,
+            "issuer_fingerprint_sha256": self.issuer_fingerprint,
+            "trust": str(self.directory / "ca.pem"),
+            **{end: self._end(end, material) for end, material in self.materials.items()},
+            "warnings": list(self.warnings),
+        }
+
+    def _end(self, end: str, material: TLSMaterial) -> dict[str, Any]:
+        return {
+            "name": material.identity,
+            "not_before": material.not_before.isoformat(),
+            "not_after": material.not_after.isoformat(),
+            "fingerprint_sha256": material.fingerprint_sha256,
+            "certificate": str(self.directory / f"{end}.pem"),
+            "private_key": str(self.directory / f"{end}-key.pem"),
+        }
+
+
+def issue_files(wish: Wish, settings: CASettings, check: Callable[[], None]) -> IssuedFiles:
+    """Issue what was asked for and write it; nothing is issued if files are in the way.
+
+    Raises:
+        InputError: files exist, or cannot be written there.
+        firebuild_pki.CAError: nothing usable was issued.
+    """
+    if not wish.force:
+        refuse_existing(wish.directory, wish.file_names)
+    with open_authority(settings, build_id=wish.build_id, check=check) as authority:
+        materials = {end: _issue(authority, end, wish.ttl) for end in wish.ends}
+        write_files(wish.directory, _files(materials), replace=wish.force)
+        issuer = authority.issuer_fingerprint
+    return IssuedFiles(settings.provider, issuer, wish.directory, materials, authority.warnings)
+
+
+def print_issued(issued: IssuedFiles) -> None:
+    """Say what was written; keys only by the names of their files."""
+    for warning in issued.warnings:
+        click.echo(f"warning: {harmless(warning)}", err=True)
+    for end, material in issued.materials.items():
+        where = [issued.directory / f"{end}.pem", issued.directory / f"{end}-key.pem"]
+        facts = [
+            material.identity,
+            f"valid {material.not_before:%Y-%m-%d %H:%M:%SZ} to {material.not_after:%Y-%m-%d %H:%M:%SZ}",
+            f"sha256 {material.fingerprint_sha256}",
+            *map(str, where),
+        ]
+        _print_block(end, facts)
+    _print_block("trust", [f"issuer sha256 {issued.issuer_fingerprint}", str(issued.directory / "ca.pem")])
+
+
+def _print_block(head: str, facts: list[str]) -> None:
+    lines = beside_head(head, 8, facts[0]) + [line for fact in facts[1:] for line in beside_head("", 8, fact)]
+    click.echo("\n".join(line for line in lines if line))
+
+
+def _issue(authority: Authority, end: str, ttl: timedelta) -> TLSMaterial:
+    return authority.issue_server(ttl=ttl) if end == "server" else authority.issue_guest(ttl=ttl)
+
+
+def _files(materials: dict[str, TLSMaterial]) -> list[PemFile]:
+    files = []
+    for end, material in materials.items():
+        files.append(PemFile(f"{end}-key.pem", material.private_key_pem, _PRIVATE))
+        files.append(PemFile(f"{end}.pem", material.certificate_chain_pem, _PUBLIC))
+    trust = next(iter(materials.values())).trust_pem
+    return [*files, PemFile("ca.pem", trust, _PUBLIC)]
+
+
+def _split(option: str, name: str) -> tuple[str, str]:
+    build_id, _, suffix = name.partition(".")
+    if build_id == "guest" and suffix:
+        raise InputError(
+            f'expected the id of a build after {option}, found "{name}"',
+            hint=f'"guest." is put before it: try {option} {suffix}',
+        )
+    return build_id, suffix
+
+
+def _lifetime(text: str) -> timedelta:
+    try:
+        return TypeAdapter[timedelta](PositiveDuration).validate_python(text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"--ttl: {reason}") from None

@@ -1,0 +1,40 @@
+"""`firebuild plugin`: begin a plugin of your own."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def plugin() -> None:
+    """Begin a plugin of your own."""
+
+
+@plugin.command()
+@click.argument("name")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default="the current directory",
+    help="Where to put the new project.",
+)
+def new(name: str, directory: Path) -> None:
+    """Write the project of a new CA provider that works, with its tests.
+
+    NAME is what people will write in their configuration: ca.provider: NAME.
+    """
+    from firebuild_pki import new_plugin
+
+    project = shlex.quote(str(new_plugin(name, directory)))
+    click.echo(f"wrote {project}\n\nTry it:")
+    for command in (
+        f"pip install -e {project}",
+        f"python -m pytest {project}",
+        f"firebuild ca check --ca {name}",
+    ):
+        click.echo(f"  {command}")

@@ -1,0 +1,68 @@
+"""Text on a terminal: its width, its colours, nothing that could move its cursor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping
+
+import click
+
+MAX_WIDTH = 100
+INDENT = 4
+"""Indent of what does not fit beside its head."""
+
+_NARROW = 60
+
+
+def width() -> int:
+    """Columns to use: those of the terminal, 100 at most and in pipes."""
+    return min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns or MAX_WIDTH, MAX_WIDTH)
+
+
+def coloured(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
+    known = os.environ if environ is None else environ
+    return sys.stdout.isatty() and not known.get("NO_COLOR") and known.get("TERM") != "dumb"
+
+
+def styled(text: str, **style: bool | str) -> str:
+    """Style text, if there are colours."""
+    return click.style(text, **style) if coloured() else text  # type: ignore[arg-type]
+
+
+def harmless(text: str) -> str:
+    """Make one line of a text that may come from elsewhere: no control characters."""
+    line = " ".join(text.split())
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
+    )
+
+
+def beside() -> bool:
+    """Whether there is room for a text beside its head."""
+    return width() >= _NARROW
+
+
+def indented(text: str, indent: int) -> list[str]:
+    """Wrap a text into lines with an indent; words are never broken, so that names can be copied."""
+    room = max(width() - indent, 20)
+    lines = textwrap.wrap(harmless(text), room, break_long_words=False, break_on_hyphens=False)
+    return [" " * indent + line for line in lines]
+
+
+def beside_head(head: str, head_width: int, text: str) -> list[str]:
+    """Put a text beside its head, or below it where the terminal is narrow.
+
+    Args:
+        head: what the text is about; may be styled.
+        head_width: columns for the head, including the space behind it.
+        text: the text.
+    """
+    if not beside():
+        return [head.rstrip(), *indented(text, INDENT)]
+    lines = indented(text, head_width) or [""]
+    padding = " " * (head_width - len(click.unstyle(head)))
+    return [(head + padding + lines[0].lstrip()).rstrip(), *lines[1:]]
