@@ -1,0 +1,108 @@
+"""Private keys in files: plain or encrypted, PKCS#8 (RFC 5958), PKCS#1 (RFC 8017), SEC1 (RFC 5915)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+
+from firebuild_pki.errors import SecretError
+from firebuild_pki.keys import PrivateKey
+from firebuild_pki.providers.file.pem import KEY_LABELS, Block, blocks_in
+from firebuild_pki.providers.file.reading import Source, read
+from firebuild_pki.settings import SecretRef
+
+MIN_RSA_BITS = 2048
+"""Path validation refuses anything shorter."""
+
+CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+"""The curves that path validation accepts, and what people call them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKey:
+    """A private key out of a file.
+
+    Args:
+        source: the file.
+        key: the key itself.
+        encrypted: whether a passphrase was needed.
+    """
+
+    source: Source
+    key: PrivateKey
+    encrypted: bool
+
+    def __repr__(self) -> str:
+        return f"LoadedKey({str(self.source)!r}, {kind_of_key(self.key.public_key())!r})"
+
+
+def load_key(source: Source, passphrase: SecretRef | None, environ: Mapping[str, str]) -> LoadedKey:
+    """Read the private key in a file.
+
+    Args:
+        source: the file; certificates beside the key are left out.
+        passphrase: where the passphrase is, if the key needs one.
+        environ: where the reference looks.
+
+    Raises:
+        CAError: there is not exactly one key, it is of a kind that cannot be used, the passphrase
+            is missing or wrong, or others can read the file.
+    """
+    found = blocks_in(source, read(source, private=True), KEY_LABELS, "a private key")
+    if len(found) > 1:
+        raise source.wrong(f"expected one private key, found {len(found)}", "split the file")
+    block = found[0]
+    encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block.pem
+    secret = _passphrase(source, passphrase, environ) if encrypted else None
+    return LoadedKey(source, _usable(source, _decoded(source, block, secret)), encrypted)
+
+
+def kind_of_key(key: PublicKeyTypes) -> str:
+    """Name the kind of a key as people write it: ``RSA 2048``, ``EC P-256``."""
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA {key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC {CURVES.get(key.curve.name, key.curve.name)}"
+    return type(key).__name__.strip("_").removesuffix("PublicKey")
+
+
+def _passphrase(source: Source, reference: SecretRef | None, environ: Mapping[str, str]) -> bytes:
+    setting = f"{source.setting}_passphrase"
+    if reference is None:
+        hint = f"set {setting} to {{env: NAME}} or {{file: PATH}}"
+        raise source.wrong("the key is encrypted, and there is no passphrase for it", hint)
+    try:
+        return reference.resolve(environ).encode()
+    except SecretError as error:
+        raise SecretError(f"{setting}: {error.message}", hint=error.hint) from error
+
+
+def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateKeyTypes:
+    # the reasons are not passed on: they may quote what is in the file
+    anew = f"encrypt it anew: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
+    try:
+        return serialization.load_pem_private_key(block.pem, passphrase)
+    except UnsupportedAlgorithm:
+        raise source.wrong("the key, or its encryption, is of an unknown kind", anew) from None
+    except (ValueError, TypeError) as error:
+        if "unknown cipher" in str(error):
+            raise source.wrong("the key is encrypted with an unknown cipher", anew) from None
+    if passphrase is not None:
+        hint = f"try it: openssl pkey -in {source.quoted} -noout"
+        raise source.wrong(f"{source.setting}_passphrase does not decrypt the key", hint) from None
+    raise source.wrong("the private key in it is damaged", "copy it again from where it was made")
+
+
+def _usable(source: Source, key: PrivateKeyTypes) -> PrivateKey:
+    kind = kind_of_key(key.public_key())
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
+        return key
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES:
+        return key
+    wanted = f"RSA of {MIN_RSA_BITS} bits or more, or EC on {', '.join(CURVES.values())}"
+    raise source.wrong(f"expected a key that certificates can be checked with ({wanted}), found {kind}")
