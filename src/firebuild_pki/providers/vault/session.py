@@ -1,0 +1,142 @@
+"""A login: its token, its renewal after a refusal, its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
+from firebuild_pki.providers.vault.login import Login, credentials
+from firebuild_pki.providers.vault.nodes import Budget, Nodes, Timing
+from firebuild_pki.providers.vault.settings import VaultSettings
+from firebuild_pki.providers.vault.tls import make_context
+from firebuild_pki.providers.vault.transport import Answer, Request, Transport
+
+GOODBYE = 5.0
+"""Seconds for revoking the token at the end; it expires by itself as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    value: str = field(repr=False)
+    revocable: bool
+
+
+class Session:
+    """Requests with a token; `open` logs in.
+
+    Args:
+        settings: addresses, TLS, namespace, auth.
+        environ: where secrets and HTTPS_PROXY are.
+        timing: time and its limits.
+    """
+
+    def __init__(self, settings: VaultSettings, environ: Mapping[str, str], timing: Timing) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._timing = timing
+        self._secrets: set[str] = set()
+        self._token: _Token | None = None
+        self.transport = Transport(
+            make_context(settings.tls, environ), settings.tls.server_name, environ, timing.monotonic
+        )
+        self.nodes = Nodes(list(settings.address), self.transport, self.scrub)
+
+    def open(self) -> None:
+        """Log in.
+
+        Raises:
+            CAError: no node answered, or the login was refused.
+        """
+        self._token = self._obtain(self._timing.budget())
+
+    def close(self) -> None:
+        """Revoke the token if it was made by logging in, and close the connections.
+
+        Raises:
+            ProviderError: the token could not be revoked.
+        """
+        token, self._token = self._token, None
+        try:
+            if token is not None and token.revocable:
+                self._revoke(token, self._timing.budget(GOODBYE))
+        finally:
+            self._secrets.clear()
+            self.transport.close()
+
+    def budget(self) -> Budget:
+        """Begin an operation."""
+        return self._timing.budget()
+
+    def ask(self, method: str, path: str, budget: Budget) -> Answer:
+        """Ask for something that needs no token."""
+        return self.nodes.ask(Request(method, path, namespace=self._settings.namespace), budget)
+
+    def call(
+        self, method: str, path: str, budget: Budget, body: Mapping[str, object] | None = None
+    ) -> Answer:
+        """Ask with the token; on 403 once more with a new one, if there is a way to get one."""
+        if self._token is None:
+            raise AuthorityClosed("there is no token: the provider is not open")
+        answer = self._with(self._token, method, path, budget, body)
+        if answer.status == 403 and self._renew(budget):
+            answer = self._with(self._token, method, path, budget, body)
+        return answer
+
+    def scrub(self, text: str) -> str:
+        """Take secrets out of what a server said; nothing keeps a proxy from quoting a request."""
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
+
+    def _with(
+        self, token: _Token, method: str, path: str, budget: Budget, body: Mapping[str, object] | None
+    ) -> Answer:
+        return self.nodes.ask(Request(method, path, body, token.value, self._settings.namespace), budget)
+
+    def _obtain(self, budget: Budget) -> _Token:
+        found = credentials(self._settings.auth, self._environ)
+        if isinstance(found, str):
+            self._secrets.add(found)
+            return _Token(found, revocable=False)
+        self._secrets.update(value for name, value in found.body.items() if name not in {"role", "name"})
+        answer = self.nodes.ask(
+            Request("POST", found.path, found.body, namespace=self._settings.namespace), budget
+        )
+        auth = answer.content.get("auth") or {}
+        token = auth.get("client_token")
+        if answer.status != 200 or not isinstance(token, str) or not token:
+            raise self._refused(found, answer)
+        self._secrets.add(token)
+        return _Token(token, revocable=auth.get("token_type") != "batch")
+
+    def _renew(self, budget: Budget) -> bool:
+        old = self._token
+        if old is not None and old.revocable:
+            self._revoke_quietly(old)
+        self._token = self._obtain(budget)
+        return old is None or self._token.value != old.value
+
+    def _revoke_quietly(self, token: _Token) -> None:
+        try:
+            self._revoke(token, self._timing.budget(0.0))
+        except CAError:
+            return  # it expires by itself
+
+    def _revoke(self, token: _Token, budget: Budget) -> None:
+        answer = self._with(token, "POST", "auth/token/revoke-self", budget, None)
+        if answer.status not in {200, 204, 403}:  # 403: it has expired
+            raise ProviderError(f"the token could not be revoked: {self.words_of(answer)}")
+
+    def _refused(self, login: Login, answer: Answer) -> ProviderError:
+        if answer.status == 200:
+            message = f"the login with {login.method} at {login.path} gave no token"
+            return ProviderError(message, hint="does it ask for a second factor? a build has none")
+        return ProviderError(
+            f"the login with {login.method} at {login.path} was refused: {self.words_of(answer)}",
+            hint=f"is {login.method} mounted at auth/{login.mount}? {login.hint}",
+        )
+
+    def words_of(self, answer: Answer) -> str:
+        """Say what the server said, or at least its status."""
+        return self.scrub(answer.errors) or f"status {answer.status}"

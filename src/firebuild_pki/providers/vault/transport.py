@@ -1,0 +1,255 @@
+"""One HTTP request to one node. The only module that imports hvac, requests and urllib3.
+
+`hvac.Client` would fill what is missing from VAULT_TOKEN, ~/.vault-token, VAULT_ADDR, VAULT_CACERT
+and VAULT_CLIENT_CERT; its adapter below takes what it is given. Likewise requests: with
+``trust_env`` it would send passwords from ~/.netrc and trust REQUESTS_CA_BUNDLE. All that is taken
+from the environment here is HTTPS_PROXY with NO_PROXY.
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import requests
+from hvac.adapters import RawAdapter
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+from firebuild_pki.providers.vault.addresses import base_of, is_loopback, is_safe
+from firebuild_pki.providers.vault.faults import Fault, NodeFailed, fault_of
+
+MAX_ANSWER = 4 << 20
+"""Bytes; a chain of CA certificates takes a few thousand."""
+
+MAX_REDIRECTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to ask of any node.
+
+    Args:
+        method: GET or POST.
+        path: below ``/v1/``.
+        body: what to send as JSON.
+        token: sent as X-Vault-Token.
+        namespace: sent as X-Vault-Namespace.
+    """
+
+    method: str
+    path: str
+    body: Mapping[str, object] | None = field(default=None, repr=False)
+    token: str | None = field(default=None, repr=False)
+    namespace: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a node said.
+
+    Args:
+        address: the node that was asked.
+        status: HTTP status.
+        content: the JSON object; empty if there was none.
+        retry_after: seconds, from the header Retry-After.
+        date: time of the node, from the header Date; whole seconds.
+    """
+
+    address: str
+    status: int
+    content: Mapping[str, Any] = field(repr=False)
+    retry_after: float = 0.0
+    date: datetime | None = None
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The part ``data``, empty if there is none."""
+        data = self.content.get("data")
+        return data if isinstance(data, Mapping) else {}
+
+    @property
+    def errors(self) -> str:
+        """The part ``errors`` in one line."""
+        errors = self.content.get("errors")
+        texts = [str(one) for one in errors] if isinstance(errors, list) else []
+        return "; ".join(" ".join(text.split()) for text in texts)
+
+
+class Transport:
+    """Sends requests over connections that are kept open.
+
+    Args:
+        context: TLS of the connections.
+        server_name: name to expect in the node's certificate, instead of the host.
+        environ: looked at for HTTPS_PROXY and NO_PROXY.
+        monotonic: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        server_name: str | None,
+        environ: Mapping[str, str],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._environ = {name.lower(): value for name, value in environ.items() if value}
+        self._monotonic = monotonic
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.headers["Accept-Encoding"] = "identity"
+        self._session.mount("https://", _Adapter(context, server_name))
+
+    def send(self, address: str, request: Request, timeout: float) -> Answer:
+        """Ask one node, following redirects to its leader.
+
+        Args:
+            address: base URL of the node.
+            request: what to ask.
+            timeout: seconds.
+
+        Raises:
+            NodeFailed: there was no complete answer of a Vault server.
+        """
+        base, path = address, f"v1/{request.path}"
+        end = self._monotonic() + timeout
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                reply = self._exchange(base, path, request, end)
+            except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+                raise NodeFailed(fault_of(address, error)) from error
+            if not isinstance(reply, str):
+                return _answer(address, *reply)
+            base, path = _redirected(address, reply)
+        raise NodeFailed(Fault(address, f"it redirects more than {MAX_REDIRECTS} times"))
+
+    def proxy_for(self, address: str) -> str | None:
+        """Find the proxy for an address; never one for plain http, which would show it the token."""
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+        proxy = self._environ.get("https_proxy") or self._environ.get("all_proxy")
+        if parts.scheme != "https" or is_loopback(host) or not proxy:
+            return None
+        return None if _is_excluded(host, self._environ.get("no_proxy", "")) else proxy
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def _exchange(
+        self, base: str, path: str, request: Request, end: float
+    ) -> str | tuple[requests.Response, bytes]:
+        timeout = max(end - self._monotonic(), 0.001)
+        proxy = self.proxy_for(base)
+        adapter = RawAdapter(
+            base_uri=base,
+            token=request.token,
+            namespace=request.namespace,
+            session=self._session,
+            allow_redirects=False,
+            timeout=timeout,
+            proxies={"https": proxy} if proxy else {},
+        )
+        response = adapter.request(
+            request.method, path, raise_exception=False, json=request.body, stream=True
+        )
+        with closing(response):
+            location = response.headers.get("Location")
+            if 300 <= response.status_code < 400 and location:
+                return urljoin(str(response.url), str(location))
+            return response, self._read(response, end)
+
+    def _read(self, response: requests.Response, end: float) -> bytes:
+        body = b""
+        while chunk := response.raw.read1(1 << 16, decode_content=True):
+            body += chunk
+            if len(body) > MAX_ANSWER:
+                raise ValueError("too long")
+            if self._monotonic() > end:
+                raise TimeoutError
+        return body
+
+
+class _Adapter(HTTPAdapter):
+    """Uses one TLS context for all connections, whatever requests thinks of certificates."""
+
+    def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
+        self._pool = {"ssl_context": context, "server_hostname": server_name}
+        super().__init__(max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.update(self._pool)
+        super().init_poolmanager(*args, **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, **kwargs, **self._pool)
+
+    def build_connection_pool_key_attributes(self, request: requests.PreparedRequest, *_: Any) -> Any:
+        parts = urlsplit(str(request.url))
+        return {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}, {}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave it to the context: requests would add a bundle of public CAs."""
+
+
+def _is_excluded(host: str, no_proxy: str) -> bool:
+    entries = [entry.strip().lower().lstrip(".") for entry in no_proxy.split(",")]
+    return any(entry and (entry in {"*", host} or host.endswith(f".{entry}")) for entry in entries)
+
+
+def _redirected(address: str, location: str) -> tuple[str, str]:
+    if not is_safe(location):
+        target = urlsplit(location)
+        raise NodeFailed(
+            Fault(
+                address,
+                f"it redirects to {target.scheme}://{target.hostname}, not https and not this machine",
+                lasting=True,
+                hint="set api_addr of the nodes to https addresses",
+            )
+        )
+    return base_of(location)
+
+
+def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
+    try:
+        content = json.loads(body) if body.strip() else {}
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        if response.ok:
+            raise NodeFailed(_strange(address, response))
+        content = {}
+    return Answer(
+        address,
+        response.status_code,
+        content,
+        _seconds(response.headers.get("Retry-After")),
+        _date(response.headers.get("Date")),
+    )
+
+
+def _strange(address: str, response: requests.Response) -> Fault:
+    if "json" in response.headers.get("Content-Type", ""):
+        return Fault(address, "the answer was cut off")
+    hint = "look at the setting address"
+    return Fault(address, "the answer is not from Vault: it is not JSON", lasting=True, hint=hint)
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text or "").astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _seconds(text: str | None) -> float:
+    # the date that RFC 9110 allows here as well is not what Vault sends
+    return float(text) if text and text.isdecimal() else 0.0
