@@ -1,0 +1,172 @@
+"""The provider under test: through the framework, and directly, without the framework's repairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import cache
+from typing import Any, NoReturn, TypeVar
+
+from firebuild_pki.authority import Authority, open_authority
+from firebuild_pki.config import CASettings, validate
+from firebuild_pki.conformance.answers import Answer, from_pair, from_signing
+from firebuild_pki.conformance.contract import Breach
+from firebuild_pki.documents import Document
+from firebuild_pki.keys import KeyType, PrivateKey, generate_key
+from firebuild_pki.plugins import PluginCatalog
+from firebuild_pki.provider import (
+    Capability,
+    CAProvider,
+    Clock,
+    Profile,
+    ProviderContext,
+    SignRequest,
+    TrustBundle,
+)
+from firebuild_pki.worker import Worker
+from firebuild_pki.wrapping import provider_errors
+from firebuild_pki.x509 import make_csr
+
+ResultT = TypeVar("ResultT")
+
+BUILD_ID = "conformance"
+TTL = timedelta(hours=1)
+
+one_key = cache(generate_key)
+"""A key of each kind; the direct checks certify the same one again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Makes authorities and bare providers out of what the author's fixtures say.
+
+    Args:
+        section: the section ``ca``.
+        catalog: where the provider is found; None for the installed plugins.
+        environ: environment variables.
+        clock: the current time.
+    """
+
+    section: Mapping[str, Any]
+    catalog: PluginCatalog | None
+    environ: Mapping[str, str] = field(repr=False)
+    clock: Clock
+
+    @property
+    def settings(self) -> CASettings:
+        """The section, validated."""
+        context = {"catalog": self.catalog}
+        return validate(CASettings, Document({"ca": dict(self.section)}), at="ca", context=context)
+
+    @property
+    def name(self) -> str:
+        """Name of the provider."""
+        return self.settings.provider
+
+    @property
+    def context(self) -> ProviderContext:
+        """What the provider may use of the world."""
+        return ProviderContext(self.clock, self.environ)
+
+    def with_section(self, section: Mapping[str, Any]) -> Bench:
+        """Make a bench with another section ``ca``."""
+        return replace(self, section=section)
+
+    def with_block(self, block: Mapping[str, Any]) -> Bench:
+        """Make a bench with other settings of the provider."""
+        return self.with_section({**self.section, self.name: block})
+
+    def in_a_broken_world(self) -> Bench:
+        """Make a bench with a clock that fails and no environment: most providers fail to open."""
+        return replace(self, clock=_stopped_clock, environ={})
+
+    def authority(self, *, build_id: str = BUILD_ID) -> Authority:
+        """Open an authority."""
+        return open_authority(self.settings, build_id=build_id, clock=self.clock, environ=self.environ)
+
+    @contextmanager
+    def direct(self, *, opened: bool = True) -> Iterator[Direct]:
+        """Make the bare provider, open it, close it in the end whatever happens."""
+        made = Direct(self)
+        try:
+            if opened:
+                made.open()
+            yield made
+        finally:
+            made.end()
+
+
+def _stopped_clock() -> NoReturn:
+    raise RuntimeError("the conformance kit stopped the clock")
+
+
+class Direct:
+    """A bare provider. As in a build, one thread makes all calls, and none may take too long."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._settings = bench.settings
+        self._clock = bench.clock
+        self._worker = Worker(f"conformance({bench.name})", self._settings.call_timeout, lambda: None)
+        self._closed = False
+        spec = self._settings.spec
+        try:
+            self.provider: CAProvider = self.call(
+                "making the provider", lambda: spec.factory(self._settings.provider_settings, bench.context)
+            )
+            said = self.call("asking for the capabilities", self.provider.capabilities)
+        except BaseException:
+            self._worker.finish(lambda: None)
+            raise
+        self.capabilities: frozenset[Capability] = spec.capabilities if said is None else said
+
+    def call(self, doing: str, function: Callable[[], ResultT]) -> ResultT:
+        """Call something in the provider's thread; its errors become `CAError`."""
+        with provider_errors(self._settings.provider, doing):
+            return self._worker.call(doing, function)
+
+    def open(self) -> None:
+        """Open the provider."""
+        self.call("opening the provider", self.provider.open)
+
+    def close(self) -> None:
+        """Close the provider."""
+        self._closed = True
+        self.call("closing the provider", self.provider.close)
+
+    def end(self) -> None:
+        """Close the provider if nobody did, and end the thread."""
+        closing = (lambda: None) if self._closed else self.provider.close
+        with provider_errors(self._settings.provider, "closing the provider"):
+            self._worker.finish(closing)
+
+    def trust_bundle(self) -> TrustBundle:
+        """Ask for the trust bundle."""
+        bundle: object = self.call("reading the trust bundle", self.provider.trust_bundle)
+        if not isinstance(bundle, TrustBundle):
+            raise Breach(f"{type(bundle).__name__} instead of a TrustBundle")
+        return bundle
+
+    def answer(self, profile: Profile) -> Answer:
+        """Obtain a certificate in the way that this provider has: by signing, or a ready pair."""
+        if Capability.READY_PAIRS in self.capabilities:
+            doing = f"handing out the {profile} pair"
+            return from_pair(self.call(doing, lambda: self.provider.ready_pair(profile)))
+        return self.signed(profile)
+
+    def signed(self, profile: Profile, *, names: tuple[str, ...] = (), ttl: timedelta = TTL) -> Answer:
+        """Have the provider sign."""
+        request, key = self.request(profile, names=names, ttl=ttl)
+        asked_at = self._clock()
+        doing = f"signing the {profile} certificate"
+        return from_signing(self.call(doing, lambda: self.provider.sign(request)), request, key, asked_at)
+
+    def request(
+        self, profile: Profile, *, names: tuple[str, ...] = (), ttl: timedelta = TTL
+    ) -> tuple[SignRequest, PrivateKey]:
+        """Make a request like those of a build."""
+        key = one_key(KeyType(self._settings.key_type))
+        server = f"{BUILD_ID}.{self._settings.name_suffix}"
+        names = names or (server if profile is Profile.SERVER else f"guest.{server}",)
+        return SignRequest(make_csr(key, names), profile, names, ttl, BUILD_ID), key

@@ -1,0 +1,93 @@
+"""How a check words its verdict: what the contract wants, what came, where to read more.
+
+The checks raise; they hold no assert statements, so pytest need not rewrite them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+import pytest
+
+from firebuild_pki.conformance.features import Feature
+from firebuild_pki.errors import CAError
+
+CheckT = TypeVar("CheckT", bound=Callable[..., None])
+
+PAGE = "docs/conformance.md"
+
+
+class Breach(Exception):
+    """The provider did something that the contract does not allow; says what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What one check is about.
+
+    Args:
+        text: what the contract wants, as a sentence.
+        see: the name that documents it, below ``firebuild_pki``.
+        needs: the features without which a provider may break it.
+    """
+
+    text: str
+    see: str
+    needs: frozenset[Feature] = frozenset()
+
+    def lacking(self, unsupported: frozenset[Feature], key_type: Any) -> frozenset[Feature]:
+        """Tell which of the needed features a provider declared unsupported."""
+        of_key = {Feature.of_key(key_type)} if key_type is not None else set()
+        return (self.needs | of_key) & unsupported
+
+    def broken(self, found: object) -> str:
+        """Word a failure for the author of the provider."""
+        lines = (
+            f"the contract: {self.text}",
+            f"found: {found}",
+            f"read more: {PAGE}; firebuild_pki.{self.see}",
+        )
+        return "\n".join(lines)
+
+
+def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT], CheckT]:
+    """Make a method a check of the contract; its docstring says what the contract wants.
+
+    It fails with the words of the contract on a `Breach` or a `CAError`. Where a feature that it
+    needs is declared unsupported it has to fail, and that counts as an expected failure. A check
+    with the argument ``key_type`` needs the feature of that kind of key besides.
+    """
+
+    def decorate(check: CheckT) -> CheckT:
+        terms = Contract(" ".join(str(check.__doc__).split()), see, frozenset(needs))
+
+        @functools.wraps(check)
+        def run(self: Any, **fixtures: Any) -> None:
+            lacking = terms.lacking(self.unsupported, fixtures.get("key_type"))
+            found: Exception | None = None
+            try:
+                check(self, **fixtures)
+            except (Breach, CAError) as error:
+                found = error
+            if lacking:
+                _judge_unsupported(lacking, found, type(self).__name__)
+            if found is not None:
+                pytest.fail(terms.broken(found), pytrace=False)
+
+        run.contract = terms  # type: ignore[attr-defined]
+        return run  # type: ignore[return-value]
+
+    return decorate
+
+
+def _judge_unsupported(lacking: frozenset[Feature], found: Exception | None, where: str) -> NoReturn:
+    names = ", ".join(sorted(lacking))
+    if found is not None:
+        pytest.xfail(f"declared unsupported: {names}: {found}")
+    pytest.fail(
+        f"declared unsupported, but works: {names}\nread more: {PAGE}; take it out of {where}.unsupported",
+        pytrace=False,
+    )

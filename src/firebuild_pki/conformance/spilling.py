@@ -1,0 +1,131 @@
+"""Looking for secrets where none may be."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from firebuild_pki.conformance.bench import Bench
+from firebuild_pki.conformance.contract import Breach
+from firebuild_pki.settings import SecretRef
+
+MIN_LENGTH = 8
+"""A shorter text may stand anywhere by chance."""
+
+Path = tuple[str | int, ...]
+
+
+def secret_refs(settings: object, at: Path = ()) -> Iterator[tuple[Path, SecretRef]]:
+    """Find the references to secrets in validated settings, each with its path."""
+    if isinstance(settings, SecretRef):
+        yield at, settings
+    elif isinstance(settings, BaseModel):
+        for name in type(settings).model_fields:
+            yield from secret_refs(getattr(settings, name), (*at, name))
+    elif isinstance(settings, Mapping):
+        for key, value in settings.items():
+            yield from secret_refs(value, (*at, key))
+    elif isinstance(settings, Sequence) and not isinstance(settings, str | bytes):
+        for index, value in enumerate(settings):
+            yield from secret_refs(value, (*at, index))
+
+
+def dotted(path: Path) -> str:
+    """Write a path the way messages do."""
+    return ".".join(map(str, path))
+
+
+@dataclass(frozen=True, slots=True)
+class Spill:
+    """The secrets of a provider under test, by what they are called."""
+
+    secrets: Mapping[str, str] = field(repr=False)
+
+    @classmethod
+    def of(cls, bench: Bench, planted: Mapping[str, str], more: Iterable[str]) -> Spill:
+        """Gather the planted ones, those that the settings refer to, and more."""
+        referred = {
+            dotted(path): ref.resolve(bench.environ)
+            for path, ref in secret_refs(bench.settings.provider_settings)
+        }
+        listed = {f"number {number} of ca_secrets": text for number, text in enumerate(more, 1)}
+        return cls({**planted, **referred, **listed})
+
+    def must_not_be_in(self, text: str, where: str) -> None:
+        """Look for the secrets, and for private keys.
+
+        Raises:
+            Breach: one is there; the message names it and does not show it.
+        """
+        if "PRIVATE KEY-----" in text:
+            raise Breach(f"a private key in {where}")
+        for label, secret in self.secrets.items():
+            if any(part in text for part in _recognisable(secret)):
+                raise Breach(f"the secret {label} in {where}")
+
+
+def _recognisable(secret: str) -> list[str]:
+    # of a key in PEM, one line is enough
+    lines = [line.strip() for line in secret.splitlines()]
+    return [line for line in lines if len(line) >= MIN_LENGTH and not line.startswith("-----")]
+
+
+@dataclass(slots=True)
+class Record:
+    """What was logged and raised."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def add_error(self, error: BaseException) -> None:
+        """Keep an error the way Python prints it, with causes."""
+        self.lines.append("".join(traceback.format_exception(error)))
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "\n".join(self.lines)
+
+
+class _Recorder(logging.Handler):
+    def __init__(self, record: Record) -> None:
+        super().__init__(logging.DEBUG)
+        self._record = record
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._record.lines.append(self.format(record))
+
+
+@contextmanager
+def recorded_logs() -> Iterator[Record]:
+    """Record what all loggers say, at level DEBUG."""
+    record = Record()
+    handler, root = _Recorder(record), logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield record
+    finally:
+        root.setLevel(level)
+        root.removeHandler(handler)
+
+
+def with_secrets(block: Mapping[str, Any], refs: Mapping[Path, Mapping[str, str]]) -> dict[str, Any]:
+    """Copy raw settings, with other references in the places named."""
+    return {key: _replaced(value, (key,), refs) for key, value in block.items()}
+
+
+def _replaced(value: Any, at: Path, refs: Mapping[Path, Mapping[str, str]]) -> Any:
+    if at in refs:
+        return refs[at]
+    if isinstance(value, Mapping):
+        return {key: _replaced(below, (*at, key), refs) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replaced(below, (*at, index), refs) for index, below in enumerate(value)]
+    return value
