@@ -100,6 +100,6 @@ def _auth(auth: AuthSettings) -> Iterator[str]:
     yield _part(f"auth-{auth.method}", mount=mount, role=role, name=name, policy=POLICY)
 
 
-def _part(name: str, **values: str) -> str:
-    text = (files(__package__) / "templates" / f"{name}.sh").read_text(encoding="utf-8")
+def _part(template: str, /, **values: str) -> str:
+    text = (files(__package__) / "templates" / f"{template}.sh").read_text(encoding="utf-8")
     return Template(text).substitute(values)

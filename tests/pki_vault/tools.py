@@ -1,0 +1,87 @@
+"""What the tests of the provider `vault` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import pytest
+
+from baoserver import PKI, Api, add_role, create_token, mount_pki, sign_policy, write_policy
+from firebuild_pki import Authority, CASettings, open_authority, validate
+from firebuild_pki.documents import Document
+
+ENVIRON = "VAULT_TEST_TOKEN"
+"""Where the settings of `Backend.block` look for the token."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A prepared server, as the settings see it.
+
+    Args:
+        api: with a token that may do anything.
+        pki: the mount.
+        token: may sign with the two roles.
+    """
+
+    api: Api
+    pki: PKI
+    token: str
+    policy: str
+
+    @classmethod
+    def prepared(cls, api: Api, mount: str, *, intermediate: bool = True) -> Self:
+        pki = mount_pki(api, mount, intermediate=intermediate)
+        add_role(api, "server", mount=mount, use="server")
+        add_role(api, "guest", mount=mount, use="client")
+        name = "sign-" + mount.replace("/", "-")
+        write_policy(api, name, sign_policy("server", "guest", mount=mount, revoke=True))
+        return cls(api, pki, create_token(api, name), name)
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {ENVIRON: self.token}
+
+    def with_token(self, token: str) -> Self:
+        return replace(self, token=token)
+
+    def block(self, **changes: Any) -> dict[str, Any]:
+        """The block ``ca.vault``; a change to None leaves a setting out."""
+        block = {
+            "address": self.api.address,
+            "namespace": self.api.namespace or None,
+            "mount": self.pki.mount,
+            "server_role": "server",
+            "guest_role": "guest",
+            "tls": {"ca_file": str(self.api.ca_file)} if self.api.ca_file else None,
+            "auth": {"method": "token", "token": {"env": ENVIRON}},
+            **changes,
+        }
+        return {name: value for name, value in block.items() if value is not None}
+
+    def settings(self, *, ca: Mapping[str, Any] | None = None, **changes: Any) -> CASettings:
+        return ca_settings(self.block(**changes), **(ca or {}))
+
+    def open(
+        self, *, environ: Mapping[str, str] | None = None, ca: Mapping[str, Any] | None = None, **changes: Any
+    ) -> Authority:
+        """Open an authority; use it in a ``with`` block."""
+        settings = self.settings(ca=ca, **changes)
+        return open_authority(settings, build_id="b1", environ=self.environ if environ is None else environ)
+
+
+def ca_settings(block: Mapping[str, Any], **others: Any) -> CASettings:
+    document = Document({"ca": {"provider": "vault", "vault": dict(block), **others}})
+    return validate(CASettings, document, at="ca")
+
+
+@contextmanager
+def raises(error: type[Exception], *parts: str) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """Expect an error whose text has all the parts."""
+    with pytest.raises(error) as caught:
+        yield caught
+    text = str(caught.value)
+    assert [part for part in parts if part not in text] == [], text
