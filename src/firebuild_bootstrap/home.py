@@ -59,12 +59,12 @@ class Home:
     @cached_property
     def images(self) -> ImageStore:
         """The finished images."""
-        return ImageStore(self.root, self.trees)
+        return ImageStore(self.root, lambda: self.trees)
 
     @cached_property
     def bases(self) -> BaseStore:
         """What builds start from."""
-        return BaseStore(self.root, self.trees, images=self.images)
+        return BaseStore(self.root, lambda: self.trees, images=self.images)
 
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""

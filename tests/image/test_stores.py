@@ -27,14 +27,14 @@ NOON = datetime(2030, 1, 2, 12, tzinfo=UTC)
 
 @pytest.fixture
 def images(tmp_path: Path, trees: Trees) -> Iterator[ImageStore]:
-    store = ImageStore(tmp_path / "home", trees)
+    store = ImageStore(tmp_path / "home", lambda: trees)
     yield store
     store.close()
 
 
 @pytest.fixture
 def bases(tmp_path: Path, trees: Trees, images: ImageStore) -> Iterator[BaseStore]:
-    store = BaseStore(tmp_path / "home", trees, images=images, clock=lambda: NOON)
+    store = BaseStore(tmp_path / "home", lambda: trees, images=images, clock=lambda: NOON)
     yield store
     store.close()
 
@@ -215,7 +215,7 @@ def test_a_finished_image_with_a_tar_output_is_a_base(bases: BaseStore, images: 
 
 
 def test_a_store_without_images_works_too(tmp_path: Path, trees: Trees, make_tar: MakeTar) -> None:
-    alone = BaseStore(tmp_path / "alone", trees)
+    alone = BaseStore(tmp_path / "alone", lambda: trees)
     assert alone.import_base("b", make_tar("one")).imported
     with pytest.raises(InputError, match="unknown base a/b"):
         alone.resolve("a/b")

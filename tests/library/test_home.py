@@ -13,8 +13,9 @@ from firebuild_bootstrap.sandbox import detect
 pytestmark = pytest.mark.needs("userns")
 
 
-def test_nothing_is_made_before_it_is_needed(tmp_path: Path) -> None:
+def test_nothing_is_made_before_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path / "home")
+    monkeypatch.setattr(Home, "trees", property(lambda self: pytest.fail("a sandbox is not needed")))
     assert home.bases.list() == []
     assert home.images.list() == []
     home.close()

@@ -5,6 +5,7 @@ import pwd
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ def idmap() -> IdMap:
 
 @pytest.fixture(scope="session")
 def host_base(tmp_path_factory: pytest.TempPathFactory, idmap: IdMap) -> Base:
-    store = BaseStore(tmp_path_factory.mktemp("bases"), Trees(Sandbox(idmap)))
+    store = BaseStore(tmp_path_factory.mktemp("bases"), partial(Trees, Sandbox(idmap)))
     return store.create_from_host("host")
 
 

@@ -197,7 +197,7 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
         home = Path(os.environ["HOME"], "store")
         idmap = detect()
         trees = Trees(Sandbox(idmap))
-        base = BaseStore(home, trees).create_from_host("host")
+        base = BaseStore(home, lambda: trees).create_from_host("host")
         with tarfile.open(home / "x.tar", "w") as tar:
             for name, uid in (("app", 1000), ("stranger", 3_000_000)):
                 info = tarfile.TarInfo(name)
@@ -206,7 +206,7 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
                 tar.addfile(info)
         machine = LocalMachine(Workspace(home, "b", idmap))
         print(*machine.prepare(home / "x.tar"), sep="|")
-        store = ImageStore(home, trees)
+        store = ImageStore(home, lambda: trees)
         with store.stage() as staging:
             made = machine.export(parse_outputs(["ext4", "tar", "dir"]), staging.path)
             record = ImageRecord(tag="a/b:1", build_id="b", created="c", firebuild_version="0", outputs=made)

@@ -50,7 +50,7 @@ class BaseStore:
     """Bases by name, below `home`/bases.
 
     Args:
-        trees: packs directories with their owners.
+        trees: asked for what packs directories with their owners, when there is one to pack.
         images: finished images, which FROM may name too if they have a tar output.
         clock: tells the time of an import.
     """
@@ -58,12 +58,12 @@ class BaseStore:
     def __init__(
         self,
         home: Path,
-        trees: Trees,
+        trees: Callable[[], Trees],
         *,
         images: ImageStore | None = None,
         clock: Callable[[], datetime] = _now,
     ) -> None:
-        self._shelf = Shelf(home / "bases", trees.remove)
+        self._shelf = Shelf(home / "bases", lambda path: trees().remove(path))
         self._trees = trees
         self._images = images
         self._clock = clock
@@ -90,7 +90,7 @@ class BaseStore:
 
         def fill(archive: Path) -> PackedFile:
             if source.is_dir():
-                return self._trees.pack(source, archive)
+                return self._trees().pack(source, archive)
             try:
                 size, digest = decompress(source, archive)
             except OSError as error:
@@ -116,8 +116,8 @@ class BaseStore:
             tree = archive.with_name("tree")
             tree.mkdir()
             make_host_tree(tree)
-            packed = self._trees.pack(tree, archive)
-            self._trees.remove(tree)
+            packed = self._trees().pack(tree, archive)
+            self._trees().remove(tree)
             return packed
 
         return self._keep(name, fill, HOST_CONFIG)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,11 +96,11 @@ class ImageStore:
     """Images by tag, below `home`/images.
 
     Args:
-        trees: removes images that are directories with owners of their own.
+        trees: asked for what removes images that are directories with owners of their own.
     """
 
-    def __init__(self, home: Path, trees: Trees) -> None:
-        self._shelf = Shelf(home / "images", trees.remove)
+    def __init__(self, home: Path, trees: Callable[[], Trees]) -> None:
+        self._shelf = Shelf(home / "images", lambda path: trees().remove(path))
 
     def close(self) -> None:
         """Let go of the images that `find` holds."""
