@@ -47,7 +47,7 @@ def test_every_problem_is_named_with_line_and_column(cli: Cli, config: Path) -> 
     config.write_text("ca: {provider: valut}\nbootstrap:\n  bind: 8.8.8.8\n  pingg: 1\n")
     lines = cli("config", "check", "--config", config, status=2).err.splitlines()
     assert [line.partition(": ")[2] if number == 0 else line for number, line in enumerate(lines)] == [
-        f'{config}:1:16: ca.provider: no installed provider is called "valut" (hint: known are: embedded)',
+        f'{config}:1:16: ca.provider: no installed provider is called "valut" (hint: did you mean "vault"?)',
         f'{config}:3:9: bootstrap.bind: expected a loopback address, found "8.8.8.8": the driver local runs '
         "the guest on this host",
         next(line for line in lines if "pingg" in line),
@@ -85,6 +85,24 @@ def test_a_misspelt_variable_is_no_secret_wish(cli: Cli) -> None:
     assert done.err.startswith(
         "error: environment variable FIREBUILD_BOOTSTRAP__PING: bootstrap.ping: unknown"
     )
+
+
+def test_what_the_provider_says_of_its_settings_has_its_place(cli: Cli, config: Path) -> None:
+    config.write_text(
+        "ca:\n  provider: file\n  file:\n    ca_cert: ca.pem\n    ca_key: ca.key\n    server_cert: s.pem\n"
+    )
+    done = cli("config", "check", "--config", config, status=2)
+    assert done.err.startswith(f"error: {config}:5:13: ca.file.ca_key: expected a CA that signs or ")
+
+
+def test_a_warning_of_the_provider_stops_nothing(cli: Cli, config: Path) -> None:
+    names = ("ca_cert", "server_cert", "server_key", "client_cert", "client_key")
+    files = "".join(f"    {name}: none.pem\n" for name in names)
+    config.write_text(f"ca:\n  provider: file\n  file:\n{files}    backdate: 1m\n")
+    done = cli("config", "check", "--config", config)
+    assert done.out.startswith(f"{config}: ok ")
+    where = f"{config}:9:15: ca.file.backdate"
+    assert done.err == f"warning: {where}: has no effect on finished certificates\n  hint: remove it\n"
 
 
 def test_the_schema_accepts_what_show_prints_and_refuses_a_typo(cli: Cli) -> None:
