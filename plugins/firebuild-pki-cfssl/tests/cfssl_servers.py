@@ -6,11 +6,16 @@ import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from firebuild_pki import Authority, open_authority
+
+Clock = Callable[[], datetime]
 
 KEY = "8d2f0c6b1a9e4f7d3c5b7a9081726354"
 LABEL = "builds"
@@ -24,6 +29,31 @@ PROFILES: dict[str, dict[str, Any]] = {
     "elsewhere": {"usages": ["digital signature", "server auth"], "name_whitelist": r"\.example$"},
     "open": {"usages": ["digital signature", "server auth"], "auth_key": None},
 }
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def section(address: str, **block: Any) -> dict[str, Any]:
+    """Write the section ``ca`` for a server; http unless the address says otherwise."""
+    return {
+        "provider": "cfssl",
+        "cfssl": {
+            "address": address if "://" in address else f"http://{address}",
+            "auth_key": {"env": "CFSSL_KEY"},
+            "server_profile": "firebuild-server",
+            "guest_profile": "firebuild-guest",
+            "attempts": 1,
+            **{name: str(value) if isinstance(value, Path) else value for name, value in block.items()},
+        },
+    }
+
+
+def opened(address: str, *, key: str = KEY, clock: Clock = now, **block: Any) -> Authority:
+    """Open an authority at a server."""
+    environ = {"CFSSL_KEY": key}
+    return open_authority(section(address, **block), build_id="b1", clock=clock, environ=environ)
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,7 @@ def _cert(home: Path, name: str, *arguments: str) -> None:
 def serving(pki: Pki, *options: str) -> Iterator[str]:
     """Run ``cfssl serve``; yield host and port."""
     with _running(
+        pki,
         *("cfssl", "serve", "-address=127.0.0.1", "-port={port}", "-ca", str(pki.ca)),
         *("-ca-key", str(pki.ca_key), "-config", str(pki.home / "config.json"), *options),
     ) as address:
@@ -105,19 +136,17 @@ def multirootca(pki: Pki, *options: str, sections: Mapping[str, str] | None = No
     common = f"private = file://{pki.ca_key}\ncertificate = {pki.ca}\nconfig = {pki.home}/config.json\n"
     text = [f"[ {name} ]\n{common}{more}\n" for name, more in (sections or {LABEL: ""}).items()]
     roots.write_text("\n".join(text))
-    with _running("multirootca", "-a", "127.0.0.1:{port}", "-roots", str(roots), *options) as address:
+    with _running(pki, "multirootca", "-a", "127.0.0.1:{port}", "-roots", str(roots), *options) as address:
         yield address
 
 
 @contextmanager
-def _running(*command: str) -> Iterator[str]:
+def _running(pki: Pki, *command: str) -> Iterator[str]:
     for _ in range(STARTS):
         port = free_port()
-        process = subprocess.Popen(
-            [part.replace("{port}", str(port)) for part in command],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        filled = [part.replace("{port}", str(port)) for part in command]
+        with log_of(pki, f"127.0.0.1:{port}").open("w") as log:
+            process = subprocess.Popen(filled, stdout=log, stderr=log)
         try:
             if _listens(port, process):
                 yield f"127.0.0.1:{port}"
@@ -126,6 +155,11 @@ def _running(*command: str) -> Iterator[str]:
             process.kill()
             process.wait()
     raise RuntimeError(f"{command[0]} does not start")
+
+
+def log_of(pki: Pki, address: str) -> Path:
+    """Name the file with what a server said."""
+    return pki.home / f"{address.replace(':', '-')}.log"
 
 
 def free_port() -> int:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from cfssl_servers import Pki, make_pki, multirootca, serving
+from cfssl_servers import LABEL, Pki, make_pki, multirootca, serving
+from stub_server import Stub, running
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -48,15 +48,20 @@ def mutual_tls_server(pki: Pki) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def multiroot_server(pki: Pki) -> Iterator[str]:
-    sections = {"builds": "", "elsewhere": "nets = 10.255.255.0/30"}
+    sections = {LABEL: "", "elsewhere": "nets = 10.255.255.0/30"}
     with multirootca(pki, sections=sections) as address:
         yield address
 
 
-@pytest.fixture
-def key_file(tmp_path: Path) -> Path:
-    from cfssl_servers import KEY
+@pytest.fixture(scope="session")
+def multiroot_tls_server(pki: Pki) -> Iterator[str]:
+    """A `multirootca` with TLS and a default label."""
+    tls = ("-tls-cert", str(pki.tls), "-tls-key", str(pki.tls_key))
+    with multirootca(pki, "-l", LABEL, *tls) as address:
+        yield address
 
-    path = tmp_path / "auth-key"
-    path.write_text(f"{KEY}\n")
-    return path
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with running(Stub()) as made:
+        yield made

@@ -92,8 +92,8 @@ class Client:
         path = f"{self._url.path.rstrip('/')}/api/v1/cfssl/{endpoint}"
         with self._faults_in_words(), closing(self._connection()) as connection:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            text = response.read(MAX_ANSWER)
+            with connection.getresponse() as response:
+                text = response.read(MAX_ANSWER)
         envelope = _envelope(text)
         if envelope is None:
             raise self._not_cfssl(endpoint, response.status)
@@ -127,7 +127,7 @@ class Client:
             seconds = self._settings.timeout.total_seconds()
             raise CAError(f"{address} did not answer within {seconds:g} s", retryable=True) from error
         except OSError as error:
-            hint = "is cfssl running, and listening on that address?"
+            hint = "is cfssl running, and listening on that address? one with TLS wants https"
             raise CAError(
                 f"cannot reach {address}: {error.strerror or error}", hint=hint, retryable=True
             ) from error
