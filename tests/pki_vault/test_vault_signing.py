@@ -26,6 +26,7 @@ def test_server_and_guest_get_certificates_without_a_warning(backend: Backend) -
 def test_the_check_looks_at_everything(backend: Backend) -> None:
     with backend.open() as authority:
         notes = authority.check()
-    for n in notes: print(n)
+    for n in notes:
+        print(n)
     assert {note.about for note in notes} == {"reachable", "clock", "credentials", "role", "ca"}
     assert {note.level for note in notes} == {NoteLevel.OK}

@@ -79,6 +79,8 @@ class Mount:
         for issuer, role in self._issuers(budget).items():
             path = f"{self._settings.mount}/issuer/{issuer}/json"
             answer = self._session.ask("GET", path, budget)
+            if answer.status == 403:  # everybody may read it, where it is
+                raise self._no_mount(answer, budget)
             if answer.status != 200:
                 place = Place(self._settings.mount, role)
                 raise self._refused("reading the CA certificate", answer, path, place, budget)
@@ -86,7 +88,7 @@ class Mount:
 
     def role(self, name: str, budget: Budget) -> Answer:
         """Read a role; the policy need not allow it."""
-        return self._session.call("GET", f"{self._settings.mount}/roles/{name}", budget)
+        return self._session.look(f"{self._settings.mount}/roles/{name}", budget)
 
     def _issuers(self, budget: Budget) -> Mapping[str, str]:
         if self._settings.issuer:
@@ -108,11 +110,19 @@ class Mount:
             )
         return ProviderError(f"{doing} was refused by {answer.address}: {said}", hint=hint)
 
+    def _no_mount(self, answer: Answer, budget: Budget) -> CAError:
+        where = f" in the namespace {self._settings.namespace}" if self._settings.namespace else ""
+        return ProviderError(
+            f"{answer.address} has no PKI secrets engine at {self._settings.mount}{where}",
+            hint=self._about_mount(budget)
+            or "set mount to the path of a PKI secrets engine: bao secrets list",
+        )
+
     def _about_mount(self, budget: Budget) -> str | None:
         # every token that may do anything below a mount may ask what it is
         mount = self._settings.mount
         try:
-            found = self._session.call("GET", f"sys/internal/ui/mounts/{mount}", budget)
+            found = self._session.look(f"sys/internal/ui/mounts/{mount}", budget)
         except CAError:
             return None
         kind = found.data.get("type")

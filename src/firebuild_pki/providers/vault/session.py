@@ -76,18 +76,25 @@ class Session:
         self, method: str, path: str, budget: Budget, body: Mapping[str, object] | None = None
     ) -> Answer:
         """Ask with the token; on 403 once more with a new one, if there is a way to get one."""
-        if self._token is None:
-            raise AuthorityClosed("there is no token: the provider is not open")
-        answer = self._with(self._token, method, path, budget, body)
+        answer = self._with(self._opened(), method, path, budget, body)
         if answer.status == 403 and self._renew(budget):
-            answer = self._with(self._token, method, path, budget, body)
+            answer = self._with(self._opened(), method, path, budget, body)
         return answer
+
+    def look(self, path: str, budget: Budget) -> Answer:
+        """Ask for what the policy need not allow: a 403 is a fine answer."""
+        return self._with(self._opened(), "GET", path, budget, None)
 
     def scrub(self, text: str) -> str:
         """Take secrets out of what a server said; nothing keeps a proxy from quoting a request."""
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return text
+
+    def _opened(self) -> _Token:
+        if self._token is None:
+            raise AuthorityClosed("there is no token: the provider is not open")
+        return self._token
 
     def _with(
         self, token: _Token, method: str, path: str, budget: Budget, body: Mapping[str, object] | None
