@@ -1,4 +1,4 @@
-"""From a CA certificate up to what server and guest trust."""
+"""From a certificate up to what server and guest trust."""
 
 from __future__ import annotations
 
@@ -25,25 +25,32 @@ from firebuild_pki.providers.file.settings import FileSettings
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """All CA certificates that the settings name, besides the one in question.
+    """The CA certificates that the settings name.
 
     Args:
-        known: those in ca_cert and chain, CAs or not.
+        known: those in ca_cert and chain; strays do no harm.
         anchors: those in anchors.
+        otherwise: the anchors where there are neither these nor roots among the known ones.
     """
 
     known: tuple[Found, ...]
     anchors: tuple[Found, ...]
+    otherwise: tuple[Found, ...]
+
+    @property
+    def trusted(self) -> Sequence[Found]:
+        """What a chain may end at, expired or not."""
+        return self.anchors or [one for one in self.known if is_root(one.certificate)] or self.otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """How a CA certificate is anchored.
+    """How a certificate is anchored.
 
     Args:
-        issuers: what peers need between leaf and anchor, the CA first; empty if it is an anchor.
+        issuers: what peers need between it and the anchor, from the bottom up.
         anchors: what they trust.
-        reached: that of the anchors to which the CA leads.
+        reached: that of the anchors to which it leads.
     """
 
     issuers: tuple[Found, ...]
@@ -63,87 +70,75 @@ def load_pool(settings: FileSettings, ca_cert: Sequence[Found]) -> Pool:
     anchors = [one for path in settings.anchors for one in load_certificates(Source("anchors", path))]
     for anchor in anchors:
         must_be_ca(anchor)
-    return Pool(tuple(known), tuple(anchors))
+    return Pool(tuple(known), tuple(anchors), tuple(ca_cert))
 
 
-def choose_anchors(pool: Pool, otherwise: Sequence[Found], now: datetime) -> tuple[Found, ...]:
-    """List what may be trusted: the anchors of the settings, else the roots among all, else the rest.
+def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found] = ()) -> Path:
+    """Lead a certificate to an anchor.
 
     An expired anchor can vouch for nothing, so it is left out while there are others.
 
     Args:
-        pool: the certificates known.
-        otherwise: the anchors if neither are there.
+        start: the certificate.
+        pool: what the settings name.
         now: the current time.
-
-    Raises:
-        CAError: none of them is valid now.
-    """
-    listed = _listed(pool, otherwise)
-    valid = tuple(one for one in listed if one.valid_at(now))
-    if not valid:
-        must_be_valid(listed[0], now)
-    return valid
-
-
-def find_path(ca: Found, pool: Pool, now: datetime) -> Path:
-    """Lead a CA certificate to an anchor.
+        beside: more certificates that may be between the two; never trusted.
 
     Raises:
         CAError: an issuer is missing, is no CA, or is not valid now.
     """
-    anchors = choose_anchors(pool, [ca], now)
-    itself = next((one for one in anchors if one.certificate == ca.certificate), None)
+    anchors = [one for one in pool.trusted if one.valid_at(now)]
+    if not anchors:
+        must_be_valid(pool.trusted[0], now)
+    itself = next((one for one in anchors if one.certificate == start.certificate), None)
     if itself is not None:
-        return Path((), _trusted(pool, anchors, itself), itself)
-    usable = [one for one in pool.known if one.valid_at(now)]
+        return _path(pool, (), anchors, itself)
+    known = [*pool.known, *beside]
+    usable = [one for one in known if one.valid_at(now)]
     try:
-        chain = build_chain(ca.certificate, certificates_of(usable), certificates_of(anchors))
+        chain = build_chain(start.certificate, certificates_of(usable), certificates_of(anchors))
     except MaterialError as error:
-        _must_not_be_expired(ca, pool, now)
-        raise _broken(ca, pool, anchors) from error
-    above = [_place(one, usable) for one in chain.issuers]
+        _must_not_be_expired(start, known, pool.trusted, now)
+        raise _broken(start, known, anchors) from error
+    above = tuple(_place(one, usable) for one in chain.issuers)
     reached = _place(chain.anchor, anchors)
     for one in (*above, reached):
         must_be_ca(one)
-    return Path((ca, *above), _trusted(pool, anchors, reached), reached)
+    return _path(pool, above, anchors, reached)
 
 
-def _listed(pool: Pool, otherwise: Sequence[Found]) -> Sequence[Found]:
-    return pool.anchors or [one for one in pool.known if is_root(one.certificate)] or otherwise
-
-
-def _trusted(pool: Pool, anchors: tuple[Found, ...], reached: Found) -> tuple[Found, ...]:
-    # a stray root in a bundle is not trusted just for being there
-    return anchors if pool.anchors else (reached,)
+def _path(pool: Pool, issuers: tuple[Found, ...], anchors: Sequence[Found], reached: Found) -> Path:
+    # a root in a bundle is not trusted just for being there
+    return Path(issuers, tuple(anchors) if pool.anchors else (reached,), reached)
 
 
 def _place(certificate: x509.Certificate, among: Sequence[Found]) -> Found:
     return next(one for one in among if one.certificate == certificate)
 
 
-def _must_not_be_expired(ca: Found, pool: Pool, now: datetime) -> None:
-    every = _listed(pool, [ca])
+def _must_not_be_expired(
+    start: Found, known: Sequence[Found], trusted: Sequence[Found], now: datetime
+) -> None:
     try:
-        chain = build_chain(ca.certificate, certificates_of(pool.known), certificates_of(every))
+        chain = build_chain(start.certificate, certificates_of(known), certificates_of(trusted))
     except MaterialError:
         return
     for one in (*chain.issuers, chain.anchor):
-        must_be_valid(_place(one, [*pool.known, *every]), now)
+        must_be_valid(_place(one, [*known, *trusted]), now)
 
 
-def _broken(ca: Found, pool: Pool, anchors: Sequence[Found]) -> CAError:
-    issuers = order_issuers(ca.certificate, certificates_of(pool.known))
-    last = issuers[-1] if issuers else ca.certificate
+def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> CAError:
+    issuers = order_issuers(start.certificate, certificates_of(known))
+    last = issuers[-1] if issuers else start.certificate
     if has_forgotten_signature(last):
-        return ca.source.wrong(
+        return start.source.wrong(
             f"{describe(last)} is signed with a hash that is not accepted any more (SHA-1 or MD5)",
-            "have it issued anew; or name its file in anchors, which are trusted whatever their signature",
+            "have it issued anew; a CA can also be named in anchors, where its signature does not count",
         )
     wanted = last.issuer.rfc4514_string() or "no name"
-    known = " and ".join(f"{one.name} in {one.source}" for one in anchors)
-    return ca.source.wrong(
+    trusted = " and ".join(f"{one.name} in {one.source}" for one in anchors)
+    return start.source.wrong(
         f'the chain does not reach an anchor: {describe(last)} was issued by "{wanted}", which is neither '
-        f"in ca_cert nor in chain; the anchors are {known}",
+        f"in ca_cert nor in chain; the anchors are {trusted}",
         "add the certificate of that issuer to chain, or name the highest CA that you do have in anchors",
     )

@@ -35,13 +35,10 @@ def _about_ca(opened: SigningCA, settings: FileSettings, now: datetime) -> Itera
     kind = kind_of_key(ca.certificate.public_key())
     yield _ok("ca", f"{ca.name} signs with {kind}, valid until {ca.until}", "ca_cert")
     yield from _about_key("key", opened.key, ca, given=settings.ca_key_passphrase is not None)
-    if reached == ca:
-        yield _ok("anchor", "the CA itself is the anchor", reached.source.setting)
-    else:
-        count = len(opened.path.issuers)
-        text = f"the CA leads to {reached.name}, valid until {reached.until}; {count} in the chain"
-        yield _ok("anchor", text, reached.source.setting)
-    yield from _expiring("ca", dict.fromkeys((ca, *opened.path.issuers, reached)), now, SOON)
+    text = f"the chain leads to {reached.name}, valid until {reached.until}"
+    yield _ok("anchor", text if opened.chain else "the CA itself is the anchor", reached.source.setting)
+    above = {one.certificate: one for one in (reached, *opened.path.issuers, ca)}
+    yield from _expiring("ca", above.values(), now, SOON)
 
 
 def _about_pairs(opened: ReadyPairs, settings: FileSettings, now: datetime) -> Iterator[Note]:

@@ -19,8 +19,11 @@ from firebuild_pki.settings import SecretRef
 MIN_RSA_BITS = 2048
 """Path validation refuses anything shorter."""
 
-CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+CA_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
 """The curves that path validation accepts, and what people call them."""
+
+LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
+"""Those that gRPC accepts in the certificates of server and guest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +44,20 @@ class LoadedKey:
         return f"LoadedKey({str(self.source)!r}, {kind_of_key(self.key.public_key())!r})"
 
 
-def load_key(source: Source, passphrase: SecretRef | None, environ: Mapping[str, str]) -> LoadedKey:
+def load_key(
+    source: Source,
+    passphrase: SecretRef | None,
+    environ: Mapping[str, str],
+    *,
+    curves: Mapping[str, str] = CA_CURVES,
+) -> LoadedKey:
     """Read the private key in a file.
 
     Args:
         source: the file; certificates beside the key are left out.
         passphrase: where the passphrase is, if the key needs one.
         environ: where the reference looks.
+        curves: the elliptic curves that will do, and their names.
 
     Raises:
         CAError: there is not exactly one key, it is of a kind that cannot be used, the passphrase
@@ -59,7 +69,7 @@ def load_key(source: Source, passphrase: SecretRef | None, environ: Mapping[str,
     block = found[0]
     encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block.pem
     secret = _passphrase(source, passphrase, environ) if encrypted else None
-    return LoadedKey(source, _usable(source, _decoded(source, block, secret)), encrypted)
+    return LoadedKey(source, _usable(source, _decoded(source, block, secret), curves), encrypted)
 
 
 def kind_of_key(key: PublicKeyTypes) -> str:
@@ -67,7 +77,7 @@ def kind_of_key(key: PublicKeyTypes) -> str:
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size}"
     if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"EC {CURVES.get(key.curve.name, key.curve.name)}"
+        return f"EC {CA_CURVES.get(key.curve.name, key.curve.name)}"
     return type(key).__name__.strip("_").removesuffix("PublicKey")
 
 
@@ -98,11 +108,12 @@ def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateK
     raise source.wrong("the private key in it is damaged", "copy it again from where it was made")
 
 
-def _usable(source: Source, key: PrivateKeyTypes) -> PrivateKey:
-    kind = kind_of_key(key.public_key())
+def _usable(source: Source, key: PrivateKeyTypes, curves: Mapping[str, str]) -> PrivateKey:
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
         return key
-    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in CURVES:
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in curves:
         return key
-    wanted = f"RSA of {MIN_RSA_BITS} bits or more, or EC on {', '.join(CURVES.values())}"
-    raise source.wrong(f"expected a key that certificates can be checked with ({wanted}), found {kind}")
+    wanted = f"an RSA key of {MIN_RSA_BITS} bits or more, or an EC key on {' or '.join(curves.values())}"
+    found = kind_of_key(key.public_key())
+    hint = "gRPC, or the check of the certificates before it, refuses every other kind"
+    raise source.wrong(f"expected {wanted}, found {found}", hint)

@@ -7,7 +7,7 @@ from cryptography.x509.oid import NameOID
 
 from firebuild_pki.providers.file.certificates import Found
 
-_OTHER_KINDS = {
+_OTHER_KINDS: dict[type[x509.GeneralName], str] = {
     x509.RFC822Name: "the e-mail address",
     x509.UniformResourceIdentifier: "the URI",
     x509.IPAddress: "the IP address",

@@ -11,7 +11,7 @@ from firebuild_pki.errors import MaterialError
 from firebuild_pki.keys import private_key_pem
 from firebuild_pki.leaf_checks import is_ca
 from firebuild_pki.provider import Profile, ProviderContext, ReadyPair, TrustBundle
-from firebuild_pki.providers.file.anchors import choose_anchors, load_pool
+from firebuild_pki.providers.file.anchors import Path, find_path, load_pool
 from firebuild_pki.providers.file.certificates import (
     Found,
     certificates_of,
@@ -20,7 +20,7 @@ from firebuild_pki.providers.file.certificates import (
     must_be_ca,
     must_be_valid,
 )
-from firebuild_pki.providers.file.keys import LoadedKey, load_key
+from firebuild_pki.providers.file.keys import LEAF_CURVES, LoadedKey, load_key
 from firebuild_pki.providers.file.names import client_name, server_name
 from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings
@@ -36,30 +36,36 @@ class Pair:
         leaf: the certificate.
         key: its key.
         name: the DNS name that it is known by.
-        above: the other certificates in its file.
+        path: how it is anchored.
     """
 
     leaf: Found
     key: LoadedKey
     name: str
-    above: tuple[Found, ...]
+    path: Path
+
+    @property
+    def chain_pem(self) -> bytes:
+        """The leaf and its issuers."""
+        return to_pem(certificates_of((self.leaf, *self.path.issuers)))
 
 
 @dataclass(frozen=True, slots=True)
 class ReadyPairs:
-    """The pairs of both ends, and what each trusts.
-
-    Args:
-        server: the server's.
-        client: the guest's.
-        issuers: CA certificates that may be between them and an anchor.
-        anchors: what both ends trust.
-    """
+    """The pairs of both ends."""
 
     server: Pair
     client: Pair
-    issuers: tuple[Found, ...]
-    anchors: tuple[Found, ...]
+
+    @property
+    def anchors(self) -> tuple[Found, ...]:
+        """What both ends trust."""
+        return tuple(dict.fromkeys((*self.server.path.anchors, *self.client.path.anchors)))
+
+    @property
+    def trust_bundle(self) -> TrustBundle:
+        """The anchors; the issuers below them come with the pairs."""
+        return TrustBundle(to_pem(certificates_of(self.anchors)))
 
     def of(self, profile: Profile) -> Pair:
         """The pair of one end."""
@@ -68,13 +74,15 @@ class ReadyPairs:
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """The pair of one end, as the framework takes it."""
         pair = self.of(profile)
-        chain = dict.fromkeys(certificates_of((pair.leaf, *pair.above, *self.issuers)))
-        return ReadyPair(to_pem(list(chain)), private_key_pem(pair.key.key), pair.name)
+        return ReadyPair(pair.chain_pem, private_key_pem(pair.key.key), pair.name)
 
-    @property
-    def trust_bundle(self) -> TrustBundle:
-        """The anchors. The issuers come with the pairs: a stray one there does no harm."""
-        return TrustBundle(to_pem(certificates_of(self.anchors)))
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What the two files of one end hold."""
+
+    certificates: list[Found]
+    key: LoadedKey
 
 
 def load_ready_pairs(settings: FileSettings, context: ProviderContext) -> ReadyPairs:
@@ -88,45 +96,50 @@ def load_ready_pairs(settings: FileSettings, context: ProviderContext) -> ReadyP
     for one in held:
         must_be_ca(one)
     pool = load_pool(settings, held)
-    ends = _load_end(settings, context, "server"), _load_end(settings, context, "client")
+    server_end, client_end = _load(settings, context, "server"), _load(settings, context, "client")
+    server, client = _leaf(server_end, client_end, now), _leaf(client_end, server_end, now)
+    _must_not_be_swapped(server, client)
     pairs = ReadyPairs(
-        *_both(settings, ends, now), issuers=pool.known, anchors=choose_anchors(pool, held, now)
+        Pair(
+            server,
+            server_end.key,
+            server_name(server, settings.server_name),
+            find_path(server, pool, now, beside=server_end.certificates),
+        ),
+        Pair(
+            client,
+            client_end.key,
+            client_name(client),
+            find_path(client, pool, now, beside=client_end.certificates),
+        ),
     )
     for profile in Profile:
         _must_hold(pairs, profile, now)
     return pairs
 
 
-End = tuple[list[Found], LoadedKey]
-
-
-def _load_end(settings: FileSettings, context: ProviderContext, end: str) -> End:
+def _load(settings: FileSettings, context: ProviderContext, end: str) -> _End:
     certificates = load_certificates(Source(f"{end}_cert", getattr(settings, f"{end}_cert")))
-    key = Source(f"{end}_key", getattr(settings, f"{end}_key"))
-    return certificates, load_key(key, getattr(settings, f"{end}_key_passphrase"), context.environ)
+    source = Source(f"{end}_key", getattr(settings, f"{end}_key"))
+    passphrase = getattr(settings, f"{end}_key_passphrase")
+    return _End(certificates, load_key(source, passphrase, context.environ, curves=LEAF_CURVES))
 
 
-def _both(settings: FileSettings, ends: tuple[End, End], now: datetime) -> tuple[Pair, Pair]:
-    (server_held, server_key), (client_held, client_key) = ends
-    server = _leaf(for_key(server_key, server_held, client_held, now), now)
-    client = _leaf(for_key(client_key, client_held, server_held, now), now)
+def _leaf(end: _End, other: _End, now: datetime) -> Found:
+    found = for_key(end.key, end.certificates, other.certificates, now)
+    if is_ca(found.certificate):
+        hint = "name a certificate that the CA issued for this end"
+        raise found.source.wrong(f"expected the certificate of one end, but {found.name} is a CA", hint)
+    must_be_valid(found, now)
+    return found
+
+
+def _must_not_be_swapped(server: Found, client: Found) -> None:
     if _only_for(server, Profile.GUEST) and _only_for(client, Profile.SERVER):
         raise server.source.wrong(
             f"{server.name} is for clients, and {client.name} in {client.source} for servers",
             "swap the certificates, and their keys",
         )
-    return (
-        Pair(server, server_key, server_name(server, settings.server_name), tuple(server_held)),
-        Pair(client, client_key, client_name(client), tuple(client_held)),
-    )
-
-
-def _leaf(found: Found, now: datetime) -> Found:
-    if is_ca(found.certificate):
-        hint = "name a certificate that the CA issued, with serverAuth or clientAuth"
-        raise found.source.wrong(f"{found.name} is a CA", hint)
-    must_be_valid(found, now)
-    return found
 
 
 def _only_for(found: Found, profile: Profile) -> bool:
@@ -142,10 +155,12 @@ def _must_hold(pairs: ReadyPairs, profile: Profile, now: datetime) -> None:
     # the framework checks this again for each build; here the file can be named
     pair = pairs.of(profile)
     trust = Trust(tuple(certificates_of(pairs.anchors)), ())
-    expected = Expectation(profile, (pair.name,), pair.key.key.public_key(), now, deadline=now, exact=False)
+    key = pair.leaf.certificate.public_key()
+    expected = Expectation(profile, (pair.name,), key, now, deadline=now, exact=False)
     try:
-        verify_certificate(pairs.ready_pair(profile).certificate_chain_pem, b"", trust, expected)
+        verify_certificate(pair.chain_pem, b"", trust, expected)
     except MaterialError as error:
-        raise pair.leaf.source.wrong(error.message, error.hint) from error
+        hint = f"look at it: openssl x509 -in {pair.leaf.source.quoted} -noout -text"
+        raise pair.leaf.source.wrong(error.message, error.hint or hint) from error
     except ValueError as error:
         raise pair.leaf.source.wrong(f"{pair.name} in {pair.leaf.name} is not a DNS name") from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from cryptography import x509
-
 from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.provider import (
     Capability,
@@ -19,11 +17,12 @@ from firebuild_pki.provider import (
     SignRequest,
     TrustBundle,
 )
+from firebuild_pki.providers.file.certificates import Found
 from firebuild_pki.providers.file.findings import findings
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
 from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
 from firebuild_pki.providers.file.signing import SigningCA, load_signing_ca
-from firebuild_pki.x509 import Validity, make_leaf, to_pem
+from firebuild_pki.x509 import Validity, to_pem
 
 
 class FileProvider(CAProvider):
@@ -68,17 +67,11 @@ class FileProvider(CAProvider):
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Sign the key of the request; the names are those of the request, not of the CSR."""
-        ca = self._signing()
-        now = self._context.clock()
+        ca, now = self._signing(), self._context.clock()
         lifetime = min(request.ttl, self._settings.leaf_lifetime)
-        leaf = make_leaf(
-            x509.load_pem_x509_csr(request.csr_pem).public_key(),
-            ca.issuer,
-            Validity.starting(now, lifetime, backdate=self._settings.backdate),
-            profile=request.profile,
-            dns_names=request.dns_names,
-        )
-        return SignedCertificate(to_pem([leaf]), ca.chain_pem, _capped(ca, now + lifetime))
+        validity = Validity.starting(now, lifetime, backdate=self._settings.backdate)
+        leaf = ca.sign(request, validity, now)
+        return SignedCertificate(to_pem([leaf]), ca.chain_pem, _capped(ca.ca, now + lifetime))
 
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """Return the pair of one end."""
@@ -98,10 +91,10 @@ class FileProvider(CAProvider):
         return self._ca
 
 
-def _capped(ca: SigningCA, wanted: datetime) -> tuple[str, ...]:
-    if not ca.ends_before(wanted):
+def _capped(ca: Found, wanted: datetime) -> tuple[str, ...]:
+    if ca.certificate.not_valid_after_utc >= wanted:
         return ()
-    return (f"the CA certificate in {ca.ca.source} expires at {ca.ca.until}: what it signs ends with it",)
+    return (f"{ca.name} in {ca.source} expires at {ca.until}, and what it signs with it",)
 
 
 def _not_open() -> AuthorityClosed:

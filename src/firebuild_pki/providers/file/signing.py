@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from firebuild_pki.provider import ProviderContext, TrustBundle
+from cryptography import x509
+
+from firebuild_pki.errors import MaterialError
+from firebuild_pki.provider import ProviderContext, SignRequest, TrustBundle
 from firebuild_pki.providers.file.anchors import Path, find_path, load_pool
 from firebuild_pki.providers.file.certificates import (
     Found,
@@ -18,7 +21,8 @@ from firebuild_pki.providers.file.certificates import (
 from firebuild_pki.providers.file.keys import LoadedKey, load_key
 from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings
-from firebuild_pki.x509 import Issuer, to_pem
+from firebuild_pki.verify import Expectation, Trust, verify_certificate
+from firebuild_pki.x509 import Issuer, Validity, make_leaf, to_pem
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +40,50 @@ class SigningCA:
     path: Path
 
     @property
-    def issuer(self) -> Issuer:
-        """What leaves are signed with."""
-        return Issuer(self.ca.certificate, self.key.key)
+    def chain(self) -> tuple[Found, ...]:
+        """What peers need between a leaf and the anchor."""
+        return () if self.path.reached.certificate == self.ca.certificate else (self.ca, *self.path.issuers)
 
     @property
     def chain_pem(self) -> bytes:
-        """What peers need between a leaf and the anchor."""
-        return to_pem(certificates_of(self.path.issuers))
+        """The chain, as PEM."""
+        return to_pem(certificates_of(self.chain))
 
     @property
     def trust_bundle(self) -> TrustBundle:
         """The anchors, and what is between them and the leaves."""
         return TrustBundle(to_pem(certificates_of(self.path.anchors)), self.chain_pem)
 
-    def ends_before(self, moment: datetime) -> bool:
-        """Tell whether the CA expires before a moment."""
-        return self.ca.certificate.not_valid_after_utc < moment
+    def sign(self, request: SignRequest, validity: Validity, now: datetime) -> x509.Certificate:
+        """Make a leaf for the key of a request.
+
+        Raises:
+            CAError: the CA expired in the meantime, or its constraints do not allow the leaf.
+        """
+        must_be_valid(self.ca, now)
+        leaf = make_leaf(
+            x509.load_pem_x509_csr(request.csr_pem).public_key(),
+            Issuer(self.ca.certificate, self.key.key),
+            validity,
+            profile=request.profile,
+            dns_names=request.dns_names,
+        )
+        self._must_hold(leaf, request, now)
+        return leaf
+
+    def _must_hold(self, leaf: x509.Certificate, request: SignRequest, now: datetime) -> None:
+        # the framework checks this again; here the file can be named
+        trust = Trust(tuple(certificates_of(self.path.anchors)), tuple(certificates_of(self.chain)))
+        expected = Expectation(request.profile, request.dns_names, leaf.public_key(), now, deadline=now)
+        try:
+            verify_certificate(to_pem([leaf]), b"", trust, expected)
+        except MaterialError as error:
+            source = self.ca.source
+            hint = (
+                "look for pathlen, name constraints and extended key usage that do not allow it: "
+                f"openssl x509 -in {source.quoted} -noout -text; the setting ca.name_suffix chooses the names"
+            )
+            raise source.wrong(error.message, error.hint or hint) from error
 
 
 def load_signing_ca(settings: FileSettings, context: ProviderContext) -> SigningCA:
@@ -68,4 +99,4 @@ def load_signing_ca(settings: FileSettings, context: ProviderContext) -> Signing
     ca = for_key(key, held, (*pool.known, *pool.anchors), now)
     must_be_ca(ca)
     must_be_valid(ca, now)
-    return SigningCA(ca, key, find_path(ca, pool, now))
+    return SigningCA(ca, key, find_path(ca, replace(pool, otherwise=(ca,)), now))
