@@ -123,6 +123,27 @@ def providers(as_json: bool) -> None:
         print_providers(listed)
 
 
+@ca.command("vault-setup")
+@click.option("--print", "print_it", is_flag=True, help="Print the script; nothing is run.")
+@config_option
+def vault_setup(print_it: bool, config_file: Path | None) -> None:
+    """Print the commands that prepare Vault or OpenBao for the configuration.
+
+    They make the mount, the roles, a policy and the way to log in. firebuild never runs them: they need
+    rights that no build should have. Read them, and let somebody run them who has these rights.
+    """
+    import firebuild_pki
+    from firebuild_bootstrap.errors import InputError
+
+    if not print_it:
+        raise InputError(
+            "firebuild does not change Vault itself: that needs rights that no build should have",
+            hint="`firebuild ca vault-setup --print` prints a script to read, and to run by hand",
+        )
+    settings = settings_from(config_file, {"ca.provider": "vault"})
+    click.echo(firebuild_pki.vault_setup(settings.ca), nl=False)
+
+
 def _preflight(
     config_file: Path | None,
     provider: str | None,

@@ -24,7 +24,7 @@ _VERDICTS = {
 }
 _SLOW_SECONDS = 0.5
 _LEVEL_WIDTH = 6
-_ABOUT_WIDTH = 14
+_ABOUT_WIDTH = 15
 
 
 def print_row(row: PreflightRow) -> None:

@@ -1,0 +1,144 @@
+"""A CA of each kind, real and ready, and one configuration file that knows them all."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+
+from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
+from firebuild_pki.keys import generate_key, private_key_pem
+from firebuild_pki.x509 import Validity, fingerprint, make_intermediate, make_root, to_pem
+
+PROVIDERS = ("embedded", "file", "vault", "cfssl")
+CFSSL_KEY = "0123456789abcdef0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Backends:
+    """What a configuration needs to know of the CAs.
+
+    Args:
+        blocks: the blocks of the section `ca`, by provider.
+        environ: the secrets.
+        issuers: fingerprint of the certificate that signs, by provider; the embedded one has none yet.
+    """
+
+    blocks: Mapping[str, Mapping[str, Any]]
+    environ: Mapping[str, str]
+    issuers: Mapping[str, str]
+
+    def write(self, file: Path, provider: str, **ca: Any) -> Path:
+        """Write a configuration file with all blocks; only the line with the provider differs."""
+        file.write_text(yaml.safe_dump({"ca": {"provider": provider, **ca, **self.blocks}}, sort_keys=False))
+        return file
+
+
+@pytest.fixture(scope="session")
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+    """All of them, for all tests of this process."""
+    directory = tmp_path_factory.mktemp("authorities")
+    with DevServer(directory) as bao, _cfssl(directory) as (cfssl, cfssl_issuer):
+        file, file_issuer = _file(directory)
+        vault, vault_issuer, token = _vault(bao)
+        yield Backends(
+            blocks={"embedded": {}, "file": file, "vault": vault, "cfssl": cfssl},
+            environ={"BAO_TOKEN_FOR_BUILDS": token, "CFSSL_KEY": CFSSL_KEY},
+            issuers={
+                name: fingerprint(x509.load_pem_x509_certificate(pem))
+                for name, pem in {"file": file_issuer, "vault": vault_issuer, "cfssl": cfssl_issuer}.items()
+            },
+        )
+
+
+def _file(directory: Path) -> tuple[dict[str, Any], bytes]:
+    validity = Validity.starting(datetime.now(UTC), timedelta(days=365), backdate=timedelta(minutes=5))
+    root = make_root(generate_key(), validity, with_intermediate=True)
+    issuer = make_intermediate(generate_key(), root, validity)
+    certificate, key = directory / "ca.pem", directory / "ca-key.pem"
+    certificate.write_bytes(to_pem([issuer.certificate, root.certificate]))
+    key.touch(mode=0o600)
+    key.write_bytes(private_key_pem(issuer.key))
+    return {"ca_cert": str(certificate), "ca_key": str(key)}, to_pem([issuer.certificate])
+
+
+def _vault(bao: DevServer) -> tuple[dict[str, Any], bytes, str]:
+    pki = mount_pki(bao.api)
+    add_role(bao.api, "server", use="server")
+    add_role(bao.api, "guest", use="client")
+    policy = write_policy(bao.api, "builds", sign_policy("server", "guest", revoke=True))
+    block = {
+        "address": bao.address,
+        "server_role": "server",
+        "guest_role": "guest",
+        "auth": {"method": "token", "token": {"env": "BAO_TOKEN_FOR_BUILDS"}},
+    }
+    return block, pki.issuing_pem.encode(), create_token(bao.api, policy)
+
+
+@contextmanager
+def _cfssl(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    home = directory / "cfssl"
+    home.mkdir()
+    signing = {
+        name: {"usages": ["digital signature", usage], "expiry": "2h", "auth_key": "builds"}
+        for name, usage in (("server", "server auth"), ("guest", "client auth"))
+    }
+    default = {"usages": ["digital signature"], "expiry": "2h", "auth_key": "builds"}
+    keys = {"builds": {"type": "standard", "key": CFSSL_KEY}}
+    config = {"signing": {"default": default, "profiles": signing}, "auth_keys": keys}
+    (home / "config.json").write_text(json.dumps(config))
+    request = json.dumps({"CN": "Builds CA", "key": {"algo": "ecdsa", "size": 256}})
+    command = ["cfssl", "gencert", "-loglevel=5", "-initca", "-"]
+    made = json.loads(
+        subprocess.run(command, input=request, capture_output=True, text=True, check=True).stdout
+    )
+    (home / "ca.pem").write_text(made["cert"])
+    (home / "ca-key.pem").write_text(made["key"])
+    with _serving(home) as port:
+        block = {
+            "address": f"http://127.0.0.1:{port}",
+            "auth_key": {"env": "CFSSL_KEY"},
+            "server_profile": "server",
+            "guest_profile": "guest",
+        }
+        yield block, made["cert"].encode()
+
+
+@contextmanager
+def _serving(home: Path) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    files = ["-ca", home / "ca.pem", "-ca-key", home / "ca-key.pem", "-config", home / "config.json"]
+    with (home / "log").open("wb") as log:
+        command = ["cfssl", "serve", "-address=127.0.0.1", f"-port={port}", *map(str, files)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 45
+        while not _listens(port):
+            assert process.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < deadline, (home / "log").read_text()
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
