@@ -130,14 +130,16 @@ class _Build:
             self._announce(resolved, authority)
 
             self._phase(3, "start the bootstrap server")
-            machine = LocalMachine(workspace)
+            machine = LocalMachine(workspace, bind=self._settings.bootstrap.bind)
             cleanup.callback(machine.close)
             server = self._server(resolved.plan, materials, machine, workspace.path)
-            host_port = server.start()
+            listening = machine.listen()
+            cleanup.callback(listening.listener.close)
+            server.start(listening.listener)
             cleanup.callback(server.stop)
 
             self._phase(4, "write the metadata")
-            machine.metadata.put(self._metadata(materials[1], host_port))
+            machine.metadata.put(self._metadata(materials[1], listening.host_port))
 
             self._phase(5, "start the machine")
             self._start(machine, resolved)
@@ -241,7 +243,6 @@ class _Build:
             guest_material=guest,
             events=self.events,
             limits=Limits.of(self._settings.bootstrap),
-            bind=self._settings.bootstrap.bind,
             runtime_directory=runtime_directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
         )

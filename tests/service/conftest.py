@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -230,6 +231,7 @@ def serve(materials: tuple[TLSMaterial, TLSMaterial], short_path: Path) -> Itera
         commands: list[wire.AnyCommand] | None = None,
         materials: tuple[TLSMaterial, TLSMaterial] = materials,
         limits: Limits | None = None,
+        listener: socket.socket | None = None,
         **options: Any,
     ) -> Running:
         copies = [
@@ -251,7 +253,7 @@ def serve(materials: tuple[TLSMaterial, TLSMaterial], short_path: Path) -> Itera
                 **options,
             },
         )
-        address = server.start()
+        address = server.start(listener)
         backend = max(short_path.glob("firebuild-*/grpc"), key=lambda path: path.stat().st_ctime_ns)
         running.append(Running(server, address, f"unix:{backend}", events, materials, welcomed))
         return running[-1]

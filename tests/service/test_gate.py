@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.events import Event
+from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service import Limits
 from firebuild_bootstrap.service.certificates import PeerCertificate, Pin
 from firebuild_bootstrap.service.gate import Gate, GateCredentials
@@ -64,7 +65,7 @@ def gate(
         refusals=Refusals(events.append),
         observer=observer or Observer(),
     )
-    host, _, port = opened.start("127.0.0.1", 0).rpartition(":")
+    host, _, port = opened.start(listen("127.0.0.1", 0)).rpartition(":")
     try:
         yield host, int(port)
     finally:
@@ -228,7 +229,7 @@ def test_the_port_may_be_closed_while_accepting_pauses(materials: Materials, sho
         refusals=Refusals(events.append),
         observer=Observer(),
     )
-    opened.start("127.0.0.1", 0)
+    opened.start(listen("127.0.0.1", 0))
     opened.close_port()
     opened.close_port()
     opened._loop.call_soon_threadsafe(opened._begin_accepting)

@@ -20,8 +20,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError, InputError
+from firebuild_bootstrap.listening import listen, parse_bind
 from firebuild_bootstrap.service import BootstrapServer, Ending, Limits
-from firebuild_bootstrap.service.server import parse_bind
 from firebuild_pki import TLSMaterial, open_authority
 
 
@@ -224,3 +224,11 @@ def test_other_key_types_that_grpc_can_use_work_too(serve: Any, key_type: str) -
     with open_authority({"key_type": key_type}, build_id="b1") as authority:
         running = serve(materials=(authority.issue_server(), authority.issue_guest()))
     assert running.caller().ping() == "p"
+
+
+def test_a_listening_socket_can_be_brought_along(serve: Any) -> None:
+    listener = listen("127.0.0.1", 0)
+    host, port = listener.getsockname()
+    running = serve(listener=listener)
+    assert running.address == f"{host}:{port}"
+    running.caller().ping()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,19 @@ class MachineExit:
 
 
 @dataclass(frozen=True)
+class Listening:
+    """Where the guest of a machine calls back.
+
+    Args:
+        listener: a listening TCP socket, in whatever network the guest can reach.
+        host_port: its address as the guest dials it.
+    """
+
+    listener: socket.socket
+    host_port: str
+
+
+@dataclass(frozen=True)
 class GuestOptions:
     """What the machine tells vminit on its command line; times in seconds."""
 
@@ -52,12 +66,20 @@ class GuestOptions:
 class Machine(Protocol):
     """One build's machine, from empty to exported.
 
-    The order is prepare, metadata.put, start, wait or stop, export, close. `close` is always allowed.
+    The order is listen, metadata.put, prepare, start, wait or stop, export, close. `close` is always allowed.
     """
 
     @property
     def metadata(self) -> MetadataWriter:
-        """Where the guest reads its metadata from; usable after `prepare`."""
+        """Where the guest reads its metadata from."""
+        ...
+
+    def listen(self) -> Listening:
+        """Open the port that the guest calls; whoever takes the socket closes it.
+
+        Raises:
+            FirebuildError: the address can't be had.
+        """
         ...
 
     def prepare(self, base: Path | None) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import PackedFile
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
-from firebuild_bootstrap.machine.base import GuestOptions, MachineExit
+from firebuild_bootstrap.listening import format_address, listen
+from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
 from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
@@ -30,11 +31,13 @@ class LocalMachine:
 
     Args:
         workspace: the build's directory; it is closed with the machine.
+        bind: address of this host that the guest calls, which shares this host's network.
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
-    def __init__(self, workspace: Workspace, *, epoch: int | None = None) -> None:
+    def __init__(self, workspace: Workspace, *, bind: str = "127.0.0.1", epoch: int | None = None) -> None:
         self._workspace = workspace
+        self._bind = bind
         self._epoch = epoch
         self._trees = workspace.trees()
         self._root = workspace.path / "rootfs"
@@ -47,6 +50,11 @@ class LocalMachine:
     def metadata(self) -> MetadataWriter:
         """The metadata of this machine, served on a UNIX socket that only its sandbox sees."""
         return self._store
+
+    def listen(self) -> Listening:
+        """Open a port on this host; see `Machine.listen`."""
+        listener = listen(self._bind)
+        return Listening(listener, format_address(listener.getsockname()))
 
     def prepare(self, base: Path | None) -> tuple[str, ...]:
         """Unpack `base` and begin to serve metadata; see `Machine.prepare`."""

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from OpenSSL import SSL
 
-from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.listening import format_address
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.relay import TlsStream, relay
@@ -33,7 +33,6 @@ from firebuild_bootstrap.service.tls import (
 from firebuild_pki import TLSMaterial
 
 logger: Final = logging.getLogger("firebuild.service")
-_BACKLOG: Final = 64
 _LINGER_SECONDS: Final = 5.0
 _ACCEPT_PAUSE: Final = 0.1
 
@@ -89,13 +88,9 @@ class Gate:
         self._connections: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
 
-    def start(self, host: str, port: int) -> str:
-        """Listen and return `host:port` as a client dials it; port 0 picks a free one.
-
-        Raises:
-            FirebuildError: the address cannot be bound.
-        """
-        listener = _listen(host, port)
+    def start(self, listener: socket.socket) -> str:
+        """Accept from a listening socket, which the gate closes, and return its address as `host:port`."""
+        listener.setblocking(False)
         address = format_address(listener.getsockname())
         ready = threading.Event()
         self._thread = threading.Thread(
@@ -207,22 +202,3 @@ async def _handshake(stream: TlsStream) -> str:
             return "it closed the connection without a TLS handshake"
         return "it closed the connection during the TLS handshake; perhaps it does not trust this server"
     return stream.inspection.problem
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise FirebuildError(
-            f"the bootstrap server cannot listen on {host} port {port}: {error.strerror}",
-            hint="bootstrap.bind has to be an address of this host; port 0 picks a free port",
-        ) from error
-    listener.setblocking(False)
-    return listener
-
-
-def format_address(address: tuple[object, ...]) -> str:
-    """Write a socket address as `127.0.0.1:80` or `[::1]:80`."""
-    host, port = str(address[0]), address[1]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

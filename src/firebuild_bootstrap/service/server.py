@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,9 @@ from typing import Final, Self
 import grpc
 
 from firebuild_bootstrap.context.entries import Resource
-from firebuild_bootstrap.errors import FirebuildError, InputError
+from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink
+from firebuild_bootstrap.listening import listen, parse_bind
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.gate import Gate, GateCredentials
 from firebuild_bootstrap.service.guard import Guard
@@ -86,8 +88,12 @@ class BootstrapServer:
         """How many peers were turned away so far."""
         return self._session.refusals.count
 
-    def start(self) -> str:
+    def start(self, listener: socket.socket | None = None) -> str:
         """Begin to serve.
+
+        Args:
+            listener: a listening socket to use instead of `bind`, for guests that cannot reach an address of
+                this process's own network.
 
         Returns:
             `host:port` of the public port.
@@ -104,7 +110,7 @@ class BootstrapServer:
                 refusals=self._session.refusals,
                 observer=self._session,
             )
-            host_port = gate.start(*self._bind)
+            host_port = gate.start(listener or listen(*self._bind))
             started.callback(gate.stop)
             self._session.start()
             self._running = (gate, server)
@@ -177,17 +183,3 @@ class BootstrapServer:
         server.start()
         started.callback(lambda: server.stop(None).wait())
         return server, backend
-
-
-def parse_bind(bind: str) -> tuple[str, int]:
-    """Read `127.0.0.1`, `127.0.0.1:0`, `::1` or `[::1]:0`; without a port it is 0.
-
-    Raises:
-        InputError: the port is no number from 0 to 65535.
-    """
-    host, colon, port = bind.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
-        host, port = bind, "0"
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise InputError(f"bootstrap.bind: expected host:port with a port from 0 to 65535, found {bind!r}")
-    return host.strip("[]"), int(port)
