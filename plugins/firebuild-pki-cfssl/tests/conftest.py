@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from cfssl_servers import LABEL, Pki, make_pki, multirootca, serving
-from stub_server import Stub, running
+sys.path.insert(0, str(Path(__file__).parent))  # these tests also run from the root of firebuild
+
+from cfssl_servers import LABEL, Pki, make_pki, multirootca, serving  # noqa: E402
+from stub_server import Stub, running  # noqa: E402
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
