@@ -56,6 +56,11 @@ class Node(StoredServer):
         """Whether it is the one that writes."""
         return bool(self._leader().get("is_self"))
 
+    @property
+    def applied_index(self) -> int:
+        """How much of the cluster's history it has applied."""
+        return int(self._leader()["raft_applied_index"])
+
     def _leader(self) -> dict[str, Any]:
         return self.anonymous.call("GET", "sys/leader")
 
@@ -112,6 +117,13 @@ class RaftCluster:
         """Return the running nodes that follow the leader."""
         leader = self.leader()
         return [node for node in self.running if node is not leader]
+
+    def wait_replicated(self) -> None:
+        """Wait until every running node knows what the leader knows; standbys answer reads themselves."""
+        wanted = self.leader().applied_index
+        wait_until(
+            lambda: all(node.applied_index >= wanted for node in self.running), "replication", self._logs
+        )
 
     def heal(self) -> None:
         """Start every node that was killed, and wait until all vote."""

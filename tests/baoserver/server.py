@@ -60,6 +60,7 @@ class Server(ABC):
         self.directory = Path(tempfile.mkdtemp(prefix="bao-", dir=parent))
         self.port = free_port()
         self._process: Process | None = None
+        self._last_log = ""
 
     scheme = "http"
 
@@ -98,7 +99,7 @@ class Server(ABC):
     @property
     def log(self) -> str:
         """All that it has written in its present run."""
-        return self._process.log if self._process else ""
+        return self._process.log if self._process and self.directory.exists() else self._last_log
 
     def start(self) -> Self:
         """Start it and wait until it answers; on another port if its own was taken meanwhile."""
@@ -142,6 +143,7 @@ class Server(ABC):
         """End it for good and remove its directory."""
         if self._process:
             self._process.kill()
+        self._last_log = self.log
         shutil.rmtree(self.directory, ignore_errors=True)
 
     @abstractmethod
