@@ -12,8 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # these tests also run from the root of firebuild
 
-from cfssl_servers import LABEL, Pki, make_pki, multirootca, serving  # noqa: E402
-from stub_server import Stub, running  # noqa: E402
+from cfssl_servers import LABEL, Pki, make_pki, multirootca, serving
+from stub_server import Stub, running
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

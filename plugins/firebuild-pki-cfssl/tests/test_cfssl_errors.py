@@ -207,8 +207,10 @@ def test_a_certificate_that_is_none(stub: Stub) -> None:
 @needs_cfssl
 def test_anchors_that_cannot_be_read(server: str, tmp_path: Path) -> None:
     error = error_of(server, anchors=tmp_path / "missing.pem")
-    assert "cannot read the anchors" in error.message
-    assert "No such file or directory" in error.message
+    assert f"cannot read anchors from {tmp_path}/missing.pem: No such file or directory" in error.message
+    (tmp_path / "missing.pem").write_text("not PEM")
+    error = error_of(server, anchors=tmp_path / "missing.pem")
+    assert f"expected PEM certificates in {tmp_path}/missing.pem" in error.message
 
 
 @needs_cfssl

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -34,11 +35,10 @@ def test_the_provider_is_found_through_its_entry_point() -> None:
     assert load_provider("cfssl").name == "cfssl"
 
 
-def test_the_key_may_be_in_a_file(server: str, tmp_path: object) -> None:
-    path = f"{tmp_path}/auth-key"
-    with open(path, "w") as file:
-        file.write(f"{KEY}\n")
-    with open_authority(section(server, auth_key={"file": path}), build_id="b1") as authority:
+def test_the_key_may_be_in_a_file(server: str, tmp_path: Path) -> None:
+    path = tmp_path / "auth-key"
+    path.write_text(f"{KEY}\n")
+    with open_authority(section(server, auth_key={"file": str(path)}), build_id="b1") as authority:
         assert authority.issue_server().server_name == "b1.firebuild.internal"
 
 
@@ -55,6 +55,14 @@ def test_with_anchors_the_signing_ca_is_sent_along(server: str, pki: Pki) -> Non
         assert subjects(authority.trust_pem) == ["CN=Example root"]
         material = authority.issue_guest()
         assert subjects(material.certificate_chain_pem) == ["CN=guest.b1.firebuild.internal", "CN=Example ca"]
+        assert authority.warnings == ()
+
+
+def test_the_signing_ca_among_the_anchors_is_not_sent_along(server: str, pki: Pki, tmp_path: Path) -> None:
+    anchors = tmp_path / "anchors.pem"
+    anchors.write_bytes(pki.root.read_bytes() + pki.ca.read_bytes())
+    with opened(server, anchors=anchors) as authority:
+        assert len(certificates(authority.issue_server().certificate_chain_pem)) == 1
         assert authority.warnings == ()
 
 

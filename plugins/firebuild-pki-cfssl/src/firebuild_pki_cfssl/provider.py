@@ -40,8 +40,7 @@ class CfsslProvider(CAProvider):
         self._settings = settings
         self._context = context
         self._client: Client | None = None
-        self._issuer_pem = b""
-        self._anchors_pem = b""
+        self._trust = TrustBundle(b"")
 
     def validate(self) -> Sequence[Note]:
         """Look at the settings."""
@@ -51,8 +50,8 @@ class CfsslProvider(CAProvider):
         """Read the key, ask the server for its CA certificate."""
         settings = self._settings
         client = Client(settings, _decoded(settings.auth_key.resolve(self._context.environ)))
-        self._issuer_pem = client.info(settings.server_profile).certificate()
-        self._anchors_pem = _read(settings.anchors) if settings.anchors else self._issuer_pem
+        issuer = client.info(settings.server_profile).certificate()
+        self._trust = _trust(issuer, settings.anchors)
         self._client = client
 
     def close(self) -> None:
@@ -61,8 +60,7 @@ class CfsslProvider(CAProvider):
 
     def trust_bundle(self) -> TrustBundle:
         """Return the operator's anchors and the CA that signs, or that CA alone."""
-        between = self._issuer_pem if self._settings.anchors else b""
-        return TrustBundle(self._anchors_pem, between)
+        return self._trust
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have the request signed. cfssl takes the lifetime from its profile, and names from hosts."""
@@ -71,7 +69,7 @@ class CfsslProvider(CAProvider):
             {"certificate_request": request.csr_pem.decode(), "hosts": request.dns_names},
         )
         leaf = answer.certificate()
-        return SignedCertificate(leaf, order_chain(leaf, self._issuer_pem), answer.messages)
+        return SignedCertificate(leaf, order_chain(leaf, self._trust.intermediates_pem), answer.messages)
 
     def check(self) -> Sequence[Note]:
         """Look at the CA certificate, at both profiles, the key and the clock; issue nothing."""
@@ -155,8 +153,15 @@ def _decoded(secret: str) -> bytes:
     return key
 
 
-def _read(anchors: Path) -> bytes:
+def _trust(issuer_pem: bytes, anchors_file: Path | None) -> TrustBundle:
+    if anchors_file is None:
+        return TrustBundle(issuer_pem)
     try:
-        return Path(os.path.expanduser(anchors)).read_bytes()
+        anchors_pem = Path(os.path.expanduser(anchors_file)).read_bytes()
+        anchors = x509.load_pem_x509_certificates(anchors_pem)
+        trusted = x509.load_pem_x509_certificate(issuer_pem) in anchors
     except OSError as error:
-        raise CAError(f"cannot read the anchors from {anchors}: {error.strerror}") from error
+        raise CAError(f"cannot read anchors from {anchors_file}: {error.strerror}") from error
+    except ValueError:
+        raise CAError(f"expected PEM certificates in {anchors_file}", hint="it is ca.cfssl.anchors") from None
+    return TrustBundle(anchors_pem, b"" if trusted else issuer_pem)
