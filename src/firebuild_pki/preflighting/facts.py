@@ -79,7 +79,7 @@ def certificate_facts(pem: bytes) -> tuple[CertificateFacts, ...]:
     Raises:
         MaterialError: they cannot be read.
     """
-    return tuple(_facts(one) for one in parse_certificates(pem, "certificates"))
+    return tuple(_facts(one) for one in parse_certificates(pem, "input"))
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:

@@ -39,6 +39,7 @@ class PreflightRow:
         message: what was found.
         hint: what to do about it.
         seconds: how long it took; None where nothing was waited for.
+        step: which of the steps it belongs to; unlike `about`, these names stay.
     """
 
     about: str
@@ -46,6 +47,7 @@ class PreflightRow:
     message: str
     hint: str | None = None
     seconds: float | None = None
+    step: str = ""
 
 
 @dataclass(frozen=True, slots=True)

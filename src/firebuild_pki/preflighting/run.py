@@ -25,7 +25,16 @@ HANDSHAKE_TIMEOUT = timedelta(seconds=10)
 
 Rows = Iterable[PreflightRow]
 
-_LATER = ("open", "backend", "server", "guest", "verification", "handshake", "refusal", "revocation")
+_LATER = (
+    "open",
+    "backend",
+    "issue server",
+    "issue guest",
+    "verification",
+    "handshake",
+    "refusal",
+    "revocation",
+)
 
 
 def preflight(
@@ -74,7 +83,8 @@ def refused(error: CAError, *, on_row: Callable[[PreflightRow], None] = lambda _
 
     failed = "settings" if isinstance(error, SettingsError) else "plugin"
     steps.take(failed, fail)
-    for about in _LATER:
+    later = _LATER if failed == "settings" else ("settings", *_LATER)
+    for about in later:
         steps.take(about, list, needs=(failed,))
     return PreflightReport(error.provider or "", "", steps.verdict, tuple(steps.rows), steps.seconds)
 
@@ -114,10 +124,11 @@ class _Preflight:
     def _use(self) -> None:
         take = self._steps.take
         take("backend", self._examine, needs=("open",))
-        take("server", lambda: self._issue("server", self._opened.issue_server), needs=("backend",))
-        take("guest", lambda: self._issue("guest", self._opened.issue_guest), needs=("backend",))
-        take("verification", self._verify, needs=("server", "guest"))
-        take("handshake", self._shake_hands, needs=("server", "guest"))
+        take("issue server", lambda: self._issue("server", self._opened.issue_server), needs=("backend",))
+        take("issue guest", lambda: self._issue("guest", self._opened.issue_guest), needs=("backend",))
+        both = ("issue server", "issue guest")
+        take("verification", self._verify, needs=both)
+        take("handshake", self._shake_hands, needs=both)
         take("refusal", self._refuse, needs=("handshake",))
         if self._settings.observers:
             take("observers", self._observers, needs=("open",))
@@ -127,7 +138,7 @@ class _Preflight:
         if self._authority is not None:
             self._authority.close()
             for text in self._news():
-                self._steps.add(warning("close", text))
+                self._steps.add("close", warning("close", text))
 
     # --- the steps ------------------------------------------------------------------------------
 
@@ -162,9 +173,12 @@ class _Preflight:
     def _issue(self, end: str, issue: Callable[..., TLSMaterial]) -> Rows:
         deadline = self._wanted.clock() + self._wanted.build_time
         material = self._issued[end] = issue(ttl=self._wanted.ttl, build_deadline=deadline)
-        yield ok(end, f"{material.identity} until {_at(material.not_after)}, needed until {_at(deadline)}")
+        yield ok(
+            f"issue {end}",
+            f"{material.identity} until {_at(material.not_after)}, needed until {_at(deadline)}",
+        )
         for remark in self._news():
-            yield warning(end, remark)
+            yield warning(f"issue {end}", remark)
 
     def _verify(self) -> Rows:
         # nothing is issued that failed a check

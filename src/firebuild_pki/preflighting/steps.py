@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from firebuild_pki.errors import CAError, IdentityError, SettingsError
 from firebuild_pki.preflighting.report import PreflightRow, RowLevel, Verdict
-from firebuild_pki.preflighting.rows import rows_of
+from firebuild_pki.preflighting.rows import rows_of, skipped
 
 
 class Steps:
@@ -35,7 +35,7 @@ class Steps:
     def take(
         self,
         about: str,
-        step: Callable[[], Iterable[PreflightRow]],
+        look: Callable[[], Iterable[PreflightRow]],
         *,
         needs: Iterable[str] = (),
     ) -> None:
@@ -43,17 +43,17 @@ class Steps:
 
         Args:
             about: name of the step, and of its row if it fails.
-            step: returns the rows; a `CAError` becomes one.
+            look: returns the rows; a `CAError` becomes one.
             needs: names of earlier steps.
         """
         self._check()
         missing = [name for name in needs if name not in self._passed]
         if missing:
-            self.add(PreflightRow(about, RowLevel.SKIPPED, f"needs: {', '.join(missing)}"))
+            self.add(about, skipped(about, f"needs: {', '.join(missing)}"))
             return
         began, blame = time.monotonic(), Verdict.AUTHORITY
         try:
-            rows = list(step())
+            rows = list(look())
         except CAError as error:
             rows = rows_of(about, error)
             if isinstance(error, SettingsError | IdentityError):
@@ -65,9 +65,9 @@ class Steps:
         elif self.verdict is Verdict.READY:
             self.verdict = blame
         for row in rows:
-            self.add(row)
+            self.add(about, row)
 
-    def add(self, row: PreflightRow) -> None:
-        """Note a row."""
-        self.rows.append(row)
-        self._on_row(row)
+    def add(self, step: str, row: PreflightRow) -> None:
+        """Note a row of a step."""
+        self.rows.append(replace(row, step=step))
+        self._on_row(self.rows[-1])
