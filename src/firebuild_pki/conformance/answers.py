@@ -23,7 +23,7 @@ class Answer:
         leaf: the one with the wanted key; if there is none, the first.
         others: the rest, in the provider's order.
         key_fits: whether the leaf is for the wanted key.
-        leaves: number of certificates where the contract has room for the leaf alone.
+        flaw: what is wrong with the form of the answer.
         names: the names wanted.
         exact: whether other names are forbidden.
         until: the end of the validity that was asked for, None for ready pairs.
@@ -32,7 +32,7 @@ class Answer:
     leaf: x509.Certificate
     others: tuple[x509.Certificate, ...]
     key_fits: bool
-    leaves: int
+    flaw: str | None
     names: tuple[str, ...]
     exact: bool
     until: datetime | None = None
@@ -48,12 +48,11 @@ def from_signing(answer: object, request: SignRequest, key: PrivateKey, asked_at
     if not isinstance(answer, SignedCertificate):
         raise Breach(f"{type(answer).__name__} instead of a SignedCertificate")
     leaves = parse_certificates(answer.certificate_pem, "certificate")
-    chain: object = answer.chain_pem
-    if not isinstance(chain, bytes):
-        raise Breach(f"a chain_pem of type {type(chain).__name__} instead of bytes")
-    found = [*leaves, *(parse_certificates(chain, "chain") if chain.strip() else [])]
+    # no bytes are no reason to give up: one check is about that, the others look at the certificates
+    chain = parse_certificates(answer.chain_pem, "chain") if answer.chain_pem else []
     until = asked_at + request.ttl
-    return Answer(*_sorted(found, key), len(leaves), request.dns_names, exact=True, until=until)
+    flaw = _flaw(answer, len(leaves))
+    return Answer(*_sorted([*leaves, *chain], key), flaw, request.dns_names, exact=True, until=until)
 
 
 def from_pair(answer: object) -> Answer:
@@ -72,7 +71,17 @@ def from_pair(answer: object) -> Answer:
         raise Breach("a private key that is not unencrypted PEM") from None
     if not isinstance(key, PrivateKey):
         raise Breach("a private key that is neither EC nor RSA")
-    return Answer(*_sorted(found, key), 1, (answer.name,), exact=False)
+    return Answer(*_sorted(found, key), None, (answer.name,), exact=False)
+
+
+def _flaw(answer: SignedCertificate, leaves: int) -> str | None:
+    if leaves != 1:
+        return f"{leaves} certificates in certificate_pem; issuers belong in chain_pem"
+    for name in ("certificate_pem", "chain_pem"):
+        kind = type(getattr(answer, name))
+        if kind is not bytes:
+            return f"{name} of type {kind.__name__} instead of bytes"
+    return None
 
 
 def _sorted(

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from firebuild_pki.conformance.bench import Bench
+from firebuild_pki.conformance.contract import PAGE
 from firebuild_pki.conformance.features import Feature
 from firebuild_pki.conformance.spilling import Spill
 from firebuild_pki.plugins import PluginCatalog
@@ -28,7 +29,8 @@ class Checks:
     @pytest.fixture
     def ca_settings(self) -> Mapping[str, Any]:
         """The section ``ca`` with which the provider works; the one fixture that must be overridden."""
-        raise NotImplementedError(f"{type(self).__name__} needs a fixture ca_settings, the section ca")
+        name = type(self).__name__
+        pytest.fail(f"{name} has no fixture ca_settings; {PAGE} shows an example", pytrace=False)
 
     @pytest.fixture
     def ca_bad_settings(self) -> Mapping[str, object]:

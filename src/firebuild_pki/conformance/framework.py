@@ -74,7 +74,10 @@ class FrameworkChecks(Checks):
             with ca_bench.authority(build_id=f"conformance-{next(builds)}") as authority:
                 return authority.issue_server(), authority.issue_guest()
 
-        for server, guest in _in_threads(pair):
+        with ca_bench.authority() as first:
+            pairs = _in_threads(pair)
+            pairs.append((first.issue_server(), first.issue_guest()))
+        for server, guest in pairs:
             handshake(server, guest)
 
 

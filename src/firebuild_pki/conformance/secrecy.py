@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from firebuild_pki.conformance.spilling import (
     Spill,
     recorded_logs,
     secret_refs,
-    with_secrets,
+    with_secret,
 )
 from firebuild_pki.errors import CAError
 from firebuild_pki.provider import Capability, Profile
@@ -81,8 +82,10 @@ def _referring(bench: Bench, ref: Mapping[str, str]) -> Bench:
     paths = [path for path, _ in secret_refs(bench.settings.provider_settings)]
     if not paths:
         pytest.skip("the settings refer to no secrets")
-    block = bench.section.get(bench.name) or {}
-    return bench.with_block(with_secrets(block, dict.fromkeys(paths, ref)))
+    block: Any = bench.section.get(bench.name)
+    for path in paths:
+        block = with_secret(block, path, ref)
+    return bench.with_block(block)
 
 
 def _live(bench: Bench, record: Record) -> None:

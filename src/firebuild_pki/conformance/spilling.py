@@ -116,16 +116,20 @@ def recorded_logs() -> Iterator[Record]:
         root.removeHandler(handler)
 
 
-def with_secrets(block: Mapping[str, Any], refs: Mapping[Path, Mapping[str, str]]) -> dict[str, Any]:
-    """Copy raw settings, with other references in the places named."""
-    return {key: _replaced(value, (key,), refs) for key, value in block.items()}
+def with_secret(settings: Any, path: Path, ref: Mapping[str, str]) -> Any:
+    """Copy raw settings, with another reference to a secret at the path.
 
-
-def _replaced(value: Any, at: Path, refs: Mapping[Path, Mapping[str, str]]) -> Any:
-    if at in refs:
-        return refs[at]
-    if isinstance(value, Mapping):
-        return {key: _replaced(below, (*at, key), refs) for key, below in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replaced(below, (*at, index), refs) for index, below in enumerate(value)]
-    return value
+    Args:
+        settings: mappings and lists, as read from YAML; what is missing on the way is made.
+        path: from there to the reference.
+        ref: the reference to set.
+    """
+    if not path:
+        return dict(ref)
+    key, *below = path
+    if isinstance(key, int):
+        copy = list(settings)
+        copy[key] = with_secret(copy[key], tuple(below), ref)
+        return copy
+    inner = settings.get(key) if settings else None
+    return {**(settings or {}), key: with_secret(inner, tuple(below), ref)}

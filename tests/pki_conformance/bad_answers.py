@@ -1,0 +1,116 @@
+"""Providers whose certificates break the contract, one way each, and a good one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from firebuild_pki import SignedCertificate, SignRequest, TrustBundle
+from firebuild_pki.keys import generate_key
+from pki.signers import Plugin
+from pki.tools import CLIENT_AUTH, LEAF_USAGE, SERVER_AUTH, pem
+from pki_conformance.current import Answer, Current, now, plugin, whole
+
+
+def answering(name: str, answer: Answer) -> Plugin:
+    return plugin(name, type("Answering", (Current,), {"answer": staticmethod(answer)}))
+
+
+def flawed(name: str, **flaws: Any) -> Plugin:
+    def answer(self: Current, request: SignRequest) -> SignedCertificate:
+        made = {key: make() if callable(make) else make for key, make in flaws.items()}
+        return SignedCertificate(pem(self.leaf(request, **made)), self.intermediate.pem + self.upper.pem)
+
+    return answering(name, answer)
+
+
+def period(start: float, end: float) -> Callable[[], tuple[datetime, datetime]]:
+    return lambda: (now() + timedelta(minutes=start), now() + timedelta(minutes=end))
+
+
+def with_chain(name: str, chain: Callable[[Current, bytes], bytes]) -> Plugin:
+    def answer(self: Current, request: SignRequest) -> SignedCertificate:
+        leaf = pem(self.leaf(request))
+        return SignedCertificate(leaf, chain(self, leaf))
+
+    return answering(name, answer)
+
+
+def fail(self: Current, request: SignRequest) -> Any:
+    raise KeyError("certificate")
+
+
+def sleep(self: Current, request: SignRequest) -> Any:
+    time.sleep(2)
+    return whole(self, request)
+
+
+def sign_anything(self: Current, request: SignRequest) -> Any:
+    return whole(self, request) if b"bm9uc2Vuc2U" not in request.csr_pem else SignedCertificate(self.root.pem)
+
+
+good = plugin("good")
+wrong_key = flawed("wrong-key", key=lambda: generate_key().public_key())
+wrong_names = flawed("wrong-names", names=["somebody.else.example"])
+both_usages = flawed("both-usages", usages=[SERVER_AUTH, CLIENT_AUTH])
+leaf_is_ca = flawed("leaf-is-ca", ca=True)
+no_signatures = flawed("no-signatures", key_usage={**LEAF_USAGE, "digital_signature": False})
+no_key_usage = flawed("no-key-usage", key_usage=None)
+signs_certificates = flawed("signs-certificates", key_usage={**LEAF_USAGE, "key_cert_sign": True})
+same_serial = flawed("same-serial", serial=2**63 + 2**62)
+small_serial = flawed("small-serial", serial=iter(range(1000, 100000)).__next__)
+expired = flawed("expired", valid=period(-60, -1))
+not_yet = flawed("not-yet", valid=period(10, 60))
+too_short = flawed("too-short", valid=period(-5, 3))
+reversed_chain = with_chain("reversed-chain", lambda self, leaf: self.upper.pem + self.intermediate.pem)
+missing_intermediate = with_chain("missing-intermediate", lambda self, leaf: self.upper.pem)
+root_in_chain = with_chain(
+    "root-in-chain", lambda self, leaf: self.intermediate.pem + self.upper.pem + self.root.pem
+)
+leaf_in_chain = with_chain("leaf-in-chain", lambda self, leaf: leaf + self.intermediate.pem + self.upper.pem)
+stranger_in_chain = with_chain(
+    "stranger-in-chain", lambda self, leaf: self.intermediate.pem + self.upper.pem + self.aside.pem
+)
+repeated = with_chain("repeated", lambda self, leaf: (self.intermediate.pem + self.upper.pem) * 2)
+chain_with_leaf = answering(
+    "chain-with-leaf",
+    lambda self, request: SignedCertificate(pem(self.leaf(request)) + self.intermediate.pem + self.upper.pem),
+)
+as_text = answering(
+    "as-text",
+    lambda self, request: SignedCertificate(
+        pem(self.leaf(request)),
+        (self.intermediate.pem + self.upper.pem).decode(),  # type: ignore[arg-type]
+    ),
+)
+nothing = answering("nothing", lambda self, request: None)
+raising = answering("raising", fail)
+slow = answering("slow", sleep)
+obliging = answering("obliging", sign_anything)
+
+
+class Forgetful(Current):
+    """Hands out other anchors than those it signs with, a moment later."""
+
+    def trust(self) -> TrustBundle:
+        return TrustBundle(self.root.pem * (2 if self.__dict__.setdefault("asked", False) else 1))
+
+    def answered(self, request: SignRequest) -> Any:
+        self.__dict__["asked"] = True
+        return super().answered(request)
+
+
+class Distrusted(Current):
+    def trust(self) -> TrustBundle:
+        return TrustBundle(pem(self.upper.leaf(generate_key().public_key(), ["a.b"])))
+
+
+class Absent(Current):
+    def trust(self) -> Any:
+        return None
+
+
+forgetful, absent = plugin("forgetful", Forgetful), plugin("absent", Absent)
+distrusted = plugin("distrusted", Distrusted)

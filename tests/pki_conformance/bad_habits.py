@@ -1,0 +1,265 @@
+"""Providers with bad habits: in their settings, their life, their discretion."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from cryptography import x509
+from pydantic import BaseModel, ConfigDict
+
+from firebuild_pki import (
+    CAError,
+    Capability,
+    Note,
+    NoteLevel,
+    ProviderContext,
+    SecretRef,
+    Settings,
+    SignedCertificate,
+    SignRequest,
+)
+from firebuild_pki.keys import private_key_pem
+from pki_conformance.current import Current, plugin
+
+logger = logging.getLogger(__name__)
+
+
+class Sharing(Current):
+    """Only one can be open in a process."""
+
+    holder: Sharing | None = None
+
+    def open(self) -> None:
+        if Sharing.holder is not None:
+            raise RuntimeError("already open")
+        Sharing.holder = self
+        super().open()
+
+    def close(self) -> None:
+        super().close()
+        if Sharing.holder is self:
+            Sharing.holder = None
+
+
+class ClosesOnce(Current):
+    def close(self) -> None:
+        if self.__dict__.setdefault("closed", False):
+            raise RuntimeError("closed already")
+        self.__dict__["closed"] = True
+        super().close()
+
+
+class ClosesOpen(Current):
+    def close(self) -> None:
+        if not self.is_open:
+            raise RuntimeError("not open")
+        super().close()
+
+
+class ClosesBadly(Current):
+    def close(self) -> None:
+        raise RuntimeError("the token could not be revoked")
+
+
+class Undead(Current):
+    def close(self) -> None:
+        """Keep the keys."""
+
+
+class Peeping(Current):
+    def validate(self) -> Sequence[Note]:
+        return () if os.path.exists("/etc/hostname") else (Note("no name"),)
+
+
+class Reading(Current):
+    def validate(self) -> Sequence[Note]:
+        with open("/etc/passwd", encoding="utf-8") as file:
+            return () if file.readline() else (Note("nobody here"),)
+
+
+class Calling(Current):
+    def __init__(self, settings: Any, context: ProviderContext) -> None:
+        import socket
+
+        super().__init__(settings, context)
+        socket.socket().close()
+
+
+class Moody(Current):
+    moods: Iterator[int] = iter(range(1000))
+
+    def validate(self) -> Sequence[Note]:
+        return (Note(f"mood {next(self.moods)}"),)
+
+
+class Alarmist(Current):
+    def validate(self) -> Sequence[Note]:
+        return (Note("this cannot work", level=NoteLevel.FATAL),)
+
+
+class Gloomy(Current):
+    def check(self) -> Sequence[Note]:
+        return (Note("the role is missing", about="role", level=NoteLevel.FATAL),)
+
+
+class Mumbling(Current):
+    def check(self) -> Sequence[Note]:
+        return (Note("all is well", level=NoteLevel.OK),)
+
+
+class Wordy(Current):
+    def check(self) -> Any:
+        return ("all is well",)
+
+
+class Revoking(Current):
+    """Takes back anything, whether it knows it or not."""
+
+    def revoke(self, certificate_pem: bytes) -> None:
+        x509.load_pem_x509_certificate(certificate_pem)
+
+
+class SecretSettings(Settings):
+    """Settings with a secret."""
+
+    token: SecretRef = SecretRef(env="TOKEN")
+    """What opens the backend."""
+    leak: str = ""
+    """Where it leaks."""
+
+
+class Secretive(Current):
+    """Resolves its token; with `leak` it cannot keep it for itself."""
+
+    def open(self) -> None:
+        token = self.resolved()
+        if self.settings.leak == "error" and not token.startswith("right"):
+            raise PermissionError(f"the token {token} is wrong")
+        if self.settings.leak == "log":
+            logger.debug("logging in with %s", token)
+        self.token = token
+        super().open()
+
+    def resolved(self) -> str:
+        token: str = self.settings.token.resolve(self.context.environ)
+        return token
+
+    def answered(self, request: SignRequest) -> Any:
+        answer = super().answered(request)
+        if self.settings.leak == "warning":
+            return SignedCertificate(answer.certificate_pem, answer.chain_pem, (f"used {self.token}",))
+        return answer
+
+    def __repr__(self) -> str:
+        shown = {
+            "repr": getattr(self, "token", ""),
+            "environ": dict(self.context.environ),
+            "key": private_key_pem(self.intermediate.key).decode(),
+        }
+        return f"<Secretive {shown.get(self.settings.leak, '')}>"
+
+
+class Careless(Secretive):
+    """Goes on without its token."""
+
+    def resolved(self) -> str:
+        return "right-token"
+
+
+class Blaming(Secretive):
+    """Says that something is missing, but not what."""
+
+    def resolved(self) -> str:
+        try:
+            return super().resolved()
+        except CAError:
+            raise CAError("no token") from None
+
+
+class OpenSettings(Settings):
+    """Settings with a secret in plain sight."""
+
+    password: str = "plain-password"
+    """The password."""
+
+
+class LaxSettings(BaseModel):
+    """Neither strict nor described."""
+
+    role: str = ""
+
+
+class OddSettings(Settings):
+    """Settings that JSON Schema cannot describe."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+    hook: Callable[[], None] | None = None
+    """What to call."""
+    lock: logging.Logger | None = None
+    """What to write to."""
+
+
+class Inner(Settings):
+    """A block in a block."""
+
+    depth: int = 1
+    """How deep."""
+
+
+class FickleSettings(Settings):
+    """Settings that decide what goes wrong."""
+
+    mood: str = ""
+    """What goes wrong."""
+    inner: Inner = Inner()
+    """More settings."""
+
+
+class Fickle(Current):
+    def validate(self) -> Sequence[Note]:
+        if self.settings.mood == "refuse-settings":
+            return (Note("not today", "mood", level=NoteLevel.FATAL),)
+        return ()
+
+    def open(self) -> None:
+        if self.settings.mood == "break":
+            raise ConnectionError("nobody there")
+        super().open()
+
+    def answered(self, request: SignRequest) -> Any:
+        if self.settings.mood == "refuse":
+            raise CAError("the policy forbids it")
+        if self.settings.mood == "blame":
+            raise CAError("it was somebody else", provider="somebody-else")
+        return super().answered(request)
+
+
+class Unsettled(Current):
+    def capabilities(self) -> frozenset[Capability]:
+        return frozenset({Capability.SIGN, Capability.READY_PAIRS})
+
+
+SIGN, REVOKE = Capability.SIGN, Capability.REVOKE
+BOTH = (Capability.SIGN, Capability.READY_PAIRS)
+sharing = plugin("sharing", Sharing)
+closes_once, closes_open = plugin("closes-once", ClosesOnce), plugin("closes-open", ClosesOpen)
+closes_badly, undead = plugin("closes-badly", ClosesBadly), plugin("undead", Undead)
+peeping, reading, calling = plugin("peeping", Peeping), plugin("reading", Reading), plugin("calling", Calling)
+moody, gloomy, wordy = plugin("moody", Moody), plugin("gloomy", Gloomy), plugin("wordy", Wordy)
+mumbling = plugin("mumbling", Mumbling)
+revoking = plugin("revoking", Revoking, capabilities=(SIGN, REVOKE))
+undeclared = plugin("undeclared", Revoking)
+secretive = plugin("secretive", Secretive, SecretSettings)
+in_plain_sight = plugin("in-plain-sight", Current, OpenSettings)
+lax = plugin("lax", Current, LaxSettings)
+unsettled = plugin("unsettled", Unsettled, capabilities=BOTH)
+odd = plugin("odd", Current, OddSettings)
+alarmist = plugin("alarmist", Alarmist)
+careless, blaming = (
+    plugin("careless", Careless, SecretSettings),
+    plugin("blaming", Blaming, SecretSettings),
+)
+fickle = plugin("fickle", Fickle, FickleSettings)

@@ -1,0 +1,115 @@
+"""A plugin author's test module: the kit on many providers. Run by test_kit_verdicts.py, elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import pytest
+
+from firebuild_pki import PluginCatalog
+from firebuild_pki.conformance import Feature, ProviderConformance
+from pki_conformance.current import catalog
+
+USUAL = frozenset({Feature.REVOKE, Feature.CHECK, Feature.POLICY, Feature.FAULTS})
+
+
+class Common(ProviderConformance):
+    unsupported = USUAL
+    provider = ""
+    block: Mapping[str, Any] = {}
+    more: Mapping[str, Any] = {}
+
+    @pytest.fixture
+    def ca_settings(self) -> Mapping[str, Any]:
+        return {"provider": self.provider, self.provider: self.block, **self.more}
+
+    @pytest.fixture
+    def ca_catalog(self) -> PluginCatalog:
+        return catalog(self.provider)
+
+    @pytest.fixture
+    def ca_environ(self) -> Mapping[str, str]:
+        return {**os.environ, "TOKEN": "right-token-of-the-test"}
+
+
+def suite(provider: str, **attributes: Any) -> type[Common]:
+    return type("Suite", (Common,), {"provider": provider, **attributes})
+
+
+PLAIN = """good wrong-key wrong-names both-usages leaf-is-ca no-signatures no-key-usage signs-certificates
+same-serial small-serial expired not-yet too-short reversed-chain missing-intermediate root-in-chain
+leaf-in-chain repeated chain-with-leaf as-text nothing raising obliging forgetful distrusted absent sharing
+closes-once closes-open closes-badly undead peeping reading calling moody alarmist undeclared secretive
+lax odd unsettled careless blaming stranger-in-chain"""
+for name in PLAIN.split():
+    globals()[f"Test_{name.replace('-', '_')}"] = suite(name)
+
+for leak in ("repr", "environ", "log", "warning", "error"):
+    globals()[f"Test_leaking_in_{leak}"] = suite("secretive", block={"leak": leak})
+
+Test_leaking_a_key = suite("secretive", block={"leak": "key"})
+Test_revoking = suite("revoking", unsupported=USUAL - {Feature.REVOKE})
+for name in ("gloomy", "mumbling", "wordy"):
+    globals()[f"Test_{name}"] = suite(name, unsupported=USUAL - {Feature.CHECK})
+Test_pairs = suite("pairs", unsupported=USUAL | {Feature.SIGN})
+Test_pairs_undeclared = suite("pairs")
+for flaw in ("both usages", "other key", "no key", "odd key", "name", "nothing"):
+    globals()[f"Test_pairs_with_{flaw.replace(' ', '_')}"] = suite(
+        "pairs", block={"flaw": flaw}, unsupported=USUAL | {Feature.SIGN}
+    )
+Test_undeclared_lack = suite("good", unsupported=frozenset())
+Test_modest = suite("good", unsupported=USUAL | {Feature.P384, Feature.LIFETIME, Feature.SEVERAL_NAMES})
+Test_slow = suite("slow", more={"call_timeout": "300ms"})
+
+
+class Test_in_plain_sight(Common):  # noqa: N801
+    provider = "in-plain-sight"
+
+    @pytest.fixture
+    def ca_secrets(self) -> Iterable[str]:
+        return ["plain-password"]
+
+
+class Demanding(Common):
+    """Says that its settings can be bad, that it has a policy and faults."""
+
+    provider = "fickle"
+    unsupported = USUAL - {Feature.POLICY, Feature.FAULTS}
+    moods: ClassVar = {"policy": "refuse", "faults": "break"}
+    bad: ClassVar[Mapping[str, object]] = {"mood": 5, "inner.depth": "deep"}
+
+    @pytest.fixture
+    def ca_refusing_settings(self) -> Mapping[str, Any]:
+        return {"provider": self.provider, "fickle": {"mood": self.moods["policy"]}}
+
+    @pytest.fixture
+    def ca_broken_settings(self) -> Mapping[str, Any]:
+        return {"provider": self.provider, "fickle": {"mood": self.moods["faults"]}}
+
+    @pytest.fixture
+    def ca_bad_settings(self) -> Mapping[str, object]:
+        return self.bad
+
+
+class Test_strict(Demanding):  # noqa: N801
+    """Is right about that."""
+
+
+class Test_unenforced(Demanding):  # noqa: N801
+    """Has none of it."""
+
+    moods: ClassVar = {"policy": "", "faults": ""}
+    bad: ClassVar = {"mood": "fine"}
+
+
+class Test_misdirected(Demanding):  # noqa: N801
+    """Means other settings."""
+
+    moods: ClassVar = {"policy": "blame", "faults": "refuse-settings"}
+    bad: ClassVar = {"inner.elsewhere.mood": 5}
+
+
+class Test_without_fixtures(ProviderConformance):  # noqa: N801
+    """Forgot the one fixture that has to be there."""
