@@ -91,7 +91,7 @@ def test_a_server_without_a_clock(stub: Stub, pki: Pki) -> None:
     info = success(certificate=pki.ca.read_text(), **usages)
     guest = success(certificate=pki.ca.read_text(), usages=["signing", "client auth"])
     readable = refusal("CSR Decode failed")
-    stub.answers = [info, info, readable, guest, (500, b"")]
+    stub.answers = [info, info, info, readable, guest, (500, b"")]
     with opened(stub.address) as authority, pytest.raises(ProviderError) as caught:
         authority.check()
     assert "expected an answer of cfssl" in caught.value.message

@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
+from cryptography import x509
 from firebuild_pki import CAError
 
 from firebuild_pki_cfssl.refusals import Refused
@@ -42,10 +43,13 @@ class Answer:
     time: datetime | None
 
     def certificate(self) -> bytes:
-        """Take the certificate out of the result."""
-        if isinstance(pem := self.result.get("certificate"), str):
-            return pem.encode()
-        raise CAError("expected a certificate in the answer of cfssl, found none")
+        """Take the certificate out of the result, as PEM."""
+        pem = self.result.get("certificate")
+        try:
+            x509.load_pem_x509_certificate(str(pem).encode())
+        except ValueError:
+            raise CAError("expected a certificate in the answer of cfssl, found none") from None
+        return str(pem).encode()
 
 
 class Client:
@@ -184,6 +188,6 @@ def _messages(found: object) -> Iterator[str]:
 
 def _date(response: HTTPResponse) -> datetime | None:
     try:
-        return parsedate_to_datetime(response.headers["Date"])
+        return parsedate_to_datetime(response.headers["Date"]).replace(tzinfo=UTC)  # RFC 9110: in GMT
     except (TypeError, ValueError):
         return None

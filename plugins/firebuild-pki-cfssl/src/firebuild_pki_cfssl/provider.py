@@ -72,24 +72,23 @@ class CfsslProvider(CAProvider):
         return SignedCertificate(leaf, order_chain(leaf, self._trust.intermediates_pem), answer.messages)
 
     def check(self) -> Sequence[Note]:
-        """Look at the CA certificate, at both profiles, the key and the clock; issue nothing."""
+        """Look at the CA certificate, the clock, both profiles and the key; issue nothing."""
         return tuple(self._findings(self._opened()))
 
     def _findings(self, client: Client) -> Iterator[Note]:
+        try:
+            yield from self._look_at(client)
+        except CAError as error:
+            yield Note(error.message, hint=error.hint, level=NoteLevel.FATAL, about="reachable")
+
+    def _look_at(self, client: Client) -> Iterator[Note]:
+        answer = client.info(self._settings.server_profile)
+        yield Note(f"cfssl answers at {self._settings.address}", level=NoteLevel.OK, about="reachable")
+        yield _about_ca(answer)
+        yield from self._about_clock(answer)
         for end in Profile:
             profile = self._settings.profile_for(end)
-            try:
-                answer = client.info(profile)
-            except CAError as error:
-                yield Note(error.message, hint=error.hint, level=NoteLevel.FATAL, about="reachable")
-                return
-            if end is Profile.SERVER:
-                yield Note(
-                    f"cfssl answers at {self._settings.address}", level=NoteLevel.OK, about="reachable"
-                )
-                yield _about_ca(answer)
-                yield from self._about_clock(answer)
-            yield _about_profile(end, profile, answer)
+            yield _about_profile(end, profile, client.info(profile))
             yield _about_key(client, end, profile)
 
     def _about_clock(self, answer: Answer) -> Iterator[Note]:
@@ -138,8 +137,6 @@ def _about_key(client: Client, end: Profile, profile: str) -> Note:
     except Refused as error:
         if "csr decode failed" not in error.said and "bad request" not in error.said:
             return Note(error.message, "auth_key", error.hint, NoteLevel.FATAL, about)
-    except CAError as error:
-        return Note(error.message, "", error.hint, NoteLevel.FATAL, about)
     return Note(f'auth_key is accepted for profile "{profile}"', "auth_key", None, NoteLevel.OK, about)
 
 
