@@ -25,3 +25,9 @@ def backend(dev_server: DevServer) -> Backend:  # noqa: F811
 def tls_backend(dev_tls_server: DevServer) -> Backend:  # noqa: F811
     """The same on a server with TLS."""
     return Backend.prepared(dev_tls_server.api, "pki")
+
+
+@pytest.fixture(scope="session")
+def namespaced_backend(dev_server: DevServer) -> Backend:  # noqa: F811
+    """The same in a namespace below another."""
+    return Backend.prepared(dev_server.api.make_namespace("org").make_namespace("team"), "pki")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -12,6 +14,8 @@ import pytest
 from baoserver import PKI, Api, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_pki import Authority, CASettings, open_authority, validate
 from firebuild_pki.documents import Document
+from firebuild_pki.keys import generate_key, private_key_pem
+from pki.tools import CLIENT_AUTH, OperatorCA, pem
 
 ENVIRON = "VAULT_TEST_TOKEN"
 """Where the settings of `Backend.block` look for the token."""
@@ -85,3 +89,38 @@ def raises(error: type[Exception], *parts: str) -> Iterator[pytest.ExceptionInfo
         yield caught
     text = str(caught.value)
     assert [part for part in parts if part not in text] == [], text
+
+
+@dataclass(frozen=True)
+class ClientCertificate:
+    """A TLS client certificate in files, for logging in.
+
+    Args:
+        ca_pem: the CA that made it.
+        cert_file: the certificate.
+        key_file: its key.
+    """
+
+    ca_pem: str
+    cert_file: Path
+    key_file: Path
+
+    @classmethod
+    def written(cls, directory: Path, *, name: str = "builder.example") -> Self:
+        now = datetime.now(UTC)
+        valid = (now - timedelta(hours=1), now + timedelta(hours=1))
+        ca, key = OperatorCA("Clients", valid=valid), generate_key()
+        leaf = ca.leaf(key.public_key(), [name], usages=[CLIENT_AUTH], valid=valid)
+        made = cls(ca.pem.decode(), directory / "client.pem", directory / "client.key")
+        made.cert_file.write_bytes(pem(leaf))
+        made.key_file.write_bytes(private_key_pem(key))
+        made.key_file.chmod(0o600)
+        return made
+
+    def block(self, backend: Backend) -> dict[str, str]:
+        """The block ``tls``."""
+        return {
+            "ca_file": str(backend.api.ca_file),
+            "cert_file": str(self.cert_file),
+            "key_file": str(self.key_file),
+        }

@@ -38,8 +38,9 @@ _HINTS: tuple[tuple[str, str], ...] = (
         "clear not_after of the role {role}, and set max_ttl instead",
     ),
     (r"unknown role", "set server_role and guest_role to roles of the mount {mount}: bao list {mount}/roles"),
+    (r"no default issuer", "make or import a CA in the mount {mount}, or choose a default issuer"),
     (
-        r"unable to find PKI issuer|could not fetch the CA certificate|no default issuer",
+        r"unable to find PKI issuer|could not fetch the CA certificate",
         "look at the setting issuer and at issuer_ref of the role {role}: bao list {mount}/issuers",
     ),
     (
@@ -54,7 +55,9 @@ _HINTS: tuple[tuple[str, str], ...] = (
 )
 
 _LASTING = re.compile(
-    r"unable to find PKI issuer|could not fetch the CA certificate|no default issuer", re.IGNORECASE
+    r"unable to find PKI issuer|could not fetch the CA certificate|no default issuer"
+    r"|unable to verify signature on presented cert",
+    re.IGNORECASE,
 )
 
 _IGNORED = re.compile(r"field was provided but the role is set with", re.IGNORECASE)
