@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from firebuild_bootstrap.cli.pemfiles import PemFile, refuse_existing, write_files
 from firebuild_bootstrap.cli.screen import beside_head, harmless
 from firebuild_bootstrap.errors import InputError
-from firebuild_pki import Authority, CASettings, TLSMaterial, open_authority
+from firebuild_pki import Authority, CASettings, IdentityError, TLSMaterial, open_authority
 from firebuild_pki.config import PositiveDuration
 
 _PRIVATE = 0o600
@@ -114,7 +114,7 @@ def issue_files(wish: Wish, settings: CASettings, check: Callable[[], None]) -> 
     """
     if not wish.force:
         refuse_existing(wish.directory, wish.file_names)
-    with open_authority(settings, build_id=wish.build_id, check=check) as authority:
+    with _opened(wish, settings, check) as authority:
         materials = {end: _issue(authority, end, wish.ttl) for end in wish.ends}
         write_files(wish.directory, _files(materials), replace=wish.force)
         issuer = authority.issuer_fingerprint
@@ -135,6 +135,13 @@ def print_issued(issued: IssuedFiles) -> None:
         ]
         _print_block(end, facts)
     _print_block("trust", [f"issuer sha256 {issued.issuer_fingerprint}", str(issued.directory / "ca.pem")])
+
+
+def _opened(wish: Wish, settings: CASettings, check: Callable[[], None]) -> Authority:
+    try:
+        return open_authority(settings, build_id=wish.build_id, check=check)
+    except IdentityError as error:  # of a name that the options gave
+        raise InputError(error.message, hint=error.hint) from error
 
 
 def _print_block(head: str, facts: list[str]) -> None:

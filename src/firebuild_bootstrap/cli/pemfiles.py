@@ -51,9 +51,7 @@ def write_files(directory: Path, files: Sequence[PemFile], *, replace: bool) -> 
             drafts = [(staged.enter_context(_draft(directory, one)), directory / one.name) for one in files]
             _publish(drafts, replace=replace)
     except FileExistsError as error:
-        raise InputError(
-            f"{error.filename2 or error.filename} exists already", hint="--force replaces"
-        ) from error
+        raise InputError(f"{error.filename2} exists already", hint="--force replaces") from error
     except OSError as error:
         raise InputError(f"{error.filename or directory} can't be written: {error.strerror}") from error
 
@@ -61,9 +59,11 @@ def write_files(directory: Path, files: Sequence[PemFile], *, replace: bool) -> 
 @contextmanager
 def _directory(directory: Path) -> Iterator[None]:
     made = not directory.is_dir()
-    if made:
+    try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700)
+        directory.mkdir(mode=0o700, exist_ok=True)
+    except FileExistsError as error:
+        raise InputError(f"expected a directory, but {error.filename} is none") from error
     try:
         yield
     except BaseException:

@@ -28,13 +28,18 @@ def new(name: str, directory: Path) -> None:
 
     NAME is what people will write in their configuration: ca.provider: NAME.
     """
-    from firebuild_pki import new_plugin
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_pki import CAError, new_plugin
 
-    project = shlex.quote(str(new_plugin(name, directory)))
+    try:
+        project = new_plugin(name, directory)
+    except CAError as error:
+        raise InputError(error.message, hint=error.hint) from error
     click.echo(f"wrote {project}\n\nTry it:")
     for command in (
-        f"pip install -e {project}",
-        f"python -m pytest {project}",
-        f"firebuild ca check --ca {name}",
+        f"cd {shlex.quote(str(project))}",
+        "pip install -e . pytest",
+        "pytest",
+        f"firebuild ca check --ca {name.removeprefix('firebuild-pki-')}",
     ):
         click.echo(f"  {command}")

@@ -7,11 +7,12 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import cast
 
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import describe, parse_certificates
 from firebuild_pki.config import CASettings
-from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError, SettingsError
+from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
 from firebuild_pki.identity import Identity
 from firebuild_pki.material import TLSMaterial
@@ -225,9 +226,7 @@ class _Preflight:
 
     @property
     def _opened(self) -> Authority:
-        if self._authority is None:  # every step that asks needs the step "open"
-            raise AuthorityClosed("the authority is not open")
-        return self._authority
+        return cast(Authority, self._authority)  # every step that asks needs the step "open"
 
     def _news(self) -> list[str]:
         """Take the warnings that have come up since the last time; those of observers aside."""

@@ -43,7 +43,7 @@ class Steps:
 
         Args:
             about: name of the step, and of its row if it fails.
-            look: returns the rows; a `CAError` becomes one.
+            look: returns the rows, at least one; a `CAError` becomes one.
             needs: names of earlier steps.
         """
         self._check()
@@ -58,8 +58,7 @@ class Steps:
             rows = rows_of(about, error)
             if isinstance(error, SettingsError | IdentityError):
                 blame = Verdict.SETTINGS
-        if rows:
-            rows[0] = replace(rows[0], seconds=time.monotonic() - began)
+        rows[0] = replace(rows[0], seconds=time.monotonic() - began)
         if not any(row.level is RowLevel.FATAL for row in rows):
             self._passed.add(about)
         elif self.verdict is Verdict.READY:

@@ -1,0 +1,107 @@
+"""`firebuild ca show`, `providers` and `vault-setup`: looking without changing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Cli
+from cli.plugins import install_moody
+from pki import conftest
+from pki.conftest import Install
+
+install = conftest.install
+
+
+def test_show_walks_from_the_leaves_to_the_anchors(cli: Cli) -> None:
+    lines = cli("ca", "show").out.splitlines()
+    assert [line for line in lines if line and not line.startswith(" ")] == [
+        *("server", "guest", "issuer", "trust anchor")
+    ]
+    text = "\n".join(lines)
+    assert "  usage      digitalSignature, serverAuth\n" in text
+    assert "  usage      digitalSignature, clientAuth\n" in text
+    assert "  signed by  itself\n" in text
+    assert "  key        EC secp256r1\n" in text
+    assert max(map(len, lines)) <= 100
+
+
+def test_show_uses_the_configured_keys_names_and_times(cli: Cli) -> None:
+    config = Path("firebuild.yaml")
+    config.write_text(
+        "ca:\n  key_type: rsa2048\n  name_suffix: example.org\n  embedded: {intermediate: false}\n"
+        "bootstrap: {build_timeout: 5h}\n"
+    )
+    seen = json.loads(cli("ca", "show", "--config", config, "--json").out)
+    assert list(seen) == ["provider", "server", "guest", "issuers", "anchors", "warnings"]
+    assert seen["server"]["key"] == "RSA 2048"
+    assert seen["server"]["names"][0].endswith(".example.org")
+    assert seen["guest"]["names"][0] == f"guest.{seen['server']['names'][0]}"
+    assert seen["issuers"] == []
+    assert seen["server"]["issuer"] == seen["anchors"][0]["subject"]
+    assert list(seen["anchors"][0]) == [
+        *("subject", "issuer", "names", "not_before", "not_after"),
+        *("serial", "key", "usages", "fingerprint_sha256"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mood", "warning"), [("revokes", ""), ("revokes-badly", "was not revoked: the list is full")]
+)
+def test_show_takes_back_what_it_issued(cli: Cli, install: Install, mood: str, warning: str) -> None:
+    install_moody(install)
+    cli.setenv("FIREBUILD_CA__MOODY__MOODS", f"[{mood}]")
+    done = cli("ca", "show", "--ca", "moody")
+    assert done.err.count("warning: the certificate of ") == (2 if warning else 0)
+    assert warning in done.err
+
+
+def test_show_fails_as_a_build_would(cli: Cli, install: Install) -> None:
+    install_moody(install)
+    cli.setenv("FIREBUILD_CA__MOODY__MOODS", "[locked]")
+    done = cli("ca", "show", "--ca", "moody", status=3)
+    assert done.err == "error: ca-provider(moody): the door is locked (hint: knock)\n"
+
+
+def test_providers_lists_what_is_installed_and_what_is_wrong_with_it(cli: Cli, install: Install) -> None:
+    install("acme-broken", "import nowhere_at_all", name="acme", module="acme_broken")
+    for number in "12":
+        install(f"twins-{number}", "", name="twin", module=f"twin_{number}")
+    out = cli("ca", "providers").out
+    assert "\nembedded  firebuild " in out
+    assert "(sign)\n          a CA in memory, " in out
+    assert "acme      acme-broken 1.2 (cannot be used)\n          cannot use the plugin of acme-broken" in out
+    assert out.count('          the provider name "twin" is claimed by twins-1 1.2 and twins-2 1.2\n') == 2
+    assert "          hint: uninstall all but one\n" in out
+    listed = {one["name"]: one for one in json.loads(cli("ca", "providers", "--json").out)}
+    assert listed["embedded"]["capabilities"] == ["sign"]
+    assert listed["embedded"]["location"].endswith("embedded.py")
+    assert "nowhere_at_all" in listed["acme"]["problem"]
+
+
+def test_vault_setup_prints_a_script_and_runs_nothing(cli: Cli) -> None:
+    config = Path("firebuild.yaml")
+    config.write_text(
+        "ca:\n  vault:\n    address: https://vault.example:8200\n    mount: builds/pki\n"
+        "    server_role: fb-server\n    guest_role: fb-guest\n"
+        "    auth: {method: token, token: {env: VAULT_TOKEN_OF_BUILDS}}\n"
+    )
+    script = cli("ca", "vault-setup", "--print", "--config", config).out
+    assert "https://vault.example:8200" in script
+    assert "builds/pki/roles/fb-server" in script
+    assert script.endswith("\n")
+
+
+def test_vault_setup_explains_why_it_does_nothing_itself(cli: Cli) -> None:
+    done = cli("ca", "vault-setup", status=2)
+    assert done.err == (
+        "error: firebuild does not change Vault itself: that needs rights that no build should have\n"
+        "  hint: `firebuild ca vault-setup --print` prints a script to read, and to run by hand\n"
+    )
+
+
+def test_vault_setup_needs_the_settings_of_vault(cli: Cli) -> None:
+    done = cli("ca", "vault-setup", "--print", status=2)
+    assert "ca.vault.address: this setting is required" in done.err
