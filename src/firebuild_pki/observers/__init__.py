@@ -1,0 +1,1 @@
+"""The built-in observers, plugins like any other."""
