@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from firebuild_pki.chain import build_chain, describe, order_issuers
-from firebuild_pki.errors import CAError, MaterialError
+from firebuild_pki.chain import describe, order_issuers
+from firebuild_pki.errors import CAError
 from firebuild_pki.providers.file.certificates import (
     Found,
     certificates_of,
@@ -94,37 +94,42 @@ def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found
     if itself is not None:
         return _path(pool, (), anchors, itself)
     known = [*pool.known, *beside]
-    usable = [one for one in known if one.valid_at(now)]
-    try:
-        chain = build_chain(start.certificate, certificates_of(usable), certificates_of(anchors))
-    except MaterialError as error:
-        _must_not_be_expired(start, known, pool.trusted, now)
-        raise _broken(start, known, anchors) from error
-    above = tuple(_place(one, usable) for one in chain.issuers)
-    reached = _place(chain.anchor, anchors)
-    for one in (*above, reached):
+    route = _route(start, [one for one in known if one.valid_at(now)], anchors)
+    if route is None:
+        # the way there may lead over something that expired: say so rather than "missing"
+        for one in _route(start, known, pool.trusted) or ():
+            must_be_valid(one, now)
+        raise _broken(start, known, anchors)
+    for one in route:
         must_be_ca(one)
-    return _path(pool, above, anchors, reached)
+    return _path(pool, route[:-1], anchors, route[-1])
+
+
+def _route(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> tuple[Found, ...] | None:
+    """Find the issuers of a certificate up to and with an anchor; cross-signed CAs have several."""
+    for anchor in anchors:
+        if _issued(start, anchor):
+            return (anchor,)
+    rest = [one for one in known if one.certificate != start.certificate]
+    for issuer in rest:
+        if not is_root(issuer.certificate) and _issued(start, issuer):
+            above = _route(issuer, rest, anchors)
+            if above is not None:
+                return (issuer, *above)
+    return None
+
+
+def _issued(below: Found, above: Found) -> bool:
+    try:
+        below.certificate.verify_directly_issued_by(above.certificate)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 def _path(pool: Pool, issuers: tuple[Found, ...], anchors: Sequence[Found], reached: Found) -> Path:
     # a root in a bundle is not trusted just for being there
     return Path(issuers, tuple(anchors) if pool.anchors else (reached,), reached)
-
-
-def _place(certificate: x509.Certificate, among: Sequence[Found]) -> Found:
-    return next(one for one in among if one.certificate == certificate)
-
-
-def _must_not_be_expired(
-    start: Found, known: Sequence[Found], trusted: Sequence[Found], now: datetime
-) -> None:
-    try:
-        chain = build_chain(start.certificate, certificates_of(known), certificates_of(trusted))
-    except MaterialError:
-        return
-    for one in (*chain.issuers, chain.anchor):
-        must_be_valid(_place(one, [*known, *trusted]), now)
 
 
 def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> CAError:

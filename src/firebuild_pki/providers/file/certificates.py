@@ -52,9 +52,12 @@ def load_certificates(source: Source) -> list[Found]:
     """Read all certificates in a file; text and keys beside them are left out.
 
     Raises:
-        CAError: there is none, or one is damaged.
+        CAError: there is none, one is damaged, or others can read a private key beside them.
     """
-    blocks = blocks_in(source, read(source, private=False), CERTIFICATE_LABELS, "a certificate")
+    content = read(source)
+    blocks = blocks_in(source, content.data, CERTIFICATE_LABELS, "a certificate")
+    if b"PRIVATE KEY-----" in content.data:
+        content.must_be_private()
     found = [_parsed(source, number, block) for number, block in enumerate(blocks, start=1)]
     return list(dict.fromkeys(found))
 
@@ -115,14 +118,17 @@ def written(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M:%SZ}"
 
 
-def for_key(key: LoadedKey, among: Sequence[Found], elsewhere: Iterable[Found], now: datetime) -> Found:
-    """Pick the certificate that a key belongs to; of several (renewed ones) the one valid longest.
+def for_key(key: LoadedKey, among: Sequence[Found], elsewhere: Iterable[Found], now: datetime) -> list[Found]:
+    """Pick the certificates that a key belongs to.
 
     Args:
         key: the private key.
         among: the certificates in the file where it should be.
         elsewhere: certificates of other settings, to recognise swapped files.
         now: the current time.
+
+    Returns:
+        At least one; of several (renewed, cross-signed) the one that is valid longest first.
 
     Raises:
         CAError: the key fits none of them, or its certificate restricts it to RSA-PSS.
@@ -131,11 +137,12 @@ def for_key(key: LoadedKey, among: Sequence[Found], elsewhere: Iterable[Found], 
     fitting = [one for one in among if one.fits(public)]
     if not fitting:
         raise _misfit(key.source, among, [one for one in elsewhere if one.fits(public)])
-    best = max(fitting, key=lambda one: (one.valid_at(now), one.certificate.not_valid_after_utc))
+    fitting.sort(key=lambda one: (one.valid_at(now), one.certificate.not_valid_after_utc), reverse=True)
+    best = fitting[0]
     if best.certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
         hint = "make a key with: openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072"
         raise best.source.wrong(f"the key of {best.name} is for RSA-PSS only, which gRPC cannot use", hint)
-    return best
+    return fitting
 
 
 def _misfit(key: Source, among: Sequence[Found], elsewhere: Sequence[Found]) -> CAError:

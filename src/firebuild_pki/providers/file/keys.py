@@ -63,11 +63,13 @@ def load_key(
         CAError: there is not exactly one key, it is of a kind that cannot be used, the passphrase
             is missing or wrong, or others can read the file.
     """
-    found = blocks_in(source, read(source, private=True), KEY_LABELS, "a private key")
+    content = read(source)
+    found = blocks_in(source, content.data, KEY_LABELS, "a private key")
+    content.must_be_private()
     if len(found) > 1:
         raise source.wrong(f"expected one private key, found {len(found)}", "split the file")
     block = found[0]
-    encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type: 4,ENCRYPTED" in block.pem
+    encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"4,ENCRYPTED" in block.pem
     secret = _passphrase(source, passphrase, environ) if encrypted else None
     return LoadedKey(source, _usable(source, _decoded(source, block, secret), curves), encrypted)
 
@@ -94,17 +96,16 @@ def _passphrase(source: Source, reference: SecretRef | None, environ: Mapping[st
 
 def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateKeyTypes:
     # the reasons are not passed on: they may quote what is in the file
-    anew = f"encrypt it anew: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
     try:
         return serialization.load_pem_private_key(block.pem, passphrase)
-    except UnsupportedAlgorithm:
-        raise source.wrong("the key, or its encryption, is of an unknown kind", anew) from None
-    except (ValueError, TypeError) as error:
-        if "unknown cipher" in str(error):
-            raise source.wrong("the key is encrypted with an unknown cipher", anew) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        unknown = "unknown" in str(error).lower() or isinstance(error, UnsupportedAlgorithm)
+    if unknown:
+        anew = f"encrypt it anew: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
+        raise source.wrong("the key is of an unknown kind, or encrypted in an unknown way", anew)
     if passphrase is not None:
         hint = f"try it: openssl pkey -in {source.quoted} -noout"
-        raise source.wrong(f"{source.setting}_passphrase does not decrypt the key", hint) from None
+        raise source.wrong(f"{source.setting}_passphrase does not decrypt the key", hint)
     raise source.wrong("the private key in it is damaged", "copy it again from where it was made")
 
 

@@ -126,7 +126,7 @@ def _load(settings: FileSettings, context: ProviderContext, end: str) -> _End:
 
 
 def _leaf(end: _End, other: _End, now: datetime) -> Found:
-    found = for_key(end.key, end.certificates, other.certificates, now)
+    found = for_key(end.key, end.certificates, other.certificates, now)[0]
     if is_ca(found.certificate):
         hint = "name a certificate that the CA issued for this end"
         raise found.source.wrong(f"expected the certificate of one end, but {found.name} is a CA", hint)

@@ -34,13 +34,13 @@ class FileProvider(CAProvider):
     def __init__(self, settings: FileSettings, context: ProviderContext) -> None:
         self._settings = settings
         self._context = context
+        self._way = way_of(settings)
         self._ca: SigningCA | None = None
         self._pairs: ReadyPairs | None = None
 
     def capabilities(self) -> frozenset[Capability]:
         """SIGN with a CA's key, READY_PAIRS with finished certificates."""
-        pairs = way_of(self._settings) is Way.PAIRS
-        return frozenset({Capability.READY_PAIRS if pairs else Capability.SIGN})
+        return frozenset({Capability.READY_PAIRS if self._way is Way.PAIRS else Capability.SIGN})
 
     def validate(self) -> Sequence[Note]:
         """Name what is missing, or of both ways."""
@@ -48,7 +48,7 @@ class FileProvider(CAProvider):
 
     def open(self) -> None:
         """Read all files and check that they belong together."""
-        if way_of(self._settings) is Way.PAIRS:
+        if self._way is Way.PAIRS:
             self._pairs = load_ready_pairs(self._settings, self._context)
         else:
             self._ca = load_signing_ca(self._settings, self._context)
@@ -67,6 +67,8 @@ class FileProvider(CAProvider):
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Sign the key of the request; the names are those of the request, not of the CSR."""
+        if self._way is Way.PAIRS:
+            return super().sign(request)
         ca, now = self._signing(), self._context.clock()
         lifetime = min(request.ttl, self._settings.leaf_lifetime)
         validity = Validity.starting(now, lifetime, backdate=self._settings.backdate)
@@ -75,6 +77,8 @@ class FileProvider(CAProvider):
 
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """Return the pair of one end."""
+        if self._way is Way.SIGN:
+            return super().ready_pair(profile)
         if self._pairs is None:
             raise _not_open()
         return self._pairs.ready_pair(profile)

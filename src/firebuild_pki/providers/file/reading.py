@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from shlex import quote
 
 from firebuild_pki.errors import CAError
@@ -43,31 +44,59 @@ class Source:
         return f"{self.setting} {self.real_path}"
 
 
-def read(source: Source, *, private: bool) -> bytes:
-    """Read a file, following links.
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What was in a file, and who could read it then.
 
     Args:
-        source: which.
-        private: whether it is for a private key. A file that holds one anyway counts as well.
+        source: the file.
+        data: its bytes, without a byte order mark.
+        mode: its permission bits.
+        owner: user id of its owner.
+    """
+
+    source: Source
+    data: bytes = field(repr=False)
+    mode: int
+    owner: int
+
+    def must_be_private(self) -> None:
+        """Refuse a private key that others can use.
+
+        Raises:
+            CAError: they can; with the command that changes it.
+        """
+        whom = open_to(self.mode, self.owner, os.geteuid())
+        if whom is None:
+            return
+        hint = f"chmod {self.mode & stat.S_IRWXU:o} {self.source.quoted}"
+        real = os.path.realpath(self.source.real_path)
+        if any(part.startswith("..") for part in real.split(os.sep)):  # how the kubelet lays secrets out
+            hint = "set defaultMode: 0400 for the volume of this secret in the pod's specification"
+        raise self.source.wrong(f"the private key in it can be used {whom} (mode {self.mode:04o})", hint)
+
+
+def read(source: Source) -> Content:
+    """Read a file, following links.
 
     Raises:
-        CAError: it cannot be read, is not a file, is empty, is too large, or holds a private key
-            and can be read by others.
+        CAError: it cannot be read, is not a file, is empty, or too large.
     """
     try:
         # not blocking, because a FIFO would until somebody writes
         descriptor = os.open(source.real_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
+    try:
         status = os.fstat(descriptor)
         _must_be_file(source, status)
-        data = file.readall()
-    if private or b"PRIVATE KEY-----" in data:
-        _must_be_private(source, status)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read().removeprefix(codecs.BOM_UTF8)
+    finally:
+        os.close(descriptor)
     if not data.strip():
         raise source.wrong("the file is empty")
-    return data
+    return Content(source, data, stat.S_IMODE(status.st_mode), status.st_uid)
 
 
 def open_to(mode: int, owner: int, user: int) -> str | None:
@@ -100,17 +129,6 @@ def _must_be_file(source: Source, status: os.stat_result) -> None:
     if status.st_size > MAX_SIZE:
         found = f"expected certificates or a key, found {status.st_size} bytes"
         raise source.wrong(f"{found}; no such file is larger than {MAX_SIZE}")
-
-
-def _must_be_private(source: Source, status: os.stat_result) -> None:
-    mode = stat.S_IMODE(status.st_mode)
-    whom = open_to(mode, status.st_uid, os.geteuid())
-    if whom is None:
-        return
-    hint = f"chmod {mode & stat.S_IRWXU:o} {source.quoted}"
-    if any(part.startswith("..") for part in os.path.realpath(source.real_path).split(os.sep)):
-        hint = "set defaultMode: 0400 for the volume of this secret in the pod's specification"
-    raise source.wrong(f"the private key in it can be used {whom} (mode {mode:04o})", hint)
 
 
 def _unreadable(source: Source, error: OSError | ValueError) -> CAError:

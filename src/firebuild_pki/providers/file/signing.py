@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from cryptography import x509
 
-from firebuild_pki.errors import MaterialError
+from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.provider import ProviderContext, SignRequest, TrustBundle
-from firebuild_pki.providers.file.anchors import Path, find_path, load_pool
+from firebuild_pki.providers.file.anchors import Path, Pool, find_path, load_pool
 from firebuild_pki.providers.file.certificates import (
     Found,
     certificates_of,
@@ -30,13 +31,13 @@ class SigningCA:
     """A CA, ready to sign.
 
     Args:
-        ca: its certificate.
         key: its key.
+        ca: its certificate.
         path: how it is anchored.
     """
 
-    ca: Found
     key: LoadedKey
+    ca: Found
     path: Path
 
     @property
@@ -96,7 +97,17 @@ def load_signing_ca(settings: FileSettings, context: ProviderContext) -> Signing
     held = load_certificates(Source("ca_cert", str(settings.ca_cert)))
     key = load_key(Source("ca_key", str(settings.ca_key)), settings.ca_key_passphrase, context.environ)
     pool = load_pool(settings, held)
-    ca = for_key(key, held, (*pool.known, *pool.anchors), now)
-    must_be_ca(ca)
-    must_be_valid(ca, now)
-    return SigningCA(ca, key, find_path(ca, replace(pool, otherwise=(ca,)), now))
+    fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
+    return SigningCA(key, *_anchored(fitting, pool, now))
+
+
+def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> tuple[Found, Path]:
+    reasons = []
+    for ca in fitting:  # several if the CA is cross-signed
+        try:
+            must_be_ca(ca)
+            must_be_valid(ca, now)
+            return ca, find_path(ca, replace(pool, otherwise=(ca,)), now)
+        except CAError as error:
+            reasons.append(error)
+    raise reasons[0]

@@ -1,0 +1,199 @@
+"""Validity and chains: what expired, what is missing, and which of several certificates counts."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from firebuild_pki import CAError
+from firebuild_pki.grpc_handshake import handshake
+from firebuild_pki.provider import utc_now
+from pki.tools import certificates
+from pki_file.operator_files import Shop, later, opened
+
+pytestmark = pytest.mark.needs("openssl")
+
+
+@pytest.fixture
+def aging(shop: Shop) -> Shop:
+    """A root for three days, a middle CA for two, one below it for one."""
+    shop.root("root", days=3)
+    shop.issue("middle", by="root", days=2)
+    shop.issue("ca", by="middle", days=1)
+    shop.write("chain.pem", shop.read("middle.pem", "root.pem"))
+    return shop
+
+
+def refusal(shop: Shop, ahead: dict[str, float], **block: Any) -> CAError:
+    given = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key"), **block}
+    with pytest.raises(CAError) as caught:
+        opened(given, clock=later(**ahead))
+    return caught.value
+
+
+def test_an_expired_ca_is_refused_with_its_file(aging: Shop) -> None:
+    error = refusal(aging, {"days": 1.5})
+    assert error.message.startswith(f'ca_cert {aging.path("ca.pem")}: "CN=ca,O=Operator" (sha256 ')
+    assert " expired at " in error.message
+    assert error.hint == "renew it"
+
+
+def test_a_ca_that_is_not_valid_yet_is_refused_and_clocks_are_doubted(aging: Shop) -> None:
+    error = refusal(aging, {"days": -1})
+    assert " is not valid before " in error.message
+    assert error.hint == "compare the clocks of this machine and of the CA"
+
+
+def test_an_expired_issuer_in_the_chain_is_refused_with_its_file(aging: Shop) -> None:
+    aging.issue("ca", by="middle", days=30)
+    error = refusal(aging, {"days": 2.5}, chain=aging.path("chain.pem"))
+    assert error.message.startswith(f'chain {aging.path("chain.pem")}: "CN=middle,O=Operator" (sha256 ')
+    assert " expired at " in error.message
+
+
+def test_an_expired_anchor_is_refused_with_its_file(aging: Shop) -> None:
+    aging.issue("middle", by="root", days=30)
+    aging.issue("ca", by="middle", days=30)
+    block = {"chain": aging.path("middle.pem"), "anchors": [aging.path("root.pem")]}
+    error = refusal(aging, {"days": 4}, **block)
+    assert error.message.startswith(f'anchors {aging.path("root.pem")}: "CN=root,O=Operator" (sha256 ')
+    assert " expired at " in error.message
+
+
+def test_an_expired_anchor_that_is_needed_is_refused_also_beside_others(aging: Shop) -> None:
+    aging.issue("ca", by="root", days=30)
+    shop = Shop(aging.place)
+    shop.root("other", days=30)
+    error = refusal(shop, {"days": 4}, anchors=[shop.path("other.pem"), shop.path("root.pem")])
+    assert error.message.startswith(f"anchors {aging.path('root.pem')}: ")
+    assert " expired at " in error.message
+
+
+def test_an_expired_anchor_that_is_not_needed_is_left_out(aging: Shop) -> None:
+    aging.root("new", days=30)
+    anchors = [aging.path("root.pem"), aging.path("new.pem")]
+    block = {"ca_cert": aging.path("new.pem"), "ca_key": aging.path("new.key"), "anchors": anchors}
+    with opened(block, clock=later(days=4)) as authority:
+        (trusted,) = certificates(authority.issue_server().trust_pem)
+    assert trusted == certificates(aging.read("new.pem"))[0]
+
+
+def test_an_expired_stray_in_the_chain_does_no_harm(aging: Shop) -> None:
+    aging.root("new", days=30)
+    block = {"ca_cert": aging.path("new.pem"), "ca_key": aging.path("new.key")}
+    with opened(block, chain=aging.path("ca.pem"), clock=later(days=1.5)) as authority:
+        assert authority.issue_server()
+
+
+def test_of_an_old_and_a_new_issuer_the_valid_one_is_sent(aging: Shop) -> None:
+    old = aging.read("middle.pem")
+    aging.issue("middle", by="root", days=3)
+    aging.issue("ca", by="middle", days=3)
+    chain = aging.write("both.pem", old, aging.read("middle.pem", "root.pem"))
+    block = {"ca_cert": aging.path("ca.pem"), "ca_key": aging.path("ca.key"), "chain": chain}
+    with opened(block, clock=later(days=2.5)) as authority:
+        sent = certificates(authority.issue_server().certificate_chain_pem)
+    assert sent[2] == certificates(aging.read("middle.pem"))[0]
+
+
+def test_a_missing_issuer_is_named(aging: Shop) -> None:
+    error = refusal(aging, {}, anchors=[aging.path("root.pem")])
+    assert error.message.startswith(
+        f'ca_cert {aging.path("ca.pem")}: the chain does not reach an anchor: "CN=ca,O=Operator" (sha256 '
+    )
+    assert 'was issued by "CN=middle,O=Operator", which is neither in ca_cert nor in chain' in error.message
+    assert error.message.endswith(f"in anchors {aging.path('root.pem')}")
+    assert "add the certificate of that issuer to chain" in str(error.hint)
+
+
+def test_a_missing_issuer_further_up_is_named(aging: Shop) -> None:
+    aging.root("other")
+    block = {"chain": aging.path("middle.pem"), "anchors": [aging.path("other.pem")]}
+    error = refusal(aging, {}, **block)
+    assert '"CN=middle,O=Operator" (sha256 ' in error.message
+    assert 'was issued by "CN=root,O=Operator", which is neither' in error.message
+
+
+def test_a_root_of_the_same_name_with_another_key_does_not_count(aging: Shop, shop: Shop) -> None:
+    other = Shop(aging.path("elsewhere"))
+    other.place.mkdir()
+    other.root("root")
+    chain = aging.write("chain.pem", aging.read("middle.pem"), other.read("root.pem"))
+    error = refusal(aging, {}, chain=chain)
+    assert 'was issued by "CN=root,O=Operator", which is neither' in error.message
+
+
+def test_a_cross_signed_ca_leads_to_either_root(shop: Shop) -> None:
+    shop.root("old")
+    shop.root("new")
+    shop.issue("ca", by="old")
+    by_old = shop.read("ca.pem")
+    shop.issue("ca", by="new")
+    both = shop.write("ca-both.pem", by_old, shop.read("ca.pem"))
+    for root in ("old", "new"):
+        block = {"ca_cert": both, "ca_key": shop.path("ca.key")}
+        with opened(block, anchors=[shop.path(f"{root}.pem")]) as authority:
+            (trusted,) = certificates(authority.issue_server().trust_pem)
+        assert trusted == certificates(shop.read(f"{root}.pem"))[0]
+
+
+def test_an_issuer_that_is_cross_signed_leads_to_either_root(shop: Shop) -> None:
+    shop.root("old")
+    shop.root("new")
+    shop.issue("middle", by="old")
+    by_old = shop.read("middle.pem")
+    shop.issue("middle", by="new")
+    chain = shop.write("chain.pem", by_old, shop.read("middle.pem"))
+    shop.issue("ca", by="middle")
+    block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key"), "chain": chain}
+    for root in ("old", "new"):
+        with opened(block, anchors=[shop.path(f"{root}.pem")]) as authority:
+            server, guest = authority.issue_server(), authority.issue_guest()
+        handshake(server, guest)
+        assert certificates(server.trust_pem) == certificates(shop.read(f"{root}.pem"))
+
+
+def test_an_issuer_signed_with_sha1_is_named_with_the_way_out(aging: Shop) -> None:
+    aging.issue("middle", by="root", more=("-sha1",))
+    aging.issue("ca", by="middle")
+    shutil.copy(aging.path("middle.pem"), aging.path("chain.pem"))
+    block = {"chain": aging.path("chain.pem")}
+    error = refusal(aging, {}, **block, anchors=[aging.path("root.pem")])
+    assert '"CN=middle,O=Operator" (sha256 ' in error.message
+    assert "is signed with a hash that is not accepted any more (SHA-1 or MD5)" in error.message
+    # and the way out that the hint names
+    given = {"ca_cert": aging.path("ca.pem"), "ca_key": aging.path("ca.key")}
+    with opened(given, anchors=[aging.path("middle.pem")]) as authority:
+        assert authority.issue_server()
+
+
+def test_a_self_issued_certificate_is_not_taken_for_a_root(shop: Shop) -> None:
+    # RFC 4210 section 4.4: the new key of a root, signed with the old one under the same name
+    shop.root("old", subject="/O=Operator/CN=root")
+    shop.issue("new", by="old", subject="/O=Operator/CN=root")
+    chain = shop.path("old.pem")
+    with opened(ca_cert=shop.path("new.pem"), ca_key=shop.path("new.key"), chain=chain) as authority:
+        server = authority.issue_server()
+    assert certificates(server.trust_pem) == certificates(shop.read("old.pem"))
+    assert len(certificates(server.certificate_chain_pem)) == 2
+
+
+def test_a_self_issued_certificate_with_sha1_is_not_taken_for_a_root(shop: Shop) -> None:
+    shop.root("old", subject="/O=Operator/CN=root")
+    shop.issue("new", by="old", subject="/O=Operator/CN=root", more=("-sha1",))
+    error = refusal(
+        shop, {}, ca_cert=shop.path("new.pem"), ca_key=shop.path("new.key"), anchors=[shop.path("old.pem")]
+    )
+    assert "is signed with a hash that is not accepted any more" in error.message
+    with opened(ca_cert=shop.path("new.pem"), ca_key=shop.path("new.key")) as authority:
+        assert certificates(authority.issue_server().trust_pem) == certificates(shop.read("new.pem"))
+
+
+def test_the_deadline_is_held_against_the_ca(aging: Shop) -> None:
+    block = {"ca_cert": aging.path("ca.pem"), "ca_key": aging.path("ca.key")}
+    refused = pytest.raises(CAError, match="but the build may need it until")
+    with opened(block) as authority, refused:
+        authority.issue_guest(build_deadline=utc_now() + timedelta(days=1.5))
