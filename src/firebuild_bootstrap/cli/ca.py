@@ -33,7 +33,7 @@ def ca() -> None:
 def check(
     context: click.Context, config_file: Path | None, provider: str | None, as_json: bool, strict: bool
 ) -> None:
-    """Say whether a build would get what it needs of the certificate authority.
+    """Try all that a build needs of the CA.
 
     Opens it, asks the provider to look at its backend, issues certificates for a build that does not
     exist, shakes hands with them, and revokes them where the provider can.
@@ -71,11 +71,12 @@ def check(
 @provider_option
 @json_option
 def issue(config_file: Path | None, provider: str | None, as_json: bool, **options: Any) -> None:
-    """Issue certificates into files, for scripts and for services of your own.
+    """Issue certificates into files.
 
-    Writes server.pem and guest.pem (certificate and chain), server-key.pem and guest-key.pem (mode 0600),
-    and ca.pem (what the other end has to trust). Ask for both ends at once to get a pair of one build; with
-    the embedded provider nothing else fits, since its CA is gone when this command ends.
+    They are for scripts, and for services of your own. Writes server.pem and guest.pem (certificate and
+    chain), server-key.pem and guest-key.pem (mode 0600), and ca.pem (what the other end has to trust). Ask
+    for both ends at once to get a pair of one build; with the embedded provider nothing else fits, since its
+    CA is gone when this command ends.
     """
     from firebuild_bootstrap.cli.issuing import Wish, issue_files, print_issued
 
@@ -94,9 +95,10 @@ def issue(config_file: Path | None, provider: str | None, as_json: bool, **optio
 @provider_option
 @json_option
 def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
-    """Show the certificates that a build would use, up to the trust anchors.
+    """Show the certificates of a build.
 
-    Issues a pair for a build that does not exist, and revokes it where the provider can.
+    From those of server and guest up to the trust anchors. Issues a pair for a build that does not exist,
+    and revokes it where the provider can.
     """
     from firebuild_bootstrap.cli.certificates import look, print_certificates
 
@@ -112,7 +114,10 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
 @ca.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """List the installed providers, and what is wrong with those that cannot be used."""
+    """List the installed providers.
+
+    Each with where it comes from and what it can do, or with what is wrong with it.
+    """
     from firebuild_bootstrap.cli.providers import print_providers
     from firebuild_pki.preflighting import list_providers
 
@@ -127,10 +132,11 @@ def providers(as_json: bool) -> None:
 @click.option("--print", "print_it", is_flag=True, help="Print the script; nothing is run.")
 @config_option
 def vault_setup(print_it: bool, config_file: Path | None) -> None:
-    """Print the commands that prepare Vault or OpenBao for the configuration.
+    """Print what prepares Vault or OpenBao.
 
-    They make the mount, the roles, a policy and the way to log in. firebuild never runs them: they need
-    rights that no build should have. Read them, and let somebody run them who has these rights.
+    A script of the commands that make the mount, the roles, a policy and the way to log in,
+    as the configuration wants them. firebuild never runs it: that needs rights that no build should have.
+    Read it, and let somebody run it who has these rights.
     """
     import firebuild_pki
     from firebuild_bootstrap.errors import InputError
