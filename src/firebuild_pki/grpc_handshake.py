@@ -41,7 +41,7 @@ with _quiet_core():
 DEFAULT_TIMEOUT = timedelta(seconds=10)
 """How long the call may take; on an idle machine it takes some milliseconds."""
 
-_SERVICE, _METHOD = "firebuild.Handshake", "Greet"
+_METHOD = "/firebuild.Handshake/Greet"
 _GREETING = b"hello"
 
 
@@ -99,9 +99,7 @@ class _Peer(grpc.GenericRpcHandler):
     def __init__(self) -> None:
         self._auth: Mapping[str, Iterable[bytes]] = {}
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes] | None:
-        if details.method != f"/{_SERVICE}/{_METHOD}":
-            return None
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:  # noqa: ARG002
         return grpc.unary_unary_rpc_method_handler(self._answer)
 
     def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -140,7 +138,7 @@ def _call(address: str, material: TLSMaterial, timeout: timedelta, anonymous: bo
     if anonymous:
         credentials = grpc.ssl_channel_credentials(root_certificates=material.trust_pem)
     with grpc.secure_channel(address, credentials, channel_options(material)) as channel:
-        greet: Callable[..., bytes] = cast(Any, channel.unary_unary(f"/{_SERVICE}/{_METHOD}"))
+        greet: Callable[..., bytes] = cast(Any, channel.unary_unary(_METHOD))
         greet(_GREETING, timeout=timeout.total_seconds())
 
 
