@@ -13,7 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from firebuild_pki import Authority, open_authority
+from firebuild_pki import Authority, ProviderContext, open_authority
+
+from firebuild_pki_cfssl import CfsslProvider, CfsslSettings
 
 Clock = Callable[[], datetime]
 
@@ -54,6 +56,12 @@ def opened(address: str, *, key: str = KEY, clock: Clock = now, **block: Any) ->
     """Open an authority at a server."""
     environ = {"CFSSL_KEY": key}
     return open_authority(section(address, **block), build_id="b1", clock=clock, environ=environ)
+
+
+def bare(address: str, **block: Any) -> CfsslProvider:
+    """Make the provider itself, without the framework around it."""
+    settings = CfsslSettings.model_validate(section(address, **block)["cfssl"])
+    return CfsslProvider(settings, ProviderContext(now, {"CFSSL_KEY": KEY}))
 
 
 @dataclass(frozen=True)
@@ -119,12 +127,13 @@ def _cert(home: Path, name: str, *arguments: str) -> None:
 
 
 @contextmanager
-def serving(pki: Pki, *options: str) -> Iterator[str]:
+def serving(pki: Pki, *options: str, config: Path | None = None) -> Iterator[str]:
     """Run ``cfssl serve``; yield host and port."""
+    config = config or pki.home / "config.json"
     with _running(
         pki,
         *("cfssl", "serve", "-address=127.0.0.1", "-port={port}", "-ca", str(pki.ca)),
-        *("-ca-key", str(pki.ca_key), "-config", str(pki.home / "config.json"), *options),
+        *("-ca-key", str(pki.ca_key), "-config", str(config), *options),
     ) as address:
         yield address
 

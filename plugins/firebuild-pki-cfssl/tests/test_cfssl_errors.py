@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firebuild_pki import AuthorityClosed, CAError, Profile, ProviderContext, SignRequest
+from firebuild_pki import AuthorityClosed, CAError, Profile, SignRequest
 
 import firebuild_pki_cfssl.client
-from cfssl_servers import KEY, LABEL, Pki, free_port, now, opened, section
-from firebuild_pki_cfssl import CfsslProvider, CfsslSettings
+from cfssl_servers import KEY, LABEL, Pki, bare, free_port, opened
 from stub_server import Stub, refusal, success
 
 needs_cfssl = pytest.mark.needs("cfssl")
@@ -239,9 +238,7 @@ def test_a_path_in_the_address_is_kept(stub: Stub, pki: Pki) -> None:
 
 @needs_cfssl
 def test_after_closing_nothing_is_signed(server: str) -> None:
-    block = section(server)["cfssl"]
-    settings = CfsslSettings.model_validate(block)
-    provider = CfsslProvider(settings, ProviderContext(now, {"CFSSL_KEY": KEY}))
+    provider = bare(server)
     provider.open()
     provider.close()
     provider.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -9,9 +10,17 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from firebuild_pki import MaterialError, TLSMaterial, load_provider, open_authority
+from firebuild_pki import (
+    CAError,
+    MaterialError,
+    NoteLevel,
+    TLSMaterial,
+    TrustBundle,
+    load_provider,
+    open_authority,
+)
 
-from cfssl_servers import KEY, LABEL, Pki, now, opened, section
+from cfssl_servers import KEY, LABEL, Pki, bare, now, opened, section, serving
 
 pytestmark = pytest.mark.needs("cfssl")
 
@@ -64,6 +73,9 @@ def test_the_signing_ca_among_the_anchors_is_not_sent_along(server: str, pki: Pk
     with opened(server, anchors=anchors) as authority:
         assert len(certificates(authority.issue_server().certificate_chain_pem)) == 1
         assert authority.warnings == ()
+    provider = bare(server, anchors=anchors)
+    provider.open()
+    assert provider.trust_bundle() == TrustBundle(anchors.read_bytes())
 
 
 def test_each_end_gets_its_own_usage(server: str) -> None:
@@ -125,3 +137,19 @@ def test_a_multirootca_may_have_a_default_label(multiroot_tls_server: str, pki: 
     with opened(f"https://{multiroot_tls_server}", ca_file=pki.root) as authority:
         authority.issue_server()
         assert authority.warnings == ()
+
+
+def test_the_configuration_in_the_readme_is_all_that_is_needed(pki: Pki, tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    config = json.loads(readme.split("```json\n")[1].split("```")[0])
+    config["auth_keys"]["firebuild"]["key"] = KEY
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    with serving(pki, config=path) as address:
+        with opened(address) as authority:
+            authority.issue_server(), authority.issue_guest()
+            assert [note for note in authority.check() if note.level is not NoteLevel.OK] == []
+            assert authority.warnings == ()
+        other = opened(address, server_profile="firebuild-guest", guest_profile="x")
+        with other, pytest.raises(CAError, match="name_whitelist"):
+            other.issue_server()
