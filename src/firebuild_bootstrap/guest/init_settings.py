@@ -1,0 +1,129 @@
+"""What the kernel's command line asks of the init (docs/agent.md): `ip=` and `firebuild.*`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .init_errors import InitError
+from .metadata import DEFAULT_ADDRESS
+
+_PREFIX = "firebuild."
+_STATIC = ("off", "none", "")
+_DYNAMIC = ("dhcp", "on", "any")
+_ENDS = ("reboot", "poweroff")
+
+
+class NetworkSettings(NamedTuple):
+    """How the first network interface is set up.
+
+    Args:
+        method: `static`, `dhcp`, or `none` for loopback only.
+        address: the machine's own.
+        netmask: of its network.
+        gateway: the default route; empty for none.
+        device: name of the interface; empty for the first one.
+        name_servers: for /etc/resolv.conf.
+    """
+
+    method: str = "static"
+    address: str = ""
+    netmask: str = ""
+    gateway: str = ""
+    device: str = ""
+    name_servers: tuple[str, ...] = ()
+
+
+# Enough for a metadata service, on Firecracker as on QEMU's user network 169.254.0.0/16.
+LINK_LOCAL = NetworkSettings(address="169.254.0.15", netmask="255.255.0.0")
+
+
+class InitSettings(NamedTuple):
+    """All settings of the init; the member names are those after `firebuild.`, times are seconds."""
+
+    root: str = "/dev/vda"
+    rootfstype: str = "ext4"
+    mmds: str = DEFAULT_ADDRESS
+    mmds_timeout: float = 30.0
+    connect_timeout: float = 30.0
+    end: str = "reboot"
+    network: NetworkSettings = LINK_LOCAL
+
+
+def parse_command_line(text: str) -> InitSettings:
+    """Read the settings from the kernel's command line; the last of several counts.
+
+    Raises:
+        InitError: a setting is unknown or makes no sense.
+    """
+    found: dict[str, Any] = {}
+    for word in text.split():
+        name, _, value = word.partition("=")
+        if name == "ip":
+            found["network"] = parse_ip(value)
+        elif name.startswith(_PREFIX):
+            key = name.removeprefix(_PREFIX)
+            found[key] = _setting(key, value)
+    return InitSettings(**found)
+
+
+def _setting(key: str, value: str) -> str | float:
+    if key not in InitSettings._fields or key == "network":
+        raise InitError("settings", f"{_PREFIX}{key}: there is no such setting")
+    if key.endswith("_timeout"):
+        return _seconds(key, value)
+    if key == "end" and value not in _ENDS:
+        raise InitError("settings", f"firebuild.end: expected {' or '.join(_ENDS)}, found {value!r}")
+    return value
+
+
+def _seconds(key: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InitError("settings", f"{_PREFIX}{key}: expected seconds, found {value!r}")
+    return seconds
+
+
+def parse_ip(value: str) -> NetworkSettings:
+    """Read `ip=` as the kernel does (Documentation/admin-guide/nfs/nfsroot.rst).
+
+    Raises:
+        InitError: it has another form.
+    """
+    if ":" not in value and value in (*_STATIC, *_DYNAMIC):
+        return NetworkSettings("dhcp" if value in _DYNAMIC else "none")
+    parts = [part.strip() for part in value.split(":")] + [""] * 10
+    client, _server, gateway, netmask, _hostname, device, method = parts[:7]
+    if not client:
+        if method not in (*_STATIC, *_DYNAMIC):
+            raise InitError("settings", f"ip={value}: expected dhcp or off in its place 7, found {method!r}")
+        return NetworkSettings("none" if method in ("off", "none") else "dhcp", device=device)
+    netmask = netmask or class_netmask(client)
+    name_servers = tuple(part for part in parts[7:9] if part)
+    for address in (client, netmask, gateway or client, *name_servers):
+        _check_address(value, address)
+    return NetworkSettings("static", client, netmask, gateway, device, name_servers)
+
+
+def class_netmask(address: str) -> str:
+    """Return the mask of an address by its historical class, as the kernel assumes it."""
+    first = address.partition(".")[0]
+    number = int(first) if first.isdecimal() else 255
+    return "255.0.0.0" if number < 128 else "255.255.0.0" if number < 192 else "255.255.255.0"
+
+
+def same_network(addresses: Sequence[str], netmask: str) -> bool:
+    """Say whether all addresses are in one network."""
+    mask = int.from_bytes(socket.inet_aton(netmask), "big")
+    return len({int.from_bytes(socket.inet_aton(address), "big") & mask for address in addresses}) == 1
+
+
+def _check_address(value: str, address: str) -> None:
+    try:
+        socket.inet_pton(socket.AF_INET, address)
+    except OSError:
+        raise InitError("settings", f"ip={value}: {address!r} is no IPv4 address") from None
