@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from firebuild_bootstrap.cli.agent import agent
 from firebuild_bootstrap.cli.base import base
 from firebuild_bootstrap.cli.ca import ca
 from firebuild_bootstrap.cli.config import config
@@ -30,7 +31,7 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (rootfs, base, images, config, ca, plugin):
+for command in (rootfs, base, images, config, ca, plugin, agent):
     app.add_command(command)
 
 
