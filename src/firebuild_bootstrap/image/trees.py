@@ -57,6 +57,13 @@ class Trees:
         reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **options._asdict())
         return PackedFile(reply["size"], reply["digest"])
 
+    def pack_image(self, image: Path, archive: Path) -> PackedFile:
+        """Write what is in the ext4 file system `image` to the new tar file `archive`, as `pack` does."""
+        binds = self._into(image, archive)
+        name = f"{_OTHER}/{archive.name}"
+        reply = self._ask(binds, f"read {image}", "pack-image", image=_TREE, archive=name)
+        return PackedFile(reply["size"], reply["digest"])
+
     def copy(self, source: Path, target: Path) -> UnpackReport:
         """Copy the content of `source` into the existing directory `target`."""
         binds = [Bind(source, _TREE), Bind(target, _OTHER, read_only=False)]

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.image.worker.digest import digest
 from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.pack import copy, pack
+from firebuild_bootstrap.image.worker.pack import copy, pack, pack_nodes
 from firebuild_bootstrap.image.worker.unpack import unpack
 
 
@@ -36,6 +36,17 @@ def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
         members = pack(root, target, newest=newest)
         target.flush()
         os.fsync(target.fileno())
+    return {"members": members, **_summary(archive)}
+
+
+def _pack_image(image: str, archive: str) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.extfs import Ext4Image
+    from firebuild_bootstrap.image.worker.imagewalk import walk_image
+
+    source = Ext4Image(image)
+    with open(archive, "wb") as target:
+        members = pack_nodes(walk_image(source), target)
+    source.close()
     return {"members": members, **_summary(archive)}
 
 
@@ -65,6 +76,7 @@ def _summary(path: str) -> dict[str, Any]:
 _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "unpack": _unpack,
     "pack": _pack,
+    "pack-image": _pack_image,
     "copy": _copy,
     "digest": _digest,
     "ext4": _ext4,

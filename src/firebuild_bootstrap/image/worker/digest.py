@@ -42,6 +42,6 @@ def _content(node: Node, first_names: dict[tuple[int, int], str]) -> str:
         first = first_names.setdefault(node.identity, node.path)
         if first != node.path:
             return f"link {first}"
-        with os.fdopen(node.open(), "rb") as content:
+        with node.content() as content:
             return hashlib.file_digest(content, "sha256").hexdigest()
     return f"device {node.status.st_rdev}" if stat.S_ISCHR(mode) or stat.S_ISBLK(mode) else ""

@@ -6,10 +6,15 @@ import os
 import stat
 import tarfile
 import threading
+from collections.abc import Iterable
 from typing import IO, Any, Final, cast
 
+from firebuild_bootstrap.image.worker.imagewalk import ImageNode
 from firebuild_bootstrap.image.worker.unpack import UnpackReport, unpack
 from firebuild_bootstrap.image.worker.walk import Node, walk
+
+AnyNode = Node | ImageNode
+"""A file of a tree, in a directory or in an image."""
 
 _TYPES: Final = {
     stat.S_IFREG: tarfile.REGTYPE,
@@ -22,18 +27,24 @@ _TYPES: Final = {
 
 
 def pack(root: str, archive: IO[bytes], *, newest: int | None = None) -> int:
-    """Write the tree `root` to `archive` and return the number of members; sockets are left out.
+    """Write the tree in the directory `root` to `archive`; see `pack_nodes`."""
+    return pack_nodes(walk(root), archive, newest=newest)
+
+
+def pack_nodes(nodes: Iterable[AnyNode], archive: IO[bytes], *, newest: int | None = None) -> int:
+    """Write the files of a tree to `archive` and return the number of members; sockets are left out.
 
     Args:
+        nodes: parents before children.
         newest: seconds since 1970; later modification times become this one (SOURCE_DATE_EPOCH).
 
     Raises:
-        TreeError: a directory can't be read.
+        TreeError: the tree can't be read.
     """
     first_names: dict[tuple[int, int], str] = {}
     members = 0
     with tarfile.open(fileobj=archive, mode="w|", format=tarfile.PAX_FORMAT) as tar:
-        for node in walk(root):
+        for node in nodes:
             member = _member(node, newest)
             if member is None:
                 continue
@@ -75,15 +86,15 @@ def copy(source: str, target: str) -> UnpackReport:
     return report
 
 
-def _add(tar: tarfile.TarFile, node: Node, member: tarfile.TarInfo) -> None:
+def _add(tar: tarfile.TarFile, node: AnyNode, member: tarfile.TarInfo) -> None:
     if not member.isreg():
         tar.addfile(member)
         return
-    with os.fdopen(node.open(), "rb") as content:
+    with node.content() as content:
         tar.addfile(member, content)
 
 
-def _member(node: Node, newest: int | None) -> tarfile.TarInfo | None:
+def _member(node: AnyNode, newest: int | None) -> tarfile.TarInfo | None:
     status = node.status
     kind = _TYPES.get(stat.S_IFMT(status.st_mode))
     if kind is None:

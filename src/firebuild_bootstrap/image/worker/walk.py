@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from typing import Final, NamedTuple
 
 from firebuild_bootstrap.image.worker.errors import TreeError
@@ -26,9 +27,9 @@ class Node(NamedTuple):
         """The same for every hard link of one file."""
         return self.status.st_dev, self.status.st_ino
 
-    def open(self) -> int:
-        """Open the content for reading; the caller closes it."""
-        return os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.parent)
+    def content(self) -> BufferedReader:
+        """Open the content of a regular file for reading; the caller closes it."""
+        return os.fdopen(self._open(), "rb")
 
     def link_text(self) -> str:
         """Return the text of a symbolic link."""
@@ -38,14 +39,22 @@ class Node(NamedTuple):
         """Return the extended attributes that belong to an image, by name."""
         if not (stat.S_ISREG(self.status.st_mode) or stat.S_ISDIR(self.status.st_mode)):
             return {}
-        descriptor = self.open()
+        descriptor = self._open()
         try:
-            names = sorted(name for name in os.listxattr(descriptor) if name.startswith(_KEPT_XATTRS))
+            names = sorted(filter(is_kept, os.listxattr(descriptor)))
             return {name: os.getxattr(descriptor, name) for name in names}
         except OSError:  # a file system without extended attributes
             return {}
         finally:
             os.close(descriptor)
+
+    def _open(self) -> int:
+        return os.open(self.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.parent)
+
+
+def is_kept(attribute: str) -> bool:
+    """Tell whether an extended attribute belongs to an image, by its name."""
+    return attribute.startswith(_KEPT_XATTRS)
 
 
 def walk(root: str) -> Iterator[Node]:
