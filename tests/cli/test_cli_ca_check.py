@@ -55,7 +55,9 @@ def test_a_good_authority_ends_with_zero(cli: Cli) -> None:
 def test_the_certificates_have_to_last_as_long_as_the_configured_build(cli: Cli) -> None:
     cli.setenv("FIREBUILD_BOOTSTRAP__BUILD_TIMEOUT", "5h")
     assert cli("ca", "check").out.splitlines()[-1].startswith("ready")
-    cli.setenv("FIREBUILD_CA__EMBEDDED__LEAF_LIFETIME", "5h")  # and the guest's first call takes its time
+    cli.setenv("FIREBUILD_CA__EMBEDDED__LEAF_LIFETIME", "5h8m")
+    assert "the CA capped the lifetime of the server certificate" in cli("ca", "check").out
+    cli.setenv("FIREBUILD_CA__EMBEDDED__LEAF_LIFETIME", "5h30s")  # the guest's first call takes its time
     done = cli("ca", "check", status=3)
     assert "FAIL  issue server" in done.out
     assert "hint: shorten the build's timeout, or let the CA issue for longer" in done.out

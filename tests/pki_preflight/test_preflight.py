@@ -94,7 +94,7 @@ def test_the_certificates_are_asked_for_as_long_as_a_build_takes() -> None:
 
 
 def test_warnings_of_the_facade_have_rows_of_their_own() -> None:
-    report = fly(moody(leaf_lifetime="35m"), ttl=timedelta(minutes=41))
+    report = fly(moody(leaf_lifetime="70m"), ttl=timedelta(minutes=80))  # an hour is the default
     assert report.ready
     assert [level for level, _, _ in rows(report, "issue server")] == [OK, WARNING]
     assert rows(report, "issue server")[1][1].startswith(
@@ -259,6 +259,16 @@ def test_a_server_that_lets_everybody_in_is_not_ready(monkeypatch: pytest.Monkey
     assert report.verdict is Verdict.AUTHORITY
     assert rows(report, "refusal")[0] == (FATAL, "a guest without a certificate was let in", None)
     assert len(rows(report, "refusal")) == 3
+
+
+def test_an_interruption_is_noticed_before_the_first_step() -> None:
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    seen: list[PreflightRow] = []
+    with pytest.raises(KeyboardInterrupt):
+        fly(ca_settings({}, CATALOG), check=check, on_row=seen.append)
+    assert seen == []
 
 
 def test_an_interruption_ends_it_and_closes_the_authority() -> None:
