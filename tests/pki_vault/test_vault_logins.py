@@ -256,9 +256,11 @@ def service_account() -> Iterator[tuple[str, str]]:
         server.known = token  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", token
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}", token
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_the_service_account_of_a_pod_logs_in(

@@ -25,6 +25,7 @@ from firebuild_pki.providers.vault.refusals import is_lasting
 from firebuild_pki.providers.vault.transport import Answer, Request, Transport
 
 _STANDBY = {412, 472, 473}
+_MOMENT = 0.001  # seconds; less than that is not worth another request
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,10 @@ class Budget:
 
     @property
     def request_timeout(self) -> float:
-        """Seconds for the next request; at least one may take its full time."""
+        """Seconds for the next request; the first may take its full time, all others what is left."""
         left = max(self.retry_for, self.timing.timeout) - self.spent
-        return max(min(self.timing.timeout, left), 0.0)
+        # the last one, begun at the very end, is to say what is wrong, not that there was no time
+        return min(self.timing.timeout, max(left, 1.0))
 
 
 class _RoundFailed(Exception):
@@ -118,7 +120,7 @@ class Nodes:
             return max(min(pause, budget.left), 0.0)
 
         def stop(state: RetryCallState) -> bool:
-            return budget.left <= 0 or _failure(state).retry_after > budget.left
+            return budget.left < _MOMENT or _failure(state).retry_after > budget.left
 
         retrying = Retrying(
             retry=retry_if_exception(lambda error: isinstance(error, _RoundFailed) and error.can_pass),

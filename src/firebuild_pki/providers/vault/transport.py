@@ -123,7 +123,7 @@ class Transport:
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 reply = self._exchange(base, path, request, end)
-            except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            except (requests.RequestException, HTTPError, OSError) as error:
                 raise NodeFailed(fault_of(address, error)) from error
             if not isinstance(reply, str):
                 return _answer(address, *reply)
@@ -164,14 +164,14 @@ class Transport:
             location = response.headers.get("Location")
             if 300 <= response.status_code < 400 and location:
                 return urljoin(str(response.url), str(location))
-            return response, self._read(response, end)
+            return response, self._read(base, response, end)
 
-    def _read(self, response: requests.Response, end: float) -> bytes:
+    def _read(self, address: str, response: requests.Response, end: float) -> bytes:
         body = b""
         while chunk := response.raw.read1(1 << 16, decode_content=True):
             body += chunk
             if len(body) > MAX_ANSWER:
-                raise ValueError("too long")
+                raise NodeFailed(Fault(address, f"the answer is longer than {MAX_ANSWER} bytes", True))
             if self._monotonic() > end:
                 raise TimeoutError
         return body

@@ -1,0 +1,120 @@
+"""A server that answers by script: for what a real one cannot be made to say."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+SEALED = (503, {"errors": ["Vault is sealed"]})
+NO_LEADER = (500, {"errors": ["local node not active but active cluster node not found"]})
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One scripted answer.
+
+    Args:
+        status: HTTP status; 0 resets the connection.
+        body: JSON, or text as it is.
+        headers: further ones.
+        missing: bytes that Content-Length promises and that never come.
+    """
+
+    status: int
+    body: object = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A request as it came."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Scripted(ThreadingHTTPServer):
+    """Answers the first requests by script, and all others with the last reply."""
+
+    daemon_threads = True
+
+    def __init__(self, *replies: Reply) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.replies = list(replies)
+        self.seen: list[Seen] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def next_reply(self) -> Reply:
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: clients that go away are part of the script."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Scripted
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.seen.append(Seen(self.command, self.path, dict(self.headers), body))
+        reply = self.server.next_reply()
+        if reply.status == 0:
+            # with a linger time of zero, closing sends a reset
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
+        text = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
+        kind = "text/html" if isinstance(reply.body, str) else "application/json"
+        self.send_response(reply.status)
+        for name, value in {"Content-Type": kind, **reply.headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(text) + reply.missing))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_POST = do_GET  # noqa: N815 - the name that the base class looks for
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@contextmanager
+def scripted(*replies: Reply | tuple[int, object]) -> Iterator[Scripted]:
+    """Run a scripted server."""
+    made = [reply if isinstance(reply, Reply) else Reply(*reply) for reply in replies]
+    with Scripted(*made) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@dataclass
+class FakeTime:
+    """Time that passes only while somebody sleeps."""
+
+    now: float = 1000.0
+    naps: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.naps.append(seconds)
+        self.now += seconds
