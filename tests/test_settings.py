@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from firebuild_bootstrap.settings import BuildSettings, load_settings
-from firebuild_pki import SettingsError
+from firebuild_pki import PluginCatalog, SettingsError, check_settings
+from firebuild_pki.config import NOT_SELECTED
 
 EXAMPLE = Path(__file__).parents[1] / "config.example.yaml"
 
@@ -21,14 +24,47 @@ def keys(data: object, prefix: str = "") -> set[str]:
     return {name for key, value in data.items() for name in keys(value, f"{prefix}.{key}")}
 
 
+def plugin_blocks() -> dict[str, type[BaseModel]]:
+    """The blocks of the plugins that come with firebuild."""
+    own = PluginCatalog()
+    providers = {
+        one.name: own.load_provider(one.name).settings_model
+        for one in own.providers()
+        if one.distribution == "firebuild"
+    }
+    observers = {
+        one.name: own.load_observer(one.name).settings_model
+        for one in own.observers()
+        if one.distribution == "firebuild"
+    }
+    return {name: model for name, model in {**providers, **observers}.items() if model is not None}
+
+
 def test_the_example_equals_the_defaults() -> None:
-    example = load_settings(EXAMPLE, {})
-    assert example.model_dump() == load_settings(None, {}).model_dump()
+    example, defaults = load_settings(EXAMPLE, {}).model_dump(), load_settings(None, {}).model_dump()
+    for name in plugin_blocks().keys() - {"embedded"}:
+        assert example["ca"].pop(name) == NOT_SELECTED
+    assert example == defaults
 
 
 def test_the_example_shows_every_setting() -> None:
-    written = keys(yaml.safe_load(EXAMPLE.read_text()))
-    assert written == keys(BuildSettings().model_dump(mode="json"))
+    written = yaml.safe_load(EXAMPLE.read_text())
+    shown = {block: written["ca"].pop(block) for block in plugin_blocks()}
+    written["ca"]["embedded"] = shown["embedded"]
+    assert keys(written) == keys(BuildSettings().model_dump(mode="json"))
+    for block, model in plugin_blocks().items():
+        text = re.split(rf"^  {block}:$", EXAMPLE.read_text(), flags=re.MULTILINE)[1]
+        mine = re.split(r"^ {0,2}\w", text, flags=re.MULTILINE)[0]
+        named = set(re.findall(r"^ +(?:# )?(\w+): ", mine.replace(":\n", ": \n"), flags=re.MULTILINE))
+        assert set(model.model_fields) <= named, block
+
+
+@pytest.mark.parametrize("name", ["embedded", "file", "vault"])
+def test_every_provider_of_the_example_can_be_selected(name: str) -> None:
+    settings = load_settings(
+        EXAMPLE, {"FIREBUILD_CA__PROVIDER": name, "FIREBUILD_CA__OBSERVERS": "[audit-log]"}
+    )
+    assert not [note for note in check_settings(settings.ca, {}) if note.fatal]
 
 
 def test_the_schema_accepts_the_example_and_states_the_defaults() -> None:

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         SignRequest,
         TrustBundle,
     )
+    from firebuild_pki.providers.vault.setup import vault_setup
+    from firebuild_pki.scaffold import new_plugin
     from firebuild_pki.settings import Duration, SecretRef, Settings
     from firebuild_pki.validation import validate
 
@@ -96,6 +98,8 @@ _HOMES = {
         "SignedCertificate",
         "TrustBundle",
     ),
+    "providers.vault.setup": ("vault_setup",),
+    "scaffold": ("new_plugin",),
     "settings": ("Duration", "SecretRef", "Settings"),
     "validation": ("validate",),
 }
@@ -144,11 +148,13 @@ __all__ = [
     "installed_providers",
     "load_document",
     "load_provider",
+    "new_plugin",
     "open_authority",
     "order_chain",
     "parse_document",
     "redacted",
     "validate",
+    "vault_setup",
 ]
 
 

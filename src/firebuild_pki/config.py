@@ -35,7 +35,7 @@ from firebuild_pki.positions import KeyPath, kind_of
 from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
-from firebuild_pki.validation import Finding, parse_strictly, relocated, validate
+from firebuild_pki.validation import Finding, parse_strictly, relocated, validate, without_empty
 
 __all__ = [
     "CASettings",
@@ -244,11 +244,12 @@ class _Blocks:
         block = self.data.get(name)
         if isinstance(block, model):
             return
+        block = without_empty(model, block or {})
         try:
-            self.data[name] = parse_strictly(model, block or {})
+            self.data[name] = parse_strictly(model, block)
         except ValidationError as error:
             below = (self.written_as.get(name, name),)
-            self.errors += relocated(model, block or {}, error, below=below)
+            self.errors += relocated(model, block, error, below=below)
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None, *, key: bool = False) -> None:
         self.errors.append(Finding(path, message, hint, about_key=key).as_error())

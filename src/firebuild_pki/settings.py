@@ -20,6 +20,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     PlainSerializer,
     WithJsonSchema,
+    model_serializer,
     model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -155,6 +156,10 @@ class SecretRef(Settings):
                 "hint": "write {env: NAME} or {file: PATH}; secrets do not belong in this file",
             },
         )
+
+    @model_serializer
+    def _as_written(self) -> dict[str, str]:
+        return dict(self.__repr_args__())
 
     def __repr_args__(self) -> Iterator[tuple[str, str]]:
         yield ("env", self.env) if self.env is not None else ("file", str(self.file))

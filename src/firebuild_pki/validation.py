@@ -46,7 +46,7 @@ def validate(
     data: Any = document.data
     for key in base:
         data = data.get(key) if isinstance(data, Mapping) else None
-    data = _without_empty(model, {} if data is None else data)
+    data = without_empty(model, {} if data is None else data)
     try:
         return parse_strictly(model, data, context={"document": document, **(context or {})})
     except ValidationError as error:
@@ -71,14 +71,15 @@ def _document_order(problem: Problem) -> tuple[bool, int, int, str]:
     return (problem.line is None, problem.line or 0, problem.column or 0, problem.source)
 
 
-def _without_empty(model: type[BaseModel], data: Any, path: KeyPath = ()) -> Any:
+def without_empty(model: type[BaseModel], data: Any, path: KeyPath = ()) -> Any:
+    """Drop the keys without a value, as far as they are settings of the model."""
     if isinstance(data, list):
-        return [_without_empty(model, item, (*path, index)) for index, item in enumerate(data)]
+        return [without_empty(model, item, (*path, index)) for index, item in enumerate(data)]
     if not isinstance(data, Mapping):
         return data
     known = fields_at(model, path)
     return {
-        key: _without_empty(model, value, (*path, key))
+        key: without_empty(model, value, (*path, key))
         for key, value in data.items()
         if not (value is None and key in known)
     }

@@ -155,8 +155,8 @@ other: 1
         ),
         (
             "ca: {observers: [audit]}",
-            '1:18: ca.observers[0]: no installed observer is called "audit" (hint: nothing is installed '
-            "under that entry-point group; a source tree must be installed to count)",
+            '1:18: ca.observers[0]: no installed observer is called "audit" '
+            '(hint: did you mean "audit-log"?)',
         ),
         ("ca: {observers: [5]}", "1:18: ca.observers[0]: expected a string, found a number"),
         ("ca: {observers: audit}", "1:17: ca.observers: expected a list, found a string"),
@@ -233,7 +233,7 @@ ca: {provider: embedded, embedded: {backdate: 1m}, revoker: {token: s.SECRET}}
     catalog = catalog_of("revoker")
     settings = validate(Everything, parse_document(text), context={"catalog": catalog})
     shown = redacted(settings)
-    assert shown["server"]["auth"] == {"method": "token", "token": {"env": "TOKEN", "file": None}}
+    assert shown["server"]["auth"] == {"method": "token", "token": {"env": "TOKEN"}}
     assert shown["ca"]["embedded"]["backdate"] == "1m"
     assert shown["ca"]["revoker"] == NOT_SELECTED
     assert "SECRET" not in repr(shown)
@@ -311,3 +311,22 @@ def test_settings_without_their_source_have_a_schema_without_descriptions() -> N
 def test_a_plain_mapping_is_enough_to_open_an_authority() -> None:
     with open_authority({"embedded": {"intermediate": False}}, build_id="b") as authority:
         assert authority.issue_server()
+
+
+def test_keys_without_a_value_count_as_not_written_in_the_block_of_a_provider_too() -> None:
+    settings = ca_settings({"embedded": {"backdate": None, "intermediate": None}})
+    assert settings.provider_settings == EmbeddedSettings()
+
+
+def test_what_is_shown_of_the_settings_loads_again() -> None:
+    section = {
+        "provider": "vault",
+        "vault": {
+            "address": "https://vault.example",
+            "server_role": "s",
+            "guest_role": "g",
+            "auth": {"method": "approle", "role_id": {"env": "A"}, "secret_id": {"file": "/b"}},
+        },
+    }
+    settings = ca_settings(section)
+    assert ca_settings(redacted(settings)) == settings
