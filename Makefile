@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
+CFSSL := plugins/firebuild-pki-cfssl
 
 .PHONY: demo test check format proto lock package clean
 
@@ -16,7 +17,9 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/mypy tests benchmarks examples $(wildcard plugins/*/tests)
+	$(BIN)/mypy tests benchmarks examples
+	MYPYPATH=$(CFSSL)/src:$(CFSSL)/tests $(BIN)/mypy $(CFSSL)/tests
+	$(BIN)/python scripts/option-tables --check
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
 	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
