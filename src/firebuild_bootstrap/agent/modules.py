@@ -45,6 +45,7 @@ def read_modules(directory: Path) -> ModuleSet:
 class _Collection:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        # Of several with one name the last: `updates` comes after `kernel`.
         self._paths = {_name(path): path for path in _files(directory)}
         self._built_in = set(_built_in(directory))
         self._loaded: dict[str, bytes] = {}
@@ -104,9 +105,11 @@ class _Collection:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    for path in sorted(directory.rglob("*.ko*")):
-        if path.name.endswith(_SUFFIXES):
-            yield path
+    """Yield the modules of one kernel: in `kernel` and its siblings, or all in one directory."""
+    found = [path for path in sorted(directory.glob("*.ko*")) if path.name.endswith(_SUFFIXES)]
+    if not found and (directory / "kernel").is_dir():
+        found = [path for path in sorted(directory.rglob("*.ko*")) if path.name.endswith(_SUFFIXES)]
+    return iter(found)
 
 
 def _name(path: Path) -> str:
