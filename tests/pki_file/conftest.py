@@ -17,7 +17,7 @@ def shop(tmp_path: Path) -> Shop:
 
 @pytest.fixture(scope="session")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> Shop:
-    """Root, two CAs below it, and a pair for each end; not to be changed."""
+    """Root, two CAs below it, and a pair for each end; tests may add files, and change none."""
     shop = Shop(tmp_path_factory.mktemp("usual"))
     shop.root("root")
     shop.issue("policy", by="root")

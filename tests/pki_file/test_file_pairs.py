@@ -301,6 +301,7 @@ def test_an_expired_pair_is_refused_with_its_file(usual: Shop) -> None:
     error = refusal(block, clock=later(days=2))
     assert error.message.startswith(f"client_cert {usual.path('short.pem')}: ")
     assert " expired at " in error.message
+    assert error.hint == "renew it"
 
 
 def test_a_pair_that_ends_during_the_build_is_refused(usual: Shop) -> None:
