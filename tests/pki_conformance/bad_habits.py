@@ -88,6 +88,11 @@ class Calling(Current):
         socket.socket().close()
 
 
+class Stillborn(Current):
+    def __init__(self, settings: Any, context: ProviderContext) -> None:
+        raise RuntimeError("not born")
+
+
 class Moody(Current):
     moods: Iterator[int] = iter(range(1000))
 
@@ -263,3 +268,4 @@ careless, blaming = (
     plugin("blaming", Blaming, SecretSettings),
 )
 fickle = plugin("fickle", Fickle, FickleSettings)
+stillborn = plugin("stillborn", Stillborn)

@@ -42,7 +42,7 @@ PLAIN = """good wrong-key wrong-names both-usages leaf-is-ca no-signatures no-ke
 same-serial small-serial expired not-yet too-short reversed-chain missing-intermediate root-in-chain
 leaf-in-chain repeated chain-with-leaf as-text nothing raising obliging forgetful distrusted absent sharing
 closes-once closes-open closes-badly undead peeping reading calling moody alarmist undeclared secretive
-lax odd unsettled careless blaming stranger-in-chain"""
+lax odd unsettled careless blaming stillborn stranger-in-chain"""
 for name in PLAIN.split():
     globals()[f"Test_{name.replace('-', '_')}"] = suite(name)
 
@@ -95,6 +95,12 @@ class Demanding(Common):
 
 class Test_strict(Demanding):  # noqa: N801
     """Is right about that."""
+
+
+class Test_strict_at_the_second_step(Demanding):  # noqa: N801
+    """Fails when something is to be signed, not before."""
+
+    moods: ClassVar = {"policy": "refuse", "faults": "refuse"}
 
 
 class Test_unenforced(Demanding):  # noqa: N801

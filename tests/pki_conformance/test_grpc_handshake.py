@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 
+import grpc
 import pytest
 
 from firebuild_pki import MaterialError, TLSMaterial, open_authority
@@ -102,9 +103,19 @@ def _fail(*_arguments: object) -> int:
 def test_a_refusal_that_ssl_does_not_share_is_in_the_words_of_grpc(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server, *_ = ends
-    monkeypatch.setattr("firebuild_pki.grpc_handshake._refusal", lambda *_arguments: None)
-    assert refusal(server, server).startswith("gRPC says: failed to connect to all addresses")
+    class Refused(grpc.RpcError):
+        def code(self) -> grpc.StatusCode:
+            return grpc.StatusCode.UNAVAILABLE
+
+        def details(self) -> str:
+            return "not today"
+
+    def refuse(*_arguments: object) -> None:
+        raise Refused
+
+    monkeypatch.setattr("firebuild_pki.grpc_handshake._call", refuse)
+    server, guest, *_ = ends
+    assert refusal(server, guest) == "gRPC says: not today"
 
 
 def test_an_answer_is_not_waited_for_longer_than_allowed(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

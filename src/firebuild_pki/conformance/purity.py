@@ -51,6 +51,7 @@ def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
     return ask
 
 
+_hook.__cantrace__ = True  # type: ignore[attr-defined]  # debuggers and coverage may look into it
 _installed = threading.Lock()
 
 
