@@ -29,8 +29,7 @@ MAX_REASON = 4000
 """Upper bound of the characters of a reason: some backends answer with whole web pages."""
 
 # O_NOFOLLOW: a link that somebody planted must not lead our lines into another file of ours.
-# O_NONBLOCK: a pipe without a reader must not hold the build.
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class AuditLogSettings(Settings):
@@ -83,7 +82,7 @@ def line_of(event: CAEvent) -> bytes:
         "not_after": _written(event.not_after),
         "reason": event.reason and event.reason[:MAX_REASON],
     }
-    return json.dumps(fields, ensure_ascii=True).replace("\x7f", "\\u007f").encode("ascii") + b"\n"
+    return json.dumps(fields, ensure_ascii=True).encode("ascii") + b"\n"
 
 
 def append(path: Path, line: bytes) -> None:
