@@ -125,8 +125,16 @@ class WorkdirCommand(Command):
 AnyCommand = RunCommand | CopyCommand | WorkdirCommand
 
 
-def encode_command(command: AnyCommand) -> str:
-    """Write a command as the JSON object that travels in `CommandsResponse`."""
+_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory")
+
+
+def encode_command(command: AnyCommand, *, extended: bool = True) -> str:
+    """Write a command as the JSON object that travels in `CommandsResponse`.
+
+    Args:
+        command: the command.
+        extended: with the keys that old guests ignore.
+    """
     document: dict[str, Any] = {
         "OriginalCommand": command.original,
         "Step": command.step,
@@ -157,6 +165,8 @@ def encode_command(command: AnyCommand) -> str:
                 document["Stage"] = command.stage
         case WorkdirCommand():
             pass
+    if not extended:
+        document = {key: value for key, value in document.items() if key not in _EXTENSIONS}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 

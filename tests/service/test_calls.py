@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import json
 import os
 import threading
 import time
@@ -164,35 +165,39 @@ def test_a_build_without_size_limit_on_files_streams_them_from_disk(serve: Any, 
     assert digest.digest() == hashlib.sha256(path.read_bytes()).digest()
 
 
-@pytest.mark.parametrize(
-    ("command", "entry", "place"),
-    [
-        ({"target": "/to/"}, {"path": "f"}, "/to/f"),
-        ({"target": "/to"}, {"path": "f"}, "/to"),
-        ({"target": "to", "workdir": "/srv"}, {"path": "f"}, "/srv/to"),
-        ({"target": ".", "workdir": "/srv", "target_is_directory": True}, {"path": ""}, "/srv/f"),
-        ({"target": "/to"}, {"path": "a/b", "from_directory": True}, "/to/a/b"),
-    ],
-)
-def test_old_guests_are_told_the_final_place(
-    serve: Any, command: dict[str, Any], entry: dict[str, Any], place: str
-) -> None:
-    copy = wire.CopyCommand(
-        **{"step": 2, "original": "COPY f to", "source": "step-2", "chown": "7:8", **command}
-    )
-    parcel = Parcel((dataclasses.replace(file_entry("f", b"x"), **entry),))
-    running = serve(commands=[copy], parcels={"step-2": parcel})
-    header = next(iter(running.caller(hello=False).resource("step-2"))).header
-    assert (header.sourcePath, header.targetPath, header.targetWorkdir) == (place, place, "/")
-    assert header.targetUser == "7:8"
+def test_an_old_guest_is_told_places_that_it_can_not_misunderstand(serve: Any) -> None:
+    entries = (entry_of(EntryKind.DIRECTORY, "d"), file_entry("d/f", b"x", from_directory=True, mode=0o4755))
+    running = serve(parcels={"step-2": Parcel(entries)})
+    guest = running.caller(hello=False)
+    sources = [json.loads(command).get("Source") for command in guest.commands()]
+    assert sources == [None, "step-2/1", None]
+    headers = [chunk.header for chunk in guest.resource("step-2/1") if chunk.HasField("header")]
+    root = headers[0].targetPath
+    assert root.startswith("/.firebuild-")
+    assert [header.targetPath.removeprefix(root) for header in headers] == [
+        *("", "/0", "/0/d", "/0/d/f", "/sums", "/place"),
+    ]
+    for header in headers:
+        assert (header.sourcePath, header.targetWorkdir) == (header.targetPath, "/")
+        assert (header.targetUser, header.fileMode) == ("0:0", 0o700 if header.isDir else 0o600)
+        assert (header.kind, header.entryPath, header.size, header.mtimeNs) == (0, "", 0, 0)
 
 
-@pytest.mark.parametrize("kind", [EntryKind.SYMLINK, EntryKind.HARDLINK])
-def test_a_link_for_an_old_guest_is_an_error_and_not_an_empty_file(serve: Any, kind: EntryKind) -> None:
-    running = serve(parcels={"step-2": Parcel((entry_of(kind, "l", link_target="x"),))})
-    with pytest.raises(grpc.RpcError, match="too old to create links"):
+def test_an_old_guest_that_asks_for_files_before_commands_ends_the_build(serve: Any) -> None:
+    running = serve(parcels={"step-2": Parcel((file_entry("f", b"x"),))})
+    with pytest.raises(grpc.RpcError, match="before it asked for commands"):
         list(running.caller(hello=False).resource("step-2"))
     assert running.outcome().ending is Ending.SERVER_ERROR
+
+
+def test_a_guest_that_announces_itself_is_not_told_anything_else_because_an_old_one_called(
+    serve: Any,
+) -> None:
+    running = serve(parcels={"step-2": Parcel((file_entry("f", b"x"),))})
+    running.caller(hello=False).commands()
+    guest = running.caller()
+    assert [json.loads(command)["Source"] for command in guest.commands()] == ["step-2"]
+    assert next(iter(guest.resource("step-2"))).header.entryPath == "f"
 
 
 def gone() -> io.BytesIO:

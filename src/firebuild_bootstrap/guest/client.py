@@ -131,13 +131,13 @@ class Client:
             self._stop.check()
             raise ServerLost(f"the server no longer takes output: {failure(error)}") from error
 
-    def resource(self, path: str, stage: str) -> Iterator[pb.ResourceChunk]:
-        """Ask for the files of a COPY or ADD and yield what comes.
+    def resource(self, path: str) -> Iterator[pb.ResourceChunk]:
+        """Ask for the files of a COPY or ADD, by the command's source alone, and yield what comes.
 
         Raises:
             ServerLost: the server reported an error or broke off the stream.
         """
-        request = pb.ResourceRequest(path=path, stage=stage)
+        request = pb.ResourceRequest(path=path)
         call = self._resource(request, metadata=(wire.GUEST_HELLO,))
         try:
             with self._stop.calling(call.cancel):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
+from .classic import place
 from .errors import StepError
 from .idmap import check_mapped
 from .incoming import Incoming
@@ -65,9 +66,13 @@ class Copier:
             StepError: an entry can't be written; the message names its place in the image.
             GuestError: the stream failed.
         """
-        for entry in entries:
+        count = 0
+        for count, entry in enumerate(entries, 1):  # noqa: B007
             with _explained(self._rules.destination):
                 self._entry(entry)
+        if not count and not self._command.step:
+            # An old server has nothing to say about a source that does not exist.
+            raise StepError(f"the server sent no files for {self._command.source!r}: there is no such source")
         for path, metadata in sorted(self._directories.items(), reverse=True):
             with _explained(path):
                 self._root.set_directory(path, metadata)
@@ -147,16 +152,16 @@ class Copier:
     def _classic(self, entry: Incoming) -> None:
         """An entry without the extended fields: it carries its own target, user and directory."""
         header = entry.header
-        workdir = header.targetWorkdir or self._command.workdir
-        path = posixpath.join("/", workdir, header.targetPath)
-        owner = self._users.owner(header.targetUser) if header.targetUser else self._rules.owner
-        check_mapped(f"--chown={header.targetUser}", *owner)
+        target, workdir, chown = place(self._command, header)
+        path = posixpath.join("/", workdir, target)
+        owner = self._users.owner(chown) if chown else self._rules.owner
+        check_mapped(f"--chown={chown}", *owner)
         metadata = self._metadata(entry, directory=header.isDir)._replace(owner=owner)
         with _explained(path):
             if header.isDir:
                 self._root.make_directory(path, metadata, parents=(0, 0))
                 return
-            if header.targetPath.endswith("/") or self._root.is_directory(path):
+            if target.endswith("/") or self._root.is_directory(path):
                 path = posixpath.join(path, posixpath.basename(header.sourcePath))
             self._make_parents(path)
             self._root.write(path, entry.content, metadata, follow=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from firebuild_bootstrap import wire
 
+from .classic import adapted
 from .client import Client
 from .copy import Copier
 from .errors import GuestError, ProtocolError, StepError
@@ -24,10 +25,12 @@ from .walk import Metadata
 def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:
     """Read all commands before the first one runs; those of unknown instructions are left out.
 
+    What an old server sends is put right (classic.py).
+
     Raises:
         ProtocolError: one is malformed; the message counts from 1.
     """
-    commands = []
+    commands: list[wire.AnyCommand] = []
     for number, text in enumerate(texts, 1):
         try:
             command = wire.decode_command(text)
@@ -35,7 +38,7 @@ def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:
             raise ProtocolError(f"command {number}: {error}") from error
         if command is not None:
             commands.append(command)
-    return commands
+    return commands if extended(commands) else adapted(commands)
 
 
 def extended(commands: Sequence[wire.AnyCommand]) -> bool:
@@ -101,7 +104,7 @@ class Executor:
                 self._run(command)
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                entries = incoming(self._client.resource(command.source, command.stage))
+                entries = incoming(self._client.resource(command.source))
                 Copier(self._root, self._users, command).copy(entries)
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)

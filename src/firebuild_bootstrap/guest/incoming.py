@@ -12,6 +12,11 @@ from .errors import ProtocolError
 
 # Go's os.FileMode, which old servers send, keeps these bits elsewhere than stat(2).
 _GO_SETUID, _GO_SETGID, _GO_STICKY = 1 << 23, 1 << 22, 1 << 20
+# An old server sends these without end for what it can't read, a link to a directory for example.
+_EMPTY_CHUNKS = 16
+_MIXED_UP = (
+    "; old servers mix up the content of files above 3.6 MB in directories: copy such a file by itself"
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def incoming(stream: Iterator[pb.ResourceChunk]) -> Iterator[Incoming]:
 
 def _content(stream: Iterator[pb.ResourceChunk], header: pb.ResourceChunk.ResourceHeader) -> Iterator[bytes]:
     name = header.entryPath or header.sourcePath
-    received = 0
+    received = empty = 0
     for message in stream:
         kind = message.WhichOneof("payload")
         if kind == "eof":
@@ -70,8 +75,12 @@ def _content(stream: Iterator[pb.ResourceChunk], header: pb.ResourceChunk.Resour
         if len(data) > wire.MAX_CHUNK_BYTES:
             raise ProtocolError(f"{name}: a chunk has {len(data)} bytes, more than {wire.MAX_CHUNK_BYTES}")
         if wire.checksum(data) != message.chunk.checksum:
-            raise ProtocolError(f"{name}: the checksum of a chunk is wrong after {received} bytes")
+            hint = "" if header.kind else _MIXED_UP
+            raise ProtocolError(f"{name}: the checksum of a chunk is wrong after {received} bytes{hint}")
         received += len(data)
+        empty = 0 if data else empty + 1
+        if empty > _EMPTY_CHUNKS:
+            raise ProtocolError(f"{name}: the server sends nothing but empty chunks, it can't read the file")
         yield data
     raise ProtocolError(f"{name}: the server's stream ended in the middle of the file")
 

@@ -57,8 +57,10 @@ def run(settings: InitSettings) -> Report:
     system.load_modules()
     bring_up(settings.network, metadata_host(settings.mmds))
     system.mount_drive(settings.root, settings.rootfstype)
+    killed = system.times_out_of_memory()
     try:
-        report = describe(run_vminit(settings))
+        status = run_vminit(settings)
+        report = describe(status, out_of_memory=system.times_out_of_memory() > killed)
     finally:
         system.end_processes()
         problem = system.release_drive()
@@ -143,8 +145,14 @@ def set_clock(host_time: float | None) -> None:
         time.clock_settime(time.CLOCK_REALTIME, host_time)
 
 
-def describe(status: int, log: str = _LOG) -> Report:
-    """Put the end of vminit into a report, with the last that it said; all of that goes to the console."""
+def describe(status: int, log: str = _LOG, *, out_of_memory: bool = False) -> Report:
+    """Put the end of vminit into a report, with the last that it said; all of that goes to the console.
+
+    Args:
+        status: its exit status.
+        log: what it wrote.
+        out_of_memory: the kernel has killed a process for want of memory.
+    """
     if status == 0:
         return Report("success", 0)
     try:
@@ -158,8 +166,8 @@ def describe(status: int, log: str = _LOG) -> Report:
     last = text.splitlines()[-1].removeprefix("vminit: ") if text else f"vminit ended with status {status}"
     if status > 128 and not text:
         last = f"vminit was ended by {_signal_name(status - 128)}"
-        if system.times_out_of_memory():
-            last += ": the machine has too little memory"
+    if out_of_memory:
+        last += " (the machine ran out of memory)"
     return Report("failed", status, last)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import grpc
@@ -13,21 +13,13 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
-from firebuild_bootstrap.events import StepFinished, StepStarted
+from firebuild_bootstrap.service.oldguest import OldGuest
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.resources import Delivery
 from firebuild_bootstrap.service.session import Session
+from firebuild_bootstrap.service.steps import StepEvents
 
 _EMPTY: Final = pb.Empty()
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What the events say about a step: its number, its line in the Dockerfile, its text."""
-
-    number: int
-    line: int
-    instruction: str
 
 
 class Handlers:
@@ -37,8 +29,7 @@ class Handlers:
         session: the build.
         commands: what `Commands` returns, encoded.
         resources: by `source` of the command that asks for them.
-        steps: for the events.
-        total_steps: for the events.
+        steps: takes the begin and end of steps.
     """
 
     def __init__(
@@ -47,14 +38,20 @@ class Handlers:
         *,
         commands: Sequence[str],
         resources: Mapping[str, Resource],
-        steps: Sequence[StepInfo],
-        total_steps: int,
+        steps: StepEvents,
     ) -> None:
         self._session = session
         self._commands = tuple(commands)
+        self._resources = resources
         self._deliveries = _deliveries(commands, resources)
-        self._steps = {step.number: step for step in steps}
-        self._total_steps = total_steps
+        self._steps = steps
+        self._old: OldGuest | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of files that an old guest did not fetch to their end."""
+        if self._old is not None:
+            self._old.close()
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """Return all seven methods for `grpc.Server.add_generic_rpc_handlers`."""
@@ -81,9 +78,19 @@ class Handlers:
         )
         return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
 
-    def commands(self, _: pb.Empty, __: grpc.ServicerContext) -> pb.CommandsResponse:
-        """Return every command of the build."""
-        return pb.CommandsResponse(command=self._commands)
+    def commands(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.CommandsResponse:
+        """Return every command of the build, for a guest that does not announce itself in other words.
+
+        Raises:
+            InputError: the build can't come out right with such a guest.
+        """
+        if _extended(context):
+            return pb.CommandsResponse(command=self._commands)
+        with self._lock:
+            if self._old is None:
+                decoded = [command for text in self._commands if (command := wire.decode_command(text))]
+                self._old = OldGuest(decoded, self._resources, session=self._session, events=self._steps)
+            return pb.CommandsResponse(command=self._old.commands)
 
     def ping(self, request: pb.PingRequest, _: grpc.ServicerContext) -> pb.PingResponse:
         """Echo the id; that the guest lives was noted before."""
@@ -98,27 +105,43 @@ class Handlers:
             InputError: there is no such resource, or it cannot be read.
         """
         path = f"{request.stage}://{request.path}" if request.stage else request.path
+        if not _extended(context):
+            yield from self._alive(self._old_chunks(path, context))
+            return
         delivery = self._deliveries.get(path)
         if delivery is None:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        extended = any(entry == wire.GUEST_HELLO for entry in context.invocation_metadata())
-        for chunk in delivery.chunks(extended=extended):
+        yield from self._alive(delivery.chunks())
+
+    def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
+        old = self._old
+        if old is None:
+            raise InputError("the guest asked for files before it asked for commands")
+        context.add_callback(lambda: old.lost(path))
+        yield from old.chunks(path)
+
+    def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+        """Pass chunks on; each is a sign of life of the guest that takes it."""
+        for chunk in chunks:
             self._session.touch()
             yield chunk
 
-    def stdout(self, message: pb.LogMessage, _: grpc.ServicerContext) -> pb.Empty:
+    def stdout(self, message: pb.LogMessage, context: grpc.ServicerContext) -> pb.Empty:
         """Pass output or the begin or end of a step on."""
-        return self._log("stdout", message)
+        return self._log("stdout", message, context)
 
-    def stderr(self, message: pb.LogMessage, _: grpc.ServicerContext) -> pb.Empty:
+    def stderr(self, message: pb.LogMessage, context: grpc.ServicerContext) -> pb.Empty:
         """Do the same for standard error."""
-        return self._log("stderr", message)
+        return self._log("stderr", message, context)
 
-    def abort(self, request: pb.AbortRequest, _: grpc.ServicerContext) -> pb.Empty:
+    def abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as failed."""
-        # Old guests send nothing but the text, and the exit status of other failures means nothing.
+        if self._old is not None and not _extended(context):
+            self._session.end(self._old.progress.abort(request.error))
+            return _EMPTY
+        # The exit status of other failures means nothing.
         exit_code = request.exit_code if request.reason == "command" else None
         error = StepFailed(
             request.error or "the guest gave no reason", step=request.step, exit_code=exit_code
@@ -134,12 +157,20 @@ class Handlers:
         )
         return _EMPTY
 
-    def success(self, _: pb.Empty, __: grpc.ServicerContext) -> pb.Empty:
+    def success(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as done."""
-        self._session.end(Outcome(ending=Ending.SUCCESS))
+        if self._old is not None and not _extended(context):
+            self._session.end(self._old.progress.success())
+        else:
+            self._session.end(Outcome(ending=Ending.SUCCESS))
         return _EMPTY
 
-    def _log(self, stream: Literal["stdout", "stderr"], message: pb.LogMessage) -> pb.Empty:
+    def _log(
+        self, stream: Literal["stdout", "stderr"], message: pb.LogMessage, context: grpc.ServicerContext
+    ) -> pb.Empty:
+        if self._old is not None and not _extended(context):
+            self._old.progress.output(stream, message.line)
+            return _EMPTY
         if message.HasField("event"):
             self._step_event(message.step, message.event)
         data = message.data or b"".join(_line(line) for line in message.line)
@@ -148,18 +179,15 @@ class Handlers:
         return _EMPTY
 
     def _step_event(self, number: int, event: pb.StepEvent) -> None:
-        step = self._steps.get(number, StepInfo(number, 0, ""))
         if event.kind == pb.StepEvent.STARTED:
-            self._session.step_started(number)
-            self._session.events(
-                StepStarted(
-                    step=number, total=self._total_steps, instruction=step.instruction, line=step.line
-                )
-            )
+            self._steps.started(number)
         elif event.kind == pb.StepEvent.FINISHED:
-            self._session.events(
-                StepFinished(step=number, exit_code=event.exit_code, seconds=event.duration_ms / 1000)
-            )
+            self._steps.finished(number, event.exit_code, event.duration_ms / 1000)
+
+
+def _extended(context: grpc.ServicerContext) -> bool:
+    """Tell whether the guest announces itself."""
+    return any(entry == wire.GUEST_HELLO for entry in context.invocation_metadata())
 
 
 def _serialize(message: Message) -> bytes:
@@ -167,7 +195,6 @@ def _serialize(message: Message) -> bytes:
 
 
 def _line(text: str) -> bytes:
-    # Old guests trim what they send to lines.
     return text.encode() if text.endswith("\n") else text.encode() + b"\n"
 
 

@@ -1,11 +1,11 @@
-"""One COPY or ADD as a stream of chunks, for guests of every age."""
+"""One COPY or ADD as a stream of chunks."""
 
 from __future__ import annotations
 
-import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
@@ -22,43 +22,30 @@ _KINDS: Final = {
 
 @dataclass(frozen=True)
 class Delivery:
-    """A resource with the command that asks for it, which tells where it goes."""
+    """A resource with the command that asks for it, for a guest that knows the extensions."""
 
     resource: Resource
     command: wire.CopyCommand
 
-    def chunks(self, *, extended: bool) -> Iterator[pb.ResourceChunk]:
+    def chunks(self) -> Iterator[pb.ResourceChunk]:
         """Yield a header, the content, and an end for each entry; at most one chunk is in memory.
 
-        Args:
-            extended: the guest understands links; an old one would write empty files in their place.
-
         Raises:
-            InputError: a file has vanished, cannot be read, has changed, or is a link for an old guest.
+            InputError: a file has vanished, cannot be read or has changed.
         """
         for number, entry in enumerate(self.resource.entries(), start=1):
-            if not extended and entry.kind in (EntryKind.SYMLINK, EntryKind.HARDLINK):
-                raise InputError(
-                    f"{entry.source} is a link, and the guest's vminit is too old to create links",
-                    hint="use a current vminit, or copy the file that the link points to",
-                )
             identity = f"{self.command.source}-{number}"
-            yield pb.ResourceChunk(header=self._header(entry, identity))
-            if entry.kind is EntryKind.FILE:
-                yield from _content(entry, identity)
-            yield pb.ResourceChunk(eof=pb.ResourceChunk.ResourceEof(id=identity))
+            content = _content(entry) if entry.kind is EntryKind.FILE else ()
+            yield from messages(self._header(entry, identity), content)
 
     def _header(self, entry: Entry, identity: str) -> pb.ResourceChunk.ResourceHeader:
-        place = self._place(entry)
         owner = self.command.chown or "0:0"
         if entry.owner is not None:
             owner = f"{entry.owner[0]}:{entry.owner[1]}"
         return pb.ResourceChunk.ResourceHeader(
-            # An old guest puts a file below the target unless both base names are equal, and joins even
-            # an absolute target to the directory: these values make it end up at the right place.
-            sourcePath=place,
-            targetPath=place,
-            targetWorkdir="/",
+            sourcePath=entry.source,
+            targetPath=self.command.target,
+            targetWorkdir=self.command.workdir,
             fileMode=entry.mode,
             isDir=entry.kind is EntryKind.DIRECTORY,
             targetUser=owner,
@@ -74,35 +61,57 @@ class Delivery:
             gid=entry.owner[1] if entry.owner else 0,
         )
 
-    def _place(self, entry: Entry) -> str:
-        target = posixpath.join("/", self.command.workdir, self.command.target)
-        into_directory = self.command.target_is_directory or self.command.target.endswith("/")
-        if entry.from_directory:
-            target = posixpath.join(target, entry.path)
-        elif into_directory:
-            target = posixpath.join(target, posixpath.basename(entry.path or entry.source))
-        return posixpath.normpath(target)
+
+def messages(header: pb.ResourceChunk.ResourceHeader, content: Iterable[bytes]) -> Iterator[pb.ResourceChunk]:
+    """Yield the messages of one entry: its header, its content with checksums, and its end."""
+    yield pb.ResourceChunk(header=header)
+    for data in content:
+        yield pb.ResourceChunk(
+            chunk=pb.ResourceChunk.ResourceContents(chunk=data, checksum=wire.checksum(data), id=header.id)
+        )
+    yield pb.ResourceChunk(eof=pb.ResourceChunk.ResourceEof(id=header.id))
 
 
-def _content(entry: Entry, identity: str) -> Iterator[pb.ResourceChunk]:
-    if entry.open is None:
-        raise InputError(f"{entry.source}: a file without content cannot be sent")
-    sent = 0
+@contextmanager
+def reading(entry: Entry) -> Iterator[None]:
+    """Turn what goes wrong with the content of a file into words.
+
+    Raises:
+        InputError: in place of the errors of the system.
+    """
     try:
-        with entry.open() as file:
-            while data := file.read(wire.CHUNK_BYTES):
-                sent += len(data)
-                yield pb.ResourceChunk(
-                    chunk=pb.ResourceChunk.ResourceContents(
-                        chunk=data, checksum=wire.checksum(data), id=identity
-                    )
-                )
+        yield
     except FileNotFoundError as error:
         raise InputError(f"{entry.source} has vanished since the build began") from error
     except (OSError, EOFError) as error:
         raise InputError(f"{entry.source} cannot be read: {error}") from error
+
+
+def content_of(entry: Entry) -> BinaryIO:
+    """Open the content of a file.
+
+    Raises:
+        InputError: it has none, or cannot be opened.
+    """
+    if entry.open is None:
+        raise InputError(f"{entry.source}: a file without content cannot be sent")
+    with reading(entry):
+        return entry.open()
+
+
+def changed(entry: Entry, how: str) -> InputError:
+    """Return the error for a file that is not what it was when the build began."""
+    return InputError(
+        f"{entry.source} has changed while it was sent: {how}",
+        hint="do not change the build context during a build",
+    )
+
+
+def _content(entry: Entry) -> Iterator[bytes]:
+    sent = 0
+    with content_of(entry) as file, reading(entry):
+        while data := file.read(wire.CHUNK_BYTES):
+            sent += len(data)
+            yield data
     if sent != entry.size:
-        raise InputError(
-            f"{entry.source} has changed while it was sent: expected {entry.size} bytes, found {sent}",
-            hint="do not change the build context during a build",
-        )
+        raise changed(entry, f"expected {entry.size} bytes, found {sent}")

@@ -23,10 +23,11 @@ from firebuild_bootstrap.listening import listen, parse_bind
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.gate import Gate, GateCredentials
 from firebuild_bootstrap.service.guard import Guard
-from firebuild_bootstrap.service.handlers import Handlers, StepInfo
+from firebuild_bootstrap.service.handlers import Handlers
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.session import Session
+from firebuild_bootstrap.service.steps import StepEvents, StepInfo
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
 
@@ -70,14 +71,12 @@ class BootstrapServer:
         self._credentials = GateCredentials(server=server_material, guest=guest_material)
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
+        total = max((step.number for step in steps), default=0) if total_steps is None else total_steps
         self._handlers = Handlers(
             self._session,
             commands=commands,
             resources=resources,
-            steps=steps,
-            total_steps=max((step.number for step in steps), default=0)
-            if total_steps is None
-            else total_steps,
+            steps=StepEvents(self._session, steps, total),
         )
         self._closing = contextlib.ExitStack()
         self._running: tuple[Gate, grpc.Server] | None = None
@@ -102,6 +101,7 @@ class BootstrapServer:
             FirebuildError: the address or the material cannot be used.
         """
         with contextlib.ExitStack() as started:
+            started.callback(self._handlers.close)
             server, backend = self._start_grpc(started)
             gate = Gate(
                 self._credentials,

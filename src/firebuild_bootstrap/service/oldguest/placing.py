@@ -1,0 +1,224 @@
+"""The script that makes what was sent to an old guest a COPY or ADD, as guest/copy.py would do it."""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.guest.modes import parse_mode
+from firebuild_bootstrap.service.oldguest.shell import lines, words
+from firebuild_bootstrap.service.oldguest.staging import File, Layer
+
+_BILLION: Final = 1_000_000_000
+
+# `$D` is the destination without a slash at its end, `$O` the owner of what has none of its own.
+_FUNCTIONS: Final = r"""
+put() {
+  if [ -d "$1" ] && [ ! -L "$1" ]; then
+    if [ -d "$2" ]; then
+      merge "$1" "$2"
+      if [ ! -L "$2" ] && ! implied "$1"; then alike "$1" "$2"; fi
+    elif [ -e "$2" ] || [ -L "$2" ]; then die "$2: a file is where a directory is needed"
+    else mv -f "$1" "$2" || die "$2: it could not be written"; fi
+  else replace "$1" "$2"; fi
+}
+merge() {
+  for found in "$1"/* "$1"/.[!.]* "$1"/..?*; do
+    if [ -e "$found" ] || [ -L "$found" ]; then put "$found" "$2/${found##*/}"; fi
+  done
+}
+replace() {
+  if [ -L "$2" ]; then rm -f "$2" || failed
+  elif [ -d "$2" ]; then die "$2: a directory is there, and a file or link can't replace it"; fi
+  mv -f "$1" "$2" || die "$2: it could not be written"
+}
+alike() {
+  like=$(stat -c '%u:%g' "$1") && chown "$like" "$2" && like=$(stat -c %a "$1") && chmod "00$like" "$2" ||
+    die "$2: its owner or mode could not be set"
+}
+tree() {
+  if [ -d "$D/" ]; then merge "$S/$1" "$D"
+  elif [ -e "$D" ] || [ -L "$D" ]; then die "$D: a file is where a directory is needed"
+  else
+    mk "${D%/*}" "$O"
+    mv -f "$S/$1" "$D" || die "$D: it could not be written"
+    NEW=$1
+  fi
+}
+single() {
+  if [ "$3" = into ] || [ -d "$D/" ]; then mk "$D" "$O"; at=$D/$2; else mk "${D%/*}" "$O"; at=$D; fi
+  if [ -L "$at" ] && [ -e "$at" ]; then at=$(readlink -f "$at"); fi
+  replace "$S/$1" "$at"
+}
+stamp() {
+  seconds=$1${FRACTIONS:+.$2}; shift 2
+  touch -h -d "@$seconds" "$@"
+}
+timed() {
+  if [ "$4" = "" ] && [ "$NEW" != "$3" ]; then return; fi
+  if [ -d "$D/$4" ] && [ ! -L "$D/$4" ]; then stamp "$1" "$2" "$D/$4"; fi
+}
+"""
+
+_VERIFY: Final = r"""
+if ! sha256sum -c sums > checked 2>&1; then
+  while IFS= read -r line; do case $line in *': OK') ;; *) printf '%s\n' "$line" >&2 ;; esac; done < checked
+  die "the files did not arrive as they were sent"
+fi
+"""
+
+
+@dataclass(frozen=True)
+class Placing:
+    """All that the script for one COPY or ADD is made from."""
+
+    command: wire.CopyCommand
+    layers: Sequence[Layer]
+    files: Sequence[File]
+
+    def script(self) -> str:
+        """Return the script; it runs after shell.library and ends with the step's mark."""
+        command = self.command
+        target, must_exist = _target(command)
+        text = [
+            _FUNCTIONS,
+            'implied() { case ${1#"$S/"} in ' + self._implied() + " *) return 1 ;; esac; }",
+            f"owner {shlex.quote(command.chown)}" if command.chown is not None else "O=0:0",
+            f"mk {shlex.quote(posixpath.join('/', command.workdir))} 0:0",
+            f"D={shlex.quote(target)} NEW=",
+            'mk "$D" "$O"' if must_exist else "",
+            'cd "$S" && : > probe || failed',
+            "FRACTIONS=; ! touch -d @1.5 probe 2>/dev/null || FRACTIONS=1",
+            *self._joined(),
+            _VERIFY if self.files else "",
+            *self._owned(),
+            *self._moded(),
+            *self._timed(),
+            *(line for layer in self.layers for line in self._placed(layer)),
+            *self._timed_directories(),
+            'cd / && rm -rf "$S" || failed',
+            "say E 0",
+            "exit 0",
+        ]
+        return "\n".join(line for line in text if line) + "\n"
+
+    def sums(self, digests: Mapping[int, str]) -> str:
+        """Return the list that sha256sum checks, from the digest of each file by its number."""
+        return "".join(f"{digests[file.index]}  {file.arrived}\n" for file in self.files)
+
+    # --- before the merge -----------------------------------------------------------------------
+
+    def _implied(self) -> str:
+        paths = [
+            layer.staged(path) for layer in self.layers for path, held in layer.entries.items() if not held
+        ]
+        return f"{'|'.join(map(shlex.quote, paths))}) ;;" if paths else ""
+
+    def _joined(self) -> Iterator[str]:
+        for file in self.files:
+            if len(file.pieces) > 1:
+                parts = words(piece.path for piece in file.pieces)
+                yield f"cat {parts} > {shlex.quote(file.arrived)} && rm -f {parts} || failed"
+
+    def _everything(self) -> Iterator[tuple[str, Entry | None]]:
+        """Yield what waits as a thing of its own: not the other names of a file."""
+        odd = {file.staged: file.arrived for file in self.files}
+        for layer in self.layers:
+            for path, held in layer.entries.items():
+                if held is None or held[1].kind is not EntryKind.HARDLINK:
+                    staged = layer.staged(path)
+                    yield odd.get(staged, staged), held[1] if held else None
+
+    def _owned(self) -> Iterator[str]:
+        yield from self._links()
+        owners: defaultdict[str, list[str]] = defaultdict(list)
+        for staged, entry in self._everything():
+            kept = entry.owner if entry is not None and self.command.chown is None else None
+            owners[f"{kept[0]}:{kept[1]}" if kept else "$O"].append(staged)
+        if self.command.chown is None:
+            owners.pop("$O", None)  # the guest's own files are root's
+        for owner, paths in owners.items():
+            yield from lines(f'chown -h "{owner}"', paths)
+
+    def _links(self) -> Iterator[str]:
+        for layer in self.layers:
+            for path, held in layer.entries.items():
+                if held is not None and held[1].kind is EntryKind.SYMLINK:
+                    yield f"ln -s -- {words((held[1].link_target, layer.staged(path)))} || failed"
+
+    def _moded(self) -> Iterator[str]:
+        modes: defaultdict[int, list[str]] = defaultdict(list)
+        change = parse_mode(self.command.chmod) if self.command.chmod is not None else None
+        for staged, entry in self._everything():
+            if entry is None:
+                modes[0o755].append(staged)
+            elif entry.kind is not EntryKind.SYMLINK:
+                directory = entry.kind is EntryKind.DIRECTORY
+                modes[change(entry.mode, directory) if change else entry.mode].append(staged)
+        for mode, paths in modes.items():
+            # Five digits, because chmod of GNU leaves setuid and setgid of directories alone otherwise.
+            yield from lines(f"chmod {mode:05o}", paths)
+
+    def _timed(self) -> Iterator[str]:
+        times: defaultdict[int, list[str]] = defaultdict(list)
+        for staged, entry in self._everything():
+            if entry is not None and entry.kind is not EntryKind.DIRECTORY:
+                times[entry.mtime_ns].append(staged)
+        for mtime, paths in times.items():
+            yield from lines(f"stamp {_time(mtime)}", paths)
+
+    # --- the merge ------------------------------------------------------------------------------
+
+    def _placed(self, layer: Layer) -> Iterator[str]:
+        for file in self.files:
+            if file.arrived != file.staged and file.staged.startswith(f"{layer.number}/"):
+                yield f"mv -f {words((file.arrived, file.staged))} || failed"
+        if layer.single:
+            ((path, _),) = layer.entries.items()
+            yield f"single {layer.number} {shlex.quote(path)} {'into' if _into(self.command) else 'name'}"
+            return
+        for path, held in layer.entries.items():
+            if held is not None and held[1].kind is EntryKind.HARDLINK:
+                yield _hard_link(layer, path, held[1].link_target)
+        yield f"tree {layer.number}"
+
+    def _timed_directories(self) -> Iterator[str]:
+        last: dict[str, str] = {}
+        for layer in self.layers:
+            for path, held in layer.entries.items():
+                if held is not None and held[1].kind is EntryKind.DIRECTORY:
+                    line = f"timed {_time(held[1].mtime_ns)} {layer.number} {shlex.quote(path)} || failed"
+                    last[path or f"/{layer.number}"] = line
+        yield from last.values()
+
+
+def _hard_link(layer: Layer, path: str, first: str) -> str:
+    # One that is not in the layer is in the image already.
+    origin = shlex.quote(layer.staged(first)) if layer.entries.get(first) else f'"$D"/{shlex.quote(first)}'
+    return f"ln {origin} {shlex.quote(layer.staged(path))} || failed"
+
+
+def _time(mtime_ns: int) -> str:
+    seconds, fraction = divmod(mtime_ns, _BILLION)
+    return f"{seconds} {fraction:09d}"
+
+
+def _into(command: wire.CopyCommand) -> bool:
+    target = command.target
+    return command.target_is_directory or target.endswith(("/", "/.")) or target in ("", ".")
+
+
+def _target(command: wire.CopyCommand) -> tuple[str, bool]:
+    """Return the destination without `.` and double slashes, and whether it is a directory by its name."""
+    names = [
+        name
+        for name in posixpath.join("/", command.workdir, command.target).split("/")
+        if name not in ("", ".")
+    ]
+    return "".join(f"/{name}" for name in names), bool(names) and names[-1] == ".."

@@ -1,0 +1,172 @@
+"""What an old guest is doing, worked out from what it asks for and what it passes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Literal
+
+from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
+from firebuild_bootstrap.service.oldguest.marks import Mark, MarkReader
+from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
+from firebuild_bootstrap.service.session import Session
+from firebuild_bootstrap.service.steps import StepEvents
+
+Stream = Literal["stdout", "stderr"]
+
+_TOO_OLD: Final = "the guest's vminit is too old to build this image"
+_HINT: Final = "use a current vminit, or put what is missing into the base"
+_NOT_UTF8: Final = "an old vminit can't pass on output that is not UTF-8: let the step write it into a file"
+
+
+class Progress:
+    """The steps of one build with an old guest. Every method may be called from any thread.
+
+    Args:
+        session: takes output and the end.
+        events: takes the begin and end of steps.
+        nonce: what begins the marks.
+        steps: the numbers of all steps.
+        clock: seconds that only ever grow.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        events: StepEvents,
+        nonce: str,
+        steps: Iterable[int],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._events = events
+        self._marks = MarkReader(nonce)
+        self._missing = list(steps)
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._ready = False
+        self._trims = False
+        self._step = 0
+        self._begun = 0.0
+        # Told late: what the step wrote to the other stream may still be on its way.
+        self._ended: tuple[int, float] | None = None
+        self._failure: Outcome | None = None
+
+    def output(self, stream: Stream, pieces: Sequence[str]) -> None:
+        """Take what the guest read from one stream, piece by piece as it read it."""
+        with self._lock:
+            for piece in pieces:
+                parts = [piece] if stream == "stderr" else list(self._marks.feed(piece))
+                for number, part in enumerate(parts, start=1):
+                    if isinstance(part, Mark):
+                        self._marked(part)
+                    else:
+                        whole = number == len(parts) and (stream == "stderr" or not self._marks.holding)
+                        self._write(stream, part, whole=whole)
+
+    def fetching(self, step: int) -> None:
+        """The guest asks for files of a step."""
+        with self._lock:
+            self._end_if_failed()
+            if step != self._step:
+                self._begin(step)
+
+    def success(self) -> Outcome:
+        """Return the end of a build whose guest says that all went well, which it may not know."""
+        with self._lock:
+            self._flush()
+            if self._failure is None and (self._missing or not self._ready):
+                self._fail(self._incomplete())
+            return self._failure or Outcome(ending=Ending.SUCCESS)
+
+    def abort(self, text: str) -> Outcome:
+        """Return the end of a build that the guest gave up with these words."""
+        with self._lock:
+            if self._failure is None:
+                self._fail(self._guess(text))
+            self._flush()
+            return self._failure or Outcome(ending=Ending.ABORTED)
+
+    # --- marks ----------------------------------------------------------------------------------
+
+    def _marked(self, mark: Mark) -> None:
+        match mark.kind:
+            case "P":
+                self._ready = True
+                # The facts about old guests differ in whether they trim what they pass on: see for yourself.
+                self._trims = not mark.ends_line
+            case "B":
+                self._end_if_failed()
+                self._begin(mark.step)
+            case "X":
+                self._fail(self._explained(mark))
+            case "E":
+                self._finish(mark)
+
+    def _begin(self, step: int) -> None:
+        self._tell_end()
+        self._step, self._begun = step, self._clock()
+        self._events.started(step)
+
+    def _finish(self, mark: Mark) -> None:
+        code = int(mark.value) if mark.value.isdecimal() else 1
+        if code:
+            self._fail(StepFailed(f"the command exited with status {code}", step=mark.step, exit_code=code))
+            return
+        if mark.step in self._missing:
+            self._missing.remove(mark.step)
+        self._ended = (0, self._clock() - self._begun)
+
+    def _explained(self, mark: Mark) -> FirebuildError:
+        if mark.step == 0:
+            return InputError(f"{_TOO_OLD}: {mark.value}", hint=_HINT)
+        return StepFailed(mark.value, step=mark.step)
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def _fail(self, error: FirebuildError) -> None:
+        if self._failure is not None:
+            return
+        self._failure = failure(error)
+        if isinstance(error, StepFailed):
+            self._ended = (error.exit_code or 1, self._clock() - self._begun)
+            self._failure = Outcome(
+                ending=Ending.ABORTED,
+                error=error,
+                step=error.step,
+                exit_code=error.exit_code,
+                reason="file" if error.exit_code is None else "command",
+            )
+
+    def _end_if_failed(self) -> None:
+        """End a build whose guest goes on after a failure that it did not notice."""
+        if self._failure is not None:
+            self._flush()
+            self._session.end(self._failure)
+
+    def _incomplete(self) -> FirebuildError:
+        step = min(self._missing, default=0)
+        return StepFailed(f"the guest reported success, but step {step} was not seen to end", step=step)
+
+    def _guess(self, text: str) -> FirebuildError:
+        text = text or "the guest gave no reason"
+        if not self._ready:
+            return InputError(f"{_TOO_OLD}, which needs a shell in it, /bin/sh: {text}", hint=_HINT)
+        return StepFailed(text, step=self._step, hint=_NOT_UTF8 if "UTF-8" in text else None)
+
+    def _flush(self) -> None:
+        if rest := self._marks.rest():
+            self._write("stdout", rest, whole=True)
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        if self._ended is not None and self._step:
+            self._events.finished(self._step, *self._ended)
+        self._ended = None
+
+    def _write(self, stream: Stream, text: str, *, whole: bool) -> None:
+        if self._trims and whole and not text.endswith("\n"):
+            text += "\n"
+        self._session.output.write(self._step, stream, text.encode())

@@ -1,0 +1,112 @@
+"""The scripts for RUN and WORKDIR, and the one that looks at the image before the first step."""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections.abc import Sequence
+from typing import Final
+
+from firebuild_bootstrap import wire
+
+_ROOT: Final = ("", "0", "root")
+_ALWAYS: Final = ("chmod", "chown", "env", "mkdir", "rm")
+_FOR_FILES: Final = ("cat", "ln", "mv", "readlink", "sha256sum", "stat", "touch")
+
+# Executes $1 as the user that `user` found. HOME is told through a variable, because su sets its own.
+_AS_USER: Final = r"""
+as_user() {
+  FB_HOME=$H; export FB_HOME
+  if [ "$U:$G" = 0:0 ]; then /bin/sh -c "$1"
+  elif setpriv --reuid="$U" --regid="$G" --groups="$L" env -i 2>/dev/null; then
+    setpriv --reuid="$U" --regid="$G" --groups="$L" /bin/sh -c "$1"
+  elif chroot --userspec="$U:$G" --groups="$L" --skip-chdir / env -i 2>/dev/null; then
+    chroot --userspec="$U:$G" --groups="$L" --skip-chdir / /bin/sh -c "$1"
+  elif [ -n "$N" ] && [ -z "$wanted_group" ] && command -v su >/dev/null; then
+    su -s /bin/sh "$N" -c "$1"
+  else
+    die "USER $2: the image has nothing that becomes this user; the guest's vminit is too old to do it"
+  fi
+}
+"""
+
+# Tried with ids that exist everywhere. su can't give another group than the user's own.
+_CAN_BECOME: Final = r"""
+if setpriv --reuid=0 --regid=0 --groups=0 env -i 2>/dev/null; then :
+elif chroot --userspec=0:0 --groups=0 --skip-chdir / env -i 2>/dev/null; then :
+elif %s && command -v su >/dev/null; then :
+else die "USER: the image has no program that starts another as a user with its groups: \
+install setpriv (util-linux) or chroot (coreutils)"; fi
+"""
+
+_CAN_PLACE: Final = r"""
+mkdir "$S" && cd "$S" && : > a && ln -s a b || die "no directory can be made in / of the image"
+touch -h -d @1 a b || die "touch of the image does not know -h and -d @SECONDS"
+[ "$(stat -c %Y b)" = 1 ] || die "stat of the image does not know -c FORMAT"
+sha256sum a > c && sha256sum -c c >/dev/null || die "sha256sum of the image does not know -c"
+cd / && rm -rf "$S"
+"""
+
+
+def probe(commands: Sequence[wire.AnyCommand]) -> str:
+    """Return what finds out, before the first step, whether the image has what the scripts need."""
+    copies = any(isinstance(command, wire.CopyCommand) for command in commands)
+    users = [command.user for command in commands if isinstance(command, wire.RunCommand)]
+    others = [user.partition(":") for user in users if not is_root(user)]
+    text = _tools((*_ALWAYS, *_FOR_FILES) if copies else _ALWAYS)
+    text += _CAN_PLACE if copies else ""
+    if others:
+        text += _CAN_BECOME % ("false" if any(group for _, _, group in others) else ":")
+    return text + "say P ''\n"
+
+
+def is_root(user: str) -> bool:
+    """Tell whether a USER value is root by any of its names."""
+    name, _, group = user.partition(":")
+    return name in _ROOT and group in _ROOT
+
+
+def _tools(names: Sequence[str]) -> str:
+    return (
+        f"missing=; for tool in {' '.join(names)}; do "
+        'command -v "$tool" >/dev/null || missing="$missing $tool"; done\n'
+        '[ -z "$missing" ] || die "the image lacks$missing"\n'
+    )
+
+
+def workdir(command: wire.WorkdirCommand) -> str:
+    """Return what makes the directory for the current user."""
+    path = posixpath.join("/", command.workdir)
+    return f"say B ''\nuser {shlex.quote(command.user)}\nmk {shlex.quote(path)} \"$U:$G\"\nsay E 0\n"
+
+
+def run(command: wire.RunCommand, staging: str) -> str:
+    """Return what executes a RUN with exactly its environment, user and directory.
+
+    Args:
+        command: the RUN.
+        staging: directory that may be made for the time of the RUN.
+    """
+    directory, user = shlex.quote(posixpath.join("/", command.workdir)), shlex.quote(command.user)
+    script = remove = ""
+    argv = command.argv
+    if command.script is not None:
+        argv = (f"{staging}/run",)
+        # Others than root have to reach it.
+        script = f'mkdir -m 0711 "$S" && printf %s {shlex.quote(command.script)} > "$S/run" && '
+        script += 'chmod 00755 "$S/run" || failed\n'
+        remove = 'rm -rf "$S"\n'
+    return (
+        f"{_AS_USER}say B ''\nuser {user}\nmk {directory} 0:0\n{script}"
+        f'cd {directory} || die "WORKDIR "{directory}": it can not be entered"\n'
+        f"as_user {_command_line(command, argv)} {user} < /dev/null\n"
+        f'code=$?\ncd /\n{remove}say E "$code"\nexit "$code"\n'
+    )
+
+
+def _command_line(command: wire.RunCommand, argv: Sequence[str]) -> str:
+    environment = {"PATH": wire.DEFAULT_PATH, **command.args, **command.env}
+    assignments = [shlex.quote(f"{name}={value}") for name, value in environment.items()]
+    if "HOME" not in environment:
+        assignments.append('HOME="$FB_HOME"')
+    return shlex.quote(" ".join(["exec env -i", *assignments, *map(shlex.quote, argv)]))

@@ -1,0 +1,34 @@
+"""Certificates, a sandbox and a build context for guests and servers of both ages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.sandbox import IdMap, Runtime, detect, find_runtime
+from firebuild_pki import TLSMaterial, open_authority
+from peers.house import House
+
+
+@pytest.fixture(scope="session")
+def idmap() -> IdMap:
+    return detect()
+
+
+@pytest.fixture(scope="session")
+def runtime() -> Runtime:
+    return find_runtime()
+
+
+@pytest.fixture(scope="session")
+def materials() -> tuple[TLSMaterial, TLSMaterial]:
+    with open_authority(build_id="b1") as authority:
+        return authority.issue_server(), authority.issue_guest()
+
+
+@pytest.fixture
+def house(
+    tmp_path: Path, materials: tuple[TLSMaterial, TLSMaterial], runtime: Runtime, idmap: IdMap
+) -> House:
+    return House(tmp_path, materials, runtime, idmap)
