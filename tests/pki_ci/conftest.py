@@ -18,6 +18,24 @@ ISSUERS = {"github": "https://token.actions.githubusercontent.com", "gitlab": "h
 
 
 @dataclass(frozen=True)
+class Ran:
+    """How a script ended.
+
+    Args:
+        status: its exit status.
+        output: what it wrote, standard error included.
+    """
+
+    status: int
+    output: str
+
+    @property
+    def said(self) -> str:
+        """The output in one line: how wide it was broken does not matter."""
+        return " ".join(self.output.split())
+
+
+@dataclass(frozen=True)
 class Checkout:
     """A checkout of the repository that the page describes, on a machine with firebuild.
 
@@ -29,13 +47,11 @@ class Checkout:
     directory: Path
     home: Path
 
-    def run(
-        self, shell: tuple[str, ...], script: str, environ: Mapping[str, str]
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a script as a CI system does, from a file; standard error is part of the output."""
+    def run(self, shell: tuple[str, ...], script: str, environ: Mapping[str, str]) -> Ran:
+        """Run a script as a CI system does, from a file."""
         file = self.directory.parent / "step.sh"
         file.write_text(script)
-        return subprocess.run(
+        done = subprocess.run(
             [*shell, str(file)],
             cwd=self.directory,
             env={**self.environ, **environ},
@@ -45,8 +61,9 @@ class Checkout:
             timeout=120,
             check=False,
         )
+        return Ran(done.returncode, done.stdout)
 
-    def step(self, job: Job, title: str, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    def step(self, job: Job, title: str, environ: Mapping[str, str]) -> Ran:
         """Run one step of a job."""
         return self.run(job.shell, job.steps[title], {**job.environ, **environ})
 
@@ -109,7 +126,7 @@ def operator(
         script = script.replace(discovery, "jwt_validation_pubkeys=@keys.pem")
         environ = {"VAULT_ADDR": vault.address, "BAO_ADDR": vault.address, "BAO_TOKEN": vault.root_token}
         ran = place.run(("sh", "-eu"), script, environ)
-        return ran.returncode, ran.stdout
+        return ran.status, ran.output
 
     def run(name: str) -> None:
         status, text = output(name)

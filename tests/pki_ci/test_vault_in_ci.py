@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -25,13 +26,13 @@ def test_the_job_on_github_builds_its_image(
     job, _ = github_job()
     with Endpoint(issuers["github"], github_claims()).serving() as endpoint:
         ran = checkout.step(job, BUILD, {**endpoint.environ, "GITHUB_RUN_NUMBER": "7"})
-    assert ran.returncode == 0, ran.stdout
+    assert ran.status == 0, ran.output
     assert (checkout.directory / "web.ext4").stat().st_size > 1 << 20
     assert len(certificates(vault) - before) >= 2
     (token,) = endpoint.tokens
     masked = f"::add-mask::{token}\n"
-    assert masked in ran.stdout
-    assert token not in ran.stdout.replace(masked, "")
+    assert masked in ran.output
+    assert token not in ran.output.replace(masked, "")
     assert open_tokens(vault, "github") == 0
 
 
@@ -45,10 +46,10 @@ def test_the_job_on_gitlab_builds_its_image(
     ((variable, wanted),) = job.document["id_tokens"].items()
     token = issuers["gitlab"].token(**gitlab_claims(), aud=wanted["aud"])
     ran = checkout.step(job, "script", {variable: token, "CI_PIPELINE_IID": "7"})
-    assert ran.returncode == 0, ran.stdout
+    assert ran.status == 0, ran.output
     assert (checkout.directory / "web.ext4").exists()
     assert len(certificates(vault) - before) >= 2
-    assert token not in ran.stdout
+    assert token not in ran.said
     assert open_tokens(vault, "gitlab") == 0
 
 
@@ -70,9 +71,9 @@ def test_another_job_on_github_is_refused(
     job, _ = github_job()
     with Endpoint(issuers["github"], claims).serving() as endpoint:
         ran = checkout.step(job, BUILD, {**endpoint.environ, "GITHUB_RUN_NUMBER": "7"})
-    assert ran.returncode == 3, ran.stdout
-    assert "the login with jwt at auth/github/login was refused" in ran.stdout
-    assert f'claim "{claim}" does not match' in ran.stdout
+    assert ran.status == 3, ran.output
+    assert "the login with jwt at auth/github/login was refused" in ran.said
+    assert f'claim "{claim}" does not match' in ran.said
     assert not (checkout.directory / "web.ext4").exists()
 
 
@@ -91,8 +92,8 @@ def test_another_job_on_gitlab_is_refused(
     claims, claim = GITLAB_STRANGERS[stranger]
     token = issuers["gitlab"].token(**claims, aud=AUDIENCE)
     ran = checkout.step(gitlab_job(), "script", {"VAULT_JWT": token, "CI_PIPELINE_IID": "7"})
-    assert ran.returncode == 3, ran.stdout
-    assert f'claim "{claim}" does not match' in ran.stdout
+    assert ran.status == 3, ran.output
+    assert f'claim "{claim}" does not match' in ran.said
 
 
 BAD_TOKENS: dict[str, tuple[dict[str, Any], str]] = {
@@ -110,17 +111,17 @@ def test_a_token_with_a_flaw_is_refused_in_words(
     changes, word = BAD_TOKENS[flaw]
     token = issuers["gitlab"].token(**{**gitlab_claims(), "aud": AUDIENCE, **changes})
     ran = checkout.step(gitlab_job(), "script", {"VAULT_JWT": token, "CI_PIPELINE_IID": "7"})
-    assert ran.returncode == 3, ran.stdout
-    assert word in ran.stdout
-    assert token not in ran.stdout
+    assert ran.status == 3, ran.output
+    assert word in ran.said
+    assert token not in ran.said
 
 
 def test_a_token_signed_by_another_key_is_refused(checkout: Checkout, operator: Operator) -> None:
     operator("gitlab")
     token = JwtIssuer("https://gitlab.com").token(**gitlab_claims(), aud=AUDIENCE)
     ran = checkout.step(gitlab_job(), "script", {"VAULT_JWT": token, "CI_PIPELINE_IID": "7"})
-    assert ran.returncode == 3, ran.stdout
-    assert "the login with jwt at auth/gitlab/login was refused" in ran.stdout
+    assert ran.status == 3, ran.output
+    assert "the login with jwt at auth/gitlab/login was refused" in ran.said
 
 
 def test_a_job_that_may_not_have_a_token_stops_before_the_build(
@@ -130,15 +131,39 @@ def test_a_job_that_may_not_have_a_token_stops_before_the_build(
     with Endpoint(issuers["github"], github_claims()).serving() as endpoint:
         environ = {**endpoint.environ, "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "wrong"}
         ran = checkout.step(job, BUILD, environ)
-    assert ran.returncode != 0
-    assert "401" in ran.stdout
-    assert "firebuild" not in ran.stdout
+    assert ran.status != 0
+    assert "401" in ran.said
+    assert "firebuild" not in ran.said
+
+
+def test_a_job_without_the_permission_is_told_so(checkout: Checkout) -> None:
+    ran = checkout.step(github_job()[0], BUILD, {})
+    assert ran.status != 0
+    assert "this job needs the permission id-token: write" in ran.said
+    assert (
+        "this job needs the permission id-token: write"
+        in PAGE.read_text(encoding="utf-8").partition("fails")[2]
+    )
 
 
 def test_without_a_token_the_variable_is_named(checkout: Checkout) -> None:
     ran = checkout.step(gitlab_job(), "script", {"CI_PIPELINE_IID": "7"})
-    assert ran.returncode == 3, ran.stdout
-    assert "expected a secret in the environment variable VAULT_JWT, but it is not set" in ran.stdout
+    assert ran.status == 3, ran.output
+    assert "expected a secret in the environment variable VAULT_JWT, but it is not set" in ran.said
+
+
+def test_what_the_page_shows_of_a_failure_is_what_is_shown(
+    checkout: Checkout, operator: Operator, issuers: dict[str, JwtIssuer]
+) -> None:
+    operator("github")
+    job, _ = github_job()
+    with Endpoint(issuers["github"], github_claims(branch="feature")).serving() as endpoint:
+        ran = checkout.step(job, BUILD, endpoint.environ)
+    page = PAGE.read_text(encoding="utf-8")
+    _, _, shown = page.partition("```text\n")
+    wanted = " ".join(shown.partition("…")[0].split())
+    version = firebuild_version()
+    assert wanted.replace("0.1.0", version) in ran.said
 
 
 def test_the_laptop_uses_the_same_file_and_no_vault(checkout: Checkout) -> None:
@@ -149,8 +174,8 @@ def test_the_laptop_uses_the_same_file_and_no_vault(checkout: Checkout) -> None:
             "FIREBUILD_CONFIG": "firebuild.yaml",
         },
     )
-    assert ran.returncode == 0, ran.stdout
-    assert "embedded" in ran.stdout
+    assert ran.status == 0, ran.output
+    assert "embedded" in ran.said
 
 
 def test_the_token_of_a_build_can_do_nothing_else(
@@ -206,7 +231,11 @@ def test_every_file_of_the_page_is_tried() -> None:
     }
     assert set(blocks()) == known
     fences = PAGE.read_text(encoding="utf-8").count("\n```") // 2
-    assert fences == len(known) + 1, "one more is the runner's config.toml"
+    assert fences == len(known) + 2, "two more are the runner's config.toml and a report"
+
+
+def firebuild_version() -> str:
+    return metadata.version("firebuild")
 
 
 def certificates(vault: DevServer) -> set[str]:

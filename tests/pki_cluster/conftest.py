@@ -11,7 +11,6 @@ from baoserver.fixtures import (  # noqa: F401
     cluster,
     dev_server,
     pytest_runtest_makereport,
-    stored_server,
     unique,
 )
 from pki_cluster.proxy import Proxy
