@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.utils import CryptographyDeprecationWarning
 
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.x509 import fingerprint, to_pem
@@ -46,7 +48,9 @@ def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
     data = pem.encode() if isinstance(pem, str) else pem
     data = data.replace(b"----------", b"-----\n-----")
     try:
-        return x509.load_pem_x509_certificates(data)
+        with warnings.catch_warnings():  # a serial number of zero, which old tools gave to their CAs
+            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+            return x509.load_pem_x509_certificates(data)
     except ValueError as error:
         reason = str(error).splitlines()[0].rstrip(".")
         message = f"expected PEM certificates as {what}, but they cannot be read: {reason}"
@@ -68,29 +72,28 @@ def build_chain(
     Raises:
         MaterialError: a link is missing; the message names it.
     """
-    candidates = [one for one in dict.fromkeys(pool) if not is_self_signed(one)]
-    issuers: list[x509.Certificate] = []
-    current = leaf
-    while True:
-        anchor = _issuer_among(anchors, current)
+    paths = _paths_up(leaf, pool)
+    for path in paths:
+        anchor = _issuer_among(anchors, path[-1])
         if anchor is not None:
-            return Chain(leaf, tuple(issuers), anchor)
-        unused = [one for one in candidates if one != leaf and one not in issuers]
-        issuer = _issuer_among(unused, current)
-        if issuer is None:
-            raise _missing_link(current, anchors)
-        issuers.append(issuer)
-        current = issuer
+            return Chain(leaf, path[1:], anchor)
+    raise _missing_link(paths[-1][-1], anchors)
 
 
 def order_issuers(leaf: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
-    """Pick the issuers of a leaf out of a heap, bottom-up, without roots; by signature."""
-    candidates = [one for one in dict.fromkeys(pool) if one != leaf and not is_self_signed(one)]
-    issuers: list[x509.Certificate] = []
-    while issuer := _issuer_among(candidates, issuers[-1] if issuers else leaf):
-        candidates.remove(issuer)
-        issuers.append(issuer)
-    return issuers
+    """Pick all issuers of a leaf out of a heap, the nearest first, without roots; by signature."""
+    return [path[-1] for path in _paths_up(leaf, pool)[1:]]
+
+
+def _paths_up(leaf: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[tuple[x509.Certificate, ...]]:
+    # a cross-signed issuer has several ways up, so all are followed; the shortest come first
+    unreached = [one for one in dict.fromkeys(pool) if one != leaf and not is_self_signed(one)]
+    paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
+    for path in paths:
+        issuers = [one for one in unreached if _signed_by(path[-1], one)]
+        unreached = [one for one in unreached if one not in issuers]
+        paths += [(*path, issuer) for issuer in issuers]
+    return paths
 
 
 def order_chain(leaf_pem: bytes, others_pem: bytes) -> bytes:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from firebuild_pki.chain import Chain
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.identity import Identity
-from firebuild_pki.keys import KeyType, PrivateKey, generate_key, private_key_pem
+from firebuild_pki.keys import KeyType, PrivateKey, generate_key, is_usable, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignedCertificate, SignRequest
 from firebuild_pki.verify import Expectation, Trust, Verified, verify_certificate
@@ -122,8 +122,8 @@ def _ready_key(pair: ReadyPair) -> PrivateKey:
         key: PrivateKeyTypes = serialization.load_pem_private_key(pair.private_key_pem, None)
     except (ValueError, TypeError):  # the reason could quote the key
         raise MaterialError(f"the private key of {pair.name} is not an unencrypted PEM key") from None
-    if not isinstance(key, PrivateKey):
-        raise MaterialError(f"the private key of {pair.name} is neither EC nor RSA, which gRPC needs")
+    if not isinstance(key, PrivateKey) or not is_usable(key):
+        raise MaterialError(f"gRPC needs a P-256, P-384 or RSA key, which that of {pair.name} is not")
     return key
 
 

@@ -38,6 +38,11 @@ def generate_key(key_type: KeyType = KeyType.P256) -> PrivateKey:
     return _MAKERS[key_type]()
 
 
+def is_usable(key: PrivateKey) -> bool:
+    """Tell whether a gRPC handshake works with a leaf that has this key: P-256, P-384 or RSA."""
+    return not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name in ("secp256r1", "secp384r1")
+
+
 def private_key_pem(key: PrivateKey) -> bytes:
     """Write a key as unencrypted PKCS#8 PEM (RFC 5958)."""
     return key.private_bytes(

@@ -137,7 +137,7 @@ class SecretRef(Settings):
     env: str | None = None
     """Name of the environment variable that holds the secret."""
     file: str | None = None
-    """Path of the file that holds the secret; one newline at its end does not count."""
+    """Path of the file that holds the secret; ~ is the home directory, one newline at the end is ignored."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["env"]}, {"required": ["file"]}]})
 
@@ -186,7 +186,7 @@ class SecretRef(Settings):
 
     def _read(self, where: str) -> str:
         try:
-            text = Path(str(self.file)).read_text(encoding="utf-8")
+            text = Path(str(self.file)).expanduser().read_text(encoding="utf-8")
         except OSError as error:
             raise SecretError(f"cannot read a secret from {where}: {error.strerror}") from error
         except UnicodeDecodeError:

@@ -82,8 +82,7 @@ def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
     if not isinstance(bundle, TrustBundle):
         raise MaterialError(f"expected a TrustBundle, found {type(bundle).__name__}")
     anchors = parse_certificates(bundle.anchors_pem, "trust anchors")
-    below = bundle.intermediates_pem
-    intermediates = parse_certificates(below, "intermediates") if below.strip() else []
+    intermediates = _optional(bundle.intermediates_pem, "intermediates")
     for certificate in (*anchors, *intermediates):
         if not is_ca(certificate):
             raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
@@ -101,9 +100,7 @@ def verify_certificate(
     Raises:
         MaterialError: a must failed; the message says what was expected and what was found.
     """
-    found = parse_certificates(certificate_pem, "certificate")
-    if not isinstance(chain_pem, bytes | str) or chain_pem.strip():
-        found += parse_certificates(chain_pem, "chain")
+    found = [*parse_certificates(certificate_pem, "certificate"), *_optional(chain_pem, "chain")]
     leaf = _leaf_with_key(found, expected.public_key)
     found.remove(leaf)
     _must_be_valid(leaf, expected.now)
@@ -116,6 +113,12 @@ def verify_certificate(
     if expected.exact:  # operators' own files may be in any order
         warnings += chain_remarks(leaf, found)
     return Verified(chain, tuple(warnings))
+
+
+def _optional(pem: bytes | str, what: str) -> list[x509.Certificate]:
+    if isinstance(pem, bytes | str) and not pem.strip():
+        return []
+    return parse_certificates(pem, what)
 
 
 def public_key_bytes(key: PublicKeyTypes) -> bytes:
@@ -148,7 +151,7 @@ def _must_be_valid(certificate: x509.Certificate, now: datetime) -> None:
 
 
 def _must_cover_build(chain: Chain, expected: Expectation) -> None:
-    for certificate in (*chain.certificates, chain.anchor):
+    for certificate in (chain.anchor, *reversed(chain.certificates)):  # a leaf ends with its CA
         end = certificate.not_valid_after_utc
         if end < expected.deadline:
             raise MaterialError(

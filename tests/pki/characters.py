@@ -6,6 +6,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from firebuild_pki import (
     CAEvent,
     Capability,
@@ -154,7 +156,7 @@ class Pairs(CAProvider):
             usages = [SERVER_AUTH, CLIENT_AUTH]
         if self.flaw == "swapped":
             usages = [CLIENT_AUTH if profile is Profile.SERVER else SERVER_AUTH]
-        key = generate_key()
+        key = ec.generate_private_key(ec.SECP521R1()) if self.flaw == "odd curve" else generate_key()
         leaf = self.ca.leaf(key.public_key(), [names[profile], "also.example.com"], usages=usages)
         if self.flaw == "nothing":
             return None  # type: ignore[return-value]

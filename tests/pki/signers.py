@@ -231,6 +231,11 @@ explaining = _plugin(
 )
 untrusted = _answering("untrusted", lambda self, leaf: None, trust=_failing(ValueError("no anchors")))
 no_bundle = _answering("no-bundle", lambda self, leaf: None, trust=lambda self: None)
+odd_bundle = _answering(
+    "odd-bundle",
+    lambda self, leaf: None,
+    trust=lambda self: TrustBundle(self.root.pem, None),  # type: ignore[arg-type]
+)
 leaf_as_anchor = _answering(
     "leaf-as-anchor",
     lambda self, leaf: None,

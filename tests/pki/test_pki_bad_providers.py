@@ -14,6 +14,7 @@ from firebuild_pki import (
     UnsupportedOperation,
     order_chain,
 )
+from firebuild_pki.chain import build_chain
 from firebuild_pki.keys import generate_key
 from pki import signers
 from pki.tools import NOW, OperatorCA, certificates, opened, pem
@@ -59,6 +60,21 @@ def test_a_heap_of_certificates_becomes_a_chain() -> None:
     assert order_chain(leaf + lower.pem, upper.pem) == lower.pem + upper.pem
     with pytest.raises(MaterialError, match="expected PEM certificates as chain"):
         order_chain(leaf, b"junk")
+
+
+def test_a_cross_signed_issuer_is_followed_to_the_anchor_that_is_trusted() -> None:
+    old, new = OperatorCA("Old Root"), OperatorCA("New Root")
+    lower = OperatorCA("Lower", old)
+    crossed = OperatorCA("Lower", new, key=lower.key)
+    upper = OperatorCA("Upper", old)
+    leaf = lower.leaf(generate_key().public_key(), ["a.b"])
+    for root, issuer in ((old, lower), (new, crossed)):
+        pool = [one.certificate for one in (upper, lower, crossed)]
+        chain = build_chain(leaf, pool, [root.certificate])
+        assert chain.issuers == (issuer.certificate,)
+    assert order_chain(pem(leaf), lower.pem + upper.pem + crossed.pem) == lower.pem + crossed.pem
+    with pytest.raises(MaterialError, match=r'"CN=Lower" .* was issued by "CN=New Root"'):
+        build_chain(leaf, [crossed.certificate], [old.certificate])
 
 
 def test_trusting_an_intermediate_alone_is_enough() -> None:
@@ -200,6 +216,7 @@ def test_the_words_of_a_provider_are_kept() -> None:
     [
         ("untrusted", "reading the trust bundle failed: ValueError: no anchors"),
         ("no-bundle", "expected a TrustBundle, found NoneType"),
+        ("odd-bundle", "expected PEM text as intermediates, found NoneType"),
         ("leaf-as-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
         ("plain-anchor", r'"CN=Operator Root" \(sha256 .*\) in the trust bundle is not a CA'),
         ("expired-anchor", r'"CN=Operator Root" \(sha256 .*\) expired at 2030-05-17 11:55:00Z, .*'),

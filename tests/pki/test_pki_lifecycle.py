@@ -176,7 +176,11 @@ def test_a_ready_pair_for_both_purposes_is_a_warning() -> None:
         ("nothing", "expected a ReadyPair, found NoneType"),
         ("other key", "is for another public key than the one requested"),
         ("broken key", "the private key of builds.example.com is not an unencrypted PEM key"),
-        ("odd key", "the private key of builds.example.com is neither EC nor RSA, which gRPC needs"),
+        (
+            "odd key",
+            "gRPC needs a P-256, P-384 or RSA key, which that of builds.example.com is not",
+        ),
+        ("odd curve", "gRPC needs a P-256, P-384 or RSA key, which that of builds.example.com is not"),
         ("name", "expected a certificate for elsewhere.example.com"),
     ],
 )
