@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Scenario:
         address: how the guest reaches this host.
         metadata: `whole`, `empty` (without the build), or `none` (nobody serves).
         seconds: after which the machine is ended by force.
+        interrupt_at: what a RUN step writes when the machine's first process is to get a SIGINT; this needs a
+            machine that is a program with that process as its child.
     """
 
     machine: Sequence[str]
@@ -39,6 +42,7 @@ class Scenario:
     address: str = "169.254.169.254"
     metadata: str = "whole"
     seconds: float = 60.0
+    interrupt_at: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,19 @@ class Happened:
     seconds: float
 
 
-@dataclass
 class Output:
-    """Keeps what RUN steps wrote."""
+    """Keeps what RUN steps wrote, and acts on a word in it."""
 
-    data: bytearray = field(default_factory=bytearray)
+    def __init__(self) -> None:
+        self.data = b""
+        self.word = b""
+        self.action: Callable[[], None] = lambda: None
 
     def __call__(self, event: Any) -> None:
         self.data += getattr(event, "data", b"")
+        if self.word and self.word in self.data:
+            self.word = b""
+            self.action()
 
 
 def host(scenario: Scenario) -> Happened:
@@ -91,9 +100,9 @@ def host(scenario: Scenario) -> Happened:
             emulator.start()
             cleanup.callback(emulator.stop)
         began = time.monotonic()
-        status, serial = _boot(scenario)
+        status, serial = _boot(scenario, output)
         seconds = time.monotonic() - began
-        outcome = server.wait(2.0)
+        outcome = server.wait(0.5)
         left = "Bootstrap" in store.get("/latest/meta-data")
         return Happened(
             status,
@@ -144,10 +153,11 @@ class _Bases:
         return ImageConfig()
 
 
-def _boot(scenario: Scenario) -> tuple[int | None, str]:
+def _boot(scenario: Scenario, output: Output) -> tuple[int | None, str]:
     machine = subprocess.Popen(
         scenario.machine, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+    output.word, output.action = scenario.interrupt_at.encode(), lambda: _interrupt_child(machine.pid)
     try:
         serial, _ = machine.communicate(timeout=scenario.seconds)
         return machine.returncode, serial.decode("utf-8", "replace")
@@ -155,6 +165,11 @@ def _boot(scenario: Scenario) -> tuple[int | None, str]:
         machine.kill()
         serial, _ = machine.communicate()
         return None, serial.decode("utf-8", "replace")
+
+
+def _interrupt_child(pid: int) -> None:
+    [child] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGINT)
 
 
 def run(scenario: Scenario) -> Happened:

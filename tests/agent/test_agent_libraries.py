@@ -46,7 +46,9 @@ def test_the_real_python_gets_every_library_that_it_has_loaded() -> None:
     program = "import ctypes, hashlib, grpc, google._upb._message; print(open('/proc/self/maps').read())"
     maps = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     loaded = {os.path.realpath(path) for path in re.findall(r"/\S+\.so\S*", maps)}
-    wanted = {path for path in loaded if not path.endswith(tuple(EXTENSION_SUFFIXES)) and "libssl" not in path}
+    wanted = {
+        path for path in loaded if not path.endswith(tuple(EXTENSION_SUFFIXES)) and "libssl" not in path
+    }
     assert wanted
     assert wanted <= {os.path.realpath(path) for path in found.values()}
 

@@ -1,0 +1,154 @@
+"""The init from its first to its last line, without a kernel of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent.contained import DRIVE, HERE, changed, contain
+from agent.hosting import Happened
+from firebuild_bootstrap.agent import AgentReport
+
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("busybox")]
+
+REBOOTED, POWERED_OFF = -1, -2  # unshare(1) passes on how pid_namespaces(7) words the end of a machine
+
+
+@pytest.fixture
+def busybox(context: Path) -> Path:
+    """A context that can make a system out of nothing."""
+    shutil.copy("/bin/busybox", context / "busybox")
+    return context
+
+
+def dockerfile(context: Path, *steps: str) -> Path:
+    (context / "Dockerfile").write_text("\n".join(["FROM scratch", *steps]) + "\n")
+    return context
+
+
+def shell(script: str) -> str:
+    return f'RUN ["/bin/busybox", "sh", "-c", "{script}"]'
+
+
+def report(happened: Happened) -> AgentReport:
+    assert happened.status in (REBOOTED, POWERED_OFF), happened.serial
+    return AgentReport.parse(happened.serial)
+
+
+def test_a_build_runs_on_the_drive_and_the_machine_reboots(tree: Path, busybox: Path) -> None:
+    dockerfile(
+        busybox, "COPY busybox /bin/", "COPY hello.txt /srv/", shell("/bin/busybox cat /srv/hello.txt")
+    )
+    happened = contain(tree, busybox)
+    assert report(happened) == AgentReport("success", 0)
+    assert (happened.ending, happened.output) == ("success", "hello from the context\n")
+    assert (happened.status, happened.refused, happened.bootstrap_left) == (REBOOTED, 0, False)
+
+
+def test_the_image_sees_nothing_of_the_agent(tree: Path, busybox: Path) -> None:
+    look = "/bin/busybox ls / /proc; /bin/busybox cat /proc/mounts; /bin/busybox env"
+    happened = contain(tree, dockerfile(busybox, "COPY busybox /bin/", shell(look)))
+    assert report(happened).status == "success"
+    words = happened.output.split()
+    assert "bin" in words
+    assert "agent" not in words
+    assert "firebuild" not in happened.output.lower()
+
+
+def test_it_can_power_off_instead(tree: Path, context: Path) -> None:
+    dockerfile(context, "COPY hello.txt /")
+    assert contain(tree, context, f"{DRIVE} {HERE} firebuild.end=poweroff").status == POWERED_OFF
+
+
+def test_a_failed_step_is_the_reports_message(tree: Path, busybox: Path) -> None:
+    happened = contain(tree, dockerfile(busybox, "COPY busybox /bin/", shell("exit 7")))
+    assert report(happened) == AgentReport("failed", 1, "the command exited with status 7")
+    assert happened.ending == "aborted"
+
+
+def test_processes_that_a_step_left_do_not_hold_the_drive(tree: Path, busybox: Path) -> None:
+    dockerfile(busybox, "COPY busybox /bin/", shell("cd /bin; /bin/busybox sleep 1000 & exit 0"))
+    assert report(contain(tree, busybox)) == AgentReport("success", 0)
+
+
+def test_ctrl_alt_del_ends_the_build_politely(tree: Path, busybox: Path) -> None:
+    dockerfile(busybox, "COPY busybox /bin/", shell("echo waiting; /bin/busybox sleep 1000"))
+    happened = contain(tree, busybox, interrupt_at="waiting")
+    assert report(happened) == AgentReport("failed", 128 + 15, "the guest was ended by SIGTERM")
+    assert happened.ending == "aborted"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "import os\nos.kill(os.getpid(), 9)",
+            AgentReport("failed", 128 + 9, "vminit was ended by SIGKILL"),
+        ),
+        (
+            "import os\nos.kill(os.getpid(), 34)",
+            AgentReport("failed", 128 + 34, "vminit was ended by SIGRTMIN"),
+        ),
+        ("import os\nos._exit(3)", AgentReport("failed", 3, "vminit ended with status 3")),
+        ("1 / 0", AgentReport("failed", 70, "ZeroDivisionError: division by zero")),
+    ],
+)
+def test_a_crash_of_vminit_is_reported(
+    tree: Path, context: Path, tmp_path: Path, source: str, expected: AgentReport
+) -> None:
+    broken = changed(tree, tmp_path / "tree", bootstrap=source)
+    assert report(contain(broken, dockerfile(context, "COPY hello.txt /"))) == expected
+
+
+def test_a_fault_of_the_init_itself_is_reported_with_its_place(
+    tree: Path, context: Path, tmp_path: Path
+) -> None:
+    broken = changed(tree, tmp_path / "tree", init_network="def bring_up(*_): raise RuntimeError('odd')")
+    happened = contain(broken, dockerfile(context, "COPY hello.txt /"))
+    assert report(happened) == AgentReport("internal", None, "RuntimeError: odd")
+    assert "/agent/lib" in happened.serial
+
+
+def test_a_missing_drive_is_reported_with_the_modules_that_are_missing(tree: Path, context: Path) -> None:
+    happened = contain(tree, dockerfile(context, "COPY hello.txt /"), f"firebuild.root=/dev/vda {HERE}")
+    found = report(happened)
+    assert found.status == "drive"
+    assert found.message.startswith(
+        "there is no drive /dev/vda after 5 seconds; the agent has no modules for "
+    )
+    assert found.message.endswith("(it has none)")
+
+
+@pytest.mark.parametrize(
+    ("drive", "message"),
+    [
+        ("firebuild.root=/dev/null firebuild.rootfstype=btrfy", "the kernel has no btrfy"),
+        ("firebuild.root=/dev/null firebuild.rootfstype=ext4", "/dev/null can't be mounted: "),
+    ],
+)
+def test_a_drive_that_can_not_be_mounted_is_reported(
+    tree: Path, context: Path, drive: str, message: str
+) -> None:
+    found = report(contain(tree, dockerfile(context, "COPY hello.txt /"), f"{drive} {HERE}"))
+    assert found.status == "drive"
+    assert message in found.message
+
+
+def test_a_missing_interface_is_reported(tree: Path, context: Path) -> None:
+    happened = contain(tree, dockerfile(context, "COPY hello.txt /"), f"{DRIVE} ip=10.0.0.1:::::eth7:off")
+    assert report(happened).status == "network"
+    assert "there is no interface eth7 after 5 seconds" in report(happened).message
+
+
+def test_a_wrong_setting_is_reported(tree: Path, context: Path) -> None:
+    happened = contain(tree, dockerfile(context, "COPY hello.txt /"), "firebuild.rot=/dev/vda")
+    assert report(happened) == AgentReport("settings", None, "firebuild.rot: there is no such setting")
+
+
+def test_metadata_without_a_build_are_reported(tree: Path, context: Path) -> None:
+    happened = contain(tree, dockerfile(context, "COPY hello.txt /"), metadata="empty")
+    found = report(happened)
+    assert (found.status, found.exit) == ("failed", 2)
+    assert "no Bootstrap block" in found.message
