@@ -13,8 +13,9 @@ from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
-from firebuild_bootstrap.machine.local import LocalMachine, unpack_notes
+from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single

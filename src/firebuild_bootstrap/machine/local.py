@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.trees import PackedFile
-from firebuild_bootstrap.image.worker.ext4 import Ext4Options
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
 from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.rootfs import export_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
@@ -114,7 +113,7 @@ class LocalMachine:
         """Write the outputs; see `Machine.export`."""
         if self._process is not None and self._process.poll() is None:
             raise MachineError("the root file system can't be exported while vminit runs")
-        return tuple(self._export(output, into / output.type.file_name) for output in outputs)
+        return export_tree(self._trees, self._root, outputs, into, epoch=self._epoch)
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
@@ -123,36 +122,3 @@ class LocalMachine:
             self._emulator.stop()
         finally:
             self._workspace.close()
-
-    def _export(self, output: OutputSpec, target: Path) -> Artifact:
-        made = self._write(output, target)
-        return Artifact(output.type, target.name, made.size, made.digest)
-
-    def _write(self, output: OutputSpec, target: Path) -> PackedFile:
-        match output.type:
-            case OutputType.EXT4:
-                return self._trees.ext4(self._root, target, Ext4Options(size=output.size, epoch=self._epoch))
-            case OutputType.TAR:
-                return self._trees.pack(self._root, target, newest=self._epoch)
-            case OutputType.DIR:
-                target.mkdir()
-                self._trees.copy(self._root, target)
-                return self._trees.summary(target)
-
-
-def unpack_notes(report: UnpackReport) -> tuple[str, ...]:
-    """Say in words what unpacking a base could not keep."""
-    texts = {
-        "foreign": "{count} files of the base belong to root now, because their owners don't exist in this "
-        "build's id mapping: {names}",
-        "stripped": "{count} of them lost their setuid or setgid bit, which would have meant root: {names}",
-        "devices": "{count} device nodes of the base were left out, which a sandbox can't make: {names}",
-        "attributes": "{count} extended attributes of the base could not be set: {names}",
-    }
-    notes = []
-    for what, text in texts.items():
-        count, names = getattr(report, what), report.examples.get(what, [])
-        if count:
-            more = ", …" if count > len(names) else ""
-            notes.append(text.format(count=count, names=", ".join(names) + more))
-    return tuple(notes)
