@@ -111,16 +111,6 @@ def test_a_fault_of_the_init_itself_is_reported_with_its_place(
     assert "/agent/lib" in happened.serial
 
 
-def test_a_missing_drive_is_reported_with_the_modules_that_are_missing(tree: Path, context: Path) -> None:
-    happened = contain(tree, dockerfile(context, "COPY hello.txt /"), f"firebuild.root=/dev/vda {HERE}")
-    found = report(happened)
-    assert found.status == "drive"
-    assert found.message.startswith(
-        "there is no drive /dev/vda after 5 seconds; the agent has no modules for "
-    )
-    assert found.message.endswith("(it has none)")
-
-
 @pytest.mark.parametrize(
     ("drive", "message"),
     [
@@ -134,12 +124,6 @@ def test_a_drive_that_can_not_be_mounted_is_reported(
     found = report(contain(tree, dockerfile(context, "COPY hello.txt /"), f"{drive} {HERE}"))
     assert found.status == "drive"
     assert message in found.message
-
-
-def test_a_missing_interface_is_reported(tree: Path, context: Path) -> None:
-    happened = contain(tree, dockerfile(context, "COPY hello.txt /"), f"{DRIVE} ip=10.0.0.1:::::eth7:off")
-    assert report(happened).status == "network"
-    assert "there is no interface eth7 after 5 seconds" in report(happened).message
 
 
 def test_a_wrong_setting_is_reported(tree: Path, context: Path) -> None:

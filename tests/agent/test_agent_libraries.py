@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from firebuild_bootstrap.agent.elf import ElfError, read_elf
 from firebuild_bootstrap.agent.libraries import LibraryFinder
 from firebuild_bootstrap.agent.runtime import find_python
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.sandbox import find_runtime
 
 LOADER = "/lib64/ld-linux-x86-64.so.2"
 
@@ -41,10 +41,12 @@ def library(path: Path, **fields: object) -> Path:
 
 
 def test_the_real_python_gets_every_library_that_it_has_loaded() -> None:
-    runtime = find_python()
+    runtime, bare = find_python(), find_runtime()  # without what a measured start would load
     found = LibraryFinder(os.uname().machine, os.environ).closure(runtime.program, runtime.extensions).files
     program = "import ctypes, hashlib, grpc, google._upb._message; print(open('/proc/self/maps').read())"
-    maps = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    maps = subprocess.run(
+        [*bare.python, "-c", program], env=bare.env, capture_output=True, text=True, check=True
+    ).stdout
     loaded = {os.path.realpath(path) for path in re.findall(r"/\S+\.so\S*", maps)}
     wanted = {
         path for path in loaded if not path.endswith(tuple(EXTENSION_SUFFIXES)) and "libssl" not in path

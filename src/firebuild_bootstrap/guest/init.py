@@ -28,7 +28,9 @@ _CLOCK_TOLERANCE = 2.0
 
 
 def main() -> NoReturn:
-    """Do everything, and end the machine."""
+    """Do everything, and end the machine; refused where this is not a machine's first process."""
+    if os.getpid() != 1:
+        sys.exit("this is the first process of a machine, and would end it: it can't be started by hand")
     settings = InitSettings()
     try:
         system.notice_ctrl_alt_del()
