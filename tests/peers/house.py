@@ -107,6 +107,7 @@ class House:
     limits: Limits = field(default_factory=Limits)
     ping_interval: float = 5.0
     change_image: Callable[[Path], object] = lambda image: None
+    on_output: Callable[[], object] = lambda: None
     on_server: Callable[[BootstrapServer], object] = lambda server: None
     _count: int = 0
 
@@ -117,7 +118,7 @@ class House:
         return path
 
     def file(self, name: str, content: str | bytes = "", *, mode: int = 0o644, time: float = 1.6e9) -> Path:
-        """Write a file of the build context; its directories get the same time."""
+        """Write a file of the build context."""
         path = self.context / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -127,6 +128,8 @@ class House:
 
     @contextmanager
     def plan(self, dockerfile: str) -> Iterator[BuildPlan]:
+        for directory, _, _ in os.walk(self.context):
+            os.utime(directory, (1.5e9, 1.5e9))
         with BuildContext(self.context) as context:
             source = DockerfileSource("Dockerfile", f"FROM scratch\n{dockerfile}")
             yield make_plan(source, context=context, bases=_NoBases())
@@ -139,6 +142,12 @@ class House:
             lambda address: [*module, "--root", "/image", "--mmds", address],
             MmdsVersion.V2,
         )
+
+    def link(self, name: str, text: str) -> None:
+        path = self.context / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(text)
+        os.utime(path, (1.4e9, 1.4e9), follow_symlinks=False)
 
     def old(self, dockerfile: str, **variations: Any) -> Result:
         """Build with an old guest; see old_guest.py for the variations."""
@@ -200,9 +209,14 @@ class House:
             total_steps=plan.total,
             server_material=self.materials[0],
             guest_material=self.materials[1],
-            events=events.append,
+            events=lambda event: self._happened(events, event),
             limits=self.limits,
         )
+
+    def _happened(self, events: list[Event], event: Event) -> None:
+        events.append(event)
+        if isinstance(event, StepOutput):
+            self.on_output()
 
 
 class _NoBases:

@@ -7,6 +7,7 @@ address of the metadata service (version 1), directory of the image, variations 
     trims             each piece of output loses its white space at both ends
     ignores_failures  a RUN that fails is not noticed
     loses             a file of this name gets a wrong checksum on the way: the rest of the stream is lost
+    spoils            a file of this name gets a byte more than it should
     path              PATH of the program itself
 """
 
@@ -30,6 +31,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest import kernel
 
 _DEFAULT_USER = "0:0"
+_SIGNALS = {9: "killed", 13: "broken pipe", 15: "terminated"}
 _SPECIAL = "*#$@!?-0123456789"
 
 
@@ -81,6 +83,7 @@ class Guest:
         self.interval = float(block["PingInterval"].removesuffix("s"))
         self.done = threading.Event()
         self.most_buffered = 0
+        self.abandoned: list[Any] = []
 
     def call(self, name: str, request: Any, response: Any = pb.Empty) -> Any:
         method: Any = self.channel.unary_unary(
@@ -167,7 +170,7 @@ class Guest:
         if self.variations.get("ignores_failures"):
             return
         if status:
-            words = f"signal: {-status}" if status < 0 else f"exit status {status}"
+            words = f"signal: {_SIGNALS.get(-status, -status)}" if status < 0 else f"exit status {status}"
             code = -1 if status < 0 else status
             raise Failed(f'command exited with code: {code}, message "{words}": {words}')
         if errors:
@@ -217,7 +220,7 @@ class Guest:
                 elif kind == "chunk":
                     wrong = header.sourcePath.endswith(self.variations.get("loses", "\0"))
                     if wrong or hashlib.sha256(message.chunk.chunk).digest() != message.chunk.checksum:
-                        stream.cancel()
+                        self.abandoned.append(stream)
                         return
                     content.write(message.chunk.chunk)
                 else:
@@ -238,6 +241,8 @@ class Guest:
             descriptor = os.open(destination, os.O_CREAT | os.O_RDWR, header.fileMode & 0o777)
             with open(descriptor, "wb", closefd=True) as file:
                 file.write(content.getbuffer())
+                if name == self.variations.get("spoils"):
+                    file.write(b"!")
         if header.targetUser != _DEFAULT_USER:
             numbers = [*header.targetUser.split(":"), "-1"][:2]
             if not all(number.lstrip("-").isdigit() for number in numbers):

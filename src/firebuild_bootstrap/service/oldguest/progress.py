@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,8 @@ Stream = Literal["stdout", "stderr"]
 
 _TOO_OLD: Final = "the guest's vminit is too old to build this image"
 _HINT: Final = "use a current vminit, or put what is missing into the base"
+# The guest stops reading at such output, and what still writes is ended by SIGPIPE.
+_CUT_OFF: Final = re.compile(r"UTF-8|broken pipe|\b141\b")
 _NOT_UTF8: Final = "an old vminit can't pass on output that is not UTF-8: let the step write it into a file"
 
 
@@ -69,8 +72,7 @@ class Progress:
     def fetching(self, step: int) -> None:
         """The guest asks for files of a step."""
         with self._lock:
-            self._end_if_failed()
-            if step != self._step:
+            if not self._end_if_failed() and step != self._step:
                 self._begin(step)
 
     def success(self) -> Outcome:
@@ -98,8 +100,8 @@ class Progress:
                 # The facts about old guests differ in whether they trim what they pass on: see for yourself.
                 self._trims = not mark.ends_line
             case "B":
-                self._end_if_failed()
-                self._begin(mark.step)
+                if not self._end_if_failed():
+                    self._begin(mark.step)
             case "X":
                 self._fail(self._explained(mark))
             case "E":
@@ -140,11 +142,12 @@ class Progress:
                 reason="file" if error.exit_code is None else "command",
             )
 
-    def _end_if_failed(self) -> None:
+    def _end_if_failed(self) -> bool:
         """End a build whose guest goes on after a failure that it did not notice."""
         if self._failure is not None:
             self._flush()
             self._session.end(self._failure)
+        return self._failure is not None
 
     def _incomplete(self) -> FirebuildError:
         step = min(self._missing, default=0)
@@ -154,7 +157,7 @@ class Progress:
         text = text or "the guest gave no reason"
         if not self._ready:
             return InputError(f"{_TOO_OLD}, which needs a shell in it, /bin/sh: {text}", hint=_HINT)
-        return StepFailed(text, step=self._step, hint=_NOT_UTF8 if "UTF-8" in text else None)
+        return StepFailed(text, step=self._step, hint=_NOT_UTF8 if _CUT_OFF.search(text) else None)
 
     def _flush(self) -> None:
         if rest := self._marks.rest():

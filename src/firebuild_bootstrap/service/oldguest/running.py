@@ -13,28 +13,39 @@ _ROOT: Final = ("", "0", "root")
 _ALWAYS: Final = ("chmod", "chown", "env", "mkdir", "rm")
 _FOR_FILES: Final = ("cat", "ln", "mv", "readlink", "sha256sum", "stat", "touch")
 
+# The shell of busybox may prefer programs of its own to those in PATH, and its setpriv knows no users.
+_PROGRAMS: Final = r"""
+program() {
+  R=
+  for place in /usr/local/sbin /usr/local/bin /usr/sbin /usr/bin /sbin /bin; do
+    if [ -z "$R" ] && [ -x "$place/$1" ]; then R=$place/$1; fi
+  done
+  [ -n "$R" ]
+}
+by_setpriv() {
+  program setpriv && "$R" --reuid="$1" --regid="$2" --groups="$3" /bin/sh -c : 2>/dev/null
+}
+by_chroot() {
+  program chroot && "$R" --userspec="$1:$2" --groups="$3" --skip-chdir / /bin/sh -c : 2>/dev/null
+}
+"""
+
 # Executes $1 as the user that `user` found. HOME is told through a variable, because su sets its own.
 _AS_USER: Final = r"""
 as_user() {
   FB_HOME=$H; export FB_HOME
   if [ "$U:$G" = 0:0 ]; then /bin/sh -c "$1"
-  elif setpriv --reuid="$U" --regid="$G" --groups="$L" env -i 2>/dev/null; then
-    setpriv --reuid="$U" --regid="$G" --groups="$L" /bin/sh -c "$1"
-  elif chroot --userspec="$U:$G" --groups="$L" --skip-chdir / env -i 2>/dev/null; then
-    chroot --userspec="$U:$G" --groups="$L" --skip-chdir / /bin/sh -c "$1"
-  elif [ -n "$N" ] && [ -z "$wanted_group" ] && command -v su >/dev/null; then
-    su -s /bin/sh "$N" -c "$1"
-  else
-    die "USER $2: the image has nothing that becomes this user; the guest's vminit is too old to do it"
-  fi
+  elif by_setpriv "$U" "$G" "$L"; then "$R" --reuid="$U" --regid="$G" --groups="$L" /bin/sh -c "$1"
+  elif by_chroot "$U" "$G" "$L"; then
+    "$R" --userspec="$U:$G" --groups="$L" --skip-chdir / /bin/sh -c "$1"
+  elif [ -n "$N" ] && [ -z "$wanted_group" ] && program su; then "$R" -s /bin/sh "$N" -c "$1"
+  else die "USER $2: the image has nothing that becomes this user; the guest's vminit is too old to do it"; fi
 }
 """
 
 # Tried with ids that exist everywhere. su can't give another group than the user's own.
 _CAN_BECOME: Final = r"""
-if setpriv --reuid=0 --regid=0 --groups=0 env -i 2>/dev/null; then :
-elif chroot --userspec=0:0 --groups=0 --skip-chdir / env -i 2>/dev/null; then :
-elif %s && command -v su >/dev/null; then :
+if by_setpriv 0 0 0 || by_chroot 0 0 0 || { %s && program su; }; then :
 else die "USER: the image has no program that starts another as a user with its groups: \
 install setpriv (util-linux) or chroot (coreutils)"; fi
 """
@@ -56,7 +67,7 @@ def probe(commands: Sequence[wire.AnyCommand]) -> str:
     text = _tools((*_ALWAYS, *_FOR_FILES) if copies else _ALWAYS)
     text += _CAN_PLACE if copies else ""
     if others:
-        text += _CAN_BECOME % ("false" if any(group for _, _, group in others) else ":")
+        text += _PROGRAMS + _CAN_BECOME % ("false" if any(group for _, _, group in others) else ":")
     return text + "say P ''\n"
 
 
@@ -97,10 +108,12 @@ def run(command: wire.RunCommand, staging: str) -> str:
         script += 'chmod 00755 "$S/run" || failed\n'
         remove = 'rm -rf "$S"\n'
     return (
-        f"{_AS_USER}say B ''\nuser {user}\nmk {directory} 0:0\n{script}"
+        f"{_PROGRAMS}{_AS_USER}say B ''\nuser {user}\nmk {directory} 0:0\n{script}"
         f'cd {directory} || die "WORKDIR "{directory}": it can not be entered"\n'
         f"as_user {_command_line(command, argv)} {user} < /dev/null\n"
-        f'code=$?\ncd /\n{remove}say E "$code"\nexit "$code"\n'
+        # Where the guest has closed the pipe, its own words are to come through.
+        f"code=$?\ntrap '' PIPE\ncd /\n{remove}"
+        f'say E "$code"\nexit "$code"\n'
     )
 
 

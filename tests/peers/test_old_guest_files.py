@@ -1,0 +1,253 @@
+"""COPY, ADD and WORKDIR with an old guest come to the same image as with ours."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.service import Ending
+from firebuild_bootstrap.service.oldguest import staging
+from peers.house import House
+
+pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
+
+
+def fill(house: House) -> None:
+    """A build context with one of everything."""
+    house.file("a.txt", "A")
+    house.file("b.txt", "B", mode=0o600)
+    house.file("empty")
+    house.file("tool", "#!/bin/sh\n", mode=0o4755)
+    house.file("tree/one", "1", mode=0o640, time=1.1e9)
+    house.file("tree/sub/two", "22", mode=0o755, time=1.2e9)
+    house.file("tree/sub/.hidden", "h")
+    house.file("tree/..odd", "o")
+    house.link("tree/link", "sub/two")
+    house.link("tree/dirlink", "sub")
+    house.link("tree/dangling", "/nowhere/at all")
+    (house.context / "tree/void").mkdir(exist_ok=True)
+    (house.context / "tree/void").chmod(0o1777)
+    (house.context / "tree/sub").chmod(0o2750)
+    house.file("other/one", "another one", time=1.3e9)
+    house.file("other/sub/three", "333")
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        "WORKDIR /srv/app\nCOPY a.txt /elsewhere/name.txt",
+        "WORKDIR /srv\nWORKDIR app\nCOPY a.txt name.txt",
+        "COPY a.txt /made/here/\nCOPY a.txt b.txt empty /made/",
+        "COPY a.txt .\nCOPY a.txt ./\nCOPY a.txt /x/.\nCOPY a.txt /etc\nCOPY a.txt /x/../y",
+        "COPY a.txt /one\nCOPY a.txt /two\nCOPY a.txt /one",
+        "COPY tool /bin-tool\nCOPY tool /tools/",
+        "COPY tree /tree\nCOPY tree/ /again/tree/\nCOPY tree /\n",
+        "COPY tree other /merged/",
+        "COPY tree /merged\nCOPY other /merged\nCOPY a.txt /merged/sub",
+        "COPY . /all",
+        "USER app\nWORKDIR /mine/deep\nCOPY a.txt .\nUSER 1000:50\nWORKDIR /his",
+        "COPY <<one <<two /texts/\n$HOME 'it' \\\none\n2\ntwo\n",
+    ],
+)
+def test_files_arrive_where_and_how_they_should(house: House, dockerfile: str) -> None:
+    fill(house)
+    house.both(dockerfile)
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        "COPY --chown=7:8 tree /t\nCOPY --chown=7 a.txt /new/dir/",
+        "COPY --chown=app tree /t\nCOPY --chown=app:staff a.txt /u/\nCOPY --chown=9:wheel a.txt /v/\n"
+        "COPY --chown=bare:77 a.txt /w",
+        "RUN echo 'late:x:61:62::/:' >> /etc/passwd\nCOPY --chown=late a.txt /late",
+        "COPY --chmod=4711 tree /t\nCOPY --chmod=0600 a.txt /a",
+        "COPY --chmod=u=rwX,go=rX tree /t\nCOPY --chmod=+x,o-r a.txt /a\nCOPY --chmod=g-s tree /u",
+    ],
+)
+@pytest.mark.root
+def test_owners_and_modes_are_as_asked_for(house: House, dockerfile: str) -> None:
+    fill(house)
+    house.both(dockerfile)
+
+
+def test_any_name_is_possible(house: House) -> None:
+    plain = ("with space", "quo'te", 'dou"ble', "-rf", "*", "[a-z]", "ü", "$HOME")
+    for name in (*plain, "new\nline", "back\\slash", "bell\a"):
+        house.file(f"d/{name}", name)
+        house.file(f"d/dir {name}/{name}", f"below {name}")
+    (house.context / "d/new\nhard").hardlink_to(house.context / "d/new\nline")
+    house.link("d/link\n", "to\nwhat")
+    house.both('COPY d /d\nCOPY d /e/\nCOPY ["d/with space", "/named here/"]\nCOPY d/new?line /renamed')
+
+
+def existing(image: Path) -> None:
+    """What was in an image before."""
+    (image / "long").write_text("something that is longer than what replaces it")
+    (image / "long").chmod(0o400)
+    os.link(image / "long", image / "long-too")
+    (image / "real").mkdir()
+    (image / "real/one").write_text("another tail, much longer")
+    (image / "linked").symlink_to("real")
+    (image / "to-file").symlink_to("real/one")
+    (image / "to-nothing").symlink_to("nowhere")
+    (image / "t").mkdir(mode=0o700)
+    (image / "t/link").symlink_to("/real")
+    (image / "t/sub").symlink_to("../real")
+    (image / "t/one").symlink_to("/real/one")
+
+
+@pytest.mark.parametrize(
+    "dockerfile",
+    [
+        "COPY a.txt /long",
+        "COPY a.txt /real\nCOPY a.txt /linked\nCOPY a.txt /linked/",
+        "COPY a.txt /to-file",
+        "COPY a.txt /to-nothing",
+        "COPY tree /t",
+        "COPY tree /linked\nCOPY tree/sub/ /linked/sub",
+        "WORKDIR /linked/below\nCOPY a.txt .\nRUN pwd",
+    ],
+)
+def test_what_exists_is_replaced_or_kept_as_the_reference_says(house: House, dockerfile: str) -> None:
+    fill(house)
+    house.change_image = existing
+    new, _ = house.both(dockerfile)
+    assert (new.image / "long-too").read_text().startswith("something that is longer")
+
+
+def member(archive: tarfile.TarFile, name: str, **fields: Any) -> None:
+    content = fields.pop("content", b"")
+    info = tarfile.TarInfo(name)
+    for key, value in {"mode": 0o644, "mtime": 1_250_000_000, "uid": 0, "gid": 0, **fields}.items():
+        setattr(info, key, value)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def plain(archive: tarfile.TarFile) -> None:
+    member(archive, "d", type=tarfile.DIRTYPE, mode=0o2750, uid=5, gid=6)
+    member(archive, "d/first", content=b"one", uid=5, gid=6, mode=0o4755)
+    member(archive, "d/second", type=tarfile.LNKTYPE, linkname="d/first")
+    member(archive, "d/sym", type=tarfile.SYMTYPE, linkname="first", uid=7, gid=8)
+    member(archive, "implied/deep/file", content=b"x", uid=9, gid=9)
+
+
+def overlapping(archive: tarfile.TarFile) -> None:
+    member(archive, "real", type=tarfile.DIRTYPE, mode=0o755)
+    member(archive, "real/f", content=b"old and longer")
+    member(archive, "real/f", content=b"new")
+    member(archive, "alias", type=tarfile.SYMTYPE, linkname="real")
+    member(archive, "alias/through", content=b"a link")
+    member(archive, "late", type=tarfile.LNKTYPE, linkname="real/f")
+    member(archive, "real", type=tarfile.DIRTYPE, mode=0o700, mtime=1_260_000_000)
+    member(archive, "implied/f", content=b"i")
+    member(archive, "implied", type=tarfile.DIRTYPE, mode=0o711)
+
+
+def with_root(archive: tarfile.TarFile) -> None:
+    member(archive, ".", type=tarfile.DIRTYPE, mode=0o710, uid=3, gid=4)
+    member(archive, "./f", content=b"f", mtime=1_250_000_000.25)
+
+
+@pytest.mark.parametrize("make", [plain, overlapping, with_root])
+@pytest.mark.parametrize("target", ["/to/", "/"])
+@pytest.mark.root
+def test_archives_are_unpacked(house: House, make: Callable[[tarfile.TarFile], None], target: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        make(archive)
+    house.file("a.tar.gz", gzip.compress(buffer.getvalue()))
+    house.both(f"ADD a.tar.gz {target}\nADD --chown=70:71 a.tar.gz /owned\nADD a.tar.gz a.tar.gz /twice/")
+
+
+def test_a_file_of_any_size_needs_little_of_the_guests_memory(house: House) -> None:
+    size = 2 * staging.PORTION_BYTES + 4096
+    data = os.urandom(4096) * (size // 4096)
+    house.file("d/large", data)
+    house.file("d/new\nline", data[: staging.PORTION_BYTES + 1])
+    for number in range(5):
+        house.file(f"d/{number}", data[: staging.PORTION_BYTES // 3])
+    _, old = house.both("COPY d /d")
+    assert 0 < old.report["most_buffered"] <= staging.PORTION_BYTES + 1024 * 1024
+
+
+def test_many_files_are_asked_for_in_portions(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "_PORTION_PIECES", 7)
+    for number in range(40):
+        house.file(f"d/{number % 5}/{number}", str(number), time=1e9 + number % 3)
+    house.both("COPY d /d")
+
+
+@pytest.mark.parametrize(
+    ("dockerfile", "step", "message"),
+    [
+        ("COPY a.txt /real/one/below", 2, "a file is where a directory is needed"),
+        ("COPY tree /long", 2, "/long: a file is where a directory is needed"),
+        (
+            "COPY a.txt /x\nCOPY other /u",
+            3,
+            "/u/one: a directory is there, and a file or link can't replace it",
+        ),
+        ("COPY tree /v", 2, "/v/sub: a file is where a directory is needed"),
+        ("COPY --chown=nobody-knows a.txt /a", 2, "/etc/passwd of the image has no 'nobody-knows'"),
+        ("COPY --chown=7:strangers a.txt /a", 2, "/etc/group of the image has no 'strangers'"),
+        ("WORKDIR /long/er", 2, "a file is where a directory is needed|Not a directory"),
+    ],
+)
+def test_what_can_not_be_written_fails_the_step_with_the_same_words(
+    house: House, dockerfile: str, step: int, message: str
+) -> None:
+    def change(image: Path) -> None:
+        existing(image)
+        (image / "u/one").mkdir(parents=True)
+        (image / "v").mkdir()
+        (image / "v/sub").write_text("a file")
+
+    fill(house)
+    house.change_image = change
+    for result in (house.new(dockerfile), house.old(dockerfile)):
+        error = result.outcome.error
+        assert isinstance(error, StepFailed)
+        assert error.step == step
+        assert any(part in error.message for part in message.split("|")), error.message
+        assert result.steps[-1] == ("finished", step, 1)
+
+
+def test_a_file_that_the_guest_loses_fails_the_step(house: House) -> None:
+    fill(house)
+    result = house.old("COPY a.txt /first\nCOPY tree /t\nRUN echo on", loses="/two")
+    error = result.outcome.error
+    assert isinstance(error, StepFailed)
+    assert (error.step, error.message) == (3, "the files did not arrive")
+    assert ("started", 4, 4) not in result.steps
+
+
+def test_a_file_that_arrives_damaged_fails_the_step(house: House) -> None:
+    """The last look is sha256sum's in the image, whatever happened on the way."""
+    fill(house)
+
+    result = house.old("COPY tree /deep/t", spoils="one")
+    assert result.outcome.message == "the files did not arrive as they were sent"
+    assert result.output(2, "stderr").startswith(b"0/one: FAILED\n")
+
+
+@pytest.mark.parametrize("size", [3, 9])
+def test_a_source_that_changes_meanwhile_fails_the_build(house: House, size: int) -> None:
+    path = house.file("late", "12345")
+    result = house.old(
+        "RUN echo started\nCOPY late /late",
+    )
+    assert result.outcome.ending is Ending.SUCCESS
+    house.on_output = lambda: path.write_text("x" * size)
+    result = house.old("RUN echo started\nCOPY late /late")
+    assert isinstance(result.outcome.error, InputError)
+    assert "late" in result.outcome.message
