@@ -13,7 +13,8 @@ from typing import Final, Self
 
 _PREFIX: Final = "firebuild-agent: "
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: ([^\r\n]*)")
-_MEMORY: Final = re.compile(r"Initramfs unpacking failed: ([^\r\n]*)")
+_UNPACKING: Final = re.compile(r"Initramfs unpacking failed: ([^\r\n]*)")
+_REMEDY: Final = "give the machine 256 MiB of memory, and a kernel that knows the agent's compression"
 _INTERNAL: Final = 70
 _TAIL_LINES: Final = 5
 
@@ -50,8 +51,10 @@ class AgentReport:
                 return report
         panic = _PANIC.search(serial)
         if panic is not None:
-            unpacking = _MEMORY.search(serial)
-            why = f" (the agent could not be unpacked: {unpacking[1]})" if unpacking else ""
+            unpacking = _UNPACKING.search(serial)
+            why = (
+                f" (the agent could not be unpacked: {unpacking[1].strip()}; {_REMEDY})" if unpacking else ""
+            )
             return cls("panic", message=f"the machine's kernel gave up: {panic[1].strip()}{why}")
         tail = [line.strip() for line in serial.splitlines() if line.strip()][-_TAIL_LINES:]
         said = f"; its last words: {' / '.join(tail)}" if tail else ""
