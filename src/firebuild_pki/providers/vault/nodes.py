@@ -45,9 +45,17 @@ class Timing:
     sleep: Callable[[float], None] = time.sleep
 
     def budget(self, at_most: float | None = None) -> Budget:
-        """Begin an operation, which may take several requests."""
-        retry_for = self.retry_for if at_most is None else min(self.retry_for, at_most)
-        return Budget(self, self.monotonic(), retry_for)
+        """Begin an operation, which may take several requests.
+
+        Args:
+            at_most: seconds, where the operation matters less than the time.
+        """
+        limited = self
+        if at_most is not None:
+            limited = replace(
+                self, timeout=min(self.timeout, at_most), retry_for=min(self.retry_for, at_most)
+            )
+        return Budget(limited, self.monotonic(), limited.retry_for)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +140,10 @@ class Nodes:
         try:
             return retrying(self._round, request, budget, dead)
         except _RoundFailed as failed:
-            raise self._error(failed, budget) from failed.__cause__
+            raise self._error(failed, budget) from None
 
     def _round(self, request: Request, budget: Budget, dead: dict[str, Fault]) -> Answer:
         faults: list[Fault] = []
-        cause: BaseException | None = None
         for address in self.addresses:
             if address in dead:
                 faults.append(dead[address])
@@ -145,10 +152,9 @@ class Nodes:
                 return self._usable(self.transport.send(address, request, budget.request_timeout))
             except NodeFailed as failed:
                 faults.append(failed.fault)
-                cause = (failed.__cause__ and failed) or cause
             if faults[-1].lasting:
                 dead[address] = faults[-1]
-        raise _RoundFailed(faults) from cause
+        raise _RoundFailed(faults)
 
     def _usable(self, answer: Answer) -> Answer:
         fault = fault_in(answer)

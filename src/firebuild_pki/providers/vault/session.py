@@ -120,18 +120,21 @@ class Session:
     def _renew(self, budget: Budget) -> bool:
         old = self._token
         if old is not None and old.revocable:
-            self._revoke_quietly(old)
+            self._revoke_quietly(old, budget)
         self._token = self._obtain(budget)
         return old is None or self._token.value != old.value
 
-    def _revoke_quietly(self, token: _Token) -> None:
+    def _revoke_quietly(self, token: _Token, budget: Budget) -> None:
         try:
-            self._revoke(token, self._timing.budget(0.0))
+            self._revoke(token, budget)
         except CAError:
             return  # it expires by itself
 
     def _revoke(self, token: _Token, budget: Budget) -> None:
-        answer = self._with(token, "POST", "auth/token/revoke-self", budget, None)
+        try:
+            answer = self._with(token, "POST", "auth/token/revoke-self", budget, None)
+        except ProviderError as error:
+            raise ProviderError(f"the token could not be revoked: {error.message}") from None
         if answer.status not in {200, 204, 403}:  # 403: it has expired
             raise ProviderError(f"the token could not be revoked: {self.words_of(answer)}")
 

@@ -1,4 +1,4 @@
-"""One HTTP request to one node. The only module that imports hvac, requests and urllib3.
+"""One HTTP request to one node. The only module that imports hvac.
 
 `hvac.Client` would fill what is missing from VAULT_TOKEN, ~/.vault-token, VAULT_ADDR, VAULT_CACERT
 and VAULT_CLIENT_CERT; its adapter below takes what it is given. Likewise requests: with
@@ -20,10 +20,10 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 from hvac.adapters import RawAdapter
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError
 
 from firebuild_pki.providers.vault.addresses import base_of, is_loopback, is_safe
+from firebuild_pki.providers.vault.connections import Adapter
 from firebuild_pki.providers.vault.faults import Fault, NodeFailed, fault_of
 
 MAX_ANSWER = 4 << 20
@@ -105,7 +105,8 @@ class Transport:
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.headers["Accept-Encoding"] = "identity"
-        self._session.mount("https://", _Adapter(context, server_name))
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, Adapter(context, server_name))
 
     def send(self, address: str, request: Request, timeout: float) -> Answer:
         """Ask one node, following redirects to its leader.
@@ -121,10 +122,9 @@ class Transport:
         base, path = address, f"v1/{request.path}"
         end = self._monotonic() + timeout
         for _ in range(MAX_REDIRECTS + 1):
-            try:
-                reply = self._exchange(base, path, request, end)
-            except (requests.RequestException, HTTPError, OSError) as error:
-                raise NodeFailed(fault_of(address, error)) from error
+            reply = self._attempt(address, base, path, request, end)
+            if isinstance(reply, Fault):
+                raise NodeFailed(reply)
             if not isinstance(reply, str):
                 return _answer(address, *reply)
             base, path = _redirected(address, reply)
@@ -142,6 +142,15 @@ class Transport:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
+
+    def _attempt(
+        self, address: str, base: str, path: str, request: Request, end: float
+    ) -> Fault | str | tuple[requests.Response, bytes]:
+        # the exceptions of requests hold the request with its token, so none of them gets out
+        try:
+            return self._exchange(base, path, request, end)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            return fault_of(address, error)
 
     def _exchange(
         self, base: str, path: str, request: Request, end: float
@@ -177,28 +186,6 @@ class Transport:
         return body
 
 
-class _Adapter(HTTPAdapter):
-    """Uses one TLS context for all connections, whatever requests thinks of certificates."""
-
-    def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
-        self._pool = {"ssl_context": context, "server_hostname": server_name}
-        super().__init__(max_retries=0)
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.update(self._pool)
-        super().init_poolmanager(*args, **kwargs)
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, **kwargs, **self._pool)
-
-    def build_connection_pool_key_attributes(self, request: requests.PreparedRequest, *_: Any) -> Any:
-        parts = urlsplit(str(request.url))
-        return {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}, {}
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Leave it to the context: requests would add a bundle of public CAs."""
-
-
 def _is_excluded(host: str, no_proxy: str) -> bool:
     entries = [entry.strip().lower().lstrip(".") for entry in no_proxy.split(",")]
     return any(entry and (entry in {"*", host} or host.endswith(f".{entry}")) for entry in entries)
@@ -223,6 +210,8 @@ def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
         content = json.loads(body) if body.strip() else {}
     except ValueError:
         content = None
+    if response.status_code == 200 and not body:
+        raise NodeFailed(Fault(address, "the answer was cut off"))
     if not isinstance(content, dict):
         if response.ok:
             raise NodeFailed(_strange(address, response))
