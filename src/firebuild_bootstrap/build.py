@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -32,7 +32,7 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.outputs import check_destinations, deliver
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
 from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.local import LocalMachine
+from firebuild_bootstrap.machine.drivers import make_machine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.request import BuildRequest
@@ -47,8 +47,6 @@ _STOP_SECONDS: Final = 10.0
 # How long the guest's report may take to arrive once its process is seen to have ended.
 _LAST_WORDS_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.1
-# Certificates outlive the build by this much: unpacking, storing, and clocks that differ.
-_CERTIFICATE_MARGIN: Final = timedelta(minutes=10)
 
 
 def build_image(
@@ -121,6 +119,8 @@ class _Build:
             self._phase(1, "read the Dockerfile, the build context and the base")
             workspace = cleanup.enter_context(self._home.workspace(self._build_id))
             resolved = self._resolve(cleanup, workspace)
+            # Nothing of it is started yet, but what it lacks shows now.
+            machine = make_machine(self._settings, workspace, store=self._home.root, notice=self._notice)
 
             self._phase(2, "issue certificates")
             authority = open_authority(self._settings.ca, build_id=self._build_id, check=self._home.check)
@@ -130,7 +130,6 @@ class _Build:
             self._announce(resolved, authority)
 
             self._phase(3, "start the bootstrap server")
-            machine = LocalMachine(workspace, bind=self._settings.bootstrap.bind)
             cleanup.callback(machine.close)
             server = self._server(resolved.plan, materials, machine, workspace.path)
             listening = machine.listen()
@@ -199,8 +198,8 @@ class _Build:
             if note.level is not NoteLevel.OK:
                 self._notice(str(note))
         limits = self._settings.bootstrap
-        deadline = datetime.now(UTC) + limits.initial_timeout + limits.build_timeout
-        ttl = limits.initial_timeout + limits.build_timeout + _CERTIFICATE_MARGIN
+        deadline = datetime.now(UTC) + limits.build_time
+        ttl = limits.certificate_lifetime
         server = authority.issue_server(ttl=ttl, build_deadline=deadline)
         guest = authority.issue_guest(ttl=ttl, build_deadline=deadline)
         self._pass_warnings_on(authority)

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
+from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import (
     CASettings,
     Document,
@@ -26,7 +28,7 @@ from firebuild_pki.config import (
 # Environment variables that start like a setting and are none.
 RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
 
-_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_CERTIFICATE_MARGIN = timedelta(minutes=10)
 
 
 def _loopback(value: str) -> str:
@@ -39,20 +41,6 @@ def _loopback(value: str) -> str:
             f'expected a loopback address, found "{value}": the driver local runs the guest on this host'
         )
     return value
-
-
-def _size(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = str(value)
-    for unit, factor in sorted(_SIZE_UNITS.items(), key=lambda item: -len(item[0])):
-        number = text.removesuffix(unit).strip()
-        if text.endswith(unit) and number.isdecimal():
-            return int(number) * factor
-    raise ValueError(f'expected a size such as 64MiB (B, KiB, MiB, GiB), found "{text}"')
-
-
-ByteSize = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str), Field(ge=1024)]
 
 
 class BootstrapSettings(Settings):
@@ -73,14 +61,15 @@ class BootstrapSettings(Settings):
     log_limit: ByteSize = 64 << 20
     """How much output of a build is shown; what comes after it is dropped, and the build goes on."""
 
+    @property
+    def build_time(self) -> timedelta:
+        """How long a build may take in all, from the start of its machine."""
+        return self.initial_timeout + self.build_timeout
 
-class MachineSettings(Settings):
-    """The section `machine`: where the build runs."""
-
-    driver: Literal["local"] = "local"
-    """local: a sandbox on this host."""
-    ids: Literal["auto", "full", "subids", "single"] = "auto"
-    """User ids in the sandbox: all (root only), those of /etc/subuid, one, or the best that works."""
+    @property
+    def certificate_lifetime(self) -> timedelta:
+        """How long certificates should be valid: unpacking and storing take time, and clocks differ."""
+        return self.build_time + _CERTIFICATE_MARGIN
 
 
 class StoreSettings(Settings):

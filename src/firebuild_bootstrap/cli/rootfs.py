@@ -56,11 +56,13 @@ if TYPE_CHECKING:
     help="Write what `firebuild images inspect` shows to this file.",
 )
 @click.option("--ca", metavar="PROVIDER", help="CA provider to use instead of the configured one.")
+@click.option("--machine", metavar="DRIVER", help="Machine driver to use instead of the configured one.")
 @config_option
 def rootfs(
     progress: ProgressMode,
     metadata_file: Path | None,
     ca: str | None,
+    machine: str | None,
     config_file: Path | None,
     **options: Any,
 ) -> None:
@@ -73,7 +75,8 @@ def rootfs(
     interrupts = Interrupts()
     renderer = make_renderer(progress, sys.stdout.buffer, terminal=sys.stdout.isatty())
     with closing(renderer), interrupts.installed():
-        settings = settings_from(config_file, {"ca.provider": ca} if ca else {})
+        chosen = {"ca.provider": ca, "machine.driver": machine}
+        settings = settings_from(config_file, {name: value for name, value in chosen.items() if value})
         request = _request(options)
         if metadata_file is not None:
             check_writable(metadata_file)

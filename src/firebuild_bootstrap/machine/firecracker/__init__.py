@@ -1,0 +1,1 @@
+"""The driver `firecracker`: vminit in a microVM (docs/firecracker.md)."""
