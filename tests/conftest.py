@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 _SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 

@@ -60,6 +60,8 @@ def imported_without_site(*modules: str) -> set[str]:
         ("firebuild_bootstrap.cli.app", ("--help",), BUILDING | READING | SETTINGS),
         ("firebuild_bootstrap.cli.app", ("rootfs", "--help"), BUILDING | READING | SETTINGS),
         ("firebuild_bootstrap.cli.app", ("config", "check"), BUILDING | READING),
+        ("firebuild_bootstrap.cli.app", ("ca", "--help"), BUILDING | READING | SETTINGS),
+        ("firebuild_bootstrap.cli.app", ("ca", "show"), BUILDING | READING),
         ("firebuild_bootstrap.cli.app", ("images", "list"), BUILDING | READING - {"tarfile"}),
     ],
 )

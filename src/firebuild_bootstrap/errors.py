@@ -142,11 +142,11 @@ class Interrupted(_Described):
 
 def exit_status_of(error: BaseException) -> ExitStatus:
     """Return the exit status that tells this kind of error apart."""
-    from firebuild_pki import CAError, SettingsError
+    from firebuild_pki import CAError, IdentityError, SettingsError
 
     if isinstance(error, _Described):
         return error.exit_status
-    if isinstance(error, SettingsError):
+    if isinstance(error, SettingsError | IdentityError):
         return ExitStatus.BAD_INPUT
     if isinstance(error, CAError):
         return ExitStatus.CERTIFICATE_AUTHORITY

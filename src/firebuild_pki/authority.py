@@ -140,12 +140,17 @@ class Authority:
             ProviderError: the provider failed, or a remark is fatal.
             MaterialError: the CA's own certificates are not usable.
         """
+        notes = self.examine()
+        fatal = [note for note in notes if note.fatal]
+        if fatal:
+            raise ProviderError("; ".join(map(str, fatal)), provider=self.provider_name)
+        return notes
+
+    def examine(self) -> tuple[Note, ...]:
+        """Try the backend as `check` does, and return fatal remarks along with the others."""
         with self._lock, provider_errors(self.provider_name, "the check"):
             self._require_open()
             notes = tuple(self._provider.check())
-            fatal = [note for note in notes if note.fatal]
-            if fatal:
-                raise ProviderError("; ".join(map(str, fatal)))
             verify_trust(self._provider.trust_bundle(), self._clock())
             return notes
 
@@ -170,12 +175,14 @@ class Authority:
         with self._lock:
             if self._closed:
                 return
-            if self._settings.revoke_at_end and Capability.REVOKE in self.capabilities:
-                self._revoke_all()
-            self._closed = True
-            self._close_provider()
-            self._observers.tell(EventKind.CLOSED)
-            self._observers.close()
+            try:
+                if self._settings.revoke_at_end and Capability.REVOKE in self.capabilities:
+                    self._revoke_all()
+            finally:  # an interruption must not leave a token behind
+                self._closed = True
+                self._close_provider()
+                self._observers.tell(EventKind.CLOSED)
+                self._observers.close()
 
     def __enter__(self) -> Self:
         return self

@@ -61,6 +61,8 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     """A command line with an empty store, in an empty directory, without the user's own settings."""
     for name in [name for name in os.environ if name.startswith("FIREBUILD_")]:
         monkeypatch.delenv(name)
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
     monkeypatch.setenv("FIREBUILD_HOME", str(tmp_path / "home"))
     work = tmp_path / "work"

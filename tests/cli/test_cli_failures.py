@@ -228,8 +228,8 @@ def test_a_full_disk_behind_stdout_is_told(cli: Cli) -> None:
 def test_a_refused_peer_is_told_once(cli: Cli) -> None:
     start = BootstrapServer.start
 
-    def start_and_call(server: BootstrapServer) -> str:
-        host_port = start(server)
+    def start_and_call(server: BootstrapServer, listener: socket.socket | None = None) -> str:
+        host_port = start(server, listener)
         host, _, port = host_port.rpartition(":")
         with socket.create_connection((host, int(port)), timeout=10) as stranger:
             stranger.sendall(b"GET / HTTP/1.0\r\n\r\n")

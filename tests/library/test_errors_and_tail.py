@@ -24,7 +24,7 @@ from firebuild_bootstrap.events import Event, Notice, StepOutput
 from firebuild_bootstrap.explain import explained
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.tail import OutputTail
-from firebuild_pki import ProviderError, SettingsError
+from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
 
 
@@ -34,6 +34,7 @@ from firebuild_pki.errors import Problem
         (StepFailed("x"), 1),
         (InputError("x"), 2),
         (SettingsError([Problem("f", 1, 2, "a.b", "x")]), 2),
+        (IdentityError("x"), 2),
         (ProviderError("x"), 3),
         (GuestLost("x"), 4),
         (BuildTimeout("x"), 5),

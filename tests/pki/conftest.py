@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ Install = Callable[..., Path]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Put a distribution on sys.path the way pip would: a module and a dist-info directory."""
+    modules: list[str] = []
 
     def write(
         distribution: str,
@@ -32,6 +34,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (site / f"{module}.py").write_text(textwrap.dedent(code))
         monkeypatch.syspath_prepend(str(site))
         importlib.invalidate_caches()
+        sys.modules.pop(module, None)
+        modules.append(module)
         return site
 
-    return write
+    yield write
+    for module in modules:  # another test's module may have the same name
+        sys.modules.pop(module, None)

@@ -10,6 +10,7 @@ from firebuild_pki import (
     Capability,
     CASettings,
     MaterialError,
+    NoteLevel,
     ProviderError,
     ReadyPair,
     SettingsError,
@@ -19,7 +20,7 @@ from firebuild_pki import (
     validate,
 )
 from pki import characters
-from pki.tools import ca_settings, catalog_of, certificates, opened
+from pki.tools import Clock, ca_settings, catalog_of, certificates, opened
 
 
 @pytest.fixture
@@ -96,6 +97,8 @@ def test_a_check_returns_remarks_and_raises_fatal_ones() -> None:
     fatal = pytest.raises(ProviderError, match=r"the role is missing \(hint: make it\)")
     with opened("revoker", mode="check") as authority, fatal:
         authority.check()
+    with opened("revoker", mode="check") as authority:
+        assert [note.level for note in authority.examine()] == [NoteLevel.FATAL]
 
 
 def test_a_certificate_can_be_taken_back() -> None:
@@ -122,6 +125,26 @@ def test_what_cannot_be_taken_back_at_the_end_is_a_warning() -> None:
         "the certificate of guest.b.firebuild.internal was not revoked: "
         "revoking a certificate failed: LookupError: unknown serial",
     )
+
+
+def test_an_interruption_while_taking_back_does_not_keep_the_provider_open(closed: list[str]) -> None:
+    class Enough(BaseException):
+        pass
+
+    interrupted = False
+
+    def check() -> None:
+        if interrupted:
+            raise Enough
+
+    section = {"provider": "revoker", "revoke_at_end": True}
+    settings = ca_settings(section, catalog_of("revoker"))
+    authority = open_authority(settings, build_id="b", clock=Clock(), check=check)
+    authority.issue_guest()
+    interrupted = True
+    with pytest.raises(Enough):
+        authority.close()
+    assert closed == ["fine"]
 
 
 def test_a_provider_that_cannot_revoke_is_not_asked_at_the_end() -> None:

@@ -13,9 +13,7 @@ from firebuild_bootstrap.cli.options import config_option, settings_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import timedelta
 
-    from firebuild_bootstrap.settings import BuildSettings
     from firebuild_pki.preflighting import PreflightReport, PreflightRow
 
 
@@ -104,7 +102,7 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
 
     with interruptible("the look") as interrupted:
         settings = settings_from(config_file, _override(provider))
-        seen = look(settings.ca, _lifetime(settings), interrupted)
+        seen = look(settings.ca, settings.bootstrap.certificate_lifetime, interrupted)
     if as_json:
         click.echo(json.dumps(seen.to_json(), indent=2))
     else:
@@ -165,8 +163,8 @@ def _preflight(
         return refused(error, on_row=on_row)
     return preflight(
         settings.ca,
-        build_time=_build_time(settings),
-        ttl=_lifetime(settings),
+        build_time=settings.bootstrap.build_time,
+        ttl=settings.bootstrap.certificate_lifetime,
         check=interrupted,
         on_row=on_row,
     )
@@ -174,16 +172,6 @@ def _preflight(
 
 def _override(provider: str | None) -> dict[str, Any]:
     return {"ca.provider": provider} if provider else {}
-
-
-def _build_time(settings: BuildSettings) -> timedelta:
-    return settings.bootstrap.initial_timeout + settings.bootstrap.build_timeout
-
-
-def _lifetime(settings: BuildSettings) -> timedelta:
-    from datetime import timedelta
-
-    return _build_time(settings) + timedelta(minutes=10)  # as build.py asks for
 
 
 def _status(report: PreflightReport, *, strict: bool) -> int:

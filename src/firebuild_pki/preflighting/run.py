@@ -168,7 +168,7 @@ class _Preflight:
             yield ok("open", f"trust anchor {describe(anchor)} until {_at(anchor.not_valid_after_utc)}")
 
     def _examine(self) -> Rows:
-        notes = self._opened._provider.check()
+        notes = self._opened.examine()
         return [row_of("backend", note) for note in notes] or [ok("backend", "nothing to remark")]
 
     def _issue(self, end: str, issue: Callable[..., TLSMaterial]) -> Rows:

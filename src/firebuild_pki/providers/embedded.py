@@ -27,9 +27,9 @@ class EmbeddedSettings(Settings):
     intermediate: bool = True
     """Sign leaves with an intermediate CA; the root's key is then forgotten at once."""
     key_type: KeyType = KeyType.P256
-    """Kind of the CA's keys: p256, p384, rsa2048, rsa3072 or rsa4096."""
+    """Kind of the CA's keys. Those of server and guest follow ca.key_type."""
     ca_lifetime: PositiveDuration = timedelta(hours=24)
-    """How long the CA's certificates are valid."""
+    """How long the CA's certificates are valid. Must cover the build."""
     leaf_lifetime: PositiveDuration = timedelta(hours=24)
     """Upper bound of the lifetime of the certificates for server and guest."""
     backdate: Duration = timedelta(minutes=5)
