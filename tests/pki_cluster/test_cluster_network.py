@@ -29,7 +29,7 @@ FAULTS = {
     "cut in the body": (Fault(Kind.TRUNCATE, size=600), "the answer was cut off"),
     "refused": (Fault(Kind.REFUSE), "connection refused"),
     "trickling in the body": (Fault(Kind.TRICKLE, size=600, seconds=0.3), "no answer in time"),
-    "trickling in the head": (Fault(Kind.TRICKLE, size=30, seconds=0.3), "no answer in time"),
+    "trickling in the head": (Fault(Kind.TRICKLE, size=30, seconds=0.3), "no answer in time|cut off"),
 }
 
 
