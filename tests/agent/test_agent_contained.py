@@ -73,6 +73,23 @@ def test_processes_that_a_step_left_do_not_hold_the_drive(tree: Path, busybox: P
     assert report(contain(tree, busybox)) == AgentReport("success", 0)
 
 
+def test_what_a_killed_vminit_left_running_does_not_hold_the_drive(
+    tree: Path, context: Path, tmp_path: Path
+) -> None:
+    source = """
+import os, signal, time
+if os.fork() == 0:
+    os.chdir("/image")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(1000)
+time.sleep(0.2)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    broken = changed(tree, tmp_path / "tree", bootstrap=source)
+    happened = contain(broken, dockerfile(context, "COPY hello.txt /"))
+    assert report(happened) == AgentReport("failed", 128 + 9, "vminit was ended by SIGKILL")
+
+
 def test_ctrl_alt_del_ends_the_build_politely(tree: Path, busybox: Path) -> None:
     dockerfile(busybox, "COPY busybox /bin/", shell("echo waiting; /bin/busybox sleep 1000"))
     happened = contain(tree, busybox, interrupt_at="waiting")

@@ -323,7 +323,8 @@ def test_a_success_on_a_drive_that_was_not_unmounted_is_none(steps: list[str], m
     monkeypatch.setattr(init_system, "release_drive", lambda: "it is in use")
     assert init.run(InitSettings()) == Report("drive", 0, "it is in use")
     monkeypatch.setattr(init, "run_vminit", lambda _settings: 3)
-    assert init.run(InitSettings()).status == "failed"
+    failed = Report("failed", 3, "vminit ended with status 3; it is in use")
+    assert init.run(InitSettings()) == failed
 
 
 @pytest.mark.parametrize(

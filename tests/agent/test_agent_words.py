@@ -161,8 +161,8 @@ def test_a_machine_without_a_console_stays_silent(tmp_path: Path) -> None:
                 "panic",
                 None,
                 "the machine's kernel gave up: VFS: Unable to mount root"
-                " (the agent could not be unpacked: write error; give the machine 256 MiB of memory, and a kernel"
-                " that knows the agent's compression)",
+                " (the agent could not be unpacked: write error; give the machine 256 MiB of memory,"
+                " and a kernel that knows the agent's compression)",
             ),
         ),
     ],

@@ -66,9 +66,11 @@ def run(settings: InitSettings) -> Report:
     finally:
         system.end_processes()
         problem = system.release_drive()
-    if problem and report.status == "success":
+    if not problem:
+        return report
+    if report.status == "success":
         return Report("drive", report.exit, problem)
-    return report
+    return report._replace(message=f"{report.message}; {problem}")
 
 
 def metadata_host(address: str) -> str:
