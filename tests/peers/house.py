@@ -26,6 +26,7 @@ from firebuild_pki import TLSMaterial
 
 BUSYBOX = Path("/bin/busybox")
 TESTS = Path(__file__).parents[1]
+TOOLS = ["cat", "chmod", "chown", "env", "ln", "mkdir", "mv", "readlink", "rm", "sha256sum", "stat", "touch"]
 _APPLETS = (
     *("cat", "chmod", "chown", "echo", "env", "id", "ln", "ls", "mkdir", "mv", "printf", "pwd", "readlink"),
     *("rm", "sh", "sha256sum", "sleep", "stat", "su", "touch", "true", "head", "tr", "dd", "awk", "kill"),
@@ -45,6 +46,19 @@ def make_image(path: Path) -> Path:
     (path / "etc/passwd").write_text(_PASSWD)
     (path / "etc/group").write_text(_GROUP)
     return path
+
+
+def install(name: str, image: Path) -> None:
+    """Put a program of the host into the image, with the libraries that it needs."""
+    found = shutil.which(name, path="/usr/bin:/usr/sbin:/bin:/sbin")
+    assert found is not None
+    (image / "bin" / name).unlink(missing_ok=True)
+    listed = subprocess.run(["ldd", found], capture_output=True, text=True, check=True).stdout
+    libraries = [word for word in listed.split() if word.startswith("/")]
+    for path in (found, *libraries):
+        target = image / "bin" / name if path == found else image / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
 
 
 @dataclass

@@ -7,6 +7,7 @@ address of the metadata service (version 1), directory of the image, variations 
     trims             each piece of output loses its white space at both ends
     ignores_failures  a RUN that fails is not noticed
     loses             a file of this name gets a wrong checksum on the way: the rest of the stream is lost
+    breaks            the connection breaks in the middle of a file of this name
     spoils            a file of this name gets a byte more than it should
     path              PATH of the program itself
 """
@@ -223,6 +224,8 @@ class Guest:
                         self.abandoned.append(stream)
                         return
                     content.write(message.chunk.chunk)
+                    if header.sourcePath.endswith(self.variations.get("breaks", "\0")):
+                        stream.cancel()
                 else:
                     yield header, content
         except grpc.RpcError:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.service import Ending
 from firebuild_bootstrap.service.oldguest import staging
-from peers.house import House
+from peers.house import TOOLS, House, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
 
@@ -229,6 +229,89 @@ def test_a_file_that_the_guest_loses_fails_the_step(house: House) -> None:
     assert isinstance(error, StepFailed)
     assert (error.step, error.message) == (3, "the files did not arrive")
     assert ("started", 4, 4) not in result.steps
+
+
+def test_a_connection_that_breaks_in_the_middle_of_a_file_ends_the_build(house: House) -> None:
+    house.file("d/large", os.urandom(staging.PORTION_BYTES - 1))
+    result = house.old("COPY d /large\nRUN touch /ran", breaks="large")
+    assert isinstance(result.outcome.error, GuestLost)
+    assert result.outcome.message == "the connection broke while the files of step 2 were sent"
+    assert not (result.image / "ran").exists()
+
+
+def gnu(image: Path) -> None:
+    """dash and the tools of GNU in place of busybox."""
+    (image / "bin/busybox").unlink()
+    for path in (image / "bin").iterdir():
+        path.unlink()
+    for name in (*TOOLS, "env", "dash"):
+        install(name, image)
+    (image / "bin/sh").symlink_to("dash")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_the_scripts_work_with_the_tools_of_gnu_too(house: House, shell: str) -> None:
+    def change(image: Path) -> None:
+        gnu(image)
+        install(shell, image)
+        install("setpriv", image)
+        (image / "bin/sh").unlink()
+        (image / "bin/sh").symlink_to(shell)
+        existing(image)
+
+    fill(house)
+    house.file("d/new\nline", "n")
+    house.change_image = change
+    house.both(
+        "COPY tree /t\nCOPY --chown=app:staff --chmod=u=rwX,go=rX tree /u\nCOPY tree other a.txt /to/\n"
+        'COPY a.txt /to-file\nCOPY d /d\nUSER app\nWORKDIR /mine\nRUN ["/bin/env"]'
+    )
+
+
+@pytest.mark.parametrize("tool", ["stat", "sha256sum", "touch"])
+def test_an_image_without_the_tools_is_refused_before_any_step(house: House, tool: str) -> None:
+    def change(image: Path) -> None:
+        gnu(image)
+        (image / "bin" / tool).unlink()
+        if tool == "touch":
+            (image / "bin/touch").symlink_to("/bin/false-not-there")
+
+    fill(house)
+    house.change_image = change
+    result = house.old("RUN env > /ran\nCOPY a.txt /a")
+    assert isinstance(result.outcome.error, InputError)
+    assert (
+        f"the guest's vminit is too old to build this image: the image lacks {tool}" in result.outcome.message
+    )
+    assert result.steps == []
+    assert not (result.image / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("tool", "text", "message"),
+    [
+        ("touch", '[ "$1" != -h ]', "touch of the image does not know -h"),
+        ("stat", "false", "stat of the image does not know -c"),
+        ("sha256sum", "false", "sha256sum of the image does not know -c"),
+        ("ln", "false", "no directory can be made in / of the image"),
+    ],
+)
+def test_tools_that_do_too_little_are_found_out_before_any_step(
+    house: House, tool: str, text: str, message: str
+) -> None:
+    def change(image: Path) -> None:
+        gnu(image)
+        (image / "bin" / tool).unlink()
+        (image / "bin" / tool).write_text(f"#!/bin/sh\n{text}\n")
+        (image / "bin" / tool).chmod(0o755)
+
+    fill(house)
+    house.change_image = change
+    result = house.old("COPY a.txt /a")
+    assert isinstance(result.outcome.error, InputError)
+    assert message in result.outcome.message
+    assert result.steps == []
 
 
 def test_a_file_that_arrives_damaged_fails_the_step(house: House) -> None:

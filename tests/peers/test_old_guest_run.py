@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.service import Ending, Limits
-from peers.house import House
+from peers.house import House, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
 
@@ -67,19 +65,6 @@ def test_a_guest_that_trims_what_it_passes_on_gets_its_line_ends_back(house: Hou
 
 
 # --- users --------------------------------------------------------------------------------------------
-
-
-def install(name: str, image: Path) -> None:
-    """Put a program of the host into the image, with the libraries that it needs."""
-    found = shutil.which(name, path="/usr/bin:/usr/sbin:/bin:/sbin")
-    assert found is not None
-    (image / "bin" / name).unlink(missing_ok=True)
-    listed = subprocess.run(["ldd", found], capture_output=True, text=True, check=True).stdout
-    libraries = [word for word in listed.split() if word.startswith("/")]
-    for path in (found, *libraries):
-        target = image / "bin" / name if path == found else image / path.lstrip("/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
 
 
 def without_su(image: Path) -> None:

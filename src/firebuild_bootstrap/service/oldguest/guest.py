@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
@@ -17,9 +18,11 @@ from firebuild_bootstrap.service.resources import messages
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 
-_ARRIVED = (
-    '[ -f "$S/place" ] || die "the files did not arrive"\n. "$S/place"\ndie "the files did not arrive"\n'
-)
+_ARRIVED: Final = """begin
+[ -f "$S/place" ] || die "the files did not arrive"
+. "$S/place"
+die "the files did not arrive"
+"""
 
 
 @dataclass(eq=False)

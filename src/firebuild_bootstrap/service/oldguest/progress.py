@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
@@ -21,6 +22,14 @@ _HINT: Final = "use a current vminit, or put what is missing into the base"
 # The guest stops reading at such output, and what still writes is ended by SIGPIPE.
 _CUT_OFF: Final = re.compile(r"UTF-8|broken pipe|\b141\b")
 _NOT_UTF8: Final = "an old vminit can't pass on output that is not UTF-8: let the step write it into a file"
+
+
+@dataclass
+class _Channel:
+    """One stream of output, and the step that it has come to: the two do not run side by side."""
+
+    marks: MarkReader
+    step: int = 0
 
 
 class Progress:
@@ -45,7 +54,10 @@ class Progress:
     ) -> None:
         self._session = session
         self._events = events
-        self._marks = MarkReader(nonce)
+        self._channels: dict[Stream, _Channel] = {
+            "stdout": _Channel(MarkReader(nonce)),
+            "stderr": _Channel(MarkReader(nonce)),
+        }
         self._missing = list(steps)
         self._clock = clock
         self._lock = threading.RLock()
@@ -60,20 +72,21 @@ class Progress:
     def output(self, stream: Stream, pieces: Sequence[str]) -> None:
         """Take what the guest read from one stream, piece by piece as it read it."""
         with self._lock:
+            channel = self._channels[stream]
             for piece in pieces:
-                parts = [piece] if stream == "stderr" else list(self._marks.feed(piece))
+                parts = list(channel.marks.feed(piece))
                 for number, part in enumerate(parts, start=1):
                     if isinstance(part, Mark):
+                        channel.step = part.step
                         self._marked(part)
                     else:
-                        whole = number == len(parts) and (stream == "stderr" or not self._marks.holding)
+                        whole = number == len(parts) and not channel.marks.holding
                         self._write(stream, part, whole=whole)
 
     def fetching(self, step: int) -> None:
         """The guest asks for files of a step."""
         with self._lock:
-            if not self._end_if_failed() and step != self._step:
-                self._begin(step)
+            self._begin(step)
 
     def success(self) -> Outcome:
         """Return the end of a build whose guest says that all went well, which it may not know."""
@@ -100,14 +113,16 @@ class Progress:
                 # The facts about old guests differ in whether they trim what they pass on: see for yourself.
                 self._trims = not mark.ends_line
             case "B":
-                if not self._end_if_failed():
-                    self._begin(mark.step)
+                self._begin(mark.step)
             case "X":
                 self._fail(self._explained(mark))
             case "E":
                 self._finish(mark)
 
     def _begin(self, step: int) -> None:
+        """Note that a step began; each tells so several times, once on each stream."""
+        if step == self._step or self._end_if_failed():
+            return
         self._tell_end()
         self._step, self._begun = step, self._clock()
         self._events.started(step)
@@ -160,8 +175,9 @@ class Progress:
         return StepFailed(text, step=self._step, hint=_NOT_UTF8 if _CUT_OFF.search(text) else None)
 
     def _flush(self) -> None:
-        if rest := self._marks.rest():
-            self._write("stdout", rest, whole=True)
+        for stream, channel in self._channels.items():
+            if rest := channel.marks.rest():
+                self._write(stream, rest, whole=True)
         self._tell_end()
 
     def _tell_end(self) -> None:
@@ -172,4 +188,4 @@ class Progress:
     def _write(self, stream: Stream, text: str, *, whole: bool) -> None:
         if self._trims and whole and not text.endswith("\n"):
             text += "\n"
-        self._session.output.write(self._step, stream, text.encode())
+        self._session.output.write(self._channels[stream].step, stream, text.encode())

@@ -88,7 +88,7 @@ def _tools(names: Sequence[str]) -> str:
 def workdir(command: wire.WorkdirCommand) -> str:
     """Return what makes the directory for the current user."""
     path = posixpath.join("/", command.workdir)
-    return f"say B ''\nuser {shlex.quote(command.user)}\nmk {shlex.quote(path)} \"$U:$G\"\nsay E 0\n"
+    return f'begin\nuser {shlex.quote(command.user)}\nmk {shlex.quote(path)} "$U:$G"\nsay E 0\n'
 
 
 def run(command: wire.RunCommand, staging: str) -> str:
@@ -108,7 +108,7 @@ def run(command: wire.RunCommand, staging: str) -> str:
         script += 'chmod 00755 "$S/run" || failed\n'
         remove = 'rm -rf "$S"\n'
     return (
-        f"{_PROGRAMS}{_AS_USER}say B ''\nuser {user}\nmk {directory} 0:0\n{script}"
+        f"{_PROGRAMS}{_AS_USER}begin\nuser {user}\nmk {directory} 0:0\n{script}"
         f'cd {directory} || die "WORKDIR "{directory}": it can not be entered"\n'
         f"as_user {_command_line(command, argv)} {user} < /dev/null\n"
         # Where the guest has closed the pipe, its own words are to come through.

@@ -12,12 +12,14 @@ from firebuild_bootstrap import wire
 MAX_SCRIPT_BYTES: Final = 128 * 1024 - 1
 _MAX_LINE_BYTES: Final = 60_000
 
-# `say` writes a mark, `die` the reason of a failure, and ends. `mk` makes a directory and the missing ones
-# above it. `user` and `owner` look names up in the image's own files, by the rules of guest/users.py.
+# `say` writes a mark, `begin` the first one of a step on both streams, `die` why it failed before it ends.
+# `mk` makes a directory and the missing ones above it. `user` and `owner` look names up in the image's own
+# files, by the rules of guest/users.py.
 _LIBRARY: Final = r"""
 PATH=%(path)s LC_ALL=C; export PATH LC_ALL; unset CDPATH ENV IFS; umask 022; cd /
 S=%(staging)s STEP=%(step)d
 say() { printf '\001%(nonce)s:%%s:%%s:%%s\002\n' "$1" "$STEP" "$2"; }
+begin() { say B ''; say B '' >&2; }
 die() { say X "$1"; exit 1; }
 failed() { die "the files could not be put in their place; the output says what failed"; }
 mk() {
