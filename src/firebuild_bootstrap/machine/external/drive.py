@@ -1,0 +1,193 @@
+"""The drive of an external machine: a file that its own tool gives it, read back when it is unmounted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.external.superblock import Superblock
+
+_SETTING: Final = "machine.external.disk"
+_POLL_SECONDS: Final = 0.1
+_PIECE: Final = 64 << 20
+
+
+class ExternalDrive:
+    """A file with ext4 on it that a machine writes to while the build runs.
+
+    firebuild does not see the machine, so it goes by the file system: the machine is done with the drive when
+    it has been mounted during this build and is cleanly unmounted again.
+
+    Args:
+        path: the file.
+        fill: make it from the base, and remove it at the end.
+        disk: makes file systems from bases, and outputs from file systems, in the build's own directory.
+        check: called again and again while something long goes on; may raise.
+    """
+
+    def __init__(
+        self, path: Path, *, fill: bool, disk: Disk, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self._path = path
+        self._fill = fill
+        self._disk = disk
+        self._check = check
+        self._before: Superblock | None = None
+        self._made: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Find out whether the file is there, or can be made.
+
+        Raises:
+            FirebuildError: it is not, or can't.
+        """
+        if not self._fill:
+            if not self._path.is_file():
+                raise InputError(
+                    f"{_SETTING}: {self._path} is no file",
+                    hint="make it, or leave that to firebuild with fill_disk: true",
+                )
+            Superblock.read(self._path)
+            return
+        if os.path.lexists(self._path):
+            raise InputError(
+                f"{_SETTING}: {self._path} exists, and would be overwritten with the base",
+                hint="remove it, or set fill_disk: false if the machine is to use it as it is",
+            )
+        if not self._path.parent.is_dir() or not os.access(self._path.parent, os.W_OK):
+            raise InputError(f"{_SETTING}: {self._path.parent} is no directory that can be written to")
+
+    def prepare(self, base: Path | None) -> tuple[str, ...]:
+        """Make the file from the tar archive `base`, if that is to be done, and note its state.
+
+        Returns:
+            what could not be kept of the base.
+
+        Raises:
+            FirebuildError: the file can't be made.
+        """
+        notes: tuple[str, ...] = ()
+        if self._fill:
+            notes = self._disk.fill(base)
+            self._place()
+        self._before = Superblock.read(self._path)
+        return notes
+
+    def released(self) -> bool:
+        """Whether the machine has had the drive, and is done with it."""
+        if self._before is None:
+            return False
+        now = Superblock.read(self._path)
+        return now.clean and not now.same_mount(self._before)
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait up to `timeout` seconds until the machine is done with the drive; return whether it is."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.released():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            self._check()
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def export(
+        self, outputs: Sequence[OutputSpec], into: Path, *, end_timeout: float
+    ) -> tuple[Artifact, ...]:
+        """Write what is on the drive into the directory `into`, once for each output; it stays as it is.
+
+        Args:
+            end_timeout: seconds that the machine may take until it is done with it.
+
+        Raises:
+            MachineError: it is not, or it never had it.
+        """
+        state = Superblock.read(self._path)
+        if self._before is None or state.same_mount(self._before):
+            raise MachineError(
+                f"the build succeeded on a drive that is not {self._path}: nobody has mounted that",
+                hint="give the machine this file as the drive that the guest works on",
+            )
+        if not self.wait(end_timeout):
+            raise MachineError(
+                f"the machine still has its drive {self._path} mounted",
+                hint="let it end by itself after the build: what is not unmounted may not be complete. "
+                "machine.external.end_timeout is how long it may take",
+            )
+        state = Superblock.read(self._path)
+        copy_sparse(self._path, self._disk.path, self._check)
+        if Superblock.read(self._path) != state:
+            raise MachineError(f"{self._path} was mounted again while it was read")
+        return self._disk.export(outputs, into)
+
+    def close(self) -> None:
+        """Remove the file if firebuild made it and it still is that file. Idempotent."""
+        with suppress(OSError):
+            if self._made is not None and self._made == _inode(self._path):
+                self._path.unlink()
+        self._made = None
+
+    def _place(self) -> None:
+        """Put the new drive where the machine's tool expects it; nothing is there before it is complete."""
+        fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        try:
+            copy_sparse(self._disk.path, fresh, self._check)
+            try:
+                os.link(fresh, self._path)  # unlike a rename, it never replaces what somebody just put there
+                self._made = _inode(self._path)
+            except FileExistsError:
+                raise InputError(f"{_SETTING}: {self._path} exists, and would be overwritten") from None
+            finally:
+                fresh.unlink()
+            self._disk.path.unlink()
+        except OSError as error:
+            raise MachineError(f"{_SETTING}: {self._path} can't be made: {error.strerror}") from error
+
+
+def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Copy a file to the new file `target`, mode 0600; holes stay holes.
+
+    Args:
+        check: called between pieces; what it raises ends the copy and removes the target.
+
+    Raises:
+        MachineError: the disk is full, or a file can't be read or written.
+    """
+    try:
+        with open(source, "rb") as reading:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with open(descriptor, "wb") as writing:
+                    size = os.fstat(reading.fileno()).st_size
+                    os.truncate(writing.fileno(), size)
+                    _copy_data(reading.fileno(), writing.fileno(), size, check)
+            except BaseException:
+                target.unlink()
+                raise
+    except OSError as error:
+        raise MachineError(f"{source} can't be copied to {target}: {error.strerror}") from error
+
+
+def _copy_data(reading: int, writing: int, size: int, check: Callable[[], None]) -> None:
+    place = 0
+    while place < size:
+        try:
+            begin = os.lseek(reading, place, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        place = os.lseek(reading, begin, os.SEEK_HOLE)
+        os.lseek(writing, begin, os.SEEK_SET)
+        while begin < place:
+            check()
+            begin += os.sendfile(writing, reading, begin, min(place - begin, _PIECE))
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    details = path.lstat()
+    return details.st_dev, details.st_ino

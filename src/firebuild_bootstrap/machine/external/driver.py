@@ -1,0 +1,154 @@
+"""A machine that somebody else starts: firebuild tells it whom to call, serves it, and reads its drive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.listening import format_address, listen
+from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.external.drive import ExternalDrive
+from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
+from firebuild_bootstrap.machine.external.targets import Target, make_target
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mmds.store import DataStore
+from firebuild_bootstrap.mmds.writer import MetadataWriter
+
+_ENDED: Final = MachineExit(0)
+
+
+class ExternalMachine:
+    """A `Machine` that firebuild neither starts nor ends.
+
+    "Start" means that the metadata are written: whoever waits for them finds everything else ready. Nobody
+    tells how the machine is while it runs, apart from its guest's calls. It has ended when its drive is
+    unmounted.
+
+    Args:
+        workspace: the build's directory; it is closed with the machine.
+        settings: the block `machine.external`.
+        disk_size: bytes of the drive, where firebuild makes it; None for the default of `Disk`.
+        notice: told what could not be kept or done.
+        info: told what the user has to do now.
+        check: called again and again while something long goes on; may raise.
+
+    Raises:
+        FirebuildError: the metadata can't be written where they should, or the drive can't be used.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: ExternalSettings,
+        *,
+        disk_size: int | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+        info: Callable[[str], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._workspace = workspace
+        self._settings = settings
+        self._info = info
+        self._target = make_target(settings.metadata)
+        self._metadata = _Announced(self._target)
+        self._drive: ExternalDrive | None = None
+        self._address = ""
+        if settings.disk is not None:
+            self._drive = ExternalDrive(
+                Path(settings.disk).expanduser().absolute(),
+                fill=settings.fill_disk,
+                disk=Disk(workspace, size=disk_size, notice=notice),
+                check=check,
+            )
+            self._drive.check()
+        self._target.check()
+
+    @property
+    def metadata(self) -> MetadataWriter:
+        """The metadata of this machine, which leave this process with `start`."""
+        return self._metadata
+
+    def listen(self) -> Listening:
+        """Open the configured port, on any address; mutual TLS keeps others out. See `Machine.listen`."""
+        host, port = split_host_port(self._settings.bind)
+        try:
+            listener = listen(host, port or 0)
+        except InputError as error:
+            raise InputError(
+                error.message, hint="machine.external.bind has to be an address and a free port of this host"
+            ) from error
+        address = format_address(listener.getsockname())
+        if self._settings.advertise is not None:
+            host, port = split_host_port(self._settings.advertise)
+            address = format_address((host, port or listener.getsockname()[1]))
+        self._address = address
+        return Listening(listener, address)
+
+    def prepare(self, base: Path | None) -> tuple[str, ...]:
+        """Make the drive from `base`, if that is to be done; see `Machine.prepare`."""
+        return self._drive.prepare(base) if self._drive is not None else ()
+
+    def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: ARG002, B008 - frozen
+        """Write the metadata; see `Machine.start`. The options are up to whoever starts the machine."""
+        self._metadata.announce()
+        self._info(
+            f"the metadata are in {self._target.description}; start the machine now, its guest calls "
+            f"{self._address}"
+        )
+
+    def poll(self) -> MachineExit | None:
+        """Return None: the server hears first when the guest is gone."""
+        return None
+
+    def wait(self, timeout: float | None = None) -> MachineExit | None:
+        """Wait up to `timeout` seconds for the drive to be unmounted; see `Machine.wait`."""
+        return _ENDED if self._drive is not None and self._drive.wait(timeout) else None
+
+    def stop(self, grace: float = 5.0) -> MachineExit | None:  # noqa: ARG002 - nobody is there to be stopped
+        """Take the credentials back; whoever has started the machine ends it."""
+        self._target.remove()
+        return _ENDED if self._drive is not None and self._drive.released() else None
+
+    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
+        """Write the outputs from the drive; none without one. See `Machine.export`."""
+        if self._drive is None:
+            return ()
+        return self._drive.export(outputs, into, end_timeout=self._settings.end_timeout.total_seconds())
+
+    def close(self) -> None:
+        """Remove the metadata, the drive if firebuild made it, and the build's directory."""
+        try:
+            self._target.remove()
+            if self._drive is not None:
+                self._drive.close()
+        finally:
+            self._workspace.close()
+
+
+class _Announced:
+    """Holds the metadata back until everything is ready, and passes changes on afterwards."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._held: DataStore | None = DataStore()
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        if self._held is None:
+            self._target.put(document)
+        else:
+            self._held.put(document)
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        if self._held is None:
+            self._target.patch(merge_patch)
+        else:
+            self._held.patch(merge_patch)
+
+    def announce(self) -> None:
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._target.put(held.get(""))

@@ -1,0 +1,225 @@
+"""Where the metadata of an external machine go: a file, standard output, or a Firecracker.
+
+The document holds a private key. No error and no log quotes any part of it, nor an answer that might.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine.external.settings import MetadataTarget
+from firebuild_bootstrap.machine.firecracker.api import SECRET_PATH, ApiError, FirecrackerApi
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
+from firebuild_bootstrap.mmds.store import STORE_LIMIT, compact_json, merge
+
+_TOO_LARGE: Final = 413
+
+
+class Target(Protocol):
+    """A `MetadataWriter` that can be checked before, and taken back after the build."""
+
+    @property
+    def description(self) -> str:
+        """Where the document is, in words."""
+        ...
+
+    def check(self) -> None:
+        """Find out whether the document can be written; writes nothing.
+
+        Raises:
+            FirebuildError: it can't.
+        """
+        ...
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        """Write the document."""
+        ...
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        """Change what was written by a JSON merge patch (RFC 7396)."""
+        ...
+
+    def remove(self) -> None:
+        """Take back what can be taken back, the private key above all. Raises nothing; idempotent."""
+        ...
+
+
+def make_target(target: MetadataTarget) -> Target:
+    """Return what the setting `machine.external.metadata` means."""
+    if target.file is not None:
+        return FileTarget(Path(target.file).expanduser().absolute())
+    if target.firecracker_socket is not None:
+        return FirecrackerTarget(Path(target.firecracker_socket).expanduser().absolute())
+    return StreamTarget()
+
+
+class _WholeDocuments:
+    """Keeps the document, for targets that are only ever given a whole one."""
+
+    def __init__(self) -> None:
+        self._document: Any = None
+        self._lock = threading.Lock()
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._write(compact_json(document).encode() + b"\n")
+            self._document = document
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        with self._lock:
+            document = merge(self._document, merge_patch)
+            self._write(compact_json(document).encode() + b"\n")
+            self._document = document
+
+    def _write(self, text: bytes) -> None:
+        raise NotImplementedError
+
+
+class FileTarget(_WholeDocuments):
+    """A file of mode 0600 that is replaced as a whole, so that no reader sees a part of a document."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._inode: tuple[int, int] | None = None
+
+    @property
+    def description(self) -> str:
+        """See `Target.description`."""
+        return f"the file {self._path}"
+
+    def check(self) -> None:
+        """See `Target.check`."""
+        where = "machine.external.metadata.file"
+        if not self._path.parent.is_dir():
+            raise InputError(f"{where}: {self._path.parent} is no directory", hint="make it first")
+        if not os.access(self._path.parent, os.W_OK):
+            raise InputError(f"{where}: no right to write in {self._path.parent}")
+        if os.path.lexists(self._path) and not stat.S_ISREG(self._path.lstat().st_mode):
+            raise InputError(
+                f"{where}: expected a file or nothing, found something else at {self._path}",
+                hint="a pipe can take the metadata from standard output: metadata: stdout",
+            )
+
+    def remove(self) -> None:
+        """Remove the file, unless somebody has replaced it."""
+        with self._lock, suppress(OSError):
+            if self._inode == _inode(os.lstat(self._path)):
+                os.unlink(self._path)
+
+    def _write(self, text: bytes) -> None:
+        try:
+            descriptor, fresh = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+            try:
+                with os.fdopen(descriptor, "wb") as file:  # mode 0600 from the start
+                    file.write(text)
+                    inode = _inode(os.fstat(file.fileno()))
+                os.replace(fresh, self._path)
+            except BaseException:
+                os.unlink(fresh)
+                raise
+        except OSError as error:
+            raise MachineError(f"the metadata can't be written to {self._path}: {error.strerror}") from error
+        self._inode = inode
+
+
+class StreamTarget(_WholeDocuments):
+    """A pipe: one document a line, and the last line is what holds.
+
+    Args:
+        out: the pipe; None for standard output as it is when it is first written.
+    """
+
+    def __init__(self, out: BinaryIO | None = None) -> None:
+        super().__init__()
+        self._given = out
+
+    @property
+    def description(self) -> str:
+        """See `Target.description`."""
+        return "the first line of standard output"
+
+    def check(self) -> None:
+        """Refuse a terminal, whose memory is long; see `Target.check`."""
+        if self._out.isatty():
+            raise InputError(
+                "the metadata for the guest would go to the terminal, and they hold a private key",
+                hint="give the output to the program that serves the metadata (firebuild rootfs … | it), "
+                "or set machine.external.metadata to {file: PATH} or {firecracker_socket: PATH}",
+            )
+
+    def remove(self) -> None:
+        """Nothing: what was read was read."""
+
+    @property
+    def _out(self) -> BinaryIO:
+        return self._given or sys.stdout.buffer
+
+    def _write(self, text: bytes) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+class FirecrackerTarget:
+    """The metadata store of a Firecracker that somebody else has started."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._api = FirecrackerApi(path)
+        self._holds_key = False
+
+    @property
+    def description(self) -> str:
+        """See `Target.description`."""
+        return f"the Firecracker at {self._path}"
+
+    def check(self) -> None:
+        """Ask Firecracker how it is; see `Target.check`."""
+        try:
+            found = self._api.get("/")
+        except ApiError as error:
+            raise MachineError(
+                f"machine.external.metadata.firecracker_socket: {error.message}",
+                hint="it is what Firecracker got as --api-sock; start Firecracker before the build",
+            ) from error
+        if "state" not in found:
+            raise MachineError(
+                f"machine.external.metadata.firecracker_socket: {self._path} is no Firecracker"
+            )
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        """Write the document."""
+        self._holds_key = True
+        try:
+            self._api.put(SECRET_PATH, document)
+        except ApiError as error:
+            if error.status != _TOO_LARGE:
+                raise
+            raise MachineError(
+                f"the metadata do not fit into the Firecracker at {self._path}",
+                hint=f"start it with --mmds-size-limit {STORE_LIMIT} or more",
+            ) from error
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        """Change what was written."""
+        self._api.patch(SECRET_PATH, merge_patch)
+        self._holds_key = self._holds_key and merge_patch != BOOTSTRAP_WIPE
+
+    def remove(self) -> None:
+        """Take the credentials out, where they still are and Firecracker still is."""
+        if self._holds_key:
+            with suppress(MachineError):
+                self.patch(BOOTSTRAP_WIPE)
+
+
+def _inode(details: os.stat_result) -> tuple[int, int]:
+    return details.st_dev, details.st_ino
