@@ -29,6 +29,10 @@ def make_machine(
             from firebuild_bootstrap.machine.local import LocalMachine
 
             return LocalMachine(workspace, bind=settings.bootstrap.bind)
+        case "qemu":
+            from firebuild_bootstrap.machine.qemu.driver import qemu_machine
+
+            return qemu_machine(settings.machine, workspace, store=store, notice=notice)
         case "firecracker":
             from firebuild_bootstrap.machine.firecracker.driver import firecracker_machine
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
+from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import Settings
 
@@ -14,11 +15,13 @@ from firebuild_pki.config import Settings
 class MachineSettings(Settings):
     """The section `machine`: where the build runs."""
 
-    driver: Literal["local", "firecracker"] = "local"
-    """local: a sandbox on this host. firecracker: a microVM."""
+    driver: Literal["local", "qemu", "firecracker"] = "local"
+    """local: a sandbox on this host. qemu, firecracker: a microVM."""
     ids: Literal["auto", "full", "subids", "single"] = "auto"
     """User ids in the sandbox: all (root only), those of /etc/subuid, one, or the best that works."""
     disk_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
     """Size of the drive of a virtual machine; by default what the base takes, and 2 GiB."""
+    qemu: QemuSettings = QemuSettings()
+    """Settings of the driver qemu."""
     firecracker: FirecrackerSettings = FirecrackerSettings()
     """Settings of the driver firecracker."""

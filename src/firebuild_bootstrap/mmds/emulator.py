@@ -86,7 +86,8 @@ class MetadataEmulator:
 
     Args:
         store: the metadata.
-        where: path of a UNIX socket, or host and port of a loopback or link-local address.
+        where: path of a UNIX socket, host and port of a loopback or link-local address, or a socket that
+            listens on TCP already; it is closed with the emulator.
         version: V1 or V2 of the service.
         release: the Firecracker release to behave like.
         clock: seconds that only ever grow, for the expiry of tokens.
@@ -95,7 +96,7 @@ class MetadataEmulator:
     def __init__(
         self,
         store: DataStore,
-        where: Path | tuple[str, int],
+        where: Path | tuple[str, int] | socket.socket,
         *,
         version: MmdsVersion = MmdsVersion.V2,
         release: tuple[int, int] = (1, 13),
@@ -122,7 +123,7 @@ class MetadataEmulator:
             self._inode = (details.st_dev, details.st_ino)
             address = f"unix:{self._where}"
         else:
-            listener = listen_tcp(*self._where)
+            listener = self._where if isinstance(self._where, socket.socket) else listen_tcp(*self._where)
             host, port = listener.getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         ready = threading.Event()

@@ -1,0 +1,213 @@
+"""The driver `qemu`: the agent's guest under QEMU, in a network namespace of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.agent import (
+    EMULATED,
+    AgentReport,
+    Compression,
+    StaticAddress,
+    agent_image,
+    kernel_arguments,
+)
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
+from firebuild_bootstrap.machine.qemu.command import (
+    GUEST,
+    HOST,
+    Accelerator,
+    Hardware,
+    Program,
+    find_program,
+    machine_command,
+)
+from firebuild_bootstrap.machine.qemu.kernel import Kernel, find_kernel
+from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
+from firebuild_bootstrap.machine.qemu.serial import check_copy, copied, open_copy
+from firebuild_bootstrap.machine.qemu.settings import QemuSettings
+from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mmds.emulator import MetadataEmulator
+from firebuild_bootstrap.mmds.store import DataStore
+from firebuild_bootstrap.mmds.writer import MetadataWriter
+
+_MMDS_PORT: Final = 80
+_LOG_SECONDS: Final = 2.0
+
+
+def qemu_machine(
+    settings: MachineSettings, workspace: Workspace, *, store: Path, notice: Callable[[str], None]
+) -> QemuMachine:
+    """Make the machine of the settings; see `machine.drivers.make_machine`.
+
+    Raises:
+        InputError: there is no QEMU, no kernel, or the serial log can't be written.
+    """
+    block = settings.qemu
+    kernel = find_kernel(
+        None if block.kernel is None else Path(block.kernel), [Path(path) for path in block.kernel_modules]
+    )
+    check_copy(block.serial_log)
+    disk = Disk(workspace, size=settings.disk_size, notice=notice)
+    return QemuMachine(
+        workspace, disk, block, store=store, program=find_program(block.program), kernel=kernel
+    )
+
+
+class QemuMachine:
+    """A `Machine` under QEMU, without root.
+
+    QEMU runs in a sandbox that has no network but its own loopback interface, where this process serves
+    metadata and the bootstrap server. The guest sees that interface at the address of the metadata service,
+    and nothing else.
+
+    Args:
+        workspace: the build's directory; it is closed with the machine.
+        disk: the drive, in the workspace.
+        settings: the block `machine.qemu`.
+        store: the directory of bases and images.
+        program: QEMU.
+        kernel: what to boot.
+
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        disk: Disk,
+        settings: QemuSettings,
+        *,
+        store: Path,
+        program: Program,
+        kernel: Kernel,
+    ) -> None:
+        self._workspace = workspace
+        self._disk = disk
+        self._settings = settings
+        self._home = store
+        self._program = program
+        self._kernel = kernel
+        self._store = DataStore()
+        self._agent = Path()
+        self._accelerator = Accelerator.TCG
+        self._namespace: MachineNamespace | None = None
+        self._emulator: MetadataEmulator | None = None
+        self._log: BoundedLog | None = None
+
+    @property
+    def metadata(self) -> MetadataWriter:
+        """The metadata of this machine, served in its own network."""
+        return self._store
+
+    def listen(self) -> Listening:
+        """Make the machine's network and open the port in it; see `Machine.listen`."""
+        self._namespace = MachineNamespace(
+            self._workspace.sandbox, self._workspace.runtime, (_MMDS_PORT, 0), self._program.binds
+        )
+        metadata, bootstrap = self._namespace.listeners
+        self._emulator = MetadataEmulator(self._store, metadata)
+        self._emulator.start()
+        return Listening(bootstrap, f"{HOST}:{bootstrap.getsockname()[1]}")
+
+    def prepare(self, base: Path | None) -> tuple[str, ...]:
+        """Make the drive from `base` and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._disk.fill(base)
+        self._agent = agent_image(
+            self._home,
+            compression=Compression(self._settings.initrd_compression),
+            kernel_modules=self._kernel.modules,
+        )
+        self._accelerator, why = self._choose_accelerator()
+        slow = f"the machine runs in software and is slow: {why} (docs/qemu.md)"
+        return (*notes, *([slow] if why else []))
+
+    def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
+        """Start QEMU; see `Machine.start`."""
+        if self._namespace is None:
+            raise MachineError("the machine has no network yet")
+        emulated = EMULATED if self._accelerator is Accelerator.TCG else ()
+        append = kernel_arguments(
+            network=StaticAddress(GUEST),
+            mmds=f"http://{HOST}",
+            mmds_timeout=options.mmds_timeout,
+            connect_timeout=options.connect_timeout,
+            extra=("pci=off", *emulated, *self._settings.kernel_args),
+        )
+        command = machine_command(
+            self._program,
+            Hardware(self._accelerator, self._settings.memory, self._settings.vcpus),
+            kernel=path_of(0),
+            initrd=path_of(1),
+            disk=path_of(2),
+            append=append,
+        )
+        files = [HandedFile(self._kernel.image), HandedFile(self._agent)]
+        self._log = BoundedLog(copied(self._namespace.output, open_copy(self._settings.serial_log)))
+        self._namespace.run(
+            command,
+            [*files, HandedFile(self._disk.path, writable=True)],
+            [KVM] if self._accelerator is Accelerator.KVM else [],
+        )
+
+    def poll(self) -> MachineExit | None:
+        """Return how the machine ended, or None while it runs (or was never started)."""
+        return self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> MachineExit | None:
+        """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
+        if self._namespace is None or self._log is None:
+            return None
+        status = self._namespace.process.wait(timeout)
+        if status is None:
+            return None
+        report = self._report()
+        code = status if report.status == "none" and status else report.exit_code
+        return MachineExit(code, report.message)
+
+    def stop(self, grace: float = 5.0) -> MachineExit | None:
+        """End the machine; a guest that is about to end by itself has `grace` seconds for that."""
+        if self._namespace is None or self._log is None:
+            return None
+        self._namespace.process.wait(grace)
+        self._namespace.process.kill()
+        return self.wait()
+
+    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
+        """Write the outputs; see `Machine.export`."""
+        if self.poll() is None:
+            raise MachineError("the root file system can't be exported while the machine runs")
+        report = self._report()
+        if report.status != "success":
+            raise MachineError(f"the machine did not end cleanly: {report.message}")
+        return self._disk.export(outputs, into)
+
+    def close(self) -> None:
+        """Stop and remove everything; see `Machine.close`."""
+        try:
+            if self._namespace is not None:
+                self._namespace.close()
+            if self._emulator is not None:
+                self._emulator.stop()
+        finally:
+            self._workspace.close()
+
+    def _choose_accelerator(self) -> tuple[Accelerator, str]:
+        if self._settings.accelerator != "auto":
+            return Accelerator(self._settings.accelerator), ""
+        workspace = self._workspace
+        trial = Trial(workspace.sandbox, workspace.runtime, self._program, self._kernel.image)
+        return choose(trial, self._home / "qemu-kvm.json")
+
+    def _report(self) -> AgentReport:
+        if self._log is None:
+            return AgentReport("none", message="it was not started")
+        self._log.finish(_LOG_SECONDS)
+        return AgentReport.parse(self._log.text())

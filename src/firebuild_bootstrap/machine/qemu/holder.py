@@ -1,0 +1,71 @@
+"""Holds a network namespace, opens the ports in it, and then becomes QEMU.
+
+Runs in a sandbox with a loopback interface and no other, as `python -m … SOCKET-FD PORT…`. It sends one
+message with a listening socket for each PORT over the socket, then waits for a message with the command to
+run and the files for it. Without one it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import sys
+from typing import Any, Final
+
+from firebuild_bootstrap.guest.kernel import drop_capabilities
+
+# The files that come with the command get these numbers, in their order.
+FIRST_FILE: Final = 100
+_MAX_FILES: Final = 16
+_MAX_MESSAGE: Final = 64 * 1024
+READY: Final = b"ready"
+
+
+def open_ports(ports: list[int]) -> list[socket.socket]:
+    """Listen on loopback; port 0 picks a free one."""
+    return [socket.create_server(("127.0.0.1", port), backlog=64) for port in ports]
+
+
+def receive_command(control: socket.socket) -> dict[str, Any] | None:
+    """Wait for the command; its files are at their numbers then. None when the other end is gone."""
+    data, files, _, _ = socket.recv_fds(control, _MAX_MESSAGE, _MAX_FILES, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        return None
+    for number, descriptor in enumerate(files):
+        os.dup2(descriptor, FIRST_FILE + number, inheritable=True)
+        os.close(descriptor)
+    command: dict[str, Any] = json.loads(data)
+    return command
+
+
+def become(command: dict[str, Any]) -> None:
+    """Replace this process by the command, without any privilege over its namespaces and without core dumps.
+
+    A core dump would hold the memory of the guest, and with it its key.
+    """
+    for path, target in command["links"].items():
+        os.symlink(target, path)
+    os.closerange(3, FIRST_FILE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    drop_capabilities(frozenset())
+    argv = command["argv"]
+    os.execv(argv[0], argv)  # noqa: S606 - it is the host's own command
+
+
+def main() -> None:
+    """Do all of it."""
+    control = socket.socket(fileno=int(sys.argv[1]))
+    control.set_inheritable(False)
+    listeners = open_ports([int(port) for port in sys.argv[2:]])
+    socket.send_fds(control, [READY], [listener.fileno() for listener in listeners])
+    for listener in listeners:
+        listener.close()
+    command = receive_command(control)
+    if command is not None:
+        become(command)
+
+
+if __name__ == "__main__":
+    main()

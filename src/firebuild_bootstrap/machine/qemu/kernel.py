@@ -1,0 +1,131 @@
+"""The kernel that a machine boots, and the modules that belong to it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import InputError
+
+_HOW: Final = (
+    "on Debian: `apt-get download` the linux-image package that `apt-cache depends "
+    "linux-image-cloud-amd64` names, unpack it with `dpkg -x`, and set machine.qemu.kernel to its "
+    "boot/vmlinuz-… (docs/qemu.md)"
+)
+# Documentation/arch/x86/boot.rst: the header's magic, and where the text of the version is.
+_MAGIC_AT, _MAGIC, _VERSION_AT = 0x202, b"HdrS", 0x20E
+_HEADER_BYTES: Final = 0x10000
+_ELF_X86_64: Final = 62
+_BANNER: Final = re.compile(rb"Linux version (\d[\w.+~-]*) \(")
+_RELEASE: Final = re.compile(r"\d[\w.+~-]*")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to boot.
+
+    Args:
+        image: a bzImage or an uncompressed vmlinux.
+        release: as `uname -r` says in the machine; empty where the image does not tell.
+        modules: directories of its modules; none for a kernel that has all drivers built in.
+    """
+
+    image: Path
+    release: str
+    modules: tuple[Path, ...] = ()
+
+
+def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path = Path("/")) -> Kernel:
+    """Return the kernel that the settings name, or one of this host's.
+
+    Args:
+        image: the kernel; None for the running one in /boot, or the newest that can be read.
+        modules: directories of its modules; none looks beside the kernel and in this host's /lib/modules.
+        root: where `boot` and `lib` of the host are.
+
+    Raises:
+        InputError: there is none, or it can't be read or booted.
+    """
+    if image is None:
+        return _host_kernel(modules, root)
+    image = image.expanduser().absolute()
+    release = read_release(image)
+    named = tuple(directory.expanduser().absolute() for directory in modules)
+    wrong = next((directory for directory in named if not directory.is_dir()), None)
+    if wrong is not None:
+        raise InputError(f"machine.qemu.kernel_modules: {wrong} is no directory")
+    return Kernel(image, release, named or _find_modules(image, release, root))
+
+
+def read_release(image: Path) -> str:
+    """Return the release of a kernel image; empty where it does not tell.
+
+    Raises:
+        InputError: it can't be read, or is no kernel for x86-64.
+    """
+    try:
+        with open(image, "rb") as file:
+            head = file.read(_HEADER_BYTES)
+            if head[:4] == b"\x7fELF":
+                return _release_of_vmlinux(image, head, file.fileno())
+    except OSError as error:
+        raise InputError(
+            f"the kernel {image} can't be read: {error.strerror}",
+            hint="machine.qemu.kernel names a vmlinuz or bzImage that this user may read",
+        ) from error
+    if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+        raise InputError(f"{image} is no Linux kernel for x86-64 (bzImage or vmlinux)", hint=_HOW)
+    start = struct.unpack_from("<H", head, _VERSION_AT)[0] + 0x200
+    text = head[start:].partition(b"\0")[0].decode("ascii", "replace")
+    found = _RELEASE.match(text)
+    return found[0] if found else ""
+
+
+def _release_of_vmlinux(image: Path, head: bytes, descriptor: int) -> str:
+    if len(head) < 20 or struct.unpack_from("<H", head, 18)[0] != _ELF_X86_64:
+        raise InputError(f"{image} is no program for x86-64, so no kernel to boot here", hint=_HOW)
+    with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
+        found = _BANNER.search(content)
+        return found[1].decode("ascii") if found else ""
+
+
+def _find_modules(image: Path, release: str, root: Path) -> tuple[Path, ...]:
+    if not release:
+        return ()
+    beside = image.parent.parent
+    places = (beside / "lib/modules", beside / "usr/lib/modules", root / "lib/modules")
+    return tuple(place / release for place in places if (place / release).is_dir())[:1]
+
+
+def _host_kernel(modules: Sequence[Path], root: Path) -> Kernel:
+    unusable = []
+    for image in _host_images(root / "boot"):
+        try:
+            kernel = find_kernel(image, modules, root=root)
+        except InputError as error:
+            unusable.append(error.message)
+            continue
+        if kernel.modules:
+            return kernel
+        unusable.append(f"{image} has no modules in {root / 'lib/modules'}")
+    why = f": {'; '.join(unusable)}" if unusable else f": {root / 'boot'} holds none"
+    raise InputError(f"machine.qemu.kernel is not set, and this host has no usable kernel{why}", hint=_HOW)
+
+
+def _host_images(boot: Path) -> Iterator[Path]:
+    """Yield the running kernel, then the others, the newest first."""
+    running = boot / f"vmlinuz-{os.uname().release}"
+    if running.exists():
+        yield running
+    others = (path for path in boot.glob("vmlinuz-*") if path != running)
+    yield from sorted(others, key=_natural, reverse=True)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path.name)]
