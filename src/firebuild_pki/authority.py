@@ -243,12 +243,15 @@ class Authority:
                 self.revoke(material)
             except CAError as error:
                 self._warn(f"the certificate of {material.identity} was not revoked: {error.message}")
+                if error.retryable:  # the backend is away; asking for the others would only take time
+                    break
 
     def _close_provider(self) -> None:
         try:
             self._provider.close()
         except (Exception, SystemExit) as error:
-            self._warn(f"closing the provider failed: {type(error).__name__}: {error}")
+            reason = error if isinstance(error, CAError) else f"{type(error).__name__}: {error}"
+            self._warn(f"closing the provider failed: {reason}")
 
     def _require_open(self) -> None:
         if self._closed:

@@ -67,6 +67,8 @@ class Revoker(Operator):
     def revoke(self, certificate_pem: bytes) -> None:
         if self.mode == "immortal":
             raise LookupError("unknown serial")
+        if self.mode == "away":
+            raise ConnectionError("nobody there")
         REVOKED.append(certificate_pem)
 
 

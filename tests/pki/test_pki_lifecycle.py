@@ -127,6 +127,16 @@ def test_what_cannot_be_taken_back_at_the_end_is_a_warning() -> None:
     )
 
 
+def test_a_backend_that_is_away_is_asked_to_take_back_once() -> None:
+    with opened("revoker", ca={"revoke_at_end": True}, mode="away") as authority:
+        authority.issue_server()
+        authority.issue_guest()
+    assert authority.warnings == (
+        "the certificate of b.firebuild.internal was not revoked: "
+        "revoking a certificate failed: ConnectionError: nobody there",
+    )
+
+
 def test_an_interruption_while_taking_back_does_not_keep_the_provider_open(closed: list[str]) -> None:
     class Enough(BaseException):
         pass

@@ -218,8 +218,10 @@ class _Preflight:
         try:
             self._opened.revoke(material)
         except CAError as error:
-            hint = error.hint or f"it expires at {_at(material.not_after)}"
-            return warning("revocation", f"the {end} certificate was not revoked: {error.message}", hint)
+            which, why = f"the {end} certificate", error.message
+            if self._settings.revoke_at_end:
+                return warning("revocation", f"{which} was not revoked: {why}", error.hint)
+            return skipped("revocation", f"{which} stays valid until {_at(material.not_after)}: {why}")
         return ok("revocation", f"the {end} certificate is revoked")
 
     # --- helpers --------------------------------------------------------------------------------
