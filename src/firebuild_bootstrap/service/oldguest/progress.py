@@ -110,7 +110,7 @@ class Progress:
         match mark.kind:
             case "P":
                 self._ready = True
-                # The facts about old guests differ in whether they trim what they pass on: see for yourself.
+                # Some old guests trim what they pass on: this one's line feed shows it.
                 self._trims = not mark.ends_line
             case "B":
                 self._begin(mark.step)

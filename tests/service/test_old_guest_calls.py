@@ -1,0 +1,260 @@
+"""An old guest's calls one by one: what it is told, and what the server makes of what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
+from firebuild_bootstrap.events import StepFinished, StepOutput, StepStarted
+from firebuild_bootstrap.service import Ending, StepInfo
+from firebuild_bootstrap.service.oldguest import shell, staging
+
+
+@dataclasses.dataclass(frozen=True)
+class Parcel:
+    """Yields one list of entries after the other, and the last one again and again."""
+
+    lists: Sequence[Sequence[Entry]]
+    asked: list[int] = dataclasses.field(default_factory=list)
+
+    def entries(self) -> Any:
+        self.asked.append(0)
+        yield from self.lists[min(len(self.asked), len(self.lists)) - 1]
+
+
+def file_entry(path: str = "f", data: bytes = b"abc", **changes: Any) -> Entry:
+    entry = Entry(
+        source=path,
+        path=path,
+        kind=EntryKind.FILE,
+        mode=0o644,
+        mtime_ns=1,
+        size=len(data),
+        open=lambda: io.BytesIO(data),
+    )
+    return dataclasses.replace(entry, **changes)
+
+
+def copy(step: int = 2) -> wire.CopyCommand:
+    return wire.CopyCommand(step=step, original="COPY f /f", source=f"step-{step}", target="/f")
+
+
+def run(step: int = 2, **fields: Any) -> wire.RunCommand:
+    fields = {"argv": ("/bin/sh", "-c", "echo $A"), "original": "RUN echo $A", **fields}
+    return wire.RunCommand(step=step, **fields)
+
+
+class OldCaller:
+    """Speaks for an old guest, in the words of the scripts that it was told to execute."""
+
+    def __init__(self, running: Any) -> None:
+        self.calls = running.caller(hello=False)
+        self.commands = [json.loads(text) for text in self.calls.commands()]
+        found = re.search(r"\\001([0-9a-f]{16}):", self.commands[0]["Shell"]["Commands"][2])
+        assert found is not None
+        self.nonce = found[1]
+
+    def mark(self, kind: str, step: int, value: str = "") -> str:
+        return f"\x01{self.nonce}:{kind}:{step}:{value}\x02\n"
+
+    def say(self, *texts: str, method: str = "StdOut") -> None:
+        self.calls.unary(method, pb.LogMessage(line=list(texts)))
+
+    def ready(self) -> None:
+        self.say(self.mark("P", 0))
+
+    def abort(self, text: str) -> None:
+        self.calls.unary("Abort", pb.AbortRequest(error=text))
+
+
+# --- commands -----------------------------------------------------------------------------------------
+
+
+def test_an_old_guest_is_told_scripts_without_anything_that_it_would_change(serve: Any) -> None:
+    old = OldCaller(
+        serve(
+            commands=[run(env={"A": "1"}, user="app", workdir="/w"), copy(3)],
+            parcels={"step-3": Parcel([[file_entry()]])},
+        )
+    )
+    assert [command["OriginalCommand"].split()[0] for command in old.commands] == [
+        "RUN",
+        "RUN",
+        "COPY",
+        "RUN",
+    ]
+    for command in old.commands:
+        assert not {"Step", "Argv", "Script", "Chmod", "TargetIsDirectory"} & command.keys()
+        assert command["Workdir"]["Value"] == "/"
+        if "Shell" in command:
+            assert command["Command"] == "firebuild"
+            assert (command["Env"], command["Args"], command["User"]["Value"]) == ({}, {}, "0:0")
+    assert [json.loads(text) for text in old.calls.commands()] == old.commands
+
+
+def test_more_steps_than_one_message_holds_are_refused(serve: Any) -> None:
+    running = serve(commands=[run(step, argv=("/bin/sh", "-c", "x" * 100_000)) for step in range(2, 45)])
+    with pytest.raises(grpc.RpcError, match="too many steps for one message"):
+        running.caller(hello=False).commands()
+    assert isinstance(running.outcome().error, InputError)
+
+
+def test_long_lists_of_files_become_several_lines() -> None:
+    names = [f"{number:05d}-{'x' * 90}" for number in range(1500)]
+    lines = list(shell.lines("chmod 644", names))
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 65_000
+    assert [word for line in lines for word in line.split() if "-x" in word] == names
+    assert list(shell.lines("chmod 644", [])) == []
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def gone() -> io.BytesIO:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "text"),
+    [
+        ([file_entry()], [file_entry(open=gone)], "f has vanished since the build began"),
+        ([file_entry()], [file_entry(open=lambda: io.BytesIO(b"ab"))], "it has become shorter"),
+        ([file_entry()], [file_entry(open=lambda: io.BytesIO(b"abcd"))], "it has become longer"),
+        ([file_entry()], [file_entry(mode=0o600)], "there is something else now"),
+        ([file_entry()], [], "there is something else now"),
+        ([file_entry()], [file_entry(open=None)], "a file without content"),
+    ],
+)
+def test_a_file_that_changes_between_the_two_looks_ends_the_build(
+    serve: Any, first: list[Entry], second: list[Entry], text: str
+) -> None:
+    parcel = Parcel([first, second])
+    running = serve(commands=[copy()], parcels={"step-2": parcel})
+    old = OldCaller(running)
+    with pytest.raises(grpc.RpcError, match=text):
+        list(old.calls.resource("step-2/1"))
+    outcome = running.outcome()
+    assert outcome.ending is Ending.SERVER_ERROR
+    assert text in outcome.message
+
+
+@pytest.mark.parametrize("names", [["step-2"], ["nope"], ["step-2/2"], ["step-2/1", "step-2/1"]])
+def test_portions_are_given_once_and_in_their_order(serve: Any, names: list[str]) -> None:
+    size = staging.PORTION_BYTES + 1
+    entry = file_entry(size=size, open=lambda: io.BytesIO(bytes(size)))
+    running = serve(commands=[copy()], parcels={"step-2": Parcel([[entry]])})
+    old = OldCaller(running)
+    with pytest.raises(grpc.RpcError, match="which is not what comes next"):
+        for name in names:
+            list(old.calls.resource(name))
+    assert isinstance(running.outcome().error, InputError)
+
+
+def test_a_stream_that_is_cancelled_ends_the_build(serve: Any) -> None:
+    size = staging.PORTION_BYTES
+    entry = file_entry(size=size, open=lambda: io.BytesIO(bytes(size)))
+    running = serve(commands=[copy()], parcels={"step-2": Parcel([[entry]])})
+    stream = OldCaller(running).calls.resource("step-2/1")
+    next(iter(stream))
+    stream.cancel()
+    outcome = running.outcome()
+    assert isinstance(outcome.error, GuestLost)
+    assert running.of(StepStarted)[0].step == 2
+
+
+# --- what it says -------------------------------------------------------------------------------------
+
+
+def test_marks_become_events_and_the_rest_is_output(serve: Any) -> None:
+    running = serve(
+        commands=[run(2), run(3)], steps=[StepInfo(2, 7, "RUN a"), StepInfo(3, 8, "RUN b")], total_steps=3
+    )
+    old = OldCaller(running)
+    old.ready()
+    for step in (2, 3):
+        old.say(old.mark("B", step), "some", f"thing\n{old.mark('E', step, '0')}")
+        old.say(old.mark("B", step), f"err {step}", method="StdErr")
+    old.calls.success()
+    assert running.outcome().ending is Ending.SUCCESS
+    assert [(event.step, event.line, event.total) for event in running.of(StepStarted)] == [
+        (2, 7, 3),
+        (3, 8, 3),
+    ]
+    assert [(event.step, event.exit_code) for event in running.of(StepFinished)] == [(2, 0), (3, 0)]
+    told = [(event.step, event.stream, event.data) for event in running.of(StepOutput)]
+    assert told == [
+        item
+        for step in (2, 3)
+        for item in (
+            (step, "stdout", b"some"),
+            (step, "stdout", b"thing\n"),
+            (step, "stderr", f"err {step}".encode()),
+        )
+    ]
+
+
+@pytest.mark.parametrize("said", [[], ["P"], ["P", "B"]])
+def test_success_alone_is_not_believed(serve: Any, said: list[str]) -> None:
+    running = serve(commands=[run(2)])
+    old = OldCaller(running)
+    for kind in said:
+        old.say(old.mark(kind, 0 if kind == "P" else 2))
+    old.calls.success()
+    outcome = running.outcome()
+    assert isinstance(outcome.error, StepFailed)
+    assert outcome.message == "the guest reported success, but step 2 was not seen to end"
+
+
+def test_what_never_became_a_mark_is_output_in_the_end(serve: Any) -> None:
+    running = serve(commands=[run(2)])
+    old = OldCaller(running)
+    old.ready()
+    old.say(old.mark("B", 2), old.mark("E", 2, "0"), "\x01")
+    old.say(old.mark("E", 2, "0"), old.mark("Z", 2))
+    old.calls.success()
+    assert running.outcome().ending is Ending.SUCCESS
+    assert [event.data for event in running.of(StepOutput)] == [b"\x01"]
+
+
+def test_an_exit_status_that_is_no_number_is_a_failure(serve: Any) -> None:
+    running = serve(commands=[run(2)])
+    old = OldCaller(running)
+    old.ready()
+    old.say(old.mark("B", 2), old.mark("E", 2, "x"), old.mark("X", 2, "too late"))
+    old.abort("anything")
+    outcome = running.outcome()
+    assert (outcome.step, outcome.exit_code) == (2, 1)
+    assert outcome.message == "the command exited with status 1"
+
+
+def test_an_abort_without_marks_is_told_in_the_guests_words(serve: Any) -> None:
+    running = serve(commands=[run(2)])
+    old = OldCaller(running)
+    old.ready()
+    old.say(old.mark("B", 2))
+    old.abort("no more memory")
+    outcome = running.outcome()
+    assert (outcome.message, outcome.step, outcome.ending) == ("no more memory", 2, Ending.ABORTED)
+    assert [(event.step, event.exit_code) for event in running.of(StepFinished)] == [(2, 1)]
+
+
+def test_an_old_guest_that_speaks_before_it_has_commands_is_heard(serve: Any) -> None:
+    running = serve(commands=[run(2)])
+    guest = running.caller(hello=False)
+    assert guest.ping("first") == "first"
+    guest.unary("StdOut", pb.LogMessage(line=["early"]))
+    guest.unary("Abort", pb.AbortRequest(error="changed its mind"))
+    assert running.outcome().message == "changed its mind"
+    assert [event.data for event in running.of(StepOutput)] == [b"early\n"]
