@@ -117,7 +117,7 @@ def test_environment_beats_file_and_options_beat_both(tmp_path: Path) -> None:
             'bootstrap.log_limit: expected a size such as 64MiB (B, KiB, MiB, GiB), found "3 parsecs"',
         ),
         ("bootstrap: {missed_pings: 0}", "bootstrap.missed_pings: "),
-        ("machine: {driver: locl}", "machine.driver: expected 'local' or 'firecracker'"),
+        ("machine: {driver: locl}", "machine.driver: expected 'local', 'qemu', 'firecracker' or 'external'"),
         ("machine: {disk_size: 4KiB}", "machine.disk_size: "),
     ],
 )

@@ -32,7 +32,7 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.outputs import check_destinations, deliver
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
 from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.drivers import make_machine
+from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.request import BuildRequest
@@ -55,7 +55,7 @@ def build_image(
     home: Home,
     *,
     events: EventSink = lambda _: None,
-) -> StoredImage:
+) -> StoredImage | None:
     """Build an image and store it under its tag.
 
     Args:
@@ -63,6 +63,9 @@ def build_image(
         settings: how.
         home: where bases, images and the build's own files are.
         events: receives everything that happens, from several threads, one event at a time.
+
+    Returns:
+        the image; None after a success on a machine whose drive firebuild does not know (docs/external.md).
 
     Raises:
         FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind.
@@ -114,17 +117,19 @@ class _Build:
         self._began = time.monotonic()
         self._warnings_told = 0
 
-    def run(self) -> StoredImage:
+    def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
             self._phase(1, "read the Dockerfile, the build context and the base")
             workspace = cleanup.enter_context(self._home.workspace(self._build_id))
             resolved = self._resolve(cleanup, workspace)
             # Nothing of it is started yet, but what it lacks shows now.
-            machine = make_machine(self._settings, workspace, store=self._home.root, notice=self._notice)
+            machine = make_machine(
+                self._settings, workspace, store=self._home.root, notice=self._notice, info=self._info
+            )
 
             self._phase(2, "issue certificates")
             authority = open_authority(self._settings.ca, build_id=self._build_id, check=self._home.check)
-            cleanup.callback(self._pass_warnings_on, authority)  # closing it may add some
+            cleanup.callback(self._pass_warnings_on, authority)
             cleanup.enter_context(authority)
             materials = self._issue(authority)
             self._announce(resolved, authority)
@@ -150,6 +155,8 @@ class _Build:
             self._phase(7, "store the image")
             machine.wait(_STOP_SECONDS)
             machine.stop()
+            authority.close()  # nobody needs its certificates any more
+            self._pass_warnings_on(authority)
             return self._store(machine, resolved, authority)
 
     def failed(self, error: BaseException) -> None:
@@ -171,11 +178,16 @@ class _Build:
     def _notice(self, message: str) -> None:
         self.events(Notice(level="warning", message=message))
 
+    def _info(self, message: str) -> None:
+        self.events(Notice(level="info", message=message))
+
     # --- 1 --------------------------------------------------------------------------------------
 
     def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> _Resolved:
         request = self._request
         check_destinations(request.outputs)
+        if any(spec.dest for spec in request.outputs):
+            check_stores_images(self._settings.machine, "--output with dest=")
         context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
         cleanup.enter_context(context)
         bases = _Bases(self._home)
@@ -299,11 +311,14 @@ class _Build:
 
     # --- 7 --------------------------------------------------------------------------------------
 
-    def _store(self, machine: Machine, resolved: _Resolved, authority: Authority) -> StoredImage:
+    def _store(self, machine: Machine, resolved: _Resolved, authority: Authority) -> StoredImage | None:
         outputs = self._request.outputs
         images = self._home.images
         with images.stage() as staging:
             artifacts = machine.export(outputs, staging.path)
+            if not artifacts:
+                self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
+                return None
             record = ImageRecord(
                 tag=str(self._request.tag),
                 build_id=self._build_id,

@@ -35,7 +35,9 @@ class Library:
         tag = ImageTag.parse(options.pop("tag", "t/built:1"))
         outputs = parse_outputs(options.pop("outputs", ["tar"]))
         request = BuildRequest(dockerfile=path, context=self.context, tag=tag, outputs=outputs, **options)
-        return build_image(request, settings, self.home, events=self._receive)
+        image = build_image(request, settings, self.home, events=self._receive)
+        assert image is not None
+        return image
 
     def _receive(self, event: Event) -> None:
         self.events.append(event)

@@ -14,8 +14,9 @@ import click
 from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.progress import ProgressMode
+    from firebuild_bootstrap.progress import ProgressMode, Renderer
     from firebuild_bootstrap.request import BuildRequest
+    from firebuild_bootstrap.settings import BuildSettings
 
 
 @click.command()
@@ -70,20 +71,32 @@ def rootfs(
     from firebuild_bootstrap.build import build_image
     from firebuild_bootstrap.cli.imagejson import check_writable, image_json, write_atomically
     from firebuild_bootstrap.interrupts import Interrupts
-    from firebuild_bootstrap.progress import make_renderer
+    from firebuild_bootstrap.machine.drivers import check_stores_images
 
     interrupts = Interrupts()
-    renderer = make_renderer(progress, sys.stdout.buffer, terminal=sys.stdout.isatty())
-    with closing(renderer), interrupts.installed():
+    with interrupts.installed():
         chosen = {"ca.provider": ca, "machine.driver": machine}
         settings = settings_from(config_file, {name: value for name, value in chosen.items() if value})
         request = _request(options)
         if metadata_file is not None:
+            check_stores_images(settings.machine, "--metadata-file")
             check_writable(metadata_file)
-        with closing(home_from(settings, check=interrupts.check)) as home:
+        with (
+            closing(_renderer(progress, settings)) as renderer,
+            closing(home_from(settings, check=interrupts.check)) as home,
+        ):
             image = build_image(request, settings, home, events=renderer)
-        if metadata_file is not None:
+        if metadata_file is not None and image is not None:
             write_atomically(metadata_file, image_json(image))
+
+
+def _renderer(progress: ProgressMode, settings: BuildSettings) -> Renderer:
+    """Show events on standard output, or beside it where that carries the guest's metadata."""
+    from firebuild_bootstrap.machine.drivers import metadata_on_stdout
+    from firebuild_bootstrap.progress import make_renderer
+
+    out = sys.stderr if metadata_on_stdout(settings.machine) else sys.stdout
+    return make_renderer(progress, out.buffer, terminal=out.isatty())
 
 
 def _request(options: dict[str, Any]) -> BuildRequest:

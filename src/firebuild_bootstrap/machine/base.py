@@ -116,6 +116,9 @@ class Machine(Protocol):
     def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
         """Write the root file system into the directory `into`, once for each output.
 
+        Returns:
+            what was written; nothing where the root file system is out of reach.
+
         Raises:
             MachineError: the machine still runs, or the disk is full.
         """

@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.settings import BuildSettings
 
 
 def make_machine(
-    settings: BuildSettings, workspace: Workspace, *, store: Path, notice: Callable[[str], None]
+    settings: BuildSettings,
+    workspace: Workspace,
+    *,
+    store: Path,
+    notice: Callable[[str], None],
+    info: Callable[[str], None] = lambda _: None,
 ) -> Machine:
     """Make the machine of one build and check all that it needs; nothing is started yet.
 
@@ -20,6 +27,7 @@ def make_machine(
         workspace: the build's directory.
         store: the directory of bases and images (`Home.root`).
         notice: told what the user should know besides.
+        info: told what the user has to do now.
 
     Raises:
         FirebuildError: something that the driver needs is missing on this host or in the settings.
@@ -37,3 +45,35 @@ def make_machine(
             from firebuild_bootstrap.machine.firecracker.driver import firecracker_machine
 
             return firecracker_machine(settings.machine, workspace, store=store, notice=notice)
+        case "external":
+            from firebuild_bootstrap.machine.external.driver import ExternalMachine
+
+            return ExternalMachine(
+                workspace,
+                settings.machine.external,
+                disk_size=settings.machine.disk_size,
+                notice=notice,
+                info=info,
+                check=workspace.check,
+            )
+
+
+def check_stores_images(settings: MachineSettings, wish: str) -> None:
+    """Refuse a wish for files where a build leaves none.
+
+    Args:
+        wish: what was asked for.
+
+    Raises:
+        InputError: the driver is external, and has no drive to read.
+    """
+    if settings.driver == "external" and settings.external.disk is None:
+        raise InputError(
+            f"{wish} needs an image, and the machine external has no drive that firebuild could read",
+            hint="set machine.external.disk, or leave it out",
+        )
+
+
+def metadata_on_stdout(settings: MachineSettings) -> bool:
+    """Whether standard output is for the guest's metadata alone."""
+    return settings.driver == "external" and settings.external.to_stdout

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from firebuild_bootstrap.machine.external.settings import ExternalSettings
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.sizes import ByteSize
@@ -15,8 +16,8 @@ from firebuild_pki.config import Settings
 class MachineSettings(Settings):
     """The section `machine`: where the build runs."""
 
-    driver: Literal["local", "qemu", "firecracker"] = "local"
-    """local: a sandbox on this host. qemu, firecracker: a microVM."""
+    driver: Literal["local", "qemu", "firecracker", "external"] = "local"
+    """local: a sandbox on this host. qemu, firecracker: a microVM. external: started by your own tool."""
     ids: Literal["auto", "full", "subids", "single"] = "auto"
     """User ids in the sandbox: all (root only), those of /etc/subuid, one, or the best that works."""
     disk_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
@@ -25,3 +26,5 @@ class MachineSettings(Settings):
     """Settings of the driver qemu."""
     firecracker: FirecrackerSettings = FirecrackerSettings()
     """Settings of the driver firecracker."""
+    external: ExternalSettings = ExternalSettings()
+    """Settings of the driver external."""

@@ -58,6 +58,7 @@ class Workspace:
             raise InputError(f"expected a build id of letters, digits and . _ -, found {build_id!r}")
         self.path = home / "builds" / build_id
         self._idmap = idmap
+        self.check = check
         self.runtime = runtime or find_runtime()
         lifeline, self._lifeline = os.pipe()
         self.sandbox = Sandbox(idmap, lifeline=self._lifeline, check=check)
