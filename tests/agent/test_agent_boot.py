@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -133,7 +132,7 @@ def test_a_build_on_a_drive_without_python_is_right_and_clean(machine: Machine, 
     assert "User:  1000   Group:  1001" in read(machine.drive, "stat /srv/data/hello.txt")
 
 
-@pytest.mark.skipif(shutil.which("lz4") is None, reason="needs lz4: apt install lz4")
+@pytest.mark.needs("lz4")
 def test_other_devices_dhcp_lz4_and_a_clock_in_1970(
     machine: Machine, images: Callable[[Compression], Path], context: Path
 ) -> None:
