@@ -183,7 +183,7 @@ def test_the_token_of_a_ci_job_logs_in(role: str | None, backend: Backend, uniqu
     assert own_tokens(backend.api, unique) == []
 
 
-BAD_CLAIMS = {
+BAD_CLAIMS: dict[str, tuple[dict[str, Any], str]] = {
     "expired": ({"lifetime": -500}, "token is expired"),
     "audience": ({"aud": "https://other.example"}, "invalid audience"),
     "key": ({}, "no known key successfully validated"),
@@ -247,7 +247,7 @@ class TokenReview(BaseHTTPRequestHandler):
 @pytest.fixture
 def service_account() -> Iterator[tuple[str, str]]:
     """Address of a Kubernetes that knows one service account, and its token."""
-    claims = {
+    claims: dict[str, Any] = {
         "kubernetes.io": {"namespace": "ci", "serviceaccount": {"name": "builder", "uid": "1"}},
         "sub": "system:serviceaccount:ci:builder",
     }

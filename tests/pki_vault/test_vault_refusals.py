@@ -65,7 +65,7 @@ def test_a_role_that_does_not_fit_is_named_with_the_setting_to_change(
         authority.issue_server()
 
 
-USAGES = {
+USAGES: dict[str, tuple[dict[str, Any], str]] = {
     "both": ({"client_flag": True}, "gave: clientAuth, serverAuth"),
     "none": ({"server_flag": False}, "gave: none"),
     "the other": ({"server_flag": False, "client_flag": True}, "gave: clientAuth"),
@@ -118,7 +118,8 @@ def test_a_name_too_long_for_a_common_name_needs_require_cn_off(backend: Backend
 def test_roles_that_ignore_the_names_in_the_request_get_them_beside_it(
     off: str, backend: Backend, unique: str
 ) -> None:
-    add_role(backend.api, unique, use="server", **{off: False})
+    parameters: dict[str, Any] = {off: False}
+    add_role(backend.api, unique, use="server", **parameters)
     with backend.with_token(backend.api.token).open(server_role=unique) as authority:
         assert authority.issue_server().identity == "b1.firebuild.internal"
         assert authority.warnings == ()

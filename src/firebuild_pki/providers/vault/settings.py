@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from firebuild_pki.provider import Note, NoteLevel, Profile
 from firebuild_pki.providers.vault.addresses import check_address
 from firebuild_pki.providers.vault.auth_settings import AuthSettings, CertAuth, MountPath, Name
-from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
+from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings, write_duration
+
+_LONG = timedelta(seconds=50)
 
 
 def _as_tuple(value: object) -> object:
@@ -99,6 +101,12 @@ def settings_notes(settings: VaultSettings) -> Iterator[Note]:
     plain = [address for address in settings.address if address.startswith("http://")]
     if plain and (isinstance(settings.auth, CertAuth) or tls != TLSSettings()):
         yield Note(f"plain http to {plain[0]} has no use for the settings of tls", "tls")
+    if settings.retry_for > _LONG:
+        yield Note(
+            f"{write_duration(settings.retry_for)} may be more than ca.call_timeout (60s by default)",
+            "retry_for",
+            "keep it well below, or raise ca.call_timeout",
+        )
 
 
 def _role_notes(settings: VaultSettings) -> Iterator[Note]:

@@ -1,0 +1,237 @@
+"""The preflight of the provider: one row for each thing looked at."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from baoserver import StoredServer, add_role, create_token, mount_pki, write_policy
+from baoserver.process import free_port
+from firebuild_pki import CAError, Note, NoteLevel, open_authority
+from firebuild_pki.provider import Profile, ProviderContext
+from firebuild_pki.providers.vault.provider import VaultProvider
+from firebuild_pki.providers.vault.roles import role_notes
+from pki_vault.scripted import Reply, scripted
+from pki_vault.tools import ENVIRON, Backend, raises
+
+pytestmark = pytest.mark.needs("bao")
+
+
+def checked(backend: Backend, *, ahead: timedelta = timedelta(0), **changes: Any) -> list[Note]:
+    """The notes of a provider, fatal ones included."""
+    settings = backend.settings(**changes).provider_settings
+    context = ProviderContext(lambda: datetime.now(UTC) + ahead, backend.environ)
+    provider = VaultProvider(settings, context)  # type: ignore[arg-type]
+    provider.open()
+    try:
+        return list(provider.check())
+    finally:
+        provider.close()
+
+
+def about(notes: list[Note], subject: str) -> list[Note]:
+    return [note for note in notes if note.about == subject]
+
+
+def test_a_good_backend_has_a_good_word_for_everything(backend: Backend) -> None:
+    notes = checked(backend)
+    assert {note.level for note in notes} == {NoteLevel.OK}
+    (reachable,), (clock,) = about(notes, "reachable"), about(notes, "clock")
+    assert reachable.message.startswith(f"{backend.api.address}: version ")
+    assert reachable.message.endswith(", unsealed, active")
+    assert "this machine" in clock.message
+    (credentials,), (ca,) = about(notes, "credentials"), about(notes, "ca")
+    assert "valid for " in credentials.message
+    assert backend.policy in credentials.message
+    assert "Intermediate of pki" in ca.message
+    assert [note.message for note in about(notes, "role")] == [
+        "role server: signs names below firebuild.internal for up to 24h",
+        "role guest: signs names below firebuild.internal for up to 24h",
+    ]
+
+
+def test_the_root_token_is_too_mighty(backend: Backend) -> None:
+    (note,) = about(checked(backend.with_token(backend.api.token)), "credentials")
+    assert (note.level, note.path) == (NoteLevel.WARNING, "auth")
+    assert "it may do anything" in note.message
+    assert "without an end" in note.message
+
+
+def test_what_the_policy_hides_is_a_warning(backend: Backend) -> None:
+    rules = 'path "pki/sign/server" { capabilities = ["update"] }'
+    policy = write_policy(backend.api, "server-only", rules)
+    token = create_token(backend.api, policy, no_default_policy=True)
+    notes = checked(backend.with_token(token))
+    (credentials,) = about(notes, "credentials")
+    assert 'path "auth/token/lookup-self" { capabilities = ["read"] }' in str(credentials)
+    for note, role in zip(about(notes, "role"), ("server", "guest"), strict=True):
+        assert note.level is NoteLevel.WARNING
+        assert f"role {role}: cannot be looked at" in note.message
+        assert f'path "pki/roles/{role}" {{ capabilities = ["read"] }}' in str(note.hint)
+
+
+def test_a_role_that_is_not_there_is_fatal(backend: Backend) -> None:
+    root = backend.with_token(backend.api.token)
+    (_, note) = about(checked(root, guest_role="nobody"), "role")
+    assert (note.fatal, note.path) == (True, "guest_role")
+    assert "there is no role nobody in pki" in note.message
+
+
+def test_a_role_that_does_not_fit_stops_the_preflight_in_words(backend: Backend, unique: str) -> None:
+    add_role(backend.api, unique, use="both")
+    root = backend.with_token(backend.api.token)
+    with root.open(server_role=unique) as authority, raises(CAError, "client_flag=false", unique):
+        authority.check()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level", "words"),
+    [
+        (timedelta(0), NoteLevel.OK, "this machine"),
+        (timedelta(minutes=-5), NoteLevel.WARNING, "300 s ahead of this machine"),
+        (timedelta(minutes=5), NoteLevel.WARNING, "s behind this machine"),
+    ],
+)
+def test_clocks_are_compared(ahead: timedelta, level: NoteLevel, words: str, backend: Backend) -> None:
+    (note,) = about(checked(backend, ahead=ahead), "clock")
+    assert note.level is level
+    assert words.removeprefix("300 ") in note.message
+
+
+def test_a_node_that_is_away_is_a_warning_while_another_is_there(backend: Backend) -> None:
+    closed = f"http://127.0.0.1:{free_port()}"
+    away, there = about(checked(backend, address=[closed, backend.api.address]), "reachable")
+    assert (away.level, there.level) == (NoteLevel.WARNING, NoteLevel.OK)
+    assert away.message == f"{closed}: connection refused"
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "words"),
+    [
+        (429, NoteLevel.OK, "unsealed, standby"),
+        (473, NoteLevel.OK, "unsealed, performance standby"),
+        (472, NoteLevel.WARNING, "a secondary for disaster recovery"),
+        (503, NoteLevel.WARNING, "sealed"),
+        (501, NoteLevel.WARNING, "not initialised"),
+        (418, NoteLevel.WARNING, "in an unknown state (418)"),
+    ],
+)
+def test_states_of_nodes(status: int, level: NoteLevel, words: str, backend: Backend) -> None:
+    answer = Reply(status, {"version": "1.20.1"}, {"Date": "long ago"})
+    with scripted(answer) as node:
+        notes = checked(backend, address=[backend.api.address, node.address])
+    (_, note) = about(notes, "reachable")
+    assert note.level is level
+    assert f"version 1.20.1, {words}" in note.message
+
+
+def test_a_server_sealed_after_opening_is_named(stored_server: StoredServer) -> None:
+    backend = Backend.prepared(stored_server.api, "pki")
+    with backend.open(retry_for="100ms") as authority:
+        stored_server.seal()
+        with raises(CAError, "sealed"):
+            authority.check()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [
+        (timedelta(hours=-2), NoteLevel.OK),
+        (timedelta(days=25), NoteLevel.WARNING),
+        (timedelta(days=31), NoteLevel.FATAL),
+    ],
+)
+def test_the_end_of_the_ca_is_looked_at(ahead: timedelta, level: NoteLevel, backend: Backend) -> None:
+    (note,) = about(checked(backend, ahead=ahead), "ca")
+    assert note.level is level
+    assert "valid until" in note.message
+
+
+GOOD = {
+    "server_flag": True,
+    "client_flag": False,
+    "allowed_domains": ["firebuild.internal"],
+    "allow_subdomains": True,
+    "key_type": "ec",
+    "key_usage": ["DigitalSignature"],
+    "max_ttl": 86400,
+}
+
+ROLES: list[tuple[dict[str, Any], NoteLevel, str]] = [
+    ({}, NoteLevel.OK, "signs names below firebuild.internal for up to 24h"),
+    ({"max_ttl": 0}, NoteLevel.OK, "for as long as the mount allows"),
+    ({"allow_subdomains": False, "allow_glob_domains": True}, NoteLevel.OK, "signs names"),
+    ({"client_flag": True}, NoteLevel.FATAL, "it has server_flag=true client_flag=true"),
+    ({"server_flag": False}, NoteLevel.FATAL, "set server_flag=true client_flag=false"),
+    ({"ext_key_usage": ["TimeStamping"]}, NoteLevel.FATAL, "adds the extended key usage TimeStamping"),
+    ({"ext_key_usage_oids": ["1.2.3"]}, NoteLevel.FATAL, "adds the extended key usage 1.2.3"),
+    ({"code_signing_flag": True}, NoteLevel.FATAL, "code_signing_flag"),
+    ({"key_usage": ["KeyAgreement"]}, NoteLevel.FATAL, "lacks DigitalSignature"),
+    ({"key_usage": ["DigitalSignature", "KeyEncipherment"]}, NoteLevel.WARNING, "not just DigitalSignature"),
+    ({"key_usage": []}, NoteLevel.WARNING, "not just DigitalSignature"),
+    ({"allowed_domains": []}, NoteLevel.FATAL, "it allows no domain"),
+    ({"allowed_domains": [], "allow_any_name": True}, NoteLevel.WARNING, "it allows any name"),
+    ({"allow_subdomains": False}, NoteLevel.FATAL, "it does not allow subdomains"),
+    ({"require_cn": True}, NoteLevel.WARNING, "set require_cn=false"),
+    ({"key_type": "ed25519"}, NoteLevel.FATAL, "which gRPC cannot use"),
+    ({"key_type": "rsa", "key_bits": 2048}, NoteLevel.WARNING, "requires rsa keys of 2048 bits"),
+    ({"not_after": "2030-01-01T00:00:00Z"}, NoteLevel.FATAL, "fixed not_after"),
+    ({"max_ttl": 600}, NoteLevel.WARNING, "live for 10m at most"),
+]
+
+
+@pytest.mark.parametrize(("changes", "level", "words"), ROLES)
+def test_settings_of_a_role_are_judged(changes: dict[str, Any], level: NoteLevel, words: str) -> None:
+    (note,) = role_notes("builds", {**GOOD, **changes}, Profile.SERVER)
+    assert (note.level, note.about) == (level, "role")
+    assert words in str(note)
+
+
+def test_the_guests_role_has_the_other_flag() -> None:
+    (note,) = role_notes("builds", GOOD, Profile.GUEST)
+    assert note.path == "guest_role"
+    assert "set server_flag=false client_flag=true" in str(note)
+
+
+def test_revoked_is_revoked(backend: Backend) -> None:
+    with backend.open() as authority:
+        material = authority.issue_server()
+        authority.revoke(material)
+    revoked = backend.api.call("LIST", "pki/certs/revoked")["data"]["keys"]
+    assert len(revoked) >= 1
+
+
+def test_revoking_without_the_right_is_explained(backend: Backend) -> None:
+    rules = "\n".join(
+        f'path "pki/sign/{role}" {{ capabilities = ["update"] }}' for role in ("server", "guest")
+    )
+    token = create_token(backend.api, write_policy(backend.api, "no-revoking", rules))
+    with (
+        raises(
+            CAError, "permission denied for pki/revoke", 'path "pki/revoke" { capabilities = ["update"] }'
+        ),
+        backend.with_token(token).open() as authority,
+    ):
+        authority.revoke(authority.issue_server())
+
+
+def test_a_build_longer_than_the_role_allows_is_refused(backend: Backend, unique: str) -> None:
+    add_role(backend.api, unique, use="server", max_ttl="10m")
+    settings = backend.with_token(backend.api.token).settings(server_role=unique)
+    with open_authority(settings, build_id="b1", environ={ENVIRON: backend.api.token}) as authority:
+        deadline = datetime.now(UTC) + timedelta(minutes=30)
+        with raises(CAError, "is valid until", "but the build may need it until"):
+            authority.issue_server(build_deadline=deadline)
+
+
+def test_a_ca_that_ends_before_the_build_is_refused(backend: Backend, unique: str) -> None:
+    mount_pki(backend.api, unique, ttl="30m")
+    add_role(backend.api, "server", mount=unique, use="server")
+    root = backend.with_token(backend.api.token)
+    with (
+        raises(CAError, "beyond the expiration of the CA certificate", "leaf_not_after_behavior=truncate"),
+        root.open(mount=unique) as authority,
+    ):
+        authority.issue_server(ttl=timedelta(hours=2))
