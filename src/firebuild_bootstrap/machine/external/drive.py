@@ -87,11 +87,11 @@ class ExternalDrive:
         now = Superblock.read(self._path)
         return now.clean and not now.same_mount(self._before)
 
-    def wait(self, timeout: float | None) -> bool:
+    def wait(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until the machine is done with the drive; return whether it is."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = time.monotonic() + timeout
         while not self.released():
-            if deadline is not None and time.monotonic() >= deadline:
+            if time.monotonic() >= deadline:
                 return False
             self._check()
             time.sleep(_POLL_SECONDS)

@@ -106,7 +106,9 @@ class ExternalMachine:
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the drive to be unmounted; see `Machine.wait`."""
-        return _ENDED if self._drive is not None and self._drive.wait(timeout) else None
+        longest = self._settings.end_timeout.total_seconds()
+        seconds = longest if timeout is None else min(timeout, longest)
+        return _ENDED if self._drive is not None and self._drive.wait(seconds) else None
 
     def stop(self, grace: float = 5.0) -> MachineExit | None:  # noqa: ARG002 - nobody is there to be stopped
         """Take the credentials back; whoever has started the machine ends it."""

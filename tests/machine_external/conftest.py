@@ -1,0 +1,36 @@
+"""Builds on machines that a test starts with its own means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.sandbox import IdMap, detect
+from support import Firebuild
+
+
+@pytest.fixture(scope="session")
+def idmap() -> IdMap:
+    return detect()
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that already holds the base `host`."""
+    home = tmp_path_factory.mktemp("home")
+    Firebuild(home)("base", "from-host", "host")
+    return home
+
+
+@pytest.fixture
+def firebuild(shared_home: Path) -> Firebuild:
+    return Firebuild(shared_home)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
+    with Workspace(tmp_path / "home", "b1", idmap) as made:
+        yield made
