@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 SEALED = (503, {"errors": ["Vault is sealed"]})
 NO_LEADER = (500, {"errors": ["local node not active but active cluster node not found"]})
@@ -21,16 +23,20 @@ class Reply:
     """One scripted answer.
 
     Args:
-        status: HTTP status; 0 resets the connection.
+        status: HTTP status; 0 resets the connection, -1 closes it.
         body: JSON, or text as it is.
         headers: further ones.
         missing: bytes that Content-Length promises and that never come.
+        pause: seconds before each byte; of the whole answer, or of the body.
+        slow: where the pauses begin.
     """
 
     status: int
     body: object = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     missing: int = 0
+    pause: float = 0.0
+    slow: Literal["head", "body"] = "head"
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.seen.append(Seen(self.command, self.path, dict(self.headers), body))
         reply = self.server.next_reply()
+        if reply.status == -1:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
         if reply.status == 0:
             # with a linger time of zero, closing sends a reset
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -78,12 +87,27 @@ class _Handler(BaseHTTPRequestHandler):
             return
         text = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
         kind = "text/html" if isinstance(reply.body, str) else "application/json"
-        self.send_response(reply.status)
+        self.send_response_only(reply.status)
         for name, value in {"Content-Type": kind, **reply.headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(text) + reply.missing))
+        head = io.BytesIO()
+        head, self.wfile = self.wfile, head  # type: ignore[assignment]
         self.end_headers()
-        self.wfile.write(text)
+        head, self.wfile = self.wfile, head
+        if reply.slow == "body":
+            self.wfile.write(head.getvalue())
+        else:
+            text = head.getvalue() + text
+        self._write(text, reply.pause)
+
+    def _write(self, text: bytes, pause: float) -> None:
+        if not pause:
+            self.wfile.write(text)
+            return
+        for byte in text:
+            time.sleep(pause)
+            self.wfile.write(bytes([byte]))
 
     do_POST = do_GET  # noqa: N815 - the name that the base class looks for
 

@@ -124,6 +124,7 @@ def request_for(*names: str) -> dict[str, str]:
     return {"csr": make_csr(generate_key(), names).decode(), "alt_names": ",".join(names)}
 
 
+@pytest.mark.xdist_group("vault-setup")  # one process runs the script for all
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -182,13 +183,6 @@ def test_one_role_becomes_two_and_the_script_says_so(operator: Operator) -> None
     )
     settings = operator.settings(APPROLE, server_role="images-server", guest_role="images-guest")
     with operator.open(settings, **approle(output)) as authority:
-        build(authority)
-
-
-def test_a_token(operator: Operator) -> None:
-    settings = operator.settings({"method": "token", "token": {"env": "TOKEN"}})
-    token = operator.run(settings).split()[-1]
-    with operator.open(settings, TOKEN=token) as authority:
         build(authority)
 
 

@@ -149,7 +149,7 @@ def test_chains_of_any_order_lead_to_the_root() -> None:
     middle = OperatorCA("Middle", issuer=top)
     low = OperatorCA("Low", issuer=middle)
     stranger = OperatorCA("Stranger")
-    pems = [one.pem.decode() for one in (top, stranger, low, middle)]
+    pems = [one.pem.decode() for one in (stranger, top, low, middle)]
     chain = issuer_chain({"certificate": low.pem.decode(), "ca_chain": pems})
     assert chain.certificates == (low.certificate, middle.certificate, top.certificate)
     assert (chain.anchor, chain.below) == (top.certificate, (low.certificate, middle.certificate))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
 
 from firebuild_pki.providers.vault.auth_settings import (
     AppRoleAuth,
     AuthSettings,
-    CertAuth,
     JWTAuth,
     KubernetesAuth,
     TokenAuth,
@@ -76,10 +74,7 @@ def credentials(auth: AuthSettings, environ: Mapping[str, str]) -> Login | str:
         case JWTAuth():
             role = {"role": auth.role} if auth.role else {}
             return Login("jwt", auth.mount, {**role, "jwt": auth.jwt.resolve(environ).strip()})
-        case CertAuth():
-            return Login("cert", auth.mount, {"name": auth.name} if auth.name else {})
-        case _:
-            assert_never(auth)
+    return Login("cert", auth.mount, {"name": auth.name} if auth.name else {})
 
 
 def _approle(auth: AppRoleAuth, environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
+from firebuild_pki.errors import CAError, ProviderError
 from firebuild_pki.providers.vault.login import Login, credentials
 from firebuild_pki.providers.vault.nodes import Budget, Nodes, Timing
 from firebuild_pki.providers.vault.settings import VaultSettings
@@ -22,6 +22,9 @@ class _Token:
     revocable: bool
 
 
+_NONE = _Token("", revocable=False)
+
+
 class Session:
     """Requests with a token; `open` logs in.
 
@@ -36,7 +39,7 @@ class Session:
         self._environ = environ
         self._timing = timing
         self._secrets: set[str] = set()
-        self._token: _Token | None = None
+        self._token = _NONE
         self.transport = Transport(
             make_context(settings.tls, environ), settings.tls.server_name, environ, timing.monotonic
         )
@@ -56,9 +59,9 @@ class Session:
         Raises:
             ProviderError: the token could not be revoked.
         """
-        token, self._token = self._token, None
+        token, self._token = self._token, _NONE
         try:
-            if token is not None and token.revocable:
+            if token.revocable:
                 self._revoke(token, self._timing.budget(GOODBYE))
         finally:
             self._secrets.clear()
@@ -76,25 +79,20 @@ class Session:
         self, method: str, path: str, budget: Budget, body: Mapping[str, object] | None = None
     ) -> Answer:
         """Ask with the token; on 403 once more with a new one, if there is a way to get one."""
-        answer = self._with(self._opened(), method, path, budget, body)
+        answer = self._with(self._token, method, path, budget, body)
         if answer.status == 403 and self._renew(budget):
-            answer = self._with(self._opened(), method, path, budget, body)
+            answer = self._with(self._token, method, path, budget, body)
         return answer
 
     def look(self, path: str, budget: Budget) -> Answer:
         """Ask for what the policy need not allow: a 403 is a fine answer."""
-        return self._with(self._opened(), "GET", path, budget, None)
+        return self._with(self._token, "GET", path, budget, None)
 
     def scrub(self, text: str) -> str:
         """Take secrets out of what a server said; nothing keeps a proxy from quoting a request."""
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return text
-
-    def _opened(self) -> _Token:
-        if self._token is None:
-            raise AuthorityClosed("there is no token: the provider is not open")
-        return self._token
 
     def _with(
         self, token: _Token, method: str, path: str, budget: Budget, body: Mapping[str, object] | None
@@ -119,10 +117,10 @@ class Session:
 
     def _renew(self, budget: Budget) -> bool:
         old = self._token
-        if old is not None and old.revocable:
+        if old.revocable:
             self._revoke_quietly(old, budget)
         self._token = self._obtain(budget)
-        return old is None or self._token.value != old.value
+        return self._token.value != old.value
 
     def _revoke_quietly(self, token: _Token, budget: Budget) -> None:
         try:
