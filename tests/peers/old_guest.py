@@ -269,7 +269,7 @@ def enter(image: str) -> None:
         kernel.mount(f"/{name}", f"{image}/{name}", flags=kernel.MS_BIND | kernel.MS_REC)
     os.chroot(image)
     os.chdir("/")
-    os.umask(0o022)
+    os.umask(0o027)
 
 
 def main(address: str, image: str, variations: dict[str, Any]) -> int:

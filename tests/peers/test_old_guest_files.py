@@ -162,6 +162,14 @@ def with_root(archive: tarfile.TarFile) -> None:
 @pytest.mark.parametrize("target", ["/to/", "/"])
 @pytest.mark.root
 def test_archives_are_unpacked(house: House, make: Callable[[tarfile.TarFile], None], target: str) -> None:
+    def change(image: Path) -> None:
+        (image / "to").mkdir()
+        for name in ("to/implied", "implied", "to/d"):
+            (image / name).mkdir(mode=0o700)
+            os.chown(image / name, 33, 34)
+            (image / name).chmod(0o2700)
+
+    house.change_image = change
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         make(archive)

@@ -176,12 +176,19 @@ def test_two_copies_of_one_source_have_a_target_each(place: Place) -> None:
     place.build.copy("a", "/first")
     place.build.workdir = "/w"
     place.build.copy("a", "second")
-    for source, target in (("d", "/t1"), ("d", "/t2"), (".", "/all"), (".", "/everything")):
+    for source, target in (
+        ("d", "/t1"),
+        ("d", "/t2"),
+        (".", "/all"),
+        (".", "/everything"),
+        ("./d/", "/t3"),
+        ("./d/", "/t4"),
+    ):
         place.build.copy(source, target)
     place.succeed()
     tree = place.tree()
     assert (tree["first"], tree["w/second"]) == ("A", "A")
-    for name in ("t1", "t2", "all/d", "everything/d"):
+    for name in ("t1", "t2", "t3", "t4", "all/d", "everything/d"):
         assert tree[f"{name}/sub/f"] == "F"
 
 

@@ -18,6 +18,7 @@ from firebuild_bootstrap.service.oldguest.staging import File, Layer
 _BILLION: Final = 1_000_000_000
 
 # `$D` is the destination without a slash at its end, `$O` the owner of what has none of its own.
+# `00` before a mode, because GNU's chmod leaves setuid and setgid of directories alone without it.
 _FUNCTIONS: Final = r"""
 put() {
   if [ -d "$1" ] && [ ! -L "$1" ]; then
@@ -162,8 +163,7 @@ class Placing:
                 directory = entry.kind is EntryKind.DIRECTORY
                 modes[change(entry.mode, directory) if change else entry.mode].append(staged)
         for mode, paths in modes.items():
-            # Five digits, because chmod of GNU leaves setuid and setgid of directories alone otherwise.
-            yield from lines(f"chmod {mode:05o}", paths)
+            yield from lines(f"chmod {mode:o}", paths)
 
     def _timed(self) -> Iterator[str]:
         times: defaultdict[int, list[str]] = defaultdict(list)
