@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Final
 
+from firebuild_bootstrap.machine import leftovers
 from firebuild_bootstrap.sandbox import Bind, IdMap, Sandbox, end_holders, find_runtime
 
 # What firebuild writes into the pipe when it is done with its sandboxes.
@@ -25,7 +26,11 @@ _CHECK_SECONDS: Final = 0.5
 
 
 def remove(directory: Path, idmap: IdMap) -> None:
-    """Remove `directory`: what this user may at once, and the rest in the id mapping that made it."""
+    """Remove `directory` and what is on its list of leftovers.
+
+    What this user may remove is removed at once, and the rest in the id mapping that made it.
+    """
+    leftovers.clear(directory)
     if os.geteuid() != 0:
         command = ["rm", "-rf", "--one-file-system", "--", f"/builds/{directory.name}"]
         binds = [*find_runtime().binds, Bind(directory.parent, "/builds", read_only=False)]

@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.machine import leftovers
 from firebuild_bootstrap.machine.janitor import LEAVING
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
@@ -98,6 +99,7 @@ class Workspace:
         with suppress(subprocess.TimeoutExpired):
             self._janitor.wait(_JANITOR_SECONDS)
         if self.path.exists():  # somebody ended the janitor
+            leftovers.clear(self.path)
             Trees(Sandbox(self._idmap), self.runtime).remove(self.path)
 
     def _cut(self) -> None:
@@ -126,6 +128,7 @@ class Workspace:
                 with suppress(OSError, MachineError):  # a running build, or another user's
                     lock = _own(entry)
                     try:
+                        leftovers.clear(entry)
                         Trees(Sandbox(self._idmap), self.runtime).remove(entry)
                     finally:
                         os.close(lock)

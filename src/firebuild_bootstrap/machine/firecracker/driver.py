@@ -1,18 +1,211 @@
-"""The machine of the driver `firecracker`."""
+"""The driver `firecracker`: the agent's guest in a microVM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
+from firebuild_bootstrap.agent import AgentReport, Compression, agent_image, kernel_arguments
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.listening import format_address, listen
+from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
+from firebuild_bootstrap.machine.firecracker.metadata import FirecrackerMetadata
+from firebuild_bootstrap.machine.firecracker.network import Link, Network
+from firebuild_bootstrap.machine.firecracker.process import Process
+from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
+from firebuild_bootstrap.machine.firecracker.source import Source
+from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mmds.writer import MetadataWriter
+
+_READY_SECONDS: Final = 10.0
+# Faster boots: no probing for hardware that Firecracker has not, as its own default command line.
+_KERNEL_ARGUMENTS: Final = ("pci=off", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
 
 
-def firecracker_machine(
-    settings: MachineSettings, workspace: Workspace, *, store: Path, notice: Callable[[str], None]
-) -> Machine:
-    """Make the machine of one build; see `machine.drivers.make_machine`."""
-    raise MachineError("the driver firecracker is not there yet")
+class FirecrackerMachine:
+    """A `Machine` in a microVM.
+
+    Args:
+        workspace: the build's directory; it is closed with the machine.
+        settings: the block `machine.firecracker`.
+        disk: the drive.
+        source: where the Firecracker comes from.
+        network: where its network comes from.
+        kernel: what it boots.
+        store: the directory of bases and images, where agents are kept.
+        leftovers: all that is outside of the workspace.
+        notice: told what could not be cleaned up.
+    """
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        settings: FirecrackerSettings,
+        *,
+        disk: Disk,
+        source: Source,
+        network: Network,
+        kernel: Path,
+        store: Path,
+        leftovers: Leftovers,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._workspace = workspace
+        self._settings = settings
+        self._disk = disk
+        self._source = source
+        self._network = network
+        self._kernel = kernel
+        self._store = store
+        self._leftovers = leftovers
+        self._notice = notice
+        self._metadata = FirecrackerMetadata()
+        self._link: Link | None = None
+        self._agent: Path | None = None
+        self._api: FirecrackerApi | None = None
+        self._process: Process | None = None
+        self._ended: MachineExit | None = None
+
+    @property
+    def metadata(self) -> MetadataWriter:
+        """The metadata of this machine, in Firecracker's own store."""
+        return self._metadata
+
+    def listen(self) -> Listening:
+        """Make the network and open the port on its host side; see `Machine.listen`."""
+        self._link = self._network.connect()
+        listener = listen(self._link.host)
+        return Listening(listener, format_address(listener.getsockname()))
+
+    def prepare(self, base: Path | None) -> tuple[str, ...]:
+        """Make the drive from `base` and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._disk.fill(base)
+        self._agent = agent_image(
+            self._store,
+            compression=Compression(self._settings.initrd_compression),
+            kernel_modules=[Path(path) for path in self._settings.kernel_modules],
+        )
+        return notes
+
+    def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
+        """Start Firecracker, tell it everything, and let it boot; see `Machine.start`."""
+        if self._link is None or self._agent is None:
+            raise MachineError("the machine has no network or no drive yet")
+        configuration = self._configuration(self._link, self._agent, options)
+        self._process, self._api = self._source.launch(self._link.namespace)
+        try:
+            self._api.await_ready(_READY_SECONDS, self._check_alive)
+            configure(self._api, configuration)
+            self._metadata.connect(self._api)
+            start(self._api)
+        except ApiError as error:
+            self._check_alive()  # its last words say more than that it does not answer
+            raise MachineError(f"{error.message}{self._words()}", hint=error.hint) from error
+
+    def poll(self) -> MachineExit | None:
+        """Return how the machine ended, or None while it runs (or was never started)."""
+        return self.wait(0)
+
+    def wait(self, timeout: float | None = None) -> MachineExit | None:
+        """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
+        if self._ended is None and self._process is not None and self._process.wait(timeout):
+            self._ended = _exit_of(self._process)
+        return self._ended
+
+    def stop(self, grace: float = 5.0) -> MachineExit | None:
+        """Press Ctrl-Alt-Del, on which the guest ends by itself; end Firecracker after `grace` seconds."""
+        if self._process is None or self._api is None:
+            return self._ended
+        if grace > 0 and self.poll() is None:
+            with suppress(ApiError):  # it is about to end, or of an architecture without that key
+                ask_to_end(self._api)
+            self.wait(grace)
+        if self._ended is None:
+            self._process.kill()
+        return self.wait()
+
+    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
+        """Write the outputs; see `Machine.export`."""
+        if self._process is None or self.poll() is None:
+            raise MachineError("the root file system can't be exported while the machine runs")
+        self._source.place.take_back(self._disk.path)
+        report = AgentReport.parse(self._process.serial())
+        if report.status != "success" and not (report.status == "none" and self._source.is_silent):
+            raise MachineError(f"the machine did not end cleanly: {report.message}")
+        return self._disk.export(outputs, into)
+
+    def close(self) -> None:
+        """Stop and remove everything; see `Machine.close`."""
+        try:
+            self._stop_for_good()
+        finally:
+            try:
+                for problem in self._leftovers.clear():
+                    self._notice(problem)
+                self._network.close()
+            finally:
+                self._workspace.close()
+
+    def _stop_for_good(self) -> None:
+        try:
+            self.stop(grace=0)
+        finally:
+            if self._process is not None:
+                self._process.close()
+                self._process = None
+            self._source.clear()
+
+    def _configuration(self, link: Link, agent: Path, options: GuestOptions) -> Configuration:
+        arguments = kernel_arguments(
+            reboot="k",
+            network=link.guest,
+            mmds=f"http://{self._settings.mmds_address}",
+            mmds_timeout=options.mmds_timeout,
+            connect_timeout=options.connect_timeout,
+            extra=(
+                *(_KERNEL_ARGUMENTS if os.uname().machine == "x86_64" else ()),
+                *self._settings.kernel_args,
+            ),
+        )
+        place = self._source.prepare_place()
+        return Configuration(
+            settings=self._settings,
+            kernel=place.show(self._kernel, "vmlinux"),
+            initrd=place.show(agent, "initrd"),
+            boot_args=arguments,
+            drive=place.lend(self._disk.path),
+            tap=link.tap,
+            mac=link.mac,
+        )
+
+    def _check_alive(self) -> None:
+        self._workspace.check()
+        if self._process is not None and self._process.wait(0):
+            trouble = self._process.trouble() or "firecracker ended"
+            raise MachineError(f"{trouble} before its guest could boot{self._words()}")
+
+    def _words(self) -> str:
+        words = self._process.serial().strip() if self._process is not None else ""
+        return f"; it said: {words[-1000:]}" if words else ""
+
+
+def _exit_of(process: Process) -> MachineExit:
+    report = AgentReport.parse(process.serial())
+    trouble = process.trouble()
+    if not trouble:
+        return MachineExit(report.exit_code, report.message)
+    said = "" if report.status == "none" else f"; {report.message}"
+    return MachineExit(report.exit_code, f"{trouble}{said or _last_line(process)}")
+
+
+def _last_line(process: Process) -> str:
+    lines = process.serial().strip().splitlines()
+    return f": {lines[-1]}" if lines else ""

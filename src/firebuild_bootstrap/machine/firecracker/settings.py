@@ -163,11 +163,17 @@ class FirecrackerSettings(Settings):
     """Version of the metadata service; V2 asks for session tokens."""
     mmds_address: Annotated[str, AfterValidator(_link_local)] = "169.254.169.254"
     """Address of the metadata service in the guest."""
-    mmds_limit: ByteSize = 51_200
-    """What Firecracker was given as --mmds-size-limit; a larger one is passed on."""
+    serial_log: str | None = None
+    """A file for what Firecracker and its guest write, up to 16 MiB; an existing one is replaced."""
     network: NetworkSettings = NetworkSettings()
     """How the guest reaches this host."""
     jailer: JailerSettings = JailerSettings()
     """Start Firecracker through its jailer."""
     running: RunningSettings = RunningSettings()
     """Take a Firecracker that runs already."""
+
+    @model_validator(mode="after")
+    def _has_whole_cores(self) -> Self:
+        if self.smt and self.vcpus % 2 and self.vcpus > 1:
+            raise ValueError(f"with smt the number of vcpus has to be 1 or even, found {self.vcpus}")
+        return self

@@ -1,0 +1,180 @@
+"""What has to be right before a Firecracker is started, each with its own words when it is not."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import InputError, MachineError
+
+KVM: Final = Path("/dev/kvm")
+# The V2 of the metadata service and today's form of the API came with it.
+OLDEST: Final = (1, 0)
+_MAJOR: Final = 1
+# unix(7): 108 bytes, of which the last is a zero.
+_SOCKET_BYTES: Final = 107
+_VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.\d+")
+_SECONDS: Final = 10.0
+# linux/kvm.h
+_KVM_GET_API_VERSION: Final = 0xAE00
+_KVM_CREATE_VM: Final = 0xAE01
+_KVM_API: Final = 12
+
+
+def find_program(name: str, setting: str) -> Path:
+    """Return the program's real path.
+
+    Args:
+        name: a path, or a name to look for on PATH.
+        setting: what names it in the configuration.
+
+    Raises:
+        InputError: there is none, or it is not executable.
+    """
+    found = shutil.which(name)
+    if found is not None:
+        return Path(found).resolve()
+    path = Path(name)
+    if "/" in name and path.exists():
+        raise InputError(f"{setting}: {name} is not executable", hint=f"chmod +x {name}")
+    raise InputError(
+        f"{setting}: the program {name} was not found",
+        hint="install it (github.com/firecracker-microvm/firecracker has releases), or set its path",
+    )
+
+
+def program_version(program: Path) -> tuple[int, int]:
+    """Ask a Firecracker or jailer for its version, and make sure that it is one that we know.
+
+    Raises:
+        InputError: it is too old, too new, or answers something else.
+        MachineError: it can't be run.
+    """
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it does not answer"
+        raise MachineError(
+            f"{program} --version failed: {reason}", hint="is it built for this host's processor?"
+        ) from error
+    return check_version(done.stdout, str(program))
+
+
+def check_version(text: str, where: str) -> tuple[int, int]:
+    """Read a version out of `text`; as `program_version`."""
+    found = _VERSION.search(text.partition("\n")[0])
+    wanted = f"expected Firecracker {OLDEST[0]}.{OLDEST[1]} or a later {_MAJOR}.x"
+    if found is None:
+        raise InputError(f"{where}: {wanted}, and its version is unknown: it says {text.strip()[:80]!r}")
+    version = int(found[1]), int(found[2])
+    if version < OLDEST:
+        raise InputError(f"{where}: {wanted}, found {found[0]}, which is too old", hint="install a newer one")
+    if version[0] > _MAJOR:
+        raise InputError(
+            f"{where}: {wanted}, found {found[0]}", hint="install a newer firebuild, or an older one"
+        )
+    return version
+
+
+def check_kernel(name: str | None, machine: str | None = None) -> Path:
+    """Return the kernel's path, once it looks like one that Firecracker boots.
+
+    Args:
+        name: the setting.
+        machine: the architecture; this host's when None.
+
+    Raises:
+        InputError: none is set, it can't be read, or has another form.
+    """
+    setting = "machine.firecracker.kernel"
+    if name is None:
+        raise InputError(
+            f"{setting} is not set: expected the path of the kernel to boot",
+            hint="Firecracker's getting-started guide says where to get or how to build one",
+        )
+    path = Path(name).expanduser().absolute()
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError as error:
+        raise InputError(f"{setting}: {path} can't be read: {error.strerror}") from error
+    if (machine or os.uname().machine) == "aarch64":
+        if head[0x38:0x3C] != b"ARM\x64":
+            raise InputError(f"{setting}: {path} is no kernel for aarch64 (Image, uncompressed)")
+    elif head[:4] != b"\x7fELF":
+        packed = head[0x202:0x206] == b"HdrS"
+        raise InputError(
+            f"{setting}: expected an uncompressed kernel (vmlinux, ELF), and {path} is "
+            + ("a compressed one (bzImage)" if packed else "something else"),
+            hint="Linux brings scripts/extract-vmlinux, which unpacks a compressed one" if packed else None,
+        )
+    return path
+
+
+def check_kvm(device: Path = KVM) -> None:
+    """Make sure that this user can make virtual machines.
+
+    Raises:
+        MachineError: there is no KVM, this user may not use it, or it does not work.
+    """
+    try:
+        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise MachineError(
+            f"{device} does not exist, and Firecracker needs KVM",
+            hint="modprobe kvm_intel or kvm_amd, and switch virtualisation on (in a VM: nested); "
+            "the drivers local and qemu do without",
+        ) from error
+    except PermissionError as error:
+        raise MachineError(
+            f"{device}: user {os.geteuid()} may not open it",
+            hint="add the user to its group: usermod -aG kvm $USER, and log in again",
+        ) from error
+    except OSError as error:
+        raise MachineError(f"{device} can't be opened: {error.strerror}") from error
+    try:
+        _check_working(device, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_working(device: Path, descriptor: int) -> None:
+    try:
+        if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            raise MachineError(f"{device} is no device")
+        if (found := fcntl.ioctl(descriptor, _KVM_GET_API_VERSION, 0)) != _KVM_API:
+            raise MachineError(f"{device}: expected version {_KVM_API} of the API of KVM, found {found}")
+        os.close(fcntl.ioctl(descriptor, _KVM_CREATE_VM, 0))
+    except OSError as error:
+        raise MachineError(
+            f"{device} opens, but makes no virtual machine: {error.strerror}",
+            hint="is virtualisation switched on, and not taken by another hypervisor?",
+        ) from error
+
+
+def check_socket_path(path: Path, setting: str) -> None:
+    """Refuse a path that no program could bind or connect to (unix(7)).
+
+    Raises:
+        InputError: it is too long.
+    """
+    length = len(os.fsencode(path))
+    if length > _SOCKET_BYTES:
+        raise InputError(
+            f"the API socket would be {path}: that takes {length} bytes, and a socket's path can have "
+            f"{_SOCKET_BYTES}",
+            hint=f"make {setting} shorter",
+        )

@@ -1,0 +1,246 @@
+"""Where a Firecracker comes from: started here, plainly or by the jailer, or by somebody else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, Protocol
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, is_socket
+from firebuild_bootstrap.machine.firecracker.checks import check_version
+from firebuild_bootstrap.machine.firecracker.place import (
+    JAILED_SOCKET,
+    Jail,
+    Place,
+    SharedPlace,
+    firecracker_arguments,
+    jail_directory,
+    jailer_command,
+    plain_command,
+)
+from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Process, StartedProcess
+from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
+from firebuild_bootstrap.machine.leftovers import Leftovers
+
+_SOCKET: Final = "api.sock"
+_STAT: Final = "firecracker.stat"
+_NOT_STARTED: Final = "Not started"
+
+
+class Source(Protocol):
+    """Where one machine's Firecracker comes from."""
+
+    @property
+    def place(self) -> Place:
+        """Its files."""
+        ...
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nobody here can read its serial console."""
+        ...
+
+    def prepare_place(self) -> Place:
+        """Make the place ready for files and return it.
+
+        Raises:
+            MachineError: it can't be made.
+        """
+        ...
+
+    def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
+        """Return the running Firecracker and its API.
+
+        Args:
+            namespace: path of the network namespace to run in; empty for this host's own.
+
+        Raises:
+            MachineError: it can't be started.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Remove files that are not on the list of leftovers. Idempotent."""
+        ...
+
+
+class PlainSource:
+    """Firecracker as a program of this user.
+
+    Args:
+        settings: the block `machine.firecracker`.
+        program: its real path.
+        machine_id: letters, digits and hyphens.
+        directory: the workspace, where its socket is; it runs there, so that the socket's path is short.
+        leftovers: gets the process.
+    """
+
+    is_silent = False
+
+    def __init__(
+        self,
+        settings: FirecrackerSettings,
+        *,
+        program: Path,
+        machine_id: str,
+        directory: Path,
+        leftovers: Leftovers,
+    ) -> None:
+        self._settings = settings
+        self._program = program
+        self._id = machine_id
+        self._directory = directory
+        self._leftovers = leftovers
+        self.place: Place = SharedPlace()
+
+    def prepare_place(self) -> Place:
+        """See `Source.prepare_place`."""
+        return self.place
+
+    def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
+        """See `Source.launch`."""
+        command = plain_command(self._program, firecracker_arguments(_SOCKET), self._id, namespace)
+        process = _started(command, self._settings, self._directory, self._leftovers)
+        return process, FirecrackerApi(self._directory / _SOCKET)
+
+    def clear(self) -> None:
+        """See `Source.clear`: the workspace holds everything."""
+
+
+class JailedSource:
+    """Firecracker through the jailer; see `PlainSource` for the arguments.
+
+    Args:
+        jailer: the jailer's real path.
+    """
+
+    is_silent = False
+
+    def __init__(
+        self,
+        settings: FirecrackerSettings,
+        *,
+        program: Path,
+        jailer: Path,
+        machine_id: str,
+        directory: Path,
+        leftovers: Leftovers,
+    ) -> None:
+        self._settings = settings
+        self._program = program
+        self._jailer = jailer
+        self._id = machine_id
+        self._directory = directory
+        self._leftovers = leftovers
+        block = settings.jailer
+        self._home = jail_directory(block, program, machine_id)
+        self._jail = Jail(self._home / "root", block.uid, block.gid)
+        self.socket = Path(f"{self._jail.root}{JAILED_SOCKET}")
+
+    @property
+    def place(self) -> Place:
+        """See `Source.place`."""
+        return self._jail
+
+    def prepare_place(self) -> Place:
+        """See `Source.prepare_place`."""
+        self._leftovers.add_directory(self._home)
+        for group in _cgroups(self._settings.jailer, self._program.name, self._id):
+            self._leftovers.add_command(["rmdir", str(group)], quiet=True)
+        try:
+            self._jail.root.mkdir(mode=0o700, parents=True)
+        except OSError as error:
+            raise MachineError(f"the jail {self._jail.root} can't be made: {error.strerror}") from error
+        return self._jail
+
+    def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
+        """See `Source.launch`."""
+        arguments = firecracker_arguments(JAILED_SOCKET)
+        programs = (self._jailer, self._program)
+        command = jailer_command(self._settings.jailer, programs, arguments, self._id, namespace)
+        process = _started(command, self._settings, self._directory, self._leftovers)
+        return process, FirecrackerApi(self.socket)
+
+    def clear(self) -> None:
+        """See `Source.clear`: the whole jail is on the list of leftovers."""
+
+
+class RunningSource:
+    """A Firecracker that somebody else has started, and not configured.
+
+    Args:
+        settings: the block `machine.firecracker`; `running.socket` is set.
+    """
+
+    def __init__(self, settings: FirecrackerSettings) -> None:
+        running = settings.running
+        self._socket = Path(running.socket or "").expanduser().absolute()
+        self._serial = None if running.serial is None else Path(running.serial).expanduser()
+        self._jail = None
+        if running.root is not None:
+            self._jail = Jail(Path(running.root).expanduser().absolute(), running.uid, running.gid)
+
+    @property
+    def place(self) -> Place:
+        """See `Source.place`."""
+        return self._jail or SharedPlace()
+
+    @property
+    def is_silent(self) -> bool:
+        """See `Source.is_silent`."""
+        return self._serial is None
+
+    def check(self) -> None:
+        """Make sure that a Firecracker serves there that is still free.
+
+        Raises:
+            InputError: there is none, or it is configured already.
+            ApiError: it does not answer.
+        """
+        where = f"machine.firecracker.running.socket: {self._socket}"
+        if not is_socket(self._socket):
+            raise InputError(f"{where}: there is no socket", hint="start Firecracker with --api-sock first")
+        api = FirecrackerApi(self._socket)
+        check_version(str(api.get("/version").get("firecracker_version", "")), where)
+        state = api.get("/").get("state")
+        if state != _NOT_STARTED:
+            raise InputError(
+                f"{where}: expected a Firecracker that has started no machine yet, its state is {state!r}",
+                hint="start a fresh one for each build",
+            )
+        if self._jail is not None and not self._jail.root.is_dir():
+            raise InputError(f"machine.firecracker.running.root: {self._jail.root} is no directory")
+
+    def prepare_place(self) -> Place:
+        """See `Source.prepare_place`."""
+        return self.place
+
+    def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:  # noqa: ARG002 - it is in its own
+        """See `Source.launch`."""
+        api = FirecrackerApi(self._socket)
+        return ForeignProcess(api, self._serial), api
+
+    def clear(self) -> None:
+        """See `Source.clear`."""
+        if self._jail is not None:
+            self._jail.clear()
+
+
+def _started(
+    command: list[str | Path], settings: FirecrackerSettings, directory: Path, leftovers: Leftovers
+) -> StartedProcess:
+    stat_file = directory / _STAT
+    leftovers.add_process(stat_file)
+    log = None if settings.serial_log is None else Path(settings.serial_log).expanduser().absolute()
+    return StartedProcess(command, directory=directory, stat_file=stat_file, log=log)
+
+
+def _cgroups(settings: JailerSettings, program: str, machine_id: str) -> list[Path]:
+    """Return the groups that the jailer makes and leaves behind."""
+    if not settings.cgroups:
+        return []
+    top = Path("/sys/fs/cgroup")
+    if settings.cgroup_version == 2:
+        return [top / program / machine_id]
+    controllers = sorted({limit.partition(".")[0] for limit in settings.cgroups})
+    return [top / controller / program / machine_id for controller in controllers]

@@ -1,0 +1,158 @@
+"""What a machine has outside of its workspace, written down before it is made, so that nothing of it stays.
+
+The list is a file in the workspace. The machine clears it when it ends; after a kill the janitor does, and
+after a power cut the next build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+_FILE: Final = "leftovers"
+_PROCESS_SECONDS: Final = 10.0
+_COMMAND_SECONDS: Final = 30.0
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Leftovers:
+    """The list of one workspace.
+
+    Args:
+        directory: the workspace.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def add_command(
+        self,
+        argv: Sequence[str],
+        *,
+        text: str = "",
+        env: Mapping[str, str] | None = None,
+        quiet: bool = False,
+    ) -> None:
+        """Note a command that removes something.
+
+        Args:
+            text: its standard input.
+            env: its environment, besides PATH.
+            quiet: it may find nothing to remove.
+        """
+        self._add(kind="command", argv=list(argv), text=text, env=dict(env or {}), quiet=quiet)
+
+    def add_directory(self, path: Path) -> None:
+        """Note a directory outside of the workspace."""
+        self._add(kind="directory", path=str(path))
+
+    def add_process(self, stat_file: Path) -> None:
+        """Note a process that writes its `/proc/self/stat` to `stat_file` before it does anything else."""
+        self._add(kind="process", path=str(stat_file), boot=_boot_id())
+
+    def clear(self) -> list[str]:
+        """Remove everything, the last first, and return what could not be removed, in words. Idempotent."""
+        return clear(self._directory)
+
+    def _add(self, **entry: Any) -> None:
+        with open(self._directory / _FILE, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def clear(directory: Path) -> list[str]:
+    """Clear the list of the workspace `directory`, if it has one; see `Leftovers.clear`."""
+    file = directory / _FILE
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    problems = [problem for line in reversed(lines) if (problem := _clear(line))]
+    file.unlink(missing_ok=True)
+    return problems
+
+
+def _clear(line: str) -> str:
+    try:
+        entry = json.loads(line)
+    except ValueError:  # the power went while it was written
+        return ""
+    match entry["kind"]:
+        case "command":
+            return _run(entry)
+        case "directory":
+            return _remove(Path(entry["path"]))
+        case _:
+            return end_process(Path(entry["path"]), entry["boot"])
+
+
+def _run(entry: Mapping[str, Any]) -> str:
+    argv = entry["argv"]
+    try:
+        done = subprocess.run(
+            argv,
+            input=entry["text"],
+            env={"PATH": _PATH, **entry["env"]},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_COMMAND_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{' '.join(argv)}: {error}"
+    if done.returncode == 0 or entry["quiet"]:
+        return ""
+    return f"{' '.join(argv)} failed: {(done.stderr or done.stdout).strip() or done.returncode}"
+
+
+def _remove(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            return f"{path} could not be removed: {error.strerror}"
+    return ""
+
+
+def end_process(stat_file: Path, boot: str) -> str:
+    """End the process that wrote `stat_file`, unless its number belongs to another one by now."""
+    try:
+        pid, start = _identity(stat_file.read_bytes())
+    except (OSError, ValueError, IndexError):
+        return ""  # it never came into being
+    if boot != _boot_id():
+        return ""
+    try:
+        held = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return ""
+    try:
+        with suppress(OSError):
+            if _identity(Path(f"/proc/{pid}/stat").read_bytes()) != (pid, start):
+                return ""
+            signal.pidfd_send_signal(held, signal.SIGKILL)
+            ended, _, _ = select.select([held], [], [], _PROCESS_SECONDS)
+            return "" if ended else f"the process {pid} did not end"
+        return ""
+    finally:
+        os.close(held)
+
+
+def _identity(stat: bytes) -> tuple[int, int]:
+    # proc(5): the name in parentheses may hold anything; the start time is field 22.
+    return int(stat.split(b" ", 1)[0]), int(stat.rpartition(b")")[2].split()[19])
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text("ascii").strip()
