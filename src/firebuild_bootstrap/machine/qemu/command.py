@@ -17,6 +17,8 @@ HOST: Final = "169.254.169.254"
 GUEST: Final = "169.254.0.15/16"
 _NETWORK: Final = f"user,id=n0,ipv6=off,net=169.254.0.0/16,host={HOST}"
 _MIB: Final = 1 << 20
+# System calls that QEMU never needs are forbidden to it.
+CONFINED: Final = ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 # Where a sandbox already sees the programs of the host.
 _SHOWN: Final = ("/usr", "/nix/store", "/gnu/store")
 
@@ -90,7 +92,7 @@ def bare_command(program: Program, hardware: Hardware, kernel: str, append: str)
         *("-M", "microvm,rtc=on", "-accel", hardware.accelerator.value, "-cpu", cpu),
         *("-smp", str(hardware.cpus), "-m", f"{hardware.memory // _MIB}M"),
         *("-no-user-config", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
-        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *CONFINED,
         *("-kernel", kernel, "-append", append),
     ]
 
@@ -103,7 +105,7 @@ def machine_command(
         *bare_command(program, hardware, kernel, append),
         *("-initrd", initrd),
         # The host reads the file through its own cache afterwards; it dies with the build otherwise.
-        *("-drive", f"if=none,id=root,format=raw,cache=unsafe,discard=unmap,file={disk}"),
+        *("-drive", f"if=none,id=root,format=raw,cache=unsafe,discard=unmap,werror=report,file={disk}"),
         *("-device", "virtio-blk-device,drive=root"),
         *("-netdev", _NETWORK, "-device", "virtio-net-device,netdev=n0"),
         *("-device", "virtio-rng-device"),

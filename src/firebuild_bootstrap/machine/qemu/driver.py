@@ -33,6 +33,7 @@ from firebuild_bootstrap.machine.qemu.kernel import Kernel, find_kernel
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.machine.qemu.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
+from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
@@ -41,6 +42,8 @@ from firebuild_bootstrap.mmds.writer import MetadataWriter
 
 _MMDS_PORT: Final = 80
 _LOG_SECONDS: Final = 2.0
+# The words of the guest's kernel for a write that the host refused.
+_WRITE_ERROR: Final = "I/O error, dev vda"
 
 
 def qemu_machine(
@@ -56,9 +59,21 @@ def qemu_machine(
         None if block.kernel is None else Path(block.kernel), [Path(path) for path in block.kernel_modules]
     )
     check_copy(block.serial_log)
+    servers: tuple[str, ...] = ()
+    if block.network == "user":
+        check_tun()
+        servers = name_servers(block.name_servers)
     disk = Disk(workspace, size=settings.disk_size, notice=notice)
+    program = find_program(block.program)
     return QemuMachine(
-        workspace, disk, block, store=store, program=find_program(block.program), kernel=kernel
+        workspace,
+        disk,
+        block,
+        store=store,
+        program=program,
+        kernel=kernel,
+        name_servers=servers,
+        notice=notice,
     )
 
 
@@ -76,7 +91,8 @@ class QemuMachine:
         store: the directory of bases and images.
         program: QEMU.
         kernel: what to boot.
-
+        name_servers: of RUN steps that have a network.
+        notice: told what the user should know besides.
     """
 
     def __init__(
@@ -88,6 +104,8 @@ class QemuMachine:
         store: Path,
         program: Program,
         kernel: Kernel,
+        name_servers: tuple[str, ...] = (),
+        notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._workspace = workspace
         self._disk = disk
@@ -95,11 +113,14 @@ class QemuMachine:
         self._home = store
         self._program = program
         self._kernel = kernel
+        self._name_servers = name_servers
+        self._notice = notice
         self._store = DataStore()
         self._agent = Path()
         self._accelerator = Accelerator.TCG
         self._namespace: MachineNamespace | None = None
         self._emulator: MetadataEmulator | None = None
+        self._uplink: Uplink | None = None
         self._log: BoundedLog | None = None
 
     @property
@@ -109,9 +130,11 @@ class QemuMachine:
 
     def listen(self) -> Listening:
         """Make the machine's network and open the port in it; see `Machine.listen`."""
-        self._namespace = MachineNamespace(
-            self._workspace.sandbox, self._workspace.runtime, (_MMDS_PORT, 0), self._program.binds
-        )
+        sandbox, runtime = self._workspace.sandbox, self._workspace.runtime
+        tun = HandedFile(TUN, writable=True) if self._settings.network == "user" else None
+        self._namespace = MachineNamespace(sandbox, runtime, (_MMDS_PORT, 0), self._program.binds, tun=tun)
+        if self._namespace.uplink is not None:
+            self._uplink = Uplink(sandbox, runtime, self._program, self._namespace.uplink)
         metadata, bootstrap = self._namespace.listeners
         self._emulator = MetadataEmulator(self._store, metadata)
         self._emulator.start()
@@ -135,7 +158,7 @@ class QemuMachine:
             raise MachineError("the machine has no network yet")
         emulated = EMULATED if self._accelerator is Accelerator.TCG else ()
         append = kernel_arguments(
-            network=StaticAddress(GUEST),
+            network=self._network(),
             mmds=f"http://{HOST}",
             mmds_timeout=options.mmds_timeout,
             connect_timeout=options.connect_timeout,
@@ -194,6 +217,9 @@ class QemuMachine:
         try:
             if self._namespace is not None:
                 self._namespace.close()
+            self._tell_of_write_errors()
+            if self._uplink is not None:
+                self._uplink.close()
             if self._emulator is not None:
                 self._emulator.stop()
         finally:
@@ -205,6 +231,19 @@ class QemuMachine:
         workspace = self._workspace
         trial = Trial(workspace.sandbox, workspace.runtime, self._program, self._kernel.image)
         return choose(trial, self._home / "qemu-kvm.json")
+
+    def _tell_of_write_errors(self) -> None:
+        """Name the cause that the guest can't know: to it, a full disk of this host is a broken drive."""
+        if self._log is not None and _WRITE_ERROR in self._log.text():
+            self._notice(
+                f"this host failed to write to the machine's drive: is the disk of {self._home} full?"
+            )
+
+    def _network(self) -> StaticAddress:
+        if self._uplink is None:
+            return StaticAddress(GUEST)
+        self._uplink.check()
+        return StaticAddress(GUEST, gateway=HOST, name_servers=self._name_servers)
 
     def _report(self) -> AgentReport:
         if self._log is None:

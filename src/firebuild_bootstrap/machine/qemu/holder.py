@@ -1,8 +1,9 @@
 """Holds a network namespace, opens the ports in it, and then becomes QEMU.
 
-Runs in a sandbox with a loopback interface and no other, as `python -m … SOCKET-FD PORT…`. It sends one
-message with a listening socket for each PORT over the socket, then waits for a message with the command to
-run and the files for it. Without one it ends.
+Runs in a sandbox with a loopback interface and no other, as `python -m … SOCKET-FD TUN-FD PORT…`. It sends
+one message over the socket, with a listening socket for each PORT and, where TUN-FD is not -1, the end of a
+tap device (see `routes`). Then it waits for a message with the command to run and the files for it. Without
+one it ends.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from typing import Any, Final
 
 from firebuild_bootstrap.guest.kernel import drop_capabilities
+from firebuild_bootstrap.machine.qemu.routes import open_uplink
 
 # The files that come with the command get these numbers, in their order.
 FIRST_FILE: Final = 100
@@ -58,10 +60,13 @@ def main() -> None:
     """Do all of it."""
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
-    listeners = open_ports([int(port) for port in sys.argv[2:]])
-    socket.send_fds(control, [READY], [listener.fileno() for listener in listeners])
-    for listener in listeners:
-        listener.close()
+    tun, *ports = map(int, sys.argv[2:])
+    opened = [listener.detach() for listener in open_ports(ports)]
+    if tun >= 0:
+        opened.append(open_uplink(tun))
+    socket.send_fds(control, [READY], opened)
+    for descriptor in opened:
+        os.close(descriptor)
     command = receive_command(control)
     if command is not None:
         become(command)

@@ -14,7 +14,7 @@ from typing import IO, Final, cast
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, READY
-from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, SandboxProcess
+from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox
 
 _HOLDER: Final = "firebuild_bootstrap.machine.qemu.holder"
 _START_SECONDS: Final = 60.0
@@ -55,24 +55,49 @@ class MachineNamespace:
         runtime: the Python for the process that holds it until a program runs.
         ports: to listen on in there; 0 picks a free one.
         binds: what the program needs besides `runtime`.
+        tun: the device /dev/net/tun, where the namespace is to have a way out; its other end is `uplink`.
+        own_network: False takes this host's network instead.
 
     Raises:
         MachineError: it could not be made.
     """
 
     def __init__(
-        self, sandbox: Sandbox, runtime: Runtime, ports: Sequence[int] = (), binds: Sequence[Bind] = ()
+        self,
+        sandbox: Sandbox,
+        runtime: Runtime,
+        ports: Sequence[int] = (),
+        binds: Sequence[Bind] = (),
+        *,
+        tun: HandedFile | None = None,
+        own_network: bool = True,
     ) -> None:
         self.listeners: tuple[socket.socket, ...] = ()
+        self.uplink: int | None = None
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                self.process = self._start(sandbox, runtime, theirs.fileno(), ports, binds)
+            with theirs, ExitStack() as cleanup:
+                handed = [theirs.fileno()]
+                if tun is not None:
+                    handed.append(tun.open())
+                    cleanup.callback(os.close, handed[-1])
+                numbers = [*handed, -1][:2]
+                self.process = sandbox.popen(
+                    runtime.module(_HOLDER, *map(str, (*numbers, *ports))),
+                    binds=[*runtime.binds, *binds],
+                    env=runtime.env,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=handed,
+                    network=not own_network,
+                )
         except BaseException:
             self._control.close()
             raise
         try:
-            self.listeners = self._receive(len(ports))
+            opened = self._receive(len(ports) + (tun is not None))
+            self.uplink = opened.pop() if tun is not None else None
+            self.listeners = tuple(socket.socket(fileno=descriptor) for descriptor in opened)
         except BaseException:
             self.close()
             raise
@@ -83,13 +108,16 @@ class MachineNamespace:
         return cast("IO[bytes]", self.process.stdout)  # `_start` asks for a pipe
 
     def run(
-        self, argv: Sequence[str], files: Sequence[HandedFile] = (), devices: Sequence[Path] = ()
+        self,
+        argv: Sequence[str],
+        files: Sequence[HandedFile | int] = (),
+        devices: Sequence[Path] = (),
     ) -> None:
         """Run a program in the namespace, without any privileges.
 
         Args:
             argv: the command, with the full path of the program.
-            files: are at `path_of` 0, 1, ….
+            files: are at `path_of` 0, 1, …; open descriptors as they are.
             devices: of this host, which the program finds at the same paths.
 
         Raises:
@@ -99,8 +127,11 @@ class MachineNamespace:
         with ExitStack() as cleanup:
             descriptors = []
             for file in (*files, *(HandedFile(path, writable=True) for path in devices)):
-                descriptors.append(file.open())
-                cleanup.callback(os.close, descriptors[-1])
+                if isinstance(file, HandedFile):
+                    descriptors.append(file.open())
+                    cleanup.callback(os.close, descriptors[-1])
+                else:
+                    descriptors.append(file)
             self._send(argv, descriptors, links)
 
     def close(self) -> None:
@@ -108,23 +139,13 @@ class MachineNamespace:
         self._control.close()
         for listener in self.listeners:
             listener.close()
+        if self.uplink is not None:
+            os.close(self.uplink)
+            self.uplink = None
         self.process.kill()
         self.process.close()
 
-    def _start(
-        self, sandbox: Sandbox, runtime: Runtime, control: int, ports: Sequence[int], binds: Sequence[Bind]
-    ) -> SandboxProcess:
-        return sandbox.popen(
-            runtime.module(_HOLDER, str(control), *map(str, ports)),
-            binds=[*runtime.binds, *binds],
-            env=runtime.env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(control,),
-            network=False,
-        )
-
-    def _receive(self, expected: int) -> tuple[socket.socket, ...]:
+    def _receive(self, expected: int) -> list[int]:
         self._control.settimeout(_START_SECONDS)
         try:
             data, descriptors, _, _ = socket.recv_fds(
@@ -134,7 +155,7 @@ class MachineNamespace:
             raise MachineError(f"the machine's network could not be made: {error}") from error
         if data != READY:
             raise MachineError(f"the machine's network could not be made: {self._last_words()}")
-        return tuple(socket.socket(fileno=descriptor) for descriptor in descriptors)
+        return descriptors
 
     def _send(self, argv: Sequence[str], descriptors: Sequence[int], links: Mapping[str, str]) -> None:
         message = json.dumps({"argv": list(argv), "links": dict(links)}).encode()

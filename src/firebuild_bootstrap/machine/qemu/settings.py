@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import Settings
+
+
+def _address(value: str) -> str:
+    try:
+        return str(IPv4Address(value))
+    except ValueError:
+        raise ValueError(f'expected an IPv4 address such as 192.0.2.53, found "{value}"') from None
 
 
 class QemuSettings(Settings):
@@ -29,5 +37,9 @@ class QemuSettings(Settings):
     """Processors of the machine."""
     memory: Annotated[ByteSize, Field(ge=256 << 20)] = 1 << 30
     """Memory of the machine."""
+    network: Literal["none", "user"] = "none"
+    """Network of RUN steps: none, or user: IPv4 to all but this host's loopback and link-local addresses."""
+    name_servers: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(max_length=2)] = ()
+    """DNS servers of RUN steps with `network: user`; by default this host's."""
     serial_log: str | None = None
     """A file for what the machine writes to its serial console, up to 16 MiB; an existing one is replaced."""
