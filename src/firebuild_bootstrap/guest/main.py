@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from .errors import GuestError
 from .metadata import DEFAULT_ADDRESS, MetadataClient
+from .units import UNITS, print_flags, print_unit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
+    if parsed.print_flags or parsed.print_unit:
+        unit = print_unit(parsed.print_unit, parsed.runner_file) if parsed.print_unit else ""
+        print(unit or print_flags(_flags(parsed)), end="")
+        return 0
     document = MetadataClient(parsed.mmds, timeout=parsed.mmds_timeout).read()
     if parsed.mode == "bootstrap" or (parsed.mode is None and "Bootstrap" in document):
         from .bootstrap import bootstrap, read_block
@@ -58,6 +63,18 @@ class _Version(argparse.Action):
             number = "(unknown version)"
         print(f"vminit {number}")
         parser.exit()
+
+
+def _flags(parsed: argparse.Namespace) -> dict[str, str]:
+    """Return what a service passes on to vminit, defaults included."""
+    files = ("environment_file", "hostname_file", "hosts_file", "runner_file")
+    values = {
+        name: getattr(parsed, name) for name in ("root", "mmds", "mmds_timeout", "connect_timeout", *files)
+    }
+    return {
+        f"--{name.replace('_', '-')}": f"{value:g}" if isinstance(value, float) else value
+        for name, value in values.items()
+    }
 
 
 def _seconds(text: str) -> float:
@@ -100,6 +117,18 @@ def _parser() -> argparse.ArgumentParser:
         default=30.0,
         metavar="SECONDS",
         help="bootstrap: how long to wait for the server (default: 30)",
+    )
+    service = parser.add_argument_group("as a service of the image").add_mutually_exclusive_group()
+    service.add_argument(
+        "--print-flags",
+        action="store_true",
+        help="print all flags as a service reads them, and exit",
+    )
+    service.add_argument(
+        "--print-unit",
+        choices=UNITS,
+        metavar="FILE",
+        help=f"print a service file for systemd or OpenRC, and exit: {', '.join(UNITS)}",
     )
     files = parser.add_argument_group("configure: files to write, below --root")
     files.add_argument("--environment-file", default="/etc/profile.d/firebuild.sh", metavar="PATH")
