@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
+Slow = Literal["head", "headers", "body"]
+
 SEALED = (503, {"errors": ["Vault is sealed"]})
 NO_LEADER = (500, {"errors": ["local node not active but active cluster node not found"]})
 
@@ -27,8 +29,8 @@ class Reply:
         body: JSON, or text as it is.
         headers: further ones.
         missing: bytes that Content-Length promises and that never come.
-        pause: seconds before each byte; of the whole answer, or of the body.
-        slow: where the pauses begin.
+        pause: seconds before each byte, from where `slow` says.
+        slow: where the pauses begin: at the start, behind the status line, or in the body.
     """
 
     status: int
@@ -36,7 +38,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     missing: int = 0
     pause: float = 0.0
-    slow: Literal["head", "body"] = "head"
+    slow: Slow = "head"
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         head, self.wfile = self.wfile, head  # type: ignore[assignment]
         self.end_headers()
         head, self.wfile = self.wfile, head
-        if reply.slow == "body":
-            self.wfile.write(head.getvalue())
-        else:
-            text = head.getvalue() + text
-        self._write(text, reply.pause)
+        whole = head.getvalue() + text
+        quick = {"head": 0, "headers": whole.index(b"\n") + 1, "body": len(head.getvalue())}[reply.slow]
+        self.wfile.write(whole[:quick])
+        self._write(whole[quick:], reply.pause)
 
     def _write(self, text: bytes, pause: float) -> None:
         if not pause:

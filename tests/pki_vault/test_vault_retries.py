@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Literal
 
 import pytest
 
@@ -14,7 +13,7 @@ from firebuild_pki import Profile, ProviderContext, ProviderError
 from firebuild_pki.providers.vault.nodes import Timing
 from firebuild_pki.providers.vault.provider import VaultProvider
 from pki_vault.providing import LOGIN, logging_in, patiently
-from pki_vault.scripted import NO_LEADER, SEALED, FakeTime, Reply, scripted
+from pki_vault.scripted import NO_LEADER, SEALED, FakeTime, Reply, Slow, scripted
 from pki_vault.tools import ENVIRON, Backend, raises
 
 HEALING = {
@@ -122,8 +121,8 @@ def test_an_answer_without_end_is_given_up() -> None:
         provider.open()
 
 
-@pytest.mark.parametrize("slow", ["head", "body"])
-def test_an_answer_that_trickles_is_given_up_as_a_whole(slow: Literal["head", "body"]) -> None:
+@pytest.mark.parametrize("slow", ["head", "headers", "body"])
+def test_an_answer_that_trickles_is_given_up_as_a_whole(slow: Slow) -> None:
     trickle = Reply(200, {"auth": {"client_token": "s.late"}}, pause=0.05, slow=slow)
     start = time.monotonic()
     with (

@@ -107,7 +107,7 @@ def test_a_build_works_with_exactly_the_printed_policy(operator: Operator) -> No
         build(authority)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def token(dev_tls_server: DevServer, tmp_path_factory: pytest.TempPathFactory) -> Api:
     """The view of a build's token."""
     api = dev_tls_server.api.make_namespace("setup")

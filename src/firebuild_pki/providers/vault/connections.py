@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from contextlib import suppress
 from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -51,10 +52,8 @@ class Adapter(HTTPAdapter):
         """Close the sockets now; urllib3 would wait until nothing refers to a pool, and errors do."""
         managers: list[PoolManager] = [self.poolmanager, *self.proxy_manager.values()]
         for manager in managers:
-            for key in manager.pools.keys():  # noqa: SIM118 - it is no mapping
-                pool = manager.pools.get(key)
-                if pool is not None:
-                    pool.close()
+            for pool in [manager.pools[key] for key in manager.pools.keys()]:  # noqa: SIM118 - not iterable
+                pool.close()
         super().close()
 
 
@@ -105,8 +104,6 @@ class _Watchdog:
 
     def _bite(self) -> None:
         self.has_bitten = True
-        try:
+        with suppress(OSError):  # it is closed already
             # not ssl's own, which is for one thread only
             socket.socket.shutdown(self._watched, socket.SHUT_RDWR)  # type: ignore[arg-type]
-        except OSError:
-            return  # it is closed already
