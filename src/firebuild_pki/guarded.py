@@ -66,7 +66,7 @@ class GuardedProvider(CAProvider):
 
     def validate(self) -> Sequence[Note]:
         """See `CAProvider.validate`."""
-        return tuple(self._call("looking at the settings", self._provider.validate) or ())
+        return self._notes("looking at the settings", self._provider.validate)
 
     def open(self) -> None:
         """See `CAProvider.open`."""
@@ -82,7 +82,7 @@ class GuardedProvider(CAProvider):
 
     def check(self) -> Sequence[Note]:
         """See `CAProvider.check`."""
-        return tuple(self._call("the check", self._provider.check) or ())
+        return self._notes("the check", self._provider.check)
 
     def trust_bundle(self) -> TrustBundle:
         """See `CAProvider.trust_bundle`."""
@@ -121,6 +121,15 @@ class GuardedProvider(CAProvider):
             f"ProviderSpec; found: {', '.join(sorted(found)) or 'none'}",
             provider=self._name,
         )
+
+    def _notes(self, doing: str, function: Callable[[], Sequence[object]]) -> tuple[Note, ...]:
+        notes = []
+        for note in self._call(doing, function) or ():
+            if not isinstance(note, Note):
+                found = type(note).__name__
+                raise ProviderError(f"expected notes of {doing}, found {found}", provider=self._name)
+            notes.append(note)
+        return tuple(notes)
 
     def _call(self, doing: str, function: Callable[[], ResultT]) -> ResultT:
         with provider_errors(self._name, doing):

@@ -55,6 +55,8 @@ class Revoker(Operator):
             raise PermissionError("sealed")
 
     def check(self) -> Sequence[Note]:
+        if self.mode == "wordy":
+            return ["all is well"]  # type: ignore[list-item]
         if self.mode == "check":
             return (Note("the role is missing", hint="make it", level=NoteLevel.FATAL),)
         return (Note("expires in a week"),)

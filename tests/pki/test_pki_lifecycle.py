@@ -97,6 +97,9 @@ def test_a_check_returns_remarks_and_raises_fatal_ones() -> None:
     fatal = pytest.raises(ProviderError, match=r"the role is missing \(hint: make it\)")
     with opened("revoker", mode="check") as authority, fatal:
         authority.check()
+    odd = pytest.raises(ProviderError, match="expected notes of the check, found str")
+    with opened("revoker", mode="wordy") as authority, odd:
+        authority.check()
     with opened("revoker", mode="check") as authority:
         assert [note.level for note in authority.examine()] == [NoteLevel.FATAL]
 

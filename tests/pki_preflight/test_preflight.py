@@ -191,7 +191,7 @@ def test_a_note_without_a_subject_is_about_the_backend() -> None:
 
 def test_a_check_that_returns_no_notes_is_named() -> None:
     report = fly(moody("strings"))
-    assert rows(report, "backend") == [(FATAL, "expected the provider to return notes, found str", None)]
+    assert rows(report, "backend") == [(FATAL, "expected notes of the check, found str", None)]
 
 
 def test_one_end_is_tried_although_the_other_failed() -> None:

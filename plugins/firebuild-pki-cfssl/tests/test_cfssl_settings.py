@@ -88,7 +88,7 @@ def test_a_key_in_the_settings_is_refused_and_not_repeated() -> None:
 
 def test_the_settings_are_shown_without_the_key() -> None:
     settings = validate(CASettings, Document({"ca": section("h")}), at="ca")
-    assert redacted(settings)["cfssl"]["auth_key"] == {"env": "CFSSL_KEY", "file": None}
+    assert redacted(settings)["cfssl"]["auth_key"] == {"env": "CFSSL_KEY"}
 
 
 def test_every_setting_is_described() -> None:

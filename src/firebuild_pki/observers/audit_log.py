@@ -6,6 +6,7 @@ docs/audit-log.md describes the format.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pwd
@@ -111,6 +112,8 @@ def _write(descriptor: int, line: bytes) -> None:
     found = os.fstat(descriptor)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISCHR(found.st_mode)):
         raise OSError(errno.EINVAL, "expected a file")
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # or the end of the file may be in the middle of another's line
+    found = os.fstat(descriptor)
     if found.st_size and os.pread(descriptor, 1, found.st_size - 1) != b"\n":
         line = b"\n" + line  # the disk was full in the middle of the line before
     written = os.write(descriptor, line)

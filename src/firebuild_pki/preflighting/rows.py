@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from firebuild_pki.errors import CAError, MaterialError, SettingsError
+from firebuild_pki.errors import CAError, SettingsError
 from firebuild_pki.preflighting.report import PreflightRow, RowLevel
 from firebuild_pki.provider import Note, NoteLevel
 
@@ -32,8 +32,6 @@ def skipped(about: str, message: str) -> PreflightRow:
 
 def row_of(about: str, note: Note) -> PreflightRow:
     """Make a row of a provider's note; `about` is for notes that do not say."""
-    if not isinstance(note, Note):
-        raise MaterialError(f"expected the provider to return notes, found {type(note).__name__}")
     message = str(replace(note, hint=None))
     return PreflightRow(note.about or about, _LEVELS[note.level], message, note.hint)
 
