@@ -42,6 +42,7 @@ class Trial:
         program: QEMU.
         kernel: an image.
         seconds: how long a start may take.
+        device: KVM's.
     """
 
     sandbox: Sandbox
@@ -49,6 +50,7 @@ class Trial:
     program: Program
     kernel: Path
     seconds: float = _SECONDS
+    device: Path = KVM
 
     def boot(self, accelerator: Accelerator, *extra: str) -> str:
         """Return what went wrong, empty when the kernel started.
@@ -64,7 +66,7 @@ class Trial:
         namespace = MachineNamespace(self.sandbox, self.runtime, binds=self.program.binds)
         try:
             log = BoundedLog(namespace.output)
-            devices = [KVM] if accelerator is Accelerator.KVM else []
+            devices = [self.device] if accelerator is Accelerator.KVM else []
             namespace.run(command, [HandedFile(self.kernel)], devices)
             return self._watch(namespace, log)
         finally:
@@ -82,20 +84,18 @@ class Trial:
         return words[-1] if words else f"QEMU ended with status {namespace.process.poll()}"
 
 
-def choose(
-    trial: Trial, memory: Path, *, device: Path = KVM, clock: Callable[[], float] = time.time
-) -> tuple[Accelerator, str]:
+def choose(trial: Trial, memory: Path, *, clock: Callable[[], float] = time.time) -> tuple[Accelerator, str]:
     """Return KVM where a kernel starts under it, else TCG and why.
 
     Args:
         trial: how to try it.
         memory: a file that keeps the result until the host restarts, or for an hour when it failed.
-        device: KVM's.
         clock: seconds since 1970.
 
     Raises:
         MachineError: QEMU could not be started at all.
     """
+    device = trial.device
     if not device.exists():
         return Accelerator.TCG, f"there is no {device}"
     if not os.access(device, os.R_OK | os.W_OK):

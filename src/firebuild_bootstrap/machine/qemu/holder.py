@@ -53,7 +53,10 @@ def become(command: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     drop_capabilities(frozenset())
     argv = command["argv"]
-    os.execv(argv[0], argv)  # noqa: S606 - it is the host's own command
+    try:
+        os.execv(argv[0], argv)  # noqa: S606 - it is the host's own command
+    except OSError as error:
+        sys.exit(f"{argv[0]} can't be run: {error.strerror}")
 
 
 def main() -> None:
@@ -61,9 +64,12 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     tun, *ports = map(int, sys.argv[2:])
-    opened = [listener.detach() for listener in open_ports(ports)]
-    if tun >= 0:
-        opened.append(open_uplink(tun))
+    try:
+        opened = [listener.detach() for listener in open_ports(ports)]
+        if tun >= 0:
+            opened.append(open_uplink(tun))
+    except OSError as error:
+        sys.exit(str(error))
     socket.send_fds(control, [READY], opened)
     for descriptor in opened:
         os.close(descriptor)

@@ -43,13 +43,17 @@ class Uplink:
             self._process.close()
             raise
 
+    def wait(self, timeout: float) -> int | None:
+        """Wait up to `timeout` seconds for its end and return its exit status, or None while it runs."""
+        return self._process.process.wait(timeout)
+
     def check(self) -> None:
         """Make sure that it runs.
 
         Raises:
             MachineError: it has ended.
         """
-        status = self._process.process.poll()
+        status = self.wait(0)
         if status is not None:
             self._log.finish(1)
             words = self._log.text().strip().splitlines() or [f"status {status}"]

@@ -1,0 +1,53 @@
+"""The copy of the serial console."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.qemu.serial import check_copy, copied, open_copy
+
+
+def piped(data: bytes) -> IO[bytes]:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(data)
+    return os.fdopen(reading, "rb")
+
+
+def test_all_of_it_is_copied_while_it_is_read(tmp_path: Path) -> None:
+    log = BoundedLog(copied(piped(b"one\ntwo\n"), open_copy(str(tmp_path / "serial"))))
+    log.finish(10)
+    assert log.text() == "one\ntwo\n"
+    assert (tmp_path / "serial").read_text() == "one\ntwo\n"
+
+
+def test_the_copy_ends_at_its_limit_and_the_machine_does_not(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 200
+    with copied(piped(data), open_copy(str(tmp_path / "serial")), limit=5000) as reader:
+        assert reader.read() == data
+    assert (tmp_path / "serial").read_bytes() == data[:5000]
+
+
+def test_a_disk_without_space_does_not_stop_the_machine() -> None:
+    with copied(piped(b"words"), open_copy("/dev/full")) as reader:
+        assert reader.read() == b"words"
+
+
+def test_without_a_name_nothing_is_copied() -> None:
+    check_copy(None)
+    with piped(b"words") as source:
+        assert copied(source, open_copy(None)) is source
+
+
+def test_a_file_that_can_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_copy("~/serial")
+    assert (tmp_path / "serial").exists()
+    with pytest.raises(InputError, match=r"machine\.qemu\.serial_log: .*/gone/serial can't be written"):
+        check_copy(str(tmp_path / "gone/serial"))
