@@ -124,7 +124,12 @@ class _Build:
             resolved = self._resolve(cleanup, workspace)
             # Nothing of it is started yet, but what it lacks shows now.
             machine = make_machine(
-                self._settings, workspace, store=self._home.root, notice=self._notice, info=self._info
+                self._settings.machine,
+                workspace,
+                bind=self._settings.bootstrap.bind,
+                store=self._home.root,
+                notice=self._notice,
+                info=self._info,
             )
 
             self._phase(2, "issue certificates")

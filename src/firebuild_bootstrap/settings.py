@@ -7,69 +7,17 @@ of the command line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
+from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.sizes import ByteSize
-from firebuild_pki.config import (
-    CASettings,
-    Document,
-    PositiveDuration,
-    Settings,
-    load_document,
-    validate,
-)
+from firebuild_pki.config import CASettings, Document, Settings, load_document, validate
 
 # Environment variables that start like a setting and are none.
 RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
-
-_CERTIFICATE_MARGIN = timedelta(minutes=10)
-
-
-def _loopback(value: str) -> str:
-    try:
-        address = ip_address(value)
-    except ValueError:
-        raise ValueError(f'expected an IP address such as 127.0.0.1, found "{value}"') from None
-    if not address.is_loopback:
-        raise ValueError(
-            f'expected a loopback address, found "{value}": the driver local runs the guest on this host'
-        )
-    return value
-
-
-class BootstrapSettings(Settings):
-    """The section `bootstrap`: the server that the guest calls back, and its limits."""
-
-    bind: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1"
-    """Address that the server listens on; the system chooses the port."""
-    initial_timeout: PositiveDuration = timedelta(seconds=60)
-    """How long to wait for the guest's first call."""
-    build_timeout: PositiveDuration = timedelta(minutes=30)
-    """How long all steps of the Dockerfile may take together."""
-    ping_interval: PositiveDuration = timedelta(seconds=5)
-    """How often the guest shows that it lives."""
-    missed_pings: Annotated[int, Field(ge=1, le=1000)] = 6
-    """After how many missing pings the guest counts as lost."""
-    max_connections: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Connections at a time; more are refused."""
-    log_limit: ByteSize = 64 << 20
-    """How much output of a build is shown; what comes after it is dropped, and the build goes on."""
-
-    @property
-    def build_time(self) -> timedelta:
-        """How long a build may take in all, from the start of its machine."""
-        return self.initial_timeout + self.build_timeout
-
-    @property
-    def certificate_lifetime(self) -> timedelta:
-        """How long certificates should be valid: unpacking and storing take time, and clocks differ."""
-        return self.build_time + _CERTIFICATE_MARGIN
 
 
 class StoreSettings(Settings):

@@ -12,6 +12,7 @@ import pytest
 
 from cli.library import Library
 from cli.processes import guests
+from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.errors import (
     BuildTimeout,
     FirebuildError,
@@ -36,7 +37,7 @@ from firebuild_bootstrap.events import (
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import ImageTag
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.settings import BootstrapSettings, BuildSettings
+from firebuild_bootstrap.settings import BuildSettings
 from firebuild_pki import CAError, CASettings, Note, NoteLevel, SettingsError
 from firebuild_pki.providers.embedded import EmbeddedProvider
 

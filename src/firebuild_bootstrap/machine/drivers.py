@@ -9,13 +9,13 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.settings import BuildSettings
 
 
 def make_machine(
-    settings: BuildSettings,
+    settings: MachineSettings,
     workspace: Workspace,
     *,
+    bind: str,
     store: Path,
     notice: Callable[[str], None],
     info: Callable[[str], None] = lambda _: None,
@@ -23,8 +23,9 @@ def make_machine(
     """Make the machine of one build and check all that it needs; nothing is started yet.
 
     Args:
-        settings: the whole configuration.
+        settings: which driver, and the settings of each.
         workspace: the build's directory.
+        bind: address of this host to listen on, for a guest that shares this host's network.
         store: the directory of bases and images (`Home.root`).
         notice: told what the user should know besides.
         info: told what the user has to do now.
@@ -32,26 +33,26 @@ def make_machine(
     Raises:
         FirebuildError: something that the driver needs is missing on this host or in the settings.
     """
-    match settings.machine.driver:
+    match settings.driver:
         case "local":
             from firebuild_bootstrap.machine.local import LocalMachine
 
-            return LocalMachine(workspace, bind=settings.bootstrap.bind)
+            return LocalMachine(workspace, bind=bind)
         case "qemu":
             from firebuild_bootstrap.machine.qemu.driver import qemu_machine
 
-            return qemu_machine(settings.machine, workspace, store=store, notice=notice)
+            return qemu_machine(settings, workspace, store=store, notice=notice)
         case "firecracker":
             from firebuild_bootstrap.machine.firecracker.factory import firecracker_machine
 
-            return firecracker_machine(settings.machine, workspace, store=store, notice=notice)
+            return firecracker_machine(settings, workspace, store=store, notice=notice)
         case "external":
             from firebuild_bootstrap.machine.external.driver import ExternalMachine
 
             return ExternalMachine(
                 workspace,
-                settings.machine.external,
-                disk_size=settings.machine.disk_size,
+                settings.external,
+                disk_size=settings.disk_size,
                 notice=notice,
                 info=info,
                 check=workspace.check,

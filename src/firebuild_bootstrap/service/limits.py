@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.settings import BootstrapSettings
+    from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 
 
 @dataclass(frozen=True, kw_only=True)
