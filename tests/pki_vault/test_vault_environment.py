@@ -21,8 +21,7 @@ from firebuild_pki import Authority, CAError
 from firebuild_pki.providers.vault.settings import TLSSettings
 from firebuild_pki.providers.vault.tls import make_context
 from firebuild_pki.providers.vault.transport import Transport
-from pki_vault.test_vault_logins import approle
-from pki_vault.tools import ENVIRON, Backend
+from pki_vault.tools import ENVIRON, Backend, approle
 
 pytestmark = pytest.mark.needs("bao")
 

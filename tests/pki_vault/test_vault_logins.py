@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from baoserver import Api, JwtIssuer, create_token, enable_approle, enable_cert_auth, enable_jwt
+from baoserver import Api, JwtIssuer, create_token, enable_cert_auth, enable_jwt
 from firebuild_pki import Authority, CAError, ProviderError, SettingsError
-from pki_vault.tools import ENVIRON, Backend, ClientCertificate, raises
+from pki_vault.tools import APPROLE, ENVIRON, Backend, ClientCertificate, approle, raises
 
 pytestmark = pytest.mark.needs("bao")
-
-APPROLE = {"method": "approle", "role_id": {"env": "ROLE_ID"}, "secret_id": {"env": "SECRET_ID"}}
-
-
-def approle(backend: Backend, mount: str, **parameters: Any) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Set up AppRole at a mount; return the block ``auth`` and the environment."""
-    made = enable_approle(backend.api, backend.policy, mount=mount, **parameters)
-    return {**APPROLE, "mount": mount}, {"ROLE_ID": made.role_id, "SECRET_ID": made.secret_id}
 
 
 def accessors(api: Api) -> set[str]:

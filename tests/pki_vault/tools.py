@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import pytest
 
-from baoserver import PKI, Api, add_role, create_token, mount_pki, sign_policy, write_policy
+from baoserver import PKI, Api, add_role, create_token, enable_approle, mount_pki, sign_policy, write_policy
 from firebuild_pki import Authority, CASettings, open_authority, validate
 from firebuild_pki.documents import Document
 from firebuild_pki.keys import generate_key, private_key_pem
@@ -124,3 +124,12 @@ class ClientCertificate:
             "cert_file": str(self.cert_file),
             "key_file": str(self.key_file),
         }
+
+
+APPROLE = {"method": "approle", "role_id": {"env": "ROLE_ID"}, "secret_id": {"env": "SECRET_ID"}}
+
+
+def approle(backend: Backend, mount: str, **parameters: Any) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Set up AppRole at a mount; return the block ``auth`` and the environment."""
+    made = enable_approle(backend.api, backend.policy, mount=mount, **parameters)
+    return {**APPROLE, "mount": mount}, {"ROLE_ID": made.role_id, "SECRET_ID": made.secret_id}

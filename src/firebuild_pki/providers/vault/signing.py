@@ -34,7 +34,6 @@ def sign_body(request: SignRequest) -> Mapping[str, object]:
     body: dict[str, object] = {
         "csr": request.csr_pem.decode("ascii"),
         "alt_names": ",".join(request.dns_names),
-        "exclude_cn_from_sans": True,
         "ttl": f"{math.ceil(request.ttl.total_seconds())}s",
         "format": "pem",
     }
