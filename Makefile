@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
 CFSSL := plugins/firebuild-pki-cfssl
 
-.PHONY: demo test check format proto lock package clean
+.PHONY: demo test check format proto tables lock package clean
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
@@ -31,6 +31,10 @@ format: $(READY)
 proto: $(READY)
 	@mkdir -p $(PROTO)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(PROTO) --pyi_out=$(PROTO) protos/rootfs_server.proto
+
+# The tables of options in the pages of the providers, out of the models of their settings.
+tables: $(READY)
+	$(BIN)/python scripts/option-tables
 
 # Names, versions and hashes of everything that is installed; no index addresses.
 lock: $(READY)

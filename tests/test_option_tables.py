@@ -62,7 +62,7 @@ def test_a_wrong_row_is_found_and_mended(checkout: Path, found: str, planted: st
     assert done.returncode == 1
     wrong = next(line for line in planted.splitlines() if line.startswith("| `") or "12h" in line)
     assert any(line.startswith("-") and wrong in line for line in done.stderr.splitlines())
-    assert "run scripts/option-tables" in done.stderr
+    assert "run `make tables`" in done.stderr
     tables(checkout)
     assert page.read_text() == right
 

@@ -92,7 +92,11 @@ def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     expected = Expectation(
         order.profile, names, key.public_key(), order.clock(), order.deadline, ttl=order.ttl
     )
-    verified = verify_certificate(answer.certificate_pem, answer.chain_pem, trust, expected)
+    try:
+        verified = verify_certificate(answer.certificate_pem, answer.chain_pem, trust, expected)
+    except MaterialError as error:  # what the backend remarked is often the reason
+        error.hint = "; ".join(filter(None, [error.hint, *answer.notes])) or None
+        raise
     material = _material(key, trust, verified, order.identity.server, names[0])
     return Issued(material, verified.chain, (*answer.notes, *verified.warnings))
 

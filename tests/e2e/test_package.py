@@ -37,6 +37,8 @@ def test_the_wheel_is_typed_and_holds_both_packages(distributions: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     assert {"firebuild_pki/py.typed", "firebuild_bootstrap/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
+    for folder in ("providers/vault/templates/", "scaffold/"):  # what is not Python is in it too
+        assert [one for one in names if one.startswith(f"firebuild_pki/{folder}") and not one.endswith(".py")]
 
 
 @pytest.mark.needs("userns")

@@ -158,6 +158,14 @@ several_anchors = _answering(
 remarking = _answering(
     "remarking", lambda self, leaf: SignedCertificate(leaf, self.intermediate.pem, ("the backend says hi",))
 )
+too_short_but_told = _plugin(
+    "too-short-but-told",
+    lambda self, request: SignedCertificate(
+        pem(self.leaf(request, valid=(STARTED, NOW + timedelta(minutes=10)))),
+        self.intermediate.pem,
+        ("raise max_ttl of the role",),
+    ),
+)
 
 # warned about
 longer = _flawed("longer", valid=(STARTED, NOW + timedelta(hours=5)))

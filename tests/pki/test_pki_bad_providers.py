@@ -187,6 +187,16 @@ def test_too_short_a_life_is_only_refused_where_the_build_needs_more() -> None:
             authority.issue_server(build_deadline=NOW + timedelta(minutes=10, seconds=1))
 
 
+def test_what_the_backend_remarked_is_part_of_the_hint() -> None:
+    with opened("too-short-but-told") as authority:
+        authority.issue_server()
+        with pytest.raises(MaterialError) as caught:
+            authority.issue_server(build_deadline=NOW + timedelta(minutes=11))
+    assert caught.value.hint == (
+        "shorten the build's timeout, or let the CA issue for longer; raise max_ttl of the role"
+    )
+
+
 def test_a_foreign_exception_is_wrapped_and_kept_as_the_cause() -> None:
     with opened("raising") as authority, pytest.raises(ProviderError) as caught:
         authority.issue_guest()
