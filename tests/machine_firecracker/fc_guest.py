@@ -1,0 +1,108 @@
+"""The guest of the emulated Firecracker: vminit in a sandbox of this host, on the content of the drive."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import subprocess
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from firebuild_bootstrap.guest.init_errors import InitError
+from firebuild_bootstrap.guest.init_report import Report
+from firebuild_bootstrap.guest.init_settings import InitSettings, parse_command_line
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options
+from firebuild_bootstrap.mmds.emulator import MetadataEmulator
+from firebuild_bootstrap.mmds.protocol import MmdsVersion
+from firebuild_bootstrap.mmds.store import DataStore
+from firebuild_bootstrap.sandbox import Bind, Sandbox, SandboxProcess, detect, find_runtime
+
+
+class Guest:
+    """One boot.
+
+    Args:
+        work: an empty directory.
+        boot_args: the kernel's command line.
+        initrd: the agent.
+        drive: the root file system.
+        store: the metadata; `version` says how they are served.
+    """
+
+    def __init__(
+        self, work: Path, *, boot_args: str, initrd: Path, drive: Path, store: DataStore, version: str
+    ) -> None:
+        self._work = work
+        self._boot_args = boot_args
+        self._initrd = initrd
+        self._drive = drive
+        self._sandbox = Sandbox(detect())
+        self._trees = Trees(self._sandbox)
+        self._emulator = MetadataEmulator(store, work / "mmds" / "mmds.sock", version=MmdsVersion(version))
+        self._vminit: SandboxProcess | None = None
+        self._stopping = threading.Event()
+
+    def run(self) -> Report:
+        """Boot, take part in the build, and leave the drive as it is then."""
+        try:
+            settings = parse_command_line(self._boot_args)
+        except InitError as error:
+            return Report(error.status, message=error.message)
+        if not gzip.decompress(self._initrd.read_bytes()).startswith(b"070701"):
+            return Report("panic", message="Initramfs unpacking failed: invalid magic")
+        if settings.root != "/dev/vda" or "reboot=k" not in self._boot_args.split():
+            return Report("internal", message="this guest knows /dev/vda and reboot=k only")
+        self._mount()
+        status = self._bootstrap(settings)
+        text = (self._work / "vminit.log").read_text("utf-8", "replace").strip()
+        self._unmount()
+        last = text.splitlines()[-1].removeprefix("vminit: ") if text else ""
+        return Report("success", 0) if status == 0 else Report("failed", status, last)
+
+    def press_ctrl_alt_del(self) -> None:
+        self._stopping.set()
+        if self._vminit is not None:
+            self._vminit.terminate()
+
+    def _mount(self) -> None:
+        root = self._work / "root"
+        root.mkdir()
+        self._trees.pack_image(self._drive, self._work / "drive.tar")
+        self._trees.unpack(self._work / "drive.tar", root)
+
+    def _bootstrap(self, settings: InitSettings) -> int:
+        self._emulator.start()
+        runtime = find_runtime()
+        arguments = ["bootstrap", "--root", "/image", "--mmds", "unix:/run/firebuild/mmds.sock"]
+        arguments += ["--mmds-timeout", f"{settings.mmds_timeout:g}"]
+        arguments += ["--connect-timeout", f"{settings.connect_timeout:g}"]
+        with open(self._work / "vminit.log", "wb") as log:
+            self._vminit = self._sandbox.popen(
+                runtime.module("firebuild_bootstrap.guest.main", *arguments),
+                binds=[
+                    *runtime.binds,
+                    Bind(self._work / "root", "/image", read_only=False),
+                    Bind(self._work / "mmds", "/run/firebuild"),
+                ],
+                env={**runtime.env, "GRPC_VERBOSITY": "NONE"},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        if self._stopping.is_set():
+            self._vminit.terminate()
+        status = self._vminit.wait()
+        self._vminit.kill()
+        self._emulator.stop()
+        return 1 if status is None else status
+
+    def _unmount(self) -> None:
+        size = self._drive.stat().st_size
+        fresh = self._work / "fresh.ext4"
+        self._trees.ext4(self._work / "root", fresh, Ext4Options(size=size))
+        # Into the file that is open, as a block device would.
+        subprocess.run(["cp", "--sparse=always", fresh, self._drive], check=True)
+        with suppress(OSError):
+            os.truncate(self._drive, size)
+        self._trees.remove(self._work)
