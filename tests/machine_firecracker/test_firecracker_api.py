@@ -263,6 +263,11 @@ def test_waiting_ends_when_the_check_says_so_or_firecracker_refuses(
         odd.await_ready(30)
 
 
+def hang_up(listener: socket.socket) -> None:
+    link, _ = listener.accept()
+    link.close()
+
+
 def test_the_path_of_the_socket_may_have_any_length(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 120)
     folder.mkdir()
@@ -271,7 +276,7 @@ def test_the_path_of_the_socket_may_have_any_length(tmp_path: Path) -> None:
         listener.bind(f"/proc/self/fd/{descriptor}/s")
         os.close(descriptor)
         listener.listen()
-        closing = threading.Thread(target=lambda: listener.accept()[0].close())
+        closing = threading.Thread(target=hang_up, args=(listener,))
         closing.start()
         with pytest.raises(ApiError, match="did not answer GET /"):
             FirecrackerApi(folder / "s", timeout=10).get("/")

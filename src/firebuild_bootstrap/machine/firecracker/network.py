@@ -163,6 +163,11 @@ class OwnTap:
 
     def check(self) -> None:
         """See `Network.check`."""
+        if self._settings.host is not None or self._settings.guest is not None:
+            raise InputError(
+                "machine.firecracker.network: host and guest come from pool where no tap is named",
+                hint="set pool to other addresses, or name a tap or a network of CNI",
+            )
         if not may_make_taps():
             raise InputError(
                 "the driver firecracker makes a tap device for each build, which needs root",
@@ -176,10 +181,6 @@ class OwnTap:
         """Make the device; see `Network.connect`."""
         block = self._claim_block()
         host, guest = (IPv4Interface(f"{address}/30") for address in block.hosts())
-        if self._settings.host is not None or self._settings.guest is not None:
-            raise InputError(
-                "machine.firecracker.network: host and guest come from pool when there is no tap"
-            )
         self._leftovers.add_command(["ip", "link", "delete", self._device], quiet=True)
         ip("tuntap", "add", "dev", self._device, "mode", "tap", "user", str(self._uid))
         # The guest gets no other way to this host than the one address.
