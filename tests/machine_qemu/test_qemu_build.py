@@ -1,0 +1,362 @@
+"""Builds in real virtual machines: each boots a kernel, so there are few tests, with much in each."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
+from firebuild_bootstrap.machine.qemu.uplink import TUN
+from firebuild_bootstrap.sandbox import Sandbox
+from machine_qemu import lonely_host
+from machine_qemu.images import busybox_base, read_ext4
+from machine_qemu.kernels import require
+from support import Firebuild
+
+pytestmark = [
+    pytest.mark.needs("userns", "mke2fs", "e2fsck", "busybox"),
+    pytest.mark.xdist_group("qemu"),
+    pytest.mark.timeout(400),
+]
+
+DEBIAN = """\
+FROM debian
+RUN ! command -v python3
+RUN groupadd --gid 1700 crew && useradd --create-home --uid 1234 --groups crew app
+COPY tree/ /srv/tree/
+COPY --chown=app:crew tree/script /usr/local/bin/tool
+RUN ln /usr/local/bin/tool /usr/local/bin/twin && chmod 4755 /srv/tree/suid && mkfifo /srv/fifo \\
+ && perl -e '($f, $n, $v) = ("/srv/tree/private", "user.mark", "value"); \\
+    syscall(188, $f, $n, $v, 5, 0) == 0 or die $!' \\
+ && chown 40000:50 /srv/fifo && rm -r /usr/share/doc && mv /etc/issue /srv/
+USER app
+WORKDIR /home/app/work
+RUN id > id && umask > mask && /usr/local/bin/tool > said
+"""
+# Asks the metadata service as vminit did.
+METADATA = r"""
+RUN ask() { printf "$1 /latest/$2 HTTP/1.1\r\nConnection: close\r\n$3\r\n\r\n" \
+ | nc -w 9 169.254.169.254 80; }; \
+ token=$(ask PUT api/token "X-metadata-token-ttl-seconds: 60" | tail -n 1); \
+ ask GET meta-data "Accept: application/json\r\nX-metadata-token: $token" | tail -n 1
+"""
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the base `busybox`, and with all that builds here have made."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "agents").mkdir()
+    Firebuild(home)("base", "import", "busybox", busybox_base(tmp_path_factory.mktemp("base")))
+    return home
+
+
+@pytest.fixture
+def firebuild(shared: Path) -> Firebuild:
+    return Firebuild(shared)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    directory = tmp_path / "context"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def configure(tmp_path: Path, kernel: Path) -> Any:
+    """Writes a configuration with the test's kernel and what else is said."""
+
+    def write(ca: dict[str, Any] | None = None, disk_size: str | None = None, **qemu: Any) -> Path:
+        block = {"kernel": str(kernel), "serial_log": str(tmp_path / "serial"), **qemu}
+        machine = {"driver": "qemu", "disk_size": disk_size, "qemu": block}
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump({"machine": machine, **({"ca": ca} if ca else {})}))
+        return config
+
+    return write
+
+
+def arguments(context: Path, dockerfile: str, *more: str | Path) -> list[str | Path]:
+    (context / "Dockerfile").write_text(dockerfile)
+    return ["rootfs", "--context", context, "--tag", "t/vm:1", *more]
+
+
+def ext4_of(firebuild: Firebuild, tag: str) -> Path:
+    [output] = json.loads(firebuild("images", "inspect", tag).stdout)["outputs"]
+    return Path(output["path"])
+
+
+def make_tree(tree: Path) -> None:
+    (tree / "a/b").mkdir(parents=True)
+    (tree / "a/b/deep").write_text("deep\n")
+    (tree / "a").chmod(0o2755)
+    (tree / "script").write_text("#!/bin/sh\necho tool\n")
+    (tree / "script").chmod(0o755)
+    (tree / "suid").write_bytes(bytes(range(256)) * 5000)
+    (tree / "private").write_text("x")
+    (tree / "private").chmod(0o600)
+    (tree / "empty").mkdir(mode=0o700)
+    (tree / "dangling").symlink_to("gone")
+
+
+@pytest.fixture
+def bao(tmp_path: Path) -> Iterator[tuple[DevServer, dict[str, Any], str]]:
+    """OpenBao with what a build needs, the configuration for it, and a token."""
+    with DevServer(tmp_path) as server:
+        mount_pki(server.api)
+        add_role(server.api, "server", use="server")
+        add_role(server.api, "guest", use="client")
+        policy = write_policy(server.api, "builds", sign_policy("server", "guest"))
+        vault = {
+            "address": server.address,
+            "server_role": "server",
+            "guest_role": "guest",
+            "auth": {"method": "token", "token": {"env": "BAO_TOKEN_FOR_BUILDS"}},
+        }
+        yield server, {"provider": "vault", "vault": vault}, create_token(server.api, policy)
+
+
+@pytest.mark.needs("bao", "tester")
+def test_a_user_without_root_builds_with_certificates_of_openbao_and_the_guest_is_alone(
+    bao: tuple[DevServer, dict[str, Any], str],
+    public_packages: str,
+    context: Path,
+    configure: Any,
+    tmp_path: Path,
+) -> None:
+    server, ca, token = bao
+    port = server.address.rpartition(":")[2]
+    dockerfile = (
+        f"FROM busybox\nCOPY hello /srv/hello\n{METADATA}"
+        f"RUN echo | nc -w 9 169.254.169.254 {port}; echo status $?; cat /proc/net/route; cat /srv/hello\n"
+    )
+    (context / "hello").write_text("hello from the context\n")
+    user = pwd.getpwnam("tester")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        home = Path(name)
+        shutil.copy(busybox_base(tmp_path), home / "base.tar")
+        shutil.copytree(context, home / "context")
+        shutil.copy(configure(ca, serial_log=f"{home}/serial"), home / "config.yaml")
+        subprocess.run(["chown", "-R", "tester:", home], check=True)
+
+        def firebuild(*words: str | Path) -> str:
+            code = "import sys; from firebuild_bootstrap.cli import main; main()"
+            command = [f"/usr/bin/python3.{sys.version_info.minor}", "-sSP", "-c", code, *map(str, words)]
+            environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": public_packages}
+            done = subprocess.run(
+                command,
+                user=user.pw_uid,
+                group=user.pw_gid,
+                extra_groups=[],
+                env={**environ, "FIREBUILD_HOME": str(home / "store"), "BAO_TOKEN_FOR_BUILDS": token},
+                cwd=home,
+                capture_output=True,
+                text=True,
+                timeout=200,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            return str(done.stdout)
+
+        firebuild("base", "import", "busybox", home / "base.tar")
+        rootfs = arguments(home / "context", dockerfile, "--config", home / "config.yaml")
+        said = firebuild(*rootfs, "--output", "tar")
+        assert '"status": "success"' in (home / "serial").read_text()
+        assert [path.name for path in (home / "store/builds").iterdir()] == ["lock"]
+    assert '"VMMID"' in said
+    assert "Bootstrap" not in said
+    assert "PRIVATE KEY" not in said
+    assert "status 1\n" in said
+    assert "Connection refused" in said
+    assert "hello from the context" in said
+    routes = [line.split()[:3] for line in said.splitlines() if line.startswith("eth0")]
+    assert routes == [["eth0", "0000FEA9", "00000000"], ["eth0", "FEA9FEA9", "00000000"]]
+
+
+def test_a_drive_that_is_full_fails_the_step_with_its_output(
+    firebuild: Firebuild, context: Path, configure: Any
+) -> None:
+    step = "RUN echo before; dd if=/dev/zero of=/big bs=1024k count=64; s=$?; echo after $s; exit $s\n"
+    config = configure(disk_size="32MiB")
+    done = firebuild(*arguments(context, f"FROM busybox\n{step}", "--config", config), status=1)
+    assert "No space left on device" in done.stdout
+    assert "after 1" in done.stdout
+    assert "Dockerfile:2: step 2/2 failed with exit code 1" in done.stderr
+    assert firebuild.leftovers() == []
+
+
+@pytest.mark.root
+def test_a_host_that_is_full_is_named_as_the_cause(
+    firebuild: Firebuild, context: Path, configure: Any, tmp_path: Path
+) -> None:
+    step = "RUN dd if=/dev/zero of=/big bs=1024k count=400; sync; echo synced\nRUN echo more > /more; sync\n"
+    home = tmp_path / "home"
+    home.mkdir()
+    prepare = 'mount -t tmpfs -o size=150m home "$1"; cp -r "$2"/agents "$2"/bases "$1"; shift 2; exec "$@"'
+    done = subprocess.run(
+        [
+            *("unshare", "--mount", "sh", "-ec", prepare, "sh", home, firebuild.home, firebuild.program),
+            *arguments(context, f"FROM busybox\n{step}", "--config", configure()),
+        ],
+        capture_output=True,
+        text=True,
+        env=Firebuild(home).environ,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode in (1, 3), done.stdout + done.stderr
+    assert "this host failed to write to the machine's drive: is the disk of" in done.stdout + done.stderr
+
+
+def test_a_machine_without_drivers_and_one_whose_kernel_panics_say_why(
+    firebuild: Firebuild, context: Path, configure: Any, tmp_path: Path, kernel: Path
+) -> None:
+    bare = tmp_path / "boot/vmlinuz"
+    bare.parent.mkdir()
+    shutil.copy(kernel, bare)
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"kernel": str(bare)}, "no modules for the kernel"),
+        ({"kernel_args": ["rdinit=/nothing"]}, "the machine's kernel gave up: "),
+    )
+    for settings, words in cases:
+        config = configure(**settings)
+        done = firebuild(*arguments(context, "FROM busybox\nRUN true\n", "--config", config), status=4)
+        assert words in done.stderr
+        assert firebuild.leftovers() == []
+
+
+def test_a_killed_firebuild_leaves_no_machine_and_no_file(
+    firebuild: Firebuild, context: Path, configure: Any
+) -> None:
+    dockerfile = "FROM busybox\nRUN echo running; sleep 4000\n"
+    options = ("--progress", "rawjson", "--config", configure())
+    process = firebuild.popen(*arguments(context, dockerfile, *options))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process, process.stdout as events:
+        for line in events:
+            if json.loads(line)["event"] == "step-output":
+                break
+        machines = machines_of(process.pid)
+        assert machines
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert eventually(lambda: not any(is_running(pid) for pid in machines))
+    assert eventually(lambda: firebuild.leftovers() == []), firebuild.leftovers()
+
+
+@pytest.mark.root
+def test_steps_with_a_network_reach_others_and_not_this_host(
+    firebuild: Firebuild, context: Path, configure: Any
+) -> None:
+    require(os.access(TUN, os.R_OK | os.W_OK), f"needs {TUN}: modprobe tun")
+    config = configure(network="user", name_servers=[lonely_host.ADDRESSES[1]])
+    others = (lonely_host.ADDRESSES[0], "169.254.1.1", "10.0.2.2")
+    ask = "; ".join(f"echo {one} $(echo hi | nc -w 9 {one} {lonely_host.PORT} 2>&1)" for one in others)
+    dockerfile = f"FROM busybox\nRUN cat /etc/resolv.conf; {ask}\n"
+    words = arguments(context, dockerfile, "--config", config)
+    os.environ["FIREBUILD_HOME"] = str(firebuild.home)
+    try:
+        said = lonely_host.run("build", str(firebuild.program), *map(str, words))
+    finally:
+        del os.environ["FIREBUILD_HOME"]
+    status, output, errors = json.loads(said)
+    assert status == 0, output + errors
+    assert f"nameserver {lonely_host.ADDRESSES[1]}" in output
+    assert f"\n{others[0]} the host\n" in output
+    assert f"\n{others[1]} nc: can't connect to remote host ({others[1]}): " in output
+    assert f"\n{others[2]} nc: can't connect to remote host ({others[2]}): " in output
+
+
+@pytest.mark.root
+@pytest.mark.needs("mmdebstrap")
+def test_a_debian_without_python_becomes_the_same_as_on_the_machine_local(
+    shared: Path, tmp_path: Path, context: Path, configure: Any, sandbox: Sandbox
+) -> None:
+    archive = tmp_path / "debian.tar"
+    subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", "bookworm", archive], check=True, timeout=300
+    )
+    shutil.copytree(shared / "agents", tmp_path / "home/agents", dirs_exist_ok=True)
+    firebuild = Firebuild(tmp_path / "home")
+    firebuild("base", "import", "debian", archive)
+    make_tree(context / "tree")
+    found = {}
+    for driver in ("local", "qemu"):
+        firebuild(
+            *arguments(context, DEBIAN, "--config", configure(), "--machine", driver),
+            *("--output", "ext4"),
+            timeout=300,
+        )
+        image = ext4_of(firebuild, "t/vm:1")
+        assert subprocess.run(["e2fsck", "-fn", image], capture_output=True, check=False).returncode == 0
+        found[driver] = read_ext4(image, sandbox, tmp_path)
+    (local, local_times), (qemu, qemu_times) = found["local"], found["qemu"]
+    assert {name: (local.get(name), node) for name, node in qemu.items() if local.get(name) != node} == {}
+    assert qemu.keys() == local.keys()
+    made = (context / "tree/private").stat().st_mtime
+    old = {name: time for name, time in local_times.items() if time < made - 1}
+    assert len(old) > 1000
+    assert {name: qemu_times[name] for name in old} == old
+    assert qemu["srv/tree/private"].attributes == (("SCHILY.xattr.user.mark", "value"),)
+    assert qemu["srv/fifo"].owner == (40000, 50)
+    assert firebuild.leftovers() == []
+
+
+def machines_of(firebuild: int) -> list[int]:
+    """The QEMU processes below a firebuild."""
+    return [pid for pid in pids() if name_of(pid).startswith("qemu-system") and firebuild in ancestors(pid)]
+
+
+def pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
+
+
+def status_of(pid: int) -> list[str]:
+    """State, parent and so on (proc(5)); nothing when the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
+
+
+def is_running(pid: int) -> bool:
+    return status_of(pid)[:1] not in ([], ["Z"])
+
+
+def ancestors(pid: int) -> list[int]:
+    found = []
+    while pid > 1 and (status := status_of(pid)):
+        pid = int(status[1])
+        found.append(pid)
+    return found
+
+
+def eventually(condition: Any, seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
