@@ -156,6 +156,12 @@ def test_a_value_that_a_service_file_would_read_otherwise_is_refused(
     assert "can't be in a service file" in capsys.readouterr().err
 
 
+def test_configuring_needs_neither_grpc_nor_protobuf() -> None:
+    blocked = "import sys; sys.modules['grpc'] = sys.modules['google'] = None"
+    used = "import firebuild_bootstrap.guest.main, firebuild_bootstrap.guest.configure"
+    subprocess.run([sys.executable, "-c", f"{blocked}; {used}"], check=True)
+
+
 def test_there_are_no_other_units(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--print-unit", "../main.py"])

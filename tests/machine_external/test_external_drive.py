@@ -142,6 +142,18 @@ def test_nothing_is_overwritten(path: Path, workspace: Workspace) -> None:
     assert sorted(os.listdir(path.parent)) == ["drive.img", "home"]
 
 
+def test_a_file_system_that_refuses_the_drive_is_named(
+    path: Path, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(MachineError, match="can't be made: Operation not permitted"):
+        own(path, workspace).prepare(None)
+    assert os.listdir(path.parent) == ["home"]
+
+
 def test_a_file_that_somebody_put_in_its_place_stays(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
     drive.prepare(None)

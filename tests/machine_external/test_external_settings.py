@@ -38,6 +38,7 @@ def test_what_is_dumped_loads_again_and_is_what_the_schema_says(metadata: object
     dumped = settings.model_dump(mode="json")
     assert dumped["metadata"] == metadata
     assert ExternalSettings.model_validate(dumped) == settings
+    assert ExternalSettings(metadata=settings.metadata) == settings
     jsonschema.validate({"metadata": metadata}, ExternalSettings.json_schema())
 
 

@@ -10,6 +10,7 @@ import stat
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -62,7 +63,7 @@ def make_target(target: MetadataTarget) -> Target:
     return StreamTarget()
 
 
-class _WholeDocuments:
+class _WholeDocuments(ABC):
     """Keeps the document, for targets that are only ever given a whole one."""
 
     def __init__(self) -> None:
@@ -80,8 +81,8 @@ class _WholeDocuments:
             self._write(compact_json(document).encode() + b"\n")
             self._document = document
 
-    def _write(self, text: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _write(self, text: bytes) -> None: ...
 
 
 class FileTarget(_WholeDocuments):
