@@ -206,6 +206,18 @@ def test_ctrl_c_takes_everything_back(start: Start, watched: WatchedFile, tmp_pa
     assert not (tmp_path / "drive.img").exists()
 
 
+@pytest.mark.needs("mke2fs")
+def test_a_killed_firebuild_leaves_neither_key_nor_drive(
+    start: Start, watched: WatchedFile, tmp_path: Path, firebuild: Firebuild
+) -> None:
+    build = start(in_file(tmp_path, disk=str(tmp_path / "drive.img")))
+    watched.until_written()
+    build.process.kill()
+    build.end()
+    eventually(lambda: firebuild.leftovers() == [], "the build's directory is removed")
+    assert sorted(os.listdir(tmp_path)) == ["config.yaml", "context", "tool"]
+
+
 def test_a_guest_that_dies_is_lost(start: Start, tool: Tool, watched: WatchedFile, tmp_path: Path) -> None:
     build = start(in_file(tmp_path), run="sleep 1000")
     watched.until_written()

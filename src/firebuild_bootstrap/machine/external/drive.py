@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
 from firebuild_bootstrap.machine.external.superblock import Superblock
 
 _SETTING: Final = "machine.external.disk"
@@ -30,17 +30,24 @@ class ExternalDrive:
         fill: make it from the base, and remove it at the end.
         disk: makes file systems from bases, and outputs from file systems, in the build's own directory.
         check: called again and again while something long goes on; may raise.
+        note: see `OutsideFile`.
     """
 
     def __init__(
-        self, path: Path, *, fill: bool, disk: Disk, check: Callable[[], None] = lambda: None
+        self,
+        path: Path,
+        *,
+        fill: bool,
+        disk: Disk,
+        check: Callable[[], None] = lambda: None,
+        note: Note = lambda _: None,
     ) -> None:
         self._path = path
         self._fill = fill
         self._disk = disk
         self._check = check
         self._before: Superblock | None = None
-        self._made: tuple[int, int] | None = None
+        self._file = OutsideFile(path, note)
 
     def check(self) -> None:
         """Find out whether the file is there, or can be made.
@@ -128,19 +135,17 @@ class ExternalDrive:
 
     def close(self) -> None:
         """Remove the file if firebuild made it and it still is that file. Idempotent."""
-        with suppress(OSError):
-            if self._made is not None and self._made == _inode(self._path):
-                self._path.unlink()
-        self._made = None
+        self._file.remove()
 
     def _place(self) -> None:
         """Put the new drive where the machine's tool expects it; nothing is there before it is complete."""
         fresh = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        self._file.announce_part(fresh)
         try:
             copy_sparse(self._disk.path, fresh, self._check)
             try:
-                os.link(fresh, self._path)  # unlike a rename, it never replaces what somebody just put there
-                self._made = _inode(self._path)
+                # Unlike a rename, a link never replaces what somebody has just put there.
+                self._file.appear(fresh, os.link)
             except FileExistsError:
                 raise InputError(f"{_SETTING}: {self._path} exists, and would be overwritten") from None
             finally:
@@ -186,8 +191,3 @@ def _copy_data(reading: int, writing: int, size: int, check: Callable[[], None])
         while begin < place:
             check()
             begin += os.sendfile(writing, reading, begin, min(place - begin, _PIECE))
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    details = path.lstat()
-    return details.st_dev, details.st_ino

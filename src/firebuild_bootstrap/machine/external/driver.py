@@ -14,6 +14,7 @@ from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.external.drive import ExternalDrive
 from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
 from firebuild_bootstrap.machine.external.targets import Target, make_target
+from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
@@ -53,7 +54,8 @@ class ExternalMachine:
         self._workspace = workspace
         self._settings = settings
         self._info = info
-        self._target = make_target(settings.metadata)
+        self._leftovers = Leftovers(workspace.path)
+        self._target = make_target(settings.metadata, self._note)
         self._metadata = _Announced(self._target)
         self._drive: ExternalDrive | None = None
         self._address = ""
@@ -63,6 +65,7 @@ class ExternalMachine:
                 fill=settings.fill_disk,
                 disk=Disk(workspace, size=disk_size, notice=notice),
                 check=check,
+                note=self._note,
             )
             self._drive.check()
         self._target.check()
@@ -127,8 +130,12 @@ class ExternalMachine:
             self._target.remove()
             if self._drive is not None:
                 self._drive.close()
+            self._leftovers.clear()
         finally:
             self._workspace.close()
+
+    def _note(self, command: Sequence[str]) -> None:
+        self._leftovers.add_command(command, quiet=True)
 
 
 class _Announced:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
 from firebuild_bootstrap.machine.firecracker.api import SECRET_PATH, ApiError, FirecrackerApi
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
@@ -54,10 +55,14 @@ class Target(Protocol):
         ...
 
 
-def make_target(target: MetadataTarget) -> Target:
-    """Return what the setting `machine.external.metadata` means."""
+def make_target(target: MetadataTarget, note: Note = lambda _: None) -> Target:
+    """Return what the setting `machine.external.metadata` means.
+
+    Args:
+        note: see `OutsideFile`.
+    """
     if target.file is not None:
-        return FileTarget(Path(target.file).expanduser().absolute())
+        return FileTarget(Path(target.file).expanduser().absolute(), note)
     if target.firecracker_socket is not None:
         return FirecrackerTarget(Path(target.firecracker_socket).expanduser().absolute())
     return StreamTarget()
@@ -88,10 +93,10 @@ class _WholeDocuments(ABC):
 class FileTarget(_WholeDocuments):
     """A file of mode 0600 that is replaced as a whole, so that no reader sees a part of a document."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note: Note = lambda _: None) -> None:
         super().__init__()
         self._path = path
-        self._inode: tuple[int, int] | None = None
+        self._file = OutsideFile(path, note)
 
     @property
     def description(self) -> str:
@@ -113,24 +118,22 @@ class FileTarget(_WholeDocuments):
 
     def remove(self) -> None:
         """Remove the file, unless somebody has replaced it."""
-        with self._lock, suppress(OSError):
-            if self._inode == _inode(os.lstat(self._path)):
-                os.unlink(self._path)
+        with self._lock:
+            self._file.remove()
 
     def _write(self, text: bytes) -> None:
         try:
             descriptor, fresh = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
             try:
                 with os.fdopen(descriptor, "wb") as file:  # mode 0600 from the start
+                    self._file.announce_part(Path(fresh))
                     file.write(text)
-                    inode = _inode(os.fstat(file.fileno()))
-                os.replace(fresh, self._path)
+                self._file.appear(Path(fresh), os.replace)
             except BaseException:
                 os.unlink(fresh)
                 raise
         except OSError as error:
             raise MachineError(f"the metadata can't be written to {self._path}: {error.strerror}") from error
-        self._inode = inode
 
 
 class StreamTarget(_WholeDocuments):
@@ -220,7 +223,3 @@ class FirecrackerTarget:
         if self._holds_key:
             with suppress(MachineError):
                 self.patch(BOOTSTRAP_WIPE)
-
-
-def _inode(details: os.stat_result) -> tuple[int, int]:
-    return details.st_dev, details.st_ino
