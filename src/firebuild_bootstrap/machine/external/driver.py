@@ -130,7 +130,6 @@ class ExternalMachine:
             self._target.remove()
             if self._drive is not None:
                 self._drive.close()
-            self._leftovers.clear()
         finally:
             self._workspace.close()
 
