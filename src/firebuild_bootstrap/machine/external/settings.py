@@ -44,8 +44,6 @@ class MetadataTarget(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_of_them(cls, value: object) -> object:
-        if isinstance(value, MetadataTarget):
-            return value
         if value == STDOUT:
             return {}
         if isinstance(value, Mapping) and value and len({"file", "firecracker_socket"} & set(value)) < 2:
