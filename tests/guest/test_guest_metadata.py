@@ -127,7 +127,7 @@ def ask(server: http.server.HTTPServer, *answers: tuple[int, bytes], timeout: fl
     return MetadataClient(f"http://127.0.0.1:{server.server_port}", timeout=timeout).read()
 
 
-@pytest.mark.parametrize("status", [404, 405])
+@pytest.mark.parametrize("status", [404, 405, 501])
 def test_without_tokens_the_request_goes_without_one(faulty: http.server.HTTPServer, status: int) -> None:
     assert ask(faulty, (status, b""), (200, b"{}")) == {}
     (put, token_path, put_headers), (get, path, headers) = faulty.seen  # type: ignore[attr-defined]

@@ -15,12 +15,12 @@ from firebuild_bootstrap.agent import EMULATED, Compression, agent_image, kernel
 from firebuild_bootstrap.agent.cpio import write_archive
 from firebuild_bootstrap.mmds.document import InterfaceInfo, MetadataDocument, NetworkInfo, UserInfo
 from guest_service.hosting import boot
-from guest_service.system import SYSTEMD, system
+from guest_service.system import system
 
 pytestmark = [
     pytest.mark.needs("userns"),
     pytest.mark.needs("busybox"),
-    pytest.mark.skipif(not SYSTEMD.exists(), reason="needs systemd: apt install systemd"),
+    pytest.mark.needs("systemd"),
 ]
 NETWORK = "user,id=n0,net=169.254.0.0/16,host=169.254.169.254"
 KEY = "ssh-ed25519 " + base64.b64encode(b"x" * 51).decode() + " me"

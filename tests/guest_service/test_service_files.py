@@ -55,9 +55,7 @@ def recorder(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="needs systemd-analyze: apt install systemd"
-)
+@pytest.mark.needs("systemd")
 def test_systemd_takes_the_units(tmp_path: Path, recorder: Path) -> None:
     paths = [script(tmp_path, name, recorder, recorder) for name in SERVICES]
     done = subprocess.run(
@@ -73,11 +71,17 @@ def test_systemd_takes_the_units(tmp_path: Path, recorder: Path) -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_shells_take_the_scripts(tmp_path: Path, recorder: Path, name: str) -> None:
     path = script(tmp_path, name, recorder, recorder)
-    shells = [["sh"], ["bash"], ["busybox", "sh"]]
-    for shell in [*shells, ["shellcheck", "--shell=sh"]]:
+    for shell in (["sh"], ["bash"], ["busybox", "sh"]):
         if shutil.which(shell[0]):
-            flag = [] if shell[0] == "shellcheck" else ["-n"]
-            subprocess.run([*shell, *flag, path], check=True)
+            subprocess.run([*shell, "-n", path], check=True)
+
+
+@pytest.mark.needs("shellcheck")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_shellcheck_has_nothing_to_say(tmp_path: Path, recorder: Path, name: str) -> None:
+    path = script(tmp_path, name, recorder, recorder)
+    # OpenRC reads variables that the script itself does not use
+    subprocess.run(["shellcheck", "--shell=sh", "--exclude=SC2034", path], check=True)
 
 
 @pytest.mark.needs("busybox")

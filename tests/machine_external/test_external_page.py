@@ -54,9 +54,8 @@ def programs(tmp_path: Path) -> Path:
 @pytest.mark.root
 @pytest.mark.needs("userns")
 @pytest.mark.needs("mke2fs")
-@pytest.mark.skipif(
-    not (shutil.which("curl") and shutil.which("ip")), reason="needs curl and ip: apt install curl iproute2"
-)
+@pytest.mark.needs("curl")
+@pytest.mark.needs("ip")
 def test_the_script_builds_an_image_in_a_machine_of_its_own(
     firebuild: Firebuild, kernel: Kernel, store: Path, namespace: str, programs: Path, tmp_path: Path
 ) -> None:

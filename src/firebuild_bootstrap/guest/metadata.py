@@ -20,7 +20,7 @@ _ATTEMPT_SECONDS = 5.0
 _PAUSE = 0.1
 _MAX_DOCUMENT = 4 * 1024 * 1024
 _TOKEN_SECONDS = "60"  # noqa: S105 - a lifetime
-_NO_TOKENS = (404, 405)  # MMDS V1 answers the request for a token so
+_NO_TOKENS = (404, 405, 501)  # MMDS V1, and servers that know no PUT, answer the request for a token so
 _TCP_ADDRESS = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[^\s/:@?#\[\]]+)(?::([0-9]{1,5}))?/?")
 
 
