@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tarfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,14 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import ImageTag
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.machine.base import GuestOptions
+from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker import checks, factory
+from firebuild_bootstrap.machine.firecracker.driver import FirecrackerMachine
+from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
+from firebuild_bootstrap.machine.firecracker.source import PlainSource
+from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.settings import BuildSettings, load_settings
 from machine_firecracker.fc_tools import FakeNetwork, requests, until
@@ -242,6 +249,58 @@ def test_a_killed_machine_is_noticed(rig: Rig) -> None:
         rig.build("FROM host\nRUN echo ready; sleep 600\n")
     thread.join()
     rig.assert_nothing_is_left()
+
+
+@pytest.fixture
+def waiting(workspace: Workspace, store: Path, rig: Rig) -> Iterator[FirecrackerMachine]:
+    """A machine whose vminit tries in vain to call."""
+    machine = FirecrackerMachine(
+        workspace,
+        FirecrackerSettings(),
+        disk=Disk(workspace, size=64 << 20),
+        source=PlainSource(
+            FirecrackerSettings(),
+            program=Path(str(rig.settings["machine.firecracker.program"])),
+            machine_id="b1",
+            directory=workspace.path,
+            leftovers=Leftovers(workspace.path),
+        ),
+        network=rig.network,
+        kernel=Path(str(rig.settings["machine.firecracker.kernel"])),
+        store=store,
+        leftovers=Leftovers(workspace.path),
+    )
+    machine.listen().listener.close()
+    block = {"HostPort": "127.0.0.1:9", "CAChain": "x", "Cert": "x", "Key": "x", "ServerName": "x"}
+    machine.metadata.put({"latest": {"meta-data": {"Bootstrap": block}}})
+    machine.prepare(None)
+    yield machine
+    machine.close()
+
+
+def test_a_guest_ends_by_itself_when_it_is_asked_to(
+    waiting: FirecrackerMachine, workspace: Workspace
+) -> None:
+    waiting.start(GuestOptions(connect_timeout=600))
+    until((workspace.path / "guest/vminit.log").exists, "vminit")
+    ended = waiting.stop(grace=60)
+    assert ended is not None
+    assert ended.code != 0
+    assert "SIGKILL" not in ended.log
+    assert waiting.stop() == ended
+    with pytest.raises(MachineError, match="did not end cleanly"):
+        waiting.export((), workspace.path)
+
+
+def test_a_guest_that_does_not_listen_is_ended_by_force(
+    waiting: FirecrackerMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FC_EMULATOR_FAULT", "stuck")
+    waiting.start()
+    assert waiting.poll() is None
+    ended = waiting.stop(grace=0.1)
+    assert ended is not None
+    assert ended.log.startswith("firecracker was ended by SIGKILL: ")
 
 
 Starter = Callable[..., subprocess.Popen[bytes]]

@@ -25,6 +25,7 @@ from firebuild_bootstrap.machine.firecracker.checks import (
 )
 from firebuild_bootstrap.machine.firecracker.configuration import start
 from firebuild_bootstrap.machine.firecracker.factory import firecracker_machine
+from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.settings import load_settings
 from firebuild_pki import SettingsError
@@ -173,8 +174,10 @@ def make(workspace: Workspace, programs: Path, monkeypatch: pytest.MonkeyPatch) 
     return run
 
 
-def test_a_machine_is_made_without_starting_anything(make: Make, workspace: Workspace) -> None:
-    machine: Any = make()
+def test_a_machine_is_made_without_starting_anything(
+    make: Make, workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    machine: Any = make(kernel_modules=[str(tmp_path)], serial_log=str(tmp_path / "log"))
     assert os.listdir(workspace.path) == []
     assert machine.poll() is None
     assert machine.stop() is None
@@ -182,6 +185,11 @@ def test_a_machine_is_made_without_starting_anything(make: Make, workspace: Work
         machine.start()
     with pytest.raises(MachineError, match="can't be exported while the machine runs"):
         machine.export((), workspace.path)
+    Leftovers(workspace.path).add_command(["sh", "-c", "exit 9"])
+    machine.close()
+    machine.close()
+    assert capsys.readouterr().out == "sh -c exit 9 failed: 9\n"
+    assert not workspace.path.exists()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +200,8 @@ def test_a_machine_is_made_without_starting_anything(make: Make, workspace: Work
             f"{BLOCK}.program: the program /nowhere/firecracker was not found",
         ),
         ({"kernel": "/nowhere/vmlinux"}, f"{BLOCK}.kernel: /nowhere/vmlinux can't be read"),
+        ({"kernel_args": ["two words"]}, "'two words' can't be an argument of a kernel"),
+        ({"kernel_modules": ["/nowhere"]}, f"{BLOCK}.kernel_modules: /nowhere is no directory"),
         ({"serial_log": "/nowhere/log"}, f"{BLOCK}.serial_log: /nowhere/log can't be written"),
         ({"network__tap": "nowhere0"}, f"{BLOCK}.network.tap: nowhere0: there is no such interface"),
         ({"network__cni_config": "/nowhere", "network__cni": "x"}, "cni"),

@@ -119,6 +119,23 @@ def test_a_process_that_does_not_end_is_told(
     process.wait()
 
 
+def test_a_process_may_end_by_itself_meanwhile(
+    leftovers: Leftovers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = introduced(tmp_path / "stat")
+    leftovers.add_process(tmp_path / "stat")
+    pidfd_open = os.pidfd_open
+
+    def held_too_late(pid: int) -> int:
+        descriptor = pidfd_open(pid)
+        process.kill()
+        process.wait()
+        return descriptor
+
+    monkeypatch.setattr(os, "pidfd_open", held_too_late)
+    assert leftovers.clear() == []
+
+
 def test_a_list_that_broke_off_is_still_cleared(leftovers: Leftovers, tmp_path: Path) -> None:
     (tmp_path / "jail").mkdir()
     leftovers.add_directory(tmp_path / "jail")

@@ -138,12 +138,12 @@ def end_process(stat_file: Path, boot: str) -> str:
     except ProcessLookupError:
         return ""
     try:
-        with suppress(OSError):
-            if _identity(Path(f"/proc/{pid}/stat").read_bytes()) != (pid, start):
-                return ""
-            signal.pidfd_send_signal(held, signal.SIGKILL)
-            ended, _, _ = select.select([held], [], [], _PROCESS_SECONDS)
-            return "" if ended else f"the process {pid} did not end"
+        if _identity(Path(f"/proc/{pid}/stat").read_bytes()) != (pid, start):
+            return ""
+        signal.pidfd_send_signal(held, signal.SIGKILL)
+        ended, _, _ = select.select([held], [], [], _PROCESS_SECONDS)
+        return "" if ended else f"the process {pid} did not end"
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
         return ""
     finally:
         os.close(held)

@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -122,6 +123,20 @@ def check_kernel(name: str | None, machine: str | None = None) -> Path:
             hint="Linux brings scripts/extract-vmlinux, which unpacks a compressed one" if packed else None,
         )
     return path
+
+
+def check_modules(directories: Sequence[str]) -> None:
+    """Make sure that there are directories to take kernel modules from.
+
+    Raises:
+        InputError: one is none.
+    """
+    for name in directories:
+        if not Path(name).is_dir():
+            raise InputError(
+                f"machine.firecracker.kernel_modules: {name} is no directory",
+                hint="name the directory of one kernel, such as /lib/modules/6.1.0",
+            )
 
 
 def check_kvm(device: Path = KVM) -> None:

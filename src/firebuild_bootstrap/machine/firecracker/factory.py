@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from firebuild_bootstrap.agent import kernel_arguments
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker import checks
@@ -38,6 +39,8 @@ def firecracker_machine(
     leftovers = Leftovers(workspace.path)
     machine_id = _NOT_IN_IDS.sub("-", workspace.path.name)[:_ID_LENGTH]
     kernel = checks.check_kernel(block.kernel)
+    kernel_arguments(extra=block.kernel_args)  # an impossible one is better known now
+    checks.check_modules(block.kernel_modules)
     source = _source(block, machine_id, workspace.path, leftovers)
     network = _network(block, machine_id, leftovers)
     network.check()
