@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from firebuild_bootstrap.sandbox import Runtime, Sandbox, detect, find_runtime
+from machine_qemu.images import busybox_base
 from machine_qemu.kernels import find_test_kernel
+from support import Firebuild
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +25,38 @@ def sandbox() -> Sandbox:
 @pytest.fixture(scope="session")
 def runtime() -> Runtime:
     return find_runtime()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the base `busybox`, and with all that builds here have made."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "agents").mkdir()
+    Firebuild(home)("base", "import", "busybox", busybox_base(tmp_path_factory.mktemp("base")))
+    return home
+
+
+@pytest.fixture
+def firebuild(shared: Path) -> Firebuild:
+    return Firebuild(shared)
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    directory = tmp_path / "context"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def configure(tmp_path: Path, kernel: Path) -> Any:
+    """Writes a configuration with the test's kernel and what else is said."""
+
+    def write(ca: dict[str, Any] | None = None, disk_size: str | None = None, **qemu: Any) -> Path:
+        block = {"kernel": str(kernel), "serial_log": str(tmp_path / "serial"), **qemu}
+        machine = {"driver": "qemu", "disk_size": disk_size, "qemu": block}
+        config = tmp_path / "config.yaml"
+        config.write_text(yaml.safe_dump({"machine": machine, **({"ca": ca} if ca else {})}))
+        return config
+
+    return write

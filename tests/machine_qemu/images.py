@@ -72,3 +72,8 @@ def _digest(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str:
         return ""
     stream = cast(Any, tar.extractfile(member))
     return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def arguments(context: Path, dockerfile: str, *more: str | Path) -> list[str | Path]:
+    (context / "Dockerfile").write_text(dockerfile)
+    return ["rootfs", "--context", context, "--tag", "t/vm:1", *more]

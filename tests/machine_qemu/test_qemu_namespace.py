@@ -134,6 +134,14 @@ def test_a_port_that_can_not_be_had_is_an_error(sandbox: Sandbox, runtime: Runti
         MachineNamespace(sandbox, runtime, (80, 80))
 
 
+def test_a_holder_that_takes_too_long_is_given_up(
+    sandbox: Sandbox, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.machine.qemu.namespace._START_SECONDS", 0.0001)
+    with pytest.raises(MachineError, match="the machine's network could not be made: timed out"):
+        MachineNamespace(sandbox, runtime)
+
+
 def test_a_sandbox_that_can_not_be_made_leaves_no_descriptor(sandbox: Sandbox, runtime: Runtime) -> None:
     before = os.listdir("/proc/self/fd")
     broken = Sandbox(sandbox.idmap, bwrap=Path("/no/bwrap"))

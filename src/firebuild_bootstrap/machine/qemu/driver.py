@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,7 @@ _MMDS_PORT: Final = 80
 _LOG_SECONDS: Final = 2.0
 # The words of the guest's kernel for a write that the host refused.
 _WRITE_ERROR: Final = "I/O error, dev vda"
+_KILLED: Final = 128 + signal.SIGKILL
 
 
 def qemu_machine(
@@ -122,6 +124,7 @@ class QemuMachine:
         self._emulator: MetadataEmulator | None = None
         self._uplink: Uplink | None = None
         self._log: BoundedLog | None = None
+        self._report = AgentReport("none")
 
     @property
     def metadata(self) -> MetadataWriter:
@@ -188,12 +191,18 @@ class QemuMachine:
         """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
         if self._namespace is None or self._log is None:
             return None
+        if self._has_write_errors():
+            # Its kernel may try for ever, while vminit goes on to say that it lives.
+            self._namespace.process.kill()
+            self._report = AgentReport("none", message=self._write_error_text())
+            return MachineExit(_KILLED, self._report.message)
         status = self._namespace.process.wait(timeout)
         if status is None:
             return None
-        report = self._report()
-        code = status if report.status == "none" and status else report.exit_code
-        return MachineExit(code, report.message)
+        self._log.finish(_LOG_SECONDS)
+        self._report = AgentReport.parse(self._log.text())
+        code = status if self._report.status == "none" and status else self._report.exit_code
+        return MachineExit(code, self._report.message)
 
     def stop(self, grace: float = 5.0) -> MachineExit | None:
         """End the machine; a guest that is about to end by itself has `grace` seconds for that."""
@@ -207,9 +216,8 @@ class QemuMachine:
         """Write the outputs; see `Machine.export`."""
         if self.poll() is None:
             raise MachineError("the root file system can't be exported while the machine runs")
-        report = self._report()
-        if report.status != "success":
-            raise MachineError(f"the machine did not end cleanly: {report.message}")
+        if self._report.status != "success":
+            raise MachineError(f"the machine did not end cleanly: {self._report.message}")
         return self._disk.export(outputs, into)
 
     def close(self) -> None:
@@ -217,7 +225,8 @@ class QemuMachine:
         try:
             if self._namespace is not None:
                 self._namespace.close()
-            self._tell_of_write_errors()
+            if self._has_write_errors():
+                self._notice(self._write_error_text())
             if self._uplink is not None:
                 self._uplink.close()
             if self._emulator is not None:
@@ -232,21 +241,15 @@ class QemuMachine:
         trial = Trial(workspace.sandbox, workspace.runtime, self._program, self._kernel.image)
         return choose(trial, self._home / "qemu-kvm.json")
 
-    def _tell_of_write_errors(self) -> None:
+    def _has_write_errors(self) -> bool:
+        return self._log is not None and _WRITE_ERROR in self._log.text()
+
+    def _write_error_text(self) -> str:
         """Name the cause that the guest can't know: to it, a full disk of this host is a broken drive."""
-        if self._log is not None and _WRITE_ERROR in self._log.text():
-            self._notice(
-                f"this host failed to write to the machine's drive: is the disk of {self._home} full?"
-            )
+        return f"this host failed to write to the machine's drive: is the disk of {self._home} full?"
 
     def _network(self) -> StaticAddress:
         if self._uplink is None:
             return StaticAddress(GUEST)
         self._uplink.check()
         return StaticAddress(GUEST, gateway=HOST, name_servers=self._name_servers)
-
-    def _report(self) -> AgentReport:
-        if self._log is None:
-            return AgentReport("none", message="it was not started")
-        self._log.finish(_LOG_SECONDS)
-        return AgentReport.parse(self._log.text())

@@ -61,9 +61,19 @@ def become(command: dict[str, Any]) -> None:
 
 def main() -> None:
     """Do all of it."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    control.set_inheritable(False)
     tun, *ports = map(int, sys.argv[2:])
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        command = hand_out(control, ports, tun)
+    if command is not None:
+        become(command)
+
+
+def hand_out(control: socket.socket, ports: list[int], tun: int) -> dict[str, Any] | None:
+    """Open everything, send it, and wait for the command.
+
+    Args:
+        tun: the host's /dev/net/tun; negative for none.
+    """
     try:
         opened = [listener.detach() for listener in open_ports(ports)]
         if tun >= 0:
@@ -73,9 +83,7 @@ def main() -> None:
     socket.send_fds(control, [READY], opened)
     for descriptor in opened:
         os.close(descriptor)
-    command = receive_command(control)
-    if command is not None:
-        become(command)
+    return receive_command(control)
 
 
 if __name__ == "__main__":
