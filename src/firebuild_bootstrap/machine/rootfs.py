@@ -35,15 +35,13 @@ def artifact(output: OutputSpec, target: Path, packed: PackedFile) -> Artifact:
 
 
 def _write(trees: Trees, root: Path, output: OutputSpec, target: Path, epoch: int | None) -> PackedFile:
-    match output.type:
-        case OutputType.EXT4:
-            return trees.ext4(root, target, Ext4Options(size=output.size, epoch=epoch))
-        case OutputType.TAR:
-            return trees.pack(root, target, newest=epoch)
-        case OutputType.DIR:
-            target.mkdir()
-            trees.copy(root, target)
-            return trees.summary(target)
+    if output.type is OutputType.EXT4:
+        return trees.ext4(root, target, Ext4Options(size=output.size, epoch=epoch))
+    if output.type is OutputType.TAR:
+        return trees.pack(root, target, newest=epoch)
+    target.mkdir()
+    trees.copy(root, target)
+    return trees.summary(target)
 
 
 def unpack_notes(report: UnpackReport, source: str = "the base") -> tuple[str, ...]:
