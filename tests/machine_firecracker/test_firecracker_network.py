@@ -28,7 +28,7 @@ def interface(name: str, *found: str, up: bool = True, bridge: str = "") -> Inte
 
 def existing(*found: Interface, owner: int | None = -1, uid: int = 0, **settings: Any) -> ExistingTap:
     block = NetworkSettings(tap="tap0", **settings)
-    return ExistingTap(block, uid=uid, look=lambda: found, owner=lambda _: owner)
+    return ExistingTap(block, uid=uid, look=lambda: found, owner=lambda _: owner, tun=Path("/dev/null"))
 
 
 def test_a_tap_with_an_address_says_everything() -> None:
@@ -95,6 +95,19 @@ def test_a_tap_that_cannot_be_used_is_explained(tap: ExistingTap, words: str, hi
     with pytest.raises(InputError, match=words) as caught:
         tap.check()
     assert hint in (caught.value.hint or "")
+
+
+def test_taps_have_to_be_open_to_the_user(tmp_path: Path) -> None:
+    tap = ExistingTap(
+        NetworkSettings(tap="tap0"),
+        uid=os.geteuid(),
+        look=lambda: [TAP],
+        owner=lambda _: os.geteuid(),
+        tun=tmp_path / "tun",
+    )
+    with pytest.raises(MachineError, match=r"tun can't be opened by user \d+") as caught:
+        tap.check()
+    assert "chmod 0666" in (caught.value.hint or "")
 
 
 def test_a_tap_of_the_user_is_fine() -> None:

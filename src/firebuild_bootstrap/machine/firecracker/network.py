@@ -74,6 +74,7 @@ class ExistingTap:
         uid: the user that Firecracker runs as.
         look: returns the interfaces of this host.
         owner: returns the owner of a tap device, as `tap_owner` does.
+        tun: the device through which taps are opened.
     """
 
     def __init__(
@@ -83,12 +84,14 @@ class ExistingTap:
         uid: int,
         look: Callable[[], Sequence[Interface]] = interfaces,
         owner: Callable[[str], int | None] = tap_owner,
+        tun: Path = _TUN,
     ) -> None:
         self._settings = settings
         self._name = settings.tap or ""
         self._uid = uid
         self._look = look
         self._owner = owner
+        self._tun = tun
 
     def check(self) -> None:
         """See `Network.check`."""
@@ -119,6 +122,11 @@ class ExistingTap:
             raise InputError(
                 f"{where}: Firecracker runs as user {self._uid} and may not open it",
                 hint=f"make it for that user: ip tuntap add dev {self._name} mode tap user {self._uid}",
+            )
+        if self._uid == os.geteuid() and not os.access(self._tun, os.R_OK | os.W_OK):
+            raise MachineError(
+                f"{self._tun} can't be opened by user {self._uid}, and taps are opened through it",
+                hint="modprobe tun; chmod 0666 /dev/net/tun, which is its usual mode",
             )
         if not tap.up:
             raise InputError(f"{where}: it is down", hint=f"ip link set {self._name} up")
