@@ -56,7 +56,9 @@ def configure(tmp_path: Path, kernel: Path) -> Any:
         block = {"kernel": str(kernel), "serial_log": str(tmp_path / "serial"), **qemu}
         machine = {"driver": "qemu", "disk_size": disk_size, "qemu": block}
         config = tmp_path / "config.yaml"
-        config.write_text(yaml.safe_dump({"machine": machine, **({"ca": ca} if ca else {})}))
+        bootstrap = {"initial_timeout": "3m"}  # a busy host boots slowly in software
+        document = {"machine": machine, "bootstrap": bootstrap, **({"ca": ca} if ca else {})}
+        config.write_text(yaml.safe_dump(document))
         return config
 
     return write
