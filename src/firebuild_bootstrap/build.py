@@ -42,8 +42,8 @@ from firebuild_bootstrap.tail import OutputTail
 from firebuild_bootstrap.wire import encode_command
 from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
-# Between the guest's last call and the end of its process; it has nothing left to do then.
-_STOP_SECONDS: Final = 10.0
+# Between the guest's last call and the end of its machine, which may still have to write its drive.
+_STOP_SECONDS: Final = 60.0
 # How long the guest's report may take to arrive once its process is seen to have ended.
 _LAST_WORDS_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.1
@@ -158,7 +158,7 @@ class _Build:
             self._follow(server, machine, resolved.plan)
 
             self._phase(7, "store the image")
-            machine.wait(_STOP_SECONDS)
+            self._await_end(machine)
             machine.stop()
             authority.close()  # nobody needs its certificates any more
             self._pass_warnings_on(authority)
@@ -313,6 +313,11 @@ class _Build:
         except StepFailed as error:
             output = self.events.last_lines(error.step)
             raise explained(error, plan, self._request.dockerfile, output) from error
+
+    def _await_end(self, machine: Machine) -> None:
+        end = time.monotonic() + _STOP_SECONDS
+        while machine.wait(_POLL_SECONDS) is None and time.monotonic() < end:
+            self._home.check()
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -20,12 +20,6 @@ from firebuild_bootstrap.sandbox import IdMap, Sandbox, detect
 from machine_firecracker.fc_tools import NetworkNamespace, install, kernel_file
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "firecracker: runs against the `firecracker` on PATH, where there is one"
-    )
-
-
 @pytest.fixture(scope="session")
 def idmap() -> IdMap:
     return detect()
