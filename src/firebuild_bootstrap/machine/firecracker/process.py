@@ -17,7 +17,7 @@ from typing import IO, Final, Protocol
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, connect
 from firebuild_bootstrap.machine.log import BoundedLog
-from firebuild_bootstrap.machine.qemu.serial import copied
+from firebuild_bootstrap.machine.serial import copied
 
 # FcExitCode of Firecracker (src/vmm/src/lib.rs).
 _STATUSES: Final = {

@@ -32,9 +32,9 @@ from firebuild_bootstrap.machine.qemu.command import (
 )
 from firebuild_bootstrap.machine.qemu.kernel import Kernel, find_kernel
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
-from firebuild_bootstrap.machine.qemu.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
+from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator

@@ -10,7 +10,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.log import BoundedLog
-from firebuild_bootstrap.machine.qemu.serial import check_copy, copied, open_copy
+from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 
 
 def piped(data: bytes) -> IO[bytes]:
