@@ -302,9 +302,10 @@ class _Build:
         ended = None
         while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
             if ended is not None:
+                said = "" if ended.explained else ended.log.strip()
                 raise GuestLost(
                     f"the guest ended before it reported success or failure: {ended.description}",
-                    hint=f"its last words: {ended.log.strip()}" if ended.log.strip() else None,
+                    hint=f"its last words: {said}" if said else None,
                 )
             self._home.check()
             ended = machine.poll()

@@ -12,6 +12,8 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 
+SETTING = "machine.qemu.serial_log"
+
 
 def piped(data: bytes) -> IO[bytes]:
     reading, writing = os.pipe()
@@ -21,7 +23,7 @@ def piped(data: bytes) -> IO[bytes]:
 
 
 def test_all_of_it_is_copied_while_it_is_read(tmp_path: Path) -> None:
-    log = BoundedLog(copied(piped(b"one\ntwo\n"), open_copy(str(tmp_path / "serial"))))
+    log = BoundedLog(copied(piped(b"one\ntwo\n"), open_copy(str(tmp_path / "serial"), SETTING)))
     log.finish(10)
     assert log.text() == "one\ntwo\n"
     assert (tmp_path / "serial").read_text() == "one\ntwo\n"
@@ -29,25 +31,25 @@ def test_all_of_it_is_copied_while_it_is_read(tmp_path: Path) -> None:
 
 def test_the_copy_ends_at_its_limit_and_the_machine_does_not(tmp_path: Path) -> None:
     data = bytes(range(256)) * 200
-    with copied(piped(data), open_copy(str(tmp_path / "serial")), limit=5000) as reader:
+    with copied(piped(data), open_copy(str(tmp_path / "serial"), SETTING), limit=5000) as reader:
         assert reader.read() == data
     assert (tmp_path / "serial").read_bytes() == data[:5000]
 
 
 def test_a_disk_without_space_does_not_stop_the_machine() -> None:
-    with copied(piped(b"words"), open_copy("/dev/full")) as reader:
+    with copied(piped(b"words"), open_copy("/dev/full", SETTING)) as reader:
         assert reader.read() == b"words"
 
 
 def test_without_a_name_nothing_is_copied() -> None:
-    check_copy(None)
+    check_copy(None, SETTING)
     with piped(b"words") as source:
-        assert copied(source, open_copy(None)) is source
+        assert copied(source, open_copy(None, SETTING)) is source
 
 
 def test_a_file_that_can_not_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    check_copy("~/serial")
+    check_copy("~/serial", SETTING)
     assert (tmp_path / "serial").exists()
     with pytest.raises(InputError, match=r"machine\.qemu\.serial_log: .*/gone/serial can't be written"):
-        check_copy(str(tmp_path / "gone/serial"))
+        check_copy(str(tmp_path / "gone/serial"), SETTING)

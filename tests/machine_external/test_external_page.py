@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -148,7 +147,8 @@ def test_the_table_of_settings_is_complete_and_right() -> None:
             assert getattr(ExternalSettings(), name) is None
 
 
+@pytest.mark.needs("shellcheck")
 def test_the_script_is_clean() -> None:
-    for command in (["sh", "-n"], ["shellcheck", "-"]):
-        if shutil.which(command[0]):
-            subprocess.run(command, input=page_script().encode(), check=True)
+    # a function that only a trap calls looks unreachable to it
+    for command in (["sh", "-n"], ["shellcheck", "--exclude=SC2317", "-"]):
+        subprocess.run(command, input=page_script().encode(), check=True)

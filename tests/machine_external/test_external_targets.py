@@ -70,7 +70,8 @@ def test_a_file_that_can_not_be_written_is_refused_before(tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"metadata\.file: .*none is no directory"):
         FileTarget(tmp_path / "none/metadata.json").check()
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", Path("/dev/null")):
+    (tmp_path / "socket").symlink_to("/dev/null")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "socket"):
         with pytest.raises(InputError, match="expected a file or nothing, found something else at"):
             FileTarget(path).check()
 

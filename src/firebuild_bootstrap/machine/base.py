@@ -20,10 +20,12 @@ class MachineExit:
     Args:
         code: exit status of vminit; 128 + N after signal N.
         log: the last that it wrote, for messages.
+        explained: whether `log` says why it ended, rather than what it wrote before.
     """
 
     code: int
     log: str = ""
+    explained: bool = False
 
     @property
     def signal(self) -> int | None:
@@ -33,6 +35,8 @@ class MachineExit:
     @property
     def description(self) -> str:
         """The end in words."""
+        if self.explained:
+            return self.log
         if self.signal is None:
             return f"vminit ended with status {self.code}"
         try:

@@ -15,19 +15,23 @@ if TYPE_CHECKING:
 _LIMIT: Final = 16 << 20
 
 
-def check_copy(path: str | None) -> None:
+def check_copy(path: str | None, setting: str) -> None:
     """Make sure that `open_copy` can work.
 
     Raises:
         InputError: as there.
     """
-    copy = open_copy(path)
+    copy = open_copy(path, setting)
     if copy is not None:
         copy.close()
 
 
-def open_copy(path: str | None) -> IO[bytes] | None:
-    """Open the file `machine.qemu.serial_log`, where one is named.
+def open_copy(path: str | None, setting: str) -> IO[bytes] | None:
+    """Open the file for the copy, where one is named.
+
+    Args:
+        path: what the setting says.
+        setting: its name, for messages.
 
     Raises:
         InputError: it can't be written.
@@ -37,7 +41,7 @@ def open_copy(path: str | None) -> IO[bytes] | None:
     try:
         return open(Path(path).expanduser(), "wb", buffering=0)
     except OSError as error:
-        raise InputError(f"machine.qemu.serial_log: {path} can't be written: {error.strerror}") from error
+        raise InputError(f"{setting}: {path} can't be written: {error.strerror}") from error
 
 
 def copied(source: IO[bytes], copy: IO[bytes] | None, limit: int = _LIMIT) -> IO[bytes]:

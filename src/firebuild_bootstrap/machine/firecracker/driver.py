@@ -201,9 +201,9 @@ def _exit_of(process: Process) -> MachineExit:
     report = AgentReport.parse(process.serial())
     trouble = process.trouble()
     if not trouble:
-        return MachineExit(report.exit_code, report.message)
+        return MachineExit(report.exit_code, report.message, explained=True)
     said = "" if report.status == "none" else f"; {report.message}"
-    return MachineExit(report.exit_code, f"{trouble}{said or _last_line(process)}")
+    return MachineExit(report.exit_code, f"{trouble}{said or _last_line(process)}", explained=True)
 
 
 def _last_line(process: Process) -> str:

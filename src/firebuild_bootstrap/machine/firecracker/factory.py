@@ -18,6 +18,7 @@ from firebuild_bootstrap.machine.firecracker.network import ExistingTap, Network
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.firecracker.source import JailedSource, PlainSource, RunningSource, Source
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.machine.serial import check_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import Workspace
 
@@ -62,7 +63,7 @@ def _source(block: FirecrackerSettings, machine_id: str, directory: Path, leftov
         return _running(block)
     program = checks.find_program(block.program, f"{_WHERE}.program")
     checks.program_version(program)
-    _check_serial_log(block.serial_log)
+    check_copy(block.serial_log, f"{_WHERE}.serial_log")
     if not block.jailer.enabled:
         checks.check_kvm()
         return PlainSource(
@@ -128,13 +129,3 @@ def _user(block: FirecrackerSettings) -> tuple[int, int]:
     uid = os.geteuid() if running.socket is None or running.uid is None else running.uid
     gid = os.getegid() if running.socket is None or running.gid is None else running.gid
     return uid, gid
-
-
-def _check_serial_log(path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        with open(Path(path).expanduser(), "wb"):
-            pass
-    except OSError as error:
-        raise InputError(f"{_WHERE}.serial_log: {path} can't be written: {error.strerror}") from error

@@ -45,6 +45,7 @@ _MMDS_PORT: Final = 80
 _LOG_SECONDS: Final = 2.0
 # The words of the guest's kernel for a write that the host refused.
 _WRITE_ERROR: Final = "I/O error, dev vda"
+_SERIAL_LOG: Final = "machine.qemu.serial_log"
 _KILLED: Final = 128 + signal.SIGKILL
 
 
@@ -60,7 +61,7 @@ def qemu_machine(
     kernel = find_kernel(
         None if block.kernel is None else Path(block.kernel), [Path(path) for path in block.kernel_modules]
     )
-    check_copy(block.serial_log)
+    check_copy(block.serial_log, _SERIAL_LOG)
     servers: tuple[str, ...] = ()
     if block.network == "user":
         check_tun()
@@ -176,7 +177,9 @@ class QemuMachine:
             append=append,
         )
         files = [HandedFile(self._kernel.image), HandedFile(self._agent)]
-        self._log = BoundedLog(copied(self._namespace.output, open_copy(self._settings.serial_log)))
+        self._log = BoundedLog(
+            copied(self._namespace.output, open_copy(self._settings.serial_log, _SERIAL_LOG))
+        )
         self._namespace.run(
             command,
             [*files, HandedFile(self._disk.path, writable=True)],
@@ -195,14 +198,14 @@ class QemuMachine:
             # Its kernel may try for ever, while vminit goes on to say that it lives.
             self._namespace.process.kill()
             self._report = AgentReport("none", message=self._write_error_text())
-            return MachineExit(_KILLED, self._report.message)
+            return MachineExit(_KILLED, self._report.message, explained=True)
         status = self._namespace.process.wait(timeout)
         if status is None:
             return None
         self._log.finish(_LOG_SECONDS)
         self._report = AgentReport.parse(self._log.text())
         code = status if self._report.status == "none" and status else self._report.exit_code
-        return MachineExit(code, self._report.message)
+        return MachineExit(code, self._report.message, explained=True)
 
     def stop(self, grace: float = 5.0) -> MachineExit | None:
         """End the machine; a guest that is about to end by itself has `grace` seconds for that."""
