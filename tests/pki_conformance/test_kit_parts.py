@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import tempfile
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 from pydantic import Field
 
@@ -57,3 +62,21 @@ def test_only_the_thread_that_is_watched_counts() -> None:
     assert seen == ["os.stat '/'", "os.listdir '/'"]
     look()
     assert len(seen) == 2
+
+
+def test_every_usual_way_out_is_watched(tmp_path: Path) -> None:
+    before = (os.open, open, socket.socket.__init__)
+    with watched() as seen:
+        (tmp_path / "file").write_text("x")
+        os.path.exists("/")
+        list(tmp_path.iterdir())
+        tempfile.TemporaryFile().close()
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", 1), timeout=5)
+        subprocess.run(["true"], check=True)
+    ways = [one.split(" ")[0] for one in seen]
+    assert {"open", "os.stat", "os.open", "socket.getaddrinfo", "socket.socket", "subprocess.Popen"} <= set(
+        ways
+    )
+    assert f"open {str(tmp_path / 'file')!r}" in seen or f"open {tmp_path / 'file'!r}" in seen
+    assert (os.open, open, socket.socket.__init__) == before

@@ -1,18 +1,33 @@
-"""Noticing input and output: what Python's audit hooks tell, and questions about files."""
+"""Noticing input and output: the ways to it that Python code takes are watched for a while.
+
+An audit hook (`sys.addaudithook`) would see more, but it can never be removed, and it runs within
+everything that the rest of the process does.
+"""
 
 from __future__ import annotations
 
+import builtins
+import io
 import os
-import sys
+import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-_EVENTS = ("open", "os.", "socket.", "subprocess.", "shutil.", "tempfile.", "http.", "urllib.")
-_HARMLESS = ("os.putenv", "os.unsetenv")
-_QUESTIONS = ("stat", "lstat", "access")
+_FILES = ("stat", "lstat", "access", "open", "listdir", "scandir", "readlink", "mkdir", "rmdir", "unlink")
+_CHANGES = ("remove", "rename", "replace", "link", "symlink", "chmod", "chown", "utime", "truncate", "system")
+
+_PLACES: tuple[tuple[Any, str, str], ...] = (
+    *((os, name, f"os.{name}") for name in (*_FILES, *_CHANGES)),
+    (builtins, "open", "open"),
+    (io, "open", "open"),
+    (socket, "getaddrinfo", "socket.getaddrinfo"),
+    (socket.socket, "__init__", "socket.socket"),
+    (subprocess.Popen, "__init__", "subprocess.Popen"),
+)
 
 
 class _Watch(threading.local):
@@ -26,36 +41,22 @@ _watch = _Watch()
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """Collect the input and output of this thread, as far as Python tells (`sys.addaudithook`)."""
-    _install()
+    """Collect the input and output of this thread; what other threads do meanwhile does not count."""
     seen: list[str] = []
     with ExitStack() as patches:
-        for name in _QUESTIONS:  # Python audits no questions about files
-            patches.enter_context(mock.patch.object(os, name, _noted(getattr(os, name))))
+        for owner, name, words in _PLACES:
+            watching = _noted(getattr(owner, name), words)
+            patches.enter_context(mock.patch.object(owner, name, watching))
         _watch.seen = seen
         patches.callback(setattr, _watch, "seen", None)
         yield seen
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watch.seen is not None and event.startswith(_EVENTS) and event not in _HARMLESS:
-        _watch.seen.append(f"{event} {arguments[0] if arguments else ''!r}")
-
-
-def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
-    def ask(*arguments: Any, **more: Any) -> Any:
+def _noted(function: Callable[..., Any], words: str) -> Callable[..., Any]:
+    def call(*arguments: Any, **more: Any) -> Any:
         if _watch.seen is not None:
-            _watch.seen.append(f"os.{function.__name__} {arguments[0]!r}")
+            what = [repr(one) for one in arguments[:1] if isinstance(one, str | bytes | os.PathLike)]
+            _watch.seen.append(" ".join([words, *what]))
         return function(*arguments, **more)
 
-    return ask
-
-
-_hook.__cantrace__ = True  # type: ignore[attr-defined]  # debuggers and coverage may look into it
-_installed = threading.Lock()
-
-
-def _install() -> None:
-    # a hook cannot be removed, so there is one for the life of the process
-    if _installed.acquire(blocking=False):
-        sys.addaudithook(_hook)
+    return call
