@@ -6,17 +6,14 @@ import secrets
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
-from firebuild_bootstrap.errors import GuestLost, Interrupted, StepFailed, exit_status_of
+from firebuild_bootstrap.dockerfile import BuildPlan
+from firebuild_bootstrap.errors import GuestLost, Interrupted, StepFailed
 from firebuild_bootstrap.events import (
-    BuildFailed,
     BuildStarted,
     EventSink,
     ImageStored,
@@ -25,19 +22,20 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepStarted,
 )
-from firebuild_bootstrap.explain import explained
+from firebuild_bootstrap.explain import explained, failure_event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.bases import Base
-from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.outputs import check_destinations, deliver
-from firebuild_bootstrap.image.store import ImageRecord, StoredImage
+from firebuild_bootstrap.image.outputs import check_destinations
+from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.keeping import Keeper
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
 from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_bootstrap.wire import encode_command
 from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
@@ -68,7 +66,8 @@ def build_image(
         the image; None after a success on a machine whose drive firebuild does not know (docs/external.md).
 
     Raises:
-        FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind.
+        FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind but what the
+            request asks to keep.
         Interrupted: `home.check` raised it.
         firebuild_pki.CAError: no usable certificates could be had.
     """
@@ -87,18 +86,6 @@ def build_image(
             raise
         build.failed(error)
         raise
-
-
-@dataclass(frozen=True)
-class _Resolved:
-    """What the first step found out."""
-
-    plan: BuildPlan
-    base: Base | None
-
-    @property
-    def base_name(self) -> str:
-        return self.base.name if self.base else "scratch"
 
 
 class _Build:
@@ -141,6 +128,9 @@ class _Build:
 
             self._phase(3, "start the bootstrap server")
             cleanup.callback(machine.close)
+            if self._request.keep_failed is not None:
+                directory = self._request.keep_failed / self._build_id
+                cleanup.enter_context(Keeper(directory, machine, notice=self._notice, info=self._info))
             server = self._server(resolved.plan, materials, machine, workspace.path)
             listening = machine.listen()
             cleanup.callback(listening.listener.close)
@@ -165,16 +155,9 @@ class _Build:
             return self._store(machine, resolved, authority)
 
     def failed(self, error: BaseException) -> None:
-        event = BuildFailed(
-            exit_status=exit_status_of(error),
-            error=type(error).__name__,
-            message=str(error),
-            step=getattr(error, "step", 0),
-            exit_code=getattr(error, "exit_code", None),
-        )
         # A receiver that fails too must not hide why the build did.
         with suppress(Exception):
-            self.events(event)
+            self.events(failure_event(error))
 
     def _phase(self, number: int, name: str) -> None:
         self._home.check()
@@ -188,25 +171,16 @@ class _Build:
 
     # --- 1 --------------------------------------------------------------------------------------
 
-    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> _Resolved:
+    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
         if any(spec.dest for spec in request.outputs):
             check_stores_images(self._settings.machine, "--output with dest=")
         context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
-        cleanup.enter_context(context)
-        bases = _Bases(self._home)
-        plan = make_plan(
-            DockerfileSource.read(request.dockerfile),
-            context=context,
-            bases=bases,
-            build_args=request.build_args,
-            target=request.target,
-            extra_labels=request.labels,
-        )
-        for warning in plan.warnings:
+        resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
+        for warning in resolved.plan.warnings:
             self._notice(f"{warning.location}: {warning.message}")
-        return _Resolved(plan, bases.found)
+        return resolved
 
     # --- 2 --------------------------------------------------------------------------------------
 
@@ -227,7 +201,7 @@ class _Build:
             self._warnings_told += 1
             self._notice(warning)
 
-    def _announce(self, resolved: _Resolved, authority: Authority) -> None:
+    def _announce(self, resolved: Resolved, authority: Authority) -> None:
         self.events(
             BuildStarted(
                 build_id=self._build_id,
@@ -281,7 +255,7 @@ class _Build:
 
     # --- 5 --------------------------------------------------------------------------------------
 
-    def _start(self, machine: Machine, resolved: _Resolved) -> None:
+    def _start(self, machine: Machine, resolved: Resolved) -> None:
         began = time.monotonic()
         self.events(
             StepStarted(
@@ -322,34 +296,16 @@ class _Build:
 
     # --- 7 --------------------------------------------------------------------------------------
 
-    def _store(self, machine: Machine, resolved: _Resolved, authority: Authority) -> StoredImage | None:
-        outputs = self._request.outputs
-        images = self._home.images
-        with images.stage() as staging:
-            artifacts = machine.export(outputs, staging.path)
-            if not artifacts:
-                self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
-                return None
-            record = ImageRecord(
-                tag=str(self._request.tag),
-                build_id=self._build_id,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                firebuild_version=version("firebuild"),
-                base=resolved.plan.base,
-                base_digest=resolved.base.digest if resolved.base else "",
-                ca_provider=authority.provider_name,
-                issuer_fingerprint=authority.issuer_fingerprint,
-                config=resolved.plan.config,
-                outputs=tuple(artifacts),
-            )
-            self._home.check()
-            for spec, artifact in zip(outputs, artifacts, strict=True):
-                deliver(staging.path / artifact.path, spec, self._home.trees)
-            image = images.commit(staging, record)
-        first = artifacts[0]
+    def _store(self, machine: Machine, resolved: Resolved, authority: Authority) -> StoredImage | None:
+        origin = Origin(self._build_id, authority.provider_name, authority.issuer_fingerprint)
+        image = store(machine, self._request, resolved, origin, self._home)
+        if image is None:
+            self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
+            return None
+        first = image.record.outputs[0]
         self.events(
             ImageStored(
-                tag=record.tag,
+                tag=image.record.tag,
                 path=str(image.location / first.path),
                 size=first.size,
                 digest=first.digest,
@@ -357,15 +313,3 @@ class _Build:
             )
         )
         return image
-
-
-class _Bases:
-    """Resolves the base for the plan and keeps what was found."""
-
-    def __init__(self, home: Home) -> None:
-        self._home = home
-        self.found: Base | None = None
-
-    def resolve(self, reference: str) -> ImageConfig:
-        self.found = self._home.bases.resolve(reference)
-        return self.found.config

@@ -1,4 +1,4 @@
-"""What a failed step looks like to whoever wrote the Dockerfile."""
+"""What a failure looks like to whoever wrote the Dockerfile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import Location, StepFailed
+from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of
+from firebuild_bootstrap.events import BuildFailed
 
 
 def explained(error: StepFailed, plan: BuildPlan, dockerfile: Path, output: Sequence[str]) -> StepFailed:
@@ -32,6 +33,17 @@ def explained(error: StepFailed, plan: BuildPlan, dockerfile: Path, output: Sequ
         exit_code=error.exit_code,
         hint=error.hint,
         location=Location(str(dockerfile), step.line),
+    )
+
+
+def failure_event(error: BaseException) -> BuildFailed:
+    """Return the event that tells of a build's failure."""
+    return BuildFailed(
+        exit_status=exit_status_of(error),
+        error=type(error).__name__,
+        message=str(error),
+        step=getattr(error, "step", 0),
+        exit_code=getattr(error, "exit_code", None),
     )
 
 

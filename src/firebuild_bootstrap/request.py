@@ -22,6 +22,8 @@ class BuildRequest:
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: what to make of the root file system.
+        keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
+            keeps nothing.
     """
 
     dockerfile: Path
@@ -31,3 +33,4 @@ class BuildRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
+    keep_failed: Path | None = None

@@ -71,6 +71,15 @@ def test_all_options_together(host_cli: Cli, tmp_path: Path) -> None:
     assert sorted(os.listdir()) == ["meta.json"]
 
 
+@pytest.mark.parametrize("option", ["--keep-on-failure", "--keep-on-failure=mine/deep"])
+def test_a_failed_build_is_kept_in_the_store_or_where_it_is_wanted(host_cli: Cli, option: str) -> None:
+    dockerfile("FROM host\nRUN exit 9\n")
+    done = host_cli("rootfs", option, "--tag", "t/kept:1", status=1)
+    [folder] = (host_cli.home / "failed" if "=" not in option else Path("mine/deep").absolute()).iterdir()
+    assert f"failed build is kept in {folder}: console.log, failure.json, rootfs.tar\n" in done.out
+    assert (folder / "rootfs.tar").exists()
+
+
 def test_rawjson_prints_events_and_nothing_else(cli: Cli) -> None:
     dockerfile("FROM scratch\nARG USED\nWORKDIR /srv\n")
     out = cli("rootfs", "--tag", "t/json:1", *TAR, "--progress", "rawjson", "--build-arg", "UNUSED=1").out

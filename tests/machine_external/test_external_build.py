@@ -179,19 +179,22 @@ def test_the_image_is_what_the_machine_left_on_its_drive(
 
 @pytest.mark.needs("debugfs")
 @pytest.mark.needs("mke2fs")
+@pytest.mark.parametrize("options", [[], ["--keep-on-failure"]])
 def test_a_machine_that_keeps_its_drive_leaves_no_image(
-    start: Start, tool: Tool, watched: WatchedFile, tmp_path: Path, firebuild: Firebuild
+    start: Start, tool: Tool, watched: WatchedFile, tmp_path: Path, firebuild: Firebuild, options: list[str]
 ) -> None:
     drive = tmp_path / "drive.img"
-    build = start(in_file(tmp_path, disk=str(drive), end_timeout="1s"), tag="t/kept:1")
+    build = start(in_file(tmp_path, disk=str(drive), end_timeout="1s"), *options, tag="t/kept:1")
     watched.until_written()
     mount(drive)
     tool.start()
     assert tool.end() == 0
-    status, _, error = build.end()
+    status, out, error = build.end()
     assert status == 6
     assert b"still has its drive" in error
-    assert not drive.exists()
+    assert drive.exists() == bool(options)
+    assert (b"the machine's drive stays where it is" in out) == bool(options)
+    assert not (tmp_path / "metadata.json").exists()
     assert "t/kept:1" not in firebuild("images", "list").stdout
 
 

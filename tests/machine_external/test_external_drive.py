@@ -12,7 +12,7 @@ import pytest
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.machine.disk import Disk
-from firebuild_bootstrap.machine.external.drive import ExternalDrive, copy_sparse
+from firebuild_bootstrap.machine.external.drive import ExternalDrive
 from firebuild_bootstrap.machine.external.superblock import Superblock
 from firebuild_bootstrap.machine.workspace import Workspace
 from machine_external.tool import debugfs, mount, unmount
@@ -196,27 +196,3 @@ def test_a_drive_with_errors_is_not_clean(path: Path, workspace: Workspace) -> N
     assert Superblock.read(path).clean
     debugfs(path, "ssv state 2")
     assert not Superblock.read(path).clean
-
-
-def test_copies_keep_data_and_holes(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    with source.open("wb") as file:
-        file.truncate(200 << 20)
-        for place in (0, 70 << 20, (150 << 20) - 5):
-            file.seek(place)
-            file.write(b"data" * 1000)
-    copy_sparse(source, tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
-    assert (tmp_path / "copy").stat().st_blocks * 512 < 1 << 20
-    assert (tmp_path / "copy").stat().st_mode & 0o7777 == 0o600
-
-
-def test_an_interrupted_copy_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(b"x" * 10)
-
-    def check() -> None:
-        raise Interrupted("enough")
-
-    with pytest.raises(Interrupted):
-        copy_sparse(tmp_path / "source", tmp_path / "copy", check)
-    assert os.listdir(tmp_path) == ["source"]

@@ -106,6 +106,7 @@ def cat(image: str, path: str) -> str:
 
 
 @pytest.mark.needs("userns")
+@pytest.mark.timeout(300)
 def test_a_build_that_fails_ends_the_script_with_its_status(
     firebuild: Firebuild, programs: Path, tmp_path: Path
 ) -> None:
@@ -125,7 +126,7 @@ def test_a_build_that_fails_ends_the_script_with_its_status(
         env=environ,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 2, done.stdout + done.stderr

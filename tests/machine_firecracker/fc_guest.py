@@ -17,7 +17,7 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.protocol import MmdsVersion
 from firebuild_bootstrap.mmds.store import DataStore
-from firebuild_bootstrap.sandbox import Bind, Sandbox, SandboxProcess, detect, find_runtime
+from firebuild_bootstrap.sandbox import Bind, Sandbox, detect, find_runtime
 
 
 class Guest:
@@ -41,7 +41,6 @@ class Guest:
         self._sandbox = Sandbox(detect())
         self._trees = Trees(self._sandbox)
         self._emulator = MetadataEmulator(store, work / "mmds" / "mmds.sock", version=MmdsVersion(version))
-        self._vminit: SandboxProcess | None = None
         self._stopping = threading.Event()
 
     def run(self) -> Report:
@@ -63,8 +62,6 @@ class Guest:
 
     def press_ctrl_alt_del(self) -> None:
         self._stopping.set()
-        if self._vminit is not None:
-            self._vminit.terminate()
 
     def _mount(self) -> None:
         root = self._work / "root"
@@ -79,7 +76,7 @@ class Guest:
         arguments += ["--mmds-timeout", f"{settings.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{settings.connect_timeout:g}"]
         with open(self._work / "vminit.log", "wb") as log:
-            self._vminit = self._sandbox.popen(
+            vminit = self._sandbox.popen(
                 runtime.module("firebuild_bootstrap.guest.main", *arguments),
                 binds=[
                     *runtime.binds,
@@ -90,12 +87,12 @@ class Guest:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        if self._stopping.is_set():
-            self._vminit.terminate()
-        status = self._vminit.wait()
-        self._vminit.kill()
+        while (status := vminit.wait(0.2)) is None:
+            if self._stopping.is_set():
+                vminit.terminate()  # again and again, because one that comes too early is lost
+        vminit.kill()
         self._emulator.stop()
-        return 1 if status is None else status
+        return status
 
     def _unmount(self) -> None:
         size = self._drive.stat().st_size

@@ -68,13 +68,19 @@ class Rig:
         if self.interrupted.is_set():
             raise Interrupted("the build was interrupted")
 
-    def build(self, dockerfile: str = DOCKERFILE, outputs: tuple[str, ...] = ("tar",)) -> StoredImage:
+    def build(
+        self,
+        dockerfile: str = DOCKERFILE,
+        outputs: tuple[str, ...] = ("tar",),
+        keep_failed: Path | None = None,
+    ) -> StoredImage:
         (self.context / "Dockerfile").write_text(dockerfile)
         request = BuildRequest(
             dockerfile=self.context / "Dockerfile",
             context=self.context,
             tag=ImageTag.parse(f"test/{self.tmp_path.name.replace('_', '-').lower()}:1"),
             outputs=parse_outputs(outputs),
+            keep_failed=keep_failed,
         )
         settings: BuildSettings = load_settings(None, {}, self.settings)
         image = build_image(request, settings, self.home, events=self.events.append)
@@ -168,11 +174,16 @@ def test_the_kernel_gets_the_settings(rig: Rig, tmp_path: Path) -> None:
     assert 'firebuild-agent: {"version": 1, "status": "success"' in (tmp_path / "serial.log").read_text()
 
 
-def test_a_failing_step_fails_the_build_as_everywhere(rig: Rig) -> None:
+def test_a_failing_step_fails_the_build_as_everywhere(rig: Rig, tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="exit code 7") as caught:
-        rig.build("FROM host\nRUN exit 7\n")
+        rig.build("FROM host\nRUN echo > /made; exit 7\n", keep_failed=tmp_path / "kept")
     assert caught.value.exit_code == 7
     rig.assert_nothing_is_left()
+    [kept] = (tmp_path / "kept").iterdir()
+    assert sorted(os.listdir(kept)) == ["console.log", "disk.ext4", "failure.json"]
+    assert '"exit": 1, "message": "the command exited with status 7"' in (kept / "console.log").read_text()
+    listed = subprocess.run(["debugfs", "-R", "ls -p /", kept / "disk.ext4"], capture_output=True, check=True)
+    assert b"/made/" in listed.stdout
 
 
 @pytest.mark.parametrize(
@@ -194,8 +205,10 @@ def test_a_machine_that_fails_says_why(
 ) -> None:
     monkeypatch.setenv("FC_EMULATOR_FAULT", fault)
     with pytest.raises(error, match=f"(?s){words}"):
-        rig.build("FROM scratch\nCOPY greeting /\n")
+        rig.build("FROM scratch\nCOPY greeting /\n", keep_failed=rig.tmp_path / "kept")
     rig.assert_nothing_is_left()
+    [kept] = (rig.tmp_path / "kept").iterdir()
+    assert {"disk.ext4", "failure.json"} <= set(os.listdir(kept))
 
 
 def test_an_end_without_a_report_makes_no_image(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

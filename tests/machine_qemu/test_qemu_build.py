@@ -114,14 +114,18 @@ def test_a_user_without_root_builds_with_certificates_of_openbao_and_the_guest_i
 
 
 def test_a_drive_that_is_full_fails_the_step_with_its_output(
-    firebuild: Firebuild, context: Path, configure: Any
+    firebuild: Firebuild, context: Path, configure: Any, tmp_path: Path
 ) -> None:
     step = "RUN echo before; dd if=/dev/zero of=/big bs=1024k count=64; s=$?; echo after $s; exit $s\n"
-    config = configure(disk_size="32MiB")
-    done = firebuild(*arguments(context, f"FROM busybox\n{step}", "--config", config), status=1)
+    options = ("--config", configure(disk_size="32MiB"), f"--keep-on-failure={tmp_path}/kept")
+    done = firebuild(*arguments(context, f"FROM busybox\n{step}", *options), status=1)
     assert "No space left on device" in done.stdout
     assert "after 1" in done.stdout
     assert "Dockerfile:2: step 2/2 failed with exit code 1" in done.stderr
+    [kept] = (tmp_path / "kept").iterdir()
+    assert f"is kept in {kept}: console.log, disk.ext4, failure.json" in done.stdout
+    subprocess.run(["e2fsck", "-fn", kept / "disk.ext4"], check=True, capture_output=True)
+    assert '"message": "the command exited with status 1"' in (kept / "console.log").read_text()
     assert firebuild.leftovers() == []
 
 

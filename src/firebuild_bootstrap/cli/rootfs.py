@@ -14,6 +14,7 @@ import click
 from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.progress import ProgressMode, Renderer
     from firebuild_bootstrap.request import BuildRequest
     from firebuild_bootstrap.settings import BuildSettings
@@ -56,6 +57,14 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write what `firebuild images inspect` shows to this file.",
 )
+@click.option(
+    "--keep-on-failure",
+    "keep_failed",
+    is_flag=False,
+    flag_value="",
+    metavar="[DIR]",
+    help="Keep what is left of a failed build in DIR/BUILD-ID; DIR is `failed` in the store by default.",
+)
 @click.option("--ca", metavar="PROVIDER", help="CA provider to use instead of the configured one.")
 @click.option("--machine", metavar="DRIVER", help="Machine driver to use instead of the configured one.")
 @config_option
@@ -77,14 +86,12 @@ def rootfs(
     with interrupts.installed():
         chosen = {"ca.provider": ca, "machine.driver": machine}
         settings = settings_from(config_file, {name: value for name, value in chosen.items() if value})
-        request = _request(options)
+        home = home_from(settings, check=interrupts.check)
+        request = _request(options, home)
         if metadata_file is not None:
             check_stores_images(settings.machine, "--metadata-file")
             check_writable(metadata_file)
-        with (
-            closing(_renderer(progress, settings)) as renderer,
-            closing(home_from(settings, check=interrupts.check)) as home,
-        ):
+        with closing(home), closing(_renderer(progress, settings)) as renderer:
             image = build_image(request, settings, home, events=renderer)
         if metadata_file is not None and image is not None:
             write_atomically(metadata_file, image_json(image))
@@ -99,7 +106,7 @@ def _renderer(progress: ProgressMode, settings: BuildSettings) -> Renderer:
     return make_renderer(progress, out.buffer, terminal=out.isatty())
 
 
-def _request(options: dict[str, Any]) -> BuildRequest:
+def _request(options: dict[str, Any], home: Home) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.image.names import ImageTag
     from firebuild_bootstrap.image.outputs import parse_outputs
@@ -114,7 +121,15 @@ def _request(options: dict[str, Any]) -> BuildRequest:
         labels={name: value or "" for name, value in labels.items()},
         target=options["target"],
         outputs=parse_outputs(options["outputs"]),
+        keep_failed=_keep_failed(options["keep_failed"], home),
     )
+
+
+def _keep_failed(given: str | None, home: Home) -> Path | None:
+    """Return the directory that `--keep-on-failure` means; the option alone means one in the store."""
+    if given is None:
+        return None
+    return Path(given).absolute() if given else home.root / "failed"
 
 
 def _from_environment(given: Mapping[str, str | None]) -> dict[str, str | None]:

@@ -128,6 +128,20 @@ class Machine(Protocol):
         """
         ...
 
+    def keep(self, into: Path) -> tuple[str, ...]:
+        """Put what is left of a machine that has failed and is stopped into the directory `into`.
+
+        That is its root file system as it is, in `rootfs.tar` or `disk.ext4`, and the last that it wrote, in
+        `console.log`; each only if there is any.
+
+        Returns:
+            notes for the user.
+
+        Raises:
+            MachineError: the disk is full.
+        """
+        ...
+
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""
         ...

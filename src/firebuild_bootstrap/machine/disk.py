@@ -13,6 +13,7 @@ from firebuild_bootstrap.image.trees import PackedFile
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.machine.rootfs import artifact, export_tree, unpack_notes
+from firebuild_bootstrap.machine.sparse import move_sparse
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Bind
 
@@ -88,6 +89,15 @@ class Disk:
             made[spec.type] = self._hand_over(archive, spec, into / spec.type.file_name, packed)
         archive.unlink(missing_ok=True)
         return tuple(made[spec.type] for spec in outputs)
+
+    def keep(self, into: Path) -> None:
+        """Move the drive as it is into the directory `into`, if there is one.
+
+        Raises:
+            MachineError: the disk is full.
+        """
+        if self.path.exists():
+            move_sparse(self.path, into / self.path.name, self._workspace.check)
 
     def _read(self, archive: Path) -> PackedFile:
         self._run("e2fsck", "-f", "-p", "/disk/disk.ext4", accept=_CONTENT)

@@ -63,6 +63,10 @@ class Leftovers:
         """Remove everything, the last first, and return what could not be removed, in words. Idempotent."""
         return clear(self._directory)
 
+    def forget(self) -> None:
+        """Drop the list, and let everything on it stay."""
+        (self._directory / _FILE).unlink(missing_ok=True)
+
     def _add(self, **entry: Any) -> None:
         with open(self._directory / _FILE, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
-from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import export_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
@@ -114,6 +114,14 @@ class LocalMachine:
         if self._process is not None and self._process.poll() is None:
             raise MachineError("the root file system can't be exported while vminit runs")
         return export_tree(self._trees, self._root, outputs, into, epoch=self._epoch)
+
+    def keep(self, into: Path) -> tuple[str, ...]:
+        """Keep the root file system as a tar archive, with its owners; see `Machine.keep`."""
+        if self._root.exists():
+            self._trees.pack(self._root, into / OutputType.TAR.file_name)
+        if self._log is not None:
+            keep_console(self._log.text(), into)
+        return ()
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 from typing import IO, Final
 
 _LIMIT: Final = 64 * 1024
+
+
+def keep_console(text: str, into: Path) -> None:
+    """Write what a machine wrote last to a file in the directory `into`, if there is anything.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    if text.strip():
+        (into / "console.log").write_text(text, "utf-8", newline="")
 
 
 class BoundedLog:

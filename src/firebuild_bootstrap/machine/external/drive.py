@@ -13,10 +13,10 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
 from firebuild_bootstrap.machine.external.superblock import Superblock
+from firebuild_bootstrap.machine.sparse import copy_sparse
 
 _SETTING: Final = "machine.external.disk"
 _POLL_SECONDS: Final = 0.1
-_PIECE: Final = 64 << 20
 
 
 class ExternalDrive:
@@ -133,6 +133,10 @@ class ExternalDrive:
             raise MachineError(f"{self._path} was mounted again while it was read")
         return self._disk.export(outputs, into)
 
+    def keep(self) -> Path | None:
+        """Leave the file where it is, and return its path; None where `close` would not remove it anyway."""
+        return self._path if self._file.stay() else None
+
     def close(self) -> None:
         """Remove the file if firebuild made it and it still is that file. Idempotent."""
         self._file.remove()
@@ -153,41 +157,3 @@ class ExternalDrive:
             self._disk.path.unlink()
         except OSError as error:
             raise MachineError(f"{_SETTING}: {self._path} can't be made: {error.strerror}") from error
-
-
-def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Copy a file to the new file `target`, mode 0600; holes stay holes.
-
-    Args:
-        check: called between pieces; what it raises ends the copy and removes the target.
-
-    Raises:
-        MachineError: the disk is full, or a file can't be read or written.
-    """
-    try:
-        with open(source, "rb") as reading:
-            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                with open(descriptor, "wb") as writing:
-                    size = os.fstat(reading.fileno()).st_size
-                    os.truncate(writing.fileno(), size)
-                    _copy_data(reading.fileno(), writing.fileno(), size, check)
-            except BaseException:
-                target.unlink()
-                raise
-    except OSError as error:
-        raise MachineError(f"{source} can't be copied to {target}: {error.strerror}") from error
-
-
-def _copy_data(reading: int, writing: int, size: int, check: Callable[[], None]) -> None:
-    place = 0
-    while place < size:
-        try:
-            begin = os.lseek(reading, place, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        place = os.lseek(reading, begin, os.SEEK_HOLE)
-        os.lseek(writing, begin, os.SEEK_SET)
-        while begin < place:
-            check()
-            begin += os.sendfile(writing, reading, begin, min(place - begin, _PIECE))

@@ -124,6 +124,15 @@ class ExternalMachine:
             return ()
         return self._drive.export(outputs, into, end_timeout=self._settings.end_timeout.total_seconds())
 
+    def keep(self, into: Path) -> tuple[str, ...]:  # noqa: ARG002 - a machine may still have the drive
+        """Leave the drive where it is, which the machine may still use; see `Machine.keep`."""
+        path = self._drive.keep() if self._drive is not None else None
+        if path is None:
+            return ()
+        self._target.remove()
+        self._leftovers.forget()
+        return (f"the machine's drive stays where it is: {path}",)
+
     def close(self) -> None:
         """Remove the metadata, the drive if firebuild made it, and the build's directory."""
         try:

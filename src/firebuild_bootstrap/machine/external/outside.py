@@ -39,6 +39,11 @@ class OutsideFile:
         move(part, self.path)
         self._made = details.st_dev, details.st_ino
 
+    def stay(self) -> bool:
+        """Let the file stay for good; whether it was there to be removed."""
+        made, self._made = self._made, None
+        return made is not None
+
     def remove(self) -> None:
         """Remove it, unless somebody has put another in its place. Raises nothing; idempotent."""
         made, self._made = self._made, None

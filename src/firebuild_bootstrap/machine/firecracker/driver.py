@@ -22,6 +22,7 @@ from firebuild_bootstrap.machine.firecracker.process import Process
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.firecracker.source import Source
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.machine.log import keep_console
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
@@ -141,6 +142,14 @@ class FirecrackerMachine:
         if report.status != "success" and not (report.status == "none" and self._source.is_silent):
             raise MachineError(f"the machine did not end cleanly: {report.message}")
         return self._disk.export(outputs, into)
+
+    def keep(self, into: Path) -> tuple[str, ...]:
+        """Keep the drive, and the end of the console; see `Machine.keep`."""
+        if self._process is not None:
+            self._source.place.take_back(self._disk.path)
+            keep_console(self._process.serial(), into)
+        self._disk.keep(into)
+        return ()
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

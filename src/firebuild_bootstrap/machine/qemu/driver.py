@@ -19,7 +19,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
 from firebuild_bootstrap.machine.disk import Disk
-from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
 from firebuild_bootstrap.machine.qemu.command import (
     GUEST,
@@ -222,6 +222,13 @@ class QemuMachine:
         if self._report.status != "success":
             raise MachineError(f"the machine did not end cleanly: {self._report.message}")
         return self._disk.export(outputs, into)
+
+    def keep(self, into: Path) -> tuple[str, ...]:
+        """Keep the drive, and the end of the console; see `Machine.keep`."""
+        self._disk.keep(into)
+        if self._log is not None:
+            keep_console(self._log.text(), into)
+        return ()
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

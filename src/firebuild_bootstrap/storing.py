@@ -1,0 +1,57 @@
+"""The last step of a build: the machine's root file system becomes an image, and is delivered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.outputs import deliver
+from firebuild_bootstrap.image.store import ImageRecord, StoredImage
+from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.resolving import Resolved
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which build an image is from, and whose certificates that build had; see `ImageRecord`."""
+
+    build_id: str
+    ca_provider: str
+    issuer_fingerprint: str
+
+
+def store(
+    machine: Machine, request: BuildRequest, resolved: Resolved, origin: Origin, home: Home
+) -> StoredImage | None:
+    """Write the outputs of a machine that has ended, and store them as one image.
+
+    Returns:
+        the image; None where the machine's drive is out of reach.
+
+    Raises:
+        MachineError: the drive can't be read, or the disk is full. Nothing is stored then.
+        Interrupted: `home.check` raised it.
+    """
+    with home.images.stage() as staging:
+        artifacts = machine.export(request.outputs, staging.path)
+        if not artifacts:
+            return None
+        record = ImageRecord(
+            tag=str(request.tag),
+            build_id=origin.build_id,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            firebuild_version=version("firebuild"),
+            base=resolved.plan.base,
+            base_digest=resolved.base.digest if resolved.base else "",
+            ca_provider=origin.ca_provider,
+            issuer_fingerprint=origin.issuer_fingerprint,
+            config=resolved.plan.config,
+            outputs=tuple(artifacts),
+        )
+        home.check()
+        for spec, artifact in zip(request.outputs, artifacts, strict=True):
+            deliver(staging.path / artifact.path, spec, home.trees)
+        return home.images.commit(staging, record)
