@@ -17,7 +17,7 @@ from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import IdMap, Sandbox, detect
-from machine_firecracker.fc_tools import NetworkNamespace, install, kernel_file
+from machine_firecracker.fc_tools import NetworkNamespace, install, kernel_file, serving
 
 
 @pytest.fixture(scope="session")
@@ -84,14 +84,8 @@ def program(request: pytest.FixtureRequest, programs: Path) -> Path:
 def api(program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FirecrackerApi]:
     """The API of a fresh Firecracker."""
     monkeypatch.setenv("FC_EMULATOR_TAPS", "fctest0")
-    socket = tmp_path / "api.sock"
-    with subprocess.Popen(
-        [program, "--api-sock", "api.sock"], cwd=tmp_path, stdout=subprocess.DEVNULL
-    ) as process:
-        made = FirecrackerApi(socket)
-        made.await_ready(20)
+    with serving([program, "--api-sock", "api.sock"], tmp_path) as made:
         yield made
-        process.kill()
 
 
 @pytest.fixture

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap.agent import StaticAddress
+from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
 from firebuild_bootstrap.machine.firecracker.network import Link
 from support import REPO
 
@@ -68,6 +69,20 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def serving(command: Sequence[str | Path], directory: Path) -> Iterator[FirecrackerApi]:
+    """Run a Firecracker whose API socket is `api.sock` for the time of a block, as soon as it answers."""
+    api = FirecrackerApi(directory / "api.sock")
+    devnull = subprocess.DEVNULL
+    with ended(subprocess.Popen(command, cwd=directory, stdin=devnull, stdout=devnull)) as process:
+
+        def check() -> None:
+            assert process.poll() is None, f"it has ended with status {process.returncode}"
+
+        api.await_ready(SECONDS, check)
+        yield api
 
 
 def until(condition: Callable[[], object], what: str) -> None:

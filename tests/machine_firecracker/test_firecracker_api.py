@@ -22,7 +22,7 @@ from firebuild_bootstrap.machine.firecracker.configuration import (
 from firebuild_bootstrap.machine.firecracker.metadata import FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, StoreError
-from machine_firecracker.fc_tools import NetworkNamespace, kernel_file
+from machine_firecracker.fc_tools import NetworkNamespace, kernel_file, serving
 
 SECRET = "-----BEGIN PRIVATE KEY-----"
 DOCUMENT = {"latest": {"meta-data": {"VMMID": "b1", "Bootstrap": {"Key": SECRET}}}}
@@ -75,13 +75,9 @@ def test_what_the_driver_sends_before_the_network_is_accepted(api: FirecrackerAp
 def test_everything_up_to_the_start_is_accepted(
     program: Path, namespace: NetworkNamespace, tmp_path: Path, version: str
 ) -> None:
-    import subprocess
-
     namespace.ip("tuntap", "add", "dev", "fctest0", "mode", "tap")
     command = namespace.command(program, "--api-sock", "api.sock")
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-        api = FirecrackerApi(tmp_path / "api.sock")
-        api.await_ready(20)
+    with serving(command, tmp_path) as api:
         configure(api, configuration(tmp_path, mmds_version=version))
         FirecrackerMetadata().connect(api)
         metadata = FirecrackerMetadata()
@@ -93,7 +89,6 @@ def test_everything_up_to_the_start_is_accepted(
         assert config["mmds-config"]["version"] == version
         assert config["mmds-config"]["network_interfaces"] == ["eth0"]
         assert config["network-interfaces"][0]["host_dev_name"] == "fctest0"
-        process.kill()
 
 
 @pytest.mark.parametrize(
