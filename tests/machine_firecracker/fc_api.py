@@ -223,7 +223,7 @@ class Api:
                 raise ValueError(address)
         except ValueError:
             raise Fault("The MMDS IPv4 address is not link local.") from None
-        if "imds_compat" in document and tuple(map(int, self.release.split(".")[:2])) < (1, 13):
+        if "imds_compat" in document and numbers(self.release) < (1, 13):
             raise Fault("unknown field `imds_compat`")
         self.mmds = {"version": "V1", "ipv4_address": "169.254.169.254", **document}
 
@@ -241,6 +241,12 @@ class Api:
             raise Fault(_NOT_BEFORE)
         if action == "SendCtrlAltDel" and (complaint := self.host.ctrl_alt_del()):
             raise Fault(complaint)
+
+
+def numbers(release: str) -> tuple[int, int]:
+    """Return the first two numbers of a version."""
+    major, minor, *_ = release.split(".")
+    return int(major), int(minor)
 
 
 def _json(body: bytes) -> Any:

@@ -28,11 +28,19 @@ class Guest:
         boot_args: the kernel's command line.
         initrd: the agent.
         drive: the root file system.
-        store: the metadata; `version` says how they are served.
+        store: the metadata; `version` and `release`, of Firecracker, say how they are served.
     """
 
     def __init__(
-        self, work: Path, *, boot_args: str, initrd: Path, drive: Path, store: DataStore, version: str
+        self,
+        work: Path,
+        *,
+        boot_args: str,
+        initrd: Path,
+        drive: Path,
+        store: DataStore,
+        version: str,
+        release: tuple[int, int],
     ) -> None:
         self._work = work
         self._boot_args = boot_args
@@ -40,7 +48,9 @@ class Guest:
         self._drive = drive
         self._sandbox = Sandbox(detect())
         self._trees = Trees(self._sandbox)
-        self._emulator = MetadataEmulator(store, work / "mmds" / "mmds.sock", version=MmdsVersion(version))
+        self._emulator = MetadataEmulator(
+            store, work / "mmds" / "mmds.sock", version=MmdsVersion(version), release=release
+        )
         self._stopping = threading.Event()
 
     def run(self) -> Report:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap.guest.init_report import Report
-from machine_firecracker.fc_api import Api, Host
+from machine_firecracker.fc_api import Api, Host, numbers
 from machine_firecracker.fc_guest import Guest
 
 _TUNSETIFF = 0x400454CA
@@ -104,6 +104,7 @@ class Emulator:
             drive=self.path(drive["path_on_host"]),
             store=self.api.store,
             version=self.api.mmds["version"],
+            release=numbers(self.api.release),
         )
         report: Report = self.guest.run()
         if self._fault != "mute":
@@ -149,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="firecracker")
     parser.add_argument("--api-sock", default="/run/firecracker.socket")
     parser.add_argument("--id", default="anonymous-instance")
-    parser.add_argument("--level", choices=["Error", "Warning", "Info", "Debug"], default="Info")
+    parser.add_argument("--level", choices=["Error", "Warning", "Info", "Debug"])
     parser.add_argument("--start-time-us")
     parser.add_argument("--start-time-cpu-us")
     parser.add_argument("--version", action="store_true")
@@ -158,6 +159,9 @@ def main() -> None:
     if parsed.version:
         print(f"Firecracker v{release}\n")
         return
+    if parsed.level is not None and numbers(release) < (1, 5):
+        print("Arguments parsing error: The argument 'log-path' is required by 'level'", flush=True)
+        os._exit(153)
     fault = os.environ.get("FC_EMULATOR_FAULT", "")
     if fault.startswith("die="):
         print("2026-01-01T00:00:00 [anonymous-instance:main] it hurts", flush=True)

@@ -157,6 +157,13 @@ def test_both_versions_of_the_metadata_service_work(rig: Rig, version: str) -> N
     }
 
 
+@pytest.mark.parametrize("version", ["V1", "V2"])
+def test_old_releases_work(rig: Rig, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setenv("FC_EMULATOR_RELEASE", "1.0.0")
+    rig.settings["machine.firecracker.mmds_version"] = version
+    rig.build("FROM scratch\nCOPY greeting /\n")
+
+
 def test_the_kernel_gets_the_settings(rig: Rig, tmp_path: Path) -> None:
     rig.settings |= {
         "machine.firecracker.vcpus": 3,
@@ -274,6 +281,7 @@ def waiting(workspace: Workspace, store: Path, rig: Rig) -> Iterator[Firecracker
         source=PlainSource(
             FirecrackerSettings(),
             program=Path(str(rig.settings["machine.firecracker.program"])),
+            version=(1, 13),
             machine_id="b1",
             directory=workspace.path,
             leftovers=Leftovers(workspace.path),

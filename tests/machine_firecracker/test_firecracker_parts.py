@@ -152,6 +152,7 @@ def test_the_groups_of_the_jailer_are_on_the_list_of_leftovers(
     source = JailedSource(
         FirecrackerSettings.model_validate({"jailer": block}),
         program=Path("/bin/firecracker"),
+        version=(1, 13),
         jailer=Path("/bin/jailer"),
         machine_id="id",
         directory=tmp_path,

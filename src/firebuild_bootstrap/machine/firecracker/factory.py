@@ -62,17 +62,23 @@ def _source(block: FirecrackerSettings, machine_id: str, directory: Path, leftov
     if block.running.socket is not None:
         return _running(block)
     program = checks.find_program(block.program, f"{_WHERE}.program")
-    checks.program_version(program)
+    version = checks.program_version(program)
     check_copy(block.serial_log, f"{_WHERE}.serial_log")
     if not block.jailer.enabled:
         checks.check_kvm()
         return PlainSource(
-            block, program=program, machine_id=machine_id, directory=directory, leftovers=leftovers
+            block,
+            program=program,
+            version=version,
+            machine_id=machine_id,
+            directory=directory,
+            leftovers=leftovers,
         )
     jailer = _jailer(block, program)
     jailed = JailedSource(
         block,
         program=program,
+        version=version,
         jailer=jailer,
         machine_id=machine_id,
         directory=directory,

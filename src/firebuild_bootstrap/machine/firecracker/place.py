@@ -16,6 +16,8 @@ from firebuild_bootstrap.machine.firecracker.settings import JailerSettings
 
 # Inside a jail; Firecracker's default.
 JAILED_SOCKET: Final = "/run/firecracker.socket"
+# The first release that logs every request, bodies included, unless it is told not to.
+_TALKATIVE: Final = (1, 5)
 
 
 class Place(Protocol):
@@ -126,10 +128,12 @@ def jail_directory(settings: JailerSettings, program: Path, machine_id: str) -> 
     return Path(settings.chroot_base) / program.name / machine_id
 
 
-def firecracker_arguments(socket: str) -> list[str]:
+def firecracker_arguments(socket: str, version: tuple[int, int]) -> list[str]:
     """Return the arguments of Firecracker itself; `socket` is the path of the API as it sees it."""
-    # Its log is on its standard output, between what the guest writes.
-    return ["--api-sock", socket, "--level", "Warning"]
+    # Its log is on its standard output, between what the guest writes. Older ones log warnings only, and want
+    # a file for it where a level is given.
+    level = ["--level", "Warning"] if version >= _TALKATIVE else []
+    return ["--api-sock", socket, *level]
 
 
 def plain_command(

@@ -70,6 +70,7 @@ class PlainSource:
     Args:
         settings: the block `machine.firecracker`.
         program: its real path.
+        version: of the program.
         machine_id: letters, digits and hyphens.
         directory: the workspace, where its socket is; it runs there, so that the socket's path is short.
         leftovers: gets the process.
@@ -82,12 +83,14 @@ class PlainSource:
         settings: FirecrackerSettings,
         *,
         program: Path,
+        version: tuple[int, int],
         machine_id: str,
         directory: Path,
         leftovers: Leftovers,
     ) -> None:
         self._settings = settings
         self._program = program
+        self._arguments = firecracker_arguments(_SOCKET, version)
         self._id = machine_id
         self._directory = directory
         self._leftovers = leftovers
@@ -99,7 +102,7 @@ class PlainSource:
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
         """See `Source.launch`."""
-        command = plain_command(self._program, firecracker_arguments(_SOCKET), self._id, namespace)
+        command = plain_command(self._program, self._arguments, self._id, namespace)
         process = _started(command, self._settings, self._directory, self._leftovers)
         return process, FirecrackerApi(self._directory / _SOCKET)
 
@@ -121,6 +124,7 @@ class JailedSource:
         settings: FirecrackerSettings,
         *,
         program: Path,
+        version: tuple[int, int],
         jailer: Path,
         machine_id: str,
         directory: Path,
@@ -128,6 +132,7 @@ class JailedSource:
     ) -> None:
         self._settings = settings
         self._program = program
+        self._arguments = firecracker_arguments(JAILED_SOCKET, version)
         self._jailer = jailer
         self._id = machine_id
         self._directory = directory
@@ -155,9 +160,8 @@ class JailedSource:
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
         """See `Source.launch`."""
-        arguments = firecracker_arguments(JAILED_SOCKET)
         programs = (self._jailer, self._program)
-        command = jailer_command(self._settings.jailer, programs, arguments, self._id, namespace)
+        command = jailer_command(self._settings.jailer, programs, self._arguments, self._id, namespace)
         process = _started(command, self._settings, self._directory, self._leftovers)
         return process, FirecrackerApi(self.socket)
 
