@@ -219,7 +219,8 @@ class Api:
             raise Fault("The list of network interface IDs that allow forwarding MMDS requests is invalid.")
         address = document.get("ipv4_address", "169.254.169.254")
         try:
-            if not ipaddress.IPv4Address(address).is_link_local:
+            found = ipaddress.IPv4Address(address)
+            if not found.is_link_local or found.packed[2] in (0, 255):
                 raise ValueError(address)
         except ValueError:
             raise Fault("The MMDS IPv4 address is not link local.") from None

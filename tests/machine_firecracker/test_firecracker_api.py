@@ -79,6 +79,8 @@ def test_everything_up_to_the_start_is_accepted(
     command = namespace.command(program, "--api-sock", "api.sock")
     with serving(command, tmp_path) as api:
         configure(api, configuration(tmp_path, mmds_version=version))
+        mmds = {"network_interfaces": ["eth0"], "version": version, "ipv4_address": "169.254.0.1"}
+        refused(lambda: api.put("/mmds/config", mmds))
         FirecrackerMetadata().connect(api)
         metadata = FirecrackerMetadata()
         metadata.put(DOCUMENT)

@@ -260,6 +260,8 @@ def test_the_jailer_needs_root_and_a_program_of_its_liking(
         ({"network__pool": "10.0.0.0/31"}, "expected a network of at least four addresses"),
         ({"network__name_servers": ["10.0.0.1"] * 3}, "name_servers"),
         ({"mmds_address": "10.0.0.1"}, "expected a link-local address"),
+        ({"mmds_address": "169.254.0.1"}, "expected a link-local address, 169.254.1.0 to 169.254.254.255"),
+        ({"mmds_address": "169.254.255.1"}, "expected a link-local address"),
         ({"vcpus": 33}, "vcpus"),
         ({"vcpus": 3, "smt": True}, "with smt the number of vcpus has to be 1 or even, found 3"),
         ({"memory": "1MiB"}, "memory"),

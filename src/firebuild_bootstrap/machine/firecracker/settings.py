@@ -22,8 +22,13 @@ def _address(value: str) -> str:
 
 
 def _link_local(value: str) -> str:
-    if not IPv4Address(_address(value)).is_link_local:
-        raise ValueError(f'expected a link-local address such as 169.254.169.254, found "{value}"')
+    # RFC 3927, section 2.1: the first and the last 256 are reserved, and Firecracker refuses them.
+    address = IPv4Address(_address(value))
+    if not address.is_link_local or address.packed[2] in (0, 255):
+        raise ValueError(
+            "expected a link-local address, 169.254.1.0 to 169.254.254.255 such as 169.254.169.254, "
+            f'found "{value}"'
+        )
     return value
 
 
