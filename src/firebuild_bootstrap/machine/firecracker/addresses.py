@@ -66,7 +66,7 @@ def find(name: str, among: Sequence[Interface]) -> Interface | None:
 
 
 def tap_owner(name: str) -> int | None:
-    """Return who may open the tap device `name`, -1 for root alone; None when it is no tap device."""
+    """Return whose the tap device `name` is, -1 when no user's; None when it is no tap device."""
     try:
         flags = int((_NET / name / "tun_flags").read_text("ascii"), 16)
         owner = int((_NET / name / "owner").read_text("ascii"))

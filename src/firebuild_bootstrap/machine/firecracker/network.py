@@ -118,9 +118,10 @@ class ExistingTap:
         owner = self._owner(self._name)
         if owner is None:
             raise InputError(f"{where}: it is no tap device")
-        if self._uid not in (0, owner):
+        # The kernel lets everybody open one that is nobody's, and members of a group one that is the group's.
+        if self._uid != 0 and owner not in (-1, self._uid):
             raise InputError(
-                f"{where}: Firecracker runs as user {self._uid} and may not open it",
+                f"{where}: Firecracker runs as user {self._uid} and may not open it: it is user {owner}'s",
                 hint=f"make it for that user: ip tuntap add dev {self._name} mode tap user {self._uid}",
             )
         if self._uid == os.geteuid() and not os.access(self._tun, os.R_OK | os.W_OK):
