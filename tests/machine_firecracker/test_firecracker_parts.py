@@ -18,7 +18,7 @@ import pytest
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker import process
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
-from firebuild_bootstrap.machine.firecracker.place import Jail, SharedPlace, jailer_command
+from firebuild_bootstrap.machine.firecracker.place import Jail, SharedPlace, jail_directory, jailer_command
 from firebuild_bootstrap.machine.firecracker.process import (
     ForeignProcess,
     StartedProcess,
@@ -129,6 +129,17 @@ def test_the_jailer_is_told_the_limits() -> None:
         *("--chroot-base-dir", "/srv/jailer", "--netns", "/run/netns/n", "--cgroup-version", "2"),
         *("--cgroup", "memory.max=1G", "--cgroup", "pids.max=9", "--", "--api-sock", "/s"),
     ]
+
+
+def test_a_jail_has_the_same_place_for_firebuild_and_the_jailer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for base, found in (("jails", tmp_path / "jails"), ("~/jails", Path("/home/me/jails"))):
+        settings = JailerSettings(enabled=True, uid=1, gid=2, chroot_base=base)
+        assert jail_directory(settings, Path("/firecracker"), "id") == found / "firecracker/id"
+        assert found in jailer_command(settings, (Path("/j"), Path("/firecracker")), [], "id", "")
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ class Jail:
 
 def jail_directory(settings: JailerSettings, program: Path, machine_id: str) -> Path:
     """Return the directory that the jailer makes for a machine; its `root` is all that Firecracker sees."""
-    return Path(settings.chroot_base) / program.name / machine_id
+    return _chroot_base(settings) / program.name / machine_id
 
 
 def firecracker_arguments(socket: str, version: tuple[int, int]) -> list[str]:
@@ -155,13 +155,18 @@ def jailer_command(
     jailer, program = programs
     command: list[str | Path] = [jailer, "--id", machine_id, "--exec-file", program]
     command += ["--uid", str(settings.uid), "--gid", str(settings.gid)]
-    command += ["--chroot-base-dir", settings.chroot_base]
+    command += ["--chroot-base-dir", _chroot_base(settings)]
     if namespace:
         command += ["--netns", namespace]
     if settings.cgroups:
         command += ["--cgroup-version", str(settings.cgroup_version)]
         command += [word for limit in settings.cgroups for word in ("--cgroup", limit)]
     return [*command, "--", *arguments]
+
+
+def _chroot_base(settings: JailerSettings) -> Path:
+    # The jailer is started in another directory than this process.
+    return Path(settings.chroot_base).expanduser().absolute()
 
 
 def _move(source: Path, target: Path) -> None:
