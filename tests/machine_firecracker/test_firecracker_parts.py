@@ -75,20 +75,45 @@ def test_what_firecracker_has_put_in_the_place_of_the_drive_is_not_taken(
         jail.take_back(drive)
 
 
+def across_file_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "rename", refuse)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_links_in_a_jail_are_not_followed(
+    jail: Jail, drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, across: bool
+) -> None:
+    (tmp_path / "shadow").write_text("secret")
+    (tmp_path / "shadow").chmod(0o640)
+    for name in ("vmlinux", drive.name):
+        (jail.root / name).symlink_to(tmp_path / "shadow")
+    if across:
+        across_file_systems(monkeypatch)
+    with pytest.raises(MachineError, match=r"can't be brought to .*vmlinux: File exists"):
+        jail.show(drive, "vmlinux")
+    jail.lend(drive)
+    assert not (jail.root / drive.name).is_symlink()
+    assert (tmp_path / "shadow").read_text() == "secret"
+    assert (tmp_path / "shadow").stat().st_mode & 0o777 == 0o640
+    jail.clear()
+    assert os.listdir(jail.root) == ["vmlinux"]
+
+
 def test_another_file_system_gets_a_copy_with_holes(
     jail: Jail, drive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with drive.open("r+b") as file:
         file.truncate(64 << 20)
 
-    def refuse(*_: object) -> None:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "rename", refuse)
+    across_file_systems(monkeypatch)
     jail.lend(drive)
     assert not drive.exists()
     lent = jail.root / drive.name
     assert (lent.stat().st_size, lent.stat().st_blocks * 512 < 1 << 20) == (64 << 20, True)
+    assert lent.stat().st_mode & 0o777 == 0o600
     jail.take_back(drive)
     assert drive.read_bytes().startswith(b"drive")
     shutil.rmtree(jail.root)
@@ -105,12 +130,11 @@ def test_a_jail_that_cannot_take_files_is_an_error(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr(os, "chown", refuse)
-    with pytest.raises(MachineError, match=r"can't be brought to .*: Operation not permitted"):
-        jail.lend(drive)
-    monkeypatch.setattr(os, "rename", refuse)
-    with pytest.raises(MachineError, match=r"can't be brought to .*: Operation not permitted"):
-        jail.lend(jail.root / drive.name)
+    for refused in ("rename", "chown"):
+        monkeypatch.setattr(os, refused, refuse)
+        with pytest.raises(MachineError, match=r"can't be brought to .*: Operation not permitted"):
+            jail.lend(drive)
+        assert drive.exists()
 
 
 def test_without_a_jail_files_stay_where_they_are(drive: Path) -> None:

@@ -16,6 +16,13 @@ from firebuild_bootstrap.machine.firecracker.settings import JailerSettings
 
 # Inside a jail; Firecracker's default.
 JAILED_SOCKET: Final = "/run/firecracker.socket"
+_COPIED_BYTES: Final = 1 << 20
+_COPY: Final = (
+    "--sparse=always",
+    "--no-dereference",
+    "--remove-destination",
+    "--preserve=mode,ownership",
+)
 # The first release that logs every request, bodies included, unless it is told not to.
 _TALKATIVE: Final = (1, 5)
 
@@ -62,6 +69,8 @@ class SharedPlace:
 class Jail:
     """A Firecracker that sees one directory only.
 
+    The directory can belong to Firecracker's user, who could have put links there: nothing follows one.
+
     Args:
         root: the directory.
         uid: the user that Firecracker runs as; None leaves the owners of files as they are.
@@ -78,21 +87,22 @@ class Jail:
         """See `Place.show`. It is a copy: in a jail, the file would belong to Firecracker's user."""
         target = self.root / name
         try:
-            shutil.copyfile(file, target)
-            self._hand(target, 0o400)
+            with file.open("rb") as source, target.open("xb") as copy:
+                self._names.append(name)
+                shutil.copyfileobj(source, copy, _COPIED_BYTES)
+                self._hand(copy.fileno(), 0o400)
         except OSError as error:
             raise _not_copied(file, target, error) from error
-        self._names.append(name)
         return f"/{name}"
 
     def lend(self, drive: Path) -> str:
         """See `Place.lend`."""
         target = self.root / drive.name
-        _move(drive, target)
         try:
-            self._hand(target, 0o600)
+            self._hand(drive, 0o600)
         except OSError as error:
             raise _not_copied(drive, target, error) from error
+        _move(drive, target)
         self._names.append(drive.name)
         return f"/{drive.name}"
 
@@ -118,9 +128,9 @@ class Jail:
             (self.root / name).unlink(missing_ok=True)
         self._names.clear()
 
-    def _hand(self, path: Path, mode: int) -> None:
-        path.chmod(mode)
-        os.chown(path, self._uid, self._gid)
+    def _hand(self, file: Path | int, mode: int) -> None:
+        os.chmod(file, mode)
+        os.chown(file, self._uid, self._gid)
 
 
 def jail_directory(settings: JailerSettings, program: Path, machine_id: str) -> Path:
@@ -177,7 +187,7 @@ def _move(source: Path, target: Path) -> None:
             raise _not_copied(source, target, error) from error
         # Another file system; holes stay holes.
         done = subprocess.run(
-            ["cp", "--sparse=always", "--no-dereference", "--", source, target],
+            ["cp", *_COPY, "--", source, target],
             capture_output=True,
             text=True,
             check=False,
