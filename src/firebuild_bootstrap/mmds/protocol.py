@@ -25,6 +25,8 @@ TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - a path
 MAX_TOKEN_TTL: Final = 21_600
 # Session tokens and their aliases came to V1 with this release.
 _TOKENS_EVERYWHERE: Final = (1, 13)
+# Those that Firecracker's HTTP server knows at all.
+_METHODS: Final = ("GET", "PUT", "PATCH")
 _TEXT: Final = "text/plain"
 _JSON: Final = "application/json"
 
@@ -195,6 +197,8 @@ class MetadataService:
 
     def respond(self, request: Request) -> Response:
         """Return the answer to `request`; never raises for anything that a guest can send."""
+        if request.method not in _METHODS:
+            return Response(501, "Unsupported HTTP method.")
         if not request.path:
             return Response(400, "Invalid URI.")
         if request.method == "GET":
