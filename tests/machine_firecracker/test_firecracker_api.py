@@ -67,7 +67,11 @@ def test_what_the_driver_sends_before_the_network_is_accepted(api: FirecrackerAp
     assert config["machine-config"]["mem_size_mib"] == 256
     assert config["boot-source"]["boot_args"].startswith("console=ttyS0 reboot=k")
     [drive] = config["drives"]
-    assert (drive["cache_type"], drive["is_read_only"], drive["is_root_device"]) == ("Writeback", False, True)
+    assert (drive["cache_type"], drive["is_read_only"], drive["is_root_device"]) == (
+        "Writeback",
+        False,
+        False,
+    )
 
 
 @pytest.mark.needs("root")

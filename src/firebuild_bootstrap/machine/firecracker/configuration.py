@@ -50,7 +50,8 @@ class Configuration:
             f"/drives/{_DRIVE}",
             {
                 "drive_id": _DRIVE,
-                "is_root_device": True,
+                # The agent is the root. Beside another one, a kernel that can't unpack it boots the image.
+                "is_root_device": False,
                 "path_on_host": self.drive,
                 "is_read_only": False,
                 # The other one, Unsafe, does not pass the guest's flushes on; this image is kept.
