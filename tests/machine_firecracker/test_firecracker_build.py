@@ -162,6 +162,8 @@ def test_old_releases_work(rig: Rig, monkeypatch: pytest.MonkeyPatch, version: s
     monkeypatch.setenv("FC_EMULATOR_RELEASE", "1.0.0")
     rig.settings["machine.firecracker.mmds_version"] = version
     rig.build("FROM scratch\nCOPY greeting /\n")
+    boot = next(body for _, _, path, body in requests(rig.log) if path == "/boot-source")
+    assert ("pci=off" in boot["boot_args"].split()) == (os.uname().machine == "x86_64")
 
 
 def test_the_kernel_gets_the_settings(rig: Rig, tmp_path: Path) -> None:
@@ -178,6 +180,7 @@ def test_the_kernel_gets_the_settings(rig: Rig, tmp_path: Path) -> None:
     words = found["/boot-source"]["boot_args"].split()
     assert {"reboot=k", "loglevel=7", "ip=172.16.0.2::172.16.0.1:255.255.255.252:::off"} <= set(words)
     assert "firebuild.mmds=http://169.254.170.2" in words
+    assert "pci=off" not in words
     assert 'firebuild-agent: {"version": 1, "status": "success"' in (tmp_path / "serial.log").read_text()
 
 
@@ -375,9 +378,10 @@ def test_a_firecracker_of_somebody_else_is_used(
     image = rig.build("FROM scratch\nCOPY greeting /\n")
     assert (image.location / "rootfs.tar").exists()
     assert process.wait(20) == 0
+    boot = next(body for _, _, path, body in requests(rig.log) if path == "/boot-source")
+    assert "pci=off" not in boot["boot_args"].split()
     if jailed:
         assert sorted(os.listdir(root)) == ["run"]
-        boot = next(body for _, _, path, body in requests(rig.log) if path == "/boot-source")
         assert (boot["kernel_image_path"], boot["initrd_path"]) == ("/vmlinux", "/initrd")
     rig.assert_nothing_is_left()
 

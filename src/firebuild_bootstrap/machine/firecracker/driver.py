@@ -28,7 +28,9 @@ from firebuild_bootstrap.mmds.writer import MetadataWriter
 
 _READY_SECONDS: Final = 10.0
 # Faster boots: no probing for hardware that Firecracker has not, as its own default command line.
-_KERNEL_ARGUMENTS: Final = ("pci=off", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
+_KERNEL_ARGUMENTS: Final = ("i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
+# The first release that can have PCI, and says pci=off by itself where it has none.
+_PCI: Final = (1, 13)
 
 
 class FirecrackerMachine:
@@ -179,10 +181,7 @@ class FirecrackerMachine:
             mmds=f"http://{self._settings.mmds_address}",
             mmds_timeout=options.mmds_timeout,
             connect_timeout=options.connect_timeout,
-            extra=(
-                *(_KERNEL_ARGUMENTS if os.uname().machine == "x86_64" else ()),
-                *self._settings.kernel_args,
-            ),
+            extra=(*_platform_arguments(self._source.version), *self._settings.kernel_args),
         )
         place = self._source.prepare_place()
         return Configuration(
@@ -204,6 +203,12 @@ class FirecrackerMachine:
     def _words(self) -> str:
         words = self._process.serial().strip() if self._process is not None else ""
         return f"; it said: {words[-1000:]}" if words else ""
+
+
+def _platform_arguments(version: tuple[int, int]) -> tuple[str, ...]:
+    if os.uname().machine != "x86_64":
+        return ()
+    return _KERNEL_ARGUMENTS if version >= _PCI else ("pci=off", *_KERNEL_ARGUMENTS)
 
 
 def _exit_of(process: Process) -> MachineExit:

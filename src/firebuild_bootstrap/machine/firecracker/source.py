@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, is_socket
-from firebuild_bootstrap.machine.firecracker.checks import check_version
+from firebuild_bootstrap.machine.firecracker.checks import OLDEST, check_version
 from firebuild_bootstrap.machine.firecracker.place import (
     JAILED_SOCKET,
     Jail,
@@ -38,6 +38,11 @@ class Source(Protocol):
     @property
     def is_silent(self) -> bool:
         """Whether nobody here can read its serial console."""
+        ...
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Its release."""
         ...
 
     def prepare_place(self) -> Place:
@@ -90,6 +95,7 @@ class PlainSource:
     ) -> None:
         self._settings = settings
         self._program = program
+        self.version = version
         self._arguments = firecracker_arguments(_SOCKET, version)
         self._id = machine_id
         self._directory = directory
@@ -132,6 +138,7 @@ class JailedSource:
     ) -> None:
         self._settings = settings
         self._program = program
+        self.version = version
         self._arguments = firecracker_arguments(JAILED_SOCKET, version)
         self._jailer = jailer
         self._id = machine_id
@@ -181,6 +188,7 @@ class RunningSource:
         self._socket = Path(running.socket or "").expanduser().absolute()
         self._serial = None if running.serial is None else Path(running.serial).expanduser()
         self._jail = None
+        self.version = OLDEST
         if running.root is not None:
             self._jail = Jail(Path(running.root).expanduser().absolute(), running.uid, running.gid)
 
@@ -205,7 +213,7 @@ class RunningSource:
         if not is_socket(self._socket):
             raise InputError(f"{where}: there is no socket", hint="start Firecracker with --api-sock first")
         api = FirecrackerApi(self._socket)
-        check_version(str(api.get("/version").get("firecracker_version", "")), where)
+        self.version = check_version(str(api.get("/version").get("firecracker_version", "")), where)
         state = api.get("/").get("state")
         if state != _NOT_STARTED:
             raise InputError(
