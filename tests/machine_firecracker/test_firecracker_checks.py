@@ -249,6 +249,8 @@ def test_the_jailer_needs_root_and_a_program_of_its_liking(
     ("block", "words"),
     [
         ({"jailer__enabled": True}, "the jailer needs uid and gid"),
+        ({"jailer__cgroups": ["io.max=8:0 rbps=1"]}, "expected a limit such as memory.max=2G"),
+        ({"jailer__cgroups": ["memory.max"]}, "expected a limit such as memory.max=2G"),
         ({"network__tap": "a", "network__cni": "b"}, "expected one of tap and cni, found both"),
         ({"network__tap": "a" * 16}, "expected the name of an interface"),
         ({"network__mac": "01:00:00:00:00:01"}, "expected the MAC address of one interface"),

@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -202,12 +202,12 @@ def test_the_groups_of_the_jailer_are_on_the_list_of_leftovers(
     assert not (tmp_path / "j/firecracker/id").exists()
 
 
-def started(tmp_path: Path, *command: str, log: Path | None = None) -> StartedProcess:
+def started(tmp_path: Path, *command: str, log: IO[bytes] | None = None) -> StartedProcess:
     return StartedProcess(command, directory=tmp_path, stat_file=tmp_path / "stat", log=log)
 
 
 def test_a_process_is_known_before_it_becomes_the_program(tmp_path: Path) -> None:
-    one = started(tmp_path, "sh", "-c", "echo $$; cat ./stat", log=tmp_path / "log")
+    one = started(tmp_path, "sh", "-c", "echo $$; cat ./stat", log=(tmp_path / "log").open("wb"))
     assert one.wait(20)
     pid, stat = one.serial().split("\n", 1)
     assert stat.startswith(f"{pid} ")
@@ -226,10 +226,10 @@ def test_a_process_is_ended_by_force(tmp_path: Path) -> None:
 
 
 def test_a_process_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
+    log = (tmp_path / "log").open("wb")
     with pytest.raises(MachineError, match="firecracker can't be started: No such file"):
-        StartedProcess(
-            ["firecracker"], directory=tmp_path / "none", stat_file=tmp_path / "s", log=tmp_path / "log"
-        )
+        StartedProcess(["firecracker"], directory=tmp_path / "none", stat_file=tmp_path / "s", log=log)
+    assert log.closed
     with pytest.raises(MachineError, match="can't be started"):
         StartedProcess(["firecracker"], directory=tmp_path / "none", stat_file=tmp_path / "s")
 
@@ -287,11 +287,14 @@ def test_a_foreign_process_that_has_gone_has_ended(tmp_path: Path) -> None:
     assert ForeignProcess(FirecrackerApi(tmp_path / "none"), None).serial() == ""
 
 
-def test_a_foreign_process_that_is_busy_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [TimeoutError, BlockingIOError])
+def test_a_foreign_process_that_is_busy_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
     one = ForeignProcess(FirecrackerApi(tmp_path / "none"), None)
 
     def busy(*_: object) -> Any:
-        raise TimeoutError
+        raise error
 
     monkeypatch.setattr(process, "connect", busy)
     assert not one.wait(0)

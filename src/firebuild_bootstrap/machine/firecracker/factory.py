@@ -16,7 +16,13 @@ from firebuild_bootstrap.machine.firecracker.cni import CniNetwork
 from firebuild_bootstrap.machine.firecracker.driver import FirecrackerMachine
 from firebuild_bootstrap.machine.firecracker.network import ExistingTap, Network, OwnTap
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
-from firebuild_bootstrap.machine.firecracker.source import JailedSource, PlainSource, RunningSource, Source
+from firebuild_bootstrap.machine.firecracker.source import (
+    SERIAL_LOG,
+    JailedSource,
+    PlainSource,
+    RunningSource,
+    Source,
+)
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.serial import check_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
@@ -63,7 +69,7 @@ def _source(block: FirecrackerSettings, machine_id: str, directory: Path, leftov
         return _running(block)
     program = checks.find_program(block.program, f"{_WHERE}.program")
     version = checks.program_version(program)
-    check_copy(block.serial_log, f"{_WHERE}.serial_log")
+    check_copy(block.serial_log, SERIAL_LOG)
     if not block.jailer.enabled:
         checks.check_kvm()
         return PlainSource(

@@ -77,16 +77,20 @@ class StartedProcess:
         command: what to run.
         directory: where to run it.
         stat_file: gets the line `/proc/PID/stat` of the process, before it becomes the program.
-        log: a file for a copy of what the process and its guest write.
+        log: gets a copy of what the process and its guest write, and is closed with it.
 
     Raises:
         MachineError: it can't be started.
     """
 
     def __init__(
-        self, command: Sequence[str | Path], *, directory: Path, stat_file: Path, log: Path | None = None
+        self,
+        command: Sequence[str | Path],
+        *,
+        directory: Path,
+        stat_file: Path,
+        log: IO[bytes] | None = None,
     ) -> None:
-        copy = None if log is None else log.open("wb", buffering=0)
         try:
             self._process = subprocess.Popen(
                 ["/bin/sh", "-c", _INTRODUCED, stat_file, *command],
@@ -97,11 +101,11 @@ class StartedProcess:
                 start_new_session=True,
             )
         except OSError as error:
-            if copy is not None:
-                copy.close()
+            if log is not None:
+                log.close()
             raise MachineError(f"{command[0]} can't be started: {error.strerror}") from error
         output: IO[bytes] = self._process.stdout  # type: ignore[assignment]
-        self._log = BoundedLog(copied(output, copy))
+        self._log = BoundedLog(copied(output, log))
 
     def wait(self, timeout: float | None) -> bool:
         """See `Process.wait`."""
@@ -190,7 +194,7 @@ class ForeignProcess:
     def _answers(self) -> bool:
         try:
             connect(self._api.path, _PAUSE).close()
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # busy; with too many callers in front of us
             return True
         except OSError:
             return False

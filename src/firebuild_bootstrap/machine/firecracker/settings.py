@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import Settings
 
+_LIMIT = re.compile(r"[a-z0-9_.]+=[^=]+")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
@@ -29,6 +30,13 @@ def _link_local(value: str) -> str:
             "expected a link-local address, 169.254.1.0 to 169.254.254.255 such as 169.254.169.254, "
             f'found "{value}"'
         )
+    return value
+
+
+def _limit(value: str) -> str:
+    # The jailer takes nothing else, and says so only when it is started.
+    if _LIMIT.fullmatch(value) is None:
+        raise ValueError(f'expected a limit such as memory.max=2G, with one "=", found "{value}"')
     return value
 
 
@@ -85,7 +93,7 @@ class JailerSettings(Settings):
     """The group that Firecracker becomes."""
     chroot_base: str = "/srv/jailer"
     """The directory of jails; this one's is <chroot_base>/<file name of firecracker>/<build-id>/root."""
-    cgroups: tuple[str, ...] = ()
+    cgroups: tuple[Annotated[str, AfterValidator(_limit)], ...] = ()
     """Limits, each as FILE=VALUE: memory.max=2G."""
     cgroup_version: Literal[1, 2] = 2
     """The version of cgroups on this host."""

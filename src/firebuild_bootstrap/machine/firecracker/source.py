@@ -21,10 +21,12 @@ from firebuild_bootstrap.machine.firecracker.place import (
 from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Process, StartedProcess
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.machine.serial import open_copy
 
 _SOCKET: Final = "api.sock"
 _STAT: Final = "firecracker.stat"
 _NOT_STARTED: Final = "Not started"
+SERIAL_LOG: Final = "machine.firecracker.serial_log"
 
 
 class Source(Protocol):
@@ -243,7 +245,7 @@ def _started(
 ) -> StartedProcess:
     stat_file = directory / _STAT
     leftovers.add_process(stat_file)
-    log = None if settings.serial_log is None else Path(settings.serial_log).expanduser().absolute()
+    log = open_copy(settings.serial_log, SERIAL_LOG)
     return StartedProcess(command, directory=directory, stat_file=stat_file, log=log)
 
 
