@@ -24,7 +24,7 @@ from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker import checks, factory
 from firebuild_bootstrap.machine.firecracker.driver import FirecrackerMachine
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
-from firebuild_bootstrap.machine.firecracker.source import PlainSource
+from firebuild_bootstrap.machine.firecracker.source import PlainSource, Program
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.request import BuildRequest
@@ -282,12 +282,14 @@ def waiting(workspace: Workspace, store: Path, rig: Rig) -> Iterator[Firecracker
         FirecrackerSettings(),
         disk=Disk(workspace, size=64 << 20),
         source=PlainSource(
-            FirecrackerSettings(),
-            program=Path(str(rig.settings["machine.firecracker.program"])),
-            version=(1, 13),
-            machine_id="b1",
-            directory=workspace.path,
-            leftovers=Leftovers(workspace.path),
+            Program(
+                settings=FirecrackerSettings(),
+                path=Path(str(rig.settings["machine.firecracker.program"])),
+                version=(1, 13),
+                machine_id="b1",
+                directory=workspace.path,
+                leftovers=Leftovers(workspace.path),
+            )
         ),
         network=rig.network,
         kernel=Path(str(rig.settings["machine.firecracker.kernel"])),

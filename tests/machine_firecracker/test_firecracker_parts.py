@@ -25,7 +25,7 @@ from firebuild_bootstrap.machine.firecracker.process import (
     describe_status,
 )
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
-from firebuild_bootstrap.machine.firecracker.source import JailedSource, RunningSource
+from firebuild_bootstrap.machine.firecracker.source import JailedSource, Program, RunningSource
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from machine_firecracker.fc_tools import ended, until
 
@@ -184,15 +184,15 @@ def test_the_groups_of_the_jailer_are_on_the_list_of_leftovers(
         "cgroups": ["memory.limit=1", "pids.max=2"],
         "cgroup_version": version,
     }
-    source = JailedSource(
-        FirecrackerSettings.model_validate({"jailer": block}),
-        program=Path("/bin/firecracker"),
+    program = Program(
+        settings=FirecrackerSettings.model_validate({"jailer": block}),
+        path=Path("/bin/firecracker"),
         version=(1, 13),
-        jailer=Path("/bin/jailer"),
         machine_id="id",
         directory=tmp_path,
         leftovers=Leftovers(tmp_path),
     )
+    source = JailedSource(program, Path("/bin/jailer"))
     source.prepare_place()
     text = (tmp_path / "leftovers").read_text()
     assert [f'["rmdir", "{group}"]' in text for group in groups] == [True] * len(groups)

@@ -20,6 +20,7 @@ from firebuild_bootstrap.machine.firecracker.source import (
     SERIAL_LOG,
     JailedSource,
     PlainSource,
+    Program,
     RunningSource,
     Source,
 )
@@ -67,29 +68,20 @@ def firecracker_machine(
 def _source(block: FirecrackerSettings, machine_id: str, directory: Path, leftovers: Leftovers) -> Source:
     if block.running.socket is not None:
         return _running(block)
-    program = checks.find_program(block.program, f"{_WHERE}.program")
-    version = checks.program_version(program)
-    check_copy(block.serial_log, SERIAL_LOG)
-    if not block.jailer.enabled:
-        checks.check_kvm()
-        return PlainSource(
-            block,
-            program=program,
-            version=version,
-            machine_id=machine_id,
-            directory=directory,
-            leftovers=leftovers,
-        )
-    jailer = _jailer(block, program)
-    jailed = JailedSource(
-        block,
-        program=program,
-        version=version,
-        jailer=jailer,
+    path = checks.find_program(block.program, f"{_WHERE}.program")
+    program = Program(
+        settings=block,
+        path=path,
+        version=checks.program_version(path),
         machine_id=machine_id,
         directory=directory,
         leftovers=leftovers,
     )
+    check_copy(block.serial_log, SERIAL_LOG)
+    if not block.jailer.enabled:
+        checks.check_kvm()
+        return PlainSource(program)
+    jailed = JailedSource(program, _jailer(block, path))
     checks.check_socket_path(jailed.socket, f"{_WHERE}.jailer.chroot_base")
     checks.check_kvm()
     return jailed

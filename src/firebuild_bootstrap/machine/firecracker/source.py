@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -71,37 +72,50 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A Firecracker to be started.
+
+    Args:
+        settings: the block `machine.firecracker`.
+        path: its real path.
+        version: its release.
+        machine_id: letters, digits and hyphens.
+        directory: the workspace; it is started there, so that the path of a socket in there is short.
+        leftovers: gets the process.
+    """
+
+    settings: FirecrackerSettings
+    path: Path
+    version: tuple[int, int]
+    machine_id: str
+    directory: Path
+    leftovers: Leftovers
+
+    def start(self, command: list[str | Path]) -> StartedProcess:
+        """Start it with `command`.
+
+        Raises:
+            MachineError: it can't be started.
+        """
+        stat_file = self.directory / _STAT
+        self.leftovers.add_process(stat_file)
+        log = open_copy(self.settings.serial_log, SERIAL_LOG)
+        return StartedProcess(command, directory=self.directory, stat_file=stat_file, log=log)
+
+
 class PlainSource:
     """Firecracker as a program of this user.
 
     Args:
-        settings: the block `machine.firecracker`.
-        program: its real path.
-        version: of the program.
-        machine_id: letters, digits and hyphens.
-        directory: the workspace, where its socket is; it runs there, so that the socket's path is short.
-        leftovers: gets the process.
+        program: what is started.
     """
 
     is_silent = False
 
-    def __init__(
-        self,
-        settings: FirecrackerSettings,
-        *,
-        program: Path,
-        version: tuple[int, int],
-        machine_id: str,
-        directory: Path,
-        leftovers: Leftovers,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, program: Program) -> None:
         self._program = program
-        self.version = version
-        self._arguments = firecracker_arguments(_SOCKET, version)
-        self._id = machine_id
-        self._directory = directory
-        self._leftovers = leftovers
+        self.version = program.version
         self.place: Place = SharedPlace()
 
     def prepare_place(self) -> Place:
@@ -110,44 +124,31 @@ class PlainSource:
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
         """See `Source.launch`."""
-        command = plain_command(self._program, self._arguments, self._id, namespace)
-        process = _started(command, self._settings, self._directory, self._leftovers)
-        return process, FirecrackerApi(self._directory / _SOCKET)
+        program = self._program
+        arguments = firecracker_arguments(_SOCKET, self.version)
+        process = program.start(plain_command(program.path, arguments, program.machine_id, namespace))
+        return process, FirecrackerApi(program.directory / _SOCKET)
 
     def clear(self) -> None:
         """See `Source.clear`: the workspace holds everything."""
 
 
 class JailedSource:
-    """Firecracker through the jailer; see `PlainSource` for the arguments.
+    """Firecracker through the jailer.
 
     Args:
+        program: what the jailer starts.
         jailer: the jailer's real path.
     """
 
     is_silent = False
 
-    def __init__(
-        self,
-        settings: FirecrackerSettings,
-        *,
-        program: Path,
-        version: tuple[int, int],
-        jailer: Path,
-        machine_id: str,
-        directory: Path,
-        leftovers: Leftovers,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, program: Program, jailer: Path) -> None:
         self._program = program
-        self.version = version
-        self._arguments = firecracker_arguments(JAILED_SOCKET, version)
         self._jailer = jailer
-        self._id = machine_id
-        self._directory = directory
-        self._leftovers = leftovers
-        block = settings.jailer
-        self._home = jail_directory(block, program, machine_id)
+        self.version = program.version
+        block = program.settings.jailer
+        self._home = jail_directory(block, program.path, program.machine_id)
         self._jail = Jail(self._home / "root", block.uid, block.gid)
         self.socket = Path(f"{self._jail.root}{JAILED_SOCKET}")
 
@@ -158,9 +159,10 @@ class JailedSource:
 
     def prepare_place(self) -> Place:
         """See `Source.prepare_place`."""
-        self._leftovers.add_directory(self._home)
-        for group in _cgroups(self._settings.jailer, self._program.name, self._id):
-            self._leftovers.add_command(["rmdir", str(group)], quiet=True)
+        program = self._program
+        program.leftovers.add_directory(self._home)
+        for group in _cgroups(program.settings.jailer, program.path.name, program.machine_id):
+            program.leftovers.add_command(["rmdir", str(group)], quiet=True)
         try:
             self._jail.root.mkdir(mode=0o700, parents=True)
         except OSError as error:
@@ -169,10 +171,11 @@ class JailedSource:
 
     def launch(self, namespace: str) -> tuple[Process, FirecrackerApi]:
         """See `Source.launch`."""
-        programs = (self._jailer, self._program)
-        command = jailer_command(self._settings.jailer, programs, self._arguments, self._id, namespace)
-        process = _started(command, self._settings, self._directory, self._leftovers)
-        return process, FirecrackerApi(self.socket)
+        program = self._program
+        arguments = firecracker_arguments(JAILED_SOCKET, self.version)
+        programs = (self._jailer, program.path)
+        command = jailer_command(program.settings.jailer, programs, arguments, program.machine_id, namespace)
+        return program.start(command), FirecrackerApi(self.socket)
 
     def clear(self) -> None:
         """See `Source.clear`: the whole jail is on the list of leftovers."""
@@ -238,15 +241,6 @@ class RunningSource:
         """See `Source.clear`."""
         if self._jail is not None:
             self._jail.clear()
-
-
-def _started(
-    command: list[str | Path], settings: FirecrackerSettings, directory: Path, leftovers: Leftovers
-) -> StartedProcess:
-    stat_file = directory / _STAT
-    leftovers.add_process(stat_file)
-    log = open_copy(settings.serial_log, SERIAL_LOG)
-    return StartedProcess(command, directory=directory, stat_file=stat_file, log=log)
 
 
 def _cgroups(settings: JailerSettings, program: str, machine_id: str) -> list[Path]:
