@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.machine.base import MachineExit
 from firebuild_bootstrap.machine.external.driver import ExternalMachine
 from firebuild_bootstrap.machine.external.settings import ExternalSettings
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -45,9 +46,9 @@ def test_nobody_sees_the_metadata_before_everything_is_ready(workspace: Workspac
     assert not path.exists()
 
 
-def test_without_a_drive_its_end_is_never_seen(workspace: Workspace, tmp_path: Path) -> None:
+def test_without_a_drive_there_is_no_end_to_wait_for(workspace: Workspace, tmp_path: Path) -> None:
     made = machine(workspace, tmp_path / "m.json")
-    assert (made.poll(), made.wait(), made.stop()) == (None, None, None)
+    assert (made.poll(), made.wait(), made.stop()) == (None, MachineExit(0), None)
     assert made.export([], tmp_path) == ()
     made.close()
 

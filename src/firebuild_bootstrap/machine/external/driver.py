@@ -108,10 +108,15 @@ class ExternalMachine:
         return None
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:
-        """Wait up to `timeout` seconds for the drive to be unmounted; see `Machine.wait`."""
+        """Wait up to `timeout` seconds for the drive to be unmounted; see `Machine.wait`.
+
+        Without a drive there is nothing to wait for: nothing is read from the machine.
+        """
+        if self._drive is None:
+            return _ENDED
         longest = self._settings.end_timeout.total_seconds()
         seconds = longest if timeout is None else min(timeout, longest)
-        return _ENDED if self._drive is not None and self._drive.wait(seconds) else None
+        return _ENDED if self._drive.wait(seconds) else None
 
     def stop(self, grace: float = 5.0) -> MachineExit | None:  # noqa: ARG002 - nobody is there to be stopped
         """Take the credentials back; whoever has started the machine ends it."""
