@@ -61,6 +61,16 @@ def install(name: str, image: Path) -> None:
         shutil.copy2(path, target)
 
 
+def gnu(image: Path) -> None:
+    """dash and the tools of GNU in place of busybox."""
+    (image / "bin/busybox").unlink()
+    for path in (image / "bin").iterdir():
+        path.unlink()
+    for name in (*TOOLS, "env", "dash"):
+        install(name, image)
+    (image / "bin/sh").symlink_to("dash")
+
+
 @dataclass
 class Result:
     """How one build went."""

@@ -15,7 +15,7 @@ import pytest
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.service import Ending
 from firebuild_bootstrap.service.oldguest import staging
-from peers.house import TOOLS, House, install
+from peers.house import House, gnu, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
 
@@ -245,16 +245,6 @@ def test_a_connection_that_breaks_in_the_middle_of_a_file_ends_the_build(house: 
     assert isinstance(result.outcome.error, GuestLost)
     assert result.outcome.message == "the connection broke while the files of step 2 were sent"
     assert not (result.image / "ran").exists()
-
-
-def gnu(image: Path) -> None:
-    """dash and the tools of GNU in place of busybox."""
-    (image / "bin/busybox").unlink()
-    for path in (image / "bin").iterdir():
-        path.unlink()
-    for name in (*TOOLS, "env", "dash"):
-        install(name, image)
-    (image / "bin/sh").symlink_to("dash")
 
 
 @pytest.mark.root

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.service import Ending, Limits
-from peers.house import House, install
+from peers.house import House, gnu, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
 
@@ -59,7 +60,14 @@ def test_output_is_the_same_byte_for_byte(house: House, dockerfile: str) -> None
             assert old.output(step, stream) == new.output(step, stream)
 
 
-def test_a_guest_that_trims_what_it_passes_on_gets_its_line_ends_back(house: House) -> None:
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_guest_that_trims_what_it_passes_on_gets_its_line_ends_back(house: House, coded: bool) -> None:
+    def change(image: Path) -> None:
+        gnu(image)
+        for name in ("sleep", *(("base64", "dd") if coded else ())):
+            install(name, image)
+
+    house.change_image = change
     _, old = house.both("RUN echo one; sleep 0.2; echo two; echo three >&2\nRUN echo four", trims=True)
     assert (old.output(2), old.output(2, "stderr"), old.output(3)) == (b"one\ntwo\n", b"three\n", b"four\n")
 
@@ -147,7 +155,54 @@ def test_a_guest_that_does_not_notice_a_failure_does_not_get_far(house: House) -
         assert result.steps == [("started", 2, 2), ("finished", 2, 7)]
 
 
-def test_output_that_is_no_text_ends_the_build_and_says_why(house: House) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        # Reads of 32 KiB cut these characters of three bytes in two.
+        "i=0; while [ $i -lt 9000 ]; do echo ✔━━━; i=$((i + 1)); done > /t; cat /t; cat /t >&2",
+        r"printf 'a\377b\000c\n'; printf '\377' >&2",
+        "head -c 200000 /bin/busybox",
+    ],
+)
+def test_output_need_not_be_text(house: House, command: str) -> None:
+    new, old = house.both(f"RUN {command}")
+    for stream in ("stdout", "stderr"):
+        assert old.output(2, stream) == new.output(2, stream)
+
+
+def test_output_arrives_while_the_step_runs(house: House) -> None:
+    seen = []
+    house.on_output = lambda: seen.append(time.monotonic())
+    house.old("RUN printf first; sleep 2; printf second")
+    assert seen[-1] - seen[0] > 1.5
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_the_tools_of_gnu_pass_output_on_too(house: House, shell: str) -> None:
+    def change(image: Path) -> None:
+        gnu(image)
+        for name in (shell, "base64", "dd", "setpriv", "id"):
+            install(name, image)
+        (image / "bin/sh").unlink()
+        (image / "bin/sh").symlink_to(shell)
+
+    house.change_image = change
+    new, old = house.both(r"RUN printf 'a\377b\n\n'; cat /bin/cat >&2" + "\nUSER app\nRUN id; exit 0")
+    for step in (2, 3):
+        for stream in ("stdout", "stderr"):
+            assert old.output(step, stream) == new.output(step, stream)
+    outcome = house.old("USER app\nRUN id; exit 5").outcome
+    assert (outcome.step, outcome.exit_code) == (2, 5)
+
+
+def test_a_command_that_ends_its_own_shell_fails_the_step(house: House) -> None:
+    outcome = house.old("RUN kill -9 $PPID; sleep 1").outcome
+    assert (outcome.step, outcome.reason) == (2, "command")
+
+
+def test_output_that_is_no_text_and_can_not_be_made_text_ends_the_build(house: House) -> None:
+    house.change_image = gnu
     result = house.old(r"RUN printf 'a\377b'")
     error = result.outcome.error
     assert isinstance(error, StepFailed)

@@ -228,6 +228,19 @@ def test_what_never_became_a_mark_is_output_in_the_end(serve: Any) -> None:
     assert [event.data for event in running.of(StepOutput)] == [b"\x01"]
 
 
+def test_output_in_marks_is_the_bytes_that_were_written(serve: Any) -> None:
+    running = serve(commands=[run(2)])
+    old = OldCaller(running)
+    old.ready()
+    mark = old.mark("D", 2, "YWJj\n/w==\n")
+    old.say(old.mark("B", 2) + mark[:20], mark[20:], old.mark("D", 2, "odd"), old.mark("E", 2, "0"))
+    old.say(old.mark("D", 2, "AAo="), method="StdErr")
+    old.calls.success()
+    assert running.outcome().ending is Ending.SUCCESS
+    told = [(event.stream, event.data) for event in running.of(StepOutput)]
+    assert told == [("stdout", b"abc\xff"), ("stdout", b"odd"), ("stderr", b"\0\n")]
+
+
 def test_an_exit_status_that_is_no_number_is_a_failure(serve: Any) -> None:
     running = serve(commands=[run(2)])
     old = OldCaller(running)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mark:
-    """One mark: `B` a step began, `E` it ended (value: exit status), `X` it failed (value: why), `P` the
-    image has what is needed. `ends_line` tells whether its line feed came along.
+    """One mark: `B` a step began, `D` it wrote something (value: base64), `E` it ended (value: exit status),
+    `X` it failed (value: why), `P` the image has what is needed. `ends_line` tells whether its line feed came
+    along.
     """
 
     kind: str

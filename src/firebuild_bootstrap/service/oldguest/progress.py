@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import re
 import threading
 import time
@@ -21,7 +22,10 @@ _TOO_OLD: Final = "the guest's vminit is too old to build this image"
 _HINT: Final = "use a current vminit, or put what is missing into the base"
 # The guest stops reading at such output, and what still writes is ended by SIGPIPE.
 _CUT_OFF: Final = re.compile(r"UTF-8|broken pipe|\b141\b")
-_NOT_UTF8: Final = "an old vminit can't pass on output that is not UTF-8: let the step write it into a file"
+_NOT_UTF8: Final = (
+    "an old vminit can't pass on output that is not UTF-8: put dd and base64 into the base, or let the step "
+    "write it into a file"
+)
 
 
 @dataclass
@@ -78,7 +82,7 @@ class Progress:
                 for number, part in enumerate(parts, start=1):
                     if isinstance(part, Mark):
                         channel.step = part.step
-                        self._marked(part)
+                        self._marked(stream, part)
                     else:
                         whole = number == len(parts) and not channel.marks.holding
                         self._write(stream, part, whole=whole)
@@ -106,8 +110,10 @@ class Progress:
 
     # --- marks ----------------------------------------------------------------------------------
 
-    def _marked(self, mark: Mark) -> None:
+    def _marked(self, stream: Stream, mark: Mark) -> None:
         match mark.kind:
+            case "D":
+                self._session.output.write(mark.step, stream, _decoded(mark.value))
             case "P":
                 self._ready = True
                 # Some old guests trim what they pass on: this one's line feed shows it.
@@ -189,3 +195,11 @@ class Progress:
         if self._trims and whole and not text.endswith("\n"):
             text += "\n"
         self._session.output.write(self._channels[stream].step, stream, text.encode())
+
+
+def _decoded(value: str) -> bytes:
+    """Return the output in a mark; line feeds among the base64 mean nothing."""
+    try:
+        return binascii.a2b_base64(value)
+    except ValueError:
+        return value.encode()

@@ -30,16 +30,44 @@ by_chroot() {
 }
 """
 
-# Executes $1 as the user that `user` found. HOME is told through a variable, because su sets its own.
+# `become` finds out how to become the user that `user` found, `as_user` executes $1 as that user. HOME is
+# told through a variable, because su sets its own.
 _AS_USER: Final = r"""
-as_user() {
+become() {
+  if [ "$U:$G" = 0:0 ]; then HOW=
+  elif by_setpriv "$U" "$G" "$L"; then HOW=setpriv
+  elif by_chroot "$U" "$G" "$L"; then HOW=chroot
+  elif [ -n "$N" ] && [ -z "$wanted_group" ] && program su; then HOW=su
+  else die "USER $1: the image has nothing that becomes this user; the guest's vminit is too old to do it"; fi
   FB_HOME=$H; export FB_HOME
-  if [ "$U:$G" = 0:0 ]; then /bin/sh -c "$1"
-  elif by_setpriv "$U" "$G" "$L"; then "$R" --reuid="$U" --regid="$G" --groups="$L" /bin/sh -c "$1"
-  elif by_chroot "$U" "$G" "$L"; then
-    "$R" --userspec="$U:$G" --groups="$L" --skip-chdir / /bin/sh -c "$1"
-  elif [ -n "$N" ] && [ -z "$wanted_group" ] && program su; then "$R" -s /bin/sh "$N" -c "$1"
-  else die "USER $2: the image has nothing that becomes this user; the guest's vminit is too old to do it"; fi
+}
+as_user() {
+  case $HOW in
+    setpriv) "$R" --reuid="$U" --regid="$G" --groups="$L" /bin/sh -c "$1" ;;
+    chroot) "$R" --userspec="$U:$G" --groups="$L" --skip-chdir / /bin/sh -c "$1" ;;
+    su) "$R" -s /bin/sh "$N" -c "$1" ;;
+    *) /bin/sh -c "$1" ;;
+  esac
+}
+"""
+
+# An old guest reads 32 KiB at a time and passes nothing on that is not UTF-8, half a character included. So
+# output becomes marks with base64 in them, piece by piece as it is written. In `relayed`, 1 and 6 are the
+# pipes of the command's output, 3 and 4 the guest's, 5 takes the exit status.
+_RELAYED: Final = r"""
+coded() {
+  while piece=$(dd bs=65536 count=1 2>/dev/null | base64) && [ -n "$piece" ]; do say D "$piece"; done
+  cat 2>/dev/null
+}
+relayed() {
+  if ! command -v base64 >/dev/null || ! command -v dd >/dev/null; then as_user "$1" < /dev/null; return; fi
+  exec 3>&1 4>&2
+  code=$({
+    {
+      { as_user "$1" < /dev/null 2>&6 3>&- 4>&- 5>&- 6>&-; echo "$?" >&5; } | coded >&3
+    } 6>&1 | coded >&4
+  } 5>&1)
+  return "${code:-137}"
 }
 """
 
@@ -108,9 +136,9 @@ def run(command: wire.RunCommand, staging: str) -> str:
         script += 'chmod 00755 "$S/run" || failed\n'
         remove = 'rm -rf "$S"\n'
     return (
-        f"{_PROGRAMS}{_AS_USER}begin\nuser {user}\nmk {directory} 0:0\n{script}"
+        f"{_PROGRAMS}{_AS_USER}{_RELAYED}begin\nuser {user}\nmk {directory} 0:0\nbecome {user}\n{script}"
         f'cd {directory} || die "WORKDIR "{directory}": it can not be entered"\n'
-        f"as_user {_command_line(command, argv)} {user} < /dev/null\n"
+        f"relayed {_command_line(command, argv)}\n"
         # Where the guest has closed the pipe, its own words are to come through.
         f"code=$?\ntrap '' PIPE\ncd /\n{remove}"
         f'say E "$code"\nexit "$code"\n'
