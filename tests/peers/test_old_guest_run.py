@@ -235,5 +235,7 @@ def test_a_program_whose_name_looks_like_an_assignment_is_refused_before_any_ste
 
 
 def test_an_old_guest_is_heard_while_a_step_takes_its_time(house: House) -> None:
-    house.limits = Limits(ping_interval=0.5, missed_pings=14)
+    # It pings every 5 seconds, whatever it is told.
+    house.ping_interval = 1.0
+    house.limits = Limits(ping_interval=1.0, missed_pings=2)
     assert house.old("RUN sleep 8").outcome.ending is Ending.SUCCESS

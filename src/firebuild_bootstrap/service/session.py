@@ -89,6 +89,12 @@ class Session:
         with self._changed:
             self._watch.step_started(step)
 
+    def pings_every(self, seconds: float) -> None:
+        """Take note of a guest that has a ping interval of its own."""
+        with self._changed:
+            self._watch.pings_every(seconds)
+            self._changed.notify_all()
+
     def _welcome(self) -> None:
         peer, tls_version = self._peer
         self.events(GuestConnected(peer=peer, tls_version=tls_version))

@@ -19,6 +19,7 @@ class Watch:
 
     def __init__(self, limits: Limits, now: float, refusals: Callable[[], str]) -> None:
         self._limits = limits
+        self._ping_interval = limits.ping_interval
         self._refusals = refusals
         self._build_deadline = now + limits.build_timeout
         self._initial_deadline = now + limits.initial_timeout
@@ -53,6 +54,10 @@ class Watch:
         """The guest works on `step` from now on; messages name it."""
         self._step = step
 
+    def pings_every(self, seconds: float) -> None:
+        """The guest pings no more often than this, whatever it is told."""
+        self._ping_interval = max(self._ping_interval, seconds)
+
     def deadline(self) -> tuple[float, Callable[[], FirebuildError]]:
         """Return when the build ends unless something happens, and the error that it ends with then."""
         deadlines: list[tuple[float, Callable[[], FirebuildError]]] = [
@@ -61,7 +66,7 @@ class Watch:
         if self._last_seen is None:
             deadlines.append((self._initial_deadline, self._never_called))
         else:
-            patience = self._limits.ping_interval * self._limits.missed_pings
+            patience = self._ping_interval * self._limits.missed_pings
             deadlines.append((self._last_seen + patience, self._fell_silent))
             if self._connections == 0:
                 deadlines.append((self._disconnected + self._limits.reconnect_grace, self._disconnected_))
@@ -85,7 +90,7 @@ class Watch:
     def _fell_silent(self) -> FirebuildError:
         return GuestLost(
             f"the guest fell silent{self._where()}: no call for {self._limits.missed_pings} ping intervals "
-            f"of {self._limits.ping_interval:g} seconds"
+            f"of {self._ping_interval:g} seconds"
         )
 
     def _disconnected_(self) -> FirebuildError:

@@ -18,6 +18,8 @@ from firebuild_bootstrap.service.resources import messages
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 
+# From its second ping on, whatever the metadata say.
+_PING_SECONDS: Final = 5.0
 _ARRIVED: Final = """begin
 [ -f "$S/place" ] || die "the files did not arrive"
 . "$S/place"
@@ -68,6 +70,7 @@ class OldGuest:
         self._nonce = secrets.token_hex(8)
         self._staging = f"/.firebuild-{self._nonce}"
         self._session = session
+        session.pings_every(_PING_SECONDS)
         self._shipments: dict[str, tuple[Shipment, int]] = {}
         self.progress = Progress(session, events, self._nonce, [command.step for command in commands])
         self.commands = [self._script(0, "RUN firebuild: what the image has", running.probe(commands))]
