@@ -78,7 +78,10 @@ class Guest:
         credentials = grpc.ssl_channel_credentials(
             block["CAChain"].encode(), block["Key"].encode(), block["Cert"].encode()
         )
-        options = [("grpc.ssl_target_name_override", block["ServerName"])]
+        options = [
+            ("grpc.ssl_target_name_override", block["ServerName"]),
+            ("grpc.max_receive_message_length", int(4 * 1024 * 1024 * 0.9)),
+        ]
         self.channel = grpc.secure_channel(block["HostPort"], credentials, options)
         self.variations = variations
         self.interval = float(block["PingInterval"].removesuffix("s"))

@@ -76,7 +76,8 @@ class OldGuest:
         self.commands = [self._script(0, "RUN firebuild: what the image has", running.probe(commands))]
         for command in commands:
             self.commands += self._rewritten(command, resources)
-        if sum(map(len, map(str.encode, self.commands))) > wire.MAX_MESSAGE_BYTES - 64 * 1024:
+        # Old guests take messages up to nine tenths of what the protocol allows.
+        if sum(map(len, map(str.encode, self.commands))) > wire.MAX_CHUNK_BYTES - 64 * 1024:
             raise _too_old("the Dockerfile has too many steps for one message of the protocol")
 
     def close(self) -> None:
