@@ -70,11 +70,37 @@ class OldBuild:
         self, source: str, target: str, *, chown: str | None = None, stage: str = "", keyword: str = "COPY"
     ) -> None:
         """COPY or ADD; what several commands with one source have is the target of the last."""
-        key = f"{stage}://{source}" if stage else source
+        path = self.context / source.lstrip("/")
+        if stage:
+            self._copy_from_stage(path, source, target, chown, stage)
+            return
+        self._add_copy(keyword, source, target, chown, "", "", f"{keyword} {source} {target}")
+        found = [Resolved(path, source, target, self.workdir, chown or self.user)] if path.exists() else []
+        self.resources[source] = found
+
+    def _copy_from_stage(self, path: Path, source: str, target: str, chown: str | None, stage: str) -> None:
+        """Each file is a command, its name below the target; they share one resource, which is the last."""
+        original = f"COPY --from={stage} {source} {target}"
+        for file in [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file()):
+            place = os.path.normpath(f"{target}/{file.name}")
+            key = f"{stage}://{source}"
+            self._add_copy("COPY", key, place, chown, str(file), stage, original)
+            self.resources[key] = [Resolved(file, source, place, "", chown or "")]
+
+    def _add_copy(
+        self,
+        keyword: str,
+        source: str,
+        target: str,
+        chown: str | None,
+        origin: str,
+        stage: str,
+        original: str,
+    ) -> None:
         command: dict[str, Any] = {
-            "OriginalCommand": f"{keyword} {source} {target}",
-            "OriginalSource": str(self.context / "Dockerfile"),
-            "Source": key,
+            "OriginalCommand": original,
+            "OriginalSource": origin if stage else str(self.context / "Dockerfile"),
+            "Source": source,
             "Target": target,
             "Workdir": attribute(self.workdir),
             "User": attribute(self.user),
@@ -83,9 +109,6 @@ class OldBuild:
         if keyword == "COPY":
             command["Stage"] = stage
         self.commands.append(command)
-        path = self.context / source.lstrip("/")
-        found = [Resolved(path, source, target, self.workdir, chown or self.user)] if path.exists() else []
-        self.resources[key] = found
 
 
 def chunk(data: bytes, claimed: bytes | None = None) -> pb.ResourceChunk:

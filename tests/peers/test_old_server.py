@@ -171,6 +171,31 @@ def test_files_end_up_where_the_dockerfile_says(place: Place) -> None:
     assert server.requests[-1] == ("builder:///etc/test", "")
 
 
+def test_a_file_from_a_stage_takes_the_name_that_is_written(place: Place) -> None:
+    place.file("out/app", b"APP", 0o755)
+    place.file("out/other", b"OTHER")
+    (place.image / "opt").mkdir()
+    build = place.build
+    build.workdir = "/w"
+    build.copy("/out/app", "/usr/bin/tool", stage="builder")
+    build.copy("/out/other", "./below/", stage="builder")
+    build.copy("/out/app", "/opt", stage="second")
+    place.succeed()
+    tree = place.tree()
+    assert (tree["usr/bin/tool"], tree["w/below/other"], tree["opt/app"]) == ("APP", "OTHER", "APP")
+    assert place.facts("usr/bin/tool") == ("0o755", os.geteuid(), os.getegid())
+
+
+def test_a_directory_from_a_stage_is_not_mixed_up_in_silence(place: Place) -> None:
+    place.file("out/x", b"X")
+    place.file("out/y", b"Y")
+    place.build.copy("/out", "/dst", stage="builder")
+    said = place.fail()
+    assert "the file for /dst/y in place of the one for /dst/x" in said
+    assert "copy each by itself" in said
+    assert place.tree() == {}
+
+
 def test_two_copies_of_one_source_have_a_target_each(place: Place) -> None:
     place.file("a", b"A")
     place.file("d/sub/f", b"F")

@@ -11,6 +11,8 @@ from dataclasses import replace
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
+from .errors import ProtocolError
+
 _EXEC_FORM = re.compile(r"RUN\s+(?:--\S+\s+)*(\[.*\])\s*", re.DOTALL)
 _STAGE = re.compile(r"[^/:]+://")
 _DOUBLE_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
@@ -72,12 +74,34 @@ def place(command: wire.CopyCommand, header: pb.ResourceChunk.ResourceHeader) ->
 
     The command's own count as long as the entry's source is the command's: a server that has two commands
     with one source sends the target of the last with both.
+
+    Raises:
+        ProtocolError: it is another file than the command's.
     """
+    if command.stage:
+        return _stage_target(command, header), command.workdir, command.chown or command.user
     inner = _below(command.source, header.sourcePath)
     if inner is not None:
         target = posixpath.join(command.target, inner) if inner else command.target
         return target, command.workdir, command.chown or command.user
     return header.targetPath, header.targetWorkdir or command.workdir, header.targetUser or command.chown
+
+
+def _stage_target(command: wire.CopyCommand, header: pb.ResourceChunk.ResourceHeader) -> str:
+    """Return the target of a file from another stage.
+
+    An old server makes one command of each file, its target the file's name below what is written, and serves
+    the last file for all that come from one directory.
+    """
+    if header.targetPath != command.target:
+        raise ProtocolError(
+            f"{command.original}: the server sent the file for {header.targetPath} in place of the one for "
+            f"{command.target}; old servers mix up the files of a stage's directory: copy each by itself"
+        )
+    name = posixpath.basename(command.target)
+    written = command.original.split()[-1]
+    itself = name == posixpath.basename(header.sourcePath)
+    return written if itself and posixpath.normpath(f"{written}/{name}") == command.target else command.target
 
 
 def _below(source: str, path: str) -> str | None:
