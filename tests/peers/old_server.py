@@ -50,6 +50,7 @@ class OldBuild:
     args: dict[str, str] = field(default_factory=dict)
     commands: list[dict[str, Any]] = field(default_factory=list)
     resources: dict[str, list[Resolved]] = field(default_factory=dict)
+    pings: bool = True
 
     def run(self, original: str, *commands: str) -> None:
         """RUN; an exec form comes as several commands. The environment is shared: later ENVs show up too."""
@@ -174,7 +175,6 @@ class OldServer:
         self.aborted: list[str] = []
         self.succeeded = 0
         self.requests: list[tuple[str, str]] = []
-        self.unknown_fields = 0
         self._lock = threading.Lock()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(8),
@@ -207,6 +207,7 @@ class OldServer:
                 response_serializer=lambda message: message.SerializeToString(),
             )
             for name, (request, function) in unary.items()
+            if name != "Ping" or self.build.pings
         }
         handlers["Resource"] = grpc.unary_stream_rpc_method_handler(
             self._resource,

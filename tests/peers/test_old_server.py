@@ -292,6 +292,13 @@ def test_commands_come_before_the_first_ping(place: Place) -> None:
 # --- what such servers get wrong ------------------------------------------------------------------------
 
 
+def test_a_server_that_knows_no_pings_is_not_taken_for_lost(place: Place) -> None:
+    place.ping_interval = "100ms"
+    place.build.pings = False
+    place.build.run("RUN sleep 1")
+    assert "Ping" not in place.succeed().calls
+
+
 def test_a_large_file_by_itself_arrives(place: Place) -> None:
     data = os.urandom(CHUNK) + os.urandom(CHUNK) + b"end"
     place.file("large", data)

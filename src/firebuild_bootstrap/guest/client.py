@@ -110,12 +110,17 @@ class Client:
         )
 
     def ping(self, identifier: str, timeout: float) -> bool:
-        """Send a sign of life; False when it was not answered properly within `timeout` seconds."""
+        """Send a sign of life; False when it was not answered properly within `timeout` seconds.
+
+        The first servers know no pings; that they say so is an answer.
+        """
         try:
             response = self._ping(
                 pb.PingRequest(id=identifier), timeout=timeout, metadata=(wire.GUEST_HELLO,)
             )
-        except (grpc.RpcError, ValueError):  # ValueError: the channel is closed
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNIMPLEMENTED
+        except ValueError:  # the channel is closed
             return False
         return bool(response.id == identifier)
 
