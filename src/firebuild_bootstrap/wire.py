@@ -190,12 +190,22 @@ def decode_command(text: str) -> AnyCommand | None:
         "workdir": members.attribute("Workdir") or "/",
         "user": members.attribute("User") or "0:0",
     }
-    keyword = next((word for word in ("RUN", "COPY", "ADD", "WORKDIR") if original.startswith(word)), "")
+    keyword = _keyword(original, bare=bool(members.get("Command", str, "")))
     if keyword == "RUN":
         return _decode_run(members, common)
     if keyword in ("COPY", "ADD"):
         return _decode_copy(members, common, keyword)
     return WorkdirCommand(**common) if keyword else None
+
+
+def _keyword(original: str, *, bare: bool) -> str:
+    """Return what kind of command a text is; old servers send it as it is written.
+
+    What they add by themselves, a pre-build command or the directory of a VOLUME, is a RUN without a text.
+    """
+    begin = original[:7].upper()
+    keyword = next((word for word in ("RUN", "COPY", "ADD", "WORKDIR") if begin.startswith(word)), "")
+    return keyword or ("RUN" if bare and not original else "")
 
 
 def _decode_run(members: _Members, common: dict[str, Any]) -> RunCommand:

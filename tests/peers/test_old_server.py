@@ -255,11 +255,22 @@ def test_an_exec_form_is_one_command_again(place: Place) -> None:
     ]
 
 
-def test_what_old_guests_skip_is_skipped(place: Place) -> None:
+def test_what_old_guests_skip_in_silence_is_executed(place: Place) -> None:
+    place.file("a", b"A")
     place.build.run("", "echo VOLUME of an old server comes without its instruction")
-    place.build.run("run echo lower case")
+    place.build.run("run echo lower case", "echo lower case")
+    place.build.run('run ["/bin/echo", "two  words"]', "/bin/echo", "two  words")
+    place.build.copy("a", "/b", keyword="copy")
+    place.build.run("LABEL a=b", "echo not this")
     place.build.run("RUN echo done")
-    assert place.succeed().lines["StdOut"] == ["done"]
+    said = place.succeed().lines["StdOut"]
+    assert said == [
+        "VOLUME of an old server comes without its instruction",
+        "lower case",
+        "two  words",
+        "done",
+    ]
+    assert place.tree() == {"b": "A"}
 
 
 def test_user_and_workdir_hold_for_run(place: Place) -> None:

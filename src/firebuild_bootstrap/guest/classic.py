@@ -13,7 +13,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 from .errors import ProtocolError
 
-_EXEC_FORM = re.compile(r"RUN\s+(?:--\S+\s+)*(\[.*\])\s*", re.DOTALL)
+_EXEC_FORM = re.compile(r"RUN\s+(?:--\S+\s+)*(\[.*\])\s*", re.DOTALL | re.IGNORECASE)
 _STAGE = re.compile(r"[^/:]+://")
 _DOUBLE_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
