@@ -13,7 +13,7 @@ import pytest
 from agent.conftest import Kernel, alone
 from firebuild_bootstrap.agent import EMULATED, Compression, agent_image, kernel_arguments
 from firebuild_bootstrap.agent.cpio import write_archive
-from firebuild_bootstrap.mmds.document import InterfaceInfo, MetadataDocument, NetworkInfo, UserInfo
+from firebuild_bootstrap.mmds import InterfaceInfo, MetadataDocument, NetworkInfo, UserInfo
 from guest_service.hosting import boot
 from guest_service.system import system
 

@@ -11,6 +11,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.mmds import (
     BOOTSTRAP_WIPE,
     DataStore,
+    DriveInfo,
     InterfaceInfo,
     MachineInfo,
     MetadataDocument,
@@ -32,7 +33,7 @@ def full(guest: TLSMaterial) -> MetadataDocument:
     return MetadataDocument(
         bootstrap=bootstrap_block(guest, host_port="127.0.0.1:4000", ping_interval=2.5, host_time=1.5),
         vmm_id="vm-1",
-        drives={"rootfs": "/image.ext4"},
+        drives={"rootfs": DriveInfo(drive_id="rootfs", is_root_device=True, path_on_host="/image.ext4")},
         entrypoint_json='{"cmd":["sh"]}',
         env={"PATH": "/bin"},
         local_hostname="box",
@@ -80,7 +81,15 @@ def test_the_document_has_the_names_that_guests_read(guest: TLSMaterial) -> None
     assert "PRIVATE KEY" in bootstrap["Key"]
     assert members == {
         "VMMID": "vm-1",
-        "Drives": {"rootfs": "/image.ext4"},
+        "Drives": {
+            "rootfs": {
+                "DriveID": "rootfs",
+                "IsReadOnly": "false",
+                "IsRootDevice": "true",
+                "PartUUID": "",
+                "PathOnHost": "/image.ext4",
+            }
+        },
         "EntrypointJSON": '{"cmd":["sh"]}',
         "Env": {"PATH": "/bin"},
         "LocalHostname": "box",

@@ -5,128 +5,29 @@ Names and nesting are those that guests in the field read; see docs/mmds.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.mmds.members import (
+    DriveInfo,
+    MachineInfo,
+    NetworkInfo,
+    UserInfo,
+    object_of,
+    objects_of,
+    text_of,
+    texts_of,
+)
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, size_of
-from firebuild_bootstrap.wire import BootstrapBlock, WireError
+from firebuild_bootstrap.wire import BootstrapBlock
 
 if TYPE_CHECKING:
     from firebuild_pki import TLSMaterial
 
 BOOTSTRAP_WIPE: Final[Mapping[str, Any]] = {"latest": {"meta-data": {"Bootstrap": None}}}
 """The merge patch that takes the credentials out of the metadata and leaves everything else."""
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MachineInfo:
-    """What the machine is made of; `mem_mib` is in MiB, `vmlinux` names the kernel."""
-
-    cpu: int = 0
-    cpu_template: str = ""
-    ht_enabled: bool = False
-    kernel_args: str = ""
-    mem_mib: int = 0
-    vmlinux: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the `Machine` object."""
-        return {
-            "CPU": str(self.cpu),
-            "CPUTemplate": self.cpu_template,
-            "HTEnabled": "true" if self.ht_enabled else "false",
-            "KernelArgs": self.kernel_args,
-            "Mem": str(self.mem_mib),
-            "VMLinux": self.vmlinux,
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> MachineInfo:
-        """Read the `Machine` object; what is absent keeps its default."""
-        return cls(
-            cpu=_whole_number(document, "CPU"),
-            cpu_template=_text(document, "CPUTemplate"),
-            ht_enabled=_text(document, "HTEnabled") == "true",
-            kernel_args=_text(document, "KernelArgs"),
-            mem_mib=_whole_number(document, "Mem"),
-            vmlinux=_text(document, "VMLinux"),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class InterfaceInfo:
-    """One network interface; `name_servers` is a comma-separated list."""
-
-    gateway: str = ""
-    host_device_name: str = ""
-    if_name: str = ""
-    ip: str = ""
-    ip_addr: str = ""
-    ip_mask: str = ""
-    ip_net: str = ""
-    name_servers: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the object below the interface's MAC address."""
-        return {wire_name: getattr(self, name) for name, wire_name in _INTERFACE_NAMES.items()}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> InterfaceInfo:
-        """Read the object; what is absent is empty."""
-        return cls(**{name: _text(document, wire_name) for name, wire_name in _INTERFACE_NAMES.items()})
-
-
-_INTERFACE_NAMES: Final = {
-    "gateway": "Gateway",
-    "host_device_name": "HostDeviceName",
-    "if_name": "IfName",
-    "ip": "IP",
-    "ip_addr": "IPAddr",
-    "ip_mask": "IPMask",
-    "ip_net": "IPNet",
-    "name_servers": "NameServers",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkInfo:
-    """The machine's network; `interfaces` is by MAC address."""
-
-    cni_network_name: str = ""
-    interfaces: Mapping[str, InterfaceInfo] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the `Network` object."""
-        interfaces = {mac: interface.to_json() for mac, interface in self.interfaces.items()}
-        return {"CniNetworkName": self.cni_network_name, "Interfaces": interfaces}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> NetworkInfo:
-        """Read the `Network` object."""
-        return cls(
-            cni_network_name=_text(document, "CniNetworkName"),
-            interfaces=_objects(document, "Interfaces", InterfaceInfo.from_json),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class UserInfo:
-    """A user to set up; `ssh_keys` holds authorised keys, one a line."""
-
-    ssh_keys: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the object below the user's name."""
-        return {"SSHKeys": self.ssh_keys}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> UserInfo:
-        """Read the object."""
-        return cls(ssh_keys=_text(document, "SSHKeys"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +49,7 @@ class MetadataDocument:
 
     bootstrap: BootstrapBlock | None = None
     vmm_id: str = ""
-    drives: Mapping[str, str] = field(default_factory=dict)
+    drives: Mapping[str, DriveInfo] = field(default_factory=dict)
     entrypoint_json: str = ""
     env: Mapping[str, str] = field(default_factory=dict)
     local_hostname: str = ""
@@ -161,7 +62,7 @@ class MetadataDocument:
         """Return the whole document, `latest` at the top; `Bootstrap` is left out where there is none."""
         members: dict[str, Any] = {
             "VMMID": self.vmm_id,
-            "Drives": dict(self.drives),
+            "Drives": {name: drive.to_json() for name, drive in self.drives.items()},
             "EntrypointJSON": self.entrypoint_json,
             "Env": dict(self.env),
             "LocalHostname": self.local_hostname,
@@ -181,19 +82,19 @@ class MetadataDocument:
         Raises:
             WireError: a member has the wrong type; the message names it, never its value.
         """
-        members = _object(_object(document, "latest"), "meta-data")
-        bootstrap = _object(members, "Bootstrap")
+        found = object_of(object_of(document, "latest"), "meta-data")
+        bootstrap = object_of(found, "Bootstrap")
         return cls(
             bootstrap=BootstrapBlock.from_json(bootstrap) if bootstrap else None,
-            vmm_id=_text(members, "VMMID"),
-            drives=_texts(members, "Drives"),
-            entrypoint_json=_text(members, "EntrypointJSON"),
-            env=_texts(members, "Env"),
-            local_hostname=_text(members, "LocalHostname"),
-            machine=MachineInfo.from_json(_object(members, "Machine")),
-            network=NetworkInfo.from_json(_object(members, "Network")),
-            image_tag=_text(members, "ImageTag"),
-            users=_objects(members, "Users", UserInfo.from_json),
+            vmm_id=text_of(found, "VMMID"),
+            drives=objects_of(found, "Drives", DriveInfo.from_json),
+            entrypoint_json=text_of(found, "EntrypointJSON"),
+            env=texts_of(found, "Env"),
+            local_hostname=text_of(found, "LocalHostname"),
+            machine=MachineInfo.from_json(object_of(found, "Machine")),
+            network=NetworkInfo.from_json(object_of(found, "Network")),
+            image_tag=text_of(found, "ImageTag"),
+            users=objects_of(found, "Users", UserInfo.from_json),
         )
 
     def check_size(self, limit: int = STORE_LIMIT) -> None:
@@ -243,36 +144,3 @@ def bootstrap_block(
         ping_interval=ping_interval,
         host_time=host_time,
     )
-
-
-def _text(document: Mapping[str, Any], name: str) -> str:
-    value = document.get(name, "")
-    if not isinstance(value, str):
-        raise WireError(f"{name} of the metadata: expected a string, found {type(value).__name__}")
-    return value
-
-
-def _whole_number(document: Mapping[str, Any], name: str) -> int:
-    text = _text(document, name) or "0"
-    if not (text.isascii() and text.isdigit()):
-        raise WireError(f"{name} of the metadata: expected a whole number, found {text!r:.40}")
-    return int(text)
-
-
-def _object(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = document.get(name, {})
-    if not isinstance(value, Mapping):
-        raise WireError(f"{name} of the metadata: expected an object, found {type(value).__name__}")
-    return value
-
-
-def _texts(document: Mapping[str, Any], name: str) -> dict[str, str]:
-    inner = _object(document, name)
-    return {key: _text(inner, key) for key in inner}
-
-
-def _objects(
-    document: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any]], _T]
-) -> dict[str, _T]:
-    inner = _object(document, name)
-    return {key: read(_object(inner, key)) for key in inner}
