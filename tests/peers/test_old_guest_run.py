@@ -201,8 +201,16 @@ def test_a_command_that_ends_its_own_shell_fails_the_step(house: House) -> None:
     assert (outcome.step, outcome.reason) == (2, "command")
 
 
-def test_output_that_is_no_text_and_can_not_be_made_text_ends_the_build(house: House) -> None:
-    house.change_image = gnu
+@pytest.mark.parametrize("broken", [False, True])
+def test_output_that_is_no_text_and_can_not_be_made_text_ends_the_build(house: House, broken: bool) -> None:
+    def change(image: Path) -> None:
+        gnu(image)
+        if broken:
+            install("dd", image)
+            (image / "bin/base64").write_text("#!/bin/sh\necho usage\n")
+            (image / "bin/base64").chmod(0o755)
+
+    house.change_image = change
     result = house.old(r"RUN printf 'a\377b'")
     error = result.outcome.error
     assert isinstance(error, StepFailed)
