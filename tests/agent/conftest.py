@@ -17,7 +17,7 @@ from firebuild_bootstrap.agent import agent_image
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 from guest.build import make_image
 
-# Where fetch-kernel puts one; FIREBUILD_TEST_KERNEL names another place of the same form.
+# Where `fetch kernel` puts one; FIREBUILD_TEST_KERNEL names another place of the same form.
 KERNEL = Path("/var/cache/firebuild-tests/kernel")
 
 
@@ -34,7 +34,7 @@ def kernel() -> Kernel:
     root = Path(os.environ.get("FIREBUILD_TEST_KERNEL", KERNEL))
     images = sorted(root.glob("boot/vmlinuz-*"))
     if not images or shutil.which("qemu-system-x86_64") is None:
-        reason = f"needs qemu: apt install qemu-system-x86, and tests/agent/fetch-kernel {root}"
+        reason = f"needs qemu: apt install qemu-system-x86, and tests/agent/fetch kernel {root}"
         if os.environ.get("TESTS_REQUIRE_ALL"):
             pytest.fail(reason)
         pytest.skip(reason)
