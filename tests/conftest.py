@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from support import OPENRC
+
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -63,6 +65,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "ip": (_program("ip"), "apt install iproute2"),
     "shellcheck": (_program("shellcheck"), "apt install shellcheck"),
     "systemd": (Path("/usr/lib/systemd/systemd").exists, "apt install systemd"),
+    "openrc": ((OPENRC / "sbin/openrc-init").exists, f"sudo tests/agent/fetch openrc {OPENRC}"),
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),

@@ -11,6 +11,8 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
+# Where `tests/agent/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
+OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-tests/openrc"))
 
 
 @dataclass(frozen=True)
