@@ -20,11 +20,12 @@ from support import OPENRC
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-_SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+# Where Debian has the programs for file systems and networks, which its users do not have on their PATH.
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def _program(name: str) -> Callable[[], bool]:
-    return lambda: shutil.which(name, path=_SBIN) is not None
+    return lambda: shutil.which(name) is not None
 
 
 def _has_user_namespaces() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,11 @@ BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
 # Where `tests/agent/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
 OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-tests/openrc"))
+
+
+def unique_seconds() -> str:
+    """A number of seconds by which to find one's own `sleep` among those of other tests."""
+    return str(10**6 + secrets.randbelow(10**6))
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def system(manager: Manager, flags: str, report: str) -> Iterator[Entry]:
 
 
 def which(name: str) -> Path:
-    found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    found = shutil.which(name)
     assert found is not None
     return Path(found).resolve()
 

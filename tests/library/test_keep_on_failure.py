@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import tarfile
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from cli.library import Library
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.errors import BuildTimeout, InputError, Interrupted, StepFailed
 from firebuild_bootstrap.events import BuildFailed, BuildStarted, Event, Notice, StepOutput
-from firebuild_bootstrap.interrupts import Interrupts
 from firebuild_bootstrap.settings import BuildSettings
 
 pytestmark = pytest.mark.needs("userns")
@@ -75,15 +74,18 @@ def test_success_and_mistakes_leave_nothing(library: Library, tmp_path: Path) ->
 
 
 def test_an_interrupted_build_leaves_nothing(library: Library, tmp_path: Path) -> None:
-    interrupts = Interrupts()
-    library.home.check = interrupts.check
+    interrupted = threading.Event()
+
+    def check() -> None:
+        if interrupted.is_set():
+            raise Interrupted("enough")
 
     def watch(event: Event) -> None:
         if isinstance(event, StepOutput):
-            os.kill(os.getpid(), signal.SIGTERM)
+            interrupted.set()
 
-    library.watch = watch
-    with interrupts.installed(), pytest.raises(Interrupted):
+    library.home.check, library.watch = check, watch
+    with pytest.raises(Interrupted):
         library.build("FROM host\nRUN echo now; sleep 100\n", keep_failed=tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 

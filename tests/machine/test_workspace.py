@@ -19,6 +19,7 @@ from firebuild_bootstrap.machine import janitor
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, find_runtime
 from firebuild_bootstrap.sandbox.idmap import single
+from support import unique_seconds
 
 pytestmark = pytest.mark.needs("bwrap")
 AsTester = Callable[[str], str]
@@ -34,12 +35,16 @@ idmap = detect()
 workspace = Workspace(home, "doomed", idmap)
 binds = [*workspace.runtime.binds, Bind(workspace.path, "/w", read_only=False)]
 script = "mkdir -p /w/a/b; touch /w/a/b/c; chown -R 77:77 /w/a; chmod 0 /w/a; echo ready; "
-script += "trap '' TERM; sleep 7744"
+script += "trap '' TERM; sleep {marker}"
 process = workspace.sandbox.popen(["sh", "-c", script], binds=binds, stdout=-1)
 process.stdout.readline()
 print(idmap.mode, (workspace.path / "a").stat().st_uid, home, flush=True)
 {end}
 """
+
+
+def build(end: str, marker: str = "7744") -> str:
+    return BUILD.replace("{end}", end).replace("{marker}", marker)
 
 
 def until_gone(builds: Path, seconds: float = 15.0) -> bool:
@@ -104,8 +109,9 @@ def test_without_python_there_is_no_workspace(
 )
 def test_however_a_build_dies_nothing_is_left(tmp_path: Path, end: str) -> None:
     env = {**os.environ, "HOME": str(tmp_path)}
+    marker = unique_seconds()
     done = subprocess.run(
-        [sys.executable, "-c", BUILD.replace("{end}", end)],
+        [sys.executable, "-c", build(end, marker)],
         env=env,
         capture_output=True,
         text=True,
@@ -113,13 +119,13 @@ def test_however_a_build_dies_nothing_is_left(tmp_path: Path, end: str) -> None:
     )
     assert str(tmp_path) in done.stdout, done.stderr
     assert until_gone(tmp_path / "store/builds")
-    assert subprocess.run(["pgrep", "-f", "sleep 7744$"], check=False).returncode == 1
+    assert subprocess.run(["pgrep", "-f", f"sleep {marker}$"], check=False).returncode == 1
 
 
 def test_the_interrupt_key_does_not_reach_the_janitor(tmp_path: Path) -> None:
     end = "os.killpg(0, signal.SIGINT); time.sleep(60)"
     env = {**os.environ, "HOME": str(tmp_path)}
-    command = [sys.executable, "-c", BUILD.replace("{end}", end)]
+    command = [sys.executable, "-c", build(end)]
     subprocess.run(command, env=env, capture_output=True, check=False, start_new_session=True)
     assert until_gone(tmp_path / "store/builds")
 
@@ -175,7 +181,7 @@ def test_nor_does_it_for_an_unprivileged_user(as_tester: AsTester) -> None:
 @pytest.mark.needs("tester")
 @pytest.mark.needs("newuidmap")
 def test_an_unprivileged_build_leaves_nothing_of_its_subordinate_ids(as_tester: AsTester) -> None:
-    mode, uid, home = as_tester(BUILD.replace("{end}", "os.kill(os.getpid(), signal.SIGKILL)")).split()
+    mode, uid, home = as_tester(build("os.kill(os.getpid(), signal.SIGKILL)")).split()
     assert mode == "subids"
     assert int(uid) == 100_000 + 76
     assert until_gone(Path(home, "builds"))

@@ -103,7 +103,7 @@ def test_the_tests_of_the_project_succeed(project: Path, site: Path) -> None:
 def test_a_mistake_makes_them_fail_in_the_words_of_the_contract(project: Path, tmp_path: Path) -> None:
     broken = tmp_path / PACKAGE
     broken.mkdir()
-    for path in (project / f"src/{PACKAGE}").iterdir():
+    for path in (project / f"src/{PACKAGE}").glob("*.*"):
         text = path.read_text()
         assert path.name != "backend.py" or "profile=profile" in text
         (broken / path.name).write_text(text.replace("profile=profile", "profile=Profile.GUEST"))
