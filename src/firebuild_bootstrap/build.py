@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import GuestLost, Interrupted, StepFailed
+from firebuild_bootstrap.errors import Interrupted, StepFailed
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventSink,
@@ -23,6 +22,7 @@ from firebuild_bootstrap.events import (
     StepStarted,
 )
 from firebuild_bootstrap.explain import explained, failure_event
+from firebuild_bootstrap.following import await_end, follow
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import check_destinations
 from firebuild_bootstrap.image.store import StoredImage
@@ -39,12 +39,6 @@ from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_bootstrap.wire import encode_command
 from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
-
-# Between the guest's last call and the end of its machine, which may still have to write its drive.
-_STOP_SECONDS: Final = 60.0
-# How long the guest's report may take to arrive once its process is seen to have ended.
-_LAST_WORDS_SECONDS: Final = 2.0
-_POLL_SECONDS: Final = 0.1
 
 
 def build_image(
@@ -148,7 +142,7 @@ class _Build:
             self._follow(server, machine, resolved.plan)
 
             self._phase(7, "store the image")
-            self._await_end(machine)
+            await_end(machine, self._home.check)
             machine.stop()
             authority.close()  # nobody needs its certificates any more
             self._pass_warnings_on(authority)
@@ -273,26 +267,12 @@ class _Build:
     # --- 6 --------------------------------------------------------------------------------------
 
     def _follow(self, server: BootstrapServer, machine: Machine, plan: BuildPlan) -> None:
-        ended = None
-        while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
-            if ended is not None:
-                said = "" if ended.explained else ended.log.strip()
-                raise GuestLost(
-                    f"the guest ended before it reported success or failure: {ended.description}",
-                    hint=f"its last words: {said}" if said else None,
-                )
-            self._home.check()
-            ended = machine.poll()
+        outcome = follow(server, machine, self._home.check)
         try:
             outcome.raise_for_failure()
         except StepFailed as error:
             output = self.events.last_lines(error.step)
             raise explained(error, plan, self._request.dockerfile, output) from error
-
-    def _await_end(self, machine: Machine) -> None:
-        end = time.monotonic() + _STOP_SECONDS
-        while machine.wait(_POLL_SECONDS) is None and time.monotonic() < end:
-            self._home.check()
 
     # --- 7 --------------------------------------------------------------------------------------
 
