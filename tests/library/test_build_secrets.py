@@ -14,6 +14,7 @@ import pytest
 
 from cli.library import Library
 from cli.watching import Watch
+from firebuild_bootstrap.errors import StepFailed
 from firebuild_bootstrap.events import Event, StepStarted
 from firebuild_pki import Authority, TLSMaterial
 
@@ -83,6 +84,21 @@ def test_no_private_key_is_ever_seen_outside_memory(
         assert watch.places(f"key {number}") == set()
         assert body(key).decode() not in told
     assert "PRIVATE KEY" not in told
+
+
+def test_what_is_kept_of_a_failed_build_holds_no_key(
+    library: Library, keys: list[bytes], tmp_path: Path
+) -> None:
+    run = "cat /proc/*/environ /proc/*/cmdline > /seen 2>&1; echo canary-8472 >> /seen; exit 1"
+    with pytest.raises(StepFailed):
+        library.build(f"FROM host\nRUN {run}\n", keep_failed=tmp_path / "kept")
+    [folder] = (tmp_path / "kept").iterdir()
+    kept = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert set(kept) == {"console.log", "failure.json", "rootfs.tar"}
+    assert b"canary-8472" in kept["rootfs.tar"]
+    assert len(keys) == 2
+    for content in kept.values():
+        assert not any(body(key) in content for key in keys)
 
 
 def fetch(directory: Path) -> dict[str, Any]:
