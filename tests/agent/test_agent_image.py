@@ -42,8 +42,9 @@ def small() -> PythonRuntime:
 
 
 def test_it_is_small(agent: Path, entries: list[Found]) -> None:
-    assert agent.stat().st_size < 20 * MIB
-    assert sum(len(entry.data) for entry in entries) < 64 * MIB
+    # About 16 MB with a distribution's Python; one that was built on this host may hold symbols besides.
+    assert agent.stat().st_size < 30_000_000
+    assert sum(len(entry.data) for entry in entries) < 100 * MIB
 
 
 @pytest.mark.needs("userns")

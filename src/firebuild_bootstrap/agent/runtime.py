@@ -26,7 +26,7 @@ _UNUSED: Final = re.compile(
     r"|ensurepip|ftplib|idlelib|imaplib|imghdr|lib2to3|mailbox|mailcap|msilib|nntplib|pdb|pipes|poplib|profile"
     r"|pstats|pyclbr|pydoc|pydoc_data|sqlite3|smtpd|smtplib|sndhdr|sunau|telnetlib|test|tests|this|tkinter"
     r"|trace|turtle|turtledemo|unittest|uu|venv|wave|webbrowser|wsgiref|xdrlib|xmlrpc|zipapp"
-    r"|config-.*|.*-packages"
+    r"|config-.*|.*-packages|_sysconfigdata_.*"
 )
 _UNUSED_EXTENSIONS: Final = re.compile(
     r"_?(test|xx)|_(bz2|codecs|crypt|curses|dbm|gdbm|lsprof|lzma|multibytecodec|sqlite3|ssl|tkinter|uuid)"
