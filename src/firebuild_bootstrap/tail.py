@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import Final
 
 from firebuild_bootstrap.events import Event, EventSink, StepOutput
+from firebuild_pki.display import escaped
 
 _KEPT_BYTES: Final = 16 * 1024
 _KEPT_LINES: Final = 15
@@ -29,13 +30,6 @@ class OutputTail:
         self._sink(event)
 
     def last_lines(self, step: int) -> list[str]:
-        """Return the last lines of a step, fit for a message: bytes that are no UTF-8 are replaced."""
-        text = self._tails[step].decode("utf-8", "replace")
-        return [_printable(line) for line in text.splitlines()[-_KEPT_LINES:]]
-
-
-def _printable(line: str) -> str:
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}"
-        for character in line.expandtabs()
-    )
+        """Return the last lines of a step, fit for a message."""
+        text = self._tails[step].decode("utf-8", "surrogateescape")
+        return [escaped(line.expandtabs()) for line in text.splitlines()[-_KEPT_LINES:]]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
+
+_MOST_CAUSES: Final = 100
 
 
 class CAError(Exception):
@@ -109,3 +112,26 @@ class SettingsError(CAError):
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("\n".join(str(problem) for problem in problems))
         self.problems = tuple(problems)
+
+
+def causes(
+    error: BaseException | None,
+    links: Callable[[BaseException], Iterable[object]] = lambda one: (one.__cause__,),
+) -> Iterator[BaseException]:
+    """Walk from an error to what caused it, nearest first; the only walk over a chain of exceptions.
+
+    Args:
+        error: where to begin; None yields nothing.
+        links: what an exception refers to; what is no exception is passed over. Its `__cause__` by default.
+
+    Yields:
+        each exception once, 100 at most: others shape these chains, and one may be a circle or endless.
+    """
+    pending, seen = [error], list[BaseException]()
+    while pending and len(seen) < _MOST_CAUSES:
+        one = pending.pop(0)
+        if one is None or any(one is known for known in seen):
+            continue
+        seen.append(one)
+        yield one
+        pending += [cause for cause in links(one) if isinstance(cause, BaseException)]

@@ -118,4 +118,4 @@ def test_the_tail_takes_no_more_room_than_it_needs() -> None:
 def test_the_tail_shows_nothing_that_could_move_a_cursor() -> None:
     tail = OutputTail(lambda _: None)
     tail(piece(b"\x1b[2J\xff\x07end\ttab\n"))
-    assert tail.last_lines(2) == ["\ufffd[2J\ufffd\ufffdend       tab"]
+    assert tail.last_lines(2) == ["\\x1b[2J\\xff\\x07end       tab"]

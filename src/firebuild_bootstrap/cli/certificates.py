@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from firebuild_bootstrap.cli.screen import beside_head, harmless, styled
+from firebuild_bootstrap.cli.screen import beside_head, styled
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
+from firebuild_pki.display import one_line
 from firebuild_pki.preflighting import CertificateFacts, certificate_facts
 
 _HEAD_WIDTH = 13
@@ -64,7 +65,7 @@ def look(settings: CASettings, ttl: timedelta, check: Callable[[], None]) -> See
 def print_certificates(seen: Seen) -> None:
     """Print a block for each certificate."""
     for warning in seen.warnings:
-        click.echo(f"warning: {harmless(warning)}", err=True)
+        click.echo(f"warning: {one_line(warning)}", err=True)
     blocks = [("server", seen.server), ("guest", seen.guest)]
     blocks += [("issuer", one) for one in seen.issuers]
     blocks += [("trust anchor", one) for one in seen.anchors]

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from firebuild_bootstrap.cli.options import config_option, settings_from
-from firebuild_bootstrap.cli.screen import harmless
+from firebuild_pki.display import one_line
 
 
 @click.group()
@@ -28,9 +28,9 @@ def check(config_file: Path | None) -> None:
 
     settings = settings_from(config_file)
     for note in check_settings(settings.ca):
-        click.echo(f"warning: {harmless(str(replace(settings.ca.problem(note), hint=None)))}", err=True)
+        click.echo(f"warning: {one_line(str(replace(settings.ca.problem(note), hint=None)))}", err=True)
         if note.hint:
-            click.echo(f"  hint: {harmless(note.hint)}", err=True)
+            click.echo(f"  hint: {one_line(note.hint)}", err=True)
     where = config_file or "defaults and environment"
     click.echo(f"{where}: ok (CA provider {settings.ca.provider}, machine {settings.machine.driver})")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import traceback
-from collections.abc import Iterator
 from contextlib import suppress
 
 import click
@@ -18,6 +17,7 @@ from firebuild_bootstrap.errors import (
     OutputError,
     exit_status_of,
 )
+from firebuild_pki.errors import causes
 
 # What an operating system refuses for want of room or rights, wherever it happens.
 _SURROUNDINGS = frozenset(
@@ -46,7 +46,7 @@ def report(error: BaseException) -> ExitStatus:
 
 def _story(error: BaseException) -> BaseException:
     """Return the error that explains this one best."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, OutputError):
             return cause
     if isinstance(error, click.ClickException):
@@ -57,12 +57,6 @@ def _story(error: BaseException) -> BaseException:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}", hint="free some space or rights there")
     return error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 def _usage(error: click.ClickException) -> InputError:

@@ -12,10 +12,11 @@ import click
 from pydantic import TypeAdapter, ValidationError
 
 from firebuild_bootstrap.cli.pemfiles import PemFile, refuse_existing, write_files
-from firebuild_bootstrap.cli.screen import beside_head, harmless
+from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki import Authority, CASettings, IdentityError, TLSMaterial, open_authority
 from firebuild_pki.config import PositiveDuration
+from firebuild_pki.display import one_line
 
 _PRIVATE = 0o600
 _PUBLIC = 0o644
@@ -124,7 +125,7 @@ def issue_files(wish: Wish, settings: CASettings, check: Callable[[], None]) -> 
 def print_issued(issued: IssuedFiles) -> None:
     """Say what was written; keys only by the names of their files."""
     for warning in issued.warnings:
-        click.echo(f"warning: {harmless(warning)}", err=True)
+        click.echo(f"warning: {one_line(warning)}", err=True)
     for end, material in issued.materials.items():
         where = [issued.directory / f"{end}.pem", issued.directory / f"{end}-key.pem"]
         facts = [

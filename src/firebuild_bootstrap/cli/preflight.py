@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.screen import INDENT, beside, beside_head, harmless, indented, styled
+from firebuild_bootstrap.cli.screen import INDENT, beside, beside_head, indented, styled
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_pki.preflighting import PreflightReport, PreflightRow
@@ -30,7 +31,7 @@ _ABOUT_WIDTH = 15
 def print_row(row: PreflightRow) -> None:
     """Print a row, and its hint below it."""
     word, style = _WORDS[row.level.value]
-    head = f"{styled(word, **style)}{' ' * (_LEVEL_WIDTH - len(word))}{harmless(row.about)} "
+    head = f"{styled(word, **style)}{' ' * (_LEVEL_WIDTH - len(word))}{one_line(row.about)} "
     head_width = max(_LEVEL_WIDTH + _ABOUT_WIDTH, len(click.unstyle(head)))
     slow = row.seconds is not None and row.seconds >= _SLOW_SECONDS
     lines = beside_head(head, head_width, f"{row.message} ({row.seconds:.1f} s)" if slow else row.message)

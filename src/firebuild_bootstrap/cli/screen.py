@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import click
 
+from firebuild_pki.display import one_line
+
 MAX_WIDTH = 100
 INDENT = 4
 """Indent of what does not fit beside its head."""
@@ -33,14 +35,6 @@ def styled(text: str, **style: bool | str) -> str:
     return click.style(text, **style) if coloured() else text  # type: ignore[arg-type]
 
 
-def harmless(text: str) -> str:
-    """Make one line of a text that may come from elsewhere: no control characters."""
-    line = " ".join(text.split())
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
-    )
-
-
 def beside() -> bool:
     """Whether there is room for a text beside its head."""
     return width() >= _NARROW
@@ -49,7 +43,7 @@ def beside() -> bool:
 def indented(text: str, indent: int) -> list[str]:
     """Wrap a text into lines with an indent; words are never broken, so that names can be copied."""
     room = max(width() - indent, 20)
-    lines = textwrap.wrap(harmless(text), room, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.wrap(one_line(text), room, break_long_words=False, break_on_hyphens=False)
     return [" " * indent + line for line in lines]
 
 

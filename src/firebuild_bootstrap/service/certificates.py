@@ -9,6 +9,8 @@ from typing import Final
 
 from cryptography import x509
 
+from firebuild_pki.display import one_line
+
 _MAX_SUBJECT: Final = 256
 
 
@@ -49,9 +51,7 @@ def _subject(der: bytes) -> str:
         text = certificate.subject.rfc4514_string() or _alternative_names(certificate)
     except Exception:  # strangers write certificates, and each parser fails in its own way
         return "(no readable name)"
-    # It goes into a log: one printable line of bounded length.
-    printable = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return printable[:_MAX_SUBJECT]
+    return one_line(text, _MAX_SUBJECT)
 
 
 def _alternative_names(certificate: x509.Certificate) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
 from dataclasses import dataclass
+
+from firebuild_pki.errors import causes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +41,33 @@ class NodeFailed(Exception):
 
 def fault_of(address: str, error: Exception) -> Fault:
     """Explain an exception of the HTTP library; what it wraps decides."""
-    causes = list(_causes(error))
-    for cause in causes:
+    chain = list(causes(error, _links))
+    for cause in chain:
         if isinstance(cause, ssl.SSLError):
             return _tls_fault(address, cause)
         if isinstance(cause, socket.gaierror):
             return _name_fault(address, cause)
-    return _connection_fault(address, causes)
+    return _connection_fault(address, chain)
 
 
-def _connection_fault(address: str, causes: list[BaseException]) -> Fault:
-    names = {type(cause).__name__ for cause in causes}
+def _connection_fault(address: str, chain: list[BaseException]) -> Fault:
+    names = {type(cause).__name__ for cause in chain}
     if "ProxyError" in names:
-        return Fault(address, "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(causes))
+        return Fault(address, "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain))
     if any("Timeout" in name for name in names):
         return Fault(address, "no answer in time")
     if "IncompleteRead" in names:
         return Fault(address, "the answer was cut off")
     if names & {"InvalidURL", "LocationParseError", "InvalidHeader"}:
         return Fault(address, "not a usable address", lasting=True)
-    return Fault(address, _last_words(causes))
+    return Fault(address, _last_words(chain))
 
 
-def _last_words(causes: list[BaseException]) -> str:
-    for cause in causes:
+def _last_words(chain: list[BaseException]) -> str:
+    for cause in chain:
         if isinstance(cause, OSError) and cause.strerror and cause.errno is not None:
             return cause.strerror.lower()
-    if any(type(cause).__name__ == "RemoteDisconnected" for cause in causes):
+    if any(type(cause).__name__ == "RemoteDisconnected" for cause in chain):
         return "the connection was closed without an answer"
     return "the connection failed"
 
@@ -99,14 +100,6 @@ def _name_fault(address: str, error: socket.gaierror) -> Fault:
     return Fault(address, "its name is unknown", lasting=True, hint="look at the setting address")
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def _links(error: BaseException) -> list[object]:
     # requests and urllib3 wrap what happened in several layers: arguments, `reason`, cause, context
-    pending, seen = [error], set[int]()
-    while pending:
-        one = pending.pop(0)
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        inner = [*one.args, getattr(one, "reason", None), one.__cause__, one.__context__]
-        pending += [cause for cause in inner if isinstance(cause, BaseException)]
+    return [*error.args, getattr(error, "reason", None), error.__cause__, error.__context__]
