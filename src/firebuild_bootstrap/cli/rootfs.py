@@ -78,6 +78,7 @@ def rootfs(
 ) -> None:
     """Build a root file system from a Dockerfile and store it as an image."""
     from firebuild_bootstrap.build import build_image
+    from firebuild_bootstrap.cli.failure import error_first
     from firebuild_bootstrap.cli.imagejson import check_writable, image_json, write_atomically
     from firebuild_bootstrap.interrupts import Interrupts
     from firebuild_bootstrap.machine.drivers import check_stores_images
@@ -91,8 +92,12 @@ def rootfs(
         if metadata_file is not None:
             check_stores_images(settings.machine, "--metadata-file")
             check_writable(metadata_file)
-        with closing(home), closing(_renderer(progress, settings)) as renderer:
-            image = build_image(request, settings, home, events=renderer)
+        with (
+            closing(home),
+            closing(_renderer(progress, settings)) as renderer,
+            error_first(renderer) as events,
+        ):
+            image = build_image(request, settings, home, events=events)
         if metadata_file is not None and image is not None:
             write_atomically(metadata_file, image_json(image))
 
