@@ -272,7 +272,9 @@ class _Build:
             outcome.raise_for_failure()
         except StepFailed as error:
             output = self.events.last_lines(error.step)
-            raise explained(error, plan, self._request.dockerfile, output) from error
+            source = self._request.source
+            name = Path(source.name) if source is not None else self._request.dockerfile
+            raise explained(error, plan, name, output) from error
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -36,9 +36,9 @@ def list_(config_file: Path | None) -> None:
 def inspect(tag: str, config_file: Path | None) -> None:
     """Print all that is known about an image, as JSON."""
     from firebuild_bootstrap.cli.imagejson import image_json
-    from firebuild_bootstrap.image.names import ImageTag
+    from firebuild_bootstrap.image.names import Reference
 
-    image = home_from(settings_from(config_file)).images.inspect(ImageTag.parse(tag))
+    image = home_from(settings_from(config_file)).images.inspect(Reference.parse_tag(tag))
     click.echo(image_json(image), nl=False)
 
 
@@ -47,7 +47,7 @@ def inspect(tag: str, config_file: Path | None) -> None:
 @config_option
 def rm(tag: str, config_file: Path | None) -> None:
     """Remove an image."""
-    from firebuild_bootstrap.image.names import ImageTag
+    from firebuild_bootstrap.image.names import Reference
 
-    home_from(settings_from(config_file)).images.remove(ImageTag.parse(tag))
+    home_from(settings_from(config_file)).images.remove(Reference.parse_tag(tag))
     click.echo(f"removed {tag}")

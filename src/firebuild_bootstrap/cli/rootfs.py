@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     show_default="the current directory",
     help="Directory that COPY and ADD read from.",
 )
-@click.option("--tag", required=True, metavar="ORG/NAME:VERSION", help="What to store the image as.")
+@click.option("--tag", required=True, metavar="NAME[:TAG]", help="What to store the image as.")
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image.")
 @click.option("--target", metavar="STAGE", help="Stage to build; the last one by default.")
@@ -108,7 +108,7 @@ def _renderer(progress: ProgressMode, settings: BuildSettings) -> Renderer:
 
 def _request(options: dict[str, Any], home: Home) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
-    from firebuild_bootstrap.image.names import ImageTag
+    from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import parse_outputs
     from firebuild_bootstrap.request import BuildRequest
 
@@ -116,7 +116,7 @@ def _request(options: dict[str, Any], home: Home) -> BuildRequest:
     return BuildRequest(
         dockerfile=options["dockerfile"] or options["context"] / "Dockerfile",
         context=options["context"],
-        tag=ImageTag.parse(options["tag"]),
+        tag=Reference.parse_tag(options["tag"]),
         build_args=_from_environment(parse_assignments(options["build_args"], "--build-arg")),
         labels={name: value or "" for name, value in labels.items()},
         target=options["target"],
