@@ -147,3 +147,6 @@ def test_a_home_that_is_a_file_is_bad_input_with_the_remedy(cli: Cli, tmp_path: 
     done = cli("base", "import", "tiny", ".", status=2)
     assert "the store can't be written: Not a directory" in done.err
     assert "set FIREBUILD_HOME to another directory" in done.err
+    Path("firebuild.yaml").write_text(f"store: {{path: {tmp_path / 'file'}}}\n")
+    done = cli("base", "import", "tiny", ".", "--config", "firebuild.yaml", status=2)
+    assert "set store.path to another directory" in done.err

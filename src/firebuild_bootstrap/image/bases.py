@@ -138,6 +138,16 @@ class BaseStore:
         if not self._shelf.discard(self._key(reference)):
             raise self._unknown(reference)
 
+    def names(self) -> tuple[Reference, ...]:
+        """Return the names of all bases, sorted; no base is read for that."""
+        return tuple(
+            sorted(Reference.parse(f"{name.replace('+', '/')}:{tag}") for name, tag in self._shelf.names())
+        )
+
+    def sweep(self) -> None:
+        """Remove what crashed imports left in the store."""
+        self._shelf.sweep()
+
     def resolve(self, reference: str) -> Base:
         """Return what FROM names: a base, or else a finished image with a tar output. Held until `close`.
 

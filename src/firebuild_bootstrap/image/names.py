@@ -33,6 +33,9 @@ _MAX_NAME: Final = 255
 _MAX_TAG: Final = 128
 _MAX_TEXT: Final = 1024  # more than name, tag and any digest take
 
+UNTAGGED: Final = "untagged"
+"""What the names of images begin with that were built without one."""
+
 _HUB: Final = "docker.io"
 _OLD_HUB: Final = "index.docker.io"
 _OFFICIAL: Final = "library"
