@@ -291,7 +291,9 @@ class _Build:
         outcome = follow(server, machine, self._home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)
-            raise explained(outcome.error, plan, self._request.dockerfile, output)
+            source = self._request.source
+            name = Path(source.name) if source is not None else self._request.dockerfile
+            raise explained(outcome.error, plan, name, output)
         outcome.raise_for_failure()
 
     # --- 7 --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from firebuild_bootstrap.build import build_image
 from firebuild_bootstrap.events import Event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.request import BuildRequest
@@ -32,7 +32,7 @@ class Library:
         path = self.context / "Dockerfile"
         path.write_text(dockerfile)
         settings = options.pop("settings", BuildSettings())
-        tag = ImageTag.parse(options.pop("tag", "t/built:1"))
+        tag = Reference.parse(options.pop("tag", "t/built:1"))
         outputs = parse_outputs(options.pop("outputs", ["tar"]))
         request = BuildRequest(dockerfile=path, context=self.context, tag=tag, outputs=outputs, **options)
         image = build_image(request, settings, self.home, events=self._receive)

@@ -37,7 +37,7 @@ from firebuild_bootstrap.events import (
     StepStarted,
 )
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_pki import CAError, CASettings, Note, NoteLevel, SettingsError
@@ -58,7 +58,7 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
         assert "bin/sh" in tar.getnames() or "usr/bin/sh" in tar.getnames()
     assert image.record.config.env["A"] == "b"
     assert image.record.config.labels["l"] == "v"
-    assert library.home.images.inspect(ImageTag.parse("t/story:1")).record == image.record
+    assert library.home.images.inspect(Reference.parse("t/story:1")).record == image.record
     kinds = [type(event) for event in library.events if not isinstance(event, Notice)]
     assert kinds == [
         *(PhaseStarted, PhaseStarted, BuildStarted, PhaseStarted, PhaseStarted, PhaseStarted),
@@ -133,7 +133,7 @@ def test_an_older_image_survives_a_failed_build(library: Library) -> None:
     before = library.build("FROM scratch\nLABEL is=old\n", tag="t/older:1")
     with pytest.raises(StepFailed):
         library.build("FROM scratch\nLABEL is=new\nRUN true\n", tag="t/older:1")
-    after = library.home.images.inspect(ImageTag.parse("t/older:1"))
+    after = library.home.images.inspect(Reference.parse("t/older:1"))
     assert after.record == before.record
     archive = after.output(OutputType.TAR)
     assert archive is not None
@@ -244,7 +244,7 @@ def test_an_output_that_gets_in_the_way_during_the_build_keeps_the_image_out_of_
     library.watch = obstruct
     with pytest.raises(InputError, match="expected a new or empty directory"):
         library.build("FROM scratch\n", tag="t/obstructed:1", outputs=[f"dir,dest={tmp_path}/out"])
-    assert library.home.images.find(ImageTag.parse("t/obstructed:1")) is None
+    assert library.home.images.find(Reference.parse("t/obstructed:1")) is None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
@@ -276,7 +276,7 @@ def test_check_ends_a_build_wherever_it_is(library: Library, host_home: Path, ph
         library.build("FROM host\nRUN true\n", tag="t/interrupted:1")
     [failed] = library.of(BuildFailed)
     assert (failed.exit_status, failed.error) == (130, "Interrupted")
-    assert library.home.images.find(ImageTag.parse("t/interrupted:1")) is None
+    assert library.home.images.find(Reference.parse("t/interrupted:1")) is None
 
 
 def test_an_interruption_explains_the_failure_that_it_caused(library: Library, host_home: Path) -> None:
