@@ -134,7 +134,7 @@ def changes() -> dict[str, str]:
     """
     nodes = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")]
     entries = ["/proc/version", "/proc/uptime", "/proc/kcore", "/proc/sys/kernel/ostype", "/proc/bus"]
-    found = {}
+    found: dict[str, str] = {}
     for path in [*nodes, *entries, "/proc/self/net/dev"]:
         if not os.path.exists(path):
             continue

@@ -145,9 +145,7 @@ def test_what_reaches_the_kernel_or_the_host_is_refused(findings: dict[str, Any]
 
 
 def test_nothing_that_the_hosts_kernel_has_once_for_all_can_be_changed(findings: dict[str, Any]) -> None:
-    changed = {
-        what: outcome for what, outcome in findings["changes"].items() if not outcome.startswith("E")
-    }
+    changed = {what: outcome for what, outcome in findings["changes"].items() if not outcome.startswith("E")}
     assert changed == {}
     assert "chmod /dev/null" in findings["changes"]
     assert "chmod /proc/self/net/dev" in findings["changes"]

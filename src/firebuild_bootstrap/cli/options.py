@@ -43,6 +43,8 @@ def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = N
 def home_from(settings: BuildSettings, check: Callable[[], None] = lambda: None) -> Home:
     """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory.
 
+    What dead builds left there is removed meanwhile.
+
     Args:
         settings: may name the directory, and the id mapping.
         check: called again and again while something long goes on; what it raises ends that.
@@ -52,4 +54,6 @@ def home_from(settings: BuildSettings, check: Callable[[], None] = lambda: None)
 
     chosen = settings.store.path
     root = Path(chosen).expanduser().absolute() if chosen else default_home(os.environ)
-    return Home(root, ids=settings.machine.ids, check=check)
+    home = Home(root, ids=settings.machine.ids, check=check)
+    home.sweep()
+    return home

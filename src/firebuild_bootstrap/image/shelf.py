@@ -14,7 +14,6 @@ import ctypes
 import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.removal import remove_tree
 
 Key = tuple[str, ...]
 _ATTEMPTS: Final = 100
@@ -43,7 +43,7 @@ class Shelf:
         remove: removes a tree that may hold files of foreign owners.
     """
 
-    def __init__(self, root: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+    def __init__(self, root: Path, remove: Callable[[Path], None] = remove_tree) -> None:
         self.root = root
         self._remove = remove
         self._held: list[tuple[Path, int]] = []
