@@ -15,6 +15,7 @@ from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.settings import BuildSettings
+from support import leftovers
 
 EventT = TypeVar("EventT", bound=Event)
 
@@ -47,4 +48,4 @@ class Library:
         return [event for event in self.events if isinstance(event, kind)]
 
     def leftovers(self) -> list[str]:
-        return [path.name for path in (self.home.root / "builds").iterdir() if path.name != "lock"]
+        return leftovers(self.home.root)

@@ -210,7 +210,7 @@ def test_outputs_that_take_too_long_are_ended_too(library: Library) -> None:
     short = limits(build_timeout=timedelta(seconds=1.5), initial_timeout=timedelta(seconds=1))
     with pytest.raises(BuildTimeout, match=r"the build and its outputs took longer than 2\.5 seconds"):
         library.build("FROM host\nRUN true\n", settings=short, tag="t/late:1")
-    assert library.home.images.find(ImageTag.parse("t/late:1")) is None
+    assert library.home.images.find(Reference.parse("t/late:1")) is None
 
 
 def test_a_build_that_takes_too_long_is_ended(library: Library) -> None:

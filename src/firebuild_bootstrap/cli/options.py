@@ -49,6 +49,8 @@ def home_from(
 ) -> Home:
     """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory.
 
+    What dead builds left there is removed meanwhile.
+
     Args:
         settings: may name the directory, and the id mapping.
         check: called again and again while something long goes on; what it raises ends that.
@@ -64,7 +66,9 @@ def home_from(
     chosen = settings.store.path
     root = Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
     check_store(root, writable=writable, setting="store.path" if chosen else "FIREBUILD_HOME")
-    return Home(root, ids=settings.machine.ids, check=check)
+    home = Home(root, ids=settings.machine.ids, check=check)
+    home.sweep()
+    return home
 
 
 def complete_tags(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.removal import remove_tree
 
 Key = tuple[str, ...]
 # What is wrong with the path that was named, and not with the machine behind it.
@@ -50,7 +50,7 @@ class Shelf:
         remove: removes a tree that may hold files of foreign owners.
     """
 
-    def __init__(self, root: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+    def __init__(self, root: Path, remove: Callable[[Path], None] = remove_tree) -> None:
         self.root = root
         self._remove = remove
         self._held: list[tuple[Path, int]] = []
