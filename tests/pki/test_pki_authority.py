@@ -25,7 +25,7 @@ from firebuild_pki import (
     open_authority,
 )
 from firebuild_pki.providers.embedded import EmbeddedProvider, EmbeddedSettings
-from pki.tools import NOW, Clock, certificates, handshake, leaf_of, pem
+from pki.tools import NOW, Clock, certificates, handshake, leaf_of, opened, pem
 
 
 def test_without_settings_the_embedded_ca_opens() -> None:
@@ -243,3 +243,12 @@ def test_the_embedded_ca_forgets_its_keys() -> None:
     provider.close()
     with pytest.raises(AuthorityClosed, match="the embedded CA has no keys"):
         provider.trust_bundle()
+
+
+def test_names_keep_the_ends_apart_where_both_may_play_both() -> None:
+    with opened("both-usages") as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(guest.ssl_context(server_side=True), guest.ssl_context(), guest.server_name)
+    # the other way round it is the pin of the guest's certificate: tests/service
+    assert server.fingerprint_sha256 != guest.fingerprint_sha256
