@@ -130,7 +130,9 @@ class _Build:
         )
 
         self._phase(2, "issue certificates")
-        authority = open_authority(self._settings.ca, build_id=self._build_id, check=self._home.check)
+        authority = open_authority(
+            self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
+        )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
         materials = self._issue(authority)

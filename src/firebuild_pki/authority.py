@@ -18,6 +18,7 @@ from cryptography import x509
 
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
+from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
 from firebuild_pki.guarded import make_provider, settings_notes
@@ -284,6 +285,8 @@ def open_authority(
     clock: Clock = utc_now,
     environ: Mapping[str, str] | None = None,
     check: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda _: None,
+    patient: bool = True,
 ) -> Authority:
     """Open the certificate authority that the settings select.
 
@@ -294,6 +297,8 @@ def open_authority(
         environ: where secret references look, by default the environment of this process.
         check: called again and again while the provider is waited for; what it raises ends the
             wait.
+        report: told in one line what the provider is waiting for, from a thread of the provider's own.
+        patient: whether the provider may try again what fails; see `ProviderContext`.
 
     Returns:
         An open authority; use it in a ``with`` block.
@@ -308,5 +313,11 @@ def open_authority(
     if not isinstance(settings, CASettings):
         settings = validate(CASettings, Document({"ca": dict(settings or {})}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
-    context = ProviderContext(clock, os.environ if environ is None else environ)
+    context = ProviderContext(
+        clock,
+        os.environ if environ is None else environ,
+        lambda text: report(f"ca-provider({settings.provider}): {one_line(text)}"),
+        patient,
+        settings.name_suffix,
+    )
     return Authority(settings, identity, context, check)

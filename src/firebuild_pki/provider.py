@@ -60,10 +60,18 @@ class ProviderContext:
     Args:
         clock: the current time.
         environ: environment variables; secret references are resolved with these.
+        report: shows the user a sentence at once, for example that a backend gives no answer and is being
+            tried again.
+        patient: whether to try again what fails now and may work later; not where somebody waits for a
+            verdict, as in ``firebuild ca check``.
+        name_suffix: domain that all names of the build are below; empty where it is not known.
     """
 
     clock: Clock
     environ: Mapping[str, str] = field(repr=False)
+    report: Callable[[str], None] = field(default=lambda _: None, repr=False)
+    patient: bool = True
+    name_suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

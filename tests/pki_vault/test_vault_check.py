@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from baoserver import StoredServer, add_role, create_token, mount_pki, write_policy
+from baoserver import StoredServer, add_role, create_token, mount_pki, sign_policy, write_policy
+from baoserver.pki import SUFFIX
 from baoserver.process import free_port
 from firebuild_pki import CAError, Note, NoteLevel, open_authority
+from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import Profile, ProviderContext
 from firebuild_pki.providers.vault.provider import VaultProvider
 from firebuild_pki.providers.vault.roles import role_notes
@@ -80,9 +82,14 @@ def test_a_role_that_is_not_there_is_fatal(backend: Backend) -> None:
 
 
 def test_a_role_that_does_not_fit_stops_the_preflight_in_words(backend: Backend, unique: str) -> None:
-    add_role(backend.api, unique, use="both")
+    add_role(backend.api, unique, use="client", suffix="example.com")
     root = backend.with_token(backend.api.token)
-    with root.open(server_role=unique) as authority, raises(CAError, "client_flag=false", unique):
+    words = (
+        "set server_flag=true",
+        unique,
+        f"it allows example.com, but the names of builds are below {SUFFIX}",
+    )
+    with root.open(server_role=unique) as authority, raises(CAError, *words):
         authority.check()
 
 
@@ -162,9 +169,12 @@ GOOD = {
 ROLES: list[tuple[dict[str, Any], NoteLevel, str]] = [
     ({}, NoteLevel.OK, "signs names below firebuild.internal for up to 24h"),
     ({"max_ttl": 0}, NoteLevel.OK, "for as long as the mount allows"),
-    ({"allow_subdomains": False, "allow_glob_domains": True}, NoteLevel.OK, "signs names"),
-    ({"client_flag": True}, NoteLevel.FATAL, "it has server_flag=true client_flag=true"),
-    ({"server_flag": False}, NoteLevel.FATAL, "set server_flag=true client_flag=false"),
+    (
+        {"allow_subdomains": False, "allow_glob_domains": True, "allowed_domains": ["*.firebuild.internal"]},
+        *(NoteLevel.OK, "signs names"),
+    ),
+    ({"client_flag": True}, NoteLevel.OK, "signs names"),
+    ({"server_flag": False}, NoteLevel.FATAL, "set server_flag=true"),
     ({"ext_key_usage": ["TimeStamping"]}, NoteLevel.FATAL, "adds the extended key usage TimeStamping"),
     ({"ext_key_usage_oids": ["1.2.3"]}, NoteLevel.FATAL, "adds the extended key usage 1.2.3"),
     ({"code_signing_flag": True}, NoteLevel.FATAL, "code_signing_flag"),
@@ -184,15 +194,86 @@ ROLES: list[tuple[dict[str, Any], NoteLevel, str]] = [
 
 @pytest.mark.parametrize(("changes", "level", "words"), ROLES)
 def test_settings_of_a_role_are_judged(changes: dict[str, Any], level: NoteLevel, words: str) -> None:
-    (note,) = role_notes("builds", {**GOOD, **changes}, Profile.SERVER)
+    (note,) = role_notes("builds", {**GOOD, **changes}, [Profile.SERVER], SUFFIX, "server_role")
     assert (note.level, note.about) == (level, "role")
     assert words in str(note)
 
 
 def test_the_guests_role_has_the_other_flag() -> None:
-    (note,) = role_notes("builds", GOOD, Profile.GUEST)
+    (note,) = role_notes("builds", GOOD, [Profile.GUEST], SUFFIX, "guest_role")
     assert note.path == "guest_role"
-    assert "set server_flag=false client_flag=true" in str(note)
+    assert "it lacks client_flag, which the certificate of the guest needs" in str(note)
+
+
+def test_one_role_for_both_ends_needs_both_flags() -> None:
+    (note,) = role_notes("builds", {**GOOD, "server_flag": False}, list(Profile), SUFFIX, "role")
+    assert "it lacks server_flag and client_flag" in note.message
+    assert "the certificate of the server and the guest" in note.message
+
+
+def test_all_that_is_wrong_with_a_role_is_told_at_once() -> None:
+    wrong = {"server_flag": False, "email_protection_flag": True, "allowed_domains": ["example.com"]}
+    wrong |= {"key_type": "ed25519", "not_after": "2030-01-01T00:00:00Z", "require_cn": True, "key_usage": []}
+    notes = role_notes("builds", {**GOOD, **wrong}, [Profile.SERVER], SUFFIX, "server_role")
+    assert len(notes) == len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("domains", "changes", "good"),
+    [
+        (["internal"], {}, True),
+        (["Firebuild.Internal"], {}, True),
+        (["example.com", "firebuild.internal"], {}, True),
+        (["other.firebuild.internal"], {}, False),
+        (["build.internal"], {}, False),
+        (["firebuild.internal"], {"allow_subdomains": False, "allow_glob_domains": True}, False),
+        (["*.internal"], {"allow_glob_domains": True}, True),
+        (["*.internal"], {}, False),
+        (["{{identity.entity.name}}.x"], {"allowed_domains_template": True}, True),
+    ],
+)
+def test_the_names_of_builds_have_to_be_below_a_domain_of_the_role(
+    domains: list[str], changes: dict[str, Any], good: bool
+) -> None:
+    role = {**GOOD, "allowed_domains": domains, **changes}
+    (note,) = role_notes("builds", role, [Profile.SERVER], SUFFIX, "server_role")
+    assert (note.level is NoteLevel.OK) == good
+    assert good or f"but the names of builds are below {SUFFIX}" in note.message
+    (unknown,) = role_notes("builds", role, [Profile.SERVER], "", "server_role")
+    assert unknown.level is NoteLevel.OK
+
+
+def test_a_role_with_both_usages_serves_both_ends(backend: Backend) -> None:
+    add_role(backend.api, "both", mount="pki", use="both")
+    rules = sign_policy("both", mount="pki")
+    token = create_token(backend.api, write_policy(backend.api, "sign-both", rules))
+    with backend.with_token(token).open(role="both", server_role=None, guest_role=None) as authority:
+        assert [note for note in authority.check() if note.level is not NoteLevel.OK] == []
+        server, guest = authority.issue_server(), authority.issue_guest()
+        handshake(server, guest)
+        assert len(authority.warnings) == 2
+        assert all("serverAuth" in warning and "clientAuth" in warning for warning in authority.warnings)
+
+
+def test_a_token_of_few_uses_is_enough(backend: Backend) -> None:
+    token = create_token(backend.api, backend.policy, num_uses=5)
+    with backend.with_token(token).open() as authority:
+        assert [note for note in authority.check() if note.level is not NoteLevel.OK] == []
+        assert authority.issue_server()
+        assert authority.issue_guest()
+        with raises(CAError, "permission denied for pki/sign/server: the token is used up (num_uses)"):
+            authority.issue_server()
+
+
+def test_a_token_of_too_few_uses_is_told_by_the_check(backend: Backend) -> None:
+    token = create_token(backend.api, backend.policy, num_uses=4)
+    with backend.with_token(token).open() as authority:
+        (note,) = [note for note in authority.check() if note.level is not NoteLevel.OK]
+        assert "good for 1 more requests (num_uses)" in note.message
+    last = create_token(backend.api, backend.policy, num_uses=3)
+    with backend.with_token(last).open() as authority:
+        (note,) = [note for note in authority.check() if note.level is not NoteLevel.OK]
+        assert "good for 0 more requests (num_uses)" in note.message
 
 
 def test_revoked_is_revoked(backend: Backend) -> None:

@@ -88,7 +88,7 @@ def test_a_missing_policy_stays_missing_after_logging_in_again(backend: Backend,
         raises(
             ProviderError,
             "permission denied for pki/sign/server",
-            "the token is expired or revoked, or its policies do not allow it",
+            "the policies of the token do not allow it",
             'the policy needs: path "pki/sign/server" { capabilities = ["update"] }',
         ),
         backend.open(auth=auth, environ=environ) as authority,
@@ -100,7 +100,7 @@ def test_a_missing_policy_stays_missing_after_logging_in_again(backend: Backend,
 def test_an_expired_token_of_the_operator_is_named(backend: Backend) -> None:
     token = create_token(backend.api, backend.policy)
     with (
-        raises(ProviderError, "the token is expired or revoked, or its policies do not allow it"),
+        raises(ProviderError, "the token is not valid: wrong, expired, revoked, used up"),
         backend.with_token(token).open() as authority,
     ):
         backend.api.with_token(token).call("POST", "auth/token/revoke-self")
@@ -278,3 +278,61 @@ def test_the_environment_is_asked_for_nothing_else(backend: Backend) -> None:
     environ = {"VAULT_TOKEN": backend.token, "BAO_TOKEN": backend.token}
     with raises(CAError, f"environment variable {ENVIRON}, but it is not set"):
         backend.open(environ=environ)
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("s.first\nsecond", "it holds blanks or control characters"),
+        ("token s.first", "it holds blanks"),
+        ("s.first\x1b[0m", "control characters"),
+        ("s.fürst", "characters beyond ASCII"),
+        ("  ", "there are only blanks"),
+    ],
+)
+def test_what_is_no_token_is_not_sent_and_not_shown(backend: Backend, token: str, words: str) -> None:
+    with raises(CAError, "expected a token in the environment variable", words) as caught:
+        backend.open(environ={ENVIRON: token})
+    assert "first" not in str(caught.value)
+
+
+def test_a_wrong_token_is_not_blamed_on_its_policy(backend: Backend) -> None:
+    with (
+        raises(CAError, "permission denied for pki/sign/server: the token is not valid: wrong, expired"),
+        backend.open(environ={ENVIRON: "s.nonsense"}) as authority,
+    ):
+        authority.issue_server()
+
+
+def test_a_token_of_another_namespace_names_both(namespaced_backend: Backend) -> None:
+    with (
+        raises(CAError, 'the token is of the namespace "org/team", and the settings name ""'),
+        namespaced_backend.open(namespace=None) as authority,
+    ):
+        authority.issue_server()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "first"),
+    [
+        ({"namespace": "nope"}, "namespace not found", "look at the setting namespace"),
+        ({"auth": {"mount": "elsewhere"}}, "permission denied", "is approle mounted at auth/elsewhere?"),
+        (
+            {"secret": "hvs.CAESIJ"},
+            "invalid role or secret ID",
+            "the secret id has the form of a token",
+        ),
+        ({"secret": "0b6c…wrong"}, "invalid role or secret ID", "the role id or the secret id is wrong"),
+    ],
+)
+def test_a_refused_login_names_the_likeliest_cause_first(
+    backend: Backend, unique: str, changes: dict[str, Any], said: str, first: str
+) -> None:
+    auth, environ = approle(backend, unique)
+    auth = {**auth, **changes.get("auth", {})}
+    environ["SECRET_ID"] = changes.get("secret", environ["SECRET_ID"])
+    others = {"namespace": changes["namespace"]} if "namespace" in changes else {}
+    with raises(CAError, f"was refused: {said}") as caught:
+        backend.open(auth=auth, environ=environ, **others)
+    hint = getattr(caught.value, "hint", None) or ""
+    assert hint.startswith(first), hint

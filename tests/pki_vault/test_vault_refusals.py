@@ -66,7 +66,10 @@ def test_a_role_that_does_not_fit_is_named_with_the_setting_to_change(
 
 
 USAGES: dict[str, tuple[dict[str, Any], str]] = {
-    "both": ({"client_flag": True}, "gave: clientAuth, serverAuth"),
+    "one too many": (
+        {"client_flag": True, "code_signing_flag": True},
+        "gave: clientAuth, codeSigning, serverAuth",
+    ),
     "none": ({"server_flag": False}, "gave: none"),
     "the other": ({"server_flag": False, "client_flag": True}, "gave: clientAuth"),
     "one more": ({"ext_key_usage": ["TimeStamping"]}, "gave: serverAuth, timeStamping"),
@@ -80,23 +83,12 @@ def test_a_wrong_extended_key_usage_is_blamed_on_the_flags_of_the_role(
 ) -> None:
     parameters, words = USAGES[case]
     add_role(backend.api, unique, use="server", **parameters)
-    hint = f"set server_flag=true client_flag=false and no ext_key_usage on the role of the server, {unique}"
+    hint = f"set server_flag=true and no ext_key_usage on the role {unique}"
     with (
         raises(MaterialError, f"but the role {unique} {words}", hint),
         backend.with_token(backend.api.token).open(server_role=unique) as authority,
     ):
         authority.issue_server()
-
-
-def test_a_role_for_both_ends_is_warned_of_and_its_certificates_are_refused(
-    backend: Backend, unique: str
-) -> None:
-    add_role(backend.api, unique, use="both")
-    root = backend.with_token(backend.api.token)
-    with root.open(role=unique, server_role=None, guest_role=None) as authority:
-        assert "make a role for each end" in authority.warnings[0]
-        with raises(MaterialError, "server and guest need a role each (server_role, guest_role)"):
-            authority.issue_guest()
 
 
 def test_a_name_too_long_for_a_common_name_needs_require_cn_off(backend: Backend, unique: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from baoserver import StoredServer
 from baoserver.process import free_port
-from firebuild_pki import Profile, ProviderContext, ProviderError
+from firebuild_pki import Profile, ProviderContext, ProviderError, open_authority
+from firebuild_pki.preflighting import preflight
 from firebuild_pki.providers.vault.nodes import Timing
 from firebuild_pki.providers.vault.provider import VaultProvider
 from pki_vault.providing import LOGIN, logging_in, patiently
@@ -229,3 +230,28 @@ def test_a_server_that_is_unsealed_meanwhile_signs(stored_server: StoredServer) 
         provider.close()
     assert fake.naps
     assert settings.role_for(Profile.SERVER) == "server"  # type: ignore[attr-defined]
+
+
+@pytest.mark.needs("bao")
+def test_waiting_for_a_vault_that_is_away_is_told_at_once(stored_server: StoredServer) -> None:
+    backend = Backend.prepared(stored_server.api, "pki")
+    stored_server.seal()
+    told: list[str] = []
+    with raises(ProviderError, "sealed", "given up after"):
+        open_authority(
+            backend.settings(retry_for="3s"), build_id="b1", environ=backend.environ, report=told.append
+        )
+    assert told == [
+        f"ca-provider(vault): no usable answer of {backend.api.address}: sealed; trying for 3 s",
+    ]
+
+
+@pytest.mark.needs("bao")
+def test_whoever_asks_for_a_verdict_does_not_wait(stored_server: StoredServer) -> None:
+    backend = Backend.prepared(stored_server.api, "pki")
+    stored_server.seal()
+    began = time.monotonic()
+    settings = backend.settings(retry_for="30s")
+    report = preflight(settings, build_time=timedelta(minutes=1), environ=backend.environ)
+    assert time.monotonic() - began < 10
+    assert any("sealed" in row.message for row in report.rows if row.about == "open")

@@ -64,6 +64,9 @@ def test_https_anywhere_and_http_on_this_machine(address: str) -> None:
         ("https://vault .example", "expected an address such as"),
         ("https://vault.example/?a=b", 'found "?" or "#"'),
         ("https://vault.example/#a", 'found "?" or "#"'),
+        ("https://vault.example:8200/v1", "leave /v1 away: https://vault.example:8200"),
+        ("https://vault.example/prefix/v1/", "leave /v1 away: https://vault.example/prefix"),
+        ("https://vault.example:8200/ui/", "leave /ui away: https://vault.example:8200"),
     ],
 )
 def test_other_addresses_are_refused_where_they_are_written(address: str, words: str) -> None:
@@ -165,7 +168,6 @@ def test_good_settings_need_no_word() -> None:
         ({"server_role": None}, "server_role", True, "no role signs the certificate of the server"),
         ({"guest_role": None}, "guest_role", True, "no role signs the certificate of the guest"),
         ({"role": "both"}, "role", False, "it is not used"),
-        ({"role": "r", "server_role": None, "guest_role": None}, "role", False, "same extended key usage"),
         ({"tls": {"cert_file": "c"}}, "tls.key_file", True, "both cert_file and key_file"),
         ({"tls": {"key_file": "k"}}, "tls.cert_file", True, "both cert_file and key_file"),
         ({"auth": {"method": "cert"}}, "tls.cert_file", True, "required to log in with a certificate"),
@@ -185,6 +187,11 @@ def test_what_does_not_go_together_is_noted(
 def test_one_role_may_serve_the_end_that_has_none_of_its_own() -> None:
     assert notes(role="both", guest_role=None) == []
     assert settings(role="both", guest_role=None).roles == ("server", "both")
+
+
+def test_one_role_may_serve_both_ends() -> None:
+    assert notes(role="both", server_role=None, guest_role=None) == []
+    assert settings(role="both", server_role=None, guest_role=None).roles == ("both",)
 
 
 def test_settings_are_shown_without_secrets_and_described() -> None:

@@ -15,6 +15,7 @@ import pytest
 from baoserver import Api, ApiError, DevServer, JwtIssuer
 from firebuild_pki import Authority, CAError, CASettings, open_authority, validate
 from firebuild_pki.documents import Document
+from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.keys import generate_key
 from firebuild_pki.providers.vault.setup import vault_setup
 from firebuild_pki.x509 import make_csr
@@ -175,19 +176,25 @@ def test_other_settings_other_names(operator: Operator) -> None:
     assert operator.api.call("LIST", "teams/build/pki/certs/revoked")["data"]["keys"]
 
 
-def test_one_role_becomes_two_and_the_script_says_so(operator: Operator) -> None:
-    single = operator.settings(APPROLE, role="images", server_role=None, guest_role=None)
-    output = operator.run(single)
-    assert (printed(operator.said, "server_role"), printed(operator.said, "guest_role")) == (
-        "images-server",
-        "images-guest",
-    )
-    settings = operator.settings(APPROLE, server_role="images-server", guest_role="images-guest")
+def test_without_roles_in_the_settings_two_are_made_and_named(operator: Operator) -> None:
+    output = operator.run(operator.settings(APPROLE, server_role=None, guest_role=None))
+    names = printed(operator.said, "server_role"), printed(operator.said, "guest_role")
+    assert names == ("firebuild-server", "firebuild-guest")
+    settings = operator.settings(APPROLE, server_role=names[0], guest_role=names[1])
     with operator.open(settings, **approle(output)) as authority:
         build(authority)
 
 
-@pytest.mark.parametrize("role", [{}, {"role": "images", "server_role": None, "guest_role": None}])
+def test_one_role_serves_both_ends(operator: Operator) -> None:
+    settings = operator.settings(APPROLE, role="images", server_role=None, guest_role=None)
+    output = operator.run(settings)
+    with operator.open(settings, **approle(output)) as authority:
+        handshake(authority.issue_server(), authority.issue_guest())
+        assert [str(note) for note in authority.check() if note.level != "ok"] == []
+        assert len(authority.warnings) == 2  # each certificate is good for the other end, too
+
+
+@pytest.mark.parametrize("role", [{}, {"server_role": None, "guest_role": None}])
 def test_only_the_token_goes_to_standard_output(operator: Operator, role: dict[str, Any]) -> None:
     settings = operator.settings({"method": "token", "token": {"env": "TOKEN"}}, **role)
     for _ in range(2):  # the second time, everything is there already

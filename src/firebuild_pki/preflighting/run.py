@@ -162,6 +162,7 @@ class _Preflight:
             clock=self._wanted.clock,
             environ=self._wanted.environ,
             check=self._check,
+            patient=False,  # whoever asks for a verdict can ask again
         )
         self._news()  # the notes about the settings have had their rows
         for anchor in parse_certificates(authority.trust_pem, "trust anchors"):

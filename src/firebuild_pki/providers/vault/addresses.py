@@ -25,6 +25,10 @@ def check_address(text: str) -> str:
         raise _refusal(f"{wanted}, found one with a user name or password (not shown)")
     if parts.query or parts.fragment:
         raise _refusal(f'{wanted}, found "?" or "#" in it')
+    tail = parts.path.rstrip("/").rpartition("/")[2]
+    if tail in {"v1", "ui"}:
+        bare = text.rstrip("/").removesuffix(f"/{tail}")
+        raise _refusal(f'{wanted}, found "{text}"', f"leave /{tail} away: {bare}")
     if not is_safe(text):
         raise _refusal(
             f'expected https, found plain http to "{parts.hostname}"',

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from firebuild_pki.chain import describe
-from firebuild_pki.provider import Clock, Note, NoteLevel, Profile
+from firebuild_pki.provider import Clock, Note, NoteLevel, Profile, ProviderContext
 from firebuild_pki.providers.vault.faults import NodeFailed
 from firebuild_pki.providers.vault.mount import Mount, data_of
 from firebuild_pki.providers.vault.nodes import Budget
@@ -15,6 +15,9 @@ from firebuild_pki.providers.vault.session import Session
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer, Request
 from firebuild_pki.settings import write_duration
+
+USES = 2
+"""Requests with the token that are still to come after a check: the certificates of both ends."""
 
 SKEW = timedelta(seconds=30)
 """Difference between the clocks that deserves no word."""
@@ -32,19 +35,20 @@ _STATES = {
 }
 
 
-def check(settings: VaultSettings, session: Session, clock: Clock) -> Sequence[Note]:
+def check(
+    settings: VaultSettings, session: Session, mount: Mount, context: ProviderContext
+) -> Sequence[Note]:
     """Look at nodes, credentials, roles, CA and clock.
 
     Raises:
         CAError: no node answers, or the CA certificate cannot be read.
     """
     budget = session.budget()
-    mount = Mount(settings, session)
     return (
-        *_nodes(settings, session, clock, budget),
+        *_nodes(settings, session, context.clock, budget),
         *_credentials(session, budget),
-        *_roles(settings, mount, budget),
-        *_authorities(settings, mount, clock),
+        *_roles(settings, mount, context.name_suffix, budget),
+        *_authorities(settings, mount, context.clock),
     )
 
 
@@ -101,30 +105,36 @@ def _credentials(session: Session, budget: Budget) -> Iterator[Note]:
         message = f"the token cannot be looked at ({session.words_of(answer)})"
         yield Note(message, "auth", hint, NoteLevel.WARNING, "credentials")
         return
+    session.learn_uses(data)
     left, policies = seconds(data.get("ttl")), list(map(str, data.get("policies") or ()))
     life = f"valid for {write_duration(left)}" if left else "without an end"
     message = f"token of {data.get('display_name')}, {life}, policies {', '.join(policies)}"
-    if "root" in policies:
+    if session.uses_left is not None and session.uses_left < USES:
+        hint = f"make one that is good for {USES} more requests at least, or without num_uses"
+        text = f"{message}: good for {session.uses_left} more requests (num_uses)"
+        yield Note(text, "auth", hint, NoteLevel.WARNING, "credentials")
+    elif "root" in policies:
         hint = "use a token with the policy that `firebuild ca vault-setup --print` writes"
         yield Note(f"{message}: it may do anything", "auth", hint, NoteLevel.WARNING, "credentials")
     else:
         yield Note(message, "", None, NoteLevel.OK, "credentials")
 
 
-def _roles(settings: VaultSettings, mount: Mount, budget: Budget) -> Iterator[Note]:
-    for profile in Profile:
-        name = settings.role_for(profile)
+def _roles(settings: VaultSettings, mount: Mount, suffix: str, budget: Budget) -> Iterator[Note]:
+    for name in settings.roles:
+        profiles = [profile for profile in Profile if settings.role_for(profile) == name]
+        where = "role" if name == settings.role else f"{profiles[0]}_role"
         answer = mount.role(name, budget)
         path = f"{settings.mount}/roles/{name}"
         if answer.status == 404:
             message, hint = f"there is no role {name} in {settings.mount}", f"bao list {settings.mount}/roles"
-            yield Note(message, f"{profile}_role", hint, NoteLevel.FATAL, "role")
+            yield Note(message, where, hint, NoteLevel.FATAL, "role")
         elif answer.status != 200:
             message = f"role {name}: cannot be looked at"
             hint = f'allow it with: path "{path}" {{ capabilities = ["read"] }}'
-            yield Note(message, f"{profile}_role", hint, NoteLevel.WARNING, "role")
+            yield Note(message, where, hint, NoteLevel.WARNING, "role")
         else:
-            yield from role_notes(name, answer.data, profile)
+            yield from role_notes(name, answer.data, profiles, suffix, where)
 
 
 def _authorities(settings: VaultSettings, mount: Mount, clock: Clock) -> Iterator[Note]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from firebuild_pki.errors import SecretError
 from firebuild_pki.providers.vault.auth_settings import (
     AppRoleAuth,
     AuthSettings,
@@ -25,6 +26,10 @@ HINTS = {
     "cert": "the certificate in tls.cert_file must be accepted by an entry of auth/{mount}/certs",
 }
 """For each method that logs in; `{mount}` is where it is mounted."""
+
+
+_TOKENS = ("hvs.", "hvb.", "s.", "b.")
+"""How tokens of Vault and OpenBao begin; secret ids that the server makes are UUIDs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +53,12 @@ class Login:
 
     @property
     def hint(self) -> str:
-        """What to look at when the server says no."""
-        return HINTS[self.method].format(mount=self.mount)
+        """What to look at when the server says no; the likeliest cause first."""
+        usual = HINTS[self.method].format(mount=self.mount)
+        if self.body.get("secret_id", "").startswith(_TOKENS):
+            unwrap = "the secret id has the form of a token: unwrap it first, bao unwrap -field=secret_id"
+            return f"{unwrap}; or {usual}"
+        return usual
 
 
 def credentials(auth: AuthSettings, environ: Mapping[str, str]) -> Login | str:
@@ -63,9 +72,9 @@ def credentials(auth: AuthSettings, environ: Mapping[str, str]) -> Login | str:
     """
     match auth:
         case TokenAuth():
-            return auth.token.resolve(environ).strip()
+            return _token(auth.token, environ)
         case TokenFileAuth():
-            return SecretRef(file=auth.path).resolve(environ).strip()
+            return _token(SecretRef(file=auth.path), environ)
         case AppRoleAuth():
             return Login("approle", auth.mount, _approle(auth, environ))
         case KubernetesAuth():
@@ -75,6 +84,22 @@ def credentials(auth: AuthSettings, environ: Mapping[str, str]) -> Login | str:
             role = {"role": auth.role} if auth.role else {}
             return Login("jwt", auth.mount, {**role, "jwt": auth.jwt.resolve(environ).strip()})
     return Login("cert", auth.mount, {"name": auth.name} if auth.name else {})
+
+
+def _token(reference: SecretRef, environ: Mapping[str, str]) -> str:
+    """Fetch a token; what comes along with it is told by its form, never shown."""
+    token = reference.resolve(environ).strip()
+    where = f"the environment variable {reference.env}" if reference.env else f"the file {reference.file}"
+    if not token:
+        raise SecretError(f"expected a token in {where}, but there are only blanks")
+    if any(one.isspace() or not one.isprintable() for one in token):
+        raise SecretError(
+            f"expected a token in {where} and nothing else, but it holds blanks or control characters",
+            hint="write the token alone: bao token create -field=token",
+        )
+    if not token.isascii():
+        raise SecretError(f"expected a token in {where}, but it holds characters beyond ASCII")
+    return token
 
 
 def _approle(auth: AppRoleAuth, environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -32,6 +32,9 @@ class Mount:
     def __init__(self, settings: VaultSettings, session: Session) -> None:
         self._settings = settings
         self._session = session
+        # Tokens may be good for a few requests only (num_uses): nothing is read twice.
+        self._roles: dict[str, Answer] = {}
+        self._chains: list[IssuerChain] | None = None
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have a request signed.
@@ -44,6 +47,7 @@ class Mount:
         budget = self._session.budget()
         answer = self._session.call("POST", path, budget, sign_body(request))
         if answer.status not in {200, 204}:
+            self._roles, self._chains = {}, None  # an operator may be about to put it right
             raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)
         return signed_certificate(answer, request.profile, place)
 
@@ -71,11 +75,15 @@ class Mount:
         """
         path = self._settings.trust
         override = read_text(path, "trust").encode() if path else None
-        return bundle(list(self.chains()), override)
+        return bundle(self.chains(), override)
 
-    def chains(self) -> Iterator[IssuerChain]:
+    def chains(self) -> list[IssuerChain]:
         """Read the CA certificates; no token is needed for that."""
-        budget = self._session.budget()
+        if self._chains is None:
+            self._chains = list(self._read_chains(self._session.budget()))
+        return self._chains
+
+    def _read_chains(self, budget: Budget) -> Iterator[IssuerChain]:
         for issuer, role in self._issuers(budget).items():
             path = f"{self._settings.mount}/issuer/{issuer}/json"
             answer = self._session.ask("GET", path, budget)
@@ -88,7 +96,9 @@ class Mount:
 
     def role(self, name: str, budget: Budget) -> Answer:
         """Read a role; the policy need not allow it."""
-        return self._session.look(f"{self._settings.mount}/roles/{name}", budget)
+        if name not in self._roles:
+            self._roles[name] = self._session.look(f"{self._settings.mount}/roles/{name}", budget)
+        return self._roles[name]
 
     def _issuers(self, budget: Budget) -> Mapping[str, str]:
         if self._settings.issuer:
@@ -103,10 +113,10 @@ class Mount:
         said = self._session.words_of(answer)
         hint = self._about_mount(budget) or hint_for(said, place)
         if answer.status == 403:
+            why, remedy = self._session.why_denied(path, budget)
             return ProviderError(
-                f"{doing} was refused by {answer.address}: permission denied for {path}: "
-                "the token is expired or revoked, or its policies do not allow it",
-                hint=hint or f'the policy needs: path "{path}" {{ capabilities = ["update"] }}',
+                f"{doing} was refused by {answer.address}: permission denied for {path}: {why}",
+                hint=hint or remedy,
             )
         return ProviderError(f"{doing} was refused by {answer.address}: {said}", hint=hint)
 

@@ -25,6 +25,7 @@ from firebuild_pki.providers.vault.refusals import is_lasting
 from firebuild_pki.providers.vault.transport import Answer, Request, Transport
 
 _STANDBY = {412, 472, 473}
+_WORTH_A_WORD = 2.0  # seconds of waiting
 _MOMENT = 0.001  # seconds; less than that is not worth another request
 
 
@@ -108,11 +109,13 @@ class Nodes:
         addresses: base URLs.
         transport: sends the requests.
         scrub: takes secrets out of what a server said.
+        report: told when no node has answered and they are tried again.
     """
 
     addresses: Sequence[str]
     transport: Transport = field(repr=False)
     scrub: Callable[[str], str] = field(repr=False)
+    report: Callable[[str], None] = field(default=lambda _: None, repr=False)
 
     def ask(self, request: Request, budget: Budget) -> Answer:
         """Ask until a node answers; answers that say no are answers.
@@ -124,6 +127,9 @@ class Nodes:
         backoff = wait_random_exponential(multiplier=0.5, max=5)
 
         def wait(state: RetryCallState) -> float:
+            if state.attempt_number == 1 and budget.left >= _WORTH_A_WORD:
+                faults = "; ".join(map(str, _failure(state).faults))
+                self.report(f"no usable answer of {faults}; trying for {budget.left:.0f} s")
             pause = max(backoff(state), _failure(state).retry_after)
             return max(min(pause, budget.left), 0.0)
 

@@ -38,6 +38,7 @@ class VaultProvider(CAProvider):
         self._context = context
         self._timing = timing
         self._session: Session | None = None
+        self._mount: Mount | None = None
 
     def validate(self) -> Sequence[Note]:
         """Look for roles that are missing, and certificates without keys."""
@@ -45,17 +46,20 @@ class VaultProvider(CAProvider):
 
     def open(self) -> None:
         """Log in."""
+        from firebuild_pki.providers.vault.mount import Mount
         from firebuild_pki.providers.vault.nodes import Timing
         from firebuild_pki.providers.vault.session import Session
 
-        settings = self._settings
-        timing = self._timing or Timing(settings.timeout.total_seconds(), settings.retry_for.total_seconds())
-        self._session = Session(settings, self._context.environ, timing)
+        settings, context = self._settings, self._context
+        retry_for = settings.retry_for.total_seconds() if context.patient else 0.0
+        timing = self._timing or Timing(settings.timeout.total_seconds(), retry_for)
+        self._session = Session(settings, context.environ, timing, context.report)
+        self._mount = Mount(settings, self._session)
         self._session.open()
 
     def close(self) -> None:
         """Revoke the token that `open` made, and close the connections."""
-        session, self._session = self._session, None
+        session, self._session, self._mount = self._session, None, None
         if session is not None:
             session.close()
 
@@ -63,26 +67,21 @@ class VaultProvider(CAProvider):
         """Look at nodes, credentials, roles, CA and clock, without issuing anything."""
         from firebuild_pki.providers.vault.checks import check
 
-        return check(self._settings, self._opened(), self._context.clock)
+        return check(self._settings, *self._opened(), self._context)
 
     def trust_bundle(self) -> TrustBundle:
         """Return the topmost CA certificates that the mount knows, or those of the setting trust."""
-        return self._mount().trust_bundle()
+        return self._opened()[1].trust_bundle()
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have the role of the profile sign the request."""
-        return self._mount().sign(request)
+        return self._opened()[1].sign(request)
 
     def revoke(self, certificate_pem: bytes) -> None:
         """Revoke a certificate by its serial number."""
-        self._mount().revoke(certificate_pem)
+        self._opened()[1].revoke(certificate_pem)
 
-    def _mount(self) -> Mount:
-        from firebuild_pki.providers.vault.mount import Mount
-
-        return Mount(self._settings, self._opened())
-
-    def _opened(self) -> Session:
-        if self._session is None:
+    def _opened(self) -> tuple[Session, Mount]:
+        if self._session is None or self._mount is None:
             raise AuthorityClosed("the connection to Vault is closed: the provider is not open")
-        return self._session
+        return self._session, self._mount

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from firebuild_pki.errors import CAError, ProviderError
 from firebuild_pki.providers.vault.login import Login, credentials
@@ -32,18 +33,26 @@ class Session:
         settings: addresses, TLS, namespace, auth.
         environ: where secrets and HTTPS_PROXY are.
         timing: time and its limits.
+        report: told what is being waited for.
     """
 
-    def __init__(self, settings: VaultSettings, environ: Mapping[str, str], timing: Timing) -> None:
+    def __init__(
+        self,
+        settings: VaultSettings,
+        environ: Mapping[str, str],
+        timing: Timing,
+        report: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._settings = settings
         self._environ = environ
         self._timing = timing
         self._secrets: set[str] = set()
         self._token = _NONE
+        self._uses_left: int | None = None
         self.transport = Transport(
             make_context(settings.tls, environ), settings.tls.server_name, environ, timing.monotonic
         )
-        self.nodes = Nodes(list(settings.address), self.transport, self.scrub)
+        self.nodes = Nodes(list(settings.address), self.transport, self.scrub, report)
 
     def open(self) -> None:
         """Log in.
@@ -67,6 +76,17 @@ class Session:
             self._secrets.clear()
             self.transport.close()
 
+    @property
+    def uses_left(self) -> int | None:
+        """How many more requests the token is good for; None where there is no limit, or none is known."""
+        return self._uses_left
+
+    def learn_uses(self, about: Mapping[str, Any]) -> None:
+        """Take ``num_uses`` from what the server says about the token; 0 is without limit there."""
+        uses = about.get("num_uses")
+        # Below zero: this was the last one.
+        self._uses_left = max(uses, 0) if isinstance(uses, int) and uses else None
+
     def budget(self) -> Budget:
         """Begin an operation."""
         return self._timing.budget()
@@ -84,6 +104,36 @@ class Session:
             answer = self._with(self._token, method, path, budget, body)
         return answer
 
+    def why_denied(self, path: str, budget: Budget) -> tuple[str, str]:
+        """Find out what a 403 is about, which is the same for a bad token and for a small policy.
+
+        Returns:
+            what is wrong, and what to do; the likeliest cause first.
+        """
+        if self._uses_left == 0:
+            return "the token is used up (num_uses)", "make one without num_uses, or with a larger one"
+        answer = self._with(self._token, "GET", "auth/token/lookup-self", budget, None)
+        wanted = self._settings.namespace or ""
+        if answer.status == 403:
+            return (
+                f"the token is not valid{self._in_namespace()}: wrong, expired, revoked, used up, "
+                "or of another namespace",
+                "make a new token, and look at the setting namespace",
+            )
+        home = str(answer.data.get("namespace_path") or "").strip("/")
+        if home != wanted:
+            return (
+                f'the token is of the namespace "{home}", and the settings name "{wanted}"',
+                f"set namespace to {home}, or make a token there",
+            )
+        return (
+            "the policies of the token do not allow it",
+            f'the policy needs: path "{path}" {{ capabilities = ["update"] }}',
+        )
+
+    def _in_namespace(self) -> str:
+        return f" in the namespace {self._settings.namespace}" if self._settings.namespace else ""
+
     def look(self, path: str, budget: Budget) -> Answer:
         """Ask for what the policy need not allow: a 403 is a fine answer."""
         return self._with(self._token, "GET", path, budget, None)
@@ -97,6 +147,8 @@ class Session:
     def _with(
         self, token: _Token, method: str, path: str, budget: Budget, body: Mapping[str, object] | None
     ) -> Answer:
+        if self._uses_left is not None:
+            self._uses_left = max(self._uses_left - 1, 0)
         return self.nodes.ask(Request(method, path, body, token.value, self._settings.namespace), budget)
 
     def _obtain(self, budget: Budget) -> _Token:
@@ -113,6 +165,7 @@ class Session:
         if answer.status != 200 or not isinstance(token, str) or not token:
             raise self._refused(found, answer)
         self._secrets.add(token)
+        self.learn_uses(auth)
         return _Token(token, revocable=auth.get("token_type") != "batch")
 
     def _renew(self, budget: Budget) -> bool:
@@ -140,10 +193,14 @@ class Session:
         if answer.status == 200:
             message = f"the login with {login.method} at {login.path} gave no token"
             return ProviderError(message, hint="does it ask for a second factor? a build has none")
-        return ProviderError(
-            f"the login with {login.method} at {login.path} was refused: {self.words_of(answer)}",
-            hint=f"is {login.method} mounted at auth/{login.mount}? {login.hint}",
-        )
+        said = self.words_of(answer)
+        hint = login.hint
+        if "namespace not found" in said:
+            hint = "look at the setting namespace: bao namespace list"
+        elif answer.status in {403, 404}:  # what is not there may not be asked for
+            mounted = f"is {login.method} mounted at auth/{login.mount}{self._in_namespace()}?"
+            hint = f"{mounted} look at auth.mount and at namespace; {hint}"
+        return ProviderError(f"the login with {login.method} at {login.path} was refused: {said}", hint=hint)
 
     def words_of(self, answer: Answer) -> str:
         """Say what the server said, or at least its status."""

@@ -57,11 +57,11 @@ class VaultSettings(Settings):
     mount: MountPath = "pki"
     """Where the PKI secrets engine is mounted; may contain slashes."""
     role: Name | None = None
-    """Role for both ends, where server_role and guest_role do not say otherwise."""
+    """Role that signs for both ends: server_flag and client_flag, as roles have by default."""
     server_role: Name | None = None
-    """Role that signs the certificates of servers: server_flag only."""
+    """Role that signs the certificates of servers, instead of role; needs server_flag only."""
     guest_role: Name | None = None
-    """Role that signs the certificates of guests: client_flag only."""
+    """Role that signs the certificates of guests, instead of role; needs client_flag only."""
     issuer: Name | None = None
     """Name or id of the issuer in the mount; by default the one of the role."""
     trust: str | None = None
@@ -112,17 +112,10 @@ def settings_notes(settings: VaultSettings) -> Iterator[Note]:
 def _role_notes(settings: VaultSettings) -> Iterator[Note]:
     for profile in Profile:
         if not settings.role_for(profile):
-            hint = "set server_role and guest_role; `firebuild ca vault-setup --print` shows how to make them"
+            hint = "set role, or server_role and guest_role; `firebuild ca vault-setup --print` makes them"
             yield _fatal(f"{profile}_role", f"no role signs the certificate of the {profile}", hint)
     if settings.server_role and settings.guest_role and settings.role:
         yield Note("it is not used, because server_role and guest_role are set", "role")
-    elif settings.roles == (settings.role,):
-        yield Note(
-            "a role gives the same extended key usage to all its certificates, but the server needs "
-            "serverAuth alone and the guest clientAuth alone",
-            "role",
-            "make a role for each end, and set server_role and guest_role",
-        )
 
 
 def _fatal(path: str, message: str, hint: str | None = None) -> Note:

@@ -5,7 +5,7 @@ Everything is a shell script for the command line tool of Vault or OpenBao. Noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from shlex import quote
 from string import Template
@@ -52,21 +52,18 @@ def vault_setup(settings: CASettings) -> str:
     parts = [
         _part("head", address=quote(vault.address[0]), namespace=quote(vault.namespace or "")),
         _part("mount", mount=quote(vault.mount)),
-        *(_part("role", **_role(settings, vault, profile, roles[profile])) for profile in Profile),
+        *(_part("role", **_role(settings, vault, name, roles)) for name in dict.fromkeys(roles.values())),
         _part("policy", policy=POLICY, rules=policy(settings, vault)),
         *_auth(vault.auth),
     ]
-    if roles[Profile.SERVER] == vault.role_for(Profile.SERVER) != vault.role_for(Profile.GUEST):
+    if all(vault.role_for(profile) for profile in Profile):
         return "\n".join(parts)
     return "\n".join([*parts, _part("advice", server=roles[Profile.SERVER], guest=roles[Profile.GUEST])])
 
 
 def role_names(vault: VaultSettings) -> dict[Profile, str]:
-    """Name a role for each end; one role cannot serve both, so it is split."""
-    names = {profile: vault.role_for(profile) or POLICY for profile in Profile}
-    if len(set(names.values())) == len(names):
-        return names
-    return {profile: f"{name}-{profile}" for profile, name in names.items()}
+    """Name the role of each end: that of the settings, else one of its own."""
+    return {profile: vault.role_for(profile) or f"{POLICY}-{profile}" for profile in Profile}
 
 
 def policy(settings: CASettings, vault: VaultSettings) -> str:
@@ -82,12 +79,15 @@ def policy(settings: CASettings, vault: VaultSettings) -> str:
     return "\n".join(f'path "{path}" {{ capabilities = ["{one}"] }}' for path, one in rules.items())
 
 
-def _role(settings: CASettings, vault: VaultSettings, profile: Profile, name: str) -> dict[str, str]:
+def _role(
+    settings: CASettings, vault: VaultSettings, name: str, roles: Mapping[Profile, str]
+) -> dict[str, str]:
+    ends = [profile for profile in Profile if roles[profile] == name]
     return {
         "path": quote(f"{vault.mount}/roles/{name}"),
-        "profile": str(profile),
+        "ends": " and the ".join(ends),
         "domain": quote(settings.name_suffix),
-        "flags": FLAGS[profile],
+        "flags": " ".join(f"{flag}={str(end in ends).lower()}" for end, flag in FLAGS.items()),
         "key": _KEYS[settings.key_type],
         "issuer": quote(vault.issuer or "default"),
     }

@@ -10,17 +10,15 @@ from cryptography.x509.oid import NameOID
 
 from firebuild_pki.chain import order_chain, parse_certificates
 from firebuild_pki.errors import MaterialError, ProviderError
+from firebuild_pki.leaf_checks import BOTH
 from firebuild_pki.provider import Profile, SignedCertificate, SignRequest
 from firebuild_pki.providers.vault.refusals import Place, worth_a_word
 from firebuild_pki.providers.vault.transport import Answer
 from firebuild_pki.providers.vault.trust import pem_of
 from firebuild_pki.x509 import USAGE
 
-FLAGS = {
-    Profile.SERVER: "server_flag=true client_flag=false",
-    Profile.GUEST: "server_flag=false client_flag=true",
-}
-"""How a role gets the extended key usage of each end."""
+FLAGS = {Profile.SERVER: "server_flag", Profile.GUEST: "client_flag"}
+"""What gives the certificates of a role the extended key usage of each end."""
 
 
 def sign_body(request: SignRequest) -> Mapping[str, object]:
@@ -65,14 +63,13 @@ def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
         found = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
         found = set()
-    if found == {USAGE[profile]}:
+    if USAGE[profile] in found <= BOTH:
         return
     names = ", ".join(sorted(_name(usage) for usage in found)) or "none"
     raise MaterialError(
-        f"expected the extended key usage {_name(USAGE[profile])} and nothing else in the {profile} "
-        f"certificate, but the role {place.role} gave: {names}",
-        hint=f"set {FLAGS[profile]} and no ext_key_usage on the role of the {profile}, {place.role}; "
-        "server and guest need a role each (server_role, guest_role)",
+        f"expected the extended key usage {_name(USAGE[profile])} in the {profile} certificate, and none but "
+        f"serverAuth and clientAuth, but the role {place.role} gave: {names}",
+        hint=f"set {FLAGS[profile]}=true and no ext_key_usage on the role {place.role}",
     )
 
 

@@ -1,3 +1,3 @@
-# Server and guest need a role each; put into the settings of firebuild:
+# Put into the settings of firebuild:
 echo 'server_role: $server'
 echo 'guest_role: $guest'
