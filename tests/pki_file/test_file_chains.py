@@ -163,7 +163,7 @@ def test_an_issuer_signed_with_sha1_is_named_with_the_way_out(aging: Shop) -> No
     block = {"chain": aging.path("chain.pem")}
     error = refusal(aging, {}, **block, anchors=[aging.path("root.pem")])
     assert '"CN=middle,O=Operator" (sha256 ' in error.message
-    assert "is signed with a hash that is not accepted any more (SHA-1 or MD5)" in error.message
+    assert "is signed with SHA-1, which is not accepted any more (RFC 9155)" in error.message
     # and the way out that the hint names
     given = {"ca_cert": aging.path("ca.pem"), "ca_key": aging.path("ca.key")}
     with opened(given, anchors=[aging.path("middle.pem")]) as authority:
@@ -187,7 +187,7 @@ def test_a_self_issued_certificate_with_sha1_is_not_taken_for_a_root(shop: Shop)
     shop.issue("ca", by="new")
     chain = shop.write("chain.pem", shop.read("new.pem", "old.pem"))
     error = refusal(shop, {}, chain=chain)
-    assert "is signed with a hash that is not accepted any more" in error.message
+    assert "is signed with SHA-1, which is not accepted any more" in error.message
 
 
 def test_the_deadline_is_held_against_the_ca(aging: Shop) -> None:
