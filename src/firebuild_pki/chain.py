@@ -144,6 +144,8 @@ class Links:
     """Which certificate issued which. Answers about CAs are kept, as they are asked for each leaf again."""
 
     def __init__(self) -> None:
+        self.proven: set[tuple[object, ...]] = set()
+        """What path validation has passed of ways up from the leaf; see `verify.py`."""
         self._known: dict[tuple[x509.Certificate, x509.Certificate], str | None] = {}
         self._roots: dict[x509.Certificate, bool] = {}
 

@@ -149,7 +149,7 @@ def verify_certificate(
         about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
         chain, reason = _path_that_holds(leaf, [*found, *trust.intermediates], trust, expected)
         warnings = [*about.warnings, *_lifetime(leaf, expected), *reason, *_identifiers(chain)]
-        if expected.exact:  # operators' own files may be in any order
+        if expected.exact and tuple(found) != chain.issuers:  # operators' own files may be in any order
             warnings += chain_remarks(leaf, found)
         return Verified(chain, tuple(warnings), about.remarks)
 
@@ -163,7 +163,7 @@ def _path_that_holds(
             for issuer in chain.authorities:
                 _must_be_valid(issuer, expected.now)
             _must_cover_build(chain, expected)
-            return chain, _must_validate(chain, expected)
+            return chain, _must_validate(chain, expected, trust.links)
         except MaterialError as error:
             refused.append((min(one.not_valid_after_utc for one in chain.authorities), error))
     # of several editions of a CA, what is wrong with the latest is what can be mended
@@ -254,7 +254,7 @@ def _lifetime(leaf: x509.Certificate, expected: Expectation) -> list[str]:
     ]
 
 
-def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
+def _must_validate(chain: Chain, expected: Expectation, links: Links) -> list[str]:
     refuses = f"path validation refuses the chain of {describe(chain.leaf)}"
     problem = key_problem(chain.leaf)
     if problem is not None:
@@ -265,8 +265,15 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
     strict = PolicyBuilder()
+    way_up, last_step = (expected.profile, *chain.authorities), Chain(chain.leaf, (), chain.issuer)
+    if way_up in links.proven and _path_failure(strict, last_step, expected) is None:
+        return []
     reason = _path_failure(strict, chain, expected)
     if reason is None:
+        # What is above the leaf is the same for all of an authority. Names hang on the leaf, so paths with
+        # name constraints are looked at each time, and so are dates, by `_must_be_valid`.
+        if not constrained:
+            links.proven.add(way_up)
         return []
     lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
     refusal = _path_failure(lenient, chain, expected)
