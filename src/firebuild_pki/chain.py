@@ -135,7 +135,7 @@ def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
     try:
         with quiet_parsing():
             return x509.load_pem_x509_certificates(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except Exception as error:  # strangers write certificates, and each parser fails in its own way
         message = f"expected PEM certificates as {what}, but they cannot be read: {in_words(error)}"
         raise MaterialError(message) from error
 

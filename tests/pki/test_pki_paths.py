@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
@@ -30,7 +31,8 @@ from firebuild_pki import (
     TrustBundle,
     open_authority,
 )
-from firebuild_pki.chain import describe, parse_certificates
+from firebuild_pki import chain as chain_module
+from firebuild_pki.chain import Links, describe, parse_certificates
 from firebuild_pki.grpc_handshake import handshake as grpc_handshake
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.preflighting import certificate_facts
@@ -664,3 +666,60 @@ def test_a_ca_that_renews_its_own_key_does_not_count_for_the_path_length(
     ca = root(constraints=DOTTED, path_length=0)
     renewed = OperatorCA("Root", ca, valid=LONG)  # self-issued, with another key
     talk(issued(Backend(renewed, chain=[renewed], anchors=[ca]), monkeypatch))
+
+
+def test_mail_addresses_in_a_subject_are_held_against_the_constraints_as_well() -> None:
+    ca = root(constraints=x509.NameConstraints([x509.RFC822Name("example.com")], None))
+    attributes = [x509.NameAttribute(NameOID.EMAIL_ADDRESS, "a@elsewhere.com")]
+    leaf = ca.leaf(generate_key().public_key(), [NAME], subject=x509.Name(attributes), valid=LONG)
+    with pytest.raises(MaterialError, match=r'do not permit the name "a@elsewhere\.com"'):
+        verified(pem(leaf), ca.pem)
+
+
+@pytest.mark.needs("openssl")
+def test_an_algorithm_that_nobody_knows_is_named_by_its_number(tmp_path: Path) -> None:
+    if subprocess.run(
+        ["openssl", "genpkey", "-algorithm", "SM2"], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this OpenSSL has no SM2")
+    chain, trust = made(tmp_path, "genpkey -algorithm SM2")
+    with pytest.raises(
+        MaterialError, match=r'"CN=leaf" .* is signed with an algorithm that is not supported'
+    ):
+        verified(chain, trust)
+    ca = root()
+    leaf = ca.leaf(generate_key().public_key(), [NAME], valid=LONG)
+    mixed = pem(leaf) + (tmp_path / "mid.pem").read_bytes()  # strays do no harm
+    assert verified(mixed, ca.pem)
+
+
+def damaged(certificate: x509.Certificate, old: bytes, new: bytes) -> bytes:
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    assert old in der
+    return ssl.DER_cert_to_PEM_cert(der.replace(old, new)).encode()
+
+
+def test_a_certificate_whose_insides_are_damaged_is_refused_in_words() -> None:
+    ca = root()
+    usage = bytes.fromhex("0603551d0f")  # the key usage becomes a second extension of another kind
+    twice = damaged(ca.certificate, usage, bytes.fromhex("0603551d13"))
+    for pem_text in (twice, ca.pem.replace(b"M", b"!", 3)):
+        with pytest.raises(MaterialError, match="cannot be read: ") as caught:
+            verify_trust(TrustBundle(pem_text), NOW)
+        assert len(str(caught.value)) < 200
+        assert "\n" not in str(caught.value)
+    with pytest.raises(MaterialError, match="cannot be read: "):
+        certificate_facts(twice)
+    with pytest.raises(MaterialError, match="expected PEM text as chain, found int"):
+        parse_certificates(5, "chain")  # type: ignore[arg-type]
+    with pytest.raises(MaterialError, match="expected a TrustBundle, found NoneType"):
+        verify_trust(None, NOW)  # type: ignore[arg-type]
+
+
+def test_what_is_known_of_cas_does_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain_module, "_MAX_LINKS", 2)
+    links, ca = Links(), root()
+    for _ in range(5):
+        leaf = ca.leaf(generate_key().public_key(), [NAME], valid=LONG)
+        assert links.problem(leaf, ca.certificate) is None
+    assert len(links._known) <= 3

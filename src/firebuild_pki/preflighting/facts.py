@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -79,9 +78,10 @@ def certificate_facts(pem: bytes) -> tuple[CertificateFacts, ...]:
     Raises:
         MaterialError: they cannot be read.
     """
+    certificates = parse_certificates(pem, "input")
     try:
-        return tuple(_facts(one) for one in parse_certificates(pem, "input"))
-    except (ValueError, UnsupportedAlgorithm) as error:
+        return tuple(map(_facts, certificates))
+    except Exception as error:  # strangers write certificates, and each parser fails in its own way
         raise MaterialError(f"a certificate in the input cannot be read: {in_words(error)}") from error
 
 
