@@ -112,4 +112,4 @@ class Observers:
         try:
             yield
         except (ProviderError, Unanswered) as error:
-            self.warn(f'the observer "{listener.name}" failed on "{what}": {described(error)}')
+            self.warn(f'the observer "{listener.name}" failed on "{what}": {error}')

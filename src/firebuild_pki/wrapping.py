@@ -33,14 +33,18 @@ def one_text(text: str, limit: int = TEXT_LIMIT) -> str:
 
     Hints hold commands and paths, which may have two blanks in a row.
     """
-    return " ".join(line.strip() for line in block(text, limit).split("\n")).strip()
+    shown = block(text[: 2 * limit], limit)
+    if len(text) <= limit >= len(shown):
+        return " ".join(line.strip() for line in shown.split("\n")).strip()
+    end = f"… ({len(text)} characters in all)"  # within the limit, so that nobody cuts it again
+    return " ".join(line.strip() for line in shown[: limit - len(end)].split("\n")).strip() + end
 
 
 def described(error: BaseException) -> str:
     """Word an exception that may be anybody's: ``KeyError: 'certificate'``; a `CAError` by its message."""
     if isinstance(error, CAError):
         return str(_own(error))
-    return error_text(error, TEXT_LIMIT)
+    return error_text(error, TEXT_LIMIT - 200)  # with what comes before, within the limit
 
 
 def in_our_words(error: BaseException, provider: str, doing: str) -> CAError:

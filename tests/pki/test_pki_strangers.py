@@ -166,7 +166,7 @@ def test_the_text_of_an_error_is_escaped_and_cut() -> None:
             authority.issue_server()
     assert r"failed: Loud: \x1b[31mred\x1b[0m and xxx" in str(caught.value)
     assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 2_200
+    assert len(str(caught.value)) < 2_000
 
 
 def test_a_check_that_is_a_generator_is_read_within_its_limit() -> None:
