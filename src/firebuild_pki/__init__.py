@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from firebuild_pki.authority import Authority, open_authority
-    from firebuild_pki.chain import order_chain
+    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate
     from firebuild_pki.config import CASettings, ca_json_schema, redacted
     from firebuild_pki.documents import Document, load_document, parse_document
     from firebuild_pki.errors import (
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "authority": ("Authority", "open_authority"),
-    "chain": ("order_chain",),
+    "chain": ("order_chain", "parse_certificates", "read_certificate"),
     "config": ("CASettings", "ca_json_schema", "redacted"),
     "documents": ("Document", "load_document", "parse_document"),
     "errors": (
@@ -151,7 +151,9 @@ __all__ = [
     "new_plugin",
     "open_authority",
     "order_chain",
+    "parse_certificates",
     "parse_document",
+    "read_certificate",
     "redacted",
     "validate",
     "vault_setup",

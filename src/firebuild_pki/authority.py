@@ -68,6 +68,7 @@ class Authority:
         self._clock = context.clock
         self._lock = threading.RLock()
         self._warnings: list[str] = []
+        self._remarks: list[str] = []
         # Names and certificates, for revoking them; nobody needs to keep the keys.
         self._issued: dict[str, _Revocable] = {}
         self._provider = make_provider(settings, context, check)
@@ -118,6 +119,12 @@ class Authority:
         """What deserved a word so far but stopped nothing; also logged."""
         with self._lock:
             return tuple(self._warnings)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is odd about the certificates so far but harms nobody, for those who look closely."""
+        with self._lock:
+            return tuple(self._remarks)
 
     def issue_server(
         self, *, ttl: timedelta | None = None, build_deadline: datetime | None = None
@@ -215,7 +222,10 @@ class Authority:
             abandon = self._close_provider
             self._provider.open()
             with named(self.provider_name):
-                return verify_trust(self._provider.trust_bundle(), self._clock())
+                trust = verify_trust(self._provider.trust_bundle(), self._clock())
+            for warning in trust.warnings:
+                self._warn(warning)
+            return trust
         except BaseException:
             abandon()
             self._observers.close()
@@ -246,6 +256,7 @@ class Authority:
     def _accept(self, profile: Profile, issued: Issued) -> TLSMaterial:
         for warning in issued.warnings:
             self._warn(warning)
+        self._remarks += [one for one in issued.remarks if one not in self._remarks]
         self._issuer = issued.chain.issuer
         one = _Revocable(issued.material.identity, issued.chain.leaf)
         self._issued[issued.material.fingerprint_sha256] = one

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import re
+import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from firebuild_pki.errors import MaterialError
+from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import fingerprint, to_pem
+
+ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
+
+MIN_RSA_BITS: Final = 2048
+"""The least that path validation accepts."""
+
+CURVES: Final = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
+"""The curves that path validation accepts, and what people call them."""
+
+_SIGNATURES: Final = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+        SignatureAlgorithmOID.RSA_WITH_SHA512,
+        SignatureAlgorithmOID.RSASSA_PSS,
+    }
+)
+_HASHES: Final = frozenset({"sha256", "sha384", "sha512"})
+_EC_PARAMETERS: Final = bytes.fromhex(
+    "06072a8648ce3d0201"
+)  # id-ecPublicKey, before its parameters (RFC 5480)
+_MAX_PATHS: Final = 64
+_MAX_LINKS: Final = 1_000
+_quiet = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +59,63 @@ class Chain:
     @property
     def issuer(self) -> x509.Certificate:
         """The certificate that signed the leaf."""
-        return self.issuers[0] if self.issuers else self.anchor
+        return self.authorities[0]
+
+    @property
+    def authorities(self) -> tuple[x509.Certificate, ...]:
+        """The CAs, from the one that signed the leaf up to the anchor."""
+        return (*self.issuers, self.anchor)
 
     @property
     def certificates(self) -> tuple[x509.Certificate, ...]:
         """What a TLS server or client sends: leaf first, no root (RFC 8446 section 4.4.2)."""
         return (self.leaf, *self.issuers)
+
+
+@contextmanager
+def quiet_parsing() -> Iterator[None]:
+    """Keep cryptography's remarks about odd certificates off stderr: serial numbers of zero, NULL parameters.
+
+    They are for programmers, come with lines of source, and name no certificate.
+    """
+    with _quiet, warnings.catch_warnings():  # the filters are the whole process's, hence the lock
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_certificate(data: bytes) -> x509.Certificate:
+    """Read one certificate, PEM or DER; each kind of damage raises an exception of its own kind."""
+    is_pem = data.lstrip().startswith(b"-")
+    with quiet_parsing():
+        return (x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate)(data)
+
+
+def serial_of(certificate: x509.Certificate) -> int:
+    """Return the serial number; zero and less are not remarked on stderr."""
+    with quiet_parsing():
+        return certificate.serial_number
+
+
+def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
+    """Return the value of an extension, None if there is none."""
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def in_words(error: BaseException) -> str:
+    """Say why something could not be read or is refused, without the dumps that crypto libraries write."""
+    text = str(error).strip()
+    if "ParseError" in text or "asn1" in text.lower():
+        return "it is not valid DER"
+    if "PEM" in text:
+        return "its PEM is damaged"
+    if isinstance(error, UnsupportedAlgorithm):
+        return f"it uses something that is not supported: {one_text(text, 100)}"
+    # "forbidden public key algorithm: AlgorithmIdentifier { oid: …"
+    short = re.sub(r":?\s*\b[A-Z]\w+\s*[{(\[].*", "", text, flags=re.DOTALL)
+    return one_text(short, 300).rstrip(".") or "it is malformed"
 
 
 def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
@@ -48,13 +133,96 @@ def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
     data = pem.encode() if isinstance(pem, str) else pem
     data = data.replace(b"----------", b"-----\n-----")
     try:
-        with warnings.catch_warnings():  # a serial number of zero, which old tools gave to their CAs
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        with quiet_parsing():
             return x509.load_pem_x509_certificates(data)
-    except ValueError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        message = f"expected PEM certificates as {what}, but they cannot be read: {reason}"
+    except Exception as error:  # strangers write certificates, and each parser fails in its own way
+        message = f"expected PEM certificates as {what}, but they cannot be read: {in_words(error)}"
         raise MaterialError(message) from error
+
+
+class Links:
+    """Which certificate issued which. Answers about CAs are kept, as they are asked for each leaf again."""
+
+    def __init__(self) -> None:
+        self.proven: set[tuple[object, ...]] = set()
+        """What path validation has passed of ways up from the leaf; see `verify.py`."""
+        self._known: dict[tuple[x509.Certificate, x509.Certificate], str | None] = {}
+        self._roots: dict[x509.Certificate, bool] = {}
+
+    def is_root(self, certificate: x509.Certificate) -> bool:
+        """Tell a root; see `is_self_signed`."""
+        if certificate not in self._roots:
+            self._roots[certificate] = is_self_signed(certificate)
+        return self._roots[certificate]
+
+    def problem(self, below: x509.Certificate, above: x509.Certificate) -> str | None:
+        """Tell why a certificate cannot be taken for one that another issued; None if it can.
+
+        Args:
+            below: the certificate.
+            above: whose subject is its issuer.
+        """
+        pair = (below, above)
+        if pair not in self._known:
+            if len(self._known) > _MAX_LINKS:
+                self._known.clear()
+            self._known[pair] = _link_problem(below, above)
+        return self._known[pair]
+
+    def paths(
+        self,
+        leaf: x509.Certificate,
+        pool: Iterable[x509.Certificate],
+        anchors: Sequence[x509.Certificate],
+    ) -> Iterator[Chain]:
+        """Find all ways from a leaf to an anchor, the shortest first; at least one.
+
+        There are several where a CA was renewed with its old key, or is cross-signed. Order and repetition do
+        not matter; roots and strangers are left out.
+
+        Raises:
+            MaterialError: there is none; the message names the missing link, or the one that does not hold.
+        """
+        others = [one for one in dict.fromkeys(pool) if one != leaf and not self.is_root(one)]
+        paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
+        found = 0
+        for path in paths:
+            for anchor in anchors:
+                if anchor not in path and self._holds(path[-1], anchor):
+                    found += 1
+                    yield Chain(leaf, path[1:], anchor)
+            # a heap of certificates that all sign each other must not keep us for ever
+            issuers = [one for one in others if one not in path and self._holds(path[-1], one)]
+            paths += [(*path, issuer) for issuer in issuers][: max(0, _MAX_PATHS - len(paths))]
+        if not found:
+            raise self._missing([path[-1] for path in reversed(paths)], others, anchors)
+
+    def _holds(self, below: x509.Certificate, above: x509.Certificate) -> bool:
+        return below.issuer == above.subject and self.problem(below, above) is None
+
+    def _missing(
+        self,
+        ends: Sequence[x509.Certificate],
+        pool: Sequence[x509.Certificate],
+        anchors: Sequence[x509.Certificate],
+    ) -> MaterialError:
+        for end in dict.fromkeys(ends):
+            problem = signature_problem(end)
+            if problem is not None:
+                hint = "let the CA sign with SHA-256; a CA certificate can also be a trust anchor itself"
+                return MaterialError(f"{describe(end)} {problem}", hint=hint)
+            for one in (*anchors, *pool):
+                problem = self.problem(end, one) if one.subject == end.issuer and one != end else None
+                if problem not in {None, _OTHER_KEY}:  # another key under the same name is another CA
+                    return MaterialError(f"{describe(end)} does not lead to {describe(one)}: {problem}")
+        current = ends[0]
+        wanted = one_text(current.issuer.rfc4514_string(), 300) or "no name"
+        known = ", ".join(describe(anchor) for anchor in anchors[:10])
+        return MaterialError(
+            f'the chain has a missing link: {describe(current)} was issued by "{wanted}", '
+            "which is neither in the chain nor among the trust anchors",
+            hint=f"the trust anchors are {known}; add the missing CA certificate to the chain",
+        )
 
 
 def build_chain(
@@ -62,22 +230,94 @@ def build_chain(
     pool: Iterable[x509.Certificate],
     anchors: Sequence[x509.Certificate],
 ) -> Chain:
-    """Walk from the leaf to an anchor, by signature; order and repetition do not matter.
-
-    Args:
-        leaf: where to begin.
-        pool: candidates for the issuers; roots and strangers among them are left out.
-        anchors: where the walk may end.
+    """Take the shortest way from a leaf to an anchor; see `Links.paths`.
 
     Raises:
-        MaterialError: a link is missing; the message names it.
+        MaterialError: there is none.
     """
-    paths = _paths_up(leaf, pool)
-    for path in paths:
-        anchor = _issuer_among(anchors, path[-1])
-        if anchor is not None:
-            return Chain(leaf, path[1:], anchor)
-    raise _missing_link(paths[-1][-1], anchors)
+    return next(Links().paths(leaf, pool, anchors))
+
+
+def signature_problem(certificate: x509.Certificate) -> str | None:
+    """Tell why a certificate's signature is not accepted, whoever made it; None if it is."""
+    oid = certificate.signature_algorithm_oid
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return f"is signed with an algorithm that is not supported ({oid.dotted_string})"
+    if algorithm is not None and algorithm.name in {"sha1", "md5"}:
+        name = {"sha1": "SHA-1", "md5": "MD5"}[algorithm.name]
+        return f"is signed with {name}, which is not accepted any more (RFC 9155)"
+    if oid not in _SIGNATURES or algorithm is None or algorithm.name not in _HASHES:
+        return f"is signed with {oid._name}; accepted are ECDSA and RSA, with SHA-256, SHA-384 or SHA-512"
+    return None
+
+
+def key_problem(certificate: x509.Certificate) -> str | None:
+    """Tell why a certificate's key is not accepted in a path; None if it is."""
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        return f"has a public key that cannot be read: {in_words(error)}"
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
+        return f"has an RSA key of {key.key_size} bits; {MIN_RSA_BITS} are the least that is accepted"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if _EC_PARAMETERS + b"\x30" in certificate.tbs_certificate_bytes:
+            return "spells out the parameters of its elliptic curve, where TLS accepts the curve's name only"
+        if key.curve.name not in CURVES:
+            return f"has a key on the curve {key.curve.name}; accepted are {', '.join(CURVES.values())}"
+    return None if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else f"has {_other(key)}"
+
+
+def _other(key: CertificatePublicKeyTypes) -> str:
+    kind = type(key).__name__.strip("_").removesuffix("PublicKey")
+    return f"a key of the kind {kind}; accepted are EC and RSA"
+
+
+_OTHER_KEY: Final = "the signature is of another key"
+
+
+def _link_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
+    if below.issuer != above.subject:
+        return f'it was issued by "{one_text(below.issuer.rfc4514_string(), 300)}"'
+    problem = signature_problem(below)
+    if problem is not None:
+        return f"{describe(below)} {problem}"
+    problem = key_problem(above)
+    if problem is not None:
+        return f"{describe(above)} {problem}"
+    if not _signed_by(below, above):
+        return _OTHER_KEY
+    return _identifier_problem(below, above)
+
+
+def _identifier_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
+    # RFC 5280 section 4.2.1.1; OpenSSL and BoringSSL take an issuer that does not match for a stranger
+    authority = extension_of(below, x509.AuthorityKeyIdentifier)
+    own = extension_of(above, x509.SubjectKeyIdentifier)
+    if authority is None:
+        return None
+    wanted = authority.key_identifier
+    if wanted is not None and own is not None and wanted != own.digest:
+        return (
+            f"its authority key identifier is {_hex(wanted)}, "
+            f"but the subject key identifier of the issuer is {_hex(own.digest)}"
+        )
+    serial = authority.authority_cert_serial_number
+    if serial is not None and serial != serial_of(above):
+        found = serial_of(above)
+        return f"its authority key identifier wants the issuer's serial number {serial:x}, not {found:x}"
+    names = [
+        one.value for one in authority.authority_cert_issuer or () if isinstance(one, x509.DirectoryName)
+    ]
+    if names and names[0] != above.issuer:
+        shown = one_text(names[0].rfc4514_string(), 300)
+        return f'its authority key identifier wants an issuer that "{shown}" issued'
+    return None
+
+
+def _hex(identifier: bytes) -> str:
+    return identifier[:20].hex(":").upper()
 
 
 def order_issuers(leaf: x509.Certificate, pool: Iterable[x509.Certificate]) -> list[x509.Certificate]:
@@ -132,20 +372,30 @@ def chain_remarks(leaf: x509.Certificate, returned: Sequence[x509.Certificate]) 
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
-    """Tell a root: it carries its own signature."""
+    """Tell a root: it carries its own signature.
+
+    That of an old one (SHA-1, MD5) cannot be checked any more; it counts unless identifiers say otherwise.
+    """
+    if certificate.subject != certificate.issuer:
+        return False
+    if has_forgotten_signature(certificate):
+        return _identifier_problem(certificate, certificate) is None
     return _signed_by(certificate, certificate)
+
+
+def has_forgotten_signature(certificate: x509.Certificate) -> bool:
+    """Tell whether it was signed with SHA-1 or MD5, which nobody may check any more (RFC 9155)."""
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return False
+    return algorithm is not None and algorithm.name in {"sha1", "md5"}
 
 
 def describe(certificate: x509.Certificate) -> str:
     """Name a certificate in a message: subject and the start of its fingerprint."""
-    subject = certificate.subject.rfc4514_string() or "no subject"
+    subject = one_text(certificate.subject.rfc4514_string(), 300) or "no subject"
     return f'"{subject}" (sha256 {fingerprint(certificate)[:16]}…)'
-
-
-def _issuer_among(
-    candidates: Iterable[x509.Certificate], certificate: x509.Certificate
-) -> x509.Certificate | None:
-    return next((one for one in candidates if _signed_by(certificate, one)), None)
 
 
 def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -154,13 +404,3 @@ def _signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
-
-
-def _missing_link(current: x509.Certificate, anchors: Sequence[x509.Certificate]) -> MaterialError:
-    wanted = current.issuer.rfc4514_string() or "no name"
-    known = ", ".join(describe(anchor) for anchor in anchors)
-    return MaterialError(
-        f'the chain has a missing link: {describe(current)} was issued by "{wanted}", '
-        "which is neither in the chain nor among the trust anchors",
-        hint=f"the trust anchors are {known}; add the missing CA certificate to the chain",
-    )

@@ -144,8 +144,8 @@ class CASettings(Settings):
         schema = super().__get_pydantic_json_schema__(core_schema, handler)
         body = handler.resolve_ref_schema(schema)
         catalog = _schema_catalog.get() or PluginCatalog()
-        plugins = [(one.name, _provider_model) for one in catalog.providers()]
-        plugins += [(one.name, _observer_model) for one in catalog.observers()]
+        plugins = [(name, _provider_model) for name in sorted(catalog.provider_names)]
+        plugins += [(name, _observer_model) for name in sorted(catalog.observer_names)]
         for name, model_of in plugins:
             try:
                 model = model_of(catalog, name)
@@ -197,7 +197,7 @@ class _Blocks:
     __hash__ = None  # type: ignore[assignment]
 
     def _sort_blocks(self, data: Mapping[str, Any]) -> None:
-        plugins = {one.name for one in (*self.catalog.providers(), *self.catalog.observers())}
+        plugins = self.catalog.provider_names | self.catalog.observer_names
         for key in data.keys() - self._known:
             # environment variables cannot have the dash of a name like my-ca
             name = key if key in plugins else key.replace("_", "-")
@@ -210,7 +210,7 @@ class _Blocks:
                 self.data[name], self.written_as[name] = data[key], key
 
     def _select_provider(self, name: object) -> None:
-        installed = {plugin.name for plugin in self.catalog.providers()}
+        installed = self.catalog.provider_names
         if not isinstance(name, str):
             return
         if name not in installed:
@@ -221,7 +221,7 @@ class _Blocks:
         self._validate_selected(name, self.spec.settings_model)
 
     def _select_observers(self, names: object) -> None:
-        installed = {plugin.name for plugin in self.catalog.observers()}
+        installed = self.catalog.observer_names
         names = names if isinstance(names, list | tuple) else ()
         for index, name in enumerate(names):
             if not isinstance(name, str):

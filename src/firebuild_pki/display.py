@@ -48,6 +48,23 @@ def block(text: str, limit: int = BLOCK_LIMIT) -> str:
     return f"{shown[:limit]}… ({len(text)} characters in all)"
 
 
+def text_of(value: object) -> str:
+    """Return the text of anything, as a plain `str`; never raises, whatever a `__str__` of others does."""
+    try:
+        # of a subclass of str, the text in it
+        return str.__str__(value if isinstance(value, str) else str(value))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a __str__ that fails is no reason to lose the rest
+        return f"(a {type(value).__name__} that does not say more)"
+
+
+def error_text(error: BaseException, limit: int = LINE_LIMIT) -> str:
+    """Word an exception that may be anybody's in one harmless line: ``KeyError: 'certificate'``."""
+    name = one_line(text_of(type(error).__name__), 100)
+    return f"{name}: {one_line(text_of(error), limit)}".removesuffix(": ")
+
+
 def escaped(text: str) -> str:
     r"""Write what is not printable as an escape: `\x1b`, `\u202e`, and `\xff` for a byte that is no UTF-8."""
     if text.isprintable():

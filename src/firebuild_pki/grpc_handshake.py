@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from cryptography import x509
 
+from firebuild_pki.chain import read_certificate
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.x509 import fingerprint
@@ -108,7 +109,7 @@ class _Peer(grpc.GenericRpcHandler):
 
     def seen(self, server_name: str, seconds: float) -> Handshake:
         (pem,) = self._auth["x509_pem_cert"]
-        certificate = x509.load_pem_x509_certificate(pem)
+        certificate = read_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (version,) = self._auth["ssl_tls_version"]
         dns_names = tuple(names.get_values_for_type(x509.DNSName))

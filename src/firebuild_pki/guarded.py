@@ -30,7 +30,7 @@ from firebuild_pki.provider import (
     utc_now,
 )
 from firebuild_pki.worker import Unanswered, Worker
-from firebuild_pki.wrapping import described, in_our_words
+from firebuild_pki.wrapping import in_our_words
 
 ResultT = TypeVar("ResultT")
 
@@ -95,7 +95,7 @@ class GuardedProvider(CAProvider):
             call = self._guarded("closing the provider", provider.close, crossing.nothing)
             self._worker.finish(call)
         except Unanswered as error:
-            raise ProviderError(f"closing the provider failed: {described(error)}") from None
+            raise ProviderError(f"closing the provider failed: {error}") from None
         except CAError as error:
             if not error.message.startswith("closing the provider failed"):
                 error.message = f"closing the provider failed: {error.message}"

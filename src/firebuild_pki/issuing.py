@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
@@ -14,7 +17,7 @@ from firebuild_pki.identity import Identity
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key, is_usable, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignRequest
-from firebuild_pki.verify import Expectation, Trust, Verified, verify_certificate
+from firebuild_pki.verify import Expectation, Trust, Verified, public_key_bytes, verify_certificate
 from firebuild_pki.x509 import fingerprint, make_csr, to_pem
 
 DEFAULT_TTL = timedelta(hours=1)
@@ -73,11 +76,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """Material that passed the checks, its chain, and what the checks remarked."""
+    """Material that passed the checks, its chain, and what the checks remarked; see `Verified`."""
 
     material: TLSMaterial
     chain: Chain
     warnings: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
@@ -95,8 +99,8 @@ def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     except MaterialError as error:  # what the backend remarked is often the reason
         error.hint = "; ".join(filter(None, [error.hint, *answer.notes])) or None
         raise
-    material = _material(key, trust, verified, order.identity.server, names[0])
-    return Issued(material, verified.chain, (*answer.notes, *verified.warnings))
+    material = _material(key, trust, verified, order, names=(order.identity.server, names[0]))
+    return Issued(material, verified.chain, (*answer.notes, *verified.warnings), verified.remarks)
 
 
 def by_ready_pair(provider: CAProvider, trust: Trust, order: Order) -> Issued:
@@ -108,14 +112,14 @@ def by_ready_pair(provider: CAProvider, trust: Trust, order: Order) -> Issued:
         order.profile, (pair.name,), key.public_key(), order.clock(), order.deadline, exact=False
     )
     verified = verify_certificate(pair.certificate_chain_pem, b"", trust, expected)
-    material = _material(key, trust, verified, server.name, pair.name)
-    return Issued(material, verified.chain, verified.warnings)
+    material = _material(key, trust, verified, order, names=(server.name, pair.name))
+    return Issued(material, verified.chain, verified.warnings, verified.remarks)
 
 
 def _ready_key(pair: ReadyPair) -> PrivateKey:
     try:
         key: PrivateKeyTypes = serialization.load_pem_private_key(pair.private_key_pem, None)
-    except (ValueError, TypeError):  # the reason could quote the key
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # the reason could quote the key
         raise MaterialError(f"the private key of {pair.name} is not an unencrypted PEM key") from None
     if not isinstance(key, PrivateKey) or not is_usable(key):
         raise MaterialError(f"gRPC needs a P-256, P-384 or RSA key, which that of {pair.name} is not")
@@ -123,16 +127,33 @@ def _ready_key(pair: ReadyPair) -> PrivateKey:
 
 
 def _material(
-    key: PrivateKey, trust: Trust, verified: Verified, server_name: str, identity: str
+    key: PrivateKey, trust: Trust, verified: Verified, order: Order, *, names: tuple[str, str]
 ) -> TLSMaterial:
     leaf = verified.chain.leaf
     return TLSMaterial(
         certificate_chain_pem=to_pem(verified.chain.certificates),
         private_key_pem=private_key_pem(key),
-        trust_pem=to_pem(trust.anchors),
-        server_name=server_name,
-        identity=identity,
+        trust_pem=to_pem(_lasting(trust.anchors, verified.chain.anchor, order.deadline)),
+        server_name=names[0],
+        identity=names[1],
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
         fingerprint_sha256=fingerprint(leaf),
     )
+
+
+def _lasting(
+    anchors: Sequence[x509.Certificate], reached: x509.Certificate, deadline: datetime
+) -> list[x509.Certificate]:
+    """Leave out editions of an anchor that end during the build, where another one was found that does not.
+
+    BoringSSL takes the first anchor with a fitting name and key; if it has expired, it looks for no other.
+    """
+    key = public_key_bytes(reached.public_key())
+    return [
+        one
+        for one in anchors
+        if one == reached
+        or one.not_valid_after_utc >= deadline
+        or (one.subject, public_key_bytes(one.public_key())) != (reached.subject, key)
+    ]

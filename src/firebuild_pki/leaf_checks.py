@@ -1,17 +1,20 @@
 """The checks of `verify.py` that look at the leaf alone.
 
-The musts raise `MaterialError`; the rest is returned as warnings.
+The musts raise `MaterialError`; the rest is returned as warnings and remarks.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from firebuild_pki.chain import describe
+from firebuild_pki.chain import describe, extension_of, serial_of
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
+from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import USAGE
 
 # Vault, step-ca, AWS Private CA and cfssl put both into a certificate unless told otherwise. Which end a
@@ -20,11 +23,29 @@ from firebuild_pki.x509 import USAGE
 BOTH = frozenset(USAGE.values())
 """The extended key usages that a leaf may have, one too many being a warning."""
 
+MAX_SERIAL_BITS = 159
+"""Twenty bytes, the first bit of which is that of the sign."""
+
 MIN_SERIAL_BITS = 56
 """A serial of 64 random bits is shorter than this in one case of 256."""
 
 
-def check_leaf(leaf: x509.Certificate, profile: Profile, names: tuple[str, ...], *, exact: bool) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class LeafFindings:
+    """What the checks of a leaf have to say, apart from what they refuse.
+
+    Args:
+        warnings: what deserves a word in every build.
+        remarks: what is harmless.
+    """
+
+    warnings: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def check_leaf(
+    leaf: x509.Certificate, profile: Profile, names: tuple[str, ...], *, exact: bool
+) -> LeafFindings:
     """Check what the leaf is, whom it names and what it may be used for.
 
     Args:
@@ -34,38 +55,31 @@ def check_leaf(leaf: x509.Certificate, profile: Profile, names: tuple[str, ...],
         exact: whether other names, and usages besides `BOTH`, are forbidden; else both are allowed, the
             usages with a warning. anyExtendedKeyUsage is always forbidden.
 
-    Returns:
-        Warnings.
-
     Raises:
         MaterialError: a must failed.
     """
     if is_ca(leaf):
         raise MaterialError(f"expected an end-entity certificate, but {describe(leaf)} is a CA")
-    return [
+    warnings = (
         *_names(leaf, names, exact=exact),
         *_extended_usage(leaf, profile, exact=exact),
         *_key_usage(leaf),
         *_serial(leaf),
-    ]
+    )
+    return LeafFindings(warnings, tuple(_harmless_usage(leaf)))
 
 
 def is_ca(certificate: x509.Certificate) -> bool:
     """Tell whether the basic constraints call a certificate a CA (RFC 5280 section 4.2.1.9)."""
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
-        return False
+    constraints = extension_of(certificate, x509.BasicConstraints)
+    return constraints is not None and constraints.ca
 
 
 def _names(leaf: x509.Certificate, names: tuple[str, ...], *, exact: bool) -> list[str]:
     wanted = ", ".join(names)
-    try:
-        found = list(leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except x509.ExtensionNotFound:
-        found = []
+    found = list(extension_of(leaf, x509.SubjectAlternativeName) or ())
     expected = {x509.DNSName(name) for name in names}
-    shown = ", ".join(sorted(str(name.value) for name in found)) or "none"
+    shown = one_text(", ".join(sorted(str(name.value) for name in found)), 500) or "none"
     if not expected <= set(found):
         raise MaterialError(f"expected a certificate for {wanted}, found subject alternative names: {shown}")
     if not exact or expected == set(found):
@@ -77,10 +91,7 @@ def _names(leaf: x509.Certificate, names: tuple[str, ...], *, exact: bool) -> li
 
 def _extended_usage(leaf: x509.Certificate, profile: Profile, *, exact: bool) -> list[str]:
     wanted = USAGE[profile]
-    try:
-        found = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        found = set()
+    found = set(extension_of(leaf, x509.ExtendedKeyUsage) or ())
     if found == {wanted}:
         return []
     shown = ", ".join(sorted(map(_usage_name, found))) or "none"
@@ -113,15 +124,30 @@ def _key_usage(leaf: x509.Certificate) -> list[str]:
         raise MaterialError("the key usage of the certificate lacks digitalSignature, which TLS 1.3 needs")
     if usage.key_cert_sign:
         raise MaterialError("the key usage of the certificate has keyCertSign; only a CA may")
-    warnings = []
-    if not extension.critical:
-        warnings.append("the key usage extension is not critical")
-    if usage.key_encipherment and isinstance(leaf.public_key(), ec.EllipticCurvePublicKey):
-        warnings.append("the key usage has keyEncipherment, which means nothing for an EC key")
-    return warnings
+    return [] if extension.critical else ["the key usage extension is not critical"]
+
+
+def _harmless_usage(leaf: x509.Certificate) -> list[str]:
+    usage = extension_of(leaf, x509.KeyUsage)
+    if usage and usage.key_encipherment and isinstance(leaf.public_key(), ec.EllipticCurvePublicKey):
+        # AWS Private CA's templates put it into every certificate
+        return ["the key usage has keyEncipherment, which means nothing for an EC key"]
+    return []
 
 
 def _serial(leaf: x509.Certificate) -> list[str]:
-    if leaf.serial_number.bit_length() >= MIN_SERIAL_BITS:
+    serial = serial_of(leaf)
+    if serial <= 0:
+        kind = "zero" if serial == 0 else "negative"
+        raise MaterialError(
+            f"the serial number of {describe(leaf)} is {kind}; RFC 5280 section 4.1.2.2 wants it above zero"
+        )
+    if serial.bit_length() > MAX_SERIAL_BITS:
+        size = serial.bit_length() // 8 + 1
+        raise MaterialError(
+            f"the serial number of {describe(leaf)} has {size} bytes; "
+            "RFC 5280 section 4.1.2.2 allows 20 at most"
+        )
+    if serial.bit_length() >= MIN_SERIAL_BITS:
         return []
     return ["the serial number looks shorter than 64 random bits"]

@@ -10,6 +10,7 @@ from datetime import timedelta
 from cryptography import x509
 from pydantic import BaseModel
 
+from firebuild_pki.chain import serial_of
 from firebuild_pki.errors import ProviderError
 from firebuild_pki.plugins import Observer
 from firebuild_pki.provider import CAEvent, Clock, EventKind, Profile
@@ -91,7 +92,7 @@ class Observers:
         if certificate is not None:
             event = replace(
                 event,
-                serial=f"{certificate.serial_number:x}",
+                serial=f"{serial_of(certificate):x}",
                 fingerprint_sha256=fingerprint(certificate),
                 not_before=certificate.not_valid_before_utc,
                 not_after=certificate.not_valid_after_utc,
@@ -111,4 +112,4 @@ class Observers:
         try:
             yield
         except (ProviderError, Unanswered) as error:
-            self.warn(f'the observer "{listener.name}" failed on "{what}": {described(error)}')
+            self.warn(f'the observer "{listener.name}" failed on "{what}": {error}')

@@ -7,10 +7,14 @@ name, so a broken plugin only hurts those who select it.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import pluggy
@@ -89,6 +93,16 @@ class PluginCatalog:
     def __hash__(self) -> int:
         return hash((self._providers, self._observers))
 
+    @property
+    def provider_names(self) -> frozenset[str]:
+        """Names of the installed providers; unlike `providers`, this reads no metadata."""
+        return frozenset(entry.name for entry in self._providers)
+
+    @property
+    def observer_names(self) -> frozenset[str]:
+        """Names of the installed observers."""
+        return frozenset(entry.name for entry in self._observers)
+
     def providers(self) -> tuple[InstalledPlugin, ...]:
         """List the installed providers by name, without importing any."""
         return tuple(_describe(entry) for entry in self._providers)
@@ -142,8 +156,45 @@ def load_provider(name: str) -> ProviderSpec:
 
 
 def _entries(group: str, given: Iterable[EntryPoint] | None) -> tuple[EntryPoint, ...]:
-    found = entry_points(group=group) if given is None else given
+    found = [one for one in _installed(_path_state()) if one.group == group] if given is None else given
     return tuple(sorted(found, key=lambda entry: entry.name))
+
+
+def _path_state() -> tuple[object, ...]:
+    """What decides which distributions are found: the import path, and when its directories last changed."""
+    changed = []
+    for place in sys.path:
+        try:
+            changed.append(os.stat(place or ".").st_mtime_ns)
+        except (OSError, ValueError):
+            changed.append(0)
+    return (*sys.path, *changed, *map(id, sys.meta_path))
+
+
+@lru_cache(maxsize=2)
+def _installed(_state: tuple[object, ...]) -> tuple[EntryPoint, ...]:
+    """Find the entry points of our groups.
+
+    `importlib.metadata.entry_points` parses those of every distribution, each time; here only the few files
+    that mention a group of ours are.
+    """
+    found: list[EntryPoint] = []
+    seen: set[tuple[str, str]] = set()
+    for distribution in metadata.distributions():
+        text = distribution.read_text("entry_points.txt") or ""
+        if PROVIDER_GROUP not in text and OBSERVER_GROUP not in text:
+            continue
+        place = str(distribution.locate_file(""))
+        try:
+            known = (distribution.name, place)
+            shadowed = str(metadata.distribution(known[0]).locate_file("")) != place
+        except Exception:  # without METADATA, each version of Python fails in its own way
+            known, shadowed = (text, place), False
+        # As when importing, the first of a name counts, and a directory may be on the path twice.
+        if known not in seen and not shadowed:
+            seen.add(known)
+            found += distribution.entry_points
+    return tuple(one for one in found if one.group in {PROVIDER_GROUP, OBSERVER_GROUP})
 
 
 def _describe(entry: EntryPoint) -> InstalledPlugin:
@@ -155,7 +206,7 @@ def _describe(entry: EntryPoint) -> InstalledPlugin:
 def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
     found = [entry for entry in entries if entry.name == name]
     if not found:
-        hint = nearest(name, {entry.name for entry in entries}) or NOTHING_INSTALLED
+        hint = nearest(name, {one.name for one in entries}) or NOTHING_INSTALLED
         raise ProviderNotFound(f'no installed {kind} is called "{name}"', hint=hint)
     if len(found) > 1:
         owners = " and ".join(sorted(str(_describe(entry)) for entry in found))

@@ -2,16 +2,18 @@
 
 Each check is either a *must*, part of the contract, and raises `MaterialError`; or a *warn*, which
 ends up in `Verified.warnings`. New checks start as warnings, so that a working plugin keeps
-working.
+working, unless TLS refuses what they find anyway. What harms nobody is a remark, for `ca check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -20,14 +22,26 @@ from cryptography.x509.verification import (
     ExtensionPolicy,
     Policy,
     PolicyBuilder,
+    ServerVerifier,
     Store,
     VerificationError,
 )
 
-from firebuild_pki.chain import Chain, build_chain, chain_remarks, describe, parse_certificates
+from firebuild_pki.chain import (
+    Chain,
+    Links,
+    chain_remarks,
+    describe,
+    in_words,
+    key_problem,
+    parse_certificates,
+)
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.leaf_checks import check_leaf, is_ca
 from firebuild_pki.provider import Profile, TrustBundle
+from firebuild_pki.rfc5280 import authority_problem, has_name_constraints, name_problem
+from firebuild_pki.wrapping import one_text
+from firebuild_pki.x509 import USAGE
 
 TOLERANCE = timedelta(minutes=1)
 """Difference between asked and granted lifetime that rounding and slow backends explain."""
@@ -59,35 +73,61 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """A provider's trust bundle, parsed and checked."""
+    """A provider's trust bundle, parsed and checked.
+
+    Args:
+        anchors: what peers trust.
+        intermediates: CAs between the anchors and the leaves.
+        warnings: what was left out.
+        links: what is known about these CAs.
+    """
 
     anchors: tuple[x509.Certificate, ...]
     intermediates: tuple[x509.Certificate, ...]
+    warnings: tuple[str, ...] = ()
+    links: Links = field(default_factory=Links, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A chain that passed every must, and what deserves a word nevertheless."""
+    """A chain that passed every must.
+
+    Args:
+        chain: the leaf, and the way to its anchor.
+        warnings: what deserves a word in every build.
+        remarks: what is harmless, for those who look closely.
+    """
 
     chain: Chain
     warnings: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
-    """Check a trust bundle: readable, CAs only, valid now.
+    """Check a trust bundle: readable, CAs only, an anchor that is valid now.
+
+    Expired editions of a CA may be left in it for a while after it was renewed; they are left out.
 
     Raises:
         MaterialError: a check failed.
     """
     if not isinstance(bundle, TrustBundle):
         raise MaterialError(f"expected a TrustBundle, found {type(bundle).__name__}")
-    anchors = parse_certificates(bundle.anchors_pem, "trust anchors")
-    intermediates = _optional(bundle.intermediates_pem, "intermediates")
-    for certificate in (*anchors, *intermediates):
-        if not is_ca(certificate):
-            raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
-        _must_be_valid(certificate, now)
-    return Trust(tuple(dict.fromkeys(anchors)), tuple(dict.fromkeys(intermediates)))
+    with _readable("the trust bundle"):
+        anchors = parse_certificates(bundle.anchors_pem, "trust anchors")
+        intermediates = _optional(bundle.intermediates_pem, "intermediates")
+        for certificate in (*anchors, *intermediates):
+            if not is_ca(certificate):
+                raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
+        out = {one: reason for one in (*anchors, *intermediates) if (reason := _out_of_date(one, now))}
+        kept = tuple(dict.fromkeys(one for one in anchors if one not in out))
+        if not kept:
+            raise out[anchors[0]]
+        return Trust(
+            kept,
+            tuple(dict.fromkeys(one for one in intermediates if one not in out)),
+            tuple(f"{reason.message}; it is left out of the trust bundle" for reason in out.values()),
+        )
 
 
 def verify_certificate(
@@ -95,24 +135,54 @@ def verify_certificate(
 ) -> Verified:
     """Check what a provider returned against what was asked.
 
-    Leaf and chain are taken as one set: the leaf is the certificate with the wanted key.
+    Leaf and chain are taken as one set: the leaf is the certificate with the wanted key. Of several ways from
+    it to an anchor, the first one is taken that holds.
 
     Raises:
         MaterialError: a must failed; the message says what was expected and what was found.
     """
-    found = [*parse_certificates(certificate_pem, "certificate"), *_optional(chain_pem, "chain")]
-    leaf = _leaf_with_key(found, expected.public_key)
-    found.remove(leaf)
-    _must_be_valid(leaf, expected.now)
-    warnings = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
-    chain = build_chain(leaf, [*found, *trust.intermediates], trust.anchors)
-    for issuer in (*chain.issuers, chain.anchor):
-        _must_be_valid(issuer, expected.now)
-    _must_cover_build(chain, expected)
-    warnings += [*_lifetime(leaf, expected), *_must_validate(chain, expected), *_identifiers(chain)]
-    if expected.exact:  # operators' own files may be in any order
-        warnings += chain_remarks(leaf, found)
-    return Verified(chain, tuple(warnings))
+    with _readable("the certificate"):
+        found = [*parse_certificates(certificate_pem, "certificate"), *_optional(chain_pem, "chain")]
+        leaf = _leaf_with_key(found, expected.public_key)
+        found.remove(leaf)
+        _must_be_valid(leaf, expected.now)
+        about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
+        chain, reason = _path_that_holds(leaf, [*found, *trust.intermediates], trust, expected)
+        warnings = [*about.warnings, *_lifetime(leaf, expected), *reason, *_identifiers(chain)]
+        if expected.exact and tuple(found) != chain.issuers:  # operators' own files may be in any order
+            warnings += chain_remarks(leaf, found)
+        return Verified(chain, tuple(warnings), about.remarks)
+
+
+def _path_that_holds(
+    leaf: x509.Certificate, pool: Sequence[x509.Certificate], trust: Trust, expected: Expectation
+) -> tuple[Chain, list[str]]:
+    refused: list[tuple[datetime, MaterialError]] = []
+    for chain in trust.links.paths(leaf, pool, trust.anchors):
+        try:
+            for issuer in chain.authorities:
+                _must_be_valid(issuer, expected.now)
+            _must_cover_build(chain, expected)
+            return chain, _must_validate(chain, expected, trust.links)
+        except MaterialError as error:
+            refused.append((min(one.not_valid_after_utc for one in chain.authorities), error))
+    # of several editions of a CA, what is wrong with the latest is what can be mended
+    raise max(refused, key=lambda one: one[0])[1]
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turn what cryptography raises about odd certificates into an error of ours, in words of ours."""
+    try:
+        yield
+    except MaterialError:
+        raise
+    except Exception as error:  # strangers write certificates, and each parser fails in its own way
+        failure = MaterialError(f"{what} cannot be read: {in_words(error)}")
+        failure.__cause__ = error
+    else:
+        return
+    raise failure
 
 
 def _optional(pem: bytes | str, what: str) -> list[x509.Certificate]:
@@ -129,25 +199,35 @@ def public_key_bytes(key: PublicKeyTypes) -> bytes:
 def _leaf_with_key(found: Sequence[x509.Certificate], key: PublicKeyTypes) -> x509.Certificate:
     wanted = public_key_bytes(key)
     for certificate in found:
-        if public_key_bytes(certificate.public_key()) == wanted:
-            return certificate
+        try:
+            if public_key_bytes(certificate.public_key()) == wanted:
+                return certificate
+        except (ValueError, UnsupportedAlgorithm):  # not a key of ours
+            continue
     raise MaterialError(
         f"the certificate {describe(found[0])} is for another public key than the one requested"
     )
 
 
 def _must_be_valid(certificate: x509.Certificate, now: datetime) -> None:
+    problem = _out_of_date(certificate, now)
+    if problem is not None:
+        raise problem
+
+
+def _out_of_date(certificate: x509.Certificate, now: datetime) -> MaterialError | None:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
-        raise MaterialError(
+        return MaterialError(
             f"{describe(certificate)} expired at {end:%Y-%m-%d %H:%M:%SZ}, now is {now:%Y-%m-%d %H:%M:%SZ}"
         )
     if now < start:
-        raise MaterialError(
+        return MaterialError(
             f"{describe(certificate)} is not valid before {start:%Y-%m-%d %H:%M:%SZ}, "
             f"now is {now:%Y-%m-%d %H:%M:%SZ}",
             hint="compare the clocks of this machine and of the CA",
         )
+    return None
 
 
 def _must_cover_build(chain: Chain, expected: Expectation) -> None:
@@ -174,18 +254,38 @@ def _lifetime(leaf: x509.Certificate, expected: Expectation) -> list[str]:
     ]
 
 
-def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
+def _must_validate(chain: Chain, expected: Expectation, links: Links) -> list[str]:
+    refuses = f"path validation refuses the chain of {describe(chain.leaf)}"
+    problem = key_problem(chain.leaf)
+    if problem is not None:
+        raise MaterialError(f"{describe(chain.leaf)} {problem}")
+    constrained = has_name_constraints(chain)
+    if constrained and (problem := name_problem(chain)):
+        raise MaterialError(f"{refuses}: {problem}")
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
     strict = PolicyBuilder()
+    way_up, last_step = (expected.profile, *chain.authorities), Chain(chain.leaf, (), chain.issuer)
+    if way_up in links.proven and _path_failure(strict, last_step, expected) is None:
+        return []
     reason = _path_failure(strict, chain, expected)
     if reason is None:
+        # What is above the leaf is the same for all of an authority. Names hang on the leaf, so paths with
+        # name constraints are looked at each time, and so are dates, by `_must_be_valid`.
+        if not constrained:
+            links.proven.add(way_up)
         return []
     lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
     refusal = _path_failure(lenient, chain, expected)
-    if refusal is not None:
-        raise MaterialError(f"path validation refuses the chain of {describe(chain.leaf)}: {refusal}")
-    return [f"strict TLS libraries may refuse the chain: {reason}"]
+    if refusal is None:
+        return [f"strict TLS libraries may refuse the chain: {reason}"]
+    if not constrained:
+        raise MaterialError(f"{refuses}: {refusal}")
+    # Name constraints that this verifier refuses to read are none that TLS libraries refuse.
+    problem = authority_problem(chain, USAGE[expected.profile])
+    if problem is not None:
+        raise MaterialError(f"{refuses}: {problem}")
+    return []
 
 
 def _identifiers(chain: Chain) -> list[str]:
@@ -204,13 +304,19 @@ def _path_failure(builder: PolicyBuilder, chain: Chain, expected: Expectation) -
     issuers = list(chain.issuers)
     try:
         if expected.profile is Profile.SERVER:
-            name = x509.DNSName(expected.names[0])
-            builder.build_server_verifier(name).verify(chain.leaf, issuers)
+            _server_verifier(builder, chain.leaf, expected.names[0]).verify(chain.leaf, issuers)
         else:
             builder.build_client_verifier().verify(chain.leaf, issuers)
     except VerificationError as error:
-        return str(error).removeprefix("validation failed: ")
+        return in_words(error).removeprefix("validation failed: ")
     return None
+
+
+def _server_verifier(builder: PolicyBuilder, leaf: x509.Certificate, name: str) -> ServerVerifier:
+    try:
+        return builder.build_server_verifier(x509.DNSName(name))
+    except ValueError as error:
+        raise MaterialError(f"{one_text(name, 300)} in {describe(leaf)} is not a DNS name") from error
 
 
 def _lenient_leaf() -> ExtensionPolicy:

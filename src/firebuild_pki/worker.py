@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -98,7 +99,8 @@ class Worker:
             left = end - time.monotonic()
             if left <= 0:
                 raise Unanswered(f"{doing} did not end within {limit:g} s")
-            futures.wait([job], min(left, _POLL_SECONDS))
+            with suppress(futures.TimeoutError):
+                job.exception(min(left, _POLL_SECONDS))
         return job.result()
 
     def _work(self) -> None:

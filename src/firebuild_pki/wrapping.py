@@ -14,7 +14,7 @@ from types import WrapperDescriptorType
 from typing import Final
 
 from firebuild_pki import errors
-from firebuild_pki.display import block
+from firebuild_pki.display import block, error_text, text_of
 from firebuild_pki.errors import CAError, Problem, ProviderError, SettingsError, causes
 
 TEXT_LIMIT: Final = 2_000
@@ -33,15 +33,18 @@ def one_text(text: str, limit: int = TEXT_LIMIT) -> str:
 
     Hints hold commands and paths, which may have two blanks in a row.
     """
-    return " ".join(line.strip() for line in block(text, limit).split("\n")).strip()
+    shown = block(text[: 2 * limit], limit)
+    if len(text) <= limit >= len(shown):
+        return " ".join(line.strip() for line in shown.split("\n")).strip()
+    end = f"… ({len(text)} characters in all)"  # within the limit, so that nobody cuts it again
+    return " ".join(line.strip() for line in shown[: limit - len(end)].split("\n")).strip() + end
 
 
 def described(error: BaseException) -> str:
     """Word an exception that may be anybody's: ``KeyError: 'certificate'``; a `CAError` by its message."""
     if isinstance(error, CAError):
         return str(_own(error))
-    name = one_text(_text(type(error).__name__), 100)
-    return f"{name}: {one_text(_text(error))}".removesuffix(": ")
+    return error_text(error, TEXT_LIMIT - 200)  # with what comes before, within the limit
 
 
 def in_our_words(error: BaseException, provider: str, doing: str) -> CAError:
@@ -106,37 +109,27 @@ def _worded(error: BaseException, doing: str) -> CAError:
 
 
 def _own(error: CAError) -> CAError:
-    hint = None if error.hint is None else one_text(_text(error.hint))
+    hint = None if error.hint is None else one_text(text_of(error.hint))
     if isinstance(error, SettingsError):
         ours: CAError = SettingsError([_plain(one) for one in error.problems[:_MOST_PROBLEMS]])
     else:
         # of a plugin's own class, the nearest of ours
         kind = next(one for one in type(error).__mro__ if getattr(errors, one.__name__, None) is one)
-        ours = kind(one_text(_text(error.message)))
+        ours = kind(one_text(text_of(error.message)))
     ours.hint = hint
     ours.retryable = bool(error.retryable)
-    ours.provider = None if error.provider is None else one_text(_text(error.provider), 100)
+    ours.provider = None if error.provider is None else one_text(text_of(error.provider), 100)
     return ours.with_traceback(error.__traceback__)
 
 
 def _plain(problem: Problem) -> Problem:
     return replace(
         problem,
-        source=_text(problem.source),
-        path=one_text(_text(problem.path)),
-        message=one_text(_text(problem.message)),
-        hint=None if problem.hint is None else one_text(_text(problem.hint)),
+        source=text_of(problem.source),
+        path=one_text(text_of(problem.path)),
+        message=one_text(text_of(problem.message)),
+        hint=None if problem.hint is None else one_text(text_of(problem.hint)),
     )
-
-
-def _text(value: object) -> str:
-    try:
-        # of a subclass, the plain text in it
-        return str.__str__(value if isinstance(value, str) else str(value))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # a __str__ that fails is no reason to lose the rest
-        return f"(a {type(value).__name__} that does not say more)"
 
 
 def harmless(error: BaseException) -> BaseException:

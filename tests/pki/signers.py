@@ -173,6 +173,7 @@ no_key_usage = _flawed("no-key-usage", key_usage=None)
 lax_key_usage = _flawed(
     "lax-key-usage", key_usage={**LEAF_USAGE, "key_encipherment": True}, key_usage_critical=False
 )
+encipherment = _flawed("encipherment", key_usage={**LEAF_USAGE, "key_encipherment": True})
 small_serial = _flawed("small-serial", serial=4711)
 old_style = _flawed("old-style", identifiers=False)
 both_usages = _flawed("both-usages", usages=[SERVER_AUTH, CLIENT_AUTH])

@@ -99,7 +99,6 @@ WARNINGS = [
     ),
     ("no-key-usage", "the certificate has no key usage extension"),
     ("lax-key-usage", "the key usage extension is not critical"),
-    ("lax-key-usage", "the key usage has keyEncipherment, which means nothing for an EC key"),
     ("small-serial", "the serial number looks shorter than 64 random bits"),
     ("old-style", "strict TLS libraries may refuse the chain: "),
     ("intermediate-old-style", 'strict TLS libraries may refuse "CN=Operator Intermediate" (sha256 '),
@@ -111,6 +110,14 @@ def test_what_is_merely_unwise_is_a_warning(name: str, warning: str) -> None:
     with opened(name) as authority:
         assert authority.issue_server()
         assert any(text.startswith(warning) for text in authority.warnings)
+
+
+def test_what_harms_nobody_is_a_remark_and_no_warning() -> None:
+    with opened("encipherment") as authority:
+        authority.issue_server()
+        authority.issue_guest()
+        assert authority.warnings == ()
+        assert authority.remarks == ("the key usage has keyEncipherment, which means nothing for an EC key",)
 
 
 LEAF = r'"CN=leaf" \(sha256 [0-9a-f]{16}…\)'

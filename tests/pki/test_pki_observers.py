@@ -150,10 +150,10 @@ def test_an_observer_that_does_not_return_is_left_behind(monkeypatch: pytest.Mon
             authority.issue_guest()
         failed = 'the observer "snorer" failed on'
         assert authority.warnings == (
-            f'{failed} "issued": Unanswered: noting it did not end within 0.2 s',
-            f'{failed} "issued": Unanswered: noting it is not possible: noting it has not ended yet',
-            f'{failed} "closed": Unanswered: noting it is not possible: noting it has not ended yet',
-            f'{failed} "the end": Unanswered: noting it did not end within 0.2 s',
+            f'{failed} "issued": noting it did not end within 0.2 s',
+            f'{failed} "issued": noting it is not possible: noting it has not ended yet',
+            f'{failed} "closed": noting it is not possible: noting it has not ended yet',
+            f'{failed} "the end": noting it did not end within 0.2 s',
         )
     finally:
         characters.MORNING.set()

@@ -51,9 +51,7 @@ def test_a_provider_that_does_not_open_is_left_behind() -> None:
 def test_a_provider_that_does_not_close_is_a_warning() -> None:
     with opened("sloth", ca=SHORT, mode="close") as authority:
         authority.issue_guest()
-    assert authority.warnings == (
-        "closing the provider failed: Unanswered: the last call did not end within 2 s",
-    )
+    assert authority.warnings == ("closing the provider failed: the last call did not end within 2 s",)
 
 
 def test_a_provider_that_wakes_up_in_time_is_still_closed() -> None:

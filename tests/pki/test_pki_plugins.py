@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -262,3 +263,43 @@ def test_the_provider_in_the_documentation_works(tmp_path: Path, install: Instal
 def test_a_conflict_is_a_ca_error_like_all_others() -> None:
     for kind in (ProviderConflict, ProviderLoadError, ProviderNotFound):
         assert issubclass(kind, CAError)
+
+
+def test_a_distribution_that_another_one_shadows_does_not_count(install: Install, tmp_path: Path) -> None:
+    code = "from firebuild_pki import hookimpl"
+    old = install("acme-pki", code, name="acme", module="acme_pki")
+    moved = tmp_path / "older"
+    old.rename(moved)
+    new = install("acme-pki", code, name="acme", module="acme_pki")
+    assert str(new) in sys.path[0]
+    sys.path.append(str(moved))
+    try:
+        named = [one for one in PluginCatalog().providers() if one.name == "acme"]
+        assert [str(one) for one in named] == ["acme-pki 1.2"]
+        # the first on the path has none any more: it shadows the other all the same
+        (new / "acme_pki-1.2.dist-info" / "entry_points.txt").unlink()
+        os.utime(new, ns=(0, 0))
+        assert "acme" not in PluginCatalog().provider_names
+    finally:
+        sys.path.remove(str(moved))
+
+
+def test_a_distribution_without_metadata_hurts_nobody_else(install: Install) -> None:
+    site = install("acme-pki", "", name="acme", module="acme_pki")
+    (site / "acme_pki-1.2.dist-info" / "METADATA").unlink()
+    assert {"acme", "embedded"} <= PluginCatalog().provider_names
+    with open_authority({"provider": "embedded"}) as authority:
+        assert authority.issue_server()
+
+
+def test_the_installed_distributions_are_read_once(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = PluginCatalog()
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("read again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.distributions", fail)
+        assert PluginCatalog() == before
+    install("acme-pki", "", name="acme", module="acme_pki")
+    assert PluginCatalog().provider_names == before.provider_names | {"acme"}

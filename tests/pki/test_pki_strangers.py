@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from firebuild_pki import (
     Authority,
+    AuthorityClosed,
     CAError,
     Capability,
     MaterialError,
     Note,
     NoteLevel,
     PluginCatalog,
+    Problem,
     ProviderError,
     ProviderLoadError,
     ReadyPair,
     SecretError,
+    SettingsError,
     SignedCertificate,
     TrustBundle,
     crossing,
     open_authority,
 )
 from firebuild_pki.errors import causes
+from firebuild_pki.worker import Unanswered, Worker
+from firebuild_pki.wrapping import provider_errors
 from pki import strangers
 from pki.conftest import Install
 from pki.strangers import FOREIGN, HABITS, LIMIT, THREAD_NAMES, raising, returning
@@ -158,7 +166,7 @@ def test_the_text_of_an_error_is_escaped_and_cut() -> None:
             authority.issue_server()
     assert r"failed: Loud: \x1b[31mred\x1b[0m and xxx" in str(caught.value)
     assert str(caught.value).isprintable()
-    assert len(str(caught.value)) < 2_200
+    assert len(str(caught.value)) < 2_000
 
 
 def test_a_check_that_is_a_generator_is_read_within_its_limit() -> None:
@@ -438,3 +446,76 @@ def test_a_spec_with_a_field_of_the_wrong_type_is_named(spec: str, words: str, i
 def test_what_a_plugin_says_of_itself_is_escaped(install: Install) -> None:
     install_acme(install, spec=r"'acme', Acme, Acme, 'a \x1b[31mred\n CA'")
     assert PluginCatalog().load_provider("acme").summary == r"a \x1b[31mred CA"
+
+
+@pytest.mark.parametrize("method", ["validate", "open", "check", "sign", "close"])
+def test_an_interruption_by_the_user_goes_through(method: str) -> None:
+    HABITS[method] = raising(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt), opened(5) as authority:
+        authority.check()
+        authority.issue_server()
+
+
+@pytest.mark.parametrize("place", ["import", "settings"])
+def test_so_it_does_while_a_plugin_is_loaded(place: str, install: Install) -> None:
+    install_acme(install, settings="raise KeyboardInterrupt" if place == "settings" else "pass")
+    if place == "import":
+        install("other-pki", "raise KeyboardInterrupt", name="other", module="other_pki")
+    with pytest.raises(KeyboardInterrupt):
+        open_authority({"provider": "acme" if place == "settings" else "other", "acme": {"size": 2}})
+
+
+class Impatient(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+def test_so_it_does_while_an_error_is_read_and_out_of_an_observer() -> None:
+    with opened(5) as authority:
+        HABITS["sign"] = raising(Impatient())
+        with pytest.raises(KeyboardInterrupt):
+            authority.issue_server()
+    strangers.listening.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), opened(5, observers=["listening"]) as authority:
+        del HABITS["sign"]
+        authority.issue_server()
+
+
+def test_an_error_of_ours_out_of_closing_says_that_it_was_about_closing() -> None:
+    with opened(5) as authority:
+        HABITS["close"] = raising(CAError("the token lives on", hint="revoke it"))
+    assert authority.warnings == ("closing the provider failed: the token lives on (hint: revoke it)",)
+
+
+def test_problems_with_settings_out_of_a_provider_stay_what_they_are() -> None:
+    problem = Problem("fb.yaml", 3, 5, "ca.x", "too\nlarge\x1b[0m", "make it\nsmaller")
+    with opened(5) as authority:
+        HABITS["check"] = raising(SettingsError([problem, replace(problem, hint=None)]))
+        with pytest.raises(SettingsError) as caught:
+            authority.check()
+    assert caught.value.problems[0].message == r"too large\x1b[0m"
+    assert [one.hint for one in caught.value.problems] == ["make it smaller", None]
+
+
+def test_the_conformance_kit_names_the_provider_in_the_same_way() -> None:
+    words = r"^ca-provider\(acme\): trying failed: CancelledError$"
+    with pytest.raises(ProviderError, match=words), provider_errors("acme", "trying"):
+        raise asyncio.CancelledError
+    with pytest.raises(KeyboardInterrupt), provider_errors("acme", "trying"):
+        raise KeyboardInterrupt
+    with provider_errors("acme", "trying"):
+        pass
+
+
+def test_a_call_after_the_end_is_refused() -> None:
+    worker = Worker("over", timedelta(seconds=5), lambda: None)
+    worker.finish(lambda: None)
+    with pytest.raises(Unanswered, match="asking is not possible after the end"):
+        worker.call("asking", lambda: None)
+
+
+def test_a_provider_is_let_go_of_when_it_is_closed() -> None:
+    authority = opened(5)
+    authority.close()
+    with pytest.raises(AuthorityClosed, match="the provider is closed"):
+        authority._provider._made  # noqa: B018

@@ -105,20 +105,33 @@ class OperatorCA:
     identifiers: bool = True
     ca: bool | None = True
     key: PrivateKey = field(default_factory=generate_key)
+    constraints: x509.NameConstraints | None = None
+    path_length: int | None = None
+    more: Iterable[tuple[x509.ExtensionType, bool]] = ()
+    authority_key: x509.AuthorityKeyIdentifier | None = None
+    serial: int | None = None
     certificate: x509.Certificate = field(init=False)
 
     def __post_init__(self) -> None:
         issuer = self.issuer or self
         name = _name(self.name)
         builder = _builder(
-            name, issuer.certificate.subject if self.issuer else name, self.key.public_key(), self.valid
+            name,
+            issuer.certificate.subject if self.issuer else name,
+            self.key.public_key(),
+            self.valid,
+            self.serial,
         )
         if self.ca is not None:
-            builder = builder.add_extension(x509.BasicConstraints(self.ca, None), critical=True)
+            builder = builder.add_extension(x509.BasicConstraints(self.ca, self.path_length), critical=True)
+        if self.constraints is not None:
+            builder = builder.add_extension(self.constraints, critical=True)
+        for extension, critical in self.more:
+            builder = builder.add_extension(extension, critical=critical)
         usage = x509.KeyUsage(**{**LEAF_USAGE, "key_cert_sign": self.key_cert_sign})
         builder = builder.add_extension(usage, critical=True)
         if self.identifiers:
-            builder = _identified(builder, self.key.public_key(), issuer.key)
+            builder = _identified(builder, self.key.public_key(), issuer.key, self.authority_key)
         if self.extended_usage is not None:
             builder = builder.add_extension(x509.ExtendedKeyUsage(self.extended_usage), critical=False)
         self.certificate = builder.sign(issuer.key, hashes.SHA256())
@@ -140,8 +153,12 @@ class OperatorCA:
         ca: bool = False,
         serial: int | None = None,
         identifiers: bool = True,
+        authority_key: x509.AuthorityKeyIdentifier | None = None,
+        subject: x509.Name | None = None,
     ) -> x509.Certificate:
-        builder = _builder(_name("leaf"), self.certificate.subject, public_key, valid, serial)
+        builder = _builder(
+            _name("leaf") if subject is None else subject, self.certificate.subject, public_key, valid, serial
+        )
         builder = builder.add_extension(x509.BasicConstraints(ca, None), critical=True)
         alternative = [*map(x509.DNSName, names), *other_names]
         if alternative:
@@ -151,7 +168,7 @@ class OperatorCA:
         if key_usage is not None:
             builder = builder.add_extension(x509.KeyUsage(**key_usage), critical=key_usage_critical)
         if identifiers:
-            builder = _identified(builder, public_key, self.key)
+            builder = _identified(builder, public_key, self.key, authority_key)
         return builder.sign(self.key, hashes.SHA256())
 
 
@@ -201,8 +218,12 @@ def _builder(
 
 
 def _identified(
-    builder: x509.CertificateBuilder, public_key: CertificatePublicKeyTypes, issuer: PrivateKey
+    builder: x509.CertificateBuilder,
+    public_key: CertificatePublicKeyTypes,
+    issuer: PrivateKey,
+    authority_key: x509.AuthorityKeyIdentifier | None = None,
 ) -> x509.CertificateBuilder:
+    authority = authority_key or x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())
     return builder.add_extension(
         x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False
-    ).add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), critical=False)
+    ).add_extension(authority, critical=False)

@@ -215,7 +215,7 @@ def test_a_log_that_cannot_be_written_is_a_warning_and_the_build_goes_on(
     with watched(path) as authority:
         assert authority.issue_server()
         assert authority.issue_guest()
-    words = f"CAError: cannot write the audit log {path}: {reason}"
+    words = f"cannot write the audit log {path}: {reason}"
     assert authority.warnings == (
         f'the observer "audit-log" failed on "issued": {words}',
         f'the observer "audit-log" failed on "closed": {words}',

@@ -99,6 +99,26 @@ def test_of_an_old_and_a_new_issuer_the_valid_one_is_sent(aging: Shop) -> None:
     assert sent[2] == certificates(aging.read("middle.pem"))[0]
 
 
+@pytest.mark.parametrize("setting", ["chain", "anchors"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_editions_of_a_root_the_one_that_covers_the_build_is_trusted(
+    setting: str, order: int, shop: Shop
+) -> None:
+    shop.root("root", days=2)
+    ending = shop.read("root.pem")
+    shop.root("root", days=30)
+    shop.issue("ca", by="root", days=30)
+    lasting = shop.read("root.pem")
+    both = shop.write("both.pem", *[ending, lasting][::order])
+    block = {"ca_cert": shop.path("ca.pem"), "ca_key": shop.path("ca.key"), "leaf_lifetime": "200h"}
+    more: dict[str, Any] = {setting: [both] if setting == "anchors" else both}
+    with opened(block, **more) as authority:
+        deadline = authority.issue_server().not_before + timedelta(days=5)
+        (trusted,) = certificates(authority.issue_server(build_deadline=deadline).trust_pem)
+        assert trusted == certificates(lasting)[0]
+        assert authority.warnings == ()
+
+
 def test_a_missing_issuer_is_named(aging: Shop) -> None:
     error = refusal(aging, {}, anchors=[aging.path("root.pem")])
     assert error.message.startswith(
@@ -163,7 +183,7 @@ def test_an_issuer_signed_with_sha1_is_named_with_the_way_out(aging: Shop) -> No
     block = {"chain": aging.path("chain.pem")}
     error = refusal(aging, {}, **block, anchors=[aging.path("root.pem")])
     assert '"CN=middle,O=Operator" (sha256 ' in error.message
-    assert "is signed with a hash that is not accepted any more (SHA-1 or MD5)" in error.message
+    assert "is signed with SHA-1, which is not accepted any more (RFC 9155)" in error.message
     # and the way out that the hint names
     given = {"ca_cert": aging.path("ca.pem"), "ca_key": aging.path("ca.key")}
     with opened(given, anchors=[aging.path("middle.pem")]) as authority:
@@ -187,7 +207,7 @@ def test_a_self_issued_certificate_with_sha1_is_not_taken_for_a_root(shop: Shop)
     shop.issue("ca", by="new")
     chain = shop.write("chain.pem", shop.read("new.pem", "old.pem"))
     error = refusal(shop, {}, chain=chain)
-    assert "is signed with a hash that is not accepted any more" in error.message
+    assert "is signed with SHA-1, which is not accepted any more" in error.message
 
 
 def test_the_deadline_is_held_against_the_ca(aging: Shop) -> None:

@@ -209,7 +209,7 @@ def test_a_leaf_signed_with_sha1_is_refused(usual: Shop) -> None:
     usual.issue("sha1", "builds", SERVER, more=("-sha1",))
     error = refusal(pairs_of(usual, usual.path("builds.pem"), server="sha1"))
     assert error.message.startswith(f"server_cert {usual.path('sha1.pem')}: ")
-    assert "is signed with a hash that is not accepted any more (SHA-1 or MD5)" in error.message
+    assert "is signed with SHA-1, which is not accepted any more (RFC 9155)" in error.message
 
 
 def test_files_replaced_after_opening_do_not_matter(usual: Shop, shop: Shop) -> None:

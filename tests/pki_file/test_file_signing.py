@@ -252,6 +252,14 @@ def test_constraints_of_the_ca_are_named_with_its_file(constraint: str, shop: Sh
         assert "ca.name_suffix" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("domain", [".firebuild.internal", "firebuild.internal", ".internal"])
+def test_name_constraints_with_and_without_a_leading_dot_are_understood(domain: str, shop: Shop) -> None:
+    cert = shop.root("ca", extensions=f"{CA}\nnameConstraints=critical,permitted;DNS:{domain}")
+    with opened(ca_cert=cert, ca_key=shop.path("ca.key")) as authority:
+        assert talk(authority) == ([LEAF], ["ca"])
+        assert authority.warnings == ()
+
+
 def test_a_path_length_that_forbids_the_ca_is_named(shop: Shop) -> None:
     shop.root("root", extensions=CA.replace("CA:TRUE", "CA:TRUE,pathlen:0"))
     cert = shop.issue("sub", by="root")

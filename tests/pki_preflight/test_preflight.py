@@ -336,3 +336,18 @@ def test_a_plugin_that_cannot_be_loaded_has_a_report_too() -> None:
     assert (report.verdict, report.provider) == (Verdict.AUTHORITY, "broken")
     assert rows(report, "plugin") == [(FATAL, "importing it failed", "mend it")]
     assert rows(report, "settings") == [(SKIPPED, "needs: plugin", None)]
+
+
+def test_what_harms_nobody_is_a_row_and_no_warning() -> None:
+    providers = [entry("encipherment", "pki.signers:encipherment")]
+    section = {"provider": "encipherment", "call_timeout": "20s"}
+    report = preflight(
+        ca_settings(section, PluginCatalog(providers=providers)),
+        build_time=BUILD_TIME,
+        ttl=timedelta(hours=1),
+        clock=Clock(),
+    )
+    remark = "the key usage has keyEncipherment, which means nothing for an EC key"
+    assert (OK, remark, None) in rows(report, "issue server")
+    assert remark not in [message for _, message, _ in rows(report, "issue guest")]  # once is enough
+    assert report.count(WARNING) == 0

@@ -9,6 +9,7 @@ import socket
 import ssl
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -256,6 +257,28 @@ def test_what_no_parser_reads_still_has_a_fingerprint(der: bytes) -> None:
     peer = PeerCertificate.of(der)
     assert peer.subject == "(no readable name)"
     assert len(peer.fingerprint) == 64
+
+
+def test_an_odd_certificate_of_a_stranger_is_not_remarked_on_stderr(recwarn: pytest.WarningsRecorder) -> None:
+    ca = ssl.PEM_cert_to_DER_cert(SERIAL_ZERO)
+    warnings.simplefilter("always")
+    assert PeerCertificate.of(ca).subject == "CN=zero"
+    assert not recwarn.list
+
+
+# openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=zero -set_serial 0
+SERIAL_ZERO = """\
+-----BEGIN CERTIFICATE-----
+MIIBYDCCAQagAwIBAgIBADAKBggqhkjOPQQDAjAPMQ0wCwYDVQQDDAR6ZXJvMB4X
+DTI2MTEyODA0NTQwOVoXDTI2MTIwMTA0NTQwOVowDzENMAsGA1UEAwwEemVybzBZ
+MBMGByqGSM49AgEGCCqGSM49AwEHA0IABMQs0O2cv1Y44xDsGH0mbXkfikR8dfye
+APnnf+hjSwFjFkNCqjKQscuoVPgzAFmMLz+fIh+yMdQ2TTCWAXgpq2CjUzBRMB0G
+A1UdDgQWBBTAxt9BCnEFuxkOJ1p3nlkrvB8enTAfBgNVHSMEGDAWgBTAxt9BCnEF
+uxkOJ1p3nlkrvB8enTAPBgNVHRMBAf8EBTADAQH/MAoGCCqGSM49BAMCA0gAMEUC
+IQDSl7FcQkbuo6Oe7ML6Tka4iH8QCpZR/EokRSzceNKExAIge4KPptlfnHw/kuXm
+N2K34AFQC0CZgY0pnvnSsAKGqPQ=
+-----END CERTIFICATE-----
+"""
 
 
 def test_a_pin_is_read_in_any_notation(materials: Materials) -> None:

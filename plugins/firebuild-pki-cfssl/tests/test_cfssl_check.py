@@ -62,9 +62,15 @@ def test_a_profile_with_the_wrong_usages(server: str) -> None:
     assert "guest_profile: expected" in said
 
 
-@pytest.mark.parametrize("profile", ["both", "typo"])
-def test_a_profile_with_too_many_or_too_few_usages(server: str, profile: str) -> None:
-    assert f'in profile "{profile}", found ' in fatal(server, server_profile=profile)
+def test_a_profile_with_too_few_usages(server: str) -> None:
+    assert 'in profile "typo", found ' in fatal(server, server_profile="typo")
+
+
+def test_a_profile_for_both_ends_is_a_warning(server: str) -> None:
+    with opened(server, server_profile="both") as authority:
+        (note,) = [note for note in authority.check() if note.about == "server profile"]
+    assert note.level is NoteLevel.WARNING
+    assert 'and not "client auth" in profile "both", found client auth, ' in note.message
 
 
 def test_a_profile_without_authentication(server: str) -> None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from cryptography import x509
 
+from firebuild_pki import read_certificate
 from firebuild_pki.display import one_line
 
 _MAX_SUBJECT: Final = 256
@@ -47,7 +48,7 @@ class Pin:
 
 def _subject(der: bytes) -> str:
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        certificate = read_certificate(der)
         text = certificate.subject.rfc4514_string() or _alternative_names(certificate)
     except Exception:  # strangers write certificates, and each parser fails in its own way
         return "(no readable name)"

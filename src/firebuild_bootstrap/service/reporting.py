@@ -11,6 +11,7 @@ from typing import Final, Literal
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
 from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate
+from firebuild_pki.display import error_text
 
 logger: Final = logging.getLogger("firebuild.service")
 # Of a step that exceeds the limit, its end: where the error stands.
@@ -41,9 +42,11 @@ class SerialSink:
             try:
                 self._sink(event)
                 return
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a sink may be anybody's, and raise a CancelledError
                 self._broken = True
-                failed = FirebuildError(f"the receiver of the build's events failed: {error!r:.200}")
+                failed = FirebuildError(f"the receiver of the build's events failed: {error_text(error)}")
                 failed.__cause__ = error
         self._on_failure(failed)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate, Pin
-from firebuild_pki import TLSMaterial
+from firebuild_pki import TLSMaterial, parse_certificates
 
 ALPN: Final = b"h2"
 WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
@@ -103,7 +102,7 @@ def _context(method: int, material: TLSMaterial) -> SSL.Context:
     # One call of SSL_write encrypts all that it gets, not one record of 16 KiB: measurably faster.
     context.clear_mode(_ENABLE_PARTIAL_WRITE)
     context.set_cipher_list(_TLS12_CIPHERS)
-    leaf, *issuers = x509.load_pem_x509_certificates(material.certificate_chain_pem)
+    leaf, *issuers = parse_certificates(material.certificate_chain_pem, "certificate chain")
     context.use_certificate(leaf)
     for issuer in issuers:
         context.add_extra_chain_cert(issuer)
@@ -117,7 +116,7 @@ def _context(method: int, material: TLSMaterial) -> SSL.Context:
     context.check_privatekey()
     store = context.get_cert_store()
     assert store is not None  # noqa: S101 - every context has one
-    for anchor in x509.load_pem_x509_certificates(material.trust_pem):
+    for anchor in parse_certificates(material.trust_pem, "trust anchors"):
         store.add_cert(crypto.X509.from_cryptography(anchor))
     # The trust may end at an intermediate whose root is offline; gRPC's own TLS accepts that, too.
     store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)

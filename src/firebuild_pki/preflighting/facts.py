@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from firebuild_pki.chain import parse_certificates
+from firebuild_pki.chain import extension_of, in_words, parse_certificates, serial_of
+from firebuild_pki.errors import MaterialError
 from firebuild_pki.x509 import fingerprint
-
-ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 _EXTENDED = {
     ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
@@ -79,13 +78,17 @@ def certificate_facts(pem: bytes) -> tuple[CertificateFacts, ...]:
     Raises:
         MaterialError: they cannot be read.
     """
-    return tuple(_facts(one) for one in parse_certificates(pem, "input"))
+    certificates = parse_certificates(pem, "input")
+    try:
+        return tuple(map(_facts, certificates))
+    except Exception as error:  # strangers write certificates, and each parser fails in its own way
+        raise MaterialError(f"a certificate in the input cannot be read: {in_words(error)}") from error
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:
-    alternative = _extension(certificate, x509.SubjectAlternativeName)
-    usage = _extension(certificate, x509.KeyUsage)
-    extended = _extension(certificate, x509.ExtendedKeyUsage)
+    alternative = extension_of(certificate, x509.SubjectAlternativeName)
+    usage = extension_of(certificate, x509.KeyUsage)
+    extended = extension_of(certificate, x509.ExtendedKeyUsage)
     usages = [name for attribute, name in _USAGES.items() if usage and getattr(usage, attribute)]
     usages += [_EXTENDED.get(oid, oid.dotted_string) for oid in extended or ()]
     return CertificateFacts(
@@ -94,18 +97,11 @@ def _facts(certificate: x509.Certificate) -> CertificateFacts:
         names=tuple(str(name.value) for name in alternative or ()),
         not_before=certificate.not_valid_before_utc,
         not_after=certificate.not_valid_after_utc,
-        serial=f"{certificate.serial_number:x}",
+        serial=f"{serial_of(certificate):x}",
         key=_key(certificate.public_key()),
         usages=tuple(usages),
         fingerprint_sha256=fingerprint(certificate),
     )
-
-
-def _extension(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
 
 
 def _key(key: CertificatePublicKeyTypes) -> str:

@@ -179,8 +179,12 @@ class _Preflight:
             f"issue {end}",
             f"{material.identity} until {_at(material.not_after)}, needed until {_at(deadline)}",
         )
-        for remark in self._news():
-            yield warning(f"issue {end}", remark)
+        for text in self._news():
+            yield warning(f"issue {end}", text)
+        for remark in self._opened.remarks:
+            if remark not in self._told:
+                self._told.add(remark)
+                yield ok(f"issue {end}", remark)
 
     def _verify(self) -> Rows:
         # nothing is issued that failed a check

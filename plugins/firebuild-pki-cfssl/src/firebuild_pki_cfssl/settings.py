@@ -22,9 +22,9 @@ class CfsslSettings(Settings):
     auth_key: SecretRef
     """Where the hexadecimal key is that the server's configuration lists under auth_keys."""
     server_profile: str
-    """Signing profile for server certificates; its usages have "server auth" and not "client auth"."""
+    """Signing profile for server certificates; its usages have "server auth", and best not "client auth"."""
     guest_profile: str
-    """Signing profile for guest certificates; its usages have "client auth" and not "server auth"."""
+    """Signing profile for guest certificates; its usages have "client auth", and best not "server auth"."""
     label: str = ""
     """Which CA of a multirootca is meant; cfssl serve has one CA and ignores it."""
     anchors: Path | None = None

@@ -6,15 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-
-from firebuild_pki.chain import describe, order_issuers
+from firebuild_pki.chain import Links, describe, is_self_signed, order_issuers, signature_problem
 from firebuild_pki.errors import CAError
 from firebuild_pki.providers.file.certificates import (
     Found,
     certificates_of,
-    has_forgotten_signature,
-    is_root,
     load_certificates,
     must_be_ca,
     must_be_valid,
@@ -40,7 +36,9 @@ class Pool:
     @property
     def trusted(self) -> Sequence[Found]:
         """What a chain may end at, expired or not."""
-        return self.anchors or [one for one in self.known if is_root(one.certificate)] or self.otherwise
+        return (
+            self.anchors or [one for one in self.known if is_self_signed(one.certificate)] or self.otherwise
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +105,25 @@ def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found
 
 def _route(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> tuple[Found, ...] | None:
     """Find the issuers of a certificate up to and with an anchor; cross-signed CAs have several."""
-    for anchor in anchors:
+    for anchor in _latest_first(anchors):
         if _issued(start, anchor):
             return (anchor,)
     rest = [one for one in known if one.certificate != start.certificate]
-    for issuer in rest:
-        if not is_root(issuer.certificate) and _issued(start, issuer):
+    for issuer in _latest_first(rest):
+        if not is_self_signed(issuer.certificate) and _issued(start, issuer):
             above = _route(issuer, rest, anchors)
             if above is not None:
                 return (issuer, *above)
     return None
 
 
+def _latest_first(found: Sequence[Found]) -> list[Found]:
+    # of several editions of a CA, the one that ends last covers the longest build
+    return sorted(found, key=lambda one: one.certificate.not_valid_after_utc, reverse=True)
+
+
 def _issued(below: Found, above: Found) -> bool:
-    try:
-        below.certificate.verify_directly_issued_by(above.certificate)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
-        return False
-    return True
+    return Links().problem(below.certificate, above.certificate) is None
 
 
 def _path(pool: Pool, issuers: tuple[Found, ...], anchors: Sequence[Found], reached: Found) -> Path:
@@ -135,9 +134,10 @@ def _path(pool: Pool, issuers: tuple[Found, ...], anchors: Sequence[Found], reac
 def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> CAError:
     issuers = order_issuers(start.certificate, certificates_of(known))
     last = issuers[-1] if issuers else start.certificate
-    if has_forgotten_signature(last):
+    problem = signature_problem(last)
+    if problem is not None:
         return start.source.wrong(
-            f"{describe(last)} is signed with a hash that is not accepted any more (SHA-1 or MD5)",
+            f"{describe(last)} {problem}",
             "have it issued anew; a CA can also be named in anchors, where its signature does not count",
         )
     wanted = last.issuer.rfc4514_string() or "no name"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
-from firebuild_pki.chain import describe, is_self_signed
+from firebuild_pki.chain import describe, in_words, read_certificate
 from firebuild_pki.errors import CAError
 from firebuild_pki.leaf_checks import is_ca
 from firebuild_pki.providers.file.keys import LoadedKey
@@ -65,13 +63,6 @@ def load_certificates(source: Source) -> list[Found]:
 def certificates_of(found: Iterable[Found]) -> list[x509.Certificate]:
     """Drop where they were."""
     return [one.certificate for one in found]
-
-
-def is_root(certificate: x509.Certificate) -> bool:
-    """Tell a root, also an old one whose own signature cannot be checked any more (SHA-1, MD5)."""
-    if certificate.subject != certificate.issuer:
-        return False
-    return is_self_signed(certificate) or _own_identifier(certificate)
 
 
 def must_be_ca(found: Found) -> None:
@@ -159,31 +150,9 @@ def _misfit(key: Source, among: Sequence[Found], elsewhere: Sequence[Found]) -> 
 
 def _parsed(source: Source, number: int, block: Block) -> Found:
     try:
-        with warnings.catch_warnings():
-            # CAs of the last century have the serial number 0
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
-            certificate = x509.load_pem_x509_certificate(block.pem)
+        certificate = read_certificate(block.pem)
         # parsed on first use; what is broken has to show here
         _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
     except Exception as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise source.wrong(f"certificate {number} in it cannot be read: {reason}") from error
+        raise source.wrong(f"certificate {number} in it cannot be read: {in_words(error)}") from error
     return Found(certificate, source)
-
-
-def _own_identifier(certificate: x509.Certificate) -> bool:
-    if not has_forgotten_signature(certificate):
-        return False
-    extensions = certificate.extensions
-    try:
-        above = extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-        own = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except x509.ExtensionNotFound:
-        return True
-    return above is None or above == own
-
-
-def has_forgotten_signature(certificate: x509.Certificate) -> bool:
-    """Tell whether it was signed with SHA-1 or MD5, which nobody may check any more (RFC 9155)."""
-    algorithm = certificate.signature_hash_algorithm
-    return algorithm is not None and algorithm.name in {"sha1", "md5"}

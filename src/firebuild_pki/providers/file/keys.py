@@ -10,17 +10,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
+from firebuild_pki.chain import CURVES, MIN_RSA_BITS
 from firebuild_pki.errors import SecretError
 from firebuild_pki.keys import PrivateKey
 from firebuild_pki.providers.file.pem import KEY_LABELS, Block, blocks_in
 from firebuild_pki.providers.file.reading import Source, read
 from firebuild_pki.settings import SecretRef
-
-MIN_RSA_BITS = 2048
-"""Path validation refuses anything shorter."""
-
-CA_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
-"""The curves that path validation accepts, and what people call them."""
 
 LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 """Those that gRPC accepts in the certificates of server and guest."""
@@ -49,7 +44,7 @@ def load_key(
     passphrase: SecretRef | None,
     environ: Mapping[str, str],
     *,
-    curves: Mapping[str, str] = CA_CURVES,
+    curves: Mapping[str, str] = CURVES,
 ) -> LoadedKey:
     """Read the private key in a file.
 
@@ -79,7 +74,7 @@ def kind_of_key(key: PublicKeyTypes) -> str:
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size}"
     if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"EC {CA_CURVES.get(key.curve.name, key.curve.name)}"
+        return f"EC {CURVES.get(key.curve.name, key.curve.name)}"
     return type(key).__name__.strip("_").removesuffix("PublicKey")
 
 

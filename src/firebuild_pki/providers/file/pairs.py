@@ -162,5 +162,3 @@ def _must_hold(pairs: ReadyPairs, profile: Profile, now: datetime) -> None:
     except MaterialError as error:
         hint = f"look at it: openssl x509 -in {pair.leaf.source.quoted} -noout -text"
         raise pair.leaf.source.wrong(error.message, error.hint or hint) from error
-    except ValueError as error:
-        raise pair.leaf.source.wrong(f"{pair.name} in {pair.leaf.name} is not a DNS name") from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from cryptography import x509
 
+from firebuild_pki.chain import Links
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.provider import ProviderContext, SignRequest, TrustBundle
 from firebuild_pki.providers.file.anchors import Path, Pool, find_path, load_pool
@@ -34,11 +35,13 @@ class SigningCA:
         key: its key.
         ca: its certificate.
         path: how it is anchored.
+        links: what is known about these CAs, from one leaf to the next.
     """
 
     key: LoadedKey
     ca: Found
     path: Path
+    links: Links = field(default_factory=Links, compare=False, repr=False)
 
     @property
     def chain(self) -> tuple[Found, ...]:
@@ -74,7 +77,8 @@ class SigningCA:
 
     def _must_hold(self, leaf: x509.Certificate, request: SignRequest, now: datetime) -> None:
         # the framework checks this again; here the file can be named
-        trust = Trust(tuple(certificates_of(self.path.anchors)), tuple(certificates_of(self.chain)))
+        anchors, between = certificates_of(self.path.anchors), certificates_of(self.chain)
+        trust = Trust(tuple(anchors), tuple(between), links=self.links)
         expected = Expectation(request.profile, request.dns_names, leaf.public_key(), now, deadline=now)
         try:
             verify_certificate(to_pem([leaf]), b"", trust, expected)

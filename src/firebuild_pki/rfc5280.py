@@ -1,0 +1,182 @@
+"""The rules of RFC 5280 for a path, as far as cryptography's verifier does not judge like TLS libraries do.
+
+It calls some name constraints malformed that OpenSSL, BoringSSL (gRPC) and Go all understand, such as DNS
+names with a leading dot, which many CAs carry, and it knows no directory names. Those libraries decide in the
+end whether a connection works, so for paths with name constraints these are the rules: section 4.2.1.10 in
+their reading, and what section 6.1 wants of each CA.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator
+from typing import Final
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
+
+from firebuild_pki.chain import Chain, describe, extension_of
+from firebuild_pki.wrapping import one_text
+
+# What OpenSSL and BoringSSL process; a critical extension besides has to be refused (section 4.2).
+_PROCESSED: Final = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.POLICY_CONSTRAINTS,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    }
+)
+
+
+def has_name_constraints(chain: Chain) -> bool:
+    """Tell whether a CA of the path restricts the names below it."""
+    return any(extension_of(ca, x509.NameConstraints) for ca in chain.authorities)
+
+
+def name_problem(chain: Chain) -> str | None:
+    """Hold all names of a path against the name constraints above them; return what is wrong, or None."""
+    path = (*chain.certificates, chain.anchor)
+    for number, certificate in enumerate(path):
+        if number and certificate.subject == certificate.issuer:  # self-issued (section 6.1.3 b)
+            continue
+        for ca in path[number + 1 :]:
+            constraints = extension_of(ca, x509.NameConstraints)
+            problem = constraints and _violation(certificate, constraints)
+            if problem:
+                return f"the name constraints of {describe(ca)} {problem}"
+    return None
+
+
+def authority_problem(chain: Chain, usage: x509.ObjectIdentifier) -> str | None:
+    """Hold the CAs of a path against what a CA must be; return what is wrong, or None.
+
+    Args:
+        chain: the path.
+        usage: the extended key usage of its leaf.
+    """
+    return next(_authority_problems(chain, usage), None)
+
+
+def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[str]:
+    for certificate in (*chain.certificates, chain.anchor):
+        for extension in certificate.extensions:
+            if extension.critical and extension.oid not in _PROCESSED:
+                oid = extension.oid.dotted_string
+                yield f"{describe(certificate)} has the critical extension {oid}, which nobody knows"
+    between = 0  # CAs below, those that only renew a key aside (section 6.1.4 l)
+    for ca in chain.authorities:
+        constraints = extension_of(ca, x509.BasicConstraints)
+        if constraints is None or not constraints.ca:
+            yield f"{describe(ca)} is not a CA"
+        elif constraints.path_length is not None and constraints.path_length < between:
+            yield f"the path length of {describe(ca)} allows {constraints.path_length} CAs below it"
+        allowed = extension_of(ca, x509.KeyUsage)
+        if allowed is not None and not allowed.key_cert_sign:
+            yield f"the key usage of {describe(ca)} does not allow signing certificates"
+        purposes = extension_of(ca, x509.ExtendedKeyUsage)
+        if purposes is not None and not {usage, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*purposes}:
+            yield f"the extended key usage of {describe(ca)} forbids this kind of leaf"
+        between += ca.subject != ca.issuer
+
+
+def _violation(certificate: x509.Certificate, constraints: x509.NameConstraints) -> str | None:
+    for name in _names(certificate):
+        kind, shown = type(name), f'"{one_text(_shown(name), 300)}"'
+        permitted = [one for one in constraints.permitted_subtrees or () if type(one) is kind]
+        excluded = [one for one in constraints.excluded_subtrees or () if type(one) is kind]
+        if not permitted and not excluded:
+            continue
+        within = _WITHIN.get(kind)
+        if within is None:
+            return f"are about a kind of name ({kind.__name__}) that TLS libraries cannot judge"
+        if permitted and not any(within(name, base) for base in permitted):
+            bases = " and ".join(f'"{one_text(_shown(base), 100)}"' for base in permitted[:5])
+            return (
+                f"do not permit the name {shown} in {describe(certificate)}, only {bases} and what is below"
+            )
+        for base in excluded:
+            if within(name, base):
+                return f'exclude the name {shown} in {describe(certificate)}: "{one_text(_shown(base), 100)}"'
+    return None
+
+
+def _names(certificate: x509.Certificate) -> Iterator[x509.GeneralName]:
+    if certificate.subject.rdns:
+        yield x509.DirectoryName(certificate.subject)
+    for mail in certificate.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS):
+        yield x509.RFC822Name(str(mail.value))
+    yield from extension_of(certificate, x509.SubjectAlternativeName) or ()
+
+
+def _shown(name: x509.GeneralName) -> str:
+    return name.value.rfc4514_string() if isinstance(name, x509.DirectoryName) else str(name.value)
+
+
+def _dns_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
+    wanted, found = str(base.value).lower(), str(name.value).lower()
+    # "a.b" covers itself and all below, ".a.b" only what is below, "" everything
+    return not wanted or found == wanted or found.endswith(f".{wanted.removeprefix('.')}")
+
+
+def _host_within(host: str, base: str) -> bool:
+    # of URIs and e-mail addresses a leading dot covers hosts below, anything else that host alone
+    host, base = host.lower(), base.lower()
+    return host.endswith(base) if base.startswith(".") else host == base
+
+
+def _uri_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
+    try:
+        host = urlsplit(str(name.value)).hostname or ""
+    except ValueError:
+        return False
+    return _host_within(host, str(base.value))
+
+
+def _mail_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
+    found, wanted = str(name.value), str(base.value)
+    if "@" in wanted:
+        return found.rpartition("@")[0] == wanted.rpartition("@")[0] and _host_within(
+            found.rpartition("@")[2], wanted.rpartition("@")[2]
+        )
+    return _host_within(found.rpartition("@")[2], wanted)
+
+
+def _address_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
+    network, found = base.value, name.value
+    if isinstance(network, ipaddress.IPv4Network):
+        return isinstance(found, ipaddress.IPv4Address) and found in network
+    return (
+        isinstance(network, ipaddress.IPv6Network)
+        and isinstance(found, ipaddress.IPv6Address)
+        and found in network
+    )
+
+
+def _directory_within(name: x509.GeneralName, base: x509.GeneralName) -> bool:
+    wanted, found = _canonical(base.value), _canonical(name.value)
+    return found[: len(wanted)] == wanted
+
+
+def _canonical(name: x509.Name) -> list[frozenset[tuple[str, str]]]:
+    # section 7.1: case and runs of blanks do not matter
+    return [
+        frozenset((one.oid.dotted_string, " ".join(str(one.value).split()).casefold()) for one in rdn)
+        for rdn in name.rdns
+    ]
+
+
+_WITHIN: Final[dict[type, Callable[[x509.GeneralName, x509.GeneralName], bool]]] = {
+    x509.DNSName: _dns_within,
+    x509.UniformResourceIdentifier: _uri_within,
+    x509.RFC822Name: _mail_within,
+    x509.IPAddress: _address_within,
+    x509.DirectoryName: _directory_within,
+}
