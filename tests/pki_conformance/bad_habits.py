@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from cryptography import x509
@@ -253,6 +259,102 @@ class Secretive(Current):
         return f"<Secretive {shown.get(self.settings.leak, '')}>"
 
 
+class Indiscreet(Secretive):
+    """Has the habit that `leak` names, each time that it signs."""
+
+    def answered(self, request: SignRequest) -> Any:
+        answer = super().answered(request)
+        if self.settings.leak:
+            HABITS[self.settings.leak](self.token)
+        return answer
+
+
+def child(script: str, *arguments: str, **options: Any) -> None:
+    subprocess.run(["sh", "-c", script, "sh", *arguments], check=True, **options)
+
+
+def print_in_a_thread(token: str) -> None:
+    thread = threading.Thread(target=lambda: print(token, file=sys.stderr))
+    thread.start()
+    thread.join()
+
+
+def hand_over_in_the_environment(token: str) -> None:
+    os.environ["INDISCREET_TOKEN"] = token
+    child(":")
+    os.environ.pop("INDISCREET_TOKEN", None)
+
+
+def open_a_file_to_all(token: str) -> None:
+    descriptor, name = tempfile.mkstemp()
+    os.fchmod(descriptor, 0o644)
+    os.write(descriptor, token.encode())
+    os.close(descriptor)
+    os.unlink(name)
+
+
+def keep_a_file(token: str, directory: str | None = None) -> None:
+    descriptor, _ = tempfile.mkstemp(dir=directory)
+    os.write(descriptor, token.encode())
+    os.close(descriptor)
+
+
+KEPT = tempfile.TemporaryDirectory(prefix="indiscreet-")
+LEFT: list[subprocess.Popen[bytes]] = []
+"""They end with the tests, which hold the other end of their input."""
+
+
+def leave_a_child(token: str) -> None:
+    LEFT.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
+
+
+def be_discreet(token: str) -> None:
+    """Do what looks like it, and harms nobody."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(token.encode())
+        file.flush()
+        child('cat "$1" >/dev/null', file.name)
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "token").write_text(token)
+    with tempfile.TemporaryFile() as nameless:
+        nameless.write(token.encode())
+    child("cat >/dev/null", input=token.encode(), env={**os.environ, "TOKEN": token})
+    child("echo one moment >&2")
+    print("one moment", file=sys.stderr)
+    os.umask(os.umask(0o077))
+    os.environ["DISCREET"] = "yes"
+    os.environ.pop("DISCREET", None)
+    os.environ["PATH"] = os.environ["PATH"]
+    with open(os.devnull, "w") as sink:
+        print(token, file=sink)
+
+
+HABITS: dict[str, Callable[[str], object]] = {
+    "print": print,
+    "print on standard error": lambda token: print("with", token, file=sys.stderr),
+    "print bytes": lambda token: sys.stderr.buffer.write(token.encode()),
+    "print in a thread": print_in_a_thread,
+    "print past Python": lambda token: os.write(2, token.encode()),
+    "print in a child": lambda token: child("cat", input=token.encode()),
+    "argument": lambda token: child(":", token),
+    "shell": lambda token: os.system(f"true {token}"),
+    "spawn": lambda token: os.waitpid(os.posix_spawn("/bin/true", ["true", token], {}), 0),
+    "environment": lambda token: os.environ.update(INDISCREET_TOKEN=token),
+    "environment for a moment": hand_over_in_the_environment,
+    "file open to all": open_a_file_to_all,
+    "file kept": keep_a_file,
+    "file kept elsewhere": lambda token: keep_a_file(token, KEPT.name),
+    "chatty": lambda token: print("signed"),
+    "moved": lambda token: os.chdir("/"),
+    "masked": lambda token: os.umask(0),
+    "variable": lambda token: os.environ.update(INDISCREET="yes"),
+    "impatient": lambda token: socket.setdefaulttimeout(7),
+    "litter": lambda token: tempfile.mkdtemp(),
+    "child left": leave_a_child,
+    "discreet": be_discreet,
+}
+
+
 class Careless(Secretive):
     """Goes on without its token."""
 
@@ -349,6 +451,7 @@ mumbling = plugin("mumbling", Mumbling)
 revoking = plugin("revoking", Revoking, capabilities=(SIGN, REVOKE))
 undeclared = plugin("undeclared", Revoking)
 secretive = plugin("secretive", Secretive, SecretSettings)
+indiscreet = plugin("indiscreet", Indiscreet, SecretSettings)
 in_plain_sight = plugin("in-plain-sight", Current, OpenSettings)
 lax = plugin("lax", Current, LaxSettings)
 unsettled = plugin("unsettled", Unsettled, capabilities=BOTH)

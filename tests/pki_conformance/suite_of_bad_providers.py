@@ -10,6 +10,7 @@ import pytest
 
 from firebuild_pki import PluginCatalog
 from firebuild_pki.conformance import Feature, ProviderConformance
+from pki_conformance.bad_habits import HABITS
 from pki_conformance.current import catalog
 
 USUAL = frozenset({Feature.REVOKE, Feature.CHECK, Feature.POLICY, Feature.FAULTS})
@@ -49,6 +50,9 @@ for name in PLAIN.split():
 
 for leak in ("repr", "environ", "log", "warning", "error"):
     globals()[f"Test_leaking_in_{leak}"] = suite("secretive", block={"leak": leak})
+
+for habit in HABITS:
+    globals()[f"Test_habit_{habit.replace(' ', '_')}"] = suite("indiscreet", block={"leak": habit})
 
 Test_leaking_a_key = suite("secretive", block={"leak": "key"})
 Test_revoking = suite("revoking", unsupported=USUAL - {Feature.REVOKE})

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -127,6 +128,11 @@ SIGNED = {
 }
 """Whatever looks at an answer to a request of its own."""
 SENSE = {"a_request_without_sense_is_refused"}
+WRONG = {"wrong_secrets_are_not_shown"}
+PRINTED = WRONG | {"no_secret_is_printed"}
+ARGUMENT = WRONG | {"no_secret_is_an_argument"}
+ENVIRONMENT = WRONG | {"no_secret_is_put_into_the_environment"}
+FILE = WRONG | {"files_keep_secrets"}
 
 EXPECTED: dict[str, set[str]] = {
     "good": set(),
@@ -176,7 +182,6 @@ EXPECTED: dict[str, set[str]] = {
         "what_is_not_promised_is_unsupported",
         *AFTER_CLOSING,
         "a_check_finds_nothing_fatal",
-        "logs_and_errors_show_no_secrets",
     },
     # the life
     "sharing": {
@@ -224,6 +229,30 @@ EXPECTED: dict[str, set[str]] = {
     "leaking_in_error": {"wrong_secrets_are_not_shown"},
     "leaking_a_key": {"a_provider_shows_no_secrets"},
     "in_plain_sight": {"settings_show_no_secrets"},
+    "habit_discreet": set(),
+    "habit_print": PRINTED | {"standard_output_is_left_alone"},
+    "habit_print_in_a_child": PRINTED | {"standard_output_is_left_alone"},
+    "habit_print_on_standard_error": PRINTED,
+    "habit_print_bytes": PRINTED,
+    "habit_print_in_a_thread": PRINTED,
+    "habit_print_past_Python": PRINTED,
+    "habit_argument": ARGUMENT,
+    "habit_shell": ARGUMENT,
+    "habit_spawn": ARGUMENT,
+    "habit_environment": ENVIRONMENT | {"the_process_stays_as_it_was"},
+    "habit_environment_for_a_moment": ENVIRONMENT,
+    "habit_file_open_to_all": FILE,
+    "habit_file_kept": FILE | {"nothing_is_left_behind"},
+    "habit_file_kept_elsewhere": FILE,
+    # manners
+    "habit_chatty": {"standard_output_is_left_alone"},
+    "habit_moved": {"the_process_stays_as_it_was"},
+    "habit_masked": {"the_process_stays_as_it_was"},
+    "habit_variable": {"the_process_stays_as_it_was"},
+    "habit_impatient": {"the_process_stays_as_it_was"},
+    "habit_litter": {"nothing_is_left_behind"},
+    "habit_child_left": {"nothing_is_left_behind"},
+    # secrets that are missing
     "careless": {"missing_secrets_are_named"},
     "blaming": {"missing_secrets_are_named"},
     # what is declared and what is not
@@ -330,6 +359,34 @@ def test_secrets_that_leaked_are_named_and_not_shown(verdicts: Verdicts) -> None
     message = verdicts["Test_leaking_in_log"]["test_logs_and_errors_show_no_secrets"]
     assert "found: the secret token in a log or an error" in message
     assert "right-token-of-the-test" not in str(verdicts["Test_leaking_in_log"])
+
+
+FOUND = {
+    "print": "no_secret_is_printed: the secret token in what is printed on standard output",
+    "print_bytes": "no_secret_is_printed: the secret token in what is printed on standard error",
+    "argument": "no_secret_is_an_argument: the secret token in the arguments of the child process sh",
+    "shell": "no_secret_is_an_argument: the secret token in the arguments of the child process true",
+    "environment": "no_secret_is_put_into_the_environment: "
+    "the secret token in os.environ, as INDISCREET_TOKEN",
+    "file_open_to_all": "files_keep_secrets: the secret token in the file /*, which other users can read",
+    "file_kept": "files_keep_secrets: the secret token in the file /*, which is still there after close()",
+    "chatty": "standard_output_is_left_alone: 14 characters on standard output",
+    "moved": "the_process_stays_as_it_was: the working directory is changed after something was issued",
+    "masked": "the_process_stays_as_it_was: the umask is changed after something was issued",
+    "variable": "the_process_stays_as_it_was: "
+    "the environment variable INDISCREET is changed after something was issued",
+    "child_left": "nothing_is_left_behind: the process cat (*), the process cat (*)",
+    "litter": "nothing_is_left_behind: the file /*, the file /*",
+}
+
+
+@pytest.mark.parametrize("habit", FOUND)
+def test_a_habit_is_named_and_the_secret_is_not_shown(verdicts: Verdicts, habit: str) -> None:
+    tests = verdicts[f"Test_habit_{habit}"]
+    check, _, expected = FOUND[habit].partition(": ")
+    (found,) = (line for line in tests[f"test_{check}"].splitlines() if line.startswith("found: "))
+    assert fnmatchcase(found, f"found: {expected}*"), found
+    assert "right-token-of-the-test" not in str(tests)
 
 
 def test_a_suite_without_settings_says_what_is_missing(verdicts: Verdicts) -> None:

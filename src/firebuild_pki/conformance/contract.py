@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 
 from firebuild_pki.conformance.features import Feature
+from firebuild_pki.conformance.watching import restored
 from firebuild_pki.errors import CAError
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
@@ -69,7 +70,8 @@ def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT],
             lacking = terms.lacking(self.unsupported, fixtures.get("key_type"))
             found: Exception | None = None
             try:
-                check(self, **fixtures)
+                with restored():
+                    check(self, **fixtures)
             except (Breach, CAError) as error:
                 found = error
             if lacking:

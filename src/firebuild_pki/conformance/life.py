@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench, Direct
 from firebuild_pki.conformance.contract import Breach, contract
 from firebuild_pki.conformance.features import Feature
+from firebuild_pki.conformance.refusals import NONSENSE
+from firebuild_pki.conformance.spilling import Record, recorded_logs
+from firebuild_pki.conformance.watching import Traces, traced
 from firebuild_pki.errors import CAError
-from firebuild_pki.provider import Note, Profile
+from firebuild_pki.provider import Capability, Note, Profile
 
 
 class LifeChecks(Checks):
@@ -96,6 +100,29 @@ class LifeChecks(Checks):
         if authority.warnings != before:
             raise Breach("the warnings: " + "; ".join(authority.warnings))
 
+    @contract(see="CAProvider")
+    def test_the_process_stays_as_it_was(self, ca_bench: Bench) -> None:
+        """Working directory, umask, environment and the like belong to all builds of the process."""
+        _, traces = lived(ca_bench)
+        if traces.changes:
+            found = (f"{what} is changed {when}" for what, when in sorted(traces.changes.items()))
+            raise Breach("; ".join(found))
+
+    @contract(see="CAProvider")
+    def test_standard_output_is_left_alone(self, ca_bench: Bench) -> None:
+        """Standard output is for what the command prints; a provider has notes and loggers."""
+        _, traces = lived(ca_bench)
+        size = len(traces.printed["standard output"])
+        if size:
+            raise Breach(f"{size} characters on standard output")
+
+    @contract(see="CAProvider.close")
+    def test_nothing_is_left_behind(self, ca_bench: Bench) -> None:
+        """After close() there are no temporary files and no child processes."""
+        _, traces = lived(ca_bench)
+        if traces.left:
+            raise Breach(", ".join(traces.left))
+
     @contract(see="CAProvider.open")
     def test_one_build_follows_another(self, ca_bench: Bench) -> None:
         """A provider can be opened again and again, by one build after the other."""
@@ -137,3 +164,47 @@ def _try_to_open(provider: Direct) -> None:
         provider.open()
     except CAError:
         return
+
+
+def lived(bench: Bench) -> tuple[Record, Traces]:
+    """Let providers live their whole life, be refused, and fail; return what was said, and what it left."""
+    with traced() as traces, recorded_logs() as record:
+        live(bench, record, traces)
+        _be_refused(bench, record)
+        _fail_to_open(bench, record)
+        traces.look("after close()")
+    return record, traces
+
+
+def live(bench: Bench, record: Record, traces: Traces) -> None:
+    """Do all that a build and `firebuild ca check` do; an error ends it, and is recorded."""
+    try:
+        with bench.authority() as authority:
+            traces.look("after open()")
+            authority.check()
+            traces.look("after check()")
+            server, _ = authority.issue_server(), authority.issue_guest()
+            traces.look("after something was issued")
+            if Capability.REVOKE in authority.capabilities:
+                authority.revoke(server)
+                traces.look("after revoke()")
+        record.lines += authority.warnings
+    except CAError as error:
+        record.add_error(error)
+
+
+def _be_refused(bench: Bench, record: Record) -> None:
+    try:
+        with bench.direct() as direct:
+            request = replace(direct.request(Profile.GUEST)[0], csr_pem=NONSENSE)
+            direct.call("signing nonsense", lambda: direct.provider.sign(request))
+    except CAError as error:
+        record.add_error(error)
+
+
+def _fail_to_open(bench: Bench, record: Record) -> None:
+    try:
+        with bench.in_a_broken_world().direct():
+            pass
+    except CAError as error:
+        record.add_error(error)

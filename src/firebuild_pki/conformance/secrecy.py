@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from firebuild_pki.config import redacted
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench
 from firebuild_pki.conformance.contract import Breach, contract
-from firebuild_pki.conformance.refusals import NONSENSE
+from firebuild_pki.conformance.life import live, lived
 from firebuild_pki.conformance.spilling import (
     Record,
     Spill,
@@ -23,8 +22,8 @@ from firebuild_pki.conformance.spilling import (
     secret_refs,
     with_secret,
 )
-from firebuild_pki.errors import CAError
-from firebuild_pki.provider import Capability, Profile
+from firebuild_pki.conformance.watching import Traces, traced
+from firebuild_pki.provider import Profile
 
 
 class SecrecyChecks(Checks):
@@ -49,28 +48,55 @@ class SecrecyChecks(Checks):
     @contract(see="CAProvider")
     def test_logs_and_errors_show_no_secrets(self, ca_bench: Bench, ca_spill: Spill) -> None:
         """No secret gets into logs, warnings and errors, at any log level."""
-        with recorded_logs() as record:
-            _live(ca_bench, record)
-            _be_refused(ca_bench, record)
-            _fail_to_open(ca_bench, record)
+        record, _ = lived(ca_bench)
         ca_spill.must_not_be_in(record.text, "a log or an error")
+
+    @contract(see="CAProvider")
+    def test_no_secret_is_printed(self, ca_bench: Bench, ca_spill: Spill) -> None:
+        """No secret is printed, neither by the provider nor by a process that it starts."""
+        _, traces = lived(ca_bench)
+        _must_not_be_printed(ca_spill, traces)
+
+    @contract(see="CAProvider")
+    def test_no_secret_is_an_argument(self, ca_bench: Bench, ca_spill: Spill) -> None:
+        """No secret is an argument of a child process, where every user of the machine can read it."""
+        _, traces = lived(ca_bench)
+        _must_not_be_an_argument(ca_spill, traces)
+
+    @contract(see="CAProvider")
+    def test_no_secret_is_put_into_the_environment(self, ca_bench: Bench, ca_spill: Spill) -> None:
+        """No secret is put into the environment of the process, not even for a moment."""
+        _, traces = lived(ca_bench)
+        _must_not_be_in_the_environment(ca_spill, traces)
+
+    @contract(see="CAProvider")
+    def test_files_keep_secrets(self, ca_bench: Bench, ca_spill: Spill) -> None:
+        """A file with a secret is readable for its owner alone, and gone after close()."""
+        _, traces = lived(ca_bench)
+        _must_be_kept_by_files(ca_spill, traces)
 
     @contract(see="SecretRef")
     def test_wrong_secrets_are_not_shown(self, ca_bench: Bench, tmp_path: Path) -> None:
-        """A secret that is wrong gets into no log and no error."""
+        """A secret that is wrong gets no further than the right one: into no log, no error, nothing else."""
         wrong = f"wrong-{secrets.token_hex(16)}"
         place = tmp_path / "wrong"
         place.write_text(wrong)
-        with recorded_logs() as record:
-            _live(_referring(ca_bench, {"file": str(place)}), record)
-        Spill({"that is wrong": wrong}).must_not_be_in(record.text, "a log or an error")
+        bench = _referring(ca_bench, {"file": str(place)})
+        with traced() as traces, recorded_logs() as record:
+            live(bench, record, traces)
+        spill = Spill({"that is wrong": wrong})
+        spill.must_not_be_in(record.text, "a log or an error")
+        _must_not_be_printed(spill, traces)
+        _must_not_be_an_argument(spill, traces)
+        _must_not_be_in_the_environment(spill, traces)
+        _must_be_kept_by_files(spill, traces)
 
     @contract(see="SecretRef.resolve")
     def test_missing_secrets_are_named(self, ca_bench: Bench) -> None:
         """A secret that is missing is an error with the provider's name."""
         record = Record()
         bench = _referring(ca_bench, {"env": "FIREBUILD_CONFORMANCE_UNSET"})
-        _live(bench, record)
+        live(bench, record, Traces())
         if not record.lines:
             raise Breach("no error")
         if "FIREBUILD_CONFORMANCE_UNSET" not in record.text or f"({ca_bench.name})" not in record.text:
@@ -88,30 +114,24 @@ def _referring(bench: Bench, ref: Mapping[str, str]) -> Bench:
     return bench.with_block(block)
 
 
-def _live(bench: Bench, record: Record) -> None:
-    try:
-        with bench.authority() as authority:
-            authority.check()
-            server, _ = authority.issue_server(), authority.issue_guest()
-            if Capability.REVOKE in authority.capabilities:
-                authority.revoke(server)
-        record.lines += authority.warnings
-    except CAError as error:
-        record.add_error(error)
+def _must_not_be_printed(spill: Spill, traces: Traces) -> None:
+    for stream, text in traces.printed.items():
+        spill.must_not_be_in(text, f"what is printed on {stream}")
 
 
-def _be_refused(bench: Bench, record: Record) -> None:
-    with bench.direct() as direct:
-        request = replace(direct.request(Profile.GUEST)[0], csr_pem=NONSENSE)
-        try:
-            direct.call("signing nonsense", lambda: direct.provider.sign(request))
-        except CAError as error:
-            record.add_error(error)
+def _must_not_be_an_argument(spill: Spill, traces: Traces) -> None:
+    for command in traces.commands:
+        spill.must_not_be_in(command, f"the arguments of the child process {command.split(maxsplit=1)[0]}")
 
 
-def _fail_to_open(bench: Bench, record: Record) -> None:
-    with bench.in_a_broken_world().direct(opened=False) as direct:
-        try:
-            direct.open()
-        except CAError as error:
-            record.add_error(error)
+def _must_not_be_in_the_environment(spill: Spill, traces: Traces) -> None:
+    for name, value in traces.variables:
+        spill.must_not_be_in(value, f"os.environ, as {name}")
+
+
+def _must_be_kept_by_files(spill: Spill, traces: Traces) -> None:
+    for file in traces.files:
+        if file.exposed:
+            spill.must_not_be_in(file.text, f"the file {file.path}, which other users can read")
+        if not file.removed:
+            spill.must_not_be_in(file.text, f"the file {file.path}, which is still there after close()")

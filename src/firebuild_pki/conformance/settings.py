@@ -13,7 +13,7 @@ from firebuild_pki.config import ca_json_schema
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench
 from firebuild_pki.conformance.contract import Breach, contract
-from firebuild_pki.conformance.purity import watched
+from firebuild_pki.conformance.watching import watched
 from firebuild_pki.errors import SettingsError
 from firebuild_pki.provider import Note
 from firebuild_pki.settings import Settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,15 +104,22 @@ class _Recorder(logging.Handler):
 
 @contextmanager
 def recorded_logs() -> Iterator[Record]:
-    """Record what all loggers say, at level DEBUG."""
+    """Record what all loggers say, at level DEBUG, and Python's warnings."""
     record = Record()
     handler, root = _Recorder(record), logging.getLogger()
-    level = root.level
+    level, showwarning = root.level, warnings.showwarning
+
+    def show(message: Warning | str, *more: Any, **named: Any) -> None:
+        record.lines.append(str(message))
+        showwarning(message, *more, **named)
+
     root.addHandler(handler)
     root.setLevel(logging.DEBUG)
+    warnings.showwarning = show
     try:
         yield record
     finally:
+        warnings.showwarning = showwarning
         root.setLevel(level)
         root.removeHandler(handler)
 
