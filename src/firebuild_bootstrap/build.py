@@ -11,7 +11,7 @@ from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import Interrupted, StepFailed
+from firebuild_bootstrap.errors import GuestLost, Interrupted, StepFailed
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventSink,
@@ -275,6 +275,10 @@ class _Build:
             source = self._request.source
             name = Path(source.name) if source is not None else self._request.dockerfile
             raise explained(error, plan, name, output) from error
+        except GuestLost as error:
+            if silence := machine.silence():
+                raise GuestLost(error.message, hint=silence) from error
+            raise
 
     # --- 7 --------------------------------------------------------------------------------------
 
