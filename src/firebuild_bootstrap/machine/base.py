@@ -157,7 +157,7 @@ class Machine(Protocol):
 def no_instruction(remedy: str) -> str:
     """Say what an empty console means under KVM: every kernel that runs writes to it in its first second."""
     return (
-        "its console is empty: the guest has not run one instruction. Most likely /dev/kvm opens here but runs"
-        " no guest, as in a virtual machine without nested virtualisation (`kvm-ok` of cpu-checker tells);"
+        "its console is empty: the guest has not run one instruction. Most likely /dev/kvm opens here but"
+        " runs no guest, as in a virtual machine without nested virtualisation (`kvm-ok` tells);"
         f" {remedy}"
     )
