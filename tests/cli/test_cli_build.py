@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -458,6 +459,39 @@ def test_quiet_prints_the_digest_alone(cli: Cli) -> None:
     assert cli("build", "--progress", "tty", *TAR, status=2).first == (
         "error: --progress tty: there is no terminal"
     )
+
+
+def on_a_terminal(*arguments: str) -> tuple[int, str]:
+    """Run the command with a terminal as its standard output; what it says there and beside it."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from firebuild_bootstrap.cli import main; main()", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.STDOUT)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # EIO: everyone else has closed it
+        while piece := os.read(ours, 4096):
+            said += piece
+    os.close(ours)
+    return process.wait(60), said.decode()
+
+
+def test_a_terminal_shows_progress_and_no_image(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    status, said = on_a_terminal("build", "--progress", "tty", "-t", "t", *TAR)
+    assert (status, "Built t:latest" in said, "\x1b[" in said) == (0, True, True)
+    status, said = on_a_terminal("build", "-o", "-")
+    assert (status, "error: --output: an image would go to the terminal" in said.replace("\x1b[0m", "")) == (
+        2,
+        True,
+    )
+
+
+def test_standard_output_carries_one_thing_only(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    cli.setenv("FIREBUILD_MACHINE__DRIVER", "external")
+    assert "--output with dest=- needs an image" in cli("build", "-o", "-", status=2).first
+    cli.setenv("FIREBUILD_MACHINE__EXTERNAL__DISK", "disk.ext4")
+    assert "standard output carries the metadata" in cli("build", "-o", "-", status=2).first
 
 
 def test_another_platform_is_refused(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -168,8 +169,8 @@ def test_rights_are_asked_for_and_tried(tmp_path: Path, monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(paths.tempfile, "mkstemp", refuse)
-    monkeypatch.setattr(paths.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(InputError, match="x can't be written: Permission denied"):
         paths.check_writable(tmp_path / "x")
     with pytest.raises(InputError, match=r"--out: .* can't be written: Permission denied"):
