@@ -180,3 +180,12 @@ def test_rights_are_asked_for_and_tried(tmp_path: Path, monkeypatch: pytest.Monk
         paths.check_writable(tmp_path / "x")
     with pytest.raises(InputError, match="the store can't be read: no right to do that"):
         paths.check_store(tmp_path, writable=False, setting="FIREBUILD_HOME")
+
+
+def test_a_part_of_the_store_that_is_somebody_else_s_is_found_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images/names").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, _: "names" not in str(path))
+    with pytest.raises(InputError, match="images/names: the store can't be written: no right to do that"):
+        paths.check_store(tmp_path, writable=True, setting="FIREBUILD_HOME")
