@@ -12,7 +12,7 @@ from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import BuildTimeout, Interrupted, StepFailed
+from firebuild_bootstrap.errors import BuildTimeout, GuestLost, Interrupted, StepFailed
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventSink,
@@ -296,6 +296,8 @@ class _Build:
             source = self._request.source
             name = Path(source.name) if source is not None else self._request.dockerfile
             raise explained(outcome.error, plan, name, output)
+        if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
+            raise GuestLost(outcome.error.message, hint=silence)
         outcome.raise_for_failure()
 
     # --- 7 --------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]
         except OSError as error:
             raise InputError(f"standard input can't be read: {error.strerror}") from error
         if not piece:
+            check()  # Ctrl-C also ends what would have written more
             return
         size += len(piece)
         if size > limit:
@@ -122,7 +123,7 @@ def _inside(context: Path, name: str) -> Given:
     """Read the Dockerfile of an archive, whose links must not lead to the files of this host."""
     root = ContextRoot(context)
     try:
-        node = root.resolve(Path(name).parts, lambda _: True)
+        node = root.resolve(name.split("/"), lambda _: True)
         if not stat.S_ISREG(node.status.st_mode):
             raise InputError("the Dockerfile is no regular file", location=Location(name))
         with root.open(node.parts) as file:
