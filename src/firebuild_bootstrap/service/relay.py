@@ -17,6 +17,9 @@ from firebuild_bootstrap.service.tls import Inspection
 # One read of the socket; measured: smaller costs throughput, larger gains nothing.
 _READ_BYTES: Final = 256 * 1024
 _RECORD_BYTES: Final = 16 * 1024  # TLS never hands out more at once
+# What is taken from a peer that takes nothing itself. HTTP/2 lets it send far less until it has read a
+# WINDOW_UPDATE; but TLS would go on to make answers to its key updates, and keep them all.
+_READ_AHEAD_BYTES: Final = 4 * 1024 * 1024
 
 
 class TlsStream:
@@ -44,6 +47,7 @@ class TlsStream:
             self._connection.set_connect_state()
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._flushing = asyncio.Lock()
+        self._read_ahead = 0
 
     @property
     def tls_version(self) -> str:
@@ -90,7 +94,7 @@ class TlsStream:
                 return data
             if not await self._fill():
                 return b""
-            if not self._flushing.locked():
+            if not self._flushing.locked() or self._read_ahead > _READ_AHEAD_BYTES:
                 await self._flush()  # what TLS itself answers, for example to a key update
 
     async def write(self, data: bytes) -> None:
@@ -126,6 +130,7 @@ class TlsStream:
             if not self.first_bytes:
                 self.first_bytes = bytes(self._buffer[: min(received, 16)])
             self._connection.bio_write(self._buffer[:received])
+            self._read_ahead += received
         return received
 
     async def _flush(self) -> None:
@@ -136,6 +141,7 @@ class TlsStream:
                 except SSL.WantReadError:
                     return
                 await self._loop.sock_sendall(self._sock, data)
+                self._read_ahead = 0
 
 
 async def relay(left: TlsStream, right: TlsStream, *, linger: float) -> None:
