@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from firebuild_bootstrap.cli import main
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.interrupts import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,13 @@ class Cli:
 
     def __call__(self, *arguments: str | Path, status: int = 0) -> Done:
         self.monkeypatch.setattr(sys, "argv", ["firebuild", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         done = Done(*self.capfd.readouterr())
         assert (ended.value.code or 0) == status, done
         assert "Traceback" not in done.err

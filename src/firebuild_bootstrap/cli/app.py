@@ -19,6 +19,7 @@ from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.plugin import plugin
 from firebuild_bootstrap.cli.rootfs import rootfs
 from firebuild_bootstrap.errors import Interrupted
+from firebuild_bootstrap.interrupts import Interrupts
 
 
 @click.group(
@@ -42,16 +43,17 @@ _ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
 
 
 def main() -> None:
-    """Run the command line and exit; a mistake of the user never ends in a traceback."""
+    """Run the command line and exit; `firebuild_bootstrap.cli.main` takes care of signals before."""
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS)
     # gRPC's core writes refused handshakes to stderr by itself; the service reports them in words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name in ("firebuild", "firebuild_pki"):
         logging.getLogger(name).addHandler(_QUIET)
+    interrupts = Interrupts(raising=True)
     try:
-        with guarded_stdout():
+        with interrupts.installed(), guarded_stdout():
             status = app(prog_name="firebuild", standalone_mode=False)
-    except (Exception, Interrupted) as error:
-        status = report(error)
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        status = report(interrupts.instead_of(error))
     gc.freeze()  # nor does the end of the process have to look through them
     sys.exit(status)

@@ -77,13 +77,14 @@ def rootfs(
     **options: Any,
 ) -> None:
     """Build a root file system from a Dockerfile and store it as an image."""
-    from firebuild_bootstrap.build import build_image
-    from firebuild_bootstrap.cli.imagejson import check_writable, image_json, write_atomically
     from firebuild_bootstrap.interrupts import Interrupts
-    from firebuild_bootstrap.machine.drivers import check_stores_images
 
     interrupts = Interrupts()
     with interrupts.installed():
+        from firebuild_bootstrap.build import build_image
+        from firebuild_bootstrap.cli.imagejson import check_writable, image_json, write_atomically
+        from firebuild_bootstrap.machine.drivers import check_stores_images
+
         chosen = {"ca.provider": ca, "machine.driver": machine}
         settings = settings_from(config_file, {name: value for name, value in chosen.items() if value})
         home = home_from(settings, check=interrupts.check)
