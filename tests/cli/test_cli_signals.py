@@ -105,3 +105,34 @@ def test_nothing_is_imported_before_signals_are_handled() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {"__future__", "firebuild_bootstrap", "firebuild_bootstrap.cli"}
+
+
+def crash(directory: Path, code: str) -> tuple[bool, list[str]]:
+    """Run code without a limit on core dumps, crash it when it says so, and look for a dump and files."""
+    script = 'ulimit -H -c unlimited; ulimit -S -c unlimited; exec "$@"'
+    process = subprocess.Popen(
+        ["sh", "-c", script, "sh", sys.executable, "-c", code],
+        cwd=directory,
+        env={**os.environ, "FIREBUILD_HOME": str(directory / "home")},
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSEGV)
+    _, status = os.waitpid(process.pid, 0)
+    process.returncode = status
+    process.stdout.close()
+    assert os.WTERMSIG(status) == signal.SIGSEGV
+    return os.WCOREDUMP(status), [path.name for path in directory.iterdir() if path.name != "home"]
+
+
+def test_a_process_that_may_hold_keys_leaves_no_core_dump(tmp_path: Path) -> None:
+    waiting = "print('ready', flush=True); import time; time.sleep(60)"
+    (tmp_path / "python").mkdir()
+    (tmp_path / "firebuild").mkdir()
+    dumped, _ = crash(tmp_path / "python", waiting)
+    if not dumped:
+        pytest.skip("this host makes no core dumps: ulimit -H -c or kernel.core_pattern forbid them")
+    command = f"from firebuild_bootstrap.cli import app; app.report = lambda _: exec({waiting!r})\n"
+    code = f"import sys; sys.argv[1:] = ['no-such-command']\n{command}app.main()"
+    assert crash(tmp_path / "firebuild", code) == (False, [])

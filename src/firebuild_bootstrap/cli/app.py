@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import sys
 
 import click
@@ -19,6 +20,7 @@ from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.plugin import plugin
 from firebuild_bootstrap.cli.rootfs import rootfs
 from firebuild_bootstrap.errors import Interrupted
+from firebuild_bootstrap.guest.kernel import hide_memory
 from firebuild_bootstrap.interrupts import Interrupts
 
 
@@ -45,6 +47,7 @@ _ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
 def main() -> None:
     """Run the command line and exit; `firebuild_bootstrap.cli.main` takes care of signals before."""
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS)
+    _forbid_core_dumps()
     # gRPC's core writes refused handshakes to stderr by itself; the service reports them in words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name in ("firebuild", "firebuild_pki"):
@@ -57,3 +60,10 @@ def main() -> None:
         status = report(interrupts.instead_of(error))
     gc.freeze()  # nor does the end of the process have to look through them
     sys.exit(status)
+
+
+def _forbid_core_dumps() -> None:
+    """Keep private keys out of core dumps: ours here, and the guest's in the memory of its machine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # machines inherit it
+    hide_memory()  # the limit does not keep a dump from a program in /proc/sys/kernel/core_pattern (core(5))
