@@ -13,6 +13,7 @@ import pytest
 from firebuild_bootstrap.cli import main
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.interrupts import SIGNALS
+from support import leftovers
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,7 @@ class Cli:
         self.monkeypatch.setenv(name, str(value))
 
     def leftovers(self) -> list[str]:
-        builds = self.home / "builds"
-        return [path.name for path in builds.iterdir() if path.name != "lock"] if builds.exists() else []
+        return leftovers(self.home)
 
 
 @pytest.fixture(scope="session")

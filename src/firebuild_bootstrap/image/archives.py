@@ -33,14 +33,18 @@ _OPENERS: Final[tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...]] = (
 )
 
 
-def decompress(source: Path, target: Path) -> tuple[int, str]:
+def decompress(source: Path, target: Path, *, limit: int | None = None, name: str = "") -> tuple[int, str]:
     """Write the tar archive `source` (plain, gz, bz2, xz or zst) to `target` without compression.
+
+    Args:
+        limit: bytes that may come out of it.
+        name: what to call it in messages, by default its path.
 
     Returns:
         the size in bytes and the `sha256:…` digest of what was written.
 
     Raises:
-        InputError: the compressed data is damaged.
+        InputError: the compressed data is damaged, or more than `limit`.
         OSError: one of the files can't be read or written.
     """
     digest = hashlib.sha256()
@@ -55,11 +59,13 @@ def decompress(source: Path, target: Path) -> tuple[int, str]:
                 writer.write(piece)
                 digest.update(piece)
                 size += len(piece)
+                if limit is not None and size > limit:
+                    raise InputError(f"{name or source} is larger than {limit >> 20} MiB unpacked")
         except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
-            raise _damaged(source, str(error)) from error
+            raise _damaged(name or source, str(error)) from error
         except OSError as error:
             if error.errno is None:  # bz2 says so about damaged data
-                raise _damaged(source, str(error)) from error
+                raise _damaged(name or source, str(error)) from error
             raise
     return size, f"sha256:{digest.hexdigest()}"
 
@@ -98,5 +104,5 @@ def check_root_archive(archive: Path, source: Path) -> None:
             raise _damaged(source, "its end mark is missing, so it was probably cut off")
 
 
-def _damaged(source: Path, why: str) -> InputError:
+def _damaged(source: Path | str, why: str) -> InputError:
     return InputError(f"{source} is damaged: {why}", hint="make or download it again")

@@ -19,6 +19,7 @@ from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.resources import Delivery
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_pki.display import block
 
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
@@ -28,6 +29,8 @@ _SMALL_BYTES: Final = 128 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _COMMANDS_AT_ONCE: Final = 2
 _LOOK_SECONDS: Final = 0.1
+# Characters of what a guest says about its failure.
+_MAX_REASON: Final = 4000
 
 
 class Handlers:
@@ -167,14 +170,15 @@ class Handlers:
             return _EMPTY
         # The exit status of other failures means nothing.
         exit_code = request.exit_code if request.reason == "command" else None
+        step = self._steps.known(request.step)
         error = StepFailed(
-            request.error or "the guest gave no reason", step=request.step, exit_code=exit_code
+            block(request.error, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=exit_code
         )
         self._session.end(
             Outcome(
                 ending=Ending.ABORTED,
                 error=error,
-                step=request.step,
+                step=step,
                 exit_code=exit_code,
                 reason=request.reason,
             )
@@ -186,7 +190,7 @@ class Handlers:
         if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.success())
         else:
-            self._session.end(Outcome(ending=Ending.SUCCESS))
+            self._session.end(self._steps.success())
         return _EMPTY
 
     def _log(
@@ -195,15 +199,18 @@ class Handlers:
         if self._old is not None and not _extended(context):
             self._old.progress.output(stream, message.line)
             return _EMPTY
+        step = self._steps.known(message.step)
         if message.HasField("event"):
-            self._step_event(message.step, message.event)
+            self._step_event(step, message.event)
         data = message.data or _joined(message.line)
         for offset in range(0, len(data), _PIECE_BYTES):
             self._session.touch()  # the receiver of output may be slow: nobody waits for it after the end
-            self._session.output.write(message.step, stream, data[offset : offset + _PIECE_BYTES])
+            self._session.output.write(step, stream, data[offset : offset + _PIECE_BYTES])
         return _EMPTY
 
     def _step_event(self, number: int, event: pb.StepEvent) -> None:
+        if not number:
+            raise InputError("the guest reports the begin or end of a step without its number")
         if event.kind == pb.StepEvent.STARTED:
             self._steps.started(number)
         elif event.kind == pb.StepEvent.FINISHED:

@@ -16,6 +16,8 @@ from firebuild_bootstrap.service.tls import Inspection
 
 # One read of the socket; measured: smaller costs throughput, larger gains nothing.
 _READ_BYTES: Final = 256 * 1024
+# Enough for what a handshake brings, and little enough for many that lead nowhere.
+_HANDSHAKE_BYTES: Final = 16 * 1024
 _RECORD_BYTES: Final = 16 * 1024  # TLS never hands out more at once
 # What is taken from a peer that takes nothing itself. HTTP/2 lets it send far less until it has read a
 # WINDOW_UPDATE; but TLS would go on to make answers to its key updates, and keep them all.
@@ -45,7 +47,7 @@ class TlsStream:
             self._connection.set_accept_state()
         else:
             self._connection.set_connect_state()
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = memoryview(bytearray(_HANDSHAKE_BYTES))
         self._flushing = asyncio.Lock()
         self._read_ahead = 0
 
@@ -79,6 +81,7 @@ class TlsStream:
                 raise
             else:
                 await self._flush()
+                self._buffer = memoryview(bytearray(_READ_BYTES))
                 return
 
     async def read(self) -> bytes:
