@@ -191,7 +191,7 @@ def test_a_request_that_nobody_can_read_ends_the_build_in_words(
 
 
 def test_output_comes_whole_and_in_pieces_that_a_receiver_can_hold(serve: Any) -> None:
-    running = serve()
+    running = serve(steps=[StepInfo(2, 1, "RUN yes")])
     guest = running.caller()
     guest.out(os.urandom(3_000_000))
     guest.unary("StdErr", pb.LogMessage(line=["one", "two\n", "", "three"], step=2))
