@@ -97,11 +97,20 @@ def test_a_value_from_the_environment_is_looked_at_too(cli: Any) -> None:
     ("text", "words"),
     [
         ("[" * 100_000, "expected JSON: maximum recursion depth exceeded"),
-        (json.dumps({"config": {"Env": ["A=\ud800"]}}), "expected a list of texts without NUL"),
-        (json.dumps({"config": {"Env": ["A=\0"]}}), "expected a list of texts without NUL"),
-        (json.dumps({"config": {"Labels": {"a": "\0"}}}), "expected a text without NUL"),
+        (
+            json.dumps({"config": {"Env": ["A=\ud800"]}}),
+            "Env of the image configuration: expected a list of strings, found",
+        ),
+        (
+            json.dumps({"config": {"Env": ["A=\0"]}}),
+            "Env of the image configuration: expected a list of strings, found",
+        ),
+        (
+            json.dumps({"config": {"Labels": {"a": "\0"}}}),
+            "of the image configuration: expected a string, found",
+        ),
         (json.dumps({"config": {"Volumes": {"/\ud800": {}}}}), "expected names without NUL"),
-        (json.dumps({"config": {"User": "\0"}}), "expected a text without NUL"),
+        (json.dumps({"config": {"User": "\0"}}), "of the image configuration: expected a string, found"),
     ],
 )
 def test_an_image_configuration_that_nothing_can_hold_is_refused(cli: Any, text: str, words: str) -> None:

@@ -63,7 +63,7 @@ def check_can_be_made(directory: Path, what: str = "") -> None:
     for nearest in (directory, *directory.parents):
         try:
             mode = os.stat(nearest).st_mode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if os.path.islink(nearest):
                 raise InputError(f"{what}{nearest} is a link that leads nowhere") from None
             continue

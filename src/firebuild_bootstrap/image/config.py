@@ -140,7 +140,7 @@ class _Members:
     def text(self, name: str) -> str:
         value = self._members.get(name)
         if value is not None and not _is_text(value):
-            raise self._wrong(name, "a text without NUL", value)
+            raise self._wrong(name, "a string", value)
         return value or ""
 
     def number(self, name: str) -> int:
@@ -154,7 +154,7 @@ class _Members:
         if value is None:
             return None
         if not isinstance(value, list) or not all(map(_is_text, value)):
-            raise self._wrong(name, "a list of texts without NUL", value)
+            raise self._wrong(name, "a list of strings", value)
         return tuple(value)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
@@ -169,7 +169,7 @@ class _Members:
         labels = dict(self.mapping("Labels"))
         for name, value in labels.items():
             if not _is_text(value):
-                raise self._wrong(f"Labels.{name}", "a text without NUL", value)
+                raise self._wrong(f"Labels.{name}", "a string", value)
         return labels
 
 
