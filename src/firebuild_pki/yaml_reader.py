@@ -45,7 +45,7 @@ class _CoreLoader(yaml.SafeLoader):
         # PyYAML, our `Reader` and pydantic go down by recursion.
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            mark = self.get_mark()
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             problem = f"more than {MAX_DEPTH} values inside each other"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
         try:
