@@ -41,6 +41,7 @@ def checksum(chunk: bytes) -> bytes:
 
 # --- durations, as Go writes them ---------------------------------------------------------------
 
+_MAX_DURATION: Final = 2**63 / 1e9  # Go counts nanoseconds in 64 bits
 _UNITS: Final = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -71,7 +72,10 @@ def parse_duration(text: str) -> float:
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise WireError(f"expected a duration such as 5s or 1m30s, found {text!r:.80}")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > _MAX_DURATION:
+        raise WireError(f"expected a duration of at most 292 years, found {text!r:.80}")
+    return seconds
 
 
 # --- commands -----------------------------------------------------------------------------------

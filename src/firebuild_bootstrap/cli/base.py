@@ -108,7 +108,7 @@ def _read_config(path: Path | None) -> ImageConfig | None:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"expected JSON: {error}", location=where) from error
     if not isinstance(document, dict):
         raise InputError(f"expected a JSON object, found {document!r:.40}", location=where)

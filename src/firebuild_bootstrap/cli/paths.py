@@ -21,6 +21,8 @@ def check_writable(path: Path, what: str = "") -> None:
     Raises:
         InputError: nothing can be written there, or something is in its place that a file must not replace.
     """
+    if not path.name:  # an empty value, or the root
+        raise _unwritable(what, path, "it is no name of a file")
     parent = path.parent
     try:
         if not stat.S_ISDIR(os.stat(parent).st_mode):

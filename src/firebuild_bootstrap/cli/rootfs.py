@@ -202,14 +202,15 @@ class _Wanted:
 
 
 def _build(options: _Options) -> None:
-    from firebuild_bootstrap.build import build_image
-    from firebuild_bootstrap.cli.failure import error_first
-    from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
-    from firebuild_bootstrap.cli.stdin import given
     from firebuild_bootstrap.interrupts import Interrupts
 
     interrupts = Interrupts()
     with interrupts.installed(), ExitStack() as cleanup:
+        from firebuild_bootstrap.build import build_image
+        from firebuild_bootstrap.cli.failure import error_first
+        from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
+        from firebuild_bootstrap.cli.stdin import given
+
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
         settings = settings_from(
             options.config_file, {name: value for name, value in chosen.items() if value}

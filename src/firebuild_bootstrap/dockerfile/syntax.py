@@ -15,7 +15,7 @@ from e2b_dockerfile_utils import (
 )
 
 from firebuild_bootstrap.dockerfile.model import Diagnostic, DockerfileSource
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 
 KEYWORDS: Final = (
     *(
@@ -36,8 +36,6 @@ KEYWORDS: Final = (
 _SHOWN_CHARACTERS: Final = 160
 _PARSER_PREFIX: Final = re.compile(r"Dockerfile parse error(?: on line \d+)?: ")
 _UNKNOWN: Final = re.compile(r"unknown instruction: (.*)", re.DOTALL)
-# NUL ends a string for the kernel; a lone surrogate (from "\ud800" in JSON) can't be written as UTF-8.
-_UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def _instruction(
     )
     texts = (*instruction.flags, *instruction.args, *(heredoc.content for heredoc in instruction.heredocs))
     for text in texts:
-        if _UNUSABLE.search(text):
+        if UNUSABLE_TEXT.search(text):
             raise instruction.error(f"{node.name} contains a NUL or a character that is no Unicode text")
     return instruction
 

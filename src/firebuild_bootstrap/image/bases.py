@@ -185,7 +185,7 @@ class BaseStore:
         path = directory / "base.json"
         try:
             return _base(json.loads(path.read_text("utf-8")), directory)
-        except (OSError, KeyError, TypeError, ValueError, InputError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError, InputError) as error:
             raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
         finally:
             if not hold:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 
 _HEALTH_NUMBERS: Final = {
     "Interval": "interval_ns",
@@ -139,7 +139,7 @@ class _Members:
 
     def text(self, name: str) -> str:
         value = self._members.get(name)
-        if value is not None and not isinstance(value, str):
+        if value is not None and not _is_text(value):
             raise self._wrong(name, "a string", value)
         return value or ""
 
@@ -153,7 +153,7 @@ class _Members:
         value = self._members.get(name)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list) or not all(map(_is_text, value)):
             raise self._wrong(name, "a list of strings", value)
         return tuple(value)
 
@@ -161,11 +161,18 @@ class _Members:
         value = self._members.get(name)
         if value is not None and not isinstance(value, dict):
             raise self._wrong(name, "an object", value)
+        if not all(map(_is_text, value or {})):
+            raise self._wrong(name, "names without NUL", value)
         return value or {}
 
     def labels(self) -> dict[str, str]:
         labels = dict(self.mapping("Labels"))
         for name, value in labels.items():
-            if not isinstance(value, str):
+            if not _is_text(value):
                 raise self._wrong(f"Labels.{name}", "a string", value)
         return labels
+
+
+def _is_text(value: object) -> bool:
+    """Tell a string that environments and file names can hold; JSON can write others, too."""
+    return isinstance(value, str) and not UNUSABLE_TEXT.search(value)

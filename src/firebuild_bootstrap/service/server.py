@@ -31,7 +31,12 @@ from firebuild_bootstrap.service.steps import StepEvents, StepInfo
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
 
-_WORKERS: Final = 16
+# What a guest can make the server keep is bounded (docs/wire-protocol.md): each worker holds one message, and
+# a call that waits for a worker what HTTP/2 lets through before anybody reads. Our guest opens four at most.
+_WORKERS: Final = 8
+_CALLS_PER_CONNECTION: Final = 16
+_MOST_CALLS: Final = 128  # given up ones count until a worker has looked at them
+_UNREAD_BYTES: Final = 128 * 1024  # a whole batch of output: half of that costs half of the throughput
 
 
 class BootstrapServer:
@@ -171,7 +176,12 @@ class BootstrapServer:
             options=[
                 ("grpc.max_receive_message_length", self._limits.max_message_bytes),
                 ("grpc.max_send_message_length", self._limits.max_message_bytes),
+                # A guest waits with its next call then, as HTTP/2 tells it (RFC 9113, section 5.1.2).
+                ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
+                ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+                ("grpc.http2.bdp_probe", 0),  # would raise the line before by what the guest sends
             ],
+            maximum_concurrent_rpcs=_MOST_CALLS,
         )
         server.add_generic_rpc_handlers((self._handlers.generic_handler(),))
         # A socket's address holds 107 bytes at most, whatever the length of the directory's path.
