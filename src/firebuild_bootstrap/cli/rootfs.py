@@ -220,6 +220,7 @@ def _build(options: _Options) -> None:
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
         request = _request(options, wanted, source)
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
+            interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
         if image is None:
             return
@@ -357,6 +358,9 @@ class _Quiet:
         pass
 
     def close(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
 
