@@ -460,15 +460,14 @@ class TerminalRenderer(PlainRenderer):
         seconds = self._clock() - since
         if step is None and seconds < _TICK_SECONDS:
             return ""  # most phases are over before anyone could read of them
-        doing = [task.name if step else "", task.amount()] if task else []
-        times = [human_time(seconds), f"total {human_time(self._clock() - work.began)}"]
-        tail = "  " + ", ".join(part for part in (*doing, *times) if part)
-        head = _header(step) if step else task.name if task else ""
+        doing = [part for part in (task.name if step else "", task.amount()) if part] if task else []
+        clock, total = human_time(seconds), f"total {human_time(self._clock() - work.began)}"
         room = self._terminal.columns
-        if cells(tail) > room // 2:  # a small terminal
-            tail = f"  {times[0]}"
-        head = fit(head, room - cells(tail))
-        return fit(head + tail, room) if not self._colours else f"{head}{_DIM}{fit(tail, room)}{_RESET}"
+        # A small terminal keeps room for what goes on.
+        tails = ("  " + ", ".join(parts) for parts in ((*doing, clock, total), (*doing, clock), (clock,)))
+        tail = next((text for text in tails if cells(text) <= room * 2 // 3), "")
+        head = fit(_header(step) if step else task.name if task else "", room - cells(tail))
+        return head + self._styled(tail, _DIM)
 
     def _step_started(self, event: StepStarted) -> None:
         self._header_shown = True
