@@ -6,7 +6,6 @@ renderers add lines of their own between its lines. What these hold may be the t
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -32,7 +31,7 @@ from firebuild_bootstrap.events import (
     TaskProgress,
     TaskStarted,
 )
-from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, colours_wanted, fit, is_dumb
+from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, colours_wanted, fit, is_dumb, json_text
 from firebuild_pki.display import block, one_line
 
 ProgressMode = Literal["auto", "plain", "rawjson"]
@@ -82,7 +81,7 @@ def make_renderer(
     """
     known = os.environ if environ is None else environ
     if mode == "rawjson":
-        return JsonRenderer(out, ascii_only=terminal)
+        return JsonRenderer(out)
     if mode == "auto" and terminal and not is_dumb(known):
         return TerminalRenderer(out, colours=colours_wanted(known))
     return PlainRenderer(out, screen=SafeOutput(colours=not is_dumb(known)) if terminal else None)
@@ -109,27 +108,17 @@ def human_time(seconds: float) -> str:
 
 
 class JsonRenderer:
-    """One event a line, in the schema of `firebuild_bootstrap.events`.
+    """One event a line, in the schema of `firebuild_bootstrap.events`."""
 
-    Args:
-        out: where it writes.
-        ascii_only: everything else is escaped, which any parser undoes: for a terminal.
-    """
-
-    def __init__(self, out: BinaryIO, *, ascii_only: bool = False) -> None:
+    def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._ascii_only = ascii_only
         self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """Write the event as one line of JSON."""
-        document = event.as_json()
-        try:
-            line = json.dumps(document, ensure_ascii=self._ascii_only).encode()
-        except UnicodeEncodeError:  # a file name that is no UTF-8
-            line = json.dumps(document).encode()
+        line = json_text(event.as_json()).encode() + b"\n"
         with self._lock:
-            self._out.write(line + b"\n")
+            self._out.write(line)
             self._out.flush()
 
     def close(self) -> None:
@@ -373,7 +362,9 @@ class PlainRenderer:
     # --- what else happens ------------------------------------------------------------------------
 
     def _notice(self, event: Notice) -> None:
-        message = block(event.message, _MESSAGE_LIMIT)
+        # A warning may quote anybody; what firebuild asks the user to do now may take several lines.
+        shown = one_line if event.level == "warning" else block
+        message = shown(event.message, _MESSAGE_LIMIT)
         self._line(f"{event.level}: {message}", _YELLOW if event.level == "warning" else "")
 
     def _peer_refused(self, event: PeerRefused) -> None:

@@ -6,10 +6,11 @@ The control sequences are those of the VT100 and of ECMA-48, which every termina
 from __future__ import annotations
 
 import codecs
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import BinaryIO, Final, Literal
+from typing import Any, BinaryIO, Final, Literal
 
 from firebuild_pki.display import escaped
 
@@ -54,6 +55,14 @@ def fit(text: str, room: int) -> str:
             break
         kept += 1
     return text[:kept] + "…" if room > 0 else ""
+
+
+def json_text(document: Any, indent: int | None = None) -> str:
+    """Write JSON that can be shown anywhere: what is not printable is escaped, lone surrogates included."""
+    text = json.dumps(document, ensure_ascii=False, indent=indent)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one == "\n" else json.dumps(one)[1:-1] for one in text)
 
 
 class SafeStream:

@@ -18,6 +18,7 @@ from cryptography import x509
 
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
+from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
 from firebuild_pki.guarded import make_provider, settings_notes
@@ -274,7 +275,7 @@ class Authority:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
-            _logger.warning("ca-provider(%s): %s", self.provider_name, text)
+            _logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
 
 
 def open_authority(

@@ -35,6 +35,9 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepOutput,
     StepStarted,
+    TaskFinished,
+    TaskProgress,
+    TaskStarted,
 )
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
@@ -59,12 +62,18 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
     assert image.record.config.env["A"] == "b"
     assert image.record.config.labels["l"] == "v"
     assert library.home.images.inspect(Reference.parse("t/story:1")).record == image.record
-    kinds = [type(event) for event in library.events if not isinstance(event, Notice)]
+    beside = (Notice, TaskStarted, TaskProgress, TaskFinished)
+    kinds = [type(event) for event in library.events if not isinstance(event, beside)]
     assert kinds == [
         *(PhaseStarted, PhaseStarted, BuildStarted, PhaseStarted, PhaseStarted, PhaseStarted),
         *(StepStarted, StepFinished, PhaseStarted, GuestConnected),
         *(StepStarted, StepOutput, StepFinished, PhaseStarted, ImageStored),
     ]
+    assert [event.name for event in library.of(TaskStarted)] == [
+        *("unpacking the root file system", "stopping the machine", "writing rootfs.tar", "storing the image")
+    ]
+    assert [event.task for event in library.of(TaskFinished)] == [1, 2, 3, 4]
+    assert library.of(TaskFinished)[2].bytes > 0
     [started], [connected], [stored] = (
         library.of(BuildStarted),
         library.of(GuestConnected),

@@ -104,6 +104,9 @@ def _watched(config_file: Path | None) -> Iterator[Home]:
     from firebuild_bootstrap.progress import make_renderer
 
     settings = settings_from(config_file)
+    if sys.stderr is None:  # the caller closed it
+        yield home_from(settings, writable=True)
+        return
     with closing(make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())) as renderer:
         yield home_from(settings, writable=True, tasks=Tasks(renderer))
 

@@ -344,6 +344,8 @@ def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
         return _Quiet()
     beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
     out = sys.stderr if beside else sys.stdout
+    if out is None:  # the caller closed it
+        return _Quiet()
     if wanted.progress == "tty":
         if not out.isatty():
             raise InputError("--progress tty: there is no terminal", hint="--progress plain works everywhere")
