@@ -193,7 +193,9 @@ class _Build:
         check_destinations(request.outputs)
         if any(spec.dest for spec in request.outputs):
             check_stores_images(self._settings.machine, "--output with dest=")
-        context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
+        context = BuildContext(
+            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+        )
         resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
         for warning in resolved.plan.warnings:
             self._notice(f"{warning.location}: {warning.message}")

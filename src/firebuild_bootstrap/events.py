@@ -129,6 +129,15 @@ class StepOutput(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepProgress(Event):
+    """So many bytes of the files of a step have been sent to the guest; comes now and then."""
+
+    type: ClassVar[str] = "step-progress"
+    step: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepFinished(Event):
     """A step ended; `exit_code` is 0 on success."""
 

@@ -26,6 +26,7 @@ from firebuild_bootstrap.events import (
     PhaseStarted,
     StepFinished,
     StepOutput,
+    StepProgress,
     StepStarted,
     TaskFinished,
     TaskProgress,
@@ -152,6 +153,7 @@ class _Work:
         self._clock = clock
         self.began = self.changed = self.step_began = clock()
         self.step: StepStarted | None = None
+        self.step_bytes = 0
         self.phase: _Task | None = None
         self.tasks: dict[int, _Task] = {}
 
@@ -169,7 +171,7 @@ class _Work:
     def begin_step(self, event: StepStarted) -> None:
         """Begin a step."""
         self.touch()
-        self.step, self.step_began = event, self.changed
+        self.step, self.step_began, self.step_bytes = event, self.changed, 0
 
     def touch(self) -> None:
         """Take note that something began or ended right now."""
@@ -213,6 +215,7 @@ class PlainRenderer:
             GuestConnected: lambda _: self._end_phase(),
             StepStarted: self._step_started,
             StepOutput: self._step_output,
+            StepProgress: self._step_progress,
             StepFinished: self._step_finished,
             Notice: self._notice,
             PeerRefused: self._peer_refused,
@@ -330,6 +333,10 @@ class PlainRenderer:
     def _show_header(self) -> None:
         if self._work.step is not None:
             self._line(_header(self._work.step), _BOLD)
+
+    def _step_progress(self, event: StepProgress) -> None:
+        if self._work.step is not None and self._work.step.step == event.step:
+            self._work.step_bytes = event.bytes
 
     def _step_output(self, event: StepOutput) -> None:
         if self._screen is None:
@@ -452,6 +459,8 @@ class TerminalRenderer(PlainRenderer):
         if step is None and seconds < _TICK_SECONDS:
             return ""  # most phases are over before anyone could read of them
         doing = [part for part in (task.name if step else "", task.amount()) if part] if task else []
+        if step and work.step_bytes:
+            doing.append(human_size(work.step_bytes))
         clock, total = human_time(seconds), f"total {human_time(self._clock() - work.began)}"
         room = self._terminal.columns
         # A small terminal keeps room for what goes on.

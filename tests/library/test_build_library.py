@@ -34,6 +34,7 @@ from firebuild_bootstrap.events import (
     PhaseStarted,
     StepFinished,
     StepOutput,
+    StepProgress,
     StepStarted,
     TaskFinished,
     TaskProgress,
@@ -87,6 +88,15 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
         image.record.outputs[0].digest,
     )
     assert [event.data for event in library.of(StepOutput)] == [b"hello\n"]
+
+
+def test_a_copy_tells_how_much_was_sent(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.service.handlers._PROGRESS_SECONDS", 0)
+    (library.context / "file").write_bytes(bytes(range(256)) * 20_000)
+    library.build("FROM scratch\nCOPY file /\n")
+    told = library.of(StepProgress)
+    assert {event.step for event in told} == {2}
+    assert told[-1].bytes == 5_120_000
 
 
 def test_no_events_need_be_received(library: Library) -> None:

@@ -20,6 +20,7 @@ from firebuild_bootstrap.events import (
     PhaseStarted,
     StepFinished,
     StepOutput,
+    StepProgress,
     StepStarted,
     TaskFinished,
     TaskProgress,
@@ -232,6 +233,13 @@ def test_a_task_inside_a_step_is_shown_beside_its_header(watched: Watched) -> No
         "[2/2] RUN make  unpacking, 0s, total 0s"
     ]
     assert watched.show(TaskFinished(task=1, seconds=9), DONE) == ["[2/2] RUN make  1.0s"]
+
+
+def test_a_copy_shows_what_was_sent(watched: Watched) -> None:
+    watched.terminal.screen.resize(8, 80)
+    assert watched.show(RUN, StepProgress(step=2, bytes=2048), StepProgress(step=7, bytes=1)) == [
+        "[2/2] RUN make  2.0 KiB, 0s, total 0s"
+    ]
 
 
 def test_a_failure_ends_the_live_line_and_leaves_the_step(watched: Watched) -> None:
