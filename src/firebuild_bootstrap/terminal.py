@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, BinaryIO, Final, Literal
 
 from firebuild_pki.display import escaped
@@ -48,12 +49,7 @@ def fit(text: str, room: int) -> str:
     """Cut a printable text to `room` cells; what was cut shows as an ellipsis."""
     if cells(text) <= room:
         return text
-    used, kept = 0, 0
-    for character in text:
-        used += cells(character)
-        if used > room - 1:
-            break
-        kept += 1
+    kept = sum(used < room for used in accumulate(map(cells, text)))
     return text[:kept] + "…" if room > 0 else ""
 
 
@@ -183,6 +179,8 @@ class Screen:
         self._shown = wanted
         ahead = ""
         columns = wanted[1]
+        if self._column > columns:  # it has become narrower, and most terminals have wrapped the row
+            self._column = self._extent = (self._column - 1) % columns + 1
         if self._column >= columns:
             # The cursor hangs behind the last column, and no sequence brings it back there: the next
             # character goes to the next row, so that is where it waits.

@@ -186,6 +186,21 @@ def test_output_that_ends_in_the_last_column_goes_on_where_it_would(
     assert watched.show(DONE) == ["[2/2] RUN make", *expected, "[2/2] done in 1.0s"]
 
 
+def test_a_line_longer_than_the_terminal_goes_on_where_it_was(watched: Watched) -> None:
+    live = "[2/2] RUN make  0s, total 0s"
+    shown = watched.show(RUN, output(b"x" * 90))
+    assert shown == ["[2/2] RUN make", "x" * 40, "x" * 40, "x" * 10, live]
+    assert watched.show(output(b"yz"))[3:] == ["x" * 10 + "yz", live]
+
+
+def test_an_unfinished_line_survives_a_narrower_terminal(watched: Watched) -> None:
+    watched.show(RUN, output(b"x" * 30))
+    watched.terminal.screen.resize(8, 20)
+    watched.later(1)
+    # This terminal cuts lines that get too long, where most would wrap them.
+    assert watched.show(output(b"\nnext\n"), DONE)[1:] == ["x" * 19, "next", "[2/2] done in 1.0s"]
+
+
 def test_a_wide_character_that_does_not_fit_goes_to_the_next_row(watched: Watched) -> None:
     watched.show(RUN, output(("x" * 39 + "日本").encode()))
     assert watched.show(DONE)[-1] == "[2/2] done in 1.0s"
