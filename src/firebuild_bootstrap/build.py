@@ -21,6 +21,7 @@ from firebuild_bootstrap.events import (
     PhaseStarted,
     StepFinished,
     StepStarted,
+    Tasks,
 )
 from firebuild_bootstrap.explain import explained, failure_event
 from firebuild_bootstrap.following import await_end, follow
@@ -85,7 +86,7 @@ class _Build:
     ) -> None:
         self._request = request
         self._settings = settings
-        self._home = home.limited(self._check_time)
+        self._home = home.limited(self._check_time, Tasks(events))
         self._deadline = math.inf
         self.events = events
         self._build_id = f"b{secrets.token_hex(6)}"
@@ -161,8 +162,9 @@ class _Build:
         self._follow(server, machine, resolved.plan)
 
         self._phase(7, "store the image")
-        await_end(machine, self._home.check)
-        machine.stop()
+        with self._home.tasks.task("stopping the machine"):
+            await_end(machine, self._home.check)
+            machine.stop()
         authority.close()  # nobody needs its certificates any more
         self._pass_warnings_on(authority)
         return self._store(machine, resolved, authority)
@@ -193,7 +195,9 @@ class _Build:
         check_destinations(request.outputs)
         if any(spec.dest for spec in request.outputs):
             check_stores_images(self._settings.machine, "--output with dest=")
-        context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
+        context = BuildContext(
+            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+        )
         resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
         for warning in resolved.plan.warnings:
             self._notice(f"{warning.location}: {warning.message}")

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from firebuild_bootstrap.errors import ExitStatus, Interrupted
@@ -32,6 +32,8 @@ class Interrupts:
     def __init__(self, *, raising: bool = False) -> None:
         self._raising = raising
         self._received: signal.Signals | None = None
+        self.at_sudden_end: Callable[[], None] = lambda: None
+        """Called right before a second signal ends the process, in the handler, so it may take no lock."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -76,6 +78,8 @@ class Interrupts:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._received is not None:
+            with suppress(Exception):
+                self.at_sudden_end()
             os.write(2, b"error: interrupted again, the rest is cleaned up in the background\n")
             os._exit(ExitStatus.INTERRUPTED)
         self._received = signal.Signals(number)

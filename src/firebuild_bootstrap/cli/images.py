@@ -13,6 +13,7 @@ import click
 from firebuild_bootstrap.cli.ca_options import json_option
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import complete_tags, config_option, home_from, settings_from
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -71,7 +72,7 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
         there = ", ".join(output.type.value for output in image.record.outputs)
         raise InputError(f"the image {image.tag} has no output {kind}", hint=f"it has {there}")
     for output in outputs:
-        click.echo(str(image.location / output.path))
+        click.echo(os.fsencode(image.location / output.path))  # for programs: exactly as it is
 
 
 @images.command()
@@ -125,7 +126,7 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
     for directory in _entries(home.root / "failed") if failed else ():
         if not dry_run:
             home.trees.remove(directory)
-        click.echo(f"{verb} {directory}")
+        click.echo(f"{verb} {one_line(str(directory))}")
     if not dry_run:
         _sweep(home)
         click.echo(f"freed {human_size(max(before - _allocated(home.root), 0))}")

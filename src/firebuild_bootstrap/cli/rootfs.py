@@ -221,6 +221,7 @@ def _build(options: _Options) -> None:
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
         request = _request(options, wanted, source)
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
+            interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
         if image is None:
             return
@@ -344,6 +345,8 @@ def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
         return _Quiet()
     beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
     out = sys.stderr if beside else sys.stdout
+    if out is None:  # the caller closed it
+        return _Quiet()
     if wanted.progress == "tty":
         if not out.isatty():
             raise InputError("--progress tty: there is no terminal", hint="--progress plain works everywhere")
@@ -358,6 +361,9 @@ class _Quiet:
         pass
 
     def close(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
 

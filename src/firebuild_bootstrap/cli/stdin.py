@@ -28,6 +28,7 @@ from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import IdMode, single
+from firebuild_pki.display import one_line
 
 _DOCKERFILE_LIMIT: Final = 16 << 20
 _CONTEXT_LIMIT: Final = 16 << 30
@@ -179,4 +180,4 @@ def _warn(report: UnpackReport) -> None:
     for kind, (count, what) in lost.items():
         if count:
             examples = ", ".join(map(repr, report.examples.get(kind, ())))
-            click.echo(f"warning: {what}: {count}, for example {examples}", err=True)
+            click.echo(f"warning: {what}: {count}, for example {one_line(examples)}", err=True)

@@ -34,6 +34,7 @@ from firebuild_bootstrap.context.sources import (
 )
 from firebuild_bootstrap.context.tree import Tree
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.events import Tasks
 
 
 class BuildContext:
@@ -45,6 +46,7 @@ class BuildContext:
         downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
+        tasks: told of downloads.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -58,6 +60,7 @@ class BuildContext:
         downloads: Path | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        tasks: Tasks | None = None,
     ) -> None:
         self.root = root
         self._directory = ContextRoot(root)
@@ -66,6 +69,7 @@ class BuildContext:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._limits = limits or FetchLimits()
         self._clock_ns = clock_ns
+        self._tasks = tasks or Tasks()
 
     def __enter__(self) -> Self:
         return self
@@ -110,13 +114,14 @@ class BuildContext:
                 case InlineSource():
                     groups.append(inline_group(source, self._clock_ns()))
                 case RemoteSource(url, checksum):
-                    remote = fetch(
-                        url,
-                        self._download_directory(),
-                        checksum=checksum,
-                        location=location,
-                        limits=self._limits,
-                    )
+                    with self._tasks.task(f"downloading from {_host(url)}"):
+                        remote = fetch(
+                            url,
+                            self._download_directory(),
+                            checksum=checksum,
+                            location=location,
+                            limits=self._limits,
+                        )
                     groups.append(remote_group(remote, location))
         if not groups:
             patterns = ", ".join(repr(source.text) for source in sources if isinstance(source, LocalSource))
@@ -208,6 +213,11 @@ class BuildContext:
             where = f"{parent.path or '.'!r}"
             return f"in {where} there is: {', '.join(close or names[:8]) or 'nothing'}"
         return None
+
+
+def _host(url: str) -> str:
+    """Return the host of a URL that may be malformed, and that may hold a password before it."""
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
 
 def _clean(text: str) -> Parts:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.shelf import Key, Shelf
 from firebuild_bootstrap.image.store import ImageStore
-from firebuild_bootstrap.image.trees import PackedFile, Trees
+from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 
 _ARCHIVE: Final = "rootfs.tar"
 HOST_CONFIG: Final = ImageConfig(cmd=("/bin/sh",))
@@ -53,6 +54,7 @@ class BaseStore:
         trees: asked for what packs directories with their owners, when there is one to pack.
         images: finished images, which FROM may name too if they have a tar output.
         clock: tells the time of an import.
+        tasks: told of all that may take a while.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class BaseStore:
         *,
         images: ImageStore | None = None,
         clock: Callable[[], datetime] = _now,
+        tasks: Tasks | None = None,
     ) -> None:
         self._shelf = Shelf(home / "bases", lambda path: trees().remove(path))
         self._trees = trees
         self._images = images
         self._clock = clock
+        self._tasks = tasks or Tasks()
 
     def close(self) -> None:
         """Let go of the bases that `resolve` holds."""
@@ -92,13 +96,15 @@ class BaseStore:
             if source.is_dir():
                 return self._trees().pack(source, archive)
             try:
-                size, digest = decompress(source, archive)
+                with self._tasks.task(f"reading {source.name}", measure=lambda: file_size(archive)):
+                    size, digest = decompress(source, archive)
             except OSError as error:
                 raise MachineError(
                     f"{source} could not be copied into the store at {archive.parent}: {error.strerror}",
                     hint="is the file readable, and the disk full?",
                 ) from error
-            check_root_archive(archive, source)
+            with self._tasks.task("checking the archive", total=size):
+                check_root_archive(archive, source)
             return PackedFile(size, digest)
 
         return self._keep(name, fill, config or ImageConfig())
@@ -115,7 +121,8 @@ class BaseStore:
         def fill(archive: Path) -> PackedFile:
             tree = archive.with_name("tree")
             tree.mkdir()
-            make_host_tree(tree)
+            with self._tasks.task("collecting this host's programs"):
+                make_host_tree(tree)
             packed = self._trees().pack(tree, archive)
             self._trees().remove(tree)
             return packed
@@ -176,7 +183,9 @@ class BaseStore:
             }
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
             (staging.path / "base.json").write_text(text, "utf-8")
-            return _base(document, self._shelf.publish(staging, self._key(reference)))
+            with self._tasks.task("storing the base"):
+                directory = self._shelf.publish(staging, self._key(reference))
+            return _base(document, directory)
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
         directory = self._shelf.hold(key)

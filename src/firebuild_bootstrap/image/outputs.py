@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.trees import Trees, file_size
 
 _FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -134,7 +134,8 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
             partial.mkdir()
             trees.copy(source, partial)
         else:
-            _copy_file(source, partial)
+            with trees.tasks.task(f"copying to {spec.dest}", measure=lambda: file_size(partial)):
+                _copy_file(source, partial)
         os.rename(partial, spec.dest)
     except OSError as error:
         raise MachineError(f"{spec.dest} could not be written: {error.strerror}") from error

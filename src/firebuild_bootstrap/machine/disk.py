@@ -9,7 +9,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.trees import PackedFile
+from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.machine.rootfs import artifact, export_tree, unpack_notes
@@ -100,7 +100,8 @@ class Disk:
             move_sparse(self.path, into / self.path.name, self._workspace.check)
 
     def _read(self, archive: Path) -> PackedFile:
-        self._run("e2fsck", "-f", "-p", "/disk/disk.ext4", accept=_CONTENT)
+        with self._workspace.tasks.task("checking the machine's drive", total=file_size(self.path)):
+            self._run("e2fsck", "-f", "-p", "/disk/disk.ext4", accept=_CONTENT)
         packed = self._trees.pack_image(self.path, archive)
         self.path.unlink()
         return packed
@@ -127,7 +128,8 @@ class Disk:
                 hint="raise it, or leave it out",
             )
         # With the size the number of inodes grows, which mke2fs has kept to what the base needs.
-        self._run("resize2fs", "/disk/disk.ext4", f"{size // 1024}K", accept=(0,))
+        with self._workspace.tasks.task("enlarging the machine's drive"):
+            self._run("resize2fs", "/disk/disk.ext4", f"{size // 1024}K", accept=(0,))
 
     def _run(self, *command: str, accept: Sequence[int]) -> None:
         """Run a program of e2fsprogs on the drive, in the sandbox."""

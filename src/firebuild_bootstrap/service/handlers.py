@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, Literal, TypeVar
@@ -14,6 +15,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.oldguest import OldGuest
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.resources import Delivery
@@ -21,6 +23,7 @@ from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
 
+_PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
 
@@ -140,7 +143,7 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        yield from self._alive(delivery.chunks())
+        yield from self._alive(self._told(path, delivery.chunks()))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -148,6 +151,17 @@ class Handlers:
             raise InputError("the guest asked for files before it asked for commands")
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
+
+    def _told(self, path: str, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+        """Tell now and then how much of the files of a step was sent."""
+        number = path.removeprefix("step-")
+        sent, told = 0, time.monotonic()
+        for chunk in chunks:
+            yield chunk
+            sent += len(chunk.chunk.chunk)
+            if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                self._session.events(StepProgress(step=int(number), bytes=sent))
 
     def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
         """Pass chunks on; each is a sign of life of the guest that takes it."""
