@@ -89,10 +89,34 @@ def test_times_of_extended_headers_are_exact(root: Path, find: Find, text: str, 
     assert entry.mtime_ns == nanoseconds
 
 
-@pytest.mark.parametrize("text", ["nan", "inf"])
-def test_a_time_that_is_no_number_becomes_1970(root: Path, find: Find, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("nan", 0),
+        ("soon", 0),
+        ("inf", 2**63 - 1),
+        ("1e400", 2**63 - 1),
+        ("-1e400", -(2**63)),
+        ("1e999999999", 2**63 - 1),
+        ("15022195200", 2**63 - 1),
+        ("1e-999999999", 0),
+        ("9000000000.5", 9_000_000_000_500_000_000),
+    ],
+)
+def test_a_time_that_does_not_fit_becomes_the_nearest_one_and_what_is_none_1970(
+    root: Path, find: Find, text: str, nanoseconds: int
+) -> None:
     (entry,) = add(find, root, tar((member("f", pax_headers={"mtime": text}), b""))).entries()
-    assert entry.mtime_ns == 0
+    assert entry.mtime_ns == nanoseconds
+
+
+@pytest.mark.parametrize("owner", [-1, 2**32 - 1, 2**55])
+def test_an_owner_that_no_system_has_is_an_error_unless_the_instruction_names_one(
+    root: Path, find: Find, owner: int
+) -> None:
+    data = tar((member("f", uid=owner), b""), format=tarfile.GNU_FORMAT)
+    assert f"'f' has the owner {owner}:0" in error_of(add(find, root, data)).message
+    assert [entry.owner for entry in add(find, root, data, keep_owner=False).entries()] == [None]
 
 
 def test_links_are_kept(root: Path, find: Find) -> None:

@@ -300,5 +300,5 @@ def test_another_error_of_chown_is_not_hidden(make_tar: MakeTar, root: Path) -> 
     archive = make_tar((info("f"), b""))
     inside = Inside(str(root))
     with open(archive, "rb") as source, pytest.raises(OSError, match="Read-only"):
-        Stubborn(inside).run(source, False)
+        Stubborn(inside).run(source)
     inside.close()

@@ -1,36 +1,17 @@
-"""Reading the archives that users bring: decompressing and checking them."""
+"""The archives that users bring as bases: decompressed and checked."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import lzma
-import tarfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final, cast
-
-import zstandard
+from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.unpack import BROKEN, name_parts
+from firebuild_bootstrap.image.worker.unpack import name_parts
+from firebuild_bootstrap.tarball import DamagedArchive, TarReader, decompressed
 
 _PIECE: Final = 1024 * 1024
-_BLOCK: Final = 512
-
-# By content and not by name; the numbers are those of the formats' own specifications.
-_OPENERS: Final[tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...]] = (
-    (b"\x1f\x8b", lambda source: gzip.GzipFile(fileobj=source)),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ\x00", lzma.LZMAFile),
-    (
-        b"\x28\xb5\x2f\xfd",
-        lambda source: zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True),
-    ),
-)
 
 
 def decompress(source: Path, target: Path) -> tuple[int, str]:
@@ -46,21 +27,14 @@ def decompress(source: Path, target: Path) -> tuple[int, str]:
     digest = hashlib.sha256()
     size = 0
     with open(source, "rb") as raw, open(target, "wb") as writer:
-        magic = raw.read(6)
-        raw.seek(0)
-        opener = next((opener for start, opener in _OPENERS if magic.startswith(start)), None)
-        reader = opener(raw) if opener else raw
+        reader = decompressed(raw)
         try:
             while piece := reader.read(_PIECE):
                 writer.write(piece)
                 digest.update(piece)
                 size += len(piece)
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        except DamagedArchive as error:
             raise _damaged(source, str(error)) from error
-        except OSError as error:
-            if error.errno is None:  # bz2 says so about damaged data
-                raise _damaged(source, str(error)) from error
-            raise
     return size, f"sha256:{digest.hexdigest()}"
 
 
@@ -75,15 +49,13 @@ def check_root_archive(archive: Path, source: Path) -> None:
     """
     names: set[str] = set()
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with open(archive, "rb") as content:
+            tar = TarReader(content)
             while (member := tar.next()) is not None:
-                parts = name_parts(member.name)
-                names.update(parts[:1])
-                cast(Any, tar).members = []
-            end = tar.offset
+                names.update(name_parts(member.name)[:1])
     except TreeError as error:
         raise InputError(f"{source}: {error.message}", hint=error.hint or None) from error
-    except BROKEN as error:
+    except DamagedArchive as error:
         raise _damaged(source, f"it is no tar archive, or broken: {error}") from error
     if {"oci-layout", "blobs"} <= names or "manifest.json" in names:
         raise InputError(
@@ -92,10 +64,8 @@ def check_root_archive(archive: Path, source: Path) -> None:
         )
     if not names:
         raise InputError(f"{source} is an archive without files")
-    with open(archive, "rb") as content:
-        content.seek(end)
-        if content.read(_BLOCK) != bytes(_BLOCK):
-            raise _damaged(source, "its end mark is missing, so it was probably cut off")
+    if not tar.marked:
+        raise _damaged(source, "its end mark is missing, so it was probably cut off")
 
 
 def _damaged(source: Path, why: str) -> InputError:

@@ -78,7 +78,7 @@ def copy(source: str, target: str) -> UnpackReport:
     feeder.start()
     try:
         with os.fdopen(read_end, "rb") as pipe:
-            report = unpack(pipe, target, stream=True)
+            report = unpack(pipe, target)
     finally:
         feeder.join()
         if failures and not isinstance(failures[0], BrokenPipeError):
