@@ -139,9 +139,18 @@ def test_a_directory_that_became_a_link_keeps_its_metadata_to_itself(make_tar: M
     assert stat.S_IMODE((root / "other").stat().st_mode) == 0o755
 
 
-def test_a_full_directory_is_not_replaced_by_a_file(make_tar: MakeTar, root: Path) -> None:
-    with pytest.raises(TreeError, match="not empty"):
-        run(make_tar((info("d/x"), b""), (info("d"), b"")), root)
+def test_a_full_directory_is_replaced_by_a_file_or_link(make_tar: MakeTar, root: Path) -> None:
+    archive = make_tar(
+        (info("d/x/y"), b""),
+        (info("d"), b"a file"),
+        (info("p/q/r/s"), b""),
+        (info("p/q", tarfile.SYMTYPE, linkname="/d"), b""),
+        (info("p/other"), b"o"),
+    )
+    run(archive, root)
+    assert (root / "d").read_text() == "a file"
+    assert os.readlink(root / "p/q") == "/d"
+    assert (root / "p/other").read_text() == "o"
 
 
 def test_hard_links_share_their_file_and_never_lead_out(make_tar: MakeTar, root: Path) -> None:

@@ -50,17 +50,18 @@ class Archive:
     Args:
         name: what to call it in messages.
         open: opens the archive file itself, as often as needed.
-        keep_owner: the members keep their numeric owners; otherwise the instruction's rule applies.
         location: the instruction that adds it.
     """
 
     name: str
     open: Callable[[], io.BufferedReader]
-    keep_owner: bool
     location: Location | None
 
     def entries(self) -> Iterator[Entry]:
         """Yield the members in their order. Open their content in that order too: going back is slow.
+
+        The archive's own root directory, if it has one, says nothing about the destination, which is made
+        with 0755 and for root as by BuildKit.
 
         Raises:
             InputError: the archive is damaged, or a member would leave the destination or is a device.
@@ -114,12 +115,12 @@ class Archive:
             source=f"{self.name}: {self._text(member.name, member)}",
             path=path,
             kind=kind,
-            mode=member.mode & 0o7777,
+            mode=member.mode & 0o7777 if path else 0o755,
             mtime_ns=mtime_ns(member),
             from_directory=True,
             size=member.size if kind is EntryKind.FILE else 0,
             link_target=link_target,
-            owner=self._owner(member) if self.keep_owner else None,
+            owner=self._owner(member) if path else (0, 0),
             open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
         )
 

@@ -31,7 +31,7 @@ class Entry:
         mtime_ns: modification time in nanoseconds since 1970.
         size: bytes of a regular file, else 0.
         link_target: text of a symbolic link; `path` of the first name for a hard link.
-        owner: uid and gid to keep (from an archive), or None for the instruction's own rule.
+        owner: uid and gid of a member of an archive, or None for the instruction's own rule.
         open: opens the content of a regular file for reading; None for everything else.
     """
 
@@ -45,6 +45,11 @@ class Entry:
     link_target: str = ""
     owner: tuple[int, int] | None = None
     open: Callable[[], BinaryIO] | None = None
+
+    @property
+    def is_member(self) -> bool:
+        """Whether an archive holds it, which is unpacked as if the destination were the root."""
+        return self.owner is not None
 
 
 class Resource(Protocol):
