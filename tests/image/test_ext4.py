@@ -50,12 +50,24 @@ def test_an_empty_tree_makes_an_image(tmp_path: Path) -> None:
     assert "lost+found" in debugfs(tmp_path / "i", "ls /")
 
 
-def test_a_size_is_kept_and_never_too_small(rich_tree: Path, tmp_path: Path) -> None:
+def test_a_size_is_kept(rich_tree: Path, tmp_path: Path) -> None:
     make_ext4(str(rich_tree), str(tmp_path / "large"), Ext4Options(size=300 * MIB))
     assert (tmp_path / "large").stat().st_size == 300 * MIB
     assert (tmp_path / "large").stat().st_blocks * 512 < 64 * MIB
-    make_ext4(str(rich_tree), str(tmp_path / "small"), Ext4Options(size=1, free=0))
-    assert (tmp_path / "small").stat().st_size > MIB
+
+
+def test_a_size_that_is_too_small_is_an_error_with_the_size_that_is_not(
+    rich_tree: Path, tmp_path: Path
+) -> None:
+    (rich_tree / "data").write_bytes(os.urandom(12 * MIB))
+    for size in (1, 10 * MIB):
+        with pytest.raises(TreeError, match=r"the files need size=\d+MiB, found size=(0|10240)KiB") as caught:
+            make_ext4(str(rich_tree), str(tmp_path / "i"), Ext4Options(size=size))
+        assert caught.value.asked
+        assert list(tmp_path.glob("i*")) == []
+    least = int(caught.value.hint.split("size=")[1].split("MiB")[0]) * MIB
+    make_ext4(str(rich_tree), str(tmp_path / "i"), Ext4Options(size=least))
+    assert (tmp_path / "i").stat().st_size == least
 
 
 def test_with_an_epoch_the_same_tree_gives_the_same_image(rich_tree: Path, tmp_path: Path) -> None:

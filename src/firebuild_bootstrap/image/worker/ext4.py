@@ -25,7 +25,7 @@ class Ext4Options(NamedTuple):
 
     Args:
         free: bytes of free space that the guest finds, at least, when no size is asked for.
-        size: bytes of the whole image; it grows where the tree needs more, and 0 means as `free` wants it.
+        size: bytes of the whole image; 0 means as `free` wants it.
         epoch: seconds since 1970; with it, the same tree gives the same image, byte for byte.
         label: name of the file system, up to 16 bytes.
     """
@@ -40,25 +40,46 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
     """Write the tree `root` into the new file `image` and check the result with e2fsck.
 
     Raises:
-        TreeError: the tree does not fit into the disk, or mke2fs or e2fsck is not content.
+        TreeError: the tree does not fit into the disk or the size, or mke2fs or e2fsck is not content.
     """
     content, inodes = measure(root)
-    size = max(options.size, _initial_size(content, inodes, 0 if options.size else options.free))
-    for _attempt in range(_ATTEMPTS):
-        size = -(-size // _MIB) * _MIB
-        complaint = _mke2fs(root, image, size, inodes, options)
-        if not complaint:
-            break
-        with suppress(FileNotFoundError):
-            os.unlink(image)
-        if not _is_too_small(complaint):
-            raise TreeError(f"mke2fs failed: {complaint}")
-        size += size // 3
-    else:
-        raise TreeError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
+    if not options.size:
+        _make_large_enough(root, image, content, inodes, options)
+    elif _make(root, image, -(-options.size // _MIB) * _MIB, inodes, options):
+        least = _make_large_enough(root, image, content, inodes, options) // _MIB
+        os.unlink(image)
+        raise TreeError(
+            f"--output ext4: the files need size={least}MiB, found size={options.size // 1024}KiB",
+            f"ask for size={least}MiB or more, or leave size= out",
+            asked=True,
+        )
     if options.epoch is not None:
         _set_times(image, options.epoch)
     _check(image)
+
+
+def _make_large_enough(root: str, image: str, content: int, inodes: int, options: Ext4Options) -> int:
+    """Make the image with `options.free` bytes of free space and return its size, in whole MiB."""
+    size = _initial_size(content, inodes, 0 if options.size else options.free)
+    for _attempt in range(_ATTEMPTS):
+        size = -(-size // _MIB) * _MIB
+        complaint = _make(root, image, size, inodes, options)
+        if not complaint:
+            return size
+        size += size // 3
+    raise TreeError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
+
+
+def _make(root: str, image: str, size: int, inodes: int, options: Ext4Options) -> str:
+    """Make the image and return "", or what mke2fs says where the size is too small."""
+    complaint = _mke2fs(root, image, size, inodes, options)
+    if not complaint:
+        return ""
+    with suppress(FileNotFoundError):
+        os.unlink(image)
+    if not _is_too_small(complaint):
+        raise TreeError(f"mke2fs failed: {complaint}")
+    return complaint
 
 
 def measure(root: str) -> tuple[int, int]:
