@@ -102,10 +102,46 @@ def test_an_unsafe_archive_is_refused(tmp_path: Path) -> None:
         check_root_archive(tmp_path / "evil", tmp_path / "evil")
 
 
-@pytest.mark.parametrize("names", [("oci-layout", "blobs/", "index.json"), ("manifest.json", "abc/")])
-def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str, ...]) -> None:
-    archive = make_tar(*names)
-    with pytest.raises(InputError, match="container image with layers") as caught:
+OCI_LAYOUT = ("oci-layout", "index.json", "blobs/")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (OCI_LAYOUT, r"an OCI image layout \(oci-layout, index.json, blobs\)"),
+        (("./oci-layout", "./blobs/"), "an OCI image layout"),
+        (("manifest.json", "abc/"), "an image as `docker save` writes it"),
+    ],
+)
+def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str, ...], kind: str) -> None:
+    archive = make_tar(*((name, b"") for name in names if not name.endswith("/")), "blobs/x/")
+    with pytest.raises(InputError, match=f"{kind}.*, expected the files of a root directory") as caught:
         check_root_archive(archive, archive)
-    assert caught.value.hint is not None
-    assert "docker export" in caught.value.hint
+    assert "docker export" in str(caught.value.hint)
+
+
+def test_a_root_directory_may_have_a_file_like_those_of_images(make_tar: MakeTar) -> None:
+    archive = make_tar("etc/", ("manifest.json", b"{}"))
+    check_root_archive(archive, archive)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"hsqs" + bytes(2000), "a SquashFS file system"),
+        (b"QFI\xfb" + bytes(2000), "a qcow2 disk image"),
+        (b"PK\x03\x04" + bytes(2000), "a zip archive"),
+        (b"!<arch>\ndebian-binary   ", "a Debian package"),
+        (b"070701" + bytes(2000), "a cpio archive"),
+        (bytes(1080) + b"\x53\xef" + bytes(2000), "an ext2, ext3 or ext4 file system"),
+        (bytes(510) + b"\x55\xaa" + bytes(2000), "a disk image with partitions"),
+        (bytes(32769) + b"CD001" + bytes(20), "an ISO image"),
+    ],
+)
+def test_what_people_take_for_an_archive_is_told_by_its_name(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    (tmp_path / "it").write_bytes(content)
+    with pytest.raises(InputError, match=f"it is {kind}, expected a directory or a tar archive") as caught:
+        check_root_archive(tmp_path / "it", tmp_path / "it")
+    assert caught.value.hint
