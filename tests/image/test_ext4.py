@@ -9,6 +9,8 @@ import pytest
 from firebuild_bootstrap.image.worker import ext4 as module
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4, measure
+from firebuild_bootstrap.image.worker.extfs import Ext4Image
+from firebuild_bootstrap.image.worker.imagewalk import walk_image
 
 pytestmark = [pytest.mark.needs("mke2fs"), pytest.mark.needs("e2fsck")]
 MIB = 2**20
@@ -42,6 +44,23 @@ def test_the_guest_finds_the_free_space_it_was_promised(rich_tree: Path, tmp_pat
     statistics = debugfs(image, "stats")
     free = int(statistics.split("Free blocks:")[1].split()[0]) * 4096
     assert 32 * MIB <= free < 48 * MIB
+
+
+@pytest.mark.needs("debugfs")
+def test_times_from_1901_to_2446_are_kept(tmp_path: Path) -> None:
+    times = {"a": 15_022_195_200, "b": 4_102_444_800, "c": 2**31, "d": -1000, "e": 2**32, "f": 2**31 - 1}
+    (tmp_path / "t/far").mkdir(parents=True)
+    for name, seconds in times.items():
+        (tmp_path / "t" / name).touch()
+        os.utime(tmp_path / "t" / name, (seconds, seconds))
+    os.symlink("a", tmp_path / "t/l")
+    os.utime(tmp_path / "t/l", (2**33, 2**33), follow_symlinks=False)
+    os.utime(tmp_path / "t/far", (2**33, 2**33))
+    make_ext4(str(tmp_path / "t"), str(tmp_path / "i"), Ext4Options())
+    image = Ext4Image(str(tmp_path / "i"))
+    found = {node.path: node.status.st_mtime_ns // 10**9 for node in walk_image(image) if node.path}
+    image.close()
+    assert found == {**times, "l": 2**33, "far": 2**33}
 
 
 def test_an_empty_tree_makes_an_image(tmp_path: Path) -> None:

@@ -311,3 +311,11 @@ def test_another_error_of_chown_is_not_hidden(make_tar: MakeTar, root: Path) -> 
     with open(archive, "rb") as source, pytest.raises(OSError, match="Read-only"):
         Stubborn(inside).run(source)
     inside.close()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1e400", 2**63 / 10**9), ("nan", 0), ("-1.5", -1.5)])
+def test_times_that_make_no_sense_are_no_damage(
+    make_tar: MakeTar, root: Path, text: str, seconds: float
+) -> None:
+    run(make_tar((info("f", pax_headers={"mtime": text}), b"")), root)
+    assert (root / "f").stat().st_mtime == pytest.approx(seconds, abs=1)

@@ -6,16 +6,19 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.image.worker.extfs import Ext4Image
+from firebuild_bootstrap.image.worker.imagewalk import walk_image
 from firebuild_bootstrap.image.worker.walk import walk
 
 _MIB: Final = 1024 * 1024
 _BLOCK: Final = 4096
 _ATTEMPTS: Final = 6
+_ERA: Final = 1 << 32
 # Any fixed value makes images comparable; version 8 UUIDs (RFC 9562) are free for such uses.
 _FIXED_UUID: Final = "f12eb111-d000-8000-8000-000000000001"
 
@@ -53,6 +56,7 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
             f"ask for size={least}MiB or more, or leave size= out",
             asked=True,
         )
+    _set_far_times(root, image, options.epoch)
     if options.epoch is not None:
         _set_times(image, options.epoch)
     _check(image)
@@ -148,6 +152,36 @@ def _set_times(image: str, epoch: int) -> None:
         for number in _used_inodes(image, env)
         for name in fields
     ]
+    _debugfs(image, env, lines)
+
+
+def _set_far_times(root: str, image: str, epoch: int | None) -> None:
+    """Set modification times that need more than 32 bits; mke2fs before 1.47.1 loses the rest."""
+    far = {
+        node.path: seconds
+        for node in walk(root)
+        if not -_ERA // 2 <= (seconds := node.status.st_mtime_ns // 10**9) < _ERA // 2 and node.path
+    }
+    if not far:
+        return
+    lines = []
+    reader = Ext4Image(image)
+    for node in walk_image(reader):
+        if node.path in far:
+            low, era = _split(far[node.path])
+            inode = f"set_inode_field <{node.inode.number}>"
+            lines.append(f"{inode} mtime @{low}\n{inode} mtime_extra {era}")
+    reader.close()
+    _debugfs(image, _environment(epoch), lines)
+
+
+def _split(seconds: int) -> tuple[int, int]:
+    """Return the lower 32 bits and the two bits above them, as "Inode Timestamps" of ext4 has it."""
+    seconds = min(max(seconds, -_ERA // 2), 4 * _ERA - _ERA // 2 - 1)
+    return seconds % _ERA, (seconds + _ERA // 2) // _ERA
+
+
+def _debugfs(image: str, env: Mapping[str, str], lines: Sequence[str]) -> None:
     done = _run(["debugfs", "-w", "-f", "/dev/stdin", image], env, "\n".join(lines))
     complaints = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
     if done.returncode != 0 or complaints:  # it ends with 0 whatever goes wrong
