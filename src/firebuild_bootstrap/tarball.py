@@ -17,8 +17,6 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
-import zstandard
-
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -86,7 +84,10 @@ class _Zstandard:
     _PORTION: Final = 512
 
     def __init__(self) -> None:
+        import zstandard  # only where there is something for it: it takes a while
+
         self._stream = zstandard.ZstdDecompressor().decompressobj()
+        self._error = zstandard.ZstdError
         self._waiting = b""
 
     @property
@@ -104,10 +105,13 @@ class _Zstandard:
     def decompress(self, data: bytes, max_length: int, /) -> bytes:  # noqa: ARG002
         data = self._waiting + data
         self._waiting = data[self._PORTION :]
-        return self._stream.decompress(data[: self._PORTION])
+        try:
+            return self._stream.decompress(data[: self._PORTION])
+        except self._error as error:
+            raise ValueError(str(error)) from error
 
 
-_DAMAGED_DATA: Final = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+_DAMAGED_DATA: Final = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
 # By content and not by name; the numbers are those of the formats' own specifications.
 _FORMATS: Final[tuple[tuple[bytes, Callable[[], _Decoder]], ...]] = (
     (b"\x1f\x8b", _Gzip),
