@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,20 @@ OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-test
 def unique_seconds() -> str:
     """A number of seconds by which to find one's own `sleep` among those of other tests."""
     return str(10**6 + secrets.randbelow(10**6))
+
+
+def leftovers(home: Path, seconds: float = 10.0) -> list[str]:
+    """Name what builds left in a store: in `builds` now, and in `removing` after a while."""
+    builds, removing = (_entries(home / name) for name in ("builds", "removing"))
+    end = time.monotonic() + seconds
+    while removing and time.monotonic() < end:
+        time.sleep(0.02)
+        removing = _entries(home / "removing")
+    return sorted(str(path) for path in (*builds, *removing) if path.is_dir())
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.exists() else []
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,4 @@ class Firebuild:
 
     def leftovers(self) -> list[str]:
         """Name what a build left in the store besides bases and images."""
-        builds = self.home / "builds"
-        found = builds.iterdir() if builds.exists() else ()
-        return sorted(str(path) for path in found if path.is_dir())
+        return leftovers(self.home)

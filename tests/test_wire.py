@@ -94,6 +94,15 @@ def test_an_unknown_instruction_is_skipped() -> None:
         ('{"OriginalCommand":"RUN x","Argv":["x"],"Env":{"A":1}}', "Env of a command: expected"),
         ('{"OriginalCommand":"RUN x","Argv":["x"],"Step":true}', "Step of a command: expected int"),
         ('{"OriginalCommand":"RUN x","Argv":["x"],"User":"root"}', "User of a command: expected an"),
+        ('{"OriginalCommand":"RUN x","Argv":["x"],"Step":-1}', "Step of a command: expected a number"),
+        (
+            '{"OriginalCommand":"RUN x","Argv":["x"],"Step":2147483648}',
+            "Step of a command: expected a number",
+        ),
+        ('{"OriginalCommand":"COPY x","Source":"x","Target":"a\\u0000"}', "Target of a command: .* a NUL"),
+        ('{"OriginalCommand":"COPY x","Source":"\\ud800","Target":"a"}', "Source of a command: .* a broken"),
+        ('{"OriginalCommand":"WORKDIR x","Workdir":{"Value":"\\u0000"}}', "Value of a command: .* a NUL"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_malformed_command_is_refused_in_words(text: str, complaint: str) -> None:
@@ -154,6 +163,19 @@ def test_the_key_is_not_in_the_repr_nor_in_an_error() -> None:
     assert "PRIVATE" not in str(caught.value)
     with pytest.raises(wire.WireError, match="HostTime"):
         wire.BootstrapBlock.from_json({**BLOCK.as_json(), "HostTime": "noon"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("HostTime", text) for text in ("nan", "inf", "-1", "1e300")),
+        *(("PingInterval", text) for text in ("25h", f"{'9' * 400}h", 5, "x" * 100_000)),
+    ],
+)
+def test_a_time_that_makes_no_sense_is_refused_in_a_short_sentence(name: str, value: object) -> None:
+    with pytest.raises(wire.WireError) as caught:
+        wire.BootstrapBlock.from_json({**BLOCK.as_json(), name: value})
+    assert len(str(caught.value)) < 200
 
 
 def test_a_checksum_is_sha256() -> None:

@@ -40,9 +40,9 @@ class BootstrapSettings(Settings):
     missed_pings: Annotated[int, Field(ge=1, le=1000)] = 6
     """After how many missing pings the guest counts as lost."""
     max_connections: Annotated[int, Field(ge=1, le=1024)] = 16
-    """Connections at a time; more are refused."""
+    """Connections of the guest at a time; more are refused. Those of others don't count."""
     log_limit: ByteSize = 64 << 20
-    """How much output of a build is shown; what comes after it is dropped, and the build goes on."""
+    """How much output of each step is shown as it comes; of what comes after it, the end is shown."""
 
     @property
     def build_time(self) -> timedelta:

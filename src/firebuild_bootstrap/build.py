@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import Interrupted, StepFailed
+from firebuild_bootstrap.errors import BuildTimeout, Interrupted, StepFailed
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventSink,
@@ -54,7 +55,8 @@ def build_image(
         request: what to build.
         settings: how.
         home: where bases, images and the build's own files are.
-        events: receives everything that happens, from several threads, one event at a time.
+        events: receives everything that happens, from several threads, one event at a time. `BuildFailed`
+            comes before the clean-up, which may still tell what it kept.
 
     Returns:
         the image; None after a success on a machine whose drive firebuild does not know (docs/external.md).
@@ -68,17 +70,8 @@ def build_image(
     build = _Build(request, settings, home, OutputTail(events))
     try:
         return build.run()
-    except Interrupted as error:
-        build.failed(error)
-        raise
-    except Exception as error:
-        try:
-            home.check()
-        except Interrupted as interruption:
-            # A Ctrl-C also reaches what was just being started; its failure is not the story.
-            build.failed(interruption)
-            raise
-        build.failed(error)
+    except (Exception, Interrupted) as error:
+        build.failed(error)  # where the clean-up was what failed
         raise
 
 
@@ -92,70 +85,98 @@ class _Build:
     ) -> None:
         self._request = request
         self._settings = settings
-        self._home = home
+        self._home = home.limited(self._check_time)
+        self._deadline = math.inf
         self.events = events
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
         self._warnings_told = 0
+        self._failure_told = False
 
     def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
-            self._phase(1, "read the Dockerfile, the build context and the base")
-            workspace = cleanup.enter_context(self._home.workspace(self._build_id))
-            resolved = self._resolve(cleanup, workspace)
-            # Nothing of it is started yet, but what it lacks shows now.
-            machine = make_machine(
-                self._settings.machine,
-                workspace,
-                bind=self._settings.bootstrap.bind,
-                store=self._home.root,
-                notice=self._notice,
-                info=self._info,
-            )
-
-            self._phase(2, "issue certificates")
-            authority = open_authority(self._settings.ca, build_id=self._build_id, check=self._home.check)
-            cleanup.callback(self._pass_warnings_on, authority)
-            cleanup.enter_context(authority)
-            materials = self._issue(authority)
-            self._announce(resolved, authority)
-
-            self._phase(3, "start the bootstrap server")
-            cleanup.callback(machine.close)
-            if self._request.keep_failed is not None:
-                directory = self._request.keep_failed / self._build_id
-                cleanup.enter_context(Keeper(directory, machine, notice=self._notice, info=self._info))
-            server = self._server(resolved.plan, materials, machine, workspace.path)
-            listening = machine.listen()
-            cleanup.callback(listening.listener.close)
-            server.start(listening.listener)
-            cleanup.callback(server.stop)
-
-            self._phase(4, "write the metadata")
-            machine.metadata.put(self._metadata(materials[1], listening.host_port))
-
-            self._phase(5, "start the machine")
-            self._start(machine, resolved)
-
-            self._phase(6, "run the steps")
-            server.await_guest()
-            self._follow(server, machine, resolved.plan)
-
-            self._phase(7, "store the image")
-            await_end(machine, self._home.check)
-            machine.stop()
-            authority.close()  # nobody needs its certificates any more
-            self._pass_warnings_on(authority)
-            return self._store(machine, resolved, authority)
+            cleanup.callback(self._home.close)
+            try:
+                try:
+                    return self._steps(cleanup)
+                except Exception:
+                    # A Ctrl-C also reaches what was just being started; its failure is not the story.
+                    self._home.check()
+                    raise
+            except (Exception, Interrupted) as error:
+                self.failed(error)
+                raise
 
     def failed(self, error: BaseException) -> None:
+        """Tell why the build failed, once: before the clean-up, which may take a while."""
+        told, self._failure_told = self._failure_told, True
         # A receiver that fails too must not hide why the build did.
         with suppress(Exception):
-            self.events(failure_event(error))
+            if not told:
+                self.events(failure_event(error))
+
+    def _steps(self, cleanup: ExitStack) -> StoredImage | None:
+        self._phase(1, "read the Dockerfile, the build context and the base")
+        workspace = cleanup.enter_context(self._home.workspace(self._build_id))
+        resolved = self._resolve(cleanup, workspace)
+        # Nothing of it is started yet, but what it lacks shows now.
+        machine = make_machine(
+            self._settings.machine,
+            workspace,
+            bind=self._settings.bootstrap.bind,
+            store=self._home.root,
+            notice=self._notice,
+            info=self._info,
+        )
+
+        self._phase(2, "issue certificates")
+        authority = open_authority(self._settings.ca, build_id=self._build_id, check=self._home.check)
+        cleanup.callback(self._pass_warnings_on, authority)
+        cleanup.enter_context(authority)
+        materials = self._issue(authority)
+        self._announce(resolved, authority)
+
+        self._phase(3, "start the bootstrap server")
+        cleanup.callback(machine.close)
+        if self._request.keep_failed is not None:
+            directory = self._request.keep_failed / self._build_id
+            cleanup.enter_context(Keeper(directory, machine, notice=self._notice, info=self._info))
+        server = self._server(resolved.plan, materials, machine, workspace.path)
+        listening = machine.listen()
+        cleanup.callback(listening.listener.close)
+        server.start(listening.listener)
+        cleanup.callback(server.stop)
+
+        self._phase(4, "write the metadata")
+        machine.metadata.put(self._metadata(materials[1], listening.host_port))
+
+        self._phase(5, "start the machine")
+        self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
+        self._start(machine, resolved)
+
+        self._phase(6, "run the steps")
+        server.await_guest()
+        self._follow(server, machine, resolved.plan)
+
+        self._phase(7, "store the image")
+        await_end(machine, self._home.check)
+        machine.stop()
+        authority.close()  # nobody needs its certificates any more
+        self._pass_warnings_on(authority)
+        return self._store(machine, resolved, authority)
 
     def _phase(self, number: int, name: str) -> None:
         self._home.check()
         self.events(PhaseStarted(phase=number, name=name))
+
+    def _check_time(self) -> None:
+        """End what runs on although the steps are done, such as an export; the server watches the steps."""
+        if time.monotonic() > self._deadline:
+            limit = self._settings.bootstrap.build_time.total_seconds()
+            raise BuildTimeout(
+                f"the build and its outputs took longer than {limit:g} seconds",
+                hint="raise bootstrap.build_timeout if they really need longer",
+            )
 
     def _notice(self, message: str) -> None:
         self.events(Notice(level="warning", message=message))
@@ -270,11 +291,12 @@ class _Build:
 
     def _follow(self, server: BootstrapServer, machine: Machine, plan: BuildPlan) -> None:
         outcome = follow(server, machine, self._home.check)
-        try:
-            outcome.raise_for_failure()
-        except StepFailed as error:
-            output = self.events.last_lines(error.step)
-            raise explained(error, plan, self._request.dockerfile, output) from error
+        if isinstance(outcome.error, StepFailed):
+            output = self.events.last_lines(outcome.step)
+            source = self._request.source
+            name = Path(source.name) if source is not None else self._request.dockerfile
+            raise explained(outcome.error, plan, name, output)
+        outcome.raise_for_failure()
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ those exit status 3.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -140,10 +141,28 @@ class Interrupted(_Described):
     exit_status = ExitStatus.INTERRUPTED
 
 
+# What an operating system refuses for want of room or rights, wherever it happens.
+_SURROUNDINGS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    }
+)
+
+
+def in_words(error: BaseException) -> BaseException:
+    """Return the error that explains this one: a machine without room or rights is nobody's mistake."""
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        where = f"{error.filename}: " if error.filename else ""
+        return MachineError(f"{where}{error.strerror}", hint="free some space or rights there")
+    return error
+
+
 def exit_status_of(error: BaseException) -> ExitStatus:
     """Return the exit status that tells this kind of error apart."""
     from firebuild_pki import CAError, IdentityError, SettingsError
 
+    error = in_words(error)
     if isinstance(error, _Described):
         return error.exit_status
     if isinstance(error, SettingsError | IdentityError):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of
+from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of, in_words
 from firebuild_bootstrap.events import BuildFailed
 
 
@@ -41,7 +41,7 @@ def failure_event(error: BaseException) -> BuildFailed:
     return BuildFailed(
         exit_status=exit_status_of(error),
         error=type(error).__name__,
-        message=str(error),
+        message=str(in_words(error)),
         step=getattr(error, "step", 0),
         exit_code=getattr(error, "exit_code", None),
     )

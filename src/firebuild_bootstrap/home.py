@@ -11,6 +11,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, detect
 from firebuild_bootstrap.sandbox.idmap import single
@@ -33,6 +34,15 @@ class Home:
         self.root = root
         self.check = check
         self._ids = ids
+
+    def limited(self, check: Callable[[], None]) -> Home:
+        """Return the same directory for one build, whose long work asks `check`, too; it has to be closed."""
+
+        def both() -> None:
+            self.check()
+            check()
+
+        return Home(self.root, ids=self._ids, check=both)
 
     @cached_property
     def idmap(self) -> IdMap:
@@ -69,6 +79,10 @@ class Home:
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check)
+
+    def sweep(self) -> None:
+        """Have what dead builds left behind removed in the background; costs next to nothing without any."""
+        workspace.sweep(self.root)
 
     def close(self) -> None:
         """Let go of the bases and images that builds hold."""

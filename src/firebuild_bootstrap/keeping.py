@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +10,7 @@ from types import TracebackType
 from firebuild_bootstrap.errors import FirebuildError, Interrupted
 from firebuild_bootstrap.explain import failure_event
 from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.removal import remove_tree
 
 
 class Keeper:
@@ -47,7 +47,7 @@ class Keeper:
         try:
             self._keep(error)
         except BaseException as problem:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            remove_tree(self._directory, ignore_errors=True)
             if not isinstance(problem, FirebuildError | OSError):
                 raise
             # It must not hide why the build failed.

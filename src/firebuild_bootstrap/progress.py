@@ -15,6 +15,7 @@ from typing import BinaryIO, Literal, Protocol
 
 from firebuild_bootstrap.errors import OutputError
 from firebuild_bootstrap.events import (
+    BuildFailed,
     BuildStarted,
     Event,
     ImageStored,
@@ -95,6 +96,7 @@ class PlainRenderer:
             Notice: self._notice,
             PeerRefused: self._peer_refused,
             ImageStored: self._image_stored,
+            BuildFailed: lambda _: self._fresh_line(),  # the error itself goes to standard error
         }
 
     def __call__(self, event: Event) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.dockerfile import DockerfileSource
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 
 
@@ -15,9 +16,11 @@ class BuildRequest:
     """What to build.
 
     Args:
-        dockerfile: path of the Dockerfile.
+        dockerfile: path of the Dockerfile; beside it `<name>.dockerignore` may lie.
+        source: the Dockerfile itself and what to call it in messages, if it is not to be read from that path.
         context: directory that COPY and ADD read from.
         tag: what to store the image as.
+        also_tagged: more names to store it under.
         build_args: values for ARG; None is a name without a value.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
@@ -27,8 +30,10 @@ class BuildRequest:
     """
 
     dockerfile: Path
+    source: DockerfileSource | None = None
     context: Path
-    tag: ImageTag
+    tag: Reference
+    also_tagged: tuple[Reference, ...] = ()
     build_args: Mapping[str, str | None] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None

@@ -37,7 +37,7 @@ def resolve(request: BuildRequest, context: BuildContext, bases: BaseStore) -> R
     """
     remembering = _Remembering(bases)
     plan = make_plan(
-        DockerfileSource.read(request.dockerfile),
+        request.source or DockerfileSource.read(request.dockerfile),
         context=context,
         bases=remembering,
         build_args=request.build_args,

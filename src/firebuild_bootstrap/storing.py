@@ -41,6 +41,7 @@ def store(
             return None
         record = ImageRecord(
             tag=str(request.tag),
+            also_tagged=tuple(map(str, request.also_tagged)),
             build_id=origin.build_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             firebuild_version=version("firebuild"),

@@ -1,7 +1,8 @@
-"""Keeps the last lines that each step wrote, for the message of a failed build."""
+"""What all events of a build go through: one at a time, and the last lines of each step are kept."""
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from typing import Final
 
@@ -13,21 +14,26 @@ _KEPT_LINES: Final = 15
 
 
 class OutputTail:
-    """Passes events on and remembers the end of each step's output.
+    """Passes events on, one at a time, and remembers the end of each step's output.
+
+    The build's own thread and those of its server tell what happens at the same time; this is the one lock
+    that makes a sequence of it.
 
     Args:
-        sink: where the events go.
+        sink: where the events go. It may cause events itself.
     """
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
+        self._lock = threading.RLock()
         self._tails: defaultdict[int, bytes] = defaultdict(bytes)
 
     def __call__(self, event: Event) -> None:
-        """Pass one event on."""
-        if isinstance(event, StepOutput):
-            self._tails[event.step] = (self._tails[event.step] + event.data)[-_KEPT_BYTES:]
-        self._sink(event)
+        """Pass one event on, from any thread."""
+        with self._lock:
+            if isinstance(event, StepOutput):
+                self._tails[event.step] = (self._tails[event.step] + event.data)[-_KEPT_BYTES:]
+            self._sink(event)
 
     def last_lines(self, step: int) -> list[str]:
         """Return the last lines of a step, fit for a message."""

@@ -70,7 +70,7 @@ def parse_duration(text: str) -> float:
         return 0.0
     parts = _PART.findall(text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise WireError(f"expected a duration such as 5s or 1m30s, found {text!r}")
+        raise WireError(f"expected a duration such as 5s or 1m30s, found {text!r:.80}")
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 
@@ -178,14 +178,14 @@ def decode_command(text: str) -> AnyCommand | None:
     """
     try:
         parsed = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WireError(f"a command is not JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise WireError("a command is not a JSON object")
     members = _Members({str(key).lower(): value for key, value in parsed.items()})
     original = members.get("OriginalCommand", str)
     common = {
-        "step": members.get("Step", int, 0),
+        "step": _step(members.get("Step", int, 0)),
         "original": original,
         "workdir": members.attribute("Workdir") or "/",
         "user": members.attribute("User") or "0:0",
@@ -224,8 +224,8 @@ def _decode_run(members: _Members, common: dict[str, Any]) -> RunCommand:
 
 def _decode_copy(members: _Members, common: dict[str, Any], keyword: str) -> CopyCommand:
     return CopyCommand(
-        source=members.get("Source", str),
-        target=members.get("Target", str),
+        source=members.path("Source"),
+        target=members.path("Target"),
         target_is_directory=members.get("TargetIsDirectory", bool, False),
         chown=members.attribute("UserFromLocalChown"),
         chmod=members.get("Chmod", str, "") or None,
@@ -233,6 +233,12 @@ def _decode_copy(members: _Members, common: dict[str, Any], keyword: str) -> Cop
         keyword=keyword,
         **common,
     )
+
+
+def _step(number: int) -> int:
+    if not 0 <= number < 2**31:  # it travels back as an int32
+        raise WireError(f"Step of a command: expected a number from 0 to 2147483647, found {number!r:.80}")
+    return number
 
 
 def _attribute(value: str) -> dict[str, str]:
@@ -262,7 +268,15 @@ class _Members:
         if not isinstance(value, dict):
             raise WireError(f"{name} of a command: expected an object, found {value!r:.80}")
         inner = _Members({str(key).lower(): member for key, member in value.items()})
-        return str(inner.get("Value", str))
+        return inner.path("Value")
+
+    def path(self, name: str) -> str:
+        """Return a member that a system call will take, or that is compared with names of files."""
+        value = str(self.get(name, str))
+        # JSON can write both; neither can be in a path, nor in a name of a user.
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise WireError(f"{name} of a command: {value!r:.80} contains a NUL or a broken character")
+        return value
 
     def strings(self, name: str) -> tuple[str, ...]:
         value = self.get(name, list, [])
@@ -278,6 +292,10 @@ class _Members:
 
 
 # --- the Bootstrap block of the metadata --------------------------------------------------------
+
+
+_MAX_TIME: Final = 253402300800.0  # the year 10000, in seconds since 1970
+_MAX_INTERVAL: Final = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,13 +345,19 @@ class BootstrapBlock:
         try:
             seconds = float(host_time) if isinstance(host_time, str) else None
         except ValueError as error:
-            raise WireError(f"HostTime of the metadata: {host_time!r} is no number") from error
+            raise WireError(f"HostTime of the metadata: {host_time!r:.80} is no number") from error
+        if seconds is not None and not 0 <= seconds < _MAX_TIME:
+            raise WireError(f"HostTime of the metadata: {host_time!r:.80} is no time")
+        interval = document.get("PingInterval") or "5s"
+        ping_interval = parse_duration(interval if isinstance(interval, str) else "")
+        if ping_interval > _MAX_INTERVAL:
+            raise WireError(f"PingInterval of the metadata: {interval!r:.80} is more than a day")
         return cls(
             host_port=leaf("HostPort"),
             ca_chain=leaf("CAChain"),
             cert=leaf("Cert"),
             key=leaf("Key"),
             server_name=leaf("ServerName"),
-            ping_interval=parse_duration(document.get("PingInterval") or "5s"),
+            ping_interval=ping_interval,
             host_time=seconds,
         )

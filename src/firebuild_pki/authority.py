@@ -9,12 +9,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
 
+from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
@@ -33,10 +35,18 @@ from firebuild_pki.provider import (
     utc_now,
 )
 from firebuild_pki.verify import Trust, verify_trust
-from firebuild_pki.wrapping import provider_errors
+from firebuild_pki.wrapping import named
 from firebuild_pki.x509 import fingerprint, to_pem
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Revocable:
+    """A certificate that was issued, and whom it names."""
+
+    identity: str
+    leaf: x509.Certificate
 
 
 class Authority:
@@ -57,7 +67,8 @@ class Authority:
         self._clock = context.clock
         self._lock = threading.RLock()
         self._warnings: list[str] = []
-        self._issued: list[TLSMaterial] = []
+        # Names and certificates, for revoking them; nobody needs to keep the keys.
+        self._issued: dict[str, _Revocable] = {}
         self._provider = make_provider(settings, context, check)
         self._observers = Observers(
             tuple(Listener(*selected) for selected in settings.selected_observers),
@@ -148,9 +159,9 @@ class Authority:
 
     def examine(self) -> tuple[Note, ...]:
         """Try the backend as `check` does, and return fatal remarks along with the others."""
-        with self._lock, provider_errors(self.provider_name, "the check"):
+        with self._lock, named(self.provider_name):
             self._require_open()
-            notes = tuple(self._provider.check())
+            notes = self._provider.check()
             verify_trust(self._provider.trust_bundle(), self._clock())
             return notes
 
@@ -163,12 +174,8 @@ class Authority:
         """
         with self._lock:
             self._require_open()
-            leaf = x509.load_pem_x509_certificate(material.certificate_chain_pem)
-            self._provider.revoke(to_pem([leaf]))
-            self._issued = [one for one in self._issued if one != material]
-            own = self._identity.server
-            profile = Profile.SERVER if material.identity == own else Profile.GUEST
-            self._observers.tell(EventKind.REVOKED, profile, leaf, (material.identity,))
+            (leaf, *_) = parse_certificates(material.certificate_chain_pem, "material to revoke")
+            self._revoke(_Revocable(material.identity, leaf))
 
     def close(self) -> None:
         """Let the provider drop keys and tokens. Closing twice is fine; a failure is a warning."""
@@ -206,7 +213,7 @@ class Authority:
                 self._warn(f"ca.{self.provider_name}: {note}")
             abandon = self._close_provider
             self._provider.open()
-            with provider_errors(self.provider_name, "reading the trust bundle"):
+            with named(self.provider_name):
                 return verify_trust(self._provider.trust_bundle(), self._clock())
         except BaseException:
             abandon()
@@ -221,7 +228,7 @@ class Authority:
             ready = Capability.READY_PAIRS in self.capabilities
             obtain = by_ready_pair if ready else by_signing
             try:
-                with provider_errors(self.provider_name, f"issuing the {profile} certificate"):
+                with named(self.provider_name):
                     issued = obtain(self._provider, self._trust, order)
             except CAError as error:
                 names = (self._identity.of(profile),)
@@ -229,29 +236,36 @@ class Authority:
                 raise
             return self._accept(profile, issued)
 
+    def _revoke(self, one: _Revocable) -> None:
+        self._provider.revoke(to_pem([one.leaf]))
+        self._issued.pop(fingerprint(one.leaf), None)
+        profile = Profile.SERVER if one.identity == self._identity.server else Profile.GUEST
+        self._observers.tell(EventKind.REVOKED, profile, one.leaf, (one.identity,))
+
     def _accept(self, profile: Profile, issued: Issued) -> TLSMaterial:
         for warning in issued.warnings:
             self._warn(warning)
         self._issuer = issued.chain.issuer
-        self._issued.append(issued.material)
-        self._observers.tell(EventKind.ISSUED, profile, issued.chain.leaf, (issued.material.identity,))
+        one = _Revocable(issued.material.identity, issued.chain.leaf)
+        self._issued[issued.material.fingerprint_sha256] = one
+        self._observers.tell(EventKind.ISSUED, profile, one.leaf, (one.identity,))
         return issued.material
 
     def _revoke_all(self) -> None:
-        for material in self._issued:
+        for one in tuple(self._issued.values()):
             try:
-                self.revoke(material)
+                self._revoke(one)
             except CAError as error:
-                self._warn(f"the certificate of {material.identity} was not revoked: {error.message}")
+                self._warn(f"the certificate of {one.identity} was not revoked: {error.message}")
                 if error.retryable:  # the backend is away; asking for the others would only take time
                     break
 
     def _close_provider(self) -> None:
         try:
             self._provider.close()
-        except (Exception, SystemExit) as error:
-            reason = error if isinstance(error, CAError) else f"{type(error).__name__}: {error}"
-            self._warn(f"closing the provider failed: {reason}")
+        except CAError as error:
+            error.provider = None  # the warning is about the provider as it is
+            self._warn(str(error))
 
     def _require_open(self) -> None:
         if self._closed:

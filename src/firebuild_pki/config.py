@@ -36,6 +36,7 @@ from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
 from firebuild_pki.validation import Finding, parse_strictly, relocated, validate, without_empty
+from firebuild_pki.wrapping import in_our_words
 
 __all__ = [
     "CASettings",
@@ -245,11 +246,18 @@ class _Blocks:
         if isinstance(block, model):
             return
         block = without_empty(model, block or {})
+        below = (self.written_as.get(name, name),)
         try:
             self.data[name] = parse_strictly(model, block)
+            return
+        except KeyboardInterrupt:
+            raise
         except ValidationError as error:
-            below = (self.written_as.get(name, name),)
             self.errors += relocated(model, block, error, below=below)
+            return
+        except BaseException as error:  # validators are code of the plugin, and may raise anything
+            failure = in_our_words(error, name, "validating the settings")
+        raise failure
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None, *, key: bool = False) -> None:
         self.errors.append(Finding(path, message, hint, about_key=key).as_error())

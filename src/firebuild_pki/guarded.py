@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TypeVar
 
+from firebuild_pki import crossing
 from firebuild_pki.config import CASettings
-from firebuild_pki.errors import ProviderError, SettingsError, UnsupportedOperation
+from firebuild_pki.errors import (
+    AuthorityClosed,
+    CAError,
+    ProviderError,
+    SettingsError,
+    UnsupportedOperation,
+)
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -23,13 +30,16 @@ from firebuild_pki.provider import (
     utc_now,
 )
 from firebuild_pki.worker import Unanswered, Worker
-from firebuild_pki.wrapping import provider_errors
+from firebuild_pki.wrapping import described, in_our_words
 
 ResultT = TypeVar("ResultT")
 
 
 class GuardedProvider(CAProvider):
     """Passes every call on to a provider, in the provider's own thread.
+
+    All of a provider's code runs there, and within the limit: also what runs when its answers are read, and
+    when its exceptions are put into words.
 
     Args:
         spec: what the plugin registered.
@@ -54,7 +64,9 @@ class GuardedProvider(CAProvider):
         self._name = spec.name
         self._worker = Worker(f"ca-provider({spec.name})", limit, check)
         try:
-            self._provider = self._made(spec, settings, context)
+            self._provider: CAProvider | None = self._call(
+                "making the provider", lambda: spec.factory(settings, context), _provider
+            )
             self._capabilities = self._settled(spec.capabilities)
         except BaseException:
             self.discard()
@@ -64,55 +76,70 @@ class GuardedProvider(CAProvider):
         """What the provider can do with its settings: exactly one of SIGN and READY_PAIRS."""
         return self._capabilities
 
-    def validate(self) -> Sequence[Note]:
+    def validate(self) -> tuple[Note, ...]:
         """See `CAProvider.validate`."""
-        return self._notes("looking at the settings", self._provider.validate)
+        return self._notes("looking at the settings", self._made.validate)
 
     def open(self) -> None:
         """See `CAProvider.open`."""
-        self._call("opening the provider", self._provider.open)
+        self._call("opening the provider", self._made.open, crossing.nothing)
 
     def close(self) -> None:
-        """Close the provider and end its thread. Any error of the provider is let through as it is."""
-        self._worker.finish(self._provider.close)
+        """Close the provider, end its thread, and let go of the provider.
+
+        Raises:
+            ProviderError: it failed, or did not end in time; the message says that it was about closing.
+        """
+        provider, self._provider = self._made, None
+        try:
+            call = self._guarded("closing the provider", provider.close, crossing.nothing)
+            self._worker.finish(call)
+        except Unanswered as error:
+            raise ProviderError(f"closing the provider failed: {described(error)}") from None
+        except CAError as error:
+            if not error.message.startswith("closing the provider failed"):
+                error.message = f"closing the provider failed: {error.message}"
+            raise
 
     def discard(self) -> None:
         """End the thread of a provider that was not opened."""
+        self._provider = None
         self._worker.finish(lambda: None)
 
-    def check(self) -> Sequence[Note]:
+    def check(self) -> tuple[Note, ...]:
         """See `CAProvider.check`."""
-        return self._notes("the check", self._provider.check)
+        return self._notes("the check", self._made.check)
 
     def trust_bundle(self) -> TrustBundle:
         """See `CAProvider.trust_bundle`."""
-        return self._call("reading the trust bundle", self._provider.trust_bundle)
+        return self._call("reading the trust bundle", self._made.trust_bundle, crossing.trust_bundle)
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """See `CAProvider.sign`."""
         doing = f"issuing the {request.profile} certificate"
-        return self._call(doing, lambda: self._provider.sign(request))
+        return self._call(doing, lambda: self._made.sign(request), crossing.signed_certificate)
 
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """See `CAProvider.ready_pair`."""
         doing = f"issuing the {profile} certificate"
-        return self._call(doing, lambda: self._provider.ready_pair(profile))
+        return self._call(doing, lambda: self._made.ready_pair(profile), crossing.ready_pair)
 
     def revoke(self, certificate_pem: bytes) -> None:
         """See `CAProvider.revoke`."""
         if Capability.REVOKE not in self._capabilities:
             raise UnsupportedOperation("this provider cannot revoke certificates", provider=self._name)
-        self._call("revoking a certificate", lambda: self._provider.revoke(certificate_pem))
+        doing = "revoking a certificate"
+        self._call(doing, lambda: self._made.revoke(certificate_pem), crossing.nothing)
 
-    def _made(self, spec: ProviderSpec, settings: object, context: ProviderContext) -> CAProvider:
-        made: object = self._call("making the provider", lambda: spec.factory(settings, context))
-        if isinstance(made, CAProvider):
-            return made
-        message = f"expected its factory to make a CAProvider, found {type(made).__name__}"
-        raise ProviderError(message, provider=self._name)
+    @property
+    def _made(self) -> CAProvider:
+        if self._provider is None:
+            raise AuthorityClosed("the provider is closed", provider=self._name)
+        return self._provider
 
     def _settled(self, promised: frozenset[Capability]) -> frozenset[Capability]:
-        said = self._call("asking for the capabilities", self._provider.capabilities)
+        doing = "asking for the capabilities"
+        said = self._call(doing, self._made.capabilities, crossing.capabilities)
         found = promised if said is None else said
         if found <= promised and len(found & {Capability.SIGN, Capability.READY_PAIRS}) == 1:
             return found
@@ -122,22 +149,43 @@ class GuardedProvider(CAProvider):
             provider=self._name,
         )
 
-    def _notes(self, doing: str, function: Callable[[], Sequence[object]]) -> tuple[Note, ...]:
-        notes = []
-        for note in self._call(doing, function) or ():
-            if not isinstance(note, Note):
-                found = type(note).__name__
-                raise ProviderError(f"expected notes of {doing}, found {found}", provider=self._name)
-            notes.append(note)
-        return tuple(notes)
+    def _notes(self, doing: str, function: Callable[[], object]) -> tuple[Note, ...]:
+        return self._call(doing, function, lambda found: crossing.notes(found, doing))
 
-    def _call(self, doing: str, function: Callable[[], ResultT]) -> ResultT:
-        with provider_errors(self._name, doing):
+    def _call(
+        self, doing: str, function: Callable[[], object], made_ours: Callable[[object], ResultT]
+    ) -> ResultT:
+        try:
+            return self._worker.call(doing, self._guarded(doing, function, made_ours))
+        except Unanswered as error:
+            hint = "look at the backend, or raise ca.call_timeout"
+            message = str(error)
+        raise ProviderError(message, provider=self._name, hint=hint, retryable=True)
+
+    def _guarded(
+        self,
+        doing: str,
+        function: Callable[[], object],
+        made_ours: Callable[[object], ResultT],
+    ) -> Callable[[], ResultT]:
+        """Wrap a call for the provider's thread: what it returns or raises is read there, and made ours."""
+
+        def call() -> ResultT:
             try:
-                return self._worker.call(doing, function)
-            except Unanswered as error:
-                hint = "look at the backend, or raise ca.call_timeout"
-                raise ProviderError(str(error), hint=hint, retryable=True) from None
+                return made_ours(function())
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                ours = in_our_words(error, self._name, doing)
+            raise ours
+
+        return call
+
+
+def _provider(made: object) -> CAProvider:
+    if isinstance(made, CAProvider):
+        return made
+    raise ProviderError(f"expected its factory to make a CAProvider, found {type(made).__name__}")
 
 
 def make_provider(
@@ -158,7 +206,7 @@ def settings_notes(settings: CASettings, provider: GuardedProvider) -> tuple[Not
         SettingsError: a remark is fatal; with the position of the setting.
         ProviderError: the provider failed.
     """
-    notes = tuple(provider.validate())
+    notes = provider.validate()
     problems = [settings.problem(note) for note in notes if note.fatal]
     if problems:
         raise SettingsError(problems)

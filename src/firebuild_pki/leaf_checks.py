@@ -14,6 +14,12 @@ from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
 from firebuild_pki.x509 import USAGE
 
+# Vault, step-ca, AWS Private CA and cfssl put both into a certificate unless told otherwise. Which end a
+# certificate is for is settled without them: the guest demands the server's name, and the server the very
+# certificate that it handed to the guest.
+BOTH = frozenset(USAGE.values())
+"""The extended key usages that a leaf may have, one too many being a warning."""
+
 MIN_SERIAL_BITS = 56
 """A serial of 64 random bits is shorter than this in one case of 256."""
 
@@ -25,7 +31,8 @@ def check_leaf(leaf: x509.Certificate, profile: Profile, names: tuple[str, ...],
         leaf: the certificate of the server or the guest.
         profile: which of the two.
         names: the DNS names that must be in it.
-        exact: whether other names and usages are forbidden, or only worth a warning.
+        exact: whether other names, and usages besides `BOTH`, are forbidden; else both are allowed, the
+            usages with a warning. anyExtendedKeyUsage is always forbidden.
 
     Returns:
         Warnings.
@@ -81,7 +88,8 @@ def _extended_usage(leaf: x509.Certificate, profile: Profile, *, exact: bool) ->
         f"expected the extended key usage {_usage_name(wanted)} and nothing else in the "
         f"{profile} certificate, found: {shown}"
     )
-    if exact or wanted not in found:
+    too_much = found - BOTH if exact else found & {ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
+    if wanted not in found or too_much:
         raise MaterialError(text)
     return [text]
 

@@ -10,9 +10,11 @@ from datetime import timedelta
 from cryptography import x509
 from pydantic import BaseModel
 
+from firebuild_pki.errors import ProviderError
 from firebuild_pki.plugins import Observer
 from firebuild_pki.provider import CAEvent, Clock, EventKind, Profile
-from firebuild_pki.worker import Worker
+from firebuild_pki.worker import Unanswered, Worker
+from firebuild_pki.wrapping import described
 from firebuild_pki.x509 import fingerprint
 
 LIMIT = timedelta(seconds=10)
@@ -34,8 +36,24 @@ class Listener:
         self._worker = Worker(f"ca-observer({observer.name})", LIMIT, lambda: None)
 
     def hear(self, event: CAEvent) -> None:
-        """Hand over an event; whatever the observer raises comes through."""
-        self._worker.call("noting it", lambda: self._notify(event=event, settings=self._settings))
+        """Hand over an event.
+
+        Raises:
+            ProviderError: the observer failed; the message says how.
+            Unanswered: it did not end in time.
+        """
+        self._worker.call("noting it", lambda: self._note(event))
+
+    def _note(self, event: CAEvent) -> None:
+        try:
+            self._notify(event=event, settings=self._settings)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failure = described(error)
+        else:
+            return
+        raise ProviderError(failure)
 
     def close(self) -> None:
         """End the thread."""
@@ -92,6 +110,5 @@ class Observers:
     def _warning(self, listener: Listener, what: str) -> Iterator[None]:
         try:
             yield
-        except (Exception, SystemExit) as error:
-            failure = f"{type(error).__name__}: {error}"
-            self.warn(f'the observer "{listener.name}" failed on "{what}": {failure}')
+        except (ProviderError, Unanswered) as error:
+            self.warn(f'the observer "{listener.name}" failed on "{what}": {described(error)}')

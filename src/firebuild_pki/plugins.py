@@ -7,7 +7,8 @@ name, so a broken plugin only hurts those who select it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -16,9 +17,10 @@ import pluggy
 from pydantic import BaseModel
 
 from firebuild_pki import hookspecs
-from firebuild_pki.errors import CAError, ProviderConflict, ProviderLoadError, ProviderNotFound
-from firebuild_pki.provider import API_VERSION, ProviderSpec
+from firebuild_pki.errors import ProviderConflict, ProviderLoadError, ProviderNotFound
+from firebuild_pki.provider import API_VERSION, Capability, ProviderSpec
 from firebuild_pki.spelling import nearest
+from firebuild_pki.wrapping import described, harmless, one_text
 
 PROVIDER_GROUP = "firebuild_pki.providers"
 OBSERVER_GROUP = "firebuild_pki.observers"
@@ -106,11 +108,10 @@ class PluginCatalog:
         """
         entry = _select(self._providers, name, "provider")
         manager = _register(entry, "provider")
-        try:
+        with _loading(entry, "its hook failed"):
             results = manager.hook.register_ca_providers()
-        except Exception as error:
-            raise _load_error(entry, f"its hook failed: {_short(error)}") from error
-        return _spec_named(entry, [spec for result in results for spec in _flat(entry, result)])
+            specs = [_plain(entry, spec) for result in results for spec in _flat(entry, result)]
+        return _spec_named(entry, specs)
 
     def load_observer(self, name: str) -> Observer:
         """Import one observer's plugin and ask it for the model of its settings.
@@ -122,10 +123,8 @@ class PluginCatalog:
         manager = _register(entry, "observer")
         if not manager.hook.ca_event.get_hookimpls():
             raise _load_error(entry, "it does not implement the hook ca_event", _hook_hint())
-        try:
+        with _loading(entry, "its hook failed"):
             model = manager.hook.ca_observer_settings()
-        except Exception as error:
-            raise _load_error(entry, f"its hook failed: {_short(error)}") from error
         if model is not None and not (isinstance(model, type) and issubclass(model, BaseModel)):
             found = getattr(model, "__name__", type(model).__name__)
             raise _load_error(entry, f"ca_observer_settings must return a pydantic model, found {found}")
@@ -167,19 +166,70 @@ def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
 
 
 def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
-    try:
+    with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
-    except (Exception, SystemExit) as error:
-        raise _load_error(entry, f"importing {entry.value} failed: {_short(error)}") from error
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    try:
+    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
         manager.register(plugin, entry.name)
         manager.check_pending()
-    except (pluggy.PluginValidationError, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise _load_error(entry, f"not a usable {kind} plugin: {text}", _hook_hint()) from error
     return manager
+
+
+@contextmanager
+def _loading(entry: EntryPoint, what: str, hint: str | None = None) -> Iterator[None]:
+    """Turn whatever a plugin's code raises into an error that names its distribution.
+
+    Raises:
+        ProviderLoadError: for anything but a KeyboardInterrupt, which is the user's.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except ProviderLoadError as error:
+        if error.provider == entry.name:
+            raise
+        failure = _load_error(entry, f"{what}: {described(error)}", hint)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        # of pluggy, whose class says nothing to people
+        reason = str(error) if hint else described(error)
+        failure = _load_error(entry, f"{what}: {one_text(reason)}", hint)
+        failure.__cause__ = error
+    except BaseException as error:
+        failure = _load_error(entry, f"{what}: {described(error)}", hint)
+        failure.__cause__ = harmless(error)
+    else:
+        return
+    raise failure
+
+
+def _plain(entry: EntryPoint, spec: ProviderSpec) -> ProviderSpec:
+    """Copy a spec, which may be of a plugin's own class, with every field of the type that it has to be."""
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "name": str,
+        "summary": str,
+        "capabilities": (set, frozenset),
+        "api_version": int,
+    }
+    found = {name: getattr(spec, name) for name in (*kinds, "settings_model", "factory")}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            message = f"{name} of its ProviderSpec is of the wrong type, {type(found[name]).__name__}"
+            raise _load_error(entry, message)
+    model = found["settings_model"]
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise _load_error(entry, "settings_model of its ProviderSpec is no pydantic model")
+    if not callable(found["factory"]):
+        raise _load_error(entry, "factory of its ProviderSpec cannot be called")
+    return ProviderSpec(
+        name=str.__str__(found["name"]),
+        settings_model=model,
+        factory=found["factory"],
+        summary=one_text(str.__str__(found["summary"])),
+        capabilities=frozenset(map(Capability, found["capabilities"])),
+        api_version=int(found["api_version"]),
+    )
 
 
 def _flat(entry: EntryPoint, result: object) -> Sequence[ProviderSpec]:
@@ -215,14 +265,10 @@ def _spec_named(entry: EntryPoint, specs: Sequence[ProviderSpec]) -> ProviderSpe
     return spec
 
 
-def _load_error(entry: EntryPoint, message: str, hint: str | None = None) -> CAError:
+def _load_error(entry: EntryPoint, message: str, hint: str | None = None) -> ProviderLoadError:
     text = f"cannot use the plugin of {_describe(entry)}: {message}"
     return ProviderLoadError(text, provider=entry.name, hint=hint)
 
 
 def _hook_hint() -> str:
     return "hooks are functions decorated with @firebuild_pki.hookimpl, see docs/plugins.md"
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

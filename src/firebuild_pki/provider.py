@@ -145,7 +145,8 @@ class SignRequest:
 
     Args:
         csr_pem: PKCS#10 request with the public key, the names, and a label as common name.
-        profile: server gets the extended key usage serverAuth only, guest clientAuth only.
+        profile: server gets the extended key usage serverAuth, guest clientAuth; both together is a
+            warning, anything else is refused.
         dns_names: exactly the names for the subject alternative name.
         ttl: wanted lifetime from now on. A shorter one is accepted while it covers the build.
         build_id: for the backend's own records.

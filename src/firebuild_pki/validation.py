@@ -17,6 +17,7 @@ from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, kind_of
 from firebuild_pki.settings import write_duration
 from firebuild_pki.spelling import closest, nearest
+from firebuild_pki.wrapping import one_text
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -155,7 +156,9 @@ def _findings(model: type[BaseModel], data: object, error: ValidationError) -> I
         if kind in {"union_tag_invalid", "union_tag_not_found"}:
             path = (*path, context["discriminator"].strip("'"))
         message, hint = _wording(detail, fields_at(model, path[:-1]))
-        yield Finding(path, message, hint, about_key=kind in {"missing", "extra_forbidden"})
+        # Both may quote what is written in the file, or come from a plugin's validator.
+        hint = None if hint is None else one_text(str(hint))
+        yield Finding(path, one_text(message), hint, about_key=kind in {"missing", "extra_forbidden"})
 
 
 def _path_in(data: Any, loc: tuple[str | int, ...], *, missing: bool) -> KeyPath:

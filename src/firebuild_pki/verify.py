@@ -44,8 +44,8 @@ class Expectation:
         now: current time, UTC.
         ttl: lifetime that was asked for; None where nobody asked (ready pairs).
         deadline: latest moment at which the build may still need the certificate.
-        exact: whether names and extended key usage must match exactly. Ready pairs may have
-            more of both.
+        exact: whether names must match exactly, and the extended key usage up to the other end's.
+            Ready pairs may have more of both.
     """
 
     profile: Profile

@@ -18,7 +18,7 @@ _FAREWELL_SECONDS = 5.0
 
 
 class Unanswered(Exception):
-    """A call did not end in time, or an earlier one still has not, or the thread has ended."""
+    """A call did not end in time, or an earlier one has not ended yet, or the thread has ended."""
 
 
 class Worker:
@@ -37,7 +37,7 @@ class Worker:
         self._limit = limit.total_seconds()
         self._check = check
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._left_behind: str | None = None
+        self._late: tuple[str, Future[Any]] | None = None
         self._finished = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -52,8 +52,9 @@ class Worker:
         Raises:
             Unanswered: it did not end in time, or was not made.
         """
-        if self._left_behind is not None:
-            raise Unanswered(f"{doing} is not possible: {self._left_behind} has not ended yet")
+        late = self._left_behind()
+        if late is not None:
+            raise Unanswered(f"{doing} is not possible: {late} has not ended yet")
         if self._finished:
             raise Unanswered(f"{doing} is not possible after the end")
         job = self._submit(function)
@@ -61,23 +62,29 @@ class Worker:
             return self._wait(doing, job, self._limit, self._check)
         finally:
             if not job.done():
-                self._left_behind = doing
+                self._late = (doing, job)
 
     def finish(self, function: Callable[[], None]) -> None:
         """Make a last call and end the thread.
 
-        A call that was left behind gets a few seconds to end; then the last one is left behind too.
+        A call that has been left behind gets a few seconds to end; then the last one is left behind too.
 
         Raises:
             Unanswered: the last call did not end in time.
         """
         self._finished = True
+        late = self._left_behind()
         job = self._submit(function)
         self._jobs.put(None)
-        left_behind = self._left_behind
-        limit = self._limit if left_behind is None else min(self._limit, _FAREWELL_SECONDS)
-        self._wait(left_behind or "the last call", job, limit, lambda: None)
+        limit = self._limit if late is None else min(self._limit, _FAREWELL_SECONDS)
+        self._wait(late or "the last call", job, limit, lambda: None)
         self._thread.join(_FAREWELL_SECONDS)
+
+    def _left_behind(self) -> str | None:
+        """Name the call that was not waited for and goes on; once it has ended, the thread is free again."""
+        if self._late is not None and self._late[1].done():
+            self._late = None  # with whatever it returned
+        return self._late and self._late[0]
 
     def _submit(self, function: Callable[[], ResultT]) -> Future[ResultT]:
         job: Future[ResultT] = Future()

@@ -11,6 +11,7 @@ import pytest
 
 from firebuild_bootstrap.cli import main
 from firebuild_bootstrap.home import Home
+from support import leftovers
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class Cli:
         self.monkeypatch.setenv(name, str(value))
 
     def leftovers(self) -> list[str]:
-        builds = self.home / "builds"
-        return [path.name for path in builds.iterdir() if path.name != "lock"] if builds.exists() else []
+        return leftovers(self.home)
 
 
 @pytest.fixture(scope="session")

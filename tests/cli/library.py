@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from firebuild_bootstrap.build import build_image
 from firebuild_bootstrap.events import Event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.settings import BuildSettings
+from support import leftovers
 
 EventT = TypeVar("EventT", bound=Event)
 
@@ -32,7 +33,7 @@ class Library:
         path = self.context / "Dockerfile"
         path.write_text(dockerfile)
         settings = options.pop("settings", BuildSettings())
-        tag = ImageTag.parse(options.pop("tag", "t/built:1"))
+        tag = Reference.parse(options.pop("tag", "t/built:1"))
         outputs = parse_outputs(options.pop("outputs", ["tar"]))
         request = BuildRequest(dockerfile=path, context=self.context, tag=tag, outputs=outputs, **options)
         image = build_image(request, settings, self.home, events=self._receive)
@@ -47,4 +48,4 @@ class Library:
         return [event for event in self.events if isinstance(event, kind)]
 
     def leftovers(self) -> list[str]:
-        return [path.name for path in (self.home.root / "builds").iterdir() if path.name != "lock"]
+        return leftovers(self.home.root)

@@ -128,7 +128,7 @@ def test_debugging_shows_where_a_mistake_of_ours_is(cli: Cli, capfd: pytest.Capt
 
 def test_debugging_changes_nothing_about_a_mistake_of_the_user(cli: Cli) -> None:
     cli.setenv("FIREBUILD_DEBUG", "1")
-    assert cli("images", "rm", "x", status=2).first.startswith("error: expected a tag")
+    assert cli("images", "rm", "x", status=2).first.startswith("error: there is no image")
 
 
 def test_want_of_room_or_rights_is_nobody_s_internal_error(cli: Cli) -> None:

@@ -119,7 +119,7 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
         ("FROM scratch\nRUNN true\n", [], "error: Dockerfile:2: "),
         ("FROM nowhere\n", [], "error: Dockerfile:1: unknown base nowhere:latest"),
         ("FROM scratch\nCOPY missing /\n", [], "error: Dockerfile:2: "),
-        ("FROM scratch\n", ["--tag", "t"], "error: expected a tag of the form org/name:version, found 't'"),
+        ("FROM scratch\n", ["--tag", "T"], "error: expected a name with an optional tag, found 'T'"),
         ("FROM scratch\n", ["--dockerfile", "none"], "error: none: the Dockerfile can't be read: No such"),
         ("FROM scratch\n", ["--dockerfile", "."], "error: .: the Dockerfile can't be read: Is a directory"),
         ("FROM scratch\n", ["--context", "none"], "error: build context none: expected a directory"),
@@ -184,12 +184,12 @@ def test_one_id_is_enough_for_a_build(cli: Cli) -> None:
     cli("rootfs", "--tag", "t/ids:1", *TAR)
 
 
-def test_a_home_that_cannot_be_made_is_a_machine_error(cli: Cli, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_made_is_bad_input(cli: Cli, tmp_path: Path) -> None:
     dockerfile("FROM scratch\n")
     (tmp_path / "file").touch()
     cli.setenv("FIREBUILD_HOME", tmp_path / "file")
-    done = cli("rootfs", "--tag", "t/home:1", *TAR, status=6)
-    assert "the build's directory can't be made: Not a directory" in done.err
+    done = cli("rootfs", "--tag", "t/home:1", *TAR, status=2)
+    assert "file: the store can't be written: Not a directory" in done.err
 
 
 def test_a_time_limit_has_a_status_of_its_own(host_cli: Cli) -> None:

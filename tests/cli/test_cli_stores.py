@@ -74,10 +74,10 @@ def test_an_image_configuration_that_is_not_there_is_bad_input(cli: Cli, tree: P
     ("arguments", "message"),
     [
         (["import", "tiny", "none.tar"], "error: invalid value for 'PATH': Path 'none.tar' does not exist"),
-        (["import", "Tiny", "."], "error: expected a base such as debian or debian:12, found 'Tiny'"),
+        (["import", "Tiny", "."], "error: expected a name with an optional tag, found 'Tiny'"),
         (["rm", "tiny"], "error: unknown base tiny:latest"),
-        (["rm", "a b"], "error: expected a base such as"),
-        (["from-host", "UPPER"], "error: expected a base such as"),
+        (["rm", "a b"], "error: expected a name with an optional tag, found 'a b'"),
+        (["from-host", "UPPER"], "error: expected a name with an optional tag, found 'UPPER'"),
     ],
 )
 def test_mistakes_with_bases_are_bad_input_with_a_hint(cli: Cli, arguments: list[str], message: str) -> None:
@@ -114,12 +114,13 @@ def test_an_image_is_listed_inspected_and_removed(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("command", ["inspect", "rm"])
-@pytest.mark.parametrize("tag", ["kept", "t/kept", "T/kept:1", "t/kept:1/2", ""])
+@pytest.mark.parametrize("tag", ["Kept", "t/Kept:1", "t/kept:1/2", "t/kept@sha256:0", ""])
 def test_a_tag_of_another_form_is_shown_with_the_form_it_should_have(
     cli: Cli, command: str, tag: str
 ) -> None:
     done = cli("images", command, tag, status=2)
-    assert done.first == f"error: expected a tag of the form org/name:version, found {tag!r}"
+    assert done.first == f"error: expected a name with an optional tag, found {tag!r}"
+    assert "\n  hint: " in done.err
 
 
 def test_an_image_with_a_damaged_record_is_named_with_the_remedy(cli: Cli) -> None:
@@ -140,9 +141,12 @@ def test_the_store_is_where_the_settings_say(cli: Cli, tree: Path, tmp_path: Pat
     assert not cli.home.exists()
 
 
-def test_a_home_that_is_a_file_is_a_machine_error_with_the_remedy(cli: Cli, tmp_path: Path) -> None:
+def test_a_home_that_is_a_file_is_bad_input_with_the_remedy(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     cli.setenv("FIREBUILD_HOME", tmp_path / "file")
-    done = cli("base", "import", "tiny", ".", status=6)
+    done = cli("base", "import", "tiny", ".", status=2)
     assert "the store can't be written: Not a directory" in done.err
     assert "set FIREBUILD_HOME to another directory" in done.err
+    Path("firebuild.yaml").write_text(f"store: {{path: {tmp_path / 'file'}}}\n")
+    done = cli("base", "import", "tiny", ".", "--config", "firebuild.yaml", status=2)
+    assert "set store.path to another directory" in done.err

@@ -127,6 +127,39 @@ def attempts() -> dict[str, str]:
     return {name: in_child(test) for name, test in tests.items()}
 
 
+def changes() -> dict[str, str]:
+    """What a RUN can change of the nodes and entries that the host's kernel has once for all.
+
+    What is asked for is what they have, so that nothing is lost where it is not refused.
+    """
+    nodes = [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")]
+    entries = ["/proc/version", "/proc/uptime", "/proc/kcore", "/proc/sys/kernel/ostype", "/proc/bus"]
+    found: dict[str, str] = {}
+    for path in [*nodes, *entries, "/proc/self/net/dev"]:
+        if not os.path.exists(path):
+            continue
+        status = os.stat(path)
+        mode = status.st_mode & 0o7777
+        ways: dict[str, Callable[[], object]] = {
+            "chmod": partial(os.chmod, path, mode),
+            "chown": partial(os.chown, path, status.st_uid, status.st_gid),
+            "utime": partial(os.utime, path, ns=(status.st_atime_ns, status.st_mtime_ns)),
+            "setxattr": partial(os.setxattr, path, "trusted.firebuild", b""),
+            "unlink": partial(os.unlink, path) if path.startswith("/dev/") else partial(os.rmdir, path),
+        }
+        found |= {f"{name} {path}": in_child(way) for name, way in ways.items()}
+    return found
+
+
+def devices() -> dict[str, str]:
+    return {
+        "null": outcome(partial(write, "/dev/null", "x")),
+        "zero": outcome(partial(read, "/dev/zero")),
+        "full": outcome(partial(write, "/dev/full", "x")),
+        "random": outcome(lambda: len(os.urandom(4))),
+    }
+
+
 def key(name: str) -> str:
     """Search the session keyring, as the owner of its keys would."""
     return outcome(lambda: call(KEYCTL, 10, -3, b"user", name.encode(), 0))
@@ -153,6 +186,8 @@ def main() -> None:
         "trace": {"attach": in_child(lambda: LIBC.ptrace(ATTACH, 1, None, None))},
         "mounts": mounts,
         "attempts": attempts(),
+        "changes": changes(),
+        "devices": devices(),
         "after chroot": in_child(out_of_the_root),
         "key": key(sys.argv[2]),
         "abstract socket": in_child(lambda: abstract(sys.argv[1])),

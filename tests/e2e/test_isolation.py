@@ -144,6 +144,18 @@ def test_what_reaches_the_kernel_or_the_host_is_refused(findings: dict[str, Any]
     assert findings["attempts"][attempt] in refusals, findings["attempts"]
 
 
+def test_nothing_that_the_hosts_kernel_has_once_for_all_can_be_changed(findings: dict[str, Any]) -> None:
+    changed = {what: outcome for what, outcome in findings["changes"].items() if not outcome.startswith("E")}
+    assert changed == {}
+    assert "chmod /dev/null" in findings["changes"]
+    assert "chmod /proc/self/net/dev" in findings["changes"]
+
+
+def test_devices_work_though_they_cannot_be_changed(findings: dict[str, Any]) -> None:
+    zeros = "\0" * 100
+    assert findings["devices"] == {"null": "written", "zero": zeros, "full": "ENOSPC", "random": "4"}
+
+
 def test_a_chroot_leads_nowhere_but_into_the_image(findings: dict[str, Any]) -> None:
     assert "attack.py" in findings["after chroot"]
     assert not Path("/attack.py").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from firebuild_bootstrap import wire
@@ -366,6 +368,17 @@ def test_an_unknown_kind_of_entry_is_refused(local: Local) -> None:
         ([header(size=1), chunk(b"x"), header("g")], "header before the end"),
         ([header(size=1), pb.ResourceChunk()], "nothing before the end"),
         ([header(size=5), chunk(b"x"), eof()], "5 bytes were announced, 1 came"),
+        ([header(size=1), chunk(b"x"), chunk(b"y")], "1 bytes were announced, and more than 1 came"),
+        ([header(size=1), chunk(b"xy"), eof()], "1 bytes were announced, and more than 1 came"),
+        ([header(size=0), chunk(b"x"), eof()], "0 bytes were announced, and more than 0 came"),
+        ([header(size=-1), eof()], "announced -1 bytes"),
+        ([*a_directory("d")[:1], chunk(b"x", "d"), eof("d")], "0 bytes were announced, 1 came"),
+        ([*a_link("l", "x")[:1], chunk(b"x", "l"), eof("l")], "0 bytes were announced, 1 came"),
+        ([*a_link("l", "x")[:1], *[chunk(bytes(2**21), "l")] * 2], "0 bytes were announced, and more than 0"),
+        (a_file("a\0b"), "a path with a NUL"),
+        (a_link("l", "x\0y"), "a path with a NUL"),
+        (a_file("f", keepOwner=True, uid=2**40), "the owner 1099511627776:0"),
+        (a_file("f", keepOwner=True, gid=-1), "the owner 0:-1"),
         ([header(size=1), chunk(b"x", "g"), eof()], "mixed two files"),
         ([header(size=1), chunk(b"x"), eof("g")], "mixed two files"),
         ([header(size=1), chunk(bytes(wire.MAX_CHUNK_BYTES + 1)), eof()], "a chunk has 3774874 bytes"),
@@ -378,7 +391,23 @@ def test_a_broken_stream_is_an_error_and_leaves_no_file(
     error = local.refused(chunks, "/t/")
     assert words in error.message
     assert error.reason == "protocol"
-    assert set(local.tree()) <= {"t", "t/l"}
+    assert set(local.tree()) <= {"t", "t/l", "t/d"}
+
+
+def test_not_one_chunk_more_than_announced_is_written(local: Local) -> None:
+    sent = 0
+
+    def endless(context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
+        nonlocal sent
+        yield header(size=1)
+        while context.is_active():
+            sent += 1
+            yield chunk(bytes(wire.CHUNK_BYTES))
+
+    error = local.refused(endless)
+    assert "1 bytes were announced, and more than 1 came" in error.message
+    assert local.tree() == {}
+    assert sent < 50
 
 
 def test_a_message_longer_than_the_protocols_limit_is_an_error(local: Local) -> None:

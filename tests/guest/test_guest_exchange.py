@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -12,12 +13,12 @@ import pytest
 from firebuild_bootstrap.guest.exchange import BadAnswer, TooLong, exchange
 
 
-def ask(*pieces: bytes, limit: int = 1000) -> tuple[int, bytes, bytes]:
+def ask(*answer: bytes, limit: int = 1000, pieces: Iterable[bytes] | None = None) -> tuple[int, bytes, bytes]:
     """Answer a request with the pieces and an end; returns status, body, and the request."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.settimeout(10)
-        sender = threading.Thread(target=_send, args=(ours, pieces))
+        sender = threading.Thread(target=_send, args=(ours, answer if pieces is None else pieces))
         sender.start()
         try:
             status, body = exchange(theirs, "box", "GET", "/x", {"Accept": "a/b"}, limit=limit)
@@ -94,3 +95,16 @@ def test_anything_else_is_refused_in_words_without_the_body(answer: bytes, words
     with pytest.raises(BadAnswer, match=words) as caught:
         ask(answer)
     assert "SECRETWORD" not in str(caught.value)
+
+
+def test_an_answer_that_drips_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.guest.exchange._ANSWER_SECONDS", 0.2)
+    pieces = [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 200]
+
+    def dripping() -> Iterator[bytes]:
+        for piece in pieces:
+            time.sleep(0.01)
+            yield piece
+
+    with pytest.raises(BadAnswer, match=r"not complete within 0\.2 seconds"):
+        ask(pieces=dripping())

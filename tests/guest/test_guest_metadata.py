@@ -158,6 +158,7 @@ def test_a_broken_answer_is_tried_again(faulty: http.server.HTTPServer) -> None:
         ([(404, b""), (404, b"Resource not found")], "has no latest/meta-data"),
         ([(404, b""), (200, b'{"Key": "SECRETWORD", ')], "is not a JSON object"),
         ([(404, b""), (200, b'["SECRETWORD"]')], "is not a JSON object"),
+        ([(404, b""), (200, b"[" * 100_000 + b"SECRETWORD")], "is not a JSON object"),
         ([(404, b""), (200, b"x" * (4 * 1024 * 1024 + 1))], "more than 4194304 bytes"),
         ([(500, b"SECRETWORD")], "did not answer within 0.5 seconds"),
     ],

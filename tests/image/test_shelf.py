@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image import shelf as module
 from firebuild_bootstrap.image.shelf import Shelf
 
@@ -177,7 +178,7 @@ def test_what_can_not_be_removed_now_is_left_for_later(tmp_path: Path) -> None:
 
 def test_a_store_that_can_not_be_written_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(MachineError, match=r"file/.* the store can't be written") as caught:
+    with pytest.raises(InputError, match=r"file/.* the store can't be written: Not a directory") as caught:
         put(Shelf(tmp_path / "file/shelf"), "x")
     assert caught.value.hint is not None
     assert "FIREBUILD_HOME" in caught.value.hint
@@ -185,6 +186,41 @@ def test_a_store_that_can_not_be_written_is_an_error_that_names_the_way_out(tmp_
     (tmp_path / "shelf/names/a").touch()
     with pytest.raises(MachineError, match="the store can't be written"):
         put(Shelf(tmp_path / "shelf"), "x")
+
+
+def test_a_store_on_a_full_disk_is_not_the_users_mistake(tmp_path: Path) -> None:
+    full = module.unusable_store("x", OSError(errno.ENOSPC, "No space left on device"))
+    assert isinstance(full, MachineError)
+    assert "free some space" in (full.hint or "")
+
+
+def test_an_entry_that_nobody_may_write_any_more_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf = Shelf(tmp_path)
+    put(shelf, "x")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", "link")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(InputError, match="link: the store can't be written: Operation not permitted"):
+        put(shelf, "y")
+
+
+def test_one_content_has_as_many_names_as_it_was_given(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    with shelf.stage() as staging:
+        (staging.path / "text").write_text("one")
+        shelf.publish(staging, KEY, ("a", "2"))
+    assert shelf.alias(KEY, ("a", "3"))
+    assert not shelf.alias(("b", "1"), ("a", "4"))
+    assert shelf.names() == [KEY, ("a", "2"), ("a", "3")]
+    assert shelf.discard(KEY)
+    assert shelf.discard(("a", "2"))
+    assert leftovers(tmp_path) == (0, 1)
+    assert shelf.discard(("a", "3"))
+    assert leftovers(tmp_path) == (0, 0)
 
 
 def test_a_tree_is_synced_with_its_file_system_or_where_that_is_missing_with_everything(

@@ -14,7 +14,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image import hostbase
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.store import ImageRecord, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import Trees
@@ -39,7 +39,7 @@ def bases(tmp_path: Path, trees: Trees, images: ImageStore) -> Iterator[BaseStor
     store.close()
 
 
-def commit(images: ImageStore, tag: str, outputs: dict[OutputType, bytes]) -> StoredImage:
+def commit(images: ImageStore, tag: str, outputs: dict[OutputType, bytes], *also: str) -> StoredImage:
     with images.stage() as staging:
         artifacts = []
         for kind, content in outputs.items():
@@ -56,13 +56,14 @@ def commit(images: ImageStore, tag: str, outputs: dict[OutputType, bytes]) -> St
             issuer_fingerprint="ab" * 32,
             config=ImageConfig(user="app", cmd=("run",)),
             outputs=tuple(artifacts),
+            also_tagged=also,
         )
         return images.commit(staging, record)
 
 
 def test_an_image_is_found_again_with_all_that_is_known_about_it(images: ImageStore) -> None:
     stored = commit(images, "acme/web:1", {OutputType.EXT4: b"image", OutputType.TAR: b"tar"})
-    found = images.inspect(ImageTag("acme", "web", "1"))
+    found = images.inspect(Reference("acme/web", "1"))
     assert found == stored
     document = json.loads((found.directory / "image.json").read_text())
     assert document["config"] == {"User": "app", "Cmd": ["run"], "WorkingDir": "/"}
@@ -79,17 +80,17 @@ def test_images_are_listed_and_removed_by_tag(images: ImageStore) -> None:
     commit(images, "b/b:2", {OutputType.TAR: b""})
     commit(images, "a/a:1", {OutputType.TAR: b""})
     assert [str(image.tag) for image in images.list()] == ["a/a:1", "b/b:2"]
-    removed = images.inspect(ImageTag("a", "a", "1"))
+    removed = images.inspect(Reference("a/a", "1"))
     images.remove(removed.tag)
     assert not removed.directory.exists()
     assert [str(image.tag) for image in images.list()] == ["b/b:2"]
     with pytest.raises(InputError, match="there is no image a/a:1") as caught:
-        images.remove(ImageTag("a", "a", "1"))
+        images.remove(Reference("a/a", "1"))
     assert caught.value.hint == "images in the store: b/b:2"
 
 
 def test_no_tag_leads_out_of_the_store(images: ImageStore) -> None:
-    with images.stage() as staging, pytest.raises(InputError, match="org/name:version"):
+    with images.stage() as staging, pytest.raises(InputError, match="expected a name with an optional tag"):
         images.commit(staging, ImageRecord(tag="../x:1", build_id="b", created="c", firebuild_version="0"))
 
 
@@ -100,7 +101,7 @@ def test_an_image_that_can_not_be_written_leaves_the_older_one(images: ImageStor
         record = ImageRecord(tag="a/a:1", build_id="b", created="c", firebuild_version="0")
         with pytest.raises(MachineError, match="could not be stored: Is a directory"):
             images.commit(staging, record)
-    path = images.inspect(ImageTag("a", "a", "1")).output(OutputType.TAR)
+    path = images.inspect(Reference("a/a", "1")).output(OutputType.TAR)
     assert path is not None
     assert path.read_bytes() == b"old"
 
@@ -120,6 +121,100 @@ def test_an_image_removed_while_the_list_is_made_is_skipped(
     monkeypatch.setattr(images._shelf, "names", lambda: [("a", "a", "1"), ("b", "b", "2")])
     assert [str(image.tag) for image in images.list()] == ["a/a:1"]
     images.sweep()
+
+
+NAMES = [
+    "hello", "acme/web", "acme/team/web", "localhost/web", "docker.io/localhost/web", "localhost:5000/web",
+    "localhost:5000/acme/web", "[::1]:5000/web", "A.example/web", "a.example/web", "library/a/b", "a/b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("tag", ["1", "V1", "v1", "t" * 128])
+def test_every_name_is_an_image_and_a_base_of_its_own(
+    images: ImageStore, bases: BaseStore, make_tar: MakeTar, tag: str
+) -> None:
+    names = [*NAMES, "x" * 255, "a.example/" + "/".join(["y" * 40] * 5)]
+    archive = make_tar("one")
+    for number, name in enumerate(names):
+        commit(images, f"{name}:{tag}", {OutputType.TAR: str(number).encode()})
+        bases.import_base(f"{name}:{tag}", archive, ImageConfig(user=str(number)))
+    assert sorted(map(str, images.names())) == sorted(f"{name}:{tag}" for name in names)
+    assert sorted(base.name for base in bases.list()) == sorted(f"{name}:{tag}" for name in names)
+    for number, name in enumerate(names):
+        path = images.inspect(Reference.parse(f"{name}:{tag}")).output(OutputType.TAR)
+        assert path is not None
+        assert path.read_bytes() == str(number).encode()
+        assert bases.resolve(f"{name}:{tag}").config.user == str(number)
+        images.remove(Reference.parse(f"{name}:{tag}"))
+        bases.remove(f"{name}:{tag}")
+    assert (images.list(), bases.list()) == ([], [])
+
+
+def test_an_image_is_found_under_every_spelling_and_listed_under_the_one_that_built_it(
+    images: ImageStore, bases: BaseStore, make_tar: MakeTar
+) -> None:
+    commit(images, "hello:1", {OutputType.TAR: b"old"})
+    commit(images, "docker.io/library/hello:1", {OutputType.TAR: b"new"})
+    assert [str(image.tag) for image in images.list()] == ["docker.io/library/hello:1"]
+    path = images.inspect(Reference.parse("library/hello:1")).output(OutputType.TAR)
+    assert path is not None
+    assert path.read_bytes() == b"new"
+    assert bases.resolve("docker.io/hello:1").archive.read_bytes() == b"new"
+    bases.import_base("library/hello", make_tar("one"))
+    assert bases.resolve("hello").name == "library/hello:latest"
+
+
+def test_stores_of_earlier_versions_keep_working(
+    images: ImageStore, bases: BaseStore, make_tar: MakeTar, tmp_path: Path
+) -> None:
+    """Names were `org/name:version` for images, and had no spellings; where links are has not changed."""
+    for store, old, new in [
+        ("images", "docker.io/hello", "library/hello"),
+        ("bases", "library+debian", "debian"),
+        ("bases", "docker.io+acme+web", "acme+web"),
+    ]:
+        name = new.replace("+", "/")
+        if store == "images":
+            commit(images, f"{name}:1", {OutputType.TAR: b"old"})
+        else:
+            bases.import_base(f"{name}:1", make_tar("one"))
+        names = tmp_path / "home" / store / "names"
+        (names / old).parent.mkdir(exist_ok=True)
+        (names / new).rename(names / old)
+        target = os.readlink(names / old / "1")
+        assert (names / old / target).exists()
+    assert (
+        images.inspect(Reference.parse("hello:1")).location
+        == tmp_path / "home/images/names/docker.io/hello/1"
+    )
+    commit(images, "hello:1", {OutputType.TAR: b"new"})  # takes the place of the older one
+    path = images.inspect(Reference.parse("docker.io/hello:1")).output(OutputType.TAR)
+    assert path is not None
+    assert path.read_bytes() == b"new"
+    assert len(images.list()) == 1
+    assert bases.resolve("debian:1").name == "debian:1"
+    bases.remove("acme/web:1")
+    assert [base.name for base in bases.list()] == ["debian:1"]
+
+
+def test_one_image_can_have_several_names(images: ImageStore) -> None:
+    commit(images, "a/a:1", {OutputType.TAR: b"x"}, "hello", "reg.example/a:2")
+    assert [str(image.tag) for image in images.list()] == ["a/a:1", "hello:latest", "reg.example/a:2"]
+    assert images.inspect(Reference.parse("hello")).record.tag == "hello:latest"
+    images.tag(Reference.parse("hello"), Reference.parse("other:3"))
+    images.remove(Reference.parse("a/a:1"))
+    found = images.inspect(Reference.parse("other:3"))
+    assert (str(found.tag), found.record.also_tagged) == ("other:3", ())
+    with pytest.raises(InputError, match="there is no image a/a:1"):
+        images.tag(Reference.parse("a/a:1"), Reference.parse("x"))
+
+
+def test_a_record_with_a_name_that_is_none_is_damaged(images: ImageStore) -> None:
+    stored = commit(images, "a/a:1", {})
+    record = stored.directory / "image.json"
+    record.write_text(record.read_text().replace("a/a:1", "../.."))
+    with pytest.raises(MachineError, match=r"image\.json is damaged"):
+        images.inspect(stored.tag)
 
 
 @pytest.mark.root

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import tarfile
+import threading
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -35,7 +37,7 @@ from firebuild_bootstrap.events import (
     StepStarted,
 )
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_pki import CAError, CASettings, Note, NoteLevel, SettingsError
@@ -56,7 +58,7 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
         assert "bin/sh" in tar.getnames() or "usr/bin/sh" in tar.getnames()
     assert image.record.config.env["A"] == "b"
     assert image.record.config.labels["l"] == "v"
-    assert library.home.images.inspect(ImageTag.parse("t/story:1")).record == image.record
+    assert library.home.images.inspect(Reference.parse("t/story:1")).record == image.record
     kinds = [type(event) for event in library.events if not isinstance(event, Notice)]
     assert kinds == [
         *(PhaseStarted, PhaseStarted, BuildStarted, PhaseStarted, PhaseStarted, PhaseStarted),
@@ -131,7 +133,7 @@ def test_an_older_image_survives_a_failed_build(library: Library) -> None:
     before = library.build("FROM scratch\nLABEL is=old\n", tag="t/older:1")
     with pytest.raises(StepFailed):
         library.build("FROM scratch\nLABEL is=new\nRUN true\n", tag="t/older:1")
-    after = library.home.images.inspect(ImageTag.parse("t/older:1"))
+    after = library.home.images.inspect(Reference.parse("t/older:1"))
     assert after.record == before.record
     archive = after.output(OutputType.TAR)
     assert archive is not None
@@ -151,6 +153,64 @@ def test_a_guest_that_is_killed_is_lost(library: Library) -> None:
     [failed] = library.of(BuildFailed)
     assert (failed.exit_status, failed.error) == (4, "GuestLost")
     assert guests() == []
+
+
+def test_a_guest_that_gives_up_after_a_step_ends_the_build_with_its_words(library: Library) -> None:
+    def ask_to_end(event: Event) -> None:
+        if isinstance(event, StepFinished) and event.step == 2:
+            for pid in guests():
+                os.kill(pid, signal.SIGTERM)
+
+    library.watch = ask_to_end
+    with pytest.raises(StepFailed) as caught:
+        library.build("FROM host\nRUN true\n")
+    assert caught.value.__cause__ is None  # not itself, either: that chain would have no end
+    [failed] = library.of(BuildFailed)
+    assert (failed.exit_status, failed.step, failed.message) == (1, 0, str(caught.value))
+    assert guests() == []
+
+
+def test_events_come_one_at_a_time(library: Library) -> None:
+    inside = threading.Lock()
+    together: list[Event] = []
+
+    def slow(event: Event) -> None:
+        if not inside.acquire(blocking=False):
+            together.append(event)
+            return
+        if isinstance(event, PhaseStarted) and event.phase == 6:  # now the guest calls the server's threads
+            time.sleep(1.5)
+        inside.release()
+
+    library.watch = slow
+    library.build("FROM host\nRUN true\n")
+    assert together == []
+
+
+def test_a_failure_is_told_before_the_clean_up(library: Library) -> None:
+    left: list[list[str]] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, BuildFailed):
+            left.append(library.leftovers())
+
+    library.watch = look
+    with pytest.raises(StepFailed):
+        library.build("FROM host\nRUN false\n")
+    assert len(left) == 1
+    assert len(left[0]) == 1
+
+
+def test_outputs_that_take_too_long_are_ended_too(library: Library) -> None:
+    def wait(event: Event) -> None:
+        if isinstance(event, PhaseStarted) and event.phase == 7:
+            time.sleep(2.5)
+
+    library.watch = wait
+    short = limits(build_timeout=timedelta(seconds=1.5), initial_timeout=timedelta(seconds=1))
+    with pytest.raises(BuildTimeout, match=r"the build and its outputs took longer than 2\.5 seconds"):
+        library.build("FROM host\nRUN true\n", settings=short, tag="t/late:1")
+    assert library.home.images.find(Reference.parse("t/late:1")) is None
 
 
 def test_a_build_that_takes_too_long_is_ended(library: Library) -> None:
@@ -184,7 +244,7 @@ def test_an_output_that_gets_in_the_way_during_the_build_keeps_the_image_out_of_
     library.watch = obstruct
     with pytest.raises(InputError, match="expected a new or empty directory"):
         library.build("FROM scratch\n", tag="t/obstructed:1", outputs=[f"dir,dest={tmp_path}/out"])
-    assert library.home.images.find(ImageTag.parse("t/obstructed:1")) is None
+    assert library.home.images.find(Reference.parse("t/obstructed:1")) is None
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
@@ -216,7 +276,7 @@ def test_check_ends_a_build_wherever_it_is(library: Library, host_home: Path, ph
         library.build("FROM host\nRUN true\n", tag="t/interrupted:1")
     [failed] = library.of(BuildFailed)
     assert (failed.exit_status, failed.error) == (130, "Interrupted")
-    assert library.home.images.find(ImageTag.parse("t/interrupted:1")) is None
+    assert library.home.images.find(Reference.parse("t/interrupted:1")) is None
 
 
 def test_an_interruption_explains_the_failure_that_it_caused(library: Library, host_home: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine import janitor
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import Workspace, sweep
 from firebuild_bootstrap.sandbox import Host, IdMap, find_runtime
 from firebuild_bootstrap.sandbox.idmap import single
 from support import unique_seconds
@@ -295,3 +295,124 @@ def test_a_single_id_build_is_removed_too(tmp_path: Path) -> None:
         (workspace.path / "locked/inner").mkdir(parents=True)
         (workspace.path / "locked").chmod(0)
     assert os.listdir(tmp_path / "builds") == ["lock"]
+
+
+def in_time(condition: Callable[[], object], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def removing(home: Path) -> list[str]:
+    return os.listdir(home / "removing") if (home / "removing").exists() else []
+
+
+def stopped_while_removing(home: Path, idmap: IdMap, files: int) -> Workspace | None:
+    workspace = Workspace(home, "b-1", idmap)
+    for number in range(files):
+        os.mknod(workspace.path / f"{number}")
+    janitor = workspace._janitor
+
+    def stop() -> None:
+        in_time(lambda: removing(home) or janitor.poll() is not None)
+        janitor.send_signal(signal.SIGSTOP)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    workspace.close()
+    stopper.join()
+    return workspace if removing(home) else None
+
+
+@pytest.fixture
+def half_removed(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
+    """A closed build with much to remove, whose janitor was stopped in the middle of it."""
+    sizes = (1000, 3000, 10_000, 30_000)
+    workspace = next(filter(None, (stopped_while_removing(tmp_path, idmap, size) for size in sizes)))
+    yield workspace
+    workspace._janitor.kill()
+
+
+def test_nobody_waits_for_the_removal_of_a_large_tree(tmp_path: Path, half_removed: Workspace) -> None:
+    assert os.listdir(tmp_path / "builds") == ["lock"]
+    assert len(removing(tmp_path)) == 1
+    half_removed._janitor.send_signal(signal.SIGCONT)
+    assert in_time(lambda: removing(tmp_path) == [])
+
+
+def test_an_id_can_be_used_again_while_its_last_build_is_being_removed(
+    tmp_path: Path, half_removed: Workspace, idmap: IdMap
+) -> None:
+    with Workspace(tmp_path, "b-1", idmap) as again:
+        assert os.listdir(again.path) == []
+        assert len(removing(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("way", ["the next build", "any command"])
+def test_what_a_dead_janitor_left_is_removed_by(
+    tmp_path: Path, half_removed: Workspace, idmap: IdMap, way: str
+) -> None:
+    sweep(tmp_path)
+    assert len(removing(tmp_path)) == 1  # its janitor lives
+    half_removed._janitor.kill()
+    if way == "the next build":
+        in_time(lambda: half_removed._janitor.poll() is not None)
+        Workspace(tmp_path, "b-2", idmap).close()
+    else:
+        (tmp_path / "builds/b-9").mkdir()
+        in_time(lambda: half_removed._janitor.poll() is not None)
+        sweep(tmp_path)
+    assert in_time(lambda: removing(tmp_path) == [])
+    assert in_time(lambda: os.listdir(tmp_path / "builds") == ["lock"])
+
+
+def test_a_build_whose_janitor_was_killed_is_not_taken_for_dead(tmp_path: Path, idmap: IdMap) -> None:
+    with Workspace(tmp_path, "b-1", idmap) as workspace:
+        workspace._janitor.kill()
+        workspace._janitor.wait()
+        sweep(tmp_path)
+        with Workspace(tmp_path, "b-2", idmap):
+            assert workspace.path.is_dir()
+
+
+def test_a_directory_that_cannot_be_moved_is_removed_where_it_is(tmp_path: Path, idmap: IdMap) -> None:
+    (tmp_path / "removing").touch()
+    with Workspace(tmp_path, "b-1", idmap) as workspace:
+        (workspace.path / "file").touch()
+    assert os.listdir(tmp_path / "builds") == ["lock"]
+
+
+def test_a_killed_build_of_1500_nested_directories_leaves_nothing(tmp_path: Path) -> None:
+    end = "[(os.mkdir('d'), os.chdir('d')) for _ in range(os.chdir(workspace.path) or 1500)]"
+    end += "; os.kill(os.getpid(), signal.SIGKILL)"
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", build(end)], env=env, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    store = tmp_path / "store"
+    assert until_gone(store / "builds")
+    assert in_time(lambda: removing(store) == [])
+
+
+def test_sweeping_a_store_with_nothing_in_it_does_nothing(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    janitor.sweep(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_sweeping_removes_both_what_is_moved_away_and_what_is_not_yet(tmp_path: Path) -> None:
+    for name in ("builds/b-1/x", "removing/b-2.0/x"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "builds/file").touch()
+    janitor.sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path / "builds")) == ["file", "lock"]
+    assert removing(tmp_path) == []
+
+
+def test_the_janitor_sweeps_when_it_is_given_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "removing/b-2.0").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["janitor", str(tmp_path)])
+    janitor.main()
+    assert removing(tmp_path) == []

@@ -16,7 +16,7 @@ from firebuild_bootstrap.build import build_image
 from firebuild_bootstrap.errors import GuestLost, Interrupted, MachineError, StepFailed
 from firebuild_bootstrap.events import Event, Notice, StepOutput
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.machine.base import GuestOptions
@@ -78,7 +78,7 @@ class Rig:
         request = BuildRequest(
             dockerfile=self.context / "Dockerfile",
             context=self.context,
-            tag=ImageTag.parse(f"test/{self.tmp_path.name.replace('_', '-').lower()}:1"),
+            tag=Reference.parse(f"test/{self.tmp_path.name.replace('_', '-').lower()}:1"),
             outputs=parse_outputs(outputs),
             keep_failed=keep_failed,
         )

@@ -13,14 +13,50 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, DataStore, MetadataEmulator, MmdsVersion
 from firebuild_bootstrap.mmds import emulator as emulator_module
+from firebuild_bootstrap.mmds.protocol import BadRequest, MetadataService, parse_request
 
 JSON = {"Accept": "application/json"}
 V1 = MmdsVersion.V1
+_PIECES = [
+    *(
+        b"GET ",
+        b"PUT ",
+        b"POST ",
+        b" HTTP/1.1\r\n",
+        b" HTTP/1.0\r\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b"Connection: close\r\n",
+    ),
+    *(
+        b"/",
+        b"//",
+        b"/latest/",
+        b"meta-data",
+        b"/latest/api/token",
+        b"http://",
+        b"[",
+        b"]",
+        b":",
+        b"a~0~1b",
+        b"~",
+        b"n",
+    ),
+    *(
+        b"Accept: application/json\r\n",
+        b"X-metadata-token: ",
+        b"X-metadata-token-ttl-seconds: ",
+        b"Content-Length: ",
+    ),
+    *(b"1" * 30, b"-1", b"\xb2"),
+]
 
 
 def raw(guest: Any, data: bytes) -> bytes:
@@ -219,8 +255,27 @@ def test_a_malformed_request_is_refused_and_the_connection_closed(serve: Any, re
     assert b"Connection: close" in answer
 
 
-def test_a_target_without_path_is_refused(serve: Any) -> None:
-    assert serve(version=V1).ask("GET", "http:")[:2] == (400, "Invalid URI.")
+@pytest.mark.parametrize("target", ["http:", "http://[:]/x", "http://[::1/x", "http://a]b[/"])
+def test_a_target_without_a_path_that_can_be_read_is_refused(serve: Any, target: str) -> None:
+    answer = raw(serve(version=V1), f"GET {target} HTTP/1.1\r\nConnection: close\r\n\r\n".encode("latin-1"))
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request")
+    assert answer.endswith(b"Invalid URI.")
+
+
+@hypothesis.given(
+    st.lists(st.sampled_from(_PIECES) | st.binary(max_size=8), max_size=12).map(b"".join),
+    st.sampled_from([V1, MmdsVersion.V2]),
+)
+def test_whatever_is_sent_is_answered_or_awaited(request_: bytes, version: MmdsVersion) -> None:
+    store = DataStore()
+    store.put({"latest": {"meta-data": {"a~/b": "text", "n": 1}}})
+    service = MetadataService(store, clock=lambda: 0.0, version=version)
+    try:
+        parsed = parse_request(request_)
+    except BadRequest:
+        return
+    if parsed is not None:
+        assert service.respond(parsed[0]).encode(keep_alive=True).startswith(b"HTTP/1.1 ")
 
 
 def test_requests_may_come_in_pieces_and_several_at_once(serve: Any) -> None:

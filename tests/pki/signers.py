@@ -27,7 +27,7 @@ from firebuild_pki import (
     hookimpl,
 )
 from firebuild_pki.keys import generate_key
-from pki.tools import CLIENT_AUTH, LEAF_USAGE, NOW, SERVER_AUTH, OperatorCA, pem
+from pki.tools import ANY_USAGE, CLIENT_AUTH, CODE_SIGNING, LEAF_USAGE, NOW, SERVER_AUTH, OperatorCA, pem
 
 Sign = Callable[["Operator", SignRequest], Any]
 
@@ -175,6 +175,7 @@ lax_key_usage = _flawed(
 )
 small_serial = _flawed("small-serial", serial=4711)
 old_style = _flawed("old-style", identifiers=False)
+both_usages = _flawed("both-usages", usages=[SERVER_AUTH, CLIENT_AUTH])
 
 # refused: what the leaf says
 wrong_key = _flawed("wrong-key", key=lambda: generate_key().public_key())
@@ -182,7 +183,9 @@ wrong_names = _flawed("wrong-names", names=["somebody.else.example"])
 more_names = _flawed("more-names", names=["b.firebuild.internal", "*.firebuild.internal"])
 more_kinds = _flawed("more-kinds", other_names=[x509.UniformResourceIdentifier("https://example.com/")])
 no_names = _flawed("no-names", names=[])
-both_usages = _flawed("both-usages", usages=[SERVER_AUTH, CLIENT_AUTH])
+any_usage = _flawed("any-usage", usages=[ANY_USAGE])
+any_usage_besides = _flawed("any-usage-besides", usages=[SERVER_AUTH, CLIENT_AUTH, ANY_USAGE])
+third_usage = _flawed("third-usage", usages=[SERVER_AUTH, CLIENT_AUTH, CODE_SIGNING])
 swapped_usage = _flawed("swapped-usage", usages=[CLIENT_AUTH])
 no_usage = _flawed("no-usage", usages=[])
 leaf_is_ca = _flawed("leaf-is-ca", ca=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import ssl
 import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 
 import pytest
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from firebuild_pki import (
     AuthorityClosed,
@@ -21,11 +25,13 @@ from firebuild_pki import (
     MaterialError,
     ProviderContext,
     SettingsError,
+    TLSMaterial,
     UnsupportedOperation,
     open_authority,
 )
 from firebuild_pki.providers.embedded import EmbeddedProvider, EmbeddedSettings
-from pki.tools import NOW, Clock, certificates, handshake, leaf_of, pem
+from pki import characters
+from pki.tools import NOW, Clock, ca_settings, catalog_of, certificates, handshake, leaf_of, opened, pem
 
 
 def test_without_settings_the_embedded_ca_opens() -> None:
@@ -243,3 +249,64 @@ def test_the_embedded_ca_forgets_its_keys() -> None:
     provider.close()
     with pytest.raises(AuthorityClosed, match="the embedded CA has no keys"):
         provider.trust_bundle()
+
+
+def test_names_keep_the_ends_apart_where_both_may_play_both() -> None:
+    with opened("both-usages") as authority:
+        server, guest = authority.issue_server(), authority.issue_guest()
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(guest.ssl_context(server_side=True), guest.ssl_context(), guest.server_name)
+    # the other way round it is the pin of the guest's certificate: tests/service
+    assert server.fingerprint_sha256 != guest.fingerprint_sha256
+
+
+def reachable_from(start: object) -> Iterator[object]:
+    """Walk over all objects that something keeps alive; modules, classes and code are everybody's."""
+    seen, pending = {id(start)}, [start]
+    while pending:
+        one = pending.pop()
+        yield one
+        kept = one.__closure__ or () if isinstance(one, FunctionType) else gc.get_referents(one)
+        for below in kept:
+            if id(below) not in seen and not isinstance(below, ModuleType | type | CodeType):
+                seen.add(id(below))
+                pending.append(below)
+
+
+def keys_in(start: object, materials: Iterable[TLSMaterial]) -> list[object]:
+    secrets = [material.private_key_pem for material in materials]
+    lines = [secret.splitlines()[1] for secret in secrets]
+    return [
+        one
+        for one in reachable_from(start)
+        if isinstance(one, ec.EllipticCurvePrivateKey)
+        or (isinstance(one, bytes | bytearray) and any(line in one for line in lines))
+        or (isinstance(one, str) and any(line.decode() in one for line in lines))
+    ]
+
+
+@pytest.mark.parametrize("name", ["embedded", "revoker", "pairs"])
+@pytest.mark.parametrize("failing", [False, True])
+def test_an_authority_keeps_no_key_that_it_handed_out(name: str, failing: bool) -> None:
+    settings = ca_settings({"provider": name}, catalog_of("revoker", "pairs"))
+    authority = open_authority(settings, build_id="b", clock=Clock())
+    with authority:
+        issued = [authority.issue_server(), authority.issue_guest(), authority.issue_guest()]
+        assert keys_in(issued[0], issued)
+        if failing:
+            with pytest.raises(CAError):
+                authority.issue_guest(build_deadline=NOW.replace(year=2099))
+        # The provider has keys of its own as long as it is open, and this search finds them.
+        assert name == "pairs" or keys_in(authority, issued)
+        assert not [one for one in keys_in(authority, issued) if isinstance(one, bytes | str)]
+    assert keys_in(authority, issued) == []
+    assert all(material.private_key_pem not in repr(vars(authority)).encode() for material in issued)
+
+
+def test_certificates_can_be_revoked_without_their_keys_being_kept() -> None:
+    settings = ca_settings({"provider": "revoker", "revoke_at_end": True}, catalog_of("revoker"))
+    characters.REVOKED.clear()
+    with open_authority(settings, build_id="b", clock=Clock()) as authority:
+        issued = [authority.issue_server(), authority.issue_guest()]
+        assert not [one for one in keys_in(authority, issued) if isinstance(one, bytes | str)]
+    assert [certificates(one)[0] for one in characters.REVOKED] == [leaf_of(one) for one in issued]

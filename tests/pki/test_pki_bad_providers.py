@@ -92,6 +92,11 @@ WARNINGS = [
         "the CA extended the lifetime of the server certificate: "
         "asked until 2030-05-17 13:00:00Z, got 2030-05-17 17:00:00Z",
     ),
+    (
+        "both-usages",
+        "expected the extended key usage serverAuth and nothing else in the server certificate, "
+        "found: clientAuth, serverAuth",
+    ),
     ("no-key-usage", "the certificate has no key usage extension"),
     ("lax-key-usage", "the key usage extension is not critical"),
     ("lax-key-usage", "the key usage has keyEncipherment, which means nothing for an EC key"),
@@ -127,7 +132,9 @@ REFUSALS = [
         "b.firebuild.internal, https://example.com/",
     ),
     ("no-names", f"{WANTED}, found subject alternative names: none"),
-    ("both-usages", f"{USAGE}clientAuth, serverAuth"),
+    ("any-usage", f"{USAGE}anyExtendedKeyUsage"),
+    ("any-usage-besides", f"{USAGE}anyExtendedKeyUsage, clientAuth, serverAuth"),
+    ("third-usage", f"{USAGE}1.3.6.1.5.5.7.3.3, clientAuth, serverAuth"),
     ("swapped-usage", f"{USAGE}clientAuth"),
     ("no-usage", f"{USAGE}none"),
     ("leaf-is-ca", f"expected an end-entity certificate, but {LEAF} is a CA"),

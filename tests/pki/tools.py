@@ -22,6 +22,8 @@ from firebuild_pki.keys import PrivateKey, generate_key
 NOW = datetime(2030, 5, 17, 12, 0, 0, tzinfo=UTC)
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+ANY_USAGE = ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE
+CODE_SIGNING = ExtendedKeyUsageOID.CODE_SIGNING
 
 LEAF_USAGE: dict[str, bool] = dict.fromkeys(
     (

@@ -18,7 +18,6 @@ USAGE = "expected the extended key usage serverAuth and nothing else in the serv
 REFUSED = {
     "wrong-key": f"the certificate {LEAF} is for another public key than the one requested",
     "wrong-names": f"{NAMES}, found subject alternative names: somebody.else.example",
-    "both-usages": f"{USAGE}, found: clientAuth, serverAuth",
     "leaf-is-ca": f"expected an end-entity certificate, but {LEAF} is a CA",
     "no-signatures": "the key usage of the certificate lacks digitalSignature, which TLS 1.3 needs",
     "signs-certificates": "the key usage of the certificate has keyCertSign; only a CA may",
@@ -32,6 +31,7 @@ REFUSED = {
 }
 
 WARNED = {
+    "both-usages": f"{USAGE}, found: clientAuth, serverAuth",
     "reversed-chain": "the chain that the provider returned is out of order, and was sorted",
     "root-in-chain": "the chain that the provider returned holds a root, which was left out",
     "leaf-in-chain": "the chain that the provider returned holds the leaf, which was left out",

@@ -131,7 +131,8 @@ EXPECTED: dict[str, set[str]] = {
     # the certificate
     "wrong_key": SIGNING | SENSE | {"the_certificate_is_for_the_right_key"},
     "wrong_names": SIGNING | {"the_certificate_has_the_right_names", "several_names_are_certified"},
-    "both_usages": SIGNING | {"the_certificate_is_for_one_end_only"},
+    "both_usages": REMARK
+    | {"the_certificate_is_for_one_end_only", "a_guest_makes_no_server", "a_server_makes_no_guest"},
     "leaf_is_ca": SIGNING | {"the_certificate_is_an_end_entitys"},
     "no_signatures": SIGNING | {"the_certificate_is_an_end_entitys"},
     "signs_certificates": SIGNING | {"the_certificate_is_an_end_entitys"},

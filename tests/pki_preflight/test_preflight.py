@@ -186,7 +186,7 @@ def test_what_the_provider_finds_out_has_rows_also_beside_a_fatal_one() -> None:
 
 
 def test_a_note_without_a_subject_is_about_the_backend() -> None:
-    assert rows(fly(moody("tired")), "backend") == [(WARNING, "tired\x1b[31m\nand old", None)]
+    assert rows(fly(moody("tired")), "backend") == [(WARNING, r"tired\x1b[31m and old", None)]
 
 
 def test_a_check_that_returns_no_notes_is_named() -> None:

@@ -66,6 +66,7 @@ class Operator:
         }
         done = subprocess.run(["sh", str(script)], env=around, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+        self.said = done.stderr
         return done.stdout
 
     def open(self, settings: CASettings, **environ: str) -> Authority:
@@ -177,7 +178,7 @@ def test_other_settings_other_names(operator: Operator) -> None:
 def test_one_role_becomes_two_and_the_script_says_so(operator: Operator) -> None:
     single = operator.settings(APPROLE, role="images", server_role=None, guest_role=None)
     output = operator.run(single)
-    assert (printed(output, "server_role"), printed(output, "guest_role")) == (
+    assert (printed(operator.said, "server_role"), printed(operator.said, "guest_role")) == (
         "images-server",
         "images-guest",
     )
@@ -186,10 +187,23 @@ def test_one_role_becomes_two_and_the_script_says_so(operator: Operator) -> None
         build(authority)
 
 
+@pytest.mark.parametrize("role", [{}, {"role": "images", "server_role": None, "guest_role": None}])
+def test_only_the_token_goes_to_standard_output(operator: Operator, role: dict[str, Any]) -> None:
+    settings = operator.settings({"method": "token", "token": {"env": "TOKEN"}}, **role)
+    for _ in range(2):  # the second time, everything is there already
+        assert re.fullmatch(r"\S+\n?", operator.run(settings))
+    assert "Success! Uploaded policy: firebuild" in operator.said
+
+
+def test_what_the_tool_says_is_not_mixed_with_the_secret_id(operator: Operator) -> None:
+    lines = operator.run(operator.settings(APPROLE)).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["role_id", "secret_id"]
+
+
 def test_a_token_file(operator: Operator, tmp_path: Path) -> None:
     file = tmp_path / "token"
     settings = operator.settings({"method": "token_file", "path": str(file)})
-    file.write_text(operator.run(settings).split()[-1])
+    file.write_text(operator.run(settings))
     with operator.open(settings) as authority:
         build(authority)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,8 +51,53 @@ def test_plain_http_where_tls_is_expected_and_the_other_way_round(
 ) -> None:
     with raises(ProviderError, "it does not speak TLS", "is it plain http, or another service?"):
         backend.open(address=backend.api.address.replace("http:", "https:"))
-    with raises(ProviderError, "status 400"):
-        tls_backend.open(address=tls_backend.api.address.replace("https:", "http:"), tls=None)
+    plain = tls_backend.api.address.replace("https:", "http:")
+    with raises(ProviderError, "speaks TLS, not plain http", f"use {tls_backend.api.address}"):
+        tls_backend.open(address=plain, tls=None)
+
+
+def test_a_server_that_hangs_up_on_plain_http_is_told_from_one_that_is_down(
+    tls_backend: Backend, tmp_path: Path
+) -> None:
+    # As HashiCorp Vault: it reads what is no ClientHello and resets the connection, without a word.
+    own = ClientCertificate.written(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.cert_file, own.key_file)
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing_thread(listener, context):
+        port = listener.getsockname()[1]
+        with raises(ProviderError, "this port speaks TLS, not plain http", f"use https://127.0.0.1:{port}"):
+            tls_backend.open(address=f"http://127.0.0.1:{port}", tls=None, retry_for="30s")
+
+
+def test_a_server_that_hangs_up_on_everybody_is_not_taken_for_tls(tls_backend: Backend) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, closing_thread(listener, None):
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with raises(ProviderError, address):
+            tls_backend.open(address=address, tls=None, retry_for="0s")
+
+
+@contextlib.contextmanager
+def closing_thread(listener: socket.socket, context: ssl.SSLContext | None) -> Iterator[None]:
+    """Hang up on whoever calls; with a context, on those that do not begin with TLS."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                if context is not None:
+                    connection = context.wrap_socket(connection, server_side=True)
+                connection.close()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
 
 
 def test_a_name_that_nobody_knows_is_not_asked_for_twice(backend: Backend) -> None:

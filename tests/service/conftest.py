@@ -22,7 +22,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.events import Event, PeerRefused
-from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
+from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome, StepInfo
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import channel_credentials, channel_options
 
@@ -114,6 +114,7 @@ class Caller:
             *channel_options(material),
             ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
             ("grpc.enable_retries", 0),
+            ("grpc.use_local_subchannel_pool", 1),  # each caller has a connection of its own
         ]
         self.channel = grpc.secure_channel(address, channel_credentials(material), options)
         self._metadata = (wire.GUEST_HELLO,) if hello else ()
@@ -135,6 +136,13 @@ class Caller:
 
     def out(self, data: bytes, step: int = 2, method: str = "StdOut") -> None:
         self.unary(method, pb.LogMessage(data=data, step=step))
+
+    def report(self, step: int, exit_code: int | None = None) -> None:
+        """Tell that a step began, or how it ended."""
+        event = pb.StepEvent(kind=pb.StepEvent.STARTED)
+        if exit_code is not None:
+            event = pb.StepEvent(kind=pb.StepEvent.FINISHED, exit_code=exit_code, duration_ms=1500)
+        self.unary("StdOut", pb.LogMessage(step=step, event=event))
 
     def success(self) -> None:
         self.unary("Success", pb.Empty())
@@ -238,10 +246,11 @@ def serve(materials: tuple[TLSMaterial, TLSMaterial], short_path: Path) -> Itera
             wire.CopyCommand(step=2, original="COPY . /to/", source=source, target="/to/")
             for source in parcels or {}
         ]
+        told = copies if commands is None else commands
         events: list[Event] = []
         welcomed: list[float] = []
         server = BootstrapServer(
-            commands=[wire.encode_command(c) for c in (copies if commands is None else commands)],
+            commands=[wire.encode_command(command) for command in told],
             resources=parcels or {},
             server_material=materials[0],
             guest_material=materials[1],
@@ -249,6 +258,7 @@ def serve(materials: tuple[TLSMaterial, TLSMaterial], short_path: Path) -> Itera
             runtime_directory=short_path,
             **{
                 "events": events.append,
+                "steps": [StepInfo(number, 0, "") for number in sorted({command.step for command in told})],
                 "on_guest_connected": lambda: welcomed.append(time.monotonic()),
                 **options,
             },

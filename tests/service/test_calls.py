@@ -57,6 +57,9 @@ def entry_of(kind: EntryKind, path: str, **changes: Any) -> Entry:
     return dataclasses.replace(entry, **changes)
 
 
+RUN = wire.RunCommand(step=2, original="RUN true", argv=("true",))
+
+
 def test_material_of_the_default_authority_is_all_that_a_build_needs(serve: Any) -> None:
     with open_authority(build_id="b7") as authority:
         running = serve(materials=(authority.issue_server(), authority.issue_guest()))
@@ -276,7 +279,7 @@ def test_a_slow_guest_slows_the_reading_of_files_down(serve: Any) -> None:
 
 
 def test_output_arrives_in_order_and_byte_by_byte(serve: Any) -> None:
-    running = serve()
+    running = serve(commands=[RUN])
     guest = running.caller()
     for number in range(20):
         guest.out(b"\xff\x00%d" % number, method="StdErr" if number % 2 else "StdOut")
@@ -297,31 +300,117 @@ def test_lines_of_an_old_guest_become_output_of_step_0(serve: Any) -> None:
 def test_steps_are_reported_with_their_place_in_the_dockerfile(serve: Any) -> None:
     running = serve(steps=[StepInfo(2, 7, "RUN true")], total_steps=5)
     guest = running.caller()
-    started = pb.StepEvent(kind=pb.StepEvent.STARTED)
-    finished = pb.StepEvent(kind=pb.StepEvent.FINISHED, exit_code=3, duration_ms=1500)
-    for step in (2, 4):
-        guest.unary("StdOut", pb.LogMessage(step=step, event=started))
-        guest.unary("StdOut", pb.LogMessage(step=step, event=finished))
+    guest.report(2)
+    guest.report(2, 3)
     guest.unary("StdOut", pb.LogMessage(step=2, event=pb.StepEvent()))
-    first, unknown = running.of(StepStarted)
-    assert (first.step, first.total, first.instruction, first.line) == (2, 5, "RUN true", 7)
-    assert (unknown.step, unknown.instruction, unknown.line) == (4, "", 0)
-    done = running.of(StepFinished)[0]
+    (started,) = running.of(StepStarted)
+    assert (started.step, started.total, started.instruction, started.line) == (2, 5, "RUN true", 7)
+    (done,) = running.of(StepFinished)
     assert (done.step, done.exit_code, done.seconds) == (2, 3, 1.5)
-    assert len(running.of(StepFinished)) == 2
 
 
-def test_output_above_the_limit_is_dropped_with_one_notice_that_says_how_much(serve: Any) -> None:
-    running = serve(limits=Limits(max_log_bytes=10))
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (pb.LogMessage(step=4, data=b"x"), "about step 4, which this build does not have"),
+        (pb.LogMessage(step=4, event=pb.StepEvent(kind=pb.StepEvent.STARTED)), "about step 4"),
+        (pb.LogMessage(event=pb.StepEvent(kind=pb.StepEvent.FINISHED)), "without its number"),
+        (pb.AbortRequest(step=4, error="x"), "about step 4"),
+    ],
+)
+def test_a_guest_that_speaks_of_steps_that_do_not_exist_ends_the_build(
+    serve: Any, request_: Any, words: str
+) -> None:
+    running = serve(commands=[RUN])
+    method = "Abort" if isinstance(request_, pb.AbortRequest) else "StdOut"
+    with pytest.raises(grpc.RpcError):
+        running.caller().unary(method, request_)
+    outcome = running.outcome()
+    assert outcome.ending is Ending.SERVER_ERROR
+    assert words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("ends", "words", "exit_code"),
+    [
+        ({}, "success, but step 2 was not seen to end", None),
+        ({2: 0}, "success, but step 3 was not seen to end", None),
+        ({3: 0}, "success, but step 2 was not seen to end", None),
+        ({2: 7, 3: 0}, "success, though step 2 ended with status 7", 7),
+        ({2: 0, 3: -1}, "success, though step 3 ended with status -1", -1),
+    ],
+)
+def test_success_is_believed_only_of_a_guest_that_has_nothing_left(
+    serve: Any, ends: dict[int, int], words: str, exit_code: int | None
+) -> None:
+    running = serve(commands=[RUN, dataclasses.replace(RUN, step=3)])
     guest = running.caller()
-    for _ in range(3):
-        guest.out(b"1234567")
-    assert b"".join(event.data for event in running.of(StepOutput)) == b"1234567123"
-    assert running.of(Notice) == []
+    for step, code in ends.items():
+        guest.report(step)
+        guest.report(step, code)
+    guest.success()
+    outcome = running.outcome()
+    assert (outcome.ending, outcome.exit_code, outcome.reason) == (Ending.ABORTED, exit_code, "protocol")
+    assert words in outcome.message
+
+
+def test_a_failed_step_is_not_forgotten_when_it_ends_again_with_success(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    guest = running.caller()
+    for code in (7, 0):
+        guest.report(2, code)
+    guest.success()
+    assert running.outcome().exit_code == 7
+
+
+def test_success_of_all_steps_is_success(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    guest = running.caller()
+    guest.report(2)
+    guest.report(2, 0)
     guest.success()
     assert running.outcome().ending is Ending.SUCCESS
+
+
+def test_of_a_step_that_writes_too_much_the_head_and_the_tail_are_shown(serve: Any) -> None:
+    running = serve(limits=Limits(max_log_bytes=10), commands=[RUN, dataclasses.replace(RUN, step=3)])
+    guest = running.caller()
+    guest.report(2)
+    guest.out(b"1234567")
+    for number in range(30):
+        guest.out(b"%04d" % number * 1024, method="StdErr" if number % 2 else "StdOut")
+    guest.report(2, 1)
+    shown = b"".join(event.data for event in running.of(StepOutput))
+    assert shown.startswith(b"1234567000")
+    assert shown[10:] == b"".join(b"%04d" % number * 1024 for number in range(22, 30))
+    assert [event.stream for event in running.of(StepOutput)][-2:] == ["stdout", "stderr"]
     (notice,) = running.of(Notice)
-    assert "11 bytes of output were dropped" in notice.message
+    left_out = 7 + 30 * 4096 - len(shown)
+    assert notice.message.startswith(f"step 2 wrote more than 10 bytes: {left_out} bytes are left out here")
+    kinds = [type(event) for event in running.events]
+    assert kinds.index(Notice) < kinds.index(StepFinished)
+    guest.out(b"next step", step=3)
+    assert running.of(StepOutput)[-1].data == b"next step"
+
+
+def test_the_end_of_output_comes_before_the_end_of_the_build(serve: Any) -> None:
+    running = serve(limits=Limits(max_log_bytes=3), commands=[RUN])
+    guest = running.caller()
+    guest.out(b"123the reason")
+    guest.unary("Abort", pb.AbortRequest(error="x", step=2, exit_code=1, reason="command"))
+    running.outcome()
+    assert b"".join(event.data for event in running.of(StepOutput)) == b"123the reason"
+    assert running.of(Notice) == []  # nothing is missing
+
+
+def test_steps_that_take_turns_do_not_get_around_the_limit(serve: Any) -> None:
+    running = serve(limits=Limits(max_log_bytes=3), commands=[RUN, dataclasses.replace(RUN, step=3)])
+    guest = running.caller()
+    for step in (2, 3, 2):
+        guest.out(b"x" * 40_000, step=step)
+    guest.out(b"", step=3)
+    guest.report(2, 1)
+    assert len(b"".join(event.data for event in running.of(StepOutput))) == 3 + 3 + 3 * 32 * 1024
 
 
 def test_success_ends_the_build_and_every_later_call_is_refused(serve: Any) -> None:
@@ -345,6 +434,7 @@ def test_the_end_of_the_build_ends_a_running_transfer(serve: Any) -> None:
     guest = running.caller()
     stream = guest.resource("step-2")
     next(iter(stream))
+    guest.report(2, 0)
     guest.success()
     with pytest.raises(grpc.RpcError) as ended:
         list(stream)
@@ -353,7 +443,7 @@ def test_the_end_of_the_build_ends_a_running_transfer(serve: Any) -> None:
 
 
 def test_an_abort_tells_step_and_exit_code(serve: Any) -> None:
-    running = serve()
+    running = serve(steps=[StepInfo(4, 9, "RUN false")])
     request = pb.AbortRequest(error="RUN failed", step=4, exit_code=137, reason="command")
     running.caller().unary("Abort", request)
     outcome = running.outcome()
@@ -390,7 +480,7 @@ def test_a_receiver_of_events_that_fails_ends_the_build(serve: Any) -> None:
         if isinstance(event, StepOutput):
             raise BrokenPipeError(32, "Broken pipe")
 
-    running = serve(events=sink, limits=Limits(max_log_bytes=1))
+    running = serve(events=sink, limits=Limits(max_log_bytes=1), commands=[RUN])
     guest = running.caller()
     guest.out(b"ab")
     outcome = running.outcome()

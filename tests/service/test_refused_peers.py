@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.events import PeerRefused
+from firebuild_bootstrap.events import Notice, PeerRefused
 from firebuild_bootstrap.service import Limits
 from firebuild_pki import TLSMaterial
 
@@ -204,17 +204,42 @@ def test_the_alert_of_a_client_that_does_not_trust_this_server_is_told(serve: An
     assert running.refusal().reason == "it refused this server (tlsv1 alert unknown ca)"
 
 
-def test_connections_above_the_limit_are_refused_and_the_guest_gets_through_later(serve: Any) -> None:
-    running = serve(limits=Limits(max_connections=2, handshake_timeout=30))
+def test_peers_that_hold_connections_open_cannot_keep_the_guest_out(serve: Any) -> None:
+    running = serve(limits=Limits(max_connections=2, max_handshakes=3, handshake_timeout=30))
     target = host_and_port(running.address)
-    with socket.create_connection(target, timeout=10), socket.create_connection(target, timeout=10):
-        with socket.create_connection(target, timeout=10) as third:
-            assert third.recv(1) == b""
-        assert running.refusal().reason == "2 connections are open already"
-    deadline = time.monotonic() + 10
-    while running.server.refused_peers < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert running.caller().ping() == "p"
+    with contextlib.ExitStack() as held:
+        peers = [held.enter_context(socket.create_connection(target, timeout=10)) for _ in range(4)]
+        assert peers[0].recv(1) == b""
+        assert running.refusal().reason == "its TLS handshake gave way to newer ones"
+        guest = running.caller()
+        assert guest.ping() == "p"  # now it is the second peer that had to go
+        assert peers[1].recv(1) == b""
+        for _ in range(20):
+            held.enter_context(socket.create_connection(target, timeout=10))
+        assert guest.ping("still there") == "still there"
+
+
+def test_the_default_limits_bear_a_crowd_of_silent_peers(serve: Any) -> None:
+    running = serve()
+    target = host_and_port(running.address)
+    with contextlib.ExitStack() as held:
+        for _ in range(300):
+            held.enter_context(socket.create_connection(target, timeout=10))
+        assert running.caller().ping() == "p"
+        named = running.of(PeerRefused)
+        assert running.server.refused_peers > len(named) == 50
+        (notice,) = running.of(Notice)
+        assert notice.message == "50 peers were refused; further ones are counted, not named"
+
+
+def test_the_guest_cannot_have_more_connections_than_the_limit(serve: Any) -> None:
+    running = serve(limits=Limits(max_connections=1))
+    guest = running.caller()
+    assert guest.ping() == "p"
+    with pytest.raises(grpc.RpcError):
+        running.caller().ping()
+    assert any("the guest has 1 connections open" in event.reason for event in running.of(PeerRefused))
+    assert guest.ping() == "p"
 
 
 def test_a_subject_cannot_forge_a_log_line(

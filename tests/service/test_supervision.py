@@ -11,9 +11,8 @@ import grpc
 import pytest
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import BuildTimeout, GuestLost
-from firebuild_bootstrap.service import Ending, Limits
+from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_bootstrap.service.supervision import Watch
 
 
@@ -121,10 +120,9 @@ def test_the_initial_time_starts_when_the_machine_does(serve: Any) -> None:
 
 
 def test_a_guest_that_stops_pinging_is_lost(serve: Any) -> None:
-    running = serve(limits=Limits(ping_interval=0.1, missed_pings=3))
+    running = serve(limits=Limits(ping_interval=0.1, missed_pings=3), steps=[StepInfo(4, 0, "")])
     guest = running.caller()
-    started = pb.StepEvent(kind=pb.StepEvent.STARTED)
-    guest.unary("StdOut", pb.LogMessage(step=4, event=started))
+    guest.report(4)
     for _ in range(6):
         time.sleep(0.1)
         guest.ping()

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_bootstrap.cli.paths import check_writable
 
 
 @click.group()
@@ -45,7 +46,9 @@ def build(
     from firebuild_bootstrap.agent import Compression, agent_image
     from firebuild_bootstrap.progress import human_size
 
-    home = home_from(settings_from(config_file))
+    home = home_from(settings_from(config_file), writable=True)
+    if output is not None:
+        check_writable(output)
     path = agent_image(home.root, compression=Compression(compression), kernel_modules=kernel_modules)
     if output is not None:
         _copy(path, output)
@@ -60,7 +63,7 @@ def _copy(source: Path, target: Path) -> None:
 
     from firebuild_bootstrap.errors import InputError
 
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    fresh = target.with_name(f".firebuild-{os.getpid()}")
     try:
         try:
             shutil.copyfile(source, fresh)

@@ -13,15 +13,18 @@ from firebuild_bootstrap.cli.agent import agent
 from firebuild_bootstrap.cli.base import base
 from firebuild_bootstrap.cli.ca import ca
 from firebuild_bootstrap.cli.config import config
+from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.failure import report
-from firebuild_bootstrap.cli.images import images
+from firebuild_bootstrap.cli.images import du, images
 from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.plugin import plugin
-from firebuild_bootstrap.cli.rootfs import rootfs
+from firebuild_bootstrap.cli.rmtree import rm_tree
+from firebuild_bootstrap.cli.rootfs import build, rootfs
 from firebuild_bootstrap.errors import Interrupted
 
 
 @click.group(
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit status: 0 success, 1 a step failed, 2 bad input, 3 certificate authority, 4 guest lost,"
     " 5 timeout, 6 machine, 70 internal error, 74 standard output, 130 interrupted.",
@@ -31,7 +34,7 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (rootfs, base, images, config, ca, plugin, agent):
+for command in (build, rootfs, base, images, du, rm_tree, config, ca, plugin, agent):
     app.add_command(command)
 
 

@@ -77,8 +77,10 @@ def issue(config_file: Path | None, provider: str | None, as_json: bool, **optio
     CA is gone when this command ends.
     """
     from firebuild_bootstrap.cli.issuing import Wish, issue_files, print_issued
+    from firebuild_bootstrap.cli.paths import check_can_be_made
 
     wish = Wish.parse(**options)
+    check_can_be_made(wish.directory)
     with interruptible("issuing") as interrupted:
         settings = settings_from(config_file, {**_override(provider), **wish.overrides})
         issued = issue_files(wish, settings.ca, interrupted)

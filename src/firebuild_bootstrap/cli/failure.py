@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,19 +15,14 @@ from firebuild_bootstrap.errors import (
     ExitStatus,
     InputError,
     Interrupted,
-    MachineError,
     OutputError,
     exit_status_of,
+    in_words,
 )
 from firebuild_pki.errors import causes
 
-# What an operating system refuses for want of room or rights, wherever it happens.
-_SURROUNDINGS = frozenset(
-    {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
-    }
-)
+if TYPE_CHECKING:
+    from firebuild_bootstrap.events import EventSink
 
 
 def report(error: BaseException) -> ExitStatus:
@@ -44,6 +41,43 @@ def report(error: BaseException) -> ExitStatus:
     return status
 
 
+@contextmanager
+def error_first(renderer: EventSink) -> Iterator[EventSink]:
+    """Show why a build failed as soon as that is known; what follows is only the clean-up.
+
+    Args:
+        renderer: shows the other events, and ends its line at `BuildFailed`.
+
+    Yields:
+        the receiver of the build's events.
+
+    Raises:
+        SystemExit: the build failed and its error has been shown, so that only the status is left to tell.
+    """
+    from firebuild_bootstrap.events import BuildFailed, Event
+
+    told = False
+
+    def receive(event: Event) -> None:
+        nonlocal told
+        renderer(event)
+        # `report` shows where a mistake of ours happened; of a standard output that has gone it says nothing.
+        if isinstance(event, BuildFailed) and event.exit_status not in (
+            ExitStatus.INTERNAL,
+            ExitStatus.OUTPUT,
+        ):
+            told = True
+            with suppress(OSError):
+                _say(event.message)
+
+    try:
+        yield receive
+    except (Exception, Interrupted) as error:
+        if told:
+            sys.exit(exit_status_of(error))
+        raise
+
+
 def _story(error: BaseException) -> BaseException:
     """Return the error that explains this one best."""
     for cause in causes(error):
@@ -53,10 +87,7 @@ def _story(error: BaseException) -> BaseException:
         return _usage(error)
     if isinstance(error, click.exceptions.Abort):
         return Interrupted("interrupted")
-    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
-        where = f"{error.filename}: " if error.filename else ""
-        return MachineError(f"{where}{error.strerror}", hint="free some space or rights there")
-    return error
+    return in_words(error)
 
 
 def _usage(error: click.ClickException) -> InputError:

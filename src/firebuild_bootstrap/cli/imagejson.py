@@ -14,24 +14,22 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.store import StoredImage
 
 
-def image_json(image: StoredImage) -> str:
+def image_document(image: StoredImage) -> dict[str, Any]:
     """Return the image's record, with the absolute paths of its outputs."""
     document: dict[str, Any] = image.record.as_json()
     for output in document["outputs"]:
         output["path"] = str(image.location / output["path"])
+    return document
+
+
+def image_json(image: StoredImage) -> str:
+    """Return the same as text."""
+    return as_text(image_document(image))
+
+
+def as_text(document: Any) -> str:
+    """Return a document as the command prints it."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
-def check_writable(path: Path) -> None:
-    """Refuse, before anything is built, a file that could not be written at the end.
-
-    Raises:
-        InputError: its directory does not exist or can't be written.
-    """
-    if not os.path.isdir(path.parent):
-        raise InputError(f"{path} can't be written: {path.parent} is no directory", hint="make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path} can't be written: no right to write in {path.parent}")
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -41,7 +39,8 @@ def write_atomically(path: Path, text: str) -> None:
         InputError: it can't be written.
     """
     try:
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # Its name is short, or a long one of the file would be too long with anything added to it.
+        descriptor, partial = tempfile.mkstemp(prefix=".firebuild-", dir=path.parent)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(text)

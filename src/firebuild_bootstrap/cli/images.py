@@ -1,28 +1,44 @@
-"""`firebuild images`: what has been built."""
+"""`firebuild images`: what has been built, and what it takes."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_bootstrap.cli.ca_options import json_option
+from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.options import complete_tags, config_option, home_from, settings_from
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.names import Reference
 
 
-@click.group()
+@click.group(cls=Commands)
 def images() -> None:
-    """List, show and remove images."""
+    """List, show, name and remove images."""
 
 
 @images.command("list")
+@json_option
 @config_option
-def list_(config_file: Path | None) -> None:
+def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size, forms."""
+    from firebuild_bootstrap.cli.imagejson import as_text, image_document
     from firebuild_bootstrap.cli.table import print_table
     from firebuild_bootstrap.progress import human_size
 
+    found = home_from(settings_from(config_file)).images.list()
+    if as_json:
+        click.echo(as_text([image_document(image) for image in found]), nl=False)
+        return
     rows = []
-    for image in home_from(settings_from(config_file)).images.list():
+    for image in found:
         outputs = image.record.outputs
         size = human_size(sum(output.size for output in outputs))
         forms = ", ".join(output.type.value for output in outputs)
@@ -31,23 +47,172 @@ def list_(config_file: Path | None) -> None:
 
 
 @images.command()
-@click.argument("tag")
+@click.argument("tag", shell_complete=complete_tags)
 @config_option
 def inspect(tag: str, config_file: Path | None) -> None:
     """Print all that is known about an image, as JSON."""
     from firebuild_bootstrap.cli.imagejson import image_json
-    from firebuild_bootstrap.image.names import ImageTag
 
-    image = home_from(settings_from(config_file)).images.inspect(ImageTag.parse(tag))
+    image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
     click.echo(image_json(image), nl=False)
 
 
 @images.command()
-@click.argument("tag")
+@click.argument("tag", shell_complete=complete_tags)
+@click.option("--output", "-o", "kind", type=click.Choice(["ext4", "tar", "dir"]), help="Only this one.")
 @config_option
-def rm(tag: str, config_file: Path | None) -> None:
-    """Remove an image."""
-    from firebuild_bootstrap.image.names import ImageTag
+def path(tag: str, kind: str | None, config_file: Path | None) -> None:
+    """Print where the outputs of an image are, one a line; the same paths after it was built again."""
+    from firebuild_bootstrap.errors import InputError
 
-    home_from(settings_from(config_file)).images.remove(ImageTag.parse(tag))
-    click.echo(f"removed {tag}")
+    image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
+    outputs = [output for output in image.record.outputs if kind in (None, output.type.value)]
+    if not outputs:
+        there = ", ".join(output.type.value for output in image.record.outputs)
+        raise InputError(f"the image {image.tag} has no output {kind}", hint=f"it has {there}")
+    for output in outputs:
+        click.echo(str(image.location / output.path))
+
+
+@images.command()
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
+@config_option
+def rm(tags: tuple[str, ...], config_file: Path | None) -> None:
+    """Remove images: all that are named, or none if one of them is not there."""
+    store = home_from(settings_from(config_file), writable=True).images
+    wanted = dict.fromkeys(map(_tag, tags))
+    known = set(store.names())
+    for tag in wanted:
+        if tag not in known:
+            store.remove(tag)  # says what there is
+    for tag in wanted:
+        store.remove(tag)
+        click.echo(f"removed {tag}")
+
+
+@images.command("tag")
+@click.argument("tag", shell_complete=complete_tags)
+@click.argument("new")
+@config_option
+def tag_(tag: str, new: str, config_file: Path | None) -> None:
+    """Give an image one more name; an image that had it before loses it."""
+    home_from(settings_from(config_file), writable=True).images.tag(_tag(tag), _tag(new))
+    click.echo(f"{_tag(tag)} is {_tag(new)} too")
+
+
+@images.command()
+@click.option("--failed", is_flag=True, help="Also what --keep-on-failure kept in the store.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
+@click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
+@config_option
+def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
+    """Remove images that were built without a tag, and what crashed builds left behind.
+
+    Images with a name and bases stay; `firebuild images rm` and `firebuild base rm` remove those.
+    """
+    from firebuild_bootstrap.image.names import UNTAGGED
+    from firebuild_bootstrap.progress import human_size
+
+    home = home_from(settings_from(config_file), writable=not dry_run)
+    before = 0 if dry_run else _allocated(home.root)
+    verb = "would remove" if dry_run else "removed"
+    for tag in home.images.names():
+        if tag.familiar.startswith(f"{UNTAGGED}/"):
+            if not dry_run:
+                home.images.remove(tag)
+            click.echo(f"{verb} {tag}")
+    for directory in _entries(home.root / "failed") if failed else ():
+        if not dry_run:
+            home.trees.remove(directory)
+        click.echo(f"{verb} {directory}")
+    if not dry_run:
+        _sweep(home)
+        click.echo(f"freed {human_size(max(before - _allocated(home.root), 0))}")
+
+
+@click.command()
+@json_option
+@config_option
+def du(as_json: bool, config_file: Path | None) -> None:
+    """Show what the store takes on the disk.
+
+    Holes take nothing, and what images share is counted once in the total.
+    """
+    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.progress import human_size
+
+    home = home_from(settings_from(config_file))
+    used = list(_usage(home))
+    total = _allocated(home.root)
+    if as_json:
+        entries = [{"kind": one.kind, "name": one.name, "bytes": one.size} for one in used]
+        click.echo(as_text({"path": str(home.root), "bytes": total, "entries": entries}), nl=False)
+        return
+    rows = [(one.kind, one.name, human_size(one.size)) for one in used]
+    print_table(("KIND", "NAME", "SIZE"), [*rows, ("total", str(home.root), human_size(total))])
+
+
+images.add_command(du)
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What one thing in the store takes, in bytes."""
+
+    kind: str
+    name: str
+    size: int
+
+
+def _usage(home: Home) -> Iterator[_Used]:
+    for image in home.images.list():
+        yield _Used("image", str(image.tag), _allocated(image.directory))
+    for base in home.bases.list():
+        yield _Used("base", base.name, _allocated(base.archive.parent))
+    for kind in ("builds", "failed"):
+        for directory in _entries(home.root / kind):
+            yield _Used(kind.removesuffix("s"), directory.name, _allocated(directory))
+    for other in _entries(home.root, files=True):
+        if other.name not in ("images", "bases", "builds", "failed"):
+            yield _Used("other", other.name, _allocated(other))
+
+
+def _entries(directory: Path, *, files: bool = False) -> list[Path]:
+    try:
+        return sorted(path for path in directory.iterdir() if files or path.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+def _allocated(path: Path) -> int:
+    """Return the bytes that a tree takes on its disk; what nobody but its owners may enter is left out."""
+    seen: set[tuple[int, int]] = set()
+    size = 0
+    walk = os.walk(path) if path.is_dir() else [(path.parent, (), (path.name,))]
+    for folder, folders, files in walk:
+        for name in (*folders, *files):
+            try:
+                status = os.lstat(os.path.join(folder, name))
+            except OSError:  # gone by now
+                continue
+            if (status.st_dev, status.st_ino) not in seen:
+                size += status.st_blocks * 512  # whatever the block size is: stat(2)
+            if status.st_nlink > 1:
+                seen.add((status.st_dev, status.st_ino))
+    return size
+
+
+def _sweep(home: Home) -> None:
+    import secrets
+
+    home.images.sweep()
+    home.bases.sweep()
+    home.workspace(f"prune-{secrets.token_hex(4)}").close()  # each new build removes what dead ones left
+
+
+def _tag(text: str) -> Reference:
+    from firebuild_bootstrap.image.names import Reference
+
+    return Reference.parse_tag(text)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.settings import BuildSettings
+
+MACHINES = ("local", "qemu", "firecracker", "external")
+"""The drivers, as `machine.settings` has them: its import would make a help text wait."""
 
 FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
 
@@ -40,16 +44,59 @@ def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = N
     return load_settings(config_file, os.environ, overrides)
 
 
-def home_from(settings: BuildSettings, check: Callable[[], None] = lambda: None) -> Home:
+def home_from(
+    settings: BuildSettings, check: Callable[[], None] = lambda: None, *, writable: bool = False
+) -> Home:
     """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory.
+
+    What dead builds left there is removed meanwhile.
 
     Args:
         settings: may name the directory, and the id mapping.
         check: called again and again while something long goes on; what it raises ends that.
+        writable: whether something will be written there.
+
+    Raises:
+        InputError: the directory can't be used for that.
     """
+    from firebuild_bootstrap.cli.paths import check_store
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import default_home
 
     chosen = settings.store.path
-    root = Path(chosen).expanduser().absolute() if chosen else default_home(os.environ)
-    return Home(root, ids=settings.machine.ids, check=check)
+    root = Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
+    check_store(root, writable=writable, setting="store.path" if chosen else "FIREBUILD_HOME")
+    home = Home(root, ids=settings.machine.ids, check=check)
+    home.sweep()
+    return home
+
+
+def complete_tags(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of an image in the store."""
+    return _completed(incomplete, lambda home: map(str, home.images.names()))
+
+
+def complete_bases(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a base."""
+    return _completed(incomplete, lambda home: map(str, home.bases.names()))
+
+
+def complete_providers(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a CA provider."""
+    from importlib.metadata import entry_points
+
+    names = {point.name for point in entry_points(group="firebuild_pki.providers")}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def complete_machines(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Complete the name of a machine driver."""
+    return [name for name in MACHINES if name.startswith(incomplete)]
+
+
+def _completed(incomplete: str, names: Callable[[Home], Iterable[str]]) -> list[str]:
+    # A shell shows what is written here amid the user's line, so that a broken store completes nothing.
+    with suppress(Exception):
+        home = home_from(settings_from(None))
+        return [name for name in names(home) if name.startswith(incomplete)]
+    return []

@@ -1,128 +1,375 @@
-"""`firebuild rootfs`: the main job."""
+"""`firebuild build` and `firebuild rootfs`: the main job, as Docker's users write it and as options alone."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_bootstrap.cli.docker import (
+    BuildCommand,
+    complain_about_remote,
+    docker_options,
+    translated_output,
+)
+from firebuild_bootstrap.cli.options import (
+    complete_machines,
+    complete_providers,
+    complete_tags,
+    config_option,
+    home_from,
+    settings_from,
+)
+from firebuild_bootstrap.errors import InputError
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.cli.stdin import Given
+    from firebuild_bootstrap.events import Event
     from firebuild_bootstrap.home import Home
-    from firebuild_bootstrap.progress import ProgressMode, Renderer
+    from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.store import StoredImage
+    from firebuild_bootstrap.progress import Renderer
     from firebuild_bootstrap.request import BuildRequest
     from firebuild_bootstrap.settings import BuildSettings
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 
-@click.command()
-@click.option(
-    "--dockerfile",
-    type=click.Path(path_type=Path),
-    show_default="Dockerfile in the context",
-    help="What to build.",
-)
-@click.option(
-    "--context",
-    type=click.Path(path_type=Path),
-    default=Path(),
-    show_default="the current directory",
-    help="Directory that COPY and ADD read from.",
-)
-@click.option("--tag", required=True, metavar="ORG/NAME:VERSION", help="What to store the image as.")
-@click.option("--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG.")
-@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image.")
-@click.option("--target", metavar="STAGE", help="Stage to build; the last one by default.")
-@click.option(
-    "--output",
-    "outputs",
-    multiple=True,
-    metavar="TYPE[,dest=PATH]",
-    help="ext4 (default), tar or dir; repeatable. dest: also write it there.",
-)
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "plain", "rawjson"]),
-    default="auto",
-    show_default=True,
-    help="Live on a terminal and plain in a pipe, always plain, or one JSON event a line.",
-)
-@click.option(
-    "--metadata-file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write what `firebuild images inspect` shows to this file.",
-)
-@click.option(
-    "--keep-on-failure",
-    "keep_failed",
-    is_flag=False,
-    flag_value="",
-    metavar="[DIR]",
-    help="Keep what is left of a failed build in DIR/BUILD-ID; DIR is `failed` in the store by default.",
-)
-@click.option("--ca", metavar="PROVIDER", help="CA provider to use instead of the configured one.")
-@click.option("--machine", metavar="DRIVER", help="Machine driver to use instead of the configured one.")
-@config_option
-def rootfs(
-    progress: ProgressMode,
-    metadata_file: Path | None,
-    ca: str | None,
-    machine: str | None,
-    config_file: Path | None,
-    **options: Any,
-) -> None:
+
+def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
+    """Add what both commands take."""
+    added = (
+        click.option(
+            "--dockerfile",
+            "--file",
+            "-f",
+            metavar="FILE",
+            show_default="Dockerfile in the context",
+            help="What to build; - reads it from standard input.",
+        ),
+        click.option(
+            "--context",
+            metavar="DIR",
+            show_default="the current directory",
+            help="Directory that COPY and ADD read from; - reads an archive of it from standard input.",
+        ),
+        click.option(
+            "--tag",
+            "-t",
+            "tags",
+            multiple=True,
+            required=tag_required,
+            metavar="NAME[:TAG]",
+            shell_complete=complete_tags,
+            help="What to store the image as; repeatable.",
+        ),
+        click.option(
+            "--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG."
+        ),
+        click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
+        click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
+        click.option(
+            "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Has to be that of this host."
+        ),
+        click.option(
+            "--output",
+            "-o",
+            "outputs",
+            multiple=True,
+            metavar="TYPE[,dest=PATH][,size=SIZE]",
+            help="ext4 (default), tar or dir; repeatable. dest: also write it there, - is standard output. "
+            "size: of an ext4 image, for example 2GiB.",
+        ),
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "plain", "tty", "quiet", "rawjson"]),
+            default="auto",
+            show_default=True,
+            help="Live on a terminal and plain in a pipe, always plain, always live, nothing but the digest "
+            "of the image, or one JSON event a line.",
+        ),
+        click.option("--quiet", "-q", is_flag=True, help="The same as --progress quiet."),
+        click.option(
+            "--metadata-file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Write what `firebuild images inspect` shows to this file.",
+        ),
+        click.option(
+            "--iidfile",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Write the digest of the image (of its first output) to this file.",
+        ),
+        click.option(
+            "--keep-on-failure",
+            "keep_failed",
+            is_flag=False,
+            flag_value="",
+            metavar="[=DIR]",
+            help="Keep what is left of a failed build in DIR/BUILD-ID, by default in `failed` in the store.",
+        ),
+        click.option(
+            "--ca",
+            metavar="PROVIDER",
+            shell_complete=complete_providers,
+            help="CA provider to use instead of the configured one: embedded, file, vault, or a plugin's.",
+        ),
+        click.option(
+            "--machine",
+            metavar="DRIVER",
+            shell_complete=complete_machines,
+            help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
+        ),
+        config_option,
+        docker_options,
+    )
+
+    def add(function: FunctionT) -> FunctionT:
+        for option in reversed(added):
+            function = option(function)
+        return function
+
+    return add
+
+
+@click.command(cls=BuildCommand)
+@_options(tag_required=True)
+def rootfs(context: str | None, **options: Any) -> None:
     """Build a root file system from a Dockerfile and store it as an image."""
+    _build(_Options(context=context or ".", paths_as_outputs=False, **options))
+
+
+@click.command(cls=BuildCommand)
+@click.argument("path", required=False, metavar="[CONTEXT | -]", type=click.Path())
+@_options(tag_required=False)
+def build(path: str | None, context: str | None, **options: Any) -> None:
+    """Build an image, with the options of `docker build`.
+
+    CONTEXT is a directory, by default the current one; with -, an archive of it or a Dockerfile comes from
+    standard input. Does the same as `firebuild rootfs`. docs/docker.md says which options of Docker are
+    there; the others are refused by their name.
+    """
+    if path is not None and context is not None:
+        raise InputError(f"the build context is given twice: {path} and --context {context}")
+    _build(_Options(context=path or context or ".", paths_as_outputs=True, **options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What the command line says, as it says it."""
+
+    context: str
+    dockerfile: str | None
+    tags: tuple[str, ...]
+    build_args: tuple[str, ...]
+    labels: tuple[str, ...]
+    target: str | None
+    platforms: tuple[str, ...]
+    outputs: tuple[str, ...]
+    paths_as_outputs: bool
+    progress: Progress
+    quiet: bool
+    metadata_file: Path | None
+    iidfile: Path | None
+    keep_failed: str | None
+    ca: str | None
+    machine: str | None
+    config_file: Path | None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The options that need neither a Dockerfile nor a context to be understood.
+
+    Args:
+        tags: the names of the image; one made up where none was given.
+        to_stdout: the output that goes to standard output.
+        progress: how events are shown.
+    """
+
+    tags: tuple[Reference, ...]
+    outputs: tuple[OutputSpec, ...]
+    to_stdout: OutputType | None
+    keep_failed: Path | None
+    progress: Progress
+
+
+def _build(options: _Options) -> None:
     from firebuild_bootstrap.build import build_image
-    from firebuild_bootstrap.cli.imagejson import check_writable, image_json, write_atomically
+    from firebuild_bootstrap.cli.failure import error_first
+    from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
+    from firebuild_bootstrap.cli.stdin import given
     from firebuild_bootstrap.interrupts import Interrupts
-    from firebuild_bootstrap.machine.drivers import check_stores_images
 
     interrupts = Interrupts()
-    with interrupts.installed():
-        chosen = {"ca.provider": ca, "machine.driver": machine}
-        settings = settings_from(config_file, {name: value for name, value in chosen.items() if value})
-        home = home_from(settings, check=interrupts.check)
-        request = _request(options, home)
-        if metadata_file is not None:
-            check_stores_images(settings.machine, "--metadata-file")
-            check_writable(metadata_file)
-        with closing(home), closing(_renderer(progress, settings)) as renderer:
-            image = build_image(request, settings, home, events=renderer)
-        if metadata_file is not None and image is not None:
-            write_atomically(metadata_file, image_json(image))
+    with interrupts.installed(), ExitStack() as cleanup:
+        chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
+        settings = settings_from(
+            options.config_file, {name: value for name, value in chosen.items() if value}
+        )
+        home = home_from(settings, check=interrupts.check, writable=True)
+        cleanup.enter_context(closing(home))
+        wanted = _wanted(options, home, settings)
+        source = cleanup.enter_context(given(options.context, options.dockerfile, home))
+        request = _request(options, wanted, source)
+        with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
+            image = build_image(request, settings, home, events=events)
+        if image is None:
+            return
+        if options.metadata_file is not None:
+            write_atomically(options.metadata_file, image_json(image))
+        if options.iidfile is not None:
+            write_atomically(options.iidfile, image.record.outputs[0].digest)
+        _print(image, wanted)
 
 
-def _renderer(progress: ProgressMode, settings: BuildSettings) -> Renderer:
-    """Show events on standard output, or beside it where that carries the guest's metadata."""
+def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
+    """Read what can be read without the Dockerfile, and try all paths that are written in the end."""
+    from firebuild_bootstrap.cli.paths import check_can_be_made
+    from firebuild_bootstrap.image.names import Reference
+
+    if options.context != "-" and not os.path.exists(options.context):
+        complain_about_remote(options.context)
+    _check_platforms(options.platforms)
+    tags = tuple(map(Reference.parse_tag, options.tags)) or (_untagged(),)
+    outputs, to_stdout = _outputs(options)
+    progress = _progress(options)
+    _check_destinations(options, outputs, to_stdout, settings)
+    keep_failed = _keep_failed(options.keep_failed, home)
+    if keep_failed is not None:
+        check_can_be_made(keep_failed, "--keep-on-failure: ")
+    return _Wanted(tags, outputs, to_stdout, keep_failed, progress)
+
+
+def _check_platforms(given: tuple[str, ...]) -> None:
+    from firebuild_bootstrap.dockerfile.variables import host_platform, normal_platform
+
+    host = host_platform()
+    for platform in (one for text in given for one in text.split(",")):
+        if normal_platform(platform, host) != host:
+            raise InputError(
+                f"--platform {platform} is not supported yet: this host builds {host} only",
+                hint="build on such a host",
+            )
+
+
+def _untagged() -> Reference:
+    """Return the name of an image without one; `firebuild images prune` removes those."""
+    import secrets
+
+    from firebuild_bootstrap.image.names import UNTAGGED, Reference
+
+    return Reference.parse(f"{UNTAGGED}/{secrets.token_hex(6)}")
+
+
+def _outputs(options: _Options) -> tuple[tuple[OutputSpec, ...], OutputType | None]:
+    from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
+
+    translated = [translated_output(text, paths=options.paths_as_outputs) for text in options.outputs]
+    specs = parse_outputs([text for text, _ in translated])
+    to_stdout = [spec for spec, (_, stdout) in zip(specs, translated, strict=False) if stdout]
+    for spec in to_stdout:
+        if spec.type is OutputType.DIR or spec.dest is not None:
+            raise InputError("--output: only tar and ext4 can go to standard output, and nowhere else then")
+    if len(to_stdout) > 1:
+        raise InputError("--output: one output only can go to standard output")
+    if to_stdout and sys.stdout.isatty():
+        raise InputError(
+            "--output: an image would go to the terminal", hint="redirect standard output, or name a file"
+        )
+    return specs, to_stdout[0].type if to_stdout else None
+
+
+def _progress(options: _Options) -> Progress:
+    if options.quiet and options.progress not in ("auto", "quiet"):
+        raise InputError(f"--quiet and --progress {options.progress} can't be used together")
+    progress: Progress = "quiet" if options.quiet else options.progress
+    return progress
+
+
+def _check_destinations(
+    options: _Options, outputs: tuple[OutputSpec, ...], to_stdout: OutputType | None, settings: BuildSettings
+) -> None:
+    from firebuild_bootstrap.cli.paths import check_writable
+    from firebuild_bootstrap.image.outputs import check_destinations
+    from firebuild_bootstrap.machine.drivers import check_stores_images, metadata_on_stdout
+
+    if to_stdout is not None:
+        check_stores_images(settings.machine, "--output with dest=-")
+        if metadata_on_stdout(settings.machine):
+            raise InputError("standard output carries the metadata of the machine external already")
+    for name, file in (("--metadata-file", options.metadata_file), ("--iidfile", options.iidfile)):
+        if file is not None:
+            check_stores_images(settings.machine, name)
+            check_writable(file)
+    for spec in outputs:
+        if spec.dest is not None:
+            check_writable(spec.dest, "--output dest=")
+    check_destinations(outputs)
+
+
+def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
+    from firebuild_bootstrap.dockerfile import parse_assignments
+    from firebuild_bootstrap.request import BuildRequest
+
+    labels = parse_assignments(options.labels, "--label")
+    return BuildRequest(
+        dockerfile=source.dockerfile,
+        source=source.source,
+        context=source.context,
+        tag=wanted.tags[0],
+        also_tagged=wanted.tags[1:],
+        build_args=_from_environment(parse_assignments(options.build_args, "--build-arg")),
+        labels={name: value or "" for name, value in labels.items()},
+        target=options.target,
+        outputs=wanted.outputs,
+        keep_failed=wanted.keep_failed,
+    )
+
+
+def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
+    """Show events on standard output, or beside it where that carries something else."""
     from firebuild_bootstrap.machine.drivers import metadata_on_stdout
     from firebuild_bootstrap.progress import make_renderer
 
-    out = sys.stderr if metadata_on_stdout(settings.machine) else sys.stdout
-    return make_renderer(progress, out.buffer, terminal=out.isatty())
+    if wanted.progress == "quiet":
+        return _Quiet()
+    beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
+    out = sys.stderr if beside else sys.stdout
+    if wanted.progress == "tty":
+        if not out.isatty():
+            raise InputError("--progress tty: there is no terminal", hint="--progress plain works everywhere")
+        return make_renderer("auto", out.buffer, terminal=True)
+    return make_renderer(wanted.progress, out.buffer, terminal=out.isatty())
 
 
-def _request(options: dict[str, Any], home: Home) -> BuildRequest:
-    from firebuild_bootstrap.dockerfile import parse_assignments
-    from firebuild_bootstrap.image.names import ImageTag
-    from firebuild_bootstrap.image.outputs import parse_outputs
-    from firebuild_bootstrap.request import BuildRequest
+class _Quiet:
+    """Shows nothing; what failed is in the error."""
 
-    labels = parse_assignments(options["labels"], "--label")
-    return BuildRequest(
-        dockerfile=options["dockerfile"] or options["context"] / "Dockerfile",
-        context=options["context"],
-        tag=ImageTag.parse(options["tag"]),
-        build_args=_from_environment(parse_assignments(options["build_args"], "--build-arg")),
-        labels={name: value or "" for name, value in labels.items()},
-        target=options["target"],
-        outputs=parse_outputs(options["outputs"]),
-        keep_failed=_keep_failed(options["keep_failed"], home),
-    )
+    def __call__(self, event: Event) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _print(image: StoredImage, wanted: _Wanted) -> None:
+    """Write to standard output what is wanted there."""
+    if wanted.to_stdout is not None:
+        path = image.output(wanted.to_stdout)
+        assert path is not None  # it was asked for  # noqa: S101
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+        sys.stdout.buffer.flush()
+    elif wanted.progress == "quiet":
+        click.echo(image.record.outputs[0].digest)
 
 
 def _keep_failed(given: str | None, home: Home) -> Path | None:

@@ -28,18 +28,27 @@ class DockerfileSource:
         """
         try:
             # Bytes, because reading as text would turn CRLF into LF inside heredocs.
-            return cls(str(path), path.read_bytes().decode("utf-8"))
+            content = path.read_bytes()
         except OSError as error:
             raise InputError(
                 f"the Dockerfile can't be read: {error.strerror}",
                 hint="name it with --dockerfile",
                 location=Location(str(path)),
             ) from error
+        return cls.decode(str(path), content)
+
+    @classmethod
+    def decode(cls, name: str, content: bytes) -> DockerfileSource:
+        """Make a Dockerfile of what was read.
+
+        Raises:
+            InputError: it is not UTF-8.
+        """
+        try:
+            return cls(name, content.decode("utf-8"))
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
-            raise InputError(
-                "the Dockerfile is not UTF-8 text", location=Location(str(path), line)
-            ) from error
+            raise InputError("the Dockerfile is not UTF-8 text", location=Location(name, line)) from error
 
 
 class BaseResolver(Protocol):

@@ -47,7 +47,7 @@ def _exec_form(commands: Sequence[wire.AnyCommand], position: int) -> tuple[str,
     found = _EXEC_FORM.fullmatch(original)
     try:
         argv = json.loads(found[1]) if found else []
-    except ValueError:
+    except (ValueError, RecursionError):
         return ()
     if not all(isinstance(word, str) for word in argv):
         return ()

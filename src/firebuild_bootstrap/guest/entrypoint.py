@@ -33,7 +33,7 @@ class Entrypoint:
         """
         try:
             document = json.loads(text or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"EntrypointJSON of the metadata is not JSON: {error}") from error
         if not isinstance(document, dict):
             raise InputError("EntrypointJSON of the metadata is not a JSON object")

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Mapping
 
 _MAX_HEAD = 16 * 1024
 _READ_BYTES = 64 * 1024
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: .*)?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+# For everything together: the socket's own limit begins anew with each byte.
+_ANSWER_SECONDS = 30.0
 
 
 class BadAnswer(Exception):
@@ -39,25 +42,32 @@ def exchange(
         TooLong: more than `limit` bytes are announced.
         OSError: the connection failed or timed out.
     """
+    deadline = time.monotonic() + _ANSWER_SECONDS
     lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     sock.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1"))
-    head, body = _read_head(sock)
+    head, body = _read_head(sock, deadline)
     status_line, *fields = head.split(b"\r\n")
     found = _STATUS_LINE.fullmatch(status_line)
     if found is None:
         raise BadAnswer("expected an HTTP/1.1 status line as the answer, found something else")
     status = int(found[1])
-    return status, _read_body(sock, body, _length(fields), limit) if status == 200 else b""
+    return status, _read_body(sock, body, _length(fields), limit, deadline) if status == 200 else b""
 
 
-def _read_head(sock: socket.socket) -> tuple[bytes, bytes]:
+def _receive(sock: socket.socket, size: int, deadline: float) -> bytes:
+    if time.monotonic() > deadline:
+        raise BadAnswer(f"the answer was not complete within {_ANSWER_SECONDS:g} seconds")
+    return sock.recv(min(size, _READ_BYTES))
+
+
+def _read_head(sock: socket.socket, deadline: float) -> tuple[bytes, bytes]:
     """Return the head without its empty line, and what came after it."""
     received = b""
     while b"\r\n\r\n" not in received:
         if len(received) > _MAX_HEAD:
             raise BadAnswer(f"the head of the answer has more than {_MAX_HEAD} bytes")
-        piece = sock.recv(_READ_BYTES)
+        piece = _receive(sock, _READ_BYTES, deadline)
         if not piece:
             raise BadAnswer("the connection was closed before the head of the answer was complete")
         received += piece
@@ -75,13 +85,13 @@ def _length(fields: list[bytes]) -> int:
     return int(min(lengths))
 
 
-def _read_body(sock: socket.socket, body: bytes, length: int, limit: int) -> bytes:
+def _read_body(sock: socket.socket, body: bytes, length: int, limit: int, deadline: float) -> bytes:
     if length > limit:
         raise TooLong
     pieces = [body]
     missing = length - len(body)
     while missing > 0:
-        piece = sock.recv(min(missing, _READ_BYTES))
+        piece = _receive(sock, missing, deadline)
         if not piece:
             raise BadAnswer(f"the connection was closed {missing} bytes before the end of the answer")
         pieces.append(piece)

@@ -9,6 +9,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 from .errors import ProtocolError
+from .users import MAX_ID
 
 # Go's os.FileMode, which old servers send, keeps these bits elsewhere than stat(2).
 _GO_SETUID, _GO_SETGID, _GO_STICKY = 1 << 23, 1 << 22, 1 << 20
@@ -52,6 +53,7 @@ def incoming(stream: Iterator[pb.ResourceChunk]) -> Iterator[Incoming]:
         kind = message.WhichOneof("payload")
         if kind != "header":
             raise ProtocolError(f"the server sent {kind or 'nothing'} where the header of a file was due")
+        _check(message.header)
         content = _content(stream, message.header)
         yield Incoming(message.header, content)
         for _ in content:  # what the receiver had no use for is still checked
@@ -61,12 +63,13 @@ def incoming(stream: Iterator[pb.ResourceChunk]) -> Iterator[Incoming]:
 def _content(stream: Iterator[pb.ResourceChunk], header: pb.ResourceChunk.ResourceHeader) -> Iterator[bytes]:
     name = header.entryPath or header.sourcePath
     received = empty = 0
+    announced, is_file = _announced(header), header.kind == pb.ENTRY_KIND_FILE
     for message in stream:
         kind = message.WhichOneof("payload")
         if kind == "eof":
             _check_id(header, message.eof.id)
-            if header.kind == pb.ENTRY_KIND_FILE and received != header.size:
-                raise ProtocolError(f"{name}: {header.size} bytes were announced, {received} came")
+            if announced is not None and received != announced:
+                raise ProtocolError(f"{name}: {announced} bytes were announced, {received} came")
             return
         if kind != "chunk":
             raise ProtocolError(f"{name}: the server sent {kind or 'nothing'} before the end of the file")
@@ -78,11 +81,34 @@ def _content(stream: Iterator[pb.ResourceChunk], header: pb.ResourceChunk.Resour
             hint = "" if header.kind else _MIXED_UP
             raise ProtocolError(f"{name}: the checksum of a chunk is wrong after {received} bytes{hint}")
         received += len(data)
+        # Before it is written: what is not announced must not fill the drive. Of directories and links
+        # nothing is written, and the end of the entry tells more.
+        if announced is not None and received > max(announced, 0 if is_file else wire.MAX_CHUNK_BYTES):
+            raise ProtocolError(f"{name}: {announced} bytes were announced, and more than {announced} came")
         empty = 0 if data else empty + 1
         if empty > _EMPTY_CHUNKS:
             raise ProtocolError(f"{name}: the server sends nothing but empty chunks, it can't read the file")
         yield data
     raise ProtocolError(f"{name}: the server's stream ended in the middle of the file")
+
+
+def _announced(header: pb.ResourceChunk.ResourceHeader) -> int | None:
+    """Return how many bytes of content an entry has; None from an old server, which does not say."""
+    if header.kind == pb.ENTRY_KIND_UNSPECIFIED:
+        return None
+    return header.size if header.kind == pb.ENTRY_KIND_FILE else 0
+
+
+def _check(header: pb.ResourceChunk.ResourceHeader) -> None:
+    """Refuse what no file system has, in the server's words rather than in those of a system call."""
+    name = header.entryPath or header.sourcePath
+    texts = (header.sourcePath, header.targetPath, header.targetWorkdir, header.entryPath, header.linkTarget)
+    if any("\0" in text for text in texts):
+        raise ProtocolError(f"{name!r:.200}: the server sent a path with a NUL")
+    if header.size < 0:
+        raise ProtocolError(f"{name}: the server announced {header.size} bytes")
+    if header.keepOwner and not (0 <= header.uid <= MAX_ID and 0 <= header.gid <= MAX_ID):
+        raise ProtocolError(f"{name}: the server sent the owner {header.uid}:{header.gid}")
 
 
 def _check_id(header: pb.ResourceChunk.ResourceHeader, identifier: str) -> None:

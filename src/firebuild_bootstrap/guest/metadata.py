@@ -89,7 +89,7 @@ class MetadataClient:
             raise self._refused(status, "latest/meta-data")
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             # Without the cause: it would carry the text, and with it the private key.

@@ -26,16 +26,12 @@ _DEVICE_LINKS = {
     "stderr": "/proc/self/fd/2",
     "ptmx": "pts/ptmx",
 }
-# Writable or telling parts of /proc; uid 0 of a namespace can be uid 0 of the host, which sysctl trusts.
-_PROC_READ_ONLY = (
-    *("acpi", "asound", "bus", "driver", "fs", "irq"),
-    *("mtrr", "scsi", "sys", "sysrq-trigger", "tty"),
-)
 # In a user namespace of its own a RUN would have all capabilities, and more of the kernel to try them on.
 _USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _PROC_HIDDEN = ("kcore", "keys", "timer_list", "sched_debug", "latency_stats")
 _SCRIPT = "/dev/firebuild-run"
 _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+_READ_ONLY = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
 
 
 def outer_network_files() -> dict[str, bytes]:
@@ -111,8 +107,9 @@ def _mount_dev(root: Root) -> None:
         kernel.mount("tmpfs", dev, "tmpfs", kernel.MS_NOSUID, "mode=755,size=65536k")
     for name, descriptor in devices.items():
         _write(root, f"/dev/{name}", b"", 0o666)
-        with _target(root, f"/dev/{name}") as target:
-            kernel.mount(f"/proc/self/fd/{descriptor}", target, flags=kernel.MS_BIND)
+        # The node is the machine's own, with its owner and mode: the root of a RUN must not change them.
+        # A read-only mount forbids that and, as devices are no files, no write to them.
+        _bind_read_only(root, f"/proc/self/fd/{descriptor}", f"/dev/{name}")
         os.close(descriptor)
     for name, text in _DEVICE_LINKS.items():
         _link(root, f"/dev/{name}", text)
@@ -140,21 +137,49 @@ def _outer_device(name: str) -> int | None:
     return None
 
 
+def _bind_read_only(root: Root, source: str, path: str) -> None:
+    with _target(root, path) as target:
+        kernel.mount(source, target, flags=kernel.MS_BIND)
+    _make_read_only(root, path)
+
+
+def _make_read_only(root: Root, path: str) -> None:
+    with _target(root, path) as target:
+        # What the outer mount forbids is locked in a user namespace, and has to be said again
+        # (mount_namespaces(7)). The numbers are the same in statvfs(3) and mount(2).
+        kept = os.statvfs(target).f_flag & _PLAIN
+        kernel.mount("", target, flags=_READ_ONLY | kept)
+
+
 def _mount_proc(root: Root) -> None:
     with _target(root, "/proc", os.O_DIRECTORY) as proc:
         kernel.mount("proc", proc, "proc", _PLAIN)
+        names = os.listdir(proc)
     _forbid_user_namespaces(root)
-    for name in _PROC_READ_ONLY:
-        if root.status(f"/proc/{name}"):
+    for name in _PROC_HIDDEN:
+        if name in names:
+            _bind_read_only(root, "/dev/null", f"/proc/{name}")
+    if _shares_its_kernel(root):
+        # A new mount shows the one set of entries that the kernel has: whoever is its root could change the
+        # modes of all of them for everybody, those in /proc/PID/net included, which can't be covered.
+        _make_read_only(root, "/proc")
+        return
+    for name in names:
+        if not name.isdecimal() and name not in _PROC_HIDDEN and not _is_link(root, f"/proc/{name}"):
             with _target(root, f"/proc/{name}") as path:
                 kernel.mount(path, path, flags=kernel.MS_BIND)
-            with _target(root, f"/proc/{name}") as path:
-                flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | _PLAIN
-                kernel.mount("", path, flags=flags)
-    for name in _PROC_HIDDEN:
-        if root.status(f"/proc/{name}"):
-            with _target(root, f"/proc/{name}") as path:
-                kernel.mount("/dev/null", path, flags=kernel.MS_BIND)
+            _make_read_only(root, f"/proc/{name}")
+
+
+def _shares_its_kernel(root: Root) -> bool:
+    """Say whether root of this sandbox is root of a machine around it, which owns the entries of /proc."""
+    found = root.status("/proc/sys")
+    return not kernel.in_initial_user_namespace() and found is not None and found.st_uid == 0
+
+
+def _is_link(root: Root, path: str) -> bool:
+    found = root.status(path, follow=False)
+    return found is None or stat.S_ISLNK(found.st_mode)
 
 
 def _forbid_user_namespaces(root: Root) -> None:

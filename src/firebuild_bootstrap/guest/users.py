@@ -13,7 +13,7 @@ from .errors import StepError
 from .rootfs import Root
 
 _MAX_FILE = 16 * 1024 * 1024
-_MAX_ID = 2**32 - 2  # -1 means "leave it" in chown(2)
+MAX_ID = 2**32 - 2  # -1 means "leave it" in chown(2)
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class Users:
         if not value.isdecimal() or not value.isascii():
             problem = f"has no {value!r}" if self._root.status(file) else "does not exist"
             raise StepError(f"{what} {text}: {file} of the image {problem}; create it first or use a number")
-        if int(value) > _MAX_ID:
-            raise StepError(f"{what} {text}: ids go from 0 to {_MAX_ID}, found {value}")
+        if int(value) > MAX_ID:
+            raise StepError(f"{what} {text}: ids go from 0 to {MAX_ID}, found {value}")
         return int(value)
 
     def _passwd_entries(self) -> Iterator[_Passwd]:

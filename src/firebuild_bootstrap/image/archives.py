@@ -15,14 +15,18 @@ from firebuild_bootstrap.tarball import DamagedArchive, TarReader, decompressed
 _PIECE: Final = 1024 * 1024
 
 
-def decompress(source: Path, target: Path) -> tuple[int, str]:
+def decompress(source: Path, target: Path, *, limit: int | None = None, name: str = "") -> tuple[int, str]:
     """Write the tar archive `source` (plain, gz, bz2, xz or zst) to `target` without compression.
+
+    Args:
+        limit: bytes that may come out of it.
+        name: what to call it in messages, by default its path.
 
     Returns:
         the size in bytes and the `sha256:…` digest of what was written.
 
     Raises:
-        InputError: the compressed data is damaged.
+        InputError: the compressed data is damaged, or more than `limit`.
         OSError: one of the files can't be read or written.
     """
     digest = hashlib.sha256()
@@ -34,8 +38,10 @@ def decompress(source: Path, target: Path) -> tuple[int, str]:
                 writer.write(piece)
                 digest.update(piece)
                 size += len(piece)
+                if limit is not None and size > limit:
+                    raise InputError(f"{name or source} is larger than {limit >> 20} MiB unpacked")
         except DamagedArchive as error:
-            raise _damaged(source, str(error)) from error
+            raise _damaged(name or source, str(error)) from error
     return size, f"sha256:{digest.hexdigest()}"
 
 
@@ -132,5 +138,5 @@ def _refuse_others(archive: Path, source: Path) -> None:
             )
 
 
-def _damaged(source: Path, why: str) -> InputError:
+def _damaged(source: Path | str, why: str) -> InputError:
     return InputError(f"{source} is damaged: {why}", hint="make or download it again")

@@ -6,14 +6,14 @@ import difflib
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.names import ImageTag, Reference
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.shelf import Key, Shelf
 from firebuild_bootstrap.image.store import ImageStore
@@ -137,9 +137,19 @@ class BaseStore:
             InputError: there is none of that name.
             MachineError: the store can't be written.
         """
-        reference = Reference.parse(name)
-        if not self._shelf.discard(_key(reference)):
+        reference = Reference.parse_tag(name)
+        if not self._shelf.discard(self._key(reference)):
             raise self._unknown(reference)
+
+    def names(self) -> tuple[Reference, ...]:
+        """Return the names of all bases, sorted; no base is read for that."""
+        return tuple(
+            sorted(Reference.parse(f"{name.replace('+', '/')}:{tag}") for name, tag in self._shelf.names())
+        )
+
+    def sweep(self) -> None:
+        """Remove what crashed imports left in the store."""
+        self._shelf.sweep()
 
     def resolve(self, reference: str) -> Base:
         """Return what FROM names: a base, or else a finished image with a tar output. Held until `close`.
@@ -148,8 +158,8 @@ class BaseStore:
             InputError: there is no such base; the message lists those there are and how to import one.
             MachineError: the store is damaged.
         """
-        wanted = Reference.parse(reference)
-        base = self._read(_key(wanted), hold=True) or self._image(wanted)
+        wanted = Reference.parse(reference, what="a base such as debian or debian:12")
+        base = self._read(self._key(wanted), hold=True) or self._image(wanted)
         if base is None:
             raise self._unknown(wanted)
         if wanted.digest and wanted.digest != base.digest:
@@ -157,9 +167,7 @@ class BaseStore:
         return base
 
     def _keep(self, name: str, fill: Callable[[Path], PackedFile], config: ImageConfig) -> Base:
-        reference = Reference.parse(name)
-        if reference.digest:
-            raise InputError(f"expected a name with an optional tag, found {name!r}")
+        reference = Reference.parse_tag(name)
         with self._shelf.stage() as staging:
             packed = fill(staging.path / _ARCHIVE)
             document = {
@@ -171,7 +179,7 @@ class BaseStore:
             }
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
             (staging.path / "base.json").write_text(text, "utf-8")
-            return _base(document, self._shelf.publish(staging, _key(reference)))
+            return _base(document, self._shelf.publish(staging, self._key(reference)))
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
         directory = self._shelf.hold(key)
@@ -186,11 +194,13 @@ class BaseStore:
             if not hold:
                 self._shelf.release(directory)
 
+    def _key(self, reference: Reference) -> Key:
+        """Return where a base is: under an older spelling of its name if it is there."""
+        keys = [_key_of(spelling, reference.tag) for spelling in reference.spellings]
+        return next(filter(self._shelf.has, keys), keys[0])
+
     def _image(self, wanted: Reference) -> Base | None:
-        org, slash, name = wanted.name.partition("/")
-        if self._images is None or not slash or "/" in name:
-            return None
-        image = self._images.find(ImageTag(org, name, wanted.tag), hold=True)
+        image = self._images.find(wanted, hold=True) if self._images is not None else None
         if image is None:
             return None
         outputs = [output for output in image.record.outputs if output.type is OutputType.TAR]
@@ -211,8 +221,8 @@ class BaseStore:
     def _unknown(self, wanted: Reference) -> InputError:
         names = [base.name for base in self.list()]
         if self._images is not None:
-            names += [str(image.tag) for image in self._images.list()]
-        plain = f"{wanted.name}:{wanted.tag}"
+            names += map(str, self._images.names())
+        plain = str(replace(wanted, digest=""))
         near = difflib.get_close_matches(plain, names, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         known = f"known are {', '.join(names)}" if names else "there are none yet"
@@ -227,8 +237,8 @@ def _names_in(directory: Path) -> frozenset[str]:
         raise InputError(f"{directory} can't be read: {error.strerror}") from error
 
 
-def _key(reference: Reference) -> Key:
-    return reference.name.replace("/", "+"), reference.tag  # no name contains a plus
+def _key_of(name: str, tag: str) -> Key:
+    return name.replace("/", "+"), tag  # no name contains a plus
 
 
 def _base(document: dict[str, Any], directory: Path) -> Base:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,7 +164,8 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
     if spec.dest is None:
         return
     _check_destination(spec.type, spec.dest)
-    partial = spec.dest.with_name(f".{spec.dest.name}.{secrets.token_hex(4)}.partial")
+    # Short, because a long name of the destination would be too long with anything added to it.
+    partial = spec.dest.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         if spec.type is OutputType.DIR:
             partial.mkdir()
@@ -185,13 +187,30 @@ def _parse_size(text: str) -> int:
 
 
 def _check_destination(kind: OutputType, dest: Path) -> None:
+    try:
+        _require_room(kind, dest)
+    except OSError as error:  # a name that is too long, a loop of links, a directory that can't be read
+        raise InputError(f"--output dest={dest}: {error.strerror}", hint=_removal(dest)) from error
+
+
+def _require_room(kind: OutputType, dest: Path) -> None:
     if not dest.parent.is_dir():
         raise InputError(f"--output dest={dest}: {dest.parent} is no directory", hint="make it first")
     if kind is not OutputType.DIR:
         if dest.is_dir():
             raise InputError(f"--output dest={dest}: it is a directory", hint="name the file to write")
     elif dest.is_symlink() or (dest.exists() and (not dest.is_dir() or any(dest.iterdir()))):
-        raise InputError(f"--output dest={dest}: expected a new or empty directory", hint="remove it first")
+        raise InputError(
+            f"--output dest={dest}: expected a new or empty directory",
+            hint=_removal(dest) or "remove it first",
+        )
+
+
+def _removal(dest: Path) -> str | None:
+    """Name the command for a directory that its user can't remove: its files may be of subordinate ids."""
+    if os.path.isdir(dest) and not os.path.islink(dest):
+        return f"`firebuild rm-tree {shlex.quote(str(dest))}` removes it, whoever owns its files"
+    return None
 
 
 def _copy_file(source: Path, target: Path) -> None:

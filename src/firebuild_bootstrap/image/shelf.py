@@ -11,19 +11,26 @@ A crash leaves the old link or the new one, never a mixture; what it orphans is 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.removal import remove_tree
 
 Key = tuple[str, ...]
+# What is wrong with the path that was named, and not with the machine behind it.
+_OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_OF_THE_PATH: Final = _OF_RIGHTS | {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
+_SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
 _ATTEMPTS: Final = 100
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
@@ -43,7 +50,7 @@ class Shelf:
         remove: removes a tree that may hold files of foreign owners.
     """
 
-    def __init__(self, root: Path, remove: Callable[[Path], None] = shutil.rmtree) -> None:
+    def __init__(self, root: Path, remove: Callable[[Path], None] = remove_tree) -> None:
         self.root = root
         self._remove = remove
         self._held: list[tuple[Path, int]] = []
@@ -58,7 +65,7 @@ class Shelf:
         """Give a fresh directory to fill; what is not published by the end of the block is removed.
 
         Raises:
-            MachineError: it can't be made.
+            InputError, MachineError: it can't be made.
         """
         with self._changing():
             path = self.root / "staging" / secrets.token_hex(8)
@@ -72,28 +79,40 @@ class Shelf:
                 self._remove(path)
             os.close(staging.lock)
 
-    def publish(self, staging: Staging, key: Key) -> Path:
-        """Make the content of `staging` the entry `key` and return its directory.
+    def publish(self, staging: Staging, *keys: Key) -> Path:
+        """Make the content of `staging` the entry of each key and return its directory.
 
         Raises:
-            MachineError: the store can't be written.
+            InputError, MachineError: the store can't be written.
         """
         _sync_content(staging)
         with self._changing():
             content = self.root / "content" / staging.path.name
             os.rename(staging.path, content)
             _sync(content.parent, _DIRECTORY)
-            link = self.link(key)
-            link.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self.root / "fresh"
-            fresh.unlink(missing_ok=True)
-            fresh.symlink_to(os.path.relpath(content, link.parent))
             # Readers may lock it as soon as they can find it; nobody sweeps while this lasts.
             fcntl.flock(staging.lock, fcntl.LOCK_UN)
-            os.replace(fresh, link)
-            _sync(link.parent, _DIRECTORY)
+            for key in keys:
+                self._point(key, content)
             self._sweep()
         return content
+
+    def alias(self, key: Key, other: Key) -> bool:
+        """Make the content of `key` the entry `other` as well; False when there is no `key`.
+
+        Raises:
+            InputError, MachineError: the store can't be written.
+        """
+        with self._changing():
+            if not self.has(key):
+                return False
+            self._point(other, self.link(key).resolve(strict=True))
+            self._sweep()
+        return True
+
+    def has(self, key: Key) -> bool:
+        """Whether there is an entry of that name."""
+        return os.path.islink(self.link(key))
 
     def hold(self, key: Key) -> Path | None:
         """Return the directory of an entry; it stays until `release` or `close`, even when replaced."""
@@ -129,11 +148,11 @@ class Shelf:
         """Remove an entry; False when there is none.
 
         Raises:
-            MachineError: the store can't be written.
+            InputError, MachineError: the store can't be written.
         """
         with self._changing():
             link = self.link(key)
-            if not link.is_symlink():
+            if not self.has(key):
                 return False
             link.unlink()
             _sync(link.parent, _DIRECTORY)
@@ -146,6 +165,15 @@ class Shelf:
         """Remove what dead writers and replaced entries left behind."""
         with self._changing():
             self._sweep()
+
+    def _point(self, key: Key, content: Path) -> None:
+        link = self.link(key)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.root / "fresh"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(content, link.parent))
+        os.replace(fresh, link)
+        _sync(link.parent, _DIRECTORY)
 
     def link(self, key: Key) -> Path:
         """Return the path of an entry by its name, which stays right when the entry is replaced."""
@@ -176,15 +204,28 @@ class Shelf:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         except OSError as error:
-            raise self._unusable(error) from error
+            raise self._failed(error) from error
         finally:
             os.close(lock)
 
-    def _unusable(self, error: OSError) -> MachineError:
-        return MachineError(
-            f"{error.filename or self.root}: the store can't be written: {error.strerror}",
-            hint="free some space or rights there, or set FIREBUILD_HOME to another directory",
+    def _unusable(self, error: OSError) -> FirebuildError:
+        return unusable_store(f"{error.filename or self.root}: the store can't be written", error)
+
+    def _failed(self, error: OSError) -> FirebuildError:
+        if error.errno in _OF_RIGHTS:
+            return self._unusable(error)
+        where = error.filename or self.root  # a path inside the store, which nobody named
+        return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=_SPACE)
+
+
+def unusable_store(what: str, error: OSError) -> FirebuildError:
+    """Return the error for a store that can't be written: an `InputError` if another directory would do."""
+    message = f"{what}: {error.strerror}"
+    if error.errno in _OF_THE_PATH:
+        return InputError(
+            message, hint="get the right to write there, or set FIREBUILD_HOME to another directory"
         )
+    return MachineError(message, hint=_SPACE)
 
 
 def _lock(directory: Path, how: int) -> int:

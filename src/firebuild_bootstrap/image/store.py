@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.names import ImageTag
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.shelf import Key, Shelf, Staging
 from firebuild_bootstrap.image.trees import Trees
@@ -26,6 +26,7 @@ class ImageRecord:
         created: RFC 3339, in UTC.
         ca_provider: name of the provider that the build's certificates came from.
         issuer_fingerprint: SHA-256 of the certificate that issued them, as hexadecimal digits.
+        also_tagged: more names that it was stored under.
     """
 
     tag: str
@@ -38,6 +39,7 @@ class ImageRecord:
     issuer_fingerprint: str = ""
     config: ImageConfig = field(default_factory=ImageConfig)
     outputs: tuple[Artifact, ...] = ()
+    also_tagged: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -50,6 +52,7 @@ class ImageRecord:
             "ca": {"provider": self.ca_provider, "issuer_fingerprint_sha256": self.issuer_fingerprint},
             "config": self.config.as_json(),
             "outputs": [output.as_json() for output in self.outputs],
+            **({"also_tagged": list(self.also_tagged)} if self.also_tagged else {}),
         }
 
     @classmethod
@@ -69,6 +72,7 @@ class ImageRecord:
                 Artifact(OutputType(output["type"]), output["path"], output["size"], output["digest"])
                 for output in document["outputs"]
             ),
+            also_tagged=tuple(str(tag) for tag in document.get("also_tagged", ())),
         )
 
 
@@ -81,7 +85,7 @@ class StoredImage:
         location: the same by its tag: a path to hand out, which then leads to the newer image.
     """
 
-    tag: ImageTag
+    tag: Reference
     directory: Path
     location: Path
     record: ImageRecord
@@ -120,39 +124,46 @@ class ImageStore:
         """Put the staged outputs under the record's tag, replacing an older image in one step.
 
         Raises:
-            InputError: the tag is none.
+            InputError: a tag is none, or nobody may write in the store.
             MachineError: the store can't be written; an older image is untouched.
         """
-        tag = ImageTag.parse(record.tag)
+        tag, *others = (Reference.parse_tag(text) for text in (record.tag, *record.also_tagged))
         text = json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n"
         try:
             (staging.path / "image.json").write_text(text, "utf-8")
         except OSError as error:
             raise MachineError(f"{staging.path}: the image could not be stored: {error.strerror}") from error
-        return self._stored(tag, self._shelf.publish(staging, _key(tag)), record)
+        key = self._key(tag)
+        directory = self._shelf.publish(staging, key, *map(self._key, others))
+        return StoredImage(tag, directory, self._shelf.link(key), record)
 
-    def find(self, tag: ImageTag, *, hold: bool = False) -> StoredImage | None:
+    def find(self, tag: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return an image, or None; with `hold` its files stay until `close`.
 
         Raises:
             MachineError: its `image.json` is damaged.
         """
-        directory = self._shelf.hold(_key(tag))
+        return self._find(self._key(tag), hold=hold)
+
+    def _find(self, key: Key, *, hold: bool = False) -> StoredImage | None:
+        directory = self._shelf.hold(key)
         if directory is None:
             return None
         path = directory / "image.json"
         try:
             record = ImageRecord.from_json(json.loads(path.read_text("utf-8")))
+            tag = _as_spelled(key, record)
         except (OSError, KeyError, TypeError, ValueError, InputError) as error:
             raise MachineError(
-                f"{path} is damaged: {error}", hint=f"remove {tag} and build it again"
+                f"{path} is damaged: {error}", hint=f"remove {_name(key)} and build it again"
             ) from error
         finally:
             if not hold:
                 self._shelf.release(directory)
-        return self._stored(tag, directory, record)
+        named = replace(record, tag=str(tag), also_tagged=())
+        return StoredImage(tag, directory, self._shelf.link(key), named)
 
-    def inspect(self, tag: ImageTag) -> StoredImage:
+    def inspect(self, tag: Reference) -> StoredImage:
         """Return an image.
 
         Raises:
@@ -166,34 +177,60 @@ class ImageStore:
 
     def list(self) -> list[StoredImage]:
         """Return all images that can be read, sorted by tag."""
-        images = []
-        for key in self._shelf.names():
-            found = self.find(ImageTag(*key))
-            if found is not None:
-                images.append(found)
-        return images
+        found = (self._find(key) for key in self._shelf.names())
+        return sorted((image for image in found if image is not None), key=lambda image: image.tag)
 
-    def remove(self, tag: ImageTag) -> None:
-        """Remove an image.
+    def names(self) -> tuple[Reference, ...]:
+        """Return the names of all images, sorted; no image is read for that."""
+        return tuple(sorted(map(_name, self._shelf.names())))
+
+    def remove(self, tag: Reference) -> None:
+        """Remove an image; its files stay while it has other names.
 
         Raises:
-            InputError: there is none of that tag.
+            InputError: there is none of that tag, or nobody may write in the store.
             MachineError: the store can't be written.
         """
-        if not self._shelf.discard(_key(tag)):
+        if not self._shelf.discard(self._key(tag)):
+            raise self._unknown(tag)
+
+    def tag(self, tag: Reference, other: Reference) -> None:
+        """Give an image one more name, which is taken from an older image.
+
+        Raises:
+            InputError, MachineError: as `remove`.
+        """
+        if not self._shelf.alias(self._key(tag), self._key(other)):
             raise self._unknown(tag)
 
     def sweep(self) -> None:
         """Remove what crashed builds left in the store."""
         self._shelf.sweep()
 
-    def _stored(self, tag: ImageTag, directory: Path, record: ImageRecord) -> StoredImage:
-        return StoredImage(tag, directory, self._shelf.link(_key(tag)), record)
+    def _key(self, tag: Reference) -> Key:
+        """Return where an image is: under an older spelling of its name if it is there."""
+        keys = [_key_of(spelling, tag.tag) for spelling in tag.spellings]
+        return next(filter(self._shelf.has, keys), keys[0])
 
-    def _unknown(self, tag: ImageTag) -> InputError:
-        known = ", ".join(str(ImageTag(*key)) for key in self._shelf.names()) or "none yet"
+    def _unknown(self, tag: Reference) -> InputError:
+        known = ", ".join(map(str, self.names())) or "none yet"
         return InputError(f"there is no image {tag}", hint=f"images in the store: {known}")
 
 
-def _key(tag: ImageTag) -> Key:
-    return tag.org, tag.name, tag.version
+def _key_of(name: str, tag: str) -> Key:
+    """Return the three file names of an image; no two names have the same, because none contains a plus."""
+    parents, _, last = name.rpartition("/")
+    return parents.replace("/", "+") or "library", last, tag
+
+
+def _name(key: Key) -> Reference:
+    parents, last, tag = key
+    above = "" if parents == "library" else f"{parents.replace('+', '/')}/"
+    return Reference.parse(f"{above}{last}:{tag}")
+
+
+def _as_spelled(key: Key, record: ImageRecord) -> Reference:
+    """Return the name of an entry in the spelling of those who built it."""
+    name = _name(key)
+    spelled = (Reference.parse(text) for text in (record.tag, *record.also_tagged))
+    return next((tag for tag in spelled if tag == name), name)

@@ -11,6 +11,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, find_runtime
+from firebuild_pki.display import one_line
 
 _TREE: Final = "/tree"
 _OTHER: Final = "/other"
@@ -87,11 +88,13 @@ class Trees:
         if not path.is_symlink() and not path.exists():
             return
         parent = Bind(path.parent.resolve(), _OTHER, read_only=False)
-        command = ["rm", "-rf", "--one-file-system", "--", f"{_OTHER}/{path.name}"]
-        done = self.sandbox.run(command, binds=[*self._runtime.binds, parent], interruptible=False)
+        command = self._runtime.module("firebuild_bootstrap.removal", f"{_OTHER}/{path.name}")
+        binds = [*self._runtime.binds, parent]
+        done = self.sandbox.run(command, binds=binds, env=self._runtime.env, interruptible=False)
         if done.returncode != 0:
             complaint = done.stderr.decode("utf-8", "replace").strip().replace(_OTHER, str(path.parent))
-            raise MachineError(f"{path} could not be removed: {complaint}", hint="remove it as root")
+            reason = one_line(complaint) or f"its worker ended with status {done.returncode}"
+            raise MachineError(f"{path} could not be removed: {reason}", hint="remove it as root")
 
     @staticmethod
     def _into(root: Path, file: Path) -> list[Bind]:

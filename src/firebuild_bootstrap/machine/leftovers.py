@@ -6,16 +6,17 @@ after a power cut the next build.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
+
+from firebuild_bootstrap.removal import remove_tree
 
 _FILE: Final = "leftovers"
 _PROCESS_SECONDS: Final = 10.0
@@ -119,13 +120,12 @@ def _run(entry: Mapping[str, Any]) -> str:
 
 
 def _remove(path: Path) -> str:
-    with suppress(FileNotFoundError):
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            return f"{path} could not be removed: {error.strerror}"
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        return f"{path} could not be removed: {os.strerror(errno.ENOTDIR)}"  # it is not what was noted
+    try:
+        remove_tree(path)
+    except OSError as error:
+        return f"{error.filename} could not be removed: {error.strerror}"
     return ""
 
 

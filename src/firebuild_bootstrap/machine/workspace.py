@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.machine import leftovers
-from firebuild_bootstrap.machine.janitor import LEAVING
+from firebuild_bootstrap.machine.janitor import LEAVING, abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _JANITOR: Final = "firebuild_bootstrap.machine.janitor"
 _JANITOR_SECONDS: Final = 120.0
+_CHECK_SECONDS: Final = 0.5
+# A small tree is gone by then; for a large one nobody should have to wait.
+_REMOVAL_SECONDS: Final = 0.2
 _NOT_FOR_THE_JANITOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -31,8 +35,9 @@ class Workspace:
     """The directory `home`/builds/`build_id` (mode 0700) and the sandbox to use for all work in it.
 
     A janitor process of its own session outlives this one, even after SIGKILL. It waits until this
-    process and every sandbox are gone, and removes the directory in the id mapping that filled it.
-    Leftovers of a machine that lost its power are removed by the next build.
+    process and every sandbox are gone, moves the directory to `home`/removing, and removes it there in the
+    id mapping that filled it, which `close` does not wait for. What is left when the janitor dies too, or the
+    machine loses its power, is removed by the next build or command (`sweep`).
 
     Use it as a context manager, or call `close`.
 
@@ -62,13 +67,12 @@ class Workspace:
         self.check = check
         self.runtime = runtime or find_runtime()
         lifeline, self._lifeline = os.pipe()
+        self._lock = -1
         self.sandbox = Sandbox(idmap, lifeline=self._lifeline, check=check)
         try:
-            lock = self._make()
-            try:
-                self._janitor = self._start_janitor(lifeline, lock)
-            finally:
-                os.close(lock)
+            # It is held here as well as by the janitor, so that nobody sweeps while either lives.
+            self._lock = self._make()
+            self._janitor = self._start_janitor(lifeline)
         except BaseException:
             self._cut()
             raise
@@ -95,80 +99,93 @@ class Workspace:
         """
         if self._lifeline < 0:
             return
-        self._cut()
-        with suppress(subprocess.TimeoutExpired):
-            self._janitor.wait(_JANITOR_SECONDS)
-        if self.path.exists():  # somebody ended the janitor
-            leftovers.clear(self.path)
-            Trees(Sandbox(self._idmap), self.runtime).remove(self.path)
+        janitor = self._janitor
+        try:
+            with suppress(BrokenPipeError):  # the janitor is gone already
+                os.write(self._lifeline, LEAVING)
+            self._cut(keep_lock=True)
+            if janitor.stdout is not None:
+                end = time.monotonic() + _JANITOR_SECONDS
+                while self.path.exists() and time.monotonic() < end:
+                    if select.select([janitor.stdout], [], [], _CHECK_SECONDS)[
+                        0
+                    ]:  # its end is all that comes
+                        break
+                janitor.stdout.close()
+            if self.path.exists():  # somebody ended the janitor
+                Trees(Sandbox(self._idmap), self.runtime).remove(retire(self.path))
+        finally:
+            self._cut()
+        try:
+            janitor.wait(_REMOVAL_SECONDS)
+        except subprocess.TimeoutExpired:
+            _reap(janitor)
 
-    def _cut(self) -> None:
-        with suppress(BrokenPipeError):  # the janitor is gone already
-            os.write(self._lifeline, LEAVING)
-        os.close(self._lifeline)
-        self._lifeline = -1
+    def _cut(self, *, keep_lock: bool = False) -> None:
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+        if self._lock >= 0 and not keep_lock:
+            os.close(self._lock)
+            self._lock = -1
 
     def _make(self) -> int:
         """Make the directory and return a descriptor that holds its lock."""
+        builds = self.path.parent
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path.parent / "lock"):
-                self._sweep()
+            builds.mkdir(parents=True, exist_ok=True)
+            with builds_locked(builds):
+                for entry in abandoned(builds):
+                    retire(entry)
                 self.path.mkdir(mode=0o700)
-                return _own(self.path)
+                lock = own(self.path)
         except OSError as error:
             raise MachineError(
                 f"{self.path}: the build's directory can't be made: {error.strerror}",
                 hint="free some space or rights there, or set FIREBUILD_HOME to another directory",
             ) from error
+        sweep(builds.parent)
+        return lock
 
-    def _sweep(self) -> None:
-        for entry in self.path.parent.iterdir():
-            if entry.is_dir():
-                with suppress(OSError, MachineError):  # a running build, or another user's
-                    lock = _own(entry)
-                    try:
-                        leftovers.clear(entry)
-                        Trees(Sandbox(self._idmap), self.runtime).remove(entry)
-                    finally:
-                        os.close(lock)
-
-    def _start_janitor(self, lifeline: int, lock: int) -> subprocess.Popen[bytes]:
-        # The janitor inherits the mask: it ends when the build does, not with a terminal or a service.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_JANITOR)
-        document = json.dumps(self._idmap.as_json())
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-sP", "-m", _JANITOR, str(self.path), document, str(os.getpid())],
-                stdin=lifeline,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env={"PATH": os.environ.get("PATH", os.defpath), **self.runtime.env},
-                cwd="/",
-                pass_fds=(lock,),  # the lock lives as long as the janitor
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise MachineError(f"{sys.executable}: {error.strerror}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def _start_janitor(self, lifeline: int) -> subprocess.Popen[bytes]:
+        arguments = [str(self.path), json.dumps(self._idmap.as_json()), str(os.getpid())]
+        return _start(
+            arguments,
+            self.runtime.env,
+            stdin=lifeline,
+            stdout=subprocess.PIPE,
+            pass_fds=(self._lock,),  # the lock lives as long as the janitor
+        )
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def sweep(home: Path) -> None:
+    """Have what dead builds left in the store `home` removed in the background, if there is anything.
+
+    Raises:
+        MachineError: Python can't be started.
+    """
+    if any(True for folder in ("builds", "removing") for _ in abandoned(home / folder)):
+        _reap(_start([str(home)], find_runtime().env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+
+
+def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
+    # The janitor inherits the mask: it ends when the build does, not with a terminal or a service.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_JANITOR)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        return subprocess.Popen(
+            [sys.executable, "-sP", "-m", _JANITOR, *arguments],
+            stderr=subprocess.DEVNULL,
+            env={"PATH": os.environ.get("PATH", os.defpath), **env},
+            cwd="/",
+            start_new_session=True,
+            **options,
+        )
+    except OSError as error:
+        raise MachineError(f"{sys.executable}: {error.strerror}") from error
     finally:
-        os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _own(directory: Path) -> int:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Leave a process to itself, and to nobody as a zombie."""
+    threading.Thread(target=process.wait, name="janitor", daemon=True).start()

@@ -54,7 +54,14 @@ class Request:
     @property
     def path(self) -> str:
         """The path of the target, which may be an absolute URI; empty where it has none."""
-        return self.target if self.target.startswith("/") else urlsplit(self.target).path
+        if self.target.startswith("/"):
+            return self.target
+        try:
+            return urlsplit(self.target).path
+        except (
+            ValueError
+        ):  # brackets that hold no IPv6 address; which texts those are differs between Pythons
+            return ""
 
     @property
     def keep_alive(self) -> bool:

@@ -86,6 +86,9 @@ class Gate:
         self._refusals = refusals
         self._observer = observer
         self._connections: set[asyncio.Task[None]] = set()
+        # Oldest first; a connection leaves it as soon as it has shown the guest's certificate.
+        self._handshaking: dict[asyncio.Task[None], str] = {}
+        self._guests = 0
         self._thread: threading.Thread | None = None
 
     def start(self, listener: socket.socket) -> str:
@@ -144,26 +147,37 @@ class Gate:
             return
         sock.setblocking(False)
         peer = format_address(address)
-        if len(self._connections) >= self._limits.max_connections:
-            sock.close()
-            self._refusals.refuse(peer, f"{self._limits.max_connections} connections are open already")
-            return
+        if len(self._handshaking) >= self._limits.max_handshakes:
+            # Others must not be able to keep the guest out by holding connections open.
+            oldest = next(iter(self._handshaking))
+            oldest.cancel()
+            self._refusals.refuse(self._handshaking.pop(oldest), "its TLS handshake gave way to newer ones")
         task = asyncio.create_task(self._serve(sock, peer))
         self._connections.add(task)
+        self._handshaking[task] = peer
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda ended: self._handshaking.pop(ended, None))
         task.add_done_callback(lambda _: sock.close())
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         outer = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
         problem = await self._admit(outer)
+        if not problem and self._guests >= self._limits.max_connections:
+            problem = f"the guest has {self._limits.max_connections} connections open already"
         if problem:
             self._refusals.refuse(peer, problem, outer.inspection.certificate)
             return
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - `_accept` made it
+        self._handshaking.pop(task, None)
+        self._guests += 1
         try:
             await self._pass_on(outer, peer)
         except OSError as error:
             logger.warning("cannot pass %s on to the gRPC server: %s", peer, error)
+        finally:
+            self._guests -= 1
 
     async def _admit(self, outer: TlsStream) -> str:
         try:

@@ -18,8 +18,11 @@ from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.resources import Delivery
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_pki.display import block
 
 _EMPTY: Final = pb.Empty()
+# Characters of what a guest says about its failure.
+_MAX_REASON: Final = 4000
 
 
 class Handlers:
@@ -143,14 +146,15 @@ class Handlers:
             return _EMPTY
         # The exit status of other failures means nothing.
         exit_code = request.exit_code if request.reason == "command" else None
+        step = self._steps.known(request.step)
         error = StepFailed(
-            request.error or "the guest gave no reason", step=request.step, exit_code=exit_code
+            block(request.error, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=exit_code
         )
         self._session.end(
             Outcome(
                 ending=Ending.ABORTED,
                 error=error,
-                step=request.step,
+                step=step,
                 exit_code=exit_code,
                 reason=request.reason,
             )
@@ -162,7 +166,7 @@ class Handlers:
         if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.success())
         else:
-            self._session.end(Outcome(ending=Ending.SUCCESS))
+            self._session.end(self._steps.success())
         return _EMPTY
 
     def _log(
@@ -171,14 +175,17 @@ class Handlers:
         if self._old is not None and not _extended(context):
             self._old.progress.output(stream, message.line)
             return _EMPTY
+        step = self._steps.known(message.step)
         if message.HasField("event"):
-            self._step_event(message.step, message.event)
+            self._step_event(step, message.event)
         data = message.data or b"".join(_line(line) for line in message.line)
         if data:
-            self._session.output.write(message.step, stream, data)
+            self._session.output.write(step, stream, data)
         return _EMPTY
 
     def _step_event(self, number: int, event: pb.StepEvent) -> None:
+        if not number:
+            raise InputError("the guest reports the begin or end of a step without its number")
         if event.kind == pb.StepEvent.STARTED:
             self._steps.started(number)
         elif event.kind == pb.StepEvent.FINISHED:

@@ -17,7 +17,9 @@ class Limits:
 
     Args:
         max_message_bytes: largest message in either direction.
-        max_connections: connections at once, whether authenticated or not; more are refused.
+        max_connections: connections of the guest at once; more are refused.
+        max_handshakes: connections at once that have not shown the guest's certificate yet; where one more
+            comes, the oldest of them has to go.
         handshake_timeout: from accepting a connection to the end of its TLS handshake.
         initial_timeout: from the start to the guest's first authenticated call.
         ping_interval: how often the guest is told to ping.
@@ -29,6 +31,7 @@ class Limits:
 
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_connections: int = 16
+    max_handshakes: int = 128
     handshake_timeout: float = 10.0
     initial_timeout: float = 60.0
     ping_interval: float = 5.0

@@ -16,6 +16,8 @@ from firebuild_bootstrap.service.tls import Inspection
 
 # One read of the socket; measured: smaller costs throughput, larger gains nothing.
 _READ_BYTES: Final = 256 * 1024
+# Enough for what a handshake brings, and little enough for many that lead nowhere.
+_HANDSHAKE_BYTES: Final = 16 * 1024
 _RECORD_BYTES: Final = 16 * 1024  # TLS never hands out more at once
 
 
@@ -42,7 +44,7 @@ class TlsStream:
             self._connection.set_accept_state()
         else:
             self._connection.set_connect_state()
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = memoryview(bytearray(_HANDSHAKE_BYTES))
         self._flushing = asyncio.Lock()
 
     @property
@@ -75,6 +77,7 @@ class TlsStream:
                 raise
             else:
                 await self._flush()
+                self._buffer = memoryview(bytearray(_READ_BYTES))
                 return
 
     async def read(self) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -12,6 +13,10 @@ from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, St
 from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate
 
 logger: Final = logging.getLogger("firebuild.service")
+# Of a step that exceeds the limit, its end: where the error stands.
+_TAIL_BYTES: Final = 32 * 1024
+# A flood of strangers must not bury what the build says; they are all counted.
+_MOST_NAMED: Final = 50
 
 
 class SerialSink:
@@ -53,10 +58,16 @@ class Refusals:
         self._last_reason = ""
 
     def refuse(self, peer: str, reason: str, certificate: PeerCertificate = NO_CERTIFICATE) -> None:
-        """Log one refusal and pass it on as an event."""
+        """Log one refusal and pass it on as an event; only count it once there were too many."""
         with self._lock:
             self._count += 1
             self._last_reason = reason
+            count = self._count
+        if count > _MOST_NAMED:
+            if count == _MOST_NAMED + 1:
+                message = f"{_MOST_NAMED} peers were refused; further ones are counted, not named"
+                self._events(Notice(level="warning", message=message))
+            return
         logger.warning(
             "refused peer %s: %s (subject %s, SHA-256 %s)",
             peer,
@@ -88,33 +99,62 @@ class Refusals:
 
 
 class BoundedOutput:
-    """Passes the output of steps on until a limit, then counts what it drops."""
+    """Passes the output of each step on until a limit; of what comes after it, the end is passed on last.
+
+    Args:
+        events: receives the output.
+        max_bytes: how much of one step is passed on as it comes.
+    """
 
     def __init__(self, events: EventSink, max_bytes: int) -> None:
         self._events = events
         self._max_bytes = max_bytes
         self._lock = threading.RLock()  # a failing receiver ends the build, which calls `finish`
-        self._passed = 0
+        self._rooms: dict[int, int] = {}
+        self._step = 0
+        self._held: deque[tuple[Literal["stdout", "stderr"], bytes]] = deque()
+        self._held_bytes = 0
         self._dropped = 0
 
     def write(self, step: int, stream: Literal["stdout", "stderr"], data: bytes) -> None:
         """Pass one piece on, or as much of it as the limit leaves."""
         with self._lock:
-            piece = data[: self._max_bytes - self._passed]
-            self._passed += len(piece)
-            self._dropped += len(data) - len(piece)
+            if step != self._step:
+                self.finish()
+                self._step = step
+            room = self._rooms.get(step, self._max_bytes)
+            piece, rest = data[:room], data[room:]
+            self._rooms[step] = room - len(piece)
             if piece:
                 self._events(StepOutput(step=step, stream=stream, data=piece))
+            if rest:
+                self._hold(stream, rest)
 
     def finish(self) -> None:
-        """Say how much was dropped, if anything was."""
+        """Pass the end of what exceeded the limit on, after a word about what is missing before it."""
         with self._lock:
-            dropped, self._dropped = self._dropped, 0
-        if dropped:
-            self._events(
-                Notice(
-                    level="warning",
-                    message=f"the steps wrote more than {self._max_bytes} bytes: "
-                    f"the last {dropped} bytes of output were dropped",
+            held, dropped = self._held, self._dropped
+            self._held, self._held_bytes, self._dropped = deque(), 0, 0
+            if dropped:
+                self._events(
+                    Notice(
+                        level="warning",
+                        message=f"step {self._step} wrote more than {self._max_bytes} bytes: "
+                        f"{dropped} bytes are left out here (bootstrap.log_limit)",
+                    )
                 )
-            )
+            for stream, data in held:
+                self._events(StepOutput(step=self._step, stream=stream, data=data))
+
+    def _hold(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        kept = data[-_TAIL_BYTES:]
+        self._dropped += len(data) - len(kept)
+        self._held.append((stream, kept))
+        self._held_bytes += len(kept)
+        while self._held_bytes > _TAIL_BYTES:
+            stream, oldest = self._held.popleft()
+            excess = min(self._held_bytes - _TAIL_BYTES, len(oldest))
+            self._held_bytes -= excess
+            self._dropped += excess
+            if excess < len(oldest):
+                self._held.appendleft((stream, oldest[excess:]))

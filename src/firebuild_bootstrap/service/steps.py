@@ -1,11 +1,13 @@
-"""Events about the steps of a build, with their place in the Dockerfile."""
+"""The steps of a build as the guest reports them: events with their place in the Dockerfile, what is left."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepFinished, StepStarted
+from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.session import Session
 
 
@@ -19,7 +21,7 @@ class StepInfo:
 
 
 class StepEvents:
-    """Tells that steps begin and end.
+    """Tells that steps begin and end, and knows which of them are left. Any thread may call.
 
     Args:
         session: takes the events.
@@ -31,10 +33,22 @@ class StepEvents:
         self._session = session
         self._steps = {step.number: step for step in steps}
         self._total = total
+        self._left = set(self._steps)
+        self._failed: tuple[int, int] | None = None
+
+    def known(self, number: int) -> int:
+        """Return the number of a step that a guest names; 0 is what it says between steps.
+
+        Raises:
+            InputError: the build has no such step.
+        """
+        if number and number not in self._steps:
+            raise InputError(f"the guest reports about step {number}, which this build does not have")
+        return number
 
     def started(self, number: int) -> None:
         """A step began."""
-        step = self._steps.get(number, StepInfo(number, 0, ""))
+        step = self._steps[self.known(number)]
         self._session.step_started(number)
         self._session.events(
             StepStarted(step=number, total=self._total, instruction=step.instruction, line=step.line)
@@ -42,4 +56,21 @@ class StepEvents:
 
     def finished(self, number: int, exit_code: int, seconds: float) -> None:
         """A step ended, `seconds` after its begin."""
+        if exit_code:
+            self._failed = self._failed or (number, exit_code)
+        self._left.discard(number)
+        self._session.output.finish()
         self._session.events(StepFinished(step=number, exit_code=exit_code, seconds=seconds))
+
+    def success(self) -> Outcome:
+        """Return the end of a build whose guest reports success: believed only if nothing is left to do."""
+        if self._failed is not None:
+            step, exit_code = self._failed
+            message = f"the guest reported success, though step {step} ended with status {exit_code}"
+        elif self._left:
+            step, exit_code = min(self._left), None
+            message = f"the guest reported success, but step {step} was not seen to end"
+        else:
+            return Outcome(ending=Ending.SUCCESS)
+        error = StepFailed(message, step=step, exit_code=exit_code)
+        return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=exit_code, reason="protocol")

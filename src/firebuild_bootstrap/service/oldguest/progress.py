@@ -81,7 +81,7 @@ class Progress:
                 parts = list(channel.marks.feed(piece))
                 for number, part in enumerate(parts, start=1):
                     if isinstance(part, Mark):
-                        channel.step = part.step
+                        channel.step = self._events.known(part.step)
                         self._marked(stream, part)
                     else:
                         whole = number == len(parts) and not channel.marks.holding

@@ -107,3 +107,25 @@ class _Watchdog:
         with suppress(OSError):  # it is closed already
             # not ssl's own, which is for one thread only
             socket.socket.shutdown(self._watched, socket.SHUT_RDWR)  # type: ignore[arg-type]
+
+
+def speaks_tls(host: str, port: int, seconds: float) -> bool:
+    """Tell whether a port answers a TLS ClientHello with a record of TLS.
+
+    Nothing but that one message is sent, and the connection is closed at the first bytes of the answer.
+
+    Args:
+        seconds: how long to wait for the connection, and for the answer.
+    """
+    sent = ssl.MemoryBIO()
+    handshake = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname=host)
+    with suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    try:
+        with socket.create_connection((host, port), seconds) as connection:
+            connection.sendall(sent.read())
+            answer = connection.recv(2)
+    except OSError:
+        return False
+    # Alert or handshake, and the major version of all of TLS (RFC 8446, section 5.1).
+    return len(answer) == 2 and answer[0] in (0x15, 0x16) and answer[1] == 0x03

@@ -23,13 +23,15 @@ from hvac.adapters import RawAdapter
 from urllib3.exceptions import HTTPError
 
 from firebuild_pki.providers.vault.addresses import base_of, is_loopback, is_safe
-from firebuild_pki.providers.vault.connections import Adapter
+from firebuild_pki.providers.vault.connections import Adapter, speaks_tls
 from firebuild_pki.providers.vault.faults import Fault, NodeFailed, fault_of
 
 MAX_ANSWER = 4 << 20
 """Bytes; a chain of CA certificates takes a few thousand."""
 
 MAX_REDIRECTS = 3
+
+_PROBE_SECONDS = 2.0  # it is this machine that is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +150,20 @@ class Transport:
     ) -> Fault | str | tuple[requests.Response, bytes]:
         # the exceptions of requests hold the request with its token, so none of them gets out
         try:
-            return self._exchange(base, path, request, end)
+            reply = self._exchange(base, path, request, end)
         except (requests.RequestException, HTTPError, OSError) as error:
-            return fault_of(address, error)
+            return self._wants_tls(address, base) or fault_of(address, error)
+        if not isinstance(reply, str) and reply[0].status_code == 400:
+            return self._wants_tls(address, base) or reply
+        return reply
+
+    def _wants_tls(self, address: str, base: str) -> Fault | None:
+        """Find out why plain http got no answer: OpenBao says 400 then, and HashiCorp Vault just hangs up."""
+        parts = urlsplit(base)
+        if parts.scheme != "http" or not speaks_tls(parts.hostname or "", parts.port or 80, _PROBE_SECONDS):
+            return None
+        hint = f"use https://{parts.netloc}"
+        return Fault(address, "this port speaks TLS, not plain http", lasting=True, hint=hint)
 
     def _exchange(
         self, base: str, path: str, request: Request, end: float

@@ -1,0 +1,255 @@
+"""What people who come from Docker type: its commands and options, each done, or answered by its name.
+
+An option of `docker build` or `docker buildx build` is never taken for a similar one of ours: it is
+implemented (in `cli.rootfs`), accepted because it changes nothing here, or refused with what to do instead.
+The page docs/docker.md has the same lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from firebuild_bootstrap.errors import InputError
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+# As Go's strconv.ParseBool reads the values of Docker's flags.
+_TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+_LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
+_NO_REGISTRY: Final = "firebuild talks to no registry yet: "
+_NO_CACHE: Final = "there is no cache between builds yet, so that each step runs anew: leave it out"
+_ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
+
+_POINTLESS_FLAGS: Final = ("--no-cache", "--rm", "--force-rm", "--compress", "--load", "--squash")
+_POINTLESS_OPTIONS: Final = ("--cache-from", "--no-cache-filter")
+_REFUSED_FLAGS: Final = {
+    "--push": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
+    "--pull": _NO_REGISTRY + "`firebuild base import` keeps a newer base",
+    "--provenance": _ATTEST,
+    "--sbom": _ATTEST,
+    "--check": "not there yet; a build finds every mistake of the Dockerfile before anything starts",
+    "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
+    "--stream": "the context is read where it is: leave it out",
+    "--disable-content-trust": "nothing is signed or pulled, so there is nothing to distrust: leave it out",
+}
+_REFUSED_OPTIONS: Final = {
+    "--secret": "secrets are not supported yet: RUN --mount=type=secret is not either;"
+    " a build argument or a file of the context would stay in the image",
+    "--ssh": "forwarding of SSH agents is not supported yet: RUN --mount=type=ssh is not either;"
+    " clone into the build context before",
+    "--cache-to": _NO_CACHE,
+    "--build-context": "a second context is not supported yet: `firebuild base import` makes it a base",
+    "--builder": "there are no builders: --machine says where a build runs",
+    "--allow": "there are no entitlements: --machine says what a RUN step can reach",
+    "--annotation": "an image here has no manifest to annotate: use --label",
+    "--attest": _ATTEST,
+    "--call": "not there yet; a build finds every mistake of the Dockerfile before anything starts",
+    "--print": "not there yet; `firebuild images inspect` shows what a build made",
+    "--policy": "policies are not there yet",
+    "--add-host": "the machine's /etc/hosts is not yours to change; write names into it in the same RUN",
+    "--network": "the machine decides what RUN steps reach: docs/machines.md has a table",
+    "--isolation": "--machine says what isolates a RUN step: docs/machines.md has a table",
+    "--security-opt": "--machine says what isolates a RUN step: docs/machines.md has a table",
+    "--cgroup-parent": _LIMITS,
+    "--cpu-period": _LIMITS,
+    "--cpu-quota": _LIMITS,
+    "--cpu-shares": _LIMITS,
+    "--cpuset-cpus": _LIMITS,
+    "--cpuset-mems": _LIMITS,
+    "--memory": _LIMITS,
+    "--memory-swap": _LIMITS,
+    "--shm-size": _LIMITS,
+    "--ulimit": _LIMITS,
+}
+_SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
+# Values that ask for what happens anyway.
+_DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
+
+_OUR_TYPES: Final = ("ext4", "tar", "dir", "local")
+_THEIR_TYPES: Final = {
+    "image": "the image is kept in firebuild's store in any case: leave it out",
+    "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
+    "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
+    "registry": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
+    "cacheonly": _NO_CACHE,
+}
+
+_RUN: Final = "firebuild builds images and runs none yet: boot the ext4 output with your own tool"
+_CONTAINERS: Final = "there are no containers: a build runs in a machine that is gone when it ends"
+_ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
+    ("image", "build"): ("build",),
+    ("images", "build"): ("build",),
+    ("buildx", "build"): ("build",),
+    ("buildx", "b"): ("build",),
+    ("builder", "build"): ("build",),
+    ("buildx", "prune"): ("images", "prune"),
+    ("builder", "prune"): ("images", "prune"),
+    ("system", "prune"): ("images", "prune"),
+    ("buildx", "du"): ("du",),
+    ("system", "df"): ("du",),
+    ("image",): ("images",),
+    ("rmi",): ("images", "rm"),
+    ("tag",): ("images", "tag"),
+    ("inspect",): ("images", "inspect"),
+    ("bases",): ("base",),
+}
+_ALIASES_BELOW: Final = {"ls": "list", "remove": "rm", "delete": "rm", "df": "du"}
+_NOT_THERE: Final[dict[str, str]] = {
+    name: why
+    for names, why in {
+        "run exec start create": _RUN,
+        "ps container stop kill restart pause unpause wait attach logs top": _CONTAINERS,
+        "stats port rename update diff cp commit": _CONTAINERS,
+        "network volume compose swarm stack service node": _CONTAINERS,
+        "push": _NO_REGISTRY + "`firebuild images path` says where the outputs of an image are",
+        "pull": _NO_REGISTRY + "`firebuild base import` takes what `docker export` or mmdebstrap writes",
+        "login logout search manifest trust": _NO_REGISTRY + "there is nothing to log in to",
+        "save export": "`firebuild images path` says where outputs are; `--output tar,dest=FILE` copies one",
+        "load import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
+        "history": "an image has no layers: `firebuild images inspect` shows what is known about it",
+        "rm": "`firebuild images rm` removes images, `firebuild rm-tree` directories that builds wrote",
+        "events": "`firebuild build --progress rawjson` prints the events of a build",
+        "info": "`firebuild config show` prints what is in force, `firebuild du` what is stored",
+        "version": "`firebuild --version` prints it",
+        "context": "there is no daemon to choose",
+        "buildx": "of docker buildx there are build, du and prune: `firebuild build`",
+        "builder": "of docker builder there are build and prune: `firebuild build`",
+        "system": "of docker system there are df and prune: `firebuild du`, `firebuild images prune`",
+    }.items()
+    for name in names.split()
+}
+
+
+def docker_options(function: FunctionT) -> FunctionT:
+    """Add the options of `docker build` that are accepted for nothing or answered by their names."""
+    for name in _POINTLESS_FLAGS:
+        function = click.option(name, is_flag=True, hidden=True, expose_value=False)(function)
+    for name in _POINTLESS_OPTIONS:
+        function = click.option(name, multiple=True, hidden=True, expose_value=False)(function)
+    for name in (*_REFUSED_FLAGS, *_REFUSED_OPTIONS):
+        names = [name, _SHORT[name]] if name in _SHORT else [name]
+        kind: dict[str, Any] = {"is_flag": True} if name in _REFUSED_FLAGS else {"multiple": True}
+        function = click.option(*names, **kind, hidden=True, expose_value=False, callback=_refuse)(function)
+    return function
+
+
+def _refuse(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    name = parameter.opts[0]
+    given = value if isinstance(value, tuple) else (value,) if value else ()
+    if all(one in _DEFAULTS.get(name, ()) for one in given):
+        return
+    why = _REFUSED_FLAGS.get(name) or _REFUSED_OPTIONS[name]
+    raise InputError(f"{name} is an option of docker build that firebuild does not have", hint=why)
+
+
+class BuildCommand(click.Command):
+    """A command whose flags also take `=true` and `=false`, as Docker's do, and never the next word."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Write flags as click reads them."""
+        flags = {name for one in self.params if getattr(one, "is_flag", False) for name in one.opts}
+        optional = {
+            name for one in self.params if getattr(one, "_flag_needs_value", False) for name in one.opts
+        }
+        words: list[str] = []
+        for position, word in enumerate(args):
+            if word == "--":
+                words += args[position:]
+                break
+            name, equals, value = word.partition("=")
+            if name in flags and equals and word.startswith("--"):
+                words += [name] if _is_true(name, value) else []
+            else:
+                words.append(f"{word}=" if word in optional else word)
+        try:
+            return super().parse_args(ctx, words)
+        except click.NoSuchOption as error:  # what is refused is no suggestion
+            shown = {name for one in self.params if not getattr(one, "hidden", False) for name in one.opts}
+            near = [name for name in error.possibilities or () if name in shown]
+            raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from error
+
+
+def _is_true(flag: str, value: str) -> bool:
+    if value not in _TRUE | _FALSE and flag not in ("--provenance", "--sbom"):  # these take words, too
+        raise InputError(f"{flag}: expected true or false, found {value!r:.100}")
+    return value not in _FALSE
+
+
+class Commands(click.Group):
+    """A group that knows Docker's names of its commands, and says by its name what is not there."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; see `click.Group.resolve_command`."""
+        if not ctx.resilient_parsing:
+            args = self._translated(args, top=ctx.parent is None)
+        return super().resolve_command(ctx, args)
+
+    def _translated(self, args: list[str], *, top: bool) -> list[str]:
+        if args[0] in _ALIASES_BELOW and not top:
+            return [_ALIASES_BELOW[args[0]], *args[1:]]
+        for length in (2, 1) if top else ():
+            if (found := _ALIASES.get(tuple(args[:length]))) is not None:
+                return [*found, *args[length:]]
+        if args[0] in _NOT_THERE and args[0] not in self.commands:
+            what = "docker image" if not top else "docker"
+            raise InputError(
+                f"there is no `firebuild {args[0]}`, as in `{what} {args[0]}`", hint=_NOT_THERE[args[0]]
+            )
+        return args
+
+
+def translated_output(text: str, *, paths: bool) -> tuple[str, bool]:
+    """Turn Docker's form of `--output` into ours.
+
+    Args:
+        text: `type=TYPE,dest=PATH`, a path alone, `-`, or our own form, which stays as it is.
+        paths: whether a word that is no type is a path.
+
+    Returns:
+        our form without a destination of `-`, and whether there was one: the output goes to standard output.
+
+    Raises:
+        InputError: a type that firebuild does not write.
+    """
+    first, *others = text.split(",")
+    if text == "-":
+        return "tar", True
+    if paths and not others and not first.startswith("type=") and first not in (*_OUR_TYPES, *_THEIR_TYPES):
+        return f"dir,dest={text}", False
+    members = [first, *others]
+    types = [member.removeprefix("type=") for member in members if member.startswith("type=")]
+    kind, rest = (
+        (types[0], [each for each in members if each != f"type={types[0]}"]) if types else (first, others)
+    )
+    if kind in _THEIR_TYPES:
+        raise InputError(f"--output {text}: there is no output of the type {kind}", hint=_THEIR_TYPES[kind])
+    stdout = "dest=-" in rest
+    kept = [member for member in rest if member != "dest=-"]
+    return ",".join(("dir" if kind == "local" else kind, *kept)), stdout
+
+
+def complain_about_remote(context: str) -> None:
+    """Refuse a build context that Docker would fetch.
+
+    Raises:
+        InputError: it is a URL, or a repository.
+    """
+    # What docker takes for a remote context: https://docs.docker.com/build/concepts/context/#remote-context
+    git = context.startswith(("git://", "git@", "ssh://", "github.com/")) or context.partition("#")[
+        0
+    ].endswith(".git")
+    if git:
+        remedy = "`git clone` it, and build in the clone"
+    elif context.startswith(("http://", "https://")):
+        remedy = "download it; an archive or a Dockerfile is then `firebuild build - < FILE`"
+    else:
+        return
+    what = "a git repository" if git else "a URL"
+    raise InputError(f"{what} as the build context is not supported yet", hint=remedy)

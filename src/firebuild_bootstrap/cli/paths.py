@@ -1,0 +1,113 @@
+"""Paths that the user names, tried before anything starts: what can't work at the end is an error now."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from firebuild_bootstrap.errors import InputError
+
+
+def check_writable(path: Path, what: str = "") -> None:
+    """Refuse a file, or a new directory, that could not be written at the end.
+
+    Args:
+        path: what will be written, by renaming it into its place.
+        what: goes before the path in the message, for example `--iidfile `.
+
+    Raises:
+        InputError: nothing can be written there, or something is in its place that a file must not replace.
+    """
+    parent = path.parent
+    try:
+        if not stat.S_ISDIR(os.stat(parent).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise _unwritable(what, path, f"{parent} is no directory", "make it first") from error
+    except OSError as error:
+        raise _unwritable(what, path, error.strerror) from error
+    try:
+        in_the_way = os.stat(path).st_mode
+    except FileNotFoundError:
+        in_the_way = 0
+    except OSError as error:
+        raise _unwritable(what, path, error.strerror) from error
+    # As root, a file would take the place of /dev/null.
+    if in_the_way and not stat.S_ISREG(in_the_way) and not stat.S_ISDIR(in_the_way):
+        raise _unwritable(what, path, "it is no regular file", "name a file that may be replaced")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _unwritable(what, path, f"no right to write in {parent}")
+    try:
+        descriptor, trial = tempfile.mkstemp(prefix=".firebuild-", dir=parent)
+        os.close(descriptor)
+        os.unlink(trial)
+    except OSError as error:
+        raise _unwritable(what, path, error.strerror) from error
+
+
+def check_can_be_made(directory: Path, what: str = "") -> None:
+    """Refuse a directory that does not exist and could not be made, or in which nothing could be written.
+
+    Args:
+        directory: what will be made, with all above it.
+        what: goes before the message, for example `--out: `.
+
+    Raises:
+        InputError: something else is in its way, or there is no right to write there.
+    """
+    for nearest in (directory, *directory.parents):
+        try:
+            mode = os.stat(nearest).st_mode
+        except FileNotFoundError:
+            if os.path.islink(nearest):
+                raise InputError(f"{what}{nearest} is a link that leads nowhere") from None
+            continue
+        except OSError as error:
+            raise InputError(f"{what}{nearest} can't be used: {error.strerror}") from error
+        if not stat.S_ISDIR(mode):
+            raise InputError(f"{what}expected a directory, but {nearest} is none")
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".firebuild-", dir=nearest))
+        except OSError as error:
+            raise InputError(
+                f"{what}{nearest} can't be written: {error.strerror}", hint="name a directory of yours"
+            ) from error
+        return
+
+
+def check_store(root: Path, *, writable: bool, setting: str) -> None:
+    """Refuse a store that can't be used.
+
+    Args:
+        root: its directory, which is made if it is to be written.
+        writable: whether it will be.
+        setting: what says where it is.
+
+    Raises:
+        InputError: it is no directory, or there is no right to read or write it.
+    """
+    hint = f"get the right to that, or set {setting} to another directory"
+    task = "written" if writable else "read"
+    try:
+        if writable:
+            root.mkdir(parents=True, exist_ok=True)
+        elif not stat.S_ISDIR(os.stat(root).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except FileNotFoundError as error:
+        if not writable and not os.path.islink(root):
+            return
+        raise InputError(f"{root}: the store can't be {task}: {error.strerror}", hint=hint) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE):
+            raise  # not a matter of the path
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise InputError(f"{root}: the store can't be {task}: {reason}", hint=hint) from error
+    if not os.access(root, (os.W_OK if writable else os.R_OK) | os.X_OK):
+        raise InputError(f"{root}: the store can't be {task}: no right to do that", hint=hint)
+
+
+def _unwritable(what: str, path: Path, why: str | None, hint: str | None = None) -> InputError:
+    return InputError(f"{what}{path} can't be written: {why}", hint=hint)

@@ -1,0 +1,440 @@
+"""Code of plugins runs in their own thread, within its limit, and nothing that it raises gets through."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from firebuild_pki import (
+    Authority,
+    CAError,
+    Capability,
+    MaterialError,
+    Note,
+    NoteLevel,
+    PluginCatalog,
+    ProviderError,
+    ProviderLoadError,
+    ReadyPair,
+    SecretError,
+    SignedCertificate,
+    TrustBundle,
+    crossing,
+    open_authority,
+)
+from firebuild_pki.errors import causes
+from pki import strangers
+from pki.conftest import Install
+from pki.strangers import FOREIGN, HABITS, LIMIT, THREAD_NAMES, raising, returning
+from pki.tools import Clock, ca_settings, entry
+
+EMBEDDED = entry("embedded", "firebuild_pki.providers.embedded")
+
+
+@pytest.fixture(autouse=True)
+def calm() -> Iterator[None]:
+    HABITS.clear()
+    THREAD_NAMES.clear()
+    yield
+    HABITS.clear()
+    end = time.monotonic() + 20
+    while any(one.name == "ca-provider(hostile)" for one in threading.enumerate()):
+        assert time.monotonic() < end, "a provider's thread outlives its last call"
+        time.sleep(0.02)
+    assert set(THREAD_NAMES) <= {"ca-provider(hostile)"}
+
+
+def opened(limit: float = LIMIT, **more: Any) -> Authority:
+    catalog = PluginCatalog(
+        providers=[EMBEDDED, entry("hostile", "pki.strangers:hostile")],
+        observers=[entry("listening", "pki.strangers:listening")],
+    )
+    section = {"provider": "hostile", "call_timeout": f"{limit}s", **more}
+    return open_authority(ca_settings(section, catalog), build_id="b", clock=Clock())
+
+
+CALLS: dict[str, tuple[Callable[[Authority], object], str]] = {
+    "check": (lambda authority: authority.check(), "the check"),
+    "sign": (lambda authority: authority.issue_server(), "issuing the server certificate"),
+    "revoke": (lambda authority: authority.revoke(authority.issue_guest()), "revoking a certificate"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("method", CALLS)
+def test_whatever_a_provider_raises_becomes_an_error_of_ours(method: str, kind: str) -> None:
+    error, words = FOREIGN[kind]
+    call, doing = CALLS[method]
+    with opened(5) as authority:
+        HABITS[method] = raising(error)
+        with pytest.raises(ProviderError) as caught:
+            call(authority)
+    assert str(caught.value) == f"ca-provider(hostile): {doing} failed: {words}"
+    assert all(f"{one!r}{one}" for one in causes(caught.value, lambda one: (one.__cause__, one.__context__)))
+    assert "".join(traceback.format_exception(caught.value))
+
+
+OPENING = {
+    "validate": "looking at the settings",
+    "open": "opening the provider",
+    "trust_bundle": "reading the trust bundle",
+    "capabilities": "asking for the capabilities",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("method", OPENING)
+def test_whatever_a_provider_raises_while_opening_is_named(method: str, kind: str) -> None:
+    error, words = FOREIGN[kind]
+    HABITS[method] = raising(error)
+    with pytest.raises(ProviderError) as caught:
+        opened(5)
+    assert str(caught.value) == f"ca-provider(hostile): {OPENING[method]} failed: {words}"
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_whatever_a_provider_raises_while_closing_is_a_warning(kind: str) -> None:
+    error, words = FOREIGN[kind]
+    with opened(5) as authority:
+        HABITS["close"] = raising(error)
+    assert authority.warnings == (f"closing the provider failed: {words}",)
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_whatever_an_observer_raises_is_a_warning(kind: str) -> None:
+    strangers.listening.error, words = FOREIGN[kind]
+    with opened(5, observers=["listening"]) as authority:
+        authority.issue_server()
+    assert authority.warnings == tuple(
+        f'the observer "listening" failed on "{what}": {words}' for what in ("issued", "closed")
+    )
+
+
+def test_an_error_whose_text_does_not_end_is_a_call_that_does_not_end() -> None:
+    with opened() as authority:
+        HABITS["sign"] = raising(strangers.Endless())
+        with pytest.raises(ProviderError, match="issuing the server certificate did not end within 1 s"):
+            authority.issue_server()
+    assert set(THREAD_NAMES) == {"ca-provider(hostile)"}
+
+
+def test_a_cause_whose_text_is_computed_is_stood_in_for() -> None:
+    error = CAError("no luck", hint="try\nagain")
+    error.__cause__ = strangers.Mute()
+    with opened(5) as authority:
+        HABITS["sign"] = raising(error)
+        with pytest.raises(CAError) as caught:
+            authority.issue_server()
+    assert str(caught.value) == "ca-provider(hostile): no luck (hint: try again)"
+    assert str(caught.value.__cause__) == "Mute: (a Mute that does not say more)"
+
+
+def test_errors_of_ours_keep_their_kind_and_their_words() -> None:
+    with opened(5) as authority:
+        HABITS["sign"] = raising(strangers.OfAcme("no secret", hint="set  it", retryable=True))
+        with pytest.raises(SecretError) as caught:
+            authority.issue_server()
+    assert type(caught.value) is SecretError
+    assert str(caught.value) == "ca-provider(hostile): no secret (hint: set  it)"
+    assert caught.value.retryable
+
+
+def test_an_error_of_ours_that_cannot_be_read_is_still_an_error() -> None:
+    with opened(5) as authority:
+        HABITS["sign"] = raising(strangers.Unreadable("x"))
+        with pytest.raises(ProviderError, match="certificate failed, and so does the error that should say"):
+            authority.issue_server()
+
+
+def test_the_text_of_an_error_is_escaped_and_cut() -> None:
+    with opened(5) as authority:
+        HABITS["sign"] = raising(strangers.Loud())
+        with pytest.raises(ProviderError) as caught:
+            authority.issue_server()
+    assert r"failed: Loud: \x1b[31mred\x1b[0m and xxx" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 2_200
+
+
+def test_a_check_that_is_a_generator_is_read_within_its_limit() -> None:
+    with opened() as authority:
+        HABITS["check"] = strangers.slowly
+        began = time.monotonic()
+        with pytest.raises(ProviderError, match="the check did not end within 1 s"):
+            authority.check()
+        assert time.monotonic() - began < 2.5
+    assert set(THREAD_NAMES) == {"ca-provider(hostile)"}
+
+
+def test_notes_without_end_are_refused() -> None:
+    with opened(20) as authority:
+        HABITS["check"] = strangers.without_end
+        with pytest.raises(ProviderError, match="expected notes of the check, 1000 at most, found more"):
+            authority.check()
+
+
+def test_a_generator_that_fails_halfway_is_named() -> None:
+    with opened(5) as authority:
+        HABITS["check"] = strangers.failing_halfway
+        with pytest.raises(ProviderError, match="the check failed: LookupError: the second half is missing"):
+            authority.check()
+
+
+def test_a_generator_of_notes_is_as_good_as_a_list() -> None:
+    with opened(5) as authority:
+        HABITS["check"] = lambda _: (Note(text) for text in ("one", "two"))
+        assert [note.message for note in authority.check()] == ["one", "two"]
+
+
+def test_attributes_that_take_their_time_are_read_within_the_limit() -> None:
+    with opened() as authority:
+        HABITS["check"] = returning([strangers.LazyNote("later")])
+        with pytest.raises(ProviderError, match="the check did not end within 1 s"):
+            authority.check()
+
+
+def test_attributes_that_raise_are_named() -> None:
+    HABITS["trust_bundle"] = returning(strangers.LazyBundle(b""))
+    with pytest.raises(ProviderError, match=r"^ca-provider\(hostile\): .* LookupError: no anchors here$"):
+        opened(5)
+
+
+def test_a_certificate_that_is_computed_late_is_read_in_the_providers_thread() -> None:
+    with opened() as authority:
+        HABITS["sign"] = returning(strangers.LazyCertificate())
+        HABITS["chain_pem"] = raising(ConnectionError("gone"))
+        with pytest.raises(ProviderError, match="failed: ConnectionError: gone") as caught:
+            authority.issue_server()
+        assert caught.value.retryable
+        HABITS["chain_pem"] = lambda _: time.sleep(3 * LIMIT)
+        with pytest.raises(ProviderError, match="did not end within 1 s"):
+            authority.issue_server()
+
+
+def test_strings_of_a_providers_own_class_become_plain_ones() -> None:
+    text = strangers.Subtle("as it was")
+    with opened(5) as authority:
+        HABITS["check"] = returning([Note(text, text, text, NoteLevel.OK, text)])
+        (note,) = authority.check()
+    assert (note.message, note.path, note.hint, note.about) == ("as it was",) * 4
+    assert {type(note.message), type(note.path), type(note.hint), type(note.about)} == {str}
+
+
+NO_NOTES: dict[str, tuple[object, str]] = {
+    "text": ("capped", "expected notes of the check, found str"),
+    "one": (Note("alone"), "expected notes of the check, found Note"),
+    "number": (7, "expected notes of the check, found int"),
+    "others": ([object()], "expected notes of the check, found object"),
+    "message": ([Note(5)], "expected a string as the message of a note, found int"),  # type: ignore[arg-type]
+    "level": (
+        [Note("x", level="loud")],  # type: ignore[arg-type]
+        'expected the level of a note to be one of ok, warning, fatal, found "loud"',
+    ),
+    "level of no kind": (
+        [Note("x", level=3)],  # type: ignore[arg-type]
+        "expected the level of a note to be one of ok, warning, fatal, found int",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_NOTES)
+def test_what_is_no_notes_is_named(case: str) -> None:
+    found, words = NO_NOTES[case]
+    with opened(5) as authority:
+        HABITS["check"] = returning(found)
+        with pytest.raises(ProviderError) as caught:
+            authority.check()
+    assert str(caught.value) == f"ca-provider(hostile): {words}"
+
+
+CAPABILITIES: dict[str, tuple[object, str]] = {
+    "list": ([Capability.SIGN], "expected a frozenset of capabilities, found list"),
+    "text": ("sign", "expected a frozenset of capabilities, found str"),
+    "unknown": ({"fly"}, 'expected a capability to be one of sign, ready-pairs, revoke, found "fly"'),
+    "number": ({5}, "expected a capability to be one of sign, ready-pairs, revoke, found int"),
+}
+
+
+@pytest.mark.parametrize("case", CAPABILITIES)
+def test_what_is_no_capability_is_named(case: str) -> None:
+    found, words = CAPABILITIES[case]
+    HABITS["capabilities"] = returning(found)
+    with pytest.raises(ProviderError) as caught:
+        opened(5)
+    assert str(caught.value) == f"ca-provider(hostile): {words}"
+
+
+def test_a_set_of_words_is_a_set_of_capabilities() -> None:
+    HABITS["capabilities"] = returning({"sign"})
+    with opened(5) as authority:
+        assert authority.capabilities == frozenset({Capability.SIGN})
+
+
+def test_a_note_with_a_certificate_is_no_sequence_of_letters() -> None:
+    with opened(5) as authority:
+        answer = SignedCertificate(b"", b"", "capped")  # type: ignore[arg-type]
+        HABITS["sign"] = returning(answer)
+        with pytest.raises(ProviderError) as caught:
+            authority.issue_server()
+    words = "expected notes with the certificate, a tuple of sentences, found str"
+    assert str(caught.value) == f"ca-provider(hostile): {words}"
+
+
+def test_notes_with_a_certificate_are_escaped_and_cut() -> None:
+    def remarking(usual: Callable[[], SignedCertificate]) -> SignedCertificate:
+        signed = usual()
+        remarks = ("\x1b[2J\nboo", "y" * 100_000)
+        return SignedCertificate(signed.certificate_pem, signed.chain_pem, remarks)
+
+    with opened(5) as authority:
+        HABITS["sign"] = remarking
+        authority.issue_server()
+    assert authority.warnings[0] == r"\x1b[2J boo"
+    assert authority.warnings[1].endswith("… (100000 characters in all)")
+
+
+def test_more_than_a_megabyte_of_certificates_is_refused() -> None:
+    with opened(5) as authority:
+        HABITS["sign"] = returning(SignedCertificate(b"x" * (crossing.MAX_PEM + 1)))
+        with pytest.raises(MaterialError, match="as certificate, 1048576 bytes at most, found 1048577"):
+            authority.issue_server()
+
+
+def test_values_of_other_types_are_named_where_they_cross() -> None:
+    with pytest.raises(MaterialError, match="expected a DNS name as the name of a ReadyPair, found int"):
+        crossing.ready_pair(ReadyPair(b"", b"", 5))  # type: ignore[arg-type]
+    with pytest.raises(MaterialError, match="expected PEM text as trust anchors, found bytearray"):
+        crossing.trust_bundle(TrustBundle(bytearray()))  # type: ignore[arg-type]
+    assert crossing.ready_pair(ReadyPair("\ud800", b"k", "a.b")).certificate_chain_pem == b"?"  # type: ignore[arg-type]
+
+
+def test_a_provider_that_was_too_slow_once_is_asked_again_once_it_has_ended() -> None:
+    with opened() as authority:
+
+        def tardy(usual: Callable[[], Any]) -> Any:
+            time.sleep(1.5 * LIMIT)
+            return usual()
+
+        HABITS["sign"] = tardy
+        with pytest.raises(ProviderError, match="did not end within 1 s"):
+            authority.issue_server()
+        with pytest.raises(ProviderError, match="issuing the server certificate has not ended yet"):
+            authority.issue_guest()
+        del HABITS["sign"]
+        time.sleep(LIMIT)
+        assert authority.issue_guest().identity == "guest.b.firebuild.internal"
+    assert authority.warnings == ()
+
+
+@pytest.mark.parametrize("place", ["import", "hook", "factory"])
+@pytest.mark.parametrize(
+    "error", ["asyncio.CancelledError()", "GeneratorExit()", "StopIteration()", "Mute()"]
+)
+def test_whatever_loading_a_plugin_raises_is_an_error_of_ours(
+    error: str, place: str, install: Install
+) -> None:
+    fail = {one: f"raise {error}" if one == place else "pass" for one in ("import", "hook", "factory")}
+    install(
+        "acme-pki",
+        f"""
+        import asyncio
+        from firebuild_pki import ProviderSpec, Settings, hookimpl
+
+        class Mute(BaseException):
+            def __str__(self):
+                raise ValueError
+            __repr__ = __str__
+
+        {fail["import"]}
+
+        def make(settings, context):
+            {fail["factory"]}
+
+        @hookimpl
+        def register_ca_providers():
+            {fail["hook"]}
+            return ProviderSpec("acme", Settings, make, "for tests")
+        """,
+        name="acme",
+        module="acme_pki",
+    )
+    expected = ProviderError if place == "factory" else ProviderLoadError
+    with pytest.raises(
+        expected, match=r"^ca-provider\(acme\): .*failed: " + error[:-2].removeprefix("asyncio.")
+    ):
+        open_authority({"provider": "acme"})
+
+
+def install_acme(install: Install, settings: str = "pass", spec: str = "'acme', Acme, Acme, 'a CA'") -> None:
+    install(
+        "acme-pki",
+        f"""
+        import asyncio
+        from pydantic import field_validator
+        from firebuild_pki import Capability, ProviderSpec, Settings, hookimpl
+
+        class Acme(Settings):
+            size: int = 1
+
+            @field_validator("size")
+            @classmethod
+            def fits(cls, value):
+                {settings}
+                return value
+
+        class LazySpec(ProviderSpec):
+            def __getattribute__(self, name):
+                if name == "factory":
+                    raise asyncio.CancelledError("not now")
+                return super().__getattribute__(name)
+
+        @hookimpl
+        def register_ca_providers():
+            kind = LazySpec if "lazy" in {spec!r} else ProviderSpec
+            return kind({spec})
+        """,
+        name="acme",
+        module="acme_pki",
+    )
+
+
+@pytest.mark.parametrize("error", ["asyncio.CancelledError()", "LookupError('what')", "SystemExit(1)"])
+def test_whatever_a_validator_of_settings_raises_is_an_error_of_ours(error: str, install: Install) -> None:
+    install_acme(install, settings=f"raise {error}")
+    with pytest.raises(ProviderError, match=r"^ca-provider\(acme\): validating the settings failed: "):
+        open_authority({"provider": "acme", "acme": {"size": 2}})
+
+
+def test_what_a_validator_of_settings_says_is_escaped(install: Install) -> None:
+    install_acme(install, settings=r"raise ValueError('too\x1b[31m\nlarge')")
+    with pytest.raises(CAError, match=r"ca\.acme\.size: too\\x1b\[31m large$"):
+        open_authority({"provider": "acme", "acme": {"size": 2}})
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("'acme', dict, Acme, 'x'", "settings_model of its ProviderSpec is no pydantic model"),
+        ("'acme', Acme, 'Acme', 'x'", "factory of its ProviderSpec cannot be called"),
+        ("'acme', Acme, Acme, None", "summary of its ProviderSpec is of the wrong type, NoneType"),
+        ("'acme', Acme, Acme, 'x', [Capability.SIGN]", "its hook failed: TypeError"),
+        ("'acme', Acme, Acme, 'x', {'sign', 'fly'}", "its hook failed: ValueError: 'fly' is not a valid"),
+        ("'Acme', Acme, Acme, 'x'", 'its hook failed: "Acme" cannot be the name of a provider'),
+        ("'acme', Acme, Acme, 'lazy'", "its hook failed: CancelledError: not now"),
+    ],
+)
+def test_a_spec_with_a_field_of_the_wrong_type_is_named(spec: str, words: str, install: Install) -> None:
+    install_acme(install, spec=spec)
+    with pytest.raises(ProviderLoadError) as caught:
+        open_authority({"provider": "acme"})
+    assert str(caught.value).startswith(f"ca-provider(acme): cannot use the plugin of acme-pki 1.2: {words}")
+
+
+def test_what_a_plugin_says_of_itself_is_escaped(install: Install) -> None:
+    install_acme(install, spec=r"'acme', Acme, Acme, 'a \x1b[31mred\n CA'")
+    assert PluginCatalog().load_provider("acme").summary == r"a \x1b[31mred CA"
