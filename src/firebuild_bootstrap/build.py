@@ -26,11 +26,11 @@ from firebuild_bootstrap.events import (
 from firebuild_bootstrap.explain import explained, failure_event
 from firebuild_bootstrap.following import await_end, follow
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import check_destinations
+from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.keeping import Keeper
 from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine
+from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine, stores_images
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.request import BuildRequest
@@ -201,6 +201,8 @@ class _Build:
         resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
         for warning in resolved.plan.warnings:
             self._notice(f"{warning.location}: {warning.message}")
+        if stores_images(self._settings.machine):
+            check_programs(request.outputs)
         return resolved
 
     # --- 2 --------------------------------------------------------------------------------------

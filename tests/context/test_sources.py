@@ -138,3 +138,11 @@ def test_a_reader_may_be_closed_twice(root: Path, find: Find) -> None:
     reader.close()
     reader.close()
     assert reader.closed
+
+
+def test_a_time_that_the_protocol_can_not_hold_becomes_the_nearest_one(root: Path, find: Find) -> None:
+    (root / "far").write_text("x")
+    os.utime(root / "far", (15_022_195_200, 15_022_195_200))
+    assert (root / "far").stat().st_mtime == 15_022_195_200
+    (entry,) = find("far").entries()
+    assert entry.mtime_ns == 2**63 - 1

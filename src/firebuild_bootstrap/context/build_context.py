@@ -91,7 +91,6 @@ class BuildContext:
         *,
         location: Location | None = None,
         unpack: bool = False,
-        keep_owner: bool = True,
     ) -> ContextResource:
         """Find what an instruction sends; download what is remote.
 
@@ -99,7 +98,6 @@ class BuildContext:
             sources: in the order in which they are written.
             location: the instruction, for errors now and while the files are read later.
             unpack: a local archive is sent as its members (ADD).
-            keep_owner: members of archives keep their owners (no `--chown`).
 
         Raises:
             InputError: a source does not exist, can't be read or downloaded, or nothing matched at all.
@@ -110,7 +108,7 @@ class BuildContext:
             match source:
                 case LocalSource(text):
                     found = list(self._find(text, tree))
-                    groups += [self._group(tree, node, name, unpack, keep_owner) for node, name in found]
+                    groups += [self._group(tree, node, name, unpack) for node, name in found]
                 case InlineSource():
                     groups.append(inline_group(source, self._clock_ns()))
                 case RemoteSource(url, checksum):
@@ -139,7 +137,7 @@ class BuildContext:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
 
-    def _group(self, tree: Tree, node: Node, name: str, unpack: bool, keep_owner: bool) -> Group:
+    def _group(self, tree: Tree, node: Node, name: str, unpack: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
             # A first walk, so that what can't be sent is found before anything starts.
@@ -154,7 +152,7 @@ class BuildContext:
             with tree.open(node) as content:
                 archive = is_archive(content)
             if archive:
-                return Group(name, Archive(name, partial(tree.open, node), keep_owner, tree.location).entries)
+                return Group(name, Archive(name, partial(tree.open, node), tree.location).entries)
         return Group(name, lambda: iter((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:

@@ -128,7 +128,6 @@ def copy(stage: Stage, instruction: Instruction, number: int) -> Command:
         sources,
         location=instruction.location,
         unpack=instruction.keyword == "ADD",
-        keep_owner="chown" not in flags,
     )
     if not is_directory:
         _require_single(instruction, len(resource.groups), target)

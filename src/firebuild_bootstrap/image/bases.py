@@ -87,10 +87,13 @@ class BaseStore:
             InputError: the name or the source is wrong.
             MachineError: the store can't be written, or the source not be read in the build's id mapping.
         """
-        from firebuild_bootstrap.image.archives import check_root_archive, decompress
+        from firebuild_bootstrap.image.archives import check_root_archive, decompress, refuse_container_image
 
         if not source.exists():
             raise InputError(f"{source} does not exist", hint="expected a directory or a tar archive")
+
+        if source.is_dir():
+            refuse_container_image(source, _names_in(source))
 
         def fill(archive: Path) -> PackedFile:
             if source.is_dir():
@@ -234,6 +237,13 @@ class BaseStore:
         known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
         return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+
+
+def _names_in(directory: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(directory))
+    except OSError as error:
+        raise InputError(f"{directory} can't be read: {error.strerror}") from error
 
 
 def _key_of(name: str, tag: str) -> Key:

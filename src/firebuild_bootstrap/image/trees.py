@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
@@ -67,7 +67,11 @@ class Trees:
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4(self, root: Path, image: Path, options: Ext4Options) -> PackedFile:
-        """Write the tree `root` to the new file `image` as a checked ext4 file system."""
+        """Write the tree `root` to the new file `image` as a checked ext4 file system.
+
+        Raises:
+            InputError: it does not fit into `options.size`.
+        """
         binds = self._into(root, image)
         name = f"{_OTHER}/{image.name}"
         with self._writing(image):
@@ -132,6 +136,8 @@ class Trees:
             words = done.stderr.decode("utf-8", "replace").strip().splitlines()
             last = words[-1] if words else f"its worker ended with status {done.returncode}"
             raise MachineError(f"could not {task}: {last}") from None
+        if reply.get("asked"):
+            raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
             raise MachineError(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
         return reply

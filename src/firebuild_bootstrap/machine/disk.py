@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, require_e2fsprogs
 from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
@@ -35,6 +35,9 @@ class Disk:
         size: bytes of the drive; None for what the base takes and 2 GiB.
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
         notice: told what an export could not keep.
+
+    Raises:
+        MachineError: e2fsprogs is missing.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Disk:
         epoch: int | None = None,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
+        require_e2fsprogs("the machine's drive", ("mke2fs", "e2fsck", "resize2fs"))
         self.path = workspace.path / "disk.ext4"
         self._workspace = workspace
         self._trees = workspace.trees()
@@ -60,7 +64,7 @@ class Disk:
 
         Raises:
             InputError: the base does not fit into `size`.
-            MachineError: the host's disk is full, or e2fsprogs is missing.
+            MachineError: the host's disk is full.
         """
         root = self._directory("base")
         report = UnpackReport() if base is None else self._trees.unpack(base, root)
@@ -140,7 +144,7 @@ class Disk:
             words = (done.stdout + done.stderr).decode("utf-8", "replace").strip()[-500:]
             raise MachineError(
                 f"{command[0]} is not content with the machine's drive (status {done.returncode}): {words}",
-                hint="the machine did not end cleanly, or e2fsprogs is not installed",
+                hint="the machine did not end cleanly",
             )
 
     def _directory(self, name: str) -> Path:
