@@ -20,7 +20,6 @@ from typing import Self
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.context.ignore import load_rules
-from firebuild_bootstrap.context.patterns import BadPattern, Pattern, has_wildcard
 from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
 from firebuild_bootstrap.context.sources import (
     ContextResource,
@@ -34,6 +33,7 @@ from firebuild_bootstrap.context.sources import (
 )
 from firebuild_bootstrap.context.tree import Tree
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 
 
 class BuildContext:
@@ -98,7 +98,8 @@ class BuildContext:
             keep_owner: members of archives keep their owners (no `--chown`).
 
         Raises:
-            InputError: a source does not exist, can't be read or downloaded, or nothing matched at all.
+            InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
+                nothing is none.
         """
         tree = Tree(self._directory, self._rules, location)
         groups: list[Group] = []
@@ -118,13 +119,6 @@ class BuildContext:
                         limits=self._limits,
                     )
                     groups.append(remote_group(remote, location))
-        if not groups:
-            patterns = ", ".join(repr(source.text) for source in sources if isinstance(source, LocalSource))
-            raise InputError(
-                f"nothing in the build context matches {patterns}",
-                hint=f"the build context is {self.root}; .dockerignore may exclude files from it",
-                location=location,
-            )
         return ContextResource(tuple(groups))
 
     def _download_directory(self) -> Path:
@@ -163,7 +157,7 @@ class BuildContext:
             yield self._existing(parts, text, tree), "/".join(parts) or "."
             return
         try:
-            patterns = [Pattern.compile(part) for part in parts[split:]]
+            patterns = [Pattern.path(part) for part in parts[split:]]
         except BadPattern as error:
             raise InputError(f"the pattern {text!r} is malformed: {error}", location=tree.location) from error
         try:
