@@ -230,10 +230,10 @@ def test_substitutions_agree_with_regular_expressions(pattern: str, value: str) 
     ends = {end for begin, end in found if begin != end}
     assert ours.matches_in(value) == [(b, e) for b, e in found if b != e or b not in ends]
     assert ours.matches_in(value, limit=1) == found[:1]
-    mirrored = Pattern.shell("".join(reversed(words)))
-    assert ours.without_suffix(value, longest=True)[::-1] == mirrored.without_prefix(
-        value[::-1], longest=True
-    )
+    mirrored, backwards = Pattern.shell("".join(reversed(words))), value[::-1]
+    for longest in (True, False):
+        rest = mirrored.without_prefix(backwards, longest=longest)
+        assert ours.without_suffix(value, longest=longest) == rest[::-1]
 
 
 @pytest.mark.parametrize("text", ["\\a", "\\", "a\\"])
