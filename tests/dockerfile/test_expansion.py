@@ -248,7 +248,8 @@ def test_words_agree_with_the_port_of_buildkits_lexer(text: str, escape: str, qu
     ours = partial(Lexer, text, values, escape, Budget(), quotes=quotes)
     port = ShellLex(escape, env=values, skip_unset_env=False, skip_process_quotes=not quotes)
     try:
-        expected = port.process_word(text), port.process_words(text)
+        # BuildKit drops empty words, the port keeps them.
+        expected = port.process_word(text), [word for word in port.process_words(text) if word]
     except ValueError:
         with pytest.raises(ExpansionError):
             ours().word()

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
@@ -34,6 +34,8 @@ from firebuild_bootstrap.context.sources import (
 from firebuild_bootstrap.context.tree import Tree
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
+
+_COMPARED_NAMES: Final = 10_000
 
 
 class BuildContext:
@@ -198,7 +200,7 @@ class BuildContext:
                 names = [node.parts[-1] for node in tree.root.children(parent.parts) if tree.visible(node)]
             except (OSError, InputError):
                 continue
-            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names, n=3)
+            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names[:_COMPARED_NAMES], n=3)
             where = f"{parent.path or '.'!r}"
             return f"in {where} there is: {', '.join(close or names[:8]) or 'nothing'}"
         return None

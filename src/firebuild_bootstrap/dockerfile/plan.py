@@ -108,6 +108,8 @@ class _Work:
         try:
             for instruction in instructions:
                 self._execute(instruction)
+                if len(self.problems) > _REPORTED_PROBLEMS:
+                    break
         except InputError as error:
             self.problems.append(error)
         if self.problems:
