@@ -21,13 +21,13 @@ class _Step:
     Args:
         path: the directory, with `/` at its end.
         state: of the automaton, after `path`.
-        matched: the rules that cover the directory or one above it, in order.
+        matched: the rules that cover the directory or one above it.
         ignored: whether it is ignored.
     """
 
     path: str
     state: int
-    matched: tuple[int, ...]
+    matched: frozenset[int]
     ignored: bool
 
 
@@ -76,7 +76,7 @@ class IgnoreRules:
             for number, begin, end in zip(wild, self._automaton.begin, self._automaton.end, strict=True)
             if self._rules[number].keeps
         )
-        self._way = [_Step("", self._automaton.start, (), ignored=False)]
+        self._way = [_Step("", self._automaton.start, frozenset(), ignored=False)]
 
     def ignores(self, path: str) -> bool:
         """Tell whether the file or directory at `path` (below the context, without links) is ignored."""
@@ -101,20 +101,19 @@ class IgnoreRules:
         path = above.path + name
         state = self._automaton.read(above.state, name)
         below = self._automaton.step(state, "/") if state else 0
-        inherited = set(above.matched)
-        candidates = inherited.union(self._matching(path, state))
-        if len(candidates) == len(inherited):
+        own = {number for number in self._matching(path, state) if number not in above.matched}
+        if not own:
             return _Step(path + "/", below, above.matched, above.ignored)
         matched: list[int] = []
         ignored = False
-        for number in sorted(candidates):
+        for number in sorted(own | above.matched):
             keeps = self._rules[number].keeps
             # A rule that would change nothing counts as not matched, so below it has to match again:
             # this is how Moby's matcher goes along.
-            if number in inherited or keeps == ignored:
+            if keeps == ignored or number not in own:
                 matched.append(number)
                 ignored = not keeps
-        return _Step(path + "/", below, tuple(matched), ignored)
+        return _Step(path + "/", below, frozenset(matched), ignored)
 
     def _matching(self, path: str, state: int) -> Iterator[int]:
         yield from self._paths.get(path, ())
