@@ -5,6 +5,8 @@ https://docs.docker.com/build/concepts/context/#dockerignore-files
 
 from __future__ import annotations
 
+import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,6 +131,14 @@ def _directories(path: str) -> Iterator[str]:
         yield path
 
 
+def _read(path: Path) -> str:
+    # A FIFO in the place of the file must not block the build, nor a device fill the memory.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no regular file")
+        return file.read().decode("utf-8")
+
+
 def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:
     """Read the ignore file of a build: `<Dockerfile>.dockerignore` wins over `.dockerignore`.
 
@@ -144,7 +154,7 @@ def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:
         candidates.insert(0, dockerfile.parent / f"{dockerfile.name}.dockerignore")
     for candidate in candidates:
         try:
-            text = candidate.read_text(encoding="utf-8")
+            text = _read(candidate)
         except FileNotFoundError:
             continue
         except (OSError, UnicodeDecodeError) as error:
