@@ -143,7 +143,9 @@ def test_ports_are_ranges_with_a_protocol_and_appear_once(plan: Plan, bases: Bas
     ],
 )
 def test_ports_are_written_as_buildkit_reads_them(plan: Plan, text: str, ports: str) -> None:
-    assert plan(f"FROM scratch\nEXPOSE {text}\n").config.exposed_ports == tuple(ports.split())
+    made = plan(f"FROM scratch\nEXPOSE {text}\n")
+    assert made.config.exposed_ports == tuple(ports.split())
+    assert len(made.warnings) == (not ports)
 
 
 @pytest.mark.parametrize(

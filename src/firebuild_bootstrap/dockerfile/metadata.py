@@ -108,7 +108,10 @@ def _expose(stage: Stage, instruction: Instruction) -> None:
     if not instruction.args:
         raise instruction.error("EXPOSE: expected a port")
     expander = stage.expander(instruction)
-    for word in (word for text in instruction.args for word in expander.words(text)):
+    words = [word for text in instruction.args for word in expander.words(text)]
+    if not words:
+        stage.warn(instruction, f"EXPOSE {instruction.operands} expands to nothing and exposes nothing")
+    for word in words:
         try:
             stage.ports.add(*_ports(word))
         except ValueError as error:
