@@ -246,3 +246,8 @@ def test_only_wildcards_make_a_pattern() -> None:
     assert [has_wildcard(text) for text in ("a*", "a?", "a[b", "a\\b", "plain", "")] == [True] * 3 + [
         False
     ] * 3
+
+
+def test_a_range_of_an_ignore_rule_that_runs_backwards_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"'x\[b-a\]' is malformed: a range inside \[ \] runs backwards"):
+        IgnoreRules("a\nx[b-a]\n")

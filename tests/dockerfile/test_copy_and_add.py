@@ -160,6 +160,12 @@ def test_all_wrong_sources_are_reported_together(plan: Plan) -> None:
     assert [f"also Dockerfile:{line}: " in hint for line in (3, 4, 5, 6)] == [True, True, True, False]
 
 
+def test_no_more_wrong_sources_are_looked_at_than_are_reported(plan: Plan) -> None:
+    with pytest.raises(InputError) as caught:
+        plan("FROM scratch\n" + "COPY missing .\n" * 5000)
+    assert str(caught.value.hint).count("also Dockerfile:") == 10
+
+
 def test_heredocs_become_files(plan: Plan) -> None:
     made = plan(
         "FROM scratch\nARG A=1\nCOPY <<one <<'two' <<-three f /d/\n"

@@ -183,10 +183,12 @@ def test_a_variable_name_can_not_hold_an_equals_sign(plan: Plan) -> None:
         ("${é}$ß", "acutesharp"),
         ("$1a${1}", "a"),
         ("<<$y", "<<abc"),
+        (r'"a\b\$y\"\\"', 'a\\b$y"\\'),
+        (r"""${odd##"?\\"}""", "d"),
     ],
 )
 def test_words_are_what_buildkits_lexer_makes_of_them(text: str, word: str) -> None:
-    values = {"y": "abc", "star": "*x", "back": "\\b", "é": "acute", "ß": "sharp"}
+    values = {"y": "abc", "star": "*x", "back": "\\b", "é": "acute", "ß": "sharp", "odd": "o\\d"}
     assert Lexer(text, values, "\\", Budget()).word() == word
 
 
