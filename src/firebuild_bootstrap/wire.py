@@ -54,6 +54,8 @@ _UNITS: Final = {
 }
 _PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 
+_MAX_DURATION_TEXT: Final = 100
+
 
 def format_duration(seconds: float) -> str:
     """Write a duration as Go reads it, with millisecond resolution: `5s`, `1500ms`."""
@@ -65,11 +67,12 @@ def parse_duration(text: str) -> float:
     """Read a Go duration such as `1m30s` and return seconds.
 
     Raises:
-        WireError: the text is no duration.
+        WireError: the text is no duration, or one of more than 292 years, which Go can't hold either.
     """
     if text == "0":
         return 0.0
-    parts = _PART.findall(text)
+    # The length has a limit because many digits without a unit take quadratic time.
+    parts = _PART.findall(text) if len(text) <= _MAX_DURATION_TEXT else []
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise WireError(f"expected a duration such as 5s or 1m30s, found {text!r:.80}")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)

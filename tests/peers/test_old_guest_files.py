@@ -79,6 +79,20 @@ def test_owners_and_modes_are_as_asked_for(house: House, dockerfile: str) -> Non
     house.both(dockerfile)
 
 
+def test_a_directory_does_not_give_its_mode_to_its_destination(house: House) -> None:
+    fill(house)
+    for directory in (house.context, house.context / "tree"):
+        directory.chmod(0o700)
+    house.change_image = lambda image: (image / "there").mkdir(mode=0o750)
+    results = house.both("COPY . /all\nCOPY tree /deep/er\nADD tre[e] /there\nCOPY --chmod=711 tree /asked")
+    for result in results:
+        modes = [
+            (result.image / path).stat().st_mode & 0o7777
+            for path in ("all", "deep", "deep/er", "there", "asked", "all/tree")
+        ]
+        assert modes == [0o755, 0o755, 0o755, 0o750, 0o711, 0o700]
+
+
 def test_any_name_is_possible(house: House) -> None:
     plain = ("with space", "quo'te", 'dou"ble', "-rf", "*", "[a-z]", "ü", "$HOME")
     for name in (*plain, "new\nline", "back\\slash", "bell\a"):

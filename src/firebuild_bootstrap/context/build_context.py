@@ -15,12 +15,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.context.ignore import load_rules
-from firebuild_bootstrap.context.patterns import BadPattern, Pattern, has_wildcard
 from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
 from firebuild_bootstrap.context.sources import (
     ContextResource,
@@ -35,6 +34,9 @@ from firebuild_bootstrap.context.sources import (
 from firebuild_bootstrap.context.tree import Tree
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
+
+_COMPARED_NAMES: Final = 10_000
 
 
 class BuildContext:
@@ -100,7 +102,8 @@ class BuildContext:
             unpack: a local archive is sent as its members (ADD).
 
         Raises:
-            InputError: a source does not exist, can't be read or downloaded, or nothing matched at all.
+            InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
+                nothing is none.
         """
         tree = Tree(self._directory, self._rules, location)
         groups: list[Group] = []
@@ -121,13 +124,6 @@ class BuildContext:
                             limits=self._limits,
                         )
                     groups.append(remote_group(remote, location))
-        if not groups:
-            patterns = ", ".join(repr(source.text) for source in sources if isinstance(source, LocalSource))
-            raise InputError(
-                f"nothing in the build context matches {patterns}",
-                hint=f"the build context is {self.root}; .dockerignore may exclude files from it",
-                location=location,
-            )
         return ContextResource(tuple(groups))
 
     def _download_directory(self) -> Path:
@@ -166,7 +162,7 @@ class BuildContext:
             yield self._existing(parts, text, tree), "/".join(parts) or "."
             return
         try:
-            patterns = [Pattern.compile(part) for part in parts[split:]]
+            patterns = [Pattern.path(part) for part in parts[split:]]
         except BadPattern as error:
             raise InputError(f"the pattern {text!r} is malformed: {error}", location=tree.location) from error
         try:
@@ -207,7 +203,7 @@ class BuildContext:
                 names = [node.parts[-1] for node in tree.root.children(parent.parts) if tree.visible(node)]
             except (OSError, InputError):
                 continue
-            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names, n=3)
+            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names[:_COMPARED_NAMES], n=3)
             where = f"{parent.path or '.'!r}"
             return f"in {where} there is: {', '.join(close or names[:8]) or 'nothing'}"
         return None

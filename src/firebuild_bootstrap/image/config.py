@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 
@@ -15,6 +15,7 @@ _HEALTH_NUMBERS: Final = {
     "StartInterval": "start_interval_ns",
     "Retries": "retries",
 }
+
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,14 @@ def _health_from_json(document: Mapping[str, Any]) -> Healthcheck | None:
     return Healthcheck(test=members.strings("Test") or (), **numbers)
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a value is a string that programs and files can be given.
+
+    NUL ends a string for the kernel; a lone surrogate (from "\\ud800" in JSON) can't be written as UTF-8.
+    """
+    return isinstance(value, str) and not UNUSABLE_TEXT.search(value)
+
+
 class _Members:
     """The members of a JSON object with their types checked; null counts as absent."""
 
@@ -159,10 +168,8 @@ class _Members:
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         value = self._members.get(name)
-        if value is not None and not isinstance(value, dict):
+        if value is not None and not (isinstance(value, dict) and all(map(_is_text, value))):
             raise self._wrong(name, "an object", value)
-        if not all(map(_is_text, value or {})):
-            raise self._wrong(name, "names without NUL", value)
         return value or {}
 
     def labels(self) -> dict[str, str]:
@@ -171,8 +178,3 @@ class _Members:
             if not _is_text(value):
                 raise self._wrong(f"Labels.{name}", "a string", value)
         return labels
-
-
-def _is_text(value: object) -> bool:
-    """Tell a string that environments and file names can hold; JSON can write others, too."""
-    return isinstance(value, str) and not UNUSABLE_TEXT.search(value)
