@@ -28,6 +28,7 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
 )
 from firebuild_bootstrap.errors import InputError
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.stdin import Given
@@ -255,9 +256,13 @@ def _check_platforms(given: tuple[str, ...]) -> None:
 
     host = host_platform()
     for platform in (one for text in given for one in text.split(",")):
-        if normal_platform(platform, host) != host:
+        try:
+            wanted = normal_platform(platform, host)
+        except ValueError as error:
+            raise InputError(f"--platform {one_line(platform)}: {error}") from error
+        if wanted != host:
             raise InputError(
-                f"--platform {platform} is not supported yet: this host builds {host} only",
+                f"--platform {one_line(platform)} is not supported yet: this host builds {host} only",
                 hint="build on such a host",
             )
 

@@ -17,7 +17,6 @@ _HEALTH_NUMBERS: Final = {
 }
 
 
-
 @dataclass(frozen=True)
 class Healthcheck:
     """A HEALTHCHECK; `test` is `["NONE"]`, `["CMD", …]` or `["CMD-SHELL", command]`, times in nanoseconds."""

@@ -28,6 +28,7 @@ from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents, StepInfo
+from firebuild_bootstrap.wire import decode_command
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
 
@@ -48,7 +49,8 @@ class BootstrapServer:
         server_material: what the server presents.
         guest_material: what was issued to the guest; no other certificate may call.
         events: receives events, one at a time, from threads of the server.
-        steps: number, line and text of each step, for the events.
+        steps: number, line and text of each step, for the events; by default those of the commands. A guest
+            that reports of another one ends the build.
         total_steps: for the events; the highest number in `steps` unless given.
         limits: times and sizes.
         bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
@@ -76,6 +78,7 @@ class BootstrapServer:
         self._credentials = GateCredentials(server=server_material, guest=guest_material)
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
+        steps = steps or _steps_of(commands)
         total = max((step.number for step in steps), default=0) if total_steps is None else total_steps
         self._handlers = Handlers(
             self._session,
@@ -193,3 +196,8 @@ class BootstrapServer:
         server.start()
         started.callback(lambda: server.stop(None).wait())
         return server, backend
+
+
+def _steps_of(commands: Sequence[str]) -> list[StepInfo]:
+    decoded = (command for text in commands if (command := decode_command(text)) is not None)
+    return [StepInfo(command.step, 0, command.original) for command in decoded]
