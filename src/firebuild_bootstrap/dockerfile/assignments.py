@@ -15,26 +15,12 @@ def parse_assignments(values: Iterable[str], option: str) -> dict[str, str | Non
         option: what to call it in messages, for example `--build-arg`.
 
     Raises:
-        InputError: there is no name before `=`, or bytes that are no text. The value, which may be a
-            secret, is not shown.
+        InputError: there is no name before `=`. The value, which may be a secret, is not shown.
     """
     pairs: dict[str, str | None] = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not name.strip():
             raise InputError(f"{option}: expected NAME=VALUE, found no name before =")
-        if not _is_text(name):
-            raise InputError(f"{option}: the name {name!r} is not UTF-8")
-        if not _is_text(value):
-            raise InputError(f"{option}: the value of {name} is not UTF-8")
         pairs[name] = value if equals else None
     return pairs
-
-
-def _is_text(text: str) -> bool:
-    # Bytes of the command line that are not UTF-8 become lone surrogates (PEP 383).
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
