@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +38,15 @@ def method(name: str) -> str:
 def checksum(chunk: bytes) -> bytes:
     """Return the SHA-256 digest that travels with a chunk."""
     return hashlib.sha256(chunk).digest()
+
+
+def absolute(workdir: str, path: str) -> str:
+    """Return where `path` is in an image, below `workdir` if it is relative, without `.`, `..` and `//`.
+
+    A path of a Dockerfile is cleaned as text, before a link is followed, as Docker and BuildKit do it (Go's
+    path.Join): with a link /a to x/y, `/a/../g` is /g, where the kernel would go to /x/g.
+    """
+    return "/" + posixpath.normpath(posixpath.join("/", workdir, path)).lstrip("/")
 
 
 # --- durations, as Go writes them ---------------------------------------------------------------

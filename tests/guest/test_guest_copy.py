@@ -56,6 +56,43 @@ def test_relative_targets_are_below_the_workdir_and_absolute_ones_are_not(local:
     assert local.tree() == {"w": "dir", "w/b": "A", "c": "A", "w/a": "A", "up": "A"}
 
 
+@pytest.mark.parametrize(
+    ("target", "fields", "where"),
+    [
+        ("/a/../g", {}, "g"),
+        ("/a/../g/", {}, "g/f"),
+        ("../g", {"workdir": "/a"}, "g"),
+        ("..", {"workdir": "/a/b"}, "x/y/f"),
+        ("/a/..", {}, "f"),
+        ("g", {"workdir": "/a/../w"}, "w/g"),
+        ("/a/./g", {}, "x/y/g"),
+    ],
+)
+def test_a_destination_is_cleaned_before_links_are_followed(
+    local: Local, target: str, fields: dict[str, str], where: str
+) -> None:
+    (local.image / "x/y").mkdir(parents=True)
+    (local.image / "a").symlink_to("x/y")
+    local.copy(a_file("f", b"F"), target, **fields)
+    assert local.tree().get(where) == "F"
+
+
+def test_a_workdir_is_cleaned_before_links_are_followed(local: Local) -> None:
+    (local.image / "x/y").mkdir(parents=True)
+    (local.image / "a").symlink_to("x/y")
+    local.execute(workdir_command("/a/../w"))
+    assert set(local.tree()) == {"a", "w", "x", "x/y"}
+
+
+def test_an_old_servers_target_is_cleaned_before_links_are_followed(local: Local) -> None:
+    (local.image / "x/y").mkdir(parents=True)
+    (local.image / "a").symlink_to("x/y")
+    old = pb.ResourceChunk.ResourceHeader(sourcePath="f", targetPath="/a/../g", fileMode=0o644)
+    chunks = [pb.ResourceChunk(header=old), chunk(b"F", ""), eof("")]
+    local.copy(chunks, "/a/../g", source="files", step=0)
+    assert local.tree()["g"] == "F"
+
+
 def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) -> None:
     (local.image / "t/sub").mkdir(parents=True)
     (local.image / "t/sub/kept").write_text("K")

@@ -208,7 +208,7 @@ def test_a_server_that_drops_the_guest_without_a_word_is_soon_given_up(
     accepted: list[ssl.SSLSocket] = []
     with tls_server(pki, tmp_path, accepted.append) as host_port:
         error = refused(replace(make_block(pki, server), host_port=host_port))
-    assert "closed the connection after the TLS handshake; it refuses the guest, likely" in error.message
+    assert "closed the connection after the TLS handshake: it refuses the guest, likely" in error.message
     assert (error.exit_status, len(accepted)) == (4, 3)
 
 

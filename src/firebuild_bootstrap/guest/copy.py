@@ -20,6 +20,8 @@ from .rootfs import Root
 from .users import Users
 from .walk import Metadata, Owner
 
+_DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
+
 
 @dataclass(frozen=True)
 class _Rules:
@@ -71,9 +73,9 @@ class Copier:
             change_mode = parse_mode(command.chmod) if command.chmod is not None else None
         except ValueError as error:
             raise StepError(str(error)) from error
-        into = command.target_is_directory or command.target.endswith(("/", "/."))
-        destination = posixpath.join("/", command.workdir, command.target)
-        self._rules = _Rules(owner, destination, into or command.target in ("", "."), change_mode)
+        into = command.target_is_directory or posixpath.basename(command.target) in _DIRECTORIES
+        destination = wire.absolute(command.workdir, command.target)
+        self._rules = _Rules(owner, destination, into, change_mode)
         self._image = _Base(root, destination)
         self._unpacked: _Base | None = None
         # Times of directories, set at the end because every entry written into one changes it.
@@ -200,7 +202,7 @@ class Copier:
         """An entry without the extended fields: it carries its own target, user and directory."""
         header = entry.header
         target, workdir, chown = place(self._command, header)
-        path = posixpath.join("/", workdir, target)
+        path = wire.absolute(workdir, target)
         owner = self._users.owner(chown) if chown else self._rules.owner
         check_mapped(f"--chown={chown}", *owner)
         metadata = self._metadata(entry, directory=header.isDir)._replace(owner=owner)
@@ -208,7 +210,7 @@ class Copier:
             if header.isDir:
                 self._root.make_directory(path, metadata, parents=(0, 0))
                 return
-            if target.endswith("/") or self._root.is_directory(path):
+            if posixpath.basename(target) in _DIRECTORIES or self._root.is_directory(path):
                 path = posixpath.join(path, posixpath.basename(header.sourcePath))
             self._make_parents(self._root, path)
             self._root.write(path, entry.content, metadata, follow=True)

@@ -121,7 +121,7 @@ class Placing:
             _FUNCTIONS,
             'implied() { case ${1#"$S/"} in ' + self._implied() + " *) return 1 ;; esac; }",
             f"owner {shlex.quote(command.chown)}" if command.chown is not None else "O=0:0",
-            f"mk {shlex.quote(posixpath.join('/', command.workdir))} 0:0",
+            f"mk {shlex.quote(wire.absolute('/', command.workdir))} 0:0",
             f"D={shlex.quote(target)} NEW= A=",
             'mk "$D" "$O"' if must_exist else "",
             'cd "$S" && : > probe || failed',
@@ -251,10 +251,7 @@ def _into(command: wire.CopyCommand) -> bool:
 
 
 def _target(command: wire.CopyCommand) -> tuple[str, bool]:
-    """Return the destination without `.` and double slashes, and whether it is a directory by its name."""
-    names = [
-        name
-        for name in posixpath.join("/", command.workdir, command.target).split("/")
-        if name not in ("", ".")
-    ]
-    return "".join(f"/{name}" for name in names), bool(names) and names[-1] == ".."
+    """Return the destination, and whether it is a directory by its name."""
+    by_name = posixpath.basename(posixpath.join(command.workdir, command.target).rstrip("/"))
+    path = wire.absolute(command.workdir, command.target)
+    return "" if path == "/" else path, by_name == ".."
