@@ -230,7 +230,7 @@ class BaseStore:
     def _unknown(self, wanted: Reference) -> InputError:
         names = [base.name for base in self.list()]
         if self._images is not None:
-            names += map(str, self._images.names())
+            names += (str(name) for name in self._images.names() if not name.is_untagged)
         plain = str(replace(wanted, digest=""))
         near = difflib.get_close_matches(plain, names, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
