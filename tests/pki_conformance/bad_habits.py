@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from cryptography import x509
 from pydantic import BaseModel, ConfigDict
@@ -42,6 +42,92 @@ class Sharing(Current):
         super().close()
         if Sharing.holder is self:
             Sharing.holder = None
+
+
+class LoggedIn(Current):
+    """Has one login for the whole process, as PKCS#11 has, and counts who uses it: that is fine."""
+
+    users: ClassVar[list[Current]] = []
+
+    def open(self) -> None:
+        super().open()
+        self.log_in()
+
+    def close(self) -> None:
+        super().close()
+        self.log_out()
+
+    def log_in(self) -> None:
+        self.users.append(self)
+
+    def log_out(self) -> None:
+        self.users[:] = [one for one in self.users if one is not self]
+
+    def answered(self, request: SignRequest) -> Any:
+        if not self.users:
+            raise RuntimeError("CKR_USER_NOT_LOGGED_IN")
+        return super().answered(request)
+
+
+class LogsAllOut(LoggedIn):
+    """Ends the login with the first that is closed."""
+
+    users: ClassVar[list[Current]] = []
+
+    def log_out(self) -> None:
+        self.users.clear()
+
+
+class FirstLogsOut(LogsAllOut):
+    """Ends the login with the one that began it."""
+
+    users: ClassVar[list[Current]] = []
+
+    def log_out(self) -> None:
+        if self in self.users[:1]:
+            self.users.clear()
+
+
+class LastLogsOut(LogsAllOut):
+    """Ends the login with the one that used it last."""
+
+    users: ClassVar[list[Current]] = []
+
+    def log_out(self) -> None:
+        if self in self.users[-1:]:
+            self.users.clear()
+
+
+class Miscounting(LoggedIn):
+    """Counts every close(), whoever calls it and how often."""
+
+    users: ClassVar[list[Current]] = []
+
+    def log_out(self) -> None:
+        del self.users[-1:]
+
+
+class BreaksIn(LoggedIn):
+    """Ends the login of all when one cannot open."""
+
+    users: ClassVar[list[Current]] = []
+
+    def open(self) -> None:
+        try:
+            super().open()
+        except Exception:
+            self.users.clear()
+            raise
+
+
+class Borrowing(LoggedIn):
+    """Signs as long as anybody is logged in."""
+
+    users: ClassVar[list[Current]] = []
+
+    def answered(self, request: SignRequest) -> Any:
+        self.is_open = bool(self.users)
+        return super().answered(request)
 
 
 class ClosesOnce(Current):
@@ -250,6 +336,11 @@ class Unsettled(Current):
 SIGN, REVOKE = Capability.SIGN, Capability.REVOKE
 BOTH = (Capability.SIGN, Capability.READY_PAIRS)
 sharing = plugin("sharing", Sharing)
+logged_in, logs_all_out = plugin("logged-in", LoggedIn), plugin("logs-all-out", LogsAllOut)
+first_logs_out = plugin("first-logs-out", FirstLogsOut)
+last_logs_out = plugin("last-logs-out", LastLogsOut)
+miscounting, breaks_in = plugin("miscounting", Miscounting), plugin("breaks-in", BreaksIn)
+borrowing = plugin("borrowing", Borrowing)
 closes_once, closes_open = plugin("closes-once", ClosesOnce), plugin("closes-open", ClosesOpen)
 closes_badly, undead = plugin("closes-badly", ClosesBadly), plugin("undead", Undead)
 peeping, reading, calling = plugin("peeping", Peeping), plugin("reading", Reading), plugin("calling", Calling)

@@ -41,6 +41,7 @@ def suite(provider: str, **attributes: Any) -> type[Common]:
 PLAIN = """good wrong-key wrong-names both-usages leaf-is-ca no-signatures no-key-usage signs-certificates
 same-serial small-serial expired not-yet too-short reversed-chain missing-intermediate root-in-chain
 leaf-in-chain repeated chain-with-leaf as-text nothing raising obliging forgetful distrusted absent sharing
+logged-in logs-all-out first-logs-out last-logs-out miscounting breaks-in borrowing
 closes-once closes-open closes-badly undead peeping reading calling moody alarmist undeclared secretive
 lax odd unsettled careless blaming stillborn stranger-in-chain"""
 for name in PLAIN.split():

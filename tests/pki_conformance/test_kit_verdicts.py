@@ -61,7 +61,8 @@ def _read(report: Path) -> Verdicts:
         tests = found[case.get("classname", "").rsplit(".", 1)[-1]]
         for broken in (case.find("failure"), case.find("error")):
             if broken is not None:
-                tests[case.get("name", "")] = broken.get("message", "")
+                # the attribute "message" of a long one is cut
+                tests[case.get("name", "")] = (broken.text or "").strip()
     return dict(found)
 
 
@@ -86,6 +87,7 @@ ISSUING = {
     "the_certificates_outlive_the_build",
     "threads_share_an_authority",
     "several_authorities_are_open_at_once",
+    "authorities_end_in_any_order",
     "one_build_follows_another",
 }
 """Whatever needs the framework to accept the certificates."""
@@ -101,6 +103,7 @@ LOOKING = {
     "looking_at_the_settings_touches_nothing",
     "looking_at_the_settings_twice_says_the_same",
 }
+AFTER_CLOSING = {"nothing_is_issued_after_closing", "nothing_is_issued_after_closing_beside_an_open_one"}
 TRUST = {"the_trust_bundle_holds_valid_cas", "the_trust_bundle_stays_the_same", "the_chain_is_complete"}
 ANSWERS = {
     "the_answer_is_a_certificate",
@@ -112,6 +115,7 @@ ANSWERS = {
     "the_chain_is_complete",
     "the_trust_bundle_stays_the_same",
     "a_provider_shows_no_secrets",
+    "what_others_do_wrong_harms_no_open_one",
 }
 """Whatever looks at an answer of the provider."""
 SIGNED = {
@@ -170,20 +174,40 @@ EXPECTED: dict[str, set[str]] = {
     | {
         "the_way_of_issuing_is_clear",
         "what_is_not_promised_is_unsupported",
-        "nothing_is_issued_after_closing",
+        *AFTER_CLOSING,
         "a_check_finds_nothing_fatal",
         "logs_and_errors_show_no_secrets",
     },
     # the life
-    "sharing": {"several_authorities_are_open_at_once"},
+    "sharing": {
+        "several_authorities_are_open_at_once",
+        "authorities_end_in_any_order",
+        "nothing_is_issued_after_closing_beside_an_open_one",
+    },
     "closes_once": {"closing_twice_is_fine"},
     "closes_open": CLOSING,
-    "closes_badly": CLOSING | UNWARNED | REMARK | {"nothing_is_issued_after_closing"},
-    "undead": {"nothing_is_issued_after_closing"},
+    "closes_badly": CLOSING | UNWARNED | REMARK | AFTER_CLOSING,
+    "undead": AFTER_CLOSING,
     "gloomy": {"a_check_finds_nothing_fatal"},
     "mumbling": {"a_check_says_what_it_looked_at"},
     "wordy": {"a_check_finds_nothing_fatal", "a_check_says_what_it_looked_at"},
     "revoking": {"an_unknown_certificate_is_not_taken_back"},
+    # state that is shared in the process
+    "logged_in": set(),
+    "logs_all_out": {
+        "authorities_end_in_any_order",
+        "several_authorities_are_open_at_once",
+        "what_others_do_wrong_harms_no_open_one",
+    },
+    "first_logs_out": {"authorities_end_in_any_order"},
+    "last_logs_out": {
+        "authorities_end_in_any_order",
+        "several_authorities_are_open_at_once",
+        "what_others_do_wrong_harms_no_open_one",
+    },
+    "miscounting": {"what_others_do_wrong_harms_no_open_one"},
+    "breaks_in": {"what_others_do_wrong_harms_no_open_one"},
+    "borrowing": {"nothing_is_issued_after_closing_beside_an_open_one"},
     # the settings
     "peeping": {"looking_at_the_settings_touches_nothing"},
     "reading": {"looking_at_the_settings_touches_nothing"},
@@ -284,6 +308,22 @@ def test_what_works_after_all_must_not_be_declared_unsupported(verdicts: Verdict
         "declared unsupported, but works: p384\n"
         "read more: docs/conformance.md; take it out of Suite.unsupported"
     )
+
+
+def test_it_is_said_whose_closing_ended_whose_work(verdicts: Verdicts) -> None:
+    tests = verdicts["Test_first_logs_out"]
+    found = {name.partition("[")[2]: message.splitlines()[1] for name, message in tests.items()}
+    # whoever opened first, and is not the last to close, ends the login of the others
+    assert set(found) == {
+        f"{order}]"
+        for order in ("first-second-third", "first-third-second", "second-first-third", "third-first-second")
+    }
+    assert found["first-second-third]"] == (
+        "found: the second of three, after the first was closed: ca-provider(first-logs-out): "
+        "issuing the guest certificate failed: RuntimeError: CKR_USER_NOT_LOGGED_IN"
+    )
+    (message,) = verdicts["Test_miscounting"].values()
+    assert "found: after another one was closed twice: ca-provider(miscounting): " in message
 
 
 def test_secrets_that_leaked_are_named_and_not_shown(verdicts: Verdicts) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import timedelta
+from itertools import permutations
 from typing import TypeVar
 
 import pytest
@@ -14,6 +16,7 @@ from firebuild_pki.conformance.bench import Bench
 from firebuild_pki.conformance.certificates import each_profile
 from firebuild_pki.conformance.contract import Breach, contract
 from firebuild_pki.conformance.features import Feature
+from firebuild_pki.errors import CAError
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.keys import KeyType
 from firebuild_pki.material import TLSMaterial
@@ -22,6 +25,9 @@ from firebuild_pki.provider import Capability, Profile
 ResultT = TypeVar("ResultT")
 
 THREADS = 6
+
+ORDERS = tuple(permutations(("first", "second", "third")))
+"""Orders in which three authorities can end: who logged in first, last or in between may matter."""
 
 
 class FrameworkChecks(Checks):
@@ -77,6 +83,25 @@ class FrameworkChecks(Checks):
             pairs.append((first.issue_server(), first.issue_guest()))
         for server, guest in pairs:
             handshake(server, guest)
+
+    @pytest.mark.parametrize("order", ORDERS, ids="-".join)
+    @contract(see="CAProvider.close")
+    def test_authorities_end_in_any_order(self, ca_bench: Bench, order: tuple[str, ...]) -> None:
+        """Authorities that are open at the same time can end in any order: the others issue as before."""
+        with ExitStack() as stack:
+            open_ones = {
+                name: stack.enter_context(ca_bench.authority(build_id=f"conformance-{name}"))
+                for name in ("first", "second", "third")
+            }
+            server = {name: authority.issue_server() for name, authority in open_ones.items()}
+            for ended in order:
+                open_ones.pop(ended).close()
+                for name, authority in open_ones.items():
+                    try:
+                        guest = authority.issue_guest()
+                    except CAError as error:
+                        raise Breach(f"the {name} of three, after the {ended} was closed: {error}") from error
+                    handshake(server[name], guest)
 
 
 def _in_threads(function: Callable[[], ResultT]) -> list[ResultT]:

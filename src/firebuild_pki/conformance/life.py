@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench, Direct
 from firebuild_pki.conformance.contract import Breach, contract
@@ -62,6 +66,29 @@ class LifeChecks(Checks):
         raise Breach("a certificate that was issued after close()")
 
     @contract(see="CAProvider.close")
+    def test_nothing_is_issued_after_closing_beside_an_open_one(self, ca_bench: Bench) -> None:
+        """What another provider has open in the process is of no use to one that is closed."""
+        with ca_bench.direct(), ca_bench.direct() as provider:
+            provider.close()
+            try:
+                provider.answer(Profile.SERVER)
+            except (CAError, Breach):
+                return
+        raise Breach("a certificate that was issued after close(), while another provider was open")
+
+    @contract(see="CAProvider.close")
+    def test_what_others_do_wrong_harms_no_open_one(
+        self, ca_bench: Bench, ca_broken_settings: Mapping[str, Any] | None
+    ) -> None:
+        """A provider works on when others are closed twice or unopened, or fail to open."""
+        with ca_bench.direct() as provider:
+            for done in _missteps(ca_bench, ca_broken_settings):
+                try:
+                    provider.answer(Profile.SERVER)
+                except CAError as error:
+                    raise Breach(f"after another one {done}: {error}") from error
+
+    @contract(see="CAProvider.close")
     def test_an_authority_closes_without_a_warning(self, ca_bench: Bench) -> None:
         """An authority closes without a warning."""
         with ca_bench.authority() as authority:
@@ -84,6 +111,25 @@ def _checked(bench: Bench) -> list[Note]:
         if not isinstance(note, Note):
             raise Breach(f"a {type(note).__name__} instead of a Note")
     return notes
+
+
+def _missteps(bench: Bench, broken: Mapping[str, Any] | None) -> Iterator[str]:
+    """Do with other providers what can happen to them, and say what it was; their own errors do not count."""
+    with suppress(CAError), bench.direct() as other:
+        other.close()
+        other.close()
+    yield "was closed twice"
+    with suppress(CAError), bench.direct(opened=False) as other:
+        other.close()
+    yield "was closed without having been opened"
+    worlds = {"without clock and environment": bench.in_a_broken_world()}
+    if broken is not None:
+        worlds["with ca_broken_settings"] = bench.with_section(broken)
+    for how, world in worlds.items():
+        with suppress(CAError), world.direct(opened=False) as other:
+            _try_to_open(other)
+            other.close()
+        yield f"was opened {how}, and closed"
 
 
 def _try_to_open(provider: Direct) -> None:
