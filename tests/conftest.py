@@ -104,6 +104,11 @@ def public_packages() -> Iterator[str]:
     shutil.rmtree(target)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for each core: most tests wait, for machines, servers and limits of time."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what cannot run here, and say why; in CI nothing may be missing."""
     for name in _wanted(item):

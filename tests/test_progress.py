@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from firebuild_bootstrap.events import (
     BuildStarted,
     Event,
+    GuestConnected,
     ImageStored,
     Notice,
     PeerRefused,
@@ -18,14 +25,21 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepOutput,
     StepStarted,
+    TaskFinished,
+    TaskProgress,
+    Tasks,
+    TaskStarted,
 )
 from firebuild_bootstrap.progress import (
     JsonRenderer,
     PlainRenderer,
+    ProgressMode,
     TerminalRenderer,
     human_size,
+    human_time,
     make_renderer,
 )
+from firebuild_bootstrap.terminal import SafeOutput
 
 RUN = StepStarted(step=2, total=3, instruction="RUN make", line=4)
 
@@ -102,38 +116,163 @@ def test_rawjson_is_one_object_a_line_with_base64_where_output_is_not_utf8() -> 
 
 
 def test_auto_is_live_on_a_terminal_and_plain_in_a_pipe() -> None:
-    live = make_renderer("auto", io.BytesIO(), terminal=True)
-    live.close()
-    assert isinstance(live, TerminalRenderer)
-    assert not isinstance(make_renderer("auto", io.BytesIO(), terminal=False), TerminalRenderer)
-    assert not isinstance(make_renderer("plain", io.BytesIO(), terminal=True), TerminalRenderer)
-    assert isinstance(make_renderer("rawjson", io.BytesIO(), terminal=True), JsonRenderer)
+    def chosen(mode: ProgressMode, terminal: bool, **environ: str) -> type:
+        with closing(make_renderer(mode, io.BytesIO(), terminal=terminal, environ=environ)) as renderer:
+            return type(renderer)
+
+    assert chosen("auto", True, TERM="xterm") is TerminalRenderer
+    assert chosen("auto", True, TERM="dumb") is PlainRenderer
+    assert chosen("auto", True) is PlainRenderer
+    assert chosen("auto", False, TERM="xterm") is PlainRenderer
+    assert chosen("plain", True, TERM="xterm") is PlainRenderer
+    assert chosen("rawjson", True) is JsonRenderer
 
 
-def test_the_terminal_shows_a_running_clock_until_output_comes() -> None:
+EVIL = "a\x1b]0;title\x07\nb\x9b2J\u202ec" + "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        BuildStarted(build_id="b1", tag=EVIL, steps=1, base="scratch", ca_provider=EVIL),
+        PhaseStarted(phase=9, name=EVIL),
+        TaskStarted(task=1, name=EVIL),
+        StepStarted(step=1, total=1, instruction=EVIL, line=1),
+        Notice(level="warning", message=EVIL),
+        Notice(level="info", message=EVIL),
+        PeerRefused(peer=EVIL, reason=EVIL, subject=EVIL, fingerprint_sha256=EVIL),
+        ImageStored(tag=EVIL, path=EVIL, size=1, digest=EVIL, seconds=1),
+    ],
+    ids=lambda event: f"{event.type}",
+)
+def test_the_text_of_strangers_comes_out_escaped_and_cut(event: Event) -> None:
+    for mode in ("plain", "auto"):
+        for terminal in (True, False):
+            out, now = io.BytesIO(), [0.0]
+            clock = partial(now.__getitem__, 0)
+            renderer = (
+                TerminalRenderer(out, colours=False, clock=clock)
+                if mode == "auto"
+                else PlainRenderer(out, screen=SafeOutput() if terminal else None, clock=clock)
+            )
+            renderer(event)
+            now[0] = 5.0
+            renderer(Notice(level="info", message="later"))
+            time.sleep(0.3)
+            renderer.close()
+            text = re.sub(r"\r|\x1b(7|8|\[J|\[0m)", "", out.getvalue().decode())
+            assert "\x1b" not in text
+            assert all(line.isprintable() for line in text.split("\n"))
+            assert len(text) < 20_000
+
+
+def test_rawjson_is_ascii_on_a_terminal_and_survives_names_that_are_no_utf8() -> None:
+    for terminal in (True, False):
+        out = io.BytesIO()
+        renderer = make_renderer("rawjson", out, terminal=terminal)
+        renderer(Notice(level="info", message="\x9b2J\udcff"))
+        renderer.close()
+        renderer.abandon()
+        assert json.loads(out.getvalue())["message"] == "\x9b2J\udcff"
+        assert out.getvalue().isascii()
+
+
+def test_output_on_a_plain_terminal_cannot_take_it_over() -> None:
     out = io.BytesIO()
-    renderer = TerminalRenderer(out)
-    renderer(RUN)
-    deadline = time.monotonic() + 10
-    while b"s\x1b[0m" not in out.getvalue() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert b"0s" in out.getvalue() or b"1s" in out.getvalue()
-    renderer(output(b"hello\n"))
-    renderer(StepFinished(step=2, exit_code=0, seconds=1.0))
-    renderer.close()
-    assert out.getvalue().endswith(b"\nhello\n\x1b[2m[2/3] done in 1.0s\x1b[0m\n")
+    with closing(make_renderer("plain", out, terminal=True, environ={"TERM": "xterm"})) as renderer:
+        renderer(RUN)
+        renderer(output(b"\x1b[31mred\x1b[2Jx\x1b"))
+        renderer(StepFinished(step=2, exit_code=0, seconds=1))
+        renderer.abandon()
+    assert out.getvalue() == b"[2/3] RUN make\n\x1b[31mred\\x1b[2Jx\\x1b\n[2/3] done in 1.0s\n"
 
 
-def test_a_silent_step_stays_on_one_terminal_line() -> None:
+def test_a_dumb_terminal_gets_no_colours_at_all() -> None:
     out = io.BytesIO()
-    renderer = TerminalRenderer(out)
-    renderer(RUN)
-    renderer(StepFinished(step=2, exit_code=0, seconds=0.5))
-    renderer(Notice(level="warning", message="careful"))
-    renderer.close()
-    last_lines = out.getvalue().decode().split("\n")
-    assert last_lines[0].endswith("\x1b[1m[2/3] RUN make\x1b[0m \x1b[2m0.5s\x1b[0m")
-    assert last_lines[1] == "\x1b[33mwarning: careful\x1b[0m"
+    with closing(make_renderer("auto", out, terminal=True, environ={"TERM": "dumb"})) as renderer:
+        renderer(output(b"\x1b[31mred\x1b[0m\n"))
+    assert out.getvalue() == b"red\n"
+
+
+def plain_with_clock() -> tuple[io.BytesIO, PlainRenderer, list[float]]:
+    out, now = io.BytesIO(), [0.0]
+    return out, PlainRenderer(out, clock=lambda: now[0]), now
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_pipe_is_told_of_what_takes_more_than_a_second_while_it_lasts() -> None:
+    out, renderer, now = plain_with_clock()
+    with closing(renderer):
+        renderer(PhaseStarted(phase=7, name="store the image"))
+        renderer(TaskStarted(task=1, name="unpacking", total_bytes=2048))
+        now[0] = 0.9
+        time.sleep(0.5)
+        assert out.getvalue() == b""
+        now[0] = 1.0
+        assert eventually(lambda: out.getvalue() == "unpacking (2.0 KiB) …\n".encode())
+        renderer(TaskProgress(task=1, bytes=1024))
+        renderer(TaskFinished(task=1, seconds=2.5))
+        assert out.getvalue().endswith(b"\nunpacking: 2.5s, 2.0 KiB\n")
+        renderer(TaskStarted(task=2, name="quick"))
+        renderer(TaskProgress(task=7, bytes=1))
+        renderer(TaskFinished(task=2, seconds=0.5))
+        renderer(TaskFinished(task=2, seconds=9))
+        assert b"quick" not in out.getvalue()
+        now[0] = 5.0
+        assert eventually(lambda: out.getvalue().endswith("storing the image …\n".encode()))
+
+
+def test_a_pipe_is_told_how_long_a_phase_took() -> None:
+    out, renderer, now = plain_with_clock()
+    with closing(renderer):
+        renderer(PhaseStarted(phase=6, name="run the steps"))
+        now[0] = 3.0
+        renderer(GuestConnected(peer="p", tls_version="TLSv1.3"))
+    assert out.getvalue().endswith(b"waiting for the guest: 3.0s\n")
+
+
+def test_times_of_a_clock_are_short() -> None:
+    assert [human_time(n) for n in (-1, 0.9, 59.9, 65, 7205)] == ["0s", "0s", "59s", "1m05s", "2h00m"]
+
+
+def test_work_is_told_from_begin_to_end_with_its_bytes() -> None:
+    told: list[Event] = []
+    counts = iter((5, 10))
+
+    def measure() -> int:
+        try:
+            return next(counts)
+        except StopIteration:
+            raise FileNotFoundError from None
+
+    tasks = Tasks(told.append)
+    with tasks.task("writing", total=10, measure=measure):
+        assert eventually(lambda: len(told) == 3)
+    with pytest.raises(ValueError, match="it failed"), tasks.task("failing"):
+        raise ValueError("it failed")
+    kinds = [(type(event), getattr(event, "task", 0), getattr(event, "bytes", 0)) for event in told]
+    assert kinds[:3] == [(TaskStarted, 1, 0), (TaskProgress, 1, 5), (TaskProgress, 1, 10)]
+    assert kinds[3:] == [(TaskFinished, 1, 0), (TaskStarted, 2, 0), (TaskFinished, 2, 0)]
+
+
+def test_a_receiver_that_fails_does_not_end_the_work_by_the_measuring_thread() -> None:
+    failures = []
+
+    def receive(event: Event) -> None:
+        if isinstance(event, TaskProgress):
+            failures.append(event)
+            raise OSError("gone")
+
+    with Tasks(receive).task("writing", measure=lambda: 1):
+        assert eventually(lambda: len(failures) == 1)
+        time.sleep(0.7)
+    assert len(failures) == 1
 
 
 def test_sizes_are_written_with_binary_units() -> None:

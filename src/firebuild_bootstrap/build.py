@@ -12,7 +12,7 @@ from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan
-from firebuild_bootstrap.errors import BuildTimeout, Interrupted, StepFailed
+from firebuild_bootstrap.errors import BuildTimeout, GuestLost, Interrupted, StepFailed
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventSink,
@@ -21,15 +21,16 @@ from firebuild_bootstrap.events import (
     PhaseStarted,
     StepFinished,
     StepStarted,
+    Tasks,
 )
 from firebuild_bootstrap.explain import explained, failure_event
 from firebuild_bootstrap.following import await_end, follow
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import check_destinations
+from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.keeping import Keeper
 from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine
+from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine, stores_images
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.request import BuildRequest
@@ -85,7 +86,7 @@ class _Build:
     ) -> None:
         self._request = request
         self._settings = settings
-        self._home = home.limited(self._check_time)
+        self._home = home.limited(self._check_time, Tasks(events))
         self._deadline = math.inf
         self.events = events
         self._build_id = f"b{secrets.token_hex(6)}"
@@ -161,8 +162,9 @@ class _Build:
         self._follow(server, machine, resolved.plan)
 
         self._phase(7, "store the image")
-        await_end(machine, self._home.check)
-        machine.stop()
+        with self._home.tasks.task("stopping the machine"):
+            await_end(machine, self._home.check)
+            machine.stop()
         authority.close()  # nobody needs its certificates any more
         self._pass_warnings_on(authority)
         return self._store(machine, resolved, authority)
@@ -193,10 +195,14 @@ class _Build:
         check_destinations(request.outputs)
         if any(spec.dest for spec in request.outputs):
             check_stores_images(self._settings.machine, "--output with dest=")
-        context = BuildContext(request.context, request.dockerfile, downloads=workspace.path)
+        context = BuildContext(
+            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+        )
         resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
         for warning in resolved.plan.warnings:
             self._notice(f"{warning.location}: {warning.message}")
+        if stores_images(self._settings.machine):
+            check_programs(request.outputs)
         return resolved
 
     # --- 2 --------------------------------------------------------------------------------------
@@ -296,6 +302,8 @@ class _Build:
             source = self._request.source
             name = Path(source.name) if source is not None else self._request.dockerfile
             raise explained(outcome.error, plan, name, output)
+        if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
+            raise GuestLost(outcome.error.message, hint=silence)
         outcome.raise_for_failure()
 
     # --- 7 --------------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ those exit status 3.
 from __future__ import annotations
 
 import errno
+import re
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 
 class ExitStatus(IntEnum):
@@ -38,6 +40,11 @@ class Location:
         """Render as `file:line:column`, the form that editors and CI systems link to."""
         parts = [self.file, *(str(number) for number in (self.line, self.column) if number)]
         return ":".join(parts)
+
+
+UNUSABLE_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+"""NUL and halves of characters: JSON can write them, no environment can hold them. Python makes such halves
+of bytes that are no UTF-8 (PEP 383)."""
 
 
 class _Described(BaseException):
@@ -151,10 +158,15 @@ _SURROUNDINGS = frozenset(
 
 
 def in_words(error: BaseException) -> BaseException:
-    """Return the error that explains this one: a machine without room or rights is nobody's mistake."""
+    """Return the error that explains this one: what a machine or its user did is no mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}", hint="free some space or rights there")
+    if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
+        # That is how Python shows bytes of arguments, environment and file names that are no UTF-8 (PEP 383).
+        return InputError(
+            "a name or a value that was given is no UTF-8 text", hint="FIREBUILD_DEBUG=1 shows where"
+        )
     return error
 
 

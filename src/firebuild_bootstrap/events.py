@@ -7,10 +7,16 @@ with the fields of the class. Fields are only ever added.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
+
+_MEASURE_SECONDS: Final = 0.5
 
 
 def _now() -> datetime:
@@ -70,6 +76,38 @@ class PhaseStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskStarted(Event):
+    """Work that may take a while began, inside a phase or a step; `task` tells it from others of the build.
+
+    `total_bytes` is how much there is to do, 0 where that is not known.
+    """
+
+    type: ClassVar[str] = "task-started"
+    task: int
+    name: str
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskProgress(Event):
+    """So many bytes of a task are done; comes now and then, and only for tasks that can be measured."""
+
+    type: ClassVar[str] = "task-progress"
+    task: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFinished(Event):
+    """A task ended, well or not; `bytes` is 0 where they are not known."""
+
+    type: ClassVar[str] = "task-finished"
+    task: int
+    seconds: float
+    bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepStarted(Event):
     """The guest began a step of the Dockerfile; `step` counts from 1."""
 
@@ -88,6 +126,15 @@ class StepOutput(Event):
     step: int
     stream: Literal["stdout", "stderr"]
     data: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepProgress(Event):
+    """So many bytes of the files of a step have been sent to the guest; comes now and then."""
+
+    type: ClassVar[str] = "step-progress"
+    step: int
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,3 +198,56 @@ class BuildFailed(Event):
     message: str
     step: int = 0
     exit_code: int | None = None
+
+
+class Tasks:
+    """Tells of work that may take a while.
+
+    Args:
+        events: receives the events; what it raises while a task goes on does not end the task.
+    """
+
+    def __init__(self, events: EventSink = lambda _: None) -> None:
+        self._events = events
+        self._numbers = itertools.count(1)
+
+    @contextmanager
+    def task(self, name: str, *, total: int = 0, measure: Callable[[], int] | None = None) -> Iterator[None]:
+        """Tell of one piece of work, from the begin of the block to its end.
+
+        Args:
+            name: what is done, as `packing rootfs.tar`.
+            total: bytes that there are to do, if that is known.
+            measure: returns the bytes done so far; asked twice a second by a thread of its own.
+        """
+        number = next(self._numbers)
+        began = time.monotonic()
+        self._events(TaskStarted(task=number, name=name, total_bytes=total))
+        ended = threading.Event()
+        meter = None
+        if measure is not None:
+            arguments = (number, measure, ended)
+            meter = threading.Thread(target=self._measure, args=arguments, name="meter", daemon=True)
+            meter.start()
+        try:
+            yield
+        finally:
+            done = _measured(measure)
+            ended.set()
+            if meter is not None:
+                meter.join()
+            self._events(TaskFinished(task=number, seconds=time.monotonic() - began, bytes=done))
+
+    def _measure(self, number: int, measure: Callable[[], int], ended: threading.Event) -> None:
+        while not ended.wait(_MEASURE_SECONDS):
+            try:
+                self._events(TaskProgress(task=number, bytes=_measured(measure)))
+            except Exception:
+                return  # the next event of the build's own thread meets the same
+
+
+def _measured(measure: Callable[[], int] | None) -> int:
+    try:
+        return 0 if measure is None else measure()
+    except OSError:  # not there yet, or not there any more
+        return 0

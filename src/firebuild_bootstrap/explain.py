@@ -5,10 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from firebuild_bootstrap.dockerfile import BuildPlan
 from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of, in_words
 from firebuild_bootstrap.events import BuildFailed
+from firebuild_pki.display import one_line
+
+_REASON_LIMIT: Final = 4000
 
 
 def explained(error: StepFailed, plan: BuildPlan, dockerfile: Path, output: Sequence[str]) -> StepFailed:
@@ -23,8 +27,8 @@ def explained(error: StepFailed, plan: BuildPlan, dockerfile: Path, output: Sequ
     step = next((step for step in plan.steps if step.number == error.step), None)
     if step is None:
         return error
-    what = _in_words(error.exit_code) if error.exit_code else f"({error.message})"
-    message = f"step {step.number}/{plan.total} failed {what}\n  {step.instruction}"
+    what = _in_words(error.exit_code) if error.exit_code else f"({one_line(error.message, _REASON_LIMIT)})"
+    message = f"step {step.number}/{plan.total} failed {what}\n  {one_line(step.instruction)}"
     if output:
         message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
     return StepFailed(

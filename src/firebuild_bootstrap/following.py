@@ -9,11 +9,14 @@ from typing import Final
 from firebuild_bootstrap.errors import GuestLost
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.service import BootstrapServer, Outcome
+from firebuild_pki.display import one_line
 
 # Between the guest's last call and the end of its machine, which may still have to write its drive.
 _STOP_SECONDS: Final = 60.0
 # How long the guest's report may take to arrive once its process is seen to have ended.
 _LAST_WORDS_SECONDS: Final = 2.0
+# Characters of them.
+_LAST_WORDS: Final = 2000
 _POLL_SECONDS: Final = 0.1
 
 
@@ -29,7 +32,7 @@ def follow(server: BootstrapServer, machine: Machine, check: Callable[[], None])
     ended = None
     while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
         if ended is not None:
-            said = "" if ended.explained else ended.log.strip()
+            said = "" if ended.explained else one_line(ended.log[-_LAST_WORDS:], _LAST_WORDS)
             raise GuestLost(
                 f"the guest ended before it reported success or failure: {ended.description}",
                 hint=f"its last words: {said}" if said else None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.image.trees import Trees
@@ -26,23 +27,35 @@ class Home:
         root: the directory; it need not exist yet.
         ids: the id mapping to use, or `auto` for the best that works here.
         check: called again and again while something long goes on; what it raises ends that.
+        tasks: told of all that may take a while.
     """
 
     def __init__(
-        self, root: Path, *, ids: IdChoice = "auto", check: Callable[[], None] = lambda: None
+        self,
+        root: Path,
+        *,
+        ids: IdChoice = "auto",
+        check: Callable[[], None] = lambda: None,
+        tasks: Tasks | None = None,
     ) -> None:
         self.root = root
         self.check = check
+        self.tasks = tasks or Tasks()
         self._ids = ids
 
-    def limited(self, check: Callable[[], None]) -> Home:
-        """Return the same directory for one build, whose long work asks `check`, too; it has to be closed."""
+    def limited(self, check: Callable[[], None], tasks: Tasks | None = None) -> Home:
+        """Return the same directory for one build, which has to be closed.
+
+        Args:
+            check: asked, too, by all long work.
+            tasks: told of all that may take a while; those of this directory by default.
+        """
 
         def both() -> None:
             self.check()
             check()
 
-        return Home(self.root, ids=self._ids, check=both)
+        return Home(self.root, ids=self._ids, check=both, tasks=tasks or self.tasks)
 
     @cached_property
     def idmap(self) -> IdMap:
@@ -64,7 +77,7 @@ class Home:
     @cached_property
     def trees(self) -> Trees:
         """The tools for file trees, in the id mapping."""
-        return Trees(Sandbox(self.idmap, check=self.check))
+        return Trees(Sandbox(self.idmap, check=self.check), tasks=self.tasks)
 
     @cached_property
     def images(self) -> ImageStore:
@@ -74,11 +87,11 @@ class Home:
     @cached_property
     def bases(self) -> BaseStore:
         """What builds start from."""
-        return BaseStore(self.root, lambda: self.trees, images=self.images)
+        return BaseStore(self.root, lambda: self.trees, images=self.images, tasks=self.tasks)
 
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
-        return Workspace(self.root, build_id, self.idmap, check=self.check)
+        return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
 
     def sweep(self) -> None:
         """Have what dead builds left behind removed in the background; costs next to nothing without any."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile import DockerfileSource
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_pki.display import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,10 @@ class BuildRequest:
         outputs: what to make of the root file system.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
             keeps nothing.
+
+    Raises:
+        InputError: a text of them contains a NUL, or what is no Unicode text. Values are not shown: they may
+            be secrets.
     """
 
     dockerfile: Path
@@ -39,3 +45,16 @@ class BuildRequest:
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
     keep_failed: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check the texts."""
+        self._check("the target", self.target or "")
+        for what, pairs in (("the build argument", self.build_args), ("the label", self.labels)):
+            for name, value in pairs.items():
+                self._check(f"the name of {what}", name)
+                self._check(f"the value of {what} {one_line(name, 80)}", value or "")
+
+    @staticmethod
+    def _check(what: str, text: str) -> None:
+        if UNUSABLE_TEXT.search(text):
+            raise InputError(f"{what} contains a NUL, or bytes that are no UTF-8")

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, encode_command
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,19 @@ def resolve(request: BuildRequest, context: BuildContext, bases: BaseStore) -> R
         target=request.target,
         extra_labels=request.labels,
     )
+    _check_size(plan, str(request.dockerfile))
     return Resolved(plan, remembering.found)
+
+
+def _check_size(plan: BuildPlan, dockerfile: str) -> None:
+    # Each is a string of the answer to `Commands`: its tag and its length take up to six bytes more.
+    size = sum(len(encode_command(step.command).encode()) + 6 for step in plan.steps)
+    if size > MAX_MESSAGE_BYTES:
+        raise InputError(
+            f"the steps take {size} bytes, and all together may take {MAX_MESSAGE_BYTES}",
+            hint="put long scripts and texts into files, and COPY them",
+            location=Location(dockerfile),
+        )
 
 
 class _Remembering:

@@ -55,4 +55,5 @@ def store(
         home.check()
         for spec, artifact in zip(request.outputs, artifacts, strict=True):
             deliver(staging.path / artifact.path, spec, home.trees)
-        return home.images.commit(staging, record)
+        with home.tasks.task("storing the image"):
+            return home.images.commit(staging, record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,8 +40,18 @@ def checksum(chunk: bytes) -> bytes:
     return hashlib.sha256(chunk).digest()
 
 
+def absolute(workdir: str, path: str) -> str:
+    """Return where `path` is in an image, below `workdir` if it is relative, without `.`, `..` and `//`.
+
+    A path of a Dockerfile is cleaned as text, before a link is followed, as Docker and BuildKit do it (Go's
+    path.Join): with a link /a to x/y, `/a/../g` is /g, where the kernel would go to /x/g.
+    """
+    return "/" + posixpath.normpath(posixpath.join("/", workdir, path)).lstrip("/")
+
+
 # --- durations, as Go writes them ---------------------------------------------------------------
 
+_MAX_DURATION: Final = 2**63 / 1e9  # Go counts nanoseconds in 64 bits
 _UNITS: Final = {
     "ns": 1e-9,
     "us": 1e-6,
@@ -53,6 +64,8 @@ _UNITS: Final = {
 }
 _PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
 
+_MAX_DURATION_TEXT: Final = 100
+
 
 def format_duration(seconds: float) -> str:
     """Write a duration as Go reads it, with millisecond resolution: `5s`, `1500ms`."""
@@ -64,14 +77,18 @@ def parse_duration(text: str) -> float:
     """Read a Go duration such as `1m30s` and return seconds.
 
     Raises:
-        WireError: the text is no duration.
+        WireError: the text is no duration, or one of more than 292 years, which Go can't hold either.
     """
     if text == "0":
         return 0.0
-    parts = _PART.findall(text)
+    # The length has a limit because many digits without a unit take quadratic time.
+    parts = _PART.findall(text) if len(text) <= _MAX_DURATION_TEXT else []
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise WireError(f"expected a duration such as 5s or 1m30s, found {text!r:.80}")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if seconds > _MAX_DURATION:
+        raise WireError(f"expected a duration of at most 292 years, found {text!r:.80}")
+    return seconds
 
 
 # --- commands -----------------------------------------------------------------------------------

@@ -286,7 +286,7 @@ class Authority:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
-            _logger.warning("ca-provider(%s): %s", self.provider_name, text)
+            _logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
 
 
 def open_authority(

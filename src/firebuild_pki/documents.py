@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from firebuild_pki.display import one_line
 from firebuild_pki.errors import Problem, SettingsError
 from firebuild_pki.positions import KeyPath, Position, kind_of
 
@@ -98,6 +99,10 @@ class Document:
         return document
 
     def _with(self, segments: list[str], value: object, position: Position, *, fold: bool) -> Document:
+        for text in (*segments, value):
+            if isinstance(text, str) and not _is_unicode(text):
+                message = f"expected UTF-8 text, found {one_line(text, 100)}"
+                raise SettingsError([position.problem(tuple(segments), message)])
         data = dict(self.data)
         here, path = data, tuple[str, ...]()
         for index, segment in enumerate(segments):
@@ -120,6 +125,15 @@ class Document:
         )
         keys, values = {**parents, **keys, path: position}, {**values, path: position}
         return replace(self, data=data, keys=keys, values=values)
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell what was UTF-8 from what Python made of other bytes in arguments and environment (PEP 383)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _child(value: object, path: KeyPath, position: Position) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from firebuild_pki.display import one_line
 from firebuild_pki.errors import SecretError
 from firebuild_pki.positions import kind_of
 
@@ -92,11 +93,11 @@ def _parse_duration(value: object) -> object:
     try:
         parsed = durationpy.from_str(value)
     except durationpy.DurationError:
-        text = f'{wanted}, found "{value}"'
+        text = f'{wanted}, found "{one_line(value, 100)}"'
         hint = "units are ms, s, m and h, joined without spaces"
         raise PydanticCustomError("duration", "{text}", {"text": text, "hint": hint}) from None
     if parsed < timedelta(0):
-        text = f'expected a duration of zero or more, found "{value}"'
+        text = f'expected a duration of zero or more, found "{one_line(value, 100)}"'
         raise PydanticCustomError("duration", "{text}", {"text": text})
     return parsed
 

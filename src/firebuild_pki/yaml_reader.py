@@ -19,6 +19,9 @@ from firebuild_pki.positions import KeyPath, Position
 MAX_NODES = 10_000
 """Upper bound of values in one document; aliases of aliases could otherwise grow without end."""
 
+MAX_DEPTH = 50
+"""Upper bound of values inside each other."""
+
 
 def compose(text: str, position: Position) -> yaml.Node | None:
     """Parse YAML text into nodes; None for an empty text. Raises `SettingsError`."""
@@ -36,7 +39,19 @@ def compose(text: str, position: Position) -> yaml.Node | None:
 
 
 class _CoreLoader(yaml.SafeLoader):
-    pass
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        # PyYAML, our `Reader` and pydantic go down by recursion.
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            problem = f"more than {MAX_DEPTH} values inside each other"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 _CoreLoader.yaml_implicit_resolvers = {}

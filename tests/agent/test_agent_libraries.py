@@ -43,14 +43,12 @@ def library(path: Path, **fields: object) -> Path:
 def test_the_real_python_gets_every_library_that_it_has_loaded() -> None:
     runtime, bare = find_python(), find_runtime()  # without what a measured start would load
     found = LibraryFinder(os.uname().machine, os.environ).closure(runtime.program, runtime.extensions).files
-    program = "import ctypes, hashlib, grpc, google._upb._message; print(open('/proc/self/maps').read())"
+    program = "import ctypes, hashlib, ssl, grpc, google._upb._message; print(open('/proc/self/maps').read())"
     maps = subprocess.run(
         [*bare.python, "-c", program], env=bare.env, capture_output=True, text=True, check=True
     ).stdout
     loaded = {os.path.realpath(path) for path in re.findall(r"/\S+\.so\S*", maps)}
-    wanted = {
-        path for path in loaded if not path.endswith(tuple(EXTENSION_SUFFIXES)) and "libssl" not in path
-    }
+    wanted = {path for path in loaded if not path.endswith(tuple(EXTENSION_SUFFIXES))}
     assert wanted
     assert wanted <= {os.path.realpath(path) for path in found.values()}
 

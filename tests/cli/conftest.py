@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from firebuild_bootstrap.cli import main
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.interrupts import SIGNALS
 from support import leftovers
 
 
@@ -33,13 +35,28 @@ class Cli:
     capfd: pytest.CaptureFixture[str]
 
     def __call__(self, *arguments: str | Path, status: int = 0) -> Done:
-        self.monkeypatch.setattr(sys, "argv", ["firebuild", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        done = Done(*self.capfd.readouterr())
-        assert (ended.value.code or 0) == status, done
-        assert "Traceback" not in done.err
+        ended, done = self._run(*arguments)
+        assert ended == status, done
         return done
+
+    def status_of(self, *arguments: str | Path) -> int:
+        """Return the exit status where it is not known beforehand."""
+        return self._run(*arguments)[0]
+
+    def _run(self, *arguments: str | Path) -> tuple[int, Done]:
+        self.monkeypatch.setattr(sys, "argv", ["firebuild", *map(str, arguments)])
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        done = Done(*self.capfd.readouterr())
+        assert "Traceback" not in done.err
+        code = ended.value.code or 0
+        assert isinstance(code, int)
+        return code, done
 
     def setenv(self, name: str, value: str | Path) -> None:
         self.monkeypatch.setenv(name, str(value))

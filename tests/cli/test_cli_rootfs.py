@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cli.conftest import Cli
 from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.cli.imagejson import write_atomically
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.image import outputs
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -29,6 +31,7 @@ def image(cli: Cli, tag: str) -> dict[str, Any]:
     return loaded
 
 
+@pytest.mark.needs("mke2fs")
 def test_a_build_in_the_current_directory_needs_a_tag_only(cli: Cli) -> None:
     dockerfile("FROM scratch\nCOPY Dockerfile /\n")
     done = cli("rootfs", "--tag", "t/least:1")
@@ -71,6 +74,7 @@ def test_all_options_together(host_cli: Cli, tmp_path: Path) -> None:
     assert sorted(os.listdir()) == ["meta.json"]
 
 
+@pytest.mark.needs("mke2fs")
 @pytest.mark.parametrize("option", ["--keep-on-failure", "--keep-on-failure=mine/deep"])
 def test_a_failed_build_is_kept_in_the_store_or_where_it_is_wanted(host_cli: Cli, option: str) -> None:
     dockerfile("FROM host\nRUN exit 9\n")
@@ -235,3 +239,23 @@ def test_a_missing_dockerfile_is_named_with_its_path(cli: Cli) -> None:
     Path("empty").mkdir()
     done = cli("rootfs", "--context", "empty", "--tag", "t/default:2", status=2)
     assert "empty/Dockerfile: the Dockerfile can't be read: No such file" in done.first
+
+
+def test_a_program_that_the_outputs_need_is_looked_for_before_anything_starts(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outputs, "PROGRAMS_PATH", str(tmp_path))
+    dockerfile("FROM scratch\nCOPY Dockerfile /\n")
+    done = cli("rootfs", "--tag", "t/lost:1", status=6)
+    assert "--output ext4, which is the default, needs the program mke2fs, which was not found" in done.err
+    assert "install the package e2fsprogs, or choose `--output tar` or `--output dir`" in done.err
+    assert done.out == ""
+    assert cli("rootfs", "--tag", "t/kept:1", "--output", "tar").err == ""
+
+
+@pytest.mark.needs("mke2fs")
+def test_an_image_that_does_not_fit_into_its_size_is_an_error_with_the_size_that_it_needs(cli: Cli) -> None:
+    dockerfile("FROM scratch\nCOPY Dockerfile /\n")
+    done = cli("rootfs", "--tag", "t/small:1", "--output", "ext4,size=1MiB", status=2)
+    assert re.search(r"--output ext4: the files need size=\d+MiB, found size=1024KiB", done.err)
+    assert cli.leftovers() == []

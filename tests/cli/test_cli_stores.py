@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from cli.conftest import Cli
+from firebuild_bootstrap.cli.options import MACHINES
+from firebuild_bootstrap.machine.settings import MachineSettings
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -150,3 +154,154 @@ def test_a_home_that_is_a_file_is_bad_input_with_the_remedy(cli: Cli, tmp_path: 
     Path("firebuild.yaml").write_text(f"store: {{path: {tmp_path / 'file'}}}\n")
     done = cli("base", "import", "tiny", ".", "--config", "firebuild.yaml", status=2)
     assert "set store.path to another directory" in done.err
+
+
+def build(cli: Cli, *tags: str) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    cli("build", "-q", "--output", "tar", "--output", "dir", *(word for tag in tags for word in ("-t", tag)))
+
+
+def test_lists_come_as_json_too(cli: Cli, tree: Path) -> None:
+    build(cli, "t/one:1")
+    cli("base", "import", "tiny", tree)
+    [image] = json.loads(cli("images", "list", "--json").out)
+    assert image == json.loads(cli("images", "inspect", "t/one:1").out)
+    [base] = json.loads(cli("base", "list", "--json").out)
+    assert (base["name"], Path(base["path"]).stat().st_size) == ("tiny:latest", base["size"])
+
+
+def test_the_path_of_an_output_stays_when_the_image_is_built_again(cli: Cli) -> None:
+    build(cli, "localhost:5000/a/b")
+    tar, tree = cli("images", "path", "localhost:5000/a/b").out.splitlines()
+    assert (Path(tar).is_file(), Path(tree, "Dockerfile").is_file()) == (True, True)
+    build(cli, "localhost:5000/a/b")
+    assert cli("images", "path", "localhost:5000/a/b", "--output", "dir").out == f"{tree}\n"
+    assert Path(tree, "Dockerfile").is_file()
+    done = cli("images", "path", "localhost:5000/a/b", "--output", "ext4", status=2)
+    assert (
+        done.err == "error: the image localhost:5000/a/b:latest has no output ext4\n  hint: it has tar, dir\n"
+    )
+
+
+def test_several_are_removed_or_none(cli: Cli, tree: Path) -> None:
+    for name in ("a", "b:1", "c"):
+        build(cli, name)
+        cli("base", "import", name, tree)
+    assert "there is no image x:latest" in cli("images", "rm", "a", "x", "c", status=2).first
+    assert "unknown base x:latest" in cli("base", "rm", "a", "x", "c", status=2).first
+    assert cli("images", "rm", "a", "docker.io/library/a", "b:1").out == "removed a:latest\nremoved b:1\n"
+    assert cli("base", "rm", "a", "library/b:1").out == "removed a\nremoved library/b:1\n"
+    assert len(cli("images", "list").out.splitlines()) == len(cli("base", "list").out.splitlines()) == 2
+
+
+def test_an_image_gets_one_more_name(cli: Cli) -> None:
+    build(cli, "a:1", "a:2")
+    build(cli, "b")
+    assert cli("images", "tag", "a:1", "b").out == "a:1 is b:latest too\n"
+    first, *others = json.loads(cli("images", "list", "--json").out)
+    assert [first["tag"], *(image["tag"] for image in others)] == ["a:1", "a:2", "b:latest"]
+    assert {image["build_id"] for image in others} == {first["build_id"]}
+    assert len(os.listdir(cli.home / "images/content")) == 1
+    assert cli("images", "tag", "x", "y", status=2).first == "error: there is no image x:latest"
+
+
+def test_prune_removes_what_has_no_name_and_what_crashes_left(cli: Cli, tree: Path) -> None:
+    build(cli, "kept")
+    build(cli)
+    cli("base", "import", "tiny", tree)
+    for left in (
+        "images/staging/dead",
+        "bases/staging/dead",
+        "images/content/dead",
+        "builds/dead",
+        "failed/b1",
+    ):
+        (cli.home / left).mkdir(parents=True)
+        (cli.home / left / "file").write_bytes(bytes(100_000))
+    would = cli("images", "prune", "--dry-run", "--failed").out.splitlines()
+    assert would[0].startswith("would remove untagged/")
+    assert would[1:] == [f"would remove {cli.home}/failed/b1"]
+    lines = cli("images", "prune").out.splitlines()
+    assert lines[0] == would[0].replace("would remove", "removed")
+    assert lines[1].startswith("freed ")
+    assert not list(cli.home.glob("*/*/dead"))
+    assert not (cli.home / "builds/dead").exists()
+    assert (cli.home / "failed/b1").exists()
+    assert cli("images", "prune", "--failed").out.startswith(f"removed {cli.home}/failed/b1\n")
+    assert [image["tag"] for image in json.loads(cli("images", "list", "--json").out)] == ["kept:latest"]
+    assert "tiny" in cli("base", "list").out
+    assert cli("images", "prune").out == "freed 0 B\n"
+
+
+def test_du_tells_what_each_takes_and_counts_what_is_shared_once(cli: Cli, tree: Path) -> None:
+    build(cli, "a", "b")
+    cli("base", "import", "tiny", tree)
+    (cli.home / "failed/b1").mkdir(parents=True)
+    os.truncate(cli.home / "images/names/library/a/latest/rootfs.tar", 1 << 30)  # a hole
+    (cli.home / "qemu-kvm.json").write_text("{}")
+    used = json.loads(cli("du", "--json").out)
+    kinds = [(one["kind"], one["name"]) for one in used["entries"]]
+    assert kinds == [
+        ("image", "a:latest"), ("image", "b:latest"), ("base", "tiny:latest"), ("failed", "b1"),
+        ("other", "qemu-kvm.json"),
+    ]  # fmt: skip
+    a, b, base = (one["bytes"] for one in used["entries"][:3])
+    assert a == b
+    assert a + base < used["bytes"] < 1 << 20
+    table = cli("images", "du").out.splitlines()
+    assert table[0].split() == ["KIND", "NAME", "SIZE"]
+    assert table[-1].split()[:2] == ["total", str(cli.home)]
+
+
+@pytest.mark.root
+def test_a_tree_with_files_of_others_is_removed(cli: Cli) -> None:
+    Path("tree/below").mkdir(parents=True)
+    os.chown("tree/below", 100_123, 100_123)
+    assert cli("rm-tree", "tree").out == f"removed {Path('tree').resolve()}\n"
+    assert not Path("tree").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("images inspect t", {"t/one:1", "t/two:2"}),
+        ("images rm t/one:1 t/t", {"t/two:2"}),
+        ("build --tag t/o", {"t/one:1"}),
+        ("base rm ", {"tiny:latest"}),
+        ("build --machine ", {"local", "qemu", "firecracker", "external"}),
+        ("rootfs --machine q", {"qemu"}),
+        ("build --ca e", {"embedded"}),
+        ("ca check --ca v", {"vault"}),
+        ("bui", {"build"}),
+        ("build --progress r", {"rawjson"}),
+        ("build --secr", set()),
+    ],
+)
+def test_a_shell_completes_images_bases_providers_and_machines(
+    cli: Cli, tree: Path, words: str, expected: set[str]
+) -> None:
+    build(cli, "t/one:1", "t/two:2")
+    cli("base", "import", "tiny", tree)
+    cli.setenv("_FIREBUILD_COMPLETE", "bash_complete")
+    cli.setenv("COMP_WORDS", f"firebuild {words}")
+    cli.setenv("COMP_CWORD", str(len(words.split(" "))))
+    lines = cli().out.splitlines()
+    assert {line.partition(",")[2] for line in lines if line} == expected
+
+
+def test_a_broken_store_completes_nothing_and_says_nothing(cli: Cli) -> None:
+    cli.setenv("FIREBUILD_HOME", "/dev/null")
+    cli.setenv("_FIREBUILD_COMPLETE", "bash_complete")
+    cli.setenv("COMP_WORDS", "firebuild images rm ")
+    cli.setenv("COMP_CWORD", "3")
+    assert (done := cli()).out.strip() + done.err == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_of_each_shell_is_printed(cli: Cli, shell: str) -> None:
+    cli.setenv("_FIREBUILD_COMPLETE", f"{shell}_source")
+    assert "_FIREBUILD_COMPLETE" in cli().out
+
+
+def test_the_machines_that_are_completed_are_all_there_are() -> None:
+    assert get_args(MachineSettings.model_fields["driver"].annotation) == MACHINES

@@ -38,11 +38,9 @@ def find(root: Path) -> Iterator[Find]:
     """Find sources in the build context as it is now, for the instruction at `HERE`."""
     contexts: list[BuildContext] = []
 
-    def resource(*sources: str, unpack: bool = False, keep_owner: bool = True) -> ContextResource:
+    def resource(*sources: str, unpack: bool = False) -> ContextResource:
         contexts.append(BuildContext(root))
-        return contexts[-1].resource(
-            [LocalSource(text) for text in sources], location=HERE, unpack=unpack, keep_owner=keep_owner
-        )
+        return contexts[-1].resource([LocalSource(text) for text in sources], location=HERE, unpack=unpack)
 
     yield resource
     for context in contexts:

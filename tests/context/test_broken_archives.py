@@ -62,10 +62,31 @@ def test_a_truncated_plain_archive_is_an_error(root: Path, find: Find) -> None:
     assert "damaged" in error_of(add(find, root, data[: 512 + 3072 + 100])).message
 
 
-def test_rubbish_between_members_is_an_error_and_not_the_end(root: Path, find: Find) -> None:
-    data = bytearray(tar((member("a"), b"x"), (member("b"), b"y")))
-    data[1024:1100] = b"?" * 76
-    assert "damaged" in error_of(add(find, root, bytes(data))).message
+@pytest.mark.parametrize("rubbish", [b"?" * 512, b"?" * 76 + bytes(436), bytes(511) + b"?", bytes(512)])
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_rubbish_between_members_is_an_error_and_not_the_end(
+    root: Path, find: Find, rubbish: bytes, compression: str
+) -> None:
+    data = tar((member("a"), b"x"), (member("b"), b"y"))
+    data = COMPRESSIONS[compression](data[:1024] + rubbish + data[1024:])
+    assert "damaged" in error_of(add(find, root, data)).message
+
+
+@pytest.mark.parametrize("end", [513, 515, 700, 1025, 1100, 1535, 1537])
+def test_an_archive_that_is_cut_off_anywhere_but_between_members_is_an_error(
+    root: Path, find: Find, end: int
+) -> None:
+    data = tar((member("a"), b"xyz"), (member("b"), b"y"))
+    assert error_of(add(find, root, data[:end])).location == HERE
+
+
+@pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
+def test_what_follows_the_end_of_the_compressed_data_is_an_error(
+    root: Path, find: Find, compression: str
+) -> None:
+    data = COMPRESSIONS[compression](one_file())
+    assert "damaged" in error_of(add(find, root, data + b"rubbish")).message
+    assert len(list(add(find, root, data + bytes(512)).entries())) == 1
 
 
 def test_flipped_bits_in_a_compressed_archive_are_an_error(root: Path, find: Find) -> None:

@@ -36,7 +36,7 @@ def test_a_file_is_one_entry_with_its_name_mode_and_time(root: Path, find: Find)
 def test_a_directory_means_its_contents_sorted_with_parents_first(root: Path, find: Find) -> None:
     put(root, "src/b", "src/a/deep/file", "src/a.txt", "src/.hidden")
     (root / "src/empty").mkdir()
-    os.chmod(root / "src", 0o2750)
+    os.chmod(root / "src/a", 0o2750)
     entries = list(find("src").entries())
     assert [(entry.path, entry.kind) for entry in entries] == [
         ("", EntryKind.DIRECTORY),
@@ -49,7 +49,16 @@ def test_a_directory_means_its_contents_sorted_with_parents_first(root: Path, fi
         ("empty", EntryKind.DIRECTORY),
     ]
     assert all(entry.from_directory for entry in entries)
-    assert entries[0].mode == 0o2750
+    assert entries[2].mode == 0o2750
+
+
+def test_the_mode_of_the_source_itself_is_not_that_of_its_copy(root: Path, find: Find) -> None:
+    put(root, "src/f")
+    for directory in (root, root / "src"):
+        directory.chmod(0o700)
+    for source, last in ((".", "src/f"), ("src", "f"), ("s*", "f")):
+        entries = list(find(source).entries())
+        assert (entries[0].path, entries[0].mode, entries[-1].path) == ("", 0o755, last)
 
 
 @pytest.mark.parametrize("source", [".", "/", "./", "src/..", "../..", "/src/../"])
@@ -138,3 +147,11 @@ def test_a_reader_may_be_closed_twice(root: Path, find: Find) -> None:
     reader.close()
     reader.close()
     assert reader.closed
+
+
+def test_a_time_that_the_protocol_can_not_hold_becomes_the_nearest_one(root: Path, find: Find) -> None:
+    (root / "far").write_text("x")
+    os.utime(root / "far", (15_022_195_200, 15_022_195_200))
+    assert (root / "far").stat().st_mtime == 15_022_195_200
+    (entry,) = find("far").entries()
+    assert entry.mtime_ns == 2**63 - 1

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 
 from firebuild_bootstrap.dockerfile import BuildPlan, parse_assignments
 from firebuild_bootstrap.dockerfile.variables import host_platform, normal_platform
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.wire import DEFAULT_PATH, RunCommand
 
 Plan = Callable[..., BuildPlan]
+
+
+class Bases(Protocol):
+    images: dict[str, ImageConfig]
 
 
 def run_of(made: BuildPlan) -> RunCommand:
@@ -38,14 +44,75 @@ def test_a_build_argument_without_value_counts_as_not_given(plan: Plan) -> None:
     assert run_of(made).args == {"V": "default"}
 
 
-def test_env_beats_arg_before_and_after(plan: Plan) -> None:
+@pytest.mark.parametrize(
+    ("lines", "given", "seen"),
+    [
+        ("ENV V=env|ARG V=arg", None, "arg"),
+        ("ENV V=env|ARG V=arg", "given", "given"),
+        ("ENV V=env|ARG V", "given", "given"),
+        ("ENV V=env|ARG V", None, "env"),
+        ("ARG V=arg|ENV V=env", None, "env"),
+        ("ARG V=arg|ENV V=env", "given", "env"),
+        ("ARG V|ENV V=env", "given", "env"),
+        ("ARG V=arg|ENV V=${V}x", None, "argx"),
+        ("ENV V=env|ARG V=${V}x", None, "envx"),
+        ("ARG V=arg|ENV V=env|ARG V", "given", "given"),
+        ("ARG V=arg|ENV V=env|ARG V", None, "env"),
+        ("ENV V=env|ARG V=", None, ""),
+        ("ENV V=env|ARG V", "", ""),
+    ],
+)
+def test_of_env_and_arg_the_later_one_with_a_value_wins(
+    plan: Plan, lines: str, given: str | None, seen: str
+) -> None:
+    text = lines.replace("|", "\n")
+    made = plan(f"FROM scratch\n{text}\nLABEL l=$V\nRUN true\n", build_args={"V": given})
+    assert made.config.labels == {"l": seen}
+    assert {**run_of(made).args, **run_of(made).env}["V"] == seen
+    if "ENV" in lines:
+        assert made.config.env["V"] == ("argx" if "{V}x" in lines and "ENV V=$" in lines else "env")
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "seen"),
+    [("ARG V", "given", "given"), ("ARG V=arg", None, "arg"), ("ARG V", None, "upstream")],
+)
+def test_an_arg_beats_a_variable_of_the_base_image(
+    plan: Plan, bases: Bases, text: str, given: str | None, seen: str
+) -> None:
+    bases.images["base"] = ImageConfig(env={"V": "upstream"})
+    made = plan(f"FROM base\n{text}\nENV COPY=$V\nRUN true\n", build_args={"V": given})
+    assert {**run_of(made).args, **run_of(made).env}["V"] == seen
+    assert (made.config.env["V"], made.config.env["COPY"]) == ("upstream", seen)
+
+
+def test_an_arg_before_from_beats_a_variable_of_the_base_image_once_it_is_redeclared(
+    plan: Plan, bases: Bases
+) -> None:
+    bases.images["base"] = ImageConfig(env={"V": "upstream"})
+    made = plan("ARG V=global\nFROM base\nLABEL a=$V\nARG V\nLABEL b=$V\n")
+    assert made.config.labels == {"a": "upstream", "b": "global"}
+
+
+def test_a_default_is_expanded_only_where_it_is_needed(plan: Plan) -> None:
+    text = "FROM scratch\nARG V=${missing:?no-value}\nRUN true\n"
+    assert run_of(plan(text, build_args={"V": "given"})).args == {"V": "given"}
+    with pytest.raises(InputError, match="missing: no-value"):
+        plan(text)
+
+
+def test_a_proxy_argument_yields_to_a_variable_of_its_name(plan: Plan) -> None:
+    made = plan("FROM scratch\nENV http_proxy=env\nRUN true\n", build_args={"http_proxy": "given"})
+    assert (run_of(made).args, run_of(made).env["http_proxy"]) == ({}, "env")
+
+
+def test_what_is_predefined_before_from_can_be_given(plan: Plan) -> None:
     made = plan(
-        "FROM scratch\nENV V=env\nARG V=arg\nLABEL l=$V\nARG W=arg\nENV W=env\nRUN true\n",
-        build_args={"V": "given"},
+        "FROM scratch AS Last\nARG TARGETARCH TARGETSTAGE\nLABEL a=$TARGETARCH s=$TARGETSTAGE\n",
+        build_args={"TARGETARCH": "mine", "BUILDOS": "theirs"},
     )
-    assert made.config.labels == {"l": "env"}
-    assert run_of(made).env["W"] == "env"
-    assert run_of(made).args == {}
+    assert made.config.labels == {"a": "mine", "s": "last"}
+    assert not made.warnings
 
 
 def test_an_env_may_take_its_value_from_an_arg(plan: Plan) -> None:
@@ -128,8 +195,14 @@ def test_this_hosts_platform_is_written_as_docker_does() -> None:
         ("amd64", "linux/amd64"),
         ("linux/x86_64", "linux/amd64"),
         ("Linux", "linux/amd64"),
-        ("", "linux/amd64"),
         ("linux/arm64/v8", "linux/arm64"),
+        ("linux/arm64/9", "linux/arm64/v9"),
+        ("armhf", "linux/arm/v7"),
+        ("linux/arm/6", "linux/arm/v6"),
+        ("linux/amd64/v1", "linux/amd64"),
+        ("linux/amd64/v2", "linux/amd64/v2"),
+        ("linux(6.1+feature)/amd64", "linux(6.1+feature)/amd64"),
+        ("windows", "windows/amd64"),
         ("aarch64", "linux/arm64"),
         ("linux/arm", "linux/arm/v7"),
         ("windows/amd64", "windows/amd64"),

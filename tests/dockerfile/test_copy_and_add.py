@@ -60,7 +60,6 @@ def test_copy_belongs_to_root_whatever_the_user(plan: Plan) -> None:
         ("/", True),
         (".", True),
         ("./", True),
-        ("..", True),
         ("/a/.", True),
         ("d", False),
         ("/a.", False),
@@ -69,6 +68,37 @@ def test_copy_belongs_to_root_whatever_the_user(plan: Plan) -> None:
 def test_the_destination_tells_whether_it_is_a_directory(plan: Plan, target: str, directory: bool) -> None:
     command = copy_of(plan(f"FROM scratch\nCOPY f {target}\n", files={"f": ""}).steps[0])
     assert (command.target, command.target_is_directory) == (target, directory)
+
+
+@pytest.mark.parametrize(
+    ("target", "cleaned", "directory"),
+    [
+        ("/a/../g", "/g", False),
+        ("../../g", "/g", False),
+        ("x/../g/", "/w/g/", True),
+        ("/a/b/../..", "/", True),
+        ("..", "/", True),
+        ("/../../etc/", "/etc/", True),
+        ("..x/f", "..x/f", False),
+    ],
+)
+@pytest.mark.parametrize("keyword", ["COPY", "ADD"])
+def test_a_destination_is_cleaned_before_any_link_is_followed(
+    plan: Plan, keyword: str, target: str, cleaned: str, directory: bool
+) -> None:
+    made = plan(f"FROM scratch\nWORKDIR /w\n{keyword} f {target}\n", files={"f": ""})
+    command = copy_of(made.steps[1])
+    assert (command.target, command.target_is_directory) == (cleaned, directory)
+
+
+@pytest.mark.parametrize("sources", ["known_host[s]", "*.none nowhere/*"])
+def test_patterns_that_match_nothing_copy_nothing_and_say_so(plan: Plan, sources: str) -> None:
+    made = plan(f"FROM scratch\nCOPY {sources} /x/\nCOPY f /\n", files={"f": ""})
+    assert [step.number for step in made.steps] == [2]
+    (warning,) = made.warnings
+    shown = ", ".join(repr(source) for source in sources.split())
+    assert warning.message == f"nothing in the build context matches {shown}, so nothing is copied"
+    assert warning.location == Location("Dockerfile", 2)
 
 
 def test_an_empty_destination_is_the_working_directory(plan: Plan) -> None:
@@ -122,11 +152,18 @@ def test_a_missing_source_is_reported_with_its_line_and_the_nearest_names(plan: 
 def test_all_wrong_sources_are_reported_together(plan: Plan) -> None:
     with pytest.raises(InputError) as caught:
         plan(
-            "FROM scratch\nCOPY a .\nRUN --mount=type=cache,target=/x true\nADD b .\nUSER $unset\nCOPY c .\n"
+            "FROM scratch\nCOPY a .\nRUN --mount=type=cache,target=/x true\nADD b .\n"
+            "STOPSIGNAL $unset\nCOPY c .\n"
         )
     assert caught.value.location == Location("Dockerfile", 2)
     hint = str(caught.value.hint)
     assert [f"also Dockerfile:{line}: " in hint for line in (3, 4, 5, 6)] == [True, True, True, False]
+
+
+def test_no_more_wrong_sources_are_looked_at_than_are_reported(plan: Plan) -> None:
+    with pytest.raises(InputError) as caught:
+        plan("FROM scratch\n" + "COPY missing .\n" * 5000)
+    assert str(caught.value.hint).count("also Dockerfile:") == 10
 
 
 def test_heredocs_become_files(plan: Plan) -> None:
@@ -175,7 +212,12 @@ def test_modes_are_octal_or_symbolic(plan: Plan, mode: str) -> None:
     assert copy_of(plan(f"FROM scratch\nCOPY --chmod={mode} f /\n", files={"f": ""}).steps[0]).chmod == mode
 
 
-@pytest.mark.parametrize("mode", ["", "8", "10000", "0o755", "rwx", "u", "z+x", "u+x,", "755 "])
+def test_zeros_in_front_of_a_mode_say_nothing(plan: Plan) -> None:
+    made = plan("FROM scratch\nCOPY --chmod=000755 f /\n", files={"f": ""})
+    assert copy_of(made.steps[0]).chmod == "0755"
+
+
+@pytest.mark.parametrize("mode", ["8", "10000", "0o755", "rwx", "u", "z+x", "u+x,", "755 "])
 def test_a_wrong_mode_is_an_error(plan: Plan, mode: str) -> None:
     with pytest.raises(InputError, match="--chmod: expected an octal mode") as caught:
         plan(f'FROM scratch\nCOPY --chmod="{mode}" f /\n', files={"f": ""})
@@ -187,7 +229,28 @@ def test_owners_are_names_or_numbers(plan: Plan, owner: str) -> None:
     assert copy_of(plan(f"FROM scratch\nADD --chown={owner} f /\n", files={"f": ""}).steps[0]).chown == owner
 
 
-@pytest.mark.parametrize("owner", ["", ":", "a:", ":b", "a:b:c", "$unset"])
+@pytest.mark.parametrize(
+    ("owner", "meant"),
+    [("1000:", "1000"), ("app:", "app"), (":1000", "0:1000"), (":staff", "0:staff"), (":", "0")],
+)
+def test_half_an_owner_is_what_buildkit_makes_of_it(plan: Plan, owner: str, meant: str) -> None:
+    made = plan(f"FROM scratch\nCOPY --chown={owner} f /\n", files={"f": ""})
+    assert copy_of(made.steps[0]).chown == meant
+
+
+@pytest.mark.parametrize("value", ["", "$unset", '""'])
+@pytest.mark.parametrize("flag", ["chown", "chmod"])
+def test_an_empty_owner_or_mode_is_as_if_it_were_not_there_and_said(
+    plan: Plan, flag: str, value: str
+) -> None:
+    made = plan(f"FROM scratch\nCOPY --{flag}={value} f /\n", files={"f": ""})
+    assert (copy_of(made.steps[0]).chown, copy_of(made.steps[0]).chmod) == (None, None)
+    (warning,) = made.warnings
+    assert warning.message == f"COPY --{flag} is empty, which is as if it were not there"
+    assert warning.location == Location("Dockerfile", 2)
+
+
+@pytest.mark.parametrize("owner", ["a:b:c", "::", "'a b'"])
 def test_a_wrong_owner_is_an_error(plan: Plan, owner: str) -> None:
     with pytest.raises(InputError, match="--chown: expected user or user:group"):
         plan(f"FROM scratch\nCOPY --chown={owner} f /\n", files={"f": ""})
@@ -228,11 +291,10 @@ def test_an_archive_is_unpacked_by_add_and_not_by_copy(plan: Plan, context_dir: 
     (context_dir / "inside").write_text("x")
     with tarfile.open(context_dir / "a.tar", "w") as archive:
         archive.add(context_dir / "inside", "inside")
-    made = plan("FROM scratch\nADD a.tar /d/\nCOPY a.tar /d/\nADD --chown=5 a.tar /d/\n")
-    added, copied, owned = ([*sent(step)] for step in made.steps)
+    made = plan("FROM scratch\nADD a.tar /d/\nCOPY a.tar /d/\n")
+    added, copied = ([*sent(step)] for step in made.steps)
     assert [(entry.path, entry.from_directory) for entry in added] == [("inside", True)]
     assert added[0].owner is not None
     assert [(entry.path, entry.kind, entry.from_directory) for entry in copied] == [
         ("a.tar", EntryKind.FILE, False)
     ]
-    assert owned[0].owner is None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
+from e2b_dockerfile_utils import ShellLex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from firebuild_bootstrap.dockerfile import BuildPlan
+from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.wire import DEFAULT_PATH, CopyCommand, RunCommand
 
@@ -159,3 +162,133 @@ def test_a_pair_without_a_name_or_value_is_an_error(plan: Plan, keyword: str, pa
 def test_a_variable_name_can_not_hold_an_equals_sign(plan: Plan) -> None:
     with pytest.raises(InputError, match="no name of a variable"):
         plan('FROM scratch\nARG N="a=b"\nENV $N=1\n')
+
+
+# --- BuildKit's lexer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("${y//*/X}", "X"),
+        ("${y///-}", "-a-b-c-"),
+        ("${y/*/X}", "X"),
+        ("${y//?/<>}", "<><><>"),
+        ("${y#'*'}", "abc"),
+        ("${y/#/x}", "abc"),
+        ("${star##'*'}", ""),
+        ('${star#"*"}', "*x"),
+        ("${back#\\\\}", "b"),
+        ("${y:-${y:+$y}}", "abc"),
+        ("${é}$ß", "acutesharp"),
+        ("$1a${1}", "a"),
+        ("<<$y", "<<abc"),
+        (r'"a\b\$y\"\\"', 'a\\b$y"\\'),
+        (r"""${odd##"?\\"}""", "d"),
+    ],
+)
+def test_words_are_what_buildkits_lexer_makes_of_them(text: str, word: str) -> None:
+    values = {"y": "abc", "star": "*x", "back": "\\b", "é": "acute", "ß": "sharp", "odd": "o\\d"}
+    assert Lexer(text, values, "\\", Budget()).word() == word
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("${y", "missing '}'"),
+        ("${", "missing '}'"),
+        ("${y:", "missing '}'"),
+        ("${y:-", "missing '}'"),
+        ("${y/a", "missing '/'"),
+        ("${y/a/b", "missing '}'"),
+        ("${}", "bad substitution"),
+        ("${{y}}", "bad substitution"),
+        ("${y!x}", r"unsupported modifier \(!\)"),
+        ("${y:#x}", r"unsupported modifier \(:#\)"),
+        ("'a", "single-quote"),
+        ('"a', "double-quote"),
+        ('"a\\', "double-quote"),
+        ("${y#\\a}", "invalid escape"),
+        ("${x?}", "x: is not allowed to be unset"),
+        ("${e:?}", "e: is not allowed to be empty"),
+        ("${y:-" * 60 + "}" * 60, "nested more than 50 deep"),
+    ],
+)
+def test_what_can_not_be_expanded_says_why(text: str, why: str) -> None:
+    with pytest.raises(ExpansionError, match=why):
+        Lexer(text, {"y": "abc", "e": ""}, "\\", Budget()).words()
+
+
+_PIECES = st.lists(
+    st.sampled_from(
+        [
+            *"ab $xyz_1<",
+            "${",
+            "}",
+            ":-",
+            "+",
+            ":?",
+            "#",
+            "%%",
+            "\\",
+            "'",
+            '"',
+            "${x:-",
+            "${y#",
+            "$x",
+            "\u3000",
+        ]
+    ),
+    max_size=10,
+).map("".join)
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=_PIECES, escape=st.sampled_from("\\`"), quotes=st.booleans())
+def test_words_agree_with_the_port_of_buildkits_lexer(text: str, escape: str, quotes: bool) -> None:
+    values = {"x": "one two", "y": "aba", "z": ""}
+    ours = partial(Lexer, text, values, escape, Budget(), quotes=quotes)
+    port = ShellLex(escape, env=values, skip_unset_env=False, skip_process_quotes=not quotes)
+    try:
+        # BuildKit drops empty words, the port keeps them.
+        expected = port.process_word(text), [word for word in port.process_words(text) if word]
+    except ValueError:
+        with pytest.raises(ExpansionError):
+            ours().word()
+        return
+    if "#" in text and ("'" in text or '"' in text or "\\" in text):
+        return  # the port is older than BuildKit's rules for quotes in patterns
+    assert (ours().word(), ours().words()) == expected
+
+
+# --- how much it may be -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["ENV A=$A$A", "ARG A=$A$A", "ENV A=${A//a/aaaa}", "LABEL l=$A$A$A$A$A$A$A$A$A$A$A$A$A$A$A$A"],
+)
+def test_a_variable_that_doubles_again_and_again_is_an_error_with_its_line(plan: Plan, line: str) -> None:
+    text = "FROM scratch\nENV A=" + "a" * 100_000 + "\n" + f"{line}\n" * 30
+    with pytest.raises(InputError, match=r"expand to more than \d+ characters") as caught:
+        plan(text)
+    assert caught.value.location is not None
+    assert 3 <= caught.value.location.line < 10
+    assert len(caught.value.message) < 400
+
+
+def test_all_variables_together_have_a_bound_too(plan: Plan) -> None:
+    lines = "".join(f"LABEL l{number}=$A\n" for number in range(1000))
+    with pytest.raises(InputError, match="this Dockerfile expand to too much altogether") as caught:
+        plan("FROM scratch\nENV A=" + "a" * 500_000 + "\n" + lines)
+    assert caught.value.location is not None
+    assert caught.value.location.line > 100
+
+
+def test_a_heredoc_may_hold_much_but_not_anything(plan: Plan) -> None:
+    body = "$A\n" * 50_000
+    made = plan(f"FROM scratch\nARG A=0123456789\nCOPY <<E /f\n{body}E\n")
+    assert made.steps
+    with pytest.raises(InputError, match="in a heredoc: the variables in it expand to more") as caught:
+        plan(f"FROM scratch\nARG A={'a' * 10_000}\nCOPY <<E /f\n{body}E\n")
+    assert caught.value.location == Location("Dockerfile", 3)

@@ -122,10 +122,65 @@ def test_ports_are_ranges_with_a_protocol_and_appear_once(plan: Plan, bases: Bas
     assert made.config.exposed_ports == ("80/tcp", "53/udp", "8000/tcp", "8001/tcp", "8002/tcp", "9/sctp")
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "x", "80/x", "90-80", "80:80", "-1", "\uff11"])
+@pytest.mark.parametrize(
+    ("text", "ports"),
+    [
+        ("0", "0/tcp"),
+        ("80/TCP", "80/tcp"),
+        ("80/", "80/tcp"),
+        ("00080", "80/tcp"),
+        ("+80", "80/tcp"),
+        ("5-5", "5/tcp"),
+        ("8080:80", "80/tcp"),
+        (":80", "80/tcp"),
+        ("8080-8081:80-81/udp", "80/udp 81/udp"),
+        ("8080-8090:80", "80/tcp"),
+        ("127.0.0.1::80", "80/tcp"),
+        ("127.0.0.1:8080:80", "80/tcp"),
+        ("[::1]:8080:80", "80/tcp"),
+        ("::1:8080:80", "80/tcp"),
+        ("$unset", ""),
+    ],
+)
+def test_ports_are_written_as_buildkit_reads_them(plan: Plan, text: str, ports: str) -> None:
+    made = plan(f"FROM scratch\nEXPOSE {text}\n")
+    assert made.config.exposed_ports == tuple(ports.split())
+    assert len(made.warnings) == (not ports)
+
+
+@pytest.mark.parametrize(
+    "port",
+    [
+        *("65536", "100000", "9" * 5000, "x", "80/x", "80/tcp/udp", "90-80", "-1", "80-", "1-2-3", "/tcp"),
+        *("\uff11", "x:80", "80:", "127.0.0.1:80", "300.0.0.1::80", "[::1:80:80", "fe80::1%eth0:1:2"),
+        *("1-2:80-90", "a:b:c:80"),
+    ],
+)
 def test_a_wrong_port_is_an_error(plan: Plan, port: str) -> None:
-    with pytest.raises(InputError, match="EXPOSE: expected a port from 1 to 65535"):
+    with pytest.raises(InputError, match="EXPOSE: expected a port, found") as caught:
         plan(f"FROM scratch\nEXPOSE {port}\n")
+    assert caught.value.location == Location("Dockerfile", 2)
+    assert len(caught.value.message) < 300
+
+
+def test_an_expose_of_nothing_is_an_error(plan: Plan) -> None:
+    with pytest.raises(InputError, match="EXPOSE: expected a port"):
+        plan("FROM scratch\nEXPOSE\n")
+
+
+@pytest.mark.parametrize("text", ["$unset", '""', "${unset}"])
+def test_a_user_that_expands_to_nothing_is_root_and_said(plan: Plan, text: str) -> None:
+    made = plan(f"FROM scratch\nUSER 1000\nUSER {text}\nRUN true\n")
+    command = made.steps[0].command
+    assert (made.config.user, command.user) == ("", "0:0")
+    assert [(each.location.line, each.message) for each in made.warnings] == [
+        (3, f"USER {text} expands to nothing, which means root")
+    ]
+
+
+def test_a_user_of_nothing_is_an_error(plan: Plan) -> None:
+    with pytest.raises(InputError, match="USER: expected a value"):
+        plan("FROM scratch\nUSER\n")
 
 
 def test_volumes_are_words_or_json_and_appear_once(plan: Plan) -> None:
@@ -241,6 +296,28 @@ def test_only_arg_may_stand_before_from(plan: Plan) -> None:
 @pytest.mark.parametrize("wanted", ["linux/amd64", "amd64", "$TARGETPLATFORM"])
 def test_the_hosts_own_platform_may_be_asked_for(plan: Plan, wanted: str) -> None:
     assert plan(f"FROM --platform={wanted} scratch\n").base == "scratch"
+
+
+@pytest.mark.parametrize("text", ["$unset", "${unset:-}"])
+def test_a_platform_that_expands_to_nothing_is_an_error(plan: Plan, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(f"\nFROM --platform={text} scratch\n")
+    assert caught.value.message == f"FROM --platform={text} expands to nothing"
+    assert caught.value.location == Location("Dockerfile", 2)
+
+
+def test_a_platform_that_is_left_out_behind_its_equals_sign_is_this_hosts(plan: Plan) -> None:
+    assert plan("FROM --platform= scratch\n").base == "scratch"
+
+
+@pytest.mark.parametrize(
+    "text", ["nonsense", "linux/", "/amd64", "linux//v8", "linux/a/b/c", "*/amd64", "linux/am*64", "li nux"]
+)
+def test_what_is_no_platform_is_an_error(plan: Plan, text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan(f'FROM --platform="{text}" scratch\n')
+    assert f"{text!r} is no platform" in caught.value.message
+    assert caught.value.location == Location("Dockerfile", 1)
 
 
 def test_another_platform_is_not_supported_yet(plan: Plan) -> None:

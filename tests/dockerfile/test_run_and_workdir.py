@@ -128,7 +128,15 @@ def test_workdirs_chain_and_belong_to_the_user_of_their_place(plan: Plan) -> Non
     assert made.config.workdir == "/"
 
 
-@pytest.mark.parametrize("text", ["WORKDIR", "WORKDIR $unset", 'WORKDIR ""'])
-def test_an_empty_workdir_is_an_error(plan: Plan, text: str) -> None:
+@pytest.mark.parametrize("text", ["$unset", '""'])
+def test_a_workdir_that_expands_to_nothing_changes_nothing_and_says_so(plan: Plan, text: str) -> None:
+    made = plan(f"FROM scratch\nWORKDIR /a\nWORKDIR {text}\nRUN true\n")
+    assert (made.config.workdir, made.steps[-1].command.workdir) == ("/a", "/a")
+    assert [(each.location.line, each.message) for each in made.warnings] == [
+        (3, f"WORKDIR {text} expands to nothing and changes nothing")
+    ]
+
+
+def test_a_workdir_of_nothing_is_an_error(plan: Plan) -> None:
     with pytest.raises(InputError, match="WORKDIR: expected a value"):
-        plan(f"FROM scratch\n{text}\n")
+        plan("FROM scratch\nWORKDIR\n")

@@ -39,7 +39,7 @@ def test_the_triggers_of_the_base_are_executed_right_after_from(plan: Plan, base
 
 
 @pytest.mark.parametrize(
-    "trigger", ["COPY missing /", "FROM x", "ONBUILD RUN x", "MAINTAINER m", "NOTHING", "", "WORKDIR $u"]
+    "trigger", ["COPY missing /", "FROM x", "ONBUILD RUN x", "MAINTAINER m", "NOTHING", "", "STOPSIGNAL $u"]
 )
 def test_a_failing_trigger_is_reported_at_from_and_by_its_text(
     plan: Plan, bases: Bases, trigger: str

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,40 @@ def test_the_ext4_image_is_clean_and_holds_owners(firebuild: Firebuild, context:
     ).stdout
     assert "Mode:  04750" in shown
     assert "User:     0   Group:     0" in shown
+
+
+def test_instructions_mean_what_they_mean_to_buildkit(firebuild: Firebuild, context: Path) -> None:
+    context.chmod(0o700)
+    (context / "f").write_text("content")
+    arguments = write(
+        context,
+        "FROM host\nENV V=upstream\nARG V\nRUN echo V is $V && mkdir -p /x/y && ln -s x/y /link\n"
+        "COPY . /app\nCOPY f /link/../beside\nCOPY known_host[s] /nothing/\n"
+        "EXPOSE 0 8080:80/UDP\nUSER $UNSET\n",
+    )
+    options = ("--tag", "t/buildkit:1", "--output", "tar", "--build-arg", "V=given")
+    done = firebuild("rootfs", *arguments, *options)
+    assert "\nV is given\n" in done.stdout
+    for line, words in ((7, "so nothing is copied"), (9, "which means root")):
+        assert f"Dockerfile:{line}: " in done.stderr + done.stdout
+        assert words in done.stderr + done.stdout
+    with tar_of(firebuild, "t/buildkit:1") as archive:
+        names = {name.removeprefix("./") for name in archive.getnames()}
+        assert archive.getmember("app").mode == 0o755
+        assert {"app/f", "beside"} <= names
+        assert not {"x/beside", "nothing"} & names
+    config = image_of(firebuild, "t/buildkit:1")["config"]
+    assert sorted(config["ExposedPorts"]) == ["0/tcp", "80/udp"]
+    assert "V=upstream" in config["Env"]
+
+
+def test_a_hostile_ignore_file_takes_no_time(firebuild: Firebuild, context: Path) -> None:
+    (context / ("a" * 120)).touch()
+    (context / ".dockerignore").write_text("*a*a*a*a*a*a*a*a*a*a*a*a*b\n")
+    arguments = write(context, "FROM host\nCOPY a* /\n")
+    begin = time.monotonic()
+    firebuild("rootfs", *arguments, "--tag", "t/stars:1", "--output", "tar")
+    assert time.monotonic() - begin < 60
 
 
 def test_an_image_can_be_removed(firebuild: Firebuild, context: Path) -> None:

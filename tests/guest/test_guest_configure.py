@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def test_the_hostname_and_its_addresses_are_written_and_own_lines_kept(image: Pa
         "10.0.0.3 box.example.org box\n"
         "# end of what vminit manages\n"
     )
+
+
+def test_a_hosts_file_that_begins_the_block_again_and_again_takes_no_time_of_its_own(image: Path) -> None:
+    (image / "etc/hosts").write_text("# begin of what vminit manages\n" * 30_000 + "\n" * 30_000)
+    begin = time.process_time()
+    apply(image, LocalHostname="box")
+    assert time.process_time() - begin < 3
+    text = (image / "etc/hosts").read_text()
+    assert text.endswith("127.0.1.1 box\n# end of what vminit manages\n")
+    apply(image, LocalHostname="box")
+    assert (image / "etc/hosts").read_text().count("127.0.1.1 box") == 1
 
 
 def test_a_hostname_without_addresses_is_a_loopback_name(image: Path) -> None:

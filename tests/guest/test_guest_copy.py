@@ -56,6 +56,43 @@ def test_relative_targets_are_below_the_workdir_and_absolute_ones_are_not(local:
     assert local.tree() == {"w": "dir", "w/b": "A", "c": "A", "w/a": "A", "up": "A"}
 
 
+@pytest.mark.parametrize(
+    ("target", "fields", "where"),
+    [
+        ("/a/../g", {}, "g"),
+        ("/a/../g/", {}, "g/f"),
+        ("../g", {"workdir": "/a"}, "g"),
+        ("..", {"workdir": "/a/b"}, "x/y/f"),
+        ("/a/..", {}, "f"),
+        ("g", {"workdir": "/a/../w"}, "w/g"),
+        ("/a/./g", {}, "x/y/g"),
+    ],
+)
+def test_a_destination_is_cleaned_before_links_are_followed(
+    local: Local, target: str, fields: dict[str, str], where: str
+) -> None:
+    (local.image / "x/y").mkdir(parents=True)
+    (local.image / "a").symlink_to("x/y")
+    local.copy(a_file("f", b"F"), target, **fields)
+    assert local.tree().get(where) == "F"
+
+
+def test_a_workdir_is_cleaned_before_links_are_followed(local: Local) -> None:
+    (local.image / "x/y").mkdir(parents=True)
+    (local.image / "a").symlink_to("x/y")
+    local.execute(workdir_command("/a/../w"))
+    assert set(local.tree()) == {"a", "w", "x", "x/y"}
+
+
+def test_an_old_servers_target_is_cleaned_before_links_are_followed(local: Local) -> None:
+    (local.image / "x/y").mkdir(parents=True)
+    (local.image / "a").symlink_to("x/y")
+    old = pb.ResourceChunk.ResourceHeader(sourcePath="f", targetPath="/a/../g", fileMode=0o644)
+    chunks = [pb.ResourceChunk(header=old), chunk(b"F", ""), eof("")]
+    local.copy(chunks, "/a/../g", source="files", step=0)
+    assert local.tree()["g"] == "F"
+
+
 def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) -> None:
     (local.image / "t/sub").mkdir(parents=True)
     (local.image / "t/sub/kept").write_text("K")
@@ -174,6 +211,135 @@ def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -
     local.copy(chunks, "/t1")
     local.copy(chunks, "/t2", chown="9")
     assert (local.owner("t1/f"), local.owner("t2/f")) == ((7, 8), (9, 9))
+
+
+# --- members of archives --------------------------------------------------------------------------
+
+
+def member(path: str, data: bytes = b"", **fields: object) -> list[pb.ResourceChunk]:
+    return in_tree(path, data, keepOwner=True, **fields)
+
+
+def member_directory(path: str, mode: int = 0o755, **fields: object) -> list[pb.ResourceChunk]:
+    return a_directory(path, mode, keepOwner=True, **fields)
+
+
+def member_link(path: str, target: str, *, hard: bool = False) -> list[pb.ResourceChunk]:
+    return a_link(path, target, hard=hard, keepOwner=True)
+
+
+@pytest.mark.parametrize("target", ["/etc", "../etc", "../../etc", "sub/../../etc"])
+def test_an_archives_own_links_lead_nowhere_but_into_the_destination(local: Local, target: str) -> None:
+    (local.image / "etc/passwd").write_text("precious")
+    local.copy([*member_link("l", target), *member("l/passwd", b"evil")], "/dest/")
+    assert (local.image / "etc/passwd").read_text() == "precious"
+    assert (local.image / "dest/etc/passwd").read_text() == "evil"
+    assert os.readlink(local.image / "dest/l") == target
+
+
+def test_links_of_the_image_lead_an_archive_nowhere_but_into_the_destination(local: Local) -> None:
+    (local.image / "dest/real").mkdir(parents=True)
+    (local.image / "dest/out").symlink_to("/etc")
+    (local.image / "dest/in").symlink_to("real")
+    local.copy([*member("out/f", b"1"), *member("in/f", b"2")], "/dest")
+    assert (local.tree()["dest/etc/f"], local.tree()["dest/real/f"]) == ("1", "2")
+    assert not (local.image / "etc/f").exists()
+
+
+def test_hard_links_of_an_archive_are_to_files_in_the_destination(local: Local) -> None:
+    (local.image / "etc/shadow").write_text("secret")
+    chunks = [
+        *member_link("l", "/etc"),
+        *member("l/shadow", b"own"),
+        *member_link("h", "l/shadow", hard=True),
+    ]
+    local.copy(chunks, "/dest/")
+    assert (local.image / "dest/h").read_text() == "own"
+
+
+def test_the_destination_of_an_archive_may_be_behind_a_link(local: Local) -> None:
+    (local.image / "usr/lib").mkdir(parents=True)
+    (local.image / "lib").symlink_to("usr/lib")
+    local.copy(member("so", b"S"), "/lib/")
+    local.copy(member("deep/so", b"S"), "/lib/x/y")
+    assert local.tree()["lib"] == "-> usr/lib"
+    assert (local.tree()["usr/lib/so"], local.tree()["usr/lib/x/y/deep/so"]) == ("S", "S")
+
+
+def test_a_member_takes_the_place_of_whatever_is_there(local: Local) -> None:
+    deep = local.image / "one/a/b/c"
+    deep.mkdir(parents=True)
+    (deep / "f").write_text("old")
+    (deep / "l").symlink_to("/")
+    (local.image / "soft/x").mkdir(parents=True)
+    (local.image / "hard/x").mkdir(parents=True)
+    (local.image / "two").write_text("a file")
+    (local.image / "three").symlink_to("elsewhere")
+    (local.image / "elsewhere").mkdir(mode=0o700)
+    chunks = [
+        *member("one", b"1"),
+        *member_link("soft", "one"),
+        *member_link("hard", "one", hard=True),
+        *member_directory("two"),
+        *member_directory("three", 0o711),
+        *member("three/f", b"3"),
+    ]
+    local.copy(chunks, "/")
+    assert local.tree() == {
+        "one": "1",
+        "soft": "-> one",
+        "hard": "1",
+        "two": "dir",
+        "three": "dir",
+        "three/f": "3",
+        "elsewhere": "dir",
+    }
+    assert (local.mode("three"), local.mode("elsewhere")) == (0o711, 0o700)
+
+
+def test_members_take_the_place_of_earlier_ones(local: Local) -> None:
+    chunks = [
+        *member_directory("d", 0o700),
+        *member("d/f"),
+        *member("d", b"a file"),
+        *member("e", b"a file"),
+        *member_directory("e", 0o711),
+        *member_directory("e", 0o750),
+    ]
+    local.copy(chunks, "/t")
+    assert local.tree() == {"t": "dir", "t/d": "a file", "t/e": "dir"}
+    assert local.mode("t/e") == 0o750
+
+
+def test_directories_of_an_archive_are_merged_with_those_that_are_there(local: Local) -> None:
+    (local.image / "t/d").mkdir(parents=True, mode=0o700)
+    (local.image / "t/d/kept").write_text("K")
+    (local.image / "t").chmod(0o1777)
+    local.copy([*member_directory(""), *member_directory("d", 0o750), *member("d/f", b"F")], "/t")
+    assert local.tree() == {"t": "dir", "t/d": "dir", "t/d/f": "F", "t/d/kept": "K"}
+    assert (local.mode("t"), local.mode("t/d")) == (0o1777, 0o750)
+
+
+def test_a_directory_of_great_depth_is_replaced(local: Local) -> None:
+    descriptor = os.open(local.image, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    local.copy(member("d", b"a file"), "/")
+    assert local.tree() == {"d": "a file"}
+
+
+def test_the_root_and_the_parents_of_a_member_can_not_be_replaced(local: Local) -> None:
+    assert "/t: a directory is there" in local.refused(member("", b"x"), "/t").message
+    (local.image / "f").write_text("file")
+    assert "/f/x: a file is where a directory is needed" in local.refused(member("f/x"), "/").message
+    assert "/f: a file is where a directory is needed" in local.refused(member("x"), "/f").message
+
+
+# --- modes ----------------------------------------------------------------------------------------
 
 
 def test_chmod_applies_to_files_and_directories(local: Local) -> None:

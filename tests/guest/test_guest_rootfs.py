@@ -222,7 +222,7 @@ def test_what_is_no_mode_is_refused(text: str) -> None:
 
 PASSWD = "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/home/app:\n# a comment\nhalf:x:5\nodd:x:x:5::\n"
 PASSWD += "77:x:9:9:::\n"
-GROUP = "root:x:0:\nwheel:x:10:root,app\napp:x:1001:app\nstaff:x:50:other,app\nbad:x:y:app\n"
+GROUP = "root:x:0:\nwheel:x:10:root,app\napp:x:1001:app\nstaff:x:50:other,app\nbad:x:y:app\n10:x:99:\n"
 
 
 @pytest.fixture
@@ -246,7 +246,10 @@ def users(root: Root) -> Users:
         ("app:", Identity(1000, 1001, (1001, 10, 50), "/home/app")),
         ("app:4", Identity(1000, 4, (4,), "/home/app")),
         ("4242", Identity(4242, 0, (0,), "/")),
-        ("77", Identity(9, 9, (9,), "/")),
+        ("77", Identity(77, 0, (0,), "/")),  # a number is an id, also where it is a name
+        ("9", Identity(9, 9, (9,), "/")),
+        ("app:10", Identity(1000, 10, (10,), "/home/app")),
+        ("00001000", Identity(1000, 1001, (1001, 10, 50), "/home/app")),
         (":staff", Identity(0, 50, (50,), "/root")),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -246,11 +247,68 @@ def test_mount_points_that_were_missing_are_gone_afterwards(build: Build) -> Non
     assert sorted(path.name for path in build.image.rglob("*")) == before
 
 
-def test_a_mount_point_that_the_command_filled_stays(build: Build) -> None:
-    (build.image / "etc/hosts").write_text("1.2.3.4 own\n")
-    build.succeed(run_command("echo 9.9.9.9 mine >> /etc/hosts; cat /etc/hosts"))
-    assert b"9.9.9.9 mine" in build.server.stdout
-    assert (build.image / "etc/hosts").read_text() == "1.2.3.4 own\n"
+HOSTS = "etc/hosts"
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "after"),
+    [
+        ("1.2.3.4 own\n", "echo 9.9.9.9 mine >> /etc/hosts; cat /etc/hosts", "1.2.3.4 own\n9.9.9.9 mine\n"),
+        ("1.2.3.4 own", "echo 9.9.9.9 mine >> /etc/hosts", "1.2.3.4 own\n9.9.9.9 mine\n"),
+        (None, "echo 9.9.9.9 mine >> /etc/hosts", "9.9.9.9 mine\n"),
+        ("1.2.3.4 own\n", "echo all new > /etc/hosts", "all new\n"),
+        ("1.2.3.4 own\n", "echo new > /etc/h; busybox mv /etc/h /etc/hosts", "new\n"),
+        ("1.2.3.4 own\n", "busybox rm /etc/hosts", None),
+        ("1.2.3.4 own\n", "busybox rm -rf /etc", None),
+        ("1.2.3.4 own\n", "busybox rm -rf /etc; busybox mkdir /etc; echo x > /etc/hosts", "x\n"),
+        ("1.2.3.4 own\n", "busybox rm -f /etc/.hosts.*", None),
+        ("1.2.3.4 own\n", "true", "1.2.3.4 own\n"),
+        (None, "true", None),
+    ],
+)
+def test_what_a_command_does_to_the_networks_files_is_in_the_image(
+    build: Build, before: str | None, command: str, after: str | None
+) -> None:
+    hosts = build.image / HOSTS
+    if before is not None:
+        hosts.write_text(before)
+    build.succeed(run_command(command))
+    assert (hosts.read_text() if hosts.exists() else None) == after
+    assert [path.name for path in build.image.glob("etc/.*")] == []
+
+
+@pytest.mark.parametrize("before", [None, "own.conf"])
+def test_a_package_may_put_a_link_in_place_of_resolv_conf(build: Build, before: str | None) -> None:
+    if before is not None:
+        (build.image / "etc/resolv.conf").symlink_to(before)
+    build.succeed(run_command("busybox ln -sf ../run/stub.conf /etc/resolv.conf"))
+    assert os.readlink(build.image / "etc/resolv.conf") == "../run/stub.conf"
+
+
+def test_a_line_goes_where_the_images_link_leads(build: Build) -> None:
+    (build.image / "etc/resolv.conf").symlink_to("real.conf")
+    (build.image / "etc/real.conf").write_text("# own\n")
+    build.succeed(run_command("echo search example >> /etc/resolv.conf"))
+    assert os.readlink(build.image / "etc/resolv.conf") == "real.conf"
+    assert (build.image / "etc/real.conf").read_text() == "# own\nsearch example\n"
+
+
+@pytest.mark.parametrize("target", ["../nowhere/stub.conf", "resolv.conf", "/"])
+def test_a_line_takes_the_place_of_a_link_that_leads_to_no_file(build: Build, target: str) -> None:
+    (build.image / "etc/resolv.conf").symlink_to(target)
+    build.succeed(run_command("echo search example >> /etc/resolv.conf"))
+    assert (build.image / "etc/resolv.conf").read_text() == "search example\n"
+
+
+def test_a_command_that_leaves_etc_alone_leaves_its_time_and_its_files_alone(build: Build) -> None:
+    (build.image / HOSTS).write_text("1.2.3.4 own\n")
+    os.utime(build.image / HOSTS, ns=(5, 5))
+    os.utime(build.image / "etc", ns=(7, 7))
+    inode = (build.image / HOSTS).stat().st_ino
+    build.succeed(run_command("cat /etc/hosts"))
+    assert (build.image / "etc").stat().st_mtime_ns == 7
+    found = (build.image / HOSTS).stat()
+    assert (found.st_ino, found.st_mtime_ns) == (inode, 5)
 
 
 def test_names_resolve_as_in_the_machine_around_even_through_a_dangling_link(build: Build) -> None:
@@ -285,9 +343,10 @@ def test_an_image_whose_proc_is_a_file_is_an_error(build: Build) -> None:
     assert ("/proc" in abort.error, abort.reason) == (True, "file")
 
 
-def test_a_directory_in_place_of_resolv_conf_is_an_error_in_words(build: Build) -> None:
+def test_a_directory_in_place_of_resolv_conf_stays(build: Build) -> None:
     (build.image / "etc/resolv.conf").mkdir()
-    assert "mount" in build.fail(run_command("true")).error
+    build.succeed(run_command("echo x > /etc/resolv.conf/file"))
+    assert (build.image / "etc/resolv.conf/file").read_text() == "x\n"
 
 
 # --- what it may do -------------------------------------------------------------------------------

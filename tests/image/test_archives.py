@@ -38,7 +38,7 @@ def test_an_archive_is_recognised_by_content_whatever_its_name(
     check_root_archive(tmp_path / "out.tar", source)
 
 
-@pytest.mark.parametrize("form", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("form", ["gz", "bz2", "xz", "zst"])
 def test_a_cut_off_archive_is_refused_while_it_is_decompressed(
     make_tar: MakeTar, tmp_path: Path, form: str
 ) -> None:
@@ -48,12 +48,13 @@ def test_a_cut_off_archive_is_refused_while_it_is_decompressed(
         decompress(source, tmp_path / "out.tar")
 
 
-def test_a_cut_off_zstandard_archive_is_refused_by_the_check(make_tar: MakeTar, tmp_path: Path) -> None:
-    source = tmp_path / "cut"
-    source.write_bytes(COMPRESSORS["zst"](make_tar(("f", b"abc" * 10_000)).read_bytes())[:-20])
-    with pytest.raises(InputError, match="cut is damaged"):
-        decompress(source, tmp_path / "out.tar")
-        check_root_archive(tmp_path / "out.tar", source)
+@pytest.mark.parametrize("rubbish", [b"?" * 512, bytes(512)])
+def test_rubbish_between_members_is_damage(make_tar: MakeTar, tmp_path: Path, rubbish: bytes) -> None:
+    archive = make_tar(("a", b"x"), ("b", b"y"))
+    data = archive.read_bytes()
+    archive.write_bytes(data[:1024] + rubbish + data[1024:])
+    with pytest.raises(InputError, match=r"tar is damaged: it is no tar archive, or broken"):
+        check_root_archive(archive, archive)
 
 
 @pytest.mark.parametrize("form", ["gz", "bz2", "xz", "zst"])
@@ -101,10 +102,46 @@ def test_an_unsafe_archive_is_refused(tmp_path: Path) -> None:
         check_root_archive(tmp_path / "evil", tmp_path / "evil")
 
 
-@pytest.mark.parametrize("names", [("oci-layout", "blobs/", "index.json"), ("manifest.json", "abc/")])
-def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str, ...]) -> None:
-    archive = make_tar(*names)
-    with pytest.raises(InputError, match="container image with layers") as caught:
+OCI_LAYOUT = ("oci-layout", "index.json", "blobs/")
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (OCI_LAYOUT, r"an OCI image layout \(oci-layout, index.json, blobs\)"),
+        (("./oci-layout", "./blobs/"), "an OCI image layout"),
+        (("manifest.json", "abc/"), "an image as `docker save` writes it"),
+    ],
+)
+def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str, ...], kind: str) -> None:
+    archive = make_tar(*((name, b"") for name in names if not name.endswith("/")), "blobs/x/")
+    with pytest.raises(InputError, match=f"{kind}.*, expected the files of a root directory") as caught:
         check_root_archive(archive, archive)
-    assert caught.value.hint is not None
-    assert "docker export" in caught.value.hint
+    assert "docker export" in str(caught.value.hint)
+
+
+def test_a_root_directory_may_have_a_file_like_those_of_images(make_tar: MakeTar) -> None:
+    archive = make_tar("etc/", ("manifest.json", b"{}"))
+    check_root_archive(archive, archive)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"hsqs" + bytes(2000), "a SquashFS file system"),
+        (b"QFI\xfb" + bytes(2000), "a qcow2 disk image"),
+        (b"PK\x03\x04" + bytes(2000), "a zip archive"),
+        (b"!<arch>\ndebian-binary   ", "a Debian package"),
+        (b"070701" + bytes(2000), "a cpio archive"),
+        (bytes(1080) + b"\x53\xef" + bytes(2000), "an ext2, ext3 or ext4 file system"),
+        (bytes(510) + b"\x55\xaa" + bytes(2000), "a disk image with partitions"),
+        (bytes(32769) + b"CD001" + bytes(20), "an ISO image"),
+    ],
+)
+def test_what_people_take_for_an_archive_is_told_by_its_name(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    (tmp_path / "it").write_bytes(content)
+    with pytest.raises(InputError, match=f"it is {kind}, expected a directory or a tar archive") as caught:
+        check_root_archive(tmp_path / "it", tmp_path / "it")
+    assert caught.value.hint

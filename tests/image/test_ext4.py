@@ -9,6 +9,8 @@ import pytest
 from firebuild_bootstrap.image.worker import ext4 as module
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4, measure
+from firebuild_bootstrap.image.worker.extfs import Ext4Image
+from firebuild_bootstrap.image.worker.imagewalk import walk_image
 
 pytestmark = [pytest.mark.needs("mke2fs"), pytest.mark.needs("e2fsck")]
 MIB = 2**20
@@ -44,18 +46,47 @@ def test_the_guest_finds_the_free_space_it_was_promised(rich_tree: Path, tmp_pat
     assert 32 * MIB <= free < 48 * MIB
 
 
+@pytest.mark.needs("debugfs")
+def test_times_from_1901_to_2446_are_kept(tmp_path: Path) -> None:
+    times = {"a": 15_022_195_200, "b": 4_102_444_800, "c": 2**31, "d": -1000, "e": 2**32, "f": 2**31 - 1}
+    (tmp_path / "t/far").mkdir(parents=True)
+    for name, seconds in times.items():
+        (tmp_path / "t" / name).touch()
+        os.utime(tmp_path / "t" / name, (seconds, seconds))
+    os.symlink("a", tmp_path / "t/l")
+    os.utime(tmp_path / "t/l", (2**33, 2**33), follow_symlinks=False)
+    os.utime(tmp_path / "t/far", (2**33, 2**33))
+    make_ext4(str(tmp_path / "t"), str(tmp_path / "i"), Ext4Options())
+    image = Ext4Image(str(tmp_path / "i"))
+    found = {node.path: node.status.st_mtime_ns // 10**9 for node in walk_image(image) if node.path}
+    image.close()
+    assert found == {**times, "l": 2**33, "far": 2**33}
+
+
 def test_an_empty_tree_makes_an_image(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     make_ext4(str(tmp_path / "empty"), str(tmp_path / "i"), Ext4Options(free=0))
     assert "lost+found" in debugfs(tmp_path / "i", "ls /")
 
 
-def test_a_size_is_kept_and_never_too_small(rich_tree: Path, tmp_path: Path) -> None:
+def test_a_size_is_kept(rich_tree: Path, tmp_path: Path) -> None:
     make_ext4(str(rich_tree), str(tmp_path / "large"), Ext4Options(size=300 * MIB))
     assert (tmp_path / "large").stat().st_size == 300 * MIB
     assert (tmp_path / "large").stat().st_blocks * 512 < 64 * MIB
-    make_ext4(str(rich_tree), str(tmp_path / "small"), Ext4Options(size=1, free=0))
-    assert (tmp_path / "small").stat().st_size > MIB
+
+
+def test_a_size_that_is_too_small_is_an_error_with_the_size_that_is_not(
+    rich_tree: Path, tmp_path: Path
+) -> None:
+    (rich_tree / "data").write_bytes(os.urandom(12 * MIB))
+    for size in (1, 10 * MIB):
+        with pytest.raises(TreeError, match=r"the files need size=\d+MiB, found size=(0|10240)KiB") as caught:
+            make_ext4(str(rich_tree), str(tmp_path / "i"), Ext4Options(size=size))
+        assert caught.value.asked
+        assert list(tmp_path.glob("i*")) == []
+    least = int(caught.value.hint.split("size=")[1].split("MiB")[0]) * MIB
+    make_ext4(str(rich_tree), str(tmp_path / "i"), Ext4Options(size=least))
+    assert (tmp_path / "i").stat().st_size == least
 
 
 def test_with_an_epoch_the_same_tree_gives_the_same_image(rich_tree: Path, tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ def test_a_whole_image_document_is_accepted_and_null_counts_as_absent() -> None:
     [
         ({"Env": ["novalue"]}, "Env .* NAME=value, found 'novalue'"),
         ({"Env": "A=b"}, "Env .* a list of strings"),
+        ({"Env": ["A=\ud800"]}, "Env .* a list of strings"),
+        ({"User": "a\0b"}, "User .* a string"),
+        ({"Labels": {"\udfff": "x"}}, "Labels .* an object"),
+        ({"Labels": {"a": "\udfff"}}, "Labels.a .* a string"),
         ({"Cmd": [1]}, "Cmd .* a list of strings"),
         ({"User": 7}, "User .* a string, found 7"),
         ({"Volumes": ["/data"]}, "Volumes .* an object"),

@@ -359,3 +359,15 @@ def test_libraries_go_where_their_programs_look_for_them() -> None:
     found = hostbase._libraries(["/bin/sh"])
     assert any("libc.so" in path or "musl" in path for path in found)
     assert subprocess.run(["test", "-e", found[0]], check=True).returncode == 0
+
+
+def test_a_directory_with_an_oci_layout_is_no_root_directory(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    (layout / "blobs/sha256").mkdir(parents=True)
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (layout / "index.json").write_text("{}")
+    bases = BaseStore(tmp_path / "home", lambda: pytest.fail("nothing is packed"))
+    with pytest.raises(InputError, match="is an OCI image layout") as caught:
+        bases.import_base("x", layout)
+    assert "docker export" in str(caught.value.hint)
+    assert bases.list() == []

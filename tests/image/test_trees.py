@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.image.worker import __main__ as worker
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.sandbox import Host, Runtime, Sandbox
@@ -19,6 +19,10 @@ from firebuild_bootstrap.sandbox.idmap import single
 
 pytestmark = pytest.mark.needs("bwrap")
 MakeTar = Callable[..., Path]
+
+
+def test_a_file_that_is_not_there_takes_no_room(tmp_path: Path) -> None:
+    assert file_size(tmp_path / "none") == 0
 
 
 def test_a_tree_survives_the_trip_through_the_sandbox(rich_tree: Path, tmp_path: Path, trees: Trees) -> None:

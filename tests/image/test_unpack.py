@@ -139,9 +139,18 @@ def test_a_directory_that_became_a_link_keeps_its_metadata_to_itself(make_tar: M
     assert stat.S_IMODE((root / "other").stat().st_mode) == 0o755
 
 
-def test_a_full_directory_is_not_replaced_by_a_file(make_tar: MakeTar, root: Path) -> None:
-    with pytest.raises(TreeError, match="not empty"):
-        run(make_tar((info("d/x"), b""), (info("d"), b"")), root)
+def test_a_full_directory_is_replaced_by_a_file_or_link(make_tar: MakeTar, root: Path) -> None:
+    archive = make_tar(
+        (info("d/x/y"), b""),
+        (info("d"), b"a file"),
+        (info("p/q/r/s"), b""),
+        (info("p/q", tarfile.SYMTYPE, linkname="/d"), b""),
+        (info("p/other"), b"o"),
+    )
+    run(archive, root)
+    assert (root / "d").read_text() == "a file"
+    assert os.readlink(root / "p/q") == "/d"
+    assert (root / "p/other").read_text() == "o"
 
 
 def test_hard_links_share_their_file_and_never_lead_out(make_tar: MakeTar, root: Path) -> None:
@@ -300,5 +309,13 @@ def test_another_error_of_chown_is_not_hidden(make_tar: MakeTar, root: Path) -> 
     archive = make_tar((info("f"), b""))
     inside = Inside(str(root))
     with open(archive, "rb") as source, pytest.raises(OSError, match="Read-only"):
-        Stubborn(inside).run(source, False)
+        Stubborn(inside).run(source)
     inside.close()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("1e400", 2**63 / 10**9), ("nan", 0), ("-1.5", -1.5)])
+def test_times_that_make_no_sense_are_no_damage(
+    make_tar: MakeTar, root: Path, text: str, seconds: float
+) -> None:
+    run(make_tar((info("f", pax_headers={"mtime": text}), b"")), root)
+    assert (root / "f").stat().st_mtime == pytest.approx(seconds, abs=1)

@@ -34,7 +34,11 @@ from firebuild_bootstrap.events import (
     PhaseStarted,
     StepFinished,
     StepOutput,
+    StepProgress,
     StepStarted,
+    TaskFinished,
+    TaskProgress,
+    TaskStarted,
 )
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
@@ -59,12 +63,18 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
     assert image.record.config.env["A"] == "b"
     assert image.record.config.labels["l"] == "v"
     assert library.home.images.inspect(Reference.parse("t/story:1")).record == image.record
-    kinds = [type(event) for event in library.events if not isinstance(event, Notice)]
+    beside = (Notice, TaskStarted, TaskProgress, TaskFinished)
+    kinds = [type(event) for event in library.events if not isinstance(event, beside)]
     assert kinds == [
         *(PhaseStarted, PhaseStarted, BuildStarted, PhaseStarted, PhaseStarted, PhaseStarted),
         *(StepStarted, StepFinished, PhaseStarted, GuestConnected),
         *(StepStarted, StepOutput, StepFinished, PhaseStarted, ImageStored),
     ]
+    assert [event.name for event in library.of(TaskStarted)] == [
+        *("unpacking the root file system", "stopping the machine", "writing rootfs.tar", "storing the image")
+    ]
+    assert [event.task for event in library.of(TaskFinished)] == [1, 2, 3, 4]
+    assert library.of(TaskFinished)[2].bytes > 0
     [started], [connected], [stored] = (
         library.of(BuildStarted),
         library.of(GuestConnected),
@@ -78,6 +88,15 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
         image.record.outputs[0].digest,
     )
     assert [event.data for event in library.of(StepOutput)] == [b"hello\n"]
+
+
+def test_a_copy_tells_how_much_was_sent(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.service.handlers._PROGRESS_SECONDS", 0)
+    (library.context / "file").write_bytes(bytes(range(256)) * 20_000)
+    library.build("FROM scratch\nCOPY file /\n")
+    told = library.of(StepProgress)
+    assert {event.step for event in told} == {2}
+    assert told[-1].bytes == 5_120_000
 
 
 def test_no_events_need_be_received(library: Library) -> None:

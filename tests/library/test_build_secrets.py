@@ -94,7 +94,7 @@ def test_what_is_kept_of_a_failed_build_holds_no_key(
         library.build(f"FROM host\nRUN {run}\n", keep_failed=tmp_path / "kept")
     [folder] = (tmp_path / "kept").iterdir()
     kept = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(kept) == {"console.log", "failure.json", "rootfs.tar"}
+    assert set(kept) - {"console.log"} == {"failure.json", "rootfs.tar"}  # it may have said nothing
     assert b"canary-8472" in kept["rootfs.tar"]
     assert len(keys) == 2
     for content in kept.values():

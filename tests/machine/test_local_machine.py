@@ -53,6 +53,7 @@ def test_the_local_machine_is_a_machine(machine: LocalMachine) -> None:
     assert as_machine.wait(0) is None
 
 
+@pytest.mark.needs("mke2fs")
 def test_the_base_becomes_the_root_and_is_exported_in_every_form(
     machine: LocalMachine, host_base: Base, tmp_path: Path, idmap: IdMap
 ) -> None:
@@ -162,6 +163,7 @@ def test_the_log_keeps_the_end_and_starts_with_a_whole_line() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.needs("mke2fs")
 def test_the_epoch_makes_outputs_reproducible(tmp_path: Path, idmap: IdMap, host_base: Base) -> None:
     digests = []
     for name in ("one", "two"):

@@ -86,6 +86,9 @@ class Emulator:
             os._exit(0)
 
     def _boot(self) -> None:
+        if self._fault == "silent":  # a KVM that opens, and runs nothing
+            print("2026-11-27T10:00:00.123456789 [anonymous-instance:main] Running Firecracker", flush=True)
+            time.sleep(600)
         print("[    0.000000] Linux version 6.1.0", flush=True)
         self.answered.wait()
         if self._fault == "late-die":

@@ -231,8 +231,26 @@ def test_an_end_without_a_report_makes_no_image(rig: Rig, monkeypatch: pytest.Mo
 def test_a_guest_that_never_calls_is_ended_by_force(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FC_EMULATOR_FAULT", "stuck")
     rig.settings["bootstrap.initial_timeout"] = "1s"
-    with pytest.raises(GuestLost, match="1 s"):
+    with pytest.raises(GuestLost, match="1 s") as caught:
         rig.build("FROM scratch\nCOPY greeting /\n")
+    assert "look at the machine's console" in (caught.value.hint or "")
+    rig.assert_nothing_is_left()
+
+
+def test_a_guest_that_has_not_run_one_instruction_points_to_kvm(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FC_EMULATOR_FAULT", "silent")
+    rig.settings["bootstrap.initial_timeout"] = "1s"
+    with pytest.raises(GuestLost, match="1 s") as caught:
+        rig.build("FROM scratch\nCOPY greeting /\n")
+    hint = caught.value.hint or ""
+    assert "its console is empty: the guest has not run one instruction. Most likely /dev/kvm opens" in hint
+    assert "machine.qemu.accelerator: tcg" in hint
+    rig.settings["machine.firecracker.kernel_args"] = ["console=none"]
+    with pytest.raises(GuestLost, match="1 s") as caught:
+        rig.build("FROM scratch\nCOPY greeting /\n")
+    assert "look at the machine's console" in (caught.value.hint or "")
     rig.assert_nothing_is_left()
 
 

@@ -109,6 +109,29 @@ def test_the_end_is_what_the_agent_reported(make: Make, script: str, code: int, 
     assert (ended.code, ended.log) == (code, log)
 
 
+@pytest.mark.parametrize(
+    ("script", "settings", "words"),
+    [
+        ("sleep 60", {"accelerator": "kvm"}, "has not run one instruction. Most likely /dev/kvm opens here"),
+        ("sleep 60", {"accelerator": "tcg"}, "is machine.qemu.kernel a kernel that QEMU's microvm boots"),
+        ("sleep 60", {"accelerator": "tcg", "kernel_args": ["console=none"]}, ""),
+        ("echo boot; sleep 60", {"accelerator": "kvm"}, ""),
+    ],
+)
+def test_an_empty_console_is_explained(
+    make: Make, script: str, settings: dict[str, object], words: str
+) -> None:
+    machine = make(script, **settings)
+    machine.listen().listener.close()
+    assert machine.silence() == ""
+    machine.prepare(None)
+    machine.start()
+    machine.wait(1)
+    assert words in machine.silence()
+    assert bool(words) == bool(machine.silence())
+    assert machine.stop(grace=0) is not None
+
+
 def test_only_a_clean_end_is_exported(make: Make, tmp_path: Path) -> None:
     outputs = parse_outputs(["tar"])
     hanging = make("exec sleep 60")

@@ -79,6 +79,20 @@ def test_owners_and_modes_are_as_asked_for(house: House, dockerfile: str) -> Non
     house.both(dockerfile)
 
 
+def test_a_directory_does_not_give_its_mode_to_its_destination(house: House) -> None:
+    fill(house)
+    for directory in (house.context, house.context / "tree"):
+        directory.chmod(0o700)
+    house.change_image = lambda image: (image / "there").mkdir(mode=0o750)
+    results = house.both("COPY . /all\nCOPY tree /deep/er\nADD tre[e] /there\nCOPY --chmod=711 tree /asked")
+    for result in results:
+        modes = [
+            (result.image / path).stat().st_mode & 0o7777
+            for path in ("all", "deep", "deep/er", "there", "asked", "all/tree")
+        ]
+        assert modes == [0o755, 0o755, 0o755, 0o750, 0o711, 0o700]
+
+
 def test_any_name_is_possible(house: House) -> None:
     plain = ("with space", "quo'te", 'dou"ble', "-rf", "*", "[a-z]", "ü", "$HOME")
     for name in (*plain, "new\nline", "back\\slash", "bell\a"):
@@ -156,6 +170,56 @@ def overlapping(archive: tarfile.TarFile) -> None:
 def with_root(archive: tarfile.TarFile) -> None:
     member(archive, ".", type=tarfile.DIRTYPE, mode=0o710, uid=3, gid=4)
     member(archive, "./f", content=b"f", mtime=1_250_000_000.25)
+
+
+def leading_out(archive: tarfile.TarFile) -> None:
+    for name, text in (
+        ("abs", "/etc"),
+        ("rel", "../../etc"),
+        ("far", "abs/../../x/./y"),
+        ("new\nline", "/v"),
+    ):
+        member(archive, name, type=tarfile.SYMTYPE, linkname=text)
+        member(archive, f"{name}/passwd", content=b"evil")
+        member(archive, f"{name}/d", type=tarfile.DIRTYPE, mode=0o711)
+        member(archive, f"hard-{len(name)}", type=tarfile.LNKTYPE, linkname=f"{name}/passwd")
+    member(archive, "out/passwd", content=b"evil")
+    member(archive, "in/f", content=b"f")
+
+
+def replacing(archive: tarfile.TarFile) -> None:
+    member(archive, "full", content=b"a file")
+    member(archive, "file", type=tarfile.DIRTYPE, mode=0o755)
+    member(archive, "file/below", content=b"b")
+    member(archive, "in", type=tarfile.DIRTYPE, mode=0o711)
+    member(archive, "out", type=tarfile.DIRTYPE, mode=0o755)
+    member(archive, "out/passwd", content=b"good")
+    member(archive, "full", type=tarfile.DIRTYPE, mode=0o750)
+    member(archive, "full/x", content=b"x")
+    member(archive, "full", type=tarfile.SYMTYPE, linkname="file")
+
+
+@pytest.mark.parametrize("make", [leading_out, replacing])
+@pytest.mark.root
+def test_archives_stay_in_their_destination_and_replace_what_is_there(
+    house: House, make: Callable[[tarfile.TarFile], None]
+) -> None:
+    def change(image: Path) -> None:
+        (image / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+        (image / "to/real").mkdir(parents=True, mode=0o700)
+        (image / "to/full/of/files").mkdir(parents=True)
+        (image / "to/file").write_text("a file")
+        (image / "to/out").symlink_to("/etc")
+        (image / "to/in").symlink_to("real")
+
+    house.change_image = change
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        make(archive)
+    house.file("a.tar", buffer.getvalue())
+    house.file("tree/full/x", "tree")
+    for result in house.both("ADD a.tar /to/\nADD a.tar tree a.tar /twice/"):
+        assert (result.image / "etc/passwd").read_text() == "root:x:0:0::/:/bin/sh\n"
 
 
 @pytest.mark.parametrize("make", [plain, overlapping, with_root])

@@ -214,10 +214,14 @@ def test_only_the_environment_makes_a_job_use_vault() -> None:
 def test_the_steps_that_cannot_run_here_are_these_and_no_others() -> None:
     job, _ = github_job()
     assert set(job.steps) - {BUILD} == {"Allow sandboxes", "Install firebuild"}
-    assert job.steps["Install firebuild"] == "pip install firebuild"
+    assert job.steps["Install firebuild"] == "pip install ./firebuild-clone"
     assert job.steps["Allow sandboxes"].count("sudo") == 2
     before = gitlab_job().document["before_script"]
-    assert before == ["apt-get update && apt-get install --yes e2fsprogs uidmap", "pip install firebuild"]
+    assert before == [
+        "apt-get update && apt-get install --yes e2fsprogs uidmap",
+        "git clone --depth 1 https://gitlab.example/firebuild.git firebuild-clone",
+        "pip install ./firebuild-clone",
+    ]
 
 
 def test_every_file_of_the_page_is_tried() -> None:

@@ -60,12 +60,12 @@ class Shop:
 
     place: Path
 
-    def openssl(self, *arguments: str, given: bytes | None = None) -> bytes:
+    def openssl(self, *arguments: str, given: bytes | None = None, both: bool = False) -> bytes:
         done = subprocess.run(
             ["openssl", *arguments], cwd=self.place, input=given, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
-        return done.stdout
+        return done.stdout + done.stderr if both else done.stdout
 
     def path(self, name: str) -> Path:
         return self.place / name

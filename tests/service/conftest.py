@@ -22,7 +22,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.events import Event, PeerRefused
-from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome, StepInfo
+from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import channel_credentials, channel_options
 
@@ -258,7 +258,6 @@ def serve(materials: tuple[TLSMaterial, TLSMaterial], short_path: Path) -> Itera
             runtime_directory=short_path,
             **{
                 "events": events.append,
-                "steps": [StepInfo(number, 0, "") for number in sorted({command.step for command in told})],
                 "on_guest_connected": lambda: welcomed.append(time.monotonic()),
                 **options,
             },

@@ -168,6 +168,44 @@ def test_a_build_without_size_limit_on_files_streams_them_from_disk(serve: Any, 
     assert digest.digest() == hashlib.sha256(path.read_bytes()).digest()
 
 
+@pytest.mark.parametrize(
+    ("method", "request_bytes", "words"),
+    [
+        ("Commands", b"\xff", "bytes that are no Empty"),
+        ("StdOut", b"\x0a\xff", "bytes that are no LogMessage"),
+        ("StdErr", b"\x0a\x01\xff", "bytes that are no LogMessage"),
+        ("Resource", b"\x0a\x05", "bytes that are no ResourceRequest"),
+        ("Ping", pb.PingRequest(id="x" * 140_000).SerializeToString(), "PingRequest of 140004 bytes; 131072"),
+    ],
+)
+def test_a_request_that_nobody_can_read_ends_the_build_in_words(
+    serve: Any, capfd: pytest.CaptureFixture[str], method: str, request_bytes: bytes, words: str
+) -> None:
+    running = serve()
+    raw: Any = running.caller().channel.unary_stream(wire.method(method))
+    with pytest.raises(grpc.RpcError, match=words) as refused:
+        list(raw(request_bytes, timeout=10, metadata=(wire.GUEST_HELLO,)))
+    assert refused.value.code() is grpc.StatusCode.ABORTED
+    assert words in running.outcome().message
+    assert capfd.readouterr().err == ""
+
+
+def test_output_comes_whole_and_in_pieces_that_a_receiver_can_hold(serve: Any) -> None:
+    running = serve(steps=[StepInfo(2, 1, "RUN yes")])
+    guest = running.caller()
+    guest.out(os.urandom(3_000_000))
+    guest.unary("StdErr", pb.LogMessage(line=["one", "two\n", "", "three"], step=2))
+    pieces = [event for event in running.events if isinstance(event, StepOutput)]
+    assert sum(len(piece.data) for piece in pieces[:-1]) == 3_000_000
+    assert max(len(piece.data) for piece in pieces) <= 256 * 1024
+    assert pieces[-1].data == b"one\ntwo\n\nthree\n"
+
+
+def test_a_guest_may_ask_for_the_commands_again_and_again(serve: Any) -> None:
+    guest = serve(commands=[]).caller()
+    assert [guest.commands() for _ in range(20)] == [[]] * 20
+
+
 def test_an_old_guest_is_told_places_that_it_can_not_misunderstand(serve: Any) -> None:
     entries = (entry_of(EntryKind.DIRECTORY, "d"), file_entry("d/f", b"x", from_directory=True, mode=0o4755))
     running = serve(parcels={"step-2": Parcel(entries)})

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,31 @@ def test_bytes_go_both_ways_and_the_end_of_one_way_is_passed_on(
     assert bytes(got) == blob
     assert bytes(received) == blob[::-1]
     assert observer.opened[0][1] == "TLSv1.3"
+
+
+def test_a_guest_that_never_reads_is_not_listened_to_for_ever(materials: Materials, short_path: Path) -> None:
+    def talk_and_listen(secure: ssl.SSLSocket) -> None:
+        talking = threading.Thread(target=lambda: talk(secure))
+        talking.start()
+        while secure.recv(100_000):
+            pass
+        talking.join()
+
+    def talk(secure: ssl.SSLSocket) -> None:
+        with suppress(OSError):
+            secure.sendall(bytes(32_000_000))
+
+    with (
+        backend_of(materials[0], short_path / "s", talk_and_listen),
+        gate(materials, short_path / "s") as address,
+        guest_of(materials, address) as guest,
+    ):
+        guest.settimeout(2)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 64_000_000:
+                sent += guest.send(bytes(16_000))
+    assert sent > 1_000_000
 
 
 def test_when_the_server_side_ends_the_guest_is_closed(materials: Materials, short_path: Path) -> None:

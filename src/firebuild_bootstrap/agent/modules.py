@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import io
-import lzma
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import zstandard
-
 from firebuild_bootstrap.agent.elf import ElfError, read_modinfo
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.tarball import DamagedArchive, decompress
 
 # One of the two buses is enough; the file system may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")
@@ -138,16 +134,8 @@ def _wishes(facts: Mapping[str, list[str]]) -> Iterator[str]:
 def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
-        match path.suffix:
-            case ".gz":
-                return gzip.decompress(data)
-            case ".xz":
-                return lzma.decompress(data)
-            case ".zst":
-                return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()
-            case _:
-                return data
-    except OSError as error:  # gzip's own errors are among them
+        return data if path.suffix == ".ko" else decompress(data)
+    except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror or error}") from error
-    except (EOFError, lzma.LZMAError, zstandard.ZstdError) as error:
+    except DamagedArchive as error:
         raise InputError(f"{path} can't be decompressed: {error}") from error

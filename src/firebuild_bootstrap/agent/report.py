@@ -67,7 +67,7 @@ class AgentReport:
             return None
         try:
             members = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None  # cut off, or mixed with something else
         if not isinstance(members, dict):
             return None

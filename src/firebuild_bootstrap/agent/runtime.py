@@ -29,7 +29,7 @@ _UNUSED: Final = re.compile(
     r"|config-.*|.*-packages|_sysconfigdata_.*"
 )
 _UNUSED_EXTENSIONS: Final = re.compile(
-    r"_?(test|xx)|_(bz2|codecs|crypt|curses|dbm|gdbm|lsprof|lzma|multibytecodec|sqlite3|ssl|tkinter|uuid)"
+    r"_?(test|xx)|_(bz2|codecs|crypt|curses|dbm|gdbm|lsprof|lzma|multibytecodec|sqlite3|tkinter|uuid)"
     r"|audioop|nis|ossaudiodev|readline|spwd"
 )
 _ENCODINGS: Final = re.compile(

@@ -8,6 +8,7 @@ import click
 
 from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
 from firebuild_bootstrap.cli.paths import check_writable
+from firebuild_pki.display import one_line
 
 
 @click.group()
@@ -53,7 +54,7 @@ def build(
     if output is not None:
         _copy(path, output)
         path = output
-    click.echo(f"{path}  {human_size(path.stat().st_size)}")
+    click.echo(f"{one_line(str(path))}  {human_size(path.stat().st_size)}")
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import sys
 
 import click
@@ -21,6 +22,8 @@ from firebuild_bootstrap.cli.plugin import plugin
 from firebuild_bootstrap.cli.rmtree import rm_tree
 from firebuild_bootstrap.cli.rootfs import build, rootfs
 from firebuild_bootstrap.errors import Interrupted
+from firebuild_bootstrap.guest.kernel import hide_memory
+from firebuild_bootstrap.interrupts import Interrupts
 
 
 @click.group(
@@ -45,16 +48,25 @@ _ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
 
 
 def main() -> None:
-    """Run the command line and exit; a mistake of the user never ends in a traceback."""
+    """Run the command line and exit; `firebuild_bootstrap.cli.main` takes care of signals before."""
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS)
+    _forbid_core_dumps()
     # gRPC's core writes refused handshakes to stderr by itself; the service reports them in words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name in ("firebuild", "firebuild_pki"):
         logging.getLogger(name).addHandler(_QUIET)
+    interrupts = Interrupts(raising=True)
     try:
-        with guarded_stdout():
+        with interrupts.installed(), guarded_stdout():
             status = app(prog_name="firebuild", standalone_mode=False)
-    except (Exception, Interrupted) as error:
-        status = report(error)
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        status = report(interrupts.instead_of(error))
     gc.freeze()  # nor does the end of the process have to look through them
     sys.exit(status)
+
+
+def _forbid_core_dumps() -> None:
+    """Keep private keys out of core dumps: ours here, and the guest's in the memory of its machine."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # machines inherit it
+    hide_memory()  # the limit does not keep a dump from a program in /proc/sys/kernel/core_pattern (core(5))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import complete_bases, config_option, home_from, settings_from
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.bases import Base
     from firebuild_bootstrap.image.config import ImageConfig
 
@@ -32,8 +36,10 @@ def base() -> None:
 @config_option
 def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
     """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
-    home = home_from(settings_from(config_file), writable=True)
-    _say_kept(home.bases.import_base(name, path, _read_config(image_config)))
+    config = _read_config(image_config)
+    with _watched(config_file) as home:
+        kept = home.bases.import_base(name, path, config)
+    _say_kept(kept)
 
 
 @base.command("from-host")
@@ -41,7 +47,9 @@ def import_(name: str, path: Path, image_config: Path | None, config_file: Path 
 @config_option
 def from_host(name: str, config_file: Path | None) -> None:
     """Make a base of this machine's own shell and core tools; needs no download and no root."""
-    _say_kept(home_from(settings_from(config_file), writable=True).bases.create_from_host(name))
+    with _watched(config_file) as home:
+        kept = home.bases.create_from_host(name)
+    _say_kept(kept)
 
 
 @base.command("list")
@@ -89,6 +97,20 @@ def _document(found: Base) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _watched(config_file: Path | None) -> Iterator[Home]:
+    """Show on standard error what takes long; standard output is for the base."""
+    from firebuild_bootstrap.events import Tasks
+    from firebuild_bootstrap.progress import make_renderer
+
+    settings = settings_from(config_file)
+    if sys.stderr is None:  # the caller closed it
+        yield home_from(settings, writable=True)
+        return
+    with closing(make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())) as renderer:
+        yield home_from(settings, writable=True, tasks=Tasks(renderer))
+
+
 def _say_kept(kept: Base) -> None:
     from firebuild_bootstrap.progress import human_size
 
@@ -108,7 +130,7 @@ def _read_config(path: Path | None) -> ImageConfig | None:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"expected JSON: {error}", location=where) from error
     if not isinstance(document, dict):
         raise InputError(f"expected a JSON object, found {document!r:.40}", location=where)

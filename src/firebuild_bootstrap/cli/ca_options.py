@@ -8,13 +8,17 @@ from typing import Any, TypeVar
 
 import click
 
+from firebuild_bootstrap.cli.options import complete_providers
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def provider_option(function: FunctionT) -> FunctionT:
     """Add `--ca PROVIDER`."""
     help_text = "CA provider to use instead of the configured one."
-    return click.option("--ca", "provider", metavar="PROVIDER", help=help_text)(function)
+    return click.option(
+        "--ca", "provider", metavar="PROVIDER", shell_complete=complete_providers, help=help_text
+    )(function)
 
 
 def json_option(function: FunctionT) -> FunctionT:

@@ -31,7 +31,7 @@ def check(config_file: Path | None) -> None:
         click.echo(f"warning: {one_line(str(replace(settings.ca.problem(note), hint=None)))}", err=True)
         if note.hint:
             click.echo(f"  hint: {one_line(note.hint)}", err=True)
-    where = config_file or "defaults and environment"
+    where = one_line(str(config_file or "defaults and environment"))
     click.echo(f"{where}: ok (CA provider {settings.ca.provider}, machine {settings.machine.driver})")
 
 

@@ -19,10 +19,14 @@ from firebuild_bootstrap.errors import (
     exit_status_of,
     in_words,
 )
+from firebuild_bootstrap.terminal import colours_wanted
+from firebuild_pki.display import block, one_line
 from firebuild_pki.errors import causes
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import EventSink
+
+_TRACEBACK_LIMIT = 100_000
 
 
 def report(error: BaseException) -> ExitStatus:
@@ -103,12 +107,13 @@ def _usage(error: click.ClickException) -> InputError:
 
 
 def _say(text: str) -> None:
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {text}", err=True)
+    error = click.style("error:", fg="red", bold=True) if colours_wanted(os.environ) else "error:"
+    click.echo(f"{error} {block(text)}", err=True)
 
 
 def _say_internal(error: BaseException) -> None:
-    _say(f"internal error: {type(error).__name__}: {' '.join(str(error).split())}")
+    _say(f"internal error: {type(error).__name__}: {one_line(str(error))}")
     if os.environ.get("FIREBUILD_DEBUG"):
-        traceback.print_exception(error)
+        click.echo(block("".join(traceback.format_exception(error)), _TRACEBACK_LIMIT), err=True, nl=False)
     else:
         click.echo("  hint: FIREBUILD_DEBUG=1 shows where; please report it", err=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.terminal import json_text
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.store import StoredImage
@@ -29,7 +29,7 @@ def image_json(image: StoredImage) -> str:
 
 def as_text(document: Any) -> str:
     """Return a document as the command prints it."""
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return json_text(document, indent=2) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

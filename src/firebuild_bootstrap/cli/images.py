@@ -13,6 +13,7 @@ import click
 from firebuild_bootstrap.cli.ca_options import json_option
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import complete_tags, config_option, home_from, settings_from
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -71,7 +72,7 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
         there = ", ".join(output.type.value for output in image.record.outputs)
         raise InputError(f"the image {image.tag} has no output {kind}", hint=f"it has {there}")
     for output in outputs:
-        click.echo(str(image.location / output.path))
+        click.echo(os.fsencode(image.location / output.path))  # for programs: exactly as it is
 
 
 @images.command()
@@ -111,21 +112,20 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
 
     Images with a name and bases stay; `firebuild images rm` and `firebuild base rm` remove those.
     """
-    from firebuild_bootstrap.image.names import UNTAGGED
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file), writable=not dry_run)
     before = 0 if dry_run else _allocated(home.root)
     verb = "would remove" if dry_run else "removed"
     for tag in home.images.names():
-        if tag.familiar.startswith(f"{UNTAGGED}/"):
+        if tag.is_untagged:
             if not dry_run:
                 home.images.remove(tag)
             click.echo(f"{verb} {tag}")
     for directory in _entries(home.root / "failed") if failed else ():
         if not dry_run:
             home.trees.remove(directory)
-        click.echo(f"{verb} {directory}")
+        click.echo(f"{verb} {one_line(str(directory))}")
     if not dry_run:
         _sweep(home)
         click.echo(f"freed {human_size(max(before - _allocated(home.root), 0))}")
@@ -171,11 +171,12 @@ def _usage(home: Home) -> Iterator[_Used]:
         yield _Used("image", str(image.tag), _allocated(image.directory))
     for base in home.bases.list():
         yield _Used("base", base.name, _allocated(base.archive.parent))
-    for kind in ("builds", "failed"):
-        for directory in _entries(home.root / kind):
-            yield _Used(kind.removesuffix("s"), directory.name, _allocated(directory))
+    kinds = {"builds": "build", "failed": "failed", "removing": "removing"}
+    for folder, kind in kinds.items():
+        for directory in _entries(home.root / folder):
+            yield _Used(kind, directory.name, _allocated(directory))
     for other in _entries(home.root, files=True):
-        if other.name not in ("images", "bases", "builds", "failed"):
+        if other.name not in ("images", "bases", *kinds):
             yield _Used("other", other.name, _allocated(other))
 
 

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.settings import BuildSettings
 
@@ -45,7 +46,11 @@ def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = N
 
 
 def home_from(
-    settings: BuildSettings, check: Callable[[], None] = lambda: None, *, writable: bool = False
+    settings: BuildSettings,
+    check: Callable[[], None] = lambda: None,
+    *,
+    writable: bool = False,
+    tasks: Tasks | None = None,
 ) -> Home:
     """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory.
 
@@ -55,6 +60,7 @@ def home_from(
         settings: may name the directory, and the id mapping.
         check: called again and again while something long goes on; what it raises ends that.
         writable: whether something will be written there.
+        tasks: told of all that may take a while.
 
     Raises:
         InputError: the directory can't be used for that.
@@ -66,7 +72,7 @@ def home_from(
     chosen = settings.store.path
     root = Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
     check_store(root, writable=writable, setting="store.path" if chosen else "FIREBUILD_HOME")
-    home = Home(root, ids=settings.machine.ids, check=check)
+    home = Home(root, ids=settings.machine.ids, check=check, tasks=tasks)
     home.sweep()
     return home
 

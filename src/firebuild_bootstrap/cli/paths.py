@@ -21,6 +21,8 @@ def check_writable(path: Path, what: str = "") -> None:
     Raises:
         InputError: nothing can be written there, or something is in its place that a file must not replace.
     """
+    if not path.name:  # an empty value, or the root
+        raise _unwritable(what, path, "it is no name of a file")
     parent = path.parent
     try:
         if not stat.S_ISDIR(os.stat(parent).st_mode):
@@ -61,7 +63,7 @@ def check_can_be_made(directory: Path, what: str = "") -> None:
     for nearest in (directory, *directory.parents):
         try:
             mode = os.stat(nearest).st_mode
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if os.path.islink(nearest):
                 raise InputError(f"{what}{nearest} is a link that leads nowhere") from None
             continue
@@ -89,7 +91,7 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
     Raises:
         InputError: it is no directory, or there is no right to read or write it.
     """
-    hint = f"get the right to that, or set {setting} to another directory"
+    hint = f"set {setting} to another directory, or get the right to use this one"
     task = "written" if writable else "read"
     try:
         if writable:
@@ -105,8 +107,13 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
             raise  # not a matter of the path
         reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
         raise InputError(f"{root}: the store can't be {task}: {reason}", hint=hint) from error
-    if not os.access(root, (os.W_OK if writable else os.R_OK) | os.X_OK):
-        raise InputError(f"{root}: the store can't be {task}: no right to do that", hint=hint)
+    # A build by root, once, leaves directories in a user's store that are root's.
+    parts = [
+        root / name / part for name in ("images", "bases") for part in ("", "names", "content", "staging")
+    ]
+    for directory in (root, root / "builds", *parts):
+        if directory.exists() and not os.access(directory, (os.W_OK if writable else os.R_OK) | os.X_OK):
+            raise InputError(f"{directory}: the store can't be {task}: no right to do that", hint=hint)
 
 
 def _unwritable(what: str, path: Path, why: str | None, hint: str | None = None) -> InputError:

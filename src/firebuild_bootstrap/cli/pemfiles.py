@@ -22,14 +22,12 @@ class PemFile:
 
 
 def refuse_existing(directory: Path, names: Iterable[str]) -> None:
-    """Raise `InputError` if a file of these names exists, or if the directory is no directory."""
+    """Raise `InputError` if a file of these names exists."""
     found = [name for name in names if os.path.lexists(directory / name)]
     if found:
         verb = "exists" if len(found) == 1 else "exist"
         hint = "--force replaces; or choose another --out"
         raise InputError(f"{directory}: {', '.join(found)} {verb} already", hint=hint)
-    if os.path.lexists(directory) and not directory.is_dir():
-        raise InputError(f"expected a directory, but {directory} is none")
 
 
 def write_files(directory: Path, files: Sequence[PemFile], *, replace: bool) -> None:

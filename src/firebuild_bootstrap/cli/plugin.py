@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from firebuild_pki.display import one_line
+
 
 @click.group()
 def plugin() -> None:
@@ -35,11 +37,11 @@ def new(name: str, directory: Path) -> None:
         project = new_plugin(name, directory)
     except CAError as error:
         raise InputError(error.message, hint=error.hint) from error
-    click.echo(f"wrote {project}\n\nTry it:")
+    click.echo(f"wrote {one_line(str(project))}\n\nTry it:")
     for command in (
         f"cd {shlex.quote(str(project))}",
         "pip install -e . pytest",
         "pytest",
         f"firebuild ca check --ca {name.removeprefix('firebuild-pki-')}",
     ):
-        click.echo(f"  {command}")
+        click.echo(f"  {one_line(command)}")

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import click
 
 from firebuild_bootstrap.cli.screen import beside_head, styled
+from firebuild_pki.display import one_line
 from firebuild_pki.preflighting import ListedProvider
 
 
 def print_providers(listed: Sequence[ListedProvider]) -> None:
     """Print a block for each provider; a broken one shows why it is."""
-    head_width = max((len(one.name) for one in listed), default=0) + 2
+    head_width = max((len(one_line(one.name)) for one in listed), default=0) + 2
     for one in listed:
-        name = styled(one.name, bold=True, **({} if one.problem is None else {"fg": "red"}))
+        name = styled(one_line(one.name), bold=True, **({} if one.problem is None else {"fg": "red"}))
         can = ", ".join(one.capabilities) if one.problem is None else "cannot be used"
         _print(name, head_width, f"{one.distribution} {one.version}".strip() + f" ({can})")
         _print("", head_width, one.summary if one.problem is None else one.problem)

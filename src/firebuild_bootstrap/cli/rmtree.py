@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -26,7 +27,7 @@ def rm_tree(directories: tuple[Path, ...], config_file: Path | None) -> None:
     wanted = [_checked(directory, home) for directory in directories]
     for directory in wanted:
         home.trees.remove(directory)
-        click.echo(f"removed {directory}")
+        click.echo(f"removed {one_line(str(directory))}")
 
 
 def _checked(given: Path, home: Home) -> Path:

@@ -28,6 +28,7 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
 )
 from firebuild_bootstrap.errors import InputError
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.stdin import Given
@@ -202,14 +203,15 @@ class _Wanted:
 
 
 def _build(options: _Options) -> None:
-    from firebuild_bootstrap.build import build_image
-    from firebuild_bootstrap.cli.failure import error_first
-    from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
-    from firebuild_bootstrap.cli.stdin import given
     from firebuild_bootstrap.interrupts import Interrupts
 
     interrupts = Interrupts()
     with interrupts.installed(), ExitStack() as cleanup:
+        from firebuild_bootstrap.build import build_image
+        from firebuild_bootstrap.cli.failure import error_first
+        from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
+        from firebuild_bootstrap.cli.stdin import given
+
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
         settings = settings_from(
             options.config_file, {name: value for name, value in chosen.items() if value}
@@ -220,6 +222,7 @@ def _build(options: _Options) -> None:
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
         request = _request(options, wanted, source)
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
+            interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
         if image is None:
             return
@@ -253,9 +256,13 @@ def _check_platforms(given: tuple[str, ...]) -> None:
 
     host = host_platform()
     for platform in (one for text in given for one in text.split(",")):
-        if normal_platform(platform, host) != host:
+        try:
+            wanted = normal_platform(platform, host)
+        except ValueError as error:
+            raise InputError(f"--platform {one_line(platform)}: {error}") from error
+        if wanted != host:
             raise InputError(
-                f"--platform {platform} is not supported yet: this host builds {host} only",
+                f"--platform {one_line(platform)} is not supported yet: this host builds {host} only",
                 hint="build on such a host",
             )
 
@@ -343,6 +350,8 @@ def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
         return _Quiet()
     beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
     out = sys.stderr if beside else sys.stdout
+    if out is None:  # the caller closed it
+        return _Quiet()
     if wanted.progress == "tty":
         if not out.isatty():
             raise InputError("--progress tty: there is no terminal", hint="--progress plain works everywhere")
@@ -357,6 +366,9 @@ class _Quiet:
         pass
 
     def close(self) -> None:
+        pass
+
+    def abandon(self) -> None:
         pass
 
 

@@ -28,6 +28,7 @@ from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import IdMode, single
+from firebuild_pki.display import one_line
 
 _DOCKERFILE_LIMIT: Final = 16 << 20
 _CONTEXT_LIMIT: Final = 16 << 30
@@ -105,6 +106,7 @@ def _pieces(check: Callable[[], None], limit: int, what: str) -> Iterator[bytes]
         except OSError as error:
             raise InputError(f"standard input can't be read: {error.strerror}") from error
         if not piece:
+            check()  # Ctrl-C also ends what would have written more
             return
         size += len(piece)
         if size > limit:
@@ -122,7 +124,7 @@ def _inside(context: Path, name: str) -> Given:
     """Read the Dockerfile of an archive, whose links must not lead to the files of this host."""
     root = ContextRoot(context)
     try:
-        node = root.resolve(Path(name).parts, lambda _: True)
+        node = root.resolve(name.split("/"), lambda _: True)
         if not stat.S_ISREG(node.status.st_mode):
             raise InputError("the Dockerfile is no regular file", location=Location(name))
         with root.open(node.parts) as file:
@@ -178,4 +180,4 @@ def _warn(report: UnpackReport) -> None:
     for kind, (count, what) in lost.items():
         if count:
             examples = ", ".join(map(repr, report.examples.get(kind, ())))
-            click.echo(f"warning: {what}: {count}, for example {examples}", err=True)
+            click.echo(f"warning: {what}: {count}, for example {one_line(examples)}", err=True)

@@ -7,79 +7,29 @@ Extended attributes and access lists are not sent.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import posixpath
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal, InvalidOperation
 from functools import partial
-from typing import IO, BinaryIO, Final, cast
-
-import zstandard
+from typing import IO, BinaryIO, Final
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.reading import checked
 from firebuild_bootstrap.errors import InputError, Location
-
-_BLOCK: Final = tarfile.BLOCKSIZE
-_MAGIC_BYTES: Final = 6
-_PIECE: Final = 1024 * 1024
-
-
-class _BrokenHeader(Exception):
-    """A header in the middle of the archive is no header; `tarfile` would take it for the end."""
-
-
-_DAMAGE: Final[tuple[type[Exception], ...]] = (
-    _BrokenHeader,
-    tarfile.TarError,
-    lzma.LZMAError,
-    zstandard.ZstdError,
-    zlib.error,
-    EOFError,
-    OSError,
-    # What tarfile lets through for absurd numbers in extended headers.
-    ValueError,
-    IndexError,
-    OverflowError,
+from firebuild_bootstrap.tarball import (
+    DAMAGE,
+    DamagedArchive,
+    TarReader,
+    decompressed,
+    mtime_ns,
+    starts_like_tar,
 )
 
-
-def _unzstd(compressed: BinaryIO) -> IO[bytes]:
-    return zstandard.ZstdDecompressor().stream_reader(compressed, read_across_frames=True)
-
-
-_DECOMPRESSORS: Final[dict[bytes, Callable[[BinaryIO], IO[bytes]]]] = {
-    b"\x1f\x8b": lambda compressed: cast("IO[bytes]", gzip.GzipFile(fileobj=compressed)),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ\x00": lzma.LZMAFile,
-    b"\x28\xb5\x2f\xfd": _unzstd,
-}
-
-
-class _Header(tarfile.TarInfo):
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if not buf.strip(b"\0"):
-                raise  # zeros, or nothing at all: the end of the archive
-            raise _BrokenHeader(str(error)) from error
-
-
-def _decompressed(archive: io.BufferedReader) -> IO[bytes]:
-    start = archive.peek(_MAGIC_BYTES)
-    for magic, decompress in _DECOMPRESSORS.items():
-        if start.startswith(magic):
-            return decompress(archive)
-    return archive
+_BROKEN: Final[tuple[type[Exception], ...]] = (*DAMAGE, OSError)
+_LAST_ID: Final = 2**32 - 2  # -1 means "leave it" (chown(2))
 
 
 def is_archive(content: io.BufferedReader) -> bool:
@@ -88,11 +38,9 @@ def is_archive(content: io.BufferedReader) -> bool:
     A compressed file of anything else, and an archive without members, are plain files.
     """
     try:
-        block = _decompressed(content).read(_BLOCK)
-        tarfile.TarInfo.frombuf(block, tarfile.ENCODING, "surrogateescape")
-    except _DAMAGE:
+        return starts_like_tar(decompressed(content).read(tarfile.BLOCKSIZE))
+    except _BROKEN:
         return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -102,17 +50,18 @@ class Archive:
     Args:
         name: what to call it in messages.
         open: opens the archive file itself, as often as needed.
-        keep_owner: the members keep their numeric owners; otherwise the instruction's rule applies.
         location: the instruction that adds it.
     """
 
     name: str
     open: Callable[[], io.BufferedReader]
-    keep_owner: bool
     location: Location | None
 
     def entries(self) -> Iterator[Entry]:
         """Yield the members in their order. Open their content in that order too: going back is slow.
+
+        The archive's own root directory, if it has one, says nothing about the destination, which is made
+        with 0755 and for root as by BuildKit.
 
         Raises:
             InputError: the archive is damaged, or a member would leave the destination or is a device.
@@ -130,7 +79,7 @@ class Archive:
         with self.open() as file:
             try:
                 reader = _Reader.of(file)
-            except _DAMAGE as error:
+            except _BROKEN as error:
                 raise self._damaged(error) from error
             try:
                 yield reader
@@ -140,15 +89,13 @@ class Archive:
     def _next(self, reader: _Reader) -> tarfile.TarInfo | None:
         try:
             return reader.next()
-        except _DAMAGE as error:
+        except _BROKEN as error:
             raise self._damaged(error) from error
 
     def _drain(self, reader: _Reader) -> None:
-        """Read what follows the last member: the checksum of a compressed file stands at its very end."""
         try:
-            while reader.source.read(_PIECE):
-                pass
-        except _DAMAGE as error:
+            reader.tar.drain()
+        except _BROKEN as error:
             raise self._damaged(error) from error
 
     def _entry(self, reader: _Reader, member: tarfile.TarInfo, names: set[str]) -> Entry:
@@ -168,40 +115,42 @@ class Archive:
             source=f"{self.name}: {self._text(member.name, member)}",
             path=path,
             kind=kind,
-            mode=member.mode & 0o7777,
-            mtime_ns=_mtime_ns(member),
+            mode=member.mode & 0o7777 if path else 0o755,
+            mtime_ns=mtime_ns(member),
             from_directory=True,
             size=member.size if kind is EntryKind.FILE else 0,
             link_target=link_target,
-            owner=(member.uid, member.gid) if self.keep_owner else None,
+            owner=self._owner(member) if path else (0, 0),
             open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
         )
+
+    def _owner(self, member: tarfile.TarInfo) -> tuple[int, int]:
+        if not all(0 <= number <= _LAST_ID for number in (member.uid, member.gid)):
+            raise self._error(f"{member.name!r} has the owner {member.uid}:{member.gid}, which no system has")
+        return member.uid, member.gid
 
     def _open(self, reader: _Reader, index: int, member: tarfile.TarInfo) -> BinaryIO:
         if reader.index == index and not reader.opened:
             reader.opened = True
-            return self._content(reader.stream, member, lambda: None)
+            return self._content(reader.tar, member, lambda: None)
         # The stream has moved on: read the archive again up to this member.
         file = self.open()
         try:
             again = _Reader.of(file)
             while again.index < index:
                 member = again.next() or member
-        except _DAMAGE as error:
+        except _BROKEN as error:
             file.close()
             raise self._damaged(error) from error
-        return self._content(again.stream, member, file.close)
+        return self._content(again.tar, member, file.close)
 
-    def _content(
-        self, stream: tarfile.TarFile, member: tarfile.TarInfo, close: Callable[[], None]
-    ) -> BinaryIO:
-        content = stream.extractfile(member) or io.BytesIO()
+    def _content(self, tar: TarReader, member: tarfile.TarInfo, close: Callable[[], None]) -> BinaryIO:
         return checked(
-            _Member(content, close),
+            _Member(tar.content(member), close),
             member.size,
             name=f"{member.name!r} of the archive {self.name!r}",
             location=self.location,
-            broken=_DAMAGE,
+            broken=_BROKEN,
         )
 
     def _kind(self, member: tarfile.TarInfo) -> EntryKind:
@@ -230,7 +179,8 @@ class Archive:
         return text
 
     def _damaged(self, error: Exception) -> InputError:
-        return self._error(f"it is damaged: {error}")
+        how = "it is damaged" if isinstance(error, DamagedArchive) else "it can't be read"
+        return self._error(f"{how}: {error}")
 
     def _error(self, problem: str) -> InputError:
         return InputError(
@@ -242,22 +192,18 @@ class Archive:
 
 @dataclass
 class _Reader:
-    """A tar stream and where it stands: `index` counts members from 0."""
+    """An archive and where it stands: `index` counts members from 0."""
 
-    stream: tarfile.TarFile
-    source: IO[bytes]
+    tar: TarReader
     index: int = -1
     opened: bool = False
 
     @classmethod
     def of(cls, archive: io.BufferedReader) -> _Reader:
-        source = _decompressed(archive)
-        return cls(tarfile.open(fileobj=source, mode="r|", tarinfo=_Header, encoding="utf-8"), source)
+        return cls(TarReader(decompressed(archive)))
 
     def next(self) -> tarfile.TarInfo | None:
-        # Members are forgotten once passed, so that memory does not grow with the archive.
-        self.stream.members = []  # type: ignore[attr-defined]
-        member = self.stream.next()
+        member = self.tar.next()
         self.index += 1
         self.opened = False
         return member
@@ -276,10 +222,3 @@ class _Member:
     def close(self) -> None:
         self.content.close()
         self.release()
-
-
-def _mtime_ns(member: tarfile.TarInfo) -> int:
-    try:
-        return int(Decimal(member.pax_headers.get("mtime", "") or member.mtime) * 1_000_000_000)
-    except (InvalidOperation, ValueError, OverflowError):
-        return 0

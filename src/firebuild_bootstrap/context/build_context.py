@@ -15,12 +15,11 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.context.ignore import load_rules
-from firebuild_bootstrap.context.patterns import BadPattern, Pattern, has_wildcard
 from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
 from firebuild_bootstrap.context.sources import (
     ContextResource,
@@ -34,6 +33,10 @@ from firebuild_bootstrap.context.sources import (
 )
 from firebuild_bootstrap.context.tree import Tree
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
+
+_COMPARED_NAMES: Final = 10_000
 
 
 class BuildContext:
@@ -45,6 +48,7 @@ class BuildContext:
         downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
+        tasks: told of downloads.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -58,6 +62,7 @@ class BuildContext:
         downloads: Path | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        tasks: Tasks | None = None,
     ) -> None:
         self.root = root
         self._directory = ContextRoot(root)
@@ -66,6 +71,7 @@ class BuildContext:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._limits = limits or FetchLimits()
         self._clock_ns = clock_ns
+        self._tasks = tasks or Tasks()
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +93,6 @@ class BuildContext:
         *,
         location: Location | None = None,
         unpack: bool = False,
-        keep_owner: bool = True,
     ) -> ContextResource:
         """Find what an instruction sends; download what is remote.
 
@@ -95,10 +100,10 @@ class BuildContext:
             sources: in the order in which they are written.
             location: the instruction, for errors now and while the files are read later.
             unpack: a local archive is sent as its members (ADD).
-            keep_owner: members of archives keep their owners (no `--chown`).
 
         Raises:
-            InputError: a source does not exist, can't be read or downloaded, or nothing matched at all.
+            InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
+                nothing is none.
         """
         tree = Tree(self._directory, self._rules, location)
         groups: list[Group] = []
@@ -106,25 +111,19 @@ class BuildContext:
             match source:
                 case LocalSource(text):
                     found = list(self._find(text, tree))
-                    groups += [self._group(tree, node, name, unpack, keep_owner) for node, name in found]
+                    groups += [self._group(tree, node, name, unpack) for node, name in found]
                 case InlineSource():
                     groups.append(inline_group(source, self._clock_ns()))
                 case RemoteSource(url, checksum):
-                    remote = fetch(
-                        url,
-                        self._download_directory(),
-                        checksum=checksum,
-                        location=location,
-                        limits=self._limits,
-                    )
+                    with self._tasks.task(f"downloading from {_host(url)}"):
+                        remote = fetch(
+                            url,
+                            self._download_directory(),
+                            checksum=checksum,
+                            location=location,
+                            limits=self._limits,
+                        )
                     groups.append(remote_group(remote, location))
-        if not groups:
-            patterns = ", ".join(repr(source.text) for source in sources if isinstance(source, LocalSource))
-            raise InputError(
-                f"nothing in the build context matches {patterns}",
-                hint=f"the build context is {self.root}; .dockerignore may exclude files from it",
-                location=location,
-            )
         return ContextResource(tuple(groups))
 
     def _download_directory(self) -> Path:
@@ -134,7 +133,7 @@ class BuildContext:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
 
-    def _group(self, tree: Tree, node: Node, name: str, unpack: bool, keep_owner: bool) -> Group:
+    def _group(self, tree: Tree, node: Node, name: str, unpack: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
             # A first walk, so that what can't be sent is found before anything starts.
@@ -149,7 +148,7 @@ class BuildContext:
             with tree.open(node) as content:
                 archive = is_archive(content)
             if archive:
-                return Group(name, Archive(name, partial(tree.open, node), keep_owner, tree.location).entries)
+                return Group(name, Archive(name, partial(tree.open, node), tree.location).entries)
         return Group(name, lambda: iter((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
@@ -163,7 +162,7 @@ class BuildContext:
             yield self._existing(parts, text, tree), "/".join(parts) or "."
             return
         try:
-            patterns = [Pattern.compile(part) for part in parts[split:]]
+            patterns = [Pattern.path(part) for part in parts[split:]]
         except BadPattern as error:
             raise InputError(f"the pattern {text!r} is malformed: {error}", location=tree.location) from error
         try:
@@ -204,10 +203,15 @@ class BuildContext:
                 names = [node.parts[-1] for node in tree.root.children(parent.parts) if tree.visible(node)]
             except (OSError, InputError):
                 continue
-            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names, n=3)
+            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names[:_COMPARED_NAMES], n=3)
             where = f"{parent.path or '.'!r}"
             return f"in {where} there is: {', '.join(close or names[:8]) or 'nothing'}"
         return None
+
+
+def _host(url: str) -> str:
+    """Return the host of a URL that may be malformed, and that may hold a password before it."""
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
 
 def _clean(text: str) -> Parts:

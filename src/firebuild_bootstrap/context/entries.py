@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Protocol
 
+from firebuild_bootstrap.tarball import FIRST_TIME_NS, LAST_TIME_NS
+
 
 class EntryKind(Enum):
     """What an entry becomes in the image."""
@@ -28,10 +30,11 @@ class Entry:
         from_directory: it belongs to a directory or archive whose content is merged into the destination;
             otherwise it is a single file that the destination's rules rename or place.
         mode: permission bits with setuid, setgid and sticky (0 to 0o7777).
-        mtime_ns: modification time in nanoseconds since 1970.
+        mtime_ns: modification time in nanoseconds since 1970; what the protocol's 64 bits can't hold (before
+            1677, after 2262) becomes the nearest that they can.
         size: bytes of a regular file, else 0.
         link_target: text of a symbolic link; `path` of the first name for a hard link.
-        owner: uid and gid to keep (from an archive), or None for the instruction's own rule.
+        owner: uid and gid of a member of an archive, or None for the instruction's own rule.
         open: opens the content of a regular file for reading; None for everything else.
     """
 
@@ -45,6 +48,14 @@ class Entry:
     link_target: str = ""
     owner: tuple[int, int] | None = None
     open: Callable[[], BinaryIO] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mtime_ns", min(max(self.mtime_ns, FIRST_TIME_NS), LAST_TIME_NS))
+
+    @property
+    def is_member(self) -> bool:
+        """Whether an archive holds it, which is unpacked as if the destination were the root."""
+        return self.owner is not None
 
 
 class Resource(Protocol):

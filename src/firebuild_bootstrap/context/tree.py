@@ -66,12 +66,16 @@ class Tree:
                 yield entry
 
     def directory(self, node: Node, name: str) -> Entry:
-        """Return the entry of a directory whose contents are merged into the destination."""
+        """Return the entry of a directory whose contents are merged into the destination.
+
+        The destination is not the directory's copy: made by COPY, it is like any other directory that an
+        instruction makes, whatever the mode of the source (0700 where `mktemp -d` made the context).
+        """
         return Entry(
             source=name,
             path="",
             kind=EntryKind.DIRECTORY,
-            mode=stat.S_IMODE(node.status.st_mode),
+            mode=0o755,
             mtime_ns=node.status.st_mtime_ns,
             from_directory=True,
         )

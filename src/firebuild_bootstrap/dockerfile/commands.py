@@ -18,16 +18,16 @@ from firebuild_bootstrap.context.sources import InlineSource, LocalSource, Remot
 from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.metadata import command_line, one_word
 from firebuild_bootstrap.dockerfile.stage import Stage
-from firebuild_bootstrap.dockerfile.syntax import Instruction
+from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 Command = tuple[AnyCommand, Resource | None]
 
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _GIT: Final = re.compile(r"git@|(git|ssh|git\+[a-z]+)://|https?://[^#?]+\.git/?(#|$|\?)", re.IGNORECASE)
-_OCTAL: Final = re.compile(r"[0-7]{1,4}")
+_OCTAL: Final = re.compile(r"0*[0-7]{1,4}")
 _SYMBOLIC: Final = re.compile(r"[ugoa]*([-+=]([rwxXst]*|[ugo]))+(,[ugoa]*([-+=]([rwxXst]*|[ugo]))+)*")
-_OWNER: Final = re.compile(r"[^:\s]+(:[^:\s]+)?")
+_OWNER: Final = re.compile(r"[^:\s]*(:[^:\s]*)?")
 
 
 def _original(instruction: Instruction) -> str:
@@ -54,14 +54,15 @@ def run(stage: Stage, instruction: Instruction, number: int) -> Command:
         text = _shell_text(instruction)
         argv = (*stage.shell, text)
         script = text if _is_only_heredoc(instruction) and text.startswith("#!") else None
+    env, args = stage.variables.environment()
     command = RunCommand(
         step=number,
         original=_original(instruction),
         workdir=stage.config.workdir,
         user=_user(stage),
         argv=argv,
-        env=stage.config.env,
-        args=stage.run_args(),
+        env=env,
+        args=args,
         script=script,
     )
     return command, None
@@ -88,18 +89,29 @@ def workdir(stage: Stage, instruction: Instruction, number: int) -> Command:
     """Turn a WORKDIR into a command; relative ones continue the one before.
 
     Raises:
-        InputError: the path is empty.
+        InputError: there is no path.
     """
-    path = posixpath.join(stage.config.workdir, one_word(stage, instruction))
-    stage.change(workdir="/" + posixpath.normpath(path).lstrip("/"))
+    path = one_word(stage, instruction)
+    if not path:
+        stage.warn(instruction, f"WORKDIR {instruction.operands} expands to nothing and changes nothing")
+    stage.change(workdir=_clean(stage.config.workdir, path))
     command = WorkdirCommand(
         step=number, original=_original(instruction), workdir=stage.config.workdir, user=_user(stage)
     )
     return command, None
 
 
-def copy(stage: Stage, instruction: Instruction, number: int) -> Command:
+def _clean(workdir: str, path: str) -> str:
+    # Before any link is followed, as BuildKit does it: /a/../b is /b, wherever /a leads to.
+    return "/" + posixpath.normpath(posixpath.join(workdir, path)).lstrip("/")
+
+
+def copy(stage: Stage, instruction: Instruction, number: int) -> Command | None:
     """Turn a COPY or ADD into a command and what it sends; remote files are downloaded.
+
+    Returns:
+        None if all its sources are patterns that match nothing: then BuildKit copies nothing, and makes no
+        destination either.
 
     Raises:
         InputError: operands or flags are wrong, or a source can't be found or downloaded.
@@ -108,13 +120,19 @@ def copy(stage: Stage, instruction: Instruction, number: int) -> Command:
     flags = read_flags(instruction, expander.word)
     if len(instruction.args) < 2:
         raise instruction.error(
-            f"{instruction.keyword}: expected a source and a destination, found {instruction.operands!r}"
+            f"{instruction.keyword}: expected a source and a destination, "
+            f"found {short(instruction.operands)!r}"
         )
     if not instruction.json and parse_heredoc(instruction.args[-1]):
         raise instruction.error(f"{instruction.keyword}: the destination can't be a heredoc")
+    owner = _owner(stage, instruction, flags.get("chown"))
+    mode = _mode(stage, instruction, flags.get("chmod"))
     *words, last = instruction.args
     target = expander.word(last) or "."
     is_directory = target.endswith("/") or posixpath.basename(target) in (".", "..")
+    if ".." in target.split("/"):
+        target = _clean(stage.config.workdir, target)
+        target = posixpath.join(target, "") if is_directory else target
     sources = _sources(instruction, words, expander.word, expander.body, flags.get("checksum"))
     if not is_directory:
         _require_single(instruction, len(sources), target)
@@ -128,8 +146,13 @@ def copy(stage: Stage, instruction: Instruction, number: int) -> Command:
         sources,
         location=instruction.location,
         unpack=instruction.keyword == "ADD",
-        keep_owner="chown" not in flags,
     )
+    if not resource.groups:
+        patterns = ", ".join(
+            repr(short(source.text)) for source in sources if isinstance(source, LocalSource)
+        )
+        stage.warn(instruction, f"nothing in the build context matches {patterns}, so nothing is copied")
+        return None
     if not is_directory:
         _require_single(instruction, len(resource.groups), target)
     command = CopyCommand(
@@ -139,8 +162,8 @@ def copy(stage: Stage, instruction: Instruction, number: int) -> Command:
         source=f"step-{number}",
         target=target,
         target_is_directory=is_directory,
-        chown=_owner(instruction, flags.get("chown")),
-        chmod=_mode(instruction, flags.get("chmod")),
+        chown=owner,
+        chmod=mode,
         keyword=instruction.keyword,
     )
     return command, resource
@@ -193,27 +216,45 @@ def _source(instruction: Instruction, text: str, checksum: str | None) -> Source
 def _require_single(instruction: Instruction, count: int, target: str) -> None:
     if count > 1:
         raise instruction.error(
-            f"{instruction.keyword} of several sources needs a destination that ends in /, found {target!r}",
+            f"{instruction.keyword} of several sources needs a destination that ends in /, "
+            f"found {short(target)!r}",
             hint=f"write {target}/",
         )
 
 
-def _owner(instruction: Instruction, text: str | None) -> str | None:
-    if text is not None and not _OWNER.fullmatch(text):
-        raise instruction.error(f"--chown: expected user or user:group, by name or number, found {text!r}")
-    return text
-
-
-def _mode(instruction: Instruction, text: str | None) -> str | None:
-    if text is not None and not (_OCTAL.fullmatch(text) or _SYMBOLIC.fullmatch(text)):
+def _owner(stage: Stage, instruction: Instruction, text: str | None) -> str | None:
+    if not text:
+        _warn_of_empty(stage, instruction, "chown", text)
+        return None
+    if not _OWNER.fullmatch(text):
         raise instruction.error(
-            f"--chmod: expected an octal mode up to 7777 or a symbolic one, found {text!r}",
+            f"--chown: expected user or user:group, by name or number, found {short(text)!r}"
+        )
+    # What is left out is what it would be without the colon: root, and the group of the user.
+    user, _, group = text.partition(":")
+    return f"{user or '0'}:{group}" if group else user or "0"
+
+
+def _mode(stage: Stage, instruction: Instruction, text: str | None) -> str | None:
+    if not text:
+        _warn_of_empty(stage, instruction, "chmod", text)
+        return None
+    if _OCTAL.fullmatch(text):
+        return text[-4:]
+    if not _SYMBOLIC.fullmatch(text):
+        raise instruction.error(
+            f"--chmod: expected an octal mode up to 7777 or a symbolic one, found {short(text)!r}",
             hint="for example 0755 or u=rwX,go=rX",
         )
     return text
 
 
-HANDLERS: Final[dict[str, Callable[[Stage, Instruction, int], Command]]] = {
+def _warn_of_empty(stage: Stage, instruction: Instruction, flag: str, text: str | None) -> None:
+    if text is not None:
+        stage.warn(instruction, f"{instruction.keyword} --{flag} is empty, which is as if it were not there")
+
+
+HANDLERS: Final[dict[str, Callable[[Stage, Instruction, int], Command | None]]] = {
     "ADD": copy,
     "COPY": copy,
     "RUN": run,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
-from firebuild_bootstrap.dockerfile.syntax import Instruction
+from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 
 
 class _Kind(Enum):
@@ -72,11 +72,11 @@ def read_flags(instruction: Instruction, expand: Callable[[str], str]) -> dict[s
 
 
 def _unknown(instruction: Instruction, name: str, known: dict[str, _Kind]) -> Exception:
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name[:80], known, n=1)
     if close:
         hint = f"did you mean --{close[0]}?"
     elif known:
         hint = f"{instruction.keyword} knows " + ", ".join(f"--{each}" for each in known)
     else:
         hint = f"{instruction.keyword} has no flags"
-    return instruction.error(f"unknown flag --{name} of {instruction.keyword}", hint=hint)
+    return instruction.error(f"unknown flag --{short(name)} of {instruction.keyword}", hint=hint)

@@ -5,32 +5,32 @@ https://docs.docker.com/reference/dockerfile/ and, for the result, the OCI image
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.stage import Stage
-from firebuild_bootstrap.dockerfile.syntax import Instruction
+from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.dockerfile.variables import declare_args
 from firebuild_bootstrap.image.config import Healthcheck
 from firebuild_bootstrap.wire import WireError, parse_duration
 
-_PORTS: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII)
+_PORT: Final = re.compile(r"\+?0*\d{1,5}", re.ASCII)
 _REAL_TIME: Final = re.compile(r"RT(MIN(\+\d{1,2})?|MAX(-\d{1,2})?)", re.ASCII)
 
 
 def one_word(stage: Stage, instruction: Instruction) -> str:
-    """Return the only operand, expanded.
+    """Return the only operand, expanded; it may expand to nothing.
 
     Raises:
-        InputError: there is none, or it expands to nothing.
+        InputError: there is none.
     """
-    text = stage.expander(instruction).word(" ".join(instruction.args))
-    if not text:
+    if not instruction.args:
         raise instruction.error(f"{instruction.keyword}: expected a value, found nothing")
-    return text
+    return stage.expander(instruction).word(" ".join(instruction.args))
 
 
 def _pairs(stage: Stage, instruction: Instruction) -> dict[str, str]:
@@ -48,18 +48,18 @@ def _pairs(stage: Stage, instruction: Instruction) -> dict[str, str]:
 
 
 def _arg(stage: Stage, instruction: Instruction) -> None:
-    declare_args(instruction, stage.arguments, stage.config.env, stage.escape)
+    declare_args(instruction, stage.variables, stage.expander(instruction))
 
 
 def _env(stage: Stage, instruction: Instruction) -> None:
     pairs = _pairs(stage, instruction)
     if odd := next((name for name in pairs if "=" in name), None):
-        raise instruction.error(f"ENV: {odd!r} is no name of a variable")
-    stage.change(env={**stage.config.env, **pairs})
+        raise instruction.error(f"ENV: {short(odd)!r} is no name of a variable")
+    stage.variables.set_env(pairs)
 
 
 def _label(stage: Stage, instruction: Instruction) -> None:
-    stage.change(labels={**stage.config.labels, **_pairs(stage, instruction)})
+    stage.labels |= _pairs(stage, instruction)
 
 
 def _maintainer(stage: Stage, instruction: Instruction) -> None:
@@ -69,7 +69,10 @@ def _maintainer(stage: Stage, instruction: Instruction) -> None:
 
 
 def _user(stage: Stage, instruction: Instruction) -> None:
-    stage.change(user=one_word(stage, instruction))
+    user = one_word(stage, instruction)
+    if not user:
+        stage.warn(instruction, f"USER {instruction.operands} expands to nothing, which means root")
+    stage.change(user=user)
 
 
 def command_line(stage: Stage, instruction: Instruction) -> tuple[str, ...]:
@@ -102,31 +105,77 @@ def _shell(stage: Stage, instruction: Instruction) -> None:
 
 
 def _expose(stage: Stage, instruction: Instruction) -> None:
+    if not instruction.args:
+        raise instruction.error("EXPOSE: expected a port")
     expander = stage.expander(instruction)
     words = [word for text in instruction.args for word in expander.words(text)]
     if not words:
-        raise instruction.error("EXPOSE: expected a port")
-    ports = [port for word in words for port in _ports(instruction, word)]
-    stage.change(exposed_ports=tuple(dict.fromkeys((*stage.config.exposed_ports, *ports))))
+        stage.warn(instruction, f"EXPOSE {instruction.operands} expands to nothing and exposes nothing")
+    for word in words:
+        try:
+            stage.ports.add(*_ports(word))
+        except ValueError as error:
+            raise instruction.error(
+                f"EXPOSE: expected a port, found {short(word)!r}: {error}",
+                hint="for example 80, 53/udp or 8000-8010",
+            ) from error
 
 
-def _ports(instruction: Instruction, word: str) -> Iterator[str]:
-    match = _PORTS.fullmatch(word.lower())
-    first = int(match[1]) if match else 0
-    last = int(match[2] or first) if match else 0
-    if not match or not 1 <= first <= last <= 65535:
-        raise instruction.error(
-            f"EXPOSE: expected a port from 1 to 65535, found {word!r}",
-            hint="for example 80, 53/udp or 8000-8010",
-        )
-    return (f"{port}/{match[3] or 'tcp'}" for port in range(first, last + 1))
+def _ports(word: str) -> tuple[int, int, str]:
+    """Read `[[address:][host port]:]ports[/protocol]`; address and port of the host say nothing to an image.
+
+    The rules are those of BuildKit (convert_expose.go), and before it of go-connections' nat.ParsePortSpec.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    *ahead, ports = word.split(":")
+    host_ports = ahead.pop() if ahead else ""
+    address = ":".join(ahead)
+    ports, _, protocol = ports.partition("/")
+    if protocol.lower() not in ("", "tcp", "udp", "sctp"):
+        raise ValueError("the protocol is tcp, udp or sctp")
+    if address.startswith("[") and address.endswith("]"):
+        address = address[1:-1]
+    if address and ("%" in address or not _is_address(address)):
+        raise ValueError(f"{address!r} is no IP address")
+    first, last = _port_range(ports)
+    if host_ports:
+        begin, end = _port_range(host_ports)
+        if last != first and end - begin != last - first:
+            raise ValueError("the ranges differ in length")
+    return first, last, protocol.lower() or "tcp"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    begin = _port(first)
+    end = _port(last) if dash else begin
+    if end < begin:
+        raise ValueError("the range runs backwards")
+    return begin, end
+
+
+def _port(text: str) -> int:
+    if not _PORT.fullmatch(text) or (number := int(text)) > 65535:
+        raise ValueError("a port is a number from 0 to 65535")
+    return number
 
 
 def _volume(stage: Stage, instruction: Instruction) -> None:
-    volumes = [stage.expander(instruction).word(text) for text in instruction.args]
+    expander = stage.expander(instruction)
+    volumes = [expander.word(text.strip()) for text in instruction.args]
     if not volumes or not all(volumes):
         raise instruction.error("VOLUME: expected a path, found nothing")
-    stage.change(volumes=tuple(dict.fromkeys((*stage.config.volumes, *volumes))))
+    stage.volumes |= dict.fromkeys(volumes)
 
 
 def _stop_signal(stage: Stage, instruction: Instruction) -> None:
@@ -134,7 +183,7 @@ def _stop_signal(stage: Stage, instruction: Instruction) -> None:
     name = text.upper().removeprefix("SIG")
     number = int(name) if name.isdecimal() and len(name) < 4 else 0
     if not (1 <= number <= 64 or f"SIG{name}" in signal.Signals.__members__ or _REAL_TIME.fullmatch(name)):
-        raise instruction.error(f"STOPSIGNAL: expected a signal such as SIGTERM or 15, found {text!r}")
+        raise instruction.error(f"STOPSIGNAL: expected a signal such as SIGTERM or 15, found {short(text)!r}")
     stage.change(stop_signal=text)
 
 

@@ -9,14 +9,15 @@ from typing import Final
 
 from firebuild_bootstrap.context.build_context import BuildContext
 from firebuild_bootstrap.dockerfile import commands, metadata
+from firebuild_bootstrap.dockerfile.expansion import Budget
 from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.model import BaseResolver, BuildPlan, Diagnostic, DockerfileSource, Step
 from firebuild_bootstrap.dockerfile.stage import Stage
-from firebuild_bootstrap.dockerfile.syntax import Instruction, ParsedDockerfile, parse
+from firebuild_bootstrap.dockerfile.syntax import Instruction, ParsedDockerfile, parse, short
 from firebuild_bootstrap.dockerfile.variables import (
     PROXY_ARGS,
-    Arguments,
     Expander,
+    Variables,
     declare_args,
     host_platform,
     normal_platform,
@@ -59,27 +60,32 @@ def make_plan(
     given = build_args or {}
     parsed = parse(dockerfile)
     head, first, body = _split(parsed)
-    args = Arguments(given, platform_args(platform))
-    args.values.update(platform_args(platform))
+    budget = Budget()
+    predefined = platform_args(platform, target or _stage_name(first) or "")
+    known = {name: value for name in predefined if (value := given.get(name)) is not None}
+    scope = Variables(given, {}, predefined | known)
     for instruction in head:
-        declare_args(instruction, args, {}, parsed.escape)
-    start = _read_from(first, args.values, parsed.escape, platform)
+        declare_args(instruction, scope, Expander(instruction, scope.values, parsed.escape, budget))
+    start = _read_from(first, Expander(first, scope.values, parsed.escape, budget), platform)
     _require_target(dockerfile, start, target)
     base = ImageConfig() if start.base == "scratch" else _resolve(first, bases, start.base)
-    stage = Stage.on(base, Arguments(given, args.values), context)
+    stage = Stage.on(base, given, scope.values, context, budget)
     work = _Work(stage)
     for trigger in base.onbuild:
         work.trigger(trigger, first, start.base)
     stage.escape = parsed.escape
     work.execute_all(body)
-    stage.change(labels={**stage.config.labels, **(extra_labels or {})})
-    unknown = _undeclared(given, args.declared | stage.arguments.declared)
+    unknown = _undeclared(given, scope.declared | stage.variables.declared | known.keys())
     return BuildPlan(
         base=start.base,
         base_line=first.location.line,
         steps=tuple(work.steps),
-        config=stage.config,
-        warnings=(*parsed.warnings, *(Diagnostic(Location(dockerfile.name), message) for message in unknown)),
+        config=stage.finished(extra_labels or {}),
+        warnings=(
+            *parsed.warnings,
+            *stage.warnings,
+            *(Diagnostic(Location(dockerfile.name), message) for message in unknown),
+        ),
     )
 
 
@@ -102,6 +108,8 @@ class _Work:
         try:
             for instruction in instructions:
                 self._execute(instruction)
+                if len(self.problems) > _REPORTED_PROBLEMS:
+                    break
         except InputError as error:
             self.problems.append(error)
         if self.problems:
@@ -118,14 +126,15 @@ class _Work:
             metadata_handler(self.stage, instruction)
             return
         try:
-            command, resource = commands.HANDLERS[instruction.keyword](self.stage, instruction, self._next)
+            found = commands.HANDLERS[instruction.keyword](self.stage, instruction, self._next)
         except InputError as error:
             if instruction.keyword == "WORKDIR":
                 raise
             self.problems.append(error)
             return
-        step = Step(self._next, instruction.location.line, instruction.text, command, resource)
-        self.steps.append(step)
+        if found is not None:
+            line, text = instruction.location.line, instruction.text
+            self.steps.append(Step(self._next, line, text, *found))
 
     def trigger(self, text: str, origin: Instruction, base: str) -> None:
         """Execute one ONBUILD trigger of the base image."""
@@ -179,20 +188,39 @@ def _split(parsed: ParsedDockerfile) -> tuple[list[Instruction], Instruction, li
     return head, stages[0][0], stages[0][1:]
 
 
-def _read_from(instruction: Instruction, values: Mapping[str, str], escape: str, platform: str) -> _From:
-    expander = Expander(instruction, values, escape)
-    wanted = read_flags(instruction, expander.word).get("platform")
-    if wanted is not None and normal_platform(wanted, platform) != platform:
+def _stage_name(instruction: Instruction) -> str | None:
+    return instruction.args[2].lower() if len(instruction.args) == 3 else None
+
+
+def _require_platform(instruction: Instruction, text: str, wanted: str, platform: str) -> None:
+    if not wanted:
         raise instruction.error(
-            f"FROM --platform={wanted} is not supported yet: this host builds {platform} only"
+            f"FROM --platform={short(text)} expands to nothing",
+            hint="declare the ARG before FROM, with a default",
         )
+    try:
+        normal = normal_platform(wanted, platform)
+    except ValueError as error:
+        raise instruction.error(
+            f"FROM --platform: {short(wanted)!r} is no platform: {error}", hint=f"for example {platform}"
+        ) from error
+    if normal != platform:
+        raise instruction.error(
+            f"FROM --platform={short(wanted)} is not supported yet: this host builds {platform} only"
+        )
+
+
+def _read_from(instruction: Instruction, expander: Expander, platform: str) -> _From:
+    # Nothing behind the equals sign is no flag; a variable that holds nothing is a mistake.
+    if text := read_flags(instruction, str).get("platform"):
+        _require_platform(instruction, text, expander.word(text), platform)
     match instruction.args:
         case (image,):
             name = None
         case (image, keyword, name) if keyword.upper() == "AS":
             if not _STAGE_NAME.fullmatch(name.lower()):
                 raise instruction.error(
-                    f"FROM: {name!r} can't name a stage",
+                    f"FROM: {short(name)!r} can't name a stage",
                     hint="a name begins with a letter; letters, digits, - _ and . follow",
                 )
         case _:
@@ -200,7 +228,7 @@ def _read_from(instruction: Instruction, values: Mapping[str, str], escape: str,
     base = expander.word(image)
     if not base:
         raise instruction.error(
-            f"FROM: {image!r} expands to nothing", hint="declare the ARG before FROM, with a default"
+            f"FROM: {short(image)!r} expands to nothing", hint="declare the ARG before FROM, with a default"
         )
     return _From(base, name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,7 @@ from e2b_dockerfile_utils import (
 )
 
 from firebuild_bootstrap.dockerfile.model import Diagnostic, DockerfileSource
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 
 KEYWORDS: Final = (
     *(
@@ -34,10 +35,9 @@ KEYWORDS: Final = (
     *("ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR"),
 )
 _SHOWN_CHARACTERS: Final = 160
+_WHITE_SPACE: Final = re.compile(r"[^\S\n]+")
 _PARSER_PREFIX: Final = re.compile(r"Dockerfile parse error(?: on line \d+)?: ")
 _UNKNOWN: Final = re.compile(r"unknown instruction: (.*)", re.DOTALL)
-# NUL ends a string for the kernel; a lone surrogate (from "\ud800" in JSON) can't be written as UTF-8.
-_UNUSABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,21 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
     Raises:
         InputError: the text is malformed, has an unknown instruction, or none at all.
     """
+    lines = source.text.removeprefix("\ufeff").split("\n")
+    directives = _directives(lines)
     try:
-        tree = parse_dockerfile_ast(source.text)
+        tree = parse_dockerfile_ast("\n".join((*directives, *lines[len(directives) :])))
     except DockerfileSyntaxError as error:
         raise _syntax_error(error, at or Location(source.name, error.line or 0)) from error
     except RecursionError as error:
+        nested = next((number for number, line in enumerate(lines, 1) if line.count("[") > 99), 0)
         raise InputError(
-            "an instruction is nested too deeply", location=at or Location(source.name)
+            "an instruction is nested too deeply", location=at or Location(source.name, nested)
         ) from error
     if not tree.instructions:
         raise InputError(
             "the Dockerfile has no instructions", hint="begin with FROM", location=at or Location(source.name)
         )
-    lines = source.text.split("\n")
     instructions = tuple(
         _instruction(node, tree.escape_token, lines, at or Location(source.name, node.start_line))
         for node in tree.instructions
@@ -115,10 +117,19 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
     return ParsedDockerfile(instructions, tree.escape_token, warnings)
 
 
+def _directives(lines: list[str]) -> list[str]:
+    """Return the comments at the top, where directives can be, with white space made short.
+
+    The parser's expression for directives takes quadratic time for long runs of it.
+    """
+    comments = itertools.takewhile(lambda line: line.lstrip().startswith("#"), lines)
+    return [_WHITE_SPACE.sub(" ", line) for line in comments]
+
+
 def _instruction(
     node: DockerfileInstruction, escape: str, lines: list[str], location: Location
 ) -> Instruction:
-    first_line = lines[node.start_line - 1].removeprefix("\ufeff").strip().removesuffix(escape)
+    first_line = lines[node.start_line - 1].strip().removesuffix(escape)
     instruction = Instruction(
         keyword=node.name,
         text=_shown(node.original.strip(), first_line, elided=bool(node.heredocs)),
@@ -130,9 +141,14 @@ def _instruction(
     )
     texts = (*instruction.flags, *instruction.args, *(heredoc.content for heredoc in instruction.heredocs))
     for text in texts:
-        if _UNUSABLE.search(text):
+        if UNUSABLE_TEXT.search(text):
             raise instruction.error(f"{node.name} contains a NUL or a character that is no Unicode text")
     return instruction
+
+
+def short(text: str) -> str:
+    """Return `text` as a message shows it: what is longer than two lines of a terminal is cut."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def _shown(text: str, first_line: str, *, elided: bool) -> str:
@@ -145,7 +161,7 @@ def _syntax_error(error: DockerfileSyntaxError, location: Location) -> InputErro
     message = _PARSER_PREFIX.sub("", str(error), count=1)
     hint = None
     if unknown := _UNKNOWN.fullmatch(message):
-        close = difflib.get_close_matches(unknown[1].upper(), KEYWORDS, n=1)
+        close = difflib.get_close_matches(unknown[1].upper()[:_SHOWN_CHARACTERS], KEYWORDS, n=1)
         hint = (
             f"did you mean {close[0]}?"
             if close
@@ -153,4 +169,4 @@ def _syntax_error(error: DockerfileSyntaxError, location: Location) -> InputErro
         )
     elif message == "unterminated heredoc":
         hint = "its end marker has to stand alone on a line, as in the line that begins it"
-    return InputError(message, hint=hint, location=location)
+    return InputError(short(message), hint=hint, location=location)

@@ -1,4 +1,4 @@
-"""Variables: what ARG declares, and how the words of an instruction are expanded.
+"""Variables: what ENV and ARG declare, and how the words of an instruction are expanded.
 
 https://docs.docker.com/reference/dockerfile/#environment-replacement and
 https://docs.docker.com/reference/dockerfile/#arg
@@ -7,12 +7,12 @@ https://docs.docker.com/reference/dockerfile/#arg
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from e2b_dockerfile_utils import ShellLex
-
-from firebuild_bootstrap.dockerfile.syntax import Instruction
+from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
+from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 
 # Usable in RUN without an ARG, and never part of the image.
 PROXY_ARGS: Final = frozenset(
@@ -20,13 +20,42 @@ PROXY_ARGS: Final = frozenset(
     for upper in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
     for name in (upper, upper.lower())
 )
-_PROCESSORS: Final = {
+_MACHINES: Final = {
     "x86_64": "amd64",
     "aarch64": "arm64",
     "armv7l": "arm/v7",
     "armv6l": "arm/v6",
     "i686": "386",
 }
+# https://github.com/containerd/platforms, whose Parse is what BuildKit asks.
+_SYSTEMS: Final = frozenset(
+    (
+        *("aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux"),
+        *("macos", "nacl", "netbsd", "openbsd", "plan9", "solaris", "windows", "zos"),
+    )
+)
+_ARCHITECTURES: Final = frozenset(
+    (
+        *("386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "loong64", "mips", "mipsle"),
+        *("mips64", "mips64le", "mips64p32", "mips64p32le", "ppc", "ppc64", "ppc64le", "riscv", "riscv64"),
+        *("s390", "s390x", "sparc", "sparc64", "wasm"),
+    )
+)
+_ARCHITECTURE_ALIASES: Final = {
+    "i386": "386",
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "armhf": "arm/v7",
+    "armel": "arm/v6",
+}
+_VARIANT_ALIASES: Final = {
+    "amd64": {"v1": ""},
+    "arm64": {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9", "v9.0": "v9"},
+    "arm": {"": "v7", "5": "v5", "6": "v6", "7": "v7", "8": "v8"},
+}
+_SYSTEM: Final = re.compile(r"[A-Za-z0-9_-]+(\([A-Za-z0-9_.%-]*(\+[A-Za-z0-9_.%-]+)*\))?")
+_PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def host_platform(machine: str | None = None) -> str:
@@ -36,26 +65,44 @@ def host_platform(machine: str | None = None) -> str:
         machine: the processor as `uname -m` names it, by default this host's.
     """
     machine = machine or os.uname().machine
-    return f"linux/{_PROCESSORS.get(machine, machine)}"
+    return f"linux/{_MACHINES.get(machine, machine)}"
 
 
 def normal_platform(text: str, host: str) -> str:
-    """Return a platform as `host_platform` writes it; a missing half is the host's."""
-    words = text.lower().split("/")
-    system = words.pop(0) if words[0] == "linux" or len(words) > 1 else "linux"
-    processor = "/".join(words) or host.partition("/")[2]
-    processor = {"arm64/v8": "arm64", "arm": "arm/v7"}.get(processor, processor)
-    return f"{system}/{_PROCESSORS.get(processor, processor)}"
+    """Return a platform as `host_platform` writes it; a missing half is the host's.
+
+    Args:
+        text: `system/architecture`, `system/architecture/variant`, or a known system or architecture alone.
+        host: the host's platform.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    system, *rest = text.split("/")
+    if not _SYSTEM.fullmatch(system) or not all(map(_PART.fullmatch, rest)) or len(rest) > 2:
+        raise ValueError("expected system/architecture or system/architecture/variant")
+    system, rest = system.lower(), [part.lower() for part in rest]
+    if not rest:
+        if system in _SYSTEMS:
+            return f"{system}/{host.partition('/')[2]}"
+        if _ARCHITECTURE_ALIASES.get(system, system).partition("/")[0] not in _ARCHITECTURES:
+            raise ValueError("there is no such operating system or architecture")
+        system, rest = "linux", [system]
+    architecture, _, variant = _ARCHITECTURE_ALIASES.get(rest[0], rest[0]).partition("/")
+    variant = variant or "".join(rest[1:])
+    variant = _VARIANT_ALIASES.get(architecture, {}).get(variant, variant)
+    return "/".join(filter(None, (system, architecture, variant)))
 
 
-def platform_args(platform: str) -> dict[str, str]:
-    """Return the arguments that Docker predefines before FROM, for a build on and for `platform`."""
+def platform_args(platform: str, stage: str) -> dict[str, str]:
+    """Return the arguments predefined before FROM, for a build of `stage` on and for `platform`."""
     system, _, processor = platform.partition("/")
     architecture, _, variant = processor.partition("/")
-    args = {}
+    args = {"TARGETSTAGE": stage or "default"}
     for side in ("BUILD", "TARGET"):
         args[f"{side}PLATFORM"] = platform
         args[f"{side}OS"] = system
+        args[f"{side}OSVERSION"] = ""
         args[f"{side}ARCH"] = architecture
         args[f"{side}VARIANT"] = variant
     return args
@@ -64,87 +111,116 @@ def platform_args(platform: str) -> dict[str, str]:
 class Expander:
     """Expands variables in the words of one instruction, all with the same values.
 
-    Every method raises `InputError` if a substitution is malformed or `${name:?message}` finds nothing.
+    Every method raises `InputError` if a substitution is malformed, `${name:?message}` finds nothing, or
+    the variables hold too much.
 
     Args:
         instruction: whose words they are; errors point at it.
         values: the variables as they are before the instruction.
         escape: the escape character of the Dockerfile.
+        budget: what the variables of the Dockerfile may still put in.
     """
 
-    def __init__(self, instruction: Instruction, values: Mapping[str, str], escape: str) -> None:
+    def __init__(
+        self, instruction: Instruction, values: Mapping[str, str], escape: str, budget: Budget
+    ) -> None:
         self._instruction = instruction
         self._values = values
         self._escape = escape
+        self._budget = budget
 
     def word(self, text: str) -> str:
         """Return `text` as one word: quotes removed, variables replaced."""
         try:
-            return self._lexer(self._escape).process_word(text)
-        except ValueError as error:
-            raise self._instruction.error(str(error)) from error
+            return Lexer(text, self._values, self._escape, self._budget).word()
+        except ExpansionError as error:
+            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
 
     def words(self, text: str) -> list[str]:
         """Return `text` as words: what an unquoted variable holds is split at white space."""
         try:
-            return self._lexer(self._escape).process_words(text)
-        except ValueError as error:
-            raise self._instruction.error(str(error)) from error
+            return Lexer(text, self._values, self._escape, self._budget).words()
+        except ExpansionError as error:
+            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
 
     def body(self, text: str) -> str:
         """Return the body of a heredoc: variables replaced, quotes left alone."""
         try:
             # Always a backslash, whatever the escape directive says: heredocs follow the shell.
-            return self._lexer("\\", keep_quotes=True).process_word(text)
-        except ValueError as error:
-            raise self._instruction.error(f"in a heredoc: {_reason(error)}") from error
-
-    def _lexer(self, escape: str, *, keep_quotes: bool = False) -> ShellLex:
-        return ShellLex(escape, env=self._values, skip_unset_env=False, skip_process_quotes=keep_quotes)
+            return Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False).word()
+        except ExpansionError as error:
+            raise self._instruction.error(f"in a heredoc: {error}") from error
 
 
-def _reason(error: ValueError) -> str:
-    # The lexer repeats the whole text, which is too much of a heredoc.
-    return str(error).rpartition(": ")[2]
+class Variables:
+    """The variables of one scope in the order of its instructions: of ENV and ARG the later one wins.
 
-
-class Arguments:
-    """The ARGs declared so far in one scope.
+    That is what BuildKit does, whose ARG puts its value where ENV puts it, whatever the reference says.
 
     Args:
         given: build arguments by name; None is one without a value, which counts as not given.
-        inherited: what a declaration without a default gets: the ARGs before FROM.
+        inherited: what an ARG without a default gets: the ARGs before FROM.
+        env: the variables to begin with: of the base image, or those that are predefined before FROM.
     """
 
-    def __init__(self, given: Mapping[str, str | None], inherited: Mapping[str, str]) -> None:
+    def __init__(
+        self, given: Mapping[str, str | None], inherited: Mapping[str, str], env: Mapping[str, str]
+    ) -> None:
         self._given = given
         self._inherited = inherited
-        self.values: dict[str, str] = {}
+        self._of_args: set[str] = set()
+        self._environment: tuple[Mapping[str, str], Mapping[str, str]] | None = None
+        self.env = dict(env)
+        self.values = dict(env)
         self.declared: set[str] = set()
 
-    def declare(self, name: str, default: str | None) -> None:
-        """Declare one: the build argument beats the default, which beats what is inherited."""
+    def set_env(self, pairs: Mapping[str, str]) -> None:
+        """Execute an ENV."""
+        self.env |= pairs
+        self.values |= pairs
+        self._of_args.difference_update(pairs)
+        self._environment = None
+
+    def declare(self, name: str, default: str | None, expand: Callable[[str], str]) -> None:
+        """Execute an ARG: the build argument beats the default, which beats what is inherited.
+
+        One that gets no value leaves a variable of the same name as it was.
+        """
         self.declared.add(name)
-        candidates = (self._given.get(name), default, self._inherited.get(name))
-        value = next((candidate for candidate in candidates if candidate is not None), None)
+        value = self._given.get(name)
+        if value is None:
+            value = self._inherited.get(name) if default is None else expand(default)
         if value is not None:
             self.values[name] = value
+            self._of_args.add(name)
+            self._environment = None
 
-    def proxies(self) -> dict[str, str]:
-        """Return the proxy arguments that were given: every RUN gets them, declared or not."""
-        return {
-            name: value for name, value in self._given.items() if name in PROXY_ARGS and value is not None
-        }
+    def environment(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Return what a RUN sees: variables of ENV and, apart from them, of ARG.
+
+        The proxy arguments that were given are among the latter, declared or not.
+        """
+        if self._environment is None:
+            given = self._given.items()
+            proxies = {
+                name: value
+                for name, value in given
+                if name in PROXY_ARGS and name not in self.values and value is not None
+            }
+            self._environment = (
+                {name: value for name, value in self.env.items() if name not in self._of_args},
+                {**proxies, **{name: self.values[name] for name in sorted(self._of_args)}},
+            )
+        return self._environment
 
 
-def declare_args(instruction: Instruction, arguments: Arguments, env: Mapping[str, str], escape: str) -> None:
+def declare_args(instruction: Instruction, variables: Variables, expander: Expander) -> None:
     """Execute an ARG; a later declaration on the same line sees the earlier ones, as in BuildKit.
 
     Args:
         instruction: the ARG.
-        arguments: the scope that it adds to.
-        env: variables that hide ARGs of the same name.
-        escape: the escape character of the Dockerfile.
+        variables: the scope that it adds to.
+        expander: expands with the values of that scope.
 
     Raises:
         InputError: there is no name, or a default can't be expanded.
@@ -152,9 +228,8 @@ def declare_args(instruction: Instruction, arguments: Arguments, env: Mapping[st
     if not instruction.args:
         raise instruction.error("ARG: expected a name", hint="for example ARG VERSION=1.0")
     for word in instruction.args:
-        expander = Expander(instruction, {**arguments.values, **env}, escape)
         name, equals, default = word.partition("=")
         name = expander.word(name)
         if not name:
-            raise instruction.error(f"ARG: expected a name before =, found {word!r}")
-        arguments.declare(name, expander.word(default) if equals else None)
+            raise instruction.error(f"ARG: expected a name before =, found {short(word)!r}")
+        variables.declare(name, default if equals else None, expander.word)

@@ -13,7 +13,7 @@ from typing import Any
 
 from firebuild_bootstrap import wire
 
-from .client import Client
+from .client import CALL_SECONDS, Client
 from .errors import GuestError, InputError, Interrupted
 from .kernel import hide_memory
 from .pings import Pings
@@ -39,7 +39,12 @@ def read_block(document: Mapping[str, Any]) -> wire.BootstrapBlock:
 
 
 def bootstrap(
-    block: wire.BootstrapBlock, root_path: str, *, connect_timeout: float = 30.0, sync: bool = True
+    block: wire.BootstrapBlock,
+    root_path: str,
+    *,
+    connect_timeout: float = 30.0,
+    call_timeout: float = CALL_SECONDS,
+    sync: bool = True,
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -47,6 +52,7 @@ def bootstrap(
         block: where the server is, and the credentials for it.
         root_path: directory of the image.
         connect_timeout: seconds to wait for the server at first.
+        call_timeout: seconds to wait for the server's answer to a later call.
         sync: have everything on the drives before the success is reported, because the machine may be
             stopped right after.
 
@@ -61,10 +67,7 @@ def bootstrap(
         stop = Stop()
         stack.callback(stop.close)
         stack.enter_context(_signals(stop))
-        try:
-            client = Client(block, stop, connect_timeout=connect_timeout)
-        except ValueError as error:
-            raise InputError("the Bootstrap metadata holds no usable certificate, key or CA chain") from error
+        client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
         _build(client, root_path, stop, block.ping_interval, sync)
 

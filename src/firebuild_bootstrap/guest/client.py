@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -12,12 +13,24 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 from .errors import GuestError, ServerLost
+from .handshake import (
+    Dropped,
+    NotNow,
+    Refusal,
+    client_context,
+    has_nameless_issuer,
+    server_certificate,
+)
 from .stop import Stop
 
 Stream = Literal["stdout", "stderr"]
 
+CALL_SECONDS = 300.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
+_SHORTEST_ATTEMPT = 0.5
+# A server that closes connections after the handshake may be starting; one that does it so often refuses.
+_DROPPED = 3
 _FAREWELL_SECONDS = 10.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
 _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
@@ -36,7 +49,12 @@ class Client:
         block: where the server is and the credentials for it; the private key stays in memory.
         stop: its reason ends every call that is under way.
         connect_timeout: how many seconds the very first call is retried while nobody answers.
+        call_timeout: seconds that the server may take to answer a later call, and between two messages of a
+            stream. How long a step takes does not matter: it is the guest's own work.
         clock: monotonic seconds.
+
+    Raises:
+        InputError: the block holds no usable credentials.
     """
 
     def __init__(
@@ -45,40 +63,21 @@ class Client:
         stop: Stop,
         *,
         connect_timeout: float = 30.0,
+        call_timeout: float = CALL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=block.ca_chain.encode(),
-            private_key=block.key.encode(),
-            certificate_chain=block.cert.encode(),
-        )
-        self._channel = grpc.secure_channel(block.host_port, credentials, options=_options(block.server_name))
+        self._context = client_context(block)
         self._block = block
         self._stop = stop
         self._connect_timeout = connect_timeout
+        self._call_timeout = call_timeout
         self._clock = clock
-        empty = pb.Empty
-        self._commands = self._unary("Commands", pb.CommandsResponse)
-        self._ping = self._unary("Ping", pb.PingResponse)
-        self._logs = {"stdout": self._unary("StdOut", empty), "stderr": self._unary("StdErr", empty)}
-        self._abort = self._unary("Abort", empty)
-        self._success = self._unary("Success", empty)
-        self._resource = self._channel.unary_stream(
-            wire.method("Resource"),
-            request_serializer=pb.ResourceRequest.SerializeToString,
-            response_deserializer=pb.ResourceChunk.FromString,
-        )
-
-    def _unary(self, name: str, response: Any) -> Any:
-        return self._channel.unary_unary(
-            wire.method(name),
-            request_serializer=lambda message: message.SerializeToString(),
-            response_deserializer=response.FromString,
-        )
+        self._calls: _Calls | None = None
 
     def close(self) -> None:
         """End the channel and all calls on it."""
-        self._channel.close()
+        if self._calls is not None:
+            self._calls.channel.close()
 
     def commands(self) -> list[str]:
         """Fetch the commands: the first call, retried while the server can't be reached.
@@ -87,10 +86,18 @@ class Client:
             ServerLost: it stayed out of reach, or TLS or the server refused this guest.
         """
         deadline = self._clock() + self._connect_timeout
-        pause = _FIRST_PAUSE
+        pause, dropped = _FIRST_PAUSE, 0
         while True:
             try:
-                return list(self._call(self._commands, pb.Empty(), self._connect_timeout).command)
+                return self._first_call(deadline)
+            except Refusal as error:
+                raise ServerLost(self._cannot_connect(str(error), refused=True)) from error
+            except NotNow as error:
+                self._stop.check()
+                dropped = dropped + 1 if isinstance(error, Dropped) else 0
+                if dropped == _DROPPED or self._clock() > deadline:
+                    why = str(error) if dropped else f"UNAVAILABLE: {error}"
+                    raise ServerLost(self._cannot_connect(why, refused=dropped > 0)) from error
             except grpc.RpcError as error:
                 self._stop.check()
                 why = failure(error)
@@ -100,6 +107,27 @@ class Client:
             self._stop.wait(pause)
             self._stop.check()
             pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _first_call(self, deadline: float) -> list[str]:
+        timeout = max(deadline - self._clock(), _SHORTEST_ATTEMPT)
+        return list(self._call(self._connect(timeout).commands, pb.Empty(), self._connect_timeout).command)
+
+    def _connect(self, timeout: float) -> _Calls:
+        if has_nameless_issuer(self._context):
+            # gRPC's core takes these certificates, by their alternative names: old servers give no other.
+            certificate = self._block.ca_chain.encode()
+        else:
+            certificate = server_certificate(self._block, self._context, self._stop, timeout)
+        self.close()
+        self._calls = _Calls(self._block, certificate)
+        return self._calls
+
+    @property
+    def _connected(self) -> _Calls:
+        try:
+            return self._calls or self._connect(self._connect_timeout)
+        except (NotNow, Refusal) as error:
+            raise ServerLost(self._cannot_connect(str(error), refused=False)) from error
 
     def _cannot_connect(self, why: str, refused: bool) -> str:
         clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -115,7 +143,7 @@ class Client:
         The first servers know no pings; that they say so is an answer.
         """
         try:
-            response = self._ping(
+            response = self._connected.ping(
                 pb.PingRequest(id=identifier), timeout=timeout, metadata=(wire.GUEST_HELLO,)
             )
         except grpc.RpcError as error:
@@ -131,9 +159,12 @@ class Client:
             ServerLost: the call failed.
         """
         try:
-            self._call(self._logs[stream], message, None)
+            self._call(self._connected.logs[stream], message, self._call_timeout)
         except grpc.RpcError as error:
             self._stop.check()
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                limit = f"{self._call_timeout:g} seconds"
+                raise ServerLost(f"the server did not take the output within {limit}") from error
             raise ServerLost(f"the server no longer takes output: {failure(error)}") from error
 
     def resource(self, path: str) -> Iterator[pb.ResourceChunk]:
@@ -143,12 +174,15 @@ class Client:
             ServerLost: the server reported an error or broke off the stream.
         """
         request = pb.ResourceRequest(path=path)
-        call = self._resource(request, metadata=(wire.GUEST_HELLO,))
+        call = self._connected.resource(request, metadata=(wire.GUEST_HELLO,))
         try:
-            with self._stop.calling(call.cancel):
-                yield from call
+            with self._stop.calling(call.cancel), _Patience(call.cancel, self._call_timeout) as patience:
+                yield from patience.with_each(call)
         except grpc.RpcError as error:
             self._stop.check()
+            if patience.lost:
+                message = f"the server sent nothing of {path!r} for {self._call_timeout:g} seconds"
+                raise ServerLost(message) from error
             message = f"the server broke off the files of {path!r}: {failure(error)}"
             raise ServerLost(message, reason="protocol") from error
         finally:
@@ -161,7 +195,7 @@ class Client:
             ServerLost: the call failed.
         """
         try:
-            self._call(self._success, pb.Empty(), _FAREWELL_SECONDS)
+            self._call(self._connected.success, pb.Empty(), _FAREWELL_SECONDS)
         except grpc.RpcError as error:
             raise ServerLost(f"the server did not take the success: {failure(error)}") from error
 
@@ -170,7 +204,7 @@ class Client:
         text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
         request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
-            self._abort(request, timeout=_FAREWELL_SECONDS, metadata=(wire.GUEST_HELLO,))
+            self._connected.abort(request, timeout=_FAREWELL_SECONDS, metadata=(wire.GUEST_HELLO,))
         except (grpc.RpcError, ValueError):
             return False
         return True
@@ -183,6 +217,79 @@ class Client:
             except grpc.FutureCancelledError as error:
                 self._stop.check()
                 raise ServerLost("the connection to the server was closed") from error
+
+
+class _Calls:
+    """The methods of the service on a channel to a server that shows, or descends from, `certificate`."""
+
+    def __init__(self, block: wire.BootstrapBlock, certificate: bytes) -> None:
+        # That is the server's own, which the guest has verified: gRPC's core takes an anchor that is no CA
+        # for itself alone, so each connection has to show that very one.
+        credentials = grpc.ssl_channel_credentials(
+            root_certificates=certificate,
+            private_key=block.key.encode(),
+            certificate_chain=block.cert.encode(),
+        )
+        self.channel = grpc.secure_channel(block.host_port, credentials, options=_options(block.server_name))
+        empty = pb.Empty
+        self.commands = self._unary("Commands", pb.CommandsResponse)
+        self.ping = self._unary("Ping", pb.PingResponse)
+        self.logs = {"stdout": self._unary("StdOut", empty), "stderr": self._unary("StdErr", empty)}
+        self.abort = self._unary("Abort", empty)
+        self.success = self._unary("Success", empty)
+        self.resource = self.channel.unary_stream(
+            wire.method("Resource"),
+            request_serializer=pb.ResourceRequest.SerializeToString,
+            response_deserializer=pb.ResourceChunk.FromString,
+        )
+
+    def _unary(self, name: str, response: Any) -> Any:
+        return self.channel.unary_unary(
+            wire.method(name),
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+
+
+class _Patience:
+    """Calls `give_up` when the next message of a stream takes longer than `seconds` to come.
+
+    A stream has one limit for all of it in gRPC; this one begins anew with each message, and what the guest
+    does with a message does not count.
+    """
+
+    def __init__(self, give_up: Callable[[], object], seconds: float) -> None:
+        self._give_up = give_up
+        self._seconds = seconds
+        self._since: float | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="patience", daemon=True)
+        self.lost = False
+
+    def __enter__(self) -> _Patience:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+
+    def with_each(self, stream: Iterator[Any]) -> Iterator[Any]:
+        """Yield what the stream yields."""
+        while True:
+            self._since = time.monotonic()
+            message = next(stream, None)
+            self._since = None
+            if message is None:
+                return
+            yield message
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._seconds / 4)):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._seconds:
+                self.lost = True
+                self._give_up()
+                return
 
 
 def _options(server_name: str) -> list[tuple[str, Any]]:

@@ -96,16 +96,29 @@ def _hosts(root: Root, path: str, hostname: str, addresses: list[str]) -> str:
     old = ""
     if root.status(path) is not None:
         old = root.read(path, _MAX_FILE).decode("utf-8", "surrogateescape")
-    kept = re.sub(rf"(?ms)^{_BEGIN}\n.*?^{_END}\n", "", old if old.endswith("\n") or not old else old + "\n")
+    kept = _without_block(old.removesuffix("\n").split("\n") if old else [])
+    known = {line.split(maxsplit=1)[0] for line in kept if line.strip()}
     block = [_BEGIN]
-    if not re.search(r"(?m)^\s*127\.0\.0\.1\s", kept):
+    if "127.0.0.1" not in known:
         block.append("127.0.0.1 localhost")
-    if not re.search(r"(?m)^\s*::1\s", kept):
+    if "::1" not in known:
         block.append("::1 localhost ip6-localhost ip6-loopback")
     short = hostname.partition(".")[0]
     names = hostname if short == hostname else f"{hostname} {short}"
     block += [f"{address} {names}" for address in addresses or ["127.0.1.1"]]
-    return kept + "\n".join([*block, _END]) + "\n"
+    return "\n".join([*kept, *block, _END]) + "\n"
+
+
+def _without_block(lines: list[str]) -> list[str]:
+    # Line by line: the file is the image's, and an expression for the block takes quadratic time where
+    # the file begins it again and again.
+    kept: list[str] = []
+    block: list[str] = []
+    for line in lines:
+        (block if block or line == _BEGIN else kept).append(line)
+        if line == _END:
+            block.clear()
+    return kept + block
 
 
 def _hostname(text: str) -> str:

@@ -20,6 +20,8 @@ from .rootfs import Root
 from .users import Users
 from .walk import Metadata, Owner
 
+_DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
+
 
 @dataclass(frozen=True)
 class _Rules:
@@ -29,6 +31,24 @@ class _Rules:
     destination: str
     into: bool  # a single file goes below the destination
     change_mode: Callable[[int, bool], int] | None
+
+
+@dataclass(frozen=True)
+class _Base:
+    """Where the entries of a tree go.
+
+    Args:
+        root: which links can't leave.
+        path: of the destination in it.
+        replace: an entry takes the place of whatever is there.
+    """
+
+    root: Root
+    path: str
+    replace: bool = False
+
+    def join(self, path: str) -> str:
+        return posixpath.join(self.path, path)
 
 
 class Copier:
@@ -53,11 +73,13 @@ class Copier:
             change_mode = parse_mode(command.chmod) if command.chmod is not None else None
         except ValueError as error:
             raise StepError(str(error)) from error
-        into = command.target_is_directory or command.target.endswith(("/", "/."))
-        destination = posixpath.join("/", command.workdir, command.target)
-        self._rules = _Rules(owner, destination, into or command.target in ("", "."), change_mode)
+        into = command.target_is_directory or posixpath.basename(command.target) in _DIRECTORIES
+        destination = wire.absolute(command.workdir, command.target)
+        self._rules = _Rules(owner, destination, into, change_mode)
+        self._image = _Base(root, destination)
+        self._unpacked: _Base | None = None
         # Times of directories, set at the end because every entry written into one changes it.
-        self._directories: dict[str, Metadata] = {}
+        self._directories: dict[str, tuple[_Base, Metadata]] = {}
 
     def copy(self, entries: Iterable[Incoming]) -> None:
         """Write all entries in their order.
@@ -66,6 +88,13 @@ class Copier:
             StepError: an entry can't be written; the message names its place in the image.
             GuestError: the stream failed.
         """
+        try:
+            self._copy(entries)
+        finally:
+            if self._unpacked is not None:
+                self._unpacked.root.close()
+
+    def _copy(self, entries: Iterable[Incoming]) -> None:
         count = 0
         for count, entry in enumerate(entries, 1):  # noqa: B007
             with _explained(self._rules.destination):
@@ -73,9 +102,9 @@ class Copier:
         if not count and not self._command.step:
             # An old server has nothing to say about a source that does not exist.
             raise StepError(f"the server sent no files for {self._command.source!r}: there is no such source")
-        for path, metadata in sorted(self._directories.items(), reverse=True):
-            with _explained(path):
-                self._root.set_directory(path, metadata)
+        for inner, (base, metadata) in sorted(self._directories.items(), reverse=True):
+            with _explained(posixpath.join(self._rules.destination, inner)):
+                self._finish_directory(base, inner, metadata)
 
     def _entry(self, entry: Incoming) -> None:
         if not entry.extended:
@@ -93,50 +122,70 @@ class Copier:
         if self._rules.into or self._root.is_directory(destination):
             name = posixpath.basename(entry.header.entryPath or entry.header.sourcePath)
             self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
-            self._write(entry, posixpath.join(destination, name), follow=True)
-        else:
-            self._write(entry, destination, follow=True)
+            destination = posixpath.join(destination, name)
+        with _explained(destination):
+            self._write(self._image, entry, destination, follow=True)
 
     def _tree_entry(self, entry: Incoming) -> None:
-        path = posixpath.join(self._rules.destination, _inner(entry.header.entryPath))
-        if entry.header.kind == pb.ENTRY_KIND_DIRECTORY:
-            self._directory(entry, path)
-        else:
-            self._write(entry, path, follow=False)
+        inner = _inner(entry.header.entryPath)
+        base = self._archive_base() if entry.header.keepOwner else self._image
+        with _explained(posixpath.join(self._rules.destination, inner)):
+            if entry.header.kind == pb.ENTRY_KIND_DIRECTORY:
+                self._directory(base, entry, inner)
+            else:
+                self._write(base, entry, base.join(inner))
 
-    def _directory(self, entry: Incoming, path: str) -> None:
+    def _archive_base(self) -> _Base:
+        """An archive is unpacked as if the destination were the root, which BuildKit makes it by chroot(2).
+
+        So links out of the archive, or those of the image that it meets, lead nowhere else; and as containerd
+        and Docker do it, a member takes the place of whatever is there, unless both are directories.
+        """
+        if self._unpacked is None:
+            destination = self._rules.destination
+            self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
+            self._unpacked = _Base(self._root.below(destination), "/", replace=True)
+        return self._unpacked
+
+    def _directory(self, base: _Base, entry: Incoming, inner: str) -> None:
         metadata = self._metadata(entry, directory=True)
-        with _explained(path):
-            created = self._root.make_directory(path, metadata, parents=self._rules.owner)
-            found = self._root.status(path, follow=False)
+        path = base.join(inner)
+        created = base.root.make_directory(
+            path, metadata, parents=self._rules.owner, replace=base.replace and bool(inner)
+        )
+        found = base.root.status(path, follow=False)
         # The destination itself keeps what it has; so does a directory that is reached through a link.
-        inner = bool(entry.header.entryPath) and found is not None and stat.S_ISDIR(found.st_mode)
-        if created or inner:
-            self._directories[path.rstrip("/") or "/"] = metadata
+        if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
+            self._directories[inner] = (base, metadata)
 
-    def _write(self, entry: Incoming, path: str, *, follow: bool) -> None:
+    def _finish_directory(self, base: _Base, inner: str, metadata: Metadata) -> None:
+        path = base.join(inner)
+        if base.replace:
+            found = base.root.status(path, follow=False)
+            if found is None or not stat.S_ISDIR(found.st_mode):
+                return  # a later member took its place
+        base.root.set_directory(path, metadata)
+
+    def _write(self, base: _Base, entry: Incoming, path: str, *, follow: bool = False) -> None:
         header = entry.header
         metadata = self._metadata(entry)
-        with _explained(path):
-            self._make_parents(path)
-            if header.kind == pb.ENTRY_KIND_SYMLINK:
-                self._root.symlink(path, header.linkTarget, metadata)
-            elif header.kind == pb.ENTRY_KIND_HARDLINK:
-                first = posixpath.join(self._rules.destination, _inner(header.linkTarget))
-                self._root.hardlink(path, first)
-            elif header.kind in (pb.ENTRY_KIND_FILE, pb.ENTRY_KIND_UNSPECIFIED):
-                self._root.write(path, entry.content, metadata, follow=follow)
-            else:
-                raise StepError(f"{path}: the server sent an entry of kind {header.kind}", reason="protocol")
+        self._make_parents(base.root, path)
+        if header.kind == pb.ENTRY_KIND_SYMLINK:
+            base.root.symlink(path, header.linkTarget, metadata, replace=base.replace)
+        elif header.kind == pb.ENTRY_KIND_HARDLINK:
+            base.root.hardlink(path, base.join(_inner(header.linkTarget)), replace=base.replace)
+        elif header.kind in (pb.ENTRY_KIND_FILE, pb.ENTRY_KIND_UNSPECIFIED):
+            base.root.write(path, entry.content, metadata, follow=follow, replace=base.replace)
+        else:
+            raise StepError(f"{path}: the server sent an entry of kind {header.kind}", reason="protocol")
 
-    def _make_parents(self, path: str) -> None:
-        parent = posixpath.dirname(path)
-        self._root.make_directory(parent, self._parent(), parents=self._rules.owner)
-
-    # --- metadata -----------------------------------------------------------------------------
+    def _make_parents(self, root: Root, path: str) -> None:
+        root.make_directory(posixpath.dirname(path), self._parent(), parents=self._rules.owner)
 
     def _parent(self) -> Metadata:
         return Metadata(self._rules.owner, 0o755)
+
+    # --- metadata -----------------------------------------------------------------------------
 
     def _metadata(self, entry: Incoming, *, directory: bool = False) -> Metadata:
         header, mode, owner = entry.header, entry.mode, self._rules.owner
@@ -153,7 +202,7 @@ class Copier:
         """An entry without the extended fields: it carries its own target, user and directory."""
         header = entry.header
         target, workdir, chown = place(self._command, header)
-        path = posixpath.join("/", workdir, target)
+        path = wire.absolute(workdir, target)
         owner = self._users.owner(chown) if chown else self._rules.owner
         check_mapped(f"--chown={chown}", *owner)
         metadata = self._metadata(entry, directory=header.isDir)._replace(owner=owner)
@@ -161,9 +210,9 @@ class Copier:
             if header.isDir:
                 self._root.make_directory(path, metadata, parents=(0, 0))
                 return
-            if target.endswith("/") or self._root.is_directory(path):
+            if posixpath.basename(target) in _DIRECTORIES or self._root.is_directory(path):
                 path = posixpath.join(path, posixpath.basename(header.sourcePath))
-            self._make_parents(path)
+            self._make_parents(self._root, path)
             self._root.write(path, entry.content, metadata, follow=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import time
 from collections.abc import Callable, Sequence
 
@@ -121,7 +120,7 @@ class Executor:
         run(self._root, command, identity, self._stop, output)
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
-        path = posixpath.join("/", command.workdir)
+        path = wire.absolute("/", command.workdir)
         try:
             self._root.make_directory(path, Metadata(owner, 0o755), parents=owner)
         except OSError as error:

@@ -41,7 +41,8 @@ def _run(parsed: argparse.Namespace) -> int:
 
         # A UNIX socket means a sandbox, whose drives are the host's own.
         sync = not parsed.mmds.startswith("unix:")
-        bootstrap(read_block(document), parsed.root, connect_timeout=parsed.connect_timeout, sync=sync)
+        timeouts = {"connect_timeout": parsed.connect_timeout, "call_timeout": parsed.call_timeout}
+        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync)
         return 0
     from .configure import Paths, configure
 
@@ -117,6 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         default=30.0,
         metavar="SECONDS",
         help="bootstrap: how long to wait for the server (default: 30)",
+    )
+    parser.add_argument(
+        "--call-timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="bootstrap: how long the server may take to answer a call, or between two pieces of a file "
+        "(default: 300); steps may take as long as they want",
     )
     service = parser.add_argument_group("as a service of the image").add_mutually_exclusive_group()
     service.add_argument(

@@ -15,9 +15,6 @@ from contextlib import contextmanager
 from . import kernel
 from .rootfs import Root
 
-# Bound into the image for the time of a RUN, so that names resolve as in the machine around it.
-NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
-_MAX_NETWORK_FILE = 1024 * 1024
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -34,18 +31,6 @@ _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _READ_ONLY = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
 
 
-def outer_network_files() -> dict[str, bytes]:
-    """Return the network files of the machine around the image, those that exist."""
-    found = {}
-    for path in NETWORK_FILES:
-        try:
-            with open(path, "rb") as file:
-                found[path] = file.read(_MAX_NETWORK_FILE)
-        except OSError:
-            continue
-    return found
-
-
 def enter_root(path: str, script: str | None) -> str | None:
     """Mount all that belongs to a RUN and make `path` the root directory.
 
@@ -60,14 +45,11 @@ def enter_root(path: str, script: str | None) -> str | None:
         OSError: a mount failed; the message says which.
     """
     kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
-    network = {} if path == "/" else outer_network_files()
     if path != "/":
         kernel.mount(path, path, flags=kernel.MS_BIND)
     with Root(path) as root:
         _mount_dev(root)
         _mount_proc(root)
-        for name, content in network.items():
-            _bind_network_file(root, name, content)
         if script is not None:
             _write(root, _SCRIPT, script.encode("utf-8"), 0o755)
     if path != "/":
@@ -188,18 +170,6 @@ def _forbid_user_namespaces(root: Root) -> None:
         return
     with _target(root, _USER_NAMESPACES) as path, open(path, "wb", buffering=0) as limit:
         limit.write(b"0")
-
-
-def _bind_network_file(root: Root, path: str, content: bytes) -> None:
-    """Bind a private copy, so that a RUN may write to it and changes nothing anywhere."""
-    if root.status(path) is None:
-        return
-    copy = "/dev/.firebuild-network"
-    _write(root, copy, content, 0o644)
-    with _target(root, copy) as source, _target(root, path) as target:
-        kernel.mount(source, target, flags=kernel.MS_BIND)
-    with root.locate(copy, follow=False) as place:
-        os.unlink(place.name, dir_fd=place.directory)
 
 
 def _write(root: Root, path: str, content: bytes, mode: int) -> None:

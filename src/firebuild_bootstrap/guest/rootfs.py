@@ -22,9 +22,14 @@ class Root:
             refuses; its `filename` is the path inside the image.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, dir_fd: int | None = None) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+
+    def below(self, path: str) -> Root:
+        """Return the directory that `path` leads to as a root of its own, which the caller closes."""
+        with self.locate(path) as place:
+            return Root(place.name, dir_fd=place.directory)
 
     def close(self) -> None:
         """Release the root's descriptor; harmless when repeated."""
@@ -97,17 +102,28 @@ class Root:
 
     # --- changing -----------------------------------------------------------------------------
 
-    def make_directory(self, path: str, metadata: Metadata, *, parents: Owner | None = None) -> bool:
+    def make_directory(
+        self, path: str, metadata: Metadata, *, parents: Owner | None = None, replace: bool = False
+    ) -> bool:
         """Make `path` a directory; one that exists, also behind a link, is left as it is.
+
+        Args:
+            path: the path in the image.
+            metadata: what a new directory gets.
+            parents: as in `locate`.
+            replace: what is there and no directory is removed, a link to a directory too.
 
         Returns:
             Whether it was created.
         """
-        with self.locate(path, parents=parents) as place:
+        with self.locate(path, follow=not replace, parents=parents) as place:
             try:
                 os.mkdir(place.name, 0o700, dir_fd=place.directory)
             except FileExistsError:
                 found = place.status()
+                if found is not None and replace and not stat.S_ISDIR(found.st_mode):
+                    os.unlink(place.name, dir_fd=place.directory)
+                    return self.make_directory(path, metadata)
                 if found is None or not stat.S_ISDIR(found.st_mode):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
                 return False
@@ -127,7 +143,15 @@ class Root:
         finally:
             os.close(descriptor)
 
-    def write(self, path: str, chunks: Iterable[bytes], metadata: Metadata, *, follow: bool = False) -> None:
+    def write(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        metadata: Metadata,
+        *,
+        follow: bool = False,
+        replace: bool = False,
+    ) -> None:
         """Write a file as a new one that takes the old one's place when it is complete.
 
         What was there (a file, link or special file) is replaced, not written through, so other names of
@@ -138,11 +162,12 @@ class Root:
             chunks: the content; an exception from it leaves the old file in place.
             metadata: what the new file gets; setuid and setgid survive the change of owner.
             follow: where `path` is a link to something that exists, replace that instead of the link.
+            replace: remove a directory that is there, with everything in it.
 
         Raises:
             IsADirectoryError: a directory is there.
         """
-        with self._replacing(path, follow) as (place, name):
+        with self._replacing(path, follow, replace) as (place, name):
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(name, flags, 0o600, dir_fd=place.directory)
             with open(descriptor, "wb", buffering=0) as file:
@@ -150,17 +175,20 @@ class Root:
                     _write_all(file.fileno(), chunk)
                 set_metadata(descriptor, metadata)
 
-    def symlink(self, path: str, text: str, metadata: Metadata) -> None:
-        """Create a symbolic link, replacing what is no directory; its mode can't be set on Linux."""
-        with self._replacing(path, follow=False) as (place, name):
+    def symlink(self, path: str, text: str, metadata: Metadata, *, replace: bool = False) -> None:
+        """Create a symbolic link as `write` does a file; its mode can't be set on Linux."""
+        with self._replacing(path, follow=False, replace=replace) as (place, name):
             os.symlink(text, name, dir_fd=place.directory)
             os.chown(name, *metadata.owner, dir_fd=place.directory, follow_symlinks=False)
             if (time := metadata.mtime_ns) is not None:
                 os.utime(name, ns=(time, time), dir_fd=place.directory, follow_symlinks=False)
 
-    def hardlink(self, path: str, first: str) -> None:
-        """Make `path` another name of `first`, replacing what is no directory."""
-        with self.locate(first, follow=False) as origin, self._replacing(path, follow=False) as (place, name):
+    def hardlink(self, path: str, first: str, *, replace: bool = False) -> None:
+        """Make `path` another name of `first`, as `write` does a file."""
+        with (
+            self.locate(first, follow=False) as origin,
+            self._replacing(path, follow=False, replace=replace) as (place, name),
+        ):
             os.link(
                 origin.name,
                 name,
@@ -185,15 +213,19 @@ class Root:
                 raise
 
     @contextmanager
-    def _replacing(self, path: str, follow: bool) -> Iterator[tuple[Place, str]]:
+    def _replacing(self, path: str, follow: bool, replace: bool) -> Iterator[tuple[Place, str]]:
         """Yield a free name beside `path`; what is created there is renamed to `path` at the end."""
         with self._target(path, follow) as place:
             found = place.status()
-            if found is not None and stat.S_ISDIR(found.st_mode):
+            in_the_way = found is not None and stat.S_ISDIR(found.st_mode)
+            # The root itself, whose name is a dot, can't be replaced by anything.
+            if in_the_way and (not replace or place.name == "."):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            name = f".firebuild-{os.urandom(8).hex()}"
+            name = _free_name()
             try:
                 yield place, name
+                if in_the_way:
+                    remove_directory(place.name, place.directory)
                 # rename() of two names of one file does nothing, hence the unlink below in any case.
                 os.rename(name, place.name, src_dir_fd=place.directory, dst_dir_fd=place.directory)
             finally:
@@ -210,3 +242,48 @@ def _write_all(descriptor: int, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _free_name() -> str:
+    return f".firebuild-{os.urandom(8).hex()}"
+
+
+def remove_directory(name: str, parent: int) -> None:
+    """Remove a directory of any depth with few descriptors: what is deeper is moved up before.
+
+    Args:
+        name: of the directory in `parent`; a link is an error.
+        parent: descriptor of the directory above it.
+
+    Raises:
+        OSError: as rmdir(2) and unlink(2).
+    """
+    top = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        while names := os.listdir(top):
+            for each in names:
+                if not _unlinked(each, top):
+                    _lift(each, top)
+    finally:
+        os.close(top)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _lift(name: str, top: int) -> None:
+    """Remove the directory `name`, after the directories in it have been moved beside it."""
+    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    try:
+        for each in os.listdir(directory):
+            if not _unlinked(each, directory):
+                os.rename(each, _free_name(), src_dir_fd=directory, dst_dir_fd=top)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=top)
+
+
+def _unlinked(name: str, parent: int) -> bool:
+    """Remove what is no directory, and say whether it was none."""
+    if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+        return False
+    os.unlink(name, dir_fd=parent)
+    return True

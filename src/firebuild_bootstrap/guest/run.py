@@ -15,7 +15,7 @@ from firebuild_bootstrap import wire
 from .enter import Request
 from .errors import StepError
 from .idmap import check_mapped
-from .mounts import outer_network_files
+from .netfiles import network_files
 from .output import BATCH_BYTES
 from .rootfs import Root
 from .stop import Stop
@@ -56,14 +56,14 @@ def run(root: Root, command: wire.RunCommand, identity: Identity, stop: Stop, ou
         root=root.path,
         argv=command.argv,
         env=environment(command, identity),
-        workdir=command.workdir,
+        workdir=wire.absolute("/", command.workdir),
         uid=identity.uid,
         gid=identity.gid,
         groups=identity.groups,
         script=command.script,
     )
     _check_text(request)
-    with _mount_points(root):
+    with _mount_points(root), network_files(root):
         exit_code, report = _execute(request, stop, output)
     stop.check()
     if report:
@@ -158,18 +158,7 @@ def _mount_points(root: Root) -> Iterator[None]:
         for path in ("/proc", "/dev"):
             made = root.make_directory(path, Metadata(mode=0o755))
             created += [path] if made else []
-        if root.path != "/":
-            for path in outer_network_files():
-                _touch(root, path, created)
         yield
     finally:
         for path in reversed(created):
             root.remove_if_empty(path)
-
-
-def _touch(root: Root, path: str, created: list[str]) -> None:
-    with root.locate(path, parents=(0, 0), created=created) as place:
-        if place.status() is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(place.name, flags, 0o644, dir_fd=place.directory))
-            created.append(place.path)

@@ -74,7 +74,7 @@ class Users:
         user, _, group = text.partition(":")
         if not user:
             raise StepError(f"--chown={text}: expected user, user:group, uid or uid:gid")
-        entry = None if user.isdecimal() else self._passwd(user)
+        entry = None if _is_number(user) else self._passwd(user)
         uid = entry.uid if entry else self._number("--chown", text, user, "/etc/passwd")
         if group:
             return uid, self._gid("--chown", text, group)
@@ -86,33 +86,36 @@ class Users:
         return Identity(entry.uid, entry.gid, (entry.gid,), entry.home or "/") if entry else None
 
     def _passwd(self, user: str) -> _Passwd | None:
-        entries = list(self._passwd_entries())
-        by_name = next((item for item in entries if item.name == user), None)
-        if by_name or not user.isdecimal():
-            return by_name
-        return next((item for item in entries if item.uid == int(user)), None)
+        # A number is an id, even where a user has it for a name: otherwise an image could make root of it.
+        if _is_number(user):
+            wanted = _id(user)
+            return next((item for item in self._passwd_entries() if item.uid == wanted), None)
+        return next((item for item in self._passwd_entries() if item.name == user), None)
 
     def _gid(self, what: str, text: str, group: str) -> int:
-        entry = next((item for item in self._groups() if item.name == group), None)
+        named = () if _is_number(group) else self._groups()
+        entry = next((item for item in named if item.name == group), None)
         return entry.gid if entry else self._number(what, text, group, "/etc/group")
 
     def _number(self, what: str, text: str, value: str, file: str) -> int:
-        if not value.isdecimal() or not value.isascii():
+        if not _is_number(value):
             problem = f"has no {value!r}" if self._root.status(file) else "does not exist"
             raise StepError(f"{what} {text}: {file} of the image {problem}; create it first or use a number")
-        if int(value) > MAX_ID:
-            raise StepError(f"{what} {text}: ids go from 0 to {MAX_ID}, found {value}")
-        return int(value)
+        number = _id(value)
+        if number is None:
+            raise StepError(f"{what} {text:.80}: ids go from 0 to {MAX_ID}, found {value:.80}")
+        return number
 
     def _passwd_entries(self) -> Iterator[_Passwd]:
         for fields in self._lines("/etc/passwd", 6):
-            if fields[2].isdecimal() and fields[3].isdecimal():
-                yield _Passwd(fields[0], int(fields[2]), int(fields[3]), fields[5])
+            uid, gid = _id(fields[2]), _id(fields[3])
+            if uid is not None and gid is not None:
+                yield _Passwd(fields[0], uid, gid, fields[5])
 
     def _groups(self) -> Iterator[_Group]:
         for fields in self._lines("/etc/group", 4):
-            if fields[2].isdecimal():
-                yield _Group(fields[0], int(fields[2]), tuple(fields[3].split(",")))
+            if (gid := _id(fields[2])) is not None:
+                yield _Group(fields[0], gid, tuple(fields[3].split(",")))
 
     def _lines(self, path: str, count: int) -> Iterator[list[str]]:
         try:
@@ -125,3 +128,15 @@ class Users:
             fields = line.split(":")
             if len(fields) >= count and fields[0]:
                 yield fields
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
+
+
+def _id(text: str) -> int | None:
+    """Read an id; None for what is none. Python refuses to read numbers of thousands of digits."""
+    digits = text.lstrip("0") or "0"
+    if not _is_number(text) or len(digits) > 10 or int(digits) > MAX_ID:
+        return None
+    return int(digits)

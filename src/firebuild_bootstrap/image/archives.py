@@ -1,36 +1,18 @@
-"""Reading the archives that users bring: decompressing and checking them."""
+"""The archives that users bring as bases: decompressed and checked."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import hashlib
-import lzma
-import tarfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Set
 from pathlib import Path
-from typing import IO, Any, Final, cast
-
-import zstandard
+from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.unpack import BROKEN, name_parts
+from firebuild_bootstrap.image.worker.unpack import name_parts
+from firebuild_bootstrap.tarball import DamagedArchive, TarReader, decompressed
 
 _PIECE: Final = 1024 * 1024
-_BLOCK: Final = 512
-
-# By content and not by name; the numbers are those of the formats' own specifications.
-_OPENERS: Final[tuple[tuple[bytes, Callable[[IO[bytes]], Any]], ...]] = (
-    (b"\x1f\x8b", lambda source: gzip.GzipFile(fileobj=source)),
-    (b"BZh", bz2.BZ2File),
-    (b"\xfd7zXZ\x00", lzma.LZMAFile),
-    (
-        b"\x28\xb5\x2f\xfd",
-        lambda source: zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True),
-    ),
-)
 
 
 def decompress(source: Path, target: Path, *, limit: int | None = None, name: str = "") -> tuple[int, str]:
@@ -50,10 +32,7 @@ def decompress(source: Path, target: Path, *, limit: int | None = None, name: st
     digest = hashlib.sha256()
     size = 0
     with open(source, "rb") as raw, open(target, "wb") as writer:
-        magic = raw.read(6)
-        raw.seek(0)
-        opener = next((opener for start, opener in _OPENERS if magic.startswith(start)), None)
-        reader = opener(raw) if opener else raw
+        reader = decompressed(raw)
         try:
             while piece := reader.read(_PIECE):
                 writer.write(piece)
@@ -61,12 +40,8 @@ def decompress(source: Path, target: Path, *, limit: int | None = None, name: st
                 size += len(piece)
                 if limit is not None and size > limit:
                     raise InputError(f"{name or source} is larger than {limit >> 20} MiB unpacked")
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+        except DamagedArchive as error:
             raise _damaged(name or source, str(error)) from error
-        except OSError as error:
-            if error.errno is None:  # bz2 says so about damaged data
-                raise _damaged(name or source, str(error)) from error
-            raise
     return size, f"sha256:{digest.hexdigest()}"
 
 
@@ -81,27 +56,86 @@ def check_root_archive(archive: Path, source: Path) -> None:
     """
     names: set[str] = set()
     try:
-        with tarfile.open(archive, "r:") as tar:
+        with open(archive, "rb") as content:
+            tar = TarReader(content)
             while (member := tar.next()) is not None:
-                parts = name_parts(member.name)
-                names.update(parts[:1])
-                cast(Any, tar).members = []
-            end = tar.offset
+                names.update(name_parts(member.name)[:1])
     except TreeError as error:
         raise InputError(f"{source}: {error.message}", hint=error.hint or None) from error
-    except BROKEN as error:
+    except DamagedArchive as error:
+        if not names:
+            _refuse_others(archive, source)
         raise _damaged(source, f"it is no tar archive, or broken: {error}") from error
-    if {"oci-layout", "blobs"} <= names or "manifest.json" in names:
-        raise InputError(
-            f"{source} is a container image with layers, expected the files of a root directory",
-            hint="make a container of it and export that: `docker create IMAGE`, `docker export CONTAINER`",
-        )
+    refuse_container_image(source, names)
     if not names:
+        _refuse_others(archive, source)  # some begin with zeros, like an empty archive
         raise InputError(f"{source} is an archive without files")
+    if not tar.marked:
+        raise _damaged(source, "its end mark is missing, so it was probably cut off")
+
+
+def refuse_container_image(source: Path, names: Set[str]) -> None:
+    """Refuse what holds an image's layers and not its files, by the `names` at its top.
+
+    Raises:
+        InputError: it is an OCI image layout (image-layout.md of the specification), or from `docker save`.
+    """
+    kinds = (
+        ({"oci-layout", "index.json"}, "an OCI image layout (oci-layout, index.json, blobs)"),
+        ({"oci-layout", "blobs"}, "an OCI image layout (oci-layout, blobs)"),
+        ({"manifest.json"}, "an image as `docker save` writes it (manifest.json)"),
+    )
+    for members, kind in kinds:
+        if members <= names and not names & _ROOTS:
+            raise InputError(f"{source} is {kind}, expected the files of a root directory", hint=_EXPORT)
+
+
+_ROOTS: Final = frozenset({"bin", "etc", "lib", "usr"})
+_EXPORT: Final = (
+    "make a container of the image and export its files: `docker create IMAGE`, `docker export CONTAINER` "
+    "(the same with podman), or `buildah from IMAGE`, `buildah mount CONTAINER`"
+)
+_ZIP_HINT: Final = "unpack it, and import the directory"
+# What people take for an archive of a root directory: offset, first bytes, what it is, and what to do.
+_OTHERS: Final[tuple[tuple[int, bytes, str, str], ...]] = (
+    (0, b"hsqs", "a SquashFS file system", "unpack it with `unsquashfs`, and import the directory"),
+    (0, b"QFI\xfb", "a qcow2 disk image", "mount it, for example with guestmount, and import the directory"),
+    (0, b"KDMV", "a VMDK disk image", "mount it, for example with guestmount, and import the directory"),
+    (0, b"PK\x03\x04", "a zip archive", _ZIP_HINT),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", _ZIP_HINT),
+    (
+        0,
+        b"!<arch>\ndebian-binary",
+        "a Debian package",
+        "unpack it with `dpkg-deb -x`, or install it in a RUN",
+    ),
+    (0, b"\xed\xab\xee\xdb", "an RPM package", "install it in a RUN"),
+    (0, b"070701", "a cpio archive", "unpack it with `cpio -id`, and import the directory"),
+    (0, b"\x7fELF", "a program", ""),
+    (0, b"LZIP", "compressed with lzip", "compress it with xz, gzip, bzip2 or zstd"),
+    (0, b"\x04\x22\x4d\x18", "compressed with lz4", "compress it with xz, gzip, bzip2 or zstd"),
+    (1024, b"\xe2\xe1\xf5\xe0", "an EROFS file system", "mount it, and import the directory"),
+    (
+        1080,
+        b"\x53\xef",
+        "an ext2, ext3 or ext4 file system",
+        "mount it (`mount -o loop,ro`), and import the directory",
+    ),
+    (32769, b"CD001", "an ISO image", "mount it, and import the directory"),
+    (510, b"\x55\xaa", "a disk image with partitions", "mount its root partition, and import the directory"),
+)
+
+
+def _refuse_others(archive: Path, source: Path) -> None:
+    """Say what it is, if it is something else that people take for an archive."""
     with open(archive, "rb") as content:
-        content.seek(end)
-        if content.read(_BLOCK) != bytes(_BLOCK):
-            raise _damaged(source, "its end mark is missing, so it was probably cut off")
+        start = content.read(max(offset for offset, *_ in _OTHERS) + 16)
+    for offset, magic, kind, hint in _OTHERS:
+        if start.startswith(magic, offset):
+            raise InputError(
+                f"{source} is {kind}, expected a directory or a tar archive of a root directory",
+                hint=hint or None,
+            )
 
 
 def _damaged(source: Path | str, why: str) -> InputError:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.shelf import Key, Shelf
 from firebuild_bootstrap.image.store import ImageStore
-from firebuild_bootstrap.image.trees import PackedFile, Trees
+from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 
 _ARCHIVE: Final = "rootfs.tar"
 HOST_CONFIG: Final = ImageConfig(cmd=("/bin/sh",))
@@ -53,6 +54,7 @@ class BaseStore:
         trees: asked for what packs directories with their owners, when there is one to pack.
         images: finished images, which FROM may name too if they have a tar output.
         clock: tells the time of an import.
+        tasks: told of all that may take a while.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class BaseStore:
         *,
         images: ImageStore | None = None,
         clock: Callable[[], datetime] = _now,
+        tasks: Tasks | None = None,
     ) -> None:
         self._shelf = Shelf(home / "bases", lambda path: trees().remove(path))
         self._trees = trees
         self._images = images
         self._clock = clock
+        self._tasks = tasks or Tasks()
 
     def close(self) -> None:
         """Let go of the bases that `resolve` holds."""
@@ -83,22 +87,27 @@ class BaseStore:
             InputError: the name or the source is wrong.
             MachineError: the store can't be written, or the source not be read in the build's id mapping.
         """
-        from firebuild_bootstrap.image.archives import check_root_archive, decompress
+        from firebuild_bootstrap.image.archives import check_root_archive, decompress, refuse_container_image
 
         if not source.exists():
             raise InputError(f"{source} does not exist", hint="expected a directory or a tar archive")
+
+        if source.is_dir():
+            refuse_container_image(source, _names_in(source))
 
         def fill(archive: Path) -> PackedFile:
             if source.is_dir():
                 return self._trees().pack(source, archive)
             try:
-                size, digest = decompress(source, archive)
+                with self._tasks.task(f"reading {source.name}", measure=lambda: file_size(archive)):
+                    size, digest = decompress(source, archive)
             except OSError as error:
                 raise MachineError(
                     f"{source} could not be copied into the store at {archive.parent}: {error.strerror}",
                     hint="is the file readable, and the disk full?",
                 ) from error
-            check_root_archive(archive, source)
+            with self._tasks.task("checking the archive", total=size):
+                check_root_archive(archive, source)
             return PackedFile(size, digest)
 
         return self._keep(name, fill, config or ImageConfig())
@@ -115,7 +124,8 @@ class BaseStore:
         def fill(archive: Path) -> PackedFile:
             tree = archive.with_name("tree")
             tree.mkdir()
-            make_host_tree(tree)
+            with self._tasks.task("collecting this host's programs"):
+                make_host_tree(tree)
             packed = self._trees().pack(tree, archive)
             self._trees().remove(tree)
             return packed
@@ -176,7 +186,9 @@ class BaseStore:
             }
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
             (staging.path / "base.json").write_text(text, "utf-8")
-            return _base(document, self._shelf.publish(staging, self._key(reference)))
+            with self._tasks.task("storing the base"):
+                directory = self._shelf.publish(staging, self._key(reference))
+            return _base(document, directory)
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
         directory = self._shelf.hold(key)
@@ -185,7 +197,7 @@ class BaseStore:
         path = directory / "base.json"
         try:
             return _base(json.loads(path.read_text("utf-8")), directory)
-        except (OSError, KeyError, TypeError, ValueError, InputError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError, InputError) as error:
             raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
         finally:
             if not hold:
@@ -218,13 +230,20 @@ class BaseStore:
     def _unknown(self, wanted: Reference) -> InputError:
         names = [base.name for base in self.list()]
         if self._images is not None:
-            names += map(str, self._images.names())
+            names += (str(name) for name in self._images.names() if not name.is_untagged)
         plain = str(replace(wanted, digest=""))
         near = difflib.get_close_matches(plain, names, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
         known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
         return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+
+
+def _names_in(directory: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(directory))
+    except OSError as error:
+        raise InputError(f"{directory} can't be read: {error.strerror}") from error
 
 
 def _key_of(name: str, tag: str) -> Key:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 
 _HEALTH_NUMBERS: Final = {
     "Interval": "interval_ns",
@@ -124,6 +124,14 @@ def _health_from_json(document: Mapping[str, Any]) -> Healthcheck | None:
     return Healthcheck(test=members.strings("Test") or (), **numbers)
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Tell whether a value is a string that programs and files can be given.
+
+    NUL ends a string for the kernel; a lone surrogate (from "\\ud800" in JSON) can't be written as UTF-8.
+    """
+    return isinstance(value, str) and not UNUSABLE_TEXT.search(value)
+
+
 class _Members:
     """The members of a JSON object with their types checked; null counts as absent."""
 
@@ -139,7 +147,7 @@ class _Members:
 
     def text(self, name: str) -> str:
         value = self._members.get(name)
-        if value is not None and not isinstance(value, str):
+        if value is not None and not _is_text(value):
             raise self._wrong(name, "a string", value)
         return value or ""
 
@@ -153,19 +161,19 @@ class _Members:
         value = self._members.get(name)
         if value is None:
             return None
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list) or not all(map(_is_text, value)):
             raise self._wrong(name, "a list of strings", value)
         return tuple(value)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
         value = self._members.get(name)
-        if value is not None and not isinstance(value, dict):
+        if value is not None and not (isinstance(value, dict) and all(map(_is_text, value))):
             raise self._wrong(name, "an object", value)
         return value or {}
 
     def labels(self) -> dict[str, str]:
         labels = dict(self.mapping("Labels"))
         for name, value in labels.items():
-            if not isinstance(value, str):
+            if not _is_text(value):
                 raise self._wrong(f"Labels.{name}", "a string", value)
         return labels

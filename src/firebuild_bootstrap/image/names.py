@@ -63,6 +63,11 @@ class Reference:
     def __str__(self) -> str:
         return f"{self.name or self.familiar}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
 
+    @property
+    def is_untagged(self) -> bool:
+        """Whether it was made up for an image that nobody named."""
+        return self.familiar.startswith(f"{UNTAGGED}/")
+
     @classmethod
     def parse(cls, text: str, *, what: str = "a reference") -> Reference:
         """Read a reference.

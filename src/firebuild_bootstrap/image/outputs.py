@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.trees import Trees, file_size
 
 _FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+# Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
+PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -41,7 +44,7 @@ class OutputSpec:
     Args:
         type: its form.
         dest: where a copy goes besides the store.
-        size: bytes of an ext4 image, which is never smaller then; 0 leaves it to its content.
+        size: bytes of an ext4 image, an error where they are too few; 0 leaves it to its content.
     """
 
     type: OutputType
@@ -113,6 +116,40 @@ def check_destinations(specs: Sequence[OutputSpec]) -> None:
             _check_destination(spec.type, spec.dest)
 
 
+def check_programs(specs: Sequence[OutputSpec]) -> None:
+    """Make sure, before anything is built, that the programs that write the outputs are there.
+
+    Raises:
+        MachineError: one is missing.
+    """
+    if any(spec.type is OutputType.EXT4 for spec in specs):
+        require_e2fsprogs(
+            "--output ext4, which is the default,",
+            ("mke2fs", "e2fsck"),
+            "choose `--output tar` or `--output dir`",
+        )
+
+
+def require_e2fsprogs(what: str, programs: Sequence[str], otherwise: str = "") -> None:
+    """Make sure that programs of the package e2fsprogs are there.
+
+    Args:
+        what: needs them.
+        programs: their names.
+        otherwise: what to do where they can't be installed.
+
+    Raises:
+        MachineError: one is missing.
+    """
+    for name in programs:
+        if shutil.which(name, path=PROGRAMS_PATH) is None:
+            remedy = "install the package e2fsprogs"
+            raise MachineError(
+                f"{what} needs the program {name}, which was not found",
+                hint=f"{remedy}, or {otherwise}" if otherwise else remedy,
+            )
+
+
 def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
     """Copy an output to its destination so that it is there completely or not at all.
 
@@ -134,7 +171,8 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
             partial.mkdir()
             trees.copy(source, partial)
         else:
-            _copy_file(source, partial)
+            with trees.tasks.task(f"copying to {spec.dest}", measure=lambda: file_size(partial)):
+                _copy_file(source, partial)
         os.rename(partial, spec.dest)
     except OSError as error:
         raise MachineError(f"{spec.dest} could not be written: {error.strerror}") from error

@@ -153,7 +153,7 @@ class ImageStore:
         try:
             record = ImageRecord.from_json(json.loads(path.read_text("utf-8")))
             tag = _as_spelled(key, record)
-        except (OSError, KeyError, TypeError, ValueError, InputError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RecursionError, InputError) as error:
             raise MachineError(
                 f"{path} is damaged: {error}", hint=f"remove {_name(key)} and build it again"
             ) from error

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, find_runtime
@@ -25,6 +27,14 @@ class PackedFile:
     digest: str
 
 
+def file_size(path: Path) -> int:
+    """Return the bytes that a file takes, without its holes; 0 where there is none."""
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
+
+
 class Trees:
     """Packs, unpacks, copies, measures and removes file trees; owners are those inside the sandbox.
 
@@ -33,42 +43,55 @@ class Trees:
     Args:
         sandbox: in its id mapping everything happens; it sees the paths in question and no others.
         runtime: how to run Python in there; found out when None.
+        tasks: told of all that may take a while.
     """
 
-    def __init__(self, sandbox: Sandbox, runtime: Runtime | None = None) -> None:
+    def __init__(self, sandbox: Sandbox, runtime: Runtime | None = None, tasks: Tasks | None = None) -> None:
         self.sandbox = sandbox
+        self.tasks = tasks or Tasks()
         self._runtime = runtime or find_runtime()
 
     def unpack(self, archive: Path, root: Path) -> UnpackReport:
         """Unpack the uncompressed tar `archive` into the existing directory `root`."""
         binds = [Bind(root, _TREE, read_only=False), Bind(archive, _OTHER)]
-        return UnpackReport(**self._ask(binds, f"unpack {archive}", "unpack", archive=_OTHER, root=_TREE))
+        with self.tasks.task("unpacking the root file system", total=file_size(archive)):
+            reply = self._ask(binds, f"unpack {archive}", "unpack", archive=_OTHER, root=_TREE)
+        return UnpackReport(**reply)
 
     def pack(self, root: Path, archive: Path, *, newest: int | None = None) -> PackedFile:
         """Write the tree `root` to the new file `archive`; `newest` is explained at `worker.pack.pack`."""
         binds = self._into(root, archive)
         name = f"{_OTHER}/{archive.name}"
-        reply = self._ask(binds, f"pack {root}", "pack", root=_TREE, archive=name, newest=newest)
+        with self._writing(archive):
+            reply = self._ask(binds, f"pack {root}", "pack", root=_TREE, archive=name, newest=newest)
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4(self, root: Path, image: Path, options: Ext4Options) -> PackedFile:
-        """Write the tree `root` to the new file `image` as a checked ext4 file system."""
+        """Write the tree `root` to the new file `image` as a checked ext4 file system.
+
+        Raises:
+            InputError: it does not fit into `options.size`.
+        """
         binds = self._into(root, image)
         name = f"{_OTHER}/{image.name}"
-        reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **options._asdict())
+        with self._writing(image):
+            reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **options._asdict())
         return PackedFile(reply["size"], reply["digest"])
 
     def pack_image(self, image: Path, archive: Path) -> PackedFile:
         """Write what is in the ext4 file system `image` to the new tar file `archive`, as `pack` does."""
         binds = self._into(image, archive)
         name = f"{_OTHER}/{archive.name}"
-        reply = self._ask(binds, f"read {image}", "pack-image", image=_TREE, archive=name)
+        with self.tasks.task("reading the machine's drive", measure=lambda: file_size(archive)):
+            reply = self._ask(binds, f"read {image}", "pack-image", image=_TREE, archive=name)
         return PackedFile(reply["size"], reply["digest"])
 
     def copy(self, source: Path, target: Path) -> UnpackReport:
         """Copy the content of `source` into the existing directory `target`."""
         binds = [Bind(source, _TREE), Bind(target, _OTHER, read_only=False)]
-        return UnpackReport(**self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER))
+        with self.tasks.task("copying the root file system"):
+            reply = self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER)
+        return UnpackReport(**reply)
 
     def summary(self, root: Path, *, times: bool = False) -> PackedFile:
         """Return the bytes that `root` takes in blocks of 4096, and the digest of its canonical listing.
@@ -76,7 +99,8 @@ class Trees:
         Args:
             times: modification times count too.
         """
-        reply = self._ask([Bind(root, _TREE)], f"read {root}", "digest", root=_TREE, times=times)
+        with self.tasks.task("computing the digest"):
+            reply = self._ask([Bind(root, _TREE)], f"read {root}", "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
 
     def remove(self, path: Path) -> None:
@@ -91,6 +115,9 @@ class Trees:
             complaint = done.stderr.decode("utf-8", "replace").strip().replace(_OTHER, str(path.parent))
             reason = one_line(complaint) or f"its worker ended with status {done.returncode}"
             raise MachineError(f"{path} could not be removed: {reason}", hint="remove it as root")
+
+    def _writing(self, file: Path) -> AbstractContextManager[None]:
+        return self.tasks.task(f"writing {file.name}", measure=lambda: file_size(file))
 
     @staticmethod
     def _into(root: Path, file: Path) -> list[Bind]:
@@ -109,6 +136,8 @@ class Trees:
             words = done.stderr.decode("utf-8", "replace").strip().splitlines()
             last = words[-1] if words else f"its worker ended with status {done.returncode}"
             raise MachineError(f"could not {task}: {last}") from None
+        if reply.get("asked"):
+            raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
             raise MachineError(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
         return reply

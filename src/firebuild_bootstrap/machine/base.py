@@ -142,6 +142,22 @@ class Machine(Protocol):
         """
         ...
 
+    def silence(self) -> str:
+        """Say what it means that a guest is lost, and what to do, where its console is known to be empty.
+
+        Empty where the console holds something, or is not known.
+        """
+        ...
+
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""
         ...
+
+
+def no_instruction(remedy: str) -> str:
+    """Say what an empty console means under KVM: every kernel that runs writes to it in its first second."""
+    return (
+        "its console is empty: the guest has not run one instruction. Most likely /dev/kvm opens here but"
+        " runs no guest, as in a virtual machine without nested virtualisation (`kvm-ok` tells);"
+        f" {remedy}"
+    )

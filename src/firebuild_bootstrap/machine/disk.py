@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.trees import PackedFile
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, require_e2fsprogs
+from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.unpack import UnpackReport
 from firebuild_bootstrap.machine.rootfs import artifact, export_tree, unpack_notes
@@ -35,6 +35,9 @@ class Disk:
         size: bytes of the drive; None for what the base takes and 2 GiB.
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
         notice: told what an export could not keep.
+
+    Raises:
+        MachineError: e2fsprogs is missing.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Disk:
         epoch: int | None = None,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
+        require_e2fsprogs("the machine's drive", ("mke2fs", "e2fsck", "resize2fs"))
         self.path = workspace.path / "disk.ext4"
         self._workspace = workspace
         self._trees = workspace.trees()
@@ -60,7 +64,7 @@ class Disk:
 
         Raises:
             InputError: the base does not fit into `size`.
-            MachineError: the host's disk is full, or e2fsprogs is missing.
+            MachineError: the host's disk is full.
         """
         root = self._directory("base")
         report = UnpackReport() if base is None else self._trees.unpack(base, root)
@@ -100,7 +104,8 @@ class Disk:
             move_sparse(self.path, into / self.path.name, self._workspace.check)
 
     def _read(self, archive: Path) -> PackedFile:
-        self._run("e2fsck", "-f", "-p", "/disk/disk.ext4", accept=_CONTENT)
+        with self._workspace.tasks.task("checking the machine's drive", total=file_size(self.path)):
+            self._run("e2fsck", "-f", "-p", "/disk/disk.ext4", accept=_CONTENT)
         packed = self._trees.pack_image(self.path, archive)
         self.path.unlink()
         return packed
@@ -127,7 +132,8 @@ class Disk:
                 hint="raise it, or leave it out",
             )
         # With the size the number of inodes grows, which mke2fs has kept to what the base needs.
-        self._run("resize2fs", "/disk/disk.ext4", f"{size // 1024}K", accept=(0,))
+        with self._workspace.tasks.task("enlarging the machine's drive"):
+            self._run("resize2fs", "/disk/disk.ext4", f"{size // 1024}K", accept=(0,))
 
     def _run(self, *command: str, accept: Sequence[int]) -> None:
         """Run a program of e2fsprogs on the drive, in the sandbox."""
@@ -138,7 +144,7 @@ class Disk:
             words = (done.stdout + done.stderr).decode("utf-8", "replace").strip()[-500:]
             raise MachineError(
                 f"{command[0]} is not content with the machine's drive (status {done.returncode}): {words}",
-                hint="the machine did not end cleanly, or e2fsprogs is not installed",
+                hint="the machine did not end cleanly",
             )
 
     def _directory(self, name: str) -> Path:

@@ -59,6 +59,11 @@ def make_machine(
             )
 
 
+def stores_images(settings: MachineSettings) -> bool:
+    """Tell whether a build leaves an image: not on a machine whose drive firebuild does not know."""
+    return settings.driver != "external" or settings.external.disk is not None
+
+
 def check_stores_images(settings: MachineSettings, wish: str) -> None:
     """Refuse a wish for files where a build leaves none.
 
@@ -68,7 +73,7 @@ def check_stores_images(settings: MachineSettings, wish: str) -> None:
     Raises:
         InputError: the driver is external, and has no drive to read.
     """
-    if settings.driver == "external" and settings.external.disk is None:
+    if not stores_images(settings):
         raise InputError(
             f"{wish} needs an image, and the machine external has no drive that firebuild could read",
             hint="set machine.external.disk, or leave it out",

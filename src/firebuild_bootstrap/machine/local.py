@@ -123,6 +123,10 @@ class LocalMachine:
             keep_console(self._log.text(), into)
         return ()
 
+    def silence(self) -> str:
+        """Nothing: vminit runs on this host's kernel; see `Machine.silence`."""
+        return ""
+
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
         try:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.janitor import LEAVING, abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
@@ -45,6 +46,7 @@ class Workspace:
         home: the directory of the store.
         idmap: owners inside the build.
         check: called again and again while a sandboxed program works for the build; may raise.
+        tasks: told of all that may take a while.
 
     Raises:
         InputError: `build_id` can't be a file name.
@@ -59,12 +61,14 @@ class Workspace:
         *,
         runtime: Runtime | None = None,
         check: Callable[[], None] = lambda: None,
+        tasks: Tasks | None = None,
     ) -> None:
         if _BUILD_ID.fullmatch(build_id) is None:
             raise InputError(f"expected a build id of letters, digits and . _ -, found {build_id!r}")
         self.path = home / "builds" / build_id
         self._idmap = idmap
         self.check = check
+        self.tasks = tasks or Tasks()
         self.runtime = runtime or find_runtime()
         lifeline, self._lifeline = os.pipe()
         self._lock = -1
@@ -89,7 +93,7 @@ class Workspace:
 
     def trees(self) -> Trees:
         """Return the tools for file trees, in the build's id mapping."""
-        return Trees(self.sandbox, self.runtime)
+        return Trees(self.sandbox, self.runtime, self.tasks)
 
     def close(self) -> None:
         """Remove the directory; all sandboxes must have ended. Idempotent.

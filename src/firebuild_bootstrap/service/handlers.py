@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from contextlib import nullcontext
+from typing import Any, Final, Literal, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.oldguest import OldGuest
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.resources import Delivery
@@ -20,7 +23,15 @@ from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
 
+_PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
+_Request = TypeVar("_Request", bound=Message)
+
+# What a guest can make the server keep is bounded: here its requests, in `server.py` the number of them.
+_SMALL_BYTES: Final = 128 * 1024
+_PIECE_BYTES: Final = 256 * 1024
+_COMMANDS_AT_ONCE: Final = 2
+_LOOK_SECONDS: Final = 0.1
 # Characters of what a guest says about its failure.
 _MAX_REASON: Final = 4000
 
@@ -50,6 +61,8 @@ class Handlers:
         self._steps = steps
         self._old: OldGuest | None = None
         self._lock = threading.Lock()
+        self._large = threading.Lock()
+        self._commands_on_their_way = threading.Semaphore(_COMMANDS_AT_ONCE)
 
     def close(self) -> None:
         """Let go of files that an old guest did not fetch to their end."""
@@ -58,28 +71,35 @@ class Handlers:
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
         """Return all seven methods for `grpc.Server.add_generic_rpc_handlers`."""
-        unary: dict[str, tuple[Callable[..., Message], type[Message]]] = {
-            "Commands": (self.commands, pb.Empty),
-            "Ping": (self.ping, pb.PingRequest),
-            "StdOut": (self.stdout, pb.LogMessage),
-            "StdErr": (self.stderr, pb.LogMessage),
-            "Abort": (self.abort, pb.AbortRequest),
-            "Success": (self.success, pb.Empty),
-        }
-        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            name: grpc.unary_unary_rpc_method_handler(
-                behaviour,
-                request_deserializer=request.FromString,
+        small, large = _SMALL_BYTES, wire.MAX_MESSAGE_BYTES
+        # The requests come as bytes: Python's gRPC would parse as many at once as come, and write a traceback
+        # about those that can't be parsed.
+        methods = {
+            "Commands": self._unary(self.commands, pb.Empty, small),
+            "Ping": self._unary(self.ping, pb.PingRequest, small),
+            "StdOut": self._unary(self.stdout, pb.LogMessage, large),
+            "StdErr": self._unary(self.stderr, pb.LogMessage, large),
+            "Abort": self._unary(self.abort, pb.AbortRequest, large),
+            "Success": self._unary(self.success, pb.Empty, small),
+            "Resource": grpc.unary_stream_rpc_method_handler(
+                lambda data, context: self.resource(_parsed(pb.ResourceRequest, data, small), context),
                 response_serializer=_serialize,
-            )
-            for name, (behaviour, request) in unary.items()
+            ),
         }
-        methods["Resource"] = grpc.unary_stream_rpc_method_handler(
-            self.resource,
-            request_deserializer=pb.ResourceRequest.FromString,
-            response_serializer=_serialize,
-        )
         return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
+
+    def _unary(
+        self,
+        behaviour: Callable[[_Request, grpc.ServicerContext], Message],
+        request: type[_Request],
+        most: int,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        def call(data: bytes, context: grpc.ServicerContext) -> Message:
+            # Two million empty lines fit into a message, and take twenty times its size: one such at a time.
+            with self._large if len(data) > _SMALL_BYTES else nullcontext():
+                return behaviour(_parsed(request, data, most), context)
+
+        return grpc.unary_unary_rpc_method_handler(call, response_serializer=_serialize)
 
     def commands(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.CommandsResponse:
         """Return every command of the build, for a guest that does not announce itself in other words.
@@ -87,6 +107,13 @@ class Handlers:
         Raises:
             InputError: the build can't come out right with such a guest.
         """
+        # The answer stays in memory until the guest has read it.
+        while not self._commands_on_their_way.acquire(timeout=_LOOK_SECONDS):
+            self._session.touch()
+            if not context.is_active():
+                return pb.CommandsResponse()
+        if not context.add_callback(self._commands_on_their_way.release):
+            self._commands_on_their_way.release()
         if _extended(context):
             return pb.CommandsResponse(command=self._commands)
         with self._lock:
@@ -116,7 +143,7 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        yield from self._alive(delivery.chunks())
+        yield from self._alive(self._told(path, delivery.chunks()))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -124,6 +151,17 @@ class Handlers:
             raise InputError("the guest asked for files before it asked for commands")
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
+
+    def _told(self, path: str, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+        """Tell now and then how much of the files of a step was sent."""
+        number = path.removeprefix("step-")
+        sent, told = 0, time.monotonic()
+        for chunk in chunks:
+            yield chunk
+            sent += len(chunk.chunk.chunk)
+            if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                self._session.events(StepProgress(step=int(number), bytes=sent))
 
     def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
         """Pass chunks on; each is a sign of life of the guest that takes it."""
@@ -178,9 +216,10 @@ class Handlers:
         step = self._steps.known(message.step)
         if message.HasField("event"):
             self._step_event(step, message.event)
-        data = message.data or b"".join(_line(line) for line in message.line)
-        if data:
-            self._session.output.write(step, stream, data)
+        data = message.data or _joined(message.line)
+        for offset in range(0, len(data), _PIECE_BYTES):
+            self._session.touch()  # the receiver of output may be slow: nobody waits for it after the end
+            self._session.output.write(step, stream, data[offset : offset + _PIECE_BYTES])
         return _EMPTY
 
     def _step_event(self, number: int, event: pb.StepEvent) -> None:
@@ -201,8 +240,23 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _line(text: str) -> bytes:
-    return text.encode() if text.endswith("\n") else text.encode() + b"\n"
+def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:
+    name = request.DESCRIPTOR.name
+    if len(data) > most:
+        raise InputError(f"the guest sent a {name} of {len(data)} bytes; {most} are allowed")
+    try:
+        return request.FromString(data)
+    except DecodeError:
+        raise InputError(f"the guest sent bytes that are no {name}") from None
+
+
+def _joined(lines: Sequence[str]) -> bytes:
+    data = bytearray()  # not a list of them all: two million lines fit into a message
+    for line in lines:
+        data += line.encode()
+        if not line.endswith("\n"):
+            data += b"\n"
+    return bytes(data)
 
 
 def _deliveries(commands: Sequence[str], resources: Mapping[str, Resource]) -> dict[str, Delivery]:

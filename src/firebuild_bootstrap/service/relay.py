@@ -19,6 +19,9 @@ _READ_BYTES: Final = 256 * 1024
 # Enough for what a handshake brings, and little enough for many that lead nowhere.
 _HANDSHAKE_BYTES: Final = 16 * 1024
 _RECORD_BYTES: Final = 16 * 1024  # TLS never hands out more at once
+# What is taken from a peer that takes nothing itself. HTTP/2 lets it send far less until it has read a
+# WINDOW_UPDATE; but TLS would go on to make answers to its key updates, and keep them all.
+_READ_AHEAD_BYTES: Final = 4 * 1024 * 1024
 
 
 class TlsStream:
@@ -46,6 +49,7 @@ class TlsStream:
             self._connection.set_connect_state()
         self._buffer = memoryview(bytearray(_HANDSHAKE_BYTES))
         self._flushing = asyncio.Lock()
+        self._read_ahead = 0
 
     @property
     def tls_version(self) -> str:
@@ -93,7 +97,7 @@ class TlsStream:
                 return data
             if not await self._fill():
                 return b""
-            if not self._flushing.locked():
+            if not self._flushing.locked() or self._read_ahead > _READ_AHEAD_BYTES:
                 await self._flush()  # what TLS itself answers, for example to a key update
 
     async def write(self, data: bytes) -> None:
@@ -129,6 +133,7 @@ class TlsStream:
             if not self.first_bytes:
                 self.first_bytes = bytes(self._buffer[: min(received, 16)])
             self._connection.bio_write(self._buffer[:received])
+            self._read_ahead += received
         return received
 
     async def _flush(self) -> None:
@@ -139,6 +144,7 @@ class TlsStream:
                 except SSL.WantReadError:
                     return
                 await self._loop.sock_sendall(self._sock, data)
+                self._read_ahead = 0
 
 
 async def relay(left: TlsStream, right: TlsStream, *, linger: float) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
 from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate
-from firebuild_pki.display import error_text
+from firebuild_pki.display import error_text, one_line
 
 logger: Final = logging.getLogger("firebuild.service")
 # Of a step that exceeds the limit, its end: where the error stands.
@@ -73,9 +73,9 @@ class Refusals:
             return
         logger.warning(
             "refused peer %s: %s (subject %s, SHA-256 %s)",
-            peer,
-            reason,
-            certificate.subject or "none",
+            one_line(peer),
+            one_line(reason),
+            one_line(certificate.subject) or "none",
             certificate.fingerprint or "none",
         )
         self._events(

@@ -56,7 +56,7 @@ class Delivery:
             size=entry.size,
             mtimeNs=entry.mtime_ns,
             fromDirectory=entry.from_directory,
-            keepOwner=entry.owner is not None,
+            keepOwner=entry.is_member,
             uid=entry.owner[0] if entry.owner else 0,
             gid=entry.owner[1] if entry.owner else 0,
         )

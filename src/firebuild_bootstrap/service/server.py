@@ -28,10 +28,16 @@ from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents, StepInfo
+from firebuild_bootstrap.wire import decode_command
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
 
-_WORKERS: Final = 16
+# What a guest can make the server keep is bounded (docs/wire-protocol.md): each worker holds one message, and
+# a call that waits for a worker what HTTP/2 lets through before anybody reads. Our guest opens four at most.
+_WORKERS: Final = 8
+_CALLS_PER_CONNECTION: Final = 16
+_MOST_CALLS: Final = 128  # given up ones count until a worker has looked at them
+_UNREAD_BYTES: Final = 128 * 1024  # a whole batch of output: half of that costs half of the throughput
 
 
 class BootstrapServer:
@@ -43,7 +49,8 @@ class BootstrapServer:
         server_material: what the server presents.
         guest_material: what was issued to the guest; no other certificate may call.
         events: receives events, one at a time, from threads of the server.
-        steps: number, line and text of each step, for the events.
+        steps: number, line and text of each step, for the events; by default those of the commands. A guest
+            that reports of another one ends the build.
         total_steps: for the events; the highest number in `steps` unless given.
         limits: times and sizes.
         bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
@@ -71,6 +78,7 @@ class BootstrapServer:
         self._credentials = GateCredentials(server=server_material, guest=guest_material)
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
+        steps = steps or _steps_of(commands)
         total = max((step.number for step in steps), default=0) if total_steps is None else total_steps
         self._handlers = Handlers(
             self._session,
@@ -171,7 +179,12 @@ class BootstrapServer:
             options=[
                 ("grpc.max_receive_message_length", self._limits.max_message_bytes),
                 ("grpc.max_send_message_length", self._limits.max_message_bytes),
+                # A guest waits with its next call then, as HTTP/2 tells it (RFC 9113, section 5.1.2).
+                ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
+                ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+                ("grpc.http2.bdp_probe", 0),  # would raise the line before by what the guest sends
             ],
+            maximum_concurrent_rpcs=_MOST_CALLS,
         )
         server.add_generic_rpc_handlers((self._handlers.generic_handler(),))
         # A socket's address holds 107 bytes at most, whatever the length of the directory's path.
@@ -183,3 +196,8 @@ class BootstrapServer:
         server.start()
         started.callback(lambda: server.stop(None).wait())
         return server, backend
+
+
+def _steps_of(commands: Sequence[str]) -> list[StepInfo]:
+    decoded = (command for text in commands if (command := decode_command(text)) is not None)
+    return [StepInfo(command.step, 0, command.original) for command in decoded]

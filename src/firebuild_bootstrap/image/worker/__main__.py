@@ -20,7 +20,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return _OPERATIONS[request.pop("operation")](**request)
     except TreeError as error:
-        return {"error": error.message, "hint": error.hint}
+        return {"error": error.message, "hint": error.hint, "asked": error.asked}
     except OSError as error:
         where = f"{error.filename!r}: " if error.filename else ""
         return {"error": f"{where}{error.strerror or error}", "hint": ""}

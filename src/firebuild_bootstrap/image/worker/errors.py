@@ -9,9 +9,11 @@ class TreeError(Exception):
     Args:
         message: what was expected and found.
         hint: what to do about it.
+        asked: the user asked for something that can't be; otherwise the machine could not do it.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, asked: bool = False) -> None:
         super().__init__(message)
+        self.asked = asked
         self.message = message
         self.hint = hint

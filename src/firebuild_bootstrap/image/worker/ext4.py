@@ -6,16 +6,19 @@ import os
 import re
 import stat
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.image.worker.extfs import Ext4Image
+from firebuild_bootstrap.image.worker.imagewalk import walk_image
 from firebuild_bootstrap.image.worker.walk import walk
 
 _MIB: Final = 1024 * 1024
 _BLOCK: Final = 4096
 _ATTEMPTS: Final = 6
+_ERA: Final = 1 << 32
 # Any fixed value makes images comparable; version 8 UUIDs (RFC 9562) are free for such uses.
 _FIXED_UUID: Final = "f12eb111-d000-8000-8000-000000000001"
 
@@ -25,7 +28,7 @@ class Ext4Options(NamedTuple):
 
     Args:
         free: bytes of free space that the guest finds, at least, when no size is asked for.
-        size: bytes of the whole image; it grows where the tree needs more, and 0 means as `free` wants it.
+        size: bytes of the whole image; 0 means as `free` wants it.
         epoch: seconds since 1970; with it, the same tree gives the same image, byte for byte.
         label: name of the file system, up to 16 bytes.
     """
@@ -40,25 +43,47 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
     """Write the tree `root` into the new file `image` and check the result with e2fsck.
 
     Raises:
-        TreeError: the tree does not fit into the disk, or mke2fs or e2fsck is not content.
+        TreeError: the tree does not fit into the disk or the size, or mke2fs or e2fsck is not content.
     """
     content, inodes = measure(root)
-    size = max(options.size, _initial_size(content, inodes, 0 if options.size else options.free))
-    for _attempt in range(_ATTEMPTS):
-        size = -(-size // _MIB) * _MIB
-        complaint = _mke2fs(root, image, size, inodes, options)
-        if not complaint:
-            break
-        with suppress(FileNotFoundError):
-            os.unlink(image)
-        if not _is_too_small(complaint):
-            raise TreeError(f"mke2fs failed: {complaint}")
-        size += size // 3
-    else:
-        raise TreeError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
+    if not options.size:
+        _make_large_enough(root, image, content, inodes, options)
+    elif _make(root, image, -(-options.size // _MIB) * _MIB, inodes, options):
+        least = _make_large_enough(root, image, content, inodes, options) // _MIB
+        os.unlink(image)
+        raise TreeError(
+            f"--output ext4: the files need size={least}MiB, found size={options.size // 1024}KiB",
+            f"ask for size={least}MiB or more, or leave size= out",
+            asked=True,
+        )
+    _set_far_times(root, image, options.epoch)
     if options.epoch is not None:
         _set_times(image, options.epoch)
     _check(image)
+
+
+def _make_large_enough(root: str, image: str, content: int, inodes: int, options: Ext4Options) -> int:
+    """Make the image with `options.free` bytes of free space and return its size, in whole MiB."""
+    size = _initial_size(content, inodes, 0 if options.size else options.free)
+    for _attempt in range(_ATTEMPTS):
+        size = -(-size // _MIB) * _MIB
+        complaint = _make(root, image, size, inodes, options)
+        if not complaint:
+            return size
+        size += size // 3
+    raise TreeError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
+
+
+def _make(root: str, image: str, size: int, inodes: int, options: Ext4Options) -> str:
+    """Make the image and return "", or what mke2fs says where the size is too small."""
+    complaint = _mke2fs(root, image, size, inodes, options)
+    if not complaint:
+        return ""
+    with suppress(FileNotFoundError):
+        os.unlink(image)
+    if not _is_too_small(complaint):
+        raise TreeError(f"mke2fs failed: {complaint}")
+    return complaint
 
 
 def measure(root: str) -> tuple[int, int]:
@@ -127,6 +152,36 @@ def _set_times(image: str, epoch: int) -> None:
         for number in _used_inodes(image, env)
         for name in fields
     ]
+    _debugfs(image, env, lines)
+
+
+def _set_far_times(root: str, image: str, epoch: int | None) -> None:
+    """Set modification times that need more than 32 bits; mke2fs before 1.47.1 loses the rest."""
+    far = {
+        node.path: seconds
+        for node in walk(root)
+        if not -_ERA // 2 <= (seconds := node.status.st_mtime_ns // 10**9) < _ERA // 2 and node.path
+    }
+    if not far:
+        return
+    lines = []
+    reader = Ext4Image(image)
+    for node in walk_image(reader):
+        if node.path in far:
+            low, era = _split(far[node.path])
+            inode = f"set_inode_field <{node.inode.number}>"
+            lines.append(f"{inode} mtime @{low}\n{inode} mtime_extra {era}")
+    reader.close()
+    _debugfs(image, _environment(epoch), lines)
+
+
+def _split(seconds: int) -> tuple[int, int]:
+    """Return the lower 32 bits and the two bits above them, as "Inode Timestamps" of ext4 has it."""
+    seconds = min(max(seconds, -_ERA // 2), 4 * _ERA - _ERA // 2 - 1)
+    return seconds % _ERA, (seconds + _ERA // 2) // _ERA
+
+
+def _debugfs(image: str, env: Mapping[str, str], lines: Sequence[str]) -> None:
     done = _run(["debugfs", "-w", "-f", "/dev/stdin", image], env, "\n".join(lines))
     complaints = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
     if done.returncode != 0 or complaints:  # it ends with 0 whatever goes wrong

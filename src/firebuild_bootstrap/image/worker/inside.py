@@ -7,6 +7,7 @@ import stat
 from contextlib import suppress
 from typing import Final
 
+from firebuild_bootstrap.guest.rootfs import remove_directory
 from firebuild_bootstrap.image.worker.errors import TreeError
 
 _MAX_LINKS: Final = 40  # as the kernel, path_resolution(7)
@@ -57,20 +58,17 @@ class Inside:
             return None
 
     def clear_way(self, parent: int, name: str) -> None:
-        """Remove what is called `name`, unless it is a directory with something in it.
-
-        Raises:
-            TreeError: it is such a directory.
-        """
+        """Remove what is called `name`, with everything in it; descriptors given out before are not valid."""
         try:
             found = os.lstat(name, dir_fd=parent)
         except FileNotFoundError:
             return
-        self.forget() if not stat.S_ISREG(found.st_mode) else None
-        try:
-            (os.rmdir if stat.S_ISDIR(found.st_mode) else os.unlink)(name, dir_fd=parent)
-        except OSError as error:
-            raise TreeError(f"{name} would replace a directory that is not empty") from error
+        if stat.S_ISDIR(found.st_mode):
+            remove_directory(name, parent)
+        else:
+            os.unlink(name, dir_fd=parent)
+        if not stat.S_ISREG(found.st_mode):
+            self.forget()
 
     def _resolve(self, parts: tuple[str, ...]) -> int:
         stack = [os.dup(self._root)]

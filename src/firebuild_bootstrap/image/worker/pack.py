@@ -78,7 +78,7 @@ def copy(source: str, target: str) -> UnpackReport:
     feeder.start()
     try:
         with os.fdopen(read_end, "rb") as pipe:
-            report = unpack(pipe, target, stream=True)
+            report = unpack(pipe, target)
     finally:
         feeder.join()
         if failures and not isinstance(failures[0], BrokenPipeError):
@@ -110,8 +110,9 @@ def _member(node: AnyNode, newest: int | None) -> tarfile.TarInfo | None:
         f"SCHILY.xattr.{name}": value.decode("utf-8", "surrogateescape")
         for name, value in node.xattrs().items()
     }
-    if nanoseconds > 0 and nanoseconds % 10**9:
-        member.pax_headers["mtime"] = f"{member.mtime}.{nanoseconds % 10**9:09d}"
+    if nanoseconds % 10**9:
+        whole, fraction = divmod(abs(nanoseconds), 10**9)
+        member.pax_headers["mtime"] = f"{'-' if nanoseconds < 0 else ''}{whole}.{fraction:09d}"
     if kind == tarfile.SYMTYPE:
         member.linkname = node.link_text()
     elif kind in (tarfile.CHRTYPE, tarfile.BLKTYPE):

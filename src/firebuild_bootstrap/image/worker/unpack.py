@@ -14,12 +14,11 @@ from typing import IO, Any, Final, Literal, NamedTuple, cast
 
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.inside import Inside
+from firebuild_bootstrap.tarball import DAMAGE, TarReader, mtime_ns
 
 _XATTR: Final = "SCHILY.xattr."  # the names that GNU tar, bsdtar and star agree on
 _BUFFER: Final = 1024 * 1024
 _EXAMPLES: Final = 3
-# What tarfile raises on archives that are none: numbers that are none, too large, or headers without end.
-BROKEN: Final = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 class UnpackReport(NamedTuple):
@@ -42,19 +41,16 @@ class UnpackReport(NamedTuple):
     examples: Mapping[str, list[str]] = MappingProxyType({})
 
 
-def unpack(archive: IO[bytes], root: str, *, stream: bool = False) -> UnpackReport:
-    """Unpack an uncompressed tar `archive` into the existing directory `root`.
-
-    Args:
-        stream: the archive is a pipe and can't seek.
+def unpack(archive: IO[bytes], root: str) -> UnpackReport:
+    """Unpack an uncompressed tar `archive`, a file or a pipe, into the existing directory `root`.
 
     Raises:
         TreeError: the archive is damaged, or a member's name or link leads out of the tree.
     """
     inside = Inside(root)
     try:
-        return _Unpacking(inside).run(archive, stream)
-    except BROKEN as error:
+        return _Unpacking(inside).run(archive)
+    except DAMAGE as error:
         raise TreeError(f"the archive is damaged: {error}", "make or download it again") from error
     finally:
         inside.close()
@@ -81,11 +77,10 @@ class _Unpacking:
         self._examples: dict[str, list[str]] = {}
         self._directories: dict[tuple[str, ...], tarfile.TarInfo] = {}
 
-    def run(self, archive: IO[bytes], stream: bool) -> UnpackReport:
-        with tarfile.open(fileobj=archive, mode="r|" if stream else "r:") as tar:
-            while (member := tar.next()) is not None:
-                self._place(tar, member)
-                cast(Any, tar).members = []  # or it remembers every member
+    def run(self, archive: IO[bytes]) -> UnpackReport:
+        tar = TarReader(archive)
+        while (member := tar.next()) is not None:
+            self._place(tar, member)
         for parts, member in self._directories.items():  # last, because each new file changes the mtime
             descriptor = self._inside.existing(parts)
             if descriptor is not None:
@@ -99,7 +94,7 @@ class _Unpacking:
         if len(names) < _EXAMPLES:
             names.append(name)
 
-    def _place(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def _place(self, tar: TarReader, member: tarfile.TarInfo) -> None:
         parts = name_parts(member.name)
         if member.isdir():
             self._directory(parts)
@@ -124,7 +119,7 @@ class _Unpacking:
         self._inside.clear_way(parent, parts[-1])
         os.mkdir(parts[-1], 0o700, dir_fd=self._inside.directory(parts[:-1]))
 
-    def _write(self, tar: tarfile.TarFile, member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
+    def _write(self, tar: TarReader, member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
         parent, name = self._inside.directory(parts[:-1]), parts[-1]
         if member.isreg():
             self._regular(tar, member, parent, name)
@@ -143,12 +138,10 @@ class _Unpacking:
         else:
             raise TreeError(f"the archive's member {member.name!r} has the unknown type {member.type!r}")
 
-    def _regular(self, tar: tarfile.TarFile, member: tarfile.TarInfo, parent: int, name: str) -> None:
+    def _regular(self, tar: TarReader, member: tarfile.TarInfo, parent: int, name: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(name, flags, 0o600, dir_fd=parent), "wb", buffering=0) as target:
-            source = tar.extractfile(member)
-            if source is not None:
-                _copy(source, target, member)
+            _copy(tar.content(member), target, member)
             self._finish(target.fileno(), member)
 
     def _hard_link(self, member: tarfile.TarInfo, parts: tuple[str, ...]) -> None:
@@ -217,11 +210,6 @@ def _copy(source: IO[bytes], target: io.FileIO, member: tarfile.TarInfo) -> None
 
 
 def _times(member: tarfile.TarInfo) -> tuple[int, int]:
-    """Return access and modification time in nanoseconds, exactly as the archive says."""
-    whole, _, fraction = member.pax_headers.get("mtime", "").partition(".")
-    if whole.removeprefix("-").isdecimal() and (not fraction or fraction.isdecimal()):
-        nanoseconds = int(whole) * 10**9
-        nanoseconds += int(fraction[:9].ljust(9, "0")) * (-1 if whole.startswith("-") else 1)
-    else:
-        nanoseconds = int(member.mtime) * 10**9
+    """Return access and modification time in nanoseconds."""
+    nanoseconds = mtime_ns(member)
     return nanoseconds, nanoseconds

@@ -131,6 +131,10 @@ class ExternalMachine:
         self._leftovers.forget()
         return (f"the machine's drive stays where it is: {path}",)
 
+    def silence(self) -> str:
+        """Nothing: its console is not here; see `Machine.silence`."""
+        return ""
+
     def close(self) -> None:
         """Remove the metadata, the drive if firebuild made it, and the build's directory."""
         try:

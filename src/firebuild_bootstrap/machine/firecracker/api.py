@@ -52,7 +52,7 @@ class FirecrackerApi:
         text = self._call("GET", path, None, accept=200)
         try:
             answer = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise ApiError(f"Firecracker answered GET {path} with something that is no JSON object")
@@ -163,7 +163,7 @@ def _fault(answer: bytes, *, secret: bool) -> str:
     """Return Firecracker's own words; where a body was secret, only those that cannot quote it."""
     try:
         words = json.loads(answer)["fault_message"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         words = answer.decode("utf-8", "replace")
     text = " ".join(str(words).split())[:500]
     if secret and any(mark in text for mark in ("PRIVATE KEY", "BEGIN ")):

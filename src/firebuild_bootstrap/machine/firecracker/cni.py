@@ -259,7 +259,7 @@ def _is_ipv4(text: str) -> bool:
 def _parse(text: str) -> dict[str, Any] | None:
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from firebuild_bootstrap.agent import AgentReport, Compression, agent_image, ker
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.listening import format_address, listen
-from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit, no_instruction
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
@@ -27,6 +28,7 @@ from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
 _READY_SECONDS: Final = 10.0
+_LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")
 # Faster boots: no probing for hardware that Firecracker has not, as its own default command line.
 _KERNEL_ARGUMENTS: Final = ("i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
 # The first release that can have PCI, and says pci=off by itself where it has none.
@@ -152,6 +154,16 @@ class FirecrackerMachine:
             keep_console(self._process.serial(), into)
         self._disk.keep(into)
         return ()
+
+    def silence(self) -> str:
+        """Explain an empty console; see `Machine.silence`."""
+        taken = any(argument.startswith("console=") for argument in self._settings.kernel_args)
+        if self._process is None or self._source.is_silent or taken:
+            return ""
+        # Firecracker's own log comes on the same stream.
+        if any(line.strip() and not _LOG_LINE.match(line) for line in self._process.serial().splitlines()):
+            return ""
+        return no_instruction("use `--machine qemu` with machine.qemu.accelerator: tcg, or another host")
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

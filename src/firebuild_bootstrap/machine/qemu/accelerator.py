@@ -118,7 +118,7 @@ def _key(trial: Trial) -> str:
 def _recall(memory: Path) -> dict[str, Any]:
     try:
         found = json.loads(memory.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -17,7 +17,7 @@ from firebuild_bootstrap.agent import (
 )
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit, no_instruction
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
@@ -229,6 +229,17 @@ class QemuMachine:
         if self._log is not None:
             keep_console(self._log.text(), into)
         return ()
+
+    def silence(self) -> str:
+        """Explain an empty console; see `Machine.silence`."""
+        taken = any(argument.startswith("console=") for argument in self._settings.kernel_args)
+        if self._log is None or self._log.text().strip() or taken:
+            return ""
+        if self._accelerator is Accelerator.KVM:
+            return no_instruction("set machine.qemu.accelerator to tcg, or to auto, which tries KVM before")
+        return (
+            "its console is empty: is machine.qemu.kernel a kernel that QEMU's microvm boots (docs/qemu.md)?"
+        )
 
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
+
+# The longest marks carry what `dd` reads at once, 64 KiB, in base64.
+_MOST_HELD: Final = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class MarkReader:
     def _cut(self, text: str) -> int:
         begin = text.rfind("\x01")
         tail = text[begin:]
-        whole = tail.startswith(self._begin) and "\x02" not in tail
+        whole = tail.startswith(self._begin) and "\x02" not in tail and len(tail) <= _MOST_HELD
         return begin if begin >= 0 and (whole or self._begin.startswith(tail)) else len(text)
 
     @property

@@ -18,11 +18,38 @@ from firebuild_bootstrap.service.oldguest.staging import File, Layer
 _BILLION: Final = 1_000_000_000
 
 # `$D` is the destination without a slash at its end, `$O` the owner of what has none of its own.
+# `A` is set for the members of an archive, for which the destination is the root (guest/copy.py): `below`
+# makes `R` of a path in it, by following its links as chroot(2) would.
 # `00` before a mode, because GNU's chmod leaves setuid and setgid of directories alone without it.
 _FUNCTIONS: Final = r"""
+below() {
+  left=$1 R=$D links=0
+  while [ -n "$left" ]; do
+    part=${left%%/*}
+    case $left in */*) left=${left#*/} ;; *) left= ;; esac
+    case $part in
+      '' | .) ;;
+      ..) [ "$R" = "$D" ] || R=${R%/*} ;;
+      *)
+        if [ -L "$R/$part" ]; then
+          links=$((links + 1))
+          [ "$links" -le 40 ] || die "$D/$1: Too many levels of symbolic links"
+          text=$(readlink "$R/$part"; echo x) text=${text%?x}
+          left=$text/$left
+          case $text in /*) R=$D ;; esac
+        else R=$R/$part; fi ;;
+    esac
+  done
+}
 put() {
   if [ -d "$1" ] && [ ! -L "$1" ]; then
-    if [ -d "$2" ]; then
+    if [ "$A" ] && implied "$1" && [ -L "$2" ]; then
+      below "${2#"$D"/}"
+      mk "$R" "$O"
+      merge "$1" "$R"
+    elif [ "$A" ] && ! implied "$1" && { [ -L "$2" ] || { [ -e "$2" ] && [ ! -d "$2" ]; }; }; then
+      rm -f "$2" && mv -f "$1" "$2" || die "$2: it could not be written"
+    elif [ -d "$2" ]; then
       merge "$1" "$2"
       if [ ! -L "$2" ] && ! implied "$1"; then alike "$1" "$2"; fi
     elif [ -e "$2" ] || [ -L "$2" ]; then die "$2: a file is where a directory is needed"
@@ -36,6 +63,7 @@ merge() {
 }
 replace() {
   if [ -L "$2" ]; then rm -f "$2" || failed
+  elif [ -d "$2" ] && [ "$A" ]; then rm -rf "$2" || failed
   elif [ -d "$2" ]; then die "$2: a directory is there, and a file or link can't replace it"; fi
   mv -f "$1" "$2" || die "$2: it could not be written"
 }
@@ -63,7 +91,9 @@ stamp() {
 }
 timed() {
   if [ "$4" = "" ] && [ "$NEW" != "$3" ]; then return; fi
-  if [ -d "$D/$4" ] && [ ! -L "$D/$4" ]; then stamp "$1" "$2" "$D/$4"; fi
+  at=$D/$4
+  case $A$4 in 1*/*) below "${4%/*}"; at=$R/${4##*/} ;; esac
+  if [ -d "$at" ] && [ ! -L "$at" ]; then stamp "$1" "$2" "$at"; fi
 }
 """
 
@@ -91,8 +121,8 @@ class Placing:
             _FUNCTIONS,
             'implied() { case ${1#"$S/"} in ' + self._implied() + " *) return 1 ;; esac; }",
             f"owner {shlex.quote(command.chown)}" if command.chown is not None else "O=0:0",
-            f"mk {shlex.quote(posixpath.join('/', command.workdir))} 0:0",
-            f"D={shlex.quote(target)} NEW=",
+            f"mk {shlex.quote(wire.absolute('/', command.workdir))} 0:0",
+            f"D={shlex.quote(target)} NEW= A=",
             'mk "$D" "$O"' if must_exist else "",
             'cd "$S" && : > probe || failed',
             "FRACTIONS=; ! touch -d @1.5 probe 2>/dev/null || FRACTIONS=1",
@@ -183,9 +213,10 @@ class Placing:
             ((path, _),) = layer.entries.items()
             yield f"single {layer.number} {shlex.quote(path)} {'into' if _into(self.command) else 'name'}"
             return
+        yield "A=1" if layer.archive else "A="
         for path, held in layer.entries.items():
             if held is not None and held[1].kind is EntryKind.HARDLINK:
-                yield _hard_link(layer, path, held[1].link_target)
+                yield from _hard_link(layer, path, held[1].link_target)
         yield f"tree {layer.number}"
 
     def _timed_directories(self) -> Iterator[str]:
@@ -193,15 +224,20 @@ class Placing:
         for layer in self.layers:
             for path, held in layer.entries.items():
                 if held is not None and held[1].kind is EntryKind.DIRECTORY:
+                    archive = "A=1" if layer.archive else "A="
                     line = f"timed {_time(held[1].mtime_ns)} {layer.number} {shlex.quote(path)} || failed"
+                    line = f"{archive}; {line}"
                     last[path or f"/{layer.number}"] = line
         yield from last.values()
 
 
-def _hard_link(layer: Layer, path: str, first: str) -> str:
-    # One that is not in the layer is in the image already.
-    origin = shlex.quote(layer.staged(first)) if layer.entries.get(first) else f'"$D"/{shlex.quote(first)}'
-    return f"ln {origin} {shlex.quote(layer.staged(path))} || failed"
+def _hard_link(layer: Layer, path: str, first: str) -> Iterator[str]:
+    origin = shlex.quote(layer.staged(first))
+    if not layer.entries.get(first):  # it is in the image already
+        directory, name = posixpath.split(first)
+        yield f"below {shlex.quote(directory)}"
+        origin = f'"$R"/{shlex.quote(name)}'
+    yield f"ln {origin} {shlex.quote(layer.staged(path))} || failed"
 
 
 def _time(mtime_ns: int) -> str:
@@ -215,10 +251,7 @@ def _into(command: wire.CopyCommand) -> bool:
 
 
 def _target(command: wire.CopyCommand) -> tuple[str, bool]:
-    """Return the destination without `.` and double slashes, and whether it is a directory by its name."""
-    names = [
-        name
-        for name in posixpath.join("/", command.workdir, command.target).split("/")
-        if name not in ("", ".")
-    ]
-    return "".join(f"/{name}" for name in names), bool(names) and names[-1] == ".."
+    """Return the destination, and whether it is a directory by its name."""
+    by_name = posixpath.basename(posixpath.join(command.workdir, command.target).rstrip("/"))
+    path = wire.absolute(command.workdir, command.target)
+    return "" if path == "/" else path, by_name == ".."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import shlex
 from collections.abc import Sequence
 from typing import Final
@@ -118,7 +117,7 @@ def _tools(names: Sequence[str]) -> str:
 
 def workdir(command: wire.WorkdirCommand) -> str:
     """Return what makes the directory for the current user."""
-    path = posixpath.join("/", command.workdir)
+    path = wire.absolute("/", command.workdir)
     return f'begin\nuser {shlex.quote(command.user)}\nmk {shlex.quote(path)} "$U:$G"\nsay E 0\n'
 
 
@@ -129,7 +128,7 @@ def run(command: wire.RunCommand, staging: str) -> str:
         command: the RUN.
         staging: directory that may be made for the time of the RUN.
     """
-    directory, user = shlex.quote(posixpath.join("/", command.workdir)), shlex.quote(command.user)
+    directory, user = shlex.quote(wire.absolute("/", command.workdir)), shlex.quote(command.user)
     script = remove = ""
     argv = command.argv
     if command.script is not None:

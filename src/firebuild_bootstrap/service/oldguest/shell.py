@@ -59,16 +59,17 @@ groups() {
 named() { if [ -z "$R" ] && [ "$1" = "$2" ]; then R=$3; fi; }
 member() { case $4 in *,"$1",*) [ "$3" = "$G" ] || L=$L,$3 ;; esac; }
 group() {
-  R=; groups named "$2"
-  [ -n "$R" ] || { number "$2" && R=$2; } ||
+  R=; if number "$2"; then R=$2; else groups named "$2"; fi
+  [ -n "$R" ] ||
     die "$1: /etc/group of the image has no '$2'; create it first or use a number"
 }
 user() {
   want=${1%%%%:*} wanted_group=; case $1 in *:*) wanted_group=${1#*:} ;; esac
   [ -n "$want" ] || want=0
   N= U=$want G=0 H=
-  if passwd name "$want" || { number "$want" && passwd uid "$want"; }; then N=$name U=$uid G=$gid H=$home
-  elif ! number "$want"; then
+  if number "$want"; then ! passwd uid "$want" || N=$name U=$uid G=$gid H=$home
+  elif passwd name "$want"; then N=$name U=$uid G=$gid H=$home
+  else
     die "USER $1: /etc/passwd of the image has no '$want'; create it first or use a number"
   fi
   if [ -n "$wanted_group" ]; then group "USER $1" "$wanted_group"; G=$R L=$G

@@ -39,17 +39,19 @@ class Piece:
 class Layer:
     """Entries that can lie in one directory before they are merged into the destination.
 
-    `single` is set where the layer is one file that the destination's rules name or place. `entries` holds
-    each path once; `None` stands for a directory that the source does not mention.
+    `single` is set where the layer is one file that the destination's rules name or place, `archive` where
+    its entries are members of one. `entries` holds each path once; `None` stands for a directory that the
+    source does not mention.
     """
 
     number: int
     single: bool
+    archive: bool
     entries: dict[str, tuple[int, Entry] | None] = field(default_factory=dict)
 
     def takes(self, entry: Entry) -> bool:
         """Tell whether the entry can be added without meeting another one in the layer."""
-        if self.single or not entry.from_directory:
+        if self.single or not entry.from_directory or entry.is_member != self.archive:
             return False
         held = self.entries.get(entry.path)
         if held is not None or (entry.path in self.entries and entry.kind is not EntryKind.DIRECTORY):
@@ -62,7 +64,10 @@ class Layer:
         if not self.single:
             for path in parents(entry.path):
                 self.entries.setdefault(path, None)
-        self.entries[entry.path] = (index, entry)
+        if self.archive and not entry.path:
+            self.entries.setdefault("", None)  # an archive says nothing about the destination itself
+        else:
+            self.entries[entry.path] = (index, entry)
 
     def staged(self, path: str) -> str:
         """Return where an entry waits, relative to the staging directory."""
@@ -84,7 +89,7 @@ def layers(entries: Iterable[Entry]) -> list[Layer]:
     found: list[Layer] = []
     for index, entry in enumerate(entries):
         if not found or not found[-1].takes(entry):
-            found.append(Layer(len(found), single=not entry.from_directory))
+            found.append(Layer(len(found), single=not entry.from_directory, archive=entry.is_member))
         found[-1].add(index, entry)
     return found
 

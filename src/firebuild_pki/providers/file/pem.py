@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -17,7 +17,6 @@ CERTIFICATE_LABELS = frozenset({"CERTIFICATE", "X509 CERTIFICATE"})
 KEY_LABELS = frozenset({"PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY"})
 
 _BEGIN = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----")
-_BLOCK = re.compile(_BEGIN.pattern + rb".*?-----END \1-----", re.DOTALL)
 
 _PKCS7 = bytes.fromhex("06092a864886f70d010702")
 _PKCS12 = bytes.fromhex("02010330")
@@ -67,7 +66,7 @@ def blocks_in(source: Source, data: bytes, wanted: frozenset[str], expected: str
     Raises:
         CAError: there is none; the message names what is there instead.
     """
-    found = [Block(match[1].decode(), match[0]) for match in _BLOCK.finditer(data)]
+    found = list(_blocks(data))
     if not found or len(found) < len(_BEGIN.findall(data)):
         foreign = _named(data)
     elif matching := [block for block in found if block.label in wanted]:
@@ -75,6 +74,17 @@ def blocks_in(source: Source, data: bytes, wanted: frozenset[str], expected: str
     else:
         foreign = _LABELS.get(found[0].label, Foreign(f'a PEM block called "{found[0].label}"'))
     raise _instead(source, expected, foreign)
+
+
+def _blocks(data: bytes) -> Iterator[Block]:
+    """Yield the blocks up to the first one without its END line; one expression for both is quadratic."""
+    position = 0
+    while begin := _BEGIN.search(data, position):
+        end = b"-----END %b-----" % begin[1]
+        position = data.find(end, begin.end()) + len(end)
+        if position < len(end):
+            return
+        yield Block(begin[1].decode(), data[begin.start() : position])
 
 
 def _instead(source: Source, expected: str, found: Foreign) -> CAError:

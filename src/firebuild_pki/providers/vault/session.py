@@ -197,7 +197,7 @@ class Session:
         hint = login.hint
         if "namespace not found" in said:
             hint = "look at the setting namespace: bao namespace list"
-        elif answer.status in {403, 404}:  # what is not there may not be asked for
+        elif "permission denied" in said or answer.status == 404:  # what is not there may not be asked for
             mounted = f"is {login.method} mounted at auth/{login.mount}{self._in_namespace()}?"
             hint = f"{mounted} look at auth.mount and at namespace; {hint}"
         return ProviderError(f"the login with {login.method} at {login.path} was refused: {said}", hint=hint)

@@ -221,7 +221,7 @@ def _redirected(address: str, location: str) -> tuple[str, str]:
 def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
     try:
         content = json.loads(body) if body.strip() else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if response.status_code == 200 and not body:
         raise NodeFailed(Fault(address, "the answer was cut off"))

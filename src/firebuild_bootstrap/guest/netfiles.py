@@ -1,0 +1,160 @@
+"""The network's files in the image for the time of a RUN, so that names resolve as in the machine around it.
+
+They are files in the place of the image's own, not mounts over them: a mount point can't be replaced (a
+package's `ln -sf … /etc/resolv.conf` would fail with EBUSY), and what is written to it is lost in silence.
+After the RUN the image's own are back, with the lines that the RUN added; what it put in their place stays.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+from .rootfs import Root
+from .walk import Place
+
+NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
+_MAX_BYTES = 1 << 20
+
+
+@contextmanager
+def network_files(root: Root) -> Iterator[None]:
+    """Put the machine's own files into the image, and afterwards the image's back.
+
+    Raises:
+        OSError: a file can't be put there or back.
+    """
+    with ExitStack() as stack:
+        # In a machine whose root is the image they are there already.
+        for path, content in ({} if root.path == "/" else _outer_files()).items():
+            stack.enter_context(_lent(root, path, content))
+        yield
+
+
+def _outer_files() -> Mapping[str, bytes]:
+    found = {}
+    for path in NETWORK_FILES:
+        with suppress(OSError), open(path, "rb") as file:
+            found[path] = file.read(_MAX_BYTES)
+    return found
+
+
+@contextmanager
+def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
+    created: list[str] = []
+    try:
+        with root.locate(path, follow=False, parents=(0, 0), created=created) as place:
+            found = place.status()
+            if found is not None and stat.S_ISDIR(found.st_mode):
+                yield  # an odd image; it may have its way
+                return
+            loan = _Loan.begin(place, content)
+            try:
+                yield
+            finally:
+                written = loan.end(place)
+                os.close(loan.descriptor)
+            if written is not None:
+                _keep(root, path, *written)
+    finally:
+        for parent in reversed(created):
+            root.remove_if_empty(parent)
+
+
+@dataclass
+class _Loan:
+    """A file in the place of another one, which waits beside it under a name that nobody guesses.
+
+    Args:
+        content: of the file.
+        descriptor: of the file; while it is open no other file gets its inode number.
+        aside: name of the image's own file meanwhile; None where it has none.
+        directory_times: modification time of the directory before and after the exchange, in ns.
+    """
+
+    content: bytes
+    descriptor: int
+    aside: str | None
+    directory_times: tuple[int, int]
+
+    @classmethod
+    def begin(cls, place: Place, content: bytes) -> _Loan:
+        before = os.stat(".", dir_fd=place.directory).st_mtime_ns
+        aside = None
+        if place.status() is not None:
+            aside = f".{place.name}.{secrets.token_hex(8)}"
+            os.rename(place.name, aside, src_dir_fd=place.directory, dst_dir_fd=place.directory)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(place.name, flags, 0o644, dir_fd=place.directory)
+        os.fchmod(descriptor, 0o644)  # whatever the umask
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        after = os.stat(".", dir_fd=place.directory).st_mtime_ns
+        return cls(content, descriptor, aside, (before, after))
+
+    def end(self, place: Place) -> tuple[bytes, bool] | None:
+        """Put the image's own file back unless the RUN has put something else into its place.
+
+        Returns:
+            what the RUN wrote into the file, and whether that comes behind what was there; None for nothing.
+        """
+        written = None
+        if not os.stat(".", dir_fd=place.directory).st_nlink:
+            return None  # the RUN has removed the whole directory
+        untouched = os.stat(".", dir_fd=place.directory).st_mtime_ns == self.directory_times[1]
+        found = place.status()
+        if found is not None and os.path.samestat(found, os.fstat(self.descriptor)):
+            written = self._written()
+            os.unlink(place.name, dir_fd=place.directory)
+            if self.aside is not None:
+                with suppress(FileNotFoundError):  # the RUN has removed it
+                    os.rename(self.aside, place.name, src_dir_fd=place.directory, dst_dir_fd=place.directory)
+        elif self.aside is not None:  # replaced or removed
+            with suppress(FileNotFoundError):
+                os.unlink(self.aside, dir_fd=place.directory)
+        if untouched:
+            # Times of directories are part of the image, and this one is as it was.
+            os.utime(".", ns=(self.directory_times[0],) * 2, dir_fd=place.directory)
+        return written
+
+    def _written(self) -> tuple[bytes, bool] | None:
+        with open(self.descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            content = file.read()
+        if content == self.content:
+            return None
+        behind = content.startswith(self.content)
+        return (content[len(self.content) :] if behind else content), behind
+
+
+def _keep(root: Root, path: str, data: bytes, behind: bool) -> None:
+    """Write what a RUN wrote into the image's own file, or where its link leads to in the image."""
+    try:
+        with root.locate(path) as place:
+            _write(place, data, behind)
+    except OSError:  # a link that leads to nothing, or to no file
+        with root.locate(path, follow=False) as place:
+            os.unlink(place.name, dir_fd=place.directory)
+            _write(place, data, behind)
+
+
+def _write(place: Place, data: bytes, behind: bool) -> None:
+    found = place.status()
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", place.path)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if behind else os.O_TRUNC)
+    with open(os.open(place.name, flags, 0o644, dir_fd=place.directory), "r+b") as file:
+        if found is None:
+            os.fchmod(file.fileno(), 0o644)
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        file.seek(end)
+        file.write(data)

@@ -1,0 +1,140 @@
+"""Whatever is given to whichever option: a sentence and a documented status, never an internal error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.errors import ExitStatus
+
+BYTES = ("\udcff", "x\udcffy", "a=\udcff")
+BAD = (*BYTES, "", "a\nb", "\x1b[2J", "x" * 70_000, "9" * 5_000, "-1", "=", ",", "/", "../..")
+YAML = ("[" * 5_000, "{a: " * 5_000, "!!x y", "&a *a", "? [a]", "!!binary x", "1e999")
+NAMES = ("CA", "CA__PROVIDER", "MACHINE__DRIVER", "STORE__PATH", "CA__\udcff", "BOOTSTRAP__BIND")
+
+Named = tuple[tuple[str, ...], click.Command]
+
+
+def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[Named]:
+    if isinstance(group, click.Group):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name))
+    else:
+        yield path, group
+
+
+def places() -> Iterator[Any]:
+    """Each option and argument of each command, with what else that needs to be complete."""
+    for path, command in commands(app):
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and parameter.is_flag and not parameter._flag_needs_value:
+                continue
+            others = [one for one in command.params if one.required and one is not parameter]
+            words = [*path]
+            for one in others:
+                words += [max(one.opts, key=len), "x"] if isinstance(one, click.Option) else ["x"]
+            option = max(parameter.opts, key=len) if isinstance(parameter, click.Option) else None
+            yield pytest.param(words, option, id=" ".join([*path, option or parameter.human_readable_name]))
+
+
+@pytest.mark.parametrize(("words", "option"), list(places()))
+def test_a_bad_value_is_no_internal_error(cli: Any, words: list[str], option: str | None) -> None:
+    for value in BAD:
+        given = value if option is None else f"{option}={value}"
+        status = cli.status_of(*words, given)
+        assert status != ExitStatus.INTERNAL, ascii(value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [*BAD, *YAML])
+def test_a_bad_variable_is_no_internal_error(cli: Any, name: str, value: str) -> None:
+    cli.setenv(f"FIREBUILD_{name}", value)
+    assert cli.status_of("config", "check") in (ExitStatus.SUCCESS, ExitStatus.BAD_INPUT)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[" * 5_000, "1:51"),
+        ("{a: " * 5_000, "1:198"),
+        ("".join(" " * n + "a:\n" for n in range(2_000)), "50:50"),
+        ("- " * 5_000, "1:101"),
+    ],
+)
+def test_a_deeply_nested_configuration_is_refused_with_its_place(cli: Any, text: str, place: str) -> None:
+    Path("c.yaml").write_text(text)
+    refused = cli("config", "check", "--config", "c.yaml", status=2)
+    assert refused.first == f"error: c.yaml:{place}: not valid YAML: more than 50 values inside each other"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("--build-arg", "X=\udcff"),
+            "the value of the build argument X contains",
+        ),
+        (("--build-arg", "\udcff=1"), "the name of the build argument contains"),
+        (("--label", "a=\udcff"), "the value of the label a contains"),
+        (("--target", "\udcff"), "the target contains"),
+    ],
+)
+def test_bytes_that_are_no_utf_8_are_refused_by_name(
+    cli: Any, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in cli("rootfs", "--tag", "a/b:1", *arguments, status=2).first
+
+
+def test_a_value_from_the_environment_is_looked_at_too(cli: Any) -> None:
+    cli.setenv("SECRET", "top\udcff")
+    refused = cli("rootfs", "--tag", "a/b:1", "--build-arg", "SECRET", status=2)
+    assert "the value of the build argument SECRET contains" in refused.err
+    assert "top" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "expected JSON: maximum recursion depth exceeded"),
+        (
+            json.dumps({"config": {"Env": ["A=\ud800"]}}),
+            "Env of the image configuration: expected a list of strings, found",
+        ),
+        (
+            json.dumps({"config": {"Env": ["A=\0"]}}),
+            "Env of the image configuration: expected a list of strings, found",
+        ),
+        (
+            json.dumps({"config": {"Labels": {"a": "\0"}}}),
+            "of the image configuration: expected a string, found",
+        ),
+        (json.dumps({"config": {"Volumes": {"/\ud800": {}}}}), "an object"),
+        (json.dumps({"config": {"User": "\0"}}), "of the image configuration: expected a string, found"),
+    ],
+)
+def test_an_image_configuration_that_nothing_can_hold_is_refused(cli: Any, text: str, words: str) -> None:
+    Path("config.json").write_text(text)
+    Path("tree").mkdir()
+    assert words in cli("base", "import", "x", "tree", "--image-config", "config.json", status=2).first
+
+
+@pytest.mark.parametrize(
+    ("instruction", "words"),
+    [
+        ("RUN " + "x" * 5_000_000, "may take 4194304"),
+        ("RUN true\n" * 30_000, "may take 4194304"),
+        ("HEALTHCHECK --interval=" + "9" * 50 + "s CMD x", "at most 292 years"),
+        ("HEALTHCHECK --interval=" + "9" * 5_000 + "s CMD x", "expected a duration such as"),
+    ],
+)
+def test_a_dockerfile_that_no_guest_could_be_told_is_refused_at_once(
+    cli: Any, instruction: str, words: str
+) -> None:
+    Path("Dockerfile").write_text(f"FROM scratch\n{instruction}\n")
+    assert words in cli("rootfs", "--tag", "a/b:1", "--output", "tar", status=2).err

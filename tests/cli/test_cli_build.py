@@ -1,0 +1,510 @@
+"""`firebuild build`: what people type who come from docker."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import click
+import pytest
+import zstandard
+
+from cli.conftest import Cli
+from firebuild_bootstrap.cli import stdin as stdin_module
+from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.dockerfile.variables import host_platform
+
+pytestmark = pytest.mark.needs("userns")
+
+DOCS = Path(__file__).parents[2] / "docs/docker.md"
+SCRATCH = "FROM scratch\nCOPY . /\n"
+TAR = ("--output", "tar")
+
+# All of `docker build` and `docker buildx build` of Docker 29 and before, one value of each.
+ONE_OF_EACH = """
+--add-host=a:1.2.3.4 --allow=network.host --annotation=a=b --attest=type=sbom --build-arg=A=b
+--build-context=a=b --builder=b --cache-from=a --cache-to=type=inline --call=check --cgroup-parent=/a --check
+--compress --cpu-period=1 --cpu-quota=1 --cpu-shares=1 --cpuset-cpus=0 --cpuset-mems=0 --debug
+--disable-content-trust --file=Dockerfile --force-rm --iidfile=iid --isolation=hyperv --label=a=b --load
+--memory=1g --memory-swap=2g --metadata-file=meta --network=host --no-cache --no-cache-filter=a
+--output=type=tar --platform={platform} --policy=x --print=outline --progress=plain --provenance --pull --push
+--quiet --rm --sbom --secret=id=a,src=b --security-opt=x --shm-size=1g --squash --ssh=default --stream
+--tag=t/x --target=0 --ulimit=nofile=1
+"""
+REFUSED = """
+--add-host --allow --annotation --attest --build-context --builder --cache-to --call --cgroup-parent --check
+--cpu-period --cpu-quota --cpu-shares --cpuset-cpus --cpuset-mems --debug --disable-content-trust --isolation
+--memory --memory-swap --network --policy --print --provenance --pull --push --sbom --secret --security-opt
+--shm-size --ssh --stream --ulimit
+"""
+
+
+@pytest.fixture
+def stdin(tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Let standard input of this process hold something."""
+    saved = os.dup(0)
+
+    def hold(content: bytes) -> None:
+        (tmp_path / "stdin").write_bytes(content)
+        descriptor = os.open(tmp_path / "stdin", os.O_RDONLY)
+        os.dup2(descriptor, 0)
+        os.close(descriptor)
+
+    yield hold
+    os.dup2(saved, 0)
+    os.close(saved)
+
+
+def archive(**files: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name.replace("__", "."))
+            content = text.encode()
+            entry.size = len(content)
+            entry.uid, entry.mode = 4321, 0o600
+            if text.startswith("->"):
+                entry.type, entry.linkname, entry.size = tarfile.SYMTYPE, text[2:], 0
+            tar.addfile(entry, io.BytesIO(content))
+    return out.getvalue()
+
+
+def files(cli: Cli, tag: str) -> list[str]:
+    with tarfile.open(cli("images", "path", tag, "--output", "tar").out.strip()) as tar:
+        return sorted(member.name for member in tar if member.isfile())
+
+
+def nothing_is_left(cli: Cli) -> bool:
+    staging = cli.home / "images/staging"
+    return cli.leftovers() == [] and not (staging.exists() and os.listdir(staging))
+
+
+def test_the_words_that_docker_s_users_have_in_their_fingers(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    done = cli(
+        "build", "-t", "hello:1.0", "-t", "localhost:5000/a/b", "--no-cache", "--rm=true", "--load", "."
+    )
+    assert done.out.startswith("Building hello:1.0 (build b")
+    tags = [image["tag"] for image in json.loads(cli("images", "list", "--json").out)]
+    assert tags == ["hello:1.0", "localhost:5000/a/b:latest"]
+    assert cli("build").out.startswith("Building untagged/")
+    Path("there").mkdir()
+    Path("there/other").write_text("FROM scratch\nLABEL a=b\n")
+    cli("build", "-t", "there", "-f", "there/other", "--target", "0", "--platform", host_platform(), "there")
+    assert json.loads(cli("images", "inspect", "there").out)["config"]["Labels"] == {"a": "b"}
+
+
+def test_flags_never_take_the_context_for_their_value(cli: Cli) -> None:
+    Path("there").mkdir()
+    Path("there/Dockerfile").write_text("FROM scratch\nLABEL found=there\n")
+    cli("build", "-t", "t/1", "--keep-on-failure", "there")
+    cli("build", "-t", "t/2", "--no-cache", "there")
+    cli("build", "-t", "t/3", "--push=false", "--pull=0", "--provenance=false", "--", "there")
+    assert cli("build", "--rm=maybe", "there", status=2).first == (
+        "error: --rm: expected true or false, found 'maybe'"
+    )
+
+
+def test_build_and_rootfs_take_the_same_options(cli: Cli) -> None:
+    build, rootfs = (
+        {name for one in app.commands[name].params for name in one.opts} for name in ("build", "rootfs")
+    )
+    assert build - rootfs == {"path"}
+    assert rootfs <= build
+
+
+@pytest.mark.parametrize("option", ONE_OF_EACH.split(), ids=lambda option: option.partition("=")[0])
+def test_every_option_of_docker_is_done_or_answered_by_its_name(cli: Cli, option: str) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    name = option.partition("=")[0]
+    option = option.format(platform=host_platform())
+    if name not in REFUSED.split():
+        cli("build", option, *(TAR if name != "--output" else ()), ".")
+    else:
+        done = cli("build", option, ".", status=2)
+        assert done.first == f"error: {name} is an option of docker build that firebuild does not have"
+        assert "\n  hint: " in done.err
+        assert nothing_is_left(cli)
+    assert f"`{name}`" in DOCS.read_text()
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("-m=1g", "--memory"), ("-c1", "--cpu-shares"), ("-D", "--debug")]
+)
+def test_short_options_are_answered_too(cli: Cli, option: str, name: str) -> None:
+    assert cli("build", option, ".", status=2).first.startswith(f"error: {name} is an option of docker build")
+
+
+def test_secrets_are_refused_by_their_name_and_never_shown(cli: Cli) -> None:
+    done = cli("build", "--secret", "type=env,id=PASSWORD=hunter2", ".", status=2)
+    assert "secrets are not supported yet: RUN --mount=type=secret" in done.err
+    assert "hunter2" not in done.err
+
+
+def test_no_option_is_taken_for_one_that_is_refused(cli: Cli) -> None:
+    assert "Did you mean" not in cli("build", "--secrets", ".", status=2).err
+    assert "'--output'" in cli("build", "--outputs", "x", ".", status=2).err
+
+
+def test_what_asks_for_the_default_is_accepted(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    cli("build", "--network", "default", "--isolation=default", "--squash", "-q", *TAR, ".")
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (command, hint)
+        for commands, hint in {
+            "run exec start create": "runs none yet",
+            "ps container stop kill restart pause unpause wait attach logs top": "no containers",
+            "stats port rename update diff cp commit network volume compose": "no containers",
+            "swarm stack service node": "no containers",
+            "push pull login logout search manifest trust": "talks to no registry yet",
+            "save export": "firebuild images path",
+            "load import": "firebuild base import",
+            "history": "no layers",
+            "rm": "firebuild rm-tree",
+            "events": "rawjson",
+            "info version context": "",
+            "buildx builder": "firebuild build",
+            "system": "firebuild du",
+        }.items()
+        for command in commands.split()
+    ],
+)
+def test_every_command_of_docker_is_answered_by_its_name(cli: Cli, command: str, hint: str) -> None:
+    done = cli(command, "anything", status=2)
+    assert done.first == f"error: there is no `firebuild {command}`, as in `docker {command}`"
+    assert hint in done.err.split("\n", 1)[1]
+
+
+def test_commands_that_are_called_otherwise_here_work(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    cli("buildx", "build", "-t", "a", *TAR, ".")
+    cli("image", "build", "-t", "b", *TAR, ".")
+    cli("tag", "a", "c:1")
+    cli("image", "tag", "a", "d")
+    assert [row.split()[0] for row in cli("images", "ls").out.splitlines()[1:]] == [
+        "a:latest", "b:latest", "c:1", "d:latest",
+    ]  # fmt: skip
+    assert cli("image", "ls").out == cli("images", "list").out
+    assert json.loads(cli("inspect", "c:1").out)["tag"] == "c:1"
+    assert cli("rmi", "-f", "a", "b").out == "removed a:latest\nremoved b:latest\n"
+    assert cli("image", "rm", "c:1").out == "removed c:1\n"
+    assert "d:latest" in cli("system", "df").out
+    assert cli("system", "prune", "-f").out.startswith("freed ")
+    assert cli("image", "push", "d", status=2).first == (
+        "error: there is no `firebuild push`, as in `docker image push`"
+    )
+    assert cli("base", "ls").out.startswith("NAME")
+    assert cli("frobnicate", status=2).first == "error: no such command 'frobnicate'"
+
+
+# --- what is built -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [bytes, gzip.compress, bz2.compress, lzma.compress, zstandard.compress],
+    ids=lambda one: one.__module__,
+)
+def test_an_archive_from_standard_input_is_the_context(
+    cli: Cli, stdin: Callable[[bytes], None], compress: Callable[[bytes], bytes]
+) -> None:
+    stdin(compress(archive(Dockerfile=SCRATCH, one="1", two="2", __dockerignore="two\n")))
+    cli("build", "-t", "t", *TAR, "-")
+    assert files(cli, "t") == [".dockerignore", "Dockerfile", "one"]
+    assert nothing_is_left(cli)
+
+
+def test_the_dockerfile_may_be_any_file_of_the_archive(cli: Cli, stdin: Callable[[bytes], None]) -> None:
+    web = {"web/Dockerfile": SCRATCH, "web/Dockerfile.dockerignore": "two", "one": "1", "two": "2"}
+    stdin(archive(**web))
+    cli("build", "-t", "t", *TAR, "-f", "web/Dockerfile", "-")
+    assert "two" not in files(cli, "t")
+    stdin(archive(**web, link="->web"))
+    cli("rootfs", "-t", "t", *TAR, "-f", "/link/../link/Dockerfile", "--context", "-")
+    stdin(archive(**web))
+    done = cli("build", "-f", "none", "-", status=2)
+    assert done.first == "error: none: the Dockerfile can't be read: No such file or directory"
+    assert "name its path in the archive" in done.err
+    assert nothing_is_left(cli)
+
+
+def test_anything_else_from_standard_input_is_a_dockerfile(cli: Cli, stdin: Callable[[bytes], None]) -> None:
+    Path("here").touch()
+    stdin(b"FROM scratch\nCOPY . /copied/\n")
+    cli("build", "-t", "t", *TAR, "-")
+    assert files(cli, "t") == []
+    stdin(SCRATCH.encode())
+    cli("build", "-t", "t", *TAR, "-f", "-", ".")
+    assert files(cli, "t") == ["here"]
+    stdin(SCRATCH.encode())
+    cli("rootfs", "-t", "t", *TAR, "--dockerfile", "-")
+    stdin(b"FROM scratch\nRUNN x\n")
+    assert cli("build", "-", status=2).first.startswith("error: -:2: ")
+    stdin(b"FROM scratch\nRUN true\n")
+    assert cli("build", *TAR, "-", status=1).first.startswith("error: -:2: step 2/2 failed")
+    assert nothing_is_left(cli)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"", ["-"], "error: -: the Dockerfile is empty"),
+        (b"", ["-f", "-", "."], "error: -: the Dockerfile is empty"),
+        (b"\xff", ["-f", "-", "."], "error: -:1: the Dockerfile is not UTF-8 text"),
+        (gzip.compress(b"x", mtime=0), ["-"], "error: -:1: the Dockerfile is not UTF-8 text"),
+        (b"FROM scratch\n", ["-f", "x", "-"], "error: --file x names a file of the archive"),
+        (b"FROM scratch\n", ["-f", "-", "-"], "error: the build context and the Dockerfile can't"),
+        (archive(Dockerfile=SCRATCH, x="x" * 9000)[:4096], ["-"], "error: the build context on standard"),
+        (gzip.compress(archive(x=SCRATCH), mtime=0)[:-9], ["-"], "error: the build context on standard"),
+        (archive(Dockerfile="->/etc/passwd"), ["-"], "error: Dockerfile: the Dockerfile can't be read: "),
+        (archive(Dockerfile="->Dockerfile"), ["-"], "error: Dockerfile: the Dockerfile can't be read: "),
+        (archive(Dockerfile=SCRATCH, __dockerignore="->/etc/passwd"), ["-"], "error: .dockerignore of "),
+        (archive(**{"../x": "", "Dockerfile": SCRATCH}), ["-"], "error: the build context on standard"),
+    ],
+)  # fmt: skip
+def test_what_is_neither_is_one_message(
+    cli: Cli, stdin: Callable[[bytes], None], content: bytes, arguments: list[str], message: str
+) -> None:
+    stdin(content)
+    done = cli("build", *arguments, status=2)
+    assert done.first.startswith(message)
+    assert "root:" not in done.err
+    assert nothing_is_left(cli)
+
+
+def test_a_directory_called_dockerfile_in_the_archive_is_none(
+    cli: Cli, stdin: Callable[[bytes], None]
+) -> None:
+    stdin(archive(**{"Dockerfile/x": ""}))
+    assert cli("build", "-", status=2).first == "error: Dockerfile: the Dockerfile is no regular file"
+
+
+def test_links_of_an_archive_lead_nowhere_on_this_host(
+    cli: Cli, stdin: Callable[[bytes], None], tmp_path: Path
+) -> None:
+    stdin(archive(**{"l": f"->{tmp_path}", "l/planted": "x", "Dockerfile": SCRATCH}))
+    with suppress(AssertionError):  # whether it replaces the link or refuses it is the worker's to say
+        cli("build", "-q", *TAR, "-")
+    assert not (tmp_path / "planted").exists()
+
+
+def test_standard_input_is_read_up_to_a_limit(
+    cli: Cli, stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdin_module, "_CONTEXT_LIMIT", 2 << 20)
+    monkeypatch.setattr(stdin_module, "_DOCKERFILE_LIMIT", 1 << 20)
+    stdin(archive(Dockerfile=SCRATCH, large="x" * (3 << 20)))
+    assert "on standard input is larger than 2 MiB" in cli("build", "-", status=2).first
+    stdin(gzip.compress(archive(Dockerfile=SCRATCH, large="x" * (3 << 20))))
+    assert "on standard input is larger than 2 MiB unpacked" in cli("build", "-", status=2).first
+    stdin(b"#" * (1536 << 10))
+    assert "neither a tar archive nor a Dockerfile" in cli("build", "-", status=2).first
+    stdin(b"#" * (1536 << 10))
+    assert (
+        "the Dockerfile on standard input is larger than 1 MiB"
+        in cli("build", "-f", "-", ".", status=2).first
+    )
+    assert nothing_is_left(cli)
+
+
+def test_a_signal_ends_the_wait_for_standard_input(cli: Cli) -> None:
+    command = [sys.executable, "-c", "from firebuild_bootstrap.cli import main; main()", "build", "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    staging = cli.home / "images/staging"
+    while not (staging.exists() and os.listdir(staging)):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in err) == (130, False)
+    assert os.listdir(staging) == []
+
+
+def test_a_directory_as_standard_input_can_not_be_read(cli: Cli) -> None:
+    saved, directory = os.dup(0), os.open(".", os.O_RDONLY)
+    os.dup2(directory, 0)
+    try:
+        assert cli("build", "-", status=2).first == "error: standard input can't be read: Is a directory"
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+        os.close(directory)
+
+
+def test_devices_of_an_archive_are_left_out_with_a_warning(cli: Cli, stdin: Callable[[bytes], None]) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        device = tarfile.TarInfo("null")
+        device.type = tarfile.CHRTYPE
+        tar.addfile(device)
+        dockerfile = tarfile.TarInfo("Dockerfile")
+        dockerfile.size = len(SCRATCH)
+        tar.addfile(dockerfile, io.BytesIO(SCRATCH.encode()))
+    stdin(out.getvalue())
+    done = cli("build", "-q", *TAR, "-")
+    assert done.err == "warning: device nodes of the build context were left out: 1, for example 'null'\n"
+
+
+@pytest.mark.parametrize(
+    ("context", "what"),
+    [
+        ("https://user:secret@x.example/c.tar.gz", "a URL"),
+        ("http://x.example/Dockerfile", "a URL"),
+        ("https://x.example/a.git#main:dir", "a git repository"),
+        ("git@x.example:a/b", "a git repository"),
+        ("git://x.example/a", "a git repository"),
+        ("github.com/a/b", "a git repository"),
+    ],
+)
+def test_contexts_that_docker_would_fetch_are_refused_by_their_kind(
+    cli: Cli, context: str, what: str
+) -> None:
+    done = cli("build", context, status=2)
+    assert done.first == f"error: {what} as the build context is not supported yet"
+    assert "secret" not in done.err
+
+
+def test_the_context_is_given_once(cli: Cli) -> None:
+    assert cli("build", "--context", "a", "b", status=2).first == (
+        "error: the build context is given twice: b and --context a"
+    )
+    Path("x.git").mkdir()
+    Path("x.git/Dockerfile").write_text("FROM scratch\n")
+    cli("build", "-q", *TAR, "x.git")
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+def test_a_tar_goes_to_standard_output_and_progress_beside_it(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    for output in ("-", "type=tar,dest=-", "tar,dest=-"):
+        command = [
+            sys.executable,
+            "-c",
+            "from firebuild_bootstrap.cli import main; main()",
+            "build",
+            "-o",
+            output,
+        ]
+        done = subprocess.run(command, capture_output=True, check=True)
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as tar:
+            assert "Dockerfile" in tar.getnames()
+        assert b"Built untagged/" in done.stderr
+
+
+def test_docker_s_ways_to_name_outputs(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    cli("build", "-q", "-o", "out/")
+    cli("build", "-q", "-o", "type=local,dest=other", "-o", "dest=x.tar,type=tar")
+    cli("build", "-q", "-o", "a=b")
+    assert (Path("out/Dockerfile").exists(), Path("other/Dockerfile").exists()) == (True, True)
+    assert (Path("x.tar").is_file(), Path("a=b").is_dir()) == (True, True)
+    done = cli("build", "-q", "-o", "out", status=2)
+    assert "expected a new or empty directory" in done.first
+    assert f"hint: `firebuild rm-tree {Path('out').absolute()}` removes it" in done.err
+    assert cli("rm-tree", "out", "other").out == (
+        f"removed {Path('out').resolve()}\nremoved {Path('other').resolve()}\n"
+    )
+    cli("build", "-q", "-o", "out")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (["type=image"], "there is no output of the type image"),
+        (["type=docker,dest=x"], "there is no output of the type docker"),
+        (["type=oci,dest=x"], "there is no output of the type oci"),
+        (["type=registry"], "there is no output of the type registry"),
+        (["type=cacheonly"], "there is no output of the type cacheonly"),
+        (["type=cpio"], "found the type 'cpio'"),
+        (["dest=x,mode=3"], "found the type 'dest=x'"),
+        (["type=local,dest=-"], "only tar and ext4 can go to standard output"),
+        (["tar,dest=-,dest=x"], "only tar and ext4 can go to standard output"),
+        (["tar,dest=-", "ext4,dest=-"], "one output only can go to standard output"),
+    ],
+)
+def test_other_outputs_are_refused(cli: Cli, outputs: list[str], message: str) -> None:
+    options = [word for output in outputs for word in ("-o", output)]
+    assert message in cli("build", *options, status=2).first
+
+
+def test_quiet_prints_the_digest_alone(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    done = cli("build", "-q", "-t", "t", *TAR, "--iidfile", "iid")
+    [output] = json.loads(cli("images", "inspect", "t").out)["outputs"]
+    assert done.out == f"{output['digest']}\n"
+    assert Path("iid").read_text() == output["digest"]
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", cli("build", "--progress", "quiet", *TAR).out)
+    assert cli("build", "-q", "--progress", "plain", status=2).first == (
+        "error: --quiet and --progress plain can't be used together"
+    )
+    assert cli("build", "--progress", "tty", *TAR, status=2).first == (
+        "error: --progress tty: there is no terminal"
+    )
+
+
+def on_a_terminal(*arguments: str) -> tuple[int, str]:
+    """Run the command with a terminal as its standard output; what it says there and beside it."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from firebuild_bootstrap.cli import main; main()", *arguments]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.STDOUT)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # EIO: everyone else has closed it
+        while piece := os.read(ours, 4096):
+            said += piece
+    os.close(ours)
+    return process.wait(60), said.decode()
+
+
+def test_a_terminal_shows_progress_and_no_image(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    status, said = on_a_terminal("build", "--progress", "tty", "-t", "t", *TAR)
+    assert (status, "Built t:latest" in said, "\x1b[" in said) == (0, True, True)
+    status, said = on_a_terminal("build", "-o", "-")
+    assert (status, "error: --output: an image would go to the terminal" in said.replace("\x1b[0m", "")) == (
+        2,
+        True,
+    )
+
+
+def test_standard_output_carries_one_thing_only(cli: Cli) -> None:
+    Path("Dockerfile").write_text(SCRATCH)
+    cli.setenv("FIREBUILD_MACHINE__DRIVER", "external")
+    assert "--output with dest=- needs an image" in cli("build", "-o", "-", status=2).first
+    cli.setenv("FIREBUILD_MACHINE__EXTERNAL__DISK", "disk.ext4")
+    assert "standard output carries the metadata" in cli("build", "-o", "-", status=2).first
+
+
+def test_another_platform_is_refused(cli: Cli) -> None:
+    done = cli("build", "--platform", f"{host_platform()},linux/s390x", status=2)
+    assert done.first.startswith("error: --platform linux/s390x is not supported yet: this host builds ")
+
+
+def test_the_help_names_no_option_that_does_nothing(cli: Cli) -> None:
+    shown = cli("build", "--help").out
+    assert "--secret" not in shown
+    assert "--no-cache" not in shown
+    for word in ("local, qemu, firecracker", "size", "2GiB", "embedded"):
+        assert word in " ".join(shown.split())
+    assert all(
+        one.hidden or one.help for one in app.commands["build"].params if isinstance(one, click.Option)
+    )

@@ -1,0 +1,191 @@
+"""Paths that the user names: what can't work is status 2, in words, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Cli
+from firebuild_bootstrap.cli import paths
+from firebuild_bootstrap.errors import InputError
+
+pytestmark = pytest.mark.needs("userns")
+
+LONG = "a" * 300
+BAD = ("/proc/self/x", "file/x", "loop/x", "dangling/x", LONG, f"{LONG}/x", "/dev/null")
+
+
+@pytest.fixture
+def here(cli: Cli) -> Cli:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
+    return cli
+
+
+def refused(cli: Cli, *arguments: str) -> str:
+    before = sorted(os.listdir())
+    done = cli(*arguments, status=2)
+    assert (done.out, done.err.count("error:")) == ("", 1)
+    assert sorted(os.listdir()) == before
+    return done.first
+
+
+@pytest.mark.parametrize("path", [*BAD, "none/x"])
+@pytest.mark.parametrize(
+    "option",
+    ["--metadata-file", "--iidfile", "--output=tar,dest=", "--output=dir,dest=", "--output=ext4,dest="],
+)
+def test_a_file_that_could_not_be_written_in_the_end(here: Cli, option: str, path: str) -> None:
+    arguments = [f"{option}{path}"] if option.endswith("=") else [option, path]
+    assert "can't be written: " in refused(here, "build", *arguments, ".")
+
+
+@pytest.mark.parametrize("path", BAD)
+def test_a_directory_that_could_not_be_made(here: Cli, path: str) -> None:
+    assert refused(here, "build", f"--keep-on-failure={path}", ".").startswith("error: --keep-on-failure: ")
+    refused(here, "ca", "issue", "--server", "b1", "--out", path)
+
+
+@pytest.mark.parametrize("path", [*BAD, "file", "loop", "dangling"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["build", "-q", "."],
+        ["base", "import", "x", "."],
+        ["base", "from-host"],
+        ["base", "rm", "x"],
+        ["images", "rm", "x"],
+        ["images", "tag", "x", "y"],
+        ["images", "prune"],
+        ["agent", "build"],
+    ],
+    ids=" ".join,
+)
+def test_a_store_that_can_not_be_written(here: Cli, command: list[str], path: str) -> None:
+    here.setenv("FIREBUILD_HOME", path)
+    assert "the store can't be written: " in refused(here, *command)
+
+
+@pytest.mark.parametrize("path", ["file/x", "loop/x", "loop", "dangling", LONG, "file", "/dev/null"])
+@pytest.mark.parametrize("command", ["images list", "base list", "du", "images inspect x", "images prune -n"])
+def test_a_store_that_can_not_be_read(here: Cli, command: str, path: str) -> None:
+    here.setenv("FIREBUILD_HOME", path)
+    assert "the store can't be read: " in refused(here, *command.split())
+
+
+def test_a_store_that_is_not_there_yet_is_empty(here: Cli) -> None:
+    here.setenv("FIREBUILD_HOME", "none/yet")
+    assert here("images", "list", "--json").out == "[]\n"
+    assert here("du").out.split() == [
+        "KIND",
+        "NAME",
+        "SIZE",
+        "total",
+        str(Path("none/yet").absolute()),
+        "0",
+        "B",
+    ]
+    assert here("images", "prune", "-n", "--failed").out == ""
+    assert not Path("none").exists()
+
+
+@pytest.mark.parametrize("path", [*BAD, "none/x", "loop", "dangling"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "-f"],
+        ["build", "--config"],
+        ["build"],
+        ["base", "import", "x"],
+        ["base", "import", "x", ".", "--image-config"],
+    ],
+    ids=" ".join,
+)
+def test_a_file_that_can_not_be_read(here: Cli, arguments: list[str], path: str) -> None:
+    if "--config" in arguments and path == "/dev/null":
+        return  # an empty configuration
+    refused(here, *arguments, path)
+
+
+@pytest.mark.parametrize("path", [*BAD, "none", "loop", "dangling", "file", ".", "..", "/"])
+def test_a_tree_that_can_not_be_removed(here: Cli, path: str) -> None:
+    assert path in refused(here, "rm-tree", path)
+
+
+def test_what_is_dear_is_not_removed(here: Cli, tmp_path: Path) -> None:
+    Path("tree").mkdir()
+    Path("link").symlink_to("tree")
+    assert refused(here, "rm-tree", "link") == "error: link is a symbolic link"
+    here.setenv("FIREBUILD_HOME", Path("tree/home").absolute())
+    here("images", "prune")
+    assert refused(here, "rm-tree", "tree") == "error: tree can't be removed: the store is in it, or is it"
+    here.setenv("HOME", Path("tree").absolute())
+    here.setenv("FIREBUILD_HOME", tmp_path / "home")
+    assert "your home is in it" in refused(here, "rm-tree", "tree")
+    assert "the root of a file system" in refused(here, "rm-tree", "/proc")
+
+
+def test_names_as_long_as_linux_allows_are_written(here: Cli) -> None:
+    names = [letter * 255 for letter in "abcd"]
+    here(
+        "build",
+        "-q",
+        "--metadata-file",
+        names[0],
+        "--iidfile",
+        names[1],
+        "-o",
+        f"tar,dest={names[2]}",
+        "-o",
+        names[3],
+    )
+    assert all(Path(name).exists() for name in names)
+    here("agent", "build", "--output", names[0])
+
+
+def test_a_device_is_never_replaced_by_a_file(here: Cli) -> None:
+    for option in ("--metadata-file", "--iidfile"):
+        assert "/dev/null can't be written: it is no regular file" in refused(
+            here, "build", option, "/dev/null", "."
+        )
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_disk_that_fails_is_not_the_user_s_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match="No space left"):
+        paths.check_store(tmp_path / "x", writable=True, setting="FIREBUILD_HOME")
+
+
+def test_rights_are_asked_for_and_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(InputError, match="x can't be written: Permission denied"):
+        paths.check_writable(tmp_path / "x")
+    with pytest.raises(InputError, match=r"--out: .* can't be written: Permission denied"):
+        paths.check_can_be_made(tmp_path / "x/y", "--out: ")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InputError, match="x can't be written: no right to write in"):
+        paths.check_writable(tmp_path / "x")
+    with pytest.raises(InputError, match="the store can't be read: no right to do that"):
+        paths.check_store(tmp_path, writable=False, setting="FIREBUILD_HOME")
+
+
+def test_a_part_of_the_store_that_is_somebody_else_s_is_found_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "images/names").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, _: "names" not in str(path))
+    with pytest.raises(InputError, match="images/names: the store can't be written: no right to do that"):
+        paths.check_store(tmp_path, writable=True, setting="FIREBUILD_HOME")

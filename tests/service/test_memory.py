@@ -1,0 +1,180 @@
+"""What a guest can make its server keep in memory, whatever it calls: a bounded amount."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+
+BOUND = 256 * 1024 * 1024
+"""Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
+OUTPUT = pb.LogMessage(data=bytes(4 * 1024 * 1024 - 64), step=2)
+LINES = pb.LogMessage(line=[""] * (2 * 1024 * 1024 - 16), step=2)
+
+
+@dataclass
+class Served:
+    """A server's process, and as many connections to it as one cares to have."""
+
+    process: subprocess.Popen[str]
+    greeting: dict[str, Any]
+    _channels: list[grpc.Channel]
+
+    def connections(self, count: int = 16) -> list[grpc.Channel]:
+        pem = {name: value.encode() for name, value in self.greeting.items() if name.endswith("_pem")}
+        credentials = grpc.ssl_channel_credentials(
+            pem["trust_pem"], pem["private_key_pem"], pem["certificate_chain_pem"]
+        )
+        options = [
+            ("grpc.ssl_target_name_override", self.greeting["name"]),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_retries", 0),
+            ("grpc.max_metadata_size", 1 << 20),
+        ]
+        opened = [grpc.secure_channel(self.greeting["address"], credentials, options) for _ in range(count)]
+        self._channels += opened
+        return opened
+
+    def most(self) -> int:
+        """The most bytes of the process that were ever in memory (proc_pid_status(5))."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+        self.process.communicate(timeout=30)
+
+
+@contextmanager
+def served(directory: Path, seconds_per_event: float = 0) -> Iterator[Served]:
+    program = Path(__file__).with_name("memory_server.py")
+    process = subprocess.Popen(
+        [sys.executable, str(program), str(directory), str(seconds_per_event)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    running = Served(process, json.loads(process.stdout.readline()), [])
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def call(channel: grpc.Channel, method: str, request: Any, *, hello: bool = True, extra: Any = ()) -> Any:
+    """Begin a call and take nothing of its answer."""
+    stream: Any = channel.unary_stream(
+        wire.method(method), request_serializer=lambda message: message.SerializeToString()
+    )
+    return stream(request, metadata=(*((wire.GUEST_HELLO,) if hello else ()), *extra))
+
+
+def unread_resources_and_outputs(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels:
+        for _ in range(16):
+            yield call(channel, "Resource", pb.ResourceRequest(path="step-2"))
+    for channel in channels:
+        for _ in range(30):
+            yield call(channel, "StdOut", OUTPUT)
+
+
+def outputs(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels:
+        for method in ("StdOut", "StdErr") * 8:
+            yield call(channel, method, OUTPUT)
+
+
+def outputs_of_very_many_lines(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels[:8]:
+        for _ in range(8):
+            yield call(channel, "StdOut", LINES)
+
+
+def unread_commands(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels:
+        for _ in range(30):
+            yield call(channel, "Commands", pb.Empty())
+
+
+def unread_answers_to_huge_pings(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels:
+        for _ in range(30):
+            yield call(channel, "Ping", pb.PingRequest(id="x" * (4 * 1024 * 1024 - 64)))
+
+
+def huge_reasons(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels:
+        for _ in range(16):
+            yield call(channel, "Abort", pb.AbortRequest(error="\x1b" * (4 * 1024 * 1024 - 64), step=2))
+
+
+def metadata(channels: list[grpc.Channel]) -> Iterator[Any]:
+    extra = [(f"x-{number}", "x" * 1000) for number in range(14)]
+    for channel in channels:
+        for _ in range(100):
+            yield call(channel, "Resource", pb.ResourceRequest(path="step-2"), extra=extra)
+
+
+def calls_given_up(channels: list[grpc.Channel]) -> Iterator[Any]:
+    for channel in channels:
+        for _ in range(16):
+            yield call(channel, "Resource", pb.ResourceRequest(path="step-2"))
+    for channel in itertools.islice(itertools.cycle(channels), 1500):
+        one = call(channel, "StdOut", pb.LogMessage(data=bytes(60_000), step=2))
+        time.sleep(0.002)
+        one.cancel()
+
+
+def marks_without_an_end(channels: list[grpc.Channel]) -> Iterator[Any]:
+    unary: Any = channels[0].unary_unary(
+        wire.method("Commands"),
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=pb.CommandsResponse.FromString,
+    )
+    text = "".join(unary(pb.Empty()).command)
+    nonce = text.partition("/.firebuild-")[2][:16]
+    begin = pb.LogMessage(line=[f"\x01{nonce}:D:2:"])
+    rest = pb.LogMessage(line=["A" * (4 * 1024 * 1024 - 64)])
+    for request in (begin, *(rest for _ in range(100))):
+        yield from call(channels[0], "StdOut", request, hello=False)
+
+
+@pytest.mark.parametrize(
+    ("flood", "seconds_per_event"),
+    [
+        (unread_resources_and_outputs, 0),
+        (outputs, 0),
+        (outputs, 0.5),
+        (outputs_of_very_many_lines, 0),
+        (unread_commands, 0),
+        (unread_answers_to_huge_pings, 0),
+        (huge_reasons, 0),
+        (metadata, 0),
+        (calls_given_up, 0),
+        (marks_without_an_end, 0),
+    ],
+)
+def test_a_guest_can_not_make_its_server_keep_more_than_a_bounded_amount(
+    tmp_path: Path, flood: Callable[[list[grpc.Channel]], Iterator[Any]], seconds_per_event: float
+) -> None:
+    with served(tmp_path, seconds_per_event) as server:
+        begun = list(flood(server.connections()))
+        time.sleep(1.5)
+        assert server.most() - server.greeting["resident"] < BOUND
+        del begun
