@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.guest.configure import Paths, configure
+from firebuild_bootstrap.guest.entrypoint import Entrypoint
 from firebuild_bootstrap.guest.errors import InputError
 
 pytestmark = pytest.mark.root
@@ -266,3 +267,16 @@ def test_a_users_file_that_cannot_be_read_is_an_error(image: Path) -> None:
     (image / "etc/passwd").mkdir()
     with pytest.raises(InputError, match="/etc/passwd of the image can't be read"):
         apply(image, Users={"app": {"SSHKeys": ED}})
+
+
+@pytest.mark.parametrize(
+    ("user", "words"),
+    [
+        ("1500", "--reuid=+1500 --regid=+1500 --clear-groups"),
+        ("1500:1600", "--reuid=+1500 --regid=+1600 --clear-groups"),
+        ("app:1600", "--reuid=app --regid=+1600 --clear-groups"),
+        ("app", "--reuid=app --regid=app --init-groups"),
+    ],
+)
+def test_an_entrypoints_number_is_an_id_even_where_it_is_a_name(user: str, words: str) -> None:
+    assert words in Entrypoint(argv=("x",), user=user).script("/env")

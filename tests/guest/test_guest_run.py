@@ -381,6 +381,22 @@ def test_a_numeric_user_with_group_has_that_group_only(build: Build) -> None:
     assert output_of(build, "id -u; id -g; id -G; echo $HOME", user="4242:77") == "4242\n77\n77\n/\n"
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("user", "ids"), [("1500", "1500 0 0"), ("1500:1600", "1500 1600 1600"), ("01500", "1500 0 0")]
+)
+def test_a_number_is_an_id_even_where_it_is_a_name(build: Build, user: str, ids: str) -> None:
+    (build.image / "etc/passwd").write_text("root:x:0:0::/root:\n1500:x:0:0::/root:\n01500:x:0:0::/:\n")
+    (build.image / "etc/group").write_text("root:x:0:\n1600:x:0:\n")
+    assert output_of(build, "echo $(id -u) $(id -g) $(id -G)", user=user).strip() == ids
+
+
+@pytest.mark.root
+def test_a_number_finds_the_user_who_has_it_before_the_one_who_is_named_so(build: Build) -> None:
+    (build.image / "etc/passwd").write_text("1500:x:0:0::/root:\nreal:x:1500:70::/home/real:\n")
+    assert output_of(build, "echo $(id -u) $(id -g) $HOME", user="1500") == "1500 70 /home/real\n"
+
+
 def test_an_unknown_user_is_an_error_before_anything_runs(build: Build) -> None:
     abort = build.fail(run_command("echo ran", user="nobody-here"))
     assert "no 'nobody-here'" in abort.error

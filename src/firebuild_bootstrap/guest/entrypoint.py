@@ -71,7 +71,12 @@ class Entrypoint:
         if user in ("", "0", "root") and group in ("", "0", "root"):
             return ""
         groups = "--clear-groups" if group or user.isdecimal() else "--init-groups"
-        return f"setpriv --reuid={_quote(user)} --regid={_quote(group or user)} {groups} -- "
+        return f"setpriv --reuid={_identity(user)} --regid={_identity(group or user)} {groups} -- "
+
+
+def _identity(text: str) -> str:
+    """Write a user or group for setpriv, which takes even a number for a name unless a plus precedes it."""
+    return f"+{text}" if text.isdecimal() and text.isascii() else _quote(text)
 
 
 def _quote(text: str) -> str:
