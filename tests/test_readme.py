@@ -64,7 +64,9 @@ def test_the_first_example_works_as_it_stands(tmp_path: Path) -> None:
         assert re.escape(shown) in pattern or shown in pattern
         pattern = pattern.replace(re.escape(shown) if re.escape(shown) in pattern else shown, real)
     pattern = re.sub(r"\d+\\\.\ds", r"\\d+\\.\\ds", pattern)
-    assert re.fullmatch(pattern, done.stdout), done.stdout
+    # A slow machine also tells what takes more than a second.
+    told = re.sub(r"(?m)^[a-z][^:\n]*( …|: \d+\.\ds(, .*)?)\n", "", done.stdout)
+    assert re.fullmatch(pattern, told), done.stdout
 
 
 def test_nobody_is_told_to_install_a_package_that_is_not_there() -> None:

@@ -121,6 +121,10 @@ def test_closing_ends_the_machine_and_removes_everything(
     machine.close()
     machine.close()
     assert os.listdir(tmp_path / "builds") == ["lock"]
+    # The cleanup process removes the directory in the background.
+    end = time.monotonic() + 30
+    while processes_mentioning(f"{tmp_path}/builds/build-1") and time.monotonic() < end:
+        time.sleep(0.05)
     assert processes_mentioning(f"{tmp_path}/builds/build-1") == []
 
 

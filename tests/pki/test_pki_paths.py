@@ -45,7 +45,8 @@ from pki.tools import CLIENT_AUTH, SERVER_AUTH, OperatorCA, ca_settings, certifi
 
 NOW = utc_now().replace(microsecond=0)
 LONG = (NOW - timedelta(days=1), NOW + timedelta(days=30))
-ENDING = (NOW - timedelta(days=1), NOW + timedelta(minutes=10))
+# Before the deadline of `issued`, and long after the end of the test run.
+ENDING = (NOW - timedelta(days=1), NOW + timedelta(hours=6))
 EXPIRED = (NOW - timedelta(days=2), NOW - timedelta(minutes=1))
 NAME = "b.firebuild.internal"
 DNS, URI = x509.DNSName, x509.UniformResourceIdentifier
@@ -106,8 +107,8 @@ class Outcome:
     warnings: tuple[str, ...]
 
 
-def issued(backend: Backend, monkeypatch: pytest.MonkeyPatch, *, minutes: int = 60) -> Outcome:
-    deadline = NOW + timedelta(minutes=minutes)
+def issued(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    deadline = NOW + timedelta(hours=12)
     with opened(backend, monkeypatch) as authority:
         try:
             ends = (

@@ -195,9 +195,9 @@ class Session:
             return ProviderError(message, hint="does it ask for a second factor? a build has none")
         said = self.words_of(answer)
         hint = login.hint
-        if "namespace not found" in said:
+        if "namespace not found" in answer.errors:
             hint = "look at the setting namespace: bao namespace list"
-        elif "permission denied" in said or answer.status == 404:  # what is not there may not be asked for
+        elif "permission denied" in answer.errors or answer.status == 404:
             mounted = f"is {login.method} mounted at auth/{login.mount}{self._in_namespace()}?"
             hint = f"{mounted} look at auth.mount and at namespace; {hint}"
         return ProviderError(f"the login with {login.method} at {login.path} was refused: {said}", hint=hint)
