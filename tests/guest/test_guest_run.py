@@ -277,6 +277,13 @@ def test_what_a_command_does_to_the_networks_files_is_in_the_image(
     assert [path.name for path in build.image.glob("etc/.*")] == []
 
 
+def test_a_network_file_that_grew_huge_is_not_read_into_memory(build: Build) -> None:
+    (build.image / HOSTS).write_text("1.2.3.4 own\n")
+    build.succeed(run_command("busybox truncate -s 64G /etc/hosts"))
+    assert (build.image / HOSTS).stat().st_size == 64 << 30
+    assert [path.name for path in build.image.glob("etc/.*")] == []
+
+
 @pytest.mark.parametrize("before", [None, "own.conf"])
 def test_a_package_may_put_a_link_in_place_of_resolv_conf(build: Build, before: str | None) -> None:
     if before is not None:

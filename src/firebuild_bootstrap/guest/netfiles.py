@@ -108,7 +108,9 @@ class _Loan:
             return None  # the RUN has removed the whole directory
         untouched = os.stat(".", dir_fd=place.directory).st_mtime_ns == self.directory_times[1]
         found = place.status()
-        if found is not None and os.path.samestat(found, os.fstat(self.descriptor)):
+        ours = found is not None and os.path.samestat(found, os.fstat(self.descriptor))
+        # What has grown beyond all measure is not read into memory: it stays, as if it had been put there.
+        if ours and os.fstat(self.descriptor).st_size <= len(self.content) + _MAX_BYTES:
             written = self._written()
             os.unlink(place.name, dir_fd=place.directory)
             if self.aside is not None:
