@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import resource
+import signal
 import sys
 
 import click
@@ -23,7 +24,7 @@ from firebuild_bootstrap.cli.rmtree import rm_tree
 from firebuild_bootstrap.cli.rootfs import build, rootfs
 from firebuild_bootstrap.errors import Interrupted
 from firebuild_bootstrap.guest.kernel import hide_memory
-from firebuild_bootstrap.interrupts import Interrupts
+from firebuild_bootstrap.interrupts import SIGNALS, Interrupts
 
 
 @click.group(
@@ -62,6 +63,9 @@ def main() -> None:
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         status = report(interrupts.instead_of(error))
     gc.freeze()  # nor does the end of the process have to look through them
+    for number in SIGNALS:
+        # As it ends, Python gives handled signals back to the system, which would end it without its status.
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
 
 

@@ -195,6 +195,7 @@ class _Tracer:
         self._threads: WeakSet[threading.Thread] = WeakSet([threading.current_thread()])
         self._not_counted: set[str] = set()
         self._children: dict[int, str] = {}
+        self._spawning: set[int] = set()
         self._written: dict[tuple[int, int], tuple[int, str, bool]] = {}
         self._open = os.open
 
@@ -254,11 +255,19 @@ class _Tracer:
         """Watch a function that starts a process with the arguments that are its argument `at`."""
 
         def call(*arguments: Any, **more: Any) -> Any:
+            # Newer Pythons make a Popen out of os.posix_spawn, which is one child and not two.
+            thread = threading.get_ident()
+            if thread in self._spawning:
+                return function(*arguments, **more)
             counts = self.counts()
             command = [""] if at is None else _words(more["args"] if "args" in more else arguments[at])
             if counts and any(command):
                 self.traces.commands.append(" ".join(command))
-            made = function(*arguments, **more)
+            self._spawning.add(thread)
+            try:
+                made = function(*arguments, **more)
+            finally:
+                self._spawning.discard(thread)
             pid = arguments[0].pid if made is None else made
             if counts and pid:
                 self._children[pid] = f"{os.path.basename(command[0])} ({pid})".lstrip()
