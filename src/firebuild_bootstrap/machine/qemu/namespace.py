@@ -18,6 +18,7 @@ from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox
 
 _HOLDER: Final = "firebuild_bootstrap.machine.qemu.holder"
 _START_SECONDS: Final = 60.0
+_LAST_WORDS_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,11 @@ class MachineNamespace:
         self._control.close()
 
     def _last_words(self) -> str:
-        """End the process that has failed, and return the last line that it wrote."""
+        """Return the last line that the process wrote, which has failed, and make sure that it is gone.
+
+        Its end of the socket closes before it says why (Python prints `sys.exit(text)` at its very end).
+        """
+        self.process.wait(_LAST_WORDS_SECONDS)
         self.process.kill()
         lines = self.output.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.poll()}"
