@@ -255,10 +255,10 @@ def _sync_content(staging: Staging) -> None:
             _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
     os.fsync(staging.lock)
     if not all(is_file for _, is_file in paths):
-        _sync_file_system(staging.lock)
+        sync_file_system(staging.lock)
 
 
-def _sync_file_system(descriptor: int) -> None:
+def sync_file_system(descriptor: int) -> None:
     """Write the whole file system: the way for trees of many files, with owners that forbid to open them."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None or syncfs(descriptor) != 0:

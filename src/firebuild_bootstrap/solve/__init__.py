@@ -1,0 +1,1 @@
+"""What has to run: keys of operations, and the cache of their results."""
