@@ -167,7 +167,7 @@ def test_whatever_changes_the_result_changes_the_key(changed: Operation) -> None
     ("one", "other"),
     [
         (replace(COPY, keyword="ADD"), COPY),
-        (Copy(sources=(Files("a", ContextRef("other")),), destination="/"), Copy(sources=(Files("a"),), destination="/")),
+        (replace(COPY, sources=(Files("a", ContextRef("other")),)), replace(COPY, sources=(Files("a"),))),
         (replace(RUN, args={**RUN.args, "HTTPS_PROXY": "http://me:pass@proxy"}), RUN),
         (
             replace(RUN, mounts=(CacheMount("/c", "go", Sharing.LOCKED, mode=0o700),)),
@@ -281,5 +281,5 @@ def test_different_operations_have_different_keys(
     assert (key_of_one == key_of_other) == (form == other_form and first == second)
     assert len(list(inputs_of(one))) == sum(isinstance(each, Files) for each in getattr(one, "sources", ()))
     if isinstance(one, Run):
-        turned = replace(one, env=dict(reversed(one.env.items())))
+        turned = replace(one, env=dict(reversed(list(one.env.items()))))
         assert of(turned, first)[1] == key_of_one
