@@ -1,1 +1,1 @@
-"""What has to run: keys of operations, and the cache of their results."""
+"""What has to run, and in which order; keys of operations, and the cache of their results."""
