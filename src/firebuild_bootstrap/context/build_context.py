@@ -94,6 +94,7 @@ class BuildContext:
         *,
         location: Location | None = None,
         unpack: bool = False,
+        check: bool = True,
     ) -> ContextResource:
         """Find what an instruction sends; download what is remote.
 
@@ -101,6 +102,7 @@ class BuildContext:
             sources: in the order in which they are written.
             location: the instruction, for errors now and while the files are read later.
             unpack: a local archive is sent as its members (ADD).
+            check: look at all of it, so that what can't be sent is found before anything starts.
 
         Raises:
             InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
@@ -112,7 +114,9 @@ class BuildContext:
             match source:
                 case LocalSource(text):
                     found = list(self._find(text, tree))
-                    groups += [self._group(tree, node, name, unpack) for node, name in found]
+                    groups += [
+                        self._group(tree, node, name, unpack=unpack, check=check) for node, name in found
+                    ]
                 case InlineSource():
                     groups.append(inline_group(source, self._clock_ns()))
                 case RemoteSource(url, checksum):
@@ -134,15 +138,15 @@ class BuildContext:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
 
-    def _group(self, tree: Tree, node: Node, name: str, unpack: bool) -> Group:
+    def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            # A first walk, so that what can't be sent is found before anything starts.
-            for entry in group.entries():
+            for entry in group.entries() if check else ():
                 _require_readable(entry)
             return group
         entry = tree.file(node, name)
-        _require_readable(entry)
+        if check:
+            _require_readable(entry)
         if unpack:
             from firebuild_bootstrap.context.archive import Archive, is_archive  # few builds have one
 

@@ -104,11 +104,12 @@ class Tree:
             raise self._unreadable(node, error) from error
 
     def _entry(self, node: Node, base: Parts) -> Entry:
-        path = "/".join(node.parts[len(base) :])
-        self._require_utf8(node.path, f"the name of {node.path!r}")
+        name = node.path
+        path = "/".join(node.parts[len(base) :]) if base else name
+        self._require_utf8(name, f"the name of {name!r}")
         if node.is_directory or node.is_link:
             return Entry(
-                source=node.path,
+                source=name,
                 path=path,
                 kind=EntryKind.DIRECTORY if node.is_directory else EntryKind.SYMLINK,
                 mode=stat.S_IMODE(node.status.st_mode),
@@ -116,7 +117,7 @@ class Tree:
                 from_directory=True,
                 link_target=self._link_target(node) if node.is_link else "",
             )
-        return self._file(node, source=node.path, path=path, from_directory=True)
+        return self._file(node, source=name, path=path, from_directory=True)
 
     def _file(self, node: Node, *, source: str, path: str, from_directory: bool) -> Entry:
         if not node.is_file:
@@ -164,6 +165,8 @@ class Tree:
         )
 
     def _require_utf8(self, text: str, what: str) -> None:
+        if text.isascii():
+            return
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -179,6 +182,11 @@ class ContextFile(NamedTuple):
 
     tree: Tree
     node: Node
+
+    @property
+    def status(self) -> os.stat_result:
+        """What it was when it was found."""
+        return self.node.status
 
     def open(self) -> io.BufferedReader:
         """Open it for reading, so that a change of its size is noticed.
