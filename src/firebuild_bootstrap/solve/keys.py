@@ -71,11 +71,13 @@ class Input:
         digest: of what counts of it.
         name: what to call it when it is the reason why something is not cached; in no key.
         stage: key of the stage whose result it is a part of; empty for none. In no key, as `digest` has it.
+        files: path and digest of each file, where they are known, to tell which one changed; in no key.
     """
 
     digest: str
     name: str = ""
     stage: str = ""
+    files: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True)
