@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.solve import cache as module
-from firebuild_bootstrap.solve.cache import Cache, DirectoryLayers, Entry
+from firebuild_bootstrap.solve.cache import Cache, Entry
 
 
 def key(name: str) -> str:
@@ -27,6 +27,7 @@ class Store:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.root = home / "cache" / "results" / "default"
         self.seconds = 1e9
         self.caches: list[Cache] = []
         self.made = 0
@@ -47,7 +48,7 @@ class Store:
         (made / "file").write_text(content)
         return made
 
-    def chain(self, *names: str, size: int = 1000, base: bool = False) -> list[Entry]:
+    def chain(self, *names: str, size: int = 1000) -> list[Entry]:
         """Make what is not there yet of a chain, as a build does, and end."""
         with Cache(self.home, clock=self.now) as cache:
             entries = cache.find([key(name) for name in names])
@@ -59,14 +60,13 @@ class Store:
                     parent=parent,
                     text=f"RUN {name}",
                     size=size,
-                    base=base and parent is None,
                 )
                 entries.append(made)
             return entries
 
     def layers(self) -> list[str]:
         """The texts of the layers that are on the disk."""
-        return sorted((path / "file").read_text() for path in (self.home / "layers").iterdir())
+        return sorted((path / "file").read_text() for path in (self.root / "layers").iterdir())
 
     def found(self, *names: str) -> int:
         with Cache(self.home, clock=self.now) as cache:
@@ -85,13 +85,14 @@ def test_an_empty_cache_finds_nothing(store: Store) -> None:
     assert store.found("a") == 0
     assert not store.open().usage()
     assert not (store.home / "cache").exists()
+    assert Cache.scopes(store.home) == []
 
 
 def test_a_chain_is_found_as_far_as_it_is_there(store: Store) -> None:
     a, b, c = store.chain("a", "b", "c")
     assert [a.parent, b.parent, c.parent] == ["", a.id, b.id]
     assert (c.path / "file").read_text() == "c"
-    assert (c.text, c.size, c.base) == ("RUN c", 1000, False)
+    assert (c.text, c.size) == ("RUN c", 1000)
     assert store.open().find([key("a"), key("b"), key("c"), key("d")]) == [a, b, c]
     assert store.found("a", "x", "c") == 1
     assert store.found("b") == 0, "b lies on a"
@@ -198,12 +199,14 @@ def test_what_was_not_used_for_long_goes(store: Store) -> None:
     assert store.layers() == ["a", "x"]
 
 
-def test_a_plain_prune_removes_only_bases_that_nothing_lies_on(store: Store) -> None:
-    store.chain("used", "b", base=True)
-    store.chain("left", base=True)
-    store.chain("layer")
-    assert [entry.text for entry in store.open().prune()] == ["RUN left"]
-    assert store.layers() == ["b", "layer", "used"]
+def test_scopes_have_nothing_in_common(store: Store) -> None:
+    store.chain("a")
+    with Cache(store.home, "other") as other:
+        assert other.find([key("a")]) == []
+        other.commit(key("a"), store.directory("other"), parent=None)
+        assert len(other.usage()) == 1
+    assert Cache.scopes(store.home) == ["default", "other"]
+    assert len(store.open().prune(everything=True)) == 1
 
 
 def test_what_crashes_leave_is_not_found_and_is_removed(store: Store, tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_what_crashes_leave_is_not_found_and_is_removed(store: Store, tmp_path: 
     (c,) = store.chain("c")
     (d,) = store.chain("d")
     (e,) = store.chain("e")
-    cache = tmp_path / "cache"
+    cache = store.root
     (cache / "keys" / c.key).unlink()
     (cache / "records" / d.id).write_text("{")
     (cache / "fresh").write_text("half")
@@ -219,7 +222,7 @@ def test_what_crashes_leave_is_not_found_and_is_removed(store: Store, tmp_path: 
         (cache / name / "stray").write_text("")
     (cache / "keys" / key("f")).symlink_to("elsewhere")
     os.rename(e.path, tmp_path / "gone")
-    DirectoryLayers(tmp_path).adopt(f"{'0' * 16}-{'0' * 16}", store.directory("no record"))
+    os.rename(store.directory("no record"), cache / "layers" / "stray")
     for name in "cdef":
         assert store.found(name) == 0
     assert [entry.text for entry in store.open().prune()] == ["RUN c"]
@@ -241,7 +244,7 @@ def test_what_was_not_on_the_disk_when_the_power_failed_is_not_used(
     assert store.found("a", "b", "c") == 2
     store.open().prune()
     assert store.layers() == ["a", "b"]
-    (tmp_path / "cache" / "synced" / "1-1").write_text("damaged")
+    (store.root / "synced" / "1-1").write_text("damaged")
     assert store.found("a") == 0
     boot.unlink()  # a system without /proc: nothing else can be known
     store.chain("x")
@@ -251,7 +254,7 @@ def test_what_was_not_on_the_disk_when_the_power_failed_is_not_used(
 def test_only_so_many_boots_are_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_BOOTS", 1)
     store.open().settle()
-    other = store.home / "cache" / "synced" / "other"
+    other = store.root / "synced" / "other"
     other.write_text("1")
     os.utime(other, (1, 1))
     store.open().prune()
@@ -260,7 +263,7 @@ def test_only_so_many_boots_are_remembered(store: Store, monkeypatch: pytest.Mon
 
 def test_a_parent_that_somebody_removed_is_an_error_and_the_layer_stays(store: Store) -> None:
     (a,) = store.chain("a")
-    (store.home / "cache" / "records" / a.id).unlink()
+    (store.root / "records" / a.id).unlink()
     directory = store.directory("b")
     with pytest.raises(MachineError, match="somebody removed it"):
         store.open().commit(key("b"), directory, parent=a)
@@ -270,7 +273,7 @@ def test_a_parent_that_somebody_removed_is_an_error_and_the_layer_stays(store: S
 def test_a_store_that_can_not_be_written_is_an_error_and_the_layer_stays(store: Store) -> None:
     directory = store.directory("a")
     store.chain("x")
-    (store.home / "cache" / "keys" / key("a")).mkdir()  # no link can take its place
+    (store.root / "keys" / key("a")).mkdir()  # no link can take its place
     with pytest.raises(FirebuildError, match="the cache can't be written"):
         store.open().commit(key("a"), directory, parent=None)
     assert (directory / "file").read_text() == "a"
@@ -359,7 +362,7 @@ def test_a_parent_is_there_as_long_as_what_lies_on_it(
         usage = {use.entry.id: use for use in store.open().usage()}
         assert all(use.entry.parent in usage or not use.entry.parent for use in usage.values())
         assert all(use.entry.path.is_dir() for use in usage.values())
-        assert {path.name for path in (store.home / "layers").glob("*")} == set(usage)
+        assert {path.name for path in (store.root / "layers").glob("*")} == set(usage)
     held.close()
     store.open().prune(everything=True)
-    assert not list((store.home / "layers").glob("*"))
+    assert not list((store.root / "layers").glob("*"))

@@ -34,22 +34,23 @@ for turn in itertools.count():
 """
 
 
-def start(home: Path, what: str) -> subprocess.Popen[str]:
+def start(home: Path, what: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", WORKER, str(home), what]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Without a buffer, where `communicate` would not find what `readline` has read too far.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
 
 
-def kill(process: subprocess.Popen[str]) -> list[str]:
+def kill(process: subprocess.Popen[bytes]) -> list[str]:
     """End it and return the lines that it finished."""
     process.kill()
     output, errors = process.communicate()
-    assert (process.returncode, errors) == (-signal.SIGKILL, "")
-    return [line for line in output.splitlines(keepends=True) if line.endswith("\n")]
+    assert (process.returncode, errors) == (-signal.SIGKILL, b"")
+    return [line for line in output.decode().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def read(process: subprocess.Popen[str], lines: int) -> list[str]:
+def read(process: subprocess.Popen[bytes], lines: int) -> list[str]:
     assert process.stdout is not None
-    return [process.stdout.readline() for _ in range(lines)]
+    return [process.stdout.readline().decode() for _ in range(lines)]
 
 
 def consistent(home: Path) -> set[str]:
@@ -83,6 +84,5 @@ def test_builds_and_prunes_that_are_killed_leave_nothing_half_made(tmp_path: Pat
         consistent(tmp_path)
     with Cache(tmp_path) as cache:
         cache.prune(everything=True)
-    assert list((tmp_path / "layers").iterdir()) == []
-    assert list((tmp_path / "cache" / "records").iterdir()) == []
-    assert list((tmp_path / "cache" / "keys").iterdir()) == []
+    for folder in ("keys", "records", "layers"):
+        assert list((tmp_path / "cache" / "results" / "default" / folder).iterdir()) == []

@@ -237,14 +237,11 @@ def test_a_chain_goes_through_the_stages_below() -> None:
         stage(2, StageRef(1)),
         stage(3, Scratch(), COPY),
     )
-    assert found[1].chain == (
-        base_key("sha256:debian", PLATFORM),
-        *(each.key for each in found[0].steps),
-        found[1].key,
-    )
+    assert found[1].chain == (*(each.key for each in found[0].steps), found[1].key)
     assert found[2].chain == found[1].chain
     assert found[2].key == found[1].key
     assert found[3].base == SCRATCH_KEY
+    assert keys(stage(0, ImageRef("debian")))[0].chain == ()
     assert found[3].chain == (found[3].key,)
 
 

@@ -106,8 +106,8 @@ def test_the_first_file_that_differs_is_told(tmp_path: Path, now: Input, reason:
 def test_an_input_without_a_list_of_files_is_told_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = [parts(COPY, Input(digit * 64, "stage /out")) for digit in "12"]
-    assert why(tmp_path, *stage) == "stage /out changed"
+    one, two = (parts(COPY, Input(digit * 64, "stage /out")) for digit in "12")
+    assert why(tmp_path, one, two) == "stage /out changed"
     monkeypatch.setattr(module, "_MAX_FILES", 1)
     changed = files("src", __="", main="2")
     assert why(tmp_path, parts(COPY, BEFORE), parts(COPY, changed)) == "src changed"

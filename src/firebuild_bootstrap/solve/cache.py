@@ -1,11 +1,12 @@
 """The cache: results of operations by their keys, shared by all builds of a store.
 
-    <home>/cache/lock           serialises every change
-    <home>/cache/keys/<key>     symbolic link whose text is the id of a layer: replacing it is one rename(2)
-    <home>/cache/records/<id>   what is known about a layer, as JSON; never changed. Whoever uses the layer
-                                holds a shared lock on it; its modification time is the last use.
-    <home>/cache/synced/<boot>  until when everything of one run of the kernel is surely on the disk
-    <home>/layers/<id>/         the layer: what one operation changed, in whatever form the machine needs
+    <home>/cache/results/<scope>/       for one kind of layer: in another id mapping, files have other owners
+        lock           serialises every change
+        keys/<key>     symbolic link whose text is the id of a layer: replacing it is one rename(2)
+        records/<id>   what is known about a layer, as JSON; never changed. Whoever uses the layer holds a
+                       shared lock on it; its modification time is the last use.
+        layers/<id>/   the layer: what one operation changed, in whatever form the machine needs
+        synced/<boot>  until when everything of one run of the kernel is surely on the disk
 
 A layer is of use only on top of its parent. So a record names the parent by its id, not by its key: where a
 key gets another result (`--no-cache`), what was made on the old one does not fit any more and is not found. A
@@ -30,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.shelf import sync_file_system, unusable_store
@@ -50,14 +51,13 @@ class Entry:
     """A layer in the cache.
 
     Args:
-        id: its name in the store of layers.
+        id: its name, which no other layer ever has.
         key: the key that it is a result of.
-        parent: id of the layer that it lies on; empty for what lies on nothing.
+        parent: id of the layer that it lies on; empty for what lies on a base.
         path: where it is.
         size: bytes that it takes on the disk.
         text: the instruction, for display.
         created: seconds since 1970.
-        base: whether it is an unpacked base or image rather than the result of an operation.
         sources: layers of other stages that went into it: their keys and ids.
     """
 
@@ -68,7 +68,6 @@ class Entry:
     size: int
     text: str
     created: float
-    base: bool = False
     sources: tuple[tuple[str, str], ...] = ()
 
 
@@ -91,91 +90,38 @@ class Usage:
     children: int
 
 
-class Layers(Protocol):
-    """Where layers are kept, each a directory under its id. None of the methods needs a lock of its own."""
-
-    def path(self, identity: str) -> Path:
-        """Return where a layer is, whether it exists or not."""
-        ...
-
-    def adopt(self, identity: str, directory: Path) -> None:
-        """Make `directory` the layer by one rename(2). Raises OSError."""
-        ...
-
-    def ids(self) -> list[str]:
-        """Return the ids of all layers."""
-        ...
-
-    def retire(self, identities: Iterable[str]) -> Path | None:
-        """Move layers away by one rename(2) each, and return the directory that holds them now, if any."""
-        ...
-
-    def remove(self, retired: Path) -> None:
-        """Remove such a directory, which may take long."""
-        ...
-
-
-class DirectoryLayers:
-    """Layers as directories below `home`/layers.
-
-    Args:
-        remove: removes a tree that may hold files of foreign owners.
-    """
-
-    def __init__(self, home: Path, remove: Callable[[Path], None] = remove_tree) -> None:
-        self._root = home / "layers"
-        # Swept by later builds and commands, should this process end amid the removal.
-        self._removing = home / "removing"
-        self._remove = remove
-
-    def path(self, identity: str) -> Path:
-        """Return where a layer is, whether it exists or not."""
-        return self._root / identity
-
-    def adopt(self, identity: str, directory: Path) -> None:
-        """Make `directory`, on the same file system and owned by this user, the layer; see `Layers`."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.rename(directory, self._root / identity)
-
-    def ids(self) -> list[str]:
-        """Return the ids of all layers."""
-        try:
-            return [name for name in os.listdir(self._root) if _ID.fullmatch(name)]
-        except FileNotFoundError:
-            return []
-
-    def retire(self, identities: Iterable[str]) -> Path | None:
-        """Move layers to `home`/removing; see `Layers`."""
-        retired: Path | None = None
-        for identity in identities:
-            if retired is None:
-                retired = self._removing / f"layers.{secrets.token_hex(8)}"
-                retired.mkdir(mode=0o700, parents=True)
-            with suppress(FileNotFoundError):
-                os.rename(self._root / identity, retired / identity)
-        return retired
-
-    def remove(self, retired: Path) -> None:
-        """Remove what was retired."""
-        self._remove(retired)
-
-
 class Cache:
-    """The cache below `home`. What `find` and `commit` return stays until `close`, whoever prunes.
+    """The cache of one scope. What `find` and `commit` return stays until `close`, whoever prunes.
 
     Args:
-        layers: keeps the layers.
+        home: the store.
+        scope: the name of the kind of layers.
+        remove: removes a tree that may hold files of foreign owners.
         clock: seconds since 1970.
     """
 
     def __init__(
-        self, home: Path, layers: Layers | None = None, *, clock: Callable[[], float] = time.time
+        self,
+        home: Path,
+        scope: str = "default",
+        *,
+        remove: Callable[[Path], None] = remove_tree,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._home = home
-        self._root = home / "cache"
-        self._layers = layers or DirectoryLayers(home)
+        self._root = home / "cache" / "results" / scope
+        # Swept by later builds and commands, should this process end amid the removal.
+        self._removing = home / "removing"
+        self._remove = remove
         self._clock = clock
         self._held: dict[str, int] = {}
+
+    @staticmethod
+    def scopes(home: Path) -> list[str]:
+        """Return the names of all scopes of a store."""
+        try:
+            return sorted(os.listdir(home / "cache" / "results"))
+        except FileNotFoundError:
+            return []
 
     def __enter__(self) -> Self:
         return self
@@ -194,7 +140,7 @@ class Cache:
         """Return the results of the first keys of a chain: as many as there are without a gap, in order.
 
         Args:
-            chain: keys, each of what lies on the one before it; the first lies on nothing.
+            chain: keys, each of what lies on the one before it; the first lies on a base.
         """
         with self._errors("read"):
             while True:
@@ -211,7 +157,6 @@ class Cache:
         parent: Entry | None,
         text: str = "",
         size: int | None = None,
-        base: bool = False,
         sources: Iterable[Entry] = (),
         replace: bool = False,
     ) -> Entry:
@@ -223,10 +168,9 @@ class Cache:
         Args:
             key: of the operation.
             directory: the layer, on the file system of the store; the directory itself belongs to this user.
-            parent: what it was made on, from this cache, and not let go; None for nothing.
+            parent: what it was made on, from this cache, and not let go; None for a base.
             text: the instruction.
             size: bytes that it takes on the disk; None to have it measured.
-            base: it is an unpacked base or image.
             sources: results of other stages that files were taken from.
             replace: use it even if there is one.
 
@@ -242,7 +186,6 @@ class Cache:
             size=allocated(directory) if size is None else size,
             text=text[:_MAX_TEXT],
             created=self._clock(),
-            base=base,
             sources=tuple((source.key, source.id) for source in sources),
         )
         with self._changing():
@@ -250,7 +193,7 @@ class Cache:
             if there is None:
                 if entry.parent and self._record(entry.parent) is None:
                     raise MachineError(
-                        f"{self._layers.path(entry.parent)}: somebody removed it while it was used",
+                        f"{self._layer(entry.parent)}: somebody removed it while it was used",
                         hint="let only firebuild remove what is in the store",
                     )
                 there = self._add(entry, directory)
@@ -295,7 +238,7 @@ class Cache:
         older_than: float | None = None,
         dry_run: bool = False,
     ) -> list[Entry]:
-        """Remove what nobody can find, unpacked bases without a layer on them, and what the arguments say.
+        """Remove what nobody can find, and what the arguments say.
 
         Nothing that a build uses is removed, nor what it lies on.
 
@@ -312,7 +255,6 @@ class Cache:
         with self._changing():
             survey = _Survey(self, self._records())
             total = sum(entry.size for entry in survey.entries.values())
-            plain = max_size is None and older_than is None
             oldest = self._clock() - older_than if older_than is not None else 0.0
             for use in survey.usage():
                 entry = use.entry
@@ -321,7 +263,6 @@ class Cache:
                     or not use.found
                     or (max_size is not None and total > max_size)
                     or use.last_used < oldest
-                    or (plain and entry.base)
                 )
                 if not wanted or survey.children[entry.id] or use.in_use:
                     continue
@@ -329,9 +270,9 @@ class Cache:
                     survey.drop(entry)
                     total -= entry.size
                     removed.append(entry)
-            retired = None if dry_run else self._layers.retire(self._orphans())
+            retired = None if dry_run else self._retire(self._orphans())
         if retired is not None:
-            self._layers.remove(retired)
+            self._remove(retired)
         return removed
 
     # --- records ---------------------------------------------------------------------------------
@@ -372,7 +313,7 @@ class Cache:
         try:
             with open(self._root / "records" / identity, "rb") as file:
                 document = json.loads(file.read(_MAX_RECORD))
-            entry = _entry(identity, document, self._layers.path(identity))
+            entry = _entry(identity, document, self._layer(identity))
             surely = document["boot"] == self._boot or document["at"] <= self._synced(document["boot"])
         except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
             return None  # any other error may go away, and must not look like damage to `prune`
@@ -430,11 +371,11 @@ class Cache:
 
     def _add(self, entry: Entry, directory: Path) -> Entry:
         """Make it all there; the last rename makes it found."""
-        entry = dataclasses.replace(entry, path=self._layers.path(entry.id))
+        entry = dataclasses.replace(entry, path=self._layer(entry.id))
         record, fresh = self._root / "records" / entry.id, self._root / "fresh"
         fresh.unlink(missing_ok=True)  # of somebody who died
         fresh.write_bytes(self._document(entry))
-        self._layers.adopt(entry.id, directory)
+        os.rename(directory, entry.path)
         try:
             os.rename(fresh, record)
             fresh.symlink_to(entry.id)
@@ -453,7 +394,6 @@ class Cache:
             "size": entry.size,
             "text": entry.text,
             "created": entry.created,
-            "base": entry.base,
             "sources": entry.sources,
             "boot": self._boot,
             "at": time.monotonic(),
@@ -505,7 +445,20 @@ class Cache:
         boots = sorted((self._root / "synced").iterdir(), key=lambda path: path.stat().st_mtime)
         for path in boots[:-_MAX_BOOTS]:
             path.unlink(missing_ok=True)
-        yield from (identity for identity in self._layers.ids() if identity not in entries)
+        yield from (name for name in os.listdir(self._root / "layers") if name not in entries)
+
+    def _retire(self, names: Iterable[str]) -> Path | None:
+        """Move layers out of the way, and return the directory that holds them now."""
+        retired: Path | None = None
+        for name in names:
+            if retired is None:
+                retired = self._removing / f"layers.{secrets.token_hex(8)}"
+                retired.mkdir(mode=0o700, parents=True)
+            os.rename(self._layer(name), retired / name)
+        return retired
+
+    def _layer(self, identity: str) -> Path:
+        return self._root / "layers" / identity
 
     def _note_synced(self, until: float) -> None:
         fresh = self._root / f"fresh.{secrets.token_hex(4)}"
@@ -521,7 +474,7 @@ class Cache:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         with self._errors("written"):
-            for folder in ("records", "keys", "synced"):
+            for folder in ("records", "keys", "layers", "synced"):
                 (self._root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -595,7 +548,6 @@ def _entry(identity: str, document: dict[str, Any], path: Path) -> Entry:
         size=int(document["size"]),
         text=str(document["text"]),
         created=float(document["created"]),
-        base=bool(document["base"]),
         sources=tuple((_text(key, _KEY), _text(layer, _ID)) for key, layer in document["sources"]),
     )
 

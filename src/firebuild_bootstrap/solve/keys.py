@@ -111,8 +111,7 @@ class StageKeys:
     Args:
         base: the key of what it starts from: a base, the empty tree, or an earlier stage.
         steps: of each step of it what its key is made of.
-        chain: the keys from the base at the very beginning to the last step, those of earlier stages
-            included; without the empty tree.
+        chain: the keys of all operations from the base to the last step, those of earlier stages included.
     """
 
     base: str
@@ -197,26 +196,26 @@ class _Keys:
         return self._stages
 
     def _stage(self, stage: Stage) -> StageKeys:
-        base, _, chain = self._tree(stage.base, stage.platform)
+        base, _ = self._tree(stage.base, stage.platform)
+        below = self._stages[stage.base.index].chain if isinstance(stage.base, StageRef) else ()
         parts: list[Parts] = []
         for step in stage.steps:
             parent = parts[-1].key if parts else base
             inputs = self._inputs(step, stage.platform)
             parts.append(operation_parts(parent, step.operation, inputs, stage.platform))
-        return StageKeys(base, tuple(parts), (*chain, *(each.key for each in parts)))
+        return StageKeys(base, tuple(parts), (*below, *(each.key for each in parts)))
 
-    def _tree(self, tree: TreeRef, platform: str) -> tuple[str, str, tuple[str, ...]]:
-        """Return the key of a tree, what to call it, and its chain."""
+    def _tree(self, tree: TreeRef, platform: str) -> tuple[str, str]:
+        """Return the key of a tree, and what to call it."""
         match tree:
             case StageRef(index):
-                return self._stages[index].key, "stage", self._stages[index].chain
+                return self._stages[index].key, "stage"
             case ImageRef(reference):
-                key = base_key(self._reader.image(reference, platform), platform)
-                return key, reference, (key,)
+                return base_key(self._reader.image(reference, platform), platform), reference
             case ContextRef(name):
                 raise ValueError(f"the context {name!r} has no key")
             case Scratch():
-                return SCRATCH_KEY, "scratch", ()
+                return SCRATCH_KEY, "scratch"
 
     def _inputs(self, step: Step, platform: str) -> Iterator[Input]:
         for found in inputs_of(step.operation):
@@ -233,7 +232,7 @@ class _Keys:
                     yield _git(found, self._reader.commit(found))
 
     def _inside(self, tree: TreeRef, path: str, platform: str) -> Input:
-        key, name, _ = self._tree(tree, platform)
+        key, name = self._tree(tree, platform)
         stage = key if isinstance(tree, StageRef) else ""
         return Input(_digest("tree", key, _clean(path)), f"{name} {path}", stage)
 
