@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -327,6 +329,14 @@ def test_many_builds_and_prunes_at_once_agree(store: Store) -> None:
         pruning.result()
     store.open().prune(everything=True)
     assert store.layers() == []
+
+
+def test_kills_at_any_moment_lose_nothing_that_was_finished_and_leave_nothing_half_made(
+    tmp_path: Path,
+) -> None:
+    program = Path(__file__).with_name("killing.py")
+    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 steps = st.lists(
