@@ -335,7 +335,8 @@ def test_kills_at_any_moment_lose_nothing_that_was_finished_and_leave_nothing_ha
     tmp_path: Path,
 ) -> None:
     program = Path(__file__).with_name("killing.py")
-    done = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=False)
+    command = [sys.executable, program, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
