@@ -100,7 +100,8 @@ class TreeSource:
         """Path of the current entry."""
 
     def __iter__(self) -> Iterator[Entry]:
-        for entry, self._content in self._files:
+        for entry, content in self._files:
+            self._content = content
             self.name = entry.path
             self._regions = entry.regions if entry.regions is not None else ((0, entry.size),)
             yield entry
