@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.janitor import LEAVING, abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
@@ -65,6 +66,7 @@ class Workspace:
     ) -> None:
         if _BUILD_ID.fullmatch(build_id) is None:
             raise InputError(f"expected a build id of letters, digits and . _ -, found {build_id!r}")
+        self._home = home
         self.path = home / "builds" / build_id
         self._idmap = idmap
         self.check = check
@@ -94,6 +96,10 @@ class Workspace:
     def trees(self) -> Trees:
         """Return the tools for file trees, in the build's id mapping."""
         return Trees(self.sandbox, self.runtime, self.tasks)
+
+    def layer_trees(self) -> LayerTrees:
+        """Return the store of unpacked layers for the build's id mapping; the caller closes it."""
+        return LayerTrees(self._home, self.trees(), check=self.check)
 
     def close(self) -> None:
         """Remove the directory; all sandboxes must have ended. Idempotent.

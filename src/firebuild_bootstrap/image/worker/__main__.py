@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.image.worker.digest import digest
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.pack import copy, pack, pack_nodes
@@ -16,14 +17,24 @@ from firebuild_bootstrap.image.worker.unpack import unpack
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do what `request` asks for and return the answer, or `error` and `hint`."""
+    """Do what `request` asks for and return the answer, or `error` and `hint`.
+
+    Where `layers` names a directory, the tree is the merged view of the layers 0, 1 and so on in there.
+    """
     try:
+        if layers := request.pop("layers", ""):
+            _mount(layers, request.pop("mount"))
         return _OPERATIONS[request.pop("operation")](**request)
     except TreeError as error:
         return {"error": error.message, "hint": error.hint, "asked": error.asked}
     except OSError as error:
         where = f"{error.filename!r}: " if error.filename else ""
         return {"error": f"{where}{error.strerror or error}", "hint": ""}
+
+
+def _mount(layers: str, target: str) -> None:
+    os.makedirs(target)
+    mount_layers(layers, sorted(os.listdir(layers), key=int), target)
 
 
 def _unpack(archive: str, root: str) -> dict[str, Any]:
@@ -67,6 +78,12 @@ def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
     return _summary(image)
 
 
+def _overlay(directory: str) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.overlays import problem
+
+    return {"problem": problem(directory)}
+
+
 def _summary(path: str) -> dict[str, Any]:
     with open(path, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
@@ -80,6 +97,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "copy": _copy,
     "digest": _digest,
     "ext4": _ext4,
+    "overlay": _overlay,
 }
 
 

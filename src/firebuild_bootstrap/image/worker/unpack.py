@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import IO, Any, Final, Literal, NamedTuple, cast
 
+from firebuild_bootstrap.guest.overlay import MARKS
 from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.inside import Inside
 from firebuild_bootstrap.tarball import DAMAGE, TarReader, mtime_ns
@@ -174,6 +175,9 @@ class _Unpacking:
         os.utime(descriptor, ns=_times(member))
 
     def _attribute(self, descriptor: int, member: str, name: str, value: str) -> None:
+        if name.startswith(MARKS):  # it would mean something in a layer
+            self._lost("attributes", f"{member} ({name})")
+            return
         try:
             os.setxattr(descriptor, name, value.encode("utf-8", "surrogateescape"))
         except OSError:

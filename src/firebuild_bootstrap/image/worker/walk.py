@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Final, NamedTuple
 
+from firebuild_bootstrap.guest.overlay import MARKS
 from firebuild_bootstrap.image.worker.errors import TreeError
 
-# Kept: what a running system needs. Not kept: labels and trusted.*, which belong to the building host.
+# Kept: what a running system needs. Not kept: labels and trusted.*, which belong to the building host, and an
+# overlay's own marks.
 _KEPT_XATTRS: Final = ("security.capability", "user.", "system.posix_acl_")
 
 
@@ -54,7 +56,7 @@ class Node(NamedTuple):
 
 def is_kept(attribute: str) -> bool:
     """Tell whether an extended attribute belongs to an image, by its name."""
-    return attribute.startswith(_KEPT_XATTRS)
+    return attribute.startswith(_KEPT_XATTRS) and not attribute.startswith(MARKS)
 
 
 def walk(root: str) -> Iterator[Node]:
