@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import Metadata, Root
 
 from .classic import adapted
 from .client import Client
@@ -16,11 +17,9 @@ from .idmap import check_mapped
 from .incoming import incoming
 from .output import Relay
 from .overlay import Layers
-from .rootfs import Root
 from .run import run
 from .stop import Stop
 from .users import Users
-from .walk import Metadata
 
 
 def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:

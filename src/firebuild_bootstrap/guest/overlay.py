@@ -14,19 +14,19 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from firebuild_bootstrap.layers.root import Place, Root
+from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
+
 from . import kernel
 from .netfiles import NETWORK_FILES
-from .rootfs import Root
-from .walk import Place
 
-MARKS = "user.overlay."
-"""Attributes that belong to the overlay and not to the image."""
 MAX_LAYERS = 480
 
 # Redirects and shared inodes tie a layer to those below; ours have to stand for themselves.
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
-_OPAQUE = f"{MARKS}opaque"
+_OPAQUE = tuple(f"{mark}opaque" for mark in OVERLAY_MARKS)
 # mount(2) takes one page of options, and each name has up to 10 bytes; the kernel takes 500 layers.
+_NOT_KEPT = ("security.", *OVERLAY_MARKS)
 _AT_ONCE = 240
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _MAX_COMPARED = 1 << 20
@@ -158,9 +158,7 @@ def _resemble(new: str, model: str) -> None:
 def _attributes(path: str | int) -> list[tuple[str, bytes]]:
     """Return the extended attributes that are not the overlay's, and no labels of the machine around."""
     with suppress(OSError):  # a file system without
-        names = sorted(
-            name for name in os.listxattr(path) if not name.startswith((MARKS, "security.", "trusted."))
-        )
+        names = sorted(name for name in os.listxattr(path) if not name.startswith(_NOT_KEPT))
         return [(name, os.getxattr(path, name)) for name in names]
     return []
 
@@ -203,7 +201,7 @@ def _same(ours: Place, theirs: Place) -> bool:
     for place in (ours, theirs):
         descriptor = place.open(os.O_RDONLY)
         try:
-            is_opaque = place is ours and _OPAQUE in _names_of(descriptor)
+            is_opaque = place is ours and any(name in _OPAQUE for name in _names_of(descriptor))
             data = os.read(descriptor, _MAX_COMPARED) if stat.S_ISREG(first.st_mode) else b""
             contents.append((is_opaque, _attributes(descriptor), data))
         finally:

@@ -28,7 +28,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.shelf import Shelf, Staging, sync_file_system
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.sandbox import IdMap
 
 # Raised where trees that exist would come out otherwise now.
