@@ -1,4 +1,4 @@
-"""Files and directories of the build context as entries."""
+"""Files and directories of a tree as entries."""
 
 from __future__ import annotations
 
@@ -8,29 +8,38 @@ import posixpath
 import stat
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.ignore import IgnoreRules
 from firebuild_bootstrap.context.reading import changed, checked, unreadable
-from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
+from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What is visible of the build context: all that the ignore rules leave.
+    """What is visible of a tree: all that the ignore rules and an instruction's patterns leave.
 
     Args:
-        root: the context's directory.
+        root: the files.
         rules: its ignore rules.
         location: the instruction that looks at it, for errors.
+        label: what to call it in messages.
+        keeps_owners: entries have the owners of their files.
+        exclude: what an instruction leaves out; paths are relative to the directory that is copied.
+        select: all but what an instruction asks for, in the same way.
     """
 
-    root: ContextRoot
+    root: FileRoot
     rules: IgnoreRules
     location: Location | None
+    label: str = "the build context"
+    keeps_owners: bool = False
+    exclude: IgnoreRules = field(default_factory=IgnoreRules)
+    select: IgnoreRules = field(default_factory=IgnoreRules)
 
     def visible(self, node: Node) -> bool:
         """Tell whether `node` exists for the build: not ignored, or a directory that holds what is not."""
@@ -47,6 +56,9 @@ class Tree:
         Raises:
             InputError: something can't be read or is no file, directory or link.
         """
+        if not isinstance(self.root, ContextRoot):
+            yield from self._contents(directory)
+            return
         with closing(self.root.walking()) as root:
             yield from replace(self, root=root)._contents(directory)
 
@@ -59,8 +71,18 @@ class Tree:
             if node is None:
                 levels.pop()
                 continue
-            ignored = self.rules.ignores(node.path)
-            if ignored and not (node.is_directory and self.rules.may_keep_below(node.path)):
+            below = "/".join(node.parts[len(directory.parts) :])
+            ignoring = [
+                rules.may_keep_below(path)
+                for rules, path in (
+                    (self.rules, node.path),
+                    (self.exclude, below),
+                    (self.select, below),
+                )
+                if rules.ignores(path)
+            ]
+            ignored = bool(ignoring)
+            if ignored and not (node.is_directory and all(ignoring)):
                 continue
             entry = self._entry(node, directory.parts)
             if node.is_directory:
@@ -86,6 +108,7 @@ class Tree:
             mode=0o755,
             mtime_ns=node.status.st_mtime_ns,
             from_directory=True,
+            owner=(0, 0) if self.keeps_owners else None,
         )
 
     def file(self, node: Node, name: str) -> Entry:
@@ -116,6 +139,7 @@ class Tree:
                 mtime_ns=node.status.st_mtime_ns,
                 from_directory=True,
                 link_target=self._link_target(node) if node.is_link else "",
+                owner=self._owner(node),
             )
         return self._file(node, source=name, path=path, from_directory=True)
 
@@ -124,7 +148,7 @@ class Tree:
             raise InputError(
                 f"{node.path!r} is {_describe(node.status.st_mode)}: only files, directories and symbolic "
                 "links can be copied",
-                hint="remove it from the build context or list it in .dockerignore",
+                hint=f"remove it from {self.label}, or leave it out with --exclude or .dockerignore",
                 location=self.location,
             )
         return Entry(
@@ -135,20 +159,25 @@ class Tree:
             mtime_ns=node.status.st_mtime_ns,
             from_directory=from_directory,
             size=node.status.st_size,
-            open=(file := ContextFile(self, node)).open,
-            file=file,
+            owner=self._owner(node),
+            open=partial(self.open, node),
+            file=ContextFile(self, node) if isinstance(self.root, ContextRoot) else None,
         )
 
-    def descriptor(self, node: Node) -> int:
-        """Open a regular file.
+    def _owner(self, node: Node) -> tuple[int, int] | None:
+        return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None
+
+    def open(self, node: Node) -> io.BufferedReader:
+        """Open a regular file that still has to have the size that `node` says.
 
         Raises:
             InputError: it is gone, replaced, or can't be read.
         """
         try:
-            return self.root.descriptor(node.parts)
+            content = self.root.open(node.parts)
         except OSError as error:
             raise self._unreadable(node, error) from error
+        return checked(content, node.status.st_size, name=repr(node.path), location=self.location)
 
     def _link_target(self, node: Node) -> str:
         try:
@@ -160,7 +189,7 @@ class Tree:
 
     def _unreadable(self, node: Node, error: OSError) -> InputError:
         return InputError(
-            f"{node.path or '.'!r} of the build context can't be read: {error.strerror or error}",
+            f"{node.path or '.'!r} of {self.label} can't be read: {error.strerror or error}",
             location=self.location,
         )
 
@@ -178,7 +207,7 @@ class Tree:
 
 
 class ContextFile(NamedTuple):
-    """A regular file of the build context, which still has to have the size that it had."""
+    """A regular file of a directory of this machine."""
 
     tree: Tree
     node: Node
@@ -188,23 +217,18 @@ class ContextFile(NamedTuple):
         """What it was when it was found."""
         return self.node.status
 
-    def open(self) -> io.BufferedReader:
-        """Open it for reading, so that a change of its size is noticed.
-
-        Raises:
-            InputError: it is gone, replaced, or can't be read.
-        """
-        content = os.fdopen(self.descriptor(), "rb", buffering=0)
-        size = self.node.status.st_size
-        return checked(content, size, name=repr(self.node.path), location=self.tree.location)
-
     def descriptor(self) -> int:
         """Open it for reading as it is; the caller closes it.
 
         Raises:
             InputError: it is gone, replaced, or can't be read.
         """
-        return self.tree.descriptor(self.node)
+        root = self.tree.root
+        assert isinstance(root, ContextRoot), "archives have no files of this machine"  # noqa: S101
+        try:
+            return root.descriptor(self.node.parts)
+        except OSError as error:
+            raise self.unreadable(error) from error
 
     def changed(self, how: str) -> InputError:
         """Return the error for a file whose content is not what was announced."""
