@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, InlineSource, LocalSource
+from firebuild_bootstrap.context import BuildContext, Entry, EntryKind
 from firebuild_bootstrap.context import digests as module
 from firebuild_bootstrap.context.digests import FileSetDigest, StatIndex, digest_of
+from firebuild_bootstrap.dockerfile.graph import Files, Heredoc
 
 LATER = 10**10  # nanoseconds after which no file counts as young any more
 
@@ -41,7 +42,7 @@ class Reads:
 
 def digest(root: Path, *sources: str, index: StatIndex | None = None) -> FileSetDigest:
     with BuildContext(root) as context:
-        resource = context.resource([LocalSource(source) for source in sources or (".",)], check=False)
+        resource = context.resource([Files(source) for source in sources or (".",)], check=False)
         return digest_of(resource.entries(), index or StatIndex(None, root))
 
 
@@ -49,7 +50,7 @@ def read_by(root: Path, index: StatIndex) -> list[str]:
     """The files that are read for a digest of all of `root`."""
     reads = Reads(index)
     with BuildContext(root) as context:
-        for entry in context.resource([LocalSource(".")], check=False).entries():
+        for entry in context.resource([Files(".")], check=False).entries():
             if entry.file is not None:
                 reads.digest(entry)
     return reads.names
@@ -141,7 +142,7 @@ def test_what_has_no_file_on_this_machine_counts_by_its_content(root: Path) -> N
     found = {digest_of([each], index).sha256 for each in (entry(b"a"), entry(b"b"), entry(b"a", (1, 2)))}
     assert len(found) == 3
     with BuildContext(root) as context:
-        inline = context.resource([InlineSource("f", "text")])
+        inline = context.resource([Heredoc("f", "text")])
         assert digest_of(inline.entries(), index).files[0][0] == "f"
 
 

@@ -14,28 +14,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from firebuild_bootstrap.solve.cache import Cache
+from solve.stores import key, layer, layer_trees, runtime
 
 
 def build(home: Path, say: int) -> None:
     """Make chains of layers for ever, and say which keys are finished."""
     for turn in itertools.count():
-        with Cache(home) as cache:
-            chain = [f"{turn % 5}{depth}".encode().hex().ljust(64, "0") for depth in range(4)]
-            entries = cache.find(chain)
-            for key in chain[len(entries) :]:
-                directory = home / "builds" / f"{os.getpid()}-{turn}-{len(entries)}"
-                directory.mkdir(parents=True)
-                (directory / "key").write_text(key)
-                entries.append(cache.commit(key, directory, parent=entries[-1] if entries else None, size=1))
-            assert [(entry.path / "key").read_text() for entry in entries] == chain
+        trees = layer_trees(home)
+        cache = Cache(trees)
+        chain = [key(f"{turn % 5}{depth}") for depth in range(4)]
+        entries = cache.find(chain)
+        for each in chain[len(entries) :]:
+            directory = layer(home, f"{os.getpid()}-{turn}-{len(entries)}", each)
+            entries.append(cache.commit(each, directory, parent=entries[-1] if entries else "", size=1))
+        assert [(entry.path / "file").read_text() for entry in entries] == chain
+        trees.close()
         os.write(say, " ".join(chain).encode() + b"\n")
 
 
 def prune(home: Path, say: int) -> None:
     """Remove layers for ever."""
     for turn in itertools.count():
-        with Cache(home) as cache:
-            cache.prune(everything=turn % 3 == 0, max_size=4)
+        Cache(layer_trees(home)).prune(everything=turn % 3 == 0, max_size=4)
         os.write(say, b"pruned\n")
 
 
@@ -71,31 +71,31 @@ class Worker:
 
 def consistent(home: Path) -> set[str]:
     """Check that all that is found is whole, and return its keys."""
-    with Cache(home) as cache:
-        usage = {use.entry.id: use for use in cache.usage()}
-        for use in usage.values():
-            assert (use.entry.path / "key").read_text() == use.entry.key
-            assert use.entry.parent in {"", *usage}
-            assert not use.in_use, "a lock has outlived its process"
-        return {use.entry.key for use in usage.values() if use.found}
+    cache = Cache(layer_trees(home))
+    usage = {use.entry.id: use for use in cache.usage()}
+    for use in usage.values():
+        assert (cache.trees.path(use.entry.id) / "file").read_text() == use.entry.key
+        assert use.entry.parent in {"", *usage}
+        assert not use.in_use, "a lock has outlived its process"
+    return {use.entry.key for use in usage.values() if use.found}
 
 
 def main(home: Path) -> None:
     """Kill builds alone, which loses nothing; then builds and prunes, which leaves nothing half-made."""
+    runtime()  # asked once, and not by each of them
     chance = random.Random(1)
-    for turn in range(12):
-        works = [build, build, prune] if turn >= 6 else [build, build]
+    for turn in range(8):
+        works = [build, build, prune] if turn >= 4 else [build, build]
         workers = [Worker(work, home) for work in works]
         for worker in workers:
             worker.wait(1 + chance.randrange(10))
         finished = [worker.kill() for worker in workers]
         there = consistent(home)
         assert prune in works or set().union(*finished) <= there
-    with Cache(home) as cache:
-        cache.prune(everything=True)
-    results = home / "cache" / "results" / "default"
-    for folder in ("keys", "records", "layers"):
-        assert not list((results / folder).iterdir())
+    cache = Cache(layer_trees(home))
+    cache.prune(everything=True)
+    for folder in ("cache/keys", "cache/records", "content", "names", "staging"):
+        assert not list((cache.trees.root / folder).iterdir()), folder
 
 
 if __name__ == "__main__":

@@ -119,7 +119,7 @@ def test_the_form_of_a_key_does_not_change_by_accident() -> None:
     assert operation_parts("p", copy, (), PLATFORM).operation == (
         '{"chmod":null,"chown":null,"destination":"/app","exclude":[],"into":false,"link":false,'
         '"parents":false,"sources":[{"type":"Files"},{"content":"text","name":"EOF","type":"Heredoc"},'
-        '{"type":"Download"},{"type":"GitTree"}],"type":"Copy","unpack":false,"workdir":"/"}'
+        '{"type":"Download"},{"submodules":true,"type":"GitTree"}],"type":"Copy","unpack":null,"workdir":"/"}'
     )
     assert operation_parts("p", Workdir(path="/w"), (), PLATFORM).operation == (
         '{"path":"/w","type":"Workdir","user":"0:0"}'

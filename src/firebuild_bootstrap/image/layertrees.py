@@ -55,7 +55,7 @@ class LayerTrees:
         self.root = home / "layers" / f"{_FORM}-{_mapping(trees.sandbox.idmap)}"
         self._trees = trees
         self._check = check
-        self._shelf = Shelf(self.root, trees.remove, durable=False)
+        self._shelf = Shelf(self.root, trees.remove, durable=False, sweeping=False)
         self._boot_id = _boot_id()
 
     def close(self) -> None:
@@ -129,13 +129,32 @@ class LayerTrees:
                 found["/".join(name)] = os.stat(self._shelf.link(name)).st_mtime
         return found
 
-    def discard(self, key: str) -> bool:
-        """Forget a key; its tree is removed as soon as no build holds it. False when there is none.
+    def path(self, key: str) -> Path:
+        """Return where the tree of `key` is, if it is there; nobody holds it for that."""
+        return self._shelf.link(_name(key)) / "layer" / TREE
+
+    def in_use(self, key: str) -> bool:
+        """Whether a build holds the tree of `key` at this moment."""
+        return self._shelf.in_use(_name(key))
+
+    def discard(self, key: str, *, unused: bool = False) -> bool:
+        """Forget a key; its tree is removed by a `sweep` once no build holds it. False when there is none.
+
+        Args:
+            unused: leave it, and return False, when a build holds it.
 
         Raises:
             MachineError: the store can't be written.
         """
-        return self._shelf.discard(_name(key))
+        return self._shelf.discard(_name(key), unused=unused)
+
+    def sweep(self) -> None:
+        """Remove trees that nobody can find and nobody holds, which may take long.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        self._shelf.sweep()
 
     def settle(self) -> None:
         """Remove what dead builds left, and note the trees that are on the disk, after writing them there."""
