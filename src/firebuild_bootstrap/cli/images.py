@@ -181,7 +181,8 @@ def _usage(home: Home) -> Iterator[_Used]:
             yield _Used(kind, directory.name, allocated(directory))
     for other in _entries(home.root, files=True):
         if other.name not in ("images", "bases", *kinds):
-            yield _Used("other", other.name, allocated(other))
+            kind = "cache" if other.name in ("cache", "cache-mounts", "layers") else "other"
+            yield _Used(kind, other.name, allocated(other))
 
 
 def _entries(directory: Path, *, files: bool = False) -> list[Path]:
