@@ -24,8 +24,8 @@ def copy_of(step: WireStep) -> CopyCommand:
 
 
 def sent(step: WireStep) -> list[Entry]:
-    assert step.resource is not None
-    return list(step.resource.entries())
+    (resource,) = step.resources.values()
+    return list(resource.entries())
 
 
 def contents(step: WireStep) -> dict[str, bytes]:
