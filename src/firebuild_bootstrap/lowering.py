@@ -166,6 +166,13 @@ def _tree(copy: Copy) -> TreeRef:
 
 
 def _resource(step: Step, copy: Copy, trees: Trees) -> ContextResource:
+    try:
+        return _found(step, copy, trees)
+    except InputError as error:
+        raise step.origin.trigger_error(error) from error
+
+
+def _found(step: Step, copy: Copy, trees: Trees) -> ContextResource:
     location = step.origin.location
     unpack = None if copy.unpack is None and copy.keyword == "ADD" else bool(copy.unpack)
     resource = trees(_tree(copy)).resource(

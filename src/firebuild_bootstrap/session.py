@@ -38,7 +38,8 @@ class Sessions:
         server: the material of all its servers.
         events: takes the events of all sessions.
         phase: told that the build has come as far as one of its seven steps.
-        keep_failed: where to put what is left of a machine that has failed; None for nowhere.
+        keep_failed: where to put what is left of a machine that has failed, in a directory with the name of
+            the build (and the stage, if there are several); None for nowhere.
     """
 
     build_id: str
@@ -69,8 +70,9 @@ class Sessions:
         self.phase(3)
         cleanup.callback(machine.close)
         if self.keep_failed is not None:
+            name = f"{self.build_id}-{work.title}" if work.title else self.build_id
             cleanup.enter_context(
-                Keeper(self.keep_failed, machine, notice=self._notice("warning"), info=self._notice("info"))
+                Keeper(self.keep_failed / name, machine, notice=self._notice("warning"), info=self._notice("info"))
             )
         server = self._server(work, machine, guest)
         listening = machine.listen()
