@@ -119,9 +119,7 @@ class Resolved:
             if before.index == stage.index:
                 break
             number += 1 + len(before.steps)
-        steps = lower(
-            stage, lambda tree: self._files(tree, archives, cleanup), self.sent, first=number + 1
-        )
+        steps = lower(stage, lambda tree: self._files(tree, archives, cleanup), self.sent, first=number + 1)
         return Work(
             title=stage.title if len(self.graph.stages) > 1 else "",
             base=base,

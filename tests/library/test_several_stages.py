@@ -21,8 +21,8 @@ ARG FROM_OUTSIDE=outer
 FROM host AS tools
 ENV KEPT=yes
 WORKDIR /out
-RUN printf tool > tool && chmod 4755 tool && ln tool same && ln -s tool link && mkdir deep && printf x > deep/x
-RUN chown 1:1 deep/x || true
+RUN printf tool > tool && chmod 4755 tool && ln tool same && ln -s tool link
+RUN mkdir deep && printf x > deep/x
 
 FROM tools AS Extended
 ARG FROM_OUTSIDE
