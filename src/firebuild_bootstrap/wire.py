@@ -23,6 +23,10 @@ MAX_CHUNK_BYTES: Final = MAX_MESSAGE_BYTES * 9 // 10
 CHUNK_BYTES: Final = 1024 * 1024
 # A guest that sends this metadata understands the extensions.
 GUEST_HELLO: Final = ("firebuild-guest", "1")
+# ALPN of a first contact, in which a server tells the guest whose certificate it has seen the token for
+# CONNECT: with that its next connections reach the gRPC server's own TLS, which is not ended on the way.
+CONTACT_PROTOCOL: Final = "firebuild/2"
+TOKEN_BYTES: Final = 16
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 

@@ -14,12 +14,13 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 from .errors import GuestError, ServerLost
 from .handshake import (
+    Contact,
     Dropped,
     NotNow,
     Refusal,
     client_context,
+    first_contact,
     has_nameless_issuer,
-    server_certificate,
 )
 from .stop import Stop
 
@@ -30,7 +31,7 @@ _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _SHORTEST_ATTEMPT = 0.5
 # A server that closes connections after the handshake may be starting; one that does it so often refuses.
-_DROPPED = 3
+_MOST_DROPPED = 3
 _FAREWELL_SECONDS = 10.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
 _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
@@ -95,7 +96,7 @@ class Client:
             except NotNow as error:
                 self._stop.check()
                 dropped = dropped + 1 if isinstance(error, Dropped) else 0
-                if dropped == _DROPPED or self._clock() > deadline:
+                if dropped == _MOST_DROPPED or self._clock() > deadline:
                     why = str(error) if dropped else f"UNAVAILABLE: {error}"
                     raise ServerLost(self._cannot_connect(why, refused=dropped > 0)) from error
             except grpc.RpcError as error:
@@ -115,11 +116,11 @@ class Client:
     def _connect(self, timeout: float) -> _Calls:
         if has_nameless_issuer(self._context):
             # gRPC's core takes these certificates, by their alternative names: old servers give no other.
-            certificate = self._block.ca_chain.encode()
+            contact = Contact(self._block.ca_chain.encode(), "")
         else:
-            certificate = server_certificate(self._block, self._context, self._stop, timeout)
+            contact = first_contact(self._block, self._context, self._stop, timeout)
         self.close()
-        self._calls = _Calls(self._block, certificate)
+        self._calls = _Calls(self._block, contact)
         return self._calls
 
     @property
@@ -220,17 +221,19 @@ class Client:
 
 
 class _Calls:
-    """The methods of the service on a channel to a server that shows, or descends from, `certificate`."""
+    """The methods of the service on a channel to a server that shows, or descends from, a certificate."""
 
-    def __init__(self, block: wire.BootstrapBlock, certificate: bytes) -> None:
+    def __init__(self, block: wire.BootstrapBlock, contact: Contact) -> None:
         # That is the server's own, which the guest has verified: gRPC's core takes an anchor that is no CA
         # for itself alone, so each connection has to show that very one.
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=certificate,
+            root_certificates=contact.certificate,
             private_key=block.key.encode(),
             certificate_chain=block.cert.encode(),
         )
-        self.channel = grpc.secure_channel(block.host_port, credentials, options=_options(block.server_name))
+        self.channel = grpc.secure_channel(
+            block.host_port, credentials, options=_options(block, contact.token)
+        )
         empty = pb.Empty
         self.commands = self._unary("Commands", pb.CommandsResponse)
         self.ping = self._unary("Ping", pb.PingResponse)
@@ -292,9 +295,15 @@ class _Patience:
                 return
 
 
-def _options(server_name: str) -> list[tuple[str, Any]]:
+def _options(block: wire.BootstrapBlock, token: str) -> list[tuple[str, Any]]:
+    # gRPC's core asks for the way through as if the server were a proxy in front of itself.
+    connect = [
+        ("grpc.http_connect_server", block.host_port),
+        ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
+    ]
     return [
-        ("grpc.ssl_target_name_override", server_name),
+        *(connect if token else ()),
+        ("grpc.ssl_target_name_override", block.server_name),
         ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.enable_http_proxy", 0),

@@ -1,4 +1,4 @@
-"""TLS over asyncio sockets with OpenSSL, and the relay between two such streams.
+"""TLS over asyncio sockets with OpenSSL, sockets as they are, and the relay between two such streams.
 
 The standard library's ssl would be shorter, but it cannot tell whose certificate failed and why.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Final
+from typing import Final, Protocol
 
 from OpenSSL import SSL
 
@@ -22,6 +22,55 @@ _RECORD_BYTES: Final = 16 * 1024  # TLS never hands out more at once
 # What is taken from a peer that takes nothing itself. HTTP/2 lets it send far less until it has read a
 # WINDOW_UPDATE; but TLS would go on to make answers to its key updates, and keep them all.
 _READ_AHEAD_BYTES: Final = 4 * 1024 * 1024
+
+
+class Stream(Protocol):
+    """One end of a relay."""
+
+    async def read(self) -> bytes:
+        """Return what is at hand, waiting for at least one byte; empty at the end."""
+        ...
+
+    async def write(self, data: bytes) -> None:
+        """Send; returns when the kernel has taken everything."""
+        ...
+
+    async def close_write(self) -> None:
+        """Tell the peer that nothing more will come; reading goes on."""
+        ...
+
+
+class RawStream:
+    """The bytes of a socket as they are: whoever passes through here has ended TLS elsewhere.
+
+    Args:
+        sock: connected and non-blocking; closing it is left to the caller.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+
+    async def read(self, most: int = _READ_BYTES) -> bytes:
+        """Return what is at hand, waiting for at least one byte; empty at the end.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        return await self._loop.sock_recv(self._sock, most)
+
+    async def write(self, data: bytes) -> None:
+        """Send; returns when the kernel has taken everything.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        await self._loop.sock_sendall(self._sock, data)
+
+    async def close_write(self) -> None:
+        """Tell the peer that nothing more will come; reading goes on."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
 
 
 class TlsStream:
@@ -60,6 +109,12 @@ class TlsStream:
     def protocol(self) -> bytes:
         """The negotiated application protocol (ALPN), empty where there is none."""
         return self._connection.get_alpn_proto_negotiated()
+
+    def received(self, data: bytes) -> None:
+        """Take the first bytes of the peer, which were read from the socket before; none at its end."""
+        if data:
+            self.first_bytes = data[:16]
+            self._connection.bio_write(data)
 
     async def handshake(self) -> None:
         """Complete the handshake.
@@ -147,7 +202,7 @@ class TlsStream:
                 self._read_ahead = 0
 
 
-async def relay(left: TlsStream, right: TlsStream, *, linger: float) -> None:
+async def relay(left: Stream, right: Stream, *, linger: float) -> None:
     """Pass bytes both ways until both ends are done.
 
     When one direction ends its receiver is told so, and the other has `linger` seconds to end, too.
@@ -164,7 +219,7 @@ async def relay(left: TlsStream, right: TlsStream, *, linger: float) -> None:
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(source: TlsStream, target: TlsStream) -> None:
+async def _pump(source: Stream, target: Stream) -> None:
     while data := await source.read():
         await target.write(data)
     await target.close_write()
