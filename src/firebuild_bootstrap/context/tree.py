@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.ignore import IgnoreRules
-from firebuild_bootstrap.context.reading import checked
+from firebuild_bootstrap.context.reading import changed, checked, unreadable
 from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
 
@@ -39,11 +41,17 @@ class Tree:
     def contents(self, directory: Node) -> Iterator[Entry]:
         """Yield everything visible below `directory`, parents first, sorted by name in each directory.
 
-        An ignored directory appears only if something below it is visible.
+        An ignored directory appears only if something below it is visible. What has several names is a file
+        under the first of them, and a hard link under the others.
 
         Raises:
             InputError: something can't be read or is no file, directory or link.
         """
+        with closing(self.root.walking()) as root:
+            yield from replace(self, root=root)._contents(directory)
+
+    def _contents(self, directory: Node) -> Iterator[Entry]:
+        first_names: dict[tuple[int, int], str] = {}
         # An entry waits in its level until something below it turns out to be visible.
         levels: list[tuple[Iterator[Node], list[Entry]]] = [(self._children(directory), [])]
         while levels:
@@ -63,7 +71,7 @@ class Tree:
                 yield from waiting
                 waiting.clear()
             if not node.is_directory:
-                yield entry
+                yield _linked(entry, node.status, first_names)
 
     def directory(self, node: Node, name: str) -> Entry:
         """Return the entry of a directory whose contents are merged into the destination.
@@ -126,20 +134,20 @@ class Tree:
             mtime_ns=node.status.st_mtime_ns,
             from_directory=from_directory,
             size=node.status.st_size,
-            open=partial(self.open, node),
+            open=(file := ContextFile(self, node)).open,
+            file=file,
         )
 
-    def open(self, node: Node) -> io.BufferedReader:
-        """Open a regular file that still has to have the size that `node` says.
+    def descriptor(self, node: Node) -> int:
+        """Open a regular file.
 
         Raises:
             InputError: it is gone, replaced, or can't be read.
         """
         try:
-            content = self.root.open(node.parts)
+            return self.root.descriptor(node.parts)
         except OSError as error:
             raise self._unreadable(node, error) from error
-        return checked(content, node.status.st_size, name=repr(node.path), location=self.location)
 
     def _link_target(self, node: Node) -> str:
         try:
@@ -164,6 +172,49 @@ class Tree:
                 hint="rename it or list it in .dockerignore",
                 location=self.location,
             ) from error
+
+
+class ContextFile(NamedTuple):
+    """A regular file of the build context, which still has to have the size that it had."""
+
+    tree: Tree
+    node: Node
+
+    def open(self) -> io.BufferedReader:
+        """Open it for reading, so that a change of its size is noticed.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        content = os.fdopen(self.descriptor(), "rb", buffering=0)
+        size = self.node.status.st_size
+        return checked(content, size, name=repr(self.node.path), location=self.tree.location)
+
+    def descriptor(self) -> int:
+        """Open it for reading as it is; the caller closes it.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        return self.tree.descriptor(self.node)
+
+    def changed(self, how: str) -> InputError:
+        """Return the error for a file whose content is not what was announced."""
+        return changed(repr(self.node.path), how, self.tree.location)
+
+    def unreadable(self, error: OSError) -> InputError:
+        """Return the error for one that can't be read to its end."""
+        return unreadable(repr(self.node.path), error, self.tree.location)
+
+
+def _linked(entry: Entry, status: os.stat_result, first_names: dict[tuple[int, int], str]) -> Entry:
+    """Return a hard link in place of an entry that is another name of a file."""
+    if status.st_nlink < 2 or entry.kind is not EntryKind.FILE:
+        return entry
+    first = first_names.setdefault((status.st_dev, status.st_ino), entry.path)
+    if first == entry.path:
+        return entry
+    return replace(entry, kind=EntryKind.HARDLINK, link_target=first, size=0, open=None, file=None)
 
 
 def _describe(mode: int) -> str:
