@@ -76,9 +76,10 @@ def _build(client: Client, root_path: str, stop: Stop, ping_interval: float, syn
     texts = client.commands()
     with Pings(client, stop, ping_interval):
         # Only now, so that the first call is made as early as possible.
+        from firebuild_bootstrap.layers.root import Root
+
         from .executor import Executor, decode, extended
         from .output import Relay
-        from .rootfs import Root
 
         try:
             commands = decode(texts)

@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import Metadata, Root
 
 from .enter import Request
 from .errors import StepError
 from .idmap import check_mapped
 from .netfiles import network_files
 from .output import BATCH_BYTES
-from .rootfs import Root
 from .stop import Stop
 from .users import Identity
-from .walk import Metadata
 
 Output = Callable[[str, bytes], None]
 

@@ -7,8 +7,8 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from firebuild_bootstrap.guest.rootfs import remove_directory
 from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.layers.root import remove_directory
 
 _MAX_LINKS: Final = 40  # as the kernel, path_resolution(7)
 _OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
