@@ -7,14 +7,13 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.ignore import IgnoreRules
 from firebuild_bootstrap.context.reading import changed, checked, unreadable
-from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
+from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
 
 
@@ -28,7 +27,7 @@ class Tree:
         location: the instruction that looks at it, for errors.
     """
 
-    root: ContextRoot
+    root: FileRoot
     rules: IgnoreRules
     location: Location | None
 
@@ -47,7 +46,7 @@ class Tree:
         Raises:
             InputError: something can't be read or is no file, directory or link.
         """
-        with closing(self.root.walking()) as root:
+        with self.root.walking() as root:
             yield from replace(self, root=root)._contents(directory)
 
     def _contents(self, directory: Node) -> Iterator[Entry]:
@@ -101,7 +100,7 @@ class Tree:
         try:
             return iter(self.root.children(node.parts))
         except OSError as error:
-            raise self._unreadable(node, error) from error
+            raise self.unreadable(node, error) from error
 
     def _entry(self, node: Node, base: Parts) -> Entry:
         path = "/".join(node.parts[len(base) :])
@@ -135,29 +134,19 @@ class Tree:
             from_directory=from_directory,
             size=node.status.st_size,
             open=(file := ContextFile(self, node)).open,
-            file=file,
+            file=file if isinstance(self.root, ContextRoot) else None,
         )
-
-    def descriptor(self, node: Node) -> int:
-        """Open a regular file.
-
-        Raises:
-            InputError: it is gone, replaced, or can't be read.
-        """
-        try:
-            return self.root.descriptor(node.parts)
-        except OSError as error:
-            raise self._unreadable(node, error) from error
 
     def _link_target(self, node: Node) -> str:
         try:
             target = self.root.read_link(node.parts)
         except OSError as error:
-            raise self._unreadable(node, error) from error
+            raise self.unreadable(node, error) from error
         self._require_utf8(target, f"the target of the symbolic link {node.path!r}")
         return target
 
-    def _unreadable(self, node: Node, error: OSError) -> InputError:
+    def unreadable(self, node: Node, error: OSError) -> InputError:
+        """Return the error for something that can't be read."""
         return InputError(
             f"{node.path or '.'!r} of the build context can't be read: {error.strerror or error}",
             location=self.location,
@@ -186,7 +175,10 @@ class ContextFile(NamedTuple):
         Raises:
             InputError: it is gone, replaced, or can't be read.
         """
-        content = os.fdopen(self.descriptor(), "rb", buffering=0)
+        try:
+            content = self.tree.root.open(self.node.parts)
+        except OSError as error:
+            raise self.tree.unreadable(self.node, error) from error
         size = self.node.status.st_size
         return checked(content, size, name=repr(self.node.path), location=self.tree.location)
 
@@ -196,7 +188,12 @@ class ContextFile(NamedTuple):
         Raises:
             InputError: it is gone, replaced, or can't be read.
         """
-        return self.tree.descriptor(self.node)
+        root = self.tree.root
+        assert isinstance(root, ContextRoot)  # noqa: S101 - no other gives its entries a `file`
+        try:
+            return root.descriptor(self.node.parts)
+        except OSError as error:
+            raise self.tree.unreadable(self.node, error) from error
 
     def changed(self, how: str) -> InputError:
         """Return the error for a file whose content is not what was announced."""

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
-from .errors import GuestError, ServerLost
+from .errors import GuestError, ProtocolError, ServerLost
+from .incoming import Message
 from .handshake import (
     Contact,
     Dropped,
@@ -35,6 +37,14 @@ _MOST_DROPPED = 3
 _FAREWELL_SECONDS = 10.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
 _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
+
+
+def _opened(message: bytes) -> Message:
+    try:
+        piece = wire.decode_piece(message)
+        return pb.ResourceChunk.FromString(message) if piece is None else piece
+    except (wire.WireError, DecodeError) as error:
+        raise ProtocolError(f"the server sent files that can't be read: {error}") from error
 
 
 def failure(error: grpc.RpcError) -> str:
@@ -168,17 +178,20 @@ class Client:
                 raise ServerLost(f"the server did not take the output within {limit}") from error
             raise ServerLost(f"the server no longer takes output: {failure(error)}") from error
 
-    def resource(self, path: str) -> Iterator[pb.ResourceChunk]:
+    def resource(self, path: str) -> Iterator[Message]:
         """Ask for the files of a COPY or ADD, by the command's source alone, and yield what comes.
+
+        The data of a piece of a packed stream comes as it is, its checksum verified.
 
         Raises:
             ServerLost: the server reported an error or broke off the stream.
         """
         request = pb.ResourceRequest(path=path)
-        call = self._connected.resource(request, metadata=(wire.GUEST_HELLO,))
+        call = self._connected.resource(request, metadata=(wire.GUEST_HELLO, wire.GUEST_PACKED))
         try:
             with self._stop.calling(call.cancel), _Patience(call.cancel, self._call_timeout) as patience:
-                yield from patience.with_each(call)
+                for message in patience.with_each(call):
+                    yield _opened(message)
         except grpc.RpcError as error:
             self._stop.check()
             if patience.lost:
@@ -243,7 +256,6 @@ class _Calls:
         self.resource = self.channel.unary_stream(
             wire.method("Resource"),
             request_serializer=pb.ResourceRequest.SerializeToString,
-            response_deserializer=pb.ResourceChunk.FromString,
         )
 
     def _unary(self, name: str, response: Any) -> Any:
