@@ -14,7 +14,6 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 from .errors import GuestError, ProtocolError, ServerLost
-from .incoming import Message
 from .handshake import (
     Contact,
     Dropped,
@@ -27,6 +26,8 @@ from .handshake import (
 from .stop import Stop
 
 Stream = Literal["stdout", "stderr"]
+Message = pb.ResourceChunk | memoryview
+"""Of a resource; a piece of a packed one is its data, as a view."""
 
 CALL_SECONDS = 300.0
 _FIRST_PAUSE = 0.05
@@ -253,7 +254,7 @@ class _Calls:
         self.logs = {"stdout": self._unary("StdOut", empty), "stderr": self._unary("StdErr", empty)}
         self.abort = self._unary("Abort", empty)
         self.success = self._unary("Success", empty)
-        self.resource = self.channel.unary_stream(
+        self.resource: Any = self.channel.unary_stream(
             wire.method("Resource"),
             request_serializer=pb.ResourceRequest.SerializeToString,
         )

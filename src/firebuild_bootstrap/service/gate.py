@@ -28,7 +28,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap.listening import format_address
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.limits import Limits
-from firebuild_bootstrap.service.relay import RawStream, Stream, TlsStream, relay
+from firebuild_bootstrap.service.relay import TlsStream, relay, relay_sockets
 from firebuild_bootstrap.service.reporting import Refusals
 from firebuild_bootstrap.service.tls import (
     ALPN,
@@ -179,12 +179,11 @@ class Gate:
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw = RawStream(sock)
         tls = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
         way = _Way.NONE
         try:
             async with asyncio.timeout(self._limits.handshake_timeout):
-                way, problem = await self._admit(raw, tls)
+                way, problem = await self._admit(sock, tls)
         except TimeoutError:
             problem = f"its TLS handshake took longer than {self._limits.handshake_timeout:g} seconds"
         if way in (_Way.RELAYED, _Way.PASSED) and self._guests >= self._limits.max_connections:
@@ -200,18 +199,18 @@ class Gate:
         self._handshaking.pop(task, None)
         self._guests += 1
         try:
-            await self._pass_on(raw if way is _Way.PASSED else tls, peer)
+            await self._pass_on(sock, None if way is _Way.PASSED else tls, peer)
         except OSError as error:
             logger.warning("cannot pass %s on to the gRPC server: %s", peer, error)
         finally:
             self._guests -= 1
 
-    async def _admit(self, raw: RawStream, tls: TlsStream) -> tuple[_Way, str]:
+    async def _admit(self, sock: socket.socket, tls: TlsStream) -> tuple[_Way, str]:
         """Find out what a new connection is, and why it must not go on."""
         try:
-            first = await raw.read(_FIRST_BYTES)
+            first = await self._loop.sock_recv(sock, _FIRST_BYTES)
             if first[:1] == b"C":  # no TLS record begins so
-                problem = await self._connect_problem(raw, first)
+                problem = await self._connect_problem(sock, first)
                 return (_Way.NONE if problem else _Way.PASSED), problem
         except OSError:
             first = b""
@@ -223,10 +222,10 @@ class Gate:
             return _Way.NONE, problem
         return (_Way.CONTACT if tls.protocol == CONTACT else _Way.RELAYED), ""
 
-    async def _connect_problem(self, raw: RawStream, head: bytes) -> str:
+    async def _connect_problem(self, sock: socket.socket, head: bytes) -> str:
         """Read the request of CONNECT (RFC 9110, section 9.3.6), which gRPC's clients send to a proxy."""
         while not head.endswith(b"\r\n\r\n"):
-            if len(head) > _MAX_CONNECT or not (more := await raw.read(_MAX_CONNECT)):
+            if len(head) > _MAX_CONNECT or not (more := await self._loop.sock_recv(sock, _MAX_CONNECT)):
                 return _NO_TLS
             head += more
         request, *fields = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
@@ -248,29 +247,32 @@ class Gate:
                 await tls.close_write()
                 await tls.read()  # until the guest has closed: what is unread then would reset the connection
 
-    async def _pass_on(self, outer: TlsStream | RawStream, peer: str) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with contextlib.closing(sock):
-            sock.setblocking(False)
-            sock.bind("")  # the kernel finds a free name (unix(7)), by which gRPC calls this connection
-            name = f"unix-abstract:{sock.getsockname()[1:].decode('ascii')}"
+    async def _pass_on(self, sock: socket.socket, tls: TlsStream | None, peer: str) -> None:
+        """Connect a peer with the gRPC server, through our TLS or, without that, through its own only."""
+        backend = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.closing(backend):
+            backend.setblocking(False)
+            backend.bind("")  # the kernel finds a free name (unix(7)), by which gRPC calls this connection
+            name = f"unix-abstract:{backend.getsockname()[1:].decode('ascii')}"
             async with asyncio.timeout(self._limits.handshake_timeout):
-                await self._loop.sock_connect(sock, self._backend)
-                inner = await self._inner_end(sock, outer)
-            version = outer.tls_version if isinstance(outer, TlsStream) else self._contact_version
-            self._observer.connection_opened(name, peer, version)
+                await self._loop.sock_connect(backend, self._backend)
+                inner = None if tls is None else await self._inner_end(backend)
+            self._observer.connection_opened(
+                name, peer, self._contact_version if tls is None else tls.tls_version
+            )
             try:
-                await relay(outer, inner, linger=_LINGER_SECONDS)
+                if tls is None or inner is None:
+                    await self._loop.sock_sendall(sock, _WELCOME)
+                    await relay_sockets(sock, backend, linger=_LINGER_SECONDS)
+                else:
+                    await relay(tls, inner, linger=_LINGER_SECONDS)
             finally:
                 called = self._observer.connection_closed(name)
-            if not called and isinstance(outer, RawStream):
+            if not called and tls is None:
                 self._refusals.refuse(peer, "it came with the guest's token and made no call that is allowed")
 
-    async def _inner_end(self, sock: socket.socket, outer: TlsStream | RawStream) -> Stream:
-        if isinstance(outer, RawStream):
-            await outer.write(_WELCOME)
-            return RawStream(sock)
-        inner = TlsStream(sock, self._inner, Inspection(self._server_pin), server_side=False)
+    async def _inner_end(self, backend: socket.socket) -> TlsStream:
+        inner = TlsStream(backend, self._inner, Inspection(self._server_pin), server_side=False)
         if problem := await _handshake(inner):
             raise ConnectionError(problem)
         return inner

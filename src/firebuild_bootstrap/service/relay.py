@@ -1,4 +1,4 @@
-"""TLS over asyncio sockets with OpenSSL, sockets as they are, and the relay between two such streams.
+"""TLS over asyncio sockets with OpenSSL, and the relay between two such streams, or two bare sockets.
 
 The standard library's ssl would be shorter, but it cannot tell whose certificate failed and why.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from typing import Final, Protocol
+import threading
+from typing import Final
 
 from OpenSSL import SSL
 
@@ -22,55 +23,6 @@ _RECORD_BYTES: Final = 16 * 1024  # TLS never hands out more at once
 # What is taken from a peer that takes nothing itself. HTTP/2 lets it send far less until it has read a
 # WINDOW_UPDATE; but TLS would go on to make answers to its key updates, and keep them all.
 _READ_AHEAD_BYTES: Final = 4 * 1024 * 1024
-
-
-class Stream(Protocol):
-    """One end of a relay."""
-
-    async def read(self) -> bytes:
-        """Return what is at hand, waiting for at least one byte; empty at the end."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Send; returns when the kernel has taken everything."""
-        ...
-
-    async def close_write(self) -> None:
-        """Tell the peer that nothing more will come; reading goes on."""
-        ...
-
-
-class RawStream:
-    """The bytes of a socket as they are: whoever passes through here has ended TLS elsewhere.
-
-    Args:
-        sock: connected and non-blocking; closing it is left to the caller.
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._sock = sock
-
-    async def read(self, most: int = _READ_BYTES) -> bytes:
-        """Return what is at hand, waiting for at least one byte; empty at the end.
-
-        Raises:
-            OSError: the connection broke.
-        """
-        return await self._loop.sock_recv(self._sock, most)
-
-    async def write(self, data: bytes) -> None:
-        """Send; returns when the kernel has taken everything.
-
-        Raises:
-            OSError: the connection broke.
-        """
-        await self._loop.sock_sendall(self._sock, data)
-
-    async def close_write(self) -> None:
-        """Tell the peer that nothing more will come; reading goes on."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
 
 
 class TlsStream:
@@ -202,7 +154,7 @@ class TlsStream:
                 self._read_ahead = 0
 
 
-async def relay(left: Stream, right: Stream, *, linger: float) -> None:
+async def relay(left: TlsStream, right: TlsStream, *, linger: float) -> None:
     """Pass bytes both ways until both ends are done.
 
     When one direction ends its receiver is told so, and the other has `linger` seconds to end, too.
@@ -219,7 +171,61 @@ async def relay(left: Stream, right: Stream, *, linger: float) -> None:
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(source: Stream, target: Stream) -> None:
+async def _pump(source: TlsStream, target: TlsStream) -> None:
     while data := await source.read():
         await target.write(data)
     await target.close_write()
+
+
+async def relay_sockets(left: socket.socket, right: socket.socket, *, linger: float) -> None:
+    """Pass the bytes of two sockets both ways as `relay` does; both are shut down at the end.
+
+    Two threads do it: the calls and callbacks of the event loop take more time than the copying.
+    """
+    loop = asyncio.get_running_loop()
+    ended: list[asyncio.Future[None]] = []
+    threads = []
+    for source, target in ((left, right), (right, left)):
+        source.setblocking(True)
+        future = loop.create_future()
+        arguments = (source, target, loop, future)
+        threads.append(threading.Thread(target=_pump_sockets, args=arguments, daemon=True))
+        ended.append(future)
+    try:
+        for thread in threads:
+            thread.start()
+        _, running = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        if running:
+            await asyncio.wait(running, timeout=linger)
+    finally:
+        for sock in (left, right):
+            _shut_down(sock, socket.SHUT_RDWR)  # this wakes whatever waits for one of them
+        for thread in threads:
+            thread.join()
+
+
+def _pump_sockets(
+    source: socket.socket,
+    target: socket.socket,
+    loop: asyncio.AbstractEventLoop,
+    ended: asyncio.Future[None],
+) -> None:
+    buffer = memoryview(bytearray(_READ_BYTES))
+    try:
+        while received := source.recv_into(buffer):
+            target.sendall(buffer[:received])
+        _shut_down(target, socket.SHUT_WR)
+    except OSError:
+        _shut_down(source, socket.SHUT_RDWR)  # the other direction ends, too
+        _shut_down(target, socket.SHUT_RDWR)
+    loop.call_soon_threadsafe(_tell, ended)
+
+
+def _tell(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _shut_down(sock: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(how)

@@ -226,4 +226,6 @@ def _run(command: list[str], env: Mapping[str, str], text: str = "") -> subproce
             command, env=dict(env), input=text, capture_output=True, text=True, errors="replace", check=False
         )
     except FileNotFoundError as error:
-        raise LayerError(f"the program {command[0]} was not found", "install the package e2fsprogs") from error
+        raise LayerError(
+            f"the program {command[0]} was not found", "install the package e2fsprogs"
+        ) from error
