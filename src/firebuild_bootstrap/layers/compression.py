@@ -1,7 +1,7 @@
 """Compressed archives that users bring: gzip, bzip2, xz and zstd, with damage told the same on every Python.
 
-Some decompressors ignore what follows the end of their data or do not notice that it is cut off; here both are
-damage. Nothing goes backwards, so pipes are read as well. For the host: vminit carries no decompressors.
+Some decompressors ignore what follows the end of their data or do not notice that it is cut off; here both
+are damage. Nothing goes backwards, so pipes are read as well. For the host: vminit carries no decompressors.
 """
 
 from __future__ import annotations

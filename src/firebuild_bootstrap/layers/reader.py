@@ -130,6 +130,7 @@ class LayerReader:
         self.whiteouts = whiteouts
         self._data = b""
         self._at = 0
+        self._total = 0
         self._defaults: dict[str, bytes] = {}  # of a global extended header
         self._regions: list[tuple[int, int]] = []  # of the current file, not read yet
         self._passed = 0  # bytes of its stored content that follow its regions
@@ -147,12 +148,12 @@ class LayerReader:
 
     def __next__(self) -> Entry:
         self._pass_content()
-        self._entries += 1
-        if self._entries > self._limits.entries:
-            raise DamagedArchive(f"it has more than {self._limits.entries} files")
         entry = self._entry()
         if entry is None:
             raise StopIteration
+        self._entries += 1
+        if self._entries > self._limits.entries:
+            raise DamagedArchive(f"it has more than {self._limits.entries} files")
         return entry
 
     # --- content ----------------------------------------------------------------------------------
@@ -185,6 +186,11 @@ class LayerReader:
         if end < size:
             os.ftruncate(descriptor, size)
 
+    @property
+    def position(self) -> int:
+        """Where the content that is not read yet begins, in bytes from the beginning of the archive."""
+        return self._total - len(self._data) + self._at
+
     def drain(self) -> None:
         """Read what follows the end mark: the checksum of a compressed file stands at its very end."""
         self._data = b""
@@ -212,6 +218,7 @@ class LayerReader:
             done = os.sendfile(target, self._file_descriptor, None, min(length, 1 << 30))
             if not done:
                 raise DamagedArchive("unexpected end of data")
+            self._total += done
             length -= done
 
     def _pass_content(self) -> None:
@@ -226,6 +233,7 @@ class LayerReader:
         self._data, self._at = b"", 0
         if self._file_descriptor >= 0 and missing > PIECE:
             os.lseek(self._file_descriptor, missing - 1, os.SEEK_CUR)
+            self._total += missing - 1
             missing = 1  # the last byte, which has to be there
         while missing:
             if not self._fill(PIECE):
@@ -238,6 +246,7 @@ class LayerReader:
     def _fill(self, size: int) -> bool:
         self._data = self._read(size)
         self._at = 0
+        self._total += len(self._data)
         return bool(self._data)
 
     def _take(self, size: int) -> bytes:
