@@ -2,11 +2,11 @@
 
     .venv/bin/python benchmarks/gate_throughput.py [--runs 5] [--mib 512] [--files 20000] [--case NAME ...]
 
-Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python gRPC
-server that sends the same bytes in messages of 1 MiB to a client that drops them; `direct` a resource from the
-server behind the gate, `passed` through the gate as our guests get it, `relayed` as others do, all three dropped;
-`guest` is vminit's own code, which verifies and writes it. The runs alternate, so that a busy machine slows all;
-the ratios are what counts.
+Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python
+gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a resource
+from the server behind the gate, `passed` through the gate as our guests get it, `relayed` as others do; all
+three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that a
+busy machine slows all; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ MIB = 1 << 20
 def make_context(directory: Path, mib: int, files: int) -> None:
     """Make the build context: one large file, many small ones, and one that is a hole."""
     with open(directory / "one", "wb") as file:
-        for _ in range(mib):
-            file.write(os.urandom(MIB))
+        file.writelines(os.urandom(MIB) for _ in range(mib))
     with open(directory / "sparse", "wb") as file:
         file.truncate(2 << 30)
         file.seek(1 << 30)
@@ -81,7 +80,7 @@ def serve(directory: Path) -> None:
             limits=Limits(reconnect_grace=3600, missed_pings=1000, build_timeout=36000),
             runtime_directory=directory,
         )
-        with bootstrap, bare_server(directory, server) as bare:
+        with bootstrap, bare_server(server) as bare:
             gate = bootstrap.start()
             (inner,) = directory.glob("firebuild-*/grpc")
             block = wire.BootstrapBlock(
@@ -97,7 +96,7 @@ def serve(directory: Path) -> None:
 
 
 @contextmanager
-def bare_server(directory: Path, material: TLSMaterial) -> Iterator[str]:
+def bare_server(material: TLSMaterial) -> Iterator[str]:
     """Serve the bytes of each case, with nothing around them."""
     data = os.urandom(MIB)
 
