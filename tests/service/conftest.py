@@ -109,8 +109,13 @@ class Workshop:
 class Caller:
     """A gRPC client with the given material; what it calls is what a guest would call."""
 
-    def __init__(self, address: str, material: TLSMaterial, *, hello: bool = True) -> None:
+    def __init__(self, address: str, material: TLSMaterial, *, hello: bool = True, token: str = "") -> None:
+        connect = [
+            ("grpc.http_connect_server", address),
+            ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
+        ]
         options: list[tuple[str, Any]] = [
+            *(connect if token else ()),
             *channel_options(material),
             ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
             ("grpc.enable_retries", 0),
@@ -172,10 +177,15 @@ class Running:
     _callers: list[Caller] = field(default_factory=list)
 
     def caller(
-        self, material: TLSMaterial | None = None, *, hello: bool = True, inner: bool = False
+        self,
+        material: TLSMaterial | None = None,
+        *,
+        hello: bool = True,
+        inner: bool = False,
+        token: str = "",
     ) -> Caller:
         address = self.backend if inner else self.address
-        self._callers.append(Caller(address, material or self.materials[1], hello=hello))
+        self._callers.append(Caller(address, material or self.materials[1], hello=hello, token=token))
         return self._callers[-1]
 
     def of(self, kind: type[Event]) -> list[Any]:
