@@ -105,6 +105,10 @@ class StepFailed(FirebuildError):
         self.exit_code = exit_code
 
 
+class StageCancelled(FirebuildError):
+    """A stage of the build was ended because another one has failed."""
+
+
 class GuestLost(FirebuildError):
     """The guest died, never called, or stopped answering before it reported an end."""
 

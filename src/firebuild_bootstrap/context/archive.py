@@ -121,6 +121,7 @@ class Archive:
             size=member.size if kind is EntryKind.FILE else 0,
             link_target=link_target,
             owner=self._owner(member) if path else (0, 0),
+            member=True,
             open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
         )
 

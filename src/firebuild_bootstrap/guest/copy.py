@@ -128,7 +128,7 @@ class Copier:
 
     def _tree_entry(self, entry: Incoming) -> None:
         inner = _inner(entry.header.entryPath)
-        base = self._archive_base() if entry.header.keepOwner else self._image
+        base = self._image if entry.header.ofTree or not entry.header.keepOwner else self._archive_base()
         with _explained(posixpath.join(self._rules.destination, inner)):
             if entry.header.kind == pb.ENTRY_KIND_DIRECTORY:
                 self._directory(base, entry, inner)

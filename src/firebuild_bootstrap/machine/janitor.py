@@ -11,6 +11,7 @@ With the store as its only argument it removes what builds left behind whose jan
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -39,6 +40,9 @@ def retire(directory: Path) -> Path:
     It stays where it is if it can't be moved, for example because `builds` is a file system of its own.
     """
     leftovers.clear(directory)
+    # Only the machines' own directories: what is deeper may be a guest's, and the lists hold commands.
+    for part in directory.glob(f"{glob.escape(directory.name)}-*"):
+        leftovers.clear(part)
     store = directory.parent.parent
     # An id may be used again while the directory of its last build is still being removed.
     retired = store / "removing" / f"{directory.name}.{secrets.token_hex(4)}"

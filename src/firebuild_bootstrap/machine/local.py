@@ -14,7 +14,7 @@ from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import export_tree, unpack_notes
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
@@ -34,7 +34,9 @@ class LocalMachine:
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
-    def __init__(self, workspace: Workspace, *, bind: str = "127.0.0.1", epoch: int | None = None) -> None:
+    def __init__(
+        self, workspace: BuildDirectory, *, bind: str = "127.0.0.1", epoch: int | None = None
+    ) -> None:
         self._workspace = workspace
         self._bind = bind
         self._epoch = epoch

@@ -15,7 +15,7 @@ from firebuild_bootstrap.machine.external.drive import ExternalDrive
 from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
 from firebuild_bootstrap.machine.external.targets import Target, make_target
 from firebuild_bootstrap.machine.leftovers import Leftovers
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
@@ -43,7 +43,7 @@ class ExternalMachine:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         settings: ExternalSettings,
         *,
         disk_size: int | None = None,

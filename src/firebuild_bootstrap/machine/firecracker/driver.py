@@ -24,7 +24,7 @@ from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.firecracker.source import Source
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.log import keep_console
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
 _READY_SECONDS: Final = 10.0
@@ -52,7 +52,7 @@ class FirecrackerMachine:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         settings: FirecrackerSettings,
         *,
         disk: Disk,

@@ -36,7 +36,7 @@ from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
 from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
@@ -50,7 +50,7 @@ _KILLED: Final = 128 + signal.SIGKILL
 
 
 def qemu_machine(
-    settings: MachineSettings, workspace: Workspace, *, store: Path, notice: Callable[[str], None]
+    settings: MachineSettings, workspace: BuildDirectory, *, store: Path, notice: Callable[[str], None]
 ) -> QemuMachine:
     """Make the machine of the settings; see `machine.drivers.make_machine`.
 
@@ -100,7 +100,7 @@ class QemuMachine:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         disk: Disk,
         settings: QemuSettings,
         *,
