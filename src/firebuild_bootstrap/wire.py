@@ -149,7 +149,7 @@ class TmpfsMount:
 
 @dataclass(frozen=True, kw_only=True)
 class SecretMount:
-    """A secret, which comes as the only file of `resource`: a file at `target`, the variable `env`, or both."""
+    """A secret: a file at `target`, the variable `env`, or both. It comes as the only file of `resource`."""
 
     resource: str
     target: str = ""
@@ -218,7 +218,7 @@ AnyCommand = RunCommand | CopyCommand | WorkdirCommand
 
 
 def needs_mounts(command: AnyCommand) -> bool:
-    """Say whether a guest that announces less than `MOUNTS_SINCE` would do something else than the command."""
+    """Say whether a guest that announces less than `MOUNTS_SINCE` would do something else."""
     return isinstance(command, RunCommand) and bool(command.mounts or command.network != "default")
 
 

@@ -45,6 +45,8 @@ def bootstrap(
     connect_timeout: float = 30.0,
     call_timeout: float = CALL_SECONDS,
     sync: bool = True,
+    scratch: str | None = None,
+    caches: str | None = None,
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -55,6 +57,8 @@ def bootstrap(
         call_timeout: seconds to wait for the server's answer to a later call.
         sync: have everything on the drives before the success is reported, because the machine may be
             stopped right after.
+        scratch: see `Executor`.
+        caches: see `Executor`.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -69,10 +73,19 @@ def bootstrap(
         stack.enter_context(_signals(stop))
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
-        _build(client, root_path, stop, block.ping_interval, sync)
+        _build(client, root_path, stop, block.ping_interval, sync=sync, scratch=scratch, caches=caches)
 
 
-def _build(client: Client, root_path: str, stop: Stop, ping_interval: float, sync: bool) -> None:
+def _build(
+    client: Client,
+    root_path: str,
+    stop: Stop,
+    ping_interval: float,
+    *,
+    sync: bool,
+    scratch: str | None,
+    caches: str | None,
+) -> None:
     texts = client.commands()
     with Pings(client, stop, ping_interval):
         # Only now, so that the first call is made as early as possible.
@@ -85,7 +98,8 @@ def _build(client: Client, root_path: str, stop: Stop, ping_interval: float, syn
             relay = Relay(client, stop, extended=extended(commands))
             try:
                 with Root(root_path) as root:
-                    Executor(root, client, relay, stop).execute(commands)
+                    executor = Executor(root, client, relay, stop, scratch=scratch, caches=caches)
+                    executor.execute(commands)
             finally:
                 relay.close()
             stop.check()

@@ -14,6 +14,7 @@ from .errors import GuestError, ProtocolError, StepError
 from .idmap import check_mapped
 from .incoming import incoming
 from .output import Relay
+from .provide import Provider
 from .rootfs import Root
 from .run import run
 from .stop import Stop
@@ -53,6 +54,8 @@ class Executor:
         client: source of files.
         relay: takes output and the events of steps.
         stop: ends the running command.
+        scratch: a directory that no RUN sees, for the files of mounts; None for a hidden one in the image.
+        caches: directory of cache mounts; None for such as last as long as the build.
         clock: monotonic seconds.
     """
 
@@ -63,6 +66,8 @@ class Executor:
         relay: Relay,
         stop: Stop,
         *,
+        scratch: str | None = None,
+        caches: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._root = root
@@ -71,6 +76,7 @@ class Executor:
         self._stop = stop
         self._clock = clock
         self._users = Users(root)
+        self._provider = Provider(root, client, stop, scratch=scratch, caches=caches)
 
     def execute(self, commands: Sequence[wire.AnyCommand]) -> None:
         """Execute all commands, up to the first that fails.
@@ -78,6 +84,12 @@ class Executor:
         Raises:
             GuestError: a command failed, with its step and exit code; or the guest was asked to end.
         """
+        try:
+            self._execute(commands)
+        finally:
+            self._provider.close()
+
+    def _execute(self, commands: Sequence[wire.AnyCommand]) -> None:
         for command in commands:
             self._stop.check()
             begun = self._clock()
@@ -117,7 +129,11 @@ class Executor:
         def output(stream: str, data: bytes) -> None:
             self._relay.write(command.step, "stderr" if stream == "stderr" else "stdout", data)
 
-        run(self._root, command, identity, self._stop, output)
+        def say(text: str) -> None:
+            output("stderr", f"firebuild: {text}\n".encode())
+
+        with self._provider.provide(command, say) as provided:
+            run(self._root, command, identity, self._stop, output, provided=provided)
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)

@@ -42,7 +42,8 @@ def _run(parsed: argparse.Namespace) -> int:
         # A UNIX socket means a sandbox, whose drives are the host's own.
         sync = not parsed.mmds.startswith("unix:")
         timeouts = {"connect_timeout": parsed.connect_timeout, "call_timeout": parsed.call_timeout}
-        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync)
+        folders = {"scratch": parsed.scratch, "caches": parsed.caches}
+        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, **folders)
         return 0
     from .configure import Paths, configure
 
@@ -126,6 +127,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="bootstrap: how long the server may take to answer a call, or between two pieces of a file "
         "(default: 300); steps may take as long as they want",
+    )
+    parser.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="bootstrap: directory outside of the image for the files of RUN --mount "
+        "(default: a hidden one in the image, removed at the end)",
+    )
+    parser.add_argument(
+        "--caches",
+        metavar="DIR",
+        help="bootstrap: directory of cache mounts that outlive the build "
+        "(default: they last as long as the build)",
     )
     service = parser.add_argument_group("as a service of the image").add_mutually_exclusive_group()
     service.add_argument(

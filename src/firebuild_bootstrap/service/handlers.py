@@ -249,8 +249,8 @@ def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
     needing = next((command for command in commands if wire.needs_mounts(command)), None)
     if needing is not None:
         raise InputError(
-            f"the guest's vminit is too old for this Dockerfile: step {needing.step} has --mount or --network,"
-            " which it does not know",
+            f"the guest's vminit is too old for this Dockerfile: step {needing.step} has --mount or"
+            " --network, which it does not know",
             hint="use a current vminit",
         )
 
