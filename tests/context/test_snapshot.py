@@ -95,13 +95,17 @@ def test_a_later_member_replaces_an_earlier_one(tmp_path: Path) -> None:
         (member("d/below"), b"kept"),
         (member("a"), b"new"),
         member("d", tarfile.DIRTYPE, mode=0o700),
-        (member("../outside"), b"has no place"),
     )
     root = SnapshotRoot(made)
     assert content(root, "a") == b"new"
     assert content(root, "d/below") == b"kept"
     assert stat.S_IMODE(root.node(("d",)).status.st_mode) == 0o700
     assert [node.path for node in root.children(())] == ["a", "d"]
+
+
+def test_an_archive_that_leads_out_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="leads out of the tree"):
+        SnapshotRoot(archive(tmp_path / "t", (member("../outside"), b"has no place")))
 
 
 def test_holes_are_zeros(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.log import BoundedLog

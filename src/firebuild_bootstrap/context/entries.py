@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Protocol
 
-from firebuild_bootstrap.tarball import FIRST_TIME_NS, LAST_TIME_NS
+from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 
 
 class EntryKind(Enum):

@@ -9,26 +9,36 @@ import errno
 import io
 import os
 import stat
-import tarfile
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from firebuild_bootstrap.context.root import FileRoot, Node, Parts
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.tarball import DamagedArchive, TarReader, mtime_ns
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
+from firebuild_bootstrap.layers.tar import (
+    BLOCK_DEVICE,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    HARDLINK,
+    SYMLINK,
+    Entry,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _KINDS: Final = {
-    tarfile.DIRTYPE: stat.S_IFDIR,
-    tarfile.SYMTYPE: stat.S_IFLNK,
-    tarfile.FIFOTYPE: stat.S_IFIFO,
-    tarfile.CHRTYPE: stat.S_IFCHR,
-    tarfile.BLKTYPE: stat.S_IFBLK,
+    FILE: stat.S_IFREG,
+    DIRECTORY: stat.S_IFDIR,
+    SYMLINK: stat.S_IFLNK,
+    FIFO: stat.S_IFIFO,
+    CHARACTER: stat.S_IFCHR,
+    BLOCK_DEVICE: stat.S_IFBLK,
 }
 
 
@@ -68,7 +78,7 @@ class SnapshotRoot(FileRoot):
             with open(archive, "rb") as file:
                 self._descriptor = os.dup(file.fileno())
                 self._close = weakref.finalize(self, os.close, self._descriptor)
-                self._read(TarReader(file))
+                self._read(LayerReader(file.fileno()))
         except (DamagedArchive, OSError) as error:
             raise MachineError(f"{archive} can't be read: {error}") from error
 
@@ -105,29 +115,26 @@ class SnapshotRoot(FileRoot):
             file = below
         return file
 
-    def _read(self, tar: TarReader) -> None:
-        number = 0
-        while (member := tar.next()) is not None:
-            number += 1
-            parts = tuple(part for part in member.name.split("/") if part not in ("", "."))
-            if ".." in parts or (not parts and not member.isdir()):
+    def _read(self, layer: LayerReader) -> None:
+        for number, entry in enumerate(layer, 1):
+            parts = tuple(entry.path.split("/")) if entry.path else ()
+            if not parts and entry.kind != DIRECTORY:
                 continue  # no tool of ours writes it, and it has no place
-            if member.islnk():
-                self._hard_link(parts, member)
+            if entry.kind == HARDLINK:
+                self._hard_link(parts, entry)
                 continue
-            file = _file(member, number)
+            file = _file(entry, layer.position, number)
             if not parts:
                 self._top.status = file.status
                 continue
             above = self._directory(parts[:-1])
             old = above.children.get(parts[-1])
-            if old is not None and member.isdir():
+            if old is not None and entry.kind == DIRECTORY:
                 file.children = old.children
             above.children[parts[-1]] = file
 
-    def _hard_link(self, parts: Parts, member: tarfile.TarInfo) -> None:
-        first = tuple(part for part in member.linkname.split("/") if part not in ("", "."))
-        file = self._find(first)
+    def _hard_link(self, parts: Parts, entry: Entry) -> None:
+        file = self._find(entry.linkname.split("/") if entry.linkname else ())
         if parts and not file.children:
             # More than one name: whoever copies both makes one file of them again.
             old = file.status
@@ -182,18 +189,16 @@ class _Content(io.RawIOBase):
         return self._size, 0, 0
 
 
-def _file(member: tarfile.TarInfo, number: int) -> _File:
-    kind = _KINDS.get(member.type, stat.S_IFREG)
-    size = member.size if kind == stat.S_IFREG else 0
-    owner = (member.uid, member.gid)
-    status = _status(kind | (member.mode & 0o7777), owner, size=size, mtime=mtime_ns(member), number=number)
+def _file(entry: Entry, place: int, number: int) -> _File:
+    kind = _KINDS[entry.kind]
+    owner = (entry.uid, entry.gid)
+    status = _status(kind | entry.mode, owner, size=entry.size, mtime=entry.mtime_ns, number=number)
     regions: list[tuple[int, int, int]] = []
     if kind == stat.S_IFREG:
-        place = member.offset_data
-        for start, length in cast(Any, member).sparse or [(0, size)]:
+        for start, length in entry.regions if entry.regions is not None else ((0, entry.size),):
             regions.append((start, length, place))
             place += length
-    return _File(status, member.linkname if member.issym() else "", tuple(regions))
+    return _File(status, entry.linkname, tuple(regions))
 
 
 def _status(

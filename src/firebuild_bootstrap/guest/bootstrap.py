@@ -89,9 +89,10 @@ def _build(
     texts = client.commands()
     with Pings(client, stop, ping_interval):
         # Only now, so that the first call is made as early as possible.
+        from firebuild_bootstrap.layers.root import Root
+
         from .executor import Executor, decode, extended
         from .output import Relay
-        from .rootfs import Root
 
         try:
             commands = decode(texts)

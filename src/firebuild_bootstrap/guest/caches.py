@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import remove_directory
 
 from .errors import StepError
-from .rootfs import remove_directory
 from .stop import Stop
 
 _PAUSE = 0.2

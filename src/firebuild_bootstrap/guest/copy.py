@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers.root import Metadata, Owner, Root
 
 from .classic import place
 from .errors import StepError
 from .idmap import check_mapped
 from .incoming import Incoming
 from .modes import parse_mode
-from .rootfs import Root
 from .users import Users
-from .walk import Metadata, Owner
 
 _DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
 

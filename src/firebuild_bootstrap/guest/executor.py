@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import Metadata, Root
 
 from .classic import adapted
 from .client import Client
@@ -15,11 +16,9 @@ from .idmap import check_mapped
 from .incoming import incoming
 from .output import Relay
 from .provide import Provider
-from .rootfs import Root
 from .run import run
 from .stop import Stop
 from .users import Users
-from .walk import Metadata
 
 
 def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+from firebuild_bootstrap.layers.root import Metadata, Root
+
 from . import kernel
-from .rootfs import Root
-from .walk import Metadata
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {

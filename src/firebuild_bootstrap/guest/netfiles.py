@@ -15,8 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from .rootfs import Root
-from .walk import Place
+from firebuild_bootstrap.layers.root import Place, Root
 
 NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _MAX_BYTES = 1 << 20

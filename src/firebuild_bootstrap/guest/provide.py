@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers.root import Root, remove_directory
 
 from .caches import Caches
 from .client import Client
@@ -24,7 +25,6 @@ from .idmap import check_mapped
 from .incoming import Incoming, incoming
 from .kernel import wipe
 from .mounts import BadMount, MountPoint, make_place, unchanged
-from .rootfs import Root, remove_directory
 from .stop import Stop
 from .users import Users
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import Root
 
 from .enter import Request
 from .errors import StepError
@@ -18,7 +19,6 @@ from .idmap import check_mapped
 from .netfiles import network_files
 from .output import BATCH_BYTES
 from .provide import Provided, mount_points
-from .rootfs import Root
 from .stop import Stop
 from .users import Identity
 

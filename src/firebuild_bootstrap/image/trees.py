@@ -11,7 +11,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, find_runtime
 from firebuild_pki.display import one_line
 
@@ -59,7 +59,7 @@ class Trees:
         return UnpackReport(**reply)
 
     def pack(self, root: Path, archive: Path, *, newest: int | None = None) -> PackedFile:
-        """Write the tree `root` to the new file `archive`; `newest` is explained at `worker.pack.pack`."""
+        """Write the tree `root` to the new file `archive`; `newest` is explained at `tree_entries`."""
         binds = self._into(root, archive)
         name = f"{_OTHER}/{archive.name}"
         with self._writing(archive):
@@ -86,15 +86,15 @@ class Trees:
             reply = self._ask(binds, f"read {image}", "pack-image", image=_TREE, archive=name)
         return PackedFile(reply["size"], reply["digest"])
 
-    def copy(self, source: Path, target: Path) -> UnpackReport:
-        """Copy the content of `source` into the existing directory `target`."""
+    def copy(self, source: Path, target: Path, *, newest: int | None = None) -> UnpackReport:
+        """Copy the content of `source` into the existing directory `target`; `newest` as in `pack`."""
         binds = [Bind(source, _TREE), Bind(target, _OTHER, read_only=False)]
         with self.tasks.task("copying the root file system"):
-            reply = self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER)
+            reply = self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER, newest=newest)
         return UnpackReport(**reply)
 
     def summary(self, root: Path, *, times: bool = False) -> PackedFile:
-        """Return the bytes that `root` takes in blocks of 4096, and the digest of its canonical listing.
+        """Return the bytes that `root` takes in blocks of 4096, and its digest as a layer.
 
         Args:
             times: modification times count too.

@@ -11,7 +11,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, require_e2fsprogs
 from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.machine.rootfs import artifact, export_tree, unpack_notes
 from firebuild_bootstrap.machine.sparse import move_sparse
 from firebuild_bootstrap.machine.workspace import BuildDirectory

@@ -9,7 +9,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console

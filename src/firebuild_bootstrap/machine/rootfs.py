@@ -8,7 +8,7 @@ from pathlib import Path
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import PackedFile, Trees
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 
 
 def export_tree(
@@ -40,7 +40,7 @@ def _write(trees: Trees, root: Path, output: OutputSpec, target: Path, epoch: in
     if output.type is OutputType.TAR:
         return trees.pack(root, target, newest=epoch)
     target.mkdir()
-    trees.copy(root, target)
+    trees.copy(root, target, newest=epoch)
     return trees.summary(target)
 
 
