@@ -29,7 +29,7 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.keeping import Keeper
-from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.base import ArchiveLayer, Machine
 from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine, stores_images
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
@@ -288,7 +288,8 @@ class _Build:
                 line=resolved.plan.base_line,
             )
         )
-        for note in machine.prepare(resolved.base.archive if resolved.base else None):
+        base = resolved.base
+        for note in machine.prepare([ArchiveLayer(base.archive, base.digest)] if base else []):
             self._notice(note)
         machine.start()
         self.events(StepFinished(step=1, exit_code=0, seconds=time.monotonic() - began))

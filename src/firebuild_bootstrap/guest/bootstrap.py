@@ -45,8 +45,9 @@ def bootstrap(
     connect_timeout: float = 30.0,
     call_timeout: float = CALL_SECONDS,
     sync: bool = True,
-    scratch: str | None = None,
-    caches: str | None = None,
+    scratch: str = "",
+    caches: str = "",
+    layers: str = "",
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -59,6 +60,8 @@ def bootstrap(
             stopped right after.
         scratch: see `Executor`.
         caches: see `Executor`.
+        layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
+            step; empty where the image is there already.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -66,6 +69,8 @@ def bootstrap(
     hide_memory()
     set_clock(block.host_time)
     with ExitStack() as stack:
+        if layers:
+            os.makedirs(root_path, exist_ok=True)
         if not os.path.isdir(root_path):
             raise InputError(f"--root {root_path}: there is no such directory")
         stop = Stop()
@@ -73,7 +78,8 @@ def bootstrap(
         stack.enter_context(_signals(stop))
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
-        _build(client, root_path, stop, block.ping_interval, sync=sync, scratch=scratch, caches=caches)
+        folders = {"layers": layers, "scratch": scratch, "caches": caches}
+        _build(client, root_path, stop, block.ping_interval, sync=sync, **folders)
 
 
 def _build(
@@ -83,8 +89,9 @@ def _build(
     ping_interval: float,
     *,
     sync: bool,
-    scratch: str | None,
-    caches: str | None,
+    layers: str,
+    scratch: str,
+    caches: str,
 ) -> None:
     texts = client.commands()
     with Pings(client, stop, ping_interval):
@@ -93,13 +100,17 @@ def _build(
 
         from .executor import Executor, decode, extended
         from .output import Relay
+        from .overlay import Layers
 
         try:
             commands = decode(texts)
             relay = Relay(client, stop, extended=extended(commands))
             try:
                 with Root(root_path) as root:
-                    executor = Executor(root, client, relay, stop, scratch=scratch, caches=caches)
+                    overlay = Layers(layers, root_path) if layers else None
+                    executor = Executor(
+                        root, client, relay, stop, layers=overlay, scratch=scratch, caches=caches
+                    )
                     executor.execute(commands)
             finally:
                 relay.close()

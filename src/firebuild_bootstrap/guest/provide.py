@@ -57,8 +57,8 @@ class Provider:
         root: the image.
         client: source of files.
         stop: ends waiting for a cache.
-        scratch: an existing directory that no RUN sees; None for one in the image.
-        caches: directory of cache mounts that outlive the build; None where they don't.
+        scratch: an existing directory that no RUN sees; empty for one in the image.
+        caches: directory of cache mounts that outlive the build; empty where they don't.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Provider:
         client: Client,
         stop: Stop,
         *,
-        scratch: str | None = None,
-        caches: str | None = None,
+        scratch: str = "",
+        caches: str = "",
     ) -> None:
         self._root = root
         self._client = client
@@ -125,7 +125,7 @@ class Provider:
         return f"/{self._inside}" if self._inside else ""
 
     def _scratch(self) -> str:
-        if self._outside is not None:
+        if self._outside:
             return self._outside
         if not self._inside:
             name = f".firebuild-{os.urandom(8).hex()}"

@@ -24,6 +24,7 @@ from .tar import (
     Entry,
     LayerError,
 )
+from .tree import OVERLAY_MARKS
 
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -233,6 +234,8 @@ class _Application:
             mode &= 0o1777
         for name, value in entry.xattrs.items():
             try:
+                if name.startswith(OVERLAY_MARKS):  # the tree may become a layer of an overlay
+                    raise OSError(errno.EPERM, "it would mean something to the kernel")
                 os.setxattr(descriptor, name, value)
             except OSError:
                 self._lost("attributes", f"{entry.path} ({name})")

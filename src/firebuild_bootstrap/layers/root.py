@@ -211,6 +211,11 @@ class Root:
         with self.locate(path) as place:
             return Root(place.name, dir_fd=place.directory)
 
+    def reopen(self) -> None:
+        """Take what is mounted at `path` now for the root, and be open again after `close`."""
+        self.close()
+        self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def close(self) -> None:
         """Release the root's descriptor; harmless when repeated."""
         if self._fd >= 0:
@@ -429,7 +434,10 @@ def _free_name() -> str:
 
 
 def remove_directory(name: str, parent: int) -> None:
-    """Remove a directory of any depth with few descriptors: what is deeper is moved up before.
+    """Remove a directory of any depth with few descriptors: the way up is `..`.
+
+    Nobody else may move what is in it meanwhile. It is not flattened by renaming, which is quicker, because
+    an overlay refuses that for the directories of its lower layers (EXDEV).
 
     Args:
         name: of the directory in `parent`; a link is an error.
@@ -438,27 +446,34 @@ def remove_directory(name: str, parent: int) -> None:
     Raises:
         OSError: as rmdir(2) and unlink(2).
     """
-    top = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    levels: list[tuple[str, list[str], os.stat_result]] = []
+    here = os.dup(parent)
+    todo = [name]
     try:
-        while names := os.listdir(top):
-            for each in names:
-                if not _unlinked(each, top):
-                    _lift(each, top)
+        while True:
+            if todo:
+                name = todo.pop()
+                levels.append((name, todo, os.fstat(here)))
+                below = _directory(name, here)
+                os.close(here)
+                here = below
+                todo = [each for each in os.listdir(here) if not _unlinked(each, here)]
+                continue
+            if not levels:
+                return
+            name, todo, identity = levels.pop()
+            above = _directory("..", here)
+            os.close(here)
+            here = above
+            if not os.path.samestat(identity, os.fstat(here)):
+                raise OSError(errno.ESTALE, "it was moved away while it was removed", name)
+            os.rmdir(name, dir_fd=here)
     finally:
-        os.close(top)
-    os.rmdir(name, dir_fd=parent)
+        os.close(here)
 
 
-def _lift(name: str, top: int) -> None:
-    """Remove the directory `name`, after the directories in it have been moved beside it."""
-    directory = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-    try:
-        for each in os.listdir(directory):
-            if not _unlinked(each, directory):
-                os.rename(each, _free_name(), src_dir_fd=directory, dst_dir_fd=top)
-    finally:
-        os.close(directory)
-    os.rmdir(name, dir_fd=top)
+def _directory(name: str, parent: int) -> int:
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def _unlinked(name: str, parent: int) -> bool:

@@ -32,7 +32,7 @@ from .tar import (
 # Kept: what a running system needs. Not kept: labels and trusted.*, which belong to the building host.
 _KEPT_XATTRS: Final = ("security.capability", "user.", "system.posix_acl_")
 # The kernel's own notes (Documentation/filesystems/overlayfs.rst); without privileges they are user.*.
-_OVERLAY: Final = ("trusted.overlay.", "user.overlay.")
+OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.")
 _FOREIGN_CONTENT: Final = ("redirect", "metacopy")
 KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: FILE,
@@ -322,7 +322,7 @@ class _Walk:
         notes: dict[str, bytes] = {}
         if self._overlay:
             for name in names:
-                if name.startswith(_OVERLAY):
+                if name.startswith(OVERLAY_MARKS):
                     notes[name.split(".", 2)[2]] = os.getxattr(descriptor, name)
             for note in _FOREIGN_CONTENT:
                 if note in notes:
@@ -346,7 +346,7 @@ class _Walk:
 
 def is_kept(attribute: str) -> bool:
     """Tell whether an extended attribute belongs to an image, by its name."""
-    return attribute.startswith(_KEPT_XATTRS) and not attribute.startswith(_OVERLAY)
+    return attribute.startswith(_KEPT_XATTRS) and not attribute.startswith(OVERLAY_MARKS)
 
 
 def _enter(path: str, name: str, parent: int) -> int:

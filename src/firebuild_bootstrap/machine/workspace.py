@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.janitor import LEAVING, abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
@@ -41,12 +42,21 @@ class BuildDirectory:
         runtime: how to run Python in it.
         check: called again and again while a sandboxed program works for the build; may raise.
         tasks: told of all that may take a while.
+        home: the directory of the store.
     """
 
     def __init__(
-        self, path: Path, sandbox: Sandbox, runtime: Runtime, *, check: Callable[[], None], tasks: Tasks
+        self,
+        path: Path,
+        sandbox: Sandbox,
+        runtime: Runtime,
+        *,
+        check: Callable[[], None],
+        tasks: Tasks,
+        home: Path,
     ) -> None:
         self.path = path
+        self._home = home
         self.sandbox = sandbox
         self.runtime = runtime
         self.check = check
@@ -55,6 +65,10 @@ class BuildDirectory:
     def trees(self) -> Trees:
         """Return the tools for file trees, in the build's id mapping."""
         return Trees(self.sandbox, self.runtime, self.tasks)
+
+    def layer_trees(self) -> LayerTrees:
+        """Return the store of unpacked layers for the build's id mapping; the caller closes it."""
+        return LayerTrees(self._home, self.trees(), check=self.check)
 
     def part(self, name: str) -> BuildDirectory:
         """Make a directory in this one for one of several machines; it goes when this one goes.
@@ -69,7 +83,9 @@ class BuildDirectory:
             path.mkdir(mode=0o700)
         except OSError as error:
             raise MachineError(f"{path}: the machine's directory can't be made: {error.strerror}") from error
-        return BuildDirectory(path, self.sandbox, self.runtime, check=self.check, tasks=self.tasks)
+        return BuildDirectory(
+            path, self.sandbox, self.runtime, check=self.check, tasks=self.tasks, home=self._home
+        )
 
     def close(self) -> None:
         """Nothing to do: what is in it goes with the directory of the build."""
@@ -117,6 +133,7 @@ class Workspace(BuildDirectory):
             runtime or find_runtime(),
             check=check,
             tasks=tasks or Tasks(),
+            home=home,
         )
         try:
             # It is held here as well as by the janitor, so that nobody sweeps while either lives.

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
+from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
@@ -18,8 +19,13 @@ from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do what `request` asks for and return the answer, or `error` and `hint`."""
+    """Do what `request` asks for and return the answer, or `error` and `hint`.
+
+    Where `layers` names a directory, the tree is the merged view of the layers 0, 1 and so on in there.
+    """
     try:
+        if layers := request.pop("layers", ""):
+            _mount(layers, request.pop("mount"))
         return _OPERATIONS[request.pop("operation")](**request)
     except DamagedArchive as error:
         return {"error": f"the archive is damaged: {error.message}", "hint": error.hint}
@@ -28,6 +34,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         where = f"{error.filename!r}: " if error.filename else ""
         return {"error": f"{where}{error.strerror or error}", "hint": ""}
+
+
+def _mount(layers: str, target: str) -> None:
+    os.makedirs(target)
+    mount_layers(layers, sorted(os.listdir(layers), key=int), target)
 
 
 def _unpack(archive: str, root: str) -> dict[str, Any]:
@@ -82,6 +93,12 @@ def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
         return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
 
 
+def _overlay(directory: str) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.overlays import problem
+
+    return {"problem": problem(directory)}
+
+
 class _Hashed:
     """Where a layer goes that is hashed, and written to `file` if there is one."""
 
@@ -117,6 +134,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "copy": _copy,
     "digest": _digest,
     "ext4": _ext4,
+    "overlay": _overlay,
 }
 
 
