@@ -161,6 +161,40 @@ def test_a_mount_below_another_one_is_mounted_in_it(outside: Build) -> None:
     assert not (outside.image / "a").exists()
 
 
+def test_mounts_add_nothing_to_the_layer_of_a_run(outside: Build) -> None:
+    build = outside
+    layers = build.directory / "layers"
+    for name in ("lower/0", "lower/1"):
+        (layers / name).mkdir(parents=True)
+    build.extra_binds += [
+        Bind(layers, "/layers", read_only=False),
+        Bind(build.image, "/layers/lower/1"),
+    ]
+    build.arguments += ["--layers", "/layers"]
+    (build.image / "srv/deep").mkdir(parents=True)
+    files(build)
+    build.server.resources["secret-1"] = a_file("s", b"x")
+    mounts = (
+        bind("/srv/deep/a"),
+        secret(target="/run/secrets/s"),
+        wire.CacheMount(target="/srv/c", id="c"),
+        wire.TmpfsMount(target="/etc/t/t"),
+    )
+    build.succeed(
+        mounted("cat /srv/deep/a/a; echo x > /srv/c/x", *mounts),
+        mounted("cat /srv/c/x; echo y > /srv/kept; echo z > /etc/t/kept", *mounts, step=3),
+    )
+    assert build.server.stdout == b"alphax\n"
+    uppers = {
+        step: {
+            str(path.relative_to(layers / f"upper/{step}/fs"))
+            for path in (layers / f"upper/{step}/fs").rglob("*")
+        }
+        for step in (2, 3)
+    }
+    assert uppers == {2: set(), 3: {"srv", "srv/kept", "etc", "etc/t", "etc/t/kept"}}
+
+
 # --- where mounts may be ---------------------------------------------------------------------------
 
 

@@ -150,7 +150,8 @@ class Executor:
             output("stderr", f"firebuild: {text}\n".encode())
 
         with self._provider.provide(command, say) as provided:
-            run(self._root, command, identity, self._stop, output, provided=provided)
+            touched = None if self._layers is None else self._layers.touched
+            run(self._root, command, identity, self._stop, output, provided=provided, touched=touched)
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)

@@ -261,11 +261,18 @@ def _directory(scratch: str) -> Iterator[str]:
 
 
 @contextmanager
-def mount_points(root: Root, mounts: Sequence[MountPoint] = ()) -> Iterator[None]:
+def mount_points(
+    root: Root, mounts: Sequence[MountPoint] = (), touched: list[str] | None = None
+) -> Iterator[None]:
     """Make what is missing in the image for /proc, /dev and the mounts of a RUN, and take it away again.
 
     What is not empty at the end stays: the RUN has put something there. The times of the directories
     around are left as they are.
+
+    Args:
+        root: the image.
+        mounts: the mounts.
+        touched: is extended by the directories in which something is made.
     """
     created: list[str] = []
     try:
@@ -283,6 +290,8 @@ def mount_points(root: Root, mounts: Sequence[MountPoint] = ()) -> Iterator[None
     except BadMount as error:
         raise StepError(str(error)) from error
     finally:
+        if touched is not None:
+            touched += sorted({os.path.dirname(path) for path in created} - set(created), reverse=True)
         for path in reversed(created):
             with (
                 suppress(FileNotFoundError, NotADirectoryError),
