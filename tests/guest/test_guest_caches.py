@@ -212,6 +212,7 @@ def test_caches_keep_their_content_owner_and_mode_from_run_to_run_and_build_to_b
     command = run_command(
         look, mounts=(cache(mode=0o1777, uid=1000, gid=50), filled, cache(target="/r", read_only=True))
     )
+    assert build.run(command).status == 1
     again = build.run(run_command("busybox chmod 711 /f; cat /f/a", mounts=(filled,)))
     assert (again.status, build.server.successes) == (0, 1)
     lines = build.server.stdout.decode().splitlines()

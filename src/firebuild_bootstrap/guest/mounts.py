@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-from firebuild_bootstrap.layers.root import Metadata, Root
+from firebuild_bootstrap.layers.root import Metadata, Root, unseen
 
 from . import kernel
 
@@ -284,7 +284,7 @@ def make_place(
                 raise BadMount(f"mount {path}: it leads into /proc, which a RUN needs as it is")
             if place.status() is not None or not may(place.directory):
                 continue
-            with unchanged(place.directory):
+            with unseen(place.directory):
                 if directory or length < len(names):
                     root.make_directory(place.path, Metadata(mode=0o755))
                 else:
@@ -292,14 +292,6 @@ def make_place(
                     os.close(os.open(place.name, flags, 0o644, dir_fd=place.directory))
             if created is not None:
                 created.append(place.path)
-
-
-@contextmanager
-def unchanged(directory: int) -> Iterator[None]:
-    """Put the times of a directory back that what happens in it meanwhile changes."""
-    before = os.stat(".", dir_fd=directory)
-    yield
-    os.utime(".", ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=directory)
 
 
 def _outside_of(root: Root) -> Callable[[int], bool]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.layers.root import Root, remove_directory
+from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 
 from .caches import Caches
 from .client import Client
@@ -24,7 +24,7 @@ from .errors import ProtocolError, StepError
 from .idmap import check_mapped
 from .incoming import Incoming, incoming
 from .kernel import wipe
-from .mounts import BadMount, MountPoint, make_place, unchanged
+from .mounts import BadMount, MountPoint, make_place
 from .stop import Stop
 from .users import Users
 
@@ -80,7 +80,7 @@ class Provider:
     def close(self) -> None:
         """Remove what is in the image."""
         if self._inside:
-            with self._root.locate(f"/{self._inside}", follow=False) as place, unchanged(place.directory):
+            with self._root.locate(f"/{self._inside}", follow=False) as place, unseen(place.directory):
                 remove_directory(place.name, place.directory)
             self._inside = ""
 
@@ -129,7 +129,7 @@ class Provider:
             return self._outside
         if not self._inside:
             name = f".firebuild-{os.urandom(8).hex()}"
-            with self._root.locate(f"/{name}", follow=False) as place, unchanged(place.directory):
+            with self._root.locate(f"/{name}", follow=False) as place, unseen(place.directory):
                 os.mkdir(name, 0o700, dir_fd=place.directory)
             self._inside = name
         return os.path.join(self._root.path, self._inside)
@@ -264,7 +264,7 @@ def _directory(scratch: str) -> Iterator[str]:
 def mount_points(
     root: Root, mounts: Sequence[MountPoint] = (), touched: list[str] | None = None
 ) -> Iterator[None]:
-    """Make what is missing in the image for /proc, /dev and the mounts of a RUN, and take it away again.
+    """Make what is missing in the image for what a RUN has besides it, and take it away again.
 
     What is not empty at the end stays: the RUN has put something there. The times of the directories
     around are left as they are.
@@ -276,7 +276,7 @@ def mount_points(
     """
     created: list[str] = []
     try:
-        for path in ("/proc", "/dev"):
+        for path in ("/proc", "/dev", "/etc"):
             make_place(root, path, directory=True, created=created)
             if not root.is_directory(path):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
@@ -296,7 +296,7 @@ def mount_points(
             with (
                 suppress(FileNotFoundError, NotADirectoryError),
                 root.locate(path, follow=False) as place,
-                unchanged(place.directory),
+                unseen(place.directory),
             ):
                 root.remove_if_empty(path)
 
