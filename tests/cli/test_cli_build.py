@@ -130,6 +130,7 @@ def test_build_and_rootfs_take_the_same_options(cli: Cli) -> None:
 @pytest.mark.parametrize("option", ONE_OF_EACH.split(), ids=lambda option: option.partition("=")[0])
 def test_every_option_of_docker_is_done_or_answered_by_its_name(cli: Cli, option: str) -> None:
     Path("Dockerfile").write_text("FROM scratch\n")
+    Path("b").write_text("a secret")
     name = option.partition("=")[0]
     option = option.format(platform=host_platform())
     if name not in REFUSED.split():
@@ -152,15 +153,12 @@ def test_short_options_are_answered_too(cli: Cli, option: str, name: str) -> Non
 def test_a_secret_that_is_not_understood_is_not_shown(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch")
     done = cli("build", "--secret", "type=env,id=PASSWORD=hunter2", str(tmp_path), status=2)
-    assert done.first == (
-        "error: option --secret number 1: it has no id, or one with an equals sign;"
-        " expected id=ID, id=ID,src=FILE or id=ID,env=NAME"
-    )
+    assert done.first == "error: option --secret number 1: it has no id, or one with an equals sign"
     assert "hunter2" not in done.err
 
 
 def test_no_option_is_taken_for_one_that_is_refused(cli: Cli) -> None:
-    assert "Did you mean" not in cli("build", "--secrets", ".", status=2).err
+    assert "Did you mean" not in cli("build", "--allows", ".", status=2).err
     assert "'--output'" in cli("build", "--outputs", "x", ".", status=2).err
 
 
