@@ -128,6 +128,7 @@ class _Build:
             store=self._home.root,
             notice=self._notice,
             info=self._info,
+            epoch=self._request.epoch,
         )
 
         self._phase(2, "issue certificates")

@@ -29,6 +29,8 @@ class BuildRequest:
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: what to make of the root file system.
+        epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
+            None for the real times.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
             keeps nothing.
 
@@ -47,6 +49,7 @@ class BuildRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
+    epoch: int | None = None
     keep_failed: Path | None = None
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import posixpath
 import re
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -21,9 +22,17 @@ MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 # Old peers refuse chunks above 0.9 of a message; 1 MiB measured fastest with checksums.
 MAX_CHUNK_BYTES: Final = MAX_MESSAGE_BYTES * 9 // 10
 CHUNK_BYTES: Final = 1024 * 1024
-# A guest that sends this metadata understands the extensions; with "1" all but `Mounts` and `Network`.
-GUEST_HELLO: Final = ("firebuild-guest", "2")
+# A guest that sends this metadata understands the extensions.
+GUEST_HELLO: Final = ("firebuild-guest", "1")
+# One that sends this as well takes files packed, and knows the mounts and the network of a RUN. Servers that
+# don't know it go by the other.
+GUEST_PACKED: Final = ("firebuild-guest", "2")
+GUEST: Final = (GUEST_HELLO, GUEST_PACKED)
 MOUNTS_SINCE: Final = 2
+# ALPN of a first contact, in which a server tells the guest whose certificate it has seen the token for
+# CONNECT: with that its next connections reach the gRPC server's own TLS, which is not ended on the way.
+CONTACT_PROTOCOL: Final = "firebuild/2"
+TOKEN_BYTES: Final = 16
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -38,13 +47,72 @@ def method(name: str) -> str:
 
 def announced(metadata: Iterable[tuple[str, str | bytes]]) -> int:
     """Return the version that a guest announces in the metadata of its calls; 0 for one that does not."""
-    known = {(GUEST_HELLO[0], str(number)): number for number in range(1, int(GUEST_HELLO[1]) + 1)}
+    known = {hello: number for number, hello in enumerate(GUEST, 1)}
     return max((known.get((name, str(value)), 0) for name, value in metadata), default=0)
 
 
 def checksum(chunk: bytes) -> bytes:
     """Return the SHA-256 digest that travels with a chunk."""
     return hashlib.sha256(chunk).digest()
+
+
+# A ResourceChunk whose payload is a piece, as every protobuf library writes it: its tag and length, the
+# checksum's tag and four bytes, the tag and length of the data, and the data. Handled here because a library
+# copies each megabyte twice more.
+_PIECE_TAG: Final = b"\x2a"
+_CHECKSUM_TAG: Final = b"\x0d"
+_DATA_TAG: Final = b"\x12"
+
+
+def encode_piece(*parts: bytes | bytearray | memoryview) -> bytes:
+    """Write a message that carries a piece of a packed stream, given in parts, with its checksum."""
+    size = crc = 0
+    for part in parts:
+        size += len(part)
+        crc = zlib.crc32(part, crc)
+    head = _CHECKSUM_TAG + crc.to_bytes(4, "little") + _DATA_TAG + _varint(size)
+    return b"".join((_PIECE_TAG, _varint(len(head) + size), head, *parts))
+
+
+def decode_piece(message: bytes) -> memoryview | None:
+    """Return the data of a piece; None for a message that carries something else.
+
+    Raises:
+        WireError: the message is cut, or its checksum is wrong.
+    """
+    if not message.startswith(_PIECE_TAG):
+        return None
+    length, begin = _read_varint(message, 1)
+    size, start = _read_varint(message, begin + 6)
+    data = memoryview(message)[start:]
+    tags = message[begin : begin + 1] + message[begin + 5 : begin + 6]
+    if tags != _CHECKSUM_TAG + _DATA_TAG or length != len(message) - begin or size != len(data):
+        raise WireError("a piece of a resource is not in the form that it has to have")
+    if zlib.crc32(data) != int.from_bytes(message[begin + 1 : begin + 5], "little"):
+        raise WireError("the checksum of a piece of a resource is wrong")
+    return data
+
+
+def _varint(number: int) -> bytes:
+    """Write a number as protobuf does, seven bits to a byte, the lowest first."""
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return the number at `at`, and where what follows it begins."""
+    number = 0
+    for shift in range(0, 35, 7):
+        byte = data[at] if at < len(data) else 0
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+    return number, at
 
 
 def absolute(workdir: str, path: str) -> str:

@@ -555,8 +555,9 @@ MOUNTED = dataclasses.replace(
 
 def test_the_files_of_mounts_are_resources_like_those_of_a_copy(serve: Any) -> None:
     parcels = {f"step-2-mount-{number}": Parcel((file_entry("f", b"%d" % number),)) for number in (1, 2)}
-    calls = serve(commands=[MOUNTED], parcels=parcels).caller()
-    assert [wire.decode_command(text) for text in calls.commands()] == [MOUNTED]
+    running = serve(commands=[MOUNTED], parcels=parcels)
+    assert [wire.decode_command(text) for text in running.caller(hello=wire.GUEST).commands()] == [MOUNTED]
+    calls = running.caller()
     for number in (1, 2):
         header, chunk, _ = calls.resource(f"step-2-mount-{number}")
         assert (header.header.entryPath, header.header.targetUser) == ("f", "0:0")
@@ -568,7 +569,7 @@ def test_a_mount_without_its_resource_is_a_mistake_of_the_caller(serve: Any) -> 
         serve(commands=[MOUNTED])
 
 
-@pytest.mark.parametrize("hello", [False, ("firebuild-guest", "1")])
+@pytest.mark.parametrize("hello", [False, True])
 @pytest.mark.parametrize("changes", [{"mounts": (wire.TmpfsMount(target="/t"),)}, {"network": "none"}])
 def test_a_guest_that_would_ignore_mounts_never_hears_of_the_command(
     serve: Any, hello: Any, changes: dict[str, Any]
@@ -583,5 +584,5 @@ def test_a_guest_that_would_ignore_mounts_never_hears_of_the_command(
 
 
 def test_a_guest_of_the_first_version_gets_commands_without_mounts(serve: Any) -> None:
-    calls = serve(commands=[RUN]).caller(hello=("firebuild-guest", "1"))
+    calls = serve(commands=[RUN]).caller(hello=(wire.GUEST_HELLO,))
     assert [wire.decode_command(text) for text in calls.commands()] == [RUN]

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 
 from .caches import Caches
@@ -215,13 +215,18 @@ class _Work:
 
     def _read_secret(self, resource: str, memory: bytearray) -> None:
         entries = self._entries(resource)
-        entry = next(entries, None)
-        if entry is None or entry.header.kind != pb.ENTRY_KIND_FILE:
+        found = next(entries, None)
+        if found is None or found.entry.kind != tar.FILE:
             raise ProtocolError(f"{resource}: expected a file as the secret")
-        for chunk in entry.content:
-            if len(memory) + len(chunk) > wire.MAX_SECRET_BYTES:
-                raise ProtocolError(f"{resource}: a secret has at most {wire.MAX_SECRET_BYTES} bytes")
-            memory += chunk
+        if found.entry.size > wire.MAX_SECRET_BYTES:
+            raise ProtocolError(f"{resource}: a secret has at most {wire.MAX_SECRET_BYTES} bytes")
+        file = os.memfd_create("secret")
+        try:
+            found.write(file)
+            memory.extend(bytes(found.entry.size))
+            os.preadv(file, [memory], 0)
+        finally:
+            os.close(file)
         if next(entries, None) is not None:
             raise ProtocolError(f"{resource}: expected one file as the secret")
 

@@ -18,6 +18,7 @@ from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.oldguest import OldGuest
 from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.resources import Delivery
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
@@ -26,6 +27,7 @@ from firebuild_pki.display import block
 _PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
+_Chunk = TypeVar("_Chunk")
 
 # What a guest can make the server keep is bounded: here its requests, in `server.py` the number of them.
 _SMALL_BYTES: Final = 128 * 1024
@@ -132,7 +134,7 @@ class Handlers:
 
     def resource(
         self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk]:
+    ) -> Iterator[pb.ResourceChunk | bytes]:
         """Stream one resource; gRPC asks for the next chunk when the last one has left.
 
         Raises:
@@ -147,7 +149,8 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        yield from self._alive(self._told(path, delivery.chunks()))
+        chunks = packed(delivery.resource.entries()) if _takes_packed(context) else delivery.chunks()
+        yield from self._alive(self._told(path, chunks))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -156,18 +159,20 @@ class Handlers:
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
 
-    def _told(self, path: str, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+    def _told(
+        self, path: str, chunks: Iterator[pb.ResourceChunk] | Iterator[bytes]
+    ) -> Iterator[pb.ResourceChunk | bytes]:
         """Tell now and then how much of the files of a step was sent."""
         number = path.removeprefix("step-").partition("-mount-")[0]
         sent, told = 0, time.monotonic()
         for chunk in chunks:
             yield chunk
-            sent += len(chunk.chunk.chunk)
+            sent += len(chunk if isinstance(chunk, bytes) else chunk.chunk.chunk)
             if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
                 told = time.monotonic()
                 self._session.events(StepProgress(step=int(number), bytes=sent))
 
-    def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+    def _alive(self, chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
         """Pass chunks on; each is a sign of life of the guest that takes it."""
         for chunk in chunks:
             self._session.touch()
@@ -255,8 +260,12 @@ def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
         )
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+def _takes_packed(context: grpc.ServicerContext) -> bool:
+    return any(entry == wire.GUEST_PACKED for entry in context.invocation_metadata())
+
+
+def _serialize(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:
