@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
 
@@ -65,12 +65,13 @@ class SecretResource:
         )
 
 
-def missing(identifier: str) -> InputError:
-    """Return the error for a secret that a RUN requires and the user has not given, without its place."""
+def missing(identifier: str, location: Location | None = None) -> InputError:
+    """Return the error for a secret that the RUN at `location` requires and the user has not given."""
     name = one_line(identifier, 80)
     return InputError(
         f"RUN --mount=type=secret: the secret {name} is required, and was not given",
         hint=f"give it: --secret id={name},src=FILE or --secret id={name},env=NAME",
+        location=location,
     )
 
 
