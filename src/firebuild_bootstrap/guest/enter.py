@@ -142,10 +142,9 @@ def main(status: int) -> NoReturn:
         for descriptor in request.kept:
             os.set_inheritable(descriptor, False)
         kernel.leave_session_keyring()
-        network = kernel.CLONE_NEWNET if request.own_network else 0
-        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC | network)
-        if network:
-            kernel.raise_loopback()
+        if request.own_network:
+            _leave_network()
+        kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
     alive, held = os.pipe()
     child = os.fork()
     if child == 0:
@@ -156,6 +155,15 @@ def main(status: int) -> NoReturn:
     os.close(alive)
     os.close(status)
     os._exit(_exit_status(os.waitpid(child, 0)[1]))
+
+
+def _leave_network() -> None:
+    try:
+        kernel.unshare(kernel.CLONE_NEWNET)
+        kernel.raise_loopback()
+    except OSError as error:  # a small kernel may have been built without
+        reason = f"--network=none: this machine can't make a network of its own: {error.strerror}"
+        raise _Refused(reason, NOT_EXECUTABLE) from error
 
 
 def _wipe(secrets: tuple[bytearray, ...]) -> None:

@@ -17,7 +17,7 @@ from .idmap import check_mapped
 from .incoming import incoming
 from .output import Relay
 from .overlay import Layers
-from .provide import Provider
+from .provide import Provider, cleaning
 from .run import run
 from .stop import Stop
 from .users import Users
@@ -88,10 +88,8 @@ class Executor:
         Raises:
             GuestError: a command failed, with its step and exit code; or the guest was asked to end.
         """
-        try:
+        with cleaning(self._provider.close):
             self._execute(commands)
-        finally:
-            self._provider.close()
 
     def _execute(self, commands: Sequence[wire.AnyCommand]) -> None:
         for number, command in enumerate(commands, 1):

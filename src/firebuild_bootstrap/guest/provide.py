@@ -78,7 +78,11 @@ class Provider:
         self._inside = ""  # name of the scratch directory in the image, once it is made
 
     def close(self) -> None:
-        """Remove what is in the image."""
+        """Remove what is in the image.
+
+        Raises:
+            OSError: it can't be removed.
+        """
         if self._inside:
             with self._root.locate(f"/{self._inside}", follow=False) as place, unseen(place.directory):
                 remove_directory(place.name, place.directory)
@@ -252,14 +256,28 @@ def _directory(scratch: str) -> Iterator[str]:
     name = f"run-{os.urandom(8).hex()}"
     path = os.path.join(scratch, name)
     os.mkdir(path, 0o700)
-    try:
+    with cleaning(lambda: _remove(scratch, name)):
         yield path
+
+
+def _remove(folder: str, name: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        remove_directory(name, descriptor)
     finally:
-        folder = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            remove_directory(name, folder)
-        finally:
-            os.close(folder)
+        os.close(descriptor)
+
+
+@contextmanager
+def cleaning(clean: Callable[[], None]) -> Iterator[None]:
+    """Clean up at the end; where something has failed, in silence: that counts, not what it has left."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # a RUN that was killed may still be on its way out
+            clean()
+        raise
+    clean()
 
 
 # --- places -------------------------------------------------------------------------------------
