@@ -10,6 +10,7 @@ from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_bootstrap.secret import Secret
 from firebuild_pki.display import one_line
 
 
@@ -24,6 +25,7 @@ class BuildRequest:
         tag: what to store the image as.
         also_tagged: more names to store it under.
         build_args: values for ARG; None is a name without a value.
+        secrets: of the user by id, for RUN --mount=type=secret.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: what to make of the root file system.
@@ -43,6 +45,7 @@ class BuildRequest:
     tag: Reference
     also_tagged: tuple[Reference, ...] = ()
     build_args: Mapping[str, str | None] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]

@@ -109,7 +109,14 @@ class Workshop:
 class Caller:
     """A gRPC client with the given material; what it calls is what a guest would call."""
 
-    def __init__(self, address: str, material: TLSMaterial, *, hello: bool = True, token: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        material: TLSMaterial,
+        *,
+        hello: bool | tuple[tuple[str, str], ...] = True,
+        token: str = "",
+    ) -> None:
         connect = [
             ("grpc.http_connect_server", address),
             ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
@@ -122,7 +129,7 @@ class Caller:
             ("grpc.use_local_subchannel_pool", 1),  # each caller has a connection of its own
         ]
         self.channel = grpc.secure_channel(address, channel_credentials(material), options)
-        self._metadata = (wire.GUEST_HELLO,) if hello else ()
+        self._metadata = hello if isinstance(hello, tuple) else (wire.GUEST_HELLO,) if hello else ()
 
     def unary(self, name: str, request: Any, response: Any = pb.Empty, timeout: float = 10.0) -> Any:
         method: Any = self.channel.unary_unary(
@@ -180,7 +187,7 @@ class Running:
         self,
         material: TLSMaterial | None = None,
         *,
-        hello: bool = True,
+        hello: bool | tuple[tuple[str, str], ...] = True,
         inner: bool = False,
         token: str = "",
     ) -> Caller:

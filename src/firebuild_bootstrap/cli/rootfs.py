@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -75,6 +75,13 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG."
+        ),
+        click.option(
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="id=ID[,src=FILE|,env=NAME]",
+            help="A secret for RUN --mount=type=secret, from a file or a variable; repeatable.",
         ),
         click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
@@ -171,6 +178,7 @@ class _Options:
     dockerfile: str | None
     tags: tuple[str, ...]
     build_args: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...]
     target: str | None
     platforms: tuple[str, ...]
@@ -326,6 +334,7 @@ def _check_destinations(
 def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.request import BuildRequest
+    from firebuild_bootstrap.secret import read_secrets
 
     labels = parse_assignments(options.labels, "--label")
     build_args = _from_environment(parse_assignments(options.build_args, "--build-arg"))
@@ -336,6 +345,7 @@ def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],
         build_args=build_args,
+        secrets=read_secrets(options.secrets, os.environ),
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
         outputs=wanted.outputs,

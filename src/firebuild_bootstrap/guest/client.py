@@ -156,7 +156,7 @@ class Client:
         """
         try:
             response = self._connected.ping(
-                pb.PingRequest(id=identifier), timeout=timeout, metadata=(wire.GUEST_HELLO,)
+                pb.PingRequest(id=identifier), timeout=timeout, metadata=wire.GUEST
             )
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -188,7 +188,7 @@ class Client:
             ServerLost: the server reported an error or broke off the stream.
         """
         request = pb.ResourceRequest(path=path)
-        call = self._connected.resource(request, metadata=(wire.GUEST_HELLO, wire.GUEST_PACKED))
+        call = self._connected.resource(request, metadata=wire.GUEST)
         try:
             with self._stop.calling(call.cancel), _Patience(call.cancel, self._call_timeout) as patience:
                 for message in patience.with_each(call):
@@ -219,13 +219,13 @@ class Client:
         text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
         request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
-            self._connected.abort(request, timeout=_FAREWELL_SECONDS, metadata=(wire.GUEST_HELLO,))
+            self._connected.abort(request, timeout=_FAREWELL_SECONDS, metadata=wire.GUEST)
         except (grpc.RpcError, ValueError):
             return False
         return True
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
-        call = method.future(request, timeout=timeout, metadata=(wire.GUEST_HELLO,))
+        call = method.future(request, timeout=timeout, metadata=wire.GUEST)
         with self._stop.calling(call.cancel):
             try:
                 return call.result()

@@ -39,7 +39,7 @@ def make_machine(
         case "local":
             from firebuild_bootstrap.machine.local import LocalMachine
 
-            return LocalMachine(workspace, bind=bind, epoch=epoch)
+            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts", epoch=epoch)
         case "qemu":
             from firebuild_bootstrap.machine.qemu.driver import qemu_machine
 
@@ -88,6 +88,11 @@ def check_several(settings: MachineSettings) -> None:
 def stores_images(settings: MachineSettings) -> bool:
     """Tell whether a build leaves an image: not on a machine whose drive firebuild does not know."""
     return settings.driver != "external" or settings.external.disk is not None
+
+
+def keeps_caches(settings: MachineSettings) -> bool:
+    """Tell whether cache mounts of RUN outlive a build: in a virtual machine they go with its drive."""
+    return settings.driver == "local"
 
 
 def check_stores_images(settings: MachineSettings, wish: str) -> None:

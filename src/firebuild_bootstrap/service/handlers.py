@@ -116,11 +116,15 @@ class Handlers:
                 return pb.CommandsResponse()
         if not context.add_callback(self._commands_on_their_way.release):
             self._commands_on_their_way.release()
-        if _extended(context):
+        announced = wire.announced(context.invocation_metadata())
+        if announced >= wire.MOUNTS_SINCE:
+            return pb.CommandsResponse(command=self._commands)
+        decoded = [command for text in self._commands if (command := wire.decode_command(text))]
+        _check_mounts(decoded)
+        if announced:
             return pb.CommandsResponse(command=self._commands)
         with self._lock:
             if self._old is None:
-                decoded = [command for text in self._commands if (command := wire.decode_command(text))]
                 self._old = OldGuest(decoded, self._resources, session=self._session, events=self._steps)
             return pb.CommandsResponse(command=self._old.commands)
 
@@ -159,7 +163,7 @@ class Handlers:
         self, path: str, chunks: Iterator[pb.ResourceChunk] | Iterator[bytes]
     ) -> Iterator[pb.ResourceChunk | bytes]:
         """Tell now and then how much of the files of a step was sent."""
-        number = path.removeprefix("step-")
+        number = path.removeprefix("step-").partition("-mount-")[0]
         sent, told = 0, time.monotonic()
         for chunk in chunks:
             yield chunk
@@ -238,7 +242,22 @@ class Handlers:
 
 def _extended(context: grpc.ServicerContext) -> bool:
     """Tell whether the guest announces itself."""
-    return any(entry == wire.GUEST_HELLO for entry in context.invocation_metadata())
+    return wire.announced(context.invocation_metadata()) > 0
+
+
+def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
+    """Refuse a build to a guest that would run commands without their mounts, or with a network.
+
+    Raises:
+        InputError: it has such commands.
+    """
+    needing = next((command for command in commands if wire.needs_mounts(command)), None)
+    if needing is not None:
+        raise InputError(
+            f"the guest's vminit is too old for this Dockerfile: step {needing.step} has --mount or"
+            " --network, which it does not know",
+            hint="use a current vminit",
+        )
 
 
 def _takes_packed(context: grpc.ServicerContext) -> bool:
@@ -270,8 +289,18 @@ def _joined(lines: Sequence[str]) -> bytes:
 
 def _deliveries(commands: Sequence[str], resources: Mapping[str, Resource]) -> dict[str, Delivery]:
     decoded = (wire.decode_command(command) for command in commands)
-    copies = {command.source: command for command in decoded if isinstance(command, wire.CopyCommand)}
+    copies: dict[str, wire.CopyCommand] = {}
+    for command in decoded:
+        if isinstance(command, wire.CopyCommand):
+            copies[command.source] = command
+        elif command is not None:
+            copies |= {name: _placeless(command, name) for name in wire.mount_resources(command)}
     missing = sorted(copies.keys() ^ resources.keys())
     if missing:
         raise ValueError(f"commands and resources do not fit together: {', '.join(missing)}")
     return {source: Delivery(resource, copies[source]) for source, resource in resources.items()}
+
+
+def _placeless(command: wire.Command, source: str) -> wire.CopyCommand:
+    """Return what stands for the COPY of the files of a mount: only the guest knows where they go."""
+    return wire.CopyCommand(step=command.step, original=command.original, source=source, target="/")
