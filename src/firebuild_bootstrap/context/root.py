@@ -92,6 +92,11 @@ class FileRoot(ABC):
             OSError: it is gone, is no regular file any more, or can't be read.
         """
 
+    @contextmanager
+    def walking(self) -> Iterator[FileRoot]:
+        """Give the tree to one walk, which may keep open what its neighbours need, too."""
+        yield self
+
     def resolve(self, parts: Sequence[str], allowed: Callable[[str], bool]) -> Node:
         """Follow links, with this tree as the root directory of all of them.
 
@@ -218,12 +223,17 @@ class ContextRoot(FileRoot):
             raise OSError("it is no regular file any more")
         return descriptor
 
-    def walking(self) -> WalkedRoot:
-        """Return the same directory for one walk, whose neighbours share their way; close it."""
-        return WalkedRoot(self.path, self._descriptor)
+    @contextmanager
+    def walking(self) -> Iterator[FileRoot]:
+        """Give the directory to one walk, whose neighbours share their way."""
+        walked = _WalkedRoot(self.path, self._descriptor)
+        try:
+            yield walked
+        finally:
+            walked.close()
 
 
-class WalkedRoot(ContextRoot):
+class _WalkedRoot(ContextRoot):
     """The context as one walk sees it, which keeps the directories open on the way to where it stands.
 
     Without that, a file costs as many system calls as its path has names, and a deep tree quadratic time.

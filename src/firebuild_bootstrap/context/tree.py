@@ -7,9 +7,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import NamedTuple
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
@@ -56,10 +54,7 @@ class Tree:
         Raises:
             InputError: something can't be read or is no file, directory or link.
         """
-        if not isinstance(self.root, ContextRoot):
-            yield from self._contents(directory)
-            return
-        with closing(self.root.walking()) as root:
+        with self.root.walking() as root:
             yield from replace(self, root=root)._contents(directory)
 
     def _contents(self, directory: Node) -> Iterator[Entry]:
@@ -124,15 +119,14 @@ class Tree:
         try:
             return iter(self.root.children(node.parts))
         except OSError as error:
-            raise self._unreadable(node, error) from error
+            raise self.unreadable(node, error) from error
 
     def _entry(self, node: Node, base: Parts) -> Entry:
-        name = node.path
-        path = "/".join(node.parts[len(base) :]) if base else name
-        self._require_utf8(name, f"the name of {name!r}")
+        path = "/".join(node.parts[len(base) :])
+        self._require_utf8(node.path, f"the name of {node.path!r}")
         if node.is_directory or node.is_link:
             return Entry(
-                source=name,
+                source=node.path,
                 path=path,
                 kind=EntryKind.DIRECTORY if node.is_directory else EntryKind.SYMLINK,
                 mode=stat.S_IMODE(node.status.st_mode),
@@ -141,7 +135,7 @@ class Tree:
                 link_target=self._link_target(node) if node.is_link else "",
                 owner=self._owner(node),
             )
-        return self._file(node, source=name, path=path, from_directory=True)
+        return self._file(node, source=node.path, path=path, from_directory=True)
 
     def _file(self, node: Node, *, source: str, path: str, from_directory: bool) -> Entry:
         if not node.is_file:
@@ -160,34 +154,23 @@ class Tree:
             from_directory=from_directory,
             size=node.status.st_size,
             owner=self._owner(node),
-            open=partial(self.open, node),
-            file=ContextFile(self, node) if isinstance(self.root, ContextRoot) else None,
+            open=(file := ContextFile(self, node)).open,
+            file=file if isinstance(self.root, ContextRoot) else None,
         )
 
     def _owner(self, node: Node) -> tuple[int, int] | None:
         return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None
 
-    def open(self, node: Node) -> io.BufferedReader:
-        """Open a regular file that still has to have the size that `node` says.
-
-        Raises:
-            InputError: it is gone, replaced, or can't be read.
-        """
-        try:
-            content = self.root.open(node.parts)
-        except OSError as error:
-            raise self._unreadable(node, error) from error
-        return checked(content, node.status.st_size, name=repr(node.path), location=self.location)
-
     def _link_target(self, node: Node) -> str:
         try:
             target = self.root.read_link(node.parts)
         except OSError as error:
-            raise self._unreadable(node, error) from error
+            raise self.unreadable(node, error) from error
         self._require_utf8(target, f"the target of the symbolic link {node.path!r}")
         return target
 
-    def _unreadable(self, node: Node, error: OSError) -> InputError:
+    def unreadable(self, node: Node, error: OSError) -> InputError:
+        """Return the error for something that can't be read."""
         return InputError(
             f"{node.path or '.'!r} of {self.label} can't be read: {error.strerror or error}",
             location=self.location,
@@ -207,7 +190,7 @@ class Tree:
 
 
 class ContextFile(NamedTuple):
-    """A regular file of a directory of this machine."""
+    """A regular file of the build context, which still has to have the size that it had."""
 
     tree: Tree
     node: Node
@@ -217,6 +200,19 @@ class ContextFile(NamedTuple):
         """What it was when it was found."""
         return self.node.status
 
+    def open(self) -> io.BufferedReader:
+        """Open it for reading, so that a change of its size is noticed.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        try:
+            content = self.tree.root.open(self.node.parts)
+        except OSError as error:
+            raise self.tree.unreadable(self.node, error) from error
+        size = self.node.status.st_size
+        return checked(content, size, name=repr(self.node.path), location=self.tree.location)
+
     def descriptor(self) -> int:
         """Open it for reading as it is; the caller closes it.
 
@@ -224,11 +220,11 @@ class ContextFile(NamedTuple):
             InputError: it is gone, replaced, or can't be read.
         """
         root = self.tree.root
-        assert isinstance(root, ContextRoot), "archives have no files of this machine"  # noqa: S101
+        assert isinstance(root, ContextRoot)  # noqa: S101 - no other gives its entries a `file`
         try:
             return root.descriptor(self.node.parts)
         except OSError as error:
-            raise self.unreadable(error) from error
+            raise self.tree.unreadable(self.node, error) from error
 
     def changed(self, how: str) -> InputError:
         """Return the error for a file whose content is not what was announced."""
