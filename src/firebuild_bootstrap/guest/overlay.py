@@ -110,7 +110,7 @@ class Layers:
         fs, work = "unfinished/fs", f"work/{number}"
         for name in (fs, work):
             os.makedirs(f"{self._directory}/{name}")
-        _resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
+        resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
         mount_layers(self._directory, self._names, self._target, fs, work)
         try:
             yield
@@ -125,7 +125,7 @@ class Layers:
         if len(self._names) < 2:  # nothing is below, and the kernel wants two directories at least
             return
         with Root(fs) as upper:
-            if not any(upper.status(path, follow=False) for path in NETWORK_FILES):
+            if not any(upper.status(os.path.dirname(path), follow=False) for path in NETWORK_FILES):
                 return
         mount_layers(self._directory, self._names, self._target)
         try:
@@ -145,7 +145,7 @@ def _unmount(target: str) -> None:
         kernel.detach(target)
 
 
-def _resemble(new: str, model: str) -> None:
+def resemble(new: str, model: str) -> None:
     """Give a layer's root what the root has so far: the uppermost layer's counts."""
     found = os.stat(model)
     os.chown(new, found.st_uid, found.st_gid)
@@ -169,10 +169,12 @@ def _forget(upper: Root, lower: Root, path: str) -> None:
         try:
             with upper.locate(path, follow=False) as ours, lower.locate(path, follow=False) as theirs:
                 # The layer alone may lack a link on the way, or have another one.
-                if ours.path != theirs.path or not _same(ours, theirs):
+                if ours.path != theirs.path or (ours.status() is not None and not _same(ours, theirs)):
                     return
                 _remove_quietly(ours)
-        except OSError:  # not in the layer, not below, or a directory that holds something
+        except FileNotFoundError:  # in the layer, or below: its directory may still be as it was
+            pass
+        except OSError:  # the directory holds something else, or is none any more
             return
         path = os.path.dirname(path)
 
