@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.overlay import MAX_LAYERS, Layers, mount_layers
 from firebuild_bootstrap.layers.root import Root, remove_directory
 from firebuild_bootstrap.layers.tree import upper_entries
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, run_command, workdir_command
 from guest.server import a_file
+from support import privately
 
 BELOW = 1_300_000_000_000_000_000
 
@@ -120,25 +118,6 @@ def test_layers_that_cannot_be_mounted_are_a_failed_step(build: Build, layers: P
 
 
 # --- as the machine's own root, without a user namespace ------------------------------------------
-
-
-def privately(function: Callable[[], None]) -> None:
-    """Call it in a mount namespace of its own: that of a thread, which its children share."""
-    problems: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            kernel.unshare(kernel.CLONE_NEWNS)
-            kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
-            function()
-        except BaseException as error:
-            problems.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if problems:
-        raise problems[0]
 
 
 @pytest.mark.root
