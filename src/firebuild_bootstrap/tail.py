@@ -70,8 +70,8 @@ class InTurn:
     def __call__(self, event: Event) -> None:
         """Pass an event on, now or when it is its stage's turn."""
         match event:
-            case StageStarted(step=stage):
-                self._waiting[stage] = []
+            case StageStarted():
+                self._waiting[event.step] = []
                 self._sink_next()
             case StepStarted():
                 self._stage_of[event.step] = self._newest(event.step)
@@ -82,7 +82,7 @@ class InTurn:
             self._sink(event)
         else:
             self._waiting[stage].append(event)
-        if isinstance(event, StageFinished) and stage == self._shown:
+        if isinstance(event, StageFinished) and stage is not None and stage == self._shown:
             del self._waiting[stage]
             self._shown = None
             self._sink_next()

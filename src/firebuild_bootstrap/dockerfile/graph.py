@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from firebuild_bootstrap.errors import Location
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
 
 # --- trees that files come from -----------------------------------------------------------------
@@ -84,6 +84,7 @@ class GitTree:
         subdirectory: in the repository; empty for all of it.
         keep_git_dir: with its `.git`.
         checksum: the commit that `ref` has to be, or the beginning of its name; empty for any.
+        submodules: with what its submodules hold.
     """
 
     url: str
@@ -91,6 +92,7 @@ class GitTree:
     subdirectory: str = ""
     keep_git_dir: bool = False
     checksum: str = ""
+    submodules: bool = True
 
 
 FileSet = Files | Heredoc | Download | GitTree
@@ -185,11 +187,22 @@ class Network(StrEnum):
 class Origin:
     """Where an operation stands in the Dockerfile: its place, and its text on one line.
 
-    For an ONBUILD trigger of a base the place is that of FROM.
+    Args:
+        location: for an ONBUILD trigger of a base that of FROM.
+        text: without the bodies of heredocs.
+        base: the image or stage whose ONBUILD trigger it is; empty if it is none.
     """
 
     location: Location
     text: str
+    base: str = ""
+
+    def trigger_error(self, error: InputError) -> InputError:
+        """Return what is wrong with the operation as an error that says so if it is a trigger."""
+        if not self.base:
+            return error
+        message = f"in the ONBUILD trigger {self.text!r:.120} of {self.base}: {error.message}"
+        return InputError(message, hint=error.hint, location=self.location)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +235,8 @@ class Copy:
         link: do not look at what is in the image: links in the destination are replaced, not followed.
         parents: the directories of a source's path are made below the destination.
         exclude: patterns of what is left out, relative to the root of the sources.
-        unpack: local archives are sent as their members; None for the rule of the instruction.
+        unpack: archives are sent as their members; None for the rule of the instruction: ADD does that with
+            those of a context, not with downloads, and COPY with none.
         keyword: ADD or COPY, for messages.
     """
 
@@ -235,7 +249,7 @@ class Copy:
     link: bool = False
     parents: bool = False
     exclude: tuple[str, ...] = ()
-    unpack: bool = False
+    unpack: bool | None = None
     keyword: str = "COPY"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.layers.root import Metadata, Root
+from firebuild_bootstrap.layers.root import Metadata, Root, unseen
 
 from .enter import Request
 from .errors import StepError
@@ -151,13 +151,17 @@ def _read_all(descriptor: int) -> bytes:
 
 @contextmanager
 def _mount_points(root: Root) -> Iterator[None]:
-    """Create what is missing for the mounts, and remove it again where it is still empty."""
+    """Create what is missing for the mounts and the network's files; remove it again where it is still empty.
+
+    Times of directories are part of the image, and stay as if this had not happened.
+    """
     created: list[str] = []
     try:
-        for path in ("/proc", "/dev"):
-            made = root.make_directory(path, Metadata(mode=0o755))
-            created += [path] if made else []
+        for path in ("/proc", "/dev", "/etc"):
+            with root.locate(path) as place, unseen(place.directory):
+                created += [path] if root.make_directory(path, Metadata(mode=0o755)) else []
         yield
     finally:
         for path in reversed(created):
-            root.remove_if_empty(path)
+            with root.locate(path) as place, unseen(place.directory):
+                root.remove_if_empty(path)

@@ -177,6 +177,17 @@ def _components(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
 
 
+@contextmanager
+def unseen(directory: int) -> Iterator[None]:
+    """Keep what is done to the entries of a directory out of its modification time."""
+    before = os.stat(".", dir_fd=directory)
+    try:
+        yield
+    finally:
+        with suppress(FileNotFoundError):  # it was removed itself
+            os.utime(".", ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=directory)
+
+
 def set_metadata(descriptor: int, metadata: Metadata) -> None:
     """Set owner, mode and time of what is open."""
     # chown clears setuid and setgid (chown(2)), so the mode comes after it.
