@@ -50,6 +50,7 @@ def test_each_step_leaves_a_layer_of_its_own(build: Build, layers: Path) -> None
     (image / "suid").chmod(0o4755)
     (image / "etc/resolv.conf").symlink_to("/run/resolv.conf")
     (image / "etc").chmod(0o2711)
+    os.setxattr(image, "user.note", b"of the root")
     for name in ("etc/hosts", "etc", "old", "."):
         os.utime(image / name, ns=(BELOW, BELOW))
     build.server.resources["files"] = a_file("new", b"content")
@@ -80,10 +81,29 @@ def test_each_step_leaves_a_layer_of_its_own(build: Build, layers: Path) -> None
     for step in (2, 4, 7):
         found = (upper / str(step) / "fs").stat()
         assert stat.S_IMODE(found.st_mode) == 0o755
+    assert os.getxattr(upper / "8/fs", "user.note") == b"of the root"
     assert (upper / "2/fs").stat().st_mtime_ns == BELOW
     assert stat.S_IMODE((upper / "8/fs/etc").stat().st_mode) == 0o2711
     assert {path: path.lstat().st_mtime_ns for path in image.rglob("*")} == before, "nobody writes below"
     assert not (layers / "unfinished").exists()
+
+
+@pytest.mark.needs("bwrap")
+def test_an_image_from_scratch_begins_with_an_empty_layer(build: Build, layers: Path) -> None:
+    (layers / "lower/1").rmdir()
+    build.extra_binds = build.extra_binds[:1]
+    build.server.resources["files"] = a_file("hosts", b"content")
+    build.succeed(copy_command("/etc/", step=2), workdir_command("/etc/more", step=3))
+    assert changes(layers, 2) == ["directory etc", "file etc/hosts"]
+    assert changes(layers, 3) == ["directory etc", "directory etc/more"]
+
+
+@pytest.mark.needs("bwrap", "busybox")
+@pytest.mark.parametrize("replaced", ["file", "link"])
+def test_a_step_may_put_something_else_in_the_place_of_etc(build: Build, layers: Path, replaced: str) -> None:
+    other = {"file": "echo x > /etc", "link": "/bin/busybox ln -s old /etc"}[replaced]
+    build.succeed(run_command(f"/bin/busybox cp -a /etc /old && rm -r /etc && {other}"))
+    assert f"{'symlink' if replaced == 'link' else 'file'} etc" in changes(layers, 2)
 
 
 @pytest.mark.needs("bwrap", "busybox")

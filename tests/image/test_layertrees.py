@@ -17,12 +17,16 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks, TaskStarted
+from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.image import layertrees
 from firebuild_bootstrap.image.layertrees import LayerTrees, chain_key
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.worker.__main__ import answer
+from firebuild_bootstrap.image.worker.overlays import problem
 from firebuild_bootstrap.sandbox import Host, Sandbox, detect
 from firebuild_bootstrap.sandbox.idmap import single
 from layers.trees import MakeTar, member
+from support import privately
 
 pytestmark = pytest.mark.needs("bwrap")
 Open = Callable[[], LayerTrees]
@@ -251,3 +255,47 @@ def test_whether_overlays_work_is_tried_once(tmp_path: Path, trees: Trees, store
     assert store.overlay_problem(tmp_path) == ""
     assert len(asked) == 2
     assert [name for name in os.listdir(tmp_path) if name.startswith("overlay-")] == []
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_an_overlay_that_does_not_work_is_no_secret(tmp_path: Path) -> None:
+    for name in ("lower/0", "lower/1", "upper", "work", "merged"):
+        (tmp_path / name).mkdir(parents=True)
+    said = []
+
+    def ask() -> None:
+        said.append(problem(str(tmp_path)))
+        mount_layers(str(tmp_path), ["lower/0", "lower/1"], str(tmp_path / "merged"), "upper", "work")
+        said.append(problem(str(tmp_path / "merged")))
+
+    privately(ask)
+    works, refused = said
+    assert works == ""
+    assert refused.startswith("mount overlay on ")
+    assert os.listdir(tmp_path / "upper") == []
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_the_worker_reads_and_changes_what_layers_are_together(tmp_path: Path, make_tar: MakeTar) -> None:
+    for name in ("layers/0", "layers/1", "upper"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "layers/1/old").touch()
+    archive = make_tar(("new", b"content"), ".wh.old")
+    replies = []
+
+    def work() -> None:
+        stack = {"layers": str(tmp_path / "layers"), "mount": str(tmp_path / "mount")}
+        request = {"operation": "unpack", "archive": str(archive), "root": stack["mount"], "whiteouts": True}
+        replies.append(answer({**request, **stack, "upper": str(tmp_path / "upper")}))
+        os.rename(tmp_path / "upper/fs", tmp_path / "layers/2")
+        stack["mount"] = str(tmp_path / "merged")
+        target = str(tmp_path / "layer.tar")
+        replies.append(answer({"operation": "pack", "root": stack["mount"], "archive": target, **stack}))
+
+    privately(work)
+    assert [reply.get("error") for reply in replies] == [None, None]
+    assert os.listdir(tmp_path / "upper") == []
+    with tarfile.open(tmp_path / "layer.tar") as tar:
+        assert tar.getnames() == [".", "new"]

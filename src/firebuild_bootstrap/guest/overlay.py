@@ -11,8 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
@@ -150,17 +150,15 @@ def resemble(new: str, model: str) -> None:
     found = os.stat(model)
     os.chown(new, found.st_uid, found.st_gid)
     os.chmod(new, stat.S_IMODE(found.st_mode))
-    for name, value in _attributes(model):
+    for name, value in _attributes(model).items():
         os.setxattr(new, name, value)
     os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def _attributes(path: str | int) -> list[tuple[str, bytes]]:
-    """Return the extended attributes that are not the overlay's, and no labels of the machine around."""
-    with suppress(OSError):  # a file system without
-        names = sorted(name for name in os.listxattr(path) if not name.startswith(_NOT_KEPT))
-        return [(name, os.getxattr(path, name)) for name in names]
-    return []
+def _attributes(path: str | int) -> dict[str, bytes]:
+    """Return the extended attributes that are neither the overlay's nor labels of the machine around."""
+    names = sorted(name for name in os.listxattr(path) if not name.startswith(_NOT_KEPT))
+    return {name: os.getxattr(path, name) for name in names}
 
 
 def _forget(upper: Root, lower: Root, path: str) -> None:
@@ -203,19 +201,12 @@ def _same(ours: Place, theirs: Place) -> bool:
     for place in (ours, theirs):
         descriptor = place.open(os.O_RDONLY)
         try:
-            is_opaque = place is ours and any(name in _OPAQUE for name in _names_of(descriptor))
+            is_opaque = place is ours and any(name in _OPAQUE for name in os.listxattr(descriptor))
             data = os.read(descriptor, _MAX_COMPARED) if stat.S_ISREG(first.st_mode) else b""
             contents.append((is_opaque, _attributes(descriptor), data))
         finally:
             os.close(descriptor)
     return contents[0] == contents[1]
-
-
-def _names_of(descriptor: int) -> Iterable[str]:
-    try:
-        return os.listxattr(descriptor)
-    except OSError:
-        return ()
 
 
 def _summary(found: os.stat_result) -> tuple[int, ...]:
