@@ -176,7 +176,7 @@ class LocalMachine:
         if self._lower is None:
             return self._root
         made = [layer.directory for layer in self.layers()]
-        if (unfinished := self._work / "unfinished").is_dir():
+        if ((unfinished := self._work / "unfinished") / TREE).is_dir():
             made.append(unfinished)
         stack = (*self._lower, *(directory / TREE for directory in made))
         return stack if len(stack) > 1 else stack[0]
