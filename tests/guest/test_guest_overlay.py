@@ -99,11 +99,21 @@ def test_an_image_from_scratch_begins_with_an_empty_layer(build: Build, layers: 
 
 
 @pytest.mark.needs("bwrap", "busybox")
-@pytest.mark.parametrize("replaced", ["file", "link"])
-def test_a_step_may_put_something_else_in_the_place_of_etc(build: Build, layers: Path, replaced: str) -> None:
-    other = {"file": "echo x > /etc", "link": "/bin/busybox ln -s old /etc"}[replaced]
-    build.succeed(run_command(f"/bin/busybox cp -a /etc /old && rm -r /etc && {other}"))
-    assert f"{'symlink' if replaced == 'link' else 'file'} etc" in changes(layers, 2)
+@pytest.mark.parametrize(
+    ("shell", "change"),
+    [
+        ("rm -r /etc && echo x > /etc", "file etc"),
+        ("/bin/busybox cp -a /etc /old && rm -r /etc && /bin/busybox ln -s old /etc", "symlink etc"),
+        ("rm -r /etc && /bin/busybox mkdir /etc", "opaque etc"),
+        ("rm /etc/hosts && /bin/busybox mkfifo /etc/hosts", "fifo etc/hosts"),
+        ("rm /etc/resolv.conf && /bin/busybox ln -s x /etc/resolv.conf", "symlink etc/resolv.conf"),
+    ],
+)
+def test_a_step_may_put_something_else_in_the_place_of_the_networks_files(
+    build: Build, layers: Path, shell: str, change: str
+) -> None:
+    build.succeed(run_command(shell))
+    assert change in changes(layers, 2)
 
 
 @pytest.mark.needs("bwrap", "busybox")

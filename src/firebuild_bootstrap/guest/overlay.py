@@ -12,7 +12,8 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
@@ -24,7 +25,7 @@ MAX_LAYERS = 480
 
 # Redirects and shared inodes tie a layer to those below; ours have to stand for themselves.
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
-_OPAQUE = tuple(f"{mark}opaque" for mark in OVERLAY_MARKS)
+_OPAQUE = frozenset(f"{mark}opaque" for mark in OVERLAY_MARKS)
 # mount(2) takes one page of options, and each name has up to 10 bytes; the kernel takes 500 layers.
 _NOT_KEPT = ("security.", *OVERLAY_MARKS)
 _AT_ONCE = 240
@@ -113,27 +114,15 @@ class Layers:
         resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
         mount_layers(self._directory, self._names, self._target, fs, work)
         try:
+            before = _remember(self._target)
             yield
         finally:
             _unmount(self._target)
-        self._forget_unchanged(f"{self._directory}/{fs}")
+        with Root(f"{self._directory}/{fs}") as upper:
+            for path in NETWORK_FILES:
+                _forget(upper, path, before)
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
-
-    def _forget_unchanged(self, fs: str) -> None:
-        """Take out of a layer what netfiles.py moved away for a RUN and put back as it was."""
-        if len(self._names) < 2:  # nothing is below, and the kernel wants two directories at least
-            return
-        with Root(fs) as upper:
-            if not any(upper.status(os.path.dirname(path), follow=False) for path in NETWORK_FILES):
-                return
-        mount_layers(self._directory, self._names, self._target)
-        try:
-            with Root(fs) as upper, Root(self._target) as lower:
-                for path in NETWORK_FILES:
-                    _forget(upper, lower, path)
-        finally:
-            _unmount(self._target)
 
 
 def _unmount(target: str) -> None:
@@ -161,20 +150,67 @@ def _attributes(path: str | int) -> dict[str, bytes]:
     return {name: os.getxattr(path, name) for name in names}
 
 
-def _forget(upper: Root, lower: Root, path: str) -> None:
-    """Remove `path` from the layer where it is the same below, and then the directories above it likewise."""
+class _Known(NamedTuple):
+    """A file or directory: all that tells whether it has changed; its path has no links in it."""
+
+    path: str
+    status: tuple[int, ...]
+    content: bytes
+    attributes: dict[str, bytes]
+
+
+def _remember(target: str) -> dict[str, _Known]:
+    """Describe what netfiles.py moves away for a RUN and puts back, with the directories above."""
+    known = {}
+    with Root(target) as root:
+        for name in NETWORK_FILES:
+            path = name
+            while path != "/" and path not in known:
+                with suppress(OSError), root.locate(path, follow=False) as place:
+                    if (found := _describe(place)) is not None:
+                        known[path] = found
+                path = os.path.dirname(path)
+    return known
+
+
+def _forget(upper: Root, path: str, before: dict[str, _Known]) -> None:
+    """Remove `path` from a layer where it is as it was, and then the directories above it likewise."""
     while path != "/":
         try:
-            with upper.locate(path, follow=False) as ours, lower.locate(path, follow=False) as theirs:
-                # The layer alone may lack a link on the way, or have another one.
-                if ours.path != theirs.path or (ours.status() is not None and not _same(ours, theirs)):
-                    return
-                _remove_quietly(ours)
-        except FileNotFoundError:  # in the layer, or below: its directory may still be as it was
+            with upper.locate(path, follow=False) as place:
+                # A link on the way is another one in the layer alone, if it is there at all.
+                if place.status() is not None:
+                    found = _describe(place)
+                    if found is None or found != before.get(path):
+                        return
+                _remove_quietly(place)
+        except FileNotFoundError:  # its directory may still be as it was
             pass
         except OSError:  # the directory holds something else, or is none any more
             return
         path = os.path.dirname(path)
+
+
+def _describe(place: Place) -> _Known | None:
+    """Describe what is there; None for what can't be compared, which is a change therefore."""
+    found = place.status()
+    if found is None:
+        return None
+    status = (found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns)
+    if stat.S_ISLNK(found.st_mode):
+        text = os.readlink(place.name, dir_fd=place.directory)
+        return _Known(place.path, status, os.fsencode(text), {})
+    is_file = stat.S_ISREG(found.st_mode)
+    if not (is_file or stat.S_ISDIR(found.st_mode)) or (is_file and found.st_size > _MAX_COMPARED):
+        return None
+    descriptor = place.open(os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not _OPAQUE.isdisjoint(os.listxattr(descriptor)):
+            return None
+        content = os.read(descriptor, _MAX_COMPARED) if is_file else b""
+        return _Known(place.path, status, content, _attributes(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _remove_quietly(place: Place) -> None:
@@ -186,29 +222,3 @@ def _remove_quietly(place: Place) -> None:
     else:
         os.unlink(place.name, dir_fd=place.directory)
     os.utime(".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=place.directory)
-
-
-def _same(ours: Place, theirs: Place) -> bool:
-    first, second = ours.status(), theirs.status()
-    if first is None or second is None or _summary(first) != _summary(second):
-        return False
-    if stat.S_ISLNK(first.st_mode):
-        texts = [os.readlink(place.name, dir_fd=place.directory) for place in (ours, theirs)]
-        return texts[0] == texts[1]
-    if not (stat.S_ISDIR(first.st_mode) or stat.S_ISREG(first.st_mode)) or first.st_size > _MAX_COMPARED:
-        return False
-    contents = []
-    for place in (ours, theirs):
-        descriptor = place.open(os.O_RDONLY)
-        try:
-            is_opaque = place is ours and any(name in _OPAQUE for name in os.listxattr(descriptor))
-            data = os.read(descriptor, _MAX_COMPARED) if stat.S_ISREG(first.st_mode) else b""
-            contents.append((is_opaque, _attributes(descriptor), data))
-        finally:
-            os.close(descriptor)
-    return contents[0] == contents[1]
-
-
-def _summary(found: os.stat_result) -> tuple[int, ...]:
-    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, size
