@@ -96,7 +96,8 @@ class FileTree:
 
         Args:
             sources: in the order in which they are written; their trees are not looked at.
-            exclude: patterns, as in an ignore file, of what is left out of each source, relative to it.
+            exclude: patterns, as in an ignore file, of what is left out of sources that are directories,
+                relative to them.
             parents: paths keep their directories, those after `/./` where that is in them.
             unpack: archives are sent as their members; None for those of this tree and not for downloads.
             location: the instruction, for errors now and while the files are read later.
@@ -136,9 +137,9 @@ class FileTree:
         return ContextResource(tuple(groups))
 
     def _plain(self, pattern: str, tree: Tree, unpack: bool) -> Iterator[Group]:
+        # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
         for node, name in list(self._find(pattern, tree)):
-            if node.is_directory or not tree.exclude.ignores(posixpath.basename(name)):
-                yield self._group(tree, node, name, unpack)
+            yield self._group(tree, node, name, unpack)
 
     def _with_parents(self, pattern: str, tree: Tree, _unpack: bool) -> Iterator[Group]:
         pivot, dotted, wanted = pattern.partition("/./")
