@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.context import FileTree, Resource
@@ -12,16 +12,19 @@ from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     CacheMount,
     Files,
+    Graph,
+    ImageRef,
     Mount,
     Run,
     Scratch,
     SecretMount,
     SshMount,
+    StageRef,
     TmpfsMount,
     TreeRef,
     canonical,
 )
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.errors import InputError, Location, Problems
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.secret import Secret, SecretResource, missing
 
@@ -75,6 +78,30 @@ def lower_mounts(
         if (lowered := lowering.one(mount, f"step-{number}-mount-{place}")) is not None
     )
     return LoweredMounts(mounts, lowering.resources, lowering.env)
+
+
+def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> None:
+    """Make sure of all mounts that do not need a stage to be finished.
+
+    Args:
+        graph: what there is to do.
+        trees: opens build contexts.
+        secrets: what the user has given, by id.
+
+    Raises:
+        InputError: what `lower_mounts` would raise; all of them.
+    """
+    problems = Problems()
+    for step in (step for stage in graph.stages for step in stage.steps):
+        if isinstance(run := step.operation, Run):
+            known = tuple(mount for mount in run.mounts if not _is_from_elsewhere(mount))
+            with problems.collected():
+                lower_mounts(replace(run, mounts=known), 0, trees, secrets, location=step.origin.location)
+    problems.raise_all()
+
+
+def _is_from_elsewhere(mount: Mount) -> bool:
+    return isinstance(mount, BindMount | CacheMount) and isinstance(mount.tree, ImageRef | StageRef)
 
 
 @dataclass
