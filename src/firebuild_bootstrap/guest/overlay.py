@@ -18,7 +18,6 @@ from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
 
 from . import kernel
-from .netfiles import NETWORK_FILES
 
 MAX_LAYERS = 480
 
@@ -127,6 +126,8 @@ class Layers:
 
     def _forget_unchanged(self, fs: str) -> None:
         """Take out of a layer what was moved away or mounted on for a RUN, and is as it was."""
+        from .netfiles import NETWORK_FILES  # workers mount layers, and do without what it imports
+
         touched = (*NETWORK_FILES, *self.touched)
         if len(self._names) < 2:  # nothing is below, and the kernel wants two directories at least
             return
