@@ -19,7 +19,6 @@ from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
 
 from . import kernel
-from .netfiles import NETWORK_FILES
 
 MAX_LAYERS = 480
 
@@ -118,6 +117,9 @@ class Layers:
         resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
         mount_layers(self._directory, self._names, self._target, fs, work)
         try:
+            # Here, because workers mount layers, too, and do without what it imports.
+            from .netfiles import NETWORK_FILES
+
             for path in NETWORK_FILES:
                 self.borrow(path)
             yield
