@@ -289,6 +289,10 @@ class Diagnostic:
     message: str
     rule: str = ""
 
+    def __str__(self) -> str:
+        """Render as `file:line: rule: message`."""
+        return ": ".join(filter(None, (str(self.location), self.rule, self.message)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
