@@ -1,6 +1,6 @@
 """Build checks: which rule speaks at which line.
 
-`lints.json` holds what BuildKit v0.34.2 says to each Dockerfile: `buildctl build --opt requestid=frontend.lint`.
+`lints.json` holds what BuildKit v0.34.2 says to each Dockerfile, asked with `--opt requestid=frontend.lint`.
 """
 
 from __future__ import annotations

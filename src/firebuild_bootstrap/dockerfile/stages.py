@@ -176,8 +176,8 @@ class _Reading:
         for block in self._blocks:
             with self._problems.collected():
                 self._begin(block)
-        self._problems.raise_all()
         self._look(head, predefined | self._known)
+        self._problems.raise_all()
         self._target = self._find_target(target)
 
     def _global_scope(
@@ -196,7 +196,7 @@ class _Reading:
         lint = self._lint
         for warning in self._parsed.warnings:
             lint.report(warning.rule, warning.location, warning.message)
-        starts = [block.start for block in self._blocks]
+        starts = [block.start for block in self._blocks if len(block.start.args) in (1, 3)]
         inside = [instruction for block in self._blocks for instruction in (block.start, *block.body)]
         lint.names((start, _name_of(start)) for start in starts)
         lint.casing(inside)
