@@ -54,6 +54,11 @@ class BuildRequest:
                 self._check(f"the name of {what}", name)
                 self._check(f"the value of {what} {one_line(name, 80)}", value or "")
 
+    @property
+    def dockerfile_name(self) -> Path:
+        """What to call the Dockerfile in messages."""
+        return self.dockerfile if self.source is None else Path(self.source.name)
+
     @staticmethod
     def _check(what: str, text: str) -> None:
         if UNUSABLE_TEXT.search(text):
