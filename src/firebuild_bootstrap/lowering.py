@@ -14,7 +14,6 @@ from firebuild_bootstrap.dockerfile.graph import (
     Copy,
     Diagnostic,
     Files,
-    GitTree,
     Graph,
     Network,
     Run,
@@ -212,10 +211,8 @@ def _beyond(step: Step) -> Iterator[str]:
                 yield "RUN --mount"
             if network is not Network.DEFAULT:
                 yield "RUN --network"
-        case Copy(sources=sources, link=link, keyword=keyword):
+        case Copy(link=link, keyword=keyword):
             if link:
                 yield f"{keyword} --link"
-            if any(isinstance(source, GitTree) for source in sources):
-                yield "ADD from a git repository"
         case Workdir():
             pass

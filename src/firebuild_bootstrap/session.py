@@ -72,7 +72,12 @@ class Sessions:
         if self.keep_failed is not None:
             name = f"{self.build_id}-{work.title}" if work.title else self.build_id
             cleanup.enter_context(
-                Keeper(self.keep_failed / name, machine, notice=self._notice("warning"), info=self._notice("info"))
+                Keeper(
+                    self.keep_failed / name,
+                    machine,
+                    notice=self._notice("warning"),
+                    info=self._notice("info"),
+                )
             )
         server = self._server(work, machine, guest)
         listening = machine.listen()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dockerfile.planning import Bases, Plan, Read
+from dockerfile.planning import Bases, Read
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
     Copy,
@@ -20,7 +20,6 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import require_simple
 
 
 def runs(stage: Stage) -> list[Run]:
@@ -228,7 +227,11 @@ def test_a_named_context_replaces_images_and_stages_of_its_name(read: Read, base
     first, second, _ = graph.stages
     assert (first.base, first.config.env["A"], len(first.steps)) == (ImageRef("mirror:1"), "1", 1)
     # All of the stage is replaced, not only what it begins with.
-    assert (second.base, second.steps) == (ContextRef("b"), ())
+    (step,) = second.steps
+    assert (second.base, step.operation) == (
+        Scratch(),
+        Copy(sources=(Files("/", ContextRef("b")),), destination="/", into=True),
+    )
     assert copied(graph) == [StageRef(0), StageRef(1), ContextRef("src"), Scratch()]
 
 
@@ -262,21 +265,3 @@ def test_a_key_depends_on_what_is_done_and_not_on_where_it_stands(read: Read) ->
     texts = ("FROM scratch\nCOPY a b\n", "# a comment\n\nFROM scratch\n\ncopy   a \\\n  b\n")
     one, two = (read(text).target.steps[0].operation for text in texts)
     assert canonical(one) == canonical(two)
-
-
-# --- what the conductor cannot do yet --------------------------------------------------------------
-
-
-def test_what_needs_more_than_one_guest_is_refused_at_all_its_lines(plan: Plan, read: Read) -> None:
-    simple = read("FROM scratch AS unneeded\nFROM scratch\nRUN x\nCOPY --parents a b\n")
-    assert require_simple(simple) is simple.target
-    with pytest.raises(InputError) as caught:
-        require_simple(
-            read(
-                "FROM scratch AS one\nFROM scratch\nCOPY --from=one a b\nRUN --mount=type=tmpfs,target=/t x\n"
-                "RUN --network=none x\nCOPY --link a b\nADD git@host:repository /src/\n"
-            )
-        )
-    hint = str(caught.value.hint)
-    assert caught.value.location == Location("Dockerfile", 1)
-    assert [f"also Dockerfile:{line}: " in hint for line in (3, 4, 5, 6, 7)] == [True] * 5

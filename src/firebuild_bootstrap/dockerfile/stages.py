@@ -17,7 +17,9 @@ from firebuild_bootstrap.dockerfile.expansion import Budget, Lexer
 from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
+    Copy,
     Diagnostic,
+    Files,
     Graph,
     ImageRef,
     Origin,
@@ -389,6 +391,9 @@ class _Reading:
         before, self._current = self._current, block
         try:
             state, triggers, origin = self._start(block, parent.state if parent else None)
+            if isinstance(block.base, ContextRef):
+                everything = Copy(sources=(Files("/", block.base),), destination="/", into=True)
+                state.steps.append(Step(everything, Origin(block.start.location, block.start.text)))
             whole = self._execute_triggers(state, triggers, block.start, origin)
             state.escape = self._parsed.escape
             whole = whole and self._execute_all(state, [] if block.replaced else block.body)
@@ -538,7 +543,7 @@ def _stage(block: _Block, extra_labels: Mapping[str, str]) -> Stage:
     return Stage(
         index=block.index,
         name=block.name,
-        base=block.base,
+        base=Scratch() if isinstance(block.base, ContextRef) else block.base,
         origin=Origin(block.start.location, block.start.text),
         platform=state.platform,
         steps=tuple(state.steps),
