@@ -209,6 +209,7 @@ class _Build:
             store=self._home.root,
             notice=self._notice,
             info=self._info,
+            epoch=self._request.epoch,
         )
 
     # --- 2 --------------------------------------------------------------------------------------

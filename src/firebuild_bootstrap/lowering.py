@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -15,16 +15,18 @@ from firebuild_bootstrap.dockerfile.graph import (
     Diagnostic,
     Files,
     Graph,
-    Network,
     Run,
     Stage,
     Step,
     TreeRef,
     Workdir,
+    canonical,
     trees_of,
 )
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, Problems
+from firebuild_bootstrap.mounting import LoweredMounts, lower_mounts
+from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand, encode_command
 
 Trees = Callable[[TreeRef], FileTree]
@@ -53,6 +55,7 @@ class WireStep:
 Sent = Mapping[tuple[int, int], ContextResource]
 """What COPY and ADD send, by the index of their stage and their place in it."""
 _NOTHING: Final[Sent] = MappingProxyType({})
+_NO_SECRETS: Final[Mapping[str, Secret]] = MappingProxyType({})
 
 
 def outside(graph: Graph, trees: Trees) -> tuple[Sent, tuple[Diagnostic, ...]]:
@@ -87,7 +90,15 @@ def outside(graph: Graph, trees: Trees) -> tuple[Sent, tuple[Diagnostic, ...]]:
     return sent, tuple(empty)
 
 
-def lower(stage: Stage, trees: Trees, sent: Sent = _NOTHING, *, first: int = 2) -> tuple[WireStep, ...]:
+def lower(
+    stage: Stage,
+    trees: Trees,
+    sent: Sent = _NOTHING,
+    *,
+    first: int = 2,
+    secrets: Mapping[str, Secret] = _NO_SECRETS,
+    identity: Callable[[TreeRef], str] = canonical,
+) -> tuple[WireStep, ...]:
     """Turn a stage into what its guest executes.
 
     Args:
@@ -95,9 +106,11 @@ def lower(stage: Stage, trees: Trees, sent: Sent = _NOTHING, *, first: int = 2) 
         trees: opens what files are taken from.
         sent: what was found before.
         first: the number of its first step.
+        secrets: what the user has given, by id.
+        identity: names what a tree holds, for caches that begin with it.
 
     Raises:
-        InputError: a source can't be found or read; all of them.
+        InputError: a source can't be found or read, or a required secret is not given; all of them.
     """
     steps: list[WireStep] = []
     problems = Problems()
@@ -107,8 +120,18 @@ def lower(stage: Stage, trees: Trees, sent: Sent = _NOTHING, *, first: int = 2) 
             resource = sent.get((stage.index, place))
             if isinstance(copy, Copy) and resource is None:
                 resource = _resource(step, copy, trees)
-            if resource is None or resource.groups:  # BuildKit makes no destination either
-                steps.append(_lowered(step, first + place, resource))
+            if resource is not None and not resource.groups:
+                continue  # BuildKit makes no destination either
+            made = _lowered(step, first + place, resource)
+            if isinstance(step.operation, Run):
+                location = step.origin.location
+                made = _with_mounts(
+                    made,
+                    lower_mounts(
+                        step.operation, made.number, trees, secrets, identity=identity, location=location
+                    ),
+                )
+            steps.append(made)
     problems.raise_all()
     return tuple(steps)
 
@@ -138,6 +161,7 @@ def _lowered(step: Step, number: int, resource: Resource | None) -> WireStep:
                 env=run.env,
                 args=run.args,
                 script=run.script,
+                network=run.network.value,
             )
         case Workdir(path=path, user=user):
             command = WorkdirCommand(step=number, original=original, workdir=path, user=user)
@@ -157,6 +181,13 @@ def _lowered(step: Step, number: int, resource: Resource | None) -> WireStep:
                 keyword=copy.keyword,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
+
+
+def _with_mounts(step: WireStep, mounts: LoweredMounts) -> WireStep:
+    if not isinstance(step.command, RunCommand):
+        return step
+    command = replace(step.command, mounts=mounts.mounts, env={**step.command.env, **mounts.env})
+    return replace(step, command=command, resources=mounts.resources)
 
 
 def _tree(copy: Copy) -> TreeRef:
@@ -184,35 +215,3 @@ def _found(step: Step, copy: Copy, trees: Trees) -> ContextResource:
             copy.destination,
         )
     return resource
-
-
-# --- what the conductor cannot do yet ------------------------------------------------------------
-
-_NOT_YET: Final = "is not supported yet"
-
-
-def refuse_unsupported(graph: Graph) -> None:
-    """Refuse what guests can't do yet.
-
-    Raises:
-        InputError: there is something of it; all such lines.
-    """
-    problems = Problems()
-    for step in (step for stage in graph.stages for step in stage.steps):
-        for what in _beyond(step):
-            problems.add(InputError(f"{what} {_NOT_YET}", location=step.origin.location))
-    problems.raise_all()
-
-
-def _beyond(step: Step) -> Iterator[str]:
-    match step.operation:
-        case Run(mounts=mounts, network=network):
-            if mounts:
-                yield "RUN --mount"
-            if network is not Network.DEFAULT:
-                yield "RUN --network"
-        case Copy(link=link, keyword=keyword):
-            if link:
-                yield f"{keyword} --link"
-        case Workdir():
-            pass

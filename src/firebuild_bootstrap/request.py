@@ -11,6 +11,7 @@ from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_bootstrap.secret import Secret
 from firebuild_pki.display import one_line
 
 BuildContextSource = Path | ImageRef | GitTree
@@ -29,9 +30,12 @@ class BuildRequest:
         tag: what to store the image as.
         also_tagged: more names to store it under.
         build_args: values for ARG; None is a name without a value.
+        secrets: of the user by id, for RUN --mount=type=secret.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: what to make of the root file system.
+        epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
+            None for the real times.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
             keeps nothing.
 
@@ -47,9 +51,11 @@ class BuildRequest:
     tag: Reference
     also_tagged: tuple[Reference, ...] = ()
     build_args: Mapping[str, str | None] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
+    epoch: int | None = None
     keep_failed: Path | None = None
 
     def __post_init__(self) -> None:

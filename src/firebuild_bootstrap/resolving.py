@@ -24,9 +24,11 @@ from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import Sent, lower, outside, refuse_unsupported, wire_size
+from firebuild_bootstrap.lowering import Sent, lower, outside, wire_size
 from firebuild_bootstrap.machine.base import Layer
+from firebuild_bootstrap.mounting import check_mounts
 from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.service import StepInfo
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, encode_command
 
@@ -66,6 +68,7 @@ class Resolved:
         bases: the images that it names, by their references as written.
         contexts: the build contexts by name, the main one without.
         sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
+        secrets: what the user has given, by id.
         warnings: what is probably not meant.
     """
 
@@ -73,6 +76,7 @@ class Resolved:
     bases: Mapping[str, Base]
     contexts: Mapping[str, BuildContext]
     sent: Sent
+    secrets: Mapping[str, Secret]
     warnings: tuple[Diagnostic, ...] = ()
 
     @property
@@ -121,7 +125,13 @@ class Resolved:
             if before.index == stage.index:
                 break
             number += 1 + len(before.steps)
-        steps = lower(stage, lambda tree: self._files(tree, archives, cleanup), self.sent, first=number + 1)
+        steps = lower(
+            stage,
+            lambda tree: self._files(tree, archives, cleanup),
+            self.sent,
+            first=number + 1,
+            secrets=self.secrets,
+        )
         return Work(
             title=stage.title if len(self.graph.stages) > 1 else "",
             base=base,
@@ -161,11 +171,15 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
         contexts=_named(request),
         lint=Lint(contexts[""].excluded),
     )
-    refuse_unsupported(graph)
     for stage in graph.stages:
         _check_size(stage)
-    sent, empty = outside(graph, lambda tree: contexts[tree.name if isinstance(tree, ContextRef) else ""])
-    return Resolved(graph, found.bases, contexts, sent, (*graph.warnings, *empty))
+
+    def outside_trees(tree: TreeRef) -> BuildContext:
+        return contexts[tree.name if isinstance(tree, ContextRef) else ""]
+
+    sent, empty = outside(graph, outside_trees)
+    check_mounts(graph, outside_trees, request.secrets)
+    return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
 
 
 def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ...], InputError | None]:

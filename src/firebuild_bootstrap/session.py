@@ -71,14 +71,8 @@ class Sessions:
         cleanup.callback(machine.close)
         if self.keep_failed is not None:
             name = f"{self.build_id}-{work.title}" if work.title else self.build_id
-            cleanup.enter_context(
-                Keeper(
-                    self.keep_failed / name,
-                    machine,
-                    notice=self._notice("warning"),
-                    info=self._notice("info"),
-                )
-            )
+            notice, info = self._notice("warning"), self._notice("info")
+            cleanup.enter_context(Keeper(self.keep_failed / name, machine, notice=notice, info=info))
         server = self._server(work, machine, guest)
         listening = machine.listen()
         cleanup.callback(listening.listener.close)

@@ -6,6 +6,7 @@ https://docs.docker.com/reference/dockerfile/#copy
 from __future__ import annotations
 
 import difflib
+import os
 import posixpath
 import stat
 import tempfile
@@ -30,7 +31,7 @@ from firebuild_bootstrap.context.ignore import (
 )
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.context.sources import ContextResource, Group, heredoc_group, remote_group
-from firebuild_bootstrap.context.tree import Tree
+from firebuild_bootstrap.context.tree import ContextFile, Tree
 from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
 from firebuild_bootstrap.dockerfile.remote import redacted
 from firebuild_bootstrap.errors import InputError, Location
@@ -210,10 +211,11 @@ class FileTree:
         if unpack:
             from firebuild_bootstrap.context.archive import Archive, is_archive  # few builds have one
 
-            with tree.open(node) as content:
+            file = ContextFile(tree, node)
+            with file.open() as content:
                 archive = is_archive(content)
             if archive:
-                return Group(name, Archive(name, partial(tree.open, node), tree.location).entries)
+                return Group(name, Archive(name, file.open, tree.location).entries)
         return Group(name, lambda: iter((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
@@ -381,5 +383,5 @@ def _check_readable(group: Group) -> int:
 
 def _require_readable(entry: Entry) -> None:
     # What everybody may read needs no try, which saves much time in a large tree.
-    if entry.open is not None and not entry.mode & stat.S_IROTH:
-        entry.open().close()
+    if entry.file is not None and not entry.mode & stat.S_IROTH:
+        os.close(entry.file.descriptor())
