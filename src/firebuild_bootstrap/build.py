@@ -282,7 +282,7 @@ class _Build:
                 )
 
     def _explain(self, resolved: Resolved, results: Results, pending: Sequence[Stage]) -> None:
-        """Remember what steps are made of, and tell why those of this build are not cached, if that is asked."""
+        """Remember what steps are made of; tell why those of this build are not cached, if that is asked."""
         name = str(self._request.dockerfile_name.absolute())
         last = LastBuild(self._home.root, name)
         for stage in resolved.graph.stages:
