@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -112,10 +113,14 @@ class Ask:
                 platform=case.platform,
                 secrets={name: directory / "secrets" / name for name in case.secrets},
                 contexts={name: directory / "contexts" / name for name in case.contexts},
-                images={name: layout for name, layout in self._layouts.items() if name in case.dockerfile},
+                images=self._named_in(case.dockerfile),
                 output=f"type=oci,dest={archive},compression=uncompressed",
             )
         )
+
+    def _named_in(self, dockerfile: str) -> dict[str, tuple[Path, str]]:
+        """Return the bases that a Dockerfile may mean; none may hide a stage of its name."""
+        return {name: layout for name, layout in self._layouts.items() if f" AS {name}\n" not in dockerfile}
 
 
 def _outcome(case: Case, directory: Path, ask: Ask) -> dict[str, Any]:
@@ -131,7 +136,10 @@ def _outcome(case: Case, directory: Path, ask: Ask) -> dict[str, Any]:
 
 
 def _without(message: str, directory: Path) -> str:
-    return message.replace(str(directory), "DIRECTORY")[:300]
+    """Return a message without what changes from run to run, or with the machine."""
+    message = message.replace(str(directory), "DIRECTORY").partition(": failed to resolve source metadata")[0]
+    message = re.sub(r"\S*/cachemounts/buildkit\d+", "", message)
+    return re.sub(r" of ref \S+:", ":", message)[:300]
 
 
 def _image(case: Case, tar: tarfile.TarFile) -> dict[str, Any]:
@@ -144,7 +152,8 @@ def _image(case: Case, tar: tarfile.TarFile) -> dict[str, Any]:
     config = json.load(blob(manifest["config"]["digest"]))
     with ExitStack() as opened:
         layers = [
-            opened.enter_context(tarfile.open(fileobj=blob(each["digest"]))) for each in manifest["layers"]
+            opened.enter_context(tarfile.open(fileobj=blob(each["digest"])))
+            for each in manifest["layers"] or ()
         ]
         tree = merged(layers, times=case.times)
     return {"config": plain_config(config), "tree": without_base(case, tree)}
