@@ -20,6 +20,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,10 +63,12 @@ class Case:
     def lay(self, directory: Path) -> Path:
         """Make the context with the Dockerfile in `directory`/context, and secrets and contexts beside it."""
         context = directory / "context"
-        lay(context, {"Dockerfile": self.dockerfile, **self.files})
+        # BuildKit takes a file for one that it had in an earlier build if name, size and time are equal.
+        time = TIME * 10**9 + zlib.crc32(self.name.encode()) % 10**9
+        lay(context, {"Dockerfile": self.dockerfile, **self.files}, time)
         lay(directory / "secrets", self.secrets)
         for name, files in self.contexts.items():
-            lay(directory / "contexts" / name, files)
+            lay(directory / "contexts" / name, files, time)
         return context
 
     @contextmanager
@@ -109,12 +112,13 @@ def recorded() -> dict[str, Any]:
 # --- files ---------------------------------------------------------------------------------------
 
 
-def lay(directory: Path, files: Files) -> None:
+def lay(directory: Path, files: Files, time: int = TIME * 10**9) -> None:
     """Make files, each a text or an object with the members that it needs:
 
     `content`, `base64` or `size` (of zeros), or `link`, `hard` (a name in the same files), `fifo`, or
     `archive` (files, packed as `form`: tar, gz, bz2, xz); `mode` (octal digits), `owner` (uid:gid), `mtime`,
-    `xattr`. A name that ends in a slash is a directory.
+    `xattr`. A name that ends in a slash is a directory. `time`, in nanoseconds, is that of the last; each
+    other is a nanosecond later.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name, text_or_members in files.items():
@@ -130,10 +134,11 @@ def lay(directory: Path, files: Files) -> None:
         for key, value in members.get("xattr", {}).items():
             os.setxattr(path, key, value.encode(), follow_symlinks=False)
     # Making a file changes the time of its directory.
-    for path in sorted(directory.rglob("*"), reverse=True):
+    for number, path in enumerate(sorted(directory.rglob("*"), reverse=True)):
         given = _members(files.get(str(path.relative_to(directory)) + "/" * path.is_dir(), ""))
-        os.utime(path, (TIME, given.get("mtime", TIME)), follow_symlinks=False)
-    os.utime(directory, (TIME, TIME))
+        when = given["mtime"] * 10**9 if "mtime" in given else time + number
+        os.utime(path, ns=(when, when), follow_symlinks=False)
+    os.utime(directory, ns=(time, time))
 
 
 def _make(path: Path, directory: Path, name: str, members: Mapping[str, Any]) -> None:

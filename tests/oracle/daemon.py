@@ -70,9 +70,6 @@ class Order:
         """Return the arguments of `buildctl build`."""
         words = ["--frontend=dockerfile.v0", f"--local=context={self.context}"]
         words.append(f"--local=dockerfile={self.dockerfile or self.context}")
-        words += (f"--opt=build-arg:{name}={value}" for name, value in self.args.items())
-        words += (f"--opt={name}={value}" for name, value in self._named() if value)
-        words += (f"--secret=id={name},src={path}" for name, path in self.secrets.items())
         for name, directory in self.contexts.items():
             words += [f"--local={name}={directory}", f"--opt=context:{name}=local:{name}"]
         for name, (directory, digest) in self.images.items():
@@ -80,11 +77,12 @@ class Order:
                 f"--oci-layout={name}={directory}",
                 f"--opt=context:{name}=oci-layout://{name}@{digest}",
             ]
+        words += (f"--opt=build-arg:{name}={value}" for name, value in self.args.items())
+        words += [f"--opt=target={self.target}"] if self.target else []
+        words += [f"--opt=platform={self.platform}"] if self.platform else []
+        words += (f"--secret=id={name},src={path}" for name, path in self.secrets.items())
         words += [f"--output={self.output}"] if self.output else []
         return words if self.cached else [*words, "--no-cache"]
-
-    def _named(self) -> list[tuple[str, str]]:
-        return [("target", self.target), ("platform", self.platform)]
 
 
 class BuildKit:

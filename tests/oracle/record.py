@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from oracle.corpus import HERE, Case, bases, cases, recorded
 from oracle.daemon import BuildKit, Order, RefusedError, version
-from oracle.tree import Tree, changed, merged, plain_config
+from oracle.tree import merged, plain_config, without_base
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # which buildah leaves out
 _INSIDE = "FIREBUILD_RECORDING"
@@ -45,6 +46,7 @@ def main() -> None:
         command = ["unshare", "--net", "--mount", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
         command += [sys.executable, *sys.argv]
         os.execvpe(command[0], command, {**os.environ, _INSIDE: "1"})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the daemon ends, too
     with tempfile.TemporaryDirectory(prefix="oracle-") as directory:
         _record(Path(directory), arguments.names, ask_buildah=arguments.buildah)
 
@@ -156,26 +158,11 @@ def _image(case: Case, tar: tarfile.TarFile) -> dict[str, Any]:
             for each in manifest["layers"] or ()
         ]
         tree = merged(layers, times=case.times)
-    return {"config": plain_config(config), "tree": without_base(case, tree)}
+    return {"config": plain_config(config), "tree": without_base(tree, times=case.times)}
 
 
 def _file(tar: tarfile.TarFile, name: str) -> Any:
     return tar.extractfile(next(each for each in tar if each.name.removeprefix("./") == name))
-
-
-def without_base(case: Case, tree: Tree) -> Tree:
-    """Leave out what every base brings, if the case's image has it."""
-    base = base_tree(times=case.times)
-    return changed(tree, base) if "bin/busybox" in tree else tree
-
-
-def base_tree(*, times: bool) -> Tree:
-    """Return the files that every base has."""
-    import io
-
-    archive = next(iter(bases().values())).archive
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        return merged([tar], times=times)
 
 
 # --- the second opinion --------------------------------------------------------------------------

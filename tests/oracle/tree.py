@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tarfile
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Final
+
+from oracle.corpus import bases
 
 _KINDS: Final = {
     tarfile.DIRTYPE: "dir",
@@ -43,10 +47,20 @@ def merged(layers: Iterable[tarfile.TarFile], *, times: bool = False) -> Tree:
     return dict(sorted(_grouped(tree).items()))
 
 
-def changed(tree: Tree, base: Tree) -> Tree:
-    """Return what is not as in the base; what is no longer there is told as `removed`."""
+def without_base(tree: Tree, *, times: bool = False) -> Tree:
+    """Return what is not as in the bases, if the tree began as one; what is gone is told as `removed`."""
+    if "bin/busybox" not in tree:
+        return tree
+    base = _base_tree(times)
     there = {name: told for name, told in tree.items() if base.get(name) != told}
     return dict(sorted((there | {name: "removed" for name in base if name not in tree}).items()))
+
+
+@cache
+def _base_tree(times: bool) -> Tree:
+    archive = next(iter(bases().values())).archive
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        return merged([tar], times=times)
 
 
 def _remove(tree: Tree, name: str) -> None:
