@@ -131,6 +131,10 @@ class BuildKit:
     def _buildctl(self) -> list[str]:
         return [str(self._programs / "buildctl"), "--addr", f"unix://{self._state / 'socket'}"]
 
+    def prune(self) -> None:
+        """Forget all results and files of earlier builds."""
+        subprocess.run([*self._buildctl(), "prune", "--all"], capture_output=True, check=True)
+
     def build(self, order: Order) -> None:
         """Build.
 
