@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.events import (
+    BuildFailed,
     BuildStarted,
     Event,
     GuestConnected,
@@ -22,6 +23,8 @@ from firebuild_bootstrap.events import (
     Notice,
     PeerRefused,
     PhaseStarted,
+    StageFinished,
+    StageStarted,
     StepFinished,
     StepOutput,
     StepStarted,
@@ -293,3 +296,52 @@ def test_every_event_and_field_is_documented() -> None:
         section = section.partition("\n## ")[0]
         fields = {entry.name for entry in dataclasses.fields(kind)} - {"time"}
         assert {name for name in fields if f"| `{name}` |" not in section} == set(), kind.type
+
+
+def stage_step(step: int, stage: str, text: str) -> list[Event]:
+    return [
+        StepStarted(step=step, total=6, instruction=text, line=step, stage=stage),
+        StepOutput(step=step, stream="stdout", data=f"{text} says this\n".encode()),
+        StepFinished(step=step, exit_code=0, seconds=0.1),
+    ]
+
+
+def test_stages_side_by_side_are_shown_one_after_the_other() -> None:
+    first, second, third = (
+        StageStarted(stage=name, step=step) for name, step in (("a", 1), ("b", 3), ("c", 5))
+    )
+    a1, a2 = stage_step(1, "a", "FROM x"), stage_step(2, "a", "RUN one")
+    b1, b2 = stage_step(3, "b", "FROM y"), stage_step(4, "b", "RUN two")
+    c1, c2 = stage_step(5, "c", "FROM z"), stage_step(6, "c", "RUN three")
+    b_ended, a_ended = StageFinished(stage="b", step=3), StageFinished(stage="a", step=1)
+    events = [first, *a1, second, *b1, a2[0], *b2, b_ended, third, c1[0], a2[1], *c1[1:], a2[2], a_ended, *c2]
+    expected = []
+    for step, stage, text in (
+        (1, "a", "FROM x"),
+        (2, "a", "RUN one"),
+        (3, "b", "FROM y"),
+        (4, "b", "RUN two"),
+        (5, "c", "FROM z"),
+        (6, "c", "RUN three"),
+    ):
+        number = f"[{stage} {step}/6]"
+        expected += [f"{number} {text}", f"{text} says this", f"{number} done in 0.1s"]
+    assert shown(*events).splitlines() == expected
+
+
+def test_a_stage_that_fails_out_of_its_turn_is_shown_with_what_it_wrote() -> None:
+    b = [
+        StepStarted(step=4, total=6, instruction="RUN two", line=4, stage="b"),
+        StepOutput(step=4, stream="stderr", data=b"no such thing\n"),
+        StepFinished(step=4, exit_code=7, seconds=0.1),
+    ]
+    failed = BuildFailed(exit_status=1, error="StepFailed", message="step 4", step=4, exit_code=7)
+    started = [StageStarted(stage="a", step=1), StageStarted(stage="b", step=3)]
+    text = shown(*started, *stage_step(1, "a", "FROM x")[:2], *b, failed)
+    assert text.splitlines() == [
+        "[a 1/6] FROM x",
+        "FROM x says this",
+        "[b 4/6] RUN two",
+        "no such thing",
+        "[b 4/6] failed after 0.1s, exit code 7",
+    ]

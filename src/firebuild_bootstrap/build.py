@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import BuildPlan
 from firebuild_bootstrap.errors import BuildTimeout, GuestLost, Interrupted, StepFailed
 from firebuild_bootstrap.events import (
     BuildStarted,
@@ -29,7 +28,8 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.keeping import Keeper
-from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.lowering import LoweredStage
+from firebuild_bootstrap.machine.base import ArchiveLayer, Machine
 from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine, stores_images
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
@@ -199,7 +199,7 @@ class _Build:
             request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
         )
         resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
-        for warning in resolved.plan.warnings:
+        for warning in resolved.warnings:
             self._notice(f"{warning.location}: {warning.message}")
         if stores_images(self._settings.machine):
             check_programs(request.outputs)
@@ -239,7 +239,7 @@ class _Build:
 
     def _server(
         self,
-        plan: BuildPlan,
+        plan: LoweredStage,
         materials: tuple[TLSMaterial, TLSMaterial],
         machine: Machine,
         runtime_directory: Path,
@@ -284,18 +284,19 @@ class _Build:
             StepStarted(
                 step=1,
                 total=resolved.plan.total,
-                instruction=f"FROM {resolved.plan.base}",
-                line=resolved.plan.base_line,
+                instruction=f"FROM {resolved.reference}",
+                line=resolved.plan.stage.origin.location.line,
             )
         )
-        for note in machine.prepare(resolved.base.archive if resolved.base else None):
+        base = resolved.base
+        for note in machine.prepare([ArchiveLayer(base.archive, base.digest)] if base else []):
             self._notice(note)
         machine.start()
         self.events(StepFinished(step=1, exit_code=0, seconds=time.monotonic() - began))
 
     # --- 6 --------------------------------------------------------------------------------------
 
-    def _follow(self, server: BootstrapServer, machine: Machine, plan: BuildPlan) -> None:
+    def _follow(self, server: BootstrapServer, machine: Machine, plan: LoweredStage) -> None:
         outcome = follow(server, machine, self._home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+_REPORTED_PROBLEMS: Final = 10
+
 
 class ExitStatus(IntEnum):
     """What `firebuild` exits with."""
@@ -81,6 +83,59 @@ class InputError(FirebuildError):
     exit_status = ExitStatus.BAD_INPUT
 
 
+class Problems:
+    """What is wrong, all of it."""
+
+    def __init__(self) -> None:
+        self.found: list[InputError] = []
+
+    def add(self, error: InputError) -> None:
+        """Add one."""
+        self.found.append(error)
+
+    def collected(self) -> _Collected:
+        """Return what keeps an error of its block instead of raising it."""
+        return _Collected(self)
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are more than are shown."""
+        return len(self.found) > _REPORTED_PROBLEMS
+
+    def more_than(self, count: int) -> bool:
+        """Tell whether there are more than `count`."""
+        return len(self.found) > count
+
+    def raise_all(self) -> None:
+        """Raise the first, by its line, with the others in its hint.
+
+        Raises:
+            InputError: there is one.
+        """
+        if not self.found:
+            return
+        first, *others = sorted(self.found, key=lambda error: error.location.line if error.location else 0)
+        if not others:
+            raise first
+        lines = [first.hint] if first.hint else []
+        lines += [f"also {other.location}: {other.message}" for other in others[:_REPORTED_PROBLEMS]]
+        raise InputError(first.message, hint="\n  ".join(lines), location=first.location) from first
+
+
+@dataclass(frozen=True)
+class _Collected:
+    problems: Problems
+
+    def __enter__(self) -> int:
+        return len(self.problems.found)
+
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
+        if isinstance(error, InputError):
+            self.problems.add(error)
+            return True
+        return False
+
+
 class StepFailed(FirebuildError):
     """The guest executed a step and it failed.
 
@@ -103,6 +158,10 @@ class StepFailed(FirebuildError):
         super().__init__(message, hint=hint, location=location)
         self.step = step
         self.exit_code = exit_code
+
+
+class StageCancelled(FirebuildError):
+    """A stage of the build was ended because another one has failed."""
 
 
 class GuestLost(FirebuildError):

@@ -108,14 +108,36 @@ class TaskFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StageStarted(Event):
+    """A stage begins on a machine of its own; `step` is its FROM, and what follows is its own until it ends.
+
+    `stage` is its name or index, empty where the build has one stage only.
+    """
+
+    type: ClassVar[str] = "stage-started"
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFinished(Event):
+    """All steps of a stage have succeeded, and its machine has stopped."""
+
+    type: ClassVar[str] = "stage-finished"
+    stage: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepStarted(Event):
-    """The guest began a step of the Dockerfile; `step` counts from 1."""
+    """The guest began a step of the Dockerfile; `step` counts from 1 through all stages."""
 
     type: ClassVar[str] = "step-started"
     step: int
     total: int
     instruction: str
     line: int
+    stage: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.dockerfile import BuildPlan
 from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of, in_words
 from firebuild_bootstrap.events import BuildFailed
+from firebuild_bootstrap.lowering import LoweredStage
 from firebuild_pki.display import one_line
 
 _REASON_LIMIT: Final = 4000
 
 
-def explained(error: StepFailed, plan: BuildPlan, dockerfile: Path, output: Sequence[str]) -> StepFailed:
+def explained(error: StepFailed, plan: LoweredStage, dockerfile: Path, output: Sequence[str]) -> StepFailed:
     """Return the error with its line, its instruction and what it wrote last.
 
     Args:

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from firebuild_bootstrap.errors import FirebuildError, Interrupted
+from firebuild_bootstrap.errors import FirebuildError, Interrupted, StageCancelled
 from firebuild_bootstrap.explain import failure_event
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.removal import remove_tree
 
 
 class Keeper:
-    """Keeps what is left of a machine when its block ends with an error; an interrupted build leaves nothing.
+    """Keeps what is left of a machine when its block ends with an error; an interrupted build leaves nothing,
+    and so does a stage that was cancelled because another one has failed.
 
     Args:
         directory: where; it is made, and open to this user only.
@@ -42,7 +43,7 @@ class Keeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, Interrupted):
+        if error is None or isinstance(error, Interrupted | StageCancelled):
             return
         try:
             self._keep(error)

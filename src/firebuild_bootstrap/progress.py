@@ -32,6 +32,7 @@ from firebuild_bootstrap.events import (
     TaskProgress,
     TaskStarted,
 )
+from firebuild_bootstrap.tail import InTurn
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, colours_wanted, fit, is_dumb, json_text
 from firebuild_pki.display import block, one_line
 
@@ -205,6 +206,7 @@ class PlainRenderer:
         self._clock = clock
         self._work = _Work(clock)
         self._lock = threading.RLock()
+        self._turns = InTurn(self._show)
         self._at_line_start = True
         self._handlers: dict[type[Event], Callable[..., None]] = {
             BuildStarted: self._build_started,
@@ -227,13 +229,16 @@ class PlainRenderer:
         self._ticker.start()
 
     def __call__(self, event: Event) -> None:
-        """Show the event, if it is one that people read."""
+        """Show the event, if it is one that people read, in its turn."""
+        with self._lock:
+            self._turns(event)
+
+    def _show(self, event: Event) -> None:
         handler = self._handlers.get(type(event))
         if handler is not None:
-            with self._lock:
-                handler(event)
-                self._refresh()
-                self._out.flush()
+            handler(event)
+            self._refresh()
+            self._out.flush()
 
     def close(self) -> None:
         """End an unfinished line of output."""
@@ -360,7 +365,7 @@ class PlainRenderer:
         return self._work.step is not None and self._work.step.step == event.step
 
     def _step_took(self, event: StepFinished, started: StepStarted | None) -> None:
-        number = f"[{event.step}/{started.total}] " if started else ""
+        number = f"[{_of_stage(started)}{event.step}/{started.total}] " if started else ""
         if event.exit_code:
             self._line(f"{number}failed after {event.seconds:.1f}s, exit code {event.exit_code}", _RED)
         else:
@@ -396,7 +401,11 @@ class PlainRenderer:
 
 
 def _header(event: StepStarted) -> str:
-    return f"[{event.step}/{event.total}] {one_line(event.instruction)}"
+    return f"[{_of_stage(event)}{event.step}/{event.total}] {one_line(event.instruction)}"
+
+
+def _of_stage(event: StepStarted) -> str:
+    return f"{one_line(event.stage)} " if event.stage else ""
 
 
 class TerminalRenderer(PlainRenderer):

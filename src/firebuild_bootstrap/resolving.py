@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
+from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
+from firebuild_bootstrap.dockerfile.graph import Diagnostic, ImageRef
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.lowering import LoweredStage, lower, require_simple
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, encode_command
 
@@ -20,10 +22,18 @@ class Resolved:
     Args:
         plan: its steps.
         base: what it starts from; None for scratch.
+        warnings: what is probably not meant.
     """
 
-    plan: BuildPlan
+    plan: LoweredStage
     base: Base | None
+    warnings: tuple[Diagnostic, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """The base as it is written."""
+        base = self.plan.stage.base
+        return base.reference if isinstance(base, ImageRef) else "scratch"
 
     @property
     def base_name(self) -> str:
@@ -38,19 +48,19 @@ def resolve(request: BuildRequest, context: BuildContext, bases: BaseStore) -> R
         InputError: a mistake, with file and line.
     """
     remembering = _Remembering(bases)
-    plan = make_plan(
+    graph = read_graph(
         request.source or DockerfileSource.read(request.dockerfile),
-        context=context,
-        bases=remembering,
+        images=remembering,
         build_args=request.build_args,
         target=request.target,
         extra_labels=request.labels,
     )
+    plan = lower(require_simple(graph), lambda _: context)
     _check_size(plan, str(request.dockerfile))
-    return Resolved(plan, remembering.found)
+    return Resolved(plan, remembering.found, (*graph.warnings, *plan.warnings))
 
 
-def _check_size(plan: BuildPlan, dockerfile: str) -> None:
+def _check_size(plan: LoweredStage, dockerfile: str) -> None:
     # Each is a string of the answer to `Commands`: its tag and its length take up to six bytes more.
     size = sum(len(encode_command(step.command).encode()) + 6 for step in plan.steps)
     if size > MAX_MESSAGE_BYTES:

@@ -45,11 +45,11 @@ def store(
             build_id=origin.build_id,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             firebuild_version=version("firebuild"),
-            base=resolved.plan.base,
+            base=resolved.reference,
             base_digest=resolved.base.digest if resolved.base else "",
             ca_provider=origin.ca_provider,
             issuer_fingerprint=origin.issuer_fingerprint,
-            config=resolved.plan.config,
+            config=resolved.plan.stage.config,
             outputs=tuple(artifacts),
         )
         home.check()

@@ -118,7 +118,8 @@ def host(scenario: Scenario) -> Happened:
 
 def _serve(cleanup: ExitStack, scenario: Scenario, events: Any, on_connected: Any) -> tuple[Any, Any]:
     from firebuild_bootstrap.context import BuildContext
-    from firebuild_bootstrap.dockerfile import DockerfileSource, make_plan
+    from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
+    from firebuild_bootstrap.lowering import lower
     from firebuild_bootstrap.mmds import MetadataDocument, bootstrap_block
     from firebuild_bootstrap.service import BootstrapServer
     from firebuild_bootstrap.wire import encode_command
@@ -128,7 +129,8 @@ def _serve(cleanup: ExitStack, scenario: Scenario, events: Any, on_connected: An
     dockerfile = directory / "Dockerfile"
     downloads = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
     context = cleanup.enter_context(BuildContext(directory, dockerfile, downloads=downloads))
-    plan = make_plan(DockerfileSource.read(dockerfile), context=context, bases=_Bases(), build_args={})
+    graph = read_graph(DockerfileSource.read(dockerfile), images=_Bases())
+    plan = lower(graph.target, lambda _: context)
     authority = cleanup.enter_context(open_authority(build_id="b1"))
     guest = authority.issue_guest()
     server = BootstrapServer(

@@ -16,7 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from firebuild_bootstrap.context import BuildContext, ContextResource, LocalSource
+from firebuild_bootstrap.context import BuildContext, ContextResource
+from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import Location
 
 HERE = Location("Dockerfile", 5)
@@ -40,7 +41,7 @@ def find(root: Path) -> Iterator[Find]:
 
     def resource(*sources: str, unpack: bool = False) -> ContextResource:
         contexts.append(BuildContext(root))
-        return contexts[-1].resource([LocalSource(text) for text in sources], location=HERE, unpack=unpack)
+        return contexts[-1].resource([Files(text) for text in sources], location=HERE, unpack=unpack)
 
     yield resource
     for context in contexts:

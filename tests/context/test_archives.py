@@ -141,7 +141,7 @@ def test_links_are_kept(root: Path, find: Find) -> None:
 def test_names_are_relative_to_the_destination(root: Path, find: Find, name: str, path: str) -> None:
     resource = add(find, root, one_file(name=name))
     if path.startswith(".."):
-        assert "leads out of the archive" in error_of(resource).message
+        assert "leads out of the tree" in error_of(resource).message
     else:
         assert [entry.path for entry in resource.entries()] == [path]
 

@@ -24,7 +24,7 @@ def _first_error(resource: ContextResource) -> InputError:
 
 @pytest.mark.parametrize("name", ["../f", "a/../../f", ".."])
 def test_names_that_lead_out_are_refused(root: Path, find: Find, name: str) -> None:
-    assert "leads out of the archive" in error_of(add(find, root, one_file(name=name))).message
+    assert "leads out of the tree" in error_of(add(find, root, one_file(name=name))).message
 
 
 @pytest.mark.parametrize("target", ["../../etc/shadow", "/etc/shadow", "later"])

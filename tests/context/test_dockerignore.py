@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from context.finding import Find, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind, LocalSource
+from firebuild_bootstrap.context import BuildContext, EntryKind
 from firebuild_bootstrap.context.ignore import IgnoreRules
+from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError, Location
 
 _NAMES = st.sampled_from(["a", "b", "c"])
@@ -59,9 +60,9 @@ def test_the_ignore_file_of_the_dockerfile_wins(root: Path) -> None:
     (root / ".dockerignore").write_text("a")
     (root / "docker/Dockerfile.dev.dockerignore").write_text("b\ndocker\n.dockerignore")
     with BuildContext(root, root / "docker/Dockerfile.dev") as context:
-        assert paths(context.resource([LocalSource(".")])) == ["", "a"]
+        assert paths(context.resource([Files(".")])) == ["", "a"]
     with BuildContext(root, root / "docker/Dockerfile") as context:
-        assert "b" in paths(context.resource([LocalSource(".")]))
+        assert "b" in paths(context.resource([Files(".")]))
 
 
 def test_a_malformed_rule_is_an_error_at_its_line(root: Path) -> None:
@@ -120,7 +121,7 @@ def test_exactly_what_is_not_ignored_is_sent(
             for path in root.rglob("*")
             if path.is_file() and not matcher.matches(str(path.relative_to(root)))
         }
-        entries = list(context.resource([LocalSource(".")]).entries())
+        entries = list(context.resource([Files(".")]).entries())
     assert {entry.path for entry in entries if entry.kind is EntryKind.FILE} == kept
     seen = {""}
     for entry in entries[1:]:

@@ -10,11 +10,13 @@ from typing import Protocol
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, Checksum, Entry, EntryKind, FetchLimits, RemoteSource
-from firebuild_bootstrap.context.download import file_name
-from firebuild_bootstrap.dockerfile import DockerfileSource, make_plan
+from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, FetchLimits
+from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
+from firebuild_bootstrap.dockerfile.graph import Download
+from firebuild_bootstrap.dockerfile.remote import file_name
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.lowering import LoweredStage, lower
 
 HERE = Location("Dockerfile", 5)
 BODY = b"downloaded " * 1000  # what the server sends
@@ -33,12 +35,12 @@ def context(tmp_path: Path) -> Iterator[BuildContext]:
         yield made
 
 
-def download(context: BuildContext, url: str, checksum: Checksum | None = None) -> Entry:
-    (entry,) = context.resource([RemoteSource(url, checksum)], location=HERE).entries()
+def download(context: BuildContext, url: str, checksum: str = "") -> Entry:
+    (entry,) = context.resource([Download(url, checksum)], location=HERE).entries()
     return entry
 
 
-def error_of(context: BuildContext, url: str, checksum: Checksum | None = None) -> InputError:
+def error_of(context: BuildContext, url: str, checksum: str = "") -> InputError:
     with pytest.raises(InputError) as caught:
         download(context, url, checksum)
     assert caught.value.location == HERE
@@ -56,7 +58,7 @@ def test_a_download_becomes_a_private_file_named_after_the_url(web: Web, context
 
 
 def test_it_is_downloaded_once_at_planning_time(web: Web, context: BuildContext) -> None:
-    resource = context.resource([RemoteSource(f"{web.url}/f")], location=HERE)
+    resource = context.resource([Download(f"{web.url}/f")], location=HERE)
     for _ in range(2):
         (entry,) = resource.entries()
         assert entry.open is not None
@@ -69,7 +71,7 @@ def test_without_a_usable_date_a_download_is_from_1970(web: Web, context: BuildC
 
 
 def test_an_archive_from_the_web_is_not_unpacked(web: Web, context: BuildContext) -> None:
-    resource = context.resource([RemoteSource(f"{web.url}/a.tar")], location=HERE, unpack=True)
+    resource = context.resource([Download(f"{web.url}/a.tar")], location=HERE, unpack=True)
     assert [entry.path for entry in resource.entries()] == ["a.tar"]
 
 
@@ -145,12 +147,12 @@ def test_a_url_that_leads_nowhere_is_an_error(context: BuildContext, url: str) -
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
 def test_a_right_checksum_is_accepted(web: Web, context: BuildContext, algorithm: str) -> None:
-    checksum = Checksum.parse(f"{algorithm}:{hashlib.new(algorithm, BODY).hexdigest()}", HERE)
+    checksum = f"{algorithm}:{hashlib.new(algorithm, BODY).hexdigest()}"
     assert download(context, f"{web.url}/f", checksum).size == len(BODY)
 
 
 def test_a_wrong_checksum_is_an_error_that_shows_both(web: Web, context: BuildContext) -> None:
-    error = error_of(context, f"{web.url}/f", Checksum("sha256", "0" * 64))
+    error = error_of(context, f"{web.url}/f", "sha256:" + "0" * 64)
     assert "0" * 64 in error.message
     assert hashlib.sha256(BODY).hexdigest() in error.message
 
@@ -202,10 +204,15 @@ class _NoBases:
         raise AssertionError(reference)
 
 
+def planned(text: str, context: BuildContext) -> LoweredStage:
+    graph = read_graph(DockerfileSource("Dockerfile", text), images=_NoBases())
+    return lower(graph.target, lambda _: context)
+
+
 def test_add_downloads_while_planning(web: Web, context: BuildContext) -> None:
     digest = hashlib.sha256(BODY).hexdigest()
     text = f"FROM scratch\nARG N=f\nADD --chmod=644 --checksum=sha256:{digest} {web.url}/$N /d/\n"
-    made = make_plan(DockerfileSource("Dockerfile", text), context=context, bases=_NoBases())
+    made = planned(text, context)
     assert web.requests == [("/f", None)]
     assert made.steps[0].resource is not None
     assert [entry.path for entry in made.steps[0].resource.entries()] == ["f"]
@@ -213,6 +220,6 @@ def test_add_downloads_while_planning(web: Web, context: BuildContext) -> None:
 
 def test_a_url_without_a_name_can_be_added_under_another(web: Web, context: BuildContext) -> None:
     text = f"FROM scratch\nADD {web.url}/ /renamed\n"
-    made = make_plan(DockerfileSource("Dockerfile", text), context=context, bases=_NoBases())
+    made = planned(text, context)
     assert made.steps[0].resource is not None
     assert [entry.path for entry in made.steps[0].resource.entries()] == ["download"]

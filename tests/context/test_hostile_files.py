@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from context.finding import HERE, Find, content, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext, LocalSource
+from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError
 
 
@@ -191,12 +192,12 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
     (root / "l").symlink_to("d/e")
     before = len(os.listdir("/proc/self/fd"))
     with BuildContext(root) as context:
-        for entry in context.resource([LocalSource("d"), LocalSource("l/f"), LocalSource("*/g")]).entries():
+        for entry in context.resource([Files("d"), Files("l/f"), Files("*/g")]).entries():
             if entry.open is not None:
                 with entry.open() as file:
                     file.read()
         with pytest.raises(InputError):
-            context.resource([LocalSource("d/e/f/g/h")])
+            context.resource([Files("d/e/f/g/h")])
         assert len(os.listdir("/proc/self/fd")) == before + 1
     context.close()
     assert len(os.listdir("/proc/self/fd")) == before

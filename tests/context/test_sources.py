@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from context.finding import Find, content, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind, InlineSource
+from firebuild_bootstrap.context import BuildContext, EntryKind
 from firebuild_bootstrap.context.root import ContextRoot
+from firebuild_bootstrap.dockerfile.graph import Heredoc
 
 
 def test_a_file_is_one_entry_with_its_name_mode_and_time(root: Path, find: Find) -> None:
@@ -108,7 +109,7 @@ def test_a_source_that_is_a_link_is_followed_and_keeps_its_own_name(root: Path, 
 
 def test_a_heredoc_is_a_file_of_the_time_of_planning(root: Path) -> None:
     with BuildContext(root, clock_ns=lambda: 77) as context:
-        (entry,) = context.resource([InlineSource("motd", "héllo\n")]).entries()
+        (entry,) = context.resource([Heredoc("motd", "héllo\n")]).entries()
     assert (entry.source, entry.path, entry.mode, entry.mtime_ns, entry.size) == (
         "motd",
         "motd",

@@ -25,11 +25,6 @@ def test_a_missing_file_of_an_empty_context_says_so(find: Find) -> None:
     assert error_of(find, "a").hint == "in '.' there is: nothing"
 
 
-def test_an_empty_source_does_not_mean_the_whole_context(root: Path, find: Find) -> None:
-    put(root, "f")
-    assert "a source is empty" in error_of(find, "").message
-
-
 def test_a_context_that_is_no_directory_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     for name in ("f", "nothing"):

@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dockerfile.planning import Bases, Plan, Planned, Read
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
-from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.image.config import ImageConfig
-
-
-@dataclass
-class Bases:
-    """Base images by reference."""
-
-    images: dict[str, ImageConfig] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    def resolve(self, reference: str) -> ImageConfig:
-        self.asked.append(reference)
-        if reference not in self.images:
-            raise InputError(f"there is no image {reference!r}", hint="import it first")
-        return self.images[reference]
-
-
-Plan = Callable[..., BuildPlan]
+from firebuild_bootstrap.dockerfile import DockerfileSource, Graph, read_graph
+from firebuild_bootstrap.lowering import lower
 
 
 @pytest.fixture
 def bases() -> Bases:
     return Bases()
+
+
+@pytest.fixture
+def read(bases: Bases) -> Read:
+    """Read a Dockerfile into a graph."""
+
+    def graph(text: str, **options: Any) -> Graph:
+        options = {"platform": "linux/amd64", **options}
+        return read_graph(DockerfileSource("Dockerfile", text), images=bases, **options)
+
+    return graph
 
 
 @pytest.fixture
@@ -44,34 +38,20 @@ def context_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def plan(context_dir: Path, bases: Bases) -> Iterator[Plan]:
-    """Plan a Dockerfile; `files` are put into the build context before."""
+def plan(context_dir: Path, read: Read) -> Iterator[Plan]:
+    """Read a Dockerfile and lower its target; `files` are put into the build context before."""
     contexts: list[BuildContext] = []
 
-    def make(
-        text: str,
-        *,
-        files: Mapping[str, str] | None = None,
-        build_args: Mapping[str, str | None] | None = None,
-        target: str | None = None,
-        extra_labels: Mapping[str, str] | None = None,
-        platform: str = "linux/amd64",
-    ) -> BuildPlan:
+    def make(text: str, *, files: Mapping[str, str] | None = None, **options: Any) -> Planned:
         for name, content in (files or {}).items():
             path = context_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
         context = BuildContext(context_dir)
         contexts.append(context)
-        return make_plan(
-            DockerfileSource("Dockerfile", text),
-            context=context,
-            bases=bases,
-            build_args=build_args,
-            target=target,
-            extra_labels=extra_labels,
-            platform=platform,
-        )
+        graph = read(text, **options)
+        lowered = lower(graph.target, lambda _: context)
+        return Planned(graph, lowered.steps, (*graph.warnings, *lowered.warnings))
 
     yield make
     for context in contexts:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 import pytest
 
-from firebuild_bootstrap.dockerfile import BuildPlan, parse_assignments
+from dockerfile.planning import Bases, Plan, Planned
+from firebuild_bootstrap.dockerfile import parse_assignments
 from firebuild_bootstrap.dockerfile.variables import host_platform, normal_platform
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.wire import DEFAULT_PATH, RunCommand
 
-Plan = Callable[..., BuildPlan]
 
-
-class Bases(Protocol):
-    images: dict[str, ImageConfig]
-
-
-def run_of(made: BuildPlan) -> RunCommand:
+def run_of(made: Planned) -> RunCommand:
     command = made.steps[-1].command
     assert isinstance(command, RunCommand)
     return command

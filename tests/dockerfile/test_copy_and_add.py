@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dockerfile.planning import Plan
 from firebuild_bootstrap.context import Entry, EntryKind
-from firebuild_bootstrap.dockerfile import BuildPlan, Step
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.lowering import WireStep
 from firebuild_bootstrap.wire import (
     CopyCommand,
 )
 
-Plan = Callable[..., BuildPlan]
 
-
-def copy_of(step: Step) -> CopyCommand:
+def copy_of(step: WireStep) -> CopyCommand:
     assert isinstance(step.command, CopyCommand)
     return step.command
 
 
-def sent(step: Step) -> list[Entry]:
+def sent(step: WireStep) -> list[Entry]:
     assert step.resource is not None
     return list(step.resource.entries())
 
 
-def contents(step: Step) -> dict[str, bytes]:
+def contents(step: WireStep) -> dict[str, bytes]:
     def read() -> Iterator[tuple[str, bytes]]:
         for entry in sent(step):
             if entry.open is not None:
@@ -152,12 +151,19 @@ def test_a_missing_source_is_reported_with_its_line_and_the_nearest_names(plan: 
 def test_all_wrong_sources_are_reported_together(plan: Plan) -> None:
     with pytest.raises(InputError) as caught:
         plan(
-            "FROM scratch\nCOPY a .\nRUN --mount=type=cache,target=/x true\nADD b .\n"
+            "FROM scratch\nCOPY a\nRUN --mount=type=cache true\nADD --chmod=x b .\n"
             "STOPSIGNAL $unset\nCOPY c .\n"
         )
     assert caught.value.location == Location("Dockerfile", 2)
     hint = str(caught.value.hint)
     assert [f"also Dockerfile:{line}: " in hint for line in (3, 4, 5, 6)] == [True, True, True, False]
+
+
+def test_all_missing_sources_are_reported_together(plan: Plan) -> None:
+    with pytest.raises(InputError) as caught:
+        plan("FROM scratch\nCOPY a .\nCOPY f .\nADD b .\n", files={"f": ""})
+    assert caught.value.message.startswith("'a' is not in the build context ")
+    assert "also Dockerfile:4: 'b' is not in" in str(caught.value.hint)
 
 
 def test_no_more_wrong_sources_are_looked_at_than_are_reported(plan: Plan) -> None:
@@ -263,7 +269,7 @@ def test_copy_can_not_download(plan: Plan) -> None:
 
 
 def test_other_protocols_are_errors(plan: Plan) -> None:
-    with pytest.raises(InputError, match="expected http:// or https://"):
+    with pytest.raises(InputError, match="expected http://, https://, git:// or ssh://, found 'ftp://'"):
         plan("FROM scratch\nADD ftp://host/f /\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -10,12 +9,11 @@ from e2b_dockerfile_utils import ShellLex
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firebuild_bootstrap.dockerfile import BuildPlan
+from dockerfile.planning import Plan
 from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.wire import DEFAULT_PATH, CopyCommand, RunCommand
 
-Plan = Callable[..., BuildPlan]
 _OPERATORS = [
     ("$v", "value"),
     ("${v}", "value"),

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dockerfile.planning import Bases, Plan, Planned
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
+from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.dockerfile.syntax import KEYWORDS
 from firebuild_bootstrap.errors import InputError, Location
-from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.lowering import lower
 from firebuild_bootstrap.wire import RunCommand
-
-Plan = Callable[..., BuildPlan]
 
 
 def error_of(plan: Plan, text: str, **arguments: object) -> InputError:
@@ -26,7 +24,7 @@ def error_of(plan: Plan, text: str, **arguments: object) -> InputError:
     return caught.value
 
 
-def run_text(plan: BuildPlan) -> str:
+def run_text(plan: Planned) -> str:
     command = plan.steps[0].command
     assert isinstance(command, RunCommand)
     return command.argv[-1]
@@ -166,11 +164,6 @@ def test_a_dockerfile_in_another_encoding_is_reported_with_the_line(tmp_path: Pa
     assert caught.value.location == Location(str(path), 2)
 
 
-class _NoBases:
-    def resolve(self, reference: str) -> ImageConfig:
-        raise InputError(reference)
-
-
 _WORDS = st.sampled_from(
     [
         *KEYWORDS,
@@ -199,9 +192,7 @@ _WORDS = st.sampled_from(
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(_WORDS | st.text(max_size=4), max_size=25))
 def test_any_text_gives_a_plan_or_an_error_for_the_user(context_dir: Path, words: list[str]) -> None:
+    text = "FROM scratch\n" + " ".join(words)
     with BuildContext(context_dir) as context, contextlib.suppress(InputError):
-        make_plan(
-            DockerfileSource("Dockerfile", "FROM scratch\n" + " ".join(words)),
-            context=context,
-            bases=_NoBases(),
-        )
+        graph = read_graph(DockerfileSource("Dockerfile", text), images=Bases())
+        lower(graph.target, lambda _: context)

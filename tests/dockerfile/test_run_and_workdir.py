@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
-from firebuild_bootstrap.dockerfile import BuildPlan, Step
+from dockerfile.planning import Plan
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.lowering import WireStep
 from firebuild_bootstrap.wire import (
     DEFAULT_PATH,
     RunCommand,
@@ -16,10 +15,8 @@ from firebuild_bootstrap.wire import (
     encode_command,
 )
 
-Plan = Callable[..., BuildPlan]
 
-
-def run_of(step: Step) -> RunCommand:
+def run_of(step: WireStep) -> RunCommand:
     assert isinstance(step.command, RunCommand)
     return step.command
 

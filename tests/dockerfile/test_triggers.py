@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
-
 import pytest
 
-from firebuild_bootstrap.dockerfile import BuildPlan, Step
+from dockerfile.planning import Bases, Plan
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.lowering import WireStep
 from firebuild_bootstrap.wire import (
     RunCommand,
 )
 
-Plan = Callable[..., BuildPlan]
 
-
-class Bases(Protocol):
-    images: dict[str, ImageConfig]
-
-
-def run_of(step: Step) -> RunCommand:
+def run_of(step: WireStep) -> RunCommand:
     assert isinstance(step.command, RunCommand)
     return step.command
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.guest.rootfs import Root
+from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.sandbox import Host, IdMap, Runtime, detect, find_runtime
 from firebuild_bootstrap.sandbox.idmap import single
 from guest.build import Build, make_image

@@ -14,8 +14,8 @@ from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError
 from firebuild_bootstrap.guest.executor import Executor, decode, extended
 from firebuild_bootstrap.guest.output import Relay
-from firebuild_bootstrap.guest.rootfs import Root
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.layers.root import Root
 from guest.build import copy_command, make_block
 from guest.pki import Pki
 from guest.server import BuildServer, Chunks

@@ -213,6 +213,19 @@ def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -
     assert (local.owner("t1/f"), local.owner("t2/f")) == ((7, 8), (9, 9))
 
 
+def test_files_of_another_stage_keep_their_owners_and_are_placed_as_every_other_file(local: Local) -> None:
+    (local.image / "real").mkdir()
+    (local.image / "link").symlink_to("real")
+    stage = {"keepOwner": True, "ofTree": True, "uid": 7, "gid": 8}
+    local.copy(a_file("single", b"x", **stage), "/link/renamed")
+    local.copy([*a_directory("", **stage), *in_tree("f", b"x", **stage)], "/link")
+    assert local.owner("real/renamed") == local.owner("real/f") == (7, 8)
+    local.copy(a_file("single", b"x", **stage), "/mine", chown="9")
+    assert local.owner("mine") == (9, 9)
+    # A member of an archive would take the place of the link.
+    assert (local.image / "link").is_symlink()
+
+
 # --- members of archives --------------------------------------------------------------------------
 
 

@@ -12,9 +12,8 @@ import pytest
 from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.guest.idmap import check_mapped, mapped
 from firebuild_bootstrap.guest.modes import parse_mode
-from firebuild_bootstrap.guest.rootfs import Root
 from firebuild_bootstrap.guest.users import Identity, Users
-from firebuild_bootstrap.guest.walk import Metadata
+from firebuild_bootstrap.layers.root import Metadata, Root
 
 ME = (os.geteuid(), os.getegid())
 MINE = Metadata(ME, 0o644)

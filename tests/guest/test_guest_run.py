@@ -318,6 +318,27 @@ def test_a_command_that_leaves_etc_alone_leaves_its_time_and_its_files_alone(bui
     assert (found.st_ino, found.st_mtime_ns) == (inode, 5)
 
 
+def test_mount_points_leave_no_trace_in_the_times_of_directories(build: Build) -> None:
+    """Neither where the command does nothing, nor where it changes the directory itself."""
+    os.utime(build.image / "etc", ns=(7, 7))
+    for name in ("proc", "dev"):
+        (build.image / name).rmdir() if (build.image / name).exists() else None
+    os.utime(build.image, ns=(9, 9))
+    build.succeed(
+        run_command("busybox touch -d @1000 /etc"),
+        run_command("busybox rm -r /etc; busybox touch -d @2000 /", step=3),
+        run_command("true", step=4),
+    )
+    assert build.image.stat().st_mtime_ns == 2000 * 10**9
+    assert not (build.image / "etc").exists()
+    assert not (build.image / "proc").exists()
+
+
+def test_the_time_that_a_command_gives_to_etc_stays(build: Build) -> None:
+    build.succeed(run_command("busybox touch -d @1000 /etc"))
+    assert (build.image / "etc").stat().st_mtime_ns == 1000 * 10**9
+
+
 def test_names_resolve_as_in_the_machine_around_even_through_a_dangling_link(build: Build) -> None:
     (build.image / "etc/resolv.conf").symlink_to("../run/resolve/stub.conf")
     (build.image / "etc/hosts").symlink_to("/../../../hosts")

@@ -15,11 +15,11 @@ import pytest
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
-from firebuild_bootstrap.image.worker.extfs import Ext4Image
-from firebuild_bootstrap.image.worker.imagewalk import ImageNode, walk_image
-from firebuild_bootstrap.image.worker.pack import pack, pack_nodes
+from firebuild_bootstrap.image.worker.extfs import Ext4Image, Inode
+from firebuild_bootstrap.image.worker.imagewalk import image_entries, walk_image
+from firebuild_bootstrap.layers.tar import LayerError, write_layer
+from firebuild_bootstrap.layers.tree import tree_entries
 
 pytestmark = [pytest.mark.needs("mke2fs"), pytest.mark.needs("debugfs")]
 ENV = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "MKE2FS_CONFIG": "/nonexistent"}
@@ -42,14 +42,14 @@ def members(archive: Path) -> list[tuple[object, ...]]:
 
 def packed(root: Path, archive: Path) -> list[tuple[object, ...]]:
     with archive.open("wb") as target:
-        pack(str(root), target)
+        write_layer(target, tree_entries(str(root)))
     return members(archive)
 
 
 def packed_image(image: Path, archive: Path) -> list[tuple[object, ...]]:
     opened = Ext4Image(str(image))
     with archive.open("wb") as target:
-        pack_nodes(walk_image(opened), target)
+        write_layer(target, image_entries(opened))
     opened.close()
     return members(archive)
 
@@ -66,8 +66,8 @@ def debugfs(image: Path, *requests: str) -> None:
         assert done.stderr.splitlines()[1:] == []
 
 
-def node(image: Path, path: str) -> ImageNode:
-    return next(node for node in walk_image(Ext4Image(str(image))) if node.path == path)
+def inode(image: Path, path: str) -> Inode:
+    return next(inode for found, inode in walk_image(Ext4Image(str(image))) if found == path)
 
 
 def test_an_image_packs_to_the_same_archive_as_the_tree_it_was_made_of(
@@ -104,7 +104,7 @@ def test_many_names_and_large_and_sparse_files_come_out(tmp_path: Path) -> None:
             file.write(b"here")
         file.truncate(5 << 20)
     image = make(root, tmp_path / "i.ext4")
-    assert len(Ext4Image(str(image)).extents(node(image, "sparse").inode)) > 4
+    assert len(Ext4Image(str(image)).extents(inode(image, "sparse"))) > 4
     assert packed_image(image, tmp_path / "a.tar") == packed(root, tmp_path / "b.tar")
 
 
@@ -143,7 +143,8 @@ def test_attributes_in_a_block_of_their_own_come_out(tmp_path: Path) -> None:
         f"ea_set -f {tmp_path / 'acl'} file system.posix_acl_access",
         "ea_set file trusted.host secret",
     )
-    assert node(image, "file").xattrs() == {
+    entries = image_entries(Ext4Image(str(image)))
+    assert next(entry.xattrs for entry, _ in entries if entry.path == "file") == {
         "user.small": b"1",
         "user.large": bytes(range(256)) * 3,
         "system.posix_acl_access": (tmp_path / "acl").read_bytes(),
@@ -154,10 +155,10 @@ def test_what_the_check_of_the_file_system_found_is_kept_and_an_empty_place_for_
     rich_tree: Path, tmp_path: Path
 ) -> None:
     image = make(rich_tree, tmp_path / "i.ext4")
-    paths = [node.path for node in walk_image(Ext4Image(str(image)))]
+    paths = [path for path, _ in walk_image(Ext4Image(str(image)))]
     assert "lost+found" not in paths
     debugfs(image, "mkdir lost+found/#12")
-    paths = [node.path for node in walk_image(Ext4Image(str(image)))]
+    paths = [path for path, _ in walk_image(Ext4Image(str(image)))]
     assert {"lost+found", "lost+found/#12"} <= set(paths)
 
 
@@ -185,7 +186,7 @@ def inode_field(path: str, offset: int, data: bytes) -> Callable[[Path], None]:
 
     def change(image: Path) -> None:
         opened = Ext4Image(str(image))
-        number = node(image, path).inode.number
+        number = inode(image, path).number
         group, index = divmod(number - 1, opened._inodes_per_group)
         descriptor = opened._range(opened._descriptors + group * 64, 64)
         table = struct.unpack_from("<I", descriptor, 8)[0]
@@ -199,16 +200,16 @@ def directory_block(path: str, offset: int, data: bytes) -> Callable[[Path], Non
 
     def change(image: Path) -> None:
         opened = Ext4Image(str(image))
-        extent = opened.extents(node(image, path).inode)[0]
+        extent = opened.extents(inode(image, path))[0]
         overwrite(extent.physical * opened.block_size + offset, data)(image)
 
     return change
 
 
 def loop(image: Path) -> None:
-    dir_inode = node(image, "dir").inode.number
+    dir_inode = inode(image, "dir").number
     opened = Ext4Image(str(image))
-    extent = opened.extents(node(image, "dir/sub").inode)[0]
+    extent = opened.extents(inode(image, "dir/sub"))[0]
     parent = struct.pack("<IHBB4s", dir_inode, 12, 2, 2, b"..")
     back = struct.pack("<IHBB4s", dir_inode, 4096 - 24 - 12, 4, 2, b"back")
     overwrite(extent.physical * opened.block_size + 12, parent + back)(image)
@@ -251,14 +252,14 @@ def test_damage_is_named(
 ) -> None:
     image = make(rich_tree, tmp_path / "i.ext4")
     change(image)
-    with pytest.raises(TreeError, match=message) as caught:
+    with pytest.raises(LayerError, match=message) as caught:
         packed_image(image, tmp_path / "a.tar")
     assert str(caught.value).startswith(f"{image} cannot be read as ext4: ")
 
 
 def test_a_file_that_is_too_small_is_named(tmp_path: Path) -> None:
     (tmp_path / "i").write_bytes(b"x")
-    with pytest.raises(TreeError, match="too small"):
+    with pytest.raises(LayerError, match="too small"):
         Ext4Image(str(tmp_path / "i"))
 
 
@@ -276,5 +277,5 @@ def test_random_damage_is_survived(rich_tree: Path, tmp_path: Path) -> None:
                 file.write(chance.randbytes(1))
         try:
             packed_image(image, tmp_path / "a.tar")
-        except (TreeError, tarfile.TarError):
+        except (LayerError, tarfile.TarError):
             continue

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.dockerfile import BuildPlan
+from firebuild_bootstrap.dockerfile.graph import Origin, Scratch, Stage
 from firebuild_bootstrap.errors import (
     BuildTimeout,
     ExitStatus,
@@ -22,7 +22,7 @@ from firebuild_bootstrap.errors import (
 )
 from firebuild_bootstrap.events import Event, Notice, StepOutput
 from firebuild_bootstrap.explain import explained
-from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.lowering import LoweredStage
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
@@ -73,7 +73,10 @@ def test_an_interruption_is_no_exception_that_a_handler_of_errors_would_catch() 
 
 
 def test_a_failure_of_no_step_comes_back_as_it_is() -> None:
-    plan = BuildPlan("scratch", 1, (), ImageConfig(), ())
+    stage = Stage(
+        index=0, base=Scratch(), origin=Origin(Location("f", 1), "FROM scratch"), platform="linux/amd64"
+    )
+    plan = LoweredStage(stage, ())
     error = StepFailed("the guest could not begin")
     assert explained(error, plan, Path("Dockerfile"), []) is error
 

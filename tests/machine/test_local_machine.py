@@ -11,8 +11,8 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
-from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
+from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.machine.base import ArchiveLayer, GuestOptions, Machine, MachineExit
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.rootfs import unpack_notes
@@ -32,6 +32,10 @@ UNREACHABLE = {
         }
     }
 }  # fmt: skip
+
+
+def whole(base: Base) -> list[ArchiveLayer]:
+    return [ArchiveLayer(base.archive, base.digest)]
 
 
 def processes_mentioning(text: str) -> list[str]:
@@ -57,7 +61,7 @@ def test_the_local_machine_is_a_machine(machine: LocalMachine) -> None:
 def test_the_base_becomes_the_root_and_is_exported_in_every_form(
     machine: LocalMachine, host_base: Base, tmp_path: Path, idmap: IdMap
 ) -> None:
-    assert machine.prepare(host_base.archive) == ((idmap.note,) if idmap.note else ())
+    assert machine.prepare(whole(host_base)) == ((idmap.note,) if idmap.note else ())
     into = tmp_path / "out"
     into.mkdir()
     made = {
@@ -71,19 +75,19 @@ def test_the_base_becomes_the_root_and_is_exported_in_every_form(
 
 
 def test_scratch_is_an_empty_root(machine: LocalMachine, tmp_path: Path) -> None:
-    machine.prepare(None)
+    machine.prepare([])
     [artifact] = machine.export(parse_outputs(["dir"]), tmp_path)
     assert os.listdir(tmp_path / artifact.path) == []
 
 
 def test_preparing_twice_is_an_error(machine: LocalMachine) -> None:
-    machine.prepare(None)
-    with pytest.raises(MachineError, match="rootfs: File exists"):
-        machine.prepare(None)
+    machine.prepare([])
+    with pytest.raises(MachineError, match="layers: File exists"):
+        machine.prepare([])
 
 
 def test_vminit_reads_its_metadata_and_its_last_words_are_kept(machine: LocalMachine) -> None:
-    machine.prepare(None)
+    machine.prepare([])
     machine.metadata.put(NO_BOOTSTRAP)
     machine.start()
     ended = machine.wait(30)
@@ -97,7 +101,7 @@ def test_vminit_reads_its_metadata_and_its_last_words_are_kept(machine: LocalMac
 def test_a_running_machine_is_not_exported_and_stops_when_asked(
     machine: LocalMachine, tmp_path: Path
 ) -> None:
-    machine.prepare(None)
+    machine.prepare([])
     machine.metadata.put(UNREACHABLE)
     machine.start(GuestOptions(connect_timeout=60))
     assert machine.poll() is None
@@ -114,10 +118,10 @@ def test_closing_ends_the_machine_and_removes_everything(
     tmp_path: Path, idmap: IdMap, host_base: Base
 ) -> None:
     machine = LocalMachine(Workspace(tmp_path, "build-1", idmap))
-    machine.prepare(host_base.archive)
+    machine.prepare(whole(host_base))
     machine.metadata.put(UNREACHABLE)
     machine.start()
-    assert processes_mentioning(f"{tmp_path}/builds/build-1/rootfs")
+    assert processes_mentioning(f"{tmp_path}/builds/build-1/layers")
     machine.close()
     machine.close()
     assert os.listdir(tmp_path / "builds") == ["lock"]
@@ -131,7 +135,7 @@ def test_closing_ends_the_machine_and_removes_everything(
 def test_with_one_id_the_user_is_told_what_that_means(tmp_path: Path, host_base: Base) -> None:
     alone = single(Host.current(), "install uidmap")
     machine = LocalMachine(Workspace(tmp_path, "build-1", alone))
-    [note] = machine.prepare(host_base.archive)
+    [note] = machine.prepare(whole(host_base))
     assert note.startswith("files in the image can belong to root only: chown to other users needs")
     machine.close()
 
@@ -172,7 +176,7 @@ def test_the_epoch_makes_outputs_reproducible(tmp_path: Path, idmap: IdMap, host
     digests = []
     for name in ("one", "two"):
         machine = LocalMachine(Workspace(tmp_path, name, idmap), epoch=1_000_000_000)
-        machine.prepare(host_base.archive)
+        machine.prepare(whole(host_base))
         (tmp_path / "out" / name).mkdir(parents=True)
         made = machine.export(parse_outputs(["tar", "ext4,size=64MiB"]), tmp_path / "out" / name)
         digests.append([artifact.digest for artifact in made])

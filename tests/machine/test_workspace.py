@@ -198,6 +198,7 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
         from firebuild_bootstrap.image.outputs import parse_outputs
         from firebuild_bootstrap.image.store import ImageRecord, ImageStore
         from firebuild_bootstrap.image.trees import Trees
+        from firebuild_bootstrap.machine.base import ArchiveLayer
         from firebuild_bootstrap.machine.local import LocalMachine
         from firebuild_bootstrap.machine.workspace import Workspace
         from firebuild_bootstrap.sandbox import Sandbox, detect
@@ -212,7 +213,7 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
                 info.mode = 0o4755
                 tar.addfile(info)
         machine = LocalMachine(Workspace(home, "b", idmap))
-        print(*machine.prepare(home / "x.tar"), sep="|")
+        print(*machine.prepare([ArchiveLayer(home / "x.tar", "sha256:x")]), sep="|")
         store = ImageStore(home, lambda: trees)
         with store.stage() as staging:
             made = machine.export(parse_outputs(["ext4", "tar", "dir"]), staging.path)

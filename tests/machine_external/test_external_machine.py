@@ -32,7 +32,7 @@ def test_nobody_sees_the_metadata_before_everything_is_ready(workspace: Workspac
     made = machine(workspace, path)
     made.metadata.put(DOCUMENT)
     made.metadata.patch({"latest": {"meta-data": {"A": None}}})
-    made.prepare(None)
+    made.prepare([])
     assert not path.exists()
     made.start()
     assert written(path) == {"B": "2"}

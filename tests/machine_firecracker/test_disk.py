@@ -12,6 +12,7 @@ import pytest
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
+from firebuild_bootstrap.machine.base import ArchiveLayer
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -56,7 +57,7 @@ def test_what_comes_back_is_what_the_local_machine_makes_of_the_same_base(
             machine: LocalMachine | Disk
             if name == "local":
                 machine = LocalMachine(workspace, epoch=epoch)
-                machine.prepare(host_base.archive)
+                machine.prepare([ArchiveLayer(host_base.archive, host_base.digest)])
             else:
                 machine = Disk(workspace, epoch=epoch)
                 machine.fill(host_base.archive)

@@ -317,7 +317,7 @@ def waiting(workspace: Workspace, store: Path, rig: Rig) -> Iterator[Firecracker
     machine.listen().listener.close()
     block = {"HostPort": "127.0.0.1:9", "CAChain": "x", "Cert": "x", "Key": "x", "ServerName": "x"}
     machine.metadata.put({"latest": {"meta-data": {"Bootstrap": block}}})
-    machine.prepare(None)
+    machine.prepare([])
     yield machine
     machine.close()
 

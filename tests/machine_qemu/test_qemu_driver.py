@@ -70,7 +70,7 @@ def run(machine: QemuMachine) -> None:
     """Start it and wait for its end."""
     listening = machine.listen()
     listening.listener.close()
-    machine.prepare(None)
+    machine.prepare([])
     machine.start()
     assert machine.wait(60) is not None
 
@@ -124,7 +124,7 @@ def test_an_empty_console_is_explained(
     machine = make(script, **settings)
     machine.listen().listener.close()
     assert machine.silence() == ""
-    machine.prepare(None)
+    machine.prepare([])
     machine.start()
     machine.wait(1)
     assert words in machine.silence()
@@ -136,7 +136,7 @@ def test_only_a_clean_end_is_exported(make: Make, tmp_path: Path) -> None:
     outputs = parse_outputs(["tar"])
     hanging = make("exec sleep 60")
     hanging.listen().listener.close()
-    hanging.prepare(None)
+    hanging.prepare([])
     hanging.start()
     with pytest.raises(MachineError, match="can't be exported while the machine runs"):
         hanging.export(outputs, tmp_path)
@@ -152,7 +152,7 @@ def test_only_a_clean_end_is_exported(make: Make, tmp_path: Path) -> None:
 def test_a_guest_that_is_about_to_end_has_the_time_for_it(make: Make) -> None:
     machine = make(f"sleep 1; {SUCCESS}")
     machine.listen().listener.close()
-    machine.prepare(None)
+    machine.prepare([])
     machine.start()
     ended = machine.stop(grace=60)
     assert ended is not None
@@ -173,7 +173,7 @@ def test_the_machine_is_started_as_the_settings_say(make: Make, tmp_path: Path) 
 def test_a_machine_whose_drive_is_broken_by_the_host_is_ended(make: Make, notes: list[str]) -> None:
     machine = make("echo 'I/O error, dev vda, sector 8 op 0x1:(WRITE)'; exec sleep 60")
     machine.listen().listener.close()
-    machine.prepare(None)
+    machine.prepare([])
     machine.start()
     deadline = time.monotonic() + 60
     while (ended := machine.wait(0.1)) is None:
@@ -190,7 +190,7 @@ def test_the_accelerator_is_tried_unless_it_is_chosen(make: Make, monkeypatch: p
     monkeypatch.setattr(driver, "choose", lambda *_: (Accelerator.TCG, "because"))
     for setting, why in found.items():
         machine = make(SUCCESS, accelerator=setting)
-        notes = machine.prepare(None)
+        notes = machine.prepare([])
         assert notes == ((f"the machine runs in software and is slow: {why} (docs/qemu.md)",) if why else ())
         machine.close()
 

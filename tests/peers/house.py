@@ -16,8 +16,9 @@ from typing import Any
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import BuildPlan, DockerfileSource, make_plan
+from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.events import Event, StepFinished, StepOutput, StepStarted
+from firebuild_bootstrap.lowering import LoweredStage, lower
 from firebuild_bootstrap.mmds import DataStore, MetadataDocument, MetadataEmulator, bootstrap_block
 from firebuild_bootstrap.mmds.protocol import MmdsVersion
 from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, Sandbox
@@ -151,12 +152,13 @@ class House:
         return path
 
     @contextmanager
-    def plan(self, dockerfile: str) -> Iterator[BuildPlan]:
+    def plan(self, dockerfile: str) -> Iterator[LoweredStage]:
         for directory, _, _ in os.walk(self.context):
             os.utime(directory, (1.5e9, 1.5e9))
         with BuildContext(self.context) as context:
             source = DockerfileSource("Dockerfile", f"FROM scratch\n{dockerfile}")
-            yield make_plan(source, context=context, bases=_NoBases())
+            graph = read_graph(source, images=_NoBases())
+            yield lower(graph.target, lambda _: context)
 
     def new(self, dockerfile: str) -> Result:
         """Build with our own guest."""
@@ -225,7 +227,7 @@ class House:
         report = json.loads(stdout) if stdout else {}
         return Result(image, outcome, events, report, stderr.decode())
 
-    def _server(self, plan: BuildPlan, events: list[Event]) -> BootstrapServer:
+    def _server(self, plan: LoweredStage, events: list[Event]) -> BootstrapServer:
         return BootstrapServer(
             commands=[wire.encode_command(step.command) for step in plan.steps],
             resources={f"step-{step.number}": step.resource for step in plan.steps if step.resource},

@@ -95,7 +95,7 @@ class ResourceRequest(_message.Message):
 class ResourceChunk(_message.Message):
     __slots__ = ("header", "chunk", "eof")
     class ResourceHeader(_message.Message):
-        __slots__ = ("sourcePath", "targetPath", "fileMode", "isDir", "targetUser", "targetWorkdir", "id", "kind", "entryPath", "linkTarget", "size", "mtimeNs", "fromDirectory", "keepOwner", "uid", "gid")
+        __slots__ = ("sourcePath", "targetPath", "fileMode", "isDir", "targetUser", "targetWorkdir", "id", "kind", "entryPath", "linkTarget", "size", "mtimeNs", "fromDirectory", "keepOwner", "uid", "gid", "ofTree")
         SOURCEPATH_FIELD_NUMBER: _ClassVar[int]
         TARGETPATH_FIELD_NUMBER: _ClassVar[int]
         FILEMODE_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,7 @@ class ResourceChunk(_message.Message):
         KEEPOWNER_FIELD_NUMBER: _ClassVar[int]
         UID_FIELD_NUMBER: _ClassVar[int]
         GID_FIELD_NUMBER: _ClassVar[int]
+        OFTREE_FIELD_NUMBER: _ClassVar[int]
         sourcePath: str
         targetPath: str
         fileMode: int
@@ -128,7 +129,8 @@ class ResourceChunk(_message.Message):
         keepOwner: bool
         uid: int
         gid: int
-        def __init__(self, sourcePath: _Optional[str] = ..., targetPath: _Optional[str] = ..., fileMode: _Optional[int] = ..., isDir: _Optional[bool] = ..., targetUser: _Optional[str] = ..., targetWorkdir: _Optional[str] = ..., id: _Optional[str] = ..., kind: _Optional[_Union[EntryKind, str]] = ..., entryPath: _Optional[str] = ..., linkTarget: _Optional[str] = ..., size: _Optional[int] = ..., mtimeNs: _Optional[int] = ..., fromDirectory: _Optional[bool] = ..., keepOwner: _Optional[bool] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+        ofTree: bool
+        def __init__(self, sourcePath: _Optional[str] = ..., targetPath: _Optional[str] = ..., fileMode: _Optional[int] = ..., isDir: _Optional[bool] = ..., targetUser: _Optional[str] = ..., targetWorkdir: _Optional[str] = ..., id: _Optional[str] = ..., kind: _Optional[_Union[EntryKind, str]] = ..., entryPath: _Optional[str] = ..., linkTarget: _Optional[str] = ..., size: _Optional[int] = ..., mtimeNs: _Optional[int] = ..., fromDirectory: _Optional[bool] = ..., keepOwner: _Optional[bool] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., ofTree: _Optional[bool] = ...) -> None: ...
     class ResourceContents(_message.Message):
         __slots__ = ("chunk", "checksum", "id")
         CHUNK_FIELD_NUMBER: _ClassVar[int]

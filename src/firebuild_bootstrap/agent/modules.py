@@ -9,7 +9,8 @@ from typing import Final
 
 from firebuild_bootstrap.agent.elf import ElfError, read_modinfo
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.tarball import DamagedArchive, decompress
+from firebuild_bootstrap.layers.compression import decompress
+from firebuild_bootstrap.layers.reader import DamagedArchive
 
 # One of the two buses is enough; the file system may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")

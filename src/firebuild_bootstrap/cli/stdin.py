@@ -25,7 +25,7 @@ from firebuild_bootstrap.errors import InputError, Location, MachineError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.archives import decompress
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import IdMode, single
 from firebuild_pki.display import one_line

@@ -8,28 +8,28 @@ Extended attributes and access lists are not sent.
 from __future__ import annotations
 
 import io
-import posixpath
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import IO, BinaryIO, Final
+from typing import BinaryIO, Final
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.reading import checked
 from firebuild_bootstrap.errors import InputError, Location
-from firebuild_bootstrap.tarball import (
-    DAMAGE,
-    DamagedArchive,
-    TarReader,
-    decompressed,
-    mtime_ns,
-    starts_like_tar,
-)
+from firebuild_bootstrap.layers.compression import decompressed
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar
+from firebuild_bootstrap.layers.tar import BLOCK, DIRECTORY, FIFO, FILE, HARDLINK, PIECE, SYMLINK
+from firebuild_bootstrap.layers.tar import Entry as Member
 
-_BROKEN: Final[tuple[type[Exception], ...]] = (*DAMAGE, OSError)
+_BROKEN: Final[tuple[type[Exception], ...]] = (DamagedArchive, OSError)
 _LAST_ID: Final = 2**32 - 2  # -1 means "leave it" (chown(2))
+_KINDS: Final = {
+    FILE: EntryKind.FILE,
+    DIRECTORY: EntryKind.DIRECTORY,
+    SYMLINK: EntryKind.SYMLINK,
+    HARDLINK: EntryKind.HARDLINK,
+}
 
 
 def is_archive(content: io.BufferedReader) -> bool:
@@ -38,7 +38,7 @@ def is_archive(content: io.BufferedReader) -> bool:
     A compressed file of anything else, and an archive without members, are plain files.
     """
     try:
-        return starts_like_tar(decompressed(content).read(tarfile.BLOCKSIZE))
+        return starts_like_tar(decompressed(content).read(BLOCK))
     except _BROKEN:
         return False
 
@@ -86,7 +86,7 @@ class Archive:
             finally:
                 reader.index = -1
 
-    def _next(self, reader: _Reader) -> tarfile.TarInfo | None:
+    def _next(self, reader: _Reader) -> Member | None:
         try:
             return reader.next()
         except _BROKEN as error:
@@ -94,45 +94,43 @@ class Archive:
 
     def _drain(self, reader: _Reader) -> None:
         try:
-            reader.tar.drain()
+            reader.layer.drain()
         except _BROKEN as error:
             raise self._damaged(error) from error
 
-    def _entry(self, reader: _Reader, member: tarfile.TarInfo, names: set[str]) -> Entry:
-        path = self._path(member.name, member)
-        kind = self._kind(member)
-        link_target = ""
-        if kind is EntryKind.SYMLINK:
-            link_target = self._text(member.linkname, member)
-        elif kind is EntryKind.HARDLINK:
-            link_target = self._path(member.linkname, member)
-            if link_target not in names:
-                raise self._error(
-                    f"{member.name!r} is a hard link to {member.linkname!r}, which is not before it"
-                )
+    def _entry(self, reader: _Reader, member: Member, names: set[str]) -> Entry:
+        name = reader.layer.name
+        path = self._text(member.path, name)
+        kind = _KINDS.get(member.kind)
+        if kind is None:
+            what = "a FIFO" if member.kind == FIFO else "a device"
+            raise self._error(f"{name!r} is {what}: only files, directories and links can be added")
+        if kind is EntryKind.HARDLINK and member.linkname not in names:
+            raise self._error(f"{name!r} is a hard link to {member.linkname!r}, which is not before it")
         index = reader.index
         return Entry(
-            source=f"{self.name}: {self._text(member.name, member)}",
+            source=f"{self.name}: {self._text(name, name)}",
             path=path,
             kind=kind,
-            mode=member.mode & 0o7777 if path else 0o755,
-            mtime_ns=mtime_ns(member),
+            mode=member.mode if path else 0o755,
+            mtime_ns=member.mtime_ns,
             from_directory=True,
-            size=member.size if kind is EntryKind.FILE else 0,
-            link_target=link_target,
-            owner=self._owner(member) if path else (0, 0),
+            size=member.size,
+            link_target=self._text(member.linkname, name),
+            owner=self._owner(member, name) if path else (0, 0),
+            member=True,
             open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
         )
 
-    def _owner(self, member: tarfile.TarInfo) -> tuple[int, int]:
+    def _owner(self, member: Member, name: str) -> tuple[int, int]:
         if not all(0 <= number <= _LAST_ID for number in (member.uid, member.gid)):
-            raise self._error(f"{member.name!r} has the owner {member.uid}:{member.gid}, which no system has")
+            raise self._error(f"{name!r} has the owner {member.uid}:{member.gid}, which no system has")
         return member.uid, member.gid
 
-    def _open(self, reader: _Reader, index: int, member: tarfile.TarInfo) -> BinaryIO:
+    def _open(self, reader: _Reader, index: int, member: Member) -> BinaryIO:
         if reader.index == index and not reader.opened:
             reader.opened = True
-            return self._content(reader.tar, member, lambda: None)
+            return self._content(reader.layer, member, lambda: None)
         # The stream has moved on: read the archive again up to this member.
         file = self.open()
         try:
@@ -142,40 +140,22 @@ class Archive:
         except _BROKEN as error:
             file.close()
             raise self._damaged(error) from error
-        return self._content(again.tar, member, file.close)
+        return self._content(again.layer, member, file.close)
 
-    def _content(self, tar: TarReader, member: tarfile.TarInfo, close: Callable[[], None]) -> BinaryIO:
+    def _content(self, layer: LayerReader, member: Member, close: Callable[[], None]) -> BinaryIO:
         return checked(
-            _Member(tar.content(member), close),
+            _Content(layer, member.size, close),
             member.size,
-            name=f"{member.name!r} of the archive {self.name!r}",
+            name=f"{layer.name!r} of the archive {self.name!r}",
             location=self.location,
             broken=_BROKEN,
         )
 
-    def _kind(self, member: tarfile.TarInfo) -> EntryKind:
-        if member.isreg():
-            return EntryKind.FILE
-        if member.isdir():
-            return EntryKind.DIRECTORY
-        if member.issym():
-            return EntryKind.SYMLINK
-        if member.islnk():
-            return EntryKind.HARDLINK
-        what = "a FIFO" if member.isfifo() else "a device"
-        raise self._error(f"{member.name!r} is {what}: only files, directories and links can be added")
-
-    def _path(self, name: str, member: tarfile.TarInfo) -> str:
-        path = posixpath.normpath(self._text(name, member).lstrip("/") or ".")
-        if path == ".." or path.startswith("../"):
-            raise self._error(f"{member.name!r} leads out of the archive (by {name!r})")
-        return "" if path == "." else path
-
-    def _text(self, text: str, member: tarfile.TarInfo) -> str:
+    def _text(self, text: str, name: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise self._error(f"{member.name!r}: names in it have to be UTF-8") from error
+            raise self._error(f"{name!r}: names in it have to be UTF-8") from error
         return text
 
     def _damaged(self, error: Exception) -> InputError:
@@ -194,31 +174,40 @@ class Archive:
 class _Reader:
     """An archive and where it stands: `index` counts members from 0."""
 
-    tar: TarReader
+    layer: LayerReader
     index: int = -1
     opened: bool = False
 
     @classmethod
     def of(cls, archive: io.BufferedReader) -> _Reader:
-        return cls(TarReader(decompressed(archive)))
+        return cls(LayerReader(decompressed(archive)))
 
-    def next(self) -> tarfile.TarInfo | None:
-        member = self.tar.next()
+    def next(self) -> Member | None:
+        member = next(self.layer, None)
         self.index += 1
         self.opened = False
         return member
 
 
-@dataclass
-class _Member:
-    """The content of one member; closing it closes what was opened for it alone."""
+class _Content:
+    """The content of the current member with its holes; closing it closes what was opened for it alone."""
 
-    content: IO[bytes]
-    release: Callable[[], None] = field(repr=False)
+    def __init__(self, layer: LayerReader, size: int, release: Callable[[], None]) -> None:
+        self._pieces = layer.pieces()
+        self._piece = memoryview(b"")
+        self._begin = 0  # of the piece
+        self._at = 0
+        self._size = size
+        self.close = release
 
     def read(self, size: int, /) -> bytes:
-        return self.content.read(size)
-
-    def close(self) -> None:
-        self.content.close()
-        self.release()
+        if not self._piece and self._begin <= self._at < self._size:
+            self._begin, self._piece = next(self._pieces, (self._size, memoryview(b"")))
+        if self._at < self._begin:
+            data = bytes(min(size, self._begin - self._at, PIECE))
+        else:
+            data = bytes(self._piece[:size])
+            self._piece = self._piece[len(data) :]
+            self._begin += len(data)
+        self._at += len(data)
+        return data

@@ -11,6 +11,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,19 +20,11 @@ from typing import Final, Self
 
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
-from firebuild_bootstrap.context.ignore import load_rules
-from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
-from firebuild_bootstrap.context.sources import (
-    ContextResource,
-    Group,
-    InlineSource,
-    LocalSource,
-    RemoteSource,
-    Source,
-    inline_group,
-    remote_group,
-)
+from firebuild_bootstrap.context.ignore import IgnoreRules, exclusions, load_rules, only
+from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
+from firebuild_bootstrap.context.sources import ContextResource, Group, heredoc_group, remote_group
 from firebuild_bootstrap.context.tree import Tree
+from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
@@ -39,34 +32,37 @@ from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 _COMPARED_NAMES: Final = 10_000
 
 
-class BuildContext:
-    """A directory whose files a build may use. Use it as a context manager, or close it.
+class FileTree:
+    """Files that COPY and ADD may take, and what comes from elsewhere with them; close it after use.
 
     Args:
-        root: the directory.
-        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is no file.
+        root: the files.
+        label: what to call it in messages.
+        rules: what of it does not exist for the build.
+        keeps_owners: files keep their owners unless an instruction has another: a stage's, or an image's.
         downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: told of downloads.
-
-    Raises:
-        InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
     """
 
     def __init__(
         self,
-        root: Path,
-        dockerfile: Path | None = None,
+        root: FileRoot,
+        label: str,
+        rules: IgnoreRules | None = None,
         *,
+        keeps_owners: bool = True,
         downloads: Path | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
     ) -> None:
-        self.root = root
-        self._directory = ContextRoot(root)
-        self._rules = load_rules(root, dockerfile)
+        self._files = root
+        self.label = label
+        self._where = f" {root.path}" if isinstance(root, ContextRoot) else ""
+        self._rules = rules or IgnoreRules()
+        self._keeps_owners = keeps_owners
         self._downloads = downloads
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._limits = limits or FetchLimits()
@@ -82,39 +78,50 @@ class BuildContext:
         self.close()
 
     def close(self) -> None:
-        """Let go of the directory and remove temporary downloads; may be called again."""
-        self._directory.close()
+        """Let go of the files and remove temporary downloads; may be called again."""
+        self._files.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
     def resource(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[FileSet],
         *,
+        exclude: Sequence[str] = (),
+        parents: bool = False,
+        unpack: bool | None = False,
         location: Location | None = None,
-        unpack: bool = False,
     ) -> ContextResource:
         """Find what an instruction sends; download what is remote.
 
         Args:
-            sources: in the order in which they are written.
+            sources: in the order in which they are written; their trees are not looked at.
+            exclude: patterns, as in an ignore file, of what is left out of each source, relative to it.
+            parents: paths keep their directories, those after `/./` where that is in them.
+            unpack: archives are sent as their members; None for those of this tree and not for downloads.
             location: the instruction, for errors now and while the files are read later.
-            unpack: a local archive is sent as its members (ADD).
 
         Raises:
             InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
                 nothing is none.
         """
-        tree = Tree(self._directory, self._rules, location)
+        tree = Tree(
+            self._files,
+            self._rules,
+            location,
+            label=self.label,
+            keeps_owners=self._keeps_owners,
+            exclude=exclusions(exclude),
+        )
         groups: list[Group] = []
         for source in sources:
             match source:
-                case LocalSource(text):
-                    found = list(self._find(text, tree))
-                    groups += [self._group(tree, node, name, unpack) for node, name in found]
-                case InlineSource():
-                    groups.append(inline_group(source, self._clock_ns()))
-                case RemoteSource(url, checksum):
+                case Files(pattern):
+                    found = self._with_parents if parents else self._plain
+                    groups += found(pattern, tree, unpack is not False)
+                case Heredoc():
+                    groups.append(heredoc_group(source, self._clock_ns()))
+                case Download(url, checksum):
                     with self._tasks.task(f"downloading from {_host(url)}"):
                         remote = fetch(
                             url,
@@ -123,8 +130,29 @@ class BuildContext:
                             location=location,
                             limits=self._limits,
                         )
-                    groups.append(remote_group(remote, location))
+                    groups.append(remote_group(remote, location, unpack=unpack is True))
+                case GitTree():
+                    raise InputError("ADD from a git repository is not supported yet", location=location)
         return ContextResource(tuple(groups))
+
+    def _plain(self, pattern: str, tree: Tree, unpack: bool) -> Iterator[Group]:
+        for node, name in list(self._find(pattern, tree)):
+            if node.is_directory or not tree.exclude.ignores(posixpath.basename(name)):
+                yield self._group(tree, node, name, unpack)
+
+    def _with_parents(self, pattern: str, tree: Tree, _unpack: bool) -> Iterator[Group]:
+        pivot, dotted, wanted = pattern.partition("/./")
+        if not dotted:
+            pivot, wanted = "/", pattern
+        below = _clean(wanted)
+        if not has_wildcard(pattern):
+            self._existing((*_clean(pivot), *below), pattern, tree)
+        chosen = replace(tree, select=only("/".join(below)))
+        for node, name in list(self._find(pivot, tree)):
+            if node.is_directory:
+                group = Group(name, partial(_directory_entries, chosen, node, name))
+                if _check_readable(group) > 1 or not has_wildcard(pattern):
+                    yield group
 
     def _download_directory(self) -> Path:
         if self._downloads is not None:
@@ -136,9 +164,7 @@ class BuildContext:
     def _group(self, tree: Tree, node: Node, name: str, unpack: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            # A first walk, so that what can't be sent is found before anything starts.
-            for entry in group.entries():
-                _require_readable(entry)
+            _check_readable(group)
             return group
         entry = tree.file(node, name)
         _require_readable(entry)
@@ -153,10 +179,6 @@ class BuildContext:
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
         parts = _clean(text)
-        if not text:
-            raise InputError(
-                "a source is empty", hint="name . for the whole build context", location=tree.location
-            )
         split = next((index for index, part in enumerate(parts) if has_wildcard(part)), len(parts))
         if split == len(parts):
             yield self._existing(parts, text, tree), "/".join(parts) or "."
@@ -178,11 +200,11 @@ class BuildContext:
             return self._resolve(parts, tree)
         except PermissionError as error:
             raise InputError(
-                f"{text!r} of the build context can't be read: {error.strerror}", location=tree.location
+                f"{text!r} of {self.label} can't be read: {error.strerror}", location=tree.location
             ) from error
         except OSError as error:
             raise InputError(
-                f"{text!r} is not in the build context {self.root}",
+                f"{text!r} is not in {self.label}{self._where}",
                 hint=self._hint(parts, tree),
                 location=tree.location,
             ) from error
@@ -207,6 +229,46 @@ class BuildContext:
             where = f"{parent.path or '.'!r}"
             return f"in {where} there is: {', '.join(close or names[:8]) or 'nothing'}"
         return None
+
+
+class BuildContext(FileTree):
+    """A directory whose files a build may use. Use it as a context manager, or close it.
+
+    Args:
+        root: the directory.
+        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is no file.
+        name: of `--build-context`; empty for the main one.
+        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        limits: how long a download may take.
+        clock_ns: nanoseconds since 1970, the modification time of heredoc files.
+        tasks: told of downloads.
+
+    Raises:
+        InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        dockerfile: Path | None = None,
+        *,
+        name: str = "",
+        downloads: Path | None = None,
+        limits: FetchLimits | None = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+        tasks: Tasks | None = None,
+    ) -> None:
+        super().__init__(
+            ContextRoot(root),
+            f"the build context {name!r}" if name else "the build context",
+            load_rules(root, dockerfile),
+            keeps_owners=False,
+            downloads=downloads,
+            limits=limits,
+            clock_ns=clock_ns,
+            tasks=tasks,
+        )
+        self.root = root
 
 
 def _host(url: str) -> str:
@@ -236,6 +298,15 @@ def _matching(tree: Tree, base: Node, patterns: Sequence[Pattern]) -> Iterator[N
 
 def _directory_entries(tree: Tree, node: Node, name: str) -> Iterator[Entry]:
     return chain((tree.directory(node, name),), tree.contents(node))
+
+
+def _check_readable(group: Group) -> int:
+    """Walk once, so that what can't be sent is found before anything starts; return how much there is."""
+    count = 0
+    for entry in group.entries():
+        _require_readable(entry)
+        count += 1
+    return count
 
 
 def _require_readable(entry: Entry) -> None:

@@ -9,8 +9,6 @@ import base64
 import hashlib
 import http.client
 import os
-import posixpath
-import re
 import ssl
 import tempfile
 import time
@@ -24,12 +22,10 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Final
 
+from firebuild_bootstrap.dockerfile.remote import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 
 _CHUNK: Final = 1024 * 1024
-_AUTHORITY: Final = re.compile("^[^:/?#]+://[^/?#]*")
-_CREDENTIALS: Final = re.compile("^([^:/?#]+://)[^/]*@")
-_DIGEST_SIZES: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
 
 
 @dataclass(frozen=True)
@@ -59,35 +55,11 @@ class RemoteFile:
     mtime_ns: int
 
 
-@dataclass(frozen=True)
-class Checksum:
-    """The digest that a download has to have."""
-
-    algorithm: str
-    digest: str
-
-    @classmethod
-    def parse(cls, text: str, location: Location | None) -> Checksum:
-        """Read `sha256:<64 hexadecimal digits>` (also sha384 and sha512).
-
-        Raises:
-            InputError: it is anything else.
-        """
-        algorithm, _, digest = text.partition(":")
-        size = _DIGEST_SIZES.get(algorithm)
-        if size is None or not re.fullmatch(f"[0-9a-f]{{{size}}}", digest):
-            raise InputError(
-                f"--checksum: expected sha256: and 64 hexadecimal digits in lower case, found {text!r}",
-                location=location,
-            )
-        return cls(algorithm, digest)
-
-
 def fetch(
     url: str,
     directory: Path,
     *,
-    checksum: Checksum | None,
+    checksum: str,
     location: Location | None,
     limits: FetchLimits,
     clock: Callable[[], float] = time.monotonic,
@@ -97,7 +69,7 @@ def fetch(
     Args:
         url: may hold a user name and password for basic authentication.
         directory: an existing directory; the caller removes it with the file.
-        checksum: what the content has to hash to.
+        checksum: what the content has to hash to, as `ALGORITHM:hex`; empty for anything.
         location: the instruction, for errors.
         limits: how long it may take.
         clock: monotonic seconds.
@@ -136,11 +108,12 @@ def _store(
     directory: Path,
     *,
     shown: str,
-    checksum: Checksum | None,
+    checksum: str,
     failed: Callable[..., InputError],
     late: Callable[[], bool],
 ) -> RemoteFile:
-    digest = hashlib.new(checksum.algorithm if checksum else "sha256")
+    algorithm = checksum.partition(":")[0] or "sha256"
+    digest = hashlib.new(algorithm)
     size = 0
     descriptor, name = tempfile.mkstemp(prefix="download-", dir=directory)
     with os.fdopen(descriptor, "wb") as file:
@@ -152,20 +125,12 @@ def _store(
     announced = response.headers.get("Content-Length")
     if announced is not None and announced.isdecimal() and int(announced) != size:
         raise failed(f"the connection broke off after {size} of {announced} bytes")
-    if checksum is not None and digest.hexdigest() != checksum.digest:
+    if checksum and f"{algorithm}:{digest.hexdigest()}" != checksum:
         raise failed(
-            f"expected the checksum {checksum.algorithm}:{checksum.digest}, "
-            f"found {checksum.algorithm}:{digest.hexdigest()}",
+            f"expected the checksum {checksum}, found {algorithm}:{digest.hexdigest()}",
             "check that the file is the one you mean before you change --checksum",
         )
     return RemoteFile(shown, file_name(shown), Path(name), size, _modified(response.headers))
-
-
-def file_name(url: str) -> str:
-    """Return the last name in the path of a URL, decoded; empty if there is none."""
-    path = _AUTHORITY.sub("", url.partition("#")[0].partition("?")[0])
-    name = posixpath.basename(urllib.parse.unquote(path))
-    return "" if name in (".", "..") or "\0" in name else name
 
 
 def _modified(headers: Message) -> int:
@@ -173,11 +138,6 @@ def _modified(headers: Message) -> int:
         return int(parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()) * 1_000_000_000
     except (ValueError, OverflowError):
         return 0
-
-
-def redacted(url: str) -> str:
-    """Return a URL for messages: without user name, password and query, any of which may be a secret."""
-    return _CREDENTIALS.sub(r"\1", url.partition("#")[0].partition("?")[0])
 
 
 def _request(parsed: urllib.parse.SplitResult) -> urllib.request.Request:

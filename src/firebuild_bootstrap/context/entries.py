@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Protocol
 
-from firebuild_bootstrap.tarball import FIRST_TIME_NS, LAST_TIME_NS
+from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 
 
 class EntryKind(Enum):
@@ -34,7 +34,9 @@ class Entry:
             1677, after 2262) becomes the nearest that they can.
         size: bytes of a regular file, else 0.
         link_target: text of a symbolic link; `path` of the first name for a hard link.
-        owner: uid and gid of a member of an archive, or None for the instruction's own rule.
+        owner: uid and gid that it keeps unless the instruction has one, for what comes from an archive, an
+            image or another stage; None for the instruction's own rule.
+        member: an archive holds it, which is unpacked as if the destination were the root.
         open: opens the content of a regular file for reading; None for everything else.
     """
 
@@ -47,15 +49,11 @@ class Entry:
     size: int = 0
     link_target: str = ""
     owner: tuple[int, int] | None = None
+    member: bool = False
     open: Callable[[], BinaryIO] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mtime_ns", min(max(self.mtime_ns, FIRST_TIME_NS), LAST_TIME_NS))
-
-    @property
-    def is_member(self) -> bool:
-        """Whether an archive holds it, which is unpacked as if the destination were the root."""
-        return self.owner is not None
 
 
 class Resource(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +124,25 @@ class IgnoreRules:
             end = ends & -ends
             yield self._wild[end.bit_length() - 1]
             ends ^= end
+
+
+def exclusions(patterns: Iterable[str]) -> IgnoreRules:
+    """Return the rules of `--exclude`, which has no comments.
+
+    Raises:
+        InputError: a pattern is malformed.
+    """
+    lines = (f"\\{pattern}" if pattern.startswith("#") else pattern for pattern in patterns)
+    return IgnoreRules("\n".join(lines), "--exclude")
+
+
+def only(pattern: str) -> IgnoreRules:
+    """Return rules that ignore everything but what `pattern` matches and what is below that.
+
+    Raises:
+        InputError: the pattern is malformed.
+    """
+    return IgnoreRules(f"**\n!{pattern}" if pattern else "", "--parents")
 
 
 def _directories(path: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +52,79 @@ class Node:
         return stat.S_ISREG(self.status.st_mode)
 
 
-class ContextRoot:
+class FileRoot(ABC):
+    """A tree of files that COPY may take from; `/` between names, no link leads out of it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the tree; may be called again."""
+
+    @abstractmethod
+    def node(self, parts: Sequence[str]) -> Node:
+        """Look at `parts` without following links.
+
+        Raises:
+            OSError: it does not exist, or a directory on the way is none.
+        """
+
+    @abstractmethod
+    def read_link(self, parts: Sequence[str]) -> str:
+        """Return the text of the symbolic link at `parts`.
+
+        Raises:
+            OSError: there is no link any more.
+        """
+
+    @abstractmethod
+    def children(self, parts: Sequence[str]) -> list[Node]:
+        """Return what the directory `parts` holds, sorted by name.
+
+        Raises:
+            OSError: it can't be read.
+        """
+
+    @abstractmethod
+    def open(self, parts: Sequence[str]) -> BinaryIO:
+        """Open the regular file at `parts` for unbuffered reading, following no link.
+
+        Raises:
+            OSError: it is gone, is no regular file any more, or can't be read.
+        """
+
+    def resolve(self, parts: Sequence[str], allowed: Callable[[str], bool]) -> Node:
+        """Follow links, with this tree as the root directory of all of them.
+
+        Args:
+            parts: the names of the path; `..` stops at its root.
+            allowed: whether the link with that path may be used.
+
+        Raises:
+            OSError: something on the way does not exist, is not allowed, or links go round in circles.
+        """
+        ahead = deque(parts)
+        node = self.node(())
+        links = 0
+        while ahead:
+            name = ahead.popleft()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                node = self.node(node.parts[:-1])
+                continue
+            below = self.node((*node.parts, name))
+            if not below.is_link:
+                node = below
+                continue
+            links += 1
+            if links > _MAX_LINKS or not allowed(below.path):
+                raise FileNotFoundError(below.path)
+            target = self.read_link(below.parts)
+            node = self.node(()) if target.startswith("/") else node
+            ahead.extendleft(reversed(target.split("/")))
+        return node
+
+
+class ContextRoot(FileRoot):
     """Access to everything below one directory, whatever links are in it and however they change.
 
     Raises:
@@ -122,38 +195,6 @@ class ContextRoot:
             return [
                 Node((*parts, name), os.stat(name, dir_fd=directory, follow_symlinks=False)) for name in names
             ]
-
-    def resolve(self, parts: Sequence[str], allowed: Callable[[str], bool]) -> Node:
-        """Follow links, with the context as the root directory of all of them.
-
-        Args:
-            parts: the names of the path; `..` stops at the context.
-            allowed: whether the link with that path may be used.
-
-        Raises:
-            OSError: something on the way does not exist, is not allowed, or links go round in circles.
-        """
-        ahead = deque(parts)
-        node = self.node(())
-        links = 0
-        while ahead:
-            name = ahead.popleft()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                node = self.node(node.parts[:-1])
-                continue
-            below = self.node((*node.parts, name))
-            if not below.is_link:
-                node = below
-                continue
-            links += 1
-            if links > _MAX_LINKS or not allowed(below.path):
-                raise FileNotFoundError(below.path)
-            target = self.read_link(below.parts)
-            node = self.node(()) if target.startswith("/") else node
-            ahead.extendleft(reversed(target.split("/")))
-        return node
 
     def open(self, parts: Sequence[str]) -> BinaryIO:
         """Open the regular file at `parts` for unbuffered reading, following no link.

@@ -1,4 +1,4 @@
-"""What a COPY or ADD names, and what it turns out to send."""
+"""What the sources of a COPY or ADD turn out to send."""
 
 from __future__ import annotations
 
@@ -8,36 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from firebuild_bootstrap.context.download import Checksum, RemoteFile
+from firebuild_bootstrap.context.download import RemoteFile
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.reading import checked
+from firebuild_bootstrap.dockerfile.graph import Heredoc
 from firebuild_bootstrap.errors import InputError, Location
-
-
-@dataclass(frozen=True)
-class LocalSource:
-    """A path or pattern in the build context."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class InlineSource:
-    """A heredoc: a file whose content stands in the Dockerfile."""
-
-    name: str
-    content: str
-
-
-@dataclass(frozen=True)
-class RemoteSource:
-    """A URL, with the checksum its content has to have."""
-
-    url: str
-    checksum: Checksum | None = None
-
-
-Source = LocalSource | InlineSource | RemoteSource
 
 
 @dataclass(frozen=True)
@@ -64,7 +39,7 @@ class ContextResource:
             yield from group.entries()
 
 
-def inline_group(source: InlineSource, mtime_ns: int) -> Group:
+def heredoc_group(source: Heredoc, mtime_ns: int) -> Group:
     """Return the group of a heredoc: a file with mode 0644."""
     content = source.content.encode()
     entry = Entry(
@@ -79,12 +54,25 @@ def inline_group(source: InlineSource, mtime_ns: int) -> Group:
     return Group(source.name, lambda: iter((entry,)))
 
 
-def remote_group(remote: RemoteFile, location: Location | None) -> Group:
-    """Return the group of a downloaded file: mode 0600, named after the last name in its URL."""
+def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool = False) -> Group:
+    """Return the group of a downloaded file: mode 0600, named after the last name in its URL.
+
+    Args:
+        remote: the download.
+        location: the instruction, for errors.
+        unpack: if it is an archive, its members.
+    """
 
     def content() -> io.BufferedReader:
         return checked(_open(remote.path, location), remote.size, name=remote.url, location=location)
 
+    if unpack:
+        from firebuild_bootstrap.context.archive import Archive, is_archive  # few builds have one
+
+        with content() as file:
+            archive = is_archive(file)
+        if archive:
+            return Group(remote.url, Archive(remote.url, content, location).entries)
     entry = Entry(
         source=remote.url,
         path=remote.name or "download",

@@ -1,4 +1,4 @@
-"""Files and directories of the build context as entries."""
+"""Files and directories of a tree as entries."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import io
 import posixpath
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.ignore import IgnoreRules
 from firebuild_bootstrap.context.reading import checked
-from firebuild_bootstrap.context.root import ContextRoot, Node, Parts
+from firebuild_bootstrap.context.root import FileRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What is visible of the build context: all that the ignore rules leave.
+    """What is visible of a tree: all that the ignore rules and an instruction's patterns leave.
 
     Args:
-        root: the context's directory.
+        root: the files.
         rules: its ignore rules.
         location: the instruction that looks at it, for errors.
+        label: what to call it in messages.
+        keeps_owners: entries have the owners of their files.
+        exclude: what an instruction leaves out; paths are relative to the directory that is copied.
+        select: all but what an instruction asks for, in the same way.
     """
 
-    root: ContextRoot
+    root: FileRoot
     rules: IgnoreRules
     location: Location | None
+    label: str = "the build context"
+    keeps_owners: bool = False
+    exclude: IgnoreRules = field(default_factory=IgnoreRules)
+    select: IgnoreRules = field(default_factory=IgnoreRules)
 
     def visible(self, node: Node) -> bool:
         """Tell whether `node` exists for the build: not ignored, or a directory that holds what is not."""
@@ -51,8 +59,18 @@ class Tree:
             if node is None:
                 levels.pop()
                 continue
-            ignored = self.rules.ignores(node.path)
-            if ignored and not (node.is_directory and self.rules.may_keep_below(node.path)):
+            below = "/".join(node.parts[len(directory.parts) :])
+            ignoring = [
+                rules.may_keep_below(path)
+                for rules, path in (
+                    (self.rules, node.path),
+                    (self.exclude, below),
+                    (self.select, below),
+                )
+                if rules.ignores(path)
+            ]
+            ignored = bool(ignoring)
+            if ignored and not (node.is_directory and all(ignoring)):
                 continue
             entry = self._entry(node, directory.parts)
             if node.is_directory:
@@ -78,6 +96,7 @@ class Tree:
             mode=0o755,
             mtime_ns=node.status.st_mtime_ns,
             from_directory=True,
+            owner=(0, 0) if self.keeps_owners else None,
         )
 
     def file(self, node: Node, name: str) -> Entry:
@@ -107,6 +126,7 @@ class Tree:
                 mtime_ns=node.status.st_mtime_ns,
                 from_directory=True,
                 link_target=self._link_target(node) if node.is_link else "",
+                owner=self._owner(node),
             )
         return self._file(node, source=node.path, path=path, from_directory=True)
 
@@ -115,7 +135,7 @@ class Tree:
             raise InputError(
                 f"{node.path!r} is {_describe(node.status.st_mode)}: only files, directories and symbolic "
                 "links can be copied",
-                hint="remove it from the build context or list it in .dockerignore",
+                hint=f"remove it from {self.label}, or leave it out with --exclude or .dockerignore",
                 location=self.location,
             )
         return Entry(
@@ -126,8 +146,12 @@ class Tree:
             mtime_ns=node.status.st_mtime_ns,
             from_directory=from_directory,
             size=node.status.st_size,
+            owner=self._owner(node),
             open=partial(self.open, node),
         )
+
+    def _owner(self, node: Node) -> tuple[int, int] | None:
+        return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None
 
     def open(self, node: Node) -> io.BufferedReader:
         """Open a regular file that still has to have the size that `node` says.
@@ -151,7 +175,7 @@ class Tree:
 
     def _unreadable(self, node: Node, error: OSError) -> InputError:
         return InputError(
-            f"{node.path or '.'!r} of the build context can't be read: {error.strerror or error}",
+            f"{node.path or '.'!r} of {self.label} can't be read: {error.strerror or error}",
             location=self.location,
         )
 

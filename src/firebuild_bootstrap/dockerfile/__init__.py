@@ -1,15 +1,15 @@
-"""Dockerfiles: from text to the plan of a build."""
+"""Dockerfiles: from text to a graph of stages and operations."""
 
 from firebuild_bootstrap.dockerfile.assignments import parse_assignments
-from firebuild_bootstrap.dockerfile.model import BaseResolver, BuildPlan, Diagnostic, DockerfileSource, Step
-from firebuild_bootstrap.dockerfile.plan import make_plan
+from firebuild_bootstrap.dockerfile.graph import Diagnostic, Graph
+from firebuild_bootstrap.dockerfile.stages import BaseResolver, read_graph
+from firebuild_bootstrap.dockerfile.syntax import DockerfileSource
 
 __all__ = [
     "BaseResolver",
-    "BuildPlan",
     "Diagnostic",
     "DockerfileSource",
-    "Step",
-    "make_plan",
+    "Graph",
     "parse_assignments",
+    "read_graph",
 ]

@@ -5,76 +5,88 @@ https://docs.docker.com/reference/dockerfile/
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from firebuild_bootstrap.dockerfile.syntax import Instruction, short
+from firebuild_bootstrap.dockerfile.syntax import Instruction, guess, short
 
 
 class _Kind(Enum):
     VALUE = "value"
-    # Known to Docker, and refused here.
-    LATER = "later"
-    LATER_SWITCH = "later-switch"
+    VALUES = "values"  # may be repeated
+    SWITCH = "switch"
 
 
 _COPYING: Final = {
     "chown": _Kind.VALUE,
     "chmod": _Kind.VALUE,
-    "link": _Kind.LATER_SWITCH,
-    "exclude": _Kind.LATER,
+    "link": _Kind.SWITCH,
+    "exclude": _Kind.VALUES,
 }
 _FLAGS: Final[dict[str, dict[str, _Kind]]] = {
     "FROM": {"platform": _Kind.VALUE},
-    "RUN": dict.fromkeys(("mount", "network", "security", "device"), _Kind.LATER),
-    "COPY": _COPYING | {"from": _Kind.LATER, "parents": _Kind.LATER_SWITCH},
-    "ADD": _COPYING
-    | {"checksum": _Kind.VALUE, "keep-git-dir": _Kind.LATER_SWITCH, "unpack": _Kind.LATER_SWITCH},
+    "RUN": {
+        "mount": _Kind.VALUES,
+        "network": _Kind.VALUE,
+        "security": _Kind.VALUE,
+        "device": _Kind.VALUES,
+    },
+    "COPY": _COPYING | {"from": _Kind.VALUE, "parents": _Kind.SWITCH},
+    "ADD": _COPYING | {"checksum": _Kind.VALUE, "keep-git-dir": _Kind.SWITCH, "unpack": _Kind.SWITCH},
     "HEALTHCHECK": dict.fromkeys(
         ("interval", "timeout", "start-period", "start-interval", "retries"), _Kind.VALUE
     ),
 }
-_HINTS: Final = {
-    "link": "remove --link: the copy is the same unless the destination leads through a symlink",
-    "from": "build the files in this stage, or copy them from the build context",
-    "mount": "copy what the command needs, and remove it in the same RUN",
-    "network": "RUN has the network of the machine",
-}
 
 
-def read_flags(instruction: Instruction, expand: Callable[[str], str]) -> dict[str, str]:
-    """Return the values of an instruction's flags, with variables expanded.
+@dataclass
+class Flags:
+    """The flags of one instruction, as they are written.
+
+    Args:
+        values: of flags that take one.
+        lists: of flags that may be repeated, in their order.
+        switches: those that are given, on or off.
+    """
+
+    values: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    switches: dict[str, bool] = field(default_factory=dict)
+
+
+def read_flags(instruction: Instruction) -> Flags:
+    """Return an instruction's flags; variables in them are not expanded.
 
     Raises:
-        InputError: a flag is unknown, given twice, lacks its value, or is not supported yet.
+        InputError: a flag is unknown, given twice, lacks its value, or has one that it can't have.
     """
     known = _FLAGS.get(instruction.keyword, {})
-    values: dict[str, str] = {}
+    flags = Flags()
     for flag in instruction.flags:
         name, equals, value = flag.removeprefix("--").partition("=")
         kind = known.get(name)
         if kind is None:
             raise _unknown(instruction, name, known)
-        if kind is _Kind.LATER_SWITCH and value.lower() == "false":
-            continue
-        if kind is not _Kind.VALUE:
-            raise instruction.error(
-                f"{instruction.keyword} --{name} is not supported yet", hint=_HINTS.get(name)
-            )
-        if name in values:
-            raise instruction.error(f"{instruction.keyword} --{name} is given twice")
-        if not equals:
-            raise instruction.error(f"{instruction.keyword} --{name}: expected a value: --{name}=…")
-        values[name] = expand(value)
-    return values
+        title = f"{instruction.keyword} --{name}"
+        if name in flags.values or name in flags.switches:
+            raise instruction.error(f"{title} is given twice")
+        if kind is _Kind.SWITCH:
+            if equals and value.lower() not in ("true", "false"):
+                raise instruction.error(f"{title}: expected true or false, found {short(value)!r}")
+            flags.switches[name] = value.lower() != "false"
+        elif not equals:
+            raise instruction.error(f"{title}: expected a value: --{name}=…")
+        elif kind is _Kind.VALUES:
+            flags.lists.setdefault(name, []).append(value)
+        else:
+            flags.values[name] = value
+    return flags
 
 
 def _unknown(instruction: Instruction, name: str, known: dict[str, _Kind]) -> Exception:
-    close = difflib.get_close_matches(name[:80], known, n=1)
-    if close:
-        hint = f"did you mean --{close[0]}?"
+    if hint := guess(f"--{name}", [f"--{each}" for each in known]):
+        pass
     elif known:
         hint = f"{instruction.keyword} knows " + ", ".join(f"--{each}" for each in known)
     else:

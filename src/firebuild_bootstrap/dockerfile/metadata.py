@@ -12,17 +12,19 @@ from collections.abc import Callable
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.flags import read_flags
-from firebuild_bootstrap.dockerfile.stage import Stage
-from firebuild_bootstrap.dockerfile.syntax import Instruction, short
+from firebuild_bootstrap.dockerfile.stage import StageState
+from firebuild_bootstrap.dockerfile.syntax import DockerfileSource, Instruction, parse, short
 from firebuild_bootstrap.dockerfile.variables import declare_args
+from firebuild_bootstrap.errors import Location
 from firebuild_bootstrap.image.config import Healthcheck
 from firebuild_bootstrap.wire import WireError, parse_duration
 
+_NO_TRIGGERS: Final = ("FROM", "MAINTAINER", "ONBUILD")
 _PORT: Final = re.compile(r"\+?0*\d{1,5}", re.ASCII)
 _REAL_TIME: Final = re.compile(r"RT(MIN(\+\d{1,2})?|MAX(-\d{1,2})?)", re.ASCII)
 
 
-def one_word(stage: Stage, instruction: Instruction) -> str:
+def one_word(stage: StageState, instruction: Instruction) -> str:
     """Return the only operand, expanded; it may expand to nothing.
 
     Raises:
@@ -33,7 +35,7 @@ def one_word(stage: Stage, instruction: Instruction) -> str:
     return stage.expander(instruction).word(" ".join(instruction.args))
 
 
-def _pairs(stage: Stage, instruction: Instruction) -> dict[str, str]:
+def _pairs(stage: StageState, instruction: Instruction) -> dict[str, str]:
     expander = stage.expander(instruction)
     if not instruction.args:
         raise instruction.error(f"{instruction.keyword}: expected name=value")
@@ -47,35 +49,35 @@ def _pairs(stage: Stage, instruction: Instruction) -> dict[str, str]:
     return pairs
 
 
-def _arg(stage: Stage, instruction: Instruction) -> None:
+def _arg(stage: StageState, instruction: Instruction) -> None:
     declare_args(instruction, stage.variables, stage.expander(instruction))
 
 
-def _env(stage: Stage, instruction: Instruction) -> None:
+def _env(stage: StageState, instruction: Instruction) -> None:
     pairs = _pairs(stage, instruction)
     if odd := next((name for name in pairs if "=" in name), None):
         raise instruction.error(f"ENV: {short(odd)!r} is no name of a variable")
     stage.variables.set_env(pairs)
 
 
-def _label(stage: Stage, instruction: Instruction) -> None:
+def _label(stage: StageState, instruction: Instruction) -> None:
     stage.labels |= _pairs(stage, instruction)
 
 
-def _maintainer(stage: Stage, instruction: Instruction) -> None:
+def _maintainer(stage: StageState, instruction: Instruction) -> None:
     if not instruction.args:
         raise instruction.error("MAINTAINER: expected a name")
     stage.change(author=instruction.args[0])
 
 
-def _user(stage: Stage, instruction: Instruction) -> None:
+def _user(stage: StageState, instruction: Instruction) -> None:
     user = one_word(stage, instruction)
     if not user:
         stage.warn(instruction, f"USER {instruction.operands} expands to nothing, which means root")
     stage.change(user=user)
 
 
-def command_line(stage: Stage, instruction: Instruction) -> tuple[str, ...]:
+def command_line(stage: StageState, instruction: Instruction) -> tuple[str, ...]:
     """Return the JSON form as it stands, or the shell form with the shell in front.
 
     Raises:
@@ -86,25 +88,25 @@ def command_line(stage: Stage, instruction: Instruction) -> tuple[str, ...]:
     return instruction.args if instruction.json else (*stage.shell, instruction.args[0])
 
 
-def _cmd(stage: Stage, instruction: Instruction) -> None:
+def _cmd(stage: StageState, instruction: Instruction) -> None:
     stage.change(cmd=command_line(stage, instruction) or None)
     stage.cmd_is_own = True
 
 
-def _entrypoint(stage: Stage, instruction: Instruction) -> None:
+def _entrypoint(stage: StageState, instruction: Instruction) -> None:
     stage.change(entrypoint=command_line(stage, instruction) or None)
     # A CMD of the base was written for the base's ENTRYPOINT.
     if not stage.cmd_is_own:
         stage.change(cmd=None)
 
 
-def _shell(stage: Stage, instruction: Instruction) -> None:
+def _shell(stage: StageState, instruction: Instruction) -> None:
     if not instruction.json or not instruction.args:
         raise instruction.error("SHELL: expected the JSON form", hint='for example SHELL ["/bin/bash", "-c"]')
     stage.change(shell=instruction.args)
 
 
-def _expose(stage: Stage, instruction: Instruction) -> None:
+def _expose(stage: StageState, instruction: Instruction) -> None:
     if not instruction.args:
         raise instruction.error("EXPOSE: expected a port")
     expander = stage.expander(instruction)
@@ -170,7 +172,7 @@ def _port(text: str) -> int:
     return number
 
 
-def _volume(stage: Stage, instruction: Instruction) -> None:
+def _volume(stage: StageState, instruction: Instruction) -> None:
     expander = stage.expander(instruction)
     volumes = [expander.word(text.strip()) for text in instruction.args]
     if not volumes or not all(volumes):
@@ -178,7 +180,7 @@ def _volume(stage: Stage, instruction: Instruction) -> None:
     stage.volumes |= dict.fromkeys(volumes)
 
 
-def _stop_signal(stage: Stage, instruction: Instruction) -> None:
+def _stop_signal(stage: StageState, instruction: Instruction) -> None:
     text = one_word(stage, instruction)
     name = text.upper().removeprefix("SIG")
     number = int(name) if name.isdecimal() and len(name) < 4 else 0
@@ -187,8 +189,9 @@ def _stop_signal(stage: Stage, instruction: Instruction) -> None:
     stage.change(stop_signal=text)
 
 
-def _healthcheck(stage: Stage, instruction: Instruction) -> None:
-    flags = read_flags(instruction, stage.expander(instruction).word)
+def _healthcheck(stage: StageState, instruction: Instruction) -> None:
+    expander = stage.expander(instruction)
+    flags = {name: expander.word(text) for name, text in read_flags(instruction).values.items()}
     kind, *rest = instruction.args or ("",)
     if kind.upper() == "NONE" and not rest:
         stage.change(healthcheck=Healthcheck(("NONE",)))
@@ -224,7 +227,39 @@ def _healthcheck(stage: Stage, instruction: Instruction) -> None:
     )
 
 
-Handler = Callable[[Stage, Instruction], None]
+def _onbuild(stage: StageState, instruction: Instruction) -> None:
+    check_onbuild(instruction)
+    stage.triggers.append(instruction.args[0])
+
+
+def check_onbuild(instruction: Instruction) -> None:
+    """Look at the instruction that an ONBUILD holds, as far as it can be without its variables.
+
+    Raises:
+        InputError: there is none, it is malformed, or it can't be a trigger.
+    """
+    if not instruction.args[0]:
+        raise instruction.error("ONBUILD: expected an instruction", hint="for example ONBUILD COPY . /app")
+    read_trigger(instruction.args[0], instruction.location)
+
+
+def read_trigger(text: str, at: Location) -> tuple[Instruction, str]:
+    """Return the instruction of an ONBUILD, and the escape character that is in force in it.
+
+    Raises:
+        InputError: it is none, or one that can't be a trigger; the location is `at`.
+    """
+    parsed = parse(DockerfileSource(at.file, text), at)
+    instruction, *others = parsed.instructions
+    if others:
+        raise instruction.error("a trigger is a single instruction")
+    if instruction.keyword in _NO_TRIGGERS:
+        raise instruction.error(f"{instruction.keyword} can't be a trigger")
+    read_flags(instruction)
+    return instruction, parsed.escape
+
+
+Handler = Callable[[StageState, Instruction], None]
 HANDLERS: Final[dict[str, Handler]] = {
     "ARG": _arg,
     "CMD": _cmd,
@@ -234,6 +269,7 @@ HANDLERS: Final[dict[str, Handler]] = {
     "HEALTHCHECK": _healthcheck,
     "LABEL": _label,
     "MAINTAINER": _maintainer,
+    "ONBUILD": _onbuild,
     "SHELL": _shell,
     "STOPSIGNAL": _stop_signal,
     "USER": _user,

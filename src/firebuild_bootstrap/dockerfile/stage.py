@@ -1,20 +1,39 @@
-"""The stage being built: its configuration and variables between two instructions."""
+"""The stage that is being read: its configuration and variables between two instructions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from firebuild_bootstrap.context.build_context import BuildContext
 from firebuild_bootstrap.dockerfile.expansion import Budget
-from firebuild_bootstrap.dockerfile.model import Diagnostic
+from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
 from firebuild_bootstrap.dockerfile.syntax import Instruction
 from firebuild_bootstrap.dockerfile.variables import Expander, Variables
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.wire import DEFAULT_PATH
 
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
+
+
+class Trees(Protocol):
+    """Finds what `COPY --from` and `RUN --mount=from=` name."""
+
+    def named(self, instruction: Instruction, name: str) -> TreeRef:
+        """Return the stage, context or image of that name.
+
+        Raises:
+            InputError: there is none, or it is a stage that comes later.
+        """
+        ...
+
+    def numbered(self, instruction: Instruction, name: str) -> TreeRef:
+        """Return the same; a number is the index of a stage.
+
+        Raises:
+            InputError: as for `named`.
+        """
+        ...
 
 
 class Ports:
@@ -36,56 +55,40 @@ class Ports:
 
 
 @dataclass
-class Stage:
+class StageState:
     """What instructions read and change.
 
     Args:
         config: the image's configuration so far, but for its variables and what has a member of its own
             here, because it grows with every instruction that names it.
         variables: ENV and ARG so far.
-        context: the build context.
+        trees: finds other stages and images.
         budget: what the variables of the Dockerfile may still put in.
-        escape: the escape character of the text that is being executed.
-        cmd_is_own: a CMD of this build is in force, which ENTRYPOINT does not reset.
+        platform: of the image, such as `linux/amd64`.
+        foreign: no program of it can run on the machine.
+        escape: the escape character of the text that is being read.
+        cmd_is_own: a CMD of this stage is in force, which ENTRYPOINT does not reset.
+        triggers: what ONBUILD of this stage adds to the configuration.
+        steps: what to do so far.
         warnings: what is probably not meant.
     """
 
     config: ImageConfig
     variables: Variables
-    context: BuildContext
+    trees: Trees
     budget: Budget
+    platform: str
+    foreign: bool = False
     escape: str = "\\"
     cmd_is_own: bool = False
+    triggers: list[str] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.labels = dict(self.config.labels)
         self.volumes = dict.fromkeys(self.config.volumes)
         self.ports = Ports(self.config.exposed_ports)
-
-    @classmethod
-    def on(
-        cls,
-        base: ImageConfig,
-        given: Mapping[str, str | None],
-        inherited: Mapping[str, str],
-        context: BuildContext,
-        budget: Budget,
-    ) -> Stage:
-        """Begin a stage on a base image; its ONBUILD triggers are not inherited further.
-
-        PATH is always set, so that ENV can extend it.
-
-        Args:
-            base: the configuration of the base image.
-            given: build arguments by name.
-            inherited: the ARGs before FROM.
-            context: the build context.
-            budget: what the variables of the Dockerfile may still put in.
-        """
-        env = base.env if "PATH" in base.env else {"PATH": DEFAULT_PATH, **base.env}
-        config = replace(base, workdir=base.workdir or "/", onbuild=())
-        return cls(config, Variables(given, inherited, env), context, budget)
 
     def change(self, **members: Any) -> None:
         """Change members of the configuration."""
@@ -95,10 +98,11 @@ class Stage:
         """Return the configuration of the image; `extra_labels` beat those of the Dockerfile."""
         return replace(
             self.config,
-            env=self.variables.env,
+            env=dict(self.variables.env),
             labels={**self.labels, **extra_labels},
             volumes=tuple(self.volumes),
             exposed_ports=tuple(self.ports),
+            onbuild=tuple(self.triggers),
         )
 
     def expander(self, instruction: Instruction) -> Expander:
@@ -109,7 +113,28 @@ class Stage:
         """Say that something in an instruction is probably not meant."""
         self.warnings.append(Diagnostic(instruction.location, message))
 
+    def require_native(self, instruction: Instruction) -> None:
+        """Insist that programs of the stage can run on the machine.
+
+        Raises:
+            InputError: they are for another processor.
+        """
+        if self.foreign:
+            raise instruction.error(
+                f"RUN in a stage for {self.platform} is not supported: the machine can't execute that",
+                hint="run it in a stage for $BUILDPLATFORM, and COPY --from that",
+            )
+
     @property
     def shell(self) -> tuple[str, ...]:
         """The command line that executes shell forms."""
         return self.config.shell or DEFAULT_SHELL
+
+
+def starting_config(base: ImageConfig) -> ImageConfig:
+    """Return the configuration that a stage on `base` begins with.
+
+    Its ONBUILD triggers are not inherited further, and PATH is always set, so that ENV can extend it.
+    """
+    env = base.env if "PATH" in base.env else {"PATH": DEFAULT_PATH, **base.env}
+    return replace(base, env=env, workdir=base.workdir or "/", onbuild=())

@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from e2b_dockerfile_utils import (
+    DockerfileAst,
     DockerfileHeredoc,
     DockerfileInstruction,
     DockerfileSyntaxError,
     parse_dockerfile_ast,
 )
 
-from firebuild_bootstrap.dockerfile.model import Diagnostic, DockerfileSource
+from firebuild_bootstrap.dockerfile.graph import Diagnostic
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 
 KEYWORDS: Final = (
@@ -36,8 +39,49 @@ KEYWORDS: Final = (
 )
 _SHOWN_CHARACTERS: Final = 160
 _WHITE_SPACE: Final = re.compile(r"[^\S\n]+")
+_ONBUILD: Final = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
+_ONBUILD_HEREDOC: Final = re.compile(r"\s*ONBUILD\s+(?:RUN|COPY|ADD)\s.*<<", re.IGNORECASE)
 _PARSER_PREFIX: Final = re.compile(r"Dockerfile parse error(?: on line \d+)?: ")
 _UNKNOWN: Final = re.compile(r"unknown instruction: (.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DockerfileSource:
+    """A Dockerfile's text, and what to call it in messages."""
+
+    name: str
+    text: str
+
+    @classmethod
+    def read(cls, path: Path) -> DockerfileSource:
+        """Read a Dockerfile.
+
+        Raises:
+            InputError: it can't be read or is not UTF-8.
+        """
+        try:
+            # Bytes, because reading as text would turn CRLF into LF inside heredocs.
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"the Dockerfile can't be read: {error.strerror}",
+                hint="name it with --dockerfile",
+                location=Location(str(path)),
+            ) from error
+        return cls.decode(str(path), content)
+
+    @classmethod
+    def decode(cls, name: str, content: bytes) -> DockerfileSource:
+        """Make a Dockerfile of what was read.
+
+        Raises:
+            InputError: it is not UTF-8.
+        """
+        try:
+            return cls(name, content.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise InputError("the Dockerfile is not UTF-8 text", location=Location(name, line)) from error
 
 
 @dataclass(frozen=True)
@@ -92,9 +136,8 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
         InputError: the text is malformed, has an unknown instruction, or none at all.
     """
     lines = source.text.removeprefix("\ufeff").split("\n")
-    directives = _directives(lines)
     try:
-        tree = parse_dockerfile_ast("\n".join((*directives, *lines[len(directives) :])))
+        tree, bare = _parse(lines)
     except DockerfileSyntaxError as error:
         raise _syntax_error(error, at or Location(source.name, error.line or 0)) from error
     except RecursionError as error:
@@ -106,6 +149,9 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
         raise InputError(
             "the Dockerfile has no instructions", hint="begin with FROM", location=at or Location(source.name)
         )
+    for node in tree.instructions:
+        if node.start_line in bare:
+            _put_behind_onbuild(node)
     instructions = tuple(
         _instruction(node, tree.escape_token, lines, at or Location(source.name, node.start_line))
         for node in tree.instructions
@@ -115,6 +161,30 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
         for warning in tree.warnings
     )
     return ParsedDockerfile(instructions, tree.escape_token, warnings)
+
+
+def _parse(lines: list[str]) -> tuple[DockerfileAst, set[int]]:
+    """Parse lines; the numbers are those of ONBUILDs that were parsed as what they hold.
+
+    The parser knows no heredocs in ONBUILD. So an ONBUILD that seems to have one is parsed without its
+    keyword, except where that turns out to be no instruction but a line of something else.
+    """
+    directives = _directives(lines)
+    lines = [*directives, *lines[len(directives) :]]
+    bare = {number for number, line in enumerate(lines, 1) if _ONBUILD_HEREDOC.match(line)}
+    if bare:
+        without = [_ONBUILD.sub("", line) if number in bare else line for number, line in enumerate(lines, 1)]
+        tree = parse_dockerfile_ast("\n".join(without))
+        wrong = bare - {node.start_line for node in tree.instructions if node.heredocs}
+        if not wrong:
+            return tree, bare
+        bare -= wrong
+        lines = [_ONBUILD.sub("", line) if number in bare else line for number, line in enumerate(lines, 1)]
+    return parse_dockerfile_ast("\n".join(lines)), bare
+
+
+def _put_behind_onbuild(node: DockerfileInstruction) -> None:
+    node.name, node.original, node.flags, node.json = "ONBUILD", f"ONBUILD {node.original}", [], False
 
 
 def _directives(lines: list[str]) -> list[str]:
@@ -134,7 +204,7 @@ def _instruction(
         keyword=node.name,
         text=_shown(node.original.strip(), first_line, elided=bool(node.heredocs)),
         flags=tuple(node.flags),
-        args=tuple(node.args),
+        args=_trigger(node) if node.name == "ONBUILD" else tuple(node.args),
         json=node.json,
         heredocs=tuple(node.heredocs),
         location=location,
@@ -144,6 +214,25 @@ def _instruction(
         if UNUSABLE_TEXT.search(text):
             raise instruction.error(f"{node.name} contains a NUL or a character that is no Unicode text")
     return instruction
+
+
+def _trigger(node: DockerfileInstruction) -> tuple[str, ...]:
+    """Return what an ONBUILD adds to the image's configuration."""
+    text = _ONBUILD.sub("", node.original, count=1)
+    return (text + "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in node.heredocs),)
+
+
+def guess(text: str, known: Iterable[str]) -> str | None:
+    """Return the hint that names what a misspelt word was meant to be, if one of `known` is near enough."""
+    close = difflib.get_close_matches(text[:_SHOWN_CHARACTERS], list(known), n=1)
+    return f"did you mean {close[0]}?" if close else None
+
+
+def parse_bool(text: str) -> bool | None:
+    """Read a switch as Go's strconv.ParseBool does; None if it is none."""
+    if text in ("1", "t", "T", "TRUE", "true", "True"):
+        return True
+    return False if text in ("0", "f", "F", "FALSE", "false", "False") else None
 
 
 def short(text: str) -> str:
@@ -161,12 +250,8 @@ def _syntax_error(error: DockerfileSyntaxError, location: Location) -> InputErro
     message = _PARSER_PREFIX.sub("", str(error), count=1)
     hint = None
     if unknown := _UNKNOWN.fullmatch(message):
-        close = difflib.get_close_matches(unknown[1].upper()[:_SHOWN_CHARACTERS], KEYWORDS, n=1)
-        hint = (
-            f"did you mean {close[0]}?"
-            if close
-            else "a line that continues the one before needs a \\ at its end"
-        )
+        hint = guess(unknown[1].upper(), KEYWORDS)
+        hint = hint or "a line that continues the one before needs a \\ at its end"
     elif message == "unterminated heredoc":
         hint = "its end marker has to stand alone on a line, as in the line that begins it"
     return InputError(short(message), hint=hint, location=location)

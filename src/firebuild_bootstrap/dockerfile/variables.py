@@ -129,6 +129,13 @@ class Expander:
         self._escape = escape
         self._budget = budget
 
+    def has_variables(self, text: str) -> bool:
+        """Tell whether `text` is more than plain characters: where nothing is expanded, nobody means that."""
+        try:
+            return Lexer(text, {}, self._escape, self._budget).word() != text
+        except ExpansionError:
+            return True
+
     def word(self, text: str) -> str:
         """Return `text` as one word: quotes removed, variables replaced."""
         try:
@@ -173,6 +180,20 @@ class Variables:
         self.env = dict(env)
         self.values = dict(env)
         self.declared: set[str] = set()
+
+    def below(self, env: Mapping[str, str]) -> Variables:
+        """Return the variables that a stage on top of this one begins with.
+
+        What ARG declared goes on there, except where `env`, that of this stage's image, has the same name.
+
+        Args:
+            env: of the image.
+        """
+        variables = Variables(self._given, self._inherited, env)
+        variables.declared |= self.declared
+        variables._of_args |= self._of_args - env.keys()
+        variables.values |= {name: self.values[name] for name in variables._of_args}
+        return variables
 
     def set_env(self, pairs: Mapping[str, str]) -> None:
         """Execute an ENV."""

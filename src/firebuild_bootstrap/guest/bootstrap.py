@@ -45,6 +45,7 @@ def bootstrap(
     connect_timeout: float = 30.0,
     call_timeout: float = CALL_SECONDS,
     sync: bool = True,
+    layers: str = "",
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -55,6 +56,8 @@ def bootstrap(
         call_timeout: seconds to wait for the server's answer to a later call.
         sync: have everything on the drives before the success is reported, because the machine may be
             stopped right after.
+        layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
+            step; empty where the image is there already.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -62,6 +65,8 @@ def bootstrap(
     hide_memory()
     set_clock(block.host_time)
     with ExitStack() as stack:
+        if layers:
+            os.makedirs(root_path, exist_ok=True)
         if not os.path.isdir(root_path):
             raise InputError(f"--root {root_path}: there is no such directory")
         stop = Stop()
@@ -69,23 +74,28 @@ def bootstrap(
         stack.enter_context(_signals(stop))
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
-        _build(client, root_path, stop, block.ping_interval, sync)
+        _build(client, root_path, stop, block.ping_interval, sync=sync, layers=layers)
 
 
-def _build(client: Client, root_path: str, stop: Stop, ping_interval: float, sync: bool) -> None:
+def _build(
+    client: Client, root_path: str, stop: Stop, ping_interval: float, *, sync: bool, layers: str
+) -> None:
     texts = client.commands()
     with Pings(client, stop, ping_interval):
         # Only now, so that the first call is made as early as possible.
+        from firebuild_bootstrap.layers.root import Root
+
         from .executor import Executor, decode, extended
         from .output import Relay
-        from .rootfs import Root
+        from .overlay import Layers
 
         try:
             commands = decode(texts)
             relay = Relay(client, stop, extended=extended(commands))
             try:
                 with Root(root_path) as root:
-                    Executor(root, client, relay, stop).execute(commands)
+                    overlay = Layers(layers, root_path) if layers else None
+                    Executor(root, client, relay, stop, layers=overlay).execute(commands)
             finally:
                 relay.close()
             stop.check()

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from firebuild_bootstrap.layers.root import Metadata, Root
+
 from .entrypoint import Entrypoint
 from .environment import exports
 from .errors import GuestExit, InputError, StepError
-from .rootfs import Root
 from .sshkeys import authorize, parse_keys
-from .walk import Metadata
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _BEGIN, _END = "# begin of what vminit manages", "# end of what vminit manages"

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers.root import Metadata, Owner, Root
 
 from .classic import place
 from .errors import StepError
 from .idmap import check_mapped
 from .incoming import Incoming
 from .modes import parse_mode
-from .rootfs import Root
 from .users import Users
-from .walk import Metadata, Owner
 
 _DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
 
@@ -128,7 +127,7 @@ class Copier:
 
     def _tree_entry(self, entry: Incoming) -> None:
         inner = _inner(entry.header.entryPath)
-        base = self._archive_base() if entry.header.keepOwner else self._image
+        base = self._image if entry.header.ofTree or not entry.header.keepOwner else self._archive_base()
         with _explained(posixpath.join(self._rules.destination, inner)):
             if entry.header.kind == pb.ENTRY_KIND_DIRECTORY:
                 self._directory(base, entry, inner)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import Metadata, Root
 
 from .classic import adapted
 from .client import Client
@@ -14,11 +16,10 @@ from .errors import GuestError, ProtocolError, StepError
 from .idmap import check_mapped
 from .incoming import incoming
 from .output import Relay
-from .rootfs import Root
+from .overlay import Layers
 from .run import run
 from .stop import Stop
 from .users import Users
-from .walk import Metadata
 
 
 def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:
@@ -53,6 +54,7 @@ class Executor:
         client: source of files.
         relay: takes output and the events of steps.
         stop: ends the running command.
+        layers: keep apart what each command changes; None where the root is a plain directory.
         clock: monotonic seconds.
     """
 
@@ -63,8 +65,10 @@ class Executor:
         relay: Relay,
         stop: Stop,
         *,
+        layers: Layers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._layers = layers
         self._root = root
         self._client = client
         self._relay = relay
@@ -78,12 +82,12 @@ class Executor:
         Raises:
             GuestError: a command failed, with its step and exit code; or the guest was asked to end.
         """
-        for command in commands:
+        for number, command in enumerate(commands, 1):
             self._stop.check()
             begun = self._clock()
             self._relay.started(command.step)
             try:
-                self._explained(command)
+                self._explained(command, command.step or number)
             except GuestError as error:
                 error.step = command.step
                 if error is not self._stop.reason:
@@ -91,11 +95,24 @@ class Executor:
                 raise
             self._relay.finished(command.step, 0, self._clock() - begun)
 
-    def _explained(self, command: wire.AnyCommand) -> None:
+    def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:
-            self._one(command)
+            with self._layer(number):
+                self._one(command)
         except OSError as error:
             raise StepError(f"{error.filename or 'the image'}: {error.strerror or error}") from error
+
+    @contextmanager
+    def _layer(self, number: int) -> Iterator[None]:
+        if self._layers is None:
+            yield
+            return
+        with self._layers.step(number):
+            self._root.reopen()
+            try:
+                yield
+            finally:
+                self._root.close()  # or its file system could not be unmounted
 
     def _one(self, command: wire.AnyCommand) -> None:
         match command:

@@ -73,6 +73,11 @@ def detach(target: str) -> None:
     _check(_libc().umount2(os.fsencode(target), _MNT_DETACH), f"umount {target}")
 
 
+def unmount(target: str) -> None:
+    """Unmount `target`; an error while anything on it is in use."""
+    _check(_libc().umount2(os.fsencode(target), 0), f"umount {target}")
+
+
 def pivot_root(new: str, old: str) -> None:
     """Make `new` the root of this mount namespace and put the old one at `old`."""
     number = _PIVOT_ROOT.get(os.uname().machine)

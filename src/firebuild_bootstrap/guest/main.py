@@ -42,7 +42,7 @@ def _run(parsed: argparse.Namespace) -> int:
         # A UNIX socket means a sandbox, whose drives are the host's own.
         sync = not parsed.mmds.startswith("unix:")
         timeouts = {"connect_timeout": parsed.connect_timeout, "call_timeout": parsed.call_timeout}
-        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync)
+        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, layers=parsed.layers)
         return 0
     from .configure import Paths, configure
 
@@ -126,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="bootstrap: how long the server may take to answer a call, or between two pieces of a file "
         "(default: 300); steps may take as long as they want",
+    )
+    parser.add_argument(
+        "--layers",
+        default="",
+        metavar="DIR",
+        help="bootstrap: mount the image at --root for each step, as an overlay of the directories "
+        "DIR/lower/0 (the lowest), DIR/lower/1 and so on, and keep what it changes in DIR/upper/STEP/fs",
     )
     service = parser.add_argument_group("as a service of the image").add_mutually_exclusive_group()
     service.add_argument(

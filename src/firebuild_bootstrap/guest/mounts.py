@@ -12,8 +12,9 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from firebuild_bootstrap.layers.root import Root
+
 from . import kernel
-from .rootfs import Root
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEVICE_LINKS = {

@@ -3,6 +3,7 @@
 They are files in the place of the image's own, not mounts over them: a mount point can't be replaced (a
 package's `ln -sf … /etc/resolv.conf` would fail with EBUSY), and what is written to it is lost in silence.
 After the RUN the image's own are back, with the lines that the RUN added; what it put in their place stays.
+Times of directories are part of the image, and stay as if this had not happened.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
-from .rootfs import Root
-from .walk import Place
+from firebuild_bootstrap.layers.root import Place, Root, unseen
 
 NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _MAX_BYTES = 1 << 20
@@ -24,7 +24,7 @@ _MAX_BYTES = 1 << 20
 
 @contextmanager
 def network_files(root: Root) -> Iterator[None]:
-    """Put the machine's own files into the image, and afterwards the image's back.
+    """Put the machine's own files into the image, whose /etc exists, and afterwards the image's back.
 
     Raises:
         OSError: a file can't be put there or back.
@@ -46,24 +46,21 @@ def _outer_files() -> Mapping[str, bytes]:
 
 @contextmanager
 def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
-    created: list[str] = []
-    try:
-        with root.locate(path, follow=False, parents=(0, 0), created=created) as place:
-            found = place.status()
-            if found is not None and stat.S_ISDIR(found.st_mode):
-                yield  # an odd image; it may have its way
-                return
+    with root.locate(path, follow=False) as place:
+        found = place.status()
+        if found is not None and stat.S_ISDIR(found.st_mode):
+            yield  # an odd image; it may have its way
+            return
+        with unseen(place.directory):
             loan = _Loan.begin(place, content)
-            try:
-                yield
-            finally:
+        try:
+            yield
+        finally:
+            with unseen(place.directory):
                 written = loan.end(place)
-                os.close(loan.descriptor)
-            if written is not None:
-                _keep(root, path, *written)
-    finally:
-        for parent in reversed(created):
-            root.remove_if_empty(parent)
+            os.close(loan.descriptor)
+        if written is not None:
+            _keep(root, path, *written)
 
 
 @dataclass
@@ -74,17 +71,14 @@ class _Loan:
         content: of the file.
         descriptor: of the file; while it is open no other file gets its inode number.
         aside: name of the image's own file meanwhile; None where it has none.
-        directory_times: modification time of the directory before and after the exchange, in ns.
     """
 
     content: bytes
     descriptor: int
     aside: str | None
-    directory_times: tuple[int, int]
 
     @classmethod
     def begin(cls, place: Place, content: bytes) -> _Loan:
-        before = os.stat(".", dir_fd=place.directory).st_mtime_ns
         aside = None
         if place.status() is not None:
             aside = f".{place.name}.{secrets.token_hex(8)}"
@@ -94,8 +88,7 @@ class _Loan:
         os.fchmod(descriptor, 0o644)  # whatever the umask
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
-        after = os.stat(".", dir_fd=place.directory).st_mtime_ns
-        return cls(content, descriptor, aside, (before, after))
+        return cls(content, descriptor, aside)
 
     def end(self, place: Place) -> tuple[bytes, bool] | None:
         """Put the image's own file back unless the RUN has put something else into its place.
@@ -106,7 +99,6 @@ class _Loan:
         written = None
         if not os.stat(".", dir_fd=place.directory).st_nlink:
             return None  # the RUN has removed the whole directory
-        untouched = os.stat(".", dir_fd=place.directory).st_mtime_ns == self.directory_times[1]
         found = place.status()
         ours = found is not None and os.path.samestat(found, os.fstat(self.descriptor))
         # What has grown beyond all measure is not read into memory: it stays, as if it had been put there.
@@ -119,9 +111,6 @@ class _Loan:
         elif self.aside is not None:  # replaced or removed
             with suppress(FileNotFoundError):
                 os.unlink(self.aside, dir_fd=place.directory)
-        if untouched:
-            # Times of directories are part of the image, and this one is as it was.
-            os.utime(".", ns=(self.directory_times[0],) * 2, dir_fd=place.directory)
         return written
 
     def _written(self) -> tuple[bytes, bool] | None:

@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.root import Metadata, Root, unseen
 
 from .enter import Request
 from .errors import StepError
 from .idmap import check_mapped
 from .netfiles import network_files
 from .output import BATCH_BYTES
-from .rootfs import Root
 from .stop import Stop
 from .users import Identity
-from .walk import Metadata
 
 Output = Callable[[str, bytes], None]
 
@@ -152,13 +151,17 @@ def _read_all(descriptor: int) -> bytes:
 
 @contextmanager
 def _mount_points(root: Root) -> Iterator[None]:
-    """Create what is missing for the mounts, and remove it again where it is still empty."""
+    """Create what is missing for the mounts and the network's files; remove it again where it is still empty.
+
+    Times of directories are part of the image, and stay as if this had not happened.
+    """
     created: list[str] = []
     try:
-        for path in ("/proc", "/dev"):
-            made = root.make_directory(path, Metadata(mode=0o755))
-            created += [path] if made else []
+        for path in ("/proc", "/dev", "/etc"):
+            with root.locate(path) as place, unseen(place.directory):
+                created += [path] if root.make_directory(path, Metadata(mode=0o755)) else []
         yield
     finally:
         for path in reversed(created):
-            root.remove_if_empty(path)
+            with root.locate(path) as place, unseen(place.directory):
+                root.remove_if_empty(path)

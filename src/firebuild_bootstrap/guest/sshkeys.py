@@ -7,10 +7,10 @@ import binascii
 import posixpath
 import stat
 
+from firebuild_bootstrap.layers.root import Metadata, Root
+
 from .errors import InputError
-from .rootfs import Root
 from .users import Users
-from .walk import Metadata
 
 _KINDS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-sha2-")
 _MAX_FILE = 1024 * 1024

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from firebuild_bootstrap.layers.root import Root
+
 from .errors import StepError
-from .rootfs import Root
 
 _MAX_FILE = 16 * 1024 * 1024
 MAX_ID = 2**32 - 2  # -1 means "leave it" in chown(2)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.unpack import name_parts
-from firebuild_bootstrap.tarball import DamagedArchive, TarReader, decompressed
+from firebuild_bootstrap.layers.compression import decompressed
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 
 _PIECE: Final = 1024 * 1024
 
@@ -57,11 +56,8 @@ def check_root_archive(archive: Path, source: Path) -> None:
     names: set[str] = set()
     try:
         with open(archive, "rb") as content:
-            tar = TarReader(content)
-            while (member := tar.next()) is not None:
-                names.update(name_parts(member.name)[:1])
-    except TreeError as error:
-        raise InputError(f"{source}: {error.message}", hint=error.hint or None) from error
+            layer = LayerReader(content.fileno())
+            names.update(entry.path.partition("/")[0] for entry in layer if entry.path)
     except DamagedArchive as error:
         if not names:
             _refuse_others(archive, source)
@@ -70,7 +66,7 @@ def check_root_archive(archive: Path, source: Path) -> None:
     if not names:
         _refuse_others(archive, source)  # some begin with zeros, like an empty archive
         raise InputError(f"{source} is an archive without files")
-    if not tar.marked:
+    if not layer.marked:
         raise _damaged(source, "its end mark is missing, so it was probably cut off")
 
 

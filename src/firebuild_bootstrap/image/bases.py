@@ -126,7 +126,8 @@ class BaseStore:
             tree.mkdir()
             with self._tasks.task("collecting this host's programs"):
                 make_host_tree(tree)
-            packed = self._trees().pack(tree, archive)
+            # The times are those of this import: without them the same programs have the same digest.
+            packed = self._trees().pack(tree, archive, newest=0)
             self._trees().remove(tree)
             return packed
 

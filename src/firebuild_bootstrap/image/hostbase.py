@@ -99,6 +99,7 @@ def make_host_tree(root: Path, search_path: str = _SEARCH) -> None:
         raise MachineError(
             f"no shell was found in {search_path}", hint="import a base from a tar archive instead"
         )
+    root.chmod(0o755)
     for name, mode in _DIRECTORIES.items():
         (root / name).mkdir()
         (root / name).chmod(mode)
@@ -106,6 +107,7 @@ def make_host_tree(root: Path, search_path: str = _SEARCH) -> None:
         (root / name).symlink_to(f"usr/{name}")
     for name, text in _FILES.items():
         (root / name).write_text(text, "utf-8")
+        (root / name).chmod(0o644)
     found = {name: shutil.which(name, path=search_path) for name in TOOLS}
     tools = {name: os.path.realpath(path) for name, path in found.items() if path}
     for name, path in tools.items():

@@ -56,7 +56,7 @@ class OutputSpec:
 class Artifact:
     """One finished output: `path` is relative to the image's directory, `size` in bytes.
 
-    `digest` is `sha256:…` over the file, or over the canonical listing of a directory.
+    `digest` is `sha256:…` over the file, or over the archive that a directory would give, all times 0.
     """
 
     type: OutputType

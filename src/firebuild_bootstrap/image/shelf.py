@@ -48,11 +48,16 @@ class Shelf:
 
     Args:
         remove: removes a tree that may hold files of foreign owners.
+        durable: write every entry to the disk before it is published. Without, a crash of the machine (not
+            one of a process) may leave an entry that is not whole.
     """
 
-    def __init__(self, root: Path, remove: Callable[[Path], None] = remove_tree) -> None:
+    def __init__(
+        self, root: Path, remove: Callable[[Path], None] = remove_tree, *, durable: bool = True
+    ) -> None:
         self.root = root
         self._remove = remove
+        self._durable = durable
         self._held: list[tuple[Path, int]] = []
 
     def close(self) -> None:
@@ -85,11 +90,12 @@ class Shelf:
         Raises:
             InputError, MachineError: the store can't be written.
         """
-        _sync_content(staging)
+        if self._durable:
+            _sync_content(staging)
         with self._changing():
             content = self.root / "content" / staging.path.name
             os.rename(staging.path, content)
-            _sync(content.parent, _DIRECTORY)
+            self._sync_directory(content.parent)
             # Readers may lock it as soon as they can find it; nobody sweeps while this lasts.
             fcntl.flock(staging.lock, fcntl.LOCK_UN)
             for key in keys:
@@ -155,7 +161,7 @@ class Shelf:
             if not self.has(key):
                 return False
             link.unlink()
-            _sync(link.parent, _DIRECTORY)
+            self._sync_directory(link.parent)
             with suppress(OSError):  # the last version of a name goes, the name goes
                 os.removedirs(link.parent)
             self._sweep()
@@ -173,7 +179,11 @@ class Shelf:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(os.path.relpath(content, link.parent))
         os.replace(fresh, link)
-        _sync(link.parent, _DIRECTORY)
+        self._sync_directory(link.parent)
+
+    def _sync_directory(self, directory: Path) -> None:
+        if self._durable:
+            _sync(directory, _DIRECTORY)
 
     def link(self, key: Key) -> Path:
         """Return the path of an entry by its name, which stays right when the entry is replaced."""
@@ -255,10 +265,10 @@ def _sync_content(staging: Staging) -> None:
             _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
     os.fsync(staging.lock)
     if not all(is_file for _, is_file in paths):
-        _sync_file_system(staging.lock)
+        sync_file_system(staging.lock)
 
 
-def _sync_file_system(descriptor: int) -> None:
+def sync_file_system(descriptor: int) -> None:
     """Write the whole file system: the way for trees of many files, with owners that forbid to open them."""
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None or syncfs(descriptor) != 0:

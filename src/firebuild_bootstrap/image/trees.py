@@ -11,12 +11,18 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, find_runtime
 from firebuild_pki.display import one_line
 
 _TREE: Final = "/tree"
 _OTHER: Final = "/other"
+_LAYERS: Final = "/layers"
+
+Tree = Path | tuple[Path, ...]
+"""A directory, or layers whose merged view it is: two at least, the lowest first."""
+
+_VERBS: Final = {"digest": "read", "ext4": "make an ext4 file system of"}
 
 
 @dataclass(frozen=True)
@@ -58,50 +64,52 @@ class Trees:
             reply = self._ask(binds, f"unpack {archive}", "unpack", archive=_OTHER, root=_TREE)
         return UnpackReport(**reply)
 
-    def pack(self, root: Path, archive: Path, *, newest: int | None = None) -> PackedFile:
-        """Write the tree `root` to the new file `archive`; `newest` is explained at `worker.pack.pack`."""
-        binds = self._into(root, archive)
+    def pack(self, root: Tree, archive: Path, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `archive`; `newest` is explained at `tree_entries`."""
         name = f"{_OTHER}/{archive.name}"
         with self._writing(archive):
-            reply = self._ask(binds, f"pack {root}", "pack", root=_TREE, archive=name, newest=newest)
+            reply = self._read(root, archive.parent, "pack", root=_TREE, archive=name, newest=newest)
         return PackedFile(reply["size"], reply["digest"])
 
-    def ext4(self, root: Path, image: Path, options: Ext4Options) -> PackedFile:
+    def ext4(self, root: Tree, image: Path, options: Ext4Options) -> PackedFile:
         """Write the tree `root` to the new file `image` as a checked ext4 file system.
 
         Raises:
             InputError: it does not fit into `options.size`.
         """
-        binds = self._into(root, image)
         name = f"{_OTHER}/{image.name}"
         with self._writing(image):
-            reply = self._ask(binds, f"make {image}", "ext4", root=_TREE, image=name, **options._asdict())
+            reply = self._read(root, image.parent, "ext4", root=_TREE, image=name, **options._asdict())
         return PackedFile(reply["size"], reply["digest"])
 
     def pack_image(self, image: Path, archive: Path) -> PackedFile:
         """Write what is in the ext4 file system `image` to the new tar file `archive`, as `pack` does."""
-        binds = self._into(image, archive)
+        binds = [Bind(image, _TREE), Bind(archive.parent, _OTHER, read_only=False)]
         name = f"{_OTHER}/{archive.name}"
         with self.tasks.task("reading the machine's drive", measure=lambda: file_size(archive)):
             reply = self._ask(binds, f"read {image}", "pack-image", image=_TREE, archive=name)
         return PackedFile(reply["size"], reply["digest"])
 
-    def copy(self, source: Path, target: Path) -> UnpackReport:
-        """Copy the content of `source` into the existing directory `target`."""
-        binds = [Bind(source, _TREE), Bind(target, _OTHER, read_only=False)]
+    def copy(self, source: Tree, target: Path, *, newest: int | None = None) -> UnpackReport:
+        """Copy the content of `source` into the existing directory `target`; `newest` as in `pack`."""
         with self.tasks.task("copying the root file system"):
-            reply = self._ask(binds, f"copy {source}", "copy", source=_TREE, target=_OTHER)
+            reply = self._read(source, target, "copy", source=_TREE, target=_OTHER, newest=newest)
         return UnpackReport(**reply)
 
-    def summary(self, root: Path, *, times: bool = False) -> PackedFile:
-        """Return the bytes that `root` takes in blocks of 4096, and the digest of its canonical listing.
+    def summary(self, root: Tree, *, times: bool = False) -> PackedFile:
+        """Return the bytes that `root` takes in blocks of 4096, and its digest as a layer.
 
         Args:
             times: modification times count too.
         """
         with self.tasks.task("computing the digest"):
-            reply = self._ask([Bind(root, _TREE)], f"read {root}", "digest", root=_TREE, times=times)
+            reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
+
+    def overlay_problem(self, directory: Path) -> str:
+        """Try an overlay with its upper directory in `directory`; return why it fails, empty if it works."""
+        binds = [Bind(directory, _OTHER, read_only=False)]
+        return str(self._ask(binds, f"try an overlay in {directory}", "overlay", directory=_OTHER)["problem"])
 
     def remove(self, path: Path) -> None:
         """Remove `path` and everything below, whoever owns it; nothing happens when it does not exist."""
@@ -119,9 +127,17 @@ class Trees:
     def _writing(self, file: Path) -> AbstractContextManager[None]:
         return self.tasks.task(f"writing {file.name}", measure=lambda: file_size(file))
 
-    @staticmethod
-    def _into(root: Path, file: Path) -> list[Bind]:
-        return [Bind(root, _TREE), Bind(file.parent, _OTHER, read_only=False)]
+    def _read(self, tree: Tree, other: Path | None, operation: str, **request: Any) -> dict[str, Any]:
+        """Have something done with a tree, which the worker sees read-only, and the directory `other`."""
+        if isinstance(tree, Path):
+            binds = [Bind(tree, _TREE)]
+        else:
+            binds = [Bind(layer, f"{_LAYERS}/{number}") for number, layer in enumerate(tree)]
+            request |= {"layers": _LAYERS, "mount": _TREE}
+        if other is not None:
+            binds.append(Bind(other, _OTHER, read_only=False))
+        what = tree if isinstance(tree, Path) else "the root file system"
+        return self._ask(binds, f"{_VERBS.get(operation, operation)} {what}", operation, **request)
 
     def _ask(self, binds: list[Bind], task: str, operation: str, **request: Any) -> dict[str, Any]:
         done = self.sandbox.run(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
@@ -67,6 +68,37 @@ class GuestOptions:
     connect_timeout: float = 30.0
 
 
+@dataclass(frozen=True)
+class ArchiveLayer:
+    """A whole root file system in an uncompressed tar archive; `digest` is `sha256:…` of it."""
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer that is kept unpacked (`LayerTrees`), by its key there."""
+
+    key: str
+
+
+Layer = ArchiveLayer | StoredLayer
+
+
+@dataclass(frozen=True)
+class StepLayer:
+    """What one step has changed, apart from everything else.
+
+    Args:
+        step: its number.
+        directory: what `LayerTrees.adopt` takes.
+    """
+
+    step: int
+    directory: Path
+
+
 class Machine(Protocol):
     """One build's machine, from empty to exported.
 
@@ -86,14 +118,14 @@ class Machine(Protocol):
         """
         ...
 
-    def prepare(self, base: Path | None) -> tuple[str, ...]:
-        """Fill the root file system from the tar archive `base`; None leaves it empty (FROM scratch).
+    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Fill the root file system from `layers`, the lowest first; without any it is empty (FROM scratch).
 
         Returns:
             notes for the user: what this machine can't do or could not keep.
 
         Raises:
-            MachineError: it can't be prepared.
+            MachineError: it can't be prepared, or not from these layers.
         """
         ...
 
@@ -128,6 +160,14 @@ class Machine(Protocol):
         """
         ...
 
+    def layers(self) -> tuple[StepLayer, ...]:
+        """Return what each finished step has changed, in their order; the machine has to be stopped.
+
+        They are gone with the machine unless somebody takes them. None where the steps work on one root
+        file system and are not kept apart.
+        """
+        ...
+
     def keep(self, into: Path) -> tuple[str, ...]:
         """Put what is left of a machine that has failed and is stopped into the directory `into`.
 
@@ -152,6 +192,23 @@ class Machine(Protocol):
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""
         ...
+
+
+def only_archive(layers: Sequence[Layer], driver: str) -> Path | None:
+    """Return the archive that is all there is to start from; None for an empty root file system.
+
+    Raises:
+        MachineError: there is more, or something that is kept unpacked.
+    """
+    match layers:
+        case []:
+            return None
+        case [ArchiveLayer(path)]:
+            return path
+    raise MachineError(
+        f"the machine {driver} starts from one archive, and this root file system has {len(layers)} layers",
+        hint="build with machine.driver: local",
+    )
 
 
 def no_instruction(remedy: str) -> str:

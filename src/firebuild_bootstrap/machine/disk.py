@@ -11,10 +11,10 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, require_e2fsprogs
 from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.machine.rootfs import artifact, export_tree, unpack_notes
 from firebuild_bootstrap.machine.sparse import move_sparse
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.sandbox import Bind
 
 _MIB: Final = 1 << 20
@@ -42,7 +42,7 @@ class Disk:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         *,
         size: int | None = None,
         epoch: int | None = None,

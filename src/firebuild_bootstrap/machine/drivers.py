@@ -8,12 +8,12 @@ from pathlib import Path
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 
 
 def make_machine(
     settings: MachineSettings,
-    workspace: Workspace,
+    workspace: BuildDirectory,
     *,
     bind: str,
     store: Path,

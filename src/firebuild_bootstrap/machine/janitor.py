@@ -11,6 +11,7 @@ With the store as its only argument it removes what builds left behind whose jan
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -22,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.machine import leftovers
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMap, Sandbox, detect, end_holders, find_runtime
@@ -39,6 +40,9 @@ def retire(directory: Path) -> Path:
     It stays where it is if it can't be moved, for example because `builds` is a file system of its own.
     """
     leftovers.clear(directory)
+    # Only the machines' own directories: what is deeper may be a guest's, and the lists hold commands.
+    for part in directory.glob(f"{glob.escape(directory.name)}-*"):
+        leftovers.clear(part)
     store = directory.parent.parent
     # An id may be used again while the directory of its last build is still being removed.
     retired = store / "removing" / f"{directory.name}.{secrets.token_hex(4)}"
@@ -113,6 +117,16 @@ def sweep(store: Path) -> None:
     for folder in (store / "removing", builds):
         for entry in abandoned(folder):
             remove(entry, idmap)
+    settle(store, idmap)
+
+
+def settle(store: Path, idmap: IdMap) -> None:
+    """Remove the half-made layers of dead builds from `store`, and see to it that finished ones last."""
+    from firebuild_bootstrap.image.layertrees import LayerTrees  # the janitor has to be ready soon
+    from firebuild_bootstrap.image.trees import Trees
+
+    with suppress(FirebuildError, OSError):
+        LayerTrees(store, Trees(Sandbox(idmap))).settle()
 
 
 def await_end(lifeline: int, parent: int) -> None:
@@ -144,6 +158,7 @@ def main(lifeline: int = 0, told: int | None = None) -> None:
     if told is not None and retired != directory:
         os.close(told)
     remove(retired, idmap)
+    settle(directory.parent.parent, idmap)
 
 
 if __name__ == "__main__":

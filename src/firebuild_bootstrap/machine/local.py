@@ -1,20 +1,34 @@
-"""The driver `local`: vminit in a sandbox on this host, the root file system in a directory."""
+"""The driver `local`: vminit in a sandbox on this host, the root file system an overlay of directories.
+
+Where the kernel or the file system allows no overlay, it is one directory with a copy of the base.
+"""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.layertrees import TREE
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
-from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.base import (
+    ArchiveLayer,
+    GuestOptions,
+    Layer,
+    Listening,
+    MachineExit,
+    StepLayer,
+    StoredLayer,
+    only_archive,
+)
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import export_tree, unpack_notes
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
@@ -23,6 +37,8 @@ from firebuild_bootstrap.sandbox import Bind, SandboxProcess
 _GUEST: Final = "firebuild_bootstrap.guest.main"
 _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
+# As guest/overlay.py has it.
+_LAYERS: Final = "/layers"
 
 
 class LocalMachine:
@@ -34,11 +50,17 @@ class LocalMachine:
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
-    def __init__(self, workspace: Workspace, *, bind: str = "127.0.0.1", epoch: int | None = None) -> None:
+    def __init__(
+        self, workspace: BuildDirectory, *, bind: str = "127.0.0.1", epoch: int | None = None
+    ) -> None:
         self._workspace = workspace
         self._bind = bind
         self._epoch = epoch
         self._trees = workspace.trees()
+        self._stored = workspace.layer_trees()
+        self._work = workspace.path / "layers"
+        # What the steps start from, the lowest first; None where the root is one directory.
+        self._lower: tuple[Path, ...] | None = None
         self._root = workspace.path / "rootfs"
         self._store = DataStore()
         self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
@@ -55,16 +77,45 @@ class LocalMachine:
         listener = listen(self._bind)
         return Listening(listener, format_address(listener.getsockname()))
 
-    def prepare(self, base: Path | None) -> tuple[str, ...]:
-        """Unpack `base` and begin to serve metadata; see `Machine.prepare`."""
-        try:
-            self._root.mkdir(mode=0o755)
-        except OSError as error:
-            raise MachineError(f"{self._root}: {error.strerror}") from error
-        report = UnpackReport() if base is None else self._trees.unpack(base, self._root)
-        self._emulator.start()
+    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Find or unpack what is to be mounted and begin to serve metadata; see `Machine.prepare`."""
         note = self._workspace.sandbox.idmap.note
-        return (*((note,) if note else ()), *unpack_notes(report))
+        problem = self._stored.overlay_problem(self._workspace.path)
+        notes = self._copy(layers, problem) if problem else self._stack(layers)
+        self._emulator.start()
+        return (*((note,) if note else ()), *notes)
+
+    def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        empty = self._work / "empty"
+        _make(self._work, empty, self._work / "lower")
+        lower, notes = [empty], list[str]()
+        for layer in layers:
+            match layer:
+                case ArchiveLayer(path, digest):
+                    if len(lower) > 1:
+                        raise MachineError("an archive can only be the lowest layer", hint="unpack it before")
+                    tree, report = self._stored.unpacked(path, digest)
+                    notes += unpack_notes(report)
+                case StoredLayer(key):
+                    found = self._stored.hold(key)
+                    if found is None:
+                        raise MachineError(f"the layer {key} is not in the store {self._stored.root}")
+                    tree = found
+            lower.append(tree)
+        for number in range(len(lower)):
+            _make(self._work / "lower" / str(number))
+        self._lower = tuple(lower)
+        return tuple(notes)
+
+    def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
+        notes = [
+            f"the base is copied for this build, because {self._workspace.path} allows no overlay: {problem}"
+        ]
+        base = only_archive(layers, "local, without overlays,")
+        _make(self._root)
+        if base is not None:
+            notes += unpack_notes(self._trees.unpack(base, self._root))
+        return tuple(notes)
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start vminit in the sandbox; see `Machine.start`."""
@@ -72,11 +123,17 @@ class LocalMachine:
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
+        if self._lower is None:
+            root = [Bind(self._root, "/image", read_only=False)]
+        else:
+            arguments += ["--layers", _LAYERS]
+            root = [Bind(self._work, _LAYERS, read_only=False)]
+            root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower)]
         self._process = self._workspace.sandbox.popen(
             runtime.module(_GUEST, *arguments),
             binds=[
                 *runtime.binds,
-                Bind(self._root, "/image", read_only=False),
+                *root,
                 Bind(self._workspace.path / "mmds", "/run/firebuild"),
             ],
             # gRPC's core writes to stderr by itself; what matters vminit says in its own words.
@@ -113,12 +170,29 @@ class LocalMachine:
         """Write the outputs; see `Machine.export`."""
         if self._process is not None and self._process.poll() is None:
             raise MachineError("the root file system can't be exported while vminit runs")
-        return export_tree(self._trees, self._root, outputs, into, epoch=self._epoch)
+        return export_tree(self._trees, self._tree(), outputs, into, epoch=self._epoch)
+
+    def layers(self) -> tuple[StepLayer, ...]:
+        """Return the upper directories of the finished steps; see `Machine.layers`."""
+        upper = self._work / "upper"
+        if not upper.is_dir():
+            return ()
+        return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))
+
+    def _tree(self) -> Tree:
+        """Return the root file system as it is: all layers, that of an unfinished step included."""
+        if self._lower is None:
+            return self._root
+        made = [layer.directory for layer in self.layers()]
+        if (unfinished := self._work / "unfinished").is_dir():
+            made.append(unfinished)
+        stack = (*self._lower, *(directory / TREE for directory in made))
+        return stack if len(stack) > 1 else stack[0]
 
     def keep(self, into: Path) -> tuple[str, ...]:
         """Keep the root file system as a tar archive, with its owners; see `Machine.keep`."""
-        if self._root.exists():
-            self._trees.pack(self._root, into / OutputType.TAR.file_name)
+        if self._lower is not None or self._root.exists():
+            self._trees.pack(self._tree(), into / OutputType.TAR.file_name)
         if self._log is not None:
             keep_console(self._log.text(), into)
         return ()
@@ -133,4 +207,13 @@ class LocalMachine:
             self.stop(grace=0)
             self._emulator.stop()
         finally:
+            self._stored.close()
             self._workspace.close()
+
+
+def _make(*directories: Path) -> None:
+    for directory in directories:
+        try:
+            directory.mkdir(mode=0o755)
+        except OSError as error:
+            raise MachineError(f"{directory}: {error.strerror}") from error

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.trees import PackedFile, Trees
+from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.image.worker.unpack import UnpackReport
+from firebuild_bootstrap.layers.apply import UnpackReport
 
 
 def export_tree(
-    trees: Trees, root: Path, outputs: Sequence[OutputSpec], into: Path, *, epoch: int | None = None
+    trees: Trees, root: Tree, outputs: Sequence[OutputSpec], into: Path, *, epoch: int | None = None
 ) -> tuple[Artifact, ...]:
     """Write the tree `root` into the directory `into`, once for each output.
 
@@ -34,13 +34,13 @@ def artifact(output: OutputSpec, target: Path, packed: PackedFile) -> Artifact:
     return Artifact(output.type, target.name, packed.size, packed.digest)
 
 
-def _write(trees: Trees, root: Path, output: OutputSpec, target: Path, epoch: int | None) -> PackedFile:
+def _write(trees: Trees, root: Tree, output: OutputSpec, target: Path, epoch: int | None) -> PackedFile:
     if output.type is OutputType.EXT4:
         return trees.ext4(root, target, Ext4Options(size=output.size, epoch=epoch))
     if output.type is OutputType.TAR:
         return trees.pack(root, target, newest=epoch)
     target.mkdir()
-    trees.copy(root, target)
+    trees.copy(root, target, newest=epoch)
     return trees.summary(target)
 
 

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.janitor import LEAVING, abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
@@ -32,7 +33,65 @@ _REMOVAL_SECONDS: Final = 0.2
 _NOT_FOR_THE_JANITOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Workspace:
+class BuildDirectory:
+    """A directory where one machine keeps its files, and the sandbox for all work on them.
+
+    Args:
+        path: the directory.
+        sandbox: in the id mapping of the build.
+        runtime: how to run Python in it.
+        check: called again and again while a sandboxed program works for the build; may raise.
+        tasks: told of all that may take a while.
+        home: the directory of the store.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sandbox: Sandbox,
+        runtime: Runtime,
+        *,
+        check: Callable[[], None],
+        tasks: Tasks,
+        home: Path,
+    ) -> None:
+        self.path = path
+        self._home = home
+        self.sandbox = sandbox
+        self.runtime = runtime
+        self.check = check
+        self.tasks = tasks
+
+    def trees(self) -> Trees:
+        """Return the tools for file trees, in the build's id mapping."""
+        return Trees(self.sandbox, self.runtime, self.tasks)
+
+    def layer_trees(self) -> LayerTrees:
+        """Return the store of unpacked layers for the build's id mapping; the caller closes it."""
+        return LayerTrees(self._home, self.trees(), check=self.check)
+
+    def part(self, name: str) -> BuildDirectory:
+        """Make a directory in this one for one of several machines; it goes when this one goes.
+
+        Its own name begins with that of this one, because it identifies its machine on this host.
+
+        Raises:
+            MachineError: it can't be made.
+        """
+        path = self.path / f"{self.path.name}-{name}"
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            raise MachineError(f"{path}: the machine's directory can't be made: {error.strerror}") from error
+        return BuildDirectory(
+            path, self.sandbox, self.runtime, check=self.check, tasks=self.tasks, home=self._home
+        )
+
+    def close(self) -> None:
+        """Nothing to do: what is in it goes with the directory of the build."""
+
+
+class Workspace(BuildDirectory):
     """The directory `home`/builds/`build_id` (mode 0700) and the sandbox to use for all work in it.
 
     A janitor process of its own session outlives this one, even after SIGKILL. It waits until this
@@ -65,14 +124,17 @@ class Workspace:
     ) -> None:
         if _BUILD_ID.fullmatch(build_id) is None:
             raise InputError(f"expected a build id of letters, digits and . _ -, found {build_id!r}")
-        self.path = home / "builds" / build_id
         self._idmap = idmap
-        self.check = check
-        self.tasks = tasks or Tasks()
-        self.runtime = runtime or find_runtime()
         lifeline, self._lifeline = os.pipe()
         self._lock = -1
-        self.sandbox = Sandbox(idmap, lifeline=self._lifeline, check=check)
+        super().__init__(
+            home / "builds" / build_id,
+            Sandbox(idmap, lifeline=self._lifeline, check=check),
+            runtime or find_runtime(),
+            check=check,
+            tasks=tasks or Tasks(),
+            home=home,
+        )
         try:
             # It is held here as well as by the janitor, so that nobody sweeps while either lives.
             self._lock = self._make()
@@ -90,10 +152,6 @@ class Workspace:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def trees(self) -> Trees:
-        """Return the tools for file trees, in the build's id mapping."""
-        return Trees(self.sandbox, self.runtime, self.tasks)
 
     def close(self) -> None:
         """Remove the directory; all sandboxes must have ended. Idempotent.

@@ -56,7 +56,8 @@ class Delivery:
             size=entry.size,
             mtimeNs=entry.mtime_ns,
             fromDirectory=entry.from_directory,
-            keepOwner=entry.is_member,
+            keepOwner=entry.owner is not None,
+            ofTree=entry.owner is not None and not entry.member,
             uid=entry.owner[0] if entry.owner else 0,
             gid=entry.owner[1] if entry.owner else 0,
         )

@@ -52,6 +52,7 @@ class BootstrapServer:
         steps: number, line and text of each step, for the events; by default those of the commands. A guest
             that reports of another one ends the build.
         total_steps: for the events; the highest number in `steps` unless given.
+        stage: for the events, where a build has several.
         limits: times and sizes.
         bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
         on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
@@ -68,6 +69,7 @@ class BootstrapServer:
         events: EventSink,
         steps: Sequence[StepInfo] = (),
         total_steps: int | None = None,
+        stage: str = "",
         limits: Limits | None = None,
         bind: str = "127.0.0.1",
         on_guest_connected: Callable[[], None] = lambda: None,
@@ -84,7 +86,7 @@ class BootstrapServer:
             self._session,
             commands=commands,
             resources=resources,
-            steps=StepEvents(self._session, steps, total),
+            steps=StepEvents(self._session, steps, total, stage),
         )
         self._closing = contextlib.ExitStack()
         self._running: tuple[Gate, grpc.Server] | None = None

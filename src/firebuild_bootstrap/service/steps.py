@@ -27,12 +27,14 @@ class StepEvents:
         session: takes the events.
         steps: what is known about each.
         total: the number of steps, `FROM` included.
+        stage: what they belong to, where the build has several.
     """
 
-    def __init__(self, session: Session, steps: Sequence[StepInfo], total: int) -> None:
+    def __init__(self, session: Session, steps: Sequence[StepInfo], total: int, stage: str = "") -> None:
         self._session = session
         self._steps = {step.number: step for step in steps}
         self._total = total
+        self._stage = stage
         self._left = set(self._steps)
         self._failed: tuple[int, int] | None = None
 
@@ -51,7 +53,13 @@ class StepEvents:
         step = self._steps[self.known(number)]
         self._session.step_started(number)
         self._session.events(
-            StepStarted(step=number, total=self._total, instruction=step.instruction, line=step.line)
+            StepStarted(
+                step=number,
+                total=self._total,
+                instruction=step.instruction,
+                line=step.line,
+                stage=self._stage,
+            )
         )
 
     def finished(self, number: int, exit_code: int, seconds: float) -> None:

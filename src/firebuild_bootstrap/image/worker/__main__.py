@@ -3,74 +3,128 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from firebuild_bootstrap.image.worker.digest import digest
-from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.pack import copy, pack, pack_nodes
-from firebuild_bootstrap.image.worker.unpack import unpack
+from firebuild_bootstrap.guest.overlay import mount_layers
+from firebuild_bootstrap.layers.apply import apply
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
+from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tar import LayerError, write_layer
+from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Do what `request` asks for and return the answer, or `error` and `hint`."""
+    """Do what `request` asks for and return the answer, or `error` and `hint`.
+
+    Where `layers` names a directory, the tree is the merged view of the layers 0, 1 and so on in there.
+    """
     try:
+        if layers := request.pop("layers", ""):
+            _mount(layers, request.pop("mount"))
         return _OPERATIONS[request.pop("operation")](**request)
-    except TreeError as error:
+    except DamagedArchive as error:
+        return {"error": f"the archive is damaged: {error.message}", "hint": error.hint}
+    except LayerError as error:
         return {"error": error.message, "hint": error.hint, "asked": error.asked}
     except OSError as error:
         where = f"{error.filename!r}: " if error.filename else ""
         return {"error": f"{where}{error.strerror or error}", "hint": ""}
 
 
+def _mount(layers: str, target: str) -> None:
+    os.makedirs(target)
+    mount_layers(layers, sorted(os.listdir(layers), key=int), target)
+
+
 def _unpack(archive: str, root: str) -> dict[str, Any]:
-    with open(archive, "rb") as source:
-        return unpack(source, root)._asdict()
+    with open(archive, "rb") as source, Root(root) as target:
+        return apply(LayerReader(source.fileno()), target)._asdict()
 
 
 def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
-    with open(archive, "wb") as target:
-        members = pack(root, target, newest=newest)
-        target.flush()
-        os.fsync(target.fileno())
-    return {"members": members, **_summary(archive)}
+    return _write(archive, tree_entries(root, newest=newest))
 
 
 def _pack_image(image: str, archive: str) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.extfs import Ext4Image
-    from firebuild_bootstrap.image.worker.imagewalk import walk_image
+    from firebuild_bootstrap.image.worker.imagewalk import image_entries
 
     source = Ext4Image(image)
-    with open(archive, "wb") as target:
-        members = pack_nodes(walk_image(source), target)
-    source.close()
-    return {"members": members, **_summary(archive)}
+    try:
+        return _write(archive, image_entries(source))
+    finally:
+        source.close()
 
 
-def _copy(source: str, target: str) -> dict[str, Any]:
-    return copy(source, target)._asdict()
+def _copy(source: str, target: str, newest: int | None = None) -> dict[str, Any]:
+    with Root(target) as root:
+        return apply(TreeSource(tree_entries(source, newest=newest)), root)._asdict()
 
 
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import measure
 
-    return {"size": measure(root)[0], "digest": digest(root, times=times)}
+    return {"size": measure(root).content, "digest": digest(root, times=times)}
+
+
+def digest(root: str, *, times: bool = False) -> str:
+    """Return the `sha256:…` of the tree `root` as a layer.
+
+    Args:
+        times: modification times count too; else all of them are 0.
+    """
+    target = _Hashed()
+    files = tree_entries(root)
+    write_layer(target, files if times else ((entry._replace(mtime_ns=0), data) for entry, data in files))
+    return target.digest
 
 
 def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
     make_ext4(root, image, Ext4Options(**options))
-    return _summary(image)
-
-
-def _summary(path: str) -> dict[str, Any]:
-    with open(path, "rb") as content:
+    with open(image, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
         return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
+
+
+def _overlay(directory: str) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.overlays import problem
+
+    return {"problem": problem(directory)}
+
+
+class _Hashed:
+    """Where a layer goes that is hashed, and written to `file` if there is one."""
+
+    def __init__(self, file: io.FileIO | None = None) -> None:
+        self._hash = hashlib.sha256()
+        self._file = file
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        """See `Sink`."""
+        self._hash.update(data)
+        rest = memoryview(data)
+        while self._file is not None and rest:
+            rest = rest[self._file.write(rest) :]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of everything written."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+
+def _write(archive: str, files: Files) -> dict[str, Any]:
+    with open(archive, "wb", buffering=0) as file:
+        target = _Hashed(file)
+        written = write_layer(target, files)
+        os.fsync(file.fileno())
+    return {"members": written.entries, "size": written.size, "digest": target.digest}
 
 
 _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
@@ -80,6 +134,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "copy": _copy,
     "digest": _digest,
     "ext4": _ext4,
+    "overlay": _overlay,
 }
 
 

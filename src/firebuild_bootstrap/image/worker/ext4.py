@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from firebuild_bootstrap.image.worker.errors import TreeError
 from firebuild_bootstrap.image.worker.extfs import Ext4Image
 from firebuild_bootstrap.image.worker.imagewalk import walk_image
-from firebuild_bootstrap.image.worker.walk import walk
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, LayerError
+from firebuild_bootstrap.layers.tree import tree_entries
 
 _MIB: Final = 1024 * 1024
 _BLOCK: Final = 4096
@@ -43,35 +42,36 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
     """Write the tree `root` into the new file `image` and check the result with e2fsck.
 
     Raises:
-        TreeError: the tree does not fit into the disk or the size, or mke2fs or e2fsck is not content.
+        LayerError: the tree does not fit into the disk or the size, or mke2fs or e2fsck is not content.
     """
-    content, inodes = measure(root)
+    needs = measure(root)
     if not options.size:
-        _make_large_enough(root, image, content, inodes, options)
-    elif _make(root, image, -(-options.size // _MIB) * _MIB, inodes, options):
-        least = _make_large_enough(root, image, content, inodes, options) // _MIB
+        _make_large_enough(root, image, needs, options)
+    elif _make(root, image, -(-options.size // _MIB) * _MIB, needs.inodes, options):
+        least = _make_large_enough(root, image, needs, options) // _MIB
         os.unlink(image)
-        raise TreeError(
+        raise LayerError(
             f"--output ext4: the files need size={least}MiB, found size={options.size // 1024}KiB",
             f"ask for size={least}MiB or more, or leave size= out",
             asked=True,
         )
-    _set_far_times(root, image, options.epoch)
+    if needs.far_times or options.epoch is not None:
+        _set_modification_times(image, needs.far_times, options.epoch)
     if options.epoch is not None:
         _set_times(image, options.epoch)
     _check(image)
 
 
-def _make_large_enough(root: str, image: str, content: int, inodes: int, options: Ext4Options) -> int:
+def _make_large_enough(root: str, image: str, needs: Measure, options: Ext4Options) -> int:
     """Make the image with `options.free` bytes of free space and return its size, in whole MiB."""
-    size = _initial_size(content, inodes, 0 if options.size else options.free)
+    size = _initial_size(needs.content, needs.inodes, 0 if options.size else options.free)
     for _attempt in range(_ATTEMPTS):
         size = -(-size // _MIB) * _MIB
-        complaint = _make(root, image, size, inodes, options)
+        complaint = _make(root, image, size, needs.inodes, options)
         if not complaint:
             return size
         size += size // 3
-    raise TreeError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
+    raise LayerError(f"mke2fs found no room for the tree in {size // _MIB} MiB: {complaint}")
 
 
 def _make(root: str, image: str, size: int, inodes: int, options: Ext4Options) -> str:
@@ -82,26 +82,43 @@ def _make(root: str, image: str, size: int, inodes: int, options: Ext4Options) -
     with suppress(FileNotFoundError):
         os.unlink(image)
     if not _is_too_small(complaint):
-        raise TreeError(f"mke2fs failed: {complaint}")
+        raise LayerError(f"mke2fs failed: {complaint}")
     return complaint
 
 
-def measure(root: str) -> tuple[int, int]:
-    """Return the bytes that the tree takes in blocks of ext4, and its number of inodes."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
-    for node in walk(root):
-        if node.identity in seen:
+class Measure(NamedTuple):
+    """What a tree takes in an ext4 file system.
+
+    Args:
+        content: bytes in blocks; holes take none.
+        inodes: number of them.
+        far_times: path and seconds since 1970 of modification times that need more than 32 bits.
+    """
+
+    content: int
+    inodes: int
+    far_times: Mapping[str, int]
+
+
+def measure(root: str) -> Measure:
+    """Read the whole tree `root`, but for the content of its files."""
+    content = inodes = 0
+    far: dict[str, int] = {}
+    for entry, _ in tree_entries(root):
+        seconds = entry.mtime_ns // 10**9
+        content += len(os.fsencode(entry.path.rpartition("/")[2])) + 12  # in its directory
+        if not -_ERA // 2 <= seconds < _ERA // 2 and entry.path:
+            far[entry.path] = seconds
+        if entry.kind == HARDLINK:
             continue
-        seen.add(node.identity)
-        length = node.status.st_size
-        if stat.S_ISREG(node.status.st_mode):
-            total += -(-length // _BLOCK) * _BLOCK
-        elif stat.S_ISDIR(node.status.st_mode):
-            total += max(_BLOCK, -(-length // _BLOCK) * _BLOCK)
-        elif length >= 60:  # a shorter symbolic link lives in its inode
-            total += _BLOCK
-    return total, len(seen)
+        inodes += 1
+        if entry.kind == FILE:
+            content += -(-entry.stored // _BLOCK) * _BLOCK + 12 * len(entry.regions or ())
+        elif entry.kind == DIRECTORY:
+            content += _BLOCK
+        elif entry.kind == SYMLINK and len(os.fsencode(entry.linkname)) >= 60:
+            content += _BLOCK  # a shorter one lives in its inode
+    return Measure(content, inodes, far)
 
 
 def _initial_size(content: int, inodes: int, free: int) -> int:
@@ -155,22 +172,19 @@ def _set_times(image: str, epoch: int) -> None:
     _debugfs(image, env, lines)
 
 
-def _set_far_times(root: str, image: str, epoch: int | None) -> None:
-    """Set modification times that need more than 32 bits; mke2fs before 1.47.1 loses the rest."""
-    far = {
-        node.path: seconds
-        for node in walk(root)
-        if not -_ERA // 2 <= (seconds := node.status.st_mtime_ns // 10**9) < _ERA // 2 and node.path
-    }
-    if not far:
-        return
+def _set_modification_times(image: str, far: Mapping[str, int], epoch: int | None) -> None:
+    """Set those that need more than 32 bits, which mke2fs before 1.47.1 loses, and those after `epoch`."""
     lines = []
     reader = Ext4Image(image)
-    for node in walk_image(reader):
-        if node.path in far:
-            low, era = _split(far[node.path])
-            inode = f"set_inode_field <{node.inode.number}>"
-            lines.append(f"{inode} mtime @{low}\n{inode} mtime_extra {era}")
+    for path, inode in walk_image(reader):
+        seconds = far.get(path, inode.mtime_ns // 10**9)
+        if epoch is not None and seconds >= epoch:
+            seconds = epoch
+        elif path not in far:
+            continue
+        low, era = _split(seconds)
+        field = f"set_inode_field <{inode.number}>"
+        lines.append(f"{field} mtime @{low}\n{field} mtime_extra {era}")
     reader.close()
     _debugfs(image, _environment(epoch), lines)
 
@@ -185,7 +199,7 @@ def _debugfs(image: str, env: Mapping[str, str], lines: Sequence[str]) -> None:
     done = _run(["debugfs", "-w", "-f", "/dev/stdin", image], env, "\n".join(lines))
     complaints = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
     if done.returncode != 0 or complaints:  # it ends with 0 whatever goes wrong
-        raise TreeError(f"debugfs could not set the times of {image}: {' '.join(complaints[:3])}")
+        raise LayerError(f"debugfs could not set the times of {image}: {' '.join(complaints[:3])}")
 
 
 def _used_inodes(image: str, env: Mapping[str, str]) -> list[int]:
@@ -202,7 +216,7 @@ def _used_inodes(image: str, env: Mapping[str, str]) -> list[int]:
 def _check(image: str) -> None:
     done = _run(["e2fsck", "-f", "-n", image], _environment(None))
     if done.returncode != 0:
-        raise TreeError(f"e2fsck is not content with {image}: {(done.stdout + done.stderr).strip()[-500:]}")
+        raise LayerError(f"e2fsck is not content with {image}: {(done.stdout + done.stderr).strip()[-500:]}")
 
 
 def _run(command: list[str], env: Mapping[str, str], text: str = "") -> subprocess.CompletedProcess[str]:
@@ -211,4 +225,6 @@ def _run(command: list[str], env: Mapping[str, str], text: str = "") -> subproce
             command, env=dict(env), input=text, capture_output=True, text=True, errors="replace", check=False
         )
     except FileNotFoundError as error:
-        raise TreeError(f"the program {command[0]} was not found", "install the package e2fsprogs") from error
+        raise LayerError(
+            f"the program {command[0]} was not found", "install the package e2fsprogs"
+        ) from error

@@ -6,6 +6,7 @@ nothing in it is believed: every number that leads somewhere is checked first.
 
 from __future__ import annotations
 
+import bisect
 import io
 import mmap
 import os
@@ -14,7 +15,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from firebuild_bootstrap.image.worker.errors import TreeError
+from firebuild_bootstrap.layers.tar import LayerError
 
 ROOT_INODE: Final = 2
 
@@ -72,7 +73,7 @@ class Ext4Image:
     """An image, open for reading.
 
     Raises:
-        TreeError: it is no ext4 file system, was not cleanly unmounted, or uses features that are not known.
+        LayerError: it is no ext4 file system, was not cleanly unmounted, or uses features that are not known.
     """
 
     def __init__(self, path: str) -> None:
@@ -119,7 +120,7 @@ class Ext4Image:
 
     def content(self, inode: Inode) -> io.BufferedReader:
         """Open the content of a regular file."""
-        return io.BufferedReader(_Content(self, inode), buffer_size=1 << 20)
+        return io.BufferedReader(FileContent(self, inode), buffer_size=1 << 20)
 
     def entries(self, inode: Inode) -> Iterator[tuple[bytes, int]]:
         """Yield the names in a directory and their inodes, without `.` and `..`."""
@@ -212,38 +213,57 @@ class Ext4Image:
             raise self._broken("something in it points beyond its end")
         return self._bytes[start : start + length]
 
-    def _broken(self, what: str, hint: str = "") -> TreeError:
-        return TreeError(f"{self.path} cannot be read as ext4: {what}", hint)
+    def _broken(self, what: str, hint: str = "") -> LayerError:
+        return LayerError(f"{self.path} cannot be read as ext4: {what}", hint)
 
 
-class _Content(io.RawIOBase):
+class FileContent(io.RawIOBase):
+    """The content of a file, without a buffer."""
+
     def __init__(self, image: Ext4Image, inode: Inode) -> None:
         super().__init__()
         self._image = image
         self._size = inode.size
         self._extents = image.extents(inode) if inode.size else []
+        self._starts = [extent.logical * image.block_size for extent in self._extents]
         self._at = 0
 
     def readable(self) -> bool:
+        """It can be read."""
         return True
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def data(self) -> Iterator[tuple[int, int]]:
+        """Yield (first byte, byte behind the last) of everything that may not be zeros."""
         block = self._image.block_size
-        while self._extents and (self._extents[0].logical + self._extents[0].length) * block <= self._at:
-            del self._extents[0]
+        for extent in self._extents:
+            if extent.written:
+                yield extent.logical * block, (extent.logical + extent.length) * block
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """Return up to `size` bytes from `offset`."""
+        self._at = offset
+        pieces = []
+        while size and (piece := self.read(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """See io.RawIOBase."""
+        block = self._image.block_size
         length = min(len(buffer), self._size - self._at)
         if length <= 0:
             return 0
         data: bytes | None = None
-        if self._extents:
-            extent = self._extents[0]
+        index = bisect.bisect_right(self._starts, self._at) - 1
+        extent = self._extents[index] if index >= 0 else None
+        if extent is not None and self._at < (extent.logical + extent.length) * block:
             inside = self._at - extent.logical * block
-            if inside < 0:
-                length = min(length, -inside)
-            else:
-                length = min(length, extent.length * block - inside)
-                if extent.written:
-                    data = self._image._range(extent.physical * block + inside, length)
+            length = min(length, extent.length * block - inside)
+            if extent.written:
+                data = self._image._range(extent.physical * block + inside, length)
+        elif index + 1 < len(self._starts):
+            length = min(length, self._starts[index + 1] - self._at)
         buffer[:length] = bytes(length) if data is None else data
         self._at += length
         return length

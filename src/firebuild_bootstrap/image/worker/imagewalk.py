@@ -1,76 +1,81 @@
-"""Visiting every file of an ext4 image, in the order of `walk`."""
+"""The files of an ext4 image as entries, in the order of `tree_entries`."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections.abc import Iterator
-from io import BufferedReader
-from typing import Final, NamedTuple
+from typing import Final
 
-from firebuild_bootstrap.image.worker.errors import TreeError
-from firebuild_bootstrap.image.worker.extfs import ROOT_INODE, Ext4Image, Inode, device_of
-from firebuild_bootstrap.image.worker.walk import is_kept
+from firebuild_bootstrap.image.worker.extfs import ROOT_INODE, Ext4Image, FileContent, Inode, device_of
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerError, Regions
+from firebuild_bootstrap.layers.tree import KINDS, Files, find_regions, is_kept
 
 # mke2fs makes it anew in every file system; what e2fsck puts there is kept.
 _LOST_AND_FOUND: Final = "lost+found"
 
 
-class ImageStatus(NamedTuple):
-    """What `os.stat_result` says of a file, as far as it is asked for."""
-
-    st_mode: int
-    st_uid: int
-    st_gid: int
-    st_size: int
-    st_nlink: int
-    st_mtime_ns: int
-    st_rdev: int
-
-
-class ImageNode(NamedTuple):
-    """One file of an image; used like `walk.Node`."""
-
-    path: str
-    image: Ext4Image
-    inode: Inode
-
-    @property
-    def status(self) -> ImageStatus:
-        """What is known of it without opening it."""
-        one = self.inode
-        return ImageStatus(one.mode, one.uid, one.gid, one.size, one.links, one.mtime_ns, device_of(one))
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        """See `walk.Node`."""
-        return 0, self.inode.number
-
-    def content(self) -> BufferedReader:
-        """See `walk.Node`."""
-        return self.image.content(self.inode)
-
-    def link_text(self) -> str:
-        """See `walk.Node`."""
-        return os.fsdecode(self.image.link_text(self.inode))
-
-    def xattrs(self) -> dict[str, bytes]:
-        """See `walk.Node`."""
-        if not (stat.S_ISREG(self.inode.mode) or stat.S_ISDIR(self.inode.mode)):
-            return {}
-        return {name: value for name, value in sorted(self.image.xattrs(self.inode).items()) if is_kept(name)}
-
-
-def walk_image(image: Ext4Image) -> Iterator[ImageNode]:
-    """Yield the root and everything below: parents before children, names in byte order.
+def image_entries(image: Ext4Image) -> Files:
+    """Yield everything in an image as `tree_entries` does: sockets are left out.
 
     Raises:
-        TreeError: the image is damaged.
+        LayerError: the image is damaged.
+    """
+    first_names: dict[int, str] = {}
+    for path, inode in walk_image(image):
+        kind = KINDS.get(stat.S_IFMT(inode.mode))
+        if kind is None:
+            continue
+        entry = Entry(path, kind, stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime_ns)
+        if kind == FILE and first_names.setdefault(inode.number, path) != path:
+            yield entry._replace(kind=HARDLINK, linkname=first_names[inode.number]), b""
+        elif kind == FILE:
+            content = FileContent(image, inode)
+            regions = find_regions(inode.size, content.data(), content.read_at)
+            entry = entry._replace(size=inode.size, regions=regions, xattrs=_xattrs(image, inode))
+            yield entry, _Stored(content, regions if regions is not None else ((0, inode.size),))
+        elif kind == DIRECTORY:
+            yield entry._replace(xattrs=_xattrs(image, inode)), b""
+        elif kind == SYMLINK:
+            yield entry._replace(linkname=os.fsdecode(image.link_text(inode))), b""
+        else:
+            device = device_of(inode)
+            yield entry._replace(device=(os.major(device), os.minor(device))), b""
+
+
+class _Stored:
+    """What a file has in its regions, one after the other."""
+
+    def __init__(self, content: FileContent, regions: Regions) -> None:
+        self._content = content
+        self._regions = [region for region in regions if region[1]]
+
+    def read(self, size: int, /) -> bytes:
+        if not self._regions:
+            return b""
+        offset, length = self._regions[0]
+        data = self._content.read_at(min(size, length), offset)
+        if len(data) == length:
+            del self._regions[0]
+        else:
+            self._regions[0] = (offset + len(data), length - len(data))
+        return data
+
+
+def _xattrs(image: Ext4Image, inode: Inode) -> dict[str, bytes]:
+    return {name: value for name, value in sorted(image.xattrs(inode).items()) if is_kept(name)}
+
+
+def walk_image(image: Ext4Image) -> Iterator[tuple[str, Inode]]:
+    """Yield path and inode of the root and everything below: parents before children, names in byte order.
+
+    Raises:
+        LayerError: the image is damaged.
     """
     root = image.inode(ROOT_INODE)
     if not stat.S_ISDIR(root.mode):
-        raise TreeError(f"{image.path} cannot be read as ext4: its root is no directory")
-    yield ImageNode("", image, root)
+        raise LayerError(f"{image.path} cannot be read as ext4: its root is no directory")
+    yield "", root
     seen = {ROOT_INODE}
     stack = [("", iter(_entries(image, root)))]
     while stack:
@@ -79,18 +84,18 @@ def walk_image(image: Ext4Image) -> Iterator[ImageNode]:
         if not number:
             stack.pop()
             continue
-        node = ImageNode(f"{above}{os.fsdecode(name)}", image, image.inode(number))
-        if not stat.S_ISDIR(node.inode.mode):
-            yield node
+        path, inode = f"{above}{os.fsdecode(name)}", image.inode(number)
+        if not stat.S_ISDIR(inode.mode):
+            yield path, inode
             continue
         if number in seen:
-            raise TreeError(f"{image.path} cannot be read as ext4: the directory /{node.path} is there twice")
+            raise LayerError(f"{image.path} cannot be read as ext4: the directory /{path} is there twice")
         seen.add(number)
-        below = _entries(image, node.inode)
-        if node.path == _LOST_AND_FOUND and not below:
+        below = _entries(image, inode)
+        if path == _LOST_AND_FOUND and not below:
             continue
-        yield node
-        stack.append((f"{node.path}/", iter(below)))
+        yield path, inode
+        stack.append((f"{path}/", iter(below)))
 
 
 def _entries(image: Ext4Image, directory: Inode) -> list[tuple[bytes, int]]:

@@ -9,13 +9,20 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.listening import format_address, listen
-from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit
+from firebuild_bootstrap.machine.base import (
+    GuestOptions,
+    Layer,
+    Listening,
+    MachineExit,
+    StepLayer,
+    only_archive,
+)
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.external.drive import ExternalDrive
 from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
 from firebuild_bootstrap.machine.external.targets import Target, make_target
 from firebuild_bootstrap.machine.leftovers import Leftovers
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
@@ -43,7 +50,7 @@ class ExternalMachine:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         settings: ExternalSettings,
         *,
         disk_size: int | None = None,
@@ -91,8 +98,9 @@ class ExternalMachine:
         self._address = address
         return Listening(listener, address)
 
-    def prepare(self, base: Path | None) -> tuple[str, ...]:
-        """Make the drive from `base`, if that is to be done; see `Machine.prepare`."""
+    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Make the drive from `layers`, if that is to be done; see `Machine.prepare`."""
+        base = only_archive(layers, "external")
         return self._drive.prepare(base) if self._drive is not None else ()
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: ARG002, B008 - frozen
@@ -121,6 +129,10 @@ class ExternalMachine:
         if self._drive is None:
             return ()
         return self._drive.export(outputs, into, end_timeout=self._settings.end_timeout.total_seconds())
+
+    def layers(self) -> tuple[StepLayer, ...]:
+        """Return nothing: its steps work on one drive; see `Machine.layers`."""
+        return ()
 
     def keep(self, into: Path) -> tuple[str, ...]:  # noqa: ARG002 - a machine may still have the drive
         """Leave the drive where it is, which the machine may still use; see `Machine.keep`."""

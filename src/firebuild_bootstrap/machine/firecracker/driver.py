@@ -13,7 +13,15 @@ from firebuild_bootstrap.agent import AgentReport, Compression, agent_image, ker
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.listening import format_address, listen
-from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit, no_instruction
+from firebuild_bootstrap.machine.base import (
+    GuestOptions,
+    Layer,
+    Listening,
+    MachineExit,
+    StepLayer,
+    no_instruction,
+    only_archive,
+)
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
@@ -24,7 +32,7 @@ from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.firecracker.source import Source
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.log import keep_console
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
 _READY_SECONDS: Final = 10.0
@@ -52,7 +60,7 @@ class FirecrackerMachine:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         settings: FirecrackerSettings,
         *,
         disk: Disk,
@@ -90,9 +98,9 @@ class FirecrackerMachine:
         listener = listen(self._link.host)
         return Listening(listener, format_address(listener.getsockname()))
 
-    def prepare(self, base: Path | None) -> tuple[str, ...]:
-        """Make the drive from `base` and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._disk.fill(base)
+    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._disk.fill(only_archive(layers, "firecracker"))
         self._agent = agent_image(
             self._store,
             compression=Compression(self._settings.initrd_compression),
@@ -146,6 +154,10 @@ class FirecrackerMachine:
         if report.status != "success" and not (report.status == "none" and self._source.is_silent):
             raise MachineError(f"the machine did not end cleanly: {report.message}")
         return self._disk.export(outputs, into)
+
+    def layers(self) -> tuple[StepLayer, ...]:
+        """Return nothing: its steps work on one drive; see `Machine.layers`."""
+        return ()
 
     def keep(self, into: Path) -> tuple[str, ...]:
         """Keep the drive, and the end of the console; see `Machine.keep`."""

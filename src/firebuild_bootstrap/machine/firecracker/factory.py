@@ -27,7 +27,7 @@ from firebuild_bootstrap.machine.firecracker.source import (
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.serial import check_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 
 _WHERE: Final = "machine.firecracker"
 # The jailer's rule for ids.
@@ -36,7 +36,7 @@ _ID_LENGTH: Final = 64
 
 
 def firecracker_machine(
-    settings: MachineSettings, workspace: Workspace, *, store: Path, notice: Callable[[str], None]
+    settings: MachineSettings, workspace: BuildDirectory, *, store: Path, notice: Callable[[str], None]
 ) -> FirecrackerMachine:
     """Make the machine of one build; see `machine.drivers.make_machine`.
 

@@ -17,7 +17,15 @@ from firebuild_bootstrap.agent import (
 )
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.machine.base import GuestOptions, Listening, MachineExit, no_instruction
+from firebuild_bootstrap.machine.base import (
+    GuestOptions,
+    Layer,
+    Listening,
+    MachineExit,
+    StepLayer,
+    no_instruction,
+    only_archive,
+)
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
@@ -36,7 +44,7 @@ from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
 from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.mmds.writer import MetadataWriter
@@ -50,7 +58,7 @@ _KILLED: Final = 128 + signal.SIGKILL
 
 
 def qemu_machine(
-    settings: MachineSettings, workspace: Workspace, *, store: Path, notice: Callable[[str], None]
+    settings: MachineSettings, workspace: BuildDirectory, *, store: Path, notice: Callable[[str], None]
 ) -> QemuMachine:
     """Make the machine of the settings; see `machine.drivers.make_machine`.
 
@@ -100,7 +108,7 @@ class QemuMachine:
 
     def __init__(
         self,
-        workspace: Workspace,
+        workspace: BuildDirectory,
         disk: Disk,
         settings: QemuSettings,
         *,
@@ -144,9 +152,9 @@ class QemuMachine:
         self._emulator.start()
         return Listening(bootstrap, f"{HOST}:{bootstrap.getsockname()[1]}")
 
-    def prepare(self, base: Path | None) -> tuple[str, ...]:
-        """Make the drive from `base` and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._disk.fill(base)
+    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._disk.fill(only_archive(layers, "qemu"))
         self._agent = agent_image(
             self._home,
             compression=Compression(self._settings.initrd_compression),
@@ -222,6 +230,10 @@ class QemuMachine:
         if self._report.status != "success":
             raise MachineError(f"the machine did not end cleanly: {self._report.message}")
         return self._disk.export(outputs, into)
+
+    def layers(self) -> tuple[StepLayer, ...]:
+        """Return nothing: its steps work on one drive; see `Machine.layers`."""
+        return ()
 
     def keep(self, into: Path) -> tuple[str, ...]:
         """Keep the drive, and the end of the console; see `Machine.keep`."""

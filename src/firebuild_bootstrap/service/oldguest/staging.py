@@ -51,7 +51,7 @@ class Layer:
 
     def takes(self, entry: Entry) -> bool:
         """Tell whether the entry can be added without meeting another one in the layer."""
-        if self.single or not entry.from_directory or entry.is_member != self.archive:
+        if self.single or not entry.from_directory or entry.member != self.archive:
             return False
         held = self.entries.get(entry.path)
         if held is not None or (entry.path in self.entries and entry.kind is not EntryKind.DIRECTORY):
@@ -89,7 +89,7 @@ def layers(entries: Iterable[Entry]) -> list[Layer]:
     found: list[Layer] = []
     for index, entry in enumerate(entries):
         if not found or not found[-1].takes(entry):
-            found.append(Layer(len(found), single=not entry.from_directory, archive=entry.is_member))
+            found.append(Layer(len(found), single=not entry.from_directory, archive=entry.member))
         found[-1].add(index, entry)
     return found
 

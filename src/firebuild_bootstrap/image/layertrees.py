@@ -1,0 +1,242 @@
+"""Layers kept unpacked, once, in the ids of the sandbox: what builds start from costs a mount.
+
+    <home>/layers/<form>-<mapping>/     a `Shelf`; in another id mapping a tree has other owners
+        content/<id>/layer/fs/          the tree: a whole root file system, or what a step has changed
+        content/<id>/layer.json         since which boot it exists, and what could not be kept
+        content/<id>/durable            it is on the disk
+        making-<x>                      held by whoever unpacks an archive, so that others wait for it
+        overlay.json                    whether overlays work here
+
+Writing a tree of thousands of files to the disk takes seconds. So nobody waits for that: a tree is good for
+as long as the machine runs, and beyond that once it is known to be on the disk, which `settle` sees to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.shelf import Shelf, Staging, sync_file_system
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.sandbox import IdMap
+
+# Raised where trees that exist would come out otherwise now.
+_FORM: Final = 1
+_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._+-]{0,200}")
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_PAUSE: Final = 0.05
+_INFO: Final = "layer.json"
+_DURABLE: Final = "durable"
+TREE: Final = "fs"
+"""Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
+
+
+class LayerTrees:
+    """Unpacked layers by key; several builds share them.
+
+    Args:
+        home: the directory of the store.
+        trees: the tools in the id mapping of the builds.
+        check: called again and again while another build is waited for; may raise.
+    """
+
+    def __init__(self, home: Path, trees: Trees, *, check: Callable[[], None] = lambda: None) -> None:
+        self.root = home / "layers" / f"{_FORM}-{_mapping(trees.sandbox.idmap)}"
+        self._trees = trees
+        self._check = check
+        self._shelf = Shelf(self.root, trees.remove, durable=False)
+        self._boot_id = _boot_id()
+
+    def close(self) -> None:
+        """Let go of the trees that `hold`, `unpacked` and `adopt` gave out."""
+        self._shelf.close()
+
+    def hold(self, key: str) -> Path | None:
+        """Return the tree of `key`; it stays until `close`, even when it is discarded.
+
+        Raises:
+            InputError: `key` can't be a file name.
+            MachineError: the store can't be written.
+        """
+        content = self._shelf.hold(_name(key))
+        if content is None:
+            return None
+        if self._info(content) is None:
+            self._shelf.release(content)
+            self._shelf.discard(_name(key))
+            return None
+        with suppress(OSError):
+            os.utime(content)  # the least recently used go first
+        return content / "layer" / TREE
+
+    def unpacked(self, archive: Path, digest: str) -> tuple[Path, UnpackReport]:
+        """Return the tree of a whole root file system, held until `close`; it is unpacked once.
+
+        Args:
+            archive: an uncompressed tar.
+            digest: `sha256:…` of it, which is the tree's key.
+
+        Raises:
+            MachineError: it can't be unpacked, or the store not be written.
+        """
+        tree = self.hold(digest)
+        if tree is None:
+            with self._making(digest):
+                tree = self.hold(digest) or self._unpack(archive, digest)
+        info = self._info(tree.parent.parent) or {}
+        return tree, UnpackReport(**info.get("report", {}))
+
+    def adopt(self, key: str, directory: Path) -> Path:
+        """Move a finished layer of a machine that has ended into the store, and hold it until `close`.
+
+        Args:
+            key: names it from now on; where it exists already, that one stays.
+            directory: one of `Machine.layers`; it is gone afterwards unless the key exists.
+
+        Returns:
+            the tree.
+
+        Raises:
+            InputError: `key` can't be a file name.
+            MachineError: it can't be moved, for example to another file system.
+        """
+        tree = self.hold(key)
+        if tree is None:
+            with self._shelf.stage() as staging:
+                os.rename(directory, staging.path / "layer")
+                self._publish(staging, key, {})
+            tree = self.hold(key)
+        if tree is None:
+            raise MachineError(f"{self.root}: the layer {key} was removed while it was stored")
+        return tree
+
+    def keys(self) -> dict[str, float]:
+        """Return all keys, with the time (seconds since 1970) at which each was used last."""
+        found = {}
+        for name in self._shelf.names():
+            with suppress(OSError):
+                found["/".join(name)] = os.stat(self._shelf.link(name)).st_mtime
+        return found
+
+    def discard(self, key: str) -> bool:
+        """Forget a key; its tree is removed as soon as no build holds it. False when there is none.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        return self._shelf.discard(_name(key))
+
+    def settle(self) -> None:
+        """Remove what dead builds left, and note the trees that are on the disk, after writing them there."""
+        if not self.root.is_dir():
+            return
+        self._shelf.sweep()
+        new = [path for path in (self.root / "content").iterdir() if not (path / _DURABLE).exists()]
+        if new:
+            descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                sync_file_system(descriptor)
+            finally:
+                os.close(descriptor)
+        for path in new:
+            with suppress(OSError):  # it was discarded meanwhile
+                (path / _DURABLE).touch()
+
+    def overlay_problem(self, directory: Path) -> str:
+        """Say why no overlay can be mounted whose upper directory is on the file system of `directory`.
+
+        It is tried once, for as long as the machine runs.
+
+        Returns:
+            the reason; empty where overlays work.
+        """
+        known = self.root / "overlay.json"
+        question = [self._boot_id, os.stat(directory).st_dev]
+        with suppress(OSError, ValueError, KeyError):
+            found = json.loads(known.read_text("utf-8"))
+            if found["question"] == question:
+                return str(found["problem"])
+        problem = self._trees.overlay_problem(directory)
+        with suppress(OSError):
+            self.root.mkdir(parents=True, exist_ok=True)
+            fresh = known.with_suffix(f".{os.getpid()}")
+            fresh.write_text(json.dumps({"question": question, "problem": problem}), "utf-8")
+            os.replace(fresh, known)
+        return problem
+
+    def _unpack(self, archive: Path, digest: str) -> Path:
+        with self._shelf.stage() as staging:
+            tree = staging.path / "layer" / TREE
+            tree.mkdir(parents=True)
+            report = self._trees.unpack(archive, tree)
+            self._publish(staging, digest, report._asdict())
+        made = self.hold(digest)
+        if made is None:
+            raise MachineError(f"{self.root}: the base was removed while it was stored")
+        return made
+
+    def _publish(self, staging: Staging, key: str, report: dict[str, Any]) -> None:
+        info = {"boot": self._boot_id, "report": {**report, "examples": dict(report.get("examples", {}))}}
+        (staging.path / _INFO).write_text(json.dumps(info), "utf-8")
+        self._shelf.publish(staging, _name(key))
+
+    def _info(self, content: Path) -> dict[str, Any] | None:
+        """Read what is known of a tree; None for one that a power failure may have spoiled."""
+        try:
+            info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return info if info["boot"] == self._boot_id or (content / _DURABLE).exists() else None
+
+    @contextmanager
+    def _making(self, key: str) -> Iterator[None]:
+        """Wait until nobody else makes a tree of this key; of a few other keys, too."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            with self._trees.tasks.task("waiting for another build that unpacks the base"):
+                while not _locked(descriptor):
+                    self._check()
+                    time.sleep(_PAUSE)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _name(key: str) -> tuple[str]:
+    if _KEY.fullmatch(key) is None:
+        raise InputError(f"expected the key of a layer, such as sha256:…, found {key!r:.200}")
+    return (key,)
+
+
+def _mapping(idmap: IdMap) -> str:
+    """Name the owners that the trees have: the same mapping always has the same name."""
+    ranges = json.dumps([[astuple(entry) for entry in kind] for kind in (idmap.uids, idmap.gids)])
+    return f"{idmap.mode.value}-{hashlib.sha256(ranges.encode()).hexdigest()[:16]}"
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:  # then nothing is known to be of this boot
+        return ""

@@ -1,0 +1,355 @@
+"""A layer -> a tree: owners by number, all mode bits, times, links, attributes, holes; whiteouts applied."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Final, Literal, NamedTuple, Protocol
+
+from .root import Root, remove_directory
+from .tar import (
+    BLOCK_DEVICE,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    HARDLINK,
+    OPAQUE,
+    SYMLINK,
+    WHITEOUT,
+    Entry,
+    LayerError,
+)
+from .tree import OVERLAY_MARKS
+
+_ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OWNER: Final = (0, 0)
+_HELD: Final = 128  # directories that are open at once, however deep a tree is
+_EXAMPLES: Final = 3
+_Loss = Literal["devices", "foreign", "stripped", "attributes"]
+
+
+class UnpackReport(NamedTuple):
+    """What was written, and what could not be kept as it was in the archive.
+
+    Args:
+        members: number of members written.
+        devices: device nodes that were left out (outside of /dev, which every machine has its own of).
+        foreign: members whose owner does not exist in this id mapping and that belong to root now.
+        stripped: those of them that lost their setuid or setgid bit, which must not mean root.
+        attributes: extended attributes that could not be set.
+        examples: a few names for each of these lists, by the list's name.
+    """
+
+    members: int = 0
+    devices: int = 0
+    foreign: int = 0
+    stripped: int = 0
+    attributes: int = 0
+    examples: Mapping[str, list[str]] = MappingProxyType({})
+
+
+class EntrySource(Protocol):
+    """What `apply` reads: a `LayerReader`, or a `TreeSource`."""
+
+    @property
+    def name(self) -> str:
+        """The current entry's name where it comes from."""
+
+    @property
+    def whiteouts(self) -> bool:
+        """Whether there may be entries that remove something."""
+
+    def __iter__(self) -> Iterator[Entry]: ...
+
+    def copy_to(self, descriptor: int, size: int) -> None:
+        """Write the content of the current file into an empty file of `size` bytes; holes stay holes."""
+
+
+def apply(layer: EntrySource, root: Root, *, devices: bool = False) -> UnpackReport:
+    """Write all entries of a layer into a tree, and remove what its whiteouts name.
+
+    Symbolic links on the way to an entry are followed as if the root were `/`; one at the entry's own place
+    is replaced. A directory that no entry describes is made with 0755, for root and with the time 0.
+
+    Args:
+        layer: read to its end.
+        root: may hold the layers below.
+        devices: make device nodes, which only the machine's root can; else they are left out.
+
+    Raises:
+        LayerError: the layer is damaged, beyond its limits, or does not fit into the tree.
+        OSError: the file system refused something.
+    """
+    return _Application(layer, root, devices=devices).run()
+
+
+class _Application:
+    def __init__(self, layer: EntrySource, root: Root, *, devices: bool) -> None:
+        self._layer = layer
+        self._place = _Descent(root)
+        self._devices = devices
+        self._counts = Counter[str]()
+        self._examples: dict[str, list[str]] = {}
+        # Finished last, because every new file changes the time of its directory.
+        self._directories: dict[str, Entry] = {}
+        self._written: set[str] = set()  # whiteouts mean the layers below, and not this one
+
+    def run(self) -> UnpackReport:
+        try:
+            for entry in self._layer:
+                self._entry(entry)
+            for path in self._place.made:
+                self._directories.setdefault(path, Entry(path, DIRECTORY, 0o755))
+            for path in sorted(self._directories, reverse=True):  # children first: a mode may lock them out
+                descriptor = self._place.existing(path)
+                if descriptor is not None:
+                    try:
+                        self._finish(descriptor, self._directories[path])
+                    finally:
+                        os.close(descriptor)
+        finally:
+            self._place.close()
+        return UnpackReport(**self._counts, examples=self._examples)
+
+    def _lost(self, what: _Loss, name: str) -> None:
+        self._counts[what] += 1
+        names = self._examples.setdefault(what, [])
+        if len(names) < _EXAMPLES:
+            names.append(name)
+
+    def _entry(self, entry: Entry) -> None:
+        if entry.kind in (WHITEOUT, OPAQUE):
+            self._remove(entry)
+            return
+        if entry.kind in (CHARACTER, BLOCK_DEVICE) and not self._devices:
+            if entry.path.partition("/")[0] != "dev":
+                self._lost("devices", self._layer.name)
+            return
+        if entry.kind == DIRECTORY:
+            self._directory(entry)
+        elif entry.path:
+            self._directories.pop(entry.path, None)
+            parent, _, name = entry.path.rpartition("/")
+            try:
+                self._write(entry, self._place.directory(parent), name)
+            except FileExistsError:
+                self._clear_way(parent, name)
+                self._write(entry, self._place.directory(parent), name)
+        if self._layer.whiteouts:
+            self._written.add(entry.path)
+        self._counts["members"] += 1
+
+    def _directory(self, entry: Entry) -> None:
+        if entry.path:
+            parent, _, name = entry.path.rpartition("/")
+            directory = self._place.directory(parent)
+            try:
+                os.mkdir(name, 0o700, dir_fd=directory)
+            except FileExistsError:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    self._clear_way(parent, name)
+                    os.mkdir(name, 0o700, dir_fd=self._place.directory(parent))
+        self._directories[entry.path] = entry
+
+    def _write(self, entry: Entry, parent: int, name: str) -> None:
+        if entry.kind == FILE:
+            descriptor = os.open(name, _CREATE, 0o600, dir_fd=parent)
+            try:
+                self._layer.copy_to(descriptor, entry.size)
+                self._finish(descriptor, entry)
+            finally:
+                os.close(descriptor)
+        elif entry.kind == SYMLINK:
+            os.symlink(entry.linkname, name, dir_fd=parent)
+            self._finish_node(entry, parent, name)
+            self._place.forget()  # a path may lead elsewhere now
+        elif entry.kind == HARDLINK:
+            self._hard_link(entry, parent, name)
+        elif entry.kind == FIFO:
+            os.mkfifo(name, 0o600, dir_fd=parent)
+            self._finish_node(entry, parent, name)
+        else:
+            kind = stat.S_IFCHR if entry.kind == CHARACTER else stat.S_IFBLK
+            os.mknod(name, 0o600 | kind, os.makedev(*entry.device), dir_fd=parent)
+            self._finish_node(entry, parent, name)
+
+    def _hard_link(self, entry: Entry, parent: int, name: str) -> None:
+        parent = os.dup(parent)
+        try:
+            above, _, first = entry.linkname.rpartition("/")
+            source = self._place.directory(above)
+            os.link(first or ".", name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            link = f"a hard link to {entry.linkname or '/'!r}"
+            raise LayerError(f"the archive's member {entry.path!r} is {link}: {error.strerror}") from error
+        finally:
+            os.close(parent)
+
+    # --- removing ---------------------------------------------------------------------------------
+
+    def _remove(self, entry: Entry) -> None:
+        """Remove what a whiteout names; what this layer has put there stays."""
+        parent = entry.path if entry.kind == OPAQUE else entry.path.rpartition("/")[0]
+        descriptor = self._place.existing(parent)
+        if descriptor is None:
+            return
+        try:
+            names = os.listdir(descriptor) if entry.kind == OPAQUE else [entry.path.rpartition("/")[2]]
+        finally:
+            os.close(descriptor)
+        for name in names:
+            path = f"{parent}/{name}" if parent else name
+            if path not in self._written:
+                self._clear_way(parent, name)
+
+    def _clear_way(self, parent: str, name: str) -> None:
+        directory = self._place.directory(parent)
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if stat.S_ISDIR(found.st_mode):
+            remove_directory(name, directory)
+        else:
+            os.unlink(name, dir_fd=directory)
+        if not stat.S_ISREG(found.st_mode):
+            self._place.forget()
+
+    # --- metadata ---------------------------------------------------------------------------------
+
+    def _finish(self, descriptor: int, entry: Entry) -> None:
+        # chown clears setuid, setgid and capabilities (chown(2)), so it comes first.
+        lost = self._own(entry, descriptor)
+        mode = entry.mode
+        if lost and mode & 0o6000 and entry.kind != DIRECTORY:
+            self._lost("stripped", entry.path)
+            mode &= 0o1777
+        for name, value in entry.xattrs.items():
+            try:
+                if name.startswith(OVERLAY_MARKS):  # the tree may become a layer of an overlay
+                    raise OSError(errno.EPERM, "it would mean something to the kernel")
+                os.setxattr(descriptor, name, value)
+            except OSError:
+                self._lost("attributes", f"{entry.path} ({name})")
+        os.chmod(descriptor, mode)
+        os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
+
+    def _finish_node(self, entry: Entry, parent: int, name: str) -> None:
+        """Set the metadata of what is not opened: a link, a pipe, a device."""
+        lost = self._own(entry, name, parent)
+        if entry.kind != SYMLINK:
+            # Not followed: nothing else has this name, which was made a moment ago.
+            os.chmod(name, entry.mode & (0o1777 if lost else 0o7777), dir_fd=parent)
+        os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
+
+    def _own(self, entry: Entry, what: int | str, parent: int | None = None) -> bool:
+        """Give a file its owner; True when it does not exist in this mapping."""
+        try:
+            if isinstance(what, int):
+                os.chown(what, entry.uid, entry.gid)
+            else:
+                os.chown(what, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+        except OverflowError:
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+        else:
+            return False
+        self._lost("foreign", f"{entry.path} ({entry.uid}:{entry.gid})")
+        return True
+
+
+class _Descent:
+    """Descriptors of a directory and of those above it: neighbours in an archive share their way."""
+
+    def __init__(self, root: Root) -> None:
+        self._root = root
+        self._top = root.descriptor
+        self._paths: list[str] = []
+        self._descriptors: list[int] = []  # of `paths`; -1 where it is closed to keep their number low
+        self.made: list[str] = []
+        """Directories that were missing."""
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is remembered: what a path means may have changed."""
+        while self._paths:
+            self._pop()
+
+    def directory(self, path: str, *, make: bool = True) -> int:
+        """Return a descriptor of the directory `path`, by default made with its parents where missing.
+
+        It belongs to this object and stays valid until the next call.
+
+        Raises:
+            LayerError: something on the way is no directory, or links go in circles.
+            FileNotFoundError: it is missing, and is not to be made.
+        """
+        paths, descriptors = self._paths, self._descriptors
+        while paths and (descriptors[-1] < 0 or not (path == paths[-1] or path.startswith(f"{paths[-1]}/"))):
+            self._pop()
+        done = len(paths[-1]) + 1 if paths else 0
+        for name in path[done:].split("/") if path[done:] else ():
+            parent = descriptors[-1] if descriptors else self._top
+            way = f"{paths[-1]}/{name}" if paths else name
+            self._push(way, self._enter(parent, name, way, make))
+        return descriptors[-1] if descriptors else self._top
+
+    def existing(self, path: str) -> int | None:
+        """Open what is a directory at `path` itself (no link); the caller closes it."""
+        if not path:
+            return os.dup(self._top)
+        parent, _, name = path.rpartition("/")
+        try:
+            return os.open(name, _ENTER, dir_fd=self.directory(parent, make=False))
+        except (OSError, LayerError):
+            return None
+
+    def _enter(self, parent: int, name: str, path: str, make: bool) -> int:
+        try:
+            return os.open(name, _ENTER, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+            os.mkdir(name, 0o755, dir_fd=parent)
+            self.made.append(path)
+            return os.open(name, _ENTER, dir_fd=parent)
+        except OSError:
+            return self._through_link(path, make)
+
+    def _through_link(self, path: str, make: bool) -> int:
+        try:
+            with self._root.locate(path, parents=_OWNER if make else None) as place:
+                if make and place.status() is None:
+                    os.mkdir(place.name, 0o755, dir_fd=place.directory)
+                return place.open(os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise LayerError(f"/{path}: its symbolic links go in circles") from error
+            if error.errno == errno.ENOTDIR:
+                raise LayerError(f"/{path} is needed as a directory and is none") from error
+            raise
+
+    def _push(self, path: str, descriptor: int) -> None:
+        self._paths.append(path)
+        self._descriptors.append(descriptor)
+        if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
+            os.close(far)
+            self._descriptors[-_HELD] = -1
+
+    def _pop(self) -> None:
+        self._paths.pop()
+        if (descriptor := self._descriptors.pop()) >= 0:
+            os.close(descriptor)

@@ -1,0 +1,179 @@
+"""Compressed archives that users bring: gzip, bzip2, xz and zstd, with damage told the same on every Python.
+
+Some decompressors ignore what follows the end of their data or do not notice that it is cut off; here both
+are damage. Nothing goes backwards, so pipes are read as well. For the host: vminit carries no decompressors.
+"""
+
+from __future__ import annotations
+
+import bz2
+import io
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Final, Protocol, cast
+
+from .reader import DamagedArchive
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_PIECE: Final = 64 * 1024
+
+
+class _Decoder(Protocol):
+    """One compressed stream; `bz2` and `lzma` have these already."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        self._stream = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._stream.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:
+        return self._stream.decompress(self._stream.unconsumed_tail + data, max_length)
+
+
+class _Zstandard:
+    """Its library has no limit for what one call returns, so it gets little at a time.
+
+    A block of 128 KiB can be four bytes long (RFC 8878, 3.1.1.2), so one portion becomes 16 MiB at most.
+    """
+
+    _PORTION: Final = 512
+
+    def __init__(self) -> None:
+        import zstandard  # only where there is something for it: it takes a while
+
+        self._stream = zstandard.ZstdDecompressor().decompressobj()
+        self._error = zstandard.ZstdError
+        self._waiting = b""
+
+    @property
+    def eof(self) -> bool:
+        return self._stream.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._waiting
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._stream.unused_data + self._waiting
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes:  # noqa: ARG002
+        data = self._waiting + data
+        self._waiting = data[self._PORTION :]
+        try:
+            return self._stream.decompress(data[: self._PORTION])
+        except self._error as error:
+            raise ValueError(str(error)) from error
+
+
+_DAMAGED_DATA: Final = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
+# By content and not by name; the numbers are those of the formats' own specifications.
+_FORMATS: Final[tuple[tuple[bytes, Callable[[], _Decoder]], ...]] = (
+    (b"\x1f\x8b", _Gzip),
+    (b"BZh", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\x00", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    (b"\x28\xb5\x2f\xfd", _Zstandard),
+    # Frames to be skipped, which pzstd begins with and zstd:chunked ends with (RFC 8878, 3.1.2).
+    *((bytes((0x50 + number,)) + b"\x2a\x4d\x18", _Zstandard) for number in range(16)),
+)
+_MAGIC_BYTES: Final = 6
+
+
+def _decoder(start: bytes) -> Callable[[], _Decoder] | None:
+    return next((decoder for magic, decoder in _FORMATS if start.startswith(magic)), None)
+
+
+class _Decompressed(io.RawIOBase):
+    """All the streams of a compressed file, one after the other; zeros may pad them, nothing else."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        super().__init__()
+        self._source = source
+        self._input = b""
+        self._decoder: _Decoder | None = None
+        self._ready = b""  # decompressed, and more than was asked for
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        while not self._ready and (self._decoder or self._begin()):
+            self._ready = self._decompress(len(view))
+        length = min(len(view), len(self._ready))
+        view[:length] = self._ready[:length]
+        self._ready = self._ready[length:]
+        return length
+
+    def _begin(self) -> bool:
+        """Start with the next stream; False at the end of the file."""
+        while len(self._input) < _MAGIC_BYTES and (more := self._source.read(_PIECE)):
+            self._input = (self._input + more).lstrip(b"\0")
+        if not self._input:
+            return False
+        decoder = _decoder(self._input)
+        if decoder is None:
+            raise DamagedArchive("something in it is not compressed")
+        self._decoder = decoder()
+        return True
+
+    def _decompress(self, size: int) -> bytes:
+        decoder = cast(_Decoder, self._decoder)
+        data, self._input = self._input, b""
+        ended = False
+        if not data and decoder.needs_input:
+            data = self._source.read(_PIECE)
+            ended = not data
+        try:
+            found = decoder.decompress(data, size)
+        except _DAMAGED_DATA as error:
+            raise DamagedArchive(f"its compressed data is wrong: {error}") from error
+        if decoder.eof:
+            self._input = decoder.unused_data.lstrip(b"\0")
+            self._decoder = None
+        elif ended and not found:
+            raise DamagedArchive("its compressed data ends too early: it was cut off")
+        return found
+
+
+def decompressed(source: io.BufferedReader) -> IO[bytes]:
+    """Return what is in `source`, which may be compressed with gzip, bzip2, xz or zstd, or not at all.
+
+    Reading the result raises DamagedArchive where the compressed data is damaged, cut off, or followed by
+    something else.
+    """
+    if _decoder(source.peek(_MAGIC_BYTES)) is None:
+        return source
+    return io.BufferedReader(_Decompressed(source), _PIECE)
+
+
+def decompress(data: bytes) -> bytes:
+    """Return what is in `data`, compressed with one of these formats.
+
+    Raises:
+        DamagedArchive: it is not; or as reading from `decompressed`.
+    """
+    return io.BufferedReader(_Decompressed(io.BytesIO(data))).read()

@@ -1,0 +1,356 @@
+"""A tree of files, or the upper directory of an overlay, as entries in canonical order."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final, NamedTuple, cast
+
+from .tar import (
+    BLOCK_DEVICE,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    FILE,
+    HARDLINK,
+    HOLE_BYTES,
+    OPAQUE,
+    SYMLINK,
+    WHITEOUT,
+    WHITEOUT_PREFIX,
+    Content,
+    Entry,
+    Kind,
+    LayerError,
+    Regions,
+    changed,
+)
+
+# Kept: what a running system needs. Not kept: labels and trusted.*, which belong to the building host.
+_KEPT_XATTRS: Final = ("security.capability", "user.", "system.posix_acl_")
+# The kernel's own notes (Documentation/filesystems/overlayfs.rst); without privileges they are user.*.
+OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.")
+_FOREIGN_CONTENT: Final = ("redirect", "metacopy")
+KINDS: Final[dict[int, Kind]] = {
+    stat.S_IFREG: FILE,
+    stat.S_IFDIR: DIRECTORY,
+    stat.S_IFLNK: SYMLINK,
+    stat.S_IFIFO: FIFO,
+    stat.S_IFCHR: CHARACTER,
+    stat.S_IFBLK: BLOCK_DEVICE,
+}
+_ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: a pipe put in the place of a file must not block.
+_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PROBE: Final = 64
+_ZEROS: Final = bytes(HOLE_BYTES)
+_NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+_HELD: Final = 128  # directories that are open at once, however deep a tree is
+
+Files = Iterator[tuple[Entry, Content]]
+"""Entries, each with its content: of a file its descriptor, open until the next step."""
+
+
+def tree_entries(root: int | str, *, newest: int | None = None) -> Files:
+    """Yield everything in a tree: parents before children, names in the order of their bytes.
+
+    Sockets are left out, and so are extended attributes that belong to the building host.
+
+    Args:
+        root: the directory, by its path or as a descriptor, which stays open.
+        newest: seconds since 1970; later modification times become this one (SOURCE_DATE_EPOCH).
+
+    Raises:
+        LayerError: a directory can't be read.
+        OSError: anything else can't.
+    """
+    return _Walk(newest, overlay=False).run(root)
+
+
+def upper_entries(upper: int | str, *, newest: int | None = None) -> Files:
+    """Yield what an overlay has changed, from its upper directory, as a layer: `tree_entries` and whiteouts.
+
+    In a directory whiteouts come before its other entries, as the OCI image specification asks for. The
+    overlay is not mounted any more or nothing changes in it; `redirect_dir` and `metacopy` were off.
+
+    Raises:
+        LayerError: as `tree_entries`; also where a file has a name that means a whiteout in a layer, or where
+            the upper directory refers to files elsewhere.
+    """
+    return _Walk(newest, overlay=True).run(upper)
+
+
+class TreeSource:
+    """Entries that `apply` writes straight into another tree, content copied by the kernel where it can.
+
+    Args:
+        files: as `tree_entries` gives them.
+    """
+
+    whiteouts = False
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._regions: Regions = ()
+        self._content: Content = b""
+        self.name = ""
+        """Path of the current entry."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        for entry, content in self._files:
+            self._content = content
+            self.name = entry.path
+            self._regions = entry.regions if entry.regions is not None else ((0, entry.size),)
+            yield entry
+
+    def copy_to(self, descriptor: int, size: int) -> None:
+        """See `LayerReader.copy_to`."""
+        source = cast(int, self._content)
+        for offset, length in self._regions:
+            _copy_region(source, descriptor, offset, length, self.name)
+        if not self._regions or sum(self._regions[-1]) < size:
+            os.ftruncate(descriptor, size)
+
+
+def _copy_region(source: int, target: int, offset: int, length: int, path: str) -> None:
+    # copy_file_range(2) shares blocks on file systems that can, and refuses some pairs of others.
+    shared = True
+    while length:
+        try:
+            if shared:
+                done = os.copy_file_range(source, target, length, offset, offset)
+            else:
+                os.lseek(target, offset, os.SEEK_SET)
+                done = os.sendfile(target, source, offset, min(length, 1 << 30))
+        except OSError as error:
+            if not shared or error.errno not in _NOT_SHARED:
+                raise
+            shared = False
+            continue
+        if not done:
+            raise changed(path)
+        offset += done
+        length -= done
+
+
+def data_regions(descriptor: int, size: int) -> Regions | None:
+    """Return where a file of `size` bytes has data; None where it has no holes.
+
+    Holes are what HOLE_BYTES says, whether the file system has holes there or zeros.
+    """
+    if size < HOLE_BYTES:
+        return None
+    # What is a hole already is not looked at: it may be terabytes.
+    return find_regions(size, _extents(descriptor, size), partial(os.pread, descriptor))
+
+
+def find_regions(
+    size: int, extents: Iterable[tuple[int, int]], read: Callable[[int, int], bytes]
+) -> Regions | None:
+    """Return where a file has data, as `data_regions`.
+
+    Args:
+        size: of the file, in bytes.
+        extents: (first byte, byte behind the last) of what may not be zeros, in order.
+        read: returns so many bytes (first argument) from an offset (second argument).
+    """
+    if size < HOLE_BYTES:
+        return None
+    regions: list[tuple[int, int]] = []
+    at = 0
+    for start, end in extents:
+        at = max(at, start - start % HOLE_BYTES)
+        while at < min(end, size):
+            if _has_data(read, at):
+                if regions and sum(regions[-1]) == at:
+                    regions[-1] = (regions[-1][0], min(at + HOLE_BYTES, size) - regions[-1][0])
+                else:
+                    regions.append((at, min(HOLE_BYTES, size - at)))
+            at += HOLE_BYTES
+    return None if regions == [(0, size)] else tuple(regions)
+
+
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return  # nothing but a hole up to the end
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _has_data(read: Callable[[int, int], bytes], at: int) -> bool:
+    if read(_PROBE, at).strip(b"\0"):
+        return True
+    data = read(HOLE_BYTES, at)
+    return data != _ZEROS[: len(data)]
+
+
+class _Level(NamedTuple):
+    """A directory on the way: its path with a slash, and what is still to be visited in it."""
+
+    path: str
+    names: Iterator[tuple[str, os.stat_result]]
+
+
+class _Walk:
+    def __init__(self, newest: int | None, *, overlay: bool) -> None:
+        self._newest = None if newest is None else newest * 10**9
+        self._overlay = overlay
+        self._first_names: dict[tuple[int, int], str] = {}
+        self._root = -1
+        self._levels: list[_Level] = []
+        self._descriptors: list[int] = []  # of the levels; -1 where it is closed to keep their number low
+
+    def run(self, root: int | str) -> Files:
+        if isinstance(root, int):
+            self._root = os.dup(root)
+        else:
+            self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield from self._directory("", os.dup(self._root), os.fstat(self._root))
+            while self._levels:
+                yield from self._step(self._levels[-1])
+        finally:
+            for descriptor in (self._root, *self._descriptors):
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def _step(self, level: _Level) -> Files:
+        name, status = next(level.names, ("", None))
+        if status is None:
+            self._levels.pop()
+            if (descriptor := self._descriptors.pop()) >= 0:
+                os.close(descriptor)
+            return
+        path = level.path + name
+        kind = KINDS.get(stat.S_IFMT(status.st_mode))
+        if kind is None:
+            return
+        parent = self._parent()
+        if kind == DIRECTORY:
+            yield from self._directory(path, _enter(path, name, parent), status)
+        elif kind == FILE:
+            yield from self._file(path, os.open(name, _OPEN, dir_fd=parent), status)
+        else:
+            entry = self._entry(path, kind, status)
+            if kind == SYMLINK:
+                entry = entry._replace(linkname=os.readlink(name, dir_fd=parent))
+            elif kind != FIFO:
+                entry = entry._replace(device=(os.major(status.st_rdev), os.minor(status.st_rdev)))
+            yield entry, b""
+
+    def _parent(self) -> int:
+        """Return the descriptor of the last level, opened again if it was closed meanwhile."""
+        if self._descriptors[-1] < 0:
+            current = os.dup(self._root)
+            for name in self._levels[-1].path.split("/")[:-1]:
+                below = _enter(self._levels[-1].path, name, current)
+                os.close(current)
+                current = below
+            self._descriptors[-1] = current
+        return self._descriptors[-1]
+
+    def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Files:
+        self._descriptors.append(descriptor)  # closed with all others
+        if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
+            os.close(far)
+            self._descriptors[-_HELD] = -1
+        xattrs, notes = self._xattrs(path, descriptor)
+        inner = f"{path}/" if path else ""
+        found = [
+            (name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+            for name in sorted(os.listdir(descriptor), key=os.fsencode)
+        ]
+        yield self._entry(path, DIRECTORY, status)._replace(xattrs=xattrs), b""
+        if self._overlay:
+            if notes.get("opaque") == b"y":
+                yield Entry(path, OPAQUE), b""
+            removed = {name for name, status in found if self._is_whiteout(descriptor, name, status)}
+            for name, _ in found:
+                if name in removed:
+                    yield Entry(inner + name, WHITEOUT), b""
+                elif name.startswith(WHITEOUT_PREFIX):
+                    raise LayerError(
+                        f"/{inner}{name} can't be kept in a layer, where names that begin with "
+                        f"{WHITEOUT_PREFIX} mean that a file was removed",
+                        "give it another name",
+                    )
+            found = [each for each in found if each[0] not in removed]
+        self._levels.append(_Level(inner, iter(found)))
+
+    def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
+        try:
+            entry = self._entry(path, FILE, status)
+            if status.st_nlink > 1:
+                first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
+                if first != path:
+                    yield entry._replace(kind=HARDLINK, linkname=first), b""
+                    return
+            size = status.st_size
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise changed(path)
+            xattrs, _ = self._xattrs(path, descriptor)
+            regions = data_regions(descriptor, size)
+            yield entry._replace(size=size, xattrs=xattrs, regions=regions), descriptor
+        finally:
+            os.close(descriptor)
+
+    def _entry(self, path: str, kind: Kind, status: os.stat_result) -> Entry:
+        time = status.st_mtime_ns
+        if self._newest is not None and time > self._newest:
+            time = self._newest
+        return Entry(path, kind, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, time)
+
+    def _xattrs(self, path: str, descriptor: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
+        """Return the attributes that belong to an image, and the overlay's own notes without their prefix."""
+        try:
+            names = os.listxattr(descriptor)
+        except OSError:  # a file system without extended attributes
+            return {}, {}
+        if not names:
+            return {}, {}
+        kept = sorted(filter(is_kept, names))
+        found = {name: os.getxattr(descriptor, name) for name in kept}
+        notes: dict[str, bytes] = {}
+        if self._overlay:
+            for name in names:
+                if name.startswith(OVERLAY_MARKS):
+                    notes[name.split(".", 2)[2]] = os.getxattr(descriptor, name)
+            for note in _FOREIGN_CONTENT:
+                if note in notes:
+                    raise LayerError(
+                        f"/{path} has its content or its name elsewhere (overlay.{note})",
+                        "mount the overlay with redirect_dir=off,metacopy=off",
+                    )
+        return found, notes
+
+    def _is_whiteout(self, directory: int, name: str, status: os.stat_result) -> bool:
+        if stat.S_ISCHR(status.st_mode):
+            return status.st_rdev == 0
+        if status.st_size or not stat.S_ISREG(status.st_mode):
+            return False
+        descriptor = os.open(name, _OPEN, dir_fd=directory)
+        try:
+            return "whiteout" in self._xattrs(name, descriptor)[1]
+        finally:
+            os.close(descriptor)
+
+
+def is_kept(attribute: str) -> bool:
+    """Tell whether an extended attribute belongs to an image, by its name."""
+    return attribute.startswith(_KEPT_XATTRS) and not attribute.startswith(OVERLAY_MARKS)
+
+
+def _enter(path: str, name: str, parent: int) -> int:
+    try:
+        return os.open(name, _ENTER, dir_fd=parent)
+    except OSError as error:
+        raise LayerError(f"/{path}: {error.strerror}") from error

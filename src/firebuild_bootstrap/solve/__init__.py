@@ -1,0 +1,1 @@
+"""What of a graph has to run, and in which order."""
