@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap.build import build_image
-from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.dockerfile import DockerfileSource, make_plan
+from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
+from firebuild_bootstrap.dockerfile.graph import ContextRef
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.config import ImageConfig
@@ -32,19 +32,17 @@ def plan(case: Case, directory: Path, args: Mapping[str, str]) -> dict[str, Any]
     """Return the configuration of the image of a case that has been laid into a directory; builds nothing.
 
     Raises:
-        InputError: it is refused.
+        InputError: the Dockerfile is refused.
     """
-    dockerfile = directory / "context/Dockerfile"
-    with BuildContext(dockerfile.parent, dockerfile) as context:
-        found = make_plan(
-            DockerfileSource.read(dockerfile),
-            context=context,
-            bases=_Bases(),
-            build_args=args,
-            target=case.target or None,
-            platform="linux/amd64",
-        )
-    members = found.config.as_json()
+    graph = read_graph(
+        DockerfileSource.read(directory / "context/Dockerfile"),
+        images=_Bases(),
+        build_args=args,
+        target=case.target or None,
+        platform="linux/amd64",
+        contexts={name: ContextRef(name) for name in case.contexts},
+    )
+    members = graph.target.config.as_json()
     return plain_config({"config": members, "author": members.pop("author", None)})
 
 
