@@ -191,7 +191,9 @@ class Copier:
         if header.keepOwner and self._command.chown is None:
             owner = (header.uid, header.gid)
             check_mapped(header.entryPath, *owner)
-        if self._rules.change_mode:
+        # BuildKit unpacks archives with the modes that they have, whatever --chmod says.
+        unpacked = header.keepOwner and not header.ofTree
+        if self._rules.change_mode and not unpacked:
             mode = self._rules.change_mode(mode, directory)
         return Metadata(owner, mode, header.mtimeNs if entry.extended else None)
 
