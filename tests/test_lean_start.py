@@ -82,6 +82,13 @@ def test_the_guest_imports_only_what_a_step_needs(modules: tuple[str, ...], unwa
     assert not unwanted & imported_without_site(*(f"firebuild_bootstrap.guest.{name}" for name in modules))
 
 
+def test_layers_bring_nothing_into_vminit_that_it_does_not_have() -> None:
+    names = ("apply", "reader", "root", "tar", "tree")
+    imported = imported_without_site(*(f"firebuild_bootstrap.layers.{name}" for name in names))
+    heavy = {"tarfile", "shutil", "hashlib", "zlib", "bz2", "lzma", "decimal", "dataclasses", "inspect"}
+    assert not heavy & imported
+
+
 def test_a_worker_imports_no_dataclasses() -> None:
     imported = imported_without_site("firebuild_bootstrap.image.worker.__main__")
     assert not {"dataclasses", "inspect", "subprocess", "asyncio", "grpc"} & imported

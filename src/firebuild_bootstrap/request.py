@@ -10,6 +10,7 @@ from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_bootstrap.secret import Secret
 from firebuild_pki.display import one_line
 
 
@@ -24,9 +25,12 @@ class BuildRequest:
         tag: what to store the image as.
         also_tagged: more names to store it under.
         build_args: values for ARG; None is a name without a value.
+        secrets: of the user by id, for RUN --mount=type=secret.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: what to make of the root file system.
+        epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
+            None for the real times.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
             keeps nothing.
 
@@ -41,9 +45,11 @@ class BuildRequest:
     tag: Reference
     also_tagged: tuple[Reference, ...] = ()
     build_args: Mapping[str, str | None] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
+    epoch: int | None = None
     keep_failed: Path | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +59,11 @@ class BuildRequest:
             for name, value in pairs.items():
                 self._check(f"the name of {what}", name)
                 self._check(f"the value of {what} {one_line(name, 80)}", value or "")
+
+    @property
+    def dockerfile_name(self) -> Path:
+        """What to call the Dockerfile in messages."""
+        return self.dockerfile if self.source is None else Path(self.source.name)
 
     @staticmethod
     def _check(what: str, text: str) -> None:

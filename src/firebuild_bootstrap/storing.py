@@ -43,13 +43,13 @@ def store(
             tag=str(request.tag),
             also_tagged=tuple(map(str, request.also_tagged)),
             build_id=origin.build_id,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=_created(request.epoch),
             firebuild_version=version("firebuild"),
             base=resolved.reference,
             base_digest=resolved.base.digest if resolved.base else "",
             ca_provider=origin.ca_provider,
             issuer_fingerprint=origin.issuer_fingerprint,
-            config=resolved.plan.stage.config,
+            config=resolved.graph.target.config,
             outputs=tuple(artifacts),
         )
         home.check()
@@ -57,3 +57,8 @@ def store(
             deliver(staging.path / artifact.path, spec, home.trees)
         with home.tasks.task("storing the image"):
             return home.images.commit(staging, record)
+
+
+def _created(epoch: int | None) -> str:
+    moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
+    return moment.isoformat(timespec="seconds")

@@ -91,6 +91,14 @@ def test_bytes_that_are_no_utf_8_are_refused_by_name(
     assert words in cli("rootfs", "--tag", "a/b:1", *arguments, status=2).first
 
 
+@pytest.mark.parametrize("text", ["yesterday", "-1", "1e9", "9" * 12, "٣"])
+def test_a_source_date_that_is_none_is_refused(cli: Any, text: str) -> None:
+    refused = cli("rootfs", "--tag", "a/b:1", "--build-arg", f"SOURCE_DATE_EPOCH={text}", status=2)
+    assert refused.first.startswith("error: SOURCE_DATE_EPOCH: expected seconds since 1970, found")
+    cli.setenv("SOURCE_DATE_EPOCH", text)
+    assert "SOURCE_DATE_EPOCH" in cli("rootfs", "--tag", "a/b:1", status=2).first
+
+
 def test_a_value_from_the_environment_is_looked_at_too(cli: Any) -> None:
     cli.setenv("SECRET", "top\udcff")
     refused = cli("rootfs", "--tag", "a/b:1", "--build-arg", "SECRET", status=2)

@@ -54,6 +54,7 @@ def test_all_options_together(host_cli: Cli, tmp_path: Path) -> None:
         build,
     )
     host_cli.setenv("TAKEN", "from the environment")
+    host_cli.setenv("SOURCE_DATE_EPOCH", "1700000000")
     tar, tree = tmp_path / "out.tar", tmp_path / "tree"
     done = host_cli(
         "rootfs",
@@ -65,6 +66,7 @@ def test_all_options_together(host_cli: Cli, tmp_path: Path) -> None:
     )
     assert (tree / "said").read_text() == "a=b, from the environment, default.\n"
     assert (tree / "file").read_text() == "of the context"
+    assert (tree / "said").stat().st_mtime == 1_700_000_000
     assert tar.stat().st_size > 10_000
     shown = image(host_cli, "t/all:1")
     assert shown["config"]["Labels"] == {"one": "1", "two": ""}

@@ -63,7 +63,7 @@ class BuildServer:
         self.successes = 0
         self.pings: list[str] = []
         self.requests: list[pb.ResourceRequest] = []
-        self.hellos: list[tuple[str, str | bytes | None]] = []
+        self.hellos: list[tuple[str, tuple[Any, ...]]] = []
         self.on_log: Callable[[pb.LogMessage], None] = lambda message: None
         self.on_ping: Callable[[grpc.ServicerContext], None] = lambda context: None
         self.on_commands: Callable[[grpc.ServicerContext], None] = lambda context: None
@@ -137,8 +137,7 @@ class BuildServer:
 
     def _noting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(request: Any, context: grpc.ServicerContext) -> Any:
-            metadata = {item[0]: item[1] for item in context.invocation_metadata()}
-            self.hellos.append((name, metadata.get(wire.GUEST_HELLO[0])))
+            self.hellos.append((name, tuple(context.invocation_metadata())))
             return function(request, context)
 
         return noted

@@ -538,5 +538,5 @@ def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Loca
 def test_every_call_says_that_this_guest_knows_the_extensions(local: Local) -> None:
     local.copy(a_file("a"), "/a")
     assert {name for name, _ in local.server.hellos} == {"Commands", "StdOut", "Resource"}
-    assert {hello for _, hello in local.server.hellos} == {wire.GUEST_HELLO[1]}
+    assert all(set(wire.GUEST) <= set(hello) for _, hello in local.server.hellos)
     assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import tarfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_damage_in_the_content_of_a_member_is_told_when_it_is_read() -> None:
             pass
 
 
-@pytest.mark.parametrize("table", ["0,5,3,1", "5,-1", "-5,1", "9,2"])
+@pytest.mark.parametrize("table", ["0,5,3,1", "5,-1", "-5,1", "9,2", "1,2,3"])
 def test_a_sparse_file_whose_regions_make_no_sense_is_damage(table: str) -> None:
     info = tarfile.TarInfo("x")
     info.pax_headers = {"GNU.sparse.size": "10", "GNU.sparse.map": table}
@@ -302,3 +303,78 @@ def test_only_a_header_starts_like_an_archive() -> None:
     assert starts_like_tar(header("a"))
     for block in (b"", bytes(512), header("a")[:511], b"?" * 512, header("a")[:511] + b"?"):
         assert not starts_like_tar(block)
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> bytes:
+    """An archive of files larger than what is read at once, one of them with a hole."""
+    (tmp_path / "large").mkdir()
+    with open(tmp_path / "large/a", "wb") as file:
+        file.write(os.urandom(3 << 20))
+        file.seek(5 << 20)
+        file.write(os.urandom(2_500_000))
+    (tmp_path / "large/b").write_bytes(os.urandom(2_500_001))
+    (tmp_path / "large/c").write_text("last")
+    return as_layer(tmp_path / "large")
+
+
+def test_large_files_come_from_files_and_pipes_as_from_streams(large: bytes, tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(large)
+    for name, command in (("file", None), ("pipe", ["cat", str(tmp_path / "archive")])):
+        (tmp_path / name).mkdir()
+        with ExitStack() as stack:
+            stack.enter_context(root := Root(str(tmp_path / name)))
+            if command:
+                process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
+                assert process.stdout is not None
+                source = process.stdout.fileno()
+            else:
+                source = stack.enter_context(open(tmp_path / "archive", "rb")).fileno()
+            assert apply(LayerReader(source), root).members == 4
+        assert as_layer(tmp_path / name) == large
+
+
+def test_the_place_of_each_content_is_known_also_where_others_are_passed_over(
+    large: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "archive").write_bytes(large)
+    with open(tmp_path / "archive", "rb") as file:
+        passed = [
+            (entry.path, reader.position) for reader in [LayerReader(file.fileno())] for entry in reader
+        ]
+    reader = LayerReader(io.BytesIO(large))
+    read = []
+    for entry in reader:
+        read.append((entry.path, reader.position))
+        assert (
+            b"".join(piece for _, piece in reader.pieces())
+            == large[reader.position - entry.stored :][: entry.stored]
+        )
+    assert passed == read
+
+
+@pytest.mark.parametrize("end", [600_000, 4_000_000, 8_000_000])
+def test_an_archive_cut_off_in_the_middle_of_a_large_file_is_damage(
+    large: bytes, tmp_path: Path, end: int
+) -> None:
+    (tmp_path / "archive").write_bytes(large[:end])
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "archive", "rb") as file, Root(str(tmp_path / "out")) as root:
+        with pytest.raises(DamagedArchive, match="unexpected end of data"):
+            apply(LayerReader(file.fileno()), root)
+        file.seek(0)
+        with pytest.raises(DamagedArchive, match="unexpected end of data"):
+            list(LayerReader(file.fileno()))
+
+
+def test_a_directory_of_the_oldest_format_is_known_by_its_slash() -> None:
+    assert next(LayerReader(io.BytesIO(header("d/", type=tarfile.AREGTYPE)))).kind == "directory"
+
+
+def test_padding_that_counts_as_records_is_passed_over() -> None:
+    assert names(extended(b"6 a=b\n" + bytes(20)) + header("f") + bytes(1024)) == ["f"]
+
+
+def test_an_extended_header_that_is_cut_off_is_damage() -> None:
+    with pytest.raises(DamagedArchive, match="unexpected end of data"):
+        names(header("x", type=tarfile.XHDTYPE, size=600) + bytes(512))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -14,7 +15,7 @@ from firebuild_bootstrap.layers.apply import UnpackReport, apply
 from firebuild_bootstrap.layers.reader import LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import Entry, LayerError, LayerWriter, write_layer
-from firebuild_bootstrap.layers.tree import TreeSource, data_regions, tree_entries, upper_entries
+from firebuild_bootstrap.layers.tree import Files, TreeSource, data_regions, tree_entries, upper_entries
 
 
 def packed(root: Path, newest: int | None = None) -> bytes:
@@ -197,6 +198,64 @@ def test_the_edges_of_holes_are_exact(tmp_path: Path, size: int) -> None:
         start = (size - 1) // 65_536 * 65_536
         expected = None if start == 0 else ((start, size - start),)
         assert data_regions(file.fileno(), size) == expected
+
+
+def test_a_copy_works_where_the_kernel_shares_no_blocks(
+    rich_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As between file systems of two kinds (copy_file_range(2), EXDEV)."""
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, "copy_file_range", refused)
+    sparse(rich_tree / "sparse", 5 << 20, (2 << 20, b"x" * 100_000))
+    (tmp_path / "again").mkdir()
+    copy(rich_tree, tmp_path / "again")
+    assert packed(tmp_path / "again") == packed(rich_tree)
+
+
+def test_a_file_that_shrinks_while_it_is_copied_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "t/f").write_bytes(b"x" * 1000)
+
+    def shrinking() -> Files:
+        for entry, content in tree_entries(str(tmp_path / "t")):
+            (tmp_path / "t/f").write_bytes(b"x" * 10)
+            yield entry, content
+
+    with pytest.raises(LayerError, match="/f changed while it was read"), Root(str(tmp_path / "out")) as root:
+        apply(TreeSource(shrinking()), root)
+
+
+def test_an_error_of_the_disk_is_no_reason_to_copy_in_another_way(
+    rich_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "copy_file_range", full)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        copy(rich_tree, tmp_path / "again")
+
+
+def test_the_archive_goes_out_in_pieces_and_never_as_a_whole(tmp_path: Path) -> None:
+    class Sizes:
+        def __init__(self) -> None:
+            self.found: list[int] = []
+
+        def write(self, data: bytes | bytearray | memoryview, /) -> None:
+            self.found.append(len(data))
+
+    (tmp_path / "large").write_bytes(os.urandom(5_000_000))
+    for number in range(40):
+        (tmp_path / f"small{number}").write_bytes(os.urandom(30_000))
+    sizes = Sizes()
+    written = write_layer(sizes, tree_entries(str(tmp_path)))
+    assert sum(sizes.found) == written.size > 6_000_000
+    assert max(sizes.found) <= 1 << 20
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> None:

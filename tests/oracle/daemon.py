@@ -100,7 +100,15 @@ class BuildKit:
         config = self._state / "buildkitd.toml"
         config.write_text(_CONFIG.format(state=self._state, runc=runc))
         with (self._state / "log").open("wb") as log:
-            command = [str(self._programs / "buildkitd"), "--config", str(config)]
+            # Whatever becomes of this process, the daemon ends with it.
+            command = [
+                "setpriv",
+                "--pdeathsig",
+                "TERM",
+                str(self._programs / "buildkitd"),
+                "--config",
+                str(config),
+            ]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         end = time.monotonic() + 30
         while subprocess.run(

@@ -16,6 +16,7 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.settings import BuildSettings
 from oracle.corpus import Case, bases
 from oracle.tree import Tree, merged, plain_config
@@ -67,6 +68,7 @@ def build(case: Case, directory: Path, args: Mapping[str, str], store: Home) -> 
         context=directory / "context",
         tag=Reference.parse(f"cases/{case.name[:80].strip('-')}:1"),
         build_args=args,
+        secrets={name: Secret(value.encode()) for name, value in case.secrets.items()},
         target=case.target or None,
         outputs=(OutputSpec(OutputType.TAR),),
     )

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tarfile
@@ -46,7 +45,6 @@ def main() -> None:
         command = ["unshare", "--net", "--mount", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
         command += [sys.executable, *sys.argv]
         os.execvpe(command[0], command, {**os.environ, _INSIDE: "1"})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the daemon ends, too
     with tempfile.TemporaryDirectory(prefix="oracle-") as directory:
         _record(Path(directory), arguments.names, ask_buildah=arguments.buildah)
 

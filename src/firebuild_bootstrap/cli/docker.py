@@ -38,8 +38,6 @@ _REFUSED_FLAGS: Final = {
     "--disable-content-trust": "nothing is signed or pulled, so there is nothing to distrust: leave it out",
 }
 _REFUSED_OPTIONS: Final = {
-    "--secret": "secrets are not supported yet: RUN --mount=type=secret is not either;"
-    " a build argument or a file of the context would stay in the image",
     "--ssh": "forwarding of SSH agents is not supported yet: RUN --mount=type=ssh is not either;"
     " clone into the build context before",
     "--cache-to": _NO_CACHE,

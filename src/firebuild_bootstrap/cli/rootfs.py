@@ -7,9 +7,9 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
+_EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
 def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
@@ -74,6 +75,13 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG."
+        ),
+        click.option(
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="id=ID[,src=FILE|,env=NAME]",
+            help="A secret for RUN --mount=type=secret, from a file or a variable; repeatable.",
         ),
         click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
@@ -170,6 +178,7 @@ class _Options:
     dockerfile: str | None
     tags: tuple[str, ...]
     build_args: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...]
     target: str | None
     platforms: tuple[str, ...]
@@ -325,18 +334,22 @@ def _check_destinations(
 def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.request import BuildRequest
+    from firebuild_bootstrap.secret import read_secrets
 
     labels = parse_assignments(options.labels, "--label")
+    build_args = _from_environment(parse_assignments(options.build_args, "--build-arg"))
     return BuildRequest(
         dockerfile=source.dockerfile,
         source=source.source,
         context=source.context,
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],
-        build_args=_from_environment(parse_assignments(options.build_args, "--build-arg")),
+        build_args=build_args,
+        secrets=read_secrets(options.secrets, os.environ),
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
         outputs=wanted.outputs,
+        epoch=_epoch(build_args),
         keep_failed=wanted.keep_failed,
     )
 
@@ -389,6 +402,22 @@ def _keep_failed(given: str | None, home: Home) -> Path | None:
     if given is None:
         return None
     return Path(given).absolute() if given else home.root / "failed"
+
+
+def _epoch(build_args: Mapping[str, str | None]) -> int | None:
+    """Read SOURCE_DATE_EPOCH, from the build arguments as BuildKit does, or else from the environment.
+
+    Its form is that of reproducible-builds.org/specs/source-date-epoch.
+    """
+    text = build_args.get(_EPOCH) or os.environ.get(_EPOCH)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 11):
+        raise InputError(
+            f"{_EPOCH}: expected seconds since 1970, found {one_line(text, 80)!r}",
+            hint="such as the time of the last commit: `git log -1 --format=%ct`",
+        )
+    return int(text)
 
 
 def _from_environment(given: Mapping[str, str | None]) -> dict[str, str | None]:

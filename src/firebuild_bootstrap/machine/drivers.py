@@ -19,6 +19,7 @@ def make_machine(
     store: Path,
     notice: Callable[[str], None],
     info: Callable[[str], None] = lambda _: None,
+    epoch: int | None = None,
 ) -> Machine:
     """Make the machine of one build and check all that it needs; nothing is started yet.
 
@@ -29,6 +30,7 @@ def make_machine(
         store: the directory of bases and images (`Home.root`).
         notice: told what the user should know besides.
         info: told what the user has to do now.
+        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
 
     Raises:
         FirebuildError: something that the driver needs is missing on this host or in the settings.
@@ -37,15 +39,15 @@ def make_machine(
         case "local":
             from firebuild_bootstrap.machine.local import LocalMachine
 
-            return LocalMachine(workspace, bind=bind)
+            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts", epoch=epoch)
         case "qemu":
             from firebuild_bootstrap.machine.qemu.driver import qemu_machine
 
-            return qemu_machine(settings, workspace, store=store, notice=notice)
+            return qemu_machine(settings, workspace, store=store, notice=notice, epoch=epoch)
         case "firecracker":
             from firebuild_bootstrap.machine.firecracker.factory import firecracker_machine
 
-            return firecracker_machine(settings, workspace, store=store, notice=notice)
+            return firecracker_machine(settings, workspace, store=store, notice=notice, epoch=epoch)
         case "external":
             from firebuild_bootstrap.machine.external.driver import ExternalMachine
 
@@ -56,12 +58,41 @@ def make_machine(
                 notice=notice,
                 info=info,
                 check=workspace.check,
+                epoch=epoch,
             )
+
+
+def most_at_once(settings: MachineSettings) -> int:
+    """Return how many machines of one build may run side by side; some have what only one can use."""
+    block = settings.firecracker
+    shared = block.running.socket is not None or block.network.tap is not None
+    alone = settings.driver == "external" or (settings.driver == "firecracker" and shared)
+    return 1 if alone else settings.at_once
+
+
+def check_several(settings: MachineSettings) -> None:
+    """Make sure that a build can have one machine after the other.
+
+    Raises:
+        InputError: the machine is started once, by somebody else.
+    """
+    if settings.driver == "external" or (
+        settings.driver == "firecracker" and settings.firecracker.running.socket is not None
+    ):
+        raise InputError(
+            "this Dockerfile needs a machine for each of its stages, and the configured one is there once",
+            hint="build it on local, qemu, or a firecracker that firebuild starts",
+        )
 
 
 def stores_images(settings: MachineSettings) -> bool:
     """Tell whether a build leaves an image: not on a machine whose drive firebuild does not know."""
     return settings.driver != "external" or settings.external.disk is not None
+
+
+def keeps_caches(settings: MachineSettings) -> bool:
+    """Tell whether cache mounts of RUN outlive a build: in a virtual machine they go with its drive."""
+    return settings.driver == "local"
 
 
 def check_stores_images(settings: MachineSettings, wish: str) -> None:

@@ -39,6 +39,8 @@ _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
 # As guest/overlay.py has it.
 _LAYERS: Final = "/layers"
+_SCRATCH: Final = "/run/scratch"
+_CACHES: Final = "/run/caches"
 
 
 class LocalMachine:
@@ -47,14 +49,25 @@ class LocalMachine:
     Args:
         workspace: the build's directory; it is closed with the machine.
         bind: address of this host that the guest calls, which shares this host's network.
+        caches: directory of cache mounts, one below it for each id mapping; None for such as last as long as
+            the machine.
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
     def __init__(
-        self, workspace: BuildDirectory, *, bind: str = "127.0.0.1", epoch: int | None = None
+        self,
+        workspace: BuildDirectory,
+        *,
+        bind: str = "127.0.0.1",
+        caches: Path | None = None,
+        epoch: int | None = None,
     ) -> None:
         self._workspace = workspace
         self._bind = bind
+        self._scratch = workspace.path / "scratch"
+        self._caches = self._scratch / "caches"
+        if caches is not None:
+            self._caches = caches / workspace.sandbox.idmap.key
         self._epoch = epoch
         self._trees = workspace.trees()
         self._stored = workspace.layer_trees()
@@ -82,6 +95,14 @@ class LocalMachine:
         note = self._workspace.sandbox.idmap.note
         problem = self._stored.overlay_problem(self._workspace.path)
         notes = self._copy(layers, problem) if problem else self._stack(layers)
+        _make(self._scratch)
+        try:
+            # Programs in it may have the rights of their owners: nobody else may get there.
+            self._caches.parent.mkdir(mode=0o700, exist_ok=True)
+            self._caches.parent.chmod(0o700)
+            self._caches.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{self._caches}: {error.strerror}") from error
         self._emulator.start()
         return (*((note,) if note else ()), *notes)
 
@@ -123,6 +144,7 @@ class LocalMachine:
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
+        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES]
         if self._lower is None:
             root = [Bind(self._root, "/image", read_only=False)]
         else:
@@ -135,6 +157,8 @@ class LocalMachine:
                 *runtime.binds,
                 *root,
                 Bind(self._workspace.path / "mmds", "/run/firebuild"),
+                Bind(self._scratch, _SCRATCH, read_only=False),
+                Bind(self._caches, _CACHES, read_only=False),
             ],
             # gRPC's core writes to stderr by itself; what matters vminit says in its own words.
             env={**runtime.env, "GRPC_VERBOSITY": "NONE"},

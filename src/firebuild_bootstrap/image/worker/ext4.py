@@ -163,9 +163,9 @@ def _set_times(image: str, epoch: int) -> None:
     """Set the times that come from the tree's own change times, which nobody can set there."""
     env = _environment(epoch)
     fields = ("ctime", "atime", "crtime")
-    stamp = f"@{epoch}"
+    low, era = _split(epoch)
     lines = [
-        f"set_inode_field <{number}> {name} {stamp}\nset_inode_field <{number}> {name}_extra 0"
+        f"set_inode_field <{number}> {name} @{low}\nset_inode_field <{number}> {name}_extra {era}"
         for number in _used_inodes(image, env)
         for name in fields
     ]

@@ -43,6 +43,7 @@ class ExternalMachine:
         notice: told what could not be kept or done.
         info: told what the user has to do now.
         check: called again and again while something long goes on; may raise.
+        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
 
     Raises:
         FirebuildError: the metadata can't be written where they should, or the drive can't be used.
@@ -57,6 +58,7 @@ class ExternalMachine:
         notice: Callable[[str], None] = lambda _: None,
         info: Callable[[str], None] = lambda _: None,
         check: Callable[[], None] = lambda: None,
+        epoch: int | None = None,
     ) -> None:
         self._workspace = workspace
         self._settings = settings
@@ -70,7 +72,7 @@ class ExternalMachine:
             self._drive = ExternalDrive(
                 Path(settings.disk).expanduser().absolute(),
                 fill=settings.fill_disk,
-                disk=Disk(workspace, size=disk_size, notice=notice),
+                disk=Disk(workspace, size=disk_size, epoch=epoch, notice=notice),
                 check=check,
                 note=self._note,
             )

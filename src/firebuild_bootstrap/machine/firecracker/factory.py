@@ -36,7 +36,12 @@ _ID_LENGTH: Final = 64
 
 
 def firecracker_machine(
-    settings: MachineSettings, workspace: BuildDirectory, *, store: Path, notice: Callable[[str], None]
+    settings: MachineSettings,
+    workspace: BuildDirectory,
+    *,
+    store: Path,
+    notice: Callable[[str], None],
+    epoch: int | None = None,
 ) -> FirecrackerMachine:
     """Make the machine of one build; see `machine.drivers.make_machine`.
 
@@ -55,7 +60,7 @@ def firecracker_machine(
     return FirecrackerMachine(
         workspace,
         block,
-        disk=Disk(workspace, size=settings.disk_size, notice=notice),
+        disk=Disk(workspace, size=settings.disk_size, epoch=epoch, notice=notice),
         source=source,
         network=network,
         kernel=kernel,

@@ -58,7 +58,12 @@ _KILLED: Final = 128 + signal.SIGKILL
 
 
 def qemu_machine(
-    settings: MachineSettings, workspace: BuildDirectory, *, store: Path, notice: Callable[[str], None]
+    settings: MachineSettings,
+    workspace: BuildDirectory,
+    *,
+    store: Path,
+    notice: Callable[[str], None],
+    epoch: int | None = None,
 ) -> QemuMachine:
     """Make the machine of the settings; see `machine.drivers.make_machine`.
 
@@ -74,7 +79,7 @@ def qemu_machine(
     if block.network == "user":
         check_tun()
         servers = name_servers(block.name_servers)
-    disk = Disk(workspace, size=settings.disk_size, notice=notice)
+    disk = Disk(workspace, size=settings.disk_size, epoch=epoch, notice=notice)
     program = find_program(block.program)
     return QemuMachine(
         workspace,

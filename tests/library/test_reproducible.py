@@ -1,0 +1,42 @@
+"""The same Dockerfile gives the same bytes, and what holds nothing takes no room."""
+
+from __future__ import annotations
+
+import tarfile
+
+import pytest
+
+from cli.library import Library
+from firebuild_bootstrap.image.outputs import OutputType
+
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("mke2fs"), pytest.mark.needs("debugfs")]
+
+DOCKERFILE = """
+FROM host
+WORKDIR /made
+COPY Dockerfile .
+RUN mkdir -p a/b && touch a/b/c && ln a/b/c d && rm -rf /srv && touch /etc/new
+RUN truncate -s 8T /var/log/lastlog && printf begin > sparse && truncate -s 4G sparse
+"""
+
+
+def test_two_builds_give_the_same_bytes_in_every_form_and_holes_stay_holes(library: Library) -> None:
+    first, second = (
+        library.build(DOCKERFILE, tag=f"t/{name}:1", outputs=["tar", "dir", "ext4"], epoch=1_700_000_000)
+        for name in ("first", "second")
+    )
+    assert first.record.created == second.record.created == "2023-11-14T22:13:20+00:00"
+    assert first.record.outputs == second.record.outputs
+    for kind in OutputType:
+        path = first.output(kind)
+        assert path is not None
+        files = [path] if path.is_file() else [each for each in path.rglob("*") if not each.is_symlink()]
+        youngest = max(each.stat().st_mtime for each in files)
+        assert path.is_file() or youngest <= 1_700_000_000
+        assert sum(each.stat().st_blocks * 512 for each in files) < 1 << 30
+    archive = first.output(OutputType.TAR)
+    assert archive is not None
+    with tarfile.open(archive) as tar:
+        sizes = {member.name: member.size for member in tar}
+    assert sizes["var/log/lastlog"] == 8 << 40
+    assert sizes["made/sparse"] == 4 << 30
