@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import math
 import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.errors import BuildTimeout, GuestLost, Interrupted, StepFailed
-from firebuild_bootstrap.events import (
-    BuildStarted,
-    EventSink,
-    ImageStored,
-    Notice,
-    PhaseStarted,
-    StepFinished,
-    StepStarted,
-    Tasks,
-)
-from firebuild_bootstrap.explain import explained, failure_event
-from firebuild_bootstrap.following import await_end, follow
+from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage, StageRef, TreeRef
+from firebuild_bootstrap.errors import BuildTimeout, Interrupted
+from firebuild_bootstrap.events import BuildStarted, EventSink, ImageStored, Notice, PhaseStarted, Tasks
+from firebuild_bootstrap.explain import failure_event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import check_destinations, check_programs
+from firebuild_bootstrap.image.outputs import OutputSpec, OutputType, check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
-from firebuild_bootstrap.keeping import Keeper
-from firebuild_bootstrap.lowering import LoweredStage
-from firebuild_bootstrap.machine.base import ArchiveLayer, Machine
-from firebuild_bootstrap.machine.drivers import check_stores_images, make_machine, stores_images
+from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine
+from firebuild_bootstrap.machine.drivers import (
+    check_several,
+    check_stores_images,
+    make_machine,
+    most_at_once,
+    stores_images,
+)
 from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
-from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
+from firebuild_bootstrap.session import Sessions
 from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.tail import OutputTail
-from firebuild_bootstrap.wire import encode_command
 from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
+
+_PHASES: Final = {
+    1: "read the Dockerfile, the build context and the base",
+    2: "issue certificates",
+    3: "start the bootstrap server",
+    4: "write the metadata",
+    5: "start the machine",
+    6: "run the steps",
+    7: "store the image",
+}
 
 
 def build_image(
@@ -86,11 +92,14 @@ class _Build:
     ) -> None:
         self._request = request
         self._settings = settings
-        self._home = home.limited(self._check_time, Tasks(events))
+        self._schedule = Schedule(most_at_once(settings.machine))
+        self._home = home.limited(self._check, Tasks(events))
         self._deadline = math.inf
         self.events = events
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
+        self._telling = threading.RLock()
+        self._told_phase = 0
         self._warnings_told = 0
         self._failure_told = False
 
@@ -117,65 +126,44 @@ class _Build:
                 self.events(failure_event(error))
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
-        self._phase(1, "read the Dockerfile, the build context and the base")
+        self._phase(1)
         workspace = cleanup.enter_context(self._home.workspace(self._build_id))
         resolved = self._resolve(cleanup, workspace)
         # Nothing of it is started yet, but what it lacks shows now.
-        machine = make_machine(
-            self._settings.machine,
-            workspace,
-            bind=self._settings.bootstrap.bind,
-            store=self._home.root,
-            notice=self._notice,
-            info=self._info,
-            epoch=self._request.epoch,
-        )
+        machine = self._machine(workspace, resolved.graph.target)
 
-        self._phase(2, "issue certificates")
+        self._phase(2)
         authority = open_authority(
             self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
-        materials = self._issue(authority)
+        sessions = self._sessions(authority, workspace)
         self._announce(resolved, authority)
 
-        self._phase(3, "start the bootstrap server")
-        cleanup.callback(machine.close)
-        if self._request.keep_failed is not None:
-            directory = self._request.keep_failed / self._build_id
-            cleanup.enter_context(Keeper(directory, machine, notice=self._notice, info=self._info))
-        server = self._server(resolved.plan, materials, machine, workspace.path)
-        listening = machine.listen()
-        cleanup.callback(listening.listener.close)
-        server.start(listening.listener)
-        cleanup.callback(server.stop)
-
-        self._phase(4, "write the metadata")
-        machine.metadata.put(self._metadata(materials[1], listening.host_port))
-
-        self._phase(5, "start the machine")
+        # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        self._start(machine, resolved)
+        results = _Results(resolved, workspace, machine, cleanup)
+        self._schedule.run(
+            resolved.graph.stages, lambda stage: self._stage(stage, results, authority, sessions)
+        )
 
-        self._phase(6, "run the steps")
-        server.await_guest()
-        self._follow(server, machine, resolved.plan)
-
-        self._phase(7, "store the image")
-        with self._home.tasks.task("stopping the machine"):
-            await_end(machine, self._home.check)
-            machine.stop()
+        self._phase(7)
         authority.close()  # nobody needs its certificates any more
         self._pass_warnings_on(authority)
         return self._store(machine, resolved, authority)
 
-    def _phase(self, number: int, name: str) -> None:
+    def _phase(self, number: int) -> None:
+        """Tell once that the build has come so far; stages come there one by one."""
         self._home.check()
-        self.events(PhaseStarted(phase=number, name=name))
+        with self._telling:
+            if number > self._told_phase:
+                self._told_phase = number
+                self.events(PhaseStarted(phase=number, name=_PHASES[number]))
 
-    def _check_time(self) -> None:
+    def _check(self) -> None:
         """End what runs on although the steps are done, such as an export; the server watches the steps."""
+        self._schedule.check()
         if time.monotonic() > self._deadline:
             limit = self._settings.bootstrap.build_time.total_seconds()
             raise BuildTimeout(
@@ -199,114 +187,85 @@ class _Build:
         context = BuildContext(
             request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
         )
-        resolved = resolve(request, cleanup.enter_context(context), self._home.bases)
+        resolved = resolve(request, {"": cleanup.enter_context(context)}, self._home.bases)
         for warning in resolved.warnings:
             self._notice(f"{warning.location}: {warning.message}")
         if stores_images(self._settings.machine):
             check_programs(request.outputs)
+        if len(resolved.graph.stages) > 1:
+            check_several(self._settings.machine)
         return resolved
+
+    def _machine(self, workspace: Workspace, stage: Stage) -> Machine:
+        return make_machine(
+            self._settings.machine,
+            workspace.part(str(stage.index)),
+            bind=self._settings.bootstrap.bind,
+            store=self._home.root,
+            notice=self._notice,
+            info=self._info,
+            epoch=self._request.epoch,
+        )
 
     # --- 2 --------------------------------------------------------------------------------------
 
-    def _issue(self, authority: Authority) -> tuple[TLSMaterial, TLSMaterial]:
+    def _sessions(self, authority: Authority, workspace: Workspace) -> Sessions:
         for note in authority.check():
             if note.level is not NoteLevel.OK:
                 self._notice(str(note))
+        server = self._issued(authority, authority.issue_server)
+        return Sessions(
+            build_id=self._build_id,
+            tag=str(self._request.tag),
+            dockerfile=self._request.dockerfile_name,
+            settings=self._settings,
+            home=self._home,
+            directory=workspace.path,
+            server=server,
+            events=self.events,
+            phase=self._phase,
+            keep_failed=self._request.keep_failed,
+        )
+
+    def _issued(self, authority: Authority, issue: Callable[..., TLSMaterial]) -> TLSMaterial:
         limits = self._settings.bootstrap
         deadline = datetime.now(UTC) + limits.build_time
-        ttl = limits.certificate_lifetime
-        server = authority.issue_server(ttl=ttl, build_deadline=deadline)
-        guest = authority.issue_guest(ttl=ttl, build_deadline=deadline)
+        material = issue(ttl=limits.certificate_lifetime, build_deadline=deadline)
         self._pass_warnings_on(authority)
-        return server, guest
+        return material
 
     def _pass_warnings_on(self, authority: Authority) -> None:
-        for warning in authority.warnings[self._warnings_told :]:
-            self._warnings_told += 1
-            self._notice(warning)
+        with self._telling:
+            for warning in authority.warnings[self._warnings_told :]:
+                self._warnings_told += 1
+                self._notice(warning)
 
     def _announce(self, resolved: Resolved, authority: Authority) -> None:
         self.events(
             BuildStarted(
                 build_id=self._build_id,
                 tag=str(self._request.tag),
-                steps=resolved.plan.total,
+                steps=resolved.total,
                 base=resolved.base_name,
                 ca_provider=authority.provider_name,
             )
         )
 
-    # --- 3 --------------------------------------------------------------------------------------
+    # --- 3 to 6 ---------------------------------------------------------------------------------
 
-    def _server(
-        self,
-        plan: LoweredStage,
-        materials: tuple[TLSMaterial, TLSMaterial],
-        machine: Machine,
-        runtime_directory: Path,
-    ) -> BootstrapServer:
-        server, guest = materials
-        return BootstrapServer(
-            commands=[encode_command(step.command) for step in plan.steps],
-            resources={
-                f"step-{step.number}": step.resource for step in plan.steps if step.resource is not None
-            },
-            steps=[StepInfo(step.number, step.line, step.instruction) for step in plan.steps],
-            total_steps=plan.total,
-            server_material=server,
-            guest_material=guest,
-            events=self.events,
-            limits=Limits.of(self._settings.bootstrap),
-            runtime_directory=runtime_directory,
-            on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
-        )
-
-    # --- 4 --------------------------------------------------------------------------------------
-
-    def _metadata(self, guest: TLSMaterial, host_port: str) -> Mapping[str, object]:
-        document = MetadataDocument(
-            bootstrap=bootstrap_block(
-                guest,
-                host_port=host_port,
-                ping_interval=self._settings.bootstrap.ping_interval.total_seconds(),
-                host_time=time.time(),
-            ),
-            vmm_id=self._build_id,
-            image_tag=str(self._request.tag),
-        )
-        document.check_size()
-        return document.to_json()
-
-    # --- 5 --------------------------------------------------------------------------------------
-
-    def _start(self, machine: Machine, resolved: Resolved) -> None:
-        began = time.monotonic()
-        self.events(
-            StepStarted(
-                step=1,
-                total=resolved.plan.total,
-                instruction=f"FROM {resolved.reference}",
-                line=resolved.plan.stage.origin.location.line,
-            )
-        )
-        base = resolved.base
-        for note in machine.prepare([ArchiveLayer(base.archive, base.digest)] if base else []):
-            self._notice(note)
-        machine.start()
-        self.events(StepFinished(step=1, exit_code=0, seconds=time.monotonic() - began))
-
-    # --- 6 --------------------------------------------------------------------------------------
-
-    def _follow(self, server: BootstrapServer, machine: Machine, plan: LoweredStage) -> None:
-        outcome = follow(server, machine, self._home.check)
-        if isinstance(outcome.error, StepFailed):
-            output = self.events.last_lines(outcome.step)
-            source = self._request.source
-            name = Path(source.name) if source is not None else self._request.dockerfile
-            raise explained(outcome.error, plan, name, output)
-        if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
-            raise GuestLost(outcome.error.message, hint=silence)
-        outcome.raise_for_failure()
+    def _stage(self, stage: Stage, results: _Results, authority: Authority, sessions: Sessions) -> None:
+        """Build one stage, and put its result where the others find it."""
+        target = stage is results.resolved.graph.target
+        if not stage.steps and not target:
+            results.layers[stage.index] = results.base(stage)
+            return
+        with ExitStack() as own:
+            cleanup = results.cleanup if target else own
+            work = results.resolved.work(stage, results.base(stage), results.archive, cleanup)
+            machine = results.machine if target else self._machine(results.workspace, stage)
+            sessions.run(work, machine, self._issued(authority, authority.issue_guest), cleanup)
+            if not target:
+                results.keep(stage, machine)
 
     # --- 7 --------------------------------------------------------------------------------------
 
@@ -327,3 +286,49 @@ class _Build:
             )
         )
         return image
+
+
+class _Results:
+    """What the stages of one build have of each other.
+
+    Args:
+        resolved: the graph, and what it starts from.
+        workspace: the directory of the build.
+        machine: that of the target.
+        cleanup: of the build.
+    """
+
+    def __init__(
+        self, resolved: Resolved, workspace: Workspace, machine: Machine, cleanup: ExitStack
+    ) -> None:
+        self.resolved = resolved
+        self.workspace = workspace
+        self.machine = machine
+        self.cleanup = cleanup
+        self.layers: dict[int, tuple[Layer, ...]] = {}
+
+    def base(self, stage: Stage) -> tuple[Layer, ...]:
+        """Return the layers that a stage starts from, the lowest first."""
+        return self._layers(stage.base)
+
+    def archive(self, tree: TreeRef) -> Path | None:
+        """Return the archive of an image or of a stage that is done; None where it is empty."""
+        (found,) = self._layers(tree) or (None,)
+        return found.path if isinstance(found, ArchiveLayer) else None
+
+    def keep(self, stage: Stage, machine: Machine) -> None:
+        """Keep the result of a stage, whose machine has stopped, for those that need it."""
+        directory = self.workspace.path / f"stage-{stage.index}"
+        directory.mkdir(mode=0o700)
+        (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
+        self.layers[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
+
+    def _layers(self, tree: TreeRef) -> tuple[Layer, ...]:
+        match tree:
+            case StageRef(index):
+                return self.layers[index]
+            case ImageRef(reference):
+                base = self.resolved.bases[reference]
+                return (ArchiveLayer(base.archive, base.digest),)
+            case _:
+                return ()

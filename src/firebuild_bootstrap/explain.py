@@ -9,26 +9,29 @@ from typing import Final
 
 from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of, in_words
 from firebuild_bootstrap.events import BuildFailed
-from firebuild_bootstrap.lowering import LoweredStage
+from firebuild_bootstrap.service import StepInfo
 from firebuild_pki.display import one_line
 
 _REASON_LIMIT: Final = 4000
 
 
-def explained(error: StepFailed, plan: LoweredStage, dockerfile: Path, output: Sequence[str]) -> StepFailed:
+def explained(
+    error: StepFailed, steps: Sequence[StepInfo], total: int, dockerfile: Path, output: Sequence[str]
+) -> StepFailed:
     """Return the error with its line, its instruction and what it wrote last.
 
     Args:
         error: as the guest reported it.
-        plan: knows the step; the error comes back as it is where it does not.
+        steps: those of the guest; the error comes back as it is where its step is not among them.
+        total: steps of the whole build.
         dockerfile: path that the user named.
         output: last lines of the step.
     """
-    step = next((step for step in plan.steps if step.number == error.step), None)
+    step = next((step for step in steps if step.number == error.step), None)
     if step is None:
         return error
     what = _in_words(error.exit_code) if error.exit_code else f"({one_line(error.message, _REASON_LIMIT)})"
-    message = f"step {step.number}/{plan.total} failed {what}\n  {one_line(step.instruction)}"
+    message = f"step {step.number}/{total} failed {what}\n  {one_line(step.instruction)}"
     if output:
         message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
     return StepFailed(

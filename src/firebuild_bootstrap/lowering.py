@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from firebuild_bootstrap.context import FileTree, Resource
@@ -13,19 +14,23 @@ from firebuild_bootstrap.dockerfile.graph import (
     Copy,
     Diagnostic,
     Files,
-    GitTree,
     Graph,
-    Network,
     Run,
     Stage,
     Step,
     TreeRef,
     Workdir,
+    canonical,
     trees_of,
 )
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, Problems
-from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
+from firebuild_bootstrap.mounting import LoweredMounts, lower_mounts
+from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand, encode_command
+
+Trees = Callable[[TreeRef], FileTree]
+"""Returns the files of a tree."""
 
 
 @dataclass(frozen=True)
@@ -37,79 +42,117 @@ class WireStep:
         line: where its instruction starts; for an ONBUILD trigger of the base, the line of FROM.
         instruction: as written, on one line; bodies of heredocs are left out.
         command: what the guest is told.
-        resource: what a COPY or ADD sends.
+        resources: what it asks for, by name.
     """
 
     number: int
     line: int
     instruction: str
     command: AnyCommand
-    resource: Resource | None = None
+    resources: Mapping[str, Resource] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class LoweredStage:
-    """One stage as steps.
+Sent = Mapping[tuple[int, int], ContextResource]
+"""What COPY and ADD send, by the index of their stage and their place in it."""
+_NOTHING: Final[Sent] = MappingProxyType({})
+_NO_SECRETS: Final[Mapping[str, Secret]] = MappingProxyType({})
+
+
+def outside(graph: Graph, trees: Trees) -> tuple[Sent, tuple[Diagnostic, ...]]:
+    """Find what is sent of all that is there before anything runs; remote files are downloaded.
 
     Args:
-        stage: what it was.
-        steps: what its guest executes, in order.
-        warnings: what turned out to be of no effect.
+        graph: what there is to do.
+        trees: opens build contexts.
+
+    Returns:
+        what was found, and where it is nothing.
+
+    Raises:
+        InputError: a source can't be found, read or downloaded; all of them.
     """
+    sent: dict[tuple[int, int], ContextResource] = {}
+    empty: list[Diagnostic] = []
+    problems = Problems()
+    for stage in graph.stages:
+        for place, step in enumerate(stage.steps):
+            copy = step.operation
+            if isinstance(copy, Copy) and isinstance(_tree(copy), ContextRef):
+                with problems.collected():
+                    found = sent[stage.index, place] = _resource(step, copy, trees)
+                    if not found.groups:
+                        patterns = ", ".join(
+                            repr(one.pattern) for one in copy.sources if isinstance(one, Files)
+                        )
+                        message = f"nothing matches {patterns:.300}, so nothing is copied"
+                        empty.append(Diagnostic(step.origin.location, message))
+    problems.raise_all()
+    return sent, tuple(empty)
 
-    stage: Stage
-    steps: tuple[WireStep, ...]
-    warnings: tuple[Diagnostic, ...] = ()
 
-    @property
-    def total(self) -> int:
-        """The number of steps, FROM included."""
-        return 1 + len(self.steps)
-
-
-Trees = Callable[[TreeRef], FileTree]
-"""Returns the files of a tree."""
-
-
-def lower(stage: Stage, trees: Trees, *, first: int = 2) -> LoweredStage:
-    """Turn a stage into what its guest executes; remote files are downloaded.
+def lower(
+    stage: Stage,
+    trees: Trees,
+    sent: Sent = _NOTHING,
+    *,
+    first: int = 2,
+    secrets: Mapping[str, Secret] = _NO_SECRETS,
+    identity: Callable[[TreeRef], str] = canonical,
+) -> tuple[WireStep, ...]:
+    """Turn a stage into what its guest executes.
 
     Args:
         stage: of a graph.
-        trees: opens what COPY takes files from; ContextRef() is the main build context.
+        trees: opens what files are taken from.
+        sent: what was found before.
         first: the number of its first step.
+        secrets: what the user has given, by id.
+        identity: names what a tree holds, for caches that begin with it.
 
     Raises:
-        InputError: a source can't be found, read or downloaded; all of them, as in a Dockerfile.
+        InputError: a source can't be found or read, or a required secret is not given; all of them.
     """
     steps: list[WireStep] = []
-    warnings: list[Diagnostic] = []
     problems = Problems()
-    for step in stage.steps:
-        if problems.enough:
-            break
+    for place, step in enumerate(stage.steps):
         with problems.collected():
-            number = first + len(steps)
-            try:
-                found = _lowered(step, number, trees, warnings)
-            except InputError as error:
-                raise step.origin.trigger_error(error) from error
-            if found is not None:
-                origin = step.origin
-                steps.append(WireStep(number, origin.location.line, origin.text, *found))
+            copy = step.operation
+            resource = sent.get((stage.index, place))
+            if isinstance(copy, Copy) and resource is None:
+                resource = _resource(step, copy, trees)
+            if resource is not None and not resource.groups:
+                continue  # BuildKit makes no destination either
+            made = _lowered(step, first + place, resource)
+            if isinstance(step.operation, Run):
+                location = step.origin.location
+                made = _with_mounts(
+                    made,
+                    lower_mounts(
+                        step.operation, made.number, trees, secrets, identity=identity, location=location
+                    ),
+                )
+            steps.append(made)
     problems.raise_all()
-    return LoweredStage(stage, tuple(steps), tuple(warnings))
+    return tuple(steps)
 
 
-def _lowered(
-    step: Step, number: int, trees: Trees, warnings: list[Diagnostic]
-) -> tuple[AnyCommand, Resource | None] | None:
+def wire_size(stage: Stage) -> int:
+    """Return the bytes that the commands of a stage take in the answer to `Commands`."""
+    # Each is a string of it: its tag and its length take up to six bytes more.
+    return sum(
+        len(encode_command(_lowered(step, 1 << 20, None).command).encode()) + 6 for step in stage.steps
+    )
+
+
+def _lowered(step: Step, number: int, resource: Resource | None) -> WireStep:
     # Guests dispatch by the keyword in upper case.
     keyword, space, operands = step.origin.text.partition(" ")
     original = f"{keyword.upper()}{space}{operands.strip()}"
+    resources: dict[str, Resource] = {}
+    command: AnyCommand
     match step.operation:
         case Run() as run:
-            return RunCommand(
+            command = RunCommand(
                 step=number,
                 original=original,
                 workdir=run.workdir,
@@ -118,40 +161,51 @@ def _lowered(
                 env=run.env,
                 args=run.args,
                 script=run.script,
-            ), None
+                network=run.network.value,
+            )
         case Workdir(path=path, user=user):
-            return WorkdirCommand(step=number, original=original, workdir=path, user=user), None
+            command = WorkdirCommand(step=number, original=original, workdir=path, user=user)
         case Copy() as copy:
-            # --from is for all sources of an instruction.
-            tree = trees(next(trees_of(copy), ContextRef()))
-            resource = _resource(step, copy, tree)
-            if not resource.groups:
-                patterns = ", ".join(repr(one.pattern) for one in copy.sources if isinstance(one, Files))
-                warnings.append(
-                    Diagnostic(
-                        step.origin.location,
-                        f"nothing in {tree.label} matches {patterns:.300}, so nothing is copied",
-                    )
-                )
-                # BuildKit makes no destination either.
-                return None
-            return CopyCommand(
+            name = f"step-{number}"
+            if resource is not None:
+                resources[name] = resource
+            command = CopyCommand(
                 step=number,
                 original=original,
                 workdir=copy.workdir,
-                source=f"step-{number}",
+                source=name,
                 target=copy.destination,
                 target_is_directory=copy.into,
                 chown=copy.chown,
                 chmod=copy.chmod,
                 keyword=copy.keyword,
-            ), resource
+            )
+    return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
 
 
-def _resource(step: Step, copy: Copy, tree: FileTree) -> ContextResource:
+def _with_mounts(step: WireStep, mounts: LoweredMounts) -> WireStep:
+    if not isinstance(step.command, RunCommand):
+        return step
+    command = replace(step.command, mounts=mounts.mounts, env={**step.command.env, **mounts.env})
+    return replace(step, command=command, resources=mounts.resources)
+
+
+def _tree(copy: Copy) -> TreeRef:
+    """Return the tree of all sources: --from is for all of an instruction."""
+    return next(iter(trees_of(copy)), ContextRef())
+
+
+def _resource(step: Step, copy: Copy, trees: Trees) -> ContextResource:
+    try:
+        return _found(step, copy, trees)
+    except InputError as error:
+        raise step.origin.trigger_error(error) from error
+
+
+def _found(step: Step, copy: Copy, trees: Trees) -> ContextResource:
     location = step.origin.location
     unpack = None if copy.unpack is None and copy.keyword == "ADD" else bool(copy.unpack)
-    resource = tree.resource(
+    resource = trees(_tree(copy)).resource(
         copy.sources, exclude=copy.exclude, parents=copy.parents, unpack=unpack, location=location
     )
     if not copy.into and not copy.parents and len(resource.groups) > 1:
@@ -161,42 +215,3 @@ def _resource(step: Step, copy: Copy, tree: FileTree) -> ContextResource:
             copy.destination,
         )
     return resource
-
-
-# --- what the conductor cannot do yet ------------------------------------------------------------
-
-_NOT_YET: Final = "is not supported yet"
-
-
-def require_simple(graph: Graph) -> Stage:
-    """Return the only stage of a graph that one guest can build from the build context alone.
-
-    Raises:
-        InputError: there is more in it; all such lines.
-    """
-    problems = Problems()
-    for stage in graph.stages[:-1]:
-        problems.add(InputError(f"a build of several stages {_NOT_YET}", location=stage.origin.location))
-    for step in graph.target.steps:
-        for what in _beyond(step):
-            problems.add(InputError(f"{what} {_NOT_YET}", location=step.origin.location))
-    problems.raise_all()
-    return graph.target
-
-
-def _beyond(step: Step) -> Iterator[str]:
-    match step.operation:
-        case Run(mounts=mounts, network=network):
-            if mounts:
-                yield "RUN --mount"
-            if network is not Network.DEFAULT:
-                yield "RUN --network"
-        case Copy(sources=sources, link=link, keyword=keyword) as copy:
-            if any(tree != ContextRef() for tree in trees_of(copy)):
-                yield "COPY --from"
-            if link:
-                yield f"{keyword} --link"
-            if any(isinstance(source, GitTree) for source in sources):
-                yield "ADD from a git repository"
-        case Workdir():
-            pass

@@ -1,18 +1,60 @@
-"""The first step of a build: the plan, and the base that it starts from."""
+"""The first step of a build: what there is to do, and what it starts from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.context import BuildContext, FileTree, Resource
+from firebuild_bootstrap.context.snapshot import SnapshotRoot
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
-from firebuild_bootstrap.dockerfile.graph import Diagnostic, ImageRef
-from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.dockerfile.graph import (
+    ContextRef,
+    Diagnostic,
+    Graph,
+    ImageRef,
+    Stage,
+    StageRef,
+    TreeRef,
+)
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import LoweredStage, lower, require_simple
+from firebuild_bootstrap.lowering import Sent, lower, outside, wire_size
+from firebuild_bootstrap.machine.base import Layer
+from firebuild_bootstrap.mounting import check_mounts
 from firebuild_bootstrap.request import BuildRequest
+from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.service import StepInfo
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, encode_command
+
+Archives = Callable[[TreeRef], Path | None]
+"""Returns the archive of an image or of a finished stage; None where it is empty."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the guest of one session has to do.
+
+    Args:
+        title: what to call the stage; empty where the build has one only.
+        base: the layers of what it starts from, the lowest first; none for an empty root.
+        start: its FROM, as a step.
+        commands: encoded, in order.
+        resources: what they ask for, by name.
+        steps: number, line and text of each command.
+        total: steps of the whole build.
+    """
+
+    title: str = ""
+    base: Sequence[Layer]
+    start: StepInfo
+    commands: tuple[str, ...] = ()
+    resources: Mapping[str, Resource] = field(default_factory=dict)
+    steps: tuple[StepInfo, ...] = ()
+    total: int
 
 
 @dataclass(frozen=True)
@@ -20,64 +62,140 @@ class Resolved:
     """What a build will do.
 
     Args:
-        plan: its steps.
-        base: what it starts from; None for scratch.
+        graph: what the Dockerfile says.
+        bases: the images that it names, by their references as written.
+        contexts: the build contexts by name, the main one without.
+        sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
+        secrets: what the user has given, by id.
         warnings: what is probably not meant.
     """
 
-    plan: LoweredStage
-    base: Base | None
+    graph: Graph
+    bases: Mapping[str, Base]
+    contexts: Mapping[str, BuildContext]
+    sent: Sent
+    secrets: Mapping[str, Secret]
     warnings: tuple[Diagnostic, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """The number of steps of all stages, each FROM included."""
+        return sum(1 + len(stage.steps) for stage in self.graph.stages)
+
+    @property
+    def bottom(self) -> TreeRef:
+        """The tree at the very bottom of the image: what the first of the stages below it starts from."""
+        tree = self.graph.target.base
+        while isinstance(tree, StageRef):
+            tree = self.graph.stage(tree.index).base
+        return tree
+
+    @property
+    def base(self) -> Base | None:
+        """The image at the bottom; None where there is none."""
+        return self.bases[self.bottom.reference] if isinstance(self.bottom, ImageRef) else None
 
     @property
     def reference(self) -> str:
         """The base as it is written."""
-        base = self.plan.stage.base
-        return base.reference if isinstance(base, ImageRef) else "scratch"
+        return self.bottom.reference if isinstance(self.bottom, ImageRef) else "scratch"
 
     @property
     def base_name(self) -> str:
         """The base by its full name."""
         return self.base.name if self.base else "scratch"
 
+    def work(self, stage: Stage, base: Sequence[Layer], archives: Archives, cleanup: ExitStack) -> Work:
+        """Return what the guest of a stage has to do.
 
-def resolve(request: BuildRequest, context: BuildContext, bases: BaseStore) -> Resolved:
+        Args:
+            stage: of the graph; every stage that it refers to is done.
+            base: the layers of its base.
+            archives: finds what is done, and the images.
+            cleanup: lets go of them.
+
+        Raises:
+            InputError: a file that it wants of another stage or image is not there.
+            MachineError: an archive can't be read.
+        """
+        number = 1
+        for before in self.graph.stages:
+            if before.index == stage.index:
+                break
+            number += 1 + len(before.steps)
+        steps = lower(
+            stage,
+            lambda tree: self._files(tree, archives, cleanup),
+            self.sent,
+            first=number + 1,
+            secrets=self.secrets,
+        )
+        return Work(
+            title=stage.title if len(self.graph.stages) > 1 else "",
+            base=base,
+            start=StepInfo(number, stage.origin.location.line, stage.origin.text),
+            commands=tuple(encode_command(step.command) for step in steps),
+            resources={name: resource for step in steps for name, resource in step.resources.items()},
+            steps=tuple(StepInfo(step.number, step.line, step.instruction) for step in steps),
+            total=self.total,
+        )
+
+    def _files(self, tree: TreeRef, archives: Archives, cleanup: ExitStack) -> FileTree:
+        match tree:
+            case ContextRef(name):
+                return self.contexts[name]
+            case StageRef(index):
+                label = f"the stage {self.graph.stage(index).title!r}"
+            case ImageRef(reference):
+                label = f"the image {reference}"
+            case _:
+                label = "scratch"
+        return cleanup.enter_context(FileTree(SnapshotRoot(archives(tree)), label))
+
+
+def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: BaseStore) -> Resolved:
     """Read the Dockerfile and find everything that it names.
 
     Raises:
         InputError: a mistake, with file and line.
     """
-    remembering = _Remembering(bases)
+    found = _Found(bases)
     graph = read_graph(
         request.source or DockerfileSource.read(request.dockerfile),
-        images=remembering,
+        images=found,
         build_args=request.build_args,
         target=request.target,
         extra_labels=request.labels,
     )
-    plan = lower(require_simple(graph), lambda _: context)
-    _check_size(plan, str(request.dockerfile))
-    return Resolved(plan, remembering.found, (*graph.warnings, *plan.warnings))
+    for stage in graph.stages:
+        _check_size(stage)
+
+    def outside_trees(tree: TreeRef) -> BuildContext:
+        return contexts[tree.name if isinstance(tree, ContextRef) else ""]
+
+    sent, empty = outside(graph, outside_trees)
+    check_mounts(graph, outside_trees, request.secrets)
+    return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
 
 
-def _check_size(plan: LoweredStage, dockerfile: str) -> None:
-    # Each is a string of the answer to `Commands`: its tag and its length take up to six bytes more.
-    size = sum(len(encode_command(step.command).encode()) + 6 for step in plan.steps)
+def _check_size(stage: Stage) -> None:
+    size = wire_size(stage)
     if size > MAX_MESSAGE_BYTES:
         raise InputError(
-            f"the steps take {size} bytes, and all together may take {MAX_MESSAGE_BYTES}",
+            f"the steps take {size} bytes, and those of a stage may take {MAX_MESSAGE_BYTES}",
             hint="put long scripts and texts into files, and COPY them",
-            location=Location(dockerfile),
+            location=stage.origin.location,
         )
 
 
-class _Remembering:
-    """Resolves the base for the plan and keeps what was found."""
+class _Found:
+    """Resolves images for the graph and keeps what was found."""
 
     def __init__(self, bases: BaseStore) -> None:
-        self._bases = bases
-        self.found: Base | None = None
+        self._store = bases
+        self.bases: dict[str, Base] = {}
 
     def resolve(self, reference: str) -> ImageConfig:
-        self.found = self._bases.resolve(reference)
-        return self.found.config
+        base = self.bases.get(reference) or self._store.resolve(reference)
+        self.bases[reference] = base
+        return base.config

@@ -49,7 +49,7 @@ def store(
             base_digest=resolved.base.digest if resolved.base else "",
             ca_provider=origin.ca_provider,
             issuer_fingerprint=origin.issuer_fingerprint,
-            config=resolved.plan.stage.config,
+            config=resolved.graph.target.config,
             outputs=tuple(artifacts),
         )
         home.check()

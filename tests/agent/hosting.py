@@ -130,12 +130,12 @@ def _serve(cleanup: ExitStack, scenario: Scenario, events: Any, on_connected: An
     downloads = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
     context = cleanup.enter_context(BuildContext(directory, dockerfile, downloads=downloads))
     graph = read_graph(DockerfileSource.read(dockerfile), images=_Bases())
-    plan = lower(graph.target, lambda _: context)
+    steps = lower(graph.target, lambda _: context)
     authority = cleanup.enter_context(open_authority(build_id="b1"))
     guest = authority.issue_guest()
     server = BootstrapServer(
-        commands=[encode_command(step.command) for step in plan.steps],
-        resources={f"step-{step.number}": step.resource for step in plan.steps if step.resource is not None},
+        commands=[encode_command(step.command) for step in steps],
+        resources={name: resource for step in steps for name, resource in step.resources.items()},
         server_material=authority.issue_server(),
         guest_material=guest,
         events=events,

@@ -16,7 +16,7 @@ from firebuild_bootstrap.dockerfile.graph import Download
 from firebuild_bootstrap.dockerfile.remote import file_name
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import LoweredStage, lower
+from firebuild_bootstrap.lowering import WireStep, lower
 
 HERE = Location("Dockerfile", 5)
 BODY = b"downloaded " * 1000  # what the server sends
@@ -204,7 +204,7 @@ class _NoBases:
         raise AssertionError(reference)
 
 
-def planned(text: str, context: BuildContext) -> LoweredStage:
+def planned(text: str, context: BuildContext) -> tuple[WireStep, ...]:
     graph = read_graph(DockerfileSource("Dockerfile", text), images=_NoBases())
     return lower(graph.target, lambda _: context)
 
@@ -214,12 +214,12 @@ def test_add_downloads_while_planning(web: Web, context: BuildContext) -> None:
     text = f"FROM scratch\nARG N=f\nADD --chmod=644 --checksum=sha256:{digest} {web.url}/$N /d/\n"
     made = planned(text, context)
     assert web.requests == [("/f", None)]
-    assert made.steps[0].resource is not None
-    assert [entry.path for entry in made.steps[0].resource.entries()] == ["f"]
+    (resource,) = made[0].resources.values()
+    assert [entry.path for entry in resource.entries()] == ["f"]
 
 
 def test_a_url_without_a_name_can_be_added_under_another(web: Web, context: BuildContext) -> None:
     text = f"FROM scratch\nADD {web.url}/ /renamed\n"
     made = planned(text, context)
-    assert made.steps[0].resource is not None
-    assert [entry.path for entry in made.steps[0].resource.entries()] == ["download"]
+    (resource,) = made[0].resources.values()
+    assert [entry.path for entry in resource.entries()] == ["download"]

@@ -11,7 +11,7 @@ import pytest
 from dockerfile.planning import Bases, Plan, Planned, Read
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import DockerfileSource, Graph, read_graph
-from firebuild_bootstrap.lowering import lower
+from firebuild_bootstrap.lowering import lower, outside
 
 
 @pytest.fixture
@@ -50,8 +50,9 @@ def plan(context_dir: Path, read: Read) -> Iterator[Plan]:
         context = BuildContext(context_dir)
         contexts.append(context)
         graph = read(text, **options)
-        lowered = lower(graph.target, lambda _: context)
-        return Planned(graph, lowered.steps, (*graph.warnings, *lowered.warnings))
+        sent, empty = outside(graph, lambda _: context)
+        steps = lower(graph.target, lambda _: context, sent)
+        return Planned(graph, steps, (*graph.warnings, *empty))
 
     yield make
     for context in contexts:

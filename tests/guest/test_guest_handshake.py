@@ -354,5 +354,6 @@ def test_the_guests_own_work_on_a_file_does_not_count(local: Local) -> None:
     taken = []
     for message in local.client.resource("files"):
         time.sleep(0.8)
+        assert isinstance(message, pb.ResourceChunk)
         taken.append(message.WhichOneof("payload"))
     assert taken == ["header", "chunk", "eof"]

@@ -32,6 +32,8 @@ from firebuild_bootstrap.events import (
     ImageStored,
     Notice,
     PhaseStarted,
+    StageFinished,
+    StageStarted,
     StepFinished,
     StepOutput,
     StepProgress,
@@ -66,9 +68,9 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
     beside = (Notice, TaskStarted, TaskProgress, TaskFinished)
     kinds = [type(event) for event in library.events if not isinstance(event, beside)]
     assert kinds == [
-        *(PhaseStarted, PhaseStarted, BuildStarted, PhaseStarted, PhaseStarted, PhaseStarted),
+        *(PhaseStarted, PhaseStarted, BuildStarted, StageStarted, PhaseStarted, PhaseStarted, PhaseStarted),
         *(StepStarted, StepFinished, PhaseStarted, GuestConnected),
-        *(StepStarted, StepOutput, StepFinished, PhaseStarted, ImageStored),
+        *(StepStarted, StepOutput, StepFinished, StageFinished, PhaseStarted, ImageStored),
     ]
     assert [event.name for event in library.of(TaskStarted)] == [
         *("unpacking the root file system", "stopping the machine", "writing rootfs.tar", "storing the image")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.dockerfile.graph import Origin, Scratch, Stage
 from firebuild_bootstrap.errors import (
     BuildTimeout,
     ExitStatus,
@@ -22,7 +21,6 @@ from firebuild_bootstrap.errors import (
 )
 from firebuild_bootstrap.events import Event, Notice, StepOutput
 from firebuild_bootstrap.explain import explained
-from firebuild_bootstrap.lowering import LoweredStage
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
@@ -73,12 +71,8 @@ def test_an_interruption_is_no_exception_that_a_handler_of_errors_would_catch() 
 
 
 def test_a_failure_of_no_step_comes_back_as_it_is() -> None:
-    stage = Stage(
-        index=0, base=Scratch(), origin=Origin(Location("f", 1), "FROM scratch"), platform="linux/amd64"
-    )
-    plan = LoweredStage(stage, ())
     error = StepFailed("the guest could not begin")
-    assert explained(error, plan, Path("Dockerfile"), []) is error
+    assert explained(error, (), 3, Path("Dockerfile"), []) is error
 
 
 def piece(data: bytes, step: int = 2) -> StepOutput:

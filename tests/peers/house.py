@@ -18,7 +18,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.events import Event, StepFinished, StepOutput, StepStarted
-from firebuild_bootstrap.lowering import LoweredStage, lower
+from firebuild_bootstrap.lowering import WireStep, lower
 from firebuild_bootstrap.mmds import DataStore, MetadataDocument, MetadataEmulator, bootstrap_block
 from firebuild_bootstrap.mmds.protocol import MmdsVersion
 from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, Sandbox
@@ -152,7 +152,7 @@ class House:
         return path
 
     @contextmanager
-    def plan(self, dockerfile: str) -> Iterator[LoweredStage]:
+    def plan(self, dockerfile: str) -> Iterator[tuple[WireStep, ...]]:
         for directory, _, _ in os.walk(self.context):
             os.utime(directory, (1.5e9, 1.5e9))
         with BuildContext(self.context) as context:
@@ -199,7 +199,7 @@ class House:
         self.change_image(image)
         events: list[Event] = []
         store = DataStore()
-        with self.plan(dockerfile) as plan, self._server(plan, events) as server:
+        with self.plan(dockerfile) as steps, self._server(steps, events) as server:
             address = server.start()
             self.on_server(server)
             block = bootstrap_block(
@@ -227,12 +227,12 @@ class House:
         report = json.loads(stdout) if stdout else {}
         return Result(image, outcome, events, report, stderr.decode())
 
-    def _server(self, plan: LoweredStage, events: list[Event]) -> BootstrapServer:
+    def _server(self, steps: tuple[WireStep, ...], events: list[Event]) -> BootstrapServer:
         return BootstrapServer(
-            commands=[wire.encode_command(step.command) for step in plan.steps],
-            resources={f"step-{step.number}": step.resource for step in plan.steps if step.resource},
-            steps=[StepInfo(step.number, step.line, step.instruction) for step in plan.steps],
-            total_steps=plan.total,
+            commands=[wire.encode_command(step.command) for step in steps],
+            resources={name: resource for step in steps for name, resource in step.resources.items()},
+            steps=[StepInfo(step.number, step.line, step.instruction) for step in steps],
+            total_steps=1 + len(steps),
             server_material=self.materials[0],
             guest_material=self.materials[1],
             events=lambda event: self._happened(events, event),

@@ -109,15 +109,27 @@ class Workshop:
 class Caller:
     """A gRPC client with the given material; what it calls is what a guest would call."""
 
-    def __init__(self, address: str, material: TLSMaterial, *, hello: bool = True) -> None:
+    def __init__(
+        self,
+        address: str,
+        material: TLSMaterial,
+        *,
+        hello: bool | tuple[tuple[str, str], ...] = True,
+        token: str = "",
+    ) -> None:
+        connect = [
+            ("grpc.http_connect_server", address),
+            ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
+        ]
         options: list[tuple[str, Any]] = [
+            *(connect if token else ()),
             *channel_options(material),
             ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
             ("grpc.enable_retries", 0),
             ("grpc.use_local_subchannel_pool", 1),  # each caller has a connection of its own
         ]
         self.channel = grpc.secure_channel(address, channel_credentials(material), options)
-        self._metadata = (wire.GUEST_HELLO,) if hello else ()
+        self._metadata = hello if isinstance(hello, tuple) else (wire.GUEST_HELLO,) if hello else ()
 
     def unary(self, name: str, request: Any, response: Any = pb.Empty, timeout: float = 10.0) -> Any:
         method: Any = self.channel.unary_unary(
@@ -172,10 +184,15 @@ class Running:
     _callers: list[Caller] = field(default_factory=list)
 
     def caller(
-        self, material: TLSMaterial | None = None, *, hello: bool = True, inner: bool = False
+        self,
+        material: TLSMaterial | None = None,
+        *,
+        hello: bool | tuple[tuple[str, str], ...] = True,
+        inner: bool = False,
+        token: str = "",
     ) -> Caller:
         address = self.backend if inner else self.address
-        self._callers.append(Caller(address, material or self.materials[1], hello=hello))
+        self._callers.append(Caller(address, material or self.materials[1], hello=hello, token=token))
         return self._callers[-1]
 
     def of(self, kind: type[Event]) -> list[Any]:

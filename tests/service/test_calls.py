@@ -538,3 +538,51 @@ def test_messages_above_the_limit_are_refused(serve: Any) -> None:
 def test_commands_and_resources_have_to_fit_together(serve: Any) -> None:
     with pytest.raises(ValueError, match="step-2"):
         serve(commands=[], parcels={"step-2": Parcel(())})
+
+
+# --- mounts -----------------------------------------------------------------------------------------
+
+
+MOUNTED = dataclasses.replace(
+    RUN,
+    mounts=(
+        wire.BindMount(target="/a", resource="step-2-mount-1"),
+        wire.SecretMount(resource="step-2-mount-2", env="TOKEN"),
+        wire.TmpfsMount(target="/t"),
+    ),
+)
+
+
+def test_the_files_of_mounts_are_resources_like_those_of_a_copy(serve: Any) -> None:
+    parcels = {f"step-2-mount-{number}": Parcel((file_entry("f", b"%d" % number),)) for number in (1, 2)}
+    running = serve(commands=[MOUNTED], parcels=parcels)
+    assert [wire.decode_command(text) for text in running.caller(hello=wire.GUEST).commands()] == [MOUNTED]
+    calls = running.caller()
+    for number in (1, 2):
+        header, chunk, _ = calls.resource(f"step-2-mount-{number}")
+        assert (header.header.entryPath, header.header.targetUser) == ("f", "0:0")
+        assert chunk.chunk.chunk == b"%d" % number
+
+
+def test_a_mount_without_its_resource_is_a_mistake_of_the_caller(serve: Any) -> None:
+    with pytest.raises(ValueError, match="step-2-mount-1, step-2-mount-2"):
+        serve(commands=[MOUNTED])
+
+
+@pytest.mark.parametrize("hello", [False, True])
+@pytest.mark.parametrize("changes", [{"mounts": (wire.TmpfsMount(target="/t"),)}, {"network": "none"}])
+def test_a_guest_that_would_ignore_mounts_never_hears_of_the_command(
+    serve: Any, hello: Any, changes: dict[str, Any]
+) -> None:
+    running = serve(commands=[dataclasses.replace(RUN, **changes)])
+    with pytest.raises(grpc.RpcError) as caught:
+        running.caller(hello=hello).commands()
+    assert caught.value.code() is grpc.StatusCode.ABORTED
+    error = running.outcome().error
+    assert isinstance(error, InputError)
+    assert "too old for this Dockerfile: step 2 has --mount or --network" in str(error)
+
+
+def test_a_guest_of_the_first_version_gets_commands_without_mounts(serve: Any) -> None:
+    calls = serve(commands=[RUN]).caller(hello=(wire.GUEST_HELLO,))
+    assert [wire.decode_command(text) for text in calls.commands()] == [RUN]

@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.events import Event
@@ -43,15 +44,17 @@ Materials = tuple[TLSMaterial, TLSMaterial]
 class Observer:
     """Counts the guest's connections."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, calls: bool = False) -> None:
+        self._calls = calls
         self.opened: list[tuple[str, str]] = []
         self.closed = threading.Semaphore(0)
 
-    def connection_opened(self, peer: str, tls_version: str) -> None:
+    def connection_opened(self, name: str, peer: str, tls_version: str) -> None:
         self.opened.append((peer, tls_version))
 
-    def connection_closed(self) -> None:
+    def connection_closed(self, name: str) -> bool:
         self.closed.release()
+        return self._calls
 
 
 @contextmanager
@@ -142,6 +145,114 @@ def test_bytes_go_both_ways_and_the_end_of_one_way_is_passed_on(
     assert bytes(got) == blob
     assert bytes(received) == blob[::-1]
     assert observer.opened[0][1] == "TLSv1.3"
+
+
+@contextmanager
+def contact_of(materials: Materials, address: tuple[str, int]) -> Iterator[ssl.SSLSocket]:
+    context = materials[1].ssl_context()
+    context.set_alpn_protocols([wire.CONTACT_PROTOCOL, "h2"])
+    with (
+        socket.create_connection(address, timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=materials[1].server_name) as secure,
+    ):
+        yield secure
+
+
+def connect_head(token: bytes) -> bytes:
+    return b"CONNECT b:1 HTTP/1.1\r\nHost: b:1\r\nProxy-Authorization: Bearer " + token + b"\r\n\r\n"
+
+
+def test_a_guest_with_the_token_of_its_contact_is_passed_through_to_the_tls_of_the_server_behind(
+    materials: Materials, short_path: Path
+) -> None:
+    blob = os.urandom(3_000_000)
+    shown: list[bytes | None] = []
+
+    def echo(secure: ssl.SSLSocket) -> None:
+        shown.append(secure.getpeercert(binary_form=True))
+        left = len(blob)
+        while left and (part := secure.recv(100_000)):
+            left -= len(part)
+            secure.sendall(part)
+
+    observer = Observer(calls=True)
+    with (
+        backend_of(materials[0], short_path / "s", echo),
+        gate(materials, short_path / "s", observer) as address,
+    ):
+        with contact_of(materials, address) as contact:
+            assert contact.selected_alpn_protocol() == wire.CONTACT_PROTOCOL
+            token = contact.recv(100)
+            assert contact.recv(100) == b""
+        with socket.create_connection(address, timeout=10) as plain:
+            head = connect_head(token)
+            plain.sendall(head[:20])
+            plain.sendall(head[20:])
+            assert plain.recv(100) == b"HTTP/1.1 200 OK\r\n\r\n"
+            context = materials[1].ssl_context()
+            with context.wrap_socket(plain, server_hostname=materials[1].server_name) as guest:
+                received = bytearray()
+                sending = threading.Thread(target=guest.sendall, args=(blob,))
+                sending.start()
+                while len(received) < len(blob):
+                    received += guest.recv(100_000)
+                sending.join()
+        assert observer.closed.acquire(timeout=10)
+    assert bytes(received) == blob
+    assert shown == [ssl.PEM_cert_to_DER_cert(materials[1].certificate_chain_pem.decode())]
+    assert [version for _, version in observer.opened] == ["TLSv1.3"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (connect_head(b"0" * 32), "without the token"),
+        (b"CONNECT b:1 HTTP/1.1\r\n\r\n", "without the token"),
+        (b"COPY b:1 HTTP/1.1\r\n\r\n", "does not speak TLS but something else"),
+        (b"C" * 5000, "does not speak TLS but something else"),
+        (b"CONNECT", "does not speak TLS but something else"),
+    ],
+)
+def test_nobody_is_passed_through_without_the_token(
+    materials: Materials, short_path: Path, said: bytes, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        gate(materials, short_path / "none", refused=1) as address,
+        socket.create_connection(address, timeout=10) as plain,
+    ):
+        plain.sendall(said)
+        plain.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            assert plain.recv(100) == b""
+    assert reason in caplog.text
+
+
+def test_whoever_comes_with_the_token_and_makes_no_call_is_told_of(
+    materials: Materials, short_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    observer = Observer()
+    with (
+        backend_of(materials[0], short_path / "s", lambda secure: None),
+        gate(materials, short_path / "s", observer, refused=1) as address,
+    ):
+        with contact_of(materials, address) as contact:
+            token = contact.recv(100)
+        with socket.create_connection(address, timeout=10) as plain:
+            plain.sendall(connect_head(token))
+            plain.recv(100)
+            plain.sendall(b"no TLS at all\r\n\r\n")
+            with suppress(ConnectionResetError):
+                while plain.recv(100):
+                    pass
+        assert observer.closed.acquire(timeout=10)
+        wait_for(lambda: "made no call that is allowed" in caplog.text)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_guest_that_never_reads_is_not_listened_to_for_ever(materials: Materials, short_path: Path) -> None:

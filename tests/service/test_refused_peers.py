@@ -94,6 +94,57 @@ def test_a_stranger_is_named_and_reaches_no_handler(
         assert part in record.getMessage()
 
 
+def test_a_stranger_gets_no_token(serve: Any, workshop: Any) -> None:
+    running = serve()
+    stranger = workshop.issue(STRANGER)
+    context = stranger.ssl_context()
+    context.set_alpn_protocols([wire.CONTACT_PROTOCOL])
+    with (
+        pytest.raises(ssl.SSLError, match=r"(?i)alert"),
+        socket.create_connection(host_and_port(running.address), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=stranger.server_name) as secure,
+    ):
+        secure.recv(100)
+    event = running.refusal()
+    assert "not the one that was issued for this build" in event.reason
+    assert (event.subject, event.fingerprint_sha256) == (f"CN={STRANGER}", stranger.fingerprint_sha256)
+
+
+def token_of(running: Any) -> str:
+    context = running.materials[1].ssl_context()
+    context.set_alpn_protocols([wire.CONTACT_PROTOCOL])
+    with (
+        socket.create_connection(host_and_port(running.address), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=running.materials[1].server_name) as secure,
+    ):
+        return str(secure.recv(100).decode())
+
+
+def test_a_stranger_that_has_listened_to_the_token_is_named_by_the_server_behind(
+    serve: Any, workshop: Any
+) -> None:
+    running = serve()
+    stranger = workshop.issue(STRANGER)
+    with pytest.raises(grpc.RpcError) as refused:
+        running.caller(stranger, token=token_of(running)).success()
+    assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    for caller in running._callers:
+        caller.close()
+    event = running.refusal()
+    assert event.peer.startswith("127.0.0.1:")
+    assert (event.subject, event.fingerprint_sha256) == (f"CN={STRANGER}", stranger.fingerprint_sha256)
+
+
+def test_a_stranger_of_another_ca_that_has_listened_to_the_token_is_told_of(
+    serve: Any, workshop: Any, new_workshop: Any
+) -> None:
+    running = serve()
+    stranger = new_workshop("Other CA").issue(STRANGER, trust=workshop.pem)
+    with pytest.raises(grpc.RpcError):
+        running.caller(stranger, token=token_of(running)).success()
+    assert "made no call that is allowed" in running.refusal().reason
+
+
 def test_the_servers_own_certificate_does_not_make_a_client(serve: Any) -> None:
     running = serve()
     server_material = running.materials[0]

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13rootfs_server.proto\x12\x05proto\"\x07\n\x05\x45mpty\"N\n\x0c\x41\x62ortRequest\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x11\n\texit_code\x18\x03 \x01(\x05\x12\x0e\n\x06reason\x18\x04 \x01(\t\"#\n\x10\x43ommandsResponse\x12\x0f\n\x07\x63ommand\x18\x01 \x03(\t\"W\n\nLogMessage\x12\x0c\n\x04line\x18\x01 \x03(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x1f\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x10.proto.StepEvent\"\x8c\x01\n\tStepEvent\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.proto.StepEvent.Kind\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x03\"2\n\x04Kind\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07STARTED\x10\x01\x12\x0c\n\x08\x46INISHED\x10\x02\"\x19\n\x0bPingRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1a\n\x0cPingResponse\x12\n\n\x02id\x18\x01 \x01(\t\".\n\x0fResourceRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\"\xe3\x04\n\rResourceChunk\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.proto.ResourceChunk.ResourceHeaderH\x00\x12\x36\n\x05\x63hunk\x18\x02 \x01(\x0b\x32%.proto.ResourceChunk.ResourceContentsH\x00\x12/\n\x03\x65of\x18\x03 \x01(\x0b\x32 .proto.ResourceChunk.ResourceEofH\x00\x1a\xca\x02\n\x0eResourceHeader\x12\x12\n\nsourcePath\x18\x01 \x01(\t\x12\x12\n\ntargetPath\x18\x02 \x01(\t\x12\x10\n\x08\x66ileMode\x18\x03 \x01(\x03\x12\r\n\x05isDir\x18\x04 \x01(\x08\x12\x12\n\ntargetUser\x18\x05 \x01(\t\x12\x15\n\rtargetWorkdir\x18\x06 \x01(\t\x12\n\n\x02id\x18\x07 \x01(\t\x12\x1e\n\x04kind\x18\x08 \x01(\x0e\x32\x10.proto.EntryKind\x12\x11\n\tentryPath\x18\t \x01(\t\x12\x12\n\nlinkTarget\x18\n \x01(\t\x12\x0c\n\x04size\x18\x0b \x01(\x03\x12\x0f\n\x07mtimeNs\x18\x0c \x01(\x03\x12\x15\n\rfromDirectory\x18\r \x01(\x08\x12\x11\n\tkeepOwner\x18\x0e \x01(\x08\x12\x0b\n\x03uid\x18\x0f \x01(\x03\x12\x0b\n\x03gid\x18\x10 \x01(\x03\x12\x0e\n\x06ofTree\x18\x11 \x01(\x08\x1a?\n\x10ResourceContents\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x0c\x12\n\n\x02id\x18\x03 \x01(\t\x1a\x19\n\x0bResourceEof\x12\n\n\x02id\x18\x01 \x01(\tB\t\n\x07payload*\x87\x01\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NTRY_KIND_FILE\x10\x01\x12\x18\n\x14\x45NTRY_KIND_DIRECTORY\x10\x02\x12\x16\n\x12\x45NTRY_KIND_SYMLINK\x10\x03\x12\x17\n\x13\x45NTRY_KIND_HARDLINK\x10\x04\x32\xd7\x02\n\x0cRootfsServer\x12\x31\n\x08\x43ommands\x12\x0c.proto.Empty\x1a\x17.proto.CommandsResponse\x12/\n\x04Ping\x12\x12.proto.PingRequest\x1a\x13.proto.PingResponse\x12:\n\x08Resource\x12\x16.proto.ResourceRequest\x1a\x14.proto.ResourceChunk0\x01\x12)\n\x06StdErr\x12\x11.proto.LogMessage\x1a\x0c.proto.Empty\x12)\n\x06StdOut\x12\x11.proto.LogMessage\x1a\x0c.proto.Empty\x12*\n\x05\x41\x62ort\x12\x13.proto.AbortRequest\x1a\x0c.proto.Empty\x12%\n\x07Success\x12\x0c.proto.Empty\x1a\x0c.proto.Emptyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13rootfs_server.proto\x12\x05proto\"\x07\n\x05\x45mpty\"N\n\x0c\x41\x62ortRequest\x12\r\n\x05\x65rror\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x05\x12\x11\n\texit_code\x18\x03 \x01(\x05\x12\x0e\n\x06reason\x18\x04 \x01(\t\"#\n\x10\x43ommandsResponse\x12\x0f\n\x07\x63ommand\x18\x01 \x03(\t\"W\n\nLogMessage\x12\x0c\n\x04line\x18\x01 \x03(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04step\x18\x03 \x01(\x05\x12\x1f\n\x05\x65vent\x18\x04 \x01(\x0b\x32\x10.proto.StepEvent\"\x8c\x01\n\tStepEvent\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.proto.StepEvent.Kind\x12\x11\n\texit_code\x18\x02 \x01(\x05\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x03\"2\n\x04Kind\x12\x0f\n\x0bUNSPECIFIED\x10\x00\x12\x0b\n\x07STARTED\x10\x01\x12\x0c\n\x08\x46INISHED\x10\x02\"\x19\n\x0bPingRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x1a\n\x0cPingResponse\x12\n\n\x02id\x18\x01 \x01(\t\".\n\x0fResourceRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\"\xa9\x06\n\rResourceChunk\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.proto.ResourceChunk.ResourceHeaderH\x00\x12\x36\n\x05\x63hunk\x18\x02 \x01(\x0b\x32%.proto.ResourceChunk.ResourceContentsH\x00\x12/\n\x03\x65of\x18\x03 \x01(\x0b\x32 .proto.ResourceChunk.ResourceEofH\x00\x12+\n\x05group\x18\x04 \x01(\x0b\x32\x1a.proto.ResourceChunk.GroupH\x00\x12+\n\x05piece\x18\x05 \x01(\x0b\x32\x1a.proto.ResourceChunk.PieceH\x00\x1a\xca\x02\n\x0eResourceHeader\x12\x12\n\nsourcePath\x18\x01 \x01(\t\x12\x12\n\ntargetPath\x18\x02 \x01(\t\x12\x10\n\x08\x66ileMode\x18\x03 \x01(\x03\x12\r\n\x05isDir\x18\x04 \x01(\x08\x12\x12\n\ntargetUser\x18\x05 \x01(\t\x12\x15\n\rtargetWorkdir\x18\x06 \x01(\t\x12\n\n\x02id\x18\x07 \x01(\t\x12\x1e\n\x04kind\x18\x08 \x01(\x0e\x32\x10.proto.EntryKind\x12\x11\n\tentryPath\x18\t \x01(\t\x12\x12\n\nlinkTarget\x18\n \x01(\t\x12\x0c\n\x04size\x18\x0b \x01(\x03\x12\x0f\n\x07mtimeNs\x18\x0c \x01(\x03\x12\x15\n\rfromDirectory\x18\r \x01(\x08\x12\x11\n\tkeepOwner\x18\x0e \x01(\x08\x12\x0b\n\x03uid\x18\x0f \x01(\x03\x12\x0b\n\x03gid\x18\x10 \x01(\x03\x12\x0e\n\x06ofTree\x18\x11 \x01(\x08\x1a?\n\x10ResourceContents\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x0c\x12\n\n\x02id\x18\x03 \x01(\t\x1a\x19\n\x0bResourceEof\x12\n\n\x02id\x18\x01 \x01(\t\x1a\x41\n\x05Group\x12\x15\n\rfromDirectory\x18\x01 \x01(\x08\x12\x11\n\tkeepOwner\x18\x02 \x01(\x08\x12\x0e\n\x06ofTree\x18\x03 \x01(\x08\x1a\'\n\x05Piece\x12\x10\n\x08\x63hecksum\x18\x01 \x01(\x07\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\n\x07payload*\x87\x01\n\tEntryKind\x12\x1a\n\x16\x45NTRY_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NTRY_KIND_FILE\x10\x01\x12\x18\n\x14\x45NTRY_KIND_DIRECTORY\x10\x02\x12\x16\n\x12\x45NTRY_KIND_SYMLINK\x10\x03\x12\x17\n\x13\x45NTRY_KIND_HARDLINK\x10\x04\x32\xd7\x02\n\x0cRootfsServer\x12\x31\n\x08\x43ommands\x12\x0c.proto.Empty\x1a\x17.proto.CommandsResponse\x12/\n\x04Ping\x12\x12.proto.PingRequest\x1a\x13.proto.PingResponse\x12:\n\x08Resource\x12\x16.proto.ResourceRequest\x1a\x14.proto.ResourceChunk0\x01\x12)\n\x06StdErr\x12\x11.proto.LogMessage\x1a\x0c.proto.Empty\x12)\n\x06StdOut\x12\x11.proto.LogMessage\x1a\x0c.proto.Empty\x12*\n\x05\x41\x62ort\x12\x13.proto.AbortRequest\x1a\x0c.proto.Empty\x12%\n\x07Success\x12\x0c.proto.Empty\x1a\x0c.proto.Emptyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rootfs_server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENTRYKIND']._serialized_start=1106
-  _globals['_ENTRYKIND']._serialized_end=1241
+  _globals['_ENTRYKIND']._serialized_start=1304
+  _globals['_ENTRYKIND']._serialized_end=1439
   _globals['_EMPTY']._serialized_start=30
   _globals['_EMPTY']._serialized_end=37
   _globals['_ABORTREQUEST']._serialized_start=39
@@ -52,13 +52,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOURCEREQUEST']._serialized_start=443
   _globals['_RESOURCEREQUEST']._serialized_end=489
   _globals['_RESOURCECHUNK']._serialized_start=492
-  _globals['_RESOURCECHUNK']._serialized_end=1103
-  _globals['_RESOURCECHUNK_RESOURCEHEADER']._serialized_start=670
-  _globals['_RESOURCECHUNK_RESOURCEHEADER']._serialized_end=1000
-  _globals['_RESOURCECHUNK_RESOURCECONTENTS']._serialized_start=1002
-  _globals['_RESOURCECHUNK_RESOURCECONTENTS']._serialized_end=1065
-  _globals['_RESOURCECHUNK_RESOURCEEOF']._serialized_start=1067
-  _globals['_RESOURCECHUNK_RESOURCEEOF']._serialized_end=1092
-  _globals['_ROOTFSSERVER']._serialized_start=1244
-  _globals['_ROOTFSSERVER']._serialized_end=1587
+  _globals['_RESOURCECHUNK']._serialized_end=1301
+  _globals['_RESOURCECHUNK_RESOURCEHEADER']._serialized_start=760
+  _globals['_RESOURCECHUNK_RESOURCEHEADER']._serialized_end=1090
+  _globals['_RESOURCECHUNK_RESOURCECONTENTS']._serialized_start=1092
+  _globals['_RESOURCECHUNK_RESOURCECONTENTS']._serialized_end=1155
+  _globals['_RESOURCECHUNK_RESOURCEEOF']._serialized_start=1157
+  _globals['_RESOURCECHUNK_RESOURCEEOF']._serialized_end=1182
+  _globals['_RESOURCECHUNK_GROUP']._serialized_start=1184
+  _globals['_RESOURCECHUNK_GROUP']._serialized_end=1249
+  _globals['_RESOURCECHUNK_PIECE']._serialized_start=1251
+  _globals['_RESOURCECHUNK_PIECE']._serialized_end=1290
+  _globals['_ROOTFSSERVER']._serialized_start=1442
+  _globals['_ROOTFSSERVER']._serialized_end=1785
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -76,8 +76,26 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
         click.option(
             "--build-arg", "build_args", multiple=True, metavar="NAME[=VALUE]", help="Value for an ARG."
         ),
+        click.option(
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="id=ID[,src=FILE|,env=NAME]",
+            help="A secret for RUN --mount=type=secret, from a file or a variable; repeatable.",
+        ),
         click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
+        click.option(
+            "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
+        ),
+        click.option(
+            "--no-cache-filter",
+            "no_cache_filter",
+            multiple=True,
+            metavar="STAGE[,STAGE]",
+            help="The same for these stages, by name or index.",
+        ),
+        click.option("--explain-cache", is_flag=True, help="Tell of each stage why it is not cached."),
         click.option(
             "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Has to be that of this host."
         ),
@@ -171,8 +189,12 @@ class _Options:
     dockerfile: str | None
     tags: tuple[str, ...]
     build_args: tuple[str, ...]
+    secrets: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...]
     target: str | None
+    no_cache: bool
+    no_cache_filter: tuple[str, ...]
+    explain_cache: bool
     platforms: tuple[str, ...]
     outputs: tuple[str, ...]
     paths_as_outputs: bool
@@ -326,6 +348,7 @@ def _check_destinations(
 def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.request import BuildRequest
+    from firebuild_bootstrap.secret import read_secrets
 
     labels = parse_assignments(options.labels, "--label")
     build_args = _from_environment(parse_assignments(options.build_args, "--build-arg"))
@@ -336,12 +359,22 @@ def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],
         build_args=build_args,
+        secrets=read_secrets(options.secrets, os.environ),
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
+        no_cache=options.no_cache,
+        no_cache_stages=_names(options.no_cache_filter),
+        explain_cache=options.explain_cache,
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
         keep_failed=wanted.keep_failed,
     )
+
+
+def _names(given: tuple[str, ...]) -> frozenset[str]:
+    """Read lists of stages, each with commas in between; names of stages have no case."""
+    names = (name.strip().lower() for text in given for name in text.split(","))
+    return frozenset(name for name in names if name)
 
 
 def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:

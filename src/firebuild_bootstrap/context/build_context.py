@@ -6,6 +6,7 @@ https://docs.docker.com/reference/dockerfile/#copy
 from __future__ import annotations
 
 import difflib
+import os
 import posixpath
 import stat
 import tempfile
@@ -23,7 +24,7 @@ from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.context.ignore import IgnoreRules, exclusions, load_rules, only
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.context.sources import ContextResource, Group, heredoc_group, remote_group
-from firebuild_bootstrap.context.tree import Tree
+from firebuild_bootstrap.context.tree import ContextFile, Tree
 from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
@@ -90,15 +91,18 @@ class FileTree:
         exclude: Sequence[str] = (),
         parents: bool = False,
         unpack: bool | None = False,
+        check: bool = True,
         location: Location | None = None,
     ) -> ContextResource:
         """Find what an instruction sends; download what is remote.
 
         Args:
             sources: in the order in which they are written; their trees are not looked at.
-            exclude: patterns, as in an ignore file, of what is left out of each source, relative to it.
+            exclude: patterns, as in an ignore file, of what is left out of sources that are directories,
+                relative to them.
             parents: paths keep their directories, those after `/./` where that is in them.
             unpack: archives are sent as their members; None for those of this tree and not for downloads.
+            check: look at all files, so that what can't be sent is found before anything starts.
             location: the instruction, for errors now and while the files are read later.
 
         Raises:
@@ -117,8 +121,10 @@ class FileTree:
         for source in sources:
             match source:
                 case Files(pattern):
-                    found = self._with_parents if parents else self._plain
-                    groups += found(pattern, tree, unpack is not False)
+                    if parents:
+                        groups += self._with_parents(pattern, tree)
+                    else:
+                        groups += self._plain(pattern, tree, unpack=unpack is not False, check=check)
                 case Heredoc():
                     groups.append(heredoc_group(source, self._clock_ns()))
                 case Download(url, checksum):
@@ -135,12 +141,12 @@ class FileTree:
                     raise InputError("ADD from a git repository is not supported yet", location=location)
         return ContextResource(tuple(groups))
 
-    def _plain(self, pattern: str, tree: Tree, unpack: bool) -> Iterator[Group]:
+    def _plain(self, pattern: str, tree: Tree, *, unpack: bool, check: bool) -> Iterator[Group]:
+        # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
         for node, name in list(self._find(pattern, tree)):
-            if node.is_directory or not tree.exclude.ignores(posixpath.basename(name)):
-                yield self._group(tree, node, name, unpack)
+            yield self._group(tree, node, name, unpack=unpack, check=check)
 
-    def _with_parents(self, pattern: str, tree: Tree, _unpack: bool) -> Iterator[Group]:
+    def _with_parents(self, pattern: str, tree: Tree) -> Iterator[Group]:
         pivot, dotted, wanted = pattern.partition("/./")
         if not dotted:
             pivot, wanted = "/", pattern
@@ -161,20 +167,23 @@ class FileTree:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
 
-    def _group(self, tree: Tree, node: Node, name: str, unpack: bool) -> Group:
+    def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            _check_readable(group)
+            if check:
+                _check_readable(group)
             return group
         entry = tree.file(node, name)
-        _require_readable(entry)
+        if check:
+            _require_readable(entry)
         if unpack:
             from firebuild_bootstrap.context.archive import Archive, is_archive  # few builds have one
 
-            with tree.open(node) as content:
+            file = ContextFile(tree, node)
+            with file.open() as content:
                 archive = is_archive(content)
             if archive:
-                return Group(name, Archive(name, partial(tree.open, node), tree.location).entries)
+                return Group(name, Archive(name, file.open, tree.location).entries)
         return Group(name, lambda: iter((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
@@ -311,5 +320,5 @@ def _check_readable(group: Group) -> int:
 
 def _require_readable(entry: Entry) -> None:
     # What everybody may read needs no try, which saves much time in a large tree.
-    if entry.open is not None and not entry.mode & stat.S_IROTH:
-        entry.open().close()
+    if entry.file is not None and not entry.mode & stat.S_IROTH:
+        os.close(entry.file.descriptor())

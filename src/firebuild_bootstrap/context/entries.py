@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import BinaryIO, Protocol
 
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 
 
@@ -17,6 +19,31 @@ class EntryKind(Enum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     HARDLINK = "hardlink"
+
+
+class FileOnDisk(Protocol):
+    """A file of this machine that is sent."""
+
+    @property
+    def status(self) -> os.stat_result:
+        """What it was when it was found."""
+        ...
+
+    def descriptor(self) -> int:
+        """Open it for reading; the caller closes it.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        ...
+
+    def changed(self, how: str) -> InputError:
+        """Return the error for a file whose content is not what was announced."""
+        ...
+
+    def unreadable(self, error: OSError) -> InputError:
+        """Return the error for one that can't be read to its end."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +65,7 @@ class Entry:
             image or another stage; None for the instruction's own rule.
         member: an archive holds it, which is unpacked as if the destination were the root.
         open: opens the content of a regular file for reading; None for everything else.
+        file: where that is a file of this machine, which may have holes, the file itself.
     """
 
     source: str
@@ -51,6 +79,7 @@ class Entry:
     owner: tuple[int, int] | None = None
     member: bool = False
     open: Callable[[], BinaryIO] | None = None
+    file: FileOnDisk | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mtime_ns", min(max(self.mtime_ns, FIRST_TIME_NS), LAST_TIME_NS))

@@ -11,6 +11,30 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
+def changed(name: str, how: str, location: Location | None) -> InputError:
+    """Return the error for content that is not what was announced."""
+    return InputError(
+        f"{name} changed while it was being sent: {how}",
+        hint="let nothing write to the build context during a build",
+        location=location,
+    )
+
+
+def ended_early(missing: int, size: int) -> str:
+    """Say that content was shorter than announced."""
+    return f"it ended {missing} bytes before its {size} bytes"
+
+
+def has_grown(size: int) -> str:
+    """Say that content was longer than announced."""
+    return f"it has grown beyond its {size} bytes"
+
+
+def unreadable(name: str, error: Exception, location: Location | None) -> InputError:
+    """Return the error for content that can't be read."""
+    return InputError(f"{name} can't be read: {error}", location=location)
+
+
 class Readable(Protocol):
     """Anything that content can be read from."""
 
@@ -65,13 +89,13 @@ class SizedReader(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         data = self._read(min(len(view), self._missing)) if self._missing else b""
         if self._missing and not data:
-            raise self._changed(f"it ended {self._missing} bytes before its {self._size} bytes")
+            raise self._changed(ended_early(self._missing, self._size))
         view[: len(data)] = data
         self._missing -= len(data)
         if not self._missing and not self._probed:
             self._probed = True
             if self._read(1):
-                raise self._changed(f"it has grown beyond its {self._size} bytes")
+                raise self._changed(has_grown(self._size))
         return len(data)
 
     def close(self) -> None:
@@ -84,14 +108,10 @@ class SizedReader(io.RawIOBase):
         try:
             return self._content.read(size) or b""
         except self._broken as error:
-            raise InputError(f"{self._name} can't be read: {error}", location=self._location) from error
+            raise unreadable(self._name, error, self._location) from error
 
     def _changed(self, how: str) -> InputError:
-        return InputError(
-            f"{self._name} changed while it was being sent: {how}",
-            hint="let nothing write to the build context during a build",
-            location=self._location,
-        )
+        return changed(self._name, how, self._location)
 
 
 def checked(

@@ -19,6 +19,7 @@ from firebuild_bootstrap.errors import InputError
 _MAX_LINKS: Final = 40
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a FIFO put in the place of a file must not block the build.
+_HELD: Final = 128  # directories that are open at once, however deep a tree is
 _CONTENT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Parts = tuple[str, ...]
@@ -90,6 +91,11 @@ class FileRoot(ABC):
         Raises:
             OSError: it is gone, is no regular file any more, or can't be read.
         """
+
+    @contextmanager
+    def walking(self) -> Iterator[FileRoot]:
+        """Give the tree to one walk, which may keep open what its neighbours need, too."""
+        yield self
 
     def resolve(self, parts: Sequence[str], allowed: Callable[[str], bool]) -> Node:
         """Follow links, with this tree as the root directory of all of them.
@@ -202,9 +208,82 @@ class ContextRoot(FileRoot):
         Raises:
             OSError: it is gone, is no regular file any more, or can't be read.
         """
+        return os.fdopen(self.descriptor(parts), "rb", buffering=0)
+
+    def descriptor(self, parts: Sequence[str]) -> int:
+        """Open the regular file at `parts` for reading, following no link; the caller closes it.
+
+        Raises:
+            OSError: it is gone, is no regular file any more, or can't be read.
+        """
         with self._directory(parts[:-1]) as parent:
             descriptor = os.open(parts[-1], _CONTENT, dir_fd=parent)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError("it is no regular file any more")
-        return os.fdopen(descriptor, "rb")
+        return descriptor
+
+    @contextmanager
+    def walking(self) -> Iterator[FileRoot]:
+        """Give the directory to one walk, whose neighbours share their way."""
+        walked = _WalkedRoot(self.path, self._descriptor)
+        try:
+            yield walked
+        finally:
+            walked.close()
+
+
+class _WalkedRoot(ContextRoot):
+    """The context as one walk sees it, which keeps the directories open on the way to where it stands.
+
+    Without that, a file costs as many system calls as its path has names, and a deep tree quadratic time.
+    It goes on working after it has been closed, from the top then. One thread uses it at a time.
+    """
+
+    def __init__(self, path: Path, top: int) -> None:
+        self.path = path
+        self._descriptor = top
+        self._way: Parts = ()
+        self._open: dict[int, int] = {}  # descriptors of the directories on the way, by their depth from 1
+        self._walks = True
+
+    def close(self) -> None:
+        """Let go of the directories."""
+        self._walks = False
+        self._forget(0)
+
+    @contextmanager
+    def _directory(self, parts: Sequence[str]) -> Iterator[int]:
+        if not self._walks:
+            with super()._directory(parts) as descriptor:
+                yield descriptor
+            return
+        yield self._enter(tuple(parts))
+
+    def _enter(self, parts: Parts) -> int:
+        if parts != self._way:
+            same = min(len(parts), len(self._way))
+            while parts[:same] != self._way[:same]:
+                same -= 1
+            self._forget(same)
+            self._way = parts
+        depth = len(parts)
+        if not depth:
+            return self._descriptor
+        # Those far above were closed; when the walk comes back to them the whole way there is walked again.
+        known = depth if depth in self._open else max(self._open, default=0)
+        for level in range(known, depth):
+            above = self._open[level] if level else self._descriptor
+            try:
+                self._open[level + 1] = os.open(parts[level], _DIRECTORY, dir_fd=above)
+            except OSError:
+                self._way = parts[:level]
+                raise
+            if level - _HELD in self._open:
+                os.close(self._open.pop(level - _HELD))
+        return self._open[depth]
+
+    def _forget(self, depth: int) -> None:
+        """Close what is deeper than `depth`."""
+        for level in [level for level in self._open if level > depth]:
+            os.close(self._open.pop(level))

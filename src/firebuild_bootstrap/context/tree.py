@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.ignore import IgnoreRules
-from firebuild_bootstrap.context.reading import checked
-from firebuild_bootstrap.context.root import FileRoot, Node, Parts
+from firebuild_bootstrap.context.reading import changed, checked, unreadable
+from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
 
 
@@ -47,11 +48,17 @@ class Tree:
     def contents(self, directory: Node) -> Iterator[Entry]:
         """Yield everything visible below `directory`, parents first, sorted by name in each directory.
 
-        An ignored directory appears only if something below it is visible.
+        An ignored directory appears only if something below it is visible. What has several names is a file
+        under the first of them, and a hard link under the others.
 
         Raises:
             InputError: something can't be read or is no file, directory or link.
         """
+        with self.root.walking() as root:
+            yield from replace(self, root=root)._contents(directory)
+
+    def _contents(self, directory: Node) -> Iterator[Entry]:
+        first_names: dict[tuple[int, int], str] = {}
         # An entry waits in its level until something below it turns out to be visible.
         levels: list[tuple[Iterator[Node], list[Entry]]] = [(self._children(directory), [])]
         while levels:
@@ -81,7 +88,7 @@ class Tree:
                 yield from waiting
                 waiting.clear()
             if not node.is_directory:
-                yield entry
+                yield _linked(entry, node.status, first_names)
 
     def directory(self, node: Node, name: str) -> Entry:
         """Return the entry of a directory whose contents are merged into the destination.
@@ -112,7 +119,7 @@ class Tree:
         try:
             return iter(self.root.children(node.parts))
         except OSError as error:
-            raise self._unreadable(node, error) from error
+            raise self.unreadable(node, error) from error
 
     def _entry(self, node: Node, base: Parts) -> Entry:
         path = "/".join(node.parts[len(base) :])
@@ -147,39 +154,31 @@ class Tree:
             from_directory=from_directory,
             size=node.status.st_size,
             owner=self._owner(node),
-            open=partial(self.open, node),
+            open=(file := ContextFile(self, node)).open,
+            file=file if isinstance(self.root, ContextRoot) else None,
         )
 
     def _owner(self, node: Node) -> tuple[int, int] | None:
         return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None
 
-    def open(self, node: Node) -> io.BufferedReader:
-        """Open a regular file that still has to have the size that `node` says.
-
-        Raises:
-            InputError: it is gone, replaced, or can't be read.
-        """
-        try:
-            content = self.root.open(node.parts)
-        except OSError as error:
-            raise self._unreadable(node, error) from error
-        return checked(content, node.status.st_size, name=repr(node.path), location=self.location)
-
     def _link_target(self, node: Node) -> str:
         try:
             target = self.root.read_link(node.parts)
         except OSError as error:
-            raise self._unreadable(node, error) from error
+            raise self.unreadable(node, error) from error
         self._require_utf8(target, f"the target of the symbolic link {node.path!r}")
         return target
 
-    def _unreadable(self, node: Node, error: OSError) -> InputError:
+    def unreadable(self, node: Node, error: OSError) -> InputError:
+        """Return the error for something that can't be read."""
         return InputError(
             f"{node.path or '.'!r} of {self.label} can't be read: {error.strerror or error}",
             location=self.location,
         )
 
     def _require_utf8(self, text: str, what: str) -> None:
+        if text.isascii():
+            return
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -188,6 +187,62 @@ class Tree:
                 hint="rename it or list it in .dockerignore",
                 location=self.location,
             ) from error
+
+
+class ContextFile(NamedTuple):
+    """A regular file of the build context, which still has to have the size that it had."""
+
+    tree: Tree
+    node: Node
+
+    @property
+    def status(self) -> os.stat_result:
+        """What it was when it was found."""
+        return self.node.status
+
+    def open(self) -> io.BufferedReader:
+        """Open it for reading, so that a change of its size is noticed.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        try:
+            content = self.tree.root.open(self.node.parts)
+        except OSError as error:
+            raise self.tree.unreadable(self.node, error) from error
+        size = self.node.status.st_size
+        return checked(content, size, name=repr(self.node.path), location=self.tree.location)
+
+    def descriptor(self) -> int:
+        """Open it for reading as it is; the caller closes it.
+
+        Raises:
+            InputError: it is gone, replaced, or can't be read.
+        """
+        root = self.tree.root
+        assert isinstance(root, ContextRoot)  # noqa: S101 - no other gives its entries a `file`
+        try:
+            return root.descriptor(self.node.parts)
+        except OSError as error:
+            raise self.tree.unreadable(self.node, error) from error
+
+    def changed(self, how: str) -> InputError:
+        """Return the error for a file whose content is not what was announced."""
+        return changed(repr(self.node.path), how, self.tree.location)
+
+    def unreadable(self, error: OSError) -> InputError:
+        """Return the error for one that can't be read to its end."""
+        return unreadable(repr(self.node.path), error, self.tree.location)
+
+
+def _linked(entry: Entry, status: os.stat_result, first_names: dict[tuple[int, int], str]) -> Entry:
+    """Return a hard link in place of an entry that is another name of a file."""
+    if status.st_nlink < 2 or entry.kind is not EntryKind.FILE:
+        return entry
+    first = first_names.setdefault((status.st_dev, status.st_ino), entry.path)
+    if first == entry.path:
+        return entry
+    return replace(entry, kind=EntryKind.HARDLINK, link_target=first, size=0, open=None, file=None)
 
 
 def _describe(mode: int) -> str:

@@ -15,7 +15,7 @@ from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.stage import StageState
 from firebuild_bootstrap.dockerfile.syntax import DockerfileSource, Instruction, parse, short
 from firebuild_bootstrap.dockerfile.variables import declare_args
-from firebuild_bootstrap.errors import Location
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import Healthcheck
 from firebuild_bootstrap.wire import WireError, parse_duration
 
@@ -229,18 +229,26 @@ def _healthcheck(stage: StageState, instruction: Instruction) -> None:
 
 def _onbuild(stage: StageState, instruction: Instruction) -> None:
     check_onbuild(instruction)
-    stage.triggers.append(instruction.args[0])
+    text = instruction.args[0]
+    stage.triggers.append(text)
+    try:
+        read_flags(read_trigger(text, instruction.location)[0])
+    except InputError as error:
+        # BuildKit keeps it without a look at it; it is the child that fails.
+        stage.warn(instruction, f"no image can be built on this one: ONBUILD {short(text)}: {error.message}")
 
 
 def check_onbuild(instruction: Instruction) -> None:
-    """Look at the instruction that an ONBUILD holds, as far as it can be without its variables.
+    """Look at the keyword that an ONBUILD holds.
 
     Raises:
-        InputError: there is none, it is malformed, or it can't be a trigger.
+        InputError: there is none, or one that can't be a trigger.
     """
-    if not instruction.args[0]:
+    keyword = instruction.args[0].partition(" ")[0].upper()
+    if not keyword:
         raise instruction.error("ONBUILD: expected an instruction", hint="for example ONBUILD COPY . /app")
-    read_trigger(instruction.args[0], instruction.location)
+    if keyword in _NO_TRIGGERS:
+        raise instruction.error(f"{keyword} can't be a trigger")
 
 
 def read_trigger(text: str, at: Location) -> tuple[Instruction, str]:
@@ -255,7 +263,6 @@ def read_trigger(text: str, at: Location) -> tuple[Instruction, str]:
         raise instruction.error("a trigger is a single instruction")
     if instruction.keyword in _NO_TRIGGERS:
         raise instruction.error(f"{instruction.keyword} can't be a trigger")
-    read_flags(instruction)
     return instruction, parsed.escape
 
 

@@ -125,8 +125,16 @@ def copy(stage: StageState, instruction: Instruction) -> Operation:
     check_copy(instruction)
     owner = _owner(stage, instruction, _expanded(expander, flags, "chown"))
     mode = _mode(stage, instruction, _expanded(expander, flags, "chmod"))
-    exclude = tuple(_pattern(instruction, expander.word(text)) for text in flags.lists.get("exclude", ()))
+    # Variables stay as they are in these, as BuildKit has it.
+    exclude = tuple(_pattern(instruction, text) for text in flags.lists.get("exclude", ()))
     parents = flags.switches.get("parents", False)
+    link = flags.switches.get("link", False)
+    if link and not re.fullmatch("[0-9:]*", owner or ""):
+        raise instruction.error(
+            f"{instruction.keyword} --link --chown={short(owner or '')}: --link does not look at the image, "
+            "so it can't find names",
+            hint="give user and group by number",
+        )
     *words, last = instruction.args
     target = expander.word(last) or "."
     is_directory = target.endswith("/") or posixpath.basename(target) in (".", "..")
@@ -147,7 +155,7 @@ def copy(stage: StageState, instruction: Instruction) -> Operation:
         into=is_directory,
         chown=owner,
         chmod=mode,
-        link=flags.switches.get("link", False),
+        link=link,
         parents=parents,
         exclude=exclude,
         unpack=flags.switches.get("unpack"),

@@ -45,6 +45,8 @@ def bootstrap(
     connect_timeout: float = 30.0,
     call_timeout: float = CALL_SECONDS,
     sync: bool = True,
+    scratch: str = "",
+    caches: str = "",
     layers: str = "",
 ) -> None:
     """Execute a whole build in the image at `root_path`.
@@ -56,6 +58,8 @@ def bootstrap(
         call_timeout: seconds to wait for the server's answer to a later call.
         sync: have everything on the drives before the success is reported, because the machine may be
             stopped right after.
+        scratch: see `Executor`.
+        caches: see `Executor`.
         layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
             step; empty where the image is there already.
 
@@ -74,11 +78,20 @@ def bootstrap(
         stack.enter_context(_signals(stop))
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
-        _build(client, root_path, stop, block.ping_interval, sync=sync, layers=layers)
+        folders = {"layers": layers, "scratch": scratch, "caches": caches}
+        _build(client, root_path, stop, block.ping_interval, sync=sync, **folders)
 
 
 def _build(
-    client: Client, root_path: str, stop: Stop, ping_interval: float, *, sync: bool, layers: str
+    client: Client,
+    root_path: str,
+    stop: Stop,
+    ping_interval: float,
+    *,
+    sync: bool,
+    layers: str,
+    scratch: str,
+    caches: str,
 ) -> None:
     texts = client.commands()
     with Pings(client, stop, ping_interval):
@@ -95,7 +108,10 @@ def _build(
             try:
                 with Root(root_path) as root:
                     overlay = Layers(layers, root_path) if layers else None
-                    Executor(root, client, relay, stop, layers=overlay).execute(commands)
+                    executor = Executor(
+                        root, client, relay, stop, layers=overlay, scratch=scratch, caches=caches
+                    )
+                    executor.execute(commands)
             finally:
                 relay.close()
             stop.check()

@@ -8,32 +8,49 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
-from .errors import GuestError, ServerLost
+from .errors import GuestError, ProtocolError, ServerLost
 from .handshake import (
+    Contact,
     Dropped,
     NotNow,
     Refusal,
     client_context,
+    first_contact,
     has_nameless_issuer,
-    server_certificate,
 )
 from .stop import Stop
 
 Stream = Literal["stdout", "stderr"]
+Message = pb.ResourceChunk | memoryview
+"""Of a resource; a piece of a packed one is its data, as a view."""
 
 CALL_SECONDS = 300.0
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _SHORTEST_ATTEMPT = 0.5
 # A server that closes connections after the handshake may be starting; one that does it so often refuses.
-_DROPPED = 3
+_MOST_DROPPED = 3
 _FAREWELL_SECONDS = 10.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
 _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
+
+
+def _opened(message: bytes) -> Message:
+    try:
+        if (piece := wire.decode_piece(message)) is not None:
+            return piece
+        parsed = pb.ResourceChunk.FromString(message)
+        if not parsed.HasField("piece"):
+            return parsed
+        wire.check_piece(parsed.piece.data, parsed.piece.checksum)
+        return memoryview(parsed.piece.data)
+    except (wire.WireError, DecodeError) as error:
+        raise ProtocolError(f"the server sent files that can't be read: {error}") from error
 
 
 def failure(error: grpc.RpcError) -> str:
@@ -95,7 +112,7 @@ class Client:
             except NotNow as error:
                 self._stop.check()
                 dropped = dropped + 1 if isinstance(error, Dropped) else 0
-                if dropped == _DROPPED or self._clock() > deadline:
+                if dropped == _MOST_DROPPED or self._clock() > deadline:
                     why = str(error) if dropped else f"UNAVAILABLE: {error}"
                     raise ServerLost(self._cannot_connect(why, refused=dropped > 0)) from error
             except grpc.RpcError as error:
@@ -115,11 +132,11 @@ class Client:
     def _connect(self, timeout: float) -> _Calls:
         if has_nameless_issuer(self._context):
             # gRPC's core takes these certificates, by their alternative names: old servers give no other.
-            certificate = self._block.ca_chain.encode()
+            contact = Contact(self._block.ca_chain.encode(), "")
         else:
-            certificate = server_certificate(self._block, self._context, self._stop, timeout)
+            contact = first_contact(self._block, self._context, self._stop, timeout)
         self.close()
-        self._calls = _Calls(self._block, certificate)
+        self._calls = _Calls(self._block, contact)
         return self._calls
 
     @property
@@ -144,7 +161,7 @@ class Client:
         """
         try:
             response = self._connected.ping(
-                pb.PingRequest(id=identifier), timeout=timeout, metadata=(wire.GUEST_HELLO,)
+                pb.PingRequest(id=identifier), timeout=timeout, metadata=wire.GUEST
             )
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -167,17 +184,20 @@ class Client:
                 raise ServerLost(f"the server did not take the output within {limit}") from error
             raise ServerLost(f"the server no longer takes output: {failure(error)}") from error
 
-    def resource(self, path: str) -> Iterator[pb.ResourceChunk]:
+    def resource(self, path: str) -> Iterator[Message]:
         """Ask for the files of a COPY or ADD, by the command's source alone, and yield what comes.
+
+        The data of a piece of a packed stream comes as it is, its checksum verified.
 
         Raises:
             ServerLost: the server reported an error or broke off the stream.
         """
         request = pb.ResourceRequest(path=path)
-        call = self._connected.resource(request, metadata=(wire.GUEST_HELLO,))
+        call = self._connected.resource(request, metadata=wire.GUEST)
         try:
             with self._stop.calling(call.cancel), _Patience(call.cancel, self._call_timeout) as patience:
-                yield from patience.with_each(call)
+                for message in patience.with_each(call):
+                    yield _opened(message)
         except grpc.RpcError as error:
             self._stop.check()
             if patience.lost:
@@ -204,13 +224,13 @@ class Client:
         text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
         request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
-            self._connected.abort(request, timeout=_FAREWELL_SECONDS, metadata=(wire.GUEST_HELLO,))
+            self._connected.abort(request, timeout=_FAREWELL_SECONDS, metadata=wire.GUEST)
         except (grpc.RpcError, ValueError):
             return False
         return True
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
-        call = method.future(request, timeout=timeout, metadata=(wire.GUEST_HELLO,))
+        call = method.future(request, timeout=timeout, metadata=wire.GUEST)
         with self._stop.calling(call.cancel):
             try:
                 return call.result()
@@ -220,27 +240,28 @@ class Client:
 
 
 class _Calls:
-    """The methods of the service on a channel to a server that shows, or descends from, `certificate`."""
+    """The methods of the service on a channel to a server that shows, or descends from, a certificate."""
 
-    def __init__(self, block: wire.BootstrapBlock, certificate: bytes) -> None:
+    def __init__(self, block: wire.BootstrapBlock, contact: Contact) -> None:
         # That is the server's own, which the guest has verified: gRPC's core takes an anchor that is no CA
         # for itself alone, so each connection has to show that very one.
         credentials = grpc.ssl_channel_credentials(
-            root_certificates=certificate,
+            root_certificates=contact.certificate,
             private_key=block.key.encode(),
             certificate_chain=block.cert.encode(),
         )
-        self.channel = grpc.secure_channel(block.host_port, credentials, options=_options(block.server_name))
+        self.channel = grpc.secure_channel(
+            block.host_port, credentials, options=_options(block, contact.token)
+        )
         empty = pb.Empty
         self.commands = self._unary("Commands", pb.CommandsResponse)
         self.ping = self._unary("Ping", pb.PingResponse)
         self.logs = {"stdout": self._unary("StdOut", empty), "stderr": self._unary("StdErr", empty)}
         self.abort = self._unary("Abort", empty)
         self.success = self._unary("Success", empty)
-        self.resource = self.channel.unary_stream(
+        self.resource: Any = self.channel.unary_stream(
             wire.method("Resource"),
             request_serializer=pb.ResourceRequest.SerializeToString,
-            response_deserializer=pb.ResourceChunk.FromString,
         )
 
     def _unary(self, name: str, response: Any) -> Any:
@@ -292,9 +313,15 @@ class _Patience:
                 return
 
 
-def _options(server_name: str) -> list[tuple[str, Any]]:
+def _options(block: wire.BootstrapBlock, token: str) -> list[tuple[str, Any]]:
+    # gRPC's core asks for the way through as if the server were a proxy in front of itself.
+    connect = [
+        ("grpc.http_connect_server", block.host_port),
+        ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
+    ]
     return [
-        ("grpc.ssl_target_name_override", server_name),
+        *(connect if token else ()),
+        ("grpc.ssl_target_name_override", block.server_name),
         ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.enable_http_proxy", 0),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.layers.root import Metadata, Owner, Root
+from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.root import Metadata, Owner, Root, set_metadata
 
 from .classic import place
 from .errors import StepError
@@ -20,6 +23,9 @@ from .modes import parse_mode
 from .users import Users
 
 _DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
+_ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_HELD: Final = 128  # directories that are open at once, however deep a tree is
 
 
 @dataclass(frozen=True)
@@ -32,22 +38,67 @@ class _Rules:
     change_mode: Callable[[int, bool], int] | None
 
 
-@dataclass(frozen=True)
 class _Base:
-    """Where the entries of a tree go.
+    """Where the entries of a tree go. Directories that entries were written into are kept open.
 
     Args:
         root: which links can't leave.
         path: of the destination in it.
+        owner: of directories that are missing.
         replace: an entry takes the place of whatever is there.
     """
 
-    root: Root
-    path: str
-    replace: bool = False
+    def __init__(self, root: Root, path: str, owner: Owner, *, replace: bool = False) -> None:
+        self.root = root
+        self.path = path
+        self.replace = replace
+        self._owner = owner
+        self._held: dict[str, int] = {}  # the last ones used, by their path; the newest at the end
 
     def join(self, path: str) -> str:
         return posixpath.join(self.path, path)
+
+    def close(self) -> None:
+        """Close the directories: what a path means may have changed."""
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def directory(self, path: str, *, make: bool = True) -> int:
+        """Return a descriptor of the directory at `path`, links followed; valid until the next call.
+
+        Args:
+            path: absolute in the root and clean.
+            make: make it, and the directories above it, where they are missing.
+        """
+        missing = []
+        while path != "/" and path not in self._held:
+            missing.append(path)
+            path = posixpath.dirname(path)
+        descriptor = self.root.descriptor
+        if path != "/":
+            descriptor = self._held[path] = self._held.pop(path)
+        while missing:
+            path = missing.pop()
+            descriptor = self._held[path] = self._enter(descriptor, path, make)
+            if len(self._held) > _HELD:
+                os.close(self._held.pop(next(iter(self._held))))
+        return descriptor
+
+    def _enter(self, parent: int, path: str, make: bool) -> int:
+        with suppress(OSError):
+            return os.open(posixpath.basename(path), _ENTER, dir_fd=parent)
+        # A link or nothing: the long way, from the top.
+        if make:
+            self.root.make_directory(path, Metadata(self._owner, 0o755), parents=self._owner)
+        with self.root.locate(path) as found:
+            return found.open(os.O_RDONLY | os.O_DIRECTORY)
+
+    def free(self, parent: int, name: str) -> bool:
+        """Say whether a file may take the place of `name`: nothing is there, or another file."""
+        try:
+            return stat.S_ISREG(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return True
 
 
 class Copier:
@@ -75,10 +126,11 @@ class Copier:
         into = command.target_is_directory or posixpath.basename(command.target) in _DIRECTORIES
         destination = wire.absolute(command.workdir, command.target)
         self._rules = _Rules(owner, destination, into, change_mode)
-        self._image = _Base(root, destination)
+        self._image = _Base(root, destination, owner)
         self._unpacked: _Base | None = None
         # Times of directories, set at the end because every entry written into one changes it.
         self._directories: dict[str, tuple[_Base, Metadata]] = {}
+        self._is_directory = False  # the destination, for certain
 
     def copy(self, entries: Iterable[Incoming]) -> None:
         """Write all entries in their order.
@@ -90,7 +142,9 @@ class Copier:
         try:
             self._copy(entries)
         finally:
+            self._image.close()
             if self._unpacked is not None:
+                self._unpacked.close()
                 self._unpacked.root.close()
 
     def _copy(self, entries: Iterable[Incoming]) -> None:
@@ -106,9 +160,9 @@ class Copier:
                 self._finish_directory(base, inner, metadata)
 
     def _entry(self, entry: Incoming) -> None:
-        if not entry.extended:
-            self._classic(entry)
-        elif entry.header.fromDirectory:
+        if entry.classic is not None:
+            self._classic(entry, entry.classic)
+        elif entry.from_directory:
             self._tree_entry(entry)
         else:
             self._single(entry)
@@ -118,18 +172,19 @@ class Copier:
     def _single(self, entry: Incoming) -> None:
         """A file by itself: into the destination if that is a directory, else under its name."""
         destination = self._rules.destination
-        if self._rules.into or self._root.is_directory(destination):
-            name = posixpath.basename(entry.header.entryPath or entry.header.sourcePath)
-            self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
-            destination = posixpath.join(destination, name)
+        if self._is_directory or self._rules.into or self._root.is_directory(destination):
+            if not self._is_directory:
+                self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
+                self._is_directory = True
+            destination = posixpath.join(destination, posixpath.basename(entry.entry.path))
         with _explained(destination):
             self._write(self._image, entry, destination, follow=True)
 
     def _tree_entry(self, entry: Incoming) -> None:
-        inner = _inner(entry.header.entryPath)
-        base = self._image if entry.header.ofTree or not entry.header.keepOwner else self._archive_base()
+        inner = _inner(entry.entry.path)
+        base = self._image if entry.of_tree or not entry.keep_owner else self._archive_base()
         with _explained(posixpath.join(self._rules.destination, inner)):
-            if entry.header.kind == pb.ENTRY_KIND_DIRECTORY:
+            if entry.entry.kind == tar.DIRECTORY:
                 self._directory(base, entry, inner)
             else:
                 self._write(base, entry, base.join(inner))
@@ -143,12 +198,17 @@ class Copier:
         if self._unpacked is None:
             destination = self._rules.destination
             self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
-            self._unpacked = _Base(self._root.below(destination), "/", replace=True)
+            self._unpacked = _Base(self._root.below(destination), "/", self._rules.owner, replace=True)
         return self._unpacked
 
     def _directory(self, base: _Base, entry: Incoming, inner: str) -> None:
         metadata = self._metadata(entry, directory=True)
         path = base.join(inner)
+        if inner:
+            with suppress(FileExistsError):
+                os.mkdir(posixpath.basename(path), 0o700, dir_fd=base.directory(posixpath.dirname(path)))
+                self._directories[inner] = (base, metadata)  # set at the end
+                return
         created = base.root.make_directory(
             path, metadata, parents=self._rules.owner, replace=base.replace and bool(inner)
         )
@@ -156,30 +216,53 @@ class Copier:
         # The destination itself keeps what it has; so does a directory that is reached through a link.
         if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
             self._directories[inner] = (base, metadata)
+        if created:
+            base.close()  # it may have taken the place of a link
 
     def _finish_directory(self, base: _Base, inner: str, metadata: Metadata) -> None:
         path = base.join(inner)
-        if base.replace:
-            found = base.root.status(path, follow=False)
-            if found is None or not stat.S_ISDIR(found.st_mode):
+        if not inner:
+            base.root.set_directory(path, metadata)
+            return
+        try:
+            parent = base.directory(posixpath.dirname(path), make=False)
+            descriptor = os.open(posixpath.basename(path), _ENTER, dir_fd=parent)
+        except OSError:
+            if base.replace:
                 return  # a later member took its place
-        base.root.set_directory(path, metadata)
+            raise
+        try:
+            set_metadata(descriptor, metadata)
+        finally:
+            os.close(descriptor)
 
     def _write(self, base: _Base, entry: Incoming, path: str, *, follow: bool = False) -> None:
-        header = entry.header
+        """Write what is no directory."""
+        what = entry.entry
         metadata = self._metadata(entry)
-        self._make_parents(base.root, path)
-        if header.kind == pb.ENTRY_KIND_SYMLINK:
-            base.root.symlink(path, header.linkTarget, metadata, replace=base.replace)
-        elif header.kind == pb.ENTRY_KIND_HARDLINK:
-            base.root.hardlink(path, base.join(_inner(header.linkTarget)), replace=base.replace)
-        elif header.kind in (pb.ENTRY_KIND_FILE, pb.ENTRY_KIND_UNSPECIFIED):
-            base.root.write(path, entry.content, metadata, follow=follow, replace=base.replace)
+        name = posixpath.basename(path)
+        parent = base.directory(posixpath.dirname(path))
+        if what.kind == tar.FILE:
+            if name:
+                with suppress(FileExistsError):
+                    _create(parent, name, entry.write, metadata)
+                    return
+            self._replacing(base, parent, name)
+            base.root.write(path, entry.write, metadata, follow=follow, replace=base.replace)
+            return
+        self._replacing(base, parent, name)
+        if what.kind == tar.SYMLINK:
+            base.root.symlink(path, what.linkname, metadata, replace=base.replace)
+        elif what.kind == tar.HARDLINK:
+            base.root.hardlink(path, base.join(_inner(what.linkname)), replace=base.replace)
         else:
-            raise StepError(f"{path}: the server sent an entry of kind {header.kind}", reason="protocol")
+            raise StepError(f"{path}: the server sent an entry of kind {what.kind}", reason="protocol")
 
-    def _make_parents(self, root: Root, path: str) -> None:
-        root.make_directory(posixpath.dirname(path), self._parent(), parents=self._rules.owner)
+    @staticmethod
+    def _replacing(base: _Base, parent: int, name: str) -> None:
+        """Let go of directories that are held where something else than a file is about to be replaced."""
+        if not base.free(parent, name or "."):
+            base.close()
 
     def _parent(self) -> Metadata:
         return Metadata(self._rules.owner, 0o755)
@@ -187,19 +270,19 @@ class Copier:
     # --- metadata -----------------------------------------------------------------------------
 
     def _metadata(self, entry: Incoming, *, directory: bool = False) -> Metadata:
-        header, mode, owner = entry.header, entry.mode, self._rules.owner
-        if header.keepOwner and self._command.chown is None:
-            owner = (header.uid, header.gid)
-            check_mapped(header.entryPath, *owner)
+        what, owner = entry.entry, self._rules.owner
+        mode = what.mode
+        if entry.keep_owner and self._command.chown is None:
+            owner = (what.uid, what.gid)
+            check_mapped(what.path, *owner)
         if self._rules.change_mode:
             mode = self._rules.change_mode(mode, directory)
-        return Metadata(owner, mode, header.mtimeNs if entry.extended else None)
+        return Metadata(owner, mode, what.mtime_ns if entry.classic is None else None)
 
     # --- old servers --------------------------------------------------------------------------
 
-    def _classic(self, entry: Incoming) -> None:
+    def _classic(self, entry: Incoming, header: pb.ResourceChunk.ResourceHeader) -> None:
         """An entry without the extended fields: it carries its own target, user and directory."""
-        header = entry.header
         target, workdir, chown = place(self._command, header)
         path = wire.absolute(workdir, target)
         owner = self._users.owner(chown) if chown else self._rules.owner
@@ -211,8 +294,8 @@ class Copier:
                 return
             if posixpath.basename(target) in _DIRECTORIES or self._root.is_directory(path):
                 path = posixpath.join(path, posixpath.basename(header.sourcePath))
-            self._make_parents(self._root, path)
-            self._root.write(path, entry.content, metadata, follow=True)
+            self._root.make_directory(posixpath.dirname(path), self._parent(), parents=self._rules.owner)
+            self._root.write(path, entry.write, metadata, follow=True)
 
 
 def _inner(path: str) -> str:
@@ -220,6 +303,24 @@ def _inner(path: str) -> str:
     if path.startswith("/") or ".." in path.split("/"):
         raise StepError(f"the server sent {path!r}, which leads out of the destination", reason="protocol")
     return path
+
+
+def _create(parent: int, name: str, fill: Callable[[int], None], metadata: Metadata) -> None:
+    """Make a file where nothing is; what is not complete is removed again.
+
+    Raises:
+        FileExistsError: something is there.
+        OSError: it can't be made or written.
+    """
+    descriptor = os.open(name, _CREATE, 0o600, dir_fd=parent)
+    try:
+        fill(descriptor)
+        set_metadata(descriptor, metadata)
+    except BaseException:
+        os.unlink(name, dir_fd=parent)
+        raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

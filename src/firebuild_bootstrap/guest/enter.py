@@ -1,7 +1,8 @@
 """The helper that stands between vminit and a RUN: makes the sandbox, becomes the user, executes.
 
 A process of its own, because namespaces and forks don't go together with gRPC's threads. The request is
-a JSON object on standard input (never in argv, which others can read); what goes wrong before the command
+a JSON object on standard input (never in argv, which others can read), and after it the secrets as bytes,
+which unlike text can be wiped; what goes wrong before the command
 runs is reported as JSON on the descriptor named by the only argument. Values here and in what is
 imported are named tuples: every RUN waits for this program, and `dataclasses` takes longer to import than
 all the rest. Three processes take part:
@@ -18,11 +19,10 @@ import json
 import os
 import select
 import signal
-import sys
 from typing import NamedTuple, NoReturn
 
 from . import kernel
-from .mounts import enter_root
+from .mounts import BadMount, MountPoint, enter_root
 
 # What container engines leave to a process by default, by number (linux/capability.h).
 KEPT_CAPABILITIES = frozenset(
@@ -49,8 +49,28 @@ NOT_FOUND = 127
 _MAX_REPORT = 4000
 
 
+_HEAD_BYTES = 16
+
+
 class Request(NamedTuple):
-    """What to execute and as whom; `env` is the whole environment, `script` the text of a file to run."""
+    """What to execute and as whom.
+
+    Args:
+        root: directory of the image.
+        argv: the command.
+        env: its whole environment but for secrets.
+        workdir: where it begins.
+        uid: its user.
+        gid: its group.
+        groups: its supplementary groups.
+        script: text of a file to run instead of `argv`.
+        mounts: see `enter_root`.
+        hidden: see `enter_root`.
+        own_network: with nothing but a loopback interface.
+        secrets: bytes of each secret, which follow the request.
+        secret_env: variables, each with the number of the secret that is its value.
+        kept: descriptors that are open as long as anything of the command runs: locks.
+    """
 
     root: str
     argv: tuple[str, ...]
@@ -60,18 +80,44 @@ class Request(NamedTuple):
     gid: int
     groups: tuple[int, ...]
     script: str | None = None
+    mounts: tuple[MountPoint, ...] = ()
+    hidden: str = ""
+    own_network: bool = False
+    secrets: tuple[int, ...] = ()
+    secret_env: tuple[tuple[str, int], ...] = ()
+    kept: tuple[int, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Write the request as the helper reads it."""
-        return json.dumps(self._asdict()).encode("ascii")
+        """Write the request as the helper reads it: its length, itself; the secrets come after it."""
+        data = json.dumps(self._asdict()).encode("ascii")
+        return b"%0*x" % (_HEAD_BYTES, len(data)) + data
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Request:
-        """Read what `to_bytes` wrote."""
+    def read(cls, descriptor: int) -> tuple[Request, tuple[bytearray, ...]]:
+        """Read what `to_bytes` wrote, and the secrets.
+
+        Raises:
+            OSError: it is not complete; whoever wrote it has died.
+        """
+        data = _read(descriptor, int(_read(descriptor, _HEAD_BYTES), 16))
         members = json.loads(data)
-        for name in ("argv", "groups"):
+        for name in ("argv", "groups", "secrets", "kept"):
             members[name] = tuple(members[name])
-        return cls(**members)
+        members["mounts"] = tuple(MountPoint(*each) for each in members["mounts"])
+        request = cls(**members)
+        return request, tuple(_read(descriptor, size) for size in request.secrets)
+
+
+def _read(descriptor: int, size: int) -> bytearray:
+    """Read exactly `size` bytes, past all buffers that could keep a copy."""
+    memory = bytearray(size)
+    view = memoryview(memory)
+    while view:
+        read = os.readv(descriptor, [view])
+        if not read:
+            raise OSError(errno.EPIPE, "the request is not complete")
+        view = view[read:]
+    return memory
 
 
 class _Refused(Exception):
@@ -90,29 +136,49 @@ def main(status: int) -> NoReturn:
     """
     os.set_inheritable(status, False)
     kernel.die_with_parent(signal.SIGKILL)
+    os.umask(0o022)
     with _reporting(status):
-        request = Request.from_bytes(sys.stdin.buffer.read())
+        request, secrets = Request.read(0)
+        for descriptor in request.kept:
+            os.set_inheritable(descriptor, False)
         kernel.leave_session_keyring()
+        if request.own_network:
+            _leave_network()
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID | kernel.CLONE_NEWIPC)
     alive, held = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(held)
         with _reporting(status):
-            _first_process(request, status, alive)
+            _first_process(request, secrets, status, alive)
+    _wipe(secrets)
     os.close(alive)
     os.close(status)
     os._exit(_exit_status(os.waitpid(child, 0)[1]))
 
 
-def _first_process(request: Request, status: int, parent: int) -> NoReturn:
+def _leave_network() -> None:
+    try:
+        kernel.unshare(kernel.CLONE_NEWNET)
+        kernel.raise_loopback()
+    except OSError as error:  # a small kernel may have been built without
+        reason = f"--network=none: this machine can't make a network of its own: {error.strerror}"
+        raise _Refused(reason, NOT_EXECUTABLE) from error
+
+
+def _wipe(secrets: tuple[bytearray, ...]) -> None:
+    for secret in secrets:
+        kernel.wipe(secret)
+
+
+def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int, parent: int) -> NoReturn:
     kernel.die_with_parent(signal.SIGKILL)
     if select.select([parent], [], [], 0)[0]:
         os._exit(1)  # the parent died before the kernel was asked to tell
     os.close(parent)
     # Python's handler would let a RUN end its own process 1; unhandled signals from inside don't reach it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    script = enter_root(request.root, request.script)
+    script = enter_root(request.root, request.script, request.mounts, secrets, request.hidden)
     # A RUN sees this process as /proc/1; with the memory hidden, even root can't read its files there.
     kernel.hide_arguments()
     kernel.hide_memory()
@@ -120,7 +186,8 @@ def _first_process(request: Request, status: int, parent: int) -> NoReturn:
     child = os.fork()
     if child == 0:
         with _reporting(status):
-            _execute(request, argv)
+            _execute(request, argv, {name: bytes(secrets[number]) for name, number in request.secret_env})
+    _wipe(secrets)
     os.close(status)
     for descriptor in (0, 1, 2):
         os.close(descriptor)
@@ -130,9 +197,8 @@ def _first_process(request: Request, status: int, parent: int) -> NoReturn:
             os._exit(_exit_status(result))
 
 
-def _execute(request: Request, argv: tuple[str, ...]) -> None:
+def _execute(request: Request, argv: tuple[str, ...], secret_env: dict[str, bytes]) -> None:
     os.setsid()
-    os.umask(0o022)
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -145,7 +211,9 @@ def _execute(request: Request, argv: tuple[str, ...]) -> None:
     # Python ignores these, and what is ignored stays so across exec.
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_DFL)
-    _exec(argv, request.env)
+    # What os.execve makes of text again: the bytes as they were. Secrets win, as in BuildKit.
+    env = {**request.env, **{name: os.fsdecode(value) for name, value in secret_env.items()}}
+    _exec(argv, env, shown_path="a secret" if "PATH" in secret_env else env.get("PATH", ""))
 
 
 def _become(request: Request) -> None:
@@ -161,7 +229,7 @@ def _become(request: Request) -> None:
     os.setresuid(request.uid, request.uid, request.uid)
 
 
-def _exec(argv: tuple[str, ...], env: dict[str, str]) -> None:
+def _exec(argv: tuple[str, ...], env: dict[str, str], shown_path: str) -> None:
     """Execute as execvp(3) does, with the PATH of the command's own environment."""
     name = argv[0]
     if "/" in name:
@@ -180,7 +248,7 @@ def _exec(argv: tuple[str, ...], env: dict[str, str]) -> None:
             denied = denied or f"{candidate}: {_why(error)}"
     if denied:
         raise _Refused(denied, NOT_EXECUTABLE)
-    where = "" if "/" in name else f" in PATH={env.get('PATH', '')}"
+    where = "" if "/" in name else f" in PATH={shown_path}"
     raise _Refused(f"{name}: not found{where}", NOT_FOUND)
 
 
@@ -208,8 +276,9 @@ class _reporting:  # noqa: N801
         if error is None:
             return
         code = error.exit_code if isinstance(error, _Refused) else 1
-        reason = "command" if isinstance(error, _Refused) else "internal"
-        text = str(error) if isinstance(error, OSError | _Refused) else f"{type(error).__name__}: {error}"
+        reason = {_Refused: "command", BadMount: "file"}.get(type(error), "internal")
+        known = isinstance(error, OSError | _Refused | BadMount)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
         report = json.dumps({"message": text[:_MAX_REPORT], "exit_code": code, "reason": reason})
         os.write(self._status, report.encode("ascii"))
         os._exit(code)

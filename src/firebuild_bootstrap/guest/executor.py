@@ -17,6 +17,7 @@ from .idmap import check_mapped
 from .incoming import incoming
 from .output import Relay
 from .overlay import Layers
+from .provide import Provider, cleaning
 from .run import run
 from .stop import Stop
 from .users import Users
@@ -54,6 +55,8 @@ class Executor:
         client: source of files.
         relay: takes output and the events of steps.
         stop: ends the running command.
+        scratch: a directory that no RUN sees, for the files of mounts; empty for a hidden one in it.
+        caches: directory of cache mounts; empty for such as last as long as the build.
         layers: keep apart what each command changes; None where the root is a plain directory.
         clock: monotonic seconds.
     """
@@ -65,6 +68,8 @@ class Executor:
         relay: Relay,
         stop: Stop,
         *,
+        scratch: str = "",
+        caches: str = "",
         layers: Layers | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +80,7 @@ class Executor:
         self._stop = stop
         self._clock = clock
         self._users = Users(root)
+        self._provider = Provider(root, client, stop, scratch=scratch, caches=caches)
 
     def execute(self, commands: Sequence[wire.AnyCommand]) -> None:
         """Execute all commands, up to the first that fails.
@@ -82,6 +88,10 @@ class Executor:
         Raises:
             GuestError: a command failed, with its step and exit code; or the guest was asked to end.
         """
+        with cleaning(self._provider.close):
+            self._execute(commands)
+
+    def _execute(self, commands: Sequence[wire.AnyCommand]) -> None:
         for number, command in enumerate(commands, 1):
             self._stop.check()
             begun = self._clock()
@@ -134,7 +144,12 @@ class Executor:
         def output(stream: str, data: bytes) -> None:
             self._relay.write(command.step, "stderr" if stream == "stderr" else "stdout", data)
 
-        run(self._root, command, identity, self._stop, output)
+        def say(text: str) -> None:
+            output("stderr", f"firebuild: {text}\n".encode())
+
+        with self._provider.provide(command, say) as provided:
+            borrow = _ignore if self._layers is None else self._layers.borrow
+            run(self._root, command, identity, self._stop, output, provided=provided, borrow=borrow)
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)
@@ -142,3 +157,7 @@ class Executor:
             self._root.make_directory(path, Metadata(owner, 0o755), parents=owner)
         except OSError as error:
             raise StepError(f"WORKDIR {path}: {error.strerror or error}") from error
+
+
+def _ignore(_path: str) -> None:
+    """Take no note: without layers nothing is copied."""

@@ -9,11 +9,13 @@ trusts the one certificate that was seen, and no other.
 from __future__ import annotations
 
 import os
+import re
 import select
 import socket
 import ssl
 from contextlib import suppress
 from functools import partial
+from typing import NamedTuple
 
 from firebuild_bootstrap import wire
 
@@ -24,8 +26,24 @@ from .stop import Stop
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _ALERT = "_ALERT_"
 _SPEAK_SECONDS = 0.2
+_DROPPED = "the server closed the connection after the TLS handshake: it refuses the guest, likely"
 # Short, because nothing ends it: an address that swallows everything is tried again.
 _CONNECT_SECONDS = 2.0
+
+
+_TOKEN = re.compile(rb"[0-9a-f]{%d}" % (2 * wire.TOKEN_BYTES))
+
+
+class Contact(NamedTuple):
+    """What a first contact brings.
+
+    Args:
+        certificate: that the server showed, in PEM.
+        token: with which further connections are passed through to gRPC; empty where the server has none.
+    """
+
+    certificate: bytes
+    token: str
 
 
 class NotNow(Exception):
@@ -51,7 +69,8 @@ def client_context(block: wire.BootstrapBlock) -> ssl.SSLContext:
     context.hostname_checks_common_name = False
     # As gRPC's core: the chain of the metadata may end in an intermediate.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.set_alpn_protocols(["h2"])
+    # Servers that do not know the first choose the second.
+    context.set_alpn_protocols([wire.CONTACT_PROTOCOL, "h2"])
     try:
         context.load_verify_locations(cadata=block.ca_chain)
         _load(context, f"{block.cert}\n{block.key}\n")
@@ -86,10 +105,8 @@ def _load(context: ssl.SSLContext, pem: str) -> None:
         os.close(descriptor)
 
 
-def server_certificate(
-    block: wire.BootstrapBlock, context: ssl.SSLContext, stop: Stop, timeout: float
-) -> bytes:
-    """Shake hands with the server and return the certificate that it showed, in PEM.
+def first_contact(block: wire.BootstrapBlock, context: ssl.SSLContext, stop: Stop, timeout: float) -> Contact:
+    """Shake hands with the server and return the certificate that it showed.
 
     It holds the wanted name among its subject alternative names, the CA chain leads to it, it is valid, and
     the server has accepted the guest's own.
@@ -120,9 +137,11 @@ def server_certificate(
         raise NotNow(error.strerror or str(error)) from error
 
 
-def _shake_hands(tls: ssl.SSLSocket) -> bytes:
+def _shake_hands(tls: ssl.SSLSocket) -> Contact:
     tls.do_handshake()
-    certificate = tls.getpeercert(binary_form=True) or b""
+    certificate = ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"").encode()
+    if tls.selected_alpn_protocol() == wire.CONTACT_PROTOCOL:
+        return Contact(certificate, _told_token(tls))
     # A client of TLS 1.3 has finished before the server looks at its certificate (RFC 8446, section 2).
     try:
         # Most servers speak first. Bytes that one has not read when it refuses would reset the connection,
@@ -133,10 +152,22 @@ def _shake_hands(tls: ssl.SSLSocket) -> bytes:
     except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
         answered = b""
     if not answered:
-        raise Dropped(
-            "the server closed the connection after the TLS handshake: it refuses the guest, likely"
-        )
-    return ssl.DER_cert_to_PEM_cert(certificate).encode()
+        raise Dropped(_DROPPED)
+    return Contact(certificate, "")
+
+
+def _told_token(tls: ssl.SSLSocket) -> str:
+    token = b""
+    try:
+        while len(token) < 2 * wire.TOKEN_BYTES and (more := tls.recv(2 * wire.TOKEN_BYTES)):
+            token += more
+    except (BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+        token = b""
+    if not token:
+        raise Dropped(_DROPPED)
+    if not _TOKEN.fullmatch(token):
+        raise NotNow("the server told something else than a token")
+    return token.decode("ascii")
 
 
 def _refused(error: ssl.SSLError) -> str:

@@ -11,6 +11,7 @@ from functools import cache
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -22,6 +23,9 @@ MS_MOVE = 8192
 MS_REC = 16384
 MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
+
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -84,6 +88,20 @@ def pivot_root(new: str, old: str) -> None:
     if number is None:
         raise OSError(f"pivot_root: unknown machine type {os.uname().machine}")
     _check(_libc().syscall(ctypes.c_long(number), os.fsencode(new), os.fsencode(old)), "pivot_root")
+
+
+def raise_loopback() -> None:
+    """Bring up the loopback interface of this network namespace (netdevice(7)), which begins without."""
+    import fcntl  # only few commands need this and the next one
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("=16sH22x", b"lo", _IFF_UP))
+
+
+def wipe(memory: bytearray) -> None:
+    """Overwrite what is in `memory` with zeros."""
+    memory[:] = bytes(len(memory))
 
 
 def die_with_parent(signum: int) -> None:

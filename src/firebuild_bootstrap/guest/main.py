@@ -42,7 +42,8 @@ def _run(parsed: argparse.Namespace) -> int:
         # A UNIX socket means a sandbox, whose drives are the host's own.
         sync = not parsed.mmds.startswith("unix:")
         timeouts = {"connect_timeout": parsed.connect_timeout, "call_timeout": parsed.call_timeout}
-        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, layers=parsed.layers)
+        folders = {name: getattr(parsed, name) for name in ("layers", "scratch", "caches")}
+        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, **folders)
         return 0
     from .configure import Paths, configure
 
@@ -133,6 +134,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="bootstrap: mount the image at --root for each step, as an overlay of the directories "
         "DIR/lower/0 (the lowest), DIR/lower/1 and so on, and keep what it changes in DIR/upper/STEP/fs",
+    )
+    parser.add_argument(
+        "--scratch",
+        default="",
+        metavar="DIR",
+        help="bootstrap: directory outside of the image for the files of RUN --mount "
+        "(default: a hidden one in the image, removed at the end)",
+    )
+    parser.add_argument(
+        "--caches",
+        default="",
+        metavar="DIR",
+        help="bootstrap: directory of cache mounts that outlive the build "
+        "(default: they last as long as the build)",
     )
     service = parser.add_argument_group("as a service of the image").add_mutually_exclusive_group()
     service.add_argument(

@@ -1,4 +1,4 @@
-"""What a RUN sees: the image as its root, a fresh /proc, a private /dev, and the network's files.
+"""What a RUN sees: the image as its root, a fresh /proc, a private /dev, and what --mount asks for.
 
 Runs in the helper (enter.py) inside new mount, pid and ipc namespaces. Mount points are found with the
 safe walk of rootfs.py and mounted on through their descriptors, so a link in the image can't redirect them.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
 
-from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.root import Metadata, Root, unseen
 
 from . import kernel
 
@@ -32,18 +33,56 @@ _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _READ_ONLY = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
 
 
-def enter_root(path: str, script: str | None) -> str | None:
+class MountPoint(NamedTuple):
+    """One mount of a RUN.
+
+    Args:
+        target: its place in the image, an absolute path.
+        source: what is mounted there: a path outside of the image. Empty for a tmpfs or a secret.
+        read_only: nothing can be written to it.
+        size: of a tmpfs in bytes, 0 for what the kernel allows.
+        secret: which of the secrets is the content of the file, counted from 0; -1 for none.
+        mode: of the file of a secret.
+        uid: its owner.
+        gid: its group.
+    """
+
+    target: str
+    source: str = ""
+    read_only: bool = False
+    size: int = 0
+    secret: int = -1
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+
+
+class BadMount(Exception):
+    """A mount can't be made where it is wanted; the message says why."""
+
+
+def enter_root(
+    path: str,
+    script: str | None,
+    mounts: Sequence[MountPoint] = (),
+    secrets: Sequence[bytearray] = (),
+    hidden: str = "",
+) -> str | None:
     """Mount all that belongs to a RUN and make `path` the root directory.
 
     Args:
         path: the image's root; "/" stays where it is.
         script: text of an executable file that only this RUN sees.
+        mounts: in any order: what is mounted below another one comes after it.
+        secrets: content of the files of secrets.
+        hidden: a directory in the root that the RUN must not look into, empty for none.
 
     Returns:
         Path of the script inside, None without one.
 
     Raises:
         OSError: a mount failed; the message says which.
+        BadMount: one of `mounts` doesn't fit to what is in the image.
     """
     kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     if path != "/":
@@ -53,6 +92,10 @@ def enter_root(path: str, script: str | None) -> str | None:
         _mount_proc(root)
         if script is not None:
             _write(root, _SCRIPT, script.encode("utf-8"), 0o755)
+        _mount_all(root, mounts, secrets)
+        if hidden:
+            with _target(root, hidden, os.O_DIRECTORY) as target:
+                kernel.mount("tmpfs", target, "tmpfs", _PLAIN | kernel.MS_RDONLY, "mode=0,size=4096")
     if path != "/":
         _change_root(path)
     return None if script is None else _SCRIPT
@@ -128,10 +171,150 @@ def _bind_read_only(root: Root, source: str, path: str) -> None:
 
 def _make_read_only(root: Root, path: str) -> None:
     with _target(root, path) as target:
-        # What the outer mount forbids is locked in a user namespace, and has to be said again
-        # (mount_namespaces(7)). The numbers are the same in statvfs(3) and mount(2).
-        kept = os.statvfs(target).f_flag & _PLAIN
-        kernel.mount("", target, flags=_READ_ONLY | kept)
+        _restrict(target)
+
+
+def _restrict(target: str, more: int = 0) -> None:
+    # What the outer mount forbids is locked in a user namespace, and has to be said again
+    # (mount_namespaces(7)). The numbers are the same in statvfs(3) and mount(2).
+    kept = os.statvfs(target).f_flag & _PLAIN
+    kernel.mount("", target, flags=_READ_ONLY | kept | more)
+
+
+# --- what --mount asks for ----------------------------------------------------------------------
+
+
+def _mount_all(root: Root, mounts: Sequence[MountPoint], secrets: Sequence[bytearray]) -> None:
+    with ExitStack() as stack:
+        files = stack.enter_context(_secret_files(root, mounts, secrets)) if secrets else {}
+        restricted = []
+        # By their paths, as BuildKit does it: a path comes before everything below it.
+        for mount in sorted(mounts, key=lambda mount: mount.target):
+            source = files.get(mount)
+            mounted = _mount_one(root, mount, source)
+            stack.callback(os.close, mounted)
+            if mount.read_only or source is not None:
+                restricted.append((mounted, _PLAIN if source is not None else 0))
+        # Only now, because a mount below another one may need a mount point made in it.
+        for mounted, more in restricted:
+            _restrict(f"/proc/self/fd/{mounted}", more)
+
+
+@contextmanager
+def _secret_files(
+    root: Root, mounts: Sequence[MountPoint], secrets: Sequence[bytearray]
+) -> Iterator[dict[MountPoint, str]]:
+    """Yield a file for each secret that is one, in memory that nothing but mounts of it lead to."""
+    folder = f"/dev/firebuild-{os.urandom(8).hex()}"  # a name that no target is
+    _directory(root, folder, 0o700)
+    with _target(root, folder, os.O_DIRECTORY) as target:
+        data = "mode=700,size=64m"
+        try:  # not in user namespaces (tmpfs(5))
+            kernel.mount("tmpfs", target, "tmpfs", _PLAIN, f"{data},noswap")
+        except OSError:
+            kernel.mount("tmpfs", target, "tmpfs", _PLAIN, data)
+    with ExitStack() as stack:
+        files = {}
+        for number, mount in enumerate(mounts):
+            if mount.secret >= 0:
+                path = f"{folder}/{number}"
+                _write(root, path, secrets[mount.secret], mount.mode, (mount.uid, mount.gid))
+                files[mount] = stack.enter_context(_target(root, path))
+        yield files
+    with _target(root, folder, os.O_DIRECTORY) as target:
+        kernel.detach(target)
+    with root.locate(folder, follow=False) as place:
+        os.rmdir(place.name, dir_fd=place.directory)
+
+
+def _mount_one(root: Root, mount: MountPoint, source: str | None) -> int:
+    """Mount it and return a descriptor of the mount."""
+    with ExitStack() as stack:
+        if mount.source:
+            # Never through a link, whoever put it there.
+            descriptor = os.open(mount.source, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            source = f"/proc/self/fd/{descriptor}"
+        kind = stat.S_IFDIR if source is None else stat.S_IFMT(os.stat(source).st_mode)
+        if kind not in (stat.S_IFDIR, stat.S_IFREG):
+            raise BadMount(f"mount {mount.target}: what was sent is neither a file nor a directory")
+        try:
+            make_place(root, mount.target, directory=kind == stat.S_IFDIR, may=_outside_of(root))
+            place = stack.enter_context(root.locate(mount.target))
+            point = place.open(os.O_PATH)
+        except OSError as error:
+            raise BadMount(f"mount {mount.target}: {error.strerror}") from error
+        stack.callback(os.close, point)
+        _check_place(root, mount.target, point, kind)
+        if source is not None:
+            kernel.mount(source, f"/proc/self/fd/{point}", flags=kernel.MS_BIND)
+        else:
+            data = "mode=1777" + (f",size={mount.size}" if mount.size else "")
+            kernel.mount("tmpfs", f"/proc/self/fd/{point}", "tmpfs", kernel.MS_NOSUID, data)
+        return place.open(os.O_PATH)
+
+
+def make_place(
+    root: Root,
+    path: str,
+    *,
+    directory: bool,
+    may: Callable[[int], bool] = lambda _: True,
+    created: list[str] | None = None,
+) -> None:
+    """Make what is missing of a mount point; the times of the directories around it stay as they are.
+
+    Args:
+        root: the image.
+        path: the mount point in it.
+        directory: whether it is one, or a file.
+        may: says whether something may be made in the directory of a descriptor; else that is left out.
+        created: is extended by what is made; links that lead nowhere are followed only with it.
+
+    Raises:
+        OSError: something can't be made, or a parent is no directory.
+        BadMount: it is in /proc.
+    """
+    names = path.strip("/").split("/")
+    for length in range(1, len(names) + 1):
+        # The parents are there, but for those of what a link leads to.
+        parents = None if created is None else (0, 0)
+        with root.locate("/".join(names[:length]), parents=parents, created=created) as place:
+            if place.path.startswith("/proc/"):  # from where links of the kernel lead on
+                raise BadMount(f"mount {path}: it leads into /proc, which a RUN needs as it is")
+            if place.status() is not None or not may(place.directory):
+                continue
+            with unseen(place.directory):
+                if directory or length < len(names):
+                    root.make_directory(place.path, Metadata(mode=0o755))
+                else:
+                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                    os.close(os.open(place.name, flags, 0o644, dir_fd=place.directory))
+            if created is not None:
+                created.append(place.path)
+
+
+def _outside_of(root: Root) -> Callable[[int], bool]:
+    """Return what says whether a directory is in another mount than the image, which nobody cleans up."""
+    with root.locate("/") as place:
+        image = _mount_of(place.directory)
+    return lambda directory: _mount_of(directory) != image
+
+
+def _mount_of(descriptor: int) -> str:
+    with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+        return next(line for line in file if line.startswith("mnt_id:"))  # proc(5)
+
+
+def _check_place(root: Root, target: str, point: int, kind: int) -> None:
+    found = os.fstat(point)
+    if stat.S_ISDIR(found.st_mode) != (kind == stat.S_IFDIR):
+        here, there = ("a directory", "a file") if stat.S_ISDIR(found.st_mode) else ("a file", "a directory")
+        raise BadMount(f"mount {target}: there is {here} in the image, and {there} can't be mounted on it")
+    # Links may lead there, whatever the path is.
+    needed = [status for path in ("/", "/dev", "/proc") if (status := root.status(path)) is not None]
+    if any(os.path.samestat(found, status) for status in needed):
+        raise BadMount(f"mount {target}: it leads to /, /dev or /proc, which a RUN needs as they are")
 
 
 def _mount_proc(root: Root) -> None:
@@ -173,13 +356,17 @@ def _forbid_user_namespaces(root: Root) -> None:
         limit.write(b"0")
 
 
-def _write(root: Root, path: str, content: bytes, mode: int) -> None:
+def _write(
+    root: Root, path: str, content: bytes | bytearray, mode: int, owner: tuple[int, int] | None = None
+) -> None:
     with root.locate(path, follow=False) as place:
         descriptor = os.open(
             place.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=place.directory
         )
     with open(descriptor, "wb") as file:
         file.write(content)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
         os.fchmod(descriptor, mode)
 
 

@@ -1,4 +1,4 @@
-"""Executes one RUN: prepares the mount points, starts the helper (enter.py), relays its output."""
+"""Executes one RUN: makes the mount points, starts the helper (enter.py), relays its output."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import os
 import selectors
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.layers.root import Metadata, Root, unseen
+from firebuild_bootstrap.layers.root import Root
 
 from .enter import Request
 from .errors import StepError
 from .idmap import check_mapped
 from .netfiles import network_files
 from .output import BATCH_BYTES
+from .provide import Provided, mount_points
 from .stop import Stop
 from .users import Identity
 
@@ -36,7 +37,16 @@ def environment(command: wire.RunCommand, identity: Identity) -> dict[str, str]:
     return {"PATH": wire.DEFAULT_PATH, "HOME": identity.home, **command.args, **command.env}
 
 
-def run(root: Root, command: wire.RunCommand, identity: Identity, stop: Stop, output: Output) -> None:
+def run(
+    root: Root,
+    command: wire.RunCommand,
+    identity: Identity,
+    stop: Stop,
+    output: Output,
+    *,
+    provided: Provided = Provided(),  # noqa: B008 - frozen
+    borrow: Callable[[str], None] = lambda _: None,
+) -> None:
     """Execute a RUN and return when it and everything it started has ended.
 
     Args:
@@ -45,6 +55,8 @@ def run(root: Root, command: wire.RunCommand, identity: Identity, stop: Stop, ou
         identity: whom it runs as.
         stop: kills it when set.
         output: takes each piece of output as (`stdout` or `stderr`, bytes); may wait.
+        provided: what it has besides the image.
+        borrow: see `mount_points`.
 
     Raises:
         StepError: it could not be started or its exit status is not 0.
@@ -60,10 +72,16 @@ def run(root: Root, command: wire.RunCommand, identity: Identity, stop: Stop, ou
         gid=identity.gid,
         groups=identity.groups,
         script=command.script,
+        mounts=provided.mounts,
+        hidden=provided.hidden,
+        own_network=command.network == "none",
+        secrets=tuple(map(len, provided.secrets)),
+        secret_env=provided.variables,
+        kept=provided.locks,
     )
     _check_text(request)
-    with _mount_points(root), network_files(root):
-        exit_code, report = _execute(request, stop, output)
+    with mount_points(root, provided.mounts, borrow), network_files(root):
+        exit_code, report = _execute(request, provided.secrets, stop, output)
     stop.check()
     if report:
         failure = json.loads(report)
@@ -83,25 +101,25 @@ def _check_text(request: Request) -> None:
         raise StepError(f"the environment has an impossible name: {bad[0]!r}")
 
 
-def _execute(request: Request, stop: Stop, output: Output) -> tuple[int, bytes]:
+def _execute(request: Request, secrets: Sequence[bytearray], stop: Stop, output: Output) -> tuple[int, bytes]:
     with ExitStack() as stack:
         status_read, status_write = os.pipe()
         stack.callback(os.close, status_read)
         try:
-            process = stack.enter_context(_helper(status_write))
+            process = stack.enter_context(_helper(status_write, request.kept))
         finally:
             os.close(status_write)
         # Leaving in whatever way kills first: closing the pipes alone would wait for the process.
         stack.callback(process.kill)
         with stop.calling(process.kill):
-            _send(process, request.to_bytes())
+            _send(process, request.to_bytes(), *secrets)
             _relay(process, stop, output)
             exit_code = process.wait()
         report = _read_all(status_read)
         return (exit_code if exit_code >= 0 else 128 - exit_code), report
 
 
-def _helper(status: int) -> subprocess.Popen[bytes]:
+def _helper(status: int, kept: Sequence[int]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP, _PACKAGES, str(status)],
         stdin=subprocess.PIPE,
@@ -110,18 +128,20 @@ def _helper(status: int) -> subprocess.Popen[bytes]:
         bufsize=0,
         # Some Pythons find their own library only through it; the command itself gets its request's.
         env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-        pass_fds=(status,),
+        pass_fds=(status, *kept),
         cwd="/",
     )
 
 
-def _send(process: subprocess.Popen[bytes], data: bytes) -> None:
+def _send(process: subprocess.Popen[bytes], *pieces: bytes | bytearray) -> None:
     if process.stdin is None:
         return
     try:
-        view = memoryview(data)
-        while view:
-            view = view[process.stdin.write(view) or 0 :]
+        for data in pieces:
+            with memoryview(data) as view:
+                sent = 0
+                while sent < len(data):
+                    sent += process.stdin.write(view[sent:]) or 0
     except BrokenPipeError:
         pass  # the helper has died; its exit status tells
     finally:
@@ -147,21 +167,3 @@ def _relay(process: subprocess.Popen[bytes], stop: Stop, output: Output) -> None
 
 def _read_all(descriptor: int) -> bytes:
     return b"".join(iter(lambda: os.read(descriptor, BATCH_BYTES), b""))
-
-
-@contextmanager
-def _mount_points(root: Root) -> Iterator[None]:
-    """Create what is missing for the mounts and the network's files; remove it again where it is still empty.
-
-    Times of directories are part of the image, and stay as if this had not happened.
-    """
-    created: list[str] = []
-    try:
-        for path in ("/proc", "/dev", "/etc"):
-            with root.locate(path) as place, unseen(place.directory):
-                created += [path] if root.make_directory(path, Metadata(mode=0o755)) else []
-        yield
-    finally:
-        for path in reversed(created):
-            with root.locate(path) as place, unseen(place.directory):
-                root.remove_if_empty(path)

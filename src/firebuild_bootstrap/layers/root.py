@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import NamedTuple
@@ -342,7 +342,7 @@ class Root:
     def write(
         self,
         path: str,
-        chunks: Iterable[bytes],
+        content: Iterable[bytes] | Callable[[int], object],
         metadata: Metadata,
         *,
         follow: bool = False,
@@ -355,7 +355,7 @@ class Root:
 
         Args:
             path: the path in the image; its parents exist.
-            chunks: the content; an exception from it leaves the old file in place.
+            content: in chunks, or what writes it to a descriptor; its exceptions leave the old file in place.
             metadata: what the new file gets; setuid and setgid survive the change of owner.
             follow: where `path` is a link to something that exists, replace that instead of the link.
             replace: remove a directory that is there, with everything in it.
@@ -367,9 +367,12 @@ class Root:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             descriptor = os.open(name, flags, 0o600, dir_fd=place.directory)
             with open(descriptor, "wb", buffering=0) as file:
-                for chunk in chunks:
-                    _write_all(file.fileno(), chunk)
-                set_metadata(descriptor, metadata)
+                if callable(content):
+                    content(descriptor)
+                else:
+                    for chunk in content:
+                        _write_all(descriptor, chunk)
+                set_metadata(file.fileno(), metadata)
 
     def symlink(self, path: str, text: str, metadata: Metadata, *, replace: bool = False) -> None:
         """Create a symbolic link as `write` does a file; its mode can't be set on Linux."""

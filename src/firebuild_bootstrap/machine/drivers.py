@@ -39,7 +39,7 @@ def make_machine(
         case "local":
             from firebuild_bootstrap.machine.local import LocalMachine
 
-            return LocalMachine(workspace, bind=bind, epoch=epoch)
+            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts", epoch=epoch)
         case "qemu":
             from firebuild_bootstrap.machine.qemu.driver import qemu_machine
 
@@ -62,9 +62,37 @@ def make_machine(
             )
 
 
+def most_at_once(settings: MachineSettings) -> int:
+    """Return how many machines of one build may run side by side; some have what only one can use."""
+    block = settings.firecracker
+    shared = block.running.socket is not None or block.network.tap is not None
+    alone = settings.driver == "external" or (settings.driver == "firecracker" and shared)
+    return 1 if alone else settings.at_once
+
+
+def check_several(settings: MachineSettings) -> None:
+    """Make sure that a build can have one machine after the other.
+
+    Raises:
+        InputError: the machine is started once, by somebody else.
+    """
+    if settings.driver == "external" or (
+        settings.driver == "firecracker" and settings.firecracker.running.socket is not None
+    ):
+        raise InputError(
+            "this Dockerfile needs a machine for each of its stages, and the configured one is there once",
+            hint="build it on local, qemu, or a firecracker that firebuild starts",
+        )
+
+
 def stores_images(settings: MachineSettings) -> bool:
     """Tell whether a build leaves an image: not on a machine whose drive firebuild does not know."""
     return settings.driver != "external" or settings.external.disk is not None
+
+
+def keeps_caches(settings: MachineSettings) -> bool:
+    """Tell whether cache mounts of RUN outlive a build: in a virtual machine they go with its drive."""
+    return settings.driver == "local"
 
 
 def check_stores_images(settings: MachineSettings, wish: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.layertrees import TREE
+from firebuild_bootstrap.image.layertrees import TREE, chain_key
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
@@ -24,10 +24,9 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
     StepLayer,
     StoredLayer,
-    only_archive,
 )
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
-from firebuild_bootstrap.machine.rootfs import export_tree, unpack_notes
+from firebuild_bootstrap.machine.rootfs import export_tree, fill_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
@@ -39,6 +38,8 @@ _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
 # As guest/overlay.py has it.
 _LAYERS: Final = "/layers"
+_SCRATCH: Final = "/run/scratch"
+_CACHES: Final = "/run/caches"
 
 
 class LocalMachine:
@@ -47,14 +48,25 @@ class LocalMachine:
     Args:
         workspace: the build's directory; it is closed with the machine.
         bind: address of this host that the guest calls, which shares this host's network.
+        caches: directory of cache mounts, one below it for each id mapping; None for such as last as long as
+            the machine.
         epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
     def __init__(
-        self, workspace: BuildDirectory, *, bind: str = "127.0.0.1", epoch: int | None = None
+        self,
+        workspace: BuildDirectory,
+        *,
+        bind: str = "127.0.0.1",
+        caches: Path | None = None,
+        epoch: int | None = None,
     ) -> None:
         self._workspace = workspace
         self._bind = bind
+        self._scratch = workspace.path / "scratch"
+        self._caches = self._scratch / "caches"
+        if caches is not None:
+            self._caches = caches / workspace.sandbox.idmap.key
         self._epoch = epoch
         self._trees = workspace.trees()
         self._stored = workspace.layer_trees()
@@ -82,25 +94,30 @@ class LocalMachine:
         note = self._workspace.sandbox.idmap.note
         problem = self._stored.overlay_problem(self._workspace.path)
         notes = self._copy(layers, problem) if problem else self._stack(layers)
+        _make(self._scratch)
+        try:
+            # Programs in it may have the rights of their owners: nobody else may get there.
+            self._caches.parent.mkdir(mode=0o700, exist_ok=True)
+            self._caches.parent.chmod(0o700)
+            self._caches.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"{self._caches}: {error.strerror}") from error
         self._emulator.start()
         return (*((note,) if note else ()), *notes)
 
     def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         empty = self._work / "empty"
         _make(self._work, empty, self._work / "lower")
-        lower, notes = [empty], list[str]()
+        # The kernel wants two lower directories where there is no upper one, as when the root is read.
+        lower, notes, below = [empty], list[str](), ""
         for layer in layers:
             match layer:
                 case ArchiveLayer(path, digest):
-                    if len(lower) > 1:
-                        raise MachineError("an archive can only be the lowest layer", hint="unpack it before")
-                    tree, report = self._stored.unpacked(path, digest)
+                    below = chain_key(below, digest)
+                    tree, report = self._stored.unpacked(path, below, lower[1:] and lower)
                     notes += unpack_notes(report)
-                case StoredLayer(key):
-                    found = self._stored.hold(key)
-                    if found is None:
-                        raise MachineError(f"the layer {key} is not in the store {self._stored.root}")
-                    tree = found
+                case StoredLayer(below):
+                    tree = self._stored.required(below)
             lower.append(tree)
         for number in range(len(lower)):
             _make(self._work / "lower" / str(number))
@@ -108,14 +125,10 @@ class LocalMachine:
         return tuple(notes)
 
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
-        notes = [
-            f"the base is copied for this build, because {self._workspace.path} allows no overlay: {problem}"
-        ]
-        base = only_archive(layers, "local, without overlays,")
+        where = self._workspace.path
+        note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
         _make(self._root)
-        if base is not None:
-            notes += unpack_notes(self._trees.unpack(base, self._root))
-        return tuple(notes)
+        return (note, *fill_tree(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start vminit in the sandbox; see `Machine.start`."""
@@ -123,6 +136,7 @@ class LocalMachine:
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
+        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES]
         if self._lower is None:
             root = [Bind(self._root, "/image", read_only=False)]
         else:
@@ -135,6 +149,8 @@ class LocalMachine:
                 *runtime.binds,
                 *root,
                 Bind(self._workspace.path / "mmds", "/run/firebuild"),
+                Bind(self._scratch, _SCRATCH, read_only=False),
+                Bind(self._caches, _CACHES, read_only=False),
             ],
             # gRPC's core writes to stderr by itself; what matters vminit says in its own words.
             env={**runtime.env, "GRPC_VERBOSITY": "NONE"},
@@ -184,7 +200,7 @@ class LocalMachine:
         if self._lower is None:
             return self._root
         made = [layer.directory for layer in self.layers()]
-        if (unfinished := self._work / "unfinished").is_dir():
+        if ((unfinished := self._work / "unfinished") / TREE).is_dir():
             made.append(unfinished)
         stack = (*self._lower, *(directory / TREE for directory in made))
         return stack if len(stack) > 1 else stack[0]

@@ -20,6 +20,8 @@ class MachineSettings(Settings):
     """local: a sandbox on this host. qemu, firecracker: a microVM. external: started by your own tool."""
     ids: Literal["auto", "full", "subids", "single"] = "auto"
     """User ids in the sandbox: all (root only), those of /etc/subuid, one, or the best that works."""
+    at_once: Annotated[int, Field(ge=1, le=64)] = 2
+    """How many machines a build may have at once, for stages that do not need each other."""
     disk_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
     """Size of the drive of a virtual machine; by default what the base takes, and 2 GiB."""
     qemu: QemuSettings = QemuSettings()

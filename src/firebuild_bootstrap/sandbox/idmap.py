@@ -5,10 +5,12 @@ The rules are those of user_namespaces(7), subuid(5) and newuidmap(1).
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import pwd
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +59,12 @@ class IdMap:
     def holds(self, uid: int, gid: int) -> bool:
         """Whether a file inside the sandbox can belong to `uid` and `gid`."""
         return any(uid in entry for entry in self.uids) and any(gid in entry for entry in self.gids)
+
+    @property
+    def key(self) -> str:
+        """A name of the map for directories whose files have its owners."""
+        ranges = json.dumps([[astuple(entry) for entry in kind] for kind in (self.uids, self.gids)])
+        return f"{self.mode.value}-{hashlib.sha256(ranges.encode()).hexdigest()[:16]}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the map for another process."""

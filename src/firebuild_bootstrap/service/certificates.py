@@ -12,6 +12,7 @@ from cryptography import x509
 from firebuild_pki import read_certificate
 from firebuild_pki.display import one_line
 
+WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
 _MAX_SUBJECT: Final = 256
 
 

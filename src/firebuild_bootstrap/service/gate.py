@@ -1,30 +1,38 @@
 """The public port: mutual TLS that can say who was refused and why.
 
 gRPC's C core keeps the reason of a failed handshake and the certificate of the peer to itself. So this
-gate ends the TLS of every connection, checks it, and passes what is left on to the gRPC server over a
-second mutual TLS connection through a UNIX socket in a private directory. Nothing is ever in plain text
-outside this process, and the gRPC server checks every call by itself again.
+gate ends the TLS of every first connection and checks it. A guest that speaks `wire.CONTACT_PROTOCOL` is then
+told a token. With it, its next connections ask for the way through (HTTP's CONNECT) and are passed on to the
+gRPC server byte for byte: the mutual TLS in them is the gRPC server's own. The connections of other guests go
+on over a second mutual TLS connection. Nothing is ever in plain text outside this process, and the gRPC
+server checks every connection and every call by itself again: a token that somebody has listened to leads to
+a TLS handshake, and no further.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import logging
+import secrets
 import socket
 import threading
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, Protocol
 
 from OpenSSL import SSL
 
+from firebuild_bootstrap import wire
 from firebuild_bootstrap.listening import format_address
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.limits import Limits
-from firebuild_bootstrap.service.relay import TlsStream, relay
+from firebuild_bootstrap.service.relay import TlsStream, relay, relay_sockets
 from firebuild_bootstrap.service.reporting import Refusals
 from firebuild_bootstrap.service.tls import (
     ALPN,
+    CONTACT,
     Inspection,
     client_context,
     handshake_problem,
@@ -35,17 +43,25 @@ from firebuild_pki import TLSMaterial
 logger: Final = logging.getLogger("firebuild.service")
 _LINGER_SECONDS: Final = 5.0
 _ACCEPT_PAUSE: Final = 0.1
+# Bytes of a first read: a ClientHello, or what comes in place of one.
+_FIRST_BYTES: Final = 16 * 1024
+_MAX_CONNECT: Final = 2048
+_WELCOME: Final = b"HTTP/1.1 200 OK\r\n\r\n"
+_NO_TLS: Final = "it does not speak TLS but something else"
 
 
 class ConnectionObserver(Protocol):
     """Learns about the connections of the guest."""
 
-    def connection_opened(self, peer: str, tls_version: str) -> None:
-        """The guest is connected from `peer`; called before any of its bytes is passed on."""
+    def connection_opened(self, name: str, peer: str, tls_version: str) -> None:
+        """The guest is connected from `peer`; called before any of its bytes is passed on.
+
+        The gRPC server calls the peer of this connection `name`.
+        """
         ...
 
-    def connection_closed(self) -> None:
-        """One of its connections has ended."""
+    def connection_closed(self, name: str) -> bool:
+        """One of its connections has ended; say whether a call has come over it."""
         ...
 
 
@@ -85,6 +101,8 @@ class Gate:
         self._limits = limits
         self._refusals = refusals
         self._observer = observer
+        self._token = secrets.token_hex(wire.TOKEN_BYTES).encode()
+        self._contact_version = ""  # of TLS
         self._connections: set[asyncio.Task[None]] = set()
         # Oldest first; a connection leaves it as soon as it has shown the guest's certificate.
         self._handshaking: dict[asyncio.Task[None], str] = {}
@@ -161,49 +179,112 @@ class Gate:
 
     async def _serve(self, sock: socket.socket, peer: str) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        outer = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
-        problem = await self._admit(outer)
-        if not problem and self._guests >= self._limits.max_connections:
+        tls = TlsStream(sock, self._outer, Inspection(self._guest_pin), server_side=True)
+        way = _Way.NONE
+        try:
+            async with asyncio.timeout(self._limits.handshake_timeout):
+                way, problem = await self._admit(sock, tls)
+        except TimeoutError:
+            problem = f"its TLS handshake took longer than {self._limits.handshake_timeout:g} seconds"
+        if way in (_Way.RELAYED, _Way.PASSED) and self._guests >= self._limits.max_connections:
             problem = f"the guest has {self._limits.max_connections} connections open already"
         if problem:
-            self._refusals.refuse(peer, problem, outer.inspection.certificate)
+            self._refusals.refuse(peer, problem, tls.inspection.certificate)
+            return
+        if way is _Way.CONTACT:
+            await self._tell_token(tls)
             return
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - `_accept` made it
         self._handshaking.pop(task, None)
         self._guests += 1
         try:
-            await self._pass_on(outer, peer)
+            await self._pass_on(sock, None if way is _Way.PASSED else tls, peer)
         except OSError as error:
             logger.warning("cannot pass %s on to the gRPC server: %s", peer, error)
         finally:
             self._guests -= 1
 
-    async def _admit(self, outer: TlsStream) -> str:
+    async def _admit(self, sock: socket.socket, tls: TlsStream) -> tuple[_Way, str]:
+        """Find out what a new connection is, and why it must not go on."""
         try:
-            async with asyncio.timeout(self._limits.handshake_timeout):
-                problem = await _handshake(outer)
-        except TimeoutError:
-            return f"its TLS handshake took longer than {self._limits.handshake_timeout:g} seconds"
-        if not problem and outer.protocol != ALPN:
-            return "it does not offer HTTP/2 (ALPN h2)"
-        return problem
+            first = await self._loop.sock_recv(sock, _FIRST_BYTES)
+            if first[:1] == b"C":  # no TLS record begins so
+                problem = await self._connect_problem(sock, first)
+                return (_Way.NONE if problem else _Way.PASSED), problem
+        except OSError:
+            first = b""
+        tls.received(first)
+        problem = await _handshake(tls)
+        if not problem and tls.protocol not in (ALPN, CONTACT):
+            problem = "it does not offer HTTP/2 (ALPN h2)"
+        if problem:
+            return _Way.NONE, problem
+        return (_Way.CONTACT if tls.protocol == CONTACT else _Way.RELAYED), ""
 
-    async def _pass_on(self, outer: TlsStream, peer: str) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with contextlib.closing(sock):
-            sock.setblocking(False)
-            inner = TlsStream(sock, self._inner, Inspection(self._server_pin), server_side=False)
+    async def _connect_problem(self, sock: socket.socket, head: bytes) -> str:
+        """Read the request of CONNECT (RFC 9110, section 9.3.6), which gRPC's clients send to a proxy."""
+        while not head.endswith(b"\r\n\r\n"):
+            if len(head) > _MAX_CONNECT or not (more := await self._loop.sock_recv(sock, _MAX_CONNECT)):
+                return _NO_TLS
+            head += more
+        request, *fields = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+        if not request.startswith(b"CONNECT "):
+            return _NO_TLS
+        named = (
+            (name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in fields)
+        )
+        given = dict(named).get(b"proxy-authorization", b"")
+        if not hmac.compare_digest(given, b"Bearer " + self._token):
+            return "it asks to be passed through without the token that the guest was given"
+        return ""
+
+    async def _tell_token(self, tls: TlsStream) -> None:
+        self._contact_version = tls.tls_version
+        with contextlib.suppress(SSL.Error, OSError, TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                await tls.write(self._token)
+                await tls.close_write()
+                await tls.read()  # until the guest has closed: what is unread then would reset the connection
+
+    async def _pass_on(self, sock: socket.socket, tls: TlsStream | None, peer: str) -> None:
+        """Connect a peer with the gRPC server, through our TLS or, without that, through its own only."""
+        backend = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.closing(backend):
+            backend.setblocking(False)
+            backend.bind("")  # the kernel finds a free name (unix(7)), by which gRPC calls this connection
+            name = f"unix-abstract:{backend.getsockname()[1:].decode('ascii')}"
             async with asyncio.timeout(self._limits.handshake_timeout):
-                await self._loop.sock_connect(sock, self._backend)
-                problem = await _handshake(inner)
-            if problem:
-                raise ConnectionError(problem)
-            self._observer.connection_opened(peer, outer.tls_version)
+                await self._loop.sock_connect(backend, self._backend)
+                inner = None if tls is None else await self._inner_end(backend)
+            self._observer.connection_opened(
+                name, peer, self._contact_version if tls is None else tls.tls_version
+            )
             try:
-                await relay(outer, inner, linger=_LINGER_SECONDS)
+                if tls is None or inner is None:
+                    await self._loop.sock_sendall(sock, _WELCOME)
+                    await relay_sockets(sock, backend, linger=_LINGER_SECONDS)
+                else:
+                    await relay(tls, inner, linger=_LINGER_SECONDS)
             finally:
-                self._observer.connection_closed()
+                called = self._observer.connection_closed(name)
+            if not called and tls is None:
+                self._refusals.refuse(peer, "it came with the guest's token and made no call that is allowed")
+
+    async def _inner_end(self, backend: socket.socket) -> TlsStream:
+        inner = TlsStream(backend, self._inner, Inspection(self._server_pin), server_side=False)
+        if problem := await _handshake(inner):
+            raise ConnectionError(problem)
+        return inner
+
+
+class _Way(Enum):
+    """What becomes of a connection that may go on."""
+
+    NONE = auto()
+    CONTACT = auto()
+    RELAYED = auto()
+    PASSED = auto()
 
 
 async def _handshake(stream: TlsStream) -> str:

@@ -11,7 +11,6 @@ import grpc
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.service.certificates import PeerCertificate, Pin
 from firebuild_bootstrap.service.session import BuildEnded, Session
-from firebuild_bootstrap.service.tls import WRONG_GUEST
 
 if TYPE_CHECKING:
     _Context = grpc.ServicerContext
@@ -80,10 +79,10 @@ class Guard(grpc.ServerInterceptor):
     def _admit(self, context: _Context) -> None:
         certificate = _peer_certificate(context)
         if not self._pin.matches(certificate):
-            self._session.refusals.refuse(context.peer(), WRONG_GUEST, certificate)
+            self._session.refuse(context.peer(), certificate)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "this build was not made for you")
         try:
-            self._session.enter()
+            self._session.enter(context.peer())
         except BuildEnded:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the build has ended")
 

@@ -18,6 +18,7 @@ from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.oldguest import OldGuest
 from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.resources import Delivery
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
@@ -26,6 +27,7 @@ from firebuild_pki.display import block
 _PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
+_Chunk = TypeVar("_Chunk")
 
 # What a guest can make the server keep is bounded: here its requests, in `server.py` the number of them.
 _SMALL_BYTES: Final = 128 * 1024
@@ -114,11 +116,15 @@ class Handlers:
                 return pb.CommandsResponse()
         if not context.add_callback(self._commands_on_their_way.release):
             self._commands_on_their_way.release()
-        if _extended(context):
+        announced = wire.announced(context.invocation_metadata())
+        if announced >= wire.MOUNTS_SINCE:
+            return pb.CommandsResponse(command=self._commands)
+        decoded = [command for text in self._commands if (command := wire.decode_command(text))]
+        _check_mounts(decoded)
+        if announced:
             return pb.CommandsResponse(command=self._commands)
         with self._lock:
             if self._old is None:
-                decoded = [command for text in self._commands if (command := wire.decode_command(text))]
                 self._old = OldGuest(decoded, self._resources, session=self._session, events=self._steps)
             return pb.CommandsResponse(command=self._old.commands)
 
@@ -128,7 +134,7 @@ class Handlers:
 
     def resource(
         self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk]:
+    ) -> Iterator[pb.ResourceChunk | bytes]:
         """Stream one resource; gRPC asks for the next chunk when the last one has left.
 
         Raises:
@@ -143,7 +149,8 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        yield from self._alive(self._told(path, delivery.chunks()))
+        chunks = packed(delivery.resource.entries()) if _takes_packed(context) else delivery.chunks()
+        yield from self._alive(self._told(path, chunks))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -152,18 +159,20 @@ class Handlers:
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
 
-    def _told(self, path: str, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+    def _told(
+        self, path: str, chunks: Iterator[pb.ResourceChunk] | Iterator[bytes]
+    ) -> Iterator[pb.ResourceChunk | bytes]:
         """Tell now and then how much of the files of a step was sent."""
-        number = path.removeprefix("step-")
+        number = path.removeprefix("step-").partition("-mount-")[0]
         sent, told = 0, time.monotonic()
         for chunk in chunks:
             yield chunk
-            sent += len(chunk.chunk.chunk)
+            sent += len(chunk if isinstance(chunk, bytes) else chunk.chunk.chunk)
             if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
                 told = time.monotonic()
                 self._session.events(StepProgress(step=int(number), bytes=sent))
 
-    def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
+    def _alive(self, chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
         """Pass chunks on; each is a sign of life of the guest that takes it."""
         for chunk in chunks:
             self._session.touch()
@@ -233,11 +242,30 @@ class Handlers:
 
 def _extended(context: grpc.ServicerContext) -> bool:
     """Tell whether the guest announces itself."""
-    return any(entry == wire.GUEST_HELLO for entry in context.invocation_metadata())
+    return wire.announced(context.invocation_metadata()) > 0
 
 
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
+    """Refuse a build to a guest that would run commands without their mounts, or with a network.
+
+    Raises:
+        InputError: it has such commands.
+    """
+    needing = next((command for command in commands if wire.needs_mounts(command)), None)
+    if needing is not None:
+        raise InputError(
+            f"the guest's vminit is too old for this Dockerfile: step {needing.step} has --mount or"
+            " --network, which it does not know",
+            hint="use a current vminit",
+        )
+
+
+def _takes_packed(context: grpc.ServicerContext) -> bool:
+    return any(entry == wire.GUEST_PACKED for entry in context.invocation_metadata())
+
+
+def _serialize(message: Message | bytes) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
 
 
 def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:
@@ -261,8 +289,18 @@ def _joined(lines: Sequence[str]) -> bytes:
 
 def _deliveries(commands: Sequence[str], resources: Mapping[str, Resource]) -> dict[str, Delivery]:
     decoded = (wire.decode_command(command) for command in commands)
-    copies = {command.source: command for command in decoded if isinstance(command, wire.CopyCommand)}
+    copies: dict[str, wire.CopyCommand] = {}
+    for command in decoded:
+        if isinstance(command, wire.CopyCommand):
+            copies[command.source] = command
+        elif command is not None:
+            copies |= {name: _placeless(command, name) for name in wire.mount_resources(command)}
     missing = sorted(copies.keys() ^ resources.keys())
     if missing:
         raise ValueError(f"commands and resources do not fit together: {', '.join(missing)}")
     return {source: Delivery(resource, copies[source]) for source, resource in resources.items()}
+
+
+def _placeless(command: wire.Command, source: str) -> wire.CopyCommand:
+    """Return what stands for the COPY of the files of a mount: only the guest knows where they go."""
+    return wire.CopyCommand(step=command.step, original=command.original, source=source, target="/")

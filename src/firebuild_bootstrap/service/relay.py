@@ -1,4 +1,4 @@
-"""TLS over asyncio sockets with OpenSSL, and the relay between two such streams.
+"""TLS over asyncio sockets with OpenSSL, and the relay between two such streams, or two bare sockets.
 
 The standard library's ssl would be shorter, but it cannot tell whose certificate failed and why.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from typing import Final
 
 from OpenSSL import SSL
@@ -60,6 +61,12 @@ class TlsStream:
     def protocol(self) -> bytes:
         """The negotiated application protocol (ALPN), empty where there is none."""
         return self._connection.get_alpn_proto_negotiated()
+
+    def received(self, data: bytes) -> None:
+        """Take the first bytes of the peer, which were read from the socket before; none at its end."""
+        if data:
+            self.first_bytes = data[:16]
+            self._connection.bio_write(data)
 
     async def handshake(self) -> None:
         """Complete the handshake.
@@ -168,3 +175,57 @@ async def _pump(source: TlsStream, target: TlsStream) -> None:
     while data := await source.read():
         await target.write(data)
     await target.close_write()
+
+
+async def relay_sockets(left: socket.socket, right: socket.socket, *, linger: float) -> None:
+    """Pass the bytes of two sockets both ways as `relay` does; both are shut down at the end.
+
+    Two threads do it: the calls and callbacks of the event loop take more time than the copying.
+    """
+    loop = asyncio.get_running_loop()
+    ended: list[asyncio.Future[None]] = []
+    threads = []
+    for source, target in ((left, right), (right, left)):
+        source.setblocking(True)
+        future = loop.create_future()
+        arguments = (source, target, loop, future)
+        threads.append(threading.Thread(target=_pump_sockets, args=arguments, daemon=True))
+        ended.append(future)
+    try:
+        for thread in threads:
+            thread.start()
+        _, running = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+        if running:
+            await asyncio.wait(running, timeout=linger)
+    finally:
+        for sock in (left, right):
+            _shut_down(sock, socket.SHUT_RDWR)  # this wakes whatever waits for one of them
+        for thread in threads:
+            thread.join()
+
+
+def _pump_sockets(
+    source: socket.socket,
+    target: socket.socket,
+    loop: asyncio.AbstractEventLoop,
+    ended: asyncio.Future[None],
+) -> None:
+    buffer = memoryview(bytearray(_READ_BYTES))
+    try:
+        while received := source.recv_into(buffer):
+            target.sendall(buffer[:received])
+        _shut_down(target, socket.SHUT_WR)
+    except OSError:
+        _shut_down(source, socket.SHUT_RDWR)  # the other direction ends, too
+        _shut_down(target, socket.SHUT_RDWR)
+    loop.call_soon_threadsafe(_tell, ended)
+
+
+def _tell(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _shut_down(sock: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(how)

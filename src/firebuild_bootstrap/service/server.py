@@ -184,6 +184,8 @@ class BootstrapServer:
                 # A guest waits with its next call then, as HTTP/2 tells it (RFC 9113, section 5.1.2).
                 ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
                 ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+                # Who is passed through shakes hands here (gate.py).
+                ("grpc.server_handshake_timeout_ms", round(self._limits.handshake_timeout * 1000)),
                 ("grpc.http2.bdp_probe", 0),  # would raise the line before by what the guest sends
             ],
             maximum_concurrent_rpcs=_MOST_CALLS,

@@ -6,10 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, GuestConnected
+from firebuild_bootstrap.service.certificates import WRONG_GUEST, PeerCertificate
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome, failure
 from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
@@ -20,6 +22,13 @@ logger: Final = logging.getLogger("firebuild.service")
 
 class BuildEnded(Exception):
     """A call came after the end of the build."""
+
+
+@dataclass
+class _Connection:
+    peer: str
+    tls_version: str
+    called: bool = False
 
 
 class Session:
@@ -49,7 +58,7 @@ class Session:
         self._changed = threading.Condition()
         self._first_call = threading.Lock()
         self._welcomed = False
-        self._peer = ("unknown", "unknown")
+        self._connections: dict[str, _Connection] = {}
         self._outcome: Outcome | None = None
         self._finished = False
         self._stopped = False
@@ -57,17 +66,21 @@ class Session:
 
     # --- calls ----------------------------------------------------------------------------------
 
-    def enter(self) -> None:
+    def enter(self, connection: str = "") -> None:
         """Begin an authenticated call; the first one waits until `on_guest_connected` is through.
+
+        Args:
+            connection: that it came over, as gRPC names its peer.
 
         Raises:
             BuildEnded: the build has ended, or ended right now because that callback failed.
         """
         self.touch()
+        known = self._calling(connection)
         with self._first_call:
             if not self._welcomed:
                 self._welcomed = True
-                self._welcome()
+                self._welcome(known)
         self.touch()
 
     def touch(self) -> None:
@@ -95,9 +108,18 @@ class Session:
             self._watch.pings_every(seconds)
             self._changed.notify_all()
 
-    def _welcome(self) -> None:
-        peer, tls_version = self._peer
-        self.events(GuestConnected(peer=peer, tls_version=tls_version))
+    def refuse(self, connection: str, certificate: PeerCertificate) -> None:
+        """Turn a caller away whose certificate is not the guest's."""
+        self.refusals.refuse(self._calling(connection).peer, WRONG_GUEST, certificate)
+
+    def _calling(self, name: str) -> _Connection:
+        with self._changed:
+            found = self._connections.get(name) or _Connection(name, "unknown")
+            found.called = True
+            return found
+
+    def _welcome(self, connection: _Connection) -> None:
+        self.events(GuestConnected(peer=connection.peer, tls_version=connection.tls_version))
         try:
             self._on_guest_connected()
         except FirebuildError as error:
@@ -109,18 +131,19 @@ class Session:
 
     # --- connections ----------------------------------------------------------------------------
 
-    def connection_opened(self, peer: str, tls_version: str) -> None:
-        """The guest is connected from `peer`."""
+    def connection_opened(self, name: str, peer: str, tls_version: str) -> None:
+        """The guest is connected from `peer`; gRPC calls the connection `name`."""
         with self._changed:
-            self._peer = (peer, tls_version)
+            self._connections[name] = _Connection(peer, tls_version)
             self._watch.opened()
             self._changed.notify_all()
 
-    def connection_closed(self) -> None:
-        """One of the guest's connections has ended."""
+    def connection_closed(self, name: str) -> bool:
+        """One of the guest's connections has ended; say whether a call has come over it."""
         with self._changed:
             self._watch.closed(self._clock())
             self._changed.notify_all()
+            return self._connections.pop(name).called
 
     # --- the end --------------------------------------------------------------------------------
 

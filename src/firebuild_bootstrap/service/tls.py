@@ -9,12 +9,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
+from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import FirebuildError
-from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate, Pin
+from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, WRONG_GUEST, PeerCertificate, Pin
 from firebuild_pki import TLSMaterial, parse_certificates
 
 ALPN: Final = b"h2"
-WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
+CONTACT: Final = wire.CONTACT_PROTOCOL.encode()
 # Forward secrecy and authenticated encryption only, as HTTP/2 asks for (RFC 9113, section 9.2.2).
 _TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
 _ENABLE_PARTIAL_WRITE: Final = 0x1  # SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name
@@ -77,10 +78,15 @@ class Inspection:
 
 
 def server_context(material: TLSMaterial) -> SSL.Context:
-    """Make the context of the public port: TLS 1.2 or later, HTTP/2, a client certificate required."""
+    """Make the context of the public port: TLS 1.2 or later, a client certificate required.
+
+    What is spoken is HTTP/2, or the contact of a guest that wants to be passed through.
+    """
     context = _context(SSL.TLS_SERVER_METHOD, material)
     context.set_alpn_select_callback(
-        lambda _, offered: ALPN if ALPN in offered else SSL.NO_OVERLAPPING_PROTOCOLS
+        lambda _, offered: next(
+            (known for known in (CONTACT, ALPN) if known in offered), SSL.NO_OVERLAPPING_PROTOCOLS
+        )
     )
     # Every connection shows its certificate: no session is ever resumed.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)

@@ -1,0 +1,156 @@
+"""One COPY or ADD as one tar stream in pieces, for guests that ask for files packed (docs/wire-protocol.md).
+
+Three messages for each file, as other guests get them, cost more than the content of most files does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.context.entries import Entry, EntryKind, FileOnDisk
+from firebuild_bootstrap.context.reading import ended_early, has_grown
+from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.tree import data_regions
+from firebuild_bootstrap.service.resources import changed, content_of, reading
+
+_KINDS: Final[dict[EntryKind, tar.Kind]] = {
+    EntryKind.FILE: tar.FILE,
+    EntryKind.DIRECTORY: tar.DIRECTORY,
+    EntryKind.SYMLINK: tar.SYMLINK,
+    EntryKind.HARDLINK: tar.HARDLINK,
+}
+# Files up to here travel together with others; larger ones are read right into messages of their own.
+_SMALL_BYTES: Final = 128 * 1024
+# What has more holes is sent with them: a header has its limit.
+_MAX_REGIONS: Final = 10_000
+
+
+def packed(entries: Iterable[Entry]) -> Iterator[bytes]:
+    """Yield the messages, encoded; about one of them is in memory.
+
+    A group says what the tar format has no place for, for the entries that begin after it.
+
+    Raises:
+        InputError: a file has vanished, cannot be read or has changed.
+    """
+    group: tuple[bool, bool, bool] | None = None
+    waiting = bytearray()
+    for entry in entries:
+        keeps = entry.owner is not None
+        own = (entry.from_directory, keeps, keeps and not entry.member)
+        if own != group:
+            if waiting:
+                yield wire.encode_piece(waiting)
+                waiting = bytearray()
+            group = own
+            yield _group(*own)
+        for part in _parts(entry):
+            # Parts join what waits for them; whole megabytes do not, which would be copied once more for it.
+            if len(waiting) + len(part) > wire.CHUNK_BYTES:
+                yield wire.encode_piece(waiting)
+                waiting = bytearray()
+            if len(part) == wire.CHUNK_BYTES:
+                yield wire.encode_piece(part)
+            else:
+                waiting += part
+    if group is not None:
+        yield wire.encode_piece(waiting)
+        yield wire.encode_piece(bytes(2 * tar.BLOCK))
+
+
+def _group(from_directory: bool, keep_owner: bool, of_tree: bool) -> bytes:
+    group = pb.ResourceChunk.Group(fromDirectory=from_directory, keepOwner=keep_owner, ofTree=of_tree)
+    return pb.ResourceChunk(group=group).SerializeToString()
+
+
+def _parts(entry: Entry) -> Iterable[bytes]:
+    """Return an entry of the archive in parts of at most a megabyte."""
+    if entry.kind is not EntryKind.FILE:
+        return (tar.encode(_header(entry), 0)[0],)
+    if entry.file is None:
+        return _stream(entry)
+    if entry.size <= _SMALL_BYTES:
+        return (_small(entry, entry.file),)
+    return _large(entry, entry.file)
+
+
+def _header(entry: Entry, regions: tar.Regions | None = None) -> tar.Entry:
+    uid, gid = entry.owner or (0, 0)
+    return tar.Entry(
+        entry.path,
+        _KINDS[entry.kind],
+        entry.mode,
+        uid,
+        gid,
+        entry.mtime_ns,
+        entry.size,
+        entry.link_target,
+        regions=regions,
+    )
+
+
+def _small(entry: Entry, file: FileOnDisk) -> bytes:
+    """Return a whole file that fits into a message with others."""
+    size = entry.size
+    descriptor = file.descriptor()
+    try:
+        data = os.read(descriptor, size + 1)
+        while len(data) < size and (more := os.read(descriptor, size + 1 - len(data))):
+            data += more
+    except OSError as error:
+        raise file.unreadable(error) from error
+    finally:
+        os.close(descriptor)
+    if len(data) != size:
+        raise file.changed(ended_early(size - len(data), size) if len(data) < size else has_grown(size))
+    return b"".join((tar.encode(_header(entry), size)[0], data, bytes(-size % tar.BLOCK)))
+
+
+def _stream(entry: Entry) -> Iterator[bytes]:
+    yield tar.encode(_header(entry), entry.size)[0]
+    sent = 0
+    with content_of(entry) as content, reading(entry):
+        while data := content.read(wire.CHUNK_BYTES):
+            sent += len(data)
+            yield data
+    if sent != entry.size:
+        raise changed(entry, f"expected {entry.size} bytes, found {sent}")
+    yield bytes(-sent % tar.BLOCK)
+
+
+def _large(entry: Entry, file: FileOnDisk) -> Iterator[bytes]:
+    descriptor = file.descriptor()
+    try:
+        yield from _regions(entry, file, descriptor)
+    except OSError as error:
+        raise file.unreadable(error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _regions(entry: Entry, file: FileOnDisk, descriptor: int) -> Iterator[bytes]:
+    """Yield a file without its holes."""
+    regions = data_regions(descriptor, entry.size)
+    if regions is not None and len(regions) > _MAX_REGIONS:
+        regions = None
+    header = _header(entry, regions)
+    head, table = tar.encode(header, header.stored)
+    yield head
+    for begin, length in ((0, entry.size),) if regions is None else regions:
+        at, end = begin, begin + length
+        while at < end:
+            data = os.pread(descriptor, min(wire.CHUNK_BYTES, end - at), at)
+            if not data:
+                raise file.changed(ended_early(entry.size - at, entry.size))
+            at += len(data)
+            yield data
+    missing = entry.size - os.fstat(descriptor).st_size  # the end of it may be a hole
+    if missing > 0:
+        raise file.changed(ended_early(missing, entry.size))
+    if os.pread(descriptor, 1, entry.size):
+        raise file.changed(has_grown(entry.size))
+    yield bytes(-(header.stored + table) % tar.BLOCK)

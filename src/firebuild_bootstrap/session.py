@@ -1,0 +1,153 @@
+"""One stage on one machine: from a prepared root file system to the guest's report of success."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from firebuild_bootstrap.errors import GuestLost, StepFailed
+from firebuild_bootstrap.events import Notice, StageFinished, StageStarted, StepFinished, StepStarted
+from firebuild_bootstrap.explain import explained
+from firebuild_bootstrap.following import await_end, follow
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.keeping import Keeper
+from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
+from firebuild_bootstrap.resolving import Work
+from firebuild_bootstrap.service import BootstrapServer, Limits
+from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.tail import OutputTail
+from firebuild_pki import TLSMaterial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sessions:
+    """Runs sessions of one build; what they have in common.
+
+    Args:
+        build_id: of the build.
+        tag: what the image will be called.
+        dockerfile: path that the user named, for errors.
+        settings: of the build.
+        home: where its long work is checked and told of.
+        directory: the build's own, for sockets.
+        server: the material of all its servers.
+        events: takes the events of all sessions.
+        phase: told that the build has come as far as one of its seven steps.
+        keep_failed: where to put what is left of a machine that has failed, in a directory with the name of
+            the build (and the stage, if there are several); None for nowhere.
+    """
+
+    build_id: str
+    tag: str
+    dockerfile: Path
+    settings: BuildSettings
+    home: Home
+    directory: Path
+    server: TLSMaterial
+    events: OutputTail
+    phase: Callable[[int], None]
+    keep_failed: Path | None = None
+
+    def run(self, work: Work, machine: Machine, guest: TLSMaterial, cleanup: ExitStack) -> None:
+        """Run the steps of a stage on a machine, which has stopped when this returns.
+
+        Args:
+            work: what to do.
+            machine: new; it is closed with `cleanup`.
+            guest: the material of its guest.
+            cleanup: ends what is left, the last first.
+
+        Raises:
+            FirebuildError: a step failed, or the guest is lost, or the machine can't be had.
+            Interrupted: `home.check` raised it.
+        """
+        self.events(StageStarted(stage=work.title, step=work.start.number))
+        self.phase(3)
+        cleanup.callback(machine.close)
+        if self.keep_failed is not None:
+            name = f"{self.build_id}-{work.title}" if work.title else self.build_id
+            notice, info = self._notice("warning"), self._notice("info")
+            cleanup.enter_context(Keeper(self.keep_failed / name, machine, notice=notice, info=info))
+        server = self._server(work, machine, guest)
+        listening = machine.listen()
+        cleanup.callback(listening.listener.close)
+        server.start(listening.listener)
+        cleanup.callback(server.stop)
+
+        self.phase(4)
+        machine.metadata.put(self._metadata(guest, listening.host_port))
+
+        self.phase(5)
+        self._start(machine, work)
+
+        self.phase(6)
+        server.await_guest()
+        self._follow(server, machine, work)
+        with self.home.tasks.task("stopping the machine"):
+            await_end(machine, self.home.check)
+            machine.stop()
+        server.stop()
+        self.events(StageFinished(stage=work.title, step=work.start.number))
+
+    def _notice(self, level: Literal["info", "warning"]) -> Callable[[str], None]:
+        return lambda message: self.events(Notice(level=level, message=message))
+
+    def _server(self, work: Work, machine: Machine, guest: TLSMaterial) -> BootstrapServer:
+        return BootstrapServer(
+            commands=work.commands,
+            resources=work.resources,
+            steps=work.steps,
+            total_steps=work.total,
+            stage=work.title,
+            server_material=self.server,
+            guest_material=guest,
+            events=self.events,
+            limits=Limits.of(self.settings.bootstrap),
+            runtime_directory=self.directory,
+            on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
+        )
+
+    def _metadata(self, guest: TLSMaterial, host_port: str) -> Mapping[str, object]:
+        document = MetadataDocument(
+            bootstrap=bootstrap_block(
+                guest,
+                host_port=host_port,
+                ping_interval=self.settings.bootstrap.ping_interval.total_seconds(),
+                host_time=time.time(),
+            ),
+            vmm_id=self.build_id,
+            image_tag=self.tag,
+        )
+        document.check_size()
+        return document.to_json()
+
+    def _start(self, machine: Machine, work: Work) -> None:
+        began = time.monotonic()
+        start = work.start
+        self.events(
+            StepStarted(
+                step=start.number,
+                total=work.total,
+                instruction=start.instruction,
+                line=start.line,
+                stage=work.title,
+            )
+        )
+        for note in machine.prepare(work.base):
+            self._notice("warning")(note)
+        machine.start()
+        self.events(StepFinished(step=start.number, exit_code=0, seconds=time.monotonic() - began))
+
+    def _follow(self, server: BootstrapServer, machine: Machine, work: Work) -> None:
+        outcome = follow(server, machine, self.home.check)
+        if isinstance(outcome.error, StepFailed):
+            output = self.events.last_lines(outcome.step)
+            raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)
+        if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
+            raise GuestLost(outcome.error.message, hint=silence)
+        outcome.raise_for_failure()
