@@ -24,11 +24,13 @@ from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
     check_stores_images,
+    keeps_caches,
     make_machine,
     most_at_once,
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.session import Sessions
@@ -190,6 +192,8 @@ class _Build:
         resolved = resolve(request, {"": cleanup.enter_context(context)}, self._home.bases)
         for warning in resolved.warnings:
             self._notice(f"{warning.location}: {warning.message}")
+        if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
+            self._notice("cache mounts last as long as their stage: only the machine local keeps them")
         if stores_images(self._settings.machine):
             check_programs(request.outputs)
         if len(resolved.graph.stages) > 1:
