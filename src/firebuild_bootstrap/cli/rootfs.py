@@ -86,6 +86,17 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
         click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
         click.option(
+            "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
+        ),
+        click.option(
+            "--no-cache-filter",
+            "no_cache_filter",
+            multiple=True,
+            metavar="STAGE[,STAGE]",
+            help="The same for these stages, by name or index.",
+        ),
+        click.option("--explain-cache", is_flag=True, help="Tell of each stage why it is not cached."),
+        click.option(
             "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Has to be that of this host."
         ),
         click.option(
@@ -181,6 +192,9 @@ class _Options:
     secrets: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...]
     target: str | None
+    no_cache: bool
+    no_cache_filter: tuple[str, ...]
+    explain_cache: bool
     platforms: tuple[str, ...]
     outputs: tuple[str, ...]
     paths_as_outputs: bool
@@ -348,10 +362,19 @@ def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
         secrets=read_secrets(options.secrets, os.environ),
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
+        no_cache=options.no_cache,
+        no_cache_stages=_names(options.no_cache_filter),
+        explain_cache=options.explain_cache,
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
         keep_failed=wanted.keep_failed,
     )
+
+
+def _names(given: tuple[str, ...]) -> frozenset[str]:
+    """Read lists of stages, each with commas in between; names of stages have no case."""
+    names = (name.strip().lower() for text in given for name in text.split(","))
+    return frozenset(name for name in names if name)
 
 
 def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
