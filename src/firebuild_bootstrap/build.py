@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage, StageRef, TreeRef
 from firebuild_bootstrap.errors import BuildTimeout, Interrupted
 from firebuild_bootstrap.events import BuildStarted, EventSink, ImageStored, Notice, PhaseStarted, Tasks
@@ -187,9 +187,14 @@ class _Build:
         context = BuildContext(
             request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
         )
-        resolved = resolve(request, {"": cleanup.enter_context(context)}, self._home.bases)
+        contexts = {"": cleanup.enter_context(context)}
+        for name, source in request.build_contexts.items():
+            if not isinstance(source, ImageRef):
+                named = open_named(name, source, workspace.path, self._home.tasks)
+                contexts[name] = cleanup.enter_context(named)
+        resolved = resolve(request, contexts, self._home.bases)
         for warning in resolved.warnings:
-            self._notice(f"{warning.location}: {warning.message}")
+            self._notice(str(warning))
         if stores_images(self._settings.machine):
             check_programs(request.outputs)
         if len(resolved.graph.stages) > 1:

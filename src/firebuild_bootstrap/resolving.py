@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext, FileTree, Resource
+from firebuild_bootstrap.context.ignore import excluded_sources, load_rules
 from firebuild_bootstrap.context.snapshot import SnapshotRoot
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.dockerfile.graph import (
@@ -19,6 +20,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     StageRef,
     TreeRef,
 )
+from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
@@ -166,6 +168,8 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
         build_args=request.build_args,
         target=request.target,
         extra_labels=request.labels,
+        contexts=_named(request),
+        lint=Lint(contexts[""].excluded),
     )
     for stage in graph.stages:
         _check_size(stage)
@@ -176,6 +180,39 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
     sent, empty = outside(graph, outside_trees)
     check_mounts(graph, outside_trees, request.secrets)
     return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
+
+
+def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ...], InputError | None]:
+    """Read the Dockerfile, and build nothing.
+
+    Returns:
+        what is probably not meant, in any stage if the request names none; and what would end the build.
+
+    Raises:
+        InputError: the ignore file can't be read.
+    """
+    lint = Lint(excluded_sources(load_rules(request.context, request.dockerfile)))
+    try:
+        graph = read_graph(
+            request.source or DockerfileSource.read(request.dockerfile),
+            images=_Found(bases),
+            build_args=request.build_args,
+            target=request.target,
+            extra_labels=request.labels,
+            contexts=_named(request),
+            lint=lint,
+            every_stage=request.target is None,
+        )
+    except InputError as error:
+        return tuple(sorted(lint.found, key=lambda each: each.location.line)), error
+    return graph.warnings, None
+
+
+def _named(request: BuildRequest) -> dict[str, ContextRef | ImageRef]:
+    return {
+        name: source if isinstance(source, ImageRef) else ContextRef(name)
+        for name, source in request.build_contexts.items()
+    }
 
 
 def _check_size(stage: Stage) -> None:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -78,20 +78,33 @@ class LayerTrees:
             os.utime(content)  # the least recently used go first
         return content / "layer" / TREE
 
-    def unpacked(self, archive: Path, digest: str) -> tuple[Path, UnpackReport]:
-        """Return the tree of a whole root file system, held until `close`; it is unpacked once.
+    def required(self, key: str) -> Path:
+        """Return the tree of `key` as `hold` does.
+
+        Raises:
+            MachineError: there is none.
+        """
+        tree = self.hold(key)
+        if tree is None:
+            raise MachineError(f"the layer {key} is not in the store {self.root}")
+        return tree
+
+    def unpacked(self, archive: Path, key: str, below: Sequence[Path] = ()) -> tuple[Path, UnpackReport]:
+        """Return the tree of an archive, held until `close`; it is unpacked once.
 
         Args:
             archive: an uncompressed tar.
-            digest: `sha256:…` of it, which is the tree's key.
+            key: identifies it and all that is below it, see `chain_key`.
+            below: the trees of the layers below, two at least, the lowest first; without any it is a whole
+                root file system.
 
         Raises:
             MachineError: it can't be unpacked, or the store not be written.
         """
-        tree = self.hold(digest)
+        tree = self.hold(key)
         if tree is None:
-            with self._making(digest):
-                tree = self.hold(digest) or self._unpack(archive, digest)
+            with self._making(key):
+                tree = self.hold(key) or self._unpack(archive, key, below)
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
 
@@ -114,9 +127,7 @@ class LayerTrees:
             with self._shelf.stage() as staging:
                 os.rename(directory, staging.path / "layer")
                 self._publish(staging, key, {})
-            tree = self.hold(key)
-        if tree is None:
-            raise MachineError(f"{self.root}: the layer {key} was removed while it was stored")
+            tree = self.required(key)
         return tree
 
     def keys(self) -> dict[str, float]:
@@ -192,16 +203,17 @@ class LayerTrees:
             os.replace(fresh, known)
         return problem
 
-    def _unpack(self, archive: Path, digest: str) -> Path:
+    def _unpack(self, archive: Path, key: str, below: Sequence[Path]) -> Path:
         with self._shelf.stage() as staging:
-            tree = staging.path / "layer" / TREE
-            tree.mkdir(parents=True)
-            report = self._trees.unpack(archive, tree)
-            self._publish(staging, digest, report._asdict())
-        made = self.hold(digest)
-        if made is None:
-            raise MachineError(f"{self.root}: the base was removed while it was stored")
-        return made
+            layer = staging.path / "layer"
+            layer.mkdir()
+            if below:
+                report = self._trees.unpack_layer(archive, below, layer)
+            else:
+                (layer / TREE).mkdir()
+                report = self._trees.unpack(archive, layer / TREE)
+            self._publish(staging, key, report._asdict())
+        return self.required(key)
 
     def _publish(self, staging: Staging, key: str, report: dict[str, Any]) -> None:
         info = {"boot": self._boot_id, "report": {**report, "examples": dict(report.get("examples", {}))}}
@@ -230,6 +242,11 @@ class LayerTrees:
             yield
         finally:
             os.close(descriptor)
+
+
+def chain_key(below: str, digest: str) -> str:
+    """Return the key of a layer on top of the one with the key `below`: the ChainID of OCI's image-spec."""
+    return f"sha256:{hashlib.sha256(f'{below} {digest}'.encode()).hexdigest()}" if below else digest
 
 
 def _locked(descriptor: int) -> bool:

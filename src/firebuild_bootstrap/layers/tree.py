@@ -89,12 +89,12 @@ class TreeSource:
 
     Args:
         files: as `tree_entries` gives them.
+        whiteouts: they are from `upper_entries`, and may remove something.
     """
 
-    whiteouts = False
-
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, *, whiteouts: bool = False) -> None:
         self._files = files
+        self.whiteouts = whiteouts
         self._regions: Regions = ()
         self._content: Content = b""
         self.name = ""
