@@ -50,6 +50,7 @@ PUBLIC_PYTHON = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info
 # What to do about a missing component; the names are those of `@pytest.mark.needs(...)`.
 _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "bwrap": (_has_user_namespaces, "user namespaces must be allowed for this user"),
+    "git": (_program("git"), "apt install git"),
     "userns": (_has_user_namespaces, "user namespaces must be allowed for this user"),
     "mke2fs": (_program("mke2fs"), "apt install e2fsprogs"),
     "e2fsck": (_program("e2fsck"), "apt install e2fsprogs"),

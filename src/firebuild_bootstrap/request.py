@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile import DockerfileSource
+from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.secret import Secret
 from firebuild_pki.display import one_line
+
+BuildContextSource = Path | ImageRef | GitTree
+"""A directory, an image, or a repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,7 @@ class BuildRequest:
         dockerfile: path of the Dockerfile; beside it `<name>.dockerignore` may lie.
         source: the Dockerfile itself and what to call it in messages, if it is not to be read from that path.
         context: directory that COPY and ADD read from.
+        build_contexts: what stands for images and stages of these names.
         tag: what to store the image as.
         also_tagged: more names to store it under.
         build_args: values for ARG; None is a name without a value.
@@ -45,6 +50,7 @@ class BuildRequest:
     dockerfile: Path
     source: DockerfileSource | None = None
     context: Path
+    build_contexts: Mapping[str, BuildContextSource] = field(default_factory=dict)
     tag: Reference
     also_tagged: tuple[Reference, ...] = ()
     build_args: Mapping[str, str | None] = field(default_factory=dict)

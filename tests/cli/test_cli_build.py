@@ -46,7 +46,7 @@ ONE_OF_EACH = """
 --tag=t/x --target=0 --ulimit=nofile=1
 """
 REFUSED = """
---add-host --allow --annotation --attest --build-context --builder --cache-to --call --cgroup-parent --check
+--add-host --allow --annotation --attest --builder --cache-to --cgroup-parent
 --cpu-period --cpu-quota --cpu-shares --cpuset-cpus --cpuset-mems --debug --disable-content-trust --isolation
 --memory --memory-swap --network --policy --print --provenance --pull --push --sbom --security-opt
 --shm-size --ssh --stream --ulimit

@@ -32,7 +32,15 @@ class Planned:
 
     graph: Graph
     steps: tuple[WireStep, ...]
-    warnings: tuple[Diagnostic, ...]
+    found: tuple[Diagnostic, ...]
+
+    @property
+    def warnings(self) -> tuple[Diagnostic, ...]:
+        return tuple(each for each in self.found if not each.rule)
+
+    @property
+    def lints(self) -> list[tuple[int, str]]:
+        return [(each.location.line, each.rule) for each in self.found if each.rule]
 
     @property
     def config(self) -> ImageConfig:

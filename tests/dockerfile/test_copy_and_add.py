@@ -96,7 +96,7 @@ def test_patterns_that_match_nothing_copy_nothing_and_say_so(plan: Plan, sources
     assert [step.number for step in made.steps] == [3]
     (warning,) = made.warnings
     shown = ", ".join(repr(source) for source in sources.split())
-    assert warning.message == f"nothing in the build context matches {shown}, so nothing is copied"
+    assert warning.message == f"nothing matches {shown}, so nothing is copied"
     assert warning.location == Location("Dockerfile", 2)
 
 

@@ -92,9 +92,7 @@ def test_comments_and_empty_lines_inside_a_continuation_are_skipped_the_latter_w
 ) -> None:
     made = plan("FROM scratch\nRUN a \\\n# comment\n\n  b\n")
     assert run_text(made) == "a   b"
-    assert [(each.location.line, each.message) for each in made.warnings] == [
-        (5, "an empty line in a continued instruction")
-    ]
+    assert made.lints == [(5, "NoEmptyContinuation")]
 
 
 def test_an_unterminated_heredoc_is_reported_where_it_begins(plan: Plan) -> None:

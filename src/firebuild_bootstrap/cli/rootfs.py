@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
     from firebuild_bootstrap.image.store import StoredImage
     from firebuild_bootstrap.progress import Renderer
-    from firebuild_bootstrap.request import BuildRequest
+    from firebuild_bootstrap.request import BuildContextSource, BuildRequest
     from firebuild_bootstrap.settings import BuildSettings
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -46,7 +46,7 @@ Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
-def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
+def _options() -> Callable[[FunctionT], FunctionT]:
     """Add what both commands take."""
     added = (
         click.option(
@@ -64,11 +64,17 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
             help="Directory that COPY and ADD read from; - reads an archive of it from standard input.",
         ),
         click.option(
+            "--build-context",
+            "build_contexts",
+            multiple=True,
+            metavar="NAME=DIR|docker-image://IMAGE|GIT-URL",
+            help="What FROM and --from find under this name; repeatable.",
+        ),
+        click.option(
             "--tag",
             "-t",
             "tags",
             multiple=True,
-            required=tag_required,
             metavar="NAME[:TAG]",
             shell_complete=complete_tags,
             help="What to store the image as; repeatable.",
@@ -84,6 +90,12 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
             help="A secret for RUN --mount=type=secret, from a file or a variable; repeatable.",
         ),
         click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
+        click.option(
+            "--check",
+            is_flag=True,
+            help="Build nothing: say what is wrong in the Dockerfile, and what is probably not meant.",
+        ),
+        click.option("--call", type=click.Choice(["build", "check"]), default="build", hidden=True),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
         click.option(
             "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
@@ -160,15 +172,17 @@ def _options(*, tag_required: bool) -> Callable[[FunctionT], FunctionT]:
 
 
 @click.command(cls=BuildCommand)
-@_options(tag_required=True)
+@_options()
 def rootfs(context: str | None, **options: Any) -> None:
     """Build a root file system from a Dockerfile and store it as an image."""
+    if not (options["tags"] or options["check"] or options["call"] == "check"):
+        raise click.UsageError("Missing option '--tag' / '-t'.")
     _build(_Options(context=context or ".", paths_as_outputs=False, **options))
 
 
 @click.command(cls=BuildCommand)
 @click.argument("path", required=False, metavar="[CONTEXT | -]", type=click.Path())
-@_options(tag_required=False)
+@_options()
 def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.
 
@@ -186,7 +200,10 @@ class _Options:
     """What the command line says, as it says it."""
 
     context: str
+    build_contexts: tuple[str, ...]
     dockerfile: str | None
+    check: bool
+    call: str
     tags: tuple[str, ...]
     build_args: tuple[str, ...]
     secrets: tuple[str, ...] = field(repr=False)
@@ -244,6 +261,9 @@ def _build(options: _Options) -> None:
         wanted = _wanted(options, home, settings)
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
         request = _request(options, wanted, source)
+        if options.check or options.call == "check":
+            _check(request, home)
+            return
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
             interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
@@ -356,6 +376,7 @@ def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
         dockerfile=source.dockerfile,
         source=source.source,
         context=source.context,
+        build_contexts=_build_contexts(options.build_contexts),
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],
         build_args=build_args,
@@ -375,6 +396,52 @@ def _names(given: tuple[str, ...]) -> frozenset[str]:
     """Read lists of stages, each with commas in between; names of stages have no case."""
     names = (name.strip().lower() for text in given for name in text.split(","))
     return frozenset(name for name in names if name)
+
+
+def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:
+    from firebuild_bootstrap.dockerfile import parse_assignments
+    from firebuild_bootstrap.dockerfile.graph import ImageRef
+    from firebuild_bootstrap.dockerfile.remote import read_git, redacted, scheme
+    from firebuild_bootstrap.image.names import Reference
+
+    sources: dict[str, BuildContextSource] = {}
+    for name, text in parse_assignments(texts, "--build-context").items():
+        what = f"--build-context {one_line(name, 80)}"
+        if not text:
+            raise InputError(f"{what}: expected NAME=DIR, NAME=docker-image://IMAGE or NAME=GIT-URL")
+        image = text.removeprefix("docker-image://")
+        if image != text:
+            Reference.parse(image, what=f"{what}: an image")
+            sources[name] = ImageRef(image)
+            continue
+        try:
+            repository = read_git(text)
+        except ValueError as error:
+            raise InputError(f"{what}: {one_line(redacted(text))}: {error}") from error
+        if repository is None and scheme(text):
+            raise InputError(
+                f"{what}: {one_line(redacted(text))} is neither a directory nor a git repository",
+                hint="download and unpack it, and name the directory",
+            )
+        sources[name] = repository or Path(text)
+    return sources
+
+
+def _check(request: BuildRequest, home: Home) -> None:
+    """Write what a look at the Dockerfile finds.
+
+    Raises:
+        InputError: a mistake.
+    """
+    from firebuild_bootstrap.resolving import check
+
+    warnings, error = check(request, home.bases)
+    for warning in warnings:
+        click.echo(one_line(str(warning)))
+    if error is not None:
+        raise error
+    count = len(warnings)
+    click.echo(f"check complete, {count or 'no'} warning{'' if count == 1 else 's'} found")
 
 
 def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:

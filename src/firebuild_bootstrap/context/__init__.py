@@ -1,6 +1,6 @@
 """The build context: what COPY and ADD send."""
 
-from firebuild_bootstrap.context.build_context import BuildContext, FileTree
+from firebuild_bootstrap.context.build_context import BuildContext, FileTree, open_named
 from firebuild_bootstrap.context.download import FetchLimits
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.context.sources import ContextResource
@@ -13,4 +13,5 @@ __all__ = [
     "FetchLimits",
     "FileTree",
     "Resource",
+    "open_named",
 ]

@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -21,11 +22,18 @@ from typing import Final, Self
 
 from firebuild_bootstrap.context.download import FetchLimits, fetch
 from firebuild_bootstrap.context.entries import Entry
-from firebuild_bootstrap.context.ignore import IgnoreRules, exclusions, load_rules, only
+from firebuild_bootstrap.context.ignore import (
+    IgnoreRules,
+    excluded_sources,
+    exclusions,
+    load_rules,
+    only,
+)
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.context.sources import ContextResource, Group, heredoc_group, remote_group
 from firebuild_bootstrap.context.tree import ContextFile, Tree
 from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
+from firebuild_bootstrap.dockerfile.remote import redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
@@ -69,6 +77,12 @@ class FileTree:
         self._limits = limits or FetchLimits()
         self._clock_ns = clock_ns
         self._tasks = tasks or Tasks()
+        self._opened: list[FileRoot] = []
+
+    @property
+    def excluded(self) -> Callable[[str], bool] | None:
+        """What tells whether a source is left out by the ignore rules; see `excluded_sources`."""
+        return excluded_sources(self._rules)
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +94,8 @@ class FileTree:
 
     def close(self) -> None:
         """Let go of the files and remove temporary downloads; may be called again."""
-        self._files.close()
+        for root in (self._files, *self._opened):
+            root.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -136,10 +151,34 @@ class FileTree:
                             location=location,
                             limits=self._limits,
                         )
-                    groups.append(remote_group(remote, location, unpack=unpack is True))
+                    group = remote_group(remote, location, unpack=unpack is True)
+                    groups.append(replace(group, source=source))
                 case GitTree():
-                    raise InputError("ADD from a git repository is not supported yet", location=location)
+                    groups.append(replace(self._repository(source, exclude, location), source=source))
         return ContextResource(tuple(groups))
+
+    def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
+        from firebuild_bootstrap.context.git import clone  # few builds have one
+
+        shown = redacted(source.url)
+        with self._tasks.task(f"fetching {shown}"):
+            path = clone(source, self._download_directory(), location=location, limits=self._limits)
+        root = ContextRoot(path)
+        self._opened.append(root)
+        tree = Tree(
+            root, IgnoreRules(), location, label=f"the repository {shown}", exclude=exclusions(exclude)
+        )
+        try:
+            node = root.resolve(source.subdirectory.split("/"), lambda _: True)
+        except OSError as error:
+            raise InputError(
+                f"{source.subdirectory!r:.200} is not in {tree.label}", location=location
+            ) from error
+        if not node.is_directory:
+            raise InputError(f"{node.path!r:.200} of {tree.label} is no directory", location=location)
+        group = Group(shown, partial(_directory_entries, tree, node, shown))
+        _check_readable(group)
+        return group
 
     def _plain(self, pattern: str, tree: Tree, *, unpack: bool, check: bool) -> Iterator[Group]:
         # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
@@ -278,6 +317,37 @@ class BuildContext(FileTree):
             tasks=tasks,
         )
         self.root = root
+
+
+def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks) -> BuildContext:
+    """Open what `--build-context NAME=…` names.
+
+    Args:
+        name: of the context.
+        source: its directory, or a repository that is fetched now.
+        downloads: an existing directory for that.
+        tasks: told of it.
+
+    Raises:
+        InputError: the directory or its ignore file can't be read, or the repository not be fetched.
+    """
+    if isinstance(source, GitTree):
+        from firebuild_bootstrap.context.git import clone  # few builds have one
+
+        with tasks.task(f"fetching {redacted(source.url)}"):
+            root = clone(
+                source, downloads, location=Location(f"--build-context {name}"), limits=FetchLimits()
+            )
+        # Resolved inside the repository, whatever links are in it.
+        with closing(ContextRoot(root)) as inside:
+            try:
+                node = inside.resolve(source.subdirectory.split("/"), lambda _: True)
+            except OSError as error:
+                raise InputError(
+                    f"--build-context {name}: {source.subdirectory!r:.200} is not in {redacted(source.url)}"
+                ) from error
+        source = root.joinpath(*node.parts)
+    return BuildContext(source, name=name, downloads=downloads, tasks=tasks)
 
 
 def _host(url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,21 @@ class IgnoreRules:
         )
         self._way = [_Step("", self._automaton.start, frozenset(), ignored=False)]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there are no rules."""
+        return not self._rules
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a rule keeps what another may ignore."""
+        return any(rule.keeps for rule in self._rules)
+
+    @property
+    def excludes_all(self) -> bool:
+        """Whether a rule covers everything at once."""
+        return any(rule.text in ("*", "**", "**/*") for rule in self._rules)
+
     def ignores(self, path: str) -> bool:
         """Tell whether the file or directory at `path` (below the context, without links) is ignored."""
         return bool(self._rules) and path != "" and self._go(path).ignored
@@ -124,6 +139,17 @@ class IgnoreRules:
             end = ends & -ends
             yield self._wild[end.bit_length() - 1]
             ends ^= end
+
+
+def excluded_sources(rules: IgnoreRules) -> Callable[[str], bool] | None:
+    """Return what tells whether a source of COPY is left out, as BuildKit's check CopyIgnoredFile does.
+
+    It says nothing where a rule keeps something, because what a directory then holds can't be known without
+    a look at it. The whole context is left out by rules for everything only.
+    """
+    if rules.is_empty or rules.keeps:
+        return None
+    return lambda path: (rules.excludes_all if path in (".", "/") else rules.ignores(path)) and path != ""
 
 
 def exclusions(patterns: Iterable[str]) -> IgnoreRules:

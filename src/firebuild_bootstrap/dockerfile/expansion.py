@@ -66,6 +66,10 @@ class Lexer:
         budget: what the variables of the Dockerfile may still put in.
         limit: what those of this text may put in, in characters.
         quotes: whether quotes group and vanish; not in a heredoc.
+
+    Attributes:
+        found: the names that were looked up and have a value, in their order.
+        missing: those that have none.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Lexer:
         self._budget = budget
         self._left = self._limit = limit
         self._quotes = "\"'" if quotes else ""
+        self.found: dict[str, None] = {}
+        self.missing: dict[str, None] = {}
         self._at = 0
         self._raw = False
         self._depth = 0
@@ -193,14 +199,14 @@ class Lexer:
         self._at += 1
         if self._peek() != "{":
             name = self._name()
-            return self._spend(self._values.get(name, "")) if name else "$"
+            return self._spend(self._value(name) or "") if name else "$"
         self._at += 1
         if self._peek() in ("{", "}", ":"):
             raise ExpansionError("syntax error: bad substitution")
         name = self._name()
         modifier = self._next()
         if modifier == "}":
-            return self._spend(self._values.get(name, ""))
+            return self._spend(self._value(name) or "")
         self._depth += 1
         if self._depth > _MAX_NESTED:
             raise ExpansionError(f"substitutions are nested more than {_MAX_NESTED} deep")
@@ -216,7 +222,7 @@ class Lexer:
             raise ExpansionError(f"unsupported modifier ({':' * colon}{modifier}) in substitution")
         trims = modifier in "#%"
         word = self._scan("}", raw=trims, pattern=trims)
-        value = self._values.get(name)
+        value = self._value(name)
         if trims:
             return self._trimmed(value or "", word, modifier)
         missing = value is None or (colon and not value)
@@ -241,7 +247,7 @@ class Lexer:
         self._at += every
         text = self._scan("/", raw=True, pattern=True)
         replacement = self._scan("}", raw=True)
-        value = self._values.get(name, "")
+        value = self._value(name) or ""
         matches = self._pattern(text, value).matches_in(value, limit=None if every else 1)
         self._spend(value)
         self._spend(replacement, len(matches))
@@ -265,6 +271,11 @@ class Lexer:
         if self._left < 0:
             raise ExpansionError(f"the variables in it expand to more than {self._limit} characters")
         self._budget.spend(len(value) * times)
+        return value
+
+    def _value(self, name: str) -> str | None:
+        value = self._values.get(name)
+        (self.found if value is not None else self.missing)[name] = None
         return value
 
     def _name(self) -> str:

@@ -290,6 +290,10 @@ class Diagnostic:
     message: str
     rule: str = ""
 
+    def __str__(self) -> str:
+        """Render as `file:line: rule: message`."""
+        return ": ".join(filter(None, (str(self.location), self.rule, self.message)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -298,7 +302,7 @@ class Stage:
     Args:
         index: its place among the FROMs of the Dockerfile, from 0.
         name: what AS calls it, in lower case; empty without one.
-        base: what it starts from.
+        base: what it starts from; one that starts from a context begins with a COPY of it into nothing.
         origin: its FROM.
         platform: `linux/amd64`; that of its base and of what runs in it.
         steps: in order.

@@ -50,6 +50,7 @@ def _pairs(stage: StageState, instruction: Instruction) -> dict[str, str]:
 
 
 def _arg(stage: StageState, instruction: Instruction) -> None:
+    stage.lint.secrets(instruction, (word.partition("=")[0] for word in instruction.args))
     declare_args(instruction, stage.variables, stage.expander(instruction))
 
 
@@ -57,11 +58,14 @@ def _env(stage: StageState, instruction: Instruction) -> None:
     pairs = _pairs(stage, instruction)
     if odd := next((name for name in pairs if "=" in name), None):
         raise instruction.error(f"ENV: {short(odd)!r} is no name of a variable")
+    stage.lint.pairs(instruction)
+    stage.lint.secrets(instruction, pairs)
     stage.variables.set_env(pairs)
 
 
 def _label(stage: StageState, instruction: Instruction) -> None:
     stage.labels |= _pairs(stage, instruction)
+    stage.lint.pairs(instruction)
 
 
 def _maintainer(stage: StageState, instruction: Instruction) -> None:
@@ -88,12 +92,20 @@ def command_line(stage: StageState, instruction: Instruction) -> tuple[str, ...]
     return instruction.args if instruction.json else (*stage.shell, instruction.args[0])
 
 
+def _recommend_json(stage: StageState, instruction: Instruction) -> None:
+    # Whoever chose a shell wants it.
+    if not instruction.json and not stage.config.shell:
+        stage.lint.shell_form(instruction)
+
+
 def _cmd(stage: StageState, instruction: Instruction) -> None:
+    _recommend_json(stage, instruction)
     stage.change(cmd=command_line(stage, instruction) or None)
     stage.cmd_is_own = True
 
 
 def _entrypoint(stage: StageState, instruction: Instruction) -> None:
+    _recommend_json(stage, instruction)
     stage.change(entrypoint=command_line(stage, instruction) or None)
     # A CMD of the base was written for the base's ENTRYPOINT.
     if not stage.cmd_is_own:
@@ -114,6 +126,7 @@ def _expose(stage: StageState, instruction: Instruction) -> None:
     if not words:
         stage.warn(instruction, f"EXPOSE {instruction.operands} expands to nothing and exposes nothing")
     for word in words:
+        stage.lint.port(instruction, word)
         try:
             stage.ports.add(*_ports(word))
         except ValueError as error:

@@ -110,6 +110,9 @@ def workdir(stage: StageState, instruction: Instruction) -> Operation:
     path = one_word(stage, instruction)
     if not path:
         stage.warn(instruction, f"WORKDIR {instruction.operands} expands to nothing and changes nothing")
+    if not (stage.workdir_is_own or path.startswith("/")):
+        stage.lint.workdir(instruction, path)
+    stage.workdir_is_own = True
     stage.change(workdir=absolute(stage.config.workdir, path))
     return Workdir(path=stage.config.workdir, user=_user(stage))
 
@@ -238,6 +241,8 @@ class _Sources:
             raise self.instruction.error(
                 f"ADD: expected http://, https://, git:// or ssh://, found {url + '://'!r}"
             )
+        if tree == ContextRef():
+            self.stage.lint.source(self.instruction, text)
         if not text:
             raise self.instruction.error("a source is empty", hint="name . for the whole build context")
         return Files(text, tree)

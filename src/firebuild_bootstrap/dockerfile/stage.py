@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.dockerfile.expansion import Budget
 from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
+from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.syntax import Instruction
 from firebuild_bootstrap.dockerfile.variables import Expander, Variables
 from firebuild_bootstrap.image.config import ImageConfig
@@ -64,19 +65,23 @@ class StageState:
         variables: ENV and ARG so far.
         trees: finds other stages and images.
         budget: what the variables of the Dockerfile may still put in.
+        lint: told of what is probably not meant, by rules.
         platform: of the image, such as `linux/amd64`.
         foreign: no program of it can run on the machine.
         escape: the escape character of the text that is being read.
         cmd_is_own: a CMD of this stage is in force, which ENTRYPOINT does not reset.
         triggers: what ONBUILD of this stage adds to the configuration.
         steps: what to do so far.
-        warnings: what is probably not meant.
+        warnings: what is probably not meant, besides.
+        workdir_is_own: a WORKDIR of this Dockerfile is in force, not only that of a base.
+        once: instructions of which only the last counts.
     """
 
     config: ImageConfig
     variables: Variables
     trees: Trees
     budget: Budget
+    lint: Lint
     platform: str
     foreign: bool = False
     escape: str = "\\"
@@ -84,6 +89,8 @@ class StageState:
     triggers: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
+    workdir_is_own: bool = False
+    once: dict[str, Instruction] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.labels = dict(self.config.labels)
@@ -107,7 +114,12 @@ class StageState:
 
     def expander(self, instruction: Instruction) -> Expander:
         """Return what expands the words of `instruction` with the variables as they are."""
-        return Expander(instruction, self.variables.values, self.escape, self.budget)
+
+        def missing(names: Iterable[str]) -> None:
+            names = [name for name in names if name not in self.variables.declared]
+            self.lint.undefined(instruction, names, self.variables.values)
+
+        return Expander(instruction, self.variables.values, self.escape, self.budget, missing)
 
     def warn(self, instruction: Instruction, message: str) -> None:
         """Say that something in an instruction is probably not meant."""

@@ -7,16 +7,19 @@ stages before it, one of --from among all of them; only what the target needs is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from firebuild_bootstrap.dockerfile import metadata, operations
-from firebuild_bootstrap.dockerfile.expansion import Budget
+from firebuild_bootstrap.dockerfile.expansion import Budget, Lexer
 from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
+    Copy,
     Diagnostic,
+    Files,
     Graph,
     ImageRef,
     Origin,
@@ -26,6 +29,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     Step,
     TreeRef,
 )
+from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.mounts import check_run
 from firebuild_bootstrap.dockerfile.stage import StageState, starting_config
 from firebuild_bootstrap.dockerfile.syntax import (
@@ -73,6 +77,8 @@ def read_graph(
     extra_labels: Mapping[str, str] | None = None,
     platform: str | None = None,
     contexts: Mapping[str, ContextRef | ImageRef] | None = None,
+    lint: Lint | None = None,
+    every_stage: bool = False,
 ) -> Graph:
     """Work out what a build has to do.
 
@@ -84,21 +90,27 @@ def read_graph(
         extra_labels: labels for the image; they beat those of the Dockerfile.
         platform: what the machine is, for example `linux/amd64`; by default this host.
         contexts: what stands for an image or stage of that name, wherever it is named (`--build-context`).
+        lint: collects what is probably not meant, for those who want it with the mistakes, too.
+        every_stage: read those that the target does not need as well, for their mistakes.
 
     Raises:
         InputError: something is wrong, or can't be done; the location names the line. Where several lines
             are wrong, the hint lists the others.
     """
+    parsed = parse(dockerfile)
+    lint = lint or Lint()
+    lint.obey(parsed, dockerfile.name)
     reading = _Reading(
         dockerfile,
-        parse(dockerfile),
+        parsed,
         images=images,
         given=build_args or {},
         target=target,
         platform=platform or host_platform(),
         contexts={_context_key(name): tree for name, tree in (contexts or {}).items()},
+        lint=lint,
     )
-    return reading.graph(extra_labels or {})
+    return reading.graph(extra_labels or {}, every_stage=every_stage)
 
 
 @dataclass
@@ -145,6 +157,7 @@ class _Reading:
         target: str | None,
         platform: str,
         contexts: Mapping[str, ContextRef | ImageRef],
+        lint: Lint,
     ) -> None:
         self._dockerfile = dockerfile
         self._parsed = parsed
@@ -152,47 +165,83 @@ class _Reading:
         self._given = given
         self._platform = platform
         self._contexts = contexts
+        self._lint = lint
         self._budget = Budget()
         self._problems = Problems()
         self._configs: dict[str, ImageConfig] = {}
         self._names: dict[str, _Block] = {}
         self._current: _Block | None = None
         head, self._blocks = _split(parsed)
-        last = self._blocks[-1].start.args
-        predefined = platform_args(platform, target or (last[2].lower() if len(last) == 3 else ""))
+        predefined = platform_args(platform, target or _name_of(self._blocks[-1].start))
         self._known = {name: value for name in predefined if (value := given.get(name)) is not None}
-        self._scope = Variables(given, {}, predefined | self._known)
-        for instruction in head:
-            expander = Expander(instruction, self._scope.values, parsed.escape, self._budget)
-            declare_args(instruction, self._scope, expander)
+        self._scope = self._global_scope(head, given, predefined | self._known)
         for block in self._blocks:
             with self._problems.collected():
                 self._begin(block)
+        self._look(head, predefined | self._known)
         self._problems.raise_all()
         self._target = self._find_target(target)
 
-    def graph(self, extra_labels: Mapping[str, str]) -> Graph:
+    def _global_scope(
+        self, head: Iterable[Instruction], given: Mapping[str, str | None], predefined: Mapping[str, str]
+    ) -> Variables:
+        scope = Variables(given, {}, predefined)
+        for instruction in head:
+            declare_args(instruction, scope, self._expander(instruction, scope.values))
+        return scope
+
+    def _expander(self, instruction: Instruction, values: Mapping[str, str]) -> Expander:
+        return Expander(instruction, values, self._parsed.escape, self._budget)
+
+    def _look(self, head: Sequence[Instruction], predefined: Mapping[str, str]) -> None:
+        """Look for what needs no instruction of a stage to be executed."""
+        lint = self._lint
+        for warning in self._parsed.warnings:
+            lint.report(warning.rule, warning.location, warning.message)
+        starts = [block.start for block in self._blocks if len(block.start.args) in (1, 3)]
+        inside = [instruction for block in self._blocks for instruction in (block.start, *block.body)]
+        lint.names((start, _name_of(start)) for start in starts)
+        lint.casing(inside)
+        lint.maintainers(inside)
+        for instruction in (*head, *inside):
+            if instruction.keyword == "ARG":
+                lint.description(instruction, [word.partition("=")[0] for word in instruction.args])
+        for start in starts:
+            lint.description(start, list(filter(None, [_name_of(start)])))
+        # Whether a name is one without any build argument; mistakes show elsewhere.
+        with suppress(InputError):
+            scope = self._global_scope(head, {}, predefined)
+            for start in starts:
+                base = self._expander(start, scope.values).word(start.args[0])
+                try:
+                    Reference.parse(base)
+                except InputError:
+                    message = f"{start.args[0]!r:.80} is no name of an image without build arguments"
+                    lint.report("InvalidDefaultArgInFrom", start, message, everywhere=True)
+
+    def graph(self, extra_labels: Mapping[str, str], *, every_stage: bool) -> Graph:
         """Read what the target needs, look at the rest, and return the graph."""
-        with self._problems.collected():
-            self._read(self._target)
+        wanted = self._blocks if every_stage else [self._target]
+        for block in wanted:
+            with self._problems.collected():
+                self._read(block)
         for block in self._blocks:
             if block.state is None and not block.broken:
                 self._look_at(block)
         self._problems.raise_all()
+        self._lint.raise_for_error()
         needed = [block for block in self._blocks if block.state is not None]
+        while needed[-1] is not self._target:
+            needed.pop()
         declared = self._scope.declared | self._known.keys()
         for block in self._blocks:
             declared |= block.state.variables.declared if block.state else _declared(block.body)
+        warnings = [*self._lint.found, *(each for block in self._blocks for each in _warnings(block))]
+        here = Location(self._dockerfile.name)
+        unused = (Diagnostic(here, message) for message in _undeclared(self._given, declared))
         return Graph(
             stages=tuple(_stage(block, extra_labels if block is self._target else {}) for block in needed),
-            warnings=(
-                *self._parsed.warnings,
-                *(warning for block in needed if block.state for warning in block.state.warnings),
-                *(
-                    Diagnostic(Location(self._dockerfile.name), message)
-                    for message in _undeclared(self._given, declared)
-                ),
-            ),
+            warnings=(*sorted(warnings, key=lambda each: each.location.line), *unused),
         )
 
     # --- trees that instructions name -----------------------------------------------------------
@@ -252,10 +301,12 @@ class _Reading:
 
     def _begin(self, block: _Block) -> None:
         instruction = block.start
-        expander = Expander(instruction, self._scope.values, self._parsed.escape, self._budget)
+        expander = self._expander(instruction, self._scope.values)
         # Nothing behind the equals sign is no flag; a variable that holds nothing is a mistake.
         if text := read_flags(instruction).values.get("platform"):
-            block.platform = _platform(instruction, text, expander.word(text), self._platform)
+            wanted, looked_up = expander.looked_up(text)
+            block.platform = _platform(instruction, text, wanted, self._platform)
+            self._look_at_platform(instruction, text, looked_up, block.platform)
         match instruction.args:
             case (image,):
                 pass
@@ -268,7 +319,8 @@ class _Reading:
                     )
             case _:
                 raise instruction.error("FROM: expected an image, or an image AS name")
-        base = expander.word(image)
+        base, looked_up = expander.looked_up(image)
+        self._look_at_arguments(instruction, looked_up)
         if not base:
             raise instruction.error(
                 f"FROM: {short(image)!r} expands to nothing",
@@ -282,6 +334,29 @@ class _Reading:
             block.base = self._context(base) or ImageRef(base)
         if block.name:
             self._names[block.name] = block
+
+    def _look_at_arguments(self, instruction: Instruction, looked_up: Lexer) -> None:
+        known = self._scope.values.keys() | self._scope.declared
+        for name in looked_up.missing:
+            if name not in known:
+                near = guess(name, sorted(known))
+                message = f"the argument {name} is not declared before the first FROM"
+                self._lint.report(
+                    "UndefinedArgInFrom", instruction, f"{message} ({near})" if near else message
+                )
+
+    def _look_at_platform(self, instruction: Instruction, text: str, looked_up: Lexer, platform: str) -> None:
+        self._look_at_arguments(instruction, looked_up)
+        if list(looked_up.found) == ["TARGETPLATFORM"] and not looked_up.missing:
+            if platform == self._platform:
+                message = f"{text} is the platform of a stage in any case"
+                self._lint.report("RedundantTargetPlatform", instruction, message)
+        elif not (looked_up.found or looked_up.missing):
+            system, architecture = platform.split("/")[:2]
+            name = _name_of(instruction)
+            if system not in name and architecture not in name:
+                message = f"--platform={text:.80} is constant: a build for another platform gets it as well"
+                self._lint.report("FromPlatformFlagConstDisallowed", instruction, message)
 
     def _find_target(self, target: str | None) -> _Block:
         if target is None:
@@ -316,6 +391,9 @@ class _Reading:
         before, self._current = self._current, block
         try:
             state, triggers, origin = self._start(block, parent.state if parent else None)
+            if isinstance(block.base, ContextRef):
+                everything = Copy(sources=(Files("/", block.base),), destination="/", into=True)
+                state.steps.append(Step(everything, Origin(block.start.location, block.start.text)))
             whole = self._execute_triggers(state, triggers, block.start, origin)
             state.escape = self._parsed.escape
             whole = whole and self._execute_all(state, [] if block.replaced else block.body)
@@ -344,8 +422,10 @@ class _Reading:
             variables,
             self,
             self._budget,
+            self._lint,
             platform=platform,
             foreign=platform != self._platform,
+            workdir_is_own=parent is not None and parent.workdir_is_own,
         )
         return state, () if block.replaced else config.onbuild, name
 
@@ -396,6 +476,7 @@ class _Reading:
         if handler := metadata.HANDLERS.get(instruction.keyword):
             if instruction.keyword != "HEALTHCHECK":
                 read_flags(instruction)
+            state.lint.repeated(instruction, state.once)
             handler(state, instruction)
             return
         operation = operations.HANDLERS[instruction.keyword](state, instruction)
@@ -462,12 +543,20 @@ def _stage(block: _Block, extra_labels: Mapping[str, str]) -> Stage:
     return Stage(
         index=block.index,
         name=block.name,
-        base=block.base,
+        base=Scratch() if isinstance(block.base, ContextRef) else block.base,
         origin=Origin(block.start.location, block.start.text),
         platform=state.platform,
         steps=tuple(state.steps),
         config=state.finished(extra_labels),
     )
+
+
+def _name_of(start: Instruction) -> str:
+    return start.args[2].lower() if len(start.args) == 3 else ""
+
+
+def _warnings(block: _Block) -> Iterable[Diagnostic]:
+    return block.state.warnings if block.state is not None else ()
 
 
 def _stages(blocks: list[_Block]) -> str:

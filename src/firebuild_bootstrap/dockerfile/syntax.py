@@ -41,6 +41,7 @@ _SHOWN_CHARACTERS: Final = 160
 _WHITE_SPACE: Final = re.compile(r"[^\S\n]+")
 _ONBUILD: Final = re.compile(r"^\s*ONBUILD\s*", re.IGNORECASE)
 _ONBUILD_HEREDOC: Final = re.compile(r"\s*ONBUILD\s+(?:RUN|COPY|ADD)\s.*<<", re.IGNORECASE)
+DIRECTIVE: Final = re.compile(r"\s*#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(\S.*?)\s*")
 _PARSER_PREFIX: Final = re.compile(r"Dockerfile parse error(?: on line \d+)?: ")
 _UNKNOWN: Final = re.compile(r"unknown instruction: (.*)", re.DOTALL)
 
@@ -96,6 +97,7 @@ class Instruction:
         json: the operands are in JSON form.
         heredocs: bodies, in the order of their markers.
         location: where it starts.
+        comments: those above it, up to the instruction before, without `#`.
     """
 
     keyword: str
@@ -105,6 +107,7 @@ class Instruction:
     json: bool
     heredocs: tuple[DockerfileHeredoc, ...]
     location: Location
+    comments: tuple[str, ...] = ()
 
     @property
     def operands(self) -> str:
@@ -118,10 +121,18 @@ class Instruction:
 
 @dataclass(frozen=True)
 class ParsedDockerfile:
-    """The instructions of a Dockerfile, its escape character, and what the parser wonders about."""
+    """The instructions of a Dockerfile.
+
+    Args:
+        instructions: in their order.
+        escape: the escape character.
+        head: the comments at the top, where directives can be.
+        warnings: what the parser wonders about.
+    """
 
     instructions: tuple[Instruction, ...]
     escape: str
+    head: tuple[str, ...]
     warnings: tuple[Diagnostic, ...]
 
 
@@ -152,15 +163,32 @@ def parse(source: DockerfileSource, at: Location | None = None) -> ParsedDockerf
     for node in tree.instructions:
         if node.start_line in bare:
             _put_behind_onbuild(node)
+    directives = sum(1 for _ in itertools.takewhile(DIRECTIVE.fullmatch, lines))
+    ends = (0, *(node.end_line for node in tree.instructions))
     instructions = tuple(
-        _instruction(node, tree.escape_token, lines, at or Location(source.name, node.start_line))
-        for node in tree.instructions
+        _instruction(
+            node,
+            tree.escape_token,
+            lines,
+            at or Location(source.name, node.start_line),
+            _comments(lines[max(end, directives) : node.start_line - 1]),
+        )
+        for node, end in zip(tree.instructions, ends, strict=False)
     )
     warnings = tuple(
-        Diagnostic(at or Location(source.name, warning.line), "an empty line in a continued instruction")
+        Diagnostic(
+            at or Location(source.name, warning.line),
+            "an empty line in a continued instruction",
+            "NoEmptyContinuation",
+        )
         for warning in tree.warnings
     )
-    return ParsedDockerfile(instructions, tree.escape_token, warnings)
+    return ParsedDockerfile(instructions, tree.escape_token, tuple(_directives(lines)), warnings)
+
+
+def _comments(lines: Iterable[str]) -> tuple[str, ...]:
+    stripped = (line.strip() for line in lines)
+    return tuple(line[1:].strip() for line in stripped if line.startswith("#"))
 
 
 def _parse(lines: list[str]) -> tuple[DockerfileAst, set[int]]:
@@ -197,7 +225,7 @@ def _directives(lines: list[str]) -> list[str]:
 
 
 def _instruction(
-    node: DockerfileInstruction, escape: str, lines: list[str], location: Location
+    node: DockerfileInstruction, escape: str, lines: list[str], location: Location, comments: tuple[str, ...]
 ) -> Instruction:
     first_line = lines[node.start_line - 1].strip().removesuffix(escape)
     instruction = Instruction(
@@ -208,6 +236,7 @@ def _instruction(
         json=node.json,
         heredocs=tuple(node.heredocs),
         location=location,
+        comments=comments,
     )
     texts = (*instruction.flags, *instruction.args, *(heredoc.content for heredoc in instruction.heredocs))
     for text in texts:

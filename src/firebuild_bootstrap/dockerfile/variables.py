@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
@@ -119,15 +119,22 @@ class Expander:
         values: the variables as they are before the instruction.
         escape: the escape character of the Dockerfile.
         budget: what the variables of the Dockerfile may still put in.
+        missing: told of the variables of a word or heredoc that have no value.
     """
 
     def __init__(
-        self, instruction: Instruction, values: Mapping[str, str], escape: str, budget: Budget
+        self,
+        instruction: Instruction,
+        values: Mapping[str, str],
+        escape: str,
+        budget: Budget,
+        missing: Callable[[Iterable[str]], None] = lambda _: None,
     ) -> None:
         self._instruction = instruction
         self._values = values
         self._escape = escape
         self._budget = budget
+        self._missing = missing
 
     def has_variables(self, text: str) -> bool:
         """Tell whether `text` is more than plain characters: where nothing is expanded, nobody means that."""
@@ -138,10 +145,17 @@ class Expander:
 
     def word(self, text: str) -> str:
         """Return `text` as one word: quotes removed, variables replaced."""
+        return self.looked_up(text)[0]
+
+    def looked_up(self, text: str) -> tuple[str, Lexer]:
+        """Return `text` as one word, and what knows the variables that were looked up for it."""
+        lexer = Lexer(text, self._values, self._escape, self._budget)
         try:
-            return Lexer(text, self._values, self._escape, self._budget).word()
+            word = lexer.word()
         except ExpansionError as error:
             raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+        self._missing(lexer.missing)
+        return word, lexer
 
     def words(self, text: str) -> list[str]:
         """Return `text` as words: what an unquoted variable holds is split at white space."""
@@ -154,9 +168,12 @@ class Expander:
         """Return the body of a heredoc: variables replaced, quotes left alone."""
         try:
             # Always a backslash, whatever the escape directive says: heredocs follow the shell.
-            return Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False).word()
+            lexer = Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False)
+            body = lexer.word()
         except ExpansionError as error:
             raise self._instruction.error(f"in a heredoc: {error}") from error
+        self._missing(lexer.missing)
+        return body
 
 
 class Variables:
@@ -207,10 +224,10 @@ class Variables:
 
         One that gets no value leaves a variable of the same name as it was.
         """
-        self.declared.add(name)
         value = self._given.get(name)
         if value is None:
             value = self._inherited.get(name) if default is None else expand(default)
+        self.declared.add(name)
         if value is not None:
             self.values[name] = value
             self._of_args.add(name)

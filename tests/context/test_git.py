@@ -1,0 +1,215 @@
+"""Repositories, fetched with the system's git from a plain web server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, FetchLimits
+from firebuild_bootstrap.context.git import clone
+from firebuild_bootstrap.dockerfile.graph import GitTree
+from firebuild_bootstrap.errors import InputError, Location
+
+HERE = Location("Dockerfile", 2)
+_TIME = 1_600_000_000
+_ENVIRONMENT = {
+    "PATH": os.environ["PATH"],
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+    **{
+        f"GIT_{who}_{what}": value
+        for who in ("AUTHOR", "COMMITTER")
+        for what, value in (("NAME", "n"), ("EMAIL", "e@x"), ("DATE", f"{_TIME} +0000"))
+    },
+}
+
+pytestmark = pytest.mark.needs("git")
+
+
+def git(directory: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-c", "protocol.file.allow=always", *words],
+        cwd=directory,
+        env=_ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout.strip()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Server:
+    """Two repositories behind a web server, one a submodule of the other."""
+
+    def __init__(self, directory: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}/main.git"
+        module = directory / "module"
+        self._commit(module, {"inner": "of the module"})
+        git(directory, "clone", "--quiet", "--bare", "module", "module.git")
+        main = directory / "main"
+        self.first = self._commit(main, {"a": "1", "d/b": "first", "run.sh": "x"}, tag="v1")
+        (main / ".gitmodules").write_text('[submodule "m"]\n\tpath = m\n\turl = ../module.git\n')
+        git(
+            main,
+            "-c",
+            "protocol.file.allow=always",
+            "submodule",
+            "--quiet",
+            "add",
+            "--force",
+            "../module",
+            "m",
+        )
+        git(main, "config", "--file", ".gitmodules", "submodule.m.url", "../module.git")
+        (main / "run.sh").chmod(0o755)
+        (main / "link").symlink_to("a")
+        self.second = self._commit(main, {"a": "2"})
+        git(main, "branch", "--quiet", "other", "v1")
+        git(directory, "clone", "--quiet", "--bare", "main", "main.git")
+        for name in ("module.git", "main.git"):
+            git(directory / name, "update-server-info")
+
+    @staticmethod
+    def _commit(directory: Path, files: dict[str, str], tag: str = "") -> str:
+        if not directory.exists():
+            directory.mkdir()
+            git(directory, "init", "--quiet", "--initial-branch=main")
+        for name, content in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_text(content)
+        git(directory, "add", "--all")
+        git(directory, "commit", "--quiet", "--message", "m")
+        if tag:
+            git(directory, "tag", "--annotate", "--message", "m", tag)
+        return git(directory, "rev-parse", "HEAD")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    directory = tmp_path_factory.mktemp("repositories")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(directory))) as http:
+        Thread(target=http.serve_forever, daemon=True).start()
+        yield Server(directory, http.server_port)
+        http.shutdown()
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Iterator[BuildContext]:
+    with BuildContext(tmp_path) as context:
+        yield context
+
+
+def sent(context: BuildContext, tree: GitTree, *exclude: str) -> dict[str, Entry]:
+    entries = context.resource([tree], exclude=exclude, location=HERE).entries()
+    return {entry.path: entry for entry in entries}
+
+
+def content(entry: Entry) -> bytes:
+    assert entry.open is not None
+    with entry.open() as file:
+        return file.read()
+
+
+def test_a_repository_becomes_its_files_with_the_time_of_the_commit(
+    server: Server, context: BuildContext
+) -> None:
+    entries = sent(context, GitTree(server.url))
+    assert list(entries) == ["", ".gitmodules", "a", "d", "d/b", "link", "m", "m/inner", "run.sh"]
+    assert content(entries["a"]) == b"2"
+    assert content(entries["m/inner"]) == b"of the module"
+    assert (entries["a"].mode, entries["run.sh"].mode, entries["d"].mode) == (0o644, 0o755, 0o755)
+    assert (entries["link"].kind, entries["link"].link_target) == (EntryKind.SYMLINK, "a")
+    assert {entry.mtime_ns for entry in entries.values()} == {_TIME * 10**9}
+    assert {entry.owner for entry in entries.values()} == {None}
+
+
+def test_refs_directories_and_submodules_are_chosen(server: Server, context: BuildContext) -> None:
+    for ref in ("v1", "refs/tags/v1", "other", server.first, server.first[:10]):
+        entries = sent(context, GitTree(server.url, ref, submodules=False))
+        assert content(entries["a"]) == b"1", ref
+    assert list(sent(context, GitTree(server.url, "v1", "d"))) == ["", "b"]
+    without = sent(context, GitTree(server.url, submodules=False), "d", "*.sh")
+    assert list(without) == ["", ".gitmodules", "a", "link", "m"]
+
+
+def test_the_git_directory_is_kept_on_request(server: Server, context: BuildContext) -> None:
+    entries = sent(context, GitTree(server.url, "v1", keep_git_dir=True))
+    assert ".git/HEAD" in entries
+    assert content(entries["a"]) == b"1"
+
+
+def test_the_commit_has_to_be_the_expected_one(server: Server, context: BuildContext) -> None:
+    assert sent(context, GitTree(server.url, "v1", checksum=server.first[:12]))
+    with pytest.raises(InputError) as caught:
+        sent(context, GitTree(server.url, "main", checksum=server.first))
+    assert f"expected the commit {server.first}, found {server.second}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("ref", "directory", "message"),
+    [
+        ("nowhere", "", "can't be fetched: couldn't find remote ref nowhere"),
+        ("0123456789", "", "can't be fetched: "),
+        ("v1", "nowhere", "'nowhere' is not in the repository http://127.0.0.1"),
+        ("v1", "a", "'a' of the repository http://127.0.0.1"),
+        ("--upload-pack=touch x", "", "can't be fetched: "),
+    ],
+)
+def test_what_is_not_there_is_an_error(
+    server: Server, context: BuildContext, ref: str, directory: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        sent(context, GitTree(server.url, ref, directory))
+    assert message in caught.value.message
+    assert caught.value.location == HERE
+
+
+def test_a_repository_that_is_not_there_is_an_error_without_its_password(
+    server: Server, context: BuildContext
+) -> None:
+    with pytest.raises(InputError) as caught:
+        sent(context, GitTree(server.url.replace("://", "://me:s3cret@").replace("main", "nowhere")))
+    assert "nowhere.git can't be fetched" in caught.value.message
+    assert "s3cret" not in str(caught.value)
+
+
+def test_files_of_this_host_are_no_repository(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="transport 'file' not allowed"):
+        clone(GitTree(f"file://{tmp_path}"), tmp_path, location=None, limits=FetchLimits())
+
+
+def test_a_host_without_git_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="there is no git on this host"):
+        clone(
+            GitTree("https://host/a.git"),
+            tmp_path,
+            location=HERE,
+            limits=FetchLimits(),
+            environment={"PATH": str(tmp_path)},
+        )
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    slow = tmp_path / "git"
+    slow.write_text('#!/bin/sh\ncase "$*" in *fetch*) sleep 600;; esac\n')
+    slow.chmod(0o755)
+    with pytest.raises(InputError, match="it took too long"):
+        clone(
+            GitTree("https://host/a.git"),
+            tmp_path,
+            location=HERE,
+            limits=FetchLimits(total_seconds=0.3),
+            environment={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        )
