@@ -390,11 +390,12 @@ class _Reading:
                 return
         before, self._current = self._current, block
         try:
-            state, triggers, origin = self._start(block, parent.state if parent else None)
+            state, triggers, base = self._start(block, parent.state if parent else None)
             if isinstance(block.base, ContextRef):
                 everything = Copy(sources=(Files("/", block.base),), destination="/", into=True)
-                state.steps.append(Step(everything, Origin(block.start.location, block.start.text)))
-            whole = self._execute_triggers(state, triggers, block.start, origin)
+                origin = Origin(block.start.location, f"COPY --from={block.base.name} / /")
+                state.steps.append(Step(everything, origin))
+            whole = self._execute_triggers(state, triggers, block.start, base)
             state.escape = self._parsed.escape
             whole = whole and self._execute_all(state, [] if block.replaced else block.body)
             if whole:
