@@ -12,6 +12,7 @@ busy machine slows all; the ratios are what counts.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -31,7 +32,8 @@ import grpc
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context import BuildContext, LocalSource
+from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.copy import Copier
 from firebuild_bootstrap.guest.incoming import incoming
@@ -73,7 +75,7 @@ def serve(directory: Path) -> None:
     with BuildContext(directory / "context") as context:
         bootstrap = BootstrapServer(
             commands=[wire.encode_command(command) for command in commands],
-            resources={case: context.resource([LocalSource(case)]) for case in CASES},
+            resources={case: context.resource([Files(case)]) for case in CASES},
             server_material=server,
             guest_material=guest,
             events=lambda _: None,
@@ -103,8 +105,7 @@ def bare_server(material: TLSMaterial) -> Iterator[str]:
     def stream(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
         left = int(request)
         yield b"x"
-        for _ in range(left // MIB):
-            yield data
+        yield from itertools.repeat(data, left // MIB)
         yield data[: left % MIB]
 
     server = grpc.server(ThreadPoolExecutor(2))
@@ -223,15 +224,15 @@ def measured(directory: Path, cases: list[str], runs: int) -> Iterator[Measured]
                     command, input=told, stdout=subprocess.PIPE, text=True, check=True, cwd=directory
                 )
                 if run:  # the first one brought the files into memory
-                    seconds, used, memory = done.stdout.split()
-                    used_both = float(used) + processor_seconds(serving.pid) - before
-                    found[way].append((float(seconds), used_both, int(memory)))
+                    seconds, used, memory = map(float, done.stdout.split())
+                    used += processor_seconds(serving.pid) - before
+                    found[way].append((seconds, used, int(memory)))
         serving.stdin.write("\n")
         serving.stdin.flush()
         served = int(serving.stdout.readline())
         for way, values in found.items():
-            seconds, used, memories = (list(column) for column in zip(*values, strict=True))
-            yield case, way, statistics.median(seconds), statistics.median(used), int(max(memories)), served
+            seconds, used = (statistics.median(value[column] for value in values) for column in (0, 1))
+            yield case, way, seconds, used, max(value[2] for value in values), served
     serving.stdin.close()
     serving.wait()
 

@@ -6,10 +6,13 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from firebuild_bootstrap.guest import kernel
 
 BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
@@ -34,6 +37,25 @@ def leftovers(home: Path, seconds: float = 10.0) -> list[str]:
 
 def _entries(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.exists() else []
+
+
+def privately(function: Callable[[], None]) -> None:
+    """Call it in a mount namespace of its own: that of a thread, which its children share."""
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            kernel.unshare(kernel.CLONE_NEWNS)
+            kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
+            function()
+        except BaseException as error:
+            problems.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if problems:
+        raise problems[0]
 
 
 @dataclass(frozen=True)

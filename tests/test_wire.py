@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 RUN = wire.RunCommand(
     step=3,
@@ -282,3 +284,31 @@ def test_only_versions_that_exist_count_as_announced() -> None:
     assert wire.announced(wire.GUEST) == wire.announced(wire.GUEST[1:]) == wire.MOUNTS_SINCE
     assert wire.announced([("firebuild-guest", "1"), ("x", "2")]) == 1
     assert wire.announced([("firebuild-guest", "3"), ("firebuild-guest", b"2")]) == 0
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4), st.integers(0, 2))
+def test_a_piece_is_written_as_protobuf_writes_it(parts: list[bytes], more: int) -> None:
+    parts = [*parts, bytes(range(256)) * (600 * more)]
+    message = wire.encode_piece(*parts)
+    parsed = pb.ResourceChunk.FromString(message)
+    assert parsed.piece.data == b"".join(parts)
+    assert parsed.piece.checksum == zlib.crc32(parsed.piece.data)
+    if parsed.piece.data:
+        assert parsed.SerializeToString() == message
+    found = wire.decode_piece(message)
+    assert found is not None
+    assert bytes(found) == parsed.piece.data
+
+
+def test_what_is_no_piece_in_that_form_is_left_to_protobuf() -> None:
+    message = wire.encode_piece(b"data")
+    others = [b"", b"\x2a", b"\x2a\xff\xff\xff\xff\xff\xff", message[:-1], message + b"x"]
+    others += [pb.ResourceChunk(group=pb.ResourceChunk.Group(ofTree=True)).SerializeToString()]
+    assert [wire.decode_piece(other) for other in others] == [None] * len(others)
+
+
+def test_a_piece_with_a_wrong_checksum_is_refused() -> None:
+    message = bytearray(wire.encode_piece(b"data"))
+    message[-1] ^= 1
+    with pytest.raises(wire.WireError, match="checksum"):
+        wire.decode_piece(bytes(message))

@@ -10,12 +10,14 @@ from typing import Literal
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, detect
 from firebuild_bootstrap.sandbox.idmap import single
+from firebuild_bootstrap.solve.cache import Cache
 
 IdChoice = Literal["auto", "full", "subids", "single"]
 
@@ -89,6 +91,16 @@ class Home:
         """What builds start from."""
         return BaseStore(self.root, lambda: self.trees, images=self.images, tasks=self.tasks)
 
+    @cached_property
+    def layers(self) -> LayerTrees:
+        """The unpacked layers in the id mapping of this user's builds."""
+        return LayerTrees(self.root, self.trees, check=self.check)
+
+    @cached_property
+    def cache(self) -> Cache:
+        """The results of steps that builds share."""
+        return Cache(self.layers)
+
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
@@ -98,5 +110,7 @@ class Home:
         workspace.sweep(self.root)
 
     def close(self) -> None:
-        """Let go of the bases and images that builds hold."""
+        """Let go of the bases, images and layers that builds hold."""
         self.bases.close()
+        if "layers" in vars(self):
+            self.layers.close()

@@ -34,6 +34,9 @@ class BuildRequest:
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: what to make of the root file system.
+        no_cache: execute each step, whatever the cache has; what comes of it replaces that.
+        no_cache_stages: the same for these stages, by name or index.
+        explain_cache: tell why steps are not cached.
         epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
             None for the real times.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
@@ -55,12 +58,16 @@ class BuildRequest:
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
+    no_cache: bool = False
+    no_cache_stages: frozenset[str] = frozenset()
+    explain_cache: bool = False
     epoch: int | None = None
     keep_failed: Path | None = None
 
     def __post_init__(self) -> None:
         """Check the texts."""
-        self._check("the target", self.target or "")
+        for text in (self.target or "", *self.no_cache_stages):
+            self._check("the name of a stage", text)
         for what, pairs in (("the build argument", self.build_args), ("the label", self.labels)):
             for name, value in pairs.items():
                 self._check(f"the name of {what}", name)

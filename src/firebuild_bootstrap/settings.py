@@ -6,6 +6,7 @@ of the command line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pydantic import Field
 
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
 from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import CASettings, Document, Settings, load_document, validate
 
 # Environment variables that start like a setting and are none.
@@ -27,6 +29,21 @@ class StoreSettings(Settings):
     """Directory; by default $FIREBUILD_HOME, or firebuild in the user's data directory."""
 
 
+class CacheSettings(Settings):
+    """The section `cache`: results of steps that later builds use."""
+
+    max_size: ByteSize | None = None
+    """What they may take on the disk, after each build; what was not used for longest goes first. Without it,
+    20GiB, or a quarter of the disk if that is less."""
+
+    def limit(self, home: Path) -> int:
+        """Return the limit in bytes for a store at `home`, which exists."""
+        if self.max_size is not None:
+            return self.max_size
+        disk = os.statvfs(home)
+        return min(20 << 30, disk.f_blocks * disk.f_frsize // 4)
+
+
 class BuildSettings(Settings):
     """The whole configuration file."""
 
@@ -34,6 +51,7 @@ class BuildSettings(Settings):
     bootstrap: BootstrapSettings = BootstrapSettings()
     machine: MachineSettings = MachineSettings()
     store: StoreSettings = StoreSettings()
+    cache: CacheSettings = CacheSettings()
 
 
 def load_settings(

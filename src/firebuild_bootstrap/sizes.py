@@ -9,7 +9,12 @@ from pydantic import BeforeValidator, Field
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
-def _size(value: object) -> object:
+def parse_size(value: object) -> int:
+    """Read a number of bytes, or a text such as `64MiB`.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = str(value)
@@ -20,4 +25,4 @@ def _size(value: object) -> object:
     raise ValueError(f'expected a size such as 64MiB (B, KiB, MiB, GiB), found "{text}"')
 
 
-ByteSize = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | str), Field(ge=1024)]
+ByteSize = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str), Field(ge=1024)]

@@ -75,10 +75,10 @@ def encode_piece(*parts: bytes | bytearray | memoryview) -> bytes:
 
 
 def decode_piece(message: bytes) -> memoryview | None:
-    """Return the data of a piece; None for a message that carries something else.
+    """Return the data of a piece; None for a message that carries something else, or is written otherwise.
 
     Raises:
-        WireError: the message is cut, or its checksum is wrong.
+        WireError: its checksum is wrong.
     """
     if not message.startswith(_PIECE_TAG):
         return None
@@ -87,10 +87,19 @@ def decode_piece(message: bytes) -> memoryview | None:
     data = memoryview(message)[start:]
     tags = message[begin : begin + 1] + message[begin + 5 : begin + 6]
     if tags != _CHECKSUM_TAG + _DATA_TAG or length != len(message) - begin or size != len(data):
-        raise WireError("a piece of a resource is not in the form that it has to have")
-    if zlib.crc32(data) != int.from_bytes(message[begin + 1 : begin + 5], "little"):
-        raise WireError("the checksum of a piece of a resource is wrong")
+        return None
+    check_piece(data, int.from_bytes(message[begin + 1 : begin + 5], "little"))
     return data
+
+
+def check_piece(data: bytes | memoryview, checksum: int) -> None:
+    """Compare the data of a piece with its checksum.
+
+    Raises:
+        WireError: it is another one.
+    """
+    if zlib.crc32(data) != checksum:
+        raise WireError("the checksum of a piece is wrong")
 
 
 def _varint(number: int) -> bytes:

@@ -504,7 +504,7 @@ def test_another_platform_is_refused(cli: Cli) -> None:
 def test_the_help_names_no_option_that_does_nothing(cli: Cli) -> None:
     shown = cli("build", "--help").out
     assert "--ssh" not in shown
-    assert "--no-cache" not in shown
+    assert "--cache-from" not in shown
     for word in ("local, qemu, firecracker", "size", "2GiB", "embedded"):
         assert word in " ".join(shown.split())
     assert all(

@@ -168,6 +168,48 @@ def test_a_deep_tree_is_no_problem(root: Path, find: Find) -> None:
 
 
 @pytest.mark.parametrize("locked", ["d/private", "d"])
+def test_a_very_deep_tree_is_walked_with_few_descriptors_and_its_files_are_all_read(
+    root: Path, find: Find
+) -> None:
+    depth = 300
+    descriptor = os.open(root, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        with open(
+            os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=below), "wb"
+        ) as file:  # after d in their order
+            file.write(b"F")
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)
+    resource = find("d")
+    before = most = len(os.listdir("/proc/self/fd"))
+    contents = []
+    for entry in resource.entries():
+        if entry.open is not None:
+            with entry.open() as file:
+                contents.append(file.read())
+            most = max(most, len(os.listdir("/proc/self/fd")))
+    assert contents == [b"F"] * depth
+    assert most < before + 140
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_walk_that_is_given_up_leaves_nothing_open_and_its_entries_go_on(root: Path, find: Find) -> None:
+    put(root, "d/e/f", "d/g")
+    resource = find("d")
+    before = len(os.listdir("/proc/self/fd"))
+    walk = resource.entries()
+    entries = [next(walk) for _ in range(3)]
+    walk.close()  # type: ignore[attr-defined]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert entries[2].open is not None
+    with entries[2].open() as file:
+        assert file.read() == b"content of d/e/f"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_what_the_user_may_not_read_is_an_error_before_anything_starts(
     root: Path, find: Find, locked: str
 ) -> None:

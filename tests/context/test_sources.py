@@ -94,6 +94,19 @@ def test_links_inside_a_tree_are_sent_as_links(root: Path, find: Find) -> None:
     assert not any(entry.open for entry in find("src").entries() if entry.kind is EntryKind.SYMLINK)
 
 
+def test_names_of_one_file_are_hard_links_to_the_first_that_is_visible(root: Path, find: Find) -> None:
+    put(root, "d/b", "d/other", "d/x/.keep")
+    for name in ("a", "c", "x/again"):
+        os.link(root / "d/b", root / "d" / name)
+    (root / ".dockerignore").write_text("d/a")
+    found = {entry.path: entry for entry in find("d").entries()}
+    links = {path: entry.link_target for path, entry in found.items() if entry.kind is EntryKind.HARDLINK}
+    assert links == {"c": "b", "x/again": "b"}
+    assert found["b"].kind is EntryKind.FILE
+    assert all(entry.open is None for entry in found.values() if entry.path in links)
+    assert next(find("d/c").entries()).kind is EntryKind.FILE
+
+
 def test_a_source_that_is_a_link_is_followed_and_keeps_its_own_name(root: Path, find: Find) -> None:
     put(root, "real/file")
     (root / "link").symlink_to("real/file")

@@ -18,13 +18,14 @@ from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.layers.root import Root
 from guest.build import copy_command, make_block
 from guest.pki import Pki
-from guest.server import BuildServer, Chunks
+from guest.server import BuildServer, Chunks, packed
 
 
 class Local:
     """Executes commands in `image`."""
 
-    def __init__(self, pki: Pki, server: BuildServer, image: Path) -> None:
+    def __init__(self, pki: Pki, server: BuildServer, image: Path, *, packed: bool = False) -> None:
+        self._packed = packed
         self.server = server
         self.image = image
         self.stop = Stop()
@@ -53,6 +54,8 @@ class Local:
         return caught.value
 
     def copy(self, chunks: Chunks, target: str, **fields: Any) -> None:
+        if self._packed and not callable(chunks):
+            chunks = packed(chunks)
         self.server.resources["files"] = chunks
         self.execute(copy_command(target, **fields))
 

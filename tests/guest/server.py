@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers import tar
 from guest.pki import Pki
 
 Chunks = Sequence[pb.ResourceChunk] | Callable[[grpc.ServicerContext], Iterator[pb.ResourceChunk]]
@@ -50,6 +52,60 @@ def a_link(name: str, text: str, *, hard: bool = False, **fields: Any) -> list[p
     kind = pb.ENTRY_KIND_HARDLINK if hard else pb.ENTRY_KIND_SYMLINK
     fields = {"kind": kind, "linkTarget": text, "fromDirectory": True, **fields}
     return [header(name, **fields), eof(name)]
+
+
+_KINDS: dict[int, tar.Kind] = {
+    pb.ENTRY_KIND_FILE: tar.FILE,
+    pb.ENTRY_KIND_DIRECTORY: tar.DIRECTORY,
+    pb.ENTRY_KIND_SYMLINK: tar.SYMLINK,
+    pb.ENTRY_KIND_HARDLINK: tar.HARDLINK,
+}
+
+
+def group(**fields: bool) -> pb.ResourceChunk:
+    return pb.ResourceChunk(group=pb.ResourceChunk.Group(**fields))
+
+
+def piece(data: bytes, checksum: int | None = None) -> pb.ResourceChunk:
+    number = zlib.crc32(data) if checksum is None else checksum
+    return pb.ResourceChunk(piece=pb.ResourceChunk.Piece(checksum=number, data=data))
+
+
+END = piece(bytes(1024))
+
+
+def member(name: str, content: bytes = b"", kind: tar.Kind = tar.FILE, **fields: Any) -> bytes:
+    """One entry of a packed stream with its content."""
+    entry = tar.Entry(name, kind, **{"mode": 0o644, "size": len(content), **fields})
+    return tar.encode(entry, entry.stored)[0] + content + bytes(-len(content) % tar.BLOCK)
+
+
+def packed(chunks: Sequence[pb.ResourceChunk]) -> list[pb.ResourceChunk]:
+    """What a server sends in place of well-formed entries to a guest that takes files packed."""
+    found: list[pb.ResourceChunk] = []
+    for message in chunks:
+        if message.HasField("header"):
+            header, content = message.header, b""
+        elif message.HasField("chunk"):
+            content += message.chunk.chunk
+        elif header.kind == pb.ENTRY_KIND_UNSPECIFIED:
+            return list(chunks)  # of an old server, which packs nothing
+        else:
+            flags = {"fromDirectory": header.fromDirectory, "keepOwner": header.keepOwner}
+            found.append(group(**flags, ofTree=header.ofTree))
+            data = member(
+                header.entryPath,
+                content,
+                _KINDS[header.kind],
+                mode=header.fileMode,
+                uid=header.uid,
+                gid=header.gid,
+                mtime_ns=header.mtimeNs,
+                linkname=header.linkTarget,
+            )
+            found += [piece(data[:700])]
+            found += [piece(data[at : at + 1024 * 1024]) for at in range(700, len(data), 1024 * 1024)]
+    return [*found, END]
 
 
 class BuildServer:

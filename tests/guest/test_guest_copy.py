@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from guest.build import copy_command, workdir_command
+from guest.build import copy_command, make_image, workdir_command
 from guest.local import Local
-from guest.server import a_directory, a_file, a_link, chunk, eof, header, in_tree
+from guest.pki import Pki
+from guest.server import BuildServer, a_directory, a_file, a_link, chunk, eof, header, in_tree
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(params=["each by itself", "packed"])
+def local(request: pytest.FixtureRequest, pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Local]:
+    """A guest that is sent the same entries in one form and in the other."""
+    image = make_image(tmp_path / "image", busybox=False)
+    local = Local(pki, server, image, packed=request.param == "packed")
+    yield local
+    local.close()
+
 
 TREE = [*a_directory(""), *in_tree("a", b"A"), *a_directory("sub"), *in_tree("sub/b", b"B")]
 

@@ -195,6 +195,23 @@ def test_mounts_add_nothing_to_the_layer_of_a_run(outside: Build) -> None:
     assert uppers == {2: set(), 3: {"srv", "srv/kept", "etc", "etc/t", "etc/t/kept"}}
 
 
+def test_processes_and_open_files_in_mounts_end_with_their_run(outside: Build) -> None:
+    files(outside)
+    mounts = (bind("/rw", writable=True), wire.CacheMount(target="/c", id="c"), wire.TmpfsMount(target="/t"))
+    shell = """
+        (cd /rw/sub; exec 3>>/c/log 4>>/t/x 5<>/rw/a; while echo again >&5; do :; done) >/dev/null 2>&1 &
+        (cd /c; while :; do echo x > n; rm n; done) >/dev/null 2>&1 &
+        busybox chmod 000 /rw/sub /c; busybox ln -s / /rw/out; mkdir() { busybox mkdir $*; }; mkdir /rw/new
+    """
+    outside.succeed(
+        mounted(shell, *mounts),
+        mounted("busybox stat -c %a /c /rw/sub; cat /rw/a; ls /c; ls /t", *mounts, step=3),
+    )
+    assert outside.server.stdout.decode().replace("n\n", "") == "0\n755\nalphalog\n"
+    assert list((outside.directory / "scratch").iterdir()) == []
+    assert (outside.image / "bin/busybox").exists()
+
+
 # --- where mounts may be ---------------------------------------------------------------------------
 
 

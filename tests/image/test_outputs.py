@@ -112,7 +112,7 @@ def test_a_failed_copy_leaves_the_old_file_and_nothing_else(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "sendfile", full)
+    monkeypatch.setattr(os, "copy_file_range", full)
     with pytest.raises(MachineError, match="dest could not be written: No space left"):
         deliver(source, OutputSpec(OutputType.TAR, dest), trees)
     assert dest.read_text() == "old"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import subprocess
 import tarfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ import pytest
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits, starts_like_tar
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.layers.tar import OPAQUE, WHITEOUT, Entry, LayerWriter, write_layer
+from firebuild_bootstrap.layers.tar import OPAQUE, WHITEOUT, Entry, LayerError, LayerWriter, write_layer
 from firebuild_bootstrap.layers.tree import tree_entries
+from firebuild_bootstrap.removal import remove_tree
 
 
 def header(name: str, **fields: object) -> bytes:
@@ -259,7 +261,8 @@ def test_extended_headers_that_are_none_are_damage(records: bytes) -> None:
         (extended(b"9 uid=-1\n") + header("f") + bytes(1024), "for a number"),
         (extended(b"15 path=a/../..\n") + header("f"), "an extended header|leads out"),
         (header("l", type=tarfile.SYMTYPE, linkname="t")[:-1] + b"?", "a header in it is none"),
-        (extended(b"16 linkpath=a\0b\n") + header("l", type=tarfile.SYMTYPE), "NUL in its link"),
+        (extended(b"16 linkpath=a\0b\n") + header("l", type=tarfile.SYMTYPE), "which is no path"),
+        (header("l", type=tarfile.SYMTYPE), "a link to ''"),
         (header("d", type=b"Y") + bytes(1024), "'d' has the unknown type b'Y'"),
     ],
 )
@@ -283,12 +286,60 @@ def sparse_1_0(table: bytes) -> bytes:
         (b"x\n0\n0\n" + bytes(505), "for a number"),
         (b"9" * 600, "makes no sense"),
         (b"1\n0\n600\n" + bytes(502), "can't have a size"),
-        (b"99999999\n" + b"1\n" * 2000, "cut off"),
+        (b"400000\n" + b"1\n" * 2000, "cut off"),
+        (b"99999999\n" + b"1\n" * 2000, "more than 500000 holes"),
     ],
 )
 def test_maps_of_sparse_files_that_make_no_sense_are_damage(table: bytes, why: str) -> None:
     with pytest.raises(DamagedArchive, match=why):
         names(sparse_1_0(table))
+
+
+@pytest.mark.parametrize(
+    ("records", "why"),
+    [
+        ({"path": "a/" * 33_000}, "longer than 65536 bytes"),
+        ({f"comment.{number}": "x" for number in range(5000)}, "more than 4096 records"),
+        ({"GNU.sparse.size": "10", "GNU.sparse.map": "1," * 1_000_010 + "1"}, "more than 500000 holes"),
+    ],
+)
+def test_headers_that_would_fill_the_memory_are_refused(records: dict[str, str], why: str) -> None:
+    info = tarfile.TarInfo("x")
+    info.pax_headers = records
+    with pytest.raises(DamagedArchive, match=why):
+        names(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+
+
+def test_a_long_name_without_its_directories_makes_them_within_bounds(tmp_path: Path) -> None:
+    """No list of the paths of all of them, which is a thousand times as long as the name."""
+    info = tarfile.TarInfo("f")
+    info.pax_headers = {"path": "d/" * 1000 + "f"}
+    out = unpacked(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024), tmp_path / "out")
+    assert (out / ("d/" * 1000) / "f").is_file()
+    remove_tree(out)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_is_told_or_harmless(rich_tree: Path, tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    (rich_tree / "pipe").unlink()
+    sources = [
+        as_layer(rich_tree),
+        gnu_tar(rich_tree, "-S --format=gnu"),
+        gnu_tar(rich_tree, "-S --format=posix"),
+    ]
+    for number in range(60):
+        data = bytearray(chance.choice(sources))
+        for _ in range(chance.randint(1, 5)):
+            field = chance.choice((0, 100, 124, 135, 136, 156, 157, 257, 345, 386, 400, 482, 483, 504))
+            place = chance.randrange(0, len(data), 512) + field
+            data[place] = chance.choice((0, 0x2E, 0x2F, 0x31, 0x37, 0x80, 0xFF, chance.randrange(256)))
+            block = place - place % 512
+            data[block + 148 : block + 156] = b" " * 8  # so that damage gets behind the checksum
+            data[block + 148 : block + 156] = b"%06o\0 " % sum(data[block : block + 512])
+        with suppress(LayerError, OSError):
+            unpacked(bytes(data), tmp_path / str(number))
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.isdecimal()) == ["rich"]
 
 
 def test_old_signed_checksums_and_binary_numbers_are_understood() -> None:

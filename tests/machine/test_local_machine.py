@@ -1,24 +1,40 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import signal
+import stat
+import tarfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.image.bases import Base
+from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
-from firebuild_bootstrap.machine.base import ArchiveLayer, GuestOptions, Machine, MachineExit
+from firebuild_bootstrap.machine.base import (
+    ArchiveLayer,
+    GuestOptions,
+    Layer,
+    Machine,
+    MachineExit,
+    StoredLayer,
+)
+from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single
+from support import privately
 
 pytestmark = pytest.mark.needs("bwrap")
 NO_BOOTSTRAP: dict[str, object] = {"latest": {"meta-data": {}}}
@@ -72,6 +88,123 @@ def test_the_base_becomes_the_root_and_is_exported_in_every_form(
     assert made[OutputType.EXT4].size == (into / "rootfs.ext4").stat().st_size
     summary = Trees(Sandbox(idmap)).summary(into / "rootfs")
     assert (made[OutputType.DIR].size, made[OutputType.DIR].digest) == (summary.size, summary.digest)
+
+
+def whiteout(path: Path) -> None:
+    os.mknod(path, stat.S_IFCHR, 0)
+
+
+def contents(tree: Path) -> dict[str, str]:
+    """The files below a directory, with what is in them."""
+    return {
+        str(path.relative_to(tree)): path.read_text()
+        for path in sorted(tree.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def archive_of(path: Path, **files: str) -> ArchiveLayer:
+    with tarfile.open(path, "w") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name.replace("_", "/"))
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return ArchiveLayer(path, f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}")
+
+
+@pytest.fixture
+def below(tmp_path: Path, idmap: IdMap) -> list[Layer]:
+    """A base, a layer of an image and a step that is kept unpacked, each with another change."""
+    step = tmp_path / "step"
+    (step / "fs/dir").mkdir(parents=True)
+    (step / "fs/dir/three").write_text("3")
+    whiteout(step / "fs/dir/one")
+    store = LayerTrees(tmp_path, Trees(Sandbox(idmap)))
+    store.adopt("sha256:step", step)
+    store.close()
+    return [
+        archive_of(tmp_path / "base.tar", dir_one="1", dir_two="2", gone="0"),
+        archive_of(tmp_path / "image.tar", **{".wh.gone": "", "dir_two": "two"}),
+        StoredLayer("sha256:step"),
+    ]
+
+
+MERGED = {"dir/two": "two", "dir/three": "3"}
+
+
+def test_a_root_of_several_layers_is_their_merged_view(
+    machine: LocalMachine, below: list[Layer], tmp_path: Path, idmap: IdMap
+) -> None:
+    assert machine.prepare(below) == ((idmap.note,) if idmap.note else ())
+    assert machine.layers() == ()
+    into = tmp_path / "out"
+    into.mkdir()
+    machine.export(parse_outputs(["dir"]), into)
+    assert contents(into / "rootfs") == MERGED
+
+
+def test_the_steps_of_a_machine_are_what_the_next_one_starts_from(
+    machine: LocalMachine, below: list[Layer], tmp_path: Path, idmap: IdMap
+) -> None:
+    machine.prepare(below)
+    layers = tmp_path / "builds/build-1/layers"
+    for place, name in (("upper/10", "ten"), ("upper/9", "nine"), ("unfinished", "eleven")):
+        (layers / place / "fs").mkdir(parents=True)
+        (layers / place / "fs" / name).write_text(name)
+    whiteout(layers / "upper/10/fs/nine")
+    steps = machine.layers()
+    assert [layer.step for layer in steps] == [9, 10]
+    (tmp_path / "kept").mkdir()
+    assert machine.keep(tmp_path / "kept") == ()
+    with tarfile.open(tmp_path / "kept/rootfs.tar") as tar:
+        names = set(tar.getnames())
+    assert names == {".", "dir", "dir/two", "dir/three", "ten", "eleven"}
+    with closing(LayerTrees(tmp_path, Trees(Sandbox(idmap)))) as store:
+        for layer in steps:
+            store.adopt(f"sha256:{layer.step}", layer.directory)
+        following = LocalMachine(Workspace(tmp_path, "build-2", idmap))
+        following.prepare([*below, StoredLayer("sha256:9"), StoredLayer("sha256:10")])
+    assert not following.layers()
+    (tmp_path / "out").mkdir()
+    following.export(parse_outputs(["dir"]), tmp_path / "out")
+    following.close()
+    assert contents(tmp_path / "out/rootfs") == {**MERGED, "ten": "ten"}
+
+
+def test_a_layer_that_is_not_there_is_named(machine: LocalMachine) -> None:
+    with pytest.raises(MachineError, match="the layer sha256:none is not in the store"):
+        machine.prepare([StoredLayer("sha256:none")])
+
+
+@pytest.mark.root
+@pytest.mark.needs("root", "mke2fs", "debugfs")
+def test_without_overlays_layers_are_written_over_each_other_as_on_a_drive(
+    below: list[Layer], tmp_path: Path, idmap: IdMap
+) -> None:
+    for name in ("lower/0", "lower/1", "upper", "work", "refusing"):
+        (tmp_path / name).mkdir(parents=True)
+    notes: list[str] = []
+
+    def copy() -> None:
+        # An overlay can't have its upper directory on another one.
+        mount_layers(str(tmp_path), ["lower/0", "lower/1"], str(tmp_path / "refusing"), "upper", "work")
+        machine = LocalMachine(Workspace(tmp_path / "refusing", "build-1", idmap))
+        notes.extend(machine.prepare(below[:2]))
+        assert machine.layers() == ()
+        machine.export(parse_outputs(["dir"]), tmp_path)
+        machine.close()
+
+    privately(copy)
+    assert contents(tmp_path / "rootfs") == {"dir/one": "1", "dir/two": "two"}
+    [told] = [note for note in notes if note != idmap.note]
+    assert told.startswith(f"the base is copied for this build, because {tmp_path}/refusing/builds/build-1")
+    assert "allows no overlay: " in told
+    with Workspace(tmp_path, "build-1", idmap) as workspace:
+        disk = Disk(workspace)
+        assert disk.fill(below) == ()
+        (tmp_path / "drive").mkdir()
+        disk.export(parse_outputs(["dir"]), tmp_path / "drive")
+    assert contents(tmp_path / "drive/rootfs") == MERGED
 
 
 def test_scratch_is_an_empty_root(machine: LocalMachine, tmp_path: Path) -> None:

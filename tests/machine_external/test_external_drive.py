@@ -37,7 +37,7 @@ def into(tmp_path: Path) -> Path:
 def test_a_drive_is_made_read_and_removed(path: Path, workspace: Workspace, tmp_path: Path) -> None:
     drive = own(path, workspace)
     drive.check()
-    assert drive.prepare(None) == ()
+    assert drive.prepare([]) == ()
     assert path.stat().st_mode & 0o7777 == 0o600
     assert path.stat().st_size == 32 << 20
     assert path.stat().st_blocks * 512 < 8 << 20
@@ -57,11 +57,11 @@ def test_a_drive_is_made_read_and_removed(path: Path, workspace: Workspace, tmp_
 def test_a_drive_of_somebody_else_is_read_and_not_changed(
     path: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
-    Disk(workspace, size=32 << 20).fill(None)
+    Disk(workspace, size=32 << 20).fill([])
     (workspace.path / "disk.ext4").rename(path)
     drive = ExternalDrive(path, fill=False, disk=Disk(workspace))
     drive.check()
-    drive.prepare(None)
+    drive.prepare([])
     mount(path)
     unmount(path)
     before = path.read_bytes()
@@ -74,7 +74,7 @@ def test_a_drive_that_is_still_mounted_is_waited_for(
     path: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     drive = own(path, workspace)
-    drive.prepare(None)
+    drive.prepare([])
     mount(path)
     later = threading.Timer(0.5, unmount, [path])
     later.start()
@@ -86,7 +86,7 @@ def test_a_drive_that_is_still_mounted_is_waited_for(
 
 def test_a_drive_that_stays_mounted_is_not_read(path: Path, workspace: Workspace, tmp_path: Path) -> None:
     drive = own(path, workspace)
-    drive.prepare(None)
+    drive.prepare([])
     mount(path)
     assert not drive.wait(0.2)
     with pytest.raises(MachineError, match=r"still has its drive .* mounted") as caught:
@@ -98,7 +98,7 @@ def test_a_drive_that_nobody_used_is_not_taken_for_the_result(
     path: Path, workspace: Workspace, tmp_path: Path
 ) -> None:
     drive = own(path, workspace)
-    drive.prepare(None)
+    drive.prepare([])
     began = time.monotonic()
     with pytest.raises(MachineError, match=r"on a drive that is not .*: nobody has mounted that"):
         drive.export(parse_outputs(["tar"]), into(tmp_path), end_timeout=30)
@@ -110,7 +110,7 @@ def test_a_drive_that_is_mounted_while_it_is_read_is_not_taken(
 ) -> None:
     mounting = threading.Event()
     drive = own(path, workspace, check=lambda: mount(path) if mounting.is_set() else None)
-    drive.prepare(None)
+    drive.prepare([])
     mount(path)
     unmount(path)
     mounting.set()
@@ -126,7 +126,7 @@ def test_a_wait_can_be_interrupted(path: Path, workspace: Workspace) -> None:
             raise Interrupted("enough")
 
     drive = own(path, workspace, check=check)
-    drive.prepare(None)
+    drive.prepare([])
     interrupting.set()
     with pytest.raises(Interrupted):
         drive.wait(30)
@@ -137,7 +137,7 @@ def test_nothing_is_overwritten(path: Path, workspace: Workspace) -> None:
     with pytest.raises(InputError, match="exists, and would be overwritten with the base"):
         own(path, workspace).check()
     with pytest.raises(InputError, match="exists, and would be overwritten"):  # made since the check
-        own(path, workspace).prepare(None)
+        own(path, workspace).prepare([])
     assert path.read_text() == "precious"
     assert sorted(os.listdir(path.parent)) == ["drive.img", "home"]
 
@@ -150,13 +150,13 @@ def test_a_file_system_that_refuses_the_drive_is_named(
 
     monkeypatch.setattr(os, "link", link)
     with pytest.raises(MachineError, match="can't be made: Operation not permitted"):
-        own(path, workspace).prepare(None)
+        own(path, workspace).prepare([])
     assert os.listdir(path.parent) == ["home"]
 
 
 def test_a_file_that_somebody_put_in_its_place_stays(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
-    drive.prepare(None)
+    drive.prepare([])
     (path.parent / "other").write_text("theirs")
     (path.parent / "other").rename(path)
     drive.close()
@@ -167,7 +167,7 @@ def test_what_is_missing_is_named(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(InputError, match="none is no directory that can be written to"):
         own(tmp_path / "none/drive.img", workspace).check()
     with pytest.raises(MachineError, match="can't be copied to"):
-        own(tmp_path / "none/drive.img", workspace).prepare(None)
+        own(tmp_path / "none/drive.img", workspace).prepare([])
     theirs = ExternalDrive(tmp_path / "none", fill=False, disk=Disk(workspace))
     with pytest.raises(InputError, match="none is no file"):
         theirs.check()
@@ -184,7 +184,7 @@ def test_a_file_without_a_file_system_is_refused(path: Path, workspace: Workspac
 
 def test_a_drive_that_vanishes_is_named(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
-    drive.prepare(None)
+    drive.prepare([])
     path.unlink()
     with pytest.raises(MachineError, match=r"drive .* can't be read: No such file"):
         drive.released()
@@ -192,7 +192,7 @@ def test_a_drive_that_vanishes_is_named(path: Path, workspace: Workspace) -> Non
 
 
 def test_a_drive_with_errors_is_not_clean(path: Path, workspace: Workspace) -> None:
-    own(path, workspace).prepare(None)
+    own(path, workspace).prepare([])
     assert Superblock.read(path).clean
     debugfs(path, "ssv state 2")
     assert not Superblock.read(path).clean

@@ -60,7 +60,7 @@ def test_what_comes_back_is_what_the_local_machine_makes_of_the_same_base(
                 machine.prepare([ArchiveLayer(host_base.archive, host_base.digest)])
             else:
                 machine = Disk(workspace, epoch=epoch)
-                machine.fill(host_base.archive)
+                machine.fill([ArchiveLayer(host_base.archive, host_base.digest)])
             made[name] = machine.export(parse_outputs(FORMS), tmp_path / name)
     for local, disk in zip(made["local"], made["disk"], strict=True):
         assert (disk.type, disk.path) == (local.type, local.path)
@@ -75,7 +75,7 @@ def test_what_comes_back_is_what_the_local_machine_makes_of_the_same_base(
 
 def test_without_a_size_there_are_two_gigabytes_free_and_the_file_has_holes(workspace: Workspace) -> None:
     disk = Disk(workspace)
-    assert disk.fill(None) == ()
+    assert disk.fill([]) == ()
     free, inodes = free_of(disk.path)
     assert free > 1.9 * 2**30
     assert inodes > 50_000
@@ -85,18 +85,18 @@ def test_without_a_size_there_are_two_gigabytes_free_and_the_file_has_holes(work
 
 def test_the_drive_has_the_size_that_was_asked_for(workspace: Workspace) -> None:
     disk = Disk(workspace, size=100 << 20)
-    disk.fill(None)
+    disk.fill([])
     assert disk.path.stat().st_size == 100 << 20
 
 
 def test_a_size_that_the_base_does_not_fit_into_is_refused(workspace: Workspace) -> None:
     with pytest.raises(InputError, match=r"machine\.disk_size: expected room for .* found 2 MiB"):
-        Disk(workspace, size=2 << 20).fill(None)
+        Disk(workspace, size=2 << 20).fill([])
 
 
 def test_what_a_guest_made_comes_back_with_owners_links_and_devices(workspace: Workspace) -> None:
     disk = Disk(workspace, size=64 << 20)
-    disk.fill(None)
+    disk.fill([])
     debugfs(
         disk.path,
         "mkdir d",
@@ -123,7 +123,7 @@ def test_owners_that_this_user_cannot_have_stay_in_archives_and_are_named_otherw
     notices: list[str] = []
     with Workspace(tmp_path, "b1", single(Host.current(), "on purpose")) as workspace:
         disk = Disk(workspace, size=64 << 20, notice=notices.append)
-        disk.fill(None)
+        disk.fill([])
         debugfs(disk.path, "mkdir theirs", "sif theirs uid 33")
         disk.export(parse_outputs(["tar", "dir"]), tmp_path)
         listing = subprocess.run(
@@ -139,10 +139,10 @@ def test_owners_that_this_user_cannot_have_stay_in_archives_and_are_named_otherw
 
 def test_small_damage_is_repaired_and_great_damage_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
     disk = Disk(workspace, size=64 << 20)
-    disk.fill(None)
+    disk.fill([])
     debugfs(disk.path, "set_super_value free_blocks_count 1")
     disk.export(parse_outputs(["tar"]), tmp_path)
-    disk.fill(None)
+    disk.fill([])
     with disk.path.open("r+b") as file:
         file.write(bytes(1 << 20))
     with pytest.raises(MachineError, match=r"e2fsck is not content with the machine's drive \(status 8\)"):
@@ -151,7 +151,7 @@ def test_small_damage_is_repaired_and_great_damage_is_an_error(workspace: Worksp
 
 def test_an_export_that_cannot_be_written_is_an_error(workspace: Workspace, tmp_path: Path) -> None:
     disk = Disk(workspace, size=64 << 20)
-    disk.fill(None)
+    disk.fill([])
     with pytest.raises(MachineError, match=r"rootfs\.tar could not be written: No such file"):
         disk.export(parse_outputs(["tar"]), tmp_path / "missing")
 
@@ -159,4 +159,4 @@ def test_an_export_that_cannot_be_written_is_an_error(workspace: Workspace, tmp_
 def test_filling_over_what_is_there_is_an_error(workspace: Workspace) -> None:
     (workspace.path / "base").mkdir()
     with pytest.raises(MachineError, match="base: File exists"):
-        Disk(workspace).fill(None)
+        Disk(workspace).fill([])

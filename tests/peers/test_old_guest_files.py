@@ -36,6 +36,7 @@ def fill(house: House) -> None:
     (house.context / "tree/void").mkdir(exist_ok=True)
     (house.context / "tree/void").chmod(0o1777)
     (house.context / "tree/sub").chmod(0o2750)
+    os.link(house.context / "tree/one", house.context / "tree/sub/one")
     house.file("other/one", "another one", time=1.3e9)
     house.file("other/sub/three", "333")
 

@@ -18,6 +18,8 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.guest.handshake import client_context, first_contact
+from firebuild_bootstrap.guest.stop import Stop
 
 BOUND = 256 * 1024 * 1024
 """Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
@@ -44,9 +46,31 @@ class Served:
             ("grpc.enable_retries", 0),
             ("grpc.max_metadata_size", 1 << 20),
         ]
-        opened = [grpc.secure_channel(self.greeting["address"], credentials, options) for _ in range(count)]
+        # Every other one is passed through the gate, as those of current guests.
+        connect = [
+            ("grpc.http_connect_server", self.greeting["address"]),
+            ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {self._token()}"),
+        ]
+        opened = [
+            grpc.secure_channel(self.greeting["address"], credentials, [*options, *connect[: number % 2 * 2]])
+            for number in range(count)
+        ]
         self._channels += opened
         return opened
+
+    def _token(self) -> str:
+        greeting, stop = self.greeting, Stop()
+        block = wire.BootstrapBlock(
+            host_port=greeting["address"],
+            ca_chain=greeting["trust_pem"],
+            cert=greeting["certificate_chain_pem"],
+            key=greeting["private_key_pem"],
+            server_name=greeting["name"],
+        )
+        token = first_contact(block, client_context(block), stop, 10).token
+        stop.close()
+        assert token
+        return token
 
     def most(self) -> int:
         """The most bytes of the process that were ever in memory (proc_pid_status(5))."""
@@ -82,7 +106,7 @@ def call(channel: grpc.Channel, method: str, request: Any, *, hello: bool = True
     stream: Any = channel.unary_stream(
         wire.method(method), request_serializer=lambda message: message.SerializeToString()
     )
-    return stream(request, metadata=(*((wire.GUEST_HELLO,) if hello else ()), *extra))
+    return stream(request, metadata=(*((wire.GUEST_HELLO, wire.GUEST_PACKED) if hello else ()), *extra))
 
 
 def unread_resources_and_outputs(channels: list[grpc.Channel]) -> Iterator[Any]:

@@ -14,6 +14,7 @@ import click
 from firebuild_bootstrap.cli.agent import agent
 from firebuild_bootstrap.cli.base import base
 from firebuild_bootstrap.cli.ca import ca
+from firebuild_bootstrap.cli.cache import cache
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.failure import report
@@ -38,7 +39,7 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (build, rootfs, base, images, du, rm_tree, config, ca, plugin, agent):
+for command in (build, rootfs, base, images, cache, du, rm_tree, config, ca, plugin, agent):
     app.add_command(command)
 
 

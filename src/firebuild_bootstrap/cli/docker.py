@@ -22,11 +22,11 @@ _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
 _NO_REGISTRY: Final = "firebuild talks to no registry yet: "
-_NO_CACHE: Final = "there is no cache between builds yet, so that each step runs anew: leave it out"
+_OWN_CACHE: Final = "builds of one store share their cache without being told to: leave it out"
 _ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
 
-_POINTLESS_FLAGS: Final = ("--no-cache", "--rm", "--force-rm", "--compress", "--load", "--squash")
-_POINTLESS_OPTIONS: Final = ("--cache-from", "--no-cache-filter")
+_POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
+_POINTLESS_OPTIONS: Final = ("--cache-from",)
 _REFUSED_FLAGS: Final = {
     "--push": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
     "--pull": _NO_REGISTRY + "`firebuild base import` keeps a newer base",
@@ -39,7 +39,7 @@ _REFUSED_FLAGS: Final = {
 _REFUSED_OPTIONS: Final = {
     "--ssh": "forwarding of SSH agents is not supported yet: RUN --mount=type=ssh is not either;"
     " clone into the build context before",
-    "--cache-to": _NO_CACHE,
+    "--cache-to": _OWN_CACHE,
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
     "--annotation": "an image here has no manifest to annotate: use --label",
@@ -71,7 +71,7 @@ _THEIR_TYPES: Final = {
     "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
     "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
     "registry": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
-    "cacheonly": _NO_CACHE,
+    "cacheonly": _OWN_CACHE,
 }
 
 _RUN: Final = "firebuild builds images and runs none yet: boot the ext4 output with your own tool"
@@ -82,10 +82,11 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("buildx", "build"): ("build",),
     ("buildx", "b"): ("build",),
     ("builder", "build"): ("build",),
-    ("buildx", "prune"): ("images", "prune"),
-    ("builder", "prune"): ("images", "prune"),
+    ("buildx", "prune"): ("cache", "prune"),
+    ("builder", "prune"): ("cache", "prune"),
     ("system", "prune"): ("images", "prune"),
-    ("buildx", "du"): ("du",),
+    ("buildx", "du"): ("cache", "du"),
+    ("builder", "du"): ("cache", "du"),
     ("system", "df"): ("du",),
     ("image",): ("images",),
     ("rmi",): ("images", "rm"),
@@ -114,7 +115,8 @@ _NOT_THERE: Final[dict[str, str]] = {
         "context": "there is no daemon to choose",
         "buildx": "of docker buildx there are build, du and prune: `firebuild build`",
         "builder": "of docker builder there are build and prune: `firebuild build`",
-        "system": "of docker system there are df and prune: `firebuild du`, `firebuild images prune`",
+        "system": "of docker system there are df and prune: `firebuild du`, `firebuild images prune`,"
+        " `firebuild cache prune`",
     }.items()
     for name in names.split()
 }

@@ -112,10 +112,11 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
 
     Images with a name and bases stay; `firebuild images rm` and `firebuild base rm` remove those.
     """
+    from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file), writable=not dry_run)
-    before = 0 if dry_run else _allocated(home.root)
+    before = 0 if dry_run else allocated(home.root)
     verb = "would remove" if dry_run else "removed"
     for tag in home.images.names():
         if tag.is_untagged:
@@ -128,7 +129,7 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
         click.echo(f"{verb} {one_line(str(directory))}")
     if not dry_run:
         _sweep(home)
-        click.echo(f"freed {human_size(max(before - _allocated(home.root), 0))}")
+        click.echo(f"freed {human_size(max(before - allocated(home.root), 0))}")
 
 
 @click.command()
@@ -141,11 +142,12 @@ def du(as_json: bool, config_file: Path | None) -> None:
     """
     from firebuild_bootstrap.cli.imagejson import as_text
     from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file))
     used = list(_usage(home))
-    total = _allocated(home.root)
+    total = allocated(home.root)
     if as_json:
         entries = [{"kind": one.kind, "name": one.name, "bytes": one.size} for one in used]
         click.echo(as_text({"path": str(home.root), "bytes": total, "entries": entries}), nl=False)
@@ -167,17 +169,20 @@ class _Used:
 
 
 def _usage(home: Home) -> Iterator[_Used]:
+    from firebuild_bootstrap.image.trees import allocated
+
     for image in home.images.list():
-        yield _Used("image", str(image.tag), _allocated(image.directory))
+        yield _Used("image", str(image.tag), allocated(image.directory))
     for base in home.bases.list():
-        yield _Used("base", base.name, _allocated(base.archive.parent))
+        yield _Used("base", base.name, allocated(base.archive.parent))
     kinds = {"builds": "build", "failed": "failed", "removing": "removing"}
     for folder, kind in kinds.items():
         for directory in _entries(home.root / folder):
-            yield _Used(kind, directory.name, _allocated(directory))
+            yield _Used(kind, directory.name, allocated(directory))
     for other in _entries(home.root, files=True):
         if other.name not in ("images", "bases", *kinds):
-            yield _Used("other", other.name, _allocated(other))
+            kind = "cache" if other.name in ("cache", "cache-mounts", "layers") else "other"
+            yield _Used(kind, other.name, allocated(other))
 
 
 def _entries(directory: Path, *, files: bool = False) -> list[Path]:
@@ -185,24 +190,6 @@ def _entries(directory: Path, *, files: bool = False) -> list[Path]:
         return sorted(path for path in directory.iterdir() if files or path.is_dir())
     except FileNotFoundError:
         return []
-
-
-def _allocated(path: Path) -> int:
-    """Return the bytes that a tree takes on its disk; what nobody but its owners may enter is left out."""
-    seen: set[tuple[int, int]] = set()
-    size = 0
-    walk = os.walk(path) if path.is_dir() else [(path.parent, (), (path.name,))]
-    for folder, folders, files in walk:
-        for name in (*folders, *files):
-            try:
-                status = os.lstat(os.path.join(folder, name))
-            except OSError:  # gone by now
-                continue
-            if (status.st_dev, status.st_ino) not in seen:
-                size += status.st_blocks * 512  # whatever the block size is: stat(2)
-            if status.st_nlink > 1:
-                seen.add((status.st_dev, status.st_ino))
-    return size
 
 
 def _sweep(home: Home) -> None:

@@ -98,6 +98,17 @@ def _options() -> Callable[[FunctionT], FunctionT]:
         click.option("--call", type=click.Choice(["build", "check"]), default="build", hidden=True),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
         click.option(
+            "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
+        ),
+        click.option(
+            "--no-cache-filter",
+            "no_cache_filter",
+            multiple=True,
+            metavar="STAGE[,STAGE]",
+            help="The same for these stages, by name or index.",
+        ),
+        click.option("--explain-cache", is_flag=True, help="Tell of each stage why it is not cached."),
+        click.option(
             "--platform", "platforms", multiple=True, metavar="OS/ARCH", help="Has to be that of this host."
         ),
         click.option(
@@ -198,6 +209,9 @@ class _Options:
     secrets: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...]
     target: str | None
+    no_cache: bool
+    no_cache_filter: tuple[str, ...]
+    explain_cache: bool
     platforms: tuple[str, ...]
     outputs: tuple[str, ...]
     paths_as_outputs: bool
@@ -369,10 +383,19 @@ def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
         secrets=read_secrets(options.secrets, os.environ),
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
+        no_cache=options.no_cache,
+        no_cache_stages=_names(options.no_cache_filter),
+        explain_cache=options.explain_cache,
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
         keep_failed=wanted.keep_failed,
     )
+
+
+def _names(given: tuple[str, ...]) -> frozenset[str]:
+    """Read lists of stages, each with commas in between; names of stages have no case."""
+    names = (name.strip().lower() for text in given for name in text.split(","))
+    return frozenset(name for name in names if name)
 
 
 def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:

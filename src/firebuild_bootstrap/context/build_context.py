@@ -106,6 +106,7 @@ class FileTree:
         exclude: Sequence[str] = (),
         parents: bool = False,
         unpack: bool | None = False,
+        check: bool = True,
         location: Location | None = None,
     ) -> ContextResource:
         """Find what an instruction sends; download what is remote.
@@ -116,6 +117,7 @@ class FileTree:
                 relative to them.
             parents: paths keep their directories, those after `/./` where that is in them.
             unpack: archives are sent as their members; None for those of this tree and not for downloads.
+            check: look at all files, so that what can't be sent is found before anything starts.
             location: the instruction, for errors now and while the files are read later.
 
         Raises:
@@ -134,8 +136,10 @@ class FileTree:
         for source in sources:
             match source:
                 case Files(pattern):
-                    found = self._with_parents if parents else self._plain
-                    groups += found(pattern, tree, unpack is not False)
+                    if parents:
+                        groups += self._with_parents(pattern, tree)
+                    else:
+                        groups += self._plain(pattern, tree, unpack=unpack is not False, check=check)
                 case Heredoc():
                     groups.append(heredoc_group(source, self._clock_ns()))
                 case Download(url, checksum):
@@ -175,12 +179,12 @@ class FileTree:
         _check_readable(group)
         return group
 
-    def _plain(self, pattern: str, tree: Tree, unpack: bool) -> Iterator[Group]:
+    def _plain(self, pattern: str, tree: Tree, *, unpack: bool, check: bool) -> Iterator[Group]:
         # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
         for node, name in list(self._find(pattern, tree)):
-            yield self._group(tree, node, name, unpack)
+            yield self._group(tree, node, name, unpack=unpack, check=check)
 
-    def _with_parents(self, pattern: str, tree: Tree, _unpack: bool) -> Iterator[Group]:
+    def _with_parents(self, pattern: str, tree: Tree) -> Iterator[Group]:
         pivot, dotted, wanted = pattern.partition("/./")
         if not dotted:
             pivot, wanted = "/", pattern
@@ -201,13 +205,15 @@ class FileTree:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
 
-    def _group(self, tree: Tree, node: Node, name: str, unpack: bool) -> Group:
+    def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            _check_readable(group)
+            if check:
+                _check_readable(group)
             return group
         entry = tree.file(node, name)
-        _require_readable(entry)
+        if check:
+            _require_readable(entry)
         if unpack:
             from firebuild_bootstrap.context.archive import Archive, is_archive  # few builds have one
 

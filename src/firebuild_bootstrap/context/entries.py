@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -22,6 +23,11 @@ class EntryKind(Enum):
 
 class FileOnDisk(Protocol):
     """A file of this machine that is sent."""
+
+    @property
+    def status(self) -> os.stat_result:
+        """What it was when it was found."""
+        ...
 
     def descriptor(self) -> int:
         """Open it for reading; the caller closes it.

@@ -177,6 +177,8 @@ class Tree:
         )
 
     def _require_utf8(self, text: str, what: str) -> None:
+        if text.isascii():
+            return
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -192,6 +194,11 @@ class ContextFile(NamedTuple):
 
     tree: Tree
     node: Node
+
+    @property
+    def status(self) -> os.stat_result:
+        """What it was when it was found."""
+        return self.node.status
 
     def open(self) -> io.BufferedReader:
         """Open it for reading, so that a change of its size is noticed.

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 from firebuild_bootstrap.errors import InputError, Location
@@ -302,7 +303,7 @@ class Stage:
         index: its place among the FROMs of the Dockerfile, from 0.
         name: what AS calls it, in lower case; empty without one.
         base: what it starts from; one that starts from a context begins with a COPY of it into nothing.
-        origin: its FROM.
+        origin: its FROM, with the name of the base as it is after expansion.
         platform: `linux/amd64`; that of its base and of what runs in it.
         steps: in order.
         config: of the image that it is.
@@ -361,20 +362,26 @@ def trees_of(operation: Operation) -> Iterator[TreeRef]:
             pass
 
 
-def canonical(value: Any) -> str:
-    """Return the one form of an operation, mount or file set, from which cache keys are made.
+def canonical(value: Any, omitted: Mapping[type, frozenset[str]] = MappingProxyType({})) -> str:
+    """Return the one form of an operation, mount or file set.
 
     It is JSON with sorted keys, where the type of a value is its member `type`.
+
+    Args:
+        value: made of the types of this module.
+        omitted: members to leave out, by the type of their value; cache keys leave some out.
     """
-    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return json.dumps(_plain(value, omitted), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, omitted: Mapping[type, frozenset[str]]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        members = {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        without = omitted.get(type(value), frozenset())
+        names = (each.name for each in dataclasses.fields(value) if each.name not in without)
+        members = {name: _plain(getattr(value, name), omitted) for name in names}
         return {"type": type(value).__name__, **members}
     if isinstance(value, Mapping):
-        return {str(name): _plain(member) for name, member in value.items()}
+        return {str(name): _plain(member, omitted) for name, member in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(member) for member in value]
+        return [_plain(member, omitted) for member in value]
     return value

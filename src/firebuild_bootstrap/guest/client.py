@@ -42,8 +42,13 @@ _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check f
 
 def _opened(message: bytes) -> Message:
     try:
-        piece = wire.decode_piece(message)
-        return pb.ResourceChunk.FromString(message) if piece is None else piece
+        if (piece := wire.decode_piece(message)) is not None:
+            return piece
+        parsed = pb.ResourceChunk.FromString(message)
+        if not parsed.HasField("piece"):
+            return parsed
+        wire.check_piece(parsed.piece.data, parsed.piece.checksum)
+        return memoryview(parsed.piece.data)
     except (wire.WireError, DecodeError) as error:
         raise ProtocolError(f"the server sent files that can't be read: {error}") from error
 

@@ -148,8 +148,8 @@ class Executor:
             output("stderr", f"firebuild: {text}\n".encode())
 
         with self._provider.provide(command, say) as provided:
-            touched = None if self._layers is None else self._layers.touched
-            run(self._root, command, identity, self._stop, output, provided=provided, touched=touched)
+            borrow = _ignore if self._layers is None else self._layers.borrow
+            run(self._root, command, identity, self._stop, output, provided=provided, borrow=borrow)
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)
@@ -157,3 +157,7 @@ class Executor:
             self._root.make_directory(path, Metadata(owner, 0o755), parents=owner)
         except OSError as error:
             raise StepError(f"WORKDIR {path}: {error.strerror or error}") from error
+
+
+def _ignore(_path: str) -> None:
+    """Take no note: without layers nothing is copied."""

@@ -14,7 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root, unseen
 
@@ -63,8 +63,7 @@ def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
             _keep(root, path, *written)
 
 
-@dataclass
-class _Loan:
+class _Loan(NamedTuple):
     """A file in the place of another one, which waits beside it under a name that nobody guesses.
 
     Args:

@@ -11,20 +11,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
 
 from . import kernel
-from .netfiles import NETWORK_FILES
 
 MAX_LAYERS = 480
 
 # Redirects and shared inodes tie a layer to those below; ours have to stand for themselves.
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
-_OPAQUE = tuple(f"{mark}opaque" for mark in OVERLAY_MARKS)
+_OPAQUE = frozenset(f"{mark}opaque" for mark in OVERLAY_MARKS)
 # mount(2) takes one page of options, and each name has up to 10 bytes; the kernel takes 500 layers.
 _NOT_KEPT = ("security.", *OVERLAY_MARKS)
 _AT_ONCE = 240
@@ -89,15 +89,13 @@ class Layers:
     Args:
         directory: that directory.
         target: where the root is mounted while a step is at work; it is made if it is missing.
-
-    `touched` takes, while a step is at work, paths of what may be as it was before at its end: the overlay
-    has copied it into the layer all the same.
     """
 
     def __init__(self, directory: str, target: str) -> None:
         self._directory = directory
         self._target = target
-        self.touched: list[str] = []
+        self._borrowed: list[str] = []
+        self._before: dict[str, _Known] = {}
         self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
@@ -112,34 +110,40 @@ class Layers:
             OSError: the root can't be mounted.
         """
         fs, work = "unfinished/fs", f"work/{number}"
-        self.touched.clear()
+        self._borrowed.clear()
+        self._before.clear()
         for name in (fs, work):
             os.makedirs(f"{self._directory}/{name}")
-        _resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
+        resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
         mount_layers(self._directory, self._names, self._target, fs, work)
         try:
+            # Here, because workers mount layers, too, and do without what it imports.
+            from .netfiles import NETWORK_FILES
+
+            for path in NETWORK_FILES:
+                self.borrow(path)
             yield
         finally:
             _unmount(self._target)
-        self._forget_unchanged(f"{self._directory}/{fs}")
+        with Root(f"{self._directory}/{fs}") as upper:
+            for path in self._borrowed:
+                _forget(upper, path, self._before)
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
 
-    def _forget_unchanged(self, fs: str) -> None:
-        """Take out of a layer what was moved away or mounted on for a RUN, and is as it was."""
-        touched = (*NETWORK_FILES, *self.touched)
-        if len(self._names) < 2:  # nothing is below, and the kernel wants two directories at least
-            return
-        with Root(fs) as upper:
-            if not any(upper.status(path, follow=False) for path in touched):
-                return
-        mount_layers(self._directory, self._names, self._target)
-        try:
-            with Root(fs) as upper, Root(self._target) as lower:
-                for path in touched:
-                    _forget(upper, lower, path)
-        finally:
-            _unmount(self._target)
+    def borrow(self, path: str) -> None:
+        """Take note, while a step is at work, of what is moved or made for a RUN and put right again.
+
+        The overlay copies it into the layer all the same, with the directories above it; what is at the end
+        as it is now is taken out.
+        """
+        self._borrowed.append(path)
+        with Root(self._target) as root:
+            while path != "/" and path not in self._before:
+                with suppress(OSError), root.locate(path, follow=False) as place:
+                    if (found := _describe(place)) is not None:
+                        self._before[path] = found
+                path = os.path.dirname(path)
 
 
 def _unmount(target: str) -> None:
@@ -151,36 +155,69 @@ def _unmount(target: str) -> None:
         kernel.detach(target)
 
 
-def _resemble(new: str, model: str) -> None:
+def resemble(new: str, model: str) -> None:
     """Give a layer's root what the root has so far: the uppermost layer's counts."""
     found = os.stat(model)
     os.chown(new, found.st_uid, found.st_gid)
     os.chmod(new, stat.S_IMODE(found.st_mode))
-    for name, value in _attributes(model):
+    for name, value in _attributes(model).items():
         os.setxattr(new, name, value)
     os.utime(new, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def _attributes(path: str | int) -> list[tuple[str, bytes]]:
-    """Return the extended attributes that are not the overlay's, and no labels of the machine around."""
-    with suppress(OSError):  # a file system without
-        names = sorted(name for name in os.listxattr(path) if not name.startswith(_NOT_KEPT))
-        return [(name, os.getxattr(path, name)) for name in names]
-    return []
+def _attributes(path: str | int) -> dict[str, bytes]:
+    """Return the extended attributes that are neither the overlay's nor labels of the machine around."""
+    names = sorted(name for name in os.listxattr(path) if not name.startswith(_NOT_KEPT))
+    return {name: os.getxattr(path, name) for name in names}
 
 
-def _forget(upper: Root, lower: Root, path: str) -> None:
-    """Remove `path` from the layer where it is the same below, and then the directories above it likewise."""
+class _Known(NamedTuple):
+    """A file or directory: all that tells whether it has changed; its path has no links in it."""
+
+    path: str
+    status: tuple[int, ...]
+    content: bytes
+    attributes: dict[str, bytes]
+
+
+def _forget(upper: Root, path: str, before: dict[str, _Known]) -> None:
+    """Remove `path` from a layer where it is as it was, and then the directories above it likewise."""
     while path != "/":
         try:
-            with upper.locate(path, follow=False) as ours, lower.locate(path, follow=False) as theirs:
-                # The layer alone may lack a link on the way, or have another one.
-                if ours.path != theirs.path or not _same(ours, theirs):
-                    return
-                _remove_quietly(ours)
-        except OSError:  # not in the layer, not below, or a directory that holds something
+            with upper.locate(path, follow=False) as place:
+                # A link on the way is another one in the layer alone, if it is there at all.
+                if place.status() is not None:
+                    found = _describe(place)
+                    if found is None or found != before.get(path):
+                        return
+                _remove_quietly(place)
+        except FileNotFoundError:  # its directory may still be as it was
+            pass
+        except OSError:  # the directory holds something else, or is none any more
             return
         path = os.path.dirname(path)
+
+
+def _describe(place: Place) -> _Known | None:
+    """Describe what is there; None for what can't be compared, which is a change therefore."""
+    found = place.status()
+    if found is None:
+        return None
+    status = (found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns)
+    if stat.S_ISLNK(found.st_mode):
+        text = os.readlink(place.name, dir_fd=place.directory)
+        return _Known(place.path, status, os.fsencode(text), {})
+    is_file = stat.S_ISREG(found.st_mode)
+    if not (is_file or stat.S_ISDIR(found.st_mode)) or (is_file and found.st_size > _MAX_COMPARED):
+        return None
+    descriptor = place.open(os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not _OPAQUE.isdisjoint(os.listxattr(descriptor)):
+            return None
+        content = os.read(descriptor, _MAX_COMPARED) if is_file else b""
+        return _Known(place.path, status, content, _attributes(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def _remove_quietly(place: Place) -> None:
@@ -192,36 +229,3 @@ def _remove_quietly(place: Place) -> None:
     else:
         os.unlink(place.name, dir_fd=place.directory)
     os.utime(".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=place.directory)
-
-
-def _same(ours: Place, theirs: Place) -> bool:
-    first, second = ours.status(), theirs.status()
-    if first is None or second is None or _summary(first) != _summary(second):
-        return False
-    if stat.S_ISLNK(first.st_mode):
-        texts = [os.readlink(place.name, dir_fd=place.directory) for place in (ours, theirs)]
-        return texts[0] == texts[1]
-    if not (stat.S_ISDIR(first.st_mode) or stat.S_ISREG(first.st_mode)) or first.st_size > _MAX_COMPARED:
-        return False
-    contents = []
-    for place in (ours, theirs):
-        descriptor = place.open(os.O_RDONLY)
-        try:
-            is_opaque = place is ours and any(name in _OPAQUE for name in _names_of(descriptor))
-            data = os.read(descriptor, _MAX_COMPARED) if stat.S_ISREG(first.st_mode) else b""
-            contents.append((is_opaque, _attributes(descriptor), data))
-        finally:
-            os.close(descriptor)
-    return contents[0] == contents[1]
-
-
-def _names_of(descriptor: int) -> Iterable[str]:
-    try:
-        return os.listxattr(descriptor)
-    except OSError:
-        return ()
-
-
-def _summary(found: os.stat_result) -> tuple[int, ...]:
-    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
-    return found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns, size

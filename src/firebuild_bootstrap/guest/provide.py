@@ -285,7 +285,7 @@ def cleaning(clean: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def mount_points(
-    root: Root, mounts: Sequence[MountPoint] = (), touched: list[str] | None = None
+    root: Root, mounts: Sequence[MountPoint] = (), borrow: Callable[[str], None] = lambda _: None
 ) -> Iterator[None]:
     """Make what is missing in the image for what a RUN has besides it, and take it away again.
 
@@ -295,7 +295,7 @@ def mount_points(
     Args:
         root: the image.
         mounts: the mounts.
-        touched: is extended by the directories in which something is made.
+        borrow: told of a directory before something is made in it or below.
     """
     created: list[str] = []
     try:
@@ -307,14 +307,13 @@ def mount_points(
             # What is below /dev is made in the RUN's own. What can't be made here may be behind another
             # mount, where the helper makes it; if not, that says so.
             if not mount.target.startswith("/dev/"):
+                borrow(os.path.dirname(mount.target))
                 with suppress(OSError):
                     make_place(root, mount.target, directory=_is_directory(mount), created=created)
         yield
     except BadMount as error:
         raise StepError(str(error)) from error
     finally:
-        if touched is not None:
-            touched += sorted({os.path.dirname(path) for path in created} - set(created), reverse=True)
         for path in reversed(created):
             with (
                 suppress(FileNotFoundError, NotADirectoryError),

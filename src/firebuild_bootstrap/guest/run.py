@@ -45,7 +45,7 @@ def run(
     output: Output,
     *,
     provided: Provided = Provided(),  # noqa: B008 - frozen
-    touched: list[str] | None = None,
+    borrow: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Execute a RUN and return when it and everything it started has ended.
 
@@ -56,7 +56,7 @@ def run(
         stop: kills it when set.
         output: takes each piece of output as (`stdout` or `stderr`, bytes); may wait.
         provided: what it has besides the image.
-        touched: see `mount_points`.
+        borrow: see `mount_points`.
 
     Raises:
         StepError: it could not be started or its exit status is not 0.
@@ -80,7 +80,7 @@ def run(
         kept=provided.locks,
     )
     _check_text(request)
-    with mount_points(root, provided.mounts, touched), network_files(root):
+    with mount_points(root, provided.mounts, borrow), network_files(root):
         exit_code, report = _execute(request, provided.secrets, stop, output)
     stop.check()
     if report:

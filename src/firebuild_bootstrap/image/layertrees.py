@@ -19,7 +19,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -53,7 +53,7 @@ class LayerTrees:
         self.root = home / "layers" / f"{_FORM}-{trees.sandbox.idmap.key}"
         self._trees = trees
         self._check = check
-        self._shelf = Shelf(self.root, trees.remove, durable=False)
+        self._shelf = Shelf(self.root, trees.remove, durable=False, sweeping=False)
         self._boot_id = _boot_id()
 
     def close(self) -> None:
@@ -78,20 +78,33 @@ class LayerTrees:
             os.utime(content)  # the least recently used go first
         return content / "layer" / TREE
 
-    def unpacked(self, archive: Path, digest: str) -> tuple[Path, UnpackReport]:
-        """Return the tree of a whole root file system, held until `close`; it is unpacked once.
+    def required(self, key: str) -> Path:
+        """Return the tree of `key` as `hold` does.
+
+        Raises:
+            MachineError: there is none.
+        """
+        tree = self.hold(key)
+        if tree is None:
+            raise MachineError(f"the layer {key} is not in the store {self.root}")
+        return tree
+
+    def unpacked(self, archive: Path, key: str, below: Sequence[Path] = ()) -> tuple[Path, UnpackReport]:
+        """Return the tree of an archive, held until `close`; it is unpacked once.
 
         Args:
             archive: an uncompressed tar.
-            digest: `sha256:…` of it, which is the tree's key.
+            key: identifies it and all that is below it, see `chain_key`.
+            below: the trees of the layers below, two at least, the lowest first; without any it is a whole
+                root file system.
 
         Raises:
             MachineError: it can't be unpacked, or the store not be written.
         """
-        tree = self.hold(digest)
+        tree = self.hold(key)
         if tree is None:
-            with self._making(digest):
-                tree = self.hold(digest) or self._unpack(archive, digest)
+            with self._making(key):
+                tree = self.hold(key) or self._unpack(archive, key, below)
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
 
@@ -114,9 +127,7 @@ class LayerTrees:
             with self._shelf.stage() as staging:
                 os.rename(directory, staging.path / "layer")
                 self._publish(staging, key, {})
-            tree = self.hold(key)
-        if tree is None:
-            raise MachineError(f"{self.root}: the layer {key} was removed while it was stored")
+            tree = self.required(key)
         return tree
 
     def keys(self) -> dict[str, float]:
@@ -127,13 +138,32 @@ class LayerTrees:
                 found["/".join(name)] = os.stat(self._shelf.link(name)).st_mtime
         return found
 
-    def discard(self, key: str) -> bool:
-        """Forget a key; its tree is removed as soon as no build holds it. False when there is none.
+    def path(self, key: str) -> Path:
+        """Return where the tree of `key` is, if it is there; nobody holds it for that."""
+        return self._shelf.link(_name(key)) / "layer" / TREE
+
+    def in_use(self, key: str) -> bool:
+        """Whether a build holds the tree of `key` at this moment."""
+        return self._shelf.in_use(_name(key))
+
+    def discard(self, key: str, *, unused: bool = False) -> bool:
+        """Forget a key; its tree is removed by a `sweep` once no build holds it. False when there is none.
+
+        Args:
+            unused: leave it, and return False, when a build holds it.
 
         Raises:
             MachineError: the store can't be written.
         """
-        return self._shelf.discard(_name(key))
+        return self._shelf.discard(_name(key), unused=unused)
+
+    def sweep(self) -> None:
+        """Remove trees that nobody can find and nobody holds, which may take long.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        self._shelf.sweep()
 
     def settle(self) -> None:
         """Remove what dead builds left, and note the trees that are on the disk, after writing them there."""
@@ -173,16 +203,17 @@ class LayerTrees:
             os.replace(fresh, known)
         return problem
 
-    def _unpack(self, archive: Path, digest: str) -> Path:
+    def _unpack(self, archive: Path, key: str, below: Sequence[Path]) -> Path:
         with self._shelf.stage() as staging:
-            tree = staging.path / "layer" / TREE
-            tree.mkdir(parents=True)
-            report = self._trees.unpack(archive, tree)
-            self._publish(staging, digest, report._asdict())
-        made = self.hold(digest)
-        if made is None:
-            raise MachineError(f"{self.root}: the base was removed while it was stored")
-        return made
+            layer = staging.path / "layer"
+            layer.mkdir()
+            if below:
+                report = self._trees.unpack_layer(archive, below, layer)
+            else:
+                (layer / TREE).mkdir()
+                report = self._trees.unpack(archive, layer / TREE)
+            self._publish(staging, key, report._asdict())
+        return self.required(key)
 
     def _publish(self, staging: Staging, key: str, report: dict[str, Any]) -> None:
         info = {"boot": self._boot_id, "report": {**report, "examples": dict(report.get("examples", {}))}}
@@ -211,6 +242,11 @@ class LayerTrees:
             yield
         finally:
             os.close(descriptor)
+
+
+def chain_key(below: str, digest: str) -> str:
+    """Return the key of a layer on top of the one with the key `below`: the ChainID of OCI's image-spec."""
+    return f"sha256:{hashlib.sha256(f'{below} {digest}'.encode()).hexdigest()}" if below else digest
 
 
 def _locked(descriptor: int) -> bool:

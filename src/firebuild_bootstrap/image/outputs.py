@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import secrets
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import Trees, file_size
+from firebuild_bootstrap.layers.tree import copy_file
 
 _FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
@@ -217,18 +217,5 @@ def _removal(dest: Path) -> str | None:
 def _copy_file(source: Path, target: Path) -> None:
     """Copy what holds data; holes stay holes, so that a large image with free space takes little."""
     with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
-        size = os.fstat(reader.fileno()).st_size
-        os.truncate(writer.fileno(), size)
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(reader.fileno(), end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # nothing but a hole is left
-                    break
-                raise
-            end = os.lseek(reader.fileno(), start, os.SEEK_HOLE)
-            os.lseek(writer.fileno(), start, os.SEEK_SET)
-            while start < end:
-                start += os.sendfile(writer.fileno(), reader.fileno(), start, end - start)
+        copy_file(reader.fileno(), writer.fileno())
         os.fsync(writer.fileno())

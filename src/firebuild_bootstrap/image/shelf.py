@@ -18,6 +18,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ _OF_THE_PATH: Final = _OF_RIGHTS | {
 }
 _SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
 _ATTEMPTS: Final = 100
+_AT_ONCE: Final = 100
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 
@@ -50,14 +52,22 @@ class Shelf:
         remove: removes a tree that may hold files of foreign owners.
         durable: write every entry to the disk before it is published. Without, a crash of the machine (not
             one of a process) may leave an entry that is not whole.
+        sweeping: every change also removes what earlier ones have orphaned. Without, `sweep` does, which
+            keeps a change among thousands of entries short.
     """
 
     def __init__(
-        self, root: Path, remove: Callable[[Path], None] = remove_tree, *, durable: bool = True
+        self,
+        root: Path,
+        remove: Callable[[Path], None] = remove_tree,
+        *,
+        durable: bool = True,
+        sweeping: bool = True,
     ) -> None:
         self.root = root
         self._remove = remove
         self._durable = durable
+        self._sweeping = sweeping
         self._held: list[tuple[Path, int]] = []
 
     def close(self) -> None:
@@ -150,8 +160,21 @@ class Shelf:
         found = (link for link in links if link.is_symlink())
         return sorted(link.relative_to(root).parts for link in found)
 
-    def discard(self, key: Key) -> bool:
+    def in_use(self, key: Key) -> bool:
+        """Whether somebody holds an entry at this moment."""
+        try:
+            os.close(_lock(self.link(key), fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def discard(self, key: Key, *, unused: bool = False) -> bool:
         """Remove an entry; False when there is none.
+
+        Args:
+            unused: leave it, and return False, when somebody holds it.
 
         Raises:
             InputError, MachineError: the store can't be written.
@@ -160,7 +183,16 @@ class Shelf:
             link = self.link(key)
             if not self.has(key):
                 return False
-            link.unlink()
+            lock = -1
+            try:
+                if unused and link.exists():
+                    lock = _lock(link, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                link.unlink()
+            except BlockingIOError:
+                return False
+            finally:
+                if lock >= 0:
+                    os.close(lock)
             self._sync_directory(link.parent)
             with suppress(OSError):  # the last version of a name goes, the name goes
                 os.removedirs(link.parent)
@@ -168,9 +200,15 @@ class Shelf:
         return True
 
     def sweep(self) -> None:
-        """Remove what dead writers and replaced entries left behind."""
-        with self._changing():
-            self._sweep()
+        """Remove what dead writers and replaced entries left behind; it keeps nobody from changing others."""
+        seen: set[Path] = set()
+        while True:
+            with self._changing():
+                doomed = list(islice(self._doomed(seen), _AT_ONCE))
+            if not doomed:
+                return
+            for path, lock in doomed:
+                self._remove_locked(path, lock)
 
     def _point(self, key: Key, content: Path) -> None:
         link = self.link(key)
@@ -190,17 +228,26 @@ class Shelf:
         return self.root.joinpath("names", *key)
 
     def _sweep(self) -> None:
+        for path, lock in self._doomed(set()) if self._sweeping else ():
+            self._remove_locked(path, lock)
+
+    def _doomed(self, seen: set[Path]) -> Iterator[tuple[Path, int]]:
+        """Yield what nobody can find and nobody holds, and its lock: no one but its owner can get at it."""
         used = {self.link(key).resolve() for key in self.names()}
         for folder in ("staging", "content"):
             for path in (self.root / folder).iterdir():
-                if path in used:
+                if path in used or path in seen:
                     continue
-                with suppress(OSError, MachineError):  # in use, or another user's: left for a later sweep
-                    lock = _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    try:
-                        self._remove(path)
-                    finally:
-                        os.close(lock)
+                seen.add(path)
+                with suppress(OSError):  # in use, or another user's: left for a later sweep
+                    yield path, _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _remove_locked(self, path: Path, lock: int) -> None:
+        try:
+            with suppress(OSError, MachineError):  # it is left for a later sweep
+                self._remove(path)
+        finally:
+            os.close(lock)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from firebuild_pki.display import one_line
 _TREE: Final = "/tree"
 _OTHER: Final = "/other"
 _LAYERS: Final = "/layers"
+_ARCHIVE: Final = "/archive"
 
 Tree = Path | tuple[Path, ...]
 """A directory, or layers whose merged view it is: two at least, the lowest first."""
@@ -41,6 +44,24 @@ def file_size(path: Path) -> int:
         return 0
 
 
+def allocated(path: Path) -> int:
+    """Return the bytes that a tree takes on its disk; what nobody but its owners may enter is left out."""
+    seen: set[tuple[int, int]] = set()
+    size = 0
+    walk = os.walk(path) if path.is_dir() else [(path.parent, (), (path.name,))]
+    for folder, folders, files in walk:
+        for name in (*folders, *files):
+            try:
+                status = os.lstat(os.path.join(folder, name))
+            except OSError:  # gone by now
+                continue
+            if (status.st_dev, status.st_ino) not in seen:
+                size += status.st_blocks * 512  # whatever the block size is: stat(2)
+            if status.st_nlink > 1:
+                seen.add((status.st_dev, status.st_ino))
+    return size
+
+
 class Trees:
     """Packs, unpacks, copies, measures and removes file trees; owners are those inside the sandbox.
 
@@ -57,11 +78,32 @@ class Trees:
         self.tasks = tasks or Tasks()
         self._runtime = runtime or find_runtime()
 
-    def unpack(self, archive: Path, root: Path) -> UnpackReport:
-        """Unpack the uncompressed tar `archive` into the existing directory `root`."""
+    def unpack(self, archive: Path, root: Path, *, whiteouts: bool = False) -> UnpackReport:
+        """Unpack the uncompressed tar `archive` into the existing directory `root`.
+
+        Args:
+            whiteouts: it is a layer, which also removes files of those below it.
+        """
         binds = [Bind(root, _TREE, read_only=False), Bind(archive, _OTHER)]
         with self.tasks.task("unpacking the root file system", total=file_size(archive)):
-            reply = self._ask(binds, f"unpack {archive}", "unpack", archive=_OTHER, root=_TREE)
+            request = {"archive": _OTHER, "root": _TREE, "whiteouts": whiteouts}
+            reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
+        return UnpackReport(**reply)
+
+    def unpack_layer(self, archive: Path, below: Sequence[Path], directory: Path) -> UnpackReport:
+        """Unpack a layer of an image so that it becomes one of an overlay.
+
+        Args:
+            archive: an uncompressed tar with whiteouts.
+            below: the trees of the layers below, two at least, the lowest first.
+            directory: an existing empty one; the tree is `fs` in there afterwards.
+        """
+        binds = [Bind(layer, f"{_LAYERS}/{number}") for number, layer in enumerate(below)]
+        binds += [Bind(directory, _OTHER, read_only=False), Bind(archive, _ARCHIVE)]
+        request = {"archive": _ARCHIVE, "root": _TREE, "whiteouts": True}
+        request |= {"layers": _LAYERS, "mount": _TREE, "upper": _OTHER}
+        with self.tasks.task("unpacking a layer", total=file_size(archive)):
+            reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
         return UnpackReport(**reply)
 
     def pack(self, root: Tree, archive: Path, *, newest: int | None = None) -> PackedFile:
@@ -90,10 +132,20 @@ class Trees:
             reply = self._ask(binds, f"read {image}", "pack-image", image=_TREE, archive=name)
         return PackedFile(reply["size"], reply["digest"])
 
-    def copy(self, source: Tree, target: Path, *, newest: int | None = None) -> UnpackReport:
-        """Copy the content of `source` into the existing directory `target`; `newest` as in `pack`."""
+    def copy(
+        self, source: Tree, target: Path, *, newest: int | None = None, layer: bool = False
+    ) -> UnpackReport:
+        """Copy the content of `source` into the existing directory `target`.
+
+        Args:
+            source: what to copy.
+            target: where to.
+            newest: as in `pack`.
+            layer: `source` is the tree of one layer of an overlay, which also removes files from `target`.
+        """
+        request = {"source": _TREE, "target": _OTHER, "newest": newest, "layer": layer}
         with self.tasks.task("copying the root file system"):
-            reply = self._read(source, target, "copy", source=_TREE, target=_OTHER, newest=newest)
+            reply = self._read(source, target, "copy", **request)
         return UnpackReport(**reply)
 
     def summary(self, root: Tree, *, times: bool = False) -> PackedFile:

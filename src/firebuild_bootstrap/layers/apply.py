@@ -28,6 +28,7 @@ from .tree import OVERLAY_MARKS
 
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOTED: Final = 16 * 1024 * 1024
 _OWNER: Final = (0, 0)
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 _EXAMPLES: Final = 3
@@ -277,7 +278,8 @@ class _Descent:
         self._paths: list[str] = []
         self._descriptors: list[int] = []  # of `paths`; -1 where it is closed to keep their number low
         self.made: list[str] = []
-        """Directories that were missing."""
+        """Directories that were missing, as far as their paths fit into 16 MiB."""
+        self._noted = 0
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -324,7 +326,9 @@ class _Descent:
             if not make:
                 raise
             os.mkdir(name, 0o755, dir_fd=parent)
-            self.made.append(path)
+            self._noted += len(path)
+            if self._noted < _NOTED:  # one long name may make thousands of directories
+                self.made.append(path)
             return os.open(name, _ENTER, dir_fd=parent)
         except OSError:
             return self._through_link(path, make)

@@ -24,6 +24,7 @@ from .tar import (
     FIFO,
     FILE,
     HARDLINK,
+    MAX_REGIONS,
     OPAQUE,
     OPAQUE_NAME,
     PIECE,
@@ -44,6 +45,8 @@ LAST_TIME_NS: Final = 2**63 - 1
 
 _LARGEST_FILE: Final = 2**63 - 1  # what off_t holds
 _SECOND: Final = 10**9
+_LONGEST_PATH: Final = 64 * 1024  # bytes; every step on it costs its length in those who walk it
+_RECORDS: Final = 4096  # of one extended header; extended attributes are records
 _CHAIN: Final = 32  # extended headers of one member; nobody writes more than four
 _KINDS: Final[dict[bytes, Kind]] = {
     b"\0": FILE,  # V7
@@ -318,6 +321,8 @@ class LayerReader:
         name = self.name = os.fsdecode(_member_name(raw, records))
         if kind is None:
             raise DamagedArchive(f"{name!r:.200} has the unknown type {raw[7]!r}")
+        if len(name) > _LONGEST_PATH:
+            raise DamagedArchive(f"a name in it is longer than {_LONGEST_PATH} bytes")
         path = clean_path(name)
         if raw[7] == b"\0" and name.endswith("/"):  # V7 knows no directories
             kind = DIRECTORY
@@ -328,8 +333,8 @@ class LayerReader:
                 return found
         elif kind in (SYMLINK, HARDLINK):
             link = os.fsdecode(records.get("linkpath") or raw[8].partition(b"\0")[0])
-            if "\0" in link:
-                raise DamagedArchive(f"{name!r:.200} has a NUL in its link")
+            if "\0" in link or not link:
+                raise DamagedArchive(f"{name!r:.200} is a link to {link!r:.200}, which is no path")
             link = clean_path(link) if kind == HARDLINK else link
         device = (0, 0)
         if kind in (CHARACTER, BLOCK_DEVICE):
@@ -365,6 +370,7 @@ class LayerReader:
         elif "GNU.sparse.size" in records or "GNU.sparse.map" in records:
             size = _decimal(records, "GNU.sparse.size", stored)
             table = records.get("GNU.sparse.map")
+            _check_count(table.count(b",") // 2 if table else 0)
             numbers = [_integer(text) for text in (table.split(b",") if table else header.regions_0_0)]
         regions = None if numbers is None else _regions(name, numbers, size, stored)
         self._regions = [(0, size)] if regions is None and size else list(regions or ())
@@ -395,6 +401,7 @@ class LayerReader:
                 raise DamagedArchive("the map of a sparse file is cut off")
             *lines, rest = (rest + self._extension(BLOCK)).split(b"\n")
             numbers += [_integer(line) for line in lines]
+            _check_count(numbers[0] if numbers else 0)
             if len(rest.rstrip(b"\0")) > 20 and (not numbers or len(numbers) <= 2 * numbers[0]):
                 raise DamagedArchive("the map of a sparse file makes no sense")
         return numbers[1 : 1 + 2 * numbers[0]], used
@@ -487,6 +494,8 @@ def _records(data: bytes) -> tuple[dict[str, bytes], list[bytes]]:
             regions.append(value)
         else:
             found[name] = value
+            if len(found) > _RECORDS:
+                raise DamagedArchive(f"a header in it has more than {_RECORDS} records")
     return found, regions
 
 
@@ -526,7 +535,13 @@ def _old_gnu_numbers(block: bytes, at: int, count: int) -> list[int]:
     return [_number(block[start : start + 12], "map") for start in fields]
 
 
+def _check_count(regions: int) -> None:
+    if regions > MAX_REGIONS + 1:  # the last one may only tell the size
+        raise DamagedArchive(f"a file in it has more than {MAX_REGIONS} holes")
+
+
 def _regions(name: str, numbers: list[int], size: int, stored: int) -> Regions:
+    _check_count(len(numbers) // 2)
     if len(numbers) % 2:
         raise DamagedArchive(f"the regions of {name!r:.200} make no sense")
     end = data = 0

@@ -61,7 +61,8 @@ _SECOND: Final = 10**9
 _MAGIC: Final = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\0" + bytes(167)
 _EXTENDED: Final = b"././@PaxHeader"
 _NAMES: Final = ("path", "linkpath", "GNU.sparse.name")
-_MAX_REGIONS: Final = 500_000  # the reader's limit for a header allows a few more
+MAX_REGIONS: Final = 500_000
+"""Parts with data that one file may have: their list is in memory."""
 
 
 class LayerError(Exception):
@@ -284,8 +285,8 @@ def _name(entry: Entry) -> bytes:
 def _sparse(entry: Entry, name: bytes, records: dict[str, bytes]) -> bytes:
     """Return the table of a file with holes and add its records: GNU sparse format 1.0."""
     regions = list(entry.regions or ())
-    if len(regions) > _MAX_REGIONS:
-        raise LayerError(f"/{entry.path} has more than {_MAX_REGIONS} holes", "write it without holes")
+    if len(regions) > MAX_REGIONS:
+        raise LayerError(f"/{entry.path} has more than {MAX_REGIONS} holes", "write it without holes")
     if not regions or sum(regions[-1]) < entry.size:
         regions.append((entry.size, 0))  # as GNU tar does, for readers that go by the last region
     records["GNU.sparse.major"] = b"1"

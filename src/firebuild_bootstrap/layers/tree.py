@@ -48,6 +48,7 @@ _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PROBE: Final = 64
 _ZEROS: Final = bytes(HOLE_BYTES)
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+_CHECKED: Final = 64 << 20
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 
 Files = Iterator[tuple[Entry, Content]]
@@ -88,12 +89,12 @@ class TreeSource:
 
     Args:
         files: as `tree_entries` gives them.
+        whiteouts: they are from `upper_entries`, and may remove something.
     """
 
-    whiteouts = False
-
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, *, whiteouts: bool = False) -> None:
         self._files = files
+        self.whiteouts = whiteouts
         self._regions: Regions = ()
         self._content: Content = b""
         self.name = ""
@@ -110,12 +111,34 @@ class TreeSource:
         """See `LayerReader.copy_to`."""
         source = cast(int, self._content)
         for offset, length in self._regions:
-            _copy_region(source, descriptor, offset, length, self.name)
+            if _copy_region(source, descriptor, offset, length):
+                raise changed(self.name)
         if not self._regions or sum(self._regions[-1]) < size:
             os.ftruncate(descriptor, size)
 
 
-def _copy_region(source: int, target: int, offset: int, length: int, path: str) -> None:
+def copy_file(source: int, target: int, check: Callable[[], None] = lambda: None) -> None:
+    """Copy a file into an empty one; where the file system has holes they stay holes.
+
+    Args:
+        source: descriptor of the file.
+        target: descriptor of the other one.
+        check: called between pieces; may raise.
+
+    Raises:
+        OSError: one of them can't be read or written, or the source became shorter meanwhile.
+    """
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    for start, end in _extents(source, size):
+        for offset in range(start, end, _CHECKED):
+            check()
+            if _copy_region(source, target, offset, min(end - offset, _CHECKED)):
+                raise OSError(errno.EIO, "the file changed while it was read")
+
+
+def _copy_region(source: int, target: int, offset: int, length: int) -> int:
+    """Copy a part of a file to the same place in another, and return how many bytes of it were not there."""
     # copy_file_range(2) shares blocks on file systems that can, and refuses some pairs of others.
     shared = True
     while length:
@@ -131,9 +154,10 @@ def _copy_region(source: int, target: int, offset: int, length: int, path: str) 
             shared = False
             continue
         if not done:
-            raise changed(path)
+            break
         offset += done
         length -= done
+    return length
 
 
 def data_regions(descriptor: int, size: int) -> Regions | None:

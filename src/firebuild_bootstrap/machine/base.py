@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.mmds.writer import MetadataWriter
 
@@ -70,7 +69,10 @@ class GuestOptions:
 
 @dataclass(frozen=True)
 class ArchiveLayer:
-    """A whole root file system in an uncompressed tar archive; `digest` is `sha256:…` of it."""
+    """Files in an uncompressed tar archive, `digest` is `sha256:…` of it.
+
+    The lowest layer holds a whole root file system. Those above may hold whiteouts (OCI image layer).
+    """
 
     path: Path
     digest: str
@@ -125,7 +127,7 @@ class Machine(Protocol):
             notes for the user: what this machine can't do or could not keep.
 
         Raises:
-            MachineError: it can't be prepared, or not from these layers.
+            MachineError: it can't be prepared.
         """
         ...
 
@@ -192,23 +194,6 @@ class Machine(Protocol):
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""
         ...
-
-
-def only_archive(layers: Sequence[Layer], driver: str) -> Path | None:
-    """Return the archive that is all there is to start from; None for an empty root file system.
-
-    Raises:
-        MachineError: there is more, or something that is kept unpacked.
-    """
-    match layers:
-        case []:
-            return None
-        case [ArchiveLayer(path)]:
-            return path
-    raise MachineError(
-        f"the machine {driver} starts from one archive, and this root file system has {len(layers)} layers",
-        hint="build with machine.driver: local",
-    )
 
 
 def no_instruction(remedy: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -11,8 +12,8 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, require_e2fsprogs
 from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
-from firebuild_bootstrap.layers.apply import UnpackReport
-from firebuild_bootstrap.machine.rootfs import artifact, export_tree, unpack_notes
+from firebuild_bootstrap.machine.base import Layer
+from firebuild_bootstrap.machine.rootfs import artifact, export_tree, fill_tree, unpack_notes
 from firebuild_bootstrap.machine.sparse import move_sparse
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.sandbox import Bind
@@ -56,22 +57,23 @@ class Disk:
         self._epoch = epoch
         self._notice = notice
 
-    def fill(self, base: Path | None) -> tuple[str, ...]:
-        """Make the drive from the tar archive `base`; None makes an empty one.
+    def fill(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Make the drive from `layers`, the lowest first; without any it is empty.
 
         Returns:
-            what could not be kept of the base.
+            what could not be kept of them.
 
         Raises:
-            InputError: the base does not fit into `size`.
+            InputError: they do not fit into `size`.
             MachineError: the host's disk is full.
         """
         root = self._directory("base")
-        report = UnpackReport() if base is None else self._trees.unpack(base, root)
+        with closing(self._workspace.layer_trees()) as stored:
+            notes = fill_tree(self._trees, stored, layers, root)
         made = self._trees.ext4(root, self.path, Ext4Options(free=_MIB))
         self._trees.remove(root)
         self._grow(made.size)
-        return unpack_notes(report)
+        return notes
 
     def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
         """Check the drive, and write what is on it into the directory `into`, once for each output.

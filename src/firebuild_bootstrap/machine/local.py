@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.layertrees import TREE
+from firebuild_bootstrap.image.layertrees import TREE, chain_key
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
@@ -24,10 +24,9 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
     StepLayer,
     StoredLayer,
-    only_archive,
 )
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
-from firebuild_bootstrap.machine.rootfs import export_tree, unpack_notes
+from firebuild_bootstrap.machine.rootfs import export_tree, fill_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore
@@ -109,19 +108,16 @@ class LocalMachine:
     def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         empty = self._work / "empty"
         _make(self._work, empty, self._work / "lower")
-        lower, notes = [empty], list[str]()
+        # The kernel wants two lower directories where there is no upper one, as when the root is read.
+        lower, notes, below = [empty], list[str](), ""
         for layer in layers:
             match layer:
                 case ArchiveLayer(path, digest):
-                    if len(lower) > 1:
-                        raise MachineError("an archive can only be the lowest layer", hint="unpack it before")
-                    tree, report = self._stored.unpacked(path, digest)
+                    below = chain_key(below, digest)
+                    tree, report = self._stored.unpacked(path, below, lower[1:] and lower)
                     notes += unpack_notes(report)
-                case StoredLayer(key):
-                    found = self._stored.hold(key)
-                    if found is None:
-                        raise MachineError(f"the layer {key} is not in the store {self._stored.root}")
-                    tree = found
+                case StoredLayer(below):
+                    tree = self._stored.required(below)
             lower.append(tree)
         for number in range(len(lower)):
             _make(self._work / "lower" / str(number))
@@ -129,14 +125,10 @@ class LocalMachine:
         return tuple(notes)
 
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
-        notes = [
-            f"the base is copied for this build, because {self._workspace.path} allows no overlay: {problem}"
-        ]
-        base = only_archive(layers, "local, without overlays,")
+        where = self._workspace.path
+        note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
         _make(self._root)
-        if base is not None:
-            notes += unpack_notes(self._trees.unpack(base, self._root))
-        return tuple(notes)
+        return (note, *fill_tree(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start vminit in the sandbox; see `Machine.start`."""
@@ -208,7 +200,7 @@ class LocalMachine:
         if self._lower is None:
             return self._root
         made = [layer.directory for layer in self.layers()]
-        if (unfinished := self._work / "unfinished").is_dir():
+        if ((unfinished := self._work / "unfinished") / TREE).is_dir():
             made.append(unfinished)
         stack = (*self._lower, *(directory / TREE for directory in made))
         return stack if len(stack) > 1 else stack[0]

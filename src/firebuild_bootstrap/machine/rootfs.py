@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, StoredLayer
 
 
 def export_tree(
@@ -27,6 +29,25 @@ def export_tree(
         target = into / output.type.file_name
         made.append(artifact(output, target, _write(trees, root, output, target, epoch)))
     return tuple(made)
+
+
+def fill_tree(trees: Trees, stored: LayerTrees, layers: Sequence[Layer], root: Path) -> tuple[str, ...]:
+    """Write `layers`, the lowest first, over each other into the empty directory `root`.
+
+    Returns:
+        notes on what could not be kept.
+
+    Raises:
+        MachineError: one is damaged or not in the store, or the disk is full.
+    """
+    notes = list[str]()
+    for number, layer in enumerate(layers):
+        match layer:
+            case ArchiveLayer(path):
+                notes += unpack_notes(trees.unpack(path, root, whiteouts=number > 0))
+            case StoredLayer(key):
+                trees.copy(stored.required(key), root, layer=True)
+    return tuple(notes)
 
 
 def artifact(output: OutputSpec, target: Path, packed: PackedFile) -> Artifact:

@@ -6,11 +6,9 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-
-_PIECE: Final = 64 << 20
+from firebuild_bootstrap.layers.tree import copy_file
 
 
 def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -27,9 +25,7 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
             descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 with open(descriptor, "wb") as writing:
-                    size = os.fstat(reading.fileno()).st_size
-                    os.truncate(writing.fileno(), size)
-                    _copy_data(reading.fileno(), writing.fileno(), size, check)
+                    copy_file(reading.fileno(), writing.fileno(), check)
             except BaseException:
                 target.unlink()
                 raise
@@ -46,17 +42,3 @@ def move_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
             raise MachineError(f"{source} can't be moved to {target}: {error.strerror}") from error
         copy_sparse(source, target, check)
         source.unlink()
-
-
-def _copy_data(reading: int, writing: int, size: int, check: Callable[[], None]) -> None:
-    place = 0
-    while place < size:
-        try:
-            begin = os.lseek(reading, place, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
-        place = os.lseek(reading, begin, os.SEEK_HOLE)
-        os.lseek(writing, begin, os.SEEK_SET)
-        while begin < place:
-            check()
-            begin += os.sendfile(writing, reading, begin, min(place - begin, _PIECE))

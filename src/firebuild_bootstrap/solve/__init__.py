@@ -1,1 +1,1 @@
-"""What of a graph has to run, and in which order."""
+"""What has to run, and in which order; keys of operations, and the cache of their results."""

@@ -10,23 +10,33 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from firebuild_bootstrap.guest.overlay import mount_layers
+from firebuild_bootstrap.guest import kernel
+from firebuild_bootstrap.guest.overlay import mount_layers, resemble
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError, write_layer
-from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries
+from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries, upper_entries
+from firebuild_bootstrap.removal import remove_tree
+
+_WORK: Final = "work"
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Do what `request` asks for and return the answer, or `error` and `hint`.
 
-    Where `layers` names a directory, the tree is the merged view of the layers 0, 1 and so on in there.
+    Where `layers` names a directory, the tree is the merged view of the layers 0, 1 and so on in there. Where
+    there is a directory `upper`, it can be changed, and what is changed is in `fs` there afterwards.
     """
+    layers, mount, upper = (request.pop(name, "") for name in ("layers", "mount", "upper"))
     try:
-        if layers := request.pop("layers", ""):
-            _mount(layers, request.pop("mount"))
-        return _OPERATIONS[request.pop("operation")](**request)
+        if layers:
+            _mount(layers, mount, upper)
+        reply = _OPERATIONS[request.pop("operation")](**request)
+        if upper:
+            kernel.unmount(mount)
+            remove_tree(f"{upper}/{_WORK}")
+        return reply
     except DamagedArchive as error:
         return {"error": f"the archive is damaged: {error.message}", "hint": error.hint}
     except LayerError as error:
@@ -36,14 +46,22 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{where}{error.strerror or error}", "hint": ""}
 
 
-def _mount(layers: str, target: str) -> None:
+def _mount(layers: str, target: str, upper: str) -> None:
+    names = sorted(os.listdir(layers), key=int)
     os.makedirs(target)
-    mount_layers(layers, sorted(os.listdir(layers), key=int), target)
+    if not upper:
+        mount_layers(layers, names, target)
+        return
+    fs, work = f"{upper}/fs", f"{upper}/{_WORK}"
+    os.mkdir(fs)
+    os.mkdir(work)
+    resemble(fs, f"{layers}/{names[-1]}")
+    mount_layers(layers, names, target, fs, work)
 
 
-def _unpack(archive: str, root: str) -> dict[str, Any]:
+def _unpack(archive: str, root: str, whiteouts: bool = False) -> dict[str, Any]:
     with open(archive, "rb") as source, Root(root) as target:
-        return apply(LayerReader(source.fileno()), target)._asdict()
+        return apply(LayerReader(source.fileno(), whiteouts=whiteouts), target)._asdict()
 
 
 def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
@@ -61,9 +79,10 @@ def _pack_image(image: str, archive: str) -> dict[str, Any]:
         source.close()
 
 
-def _copy(source: str, target: str, newest: int | None = None) -> dict[str, Any]:
+def _copy(source: str, target: str, newest: int | None = None, layer: bool = False) -> dict[str, Any]:
+    files = upper_entries(source, newest=newest) if layer else tree_entries(source, newest=newest)
     with Root(target) as root:
-        return apply(TreeSource(tree_entries(source, newest=newest)), root)._asdict()
+        return apply(TreeSource(files, whiteouts=layer), root)._asdict()
 
 
 def _digest(root: str, times: bool = False) -> dict[str, Any]:

@@ -10,36 +10,35 @@ from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.removal import remove_tree
 
-_MERGED = "/overlay"
-
 
 def problem(directory: str) -> str:
     """Return why no overlay can have its upper directory in `directory`; empty when one can."""
     place = tempfile.mkdtemp(prefix="overlay-", dir=directory)
+    merged = f"{place}/merged"
     try:
-        return _tried(place)
+        return _tried(place, merged)
     except OSError as error:
         return f"{error.strerror or error}"
     finally:
         with suppress(OSError):
-            kernel.unmount(_MERGED)
+            kernel.unmount(merged)
         remove_tree(place, ignore_errors=True)
 
 
-def _tried(place: str) -> str:
-    for name in (_MERGED, *(f"{place}/{name}" for name in ("empty", "lower/old", "upper", "work"))):
+def _tried(place: str, merged: str) -> str:
+    for name in (merged, *(f"{place}/{name}" for name in ("empty", "lower/old", "upper", "work"))):
         os.makedirs(name, exist_ok=True)
     for name in ("gone", "old/hidden"):
         _touch(f"{place}/lower/{name}")
-    mount_layers(place, ["empty", "lower"], _MERGED, "upper", "work")
-    os.unlink(f"{_MERGED}/gone")
-    os.unlink(f"{_MERGED}/old/hidden")
-    os.rmdir(f"{_MERGED}/old")
-    os.mkdir(f"{_MERGED}/old")  # opaque now, which takes an extended attribute
-    kernel.unmount(_MERGED)
+    mount_layers(place, ["empty", "lower"], merged, "upper", "work")
+    os.unlink(f"{merged}/gone")
+    os.unlink(f"{merged}/old/hidden")
+    os.rmdir(f"{merged}/old")
+    os.mkdir(f"{merged}/old")  # opaque now, which takes an extended attribute
+    kernel.unmount(merged)
     # What it has left has to mean the same as a lower layer.
-    mount_layers(place, ["lower", "upper"], _MERGED)
-    found = sorted(os.listdir(_MERGED)), os.listdir(f"{_MERGED}/old")
+    mount_layers(place, ["lower", "upper"], merged)
+    found = sorted(os.listdir(merged)), os.listdir(f"{merged}/old")
     return "" if found == (["old"], []) else f"files that were removed come back: {found}"
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.machine.base import Layer
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
 from firebuild_bootstrap.machine.external.superblock import Superblock
@@ -71,18 +72,18 @@ class ExternalDrive:
         if not self._path.parent.is_dir() or not os.access(self._path.parent, os.W_OK):
             raise InputError(f"{_SETTING}: {self._path.parent} is no directory that can be written to")
 
-    def prepare(self, base: Path | None) -> tuple[str, ...]:
-        """Make the file from the tar archive `base`, if that is to be done, and note its state.
+    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+        """Make the file from `layers`, if that is to be done, and note its state.
 
         Returns:
-            what could not be kept of the base.
+            what could not be kept of them.
 
         Raises:
             FirebuildError: the file can't be made.
         """
         notes: tuple[str, ...] = ()
         if self._fill:
-            notes = self._disk.fill(base)
+            notes = self._disk.fill(layers)
             self._place()
         self._before = Superblock.read(self._path)
         return notes

@@ -15,7 +15,6 @@ from firebuild_bootstrap.machine.base import (
     Listening,
     MachineExit,
     StepLayer,
-    only_archive,
 )
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.external.drive import ExternalDrive
@@ -102,8 +101,7 @@ class ExternalMachine:
 
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the drive from `layers`, if that is to be done; see `Machine.prepare`."""
-        base = only_archive(layers, "external")
-        return self._drive.prepare(base) if self._drive is not None else ()
+        return self._drive.prepare(layers) if self._drive is not None else ()
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: ARG002, B008 - frozen
         """Write the metadata; see `Machine.start`. The options are up to whoever starts the machine."""

@@ -20,7 +20,6 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
     StepLayer,
     no_instruction,
-    only_archive,
 )
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
@@ -100,7 +99,7 @@ class FirecrackerMachine:
 
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._disk.fill(only_archive(layers, "firecracker"))
+        notes = self._disk.fill(layers)
         self._agent = agent_image(
             self._store,
             compression=Compression(self._settings.initrd_compression),

@@ -24,7 +24,6 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
     StepLayer,
     no_instruction,
-    only_archive,
 )
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
@@ -159,7 +158,7 @@ class QemuMachine:
 
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._disk.fill(only_archive(layers, "qemu"))
+        notes = self._disk.fill(layers)
         self._agent = agent_image(
             self._home,
             compression=Compression(self._settings.initrd_compression),

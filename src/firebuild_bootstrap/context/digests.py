@@ -1,0 +1,204 @@
+"""Digests of what a COPY sends, without reading again what was read before.
+
+The digest of a file's content is remembered under what stat(2) says of the file. A later write changes its
+times, unless it happens within the same tick of the file system's clock as the one before; therefore nothing
+is remembered of files that were changed just before they were read, as in git's index
+(https://git-scm.com/docs/racy-git).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import struct
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.context.entries import Entry, EntryKind
+
+_MAGIC: Final = b"firebuild stat index 1\n"
+_STATUS: Final = struct.Struct("<QQQQQL")
+_DIGEST: Final = 32
+_RECORD: Final = _STATUS.size + _DIGEST
+_MAX_ENTRIES: Final = 500_000
+_MAX_INDEXES: Final = 64
+_CHUNK: Final = 1 << 20
+_EMPTY: Final = hashlib.sha256().digest()
+# The kernel stamps files with a clock that ticks at least a hundred times a second; some file systems keep
+# whole seconds only, FAT pairs of them.
+_FINE_NS: Final = 50_000_000
+_COARSE_NS: Final = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class FileSetDigest:
+    """What identifies a set of files.
+
+    Args:
+        sha256: of everything that counts: 64 hexadecimal digits.
+        files: path and digest of each file, directory or link, in the order in which they are sent.
+    """
+
+    sha256: str
+    files: tuple[tuple[str, bytes], ...]
+
+
+class StatIndex:
+    """Digests of the contents of the files in one directory tree, kept between builds.
+
+    Several builds may use it at once: each writes all that it knows, and the last one's is kept. A damaged
+    file of it counts as none.
+
+    Args:
+        directory: where indexes are kept; None keeps nothing.
+        root: the tree.
+        clock_ns: nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, directory: Path | None, root: Path, *, clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        name = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:32]
+        self._path = directory / name if directory is not None else None
+        self._clock_ns = clock_ns
+        self._known = self._load()
+        self._used: dict[bytes, bytes] = {}
+        self._changed = False
+
+    def digest(self, status: os.stat_result, opened: Callable[[], int]) -> bytes:
+        """Return the SHA-256 of a regular file's content, which is read if need be.
+
+        Args:
+            status: of the file, as it was found.
+            opened: opens it for reading and returns the descriptor.
+        """
+        if not status.st_size:
+            return _EMPTY
+        key = _packed(status)
+        digest = self._known.get(key)
+        if digest is None:
+            began = self._clock_ns()
+            descriptor = opened()
+            try:
+                key = _packed(before := os.fstat(descriptor))
+                digest = _content(descriptor)
+                settled = _packed(os.fstat(descriptor)) == key and not _racy(before, began)
+            finally:
+                os.close(descriptor)
+            if not settled:
+                return digest
+            self._known[key] = digest
+            self._changed = True
+        self._used[key] = digest
+        return digest
+
+    def save(self) -> None:
+        """Keep what was learnt; a disk that is full or read-only keeps nothing."""
+        if self._path is None or not self._changed:
+            return
+        kept = {**self._used, **{key: value for key, value in self._known.items() if key not in self._used}}
+        # What no build has asked for in a while is at the end: files that are gone, most likely.
+        limit = min(max(2 * len(self._used), 50_000), _MAX_ENTRIES)
+        content = _MAGIC + b"".join(key + value for key, value in list(kept.items())[:limit])
+        fresh = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
+        with suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                fresh.write_bytes(content + hashlib.sha256(content).digest())
+                os.replace(fresh, self._path)
+            except OSError:
+                fresh.unlink(missing_ok=True)
+                raise
+            self._changed = False
+            self._forget_oldest(self._path.parent)
+
+    def _load(self) -> dict[bytes, bytes]:
+        if self._path is None:
+            return {}
+        try:
+            data = self._path.read_bytes()
+        except OSError:
+            return {}
+        content, checksum = data[:-_DIGEST], data[-_DIGEST:]
+        whole = content.startswith(_MAGIC) and hashlib.sha256(content).digest() == checksum
+        if not whole or (len(content) - len(_MAGIC)) % _RECORD:
+            return {}
+        with suppress(OSError):
+            os.utime(self._path)  # this is how the oldest are told
+        records = range(len(_MAGIC), len(content), _RECORD)
+        split = _STATUS.size
+        return {content[at : at + split]: content[at + split : at + _RECORD] for at in records}
+
+    @staticmethod
+    def _forget_oldest(directory: Path) -> None:
+        with os.scandir(directory) as entries:
+            ages = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
+        for _, path in ages[:-_MAX_INDEXES]:
+            os.unlink(path)
+
+
+def digest_of(entries: Iterable[Entry], index: StatIndex) -> FileSetDigest:
+    """Return the digest of what a COPY sends.
+
+    What counts of each entry: its path, whether it is a file of its own or part of a directory, type, mode,
+    link text, owner if it brings one, and content. Times do not, nor the order in which a directory has them.
+
+    Raises:
+        InputError: a file can't be read.
+    """
+    whole = hashlib.sha256()
+    files: list[tuple[str, bytes]] = []
+    for entry in entries:
+        content = _EMPTY
+        if entry.kind is EntryKind.FILE:
+            content = _of_file(entry, index)
+        owner = "" if entry.owner is None else f"{entry.owner[0]}:{entry.owner[1]}"
+        # No member holds a NUL, and their number is always the same.
+        kind = f"{entry.kind.value}\0{entry.from_directory:d}\0{entry.mode:o}\0{owner}"
+        text = f"{entry.path}\0{kind}\0{entry.link_target}\0"
+        line = hashlib.sha256(text.encode() + content).digest()
+        whole.update(line)
+        files.append((entry.path, line))
+    return FileSetDigest(whole.hexdigest(), tuple(files))
+
+
+def _of_file(entry: Entry, index: StatIndex) -> bytes:
+    if entry.file is not None:
+        return index.digest(entry.file.status, entry.file.descriptor)
+    assert entry.open is not None, "every regular file has a content"  # noqa: S101
+    content = hashlib.sha256()
+    with entry.open() as file:
+        while piece := file.read(_CHUNK):
+            content.update(piece)
+    return content.digest()
+
+
+def _content(descriptor: int) -> bytes:
+    content = hashlib.sha256()
+    while piece := os.read(descriptor, _CHUNK):
+        content.update(piece)
+    return content.digest()
+
+
+def _packed(status: os.stat_result) -> bytes:
+    # Masked: times before 1970 are negative, and those after 2554 have more than 64 bits.
+    return _STATUS.pack(
+        status.st_ino,
+        status.st_dev,
+        status.st_size,
+        status.st_mtime_ns & 0xFFFF_FFFF_FFFF_FFFF,
+        status.st_ctime_ns & 0xFFFF_FFFF_FFFF_FFFF,
+        status.st_mode,
+    )
+
+
+def _racy(status: os.stat_result, began: int) -> bool:
+    """Whether a write in the same tick as the last one could follow the reading that began then."""
+    last = max(status.st_mtime_ns, status.st_ctime_ns)
+    coarse = status.st_ctime_ns % 1_000_000_000 == 0
+    return last >= began - (_COARSE_NS if coarse else _FINE_NS)

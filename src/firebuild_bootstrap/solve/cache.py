@@ -1,0 +1,430 @@
+"""The cache: results of operations by their keys, shared by all builds of a store.
+
+It is a layer of records over the store of unpacked layers (`image.layertrees`), in the same directory:
+
+    cache.lock          serialises every change
+    cache/keys/<key>    symbolic link whose text is the id of a layer: replacing it is one rename(2)
+    cache/records/<id>  what is known about a layer, as JSON; never changed
+
+A layer is of use only on top of its parent. So a record names the parent by its id, not by its key: where a
+key gets another result (`--no-cache`), what was made on the old one does not fit any more and is not found.
+What a build was given it holds; what it holds is not pruned, nor what that lies on. Bases are in the same
+store under their digests: they are parents, too, but can be unpacked again, and so need not be there for what
+lies on them to be found.
+
+A crash leaves a layer without a record, or a record without a layer. Nobody finds either; `prune` removes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.shelf import unusable_store
+from firebuild_bootstrap.image.trees import allocated
+
+_ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
+_KEY: Final = re.compile("[0-9a-f]{64}")
+_MAX_RECORD: Final = 64 * 1024
+_MAX_TEXT: Final = 300
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A layer in the cache.
+
+    Args:
+        id: its key in the store of layers, which no other layer ever has; of a base, its digest.
+        key: the key that it is a result of; empty for a base.
+        parent: id of the layer or base that it lies on; empty for nothing.
+        size: bytes that it takes on the disk.
+        text: the instruction, for display.
+        created: seconds since 1970; 0 where that is not known.
+        sources: layers of other stages that went into it: their keys and ids.
+        path: its tree; not there yet in what `usage` and `prune` return.
+    """
+
+    id: str
+    key: str
+    parent: str
+    size: int
+    text: str
+    created: float
+    sources: tuple[tuple[str, str], ...] = ()
+    path: Path = Path()
+
+    @property
+    def is_base(self) -> bool:
+        """Whether it is an unpacked base or image rather than the result of an operation."""
+        return not self.key
+
+
+@dataclass(frozen=True)
+class Usage:
+    """An entry, and how it is used.
+
+    Args:
+        entry: the entry.
+        last_used: seconds since 1970; no earlier than that of any layer on top of it.
+        in_use: a build holds it, or one on top of it.
+        found: whether any key leads to it. What nothing leads to is of no use to anybody.
+        layers: how many lie on it.
+    """
+
+    entry: Entry
+    last_used: float
+    in_use: bool
+    found: bool
+    layers: int
+
+
+class Cache:
+    """The cache of one id mapping. What it gives out stays until `trees` is closed, whoever prunes.
+
+    Args:
+        trees: the store of layers.
+        clock: seconds since 1970.
+    """
+
+    def __init__(self, trees: LayerTrees, *, clock: Callable[[], float] = time.time) -> None:
+        self.trees = trees
+        self._clock = clock
+        self._root = trees.root / "cache"
+        self._keys = self._root / "keys"
+        self._record_files = self._root / "records"
+
+    # --- what builds do --------------------------------------------------------------------------
+
+    def find(self, chain: Sequence[str], base: str = "") -> list[Entry]:
+        """Return the results of the first keys of a chain: as many as there are without a gap, in order.
+
+        Args:
+            chain: keys, each of what lies on the one before it.
+            base: digest of what the first lies on; empty for nothing.
+
+        Raises:
+            MachineError, InputError: the store can't be read.
+        """
+        found: list[Entry] = []
+        with self._errors("read"):
+            for key in chain:
+                entry = self._held(self._at(key, found[-1].id if found else base))
+                if entry is None:
+                    break
+                found.append(entry)
+        return found
+
+    def commit(
+        self,
+        key: str,
+        directory: Path,
+        *,
+        parent: Entry | str = "",
+        text: str = "",
+        size: int | None = None,
+        sources: Iterable[Entry] = (),
+        replace: bool = False,
+    ) -> Entry:
+        """Make `directory` the result of `key`, unless another build has made one meanwhile: then use that.
+
+        It is there all at once. Where `directory` still exists afterwards, the result of the other build
+        counts, and what comes next has to be made on that.
+
+        Args:
+            key: of the operation.
+            directory: the directory of one of `Machine.layers`.
+            parent: what it was made on: a layer of this cache, the digest of a base, or nothing.
+            text: the instruction.
+            size: bytes that it takes on the disk; None to have it measured.
+            sources: results of other stages that files were taken from.
+            replace: use it even if there is one.
+
+        Raises:
+            MachineError, InputError: the store can't be written, or somebody removed the parent. `directory`
+                is where it was.
+        """
+        entry = Entry(
+            id=f"{key[:16]}-{secrets.token_hex(8)}",
+            key=key,
+            parent=parent if isinstance(parent, str) else parent.id,
+            size=allocated(directory) if size is None else size,
+            text=text[:_MAX_TEXT],
+            created=self._clock(),
+            sources=tuple((source.key, source.id) for source in sources),
+        )
+        with self._changing():
+            there = None if replace else self._held(self._at(key, entry.parent))
+            if there is not None:
+                return there
+            if isinstance(parent, Entry) and self._record(parent.id) is None:
+                raise MachineError(
+                    f"{self._record_files / parent.id}: somebody removed it while it was used",
+                    hint="let only firebuild remove what is in the store",
+                )
+            return self._add(entry, directory)
+
+    # --- what people do --------------------------------------------------------------------------
+
+    def usage(self) -> list[Usage]:
+        """Return everything in the cache, least recently used first, and layers before what they lie on.
+
+        Raises:
+            MachineError, InputError: the store can't be read.
+        """
+        with self._errors("read"):
+            return self._survey().usage()
+
+    def prune(
+        self,
+        *,
+        everything: bool = False,
+        max_size: int | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+        sweep: bool = True,
+    ) -> list[Entry]:
+        """Remove what nobody can find, unpacked bases that nothing lies on, and what the arguments say.
+
+        Nothing that a build uses is removed, nor what it lies on.
+
+        Args:
+            everything: all of the rest, too.
+            max_size: of the rest, least recently used first, until all takes at most so many bytes. Bases
+                without a layer on them are then like all others.
+            older_than: of the rest what was not used for so many seconds; the same goes for bases.
+            dry_run: remove nothing.
+            sweep: free the space at once; `LayerTrees.settle` does it otherwise.
+
+        Returns:
+            what was removed.
+
+        Raises:
+            MachineError, InputError: the store can't be written.
+        """
+        if not self.trees.root.is_dir():
+            return []
+        removed: list[Entry] = []
+        plain = max_size is None and older_than is None
+        oldest = self._clock() - older_than if older_than is not None else 0.0
+        with self._changing():
+            survey = self._survey()
+            total = survey.size
+            for use in survey.usage():
+                entry = use.entry
+                wanted = (
+                    everything
+                    or not use.found
+                    or (max_size is not None and total > max_size)
+                    or use.last_used < oldest
+                    or (plain and entry.is_base)
+                )
+                if not wanted or use.in_use or survey.layers[entry.id]:
+                    continue
+                if dry_run or self._drop(entry):
+                    survey.layers[entry.parent] -= 1
+                    total -= entry.size
+                    removed.append(entry)
+            if not dry_run:
+                self._drop_orphans()
+        if sweep and not dry_run:
+            self.trees.sweep()
+        return removed
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def _at(self, key: str, parent: str) -> Entry | None:
+        """Return the result of a key that lies on `parent` and does not contradict what else is there."""
+        identity = self._identity(key)
+        entry = self._record(identity) if identity else None
+        if entry is None or entry.key != key or entry.parent != parent or self.outdated(entry):
+            return None
+        return entry
+
+    def _held(self, entry: Entry | None) -> Entry | None:
+        """Hold a layer, if it is there, until the store of layers is closed."""
+        tree = self.trees.hold(entry.id) if entry is not None else None
+        return dataclasses.replace(entry, path=tree) if entry is not None and tree is not None else None
+
+    def _identity(self, key: str) -> str:
+        """Return the id of the layer that a key leads to, or an empty text."""
+        try:
+            identity = os.readlink(self._keys / key)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: it is no link
+                raise
+            return ""
+        return identity if _ID.fullmatch(identity) else ""
+
+    def _record(self, identity: str) -> Entry | None:
+        """Return what is known about a layer, or None if nothing is."""
+        try:
+            with open(self._record_files / identity, "rb") as file:
+                return _entry(identity, json.loads(file.read(_MAX_RECORD)))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+            return None  # any other error may go away, and must not look like damage to `prune`
+
+    def _survey(self) -> _Survey:
+        used = self.trees.keys()
+        entries: dict[str, Entry] = {}
+        for identity in used:
+            if _ID.fullmatch(identity) is None:
+                tree = self.trees.path(identity)
+                entries[identity] = Entry(identity, "", "", allocated(tree), f"FROM {identity}", 0.0)
+            elif (entry := self._record(identity)) is not None:
+                entries[identity] = entry
+        return _Survey(self, entries, used)
+
+    def leads_to(self, entry: Entry) -> bool:
+        """Whether the key of an entry leads to it, and not to another one."""
+        return entry.is_base or self._identity(entry.key) == entry.id
+
+    def outdated(self, entry: Entry) -> bool:
+        """Whether a stage that files came from has got another result since."""
+        return any(self._identity(stage) not in ("", layer) for stage, layer in entry.sources)
+
+    # --- changes ---------------------------------------------------------------------------------
+
+    def _add(self, entry: Entry, directory: Path) -> Entry:
+        """Make it all there; the last rename makes it found."""
+        record, fresh = self._record_files / entry.id, self._root / "fresh"
+        fresh.unlink(missing_ok=True)  # of somebody who died
+        fresh.write_text(_document(entry), "utf-8")
+        tree = self.trees.adopt(entry.id, directory)
+        try:
+            os.rename(fresh, record)
+            fresh.symlink_to(entry.id)
+            os.replace(fresh, self._keys / entry.key)
+        except OSError:
+            record.unlink(missing_ok=True)
+            with suppress(OSError):
+                os.rename(tree.parent, directory)
+            raise
+        return dataclasses.replace(entry, path=tree)
+
+    def _drop(self, entry: Entry) -> bool:
+        """Remove an entry unless somebody uses it."""
+        if not self.trees.discard(entry.id, unused=True):
+            return False
+        if not entry.is_base:
+            if self.leads_to(entry):
+                (self._keys / entry.key).unlink(missing_ok=True)
+            (self._record_files / entry.id).unlink(missing_ok=True)
+        return True
+
+    def _drop_orphans(self) -> None:
+        """Remove what crashes left: layers, records and keys that do not belong together."""
+        there = set(self.trees.keys())
+        for name in os.listdir(self._record_files):
+            if name not in there or self._record(name) is None:
+                (self._record_files / name).unlink()
+        for name in os.listdir(self._keys):
+            if not (self._record_files / (self._identity(name) or "missing")).exists():
+                (self._keys / name).unlink()
+        for identity in there:
+            if _ID.fullmatch(identity) and not (self._record_files / identity).exists():
+                self.trees.discard(identity, unused=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        with self._errors("written"):
+            for folder in (self._keys, self._record_files):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self.trees.root / "cache.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
+
+    @contextmanager
+    def _errors(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename2 or error.filename or self._root
+            raise unusable_store(f"{where}: the cache can't be {done}", error) from error
+
+
+class _Survey:
+    """All entries, and how they lie on each other."""
+
+    def __init__(self, cache: Cache, entries: Mapping[str, Entry], used: Mapping[str, float]) -> None:
+        self._cache = cache
+        self._entries = entries
+        self._used = used
+        self.layers = Counter(entry.parent for entry in entries.values())
+        self.size = sum(entry.size for entry in entries.values())
+
+    def usage(self) -> list[Usage]:
+        """Return everything, least recently used first, and layers before what they lie on."""
+        order = self._bottom_up()
+        found = self._found(order)
+        used = dict(self._used)
+        held: set[str] = set()
+        usages: list[Usage] = []
+        for entry in reversed(order):
+            last = used[entry.id]
+            used[entry.parent] = max(last, used.get(entry.parent, 0.0))
+            if entry.id in held or self._cache.trees.in_use(entry.id):
+                held |= {entry.id, entry.parent}
+            usages.append(Usage(entry, last, entry.id in held, entry.id in found, self.layers[entry.id]))
+        # The sort is stable, so that of two with the same time the upper layer stays the first.
+        return sorted(usages, key=lambda usage: (usage.found, usage.last_used))
+
+    def _bottom_up(self) -> list[Entry]:
+        above: dict[str, list[Entry]] = {}
+        for entry in self._entries.values():
+            below = entry.parent if entry.parent in self._entries else ""
+            above.setdefault(below, []).append(entry)
+        order = above.get("", [])
+        for entry in order:  # it grows meanwhile
+            order += above.get(entry.id, [])
+        return order
+
+    def _found(self, order: Sequence[Entry]) -> set[str]:
+        found: set[str] = set()
+        for entry in order:
+            # A base need not be there: it can be unpacked again.
+            lies_well = entry.parent in found or _ID.fullmatch(entry.parent) is None
+            if lies_well and self._cache.leads_to(entry) and not self._cache.outdated(entry):
+                found.add(entry.id)
+        return found
+
+
+def _document(entry: Entry) -> str:
+    document = dataclasses.asdict(entry)
+    for name in ("id", "path"):
+        del document[name]
+    return json.dumps(document)
+
+
+def _entry(identity: str, document: dict[str, Any]) -> Entry:
+    return Entry(
+        id=identity,
+        key=_text(document["key"], _KEY),
+        parent=str(document["parent"]),
+        size=int(document["size"]),
+        text=str(document["text"]),
+        created=float(document["created"]),
+        sources=tuple((_text(key, _KEY), _text(layer, _ID)) for key, layer in document["sources"]),
+    )
+
+
+def _text(value: str, form: re.Pattern[str]) -> str:
+    if form.fullmatch(value) is None:
+        raise ValueError("the record is damaged")
+    return value

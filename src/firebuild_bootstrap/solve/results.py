@@ -1,0 +1,296 @@
+"""What the stages of one build start from and leave behind: layers, found in the cache or made.
+
+A stage need not run at all if the cache has the result of each of its steps; otherwise it starts from those
+that are there. So the stages that have to run are found from the target backwards: one is needed where a step
+that is not cached takes from it or lies on it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from firebuild_bootstrap.dockerfile.graph import (
+    Copy,
+    Graph,
+    ImageRef,
+    Stage,
+    StageRef,
+    Step,
+    TreeRef,
+    trees_of,
+)
+from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.image.bases import Base
+from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
+from firebuild_bootstrap.image.trees import Tree, Trees
+from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine, StoredLayer
+from firebuild_bootstrap.machine.rootfs import export_tree
+from firebuild_bootstrap.solve.cache import Cache, Entry
+from firebuild_bootstrap.solve.keys import Parts, StageKeys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """The cache as one build sees it.
+
+    Args:
+        cache: of the store.
+        keys: of all stages, by their indexes.
+        fresh: whether all steps of a stage are executed, whatever the cache has.
+        unchanged: whether the files of a COPY are still those that its key was made of.
+        notice: told what could not be kept.
+    """
+
+    cache: Cache
+    keys: Mapping[int, StageKeys]
+    fresh: Callable[[Stage], bool]
+    unchanged: Callable[[Copy, Parts], bool]
+    notice: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stage begins.
+
+    Args:
+        layers: what it begins on, the lowest first.
+        done: how many of its steps they hold.
+        tip: the uppermost of them in the cache; None where there is none.
+    """
+
+    layers: tuple[Layer, ...]
+    done: int = 0
+    tip: Entry | None = None
+
+
+class Results:
+    """The results of the stages of one build. Several threads may use it.
+
+    Args:
+        graph: what there is to do.
+        bases: the images that it names, by their references.
+        shared: the cache; None where none can be used.
+        stored: the store of unpacked layers.
+        trees: the tools for trees.
+        directory: an existing directory for archives of whole stages.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        bases: Mapping[str, Base],
+        *,
+        shared: Shared | None,
+        stored: LayerTrees,
+        trees: Trees,
+        directory: Path,
+    ) -> None:
+        self._graph = graph
+        self._bases = bases
+        self._shared = shared
+        self._stored = stored
+        self._trees = trees
+        self._directory = directory
+        self._made: dict[int, tuple[Layer, ...]] = {}
+        self._tips: dict[int, Entry] = {}
+        self._packing = threading.Lock()
+
+    # --- before anything runs -------------------------------------------------------------------
+
+    def pending(self) -> tuple[Stage, ...]:
+        """Return the stages that have something to execute, in the order of the graph."""
+        found: set[int] = set()
+        self._visit(self._graph.target, found)
+        return tuple(stage for stage in self._graph.stages if stage.index in found)
+
+    def _visit(self, stage: Stage, pending: set[int]) -> None:
+        if stage.index in pending or stage.index in self._made:
+            return
+        start = self._start(stage)
+        if start is None and isinstance(stage.base, StageRef):
+            self._visit(self._graph.stage(stage.base.index), pending)
+            start = self._start(stage)
+        done = start.done if start is not None else 0
+        # Without a cache the target's machine is what writes the outputs.
+        if start is not None and done == len(stage.steps) and (self._shared or stage != self._graph.target):
+            self._made[stage.index] = start.layers
+            if start.tip is not None:
+                self._tips[stage.index] = start.tip
+            return
+        pending.add(stage.index)
+        for step in stage.steps[done:]:
+            for tree in trees_of(step.operation):
+                if isinstance(tree, StageRef):
+                    self._visit(self._graph.stage(tree.index), pending)
+
+    def start(self, stage: Stage) -> Start:
+        """Return where a stage begins; all that it needs of others is done."""
+        start = self._start(stage)
+        if start is None:
+            raise FirebuildError(f"the stage {stage.title} began before what it is based on was done")
+        return start
+
+    def _start(self, stage: Stage) -> Start | None:
+        """Return where a stage would begin now; None while its base is not there."""
+        below = self._below(stage.base)
+        if self._shared is None:
+            return None if below is None else Start(below)
+        keys = self._shared.keys[stage.index]
+        own = len(stage.steps)
+        chain = keys.chain[: len(keys.chain) - own] if self._shared.fresh(stage) else keys.chain
+        image = self._image(stage)
+        entries = self._shared.cache.find(chain, image.digest if image is not None else "")
+        done = len(entries) - (len(keys.chain) - own)
+        if done < 0:
+            return None if below is None else Start(below)
+        bottom = () if image is None else (image,)
+        layers = (*bottom, *(StoredLayer(entry.id) for entry in entries))
+        return Start(layers, done, entries[-1] if entries else None)
+
+    def _below(self, base: TreeRef) -> tuple[Layer, ...] | None:
+        match base:
+            case StageRef(index):
+                return self._made.get(index)
+            case ImageRef(reference):
+                return (_layer(self._bases[reference]),)
+            case _:
+                return ()
+
+    def _image(self, stage: Stage) -> ArchiveLayer | None:
+        """Return the image at the very bottom of a stage."""
+        base = stage.base
+        while isinstance(base, StageRef):
+            base = self._graph.stage(base.index).base
+        return _layer(self._bases[base.reference]) if isinstance(base, ImageRef) else None
+
+    # --- afterwards -----------------------------------------------------------------------------
+
+    def keep(self, stage: Stage, start: Start, machine: Machine, first: int) -> None:
+        """Keep what the machine of a stage has made, which has stopped, in the cache if it can be there.
+
+        Args:
+            stage: the stage.
+            start: where it began.
+            machine: its machine.
+            first: number of the stage's first step.
+
+        Raises:
+            FirebuildError: the store can't be written.
+        """
+        kept = self._commit(stage, start, machine, first)
+        if kept is not None:
+            self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in kept))
+        elif stage != self._graph.target:
+            directory = self._directory / f"stage-{stage.index}"
+            directory.mkdir(mode=0o700)
+            (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
+            self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
+
+    def rescue(self, stage: Stage, start: Start, machine: Machine, first: int) -> None:
+        """Keep the finished steps of a stage that has failed, as far as that is possible."""
+        with suppress(FirebuildError):
+            self._commit(stage, start, machine, first)
+
+    def _commit(self, stage: Stage, start: Start, machine: Machine, first: int) -> list[Entry] | None:
+        """Put the layers of finished steps into the cache; None unless all steps have one."""
+        if self._shared is None:
+            return None
+        image = self._image(stage)
+        parent: Entry | str = start.tip or (image.digest if image is not None else "")
+        layers = {layer.step: layer.directory for layer in machine.layers()}
+        made: list[Entry] = []
+        usual = True
+        for place in range(start.done, len(stage.steps)):
+            directory = layers.get(first + place)
+            if directory is None:
+                return None
+            step, parts = stage.steps[place], self._shared.keys[stage.index].steps[place]
+            usual = usual and self._unchanged(step, parts)
+            parent = self._shared.cache.commit(
+                # What nobody can ask for is of use to this build all the same.
+                parts.key if usual else secrets.token_hex(32),
+                directory,
+                parent=parent,
+                text=step.origin.text,
+                sources=self._sources(step),
+                replace=True,
+            )
+            made.append(parent)
+        if isinstance(parent, Entry):
+            self._tips[stage.index] = parent
+        return made
+
+    def _unchanged(self, step: Step, parts: Parts) -> bool:
+        if not isinstance(step.operation, Copy) or self._shared is None:
+            return True
+        if self._shared.unchanged(step.operation, parts):
+            return True
+        self._shared.notice(f"{step.origin.location}: its files changed while they were sent: not cached")
+        return False
+
+    def _sources(self, step: Step) -> list[Entry]:
+        indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
+        return [self._tips[index] for index in sorted(indexes) if index in self._tips]
+
+    def archive(self, tree: TreeRef) -> Path | None:
+        """Return the archive of an image or of a stage that is done; None where it is empty.
+
+        Raises:
+            MachineError: it can't be written.
+        """
+        if isinstance(tree, ImageRef):
+            return self._bases[tree.reference].archive
+        if not isinstance(tree, StageRef):
+            return None
+        match self._made[tree.index]:
+            case ():
+                return None
+            case (ArchiveLayer(path),):
+                return path
+            case layers:
+                path = self._directory / f"stage-{tree.index}.tar"
+                with self._packing:
+                    if not path.exists():
+                        self._trees.pack(self._tree(layers), path)
+                return path
+
+    def export(
+        self, machine: Machine | None, outputs: Sequence[OutputSpec], into: Path, epoch: int | None
+    ) -> tuple[Artifact, ...]:
+        """Write the outputs of the target into the directory `into`.
+
+        Args:
+            machine: that of the target, if it had one.
+            epoch: SOURCE_DATE_EPOCH.
+
+        Raises:
+            MachineError: as `Machine.export`.
+        """
+        layers = self._made.get(self._graph.target.index)
+        if layers is not None:
+            return export_tree(self._trees, self._tree(layers), outputs, into, epoch=epoch)
+        return machine.export(outputs, into) if machine is not None else ()
+
+    def _tree(self, layers: Sequence[Layer]) -> Tree:
+        """Return what a reader of trees takes for the merged view of `layers`."""
+        paths = tuple(
+            self._stored.unpacked(layer.path, layer.digest)[0]
+            if isinstance(layer, ArchiveLayer)
+            else self._stored.required(layer.key)
+            for layer in layers
+        )
+        if not paths:
+            empty = self._directory / "empty"
+            empty.mkdir(mode=0o755, exist_ok=True)
+            return empty
+        return paths if len(paths) > 1 else paths[0]
+
+
+def _layer(base: Base) -> ArchiveLayer:
+    return ArchiveLayer(base.archive, base.digest)

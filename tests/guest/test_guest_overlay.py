@@ -1,0 +1,212 @@
+"""The image as an overlay: what each step has changed is a directory of its own."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.guest.overlay import MAX_LAYERS, Layers, mount_layers
+from firebuild_bootstrap.layers.root import Root, remove_directory
+from firebuild_bootstrap.layers.tree import upper_entries
+from firebuild_bootstrap.sandbox import Bind
+from guest.build import Build, copy_command, run_command, workdir_command
+from guest.server import a_file
+from support import privately
+
+BELOW = 1_300_000_000_000_000_000
+
+
+@pytest.fixture
+def layers(build: Build) -> Path:
+    """Where vminit keeps the layers; the build's image is the lower one."""
+    directory = build.directory / "layers"
+    (directory / "lower/0").mkdir(parents=True)
+    (directory / "lower/1").mkdir()
+    build.extra_binds = [
+        Bind(directory, "/layers", read_only=False),
+        Bind(build.image, "/layers/lower/1"),
+    ]
+    build.arguments = ["--layers", "/layers"]
+    return directory
+
+
+def changes(layers: Path, step: int | str) -> list[str]:
+    """What a layer says, as `KIND path`, without the root itself."""
+    directory = layers / "unfinished" if step == "unfinished" else layers / "upper" / str(step)
+    return [f"{item.kind} {item.path}" for item, _ in upper_entries(str(directory / "fs")) if item.path]
+
+
+@pytest.mark.needs("bwrap", "busybox")
+def test_each_step_leaves_a_layer_of_its_own(build: Build, layers: Path) -> None:
+    image = build.image
+    for name in ("old/deep", "proc", "dev"):
+        (image / name).mkdir(parents=True)
+    for name in ("old/deep/file", "old/gone", "etc/hosts", "same", "suid"):
+        (image / name).write_text(f"{name}\n")
+    os.link(image / "same", image / "also")
+    (image / "suid").chmod(0o4755)
+    (image / "etc/resolv.conf").symlink_to("/run/resolv.conf")
+    (image / "etc").chmod(0o2711)
+    os.setxattr(image, "user.note", b"of the root")
+    for name in ("etc/hosts", "etc", "old", "."):
+        os.utime(image / name, ns=(BELOW, BELOW))
+    build.server.resources["files"] = a_file("new", b"content")
+    before = {path: path.lstat().st_mtime_ns for path in image.rglob("*")}
+    build.succeed(
+        run_command("rm /old/gone && cat /etc/hosts && id -u", step=2),
+        run_command("rm -r /old && /bin/busybox mkdir /old && echo mine > /old/mine", step=3),
+        run_command("true=1", step=4),
+        copy_command("/to/new", step=5),
+        run_command("echo more >> /suid && /bin/busybox mv /to/new /to/moved && cat /to/moved", step=6),
+        workdir_command("/work/here", step=7),
+        run_command("echo 10.0.0.1 extra >> /etc/hosts; echo more >> /same; cat /also", step=8),
+    )
+    assert changes(layers, 2) == ["directory old", "whiteout old/gone"]
+    assert changes(layers, 3) == ["directory old", "opaque old", "file old/mine"]
+    assert changes(layers, 4) == []
+    assert changes(layers, 5) == ["directory to", "file to/new"]
+    assert changes(layers, 6) == ["file suid", "directory to", "whiteout to/new", "file to/moved"]
+    assert changes(layers, 7) == ["directory work", "directory work/here"]
+    assert changes(layers, 8) == ["directory etc", "file etc/hosts", "file same"]
+    upper = layers / "upper"
+    # A write takes the set-user-ID bit away, as ever; the copy that it makes does not.
+    assert (upper / "6/fs/suid").read_text() == "suid\nmore\n"
+    assert (upper / "8/fs/etc/hosts").read_text() == "etc/hosts\n10.0.0.1 extra\n"
+    # A file below with two names is two files as soon as one is changed, as in every overlay.
+    assert build.server.stdout.endswith(b"contentsame\n")
+    # The root and the directories on the way keep what they have.
+    for step in (2, 4, 7):
+        found = (upper / str(step) / "fs").stat()
+        assert stat.S_IMODE(found.st_mode) == 0o755
+    assert os.getxattr(upper / "8/fs", "user.note") == b"of the root"
+    assert (upper / "2/fs").stat().st_mtime_ns == BELOW
+    assert stat.S_IMODE((upper / "8/fs/etc").stat().st_mode) == 0o2711
+    assert {path: path.lstat().st_mtime_ns for path in image.rglob("*")} == before, "nobody writes below"
+    assert not (layers / "unfinished").exists()
+
+
+@pytest.mark.needs("bwrap")
+def test_an_image_from_scratch_begins_with_an_empty_layer(build: Build, layers: Path) -> None:
+    (layers / "lower/1").rmdir()
+    build.extra_binds = build.extra_binds[:1]
+    build.server.resources["files"] = a_file("hosts", b"content")
+    build.succeed(copy_command("/etc/", step=2), workdir_command("/etc/more", step=3))
+    assert changes(layers, 2) == ["directory etc", "file etc/hosts"]
+    assert changes(layers, 3) == ["directory etc", "directory etc/more"]
+
+
+@pytest.mark.needs("bwrap", "busybox")
+@pytest.mark.parametrize(
+    ("shell", "change"),
+    [
+        ("rm -r /etc && echo x > /etc", "file etc"),
+        ("/bin/busybox cp -a /etc /old && rm -r /etc && /bin/busybox ln -s old /etc", "symlink etc"),
+        ("rm -r /etc && /bin/busybox mkdir /etc", "opaque etc"),
+        ("rm /etc/hosts && /bin/busybox mkfifo /etc/hosts", "fifo etc/hosts"),
+        ("rm /etc/resolv.conf && /bin/busybox ln -s x /etc/resolv.conf", "symlink etc/resolv.conf"),
+    ],
+)
+def test_a_step_may_put_something_else_in_the_place_of_the_networks_files(
+    build: Build, layers: Path, shell: str, change: str
+) -> None:
+    build.succeed(run_command(shell))
+    assert change in changes(layers, 2)
+
+
+@pytest.mark.needs("bwrap", "busybox")
+def test_a_step_that_fails_leaves_its_layer_unfinished(build: Build, layers: Path) -> None:
+    build.fail(run_command("echo 1 > /one", step=2), run_command("echo 2 > /two; exit 7", step=3))
+    assert changes(layers, 2) == ["file one"]
+    assert "file two" in changes(layers, "unfinished")
+    assert os.listdir(layers / "upper") == ["2"]
+
+
+@pytest.mark.needs("bwrap", "busybox")
+def test_a_run_sees_the_overlay_and_neither_its_layers_nor_their_names(build: Build, layers: Path) -> None:
+    build.succeed(
+        run_command("echo x > /x", step=2),
+        run_command("ls -a / /layers /image; /bin/busybox grep ' / ' /proc/self/mountinfo", step=3),
+    )
+    text = build.server.stdout.decode()
+    assert "nosuid,nodev" in text
+    assert "lowerdir=upper/2/fs:lower/1:lower/0," in text
+    assert str(build.directory) not in text
+    assert "unfinished\n" not in text
+    assert build.server.written("stderr").decode().count("No such file or directory") == 2
+
+
+@pytest.mark.needs("bwrap")
+def test_layers_that_cannot_be_mounted_are_a_failed_step(build: Build, layers: Path) -> None:
+    for number in range(2, MAX_LAYERS + 1):
+        (layers / "lower" / str(number)).mkdir()
+    abort = build.fail(workdir_command("/x", step=2))
+    assert f"{MAX_LAYERS + 1} layers, and {MAX_LAYERS} at most can be mounted" in abort.error
+    assert (abort.step, abort.reason) == (2, "file")
+
+
+# --- as the machine's own root, without a user namespace ------------------------------------------
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_more_layers_than_one_mount_takes_are_stacked(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"lower/{number}").mkdir(parents=True)
+        (tmp_path / f"lower/{number}/file").write_text(f"{number}")
+        (tmp_path / f"lower/{number}/{number}").touch()
+    seen = []
+
+    def build() -> None:
+        layers = Layers(str(tmp_path), str(tmp_path / "image"))
+        for step in (2, 3):
+            with layers.step(step):
+                seen.append(((tmp_path / "image/file").read_text(), len(os.listdir(tmp_path / "image"))))
+                (tmp_path / "image/file").write_text(f"step {step}")
+                (tmp_path / f"image/{step}").unlink()
+
+    privately(build)
+    assert seen == [("299", 301), ("step 2", 300)]
+    assert sorted(os.listdir(tmp_path / "upper/3/fs")) == ["3", "file"]
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_a_root_that_is_still_in_use_is_taken_away_nevertheless(tmp_path: Path) -> None:
+    for number in (0, 1):
+        (tmp_path / f"lower/{number}").mkdir(parents=True)
+
+    def build() -> None:
+        layers = Layers(str(tmp_path), str(tmp_path / "image"))
+        with layers.step(1):
+            held = os.open(tmp_path / "image", os.O_RDONLY)
+        try:
+            assert os.listdir(tmp_path / "image") == []
+        finally:
+            os.close(held)
+
+    privately(build)
+    assert os.listdir(tmp_path / "upper") == ["1"]
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_directories_of_a_lower_layer_are_removed_at_any_depth(tmp_path: Path) -> None:
+    names = [f"{number:0100}" for number in range(60)]
+    for name in ("lower/0", "lower/1", "upper", "work", "image"):
+        (tmp_path / name).mkdir(parents=True)
+    with Root(str(tmp_path / "lower/1")) as root:
+        for depth in range(len(names)):
+            with root.locate(f"top/{'/'.join(names[: depth + 1])}", parents=(0, 0)) as place:
+                os.mkdir(place.name, dir_fd=place.directory)
+
+    def remove() -> None:
+        mount_layers(str(tmp_path), ["lower/0", "lower/1"], str(tmp_path / "image"), "upper", "work")
+        with Root(str(tmp_path / "image")) as image:
+            remove_directory("top", image.descriptor)
+        assert os.listdir(tmp_path / "image") == []
+
+    privately(remove)
+    assert stat.S_ISCHR((tmp_path / "upper/top").lstat().st_mode)

@@ -1,0 +1,113 @@
+"""Files that come packed: what is refused of them, and what makes them worth it."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers import tar
+from guest.local import Local
+from guest.server import END, a_file, eof, group, header, member, piece
+
+pytestmark = pytest.mark.root
+
+TREE = group(fromDirectory=True)
+ONE = group()
+
+
+def test_holes_stay_holes_also_where_a_file_is_replaced(local: Local) -> None:
+    size = 1 << 40
+    regions = ((1 << 20, 4), (1 << 30, 4))
+    entry = tar.Entry("big", tar.FILE, 0o640, size=size, regions=regions)
+    data = tar.encode(entry, 8)[0] + b"oncemore" + bytes(504)
+    (local.image / "old").write_text("old")
+    for target in ("/new", "/old"):
+        local.copy([ONE, piece(data), END], target)
+        with open(local.image / target[1:], "rb") as file:
+            assert file.seek(1 << 20) == 1 << 20
+            assert file.read(6) == b"once\0\0"
+            assert os.pread(file.fileno(), 8, (1 << 30) - 2) == b"\0\0more\0\0"
+            status = os.fstat(file.fileno())
+        assert (status.st_size, status.st_mode & 0o777) == (size, 0o640)
+        assert status.st_blocks * 512 < 1 << 20
+
+
+def test_an_empty_resource_is_no_error(local: Local) -> None:
+    local.copy([], "/target/")
+    assert local.tree() == {}
+
+
+def test_pieces_may_end_anywhere(local: Local) -> None:
+    content = os.urandom(5000).hex().encode()
+    data = (
+        member("d", kind=tar.DIRECTORY)
+        + member("d/f", content)
+        + member("d/l", kind=tar.SYMLINK, linkname="f")
+    )
+    cut = [piece(data[at : at + 333]) for at in range(0, len(data), 333)]
+    local.copy([TREE, *cut[:7], piece(b""), *cut[7:], END], "/t")
+    assert local.tree() == {"t": "dir", "t/d": "dir", "t/d/f": content.decode(), "t/d/l": "-> f"}
+
+
+FILE = member("f", b"content")
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        ([TREE, piece(FILE)], "does not end where it says so"),
+        ([TREE, piece(FILE[:300])], "can't be read: "),
+        ([TREE, piece(FILE), END, piece(b"more")], "does not end where it says so"),
+        ([TREE, piece(FILE, checksum=1), END], "can't be read: the checksum of a piece is wrong"),
+        ([TREE, piece(bytes(4_000_000)), END], "a piece of a resource has 4000000 bytes, more than 3774873"),
+        ([TREE, piece(FILE), header("g"), eof("g")], "the server sent header in the middle of packed files"),
+        ([TREE, pb.ResourceChunk(), END], "the server sent nothing in the middle of packed files"),
+        ([piece(FILE), END], "the server sent piece where the header of a file was due"),
+        ([header("f", size=1), piece(FILE)], "the server sent piece before the end of the file"),
+        ([TREE, piece(member("p", kind=tar.FIFO)), END], "an entry of kind fifo"),
+        ([TREE, piece(member("../up", b"x")), END], "can't be read: "),
+        (
+            [group(fromDirectory=True, keepOwner=True), piece(member("f", uid=2**32 - 1)), END],
+            "f: the server sent the owner 4294967295:0",
+        ),
+        ([TREE, piece(member("f", b"", size=2**62)), END], "can't be read: unexpected end of data"),
+    ],
+)
+def test_what_a_packed_stream_must_not_be(local: Local, stream: list[pb.ResourceChunk], message: str) -> None:
+    error = local.refused(stream)
+    assert message in error.message
+    assert error.reason == "protocol"
+    assert "up" not in os.listdir(local.image)
+
+
+def test_a_file_that_is_not_complete_is_removed_again(local: Local) -> None:
+    local.refused([TREE, piece(member("f", b"", size=2_000_000)[:512] + bytes(1_000_000))], "/t")
+    assert local.tree() == {"t": "dir"}
+
+
+def test_a_server_that_packs_nothing_is_understood(local: Local) -> None:
+    local.copy(a_file("a", b"A"), "/a")
+    assert local.tree() == {"a": "A"}
+
+
+def test_a_deep_tree_takes_few_descriptors(local: Local) -> None:
+    depth = 400
+    data = bytearray()
+    for level in range(1, depth + 1):
+        path = "/".join(["d"] * level)
+        data += member(path, kind=tar.DIRECTORY, mode=0o750)
+    for level in range(depth, 0, -1):
+        data += member("/".join(["d"] * level) + "/f", b"F")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 200, limits[1]))
+    try:
+        local.copy([TREE, piece(bytes(data)), END], "/t")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    deepest = Path(local.image, "t", *["d"] * depth)
+    assert (deepest / "f").read_text() == "F"
+    assert deepest.stat().st_mode & 0o777 == 0o750

@@ -1,0 +1,282 @@
+"""What is in a key, and what is not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firebuild_bootstrap.dockerfile.graph import (
+    BindMount,
+    CacheMount,
+    ContextRef,
+    Copy,
+    Download,
+    Files,
+    GitTree,
+    Graph,
+    Heredoc,
+    ImageRef,
+    Network,
+    Operation,
+    Origin,
+    Run,
+    Scratch,
+    SecretMount,
+    Sharing,
+    SshMount,
+    Stage,
+    StageRef,
+    Step,
+    TmpfsMount,
+    TreeRef,
+    Workdir,
+)
+from firebuild_bootstrap.errors import Location
+from firebuild_bootstrap.solve.keys import (
+    SCRATCH_KEY,
+    Input,
+    StageKeys,
+    base_key,
+    inputs_of,
+    keys_of,
+    operation_parts,
+)
+
+PLATFORM = "linux/amd64"
+
+
+class Reader:
+    """Names everything by what it is called, unless told otherwise."""
+
+    def __init__(self, **digests: str) -> None:
+        self.digests = digests
+
+    def image(self, reference: str, platform: str) -> str:
+        return self.digests.get(reference, f"sha256:{reference}")
+
+    def files(self, files: Files, copy: Copy) -> Input:
+        return Input(self.digests.get(files.pattern, files.pattern), files.pattern)
+
+    def bound(self, mount: BindMount) -> Input:
+        return Input(self.digests.get(mount.source, mount.source), mount.source)
+
+    def download(self, download: Download) -> str:
+        return self.digests.get("download", "sha256:0")
+
+    def commit(self, tree: GitTree) -> str:
+        return self.digests.get("commit", "c0ffee")
+
+
+def stage(index: int, base: TreeRef, *operations: Operation, line: int = 1) -> Stage:
+    steps = tuple(Step(each, Origin(Location("Dockerfile", line), "TEXT")) for each in operations)
+    return Stage(
+        index=index,
+        base=base,
+        origin=Origin(Location("Dockerfile", line), "FROM"),
+        platform=PLATFORM,
+        steps=steps,
+    )
+
+
+def key(operation: Operation, **digests: str) -> str:
+    graph = Graph(stages=(stage(0, ImageRef("debian"), operation),))
+    return keys_of(graph, Reader(**digests))[0].key
+
+
+RUN = Run(argv=("/bin/sh", "-c", "make"), env={"A": "1"}, args={"V": "1"}, workdir="/w", user="1:2")
+COPY = Copy(sources=(Files("src"), Heredoc("EOF", "text")), destination="/app")
+
+
+def test_the_form_of_a_key_does_not_change_by_accident() -> None:
+    """A change here throws away everybody's cache: `_FORM` has to change with it, or it is a mistake."""
+    run = replace(
+        RUN,
+        mounts=(
+            BindMount("/b", StageRef(7), "/x", writable=True),
+            CacheMount("/c", "go", Sharing.LOCKED, Scratch(), "/y", read_only=True, mode=0o700, uid=1, gid=2),
+            TmpfsMount("/t", 5),
+            SecretMount("token", "/run/secrets/token", "TOKEN", required=True),
+            SshMount("default", "/s"),
+        ),
+        network=Network.NONE,
+        script="echo",
+    )
+    assert operation_parts("p", run, (), PLATFORM).operation == (
+        '{"args":{"V":"1"},"argv":["/bin/sh","-c","make"],"env":{"A":"1"},"mounts":['
+        '{"target":"/b","type":"BindMount","writable":true},'
+        '{"id":"go","target":"/c","type":"CacheMount"},'
+        '{"size":5,"target":"/t","type":"TmpfsMount"},'
+        '{"env":"TOKEN","gid":0,"id":"token","mode":256,"required":true,"target":"/run/secrets/token",'
+        '"type":"SecretMount","uid":0},'
+        '{"gid":0,"id":"default","mode":384,"required":false,"target":"/s","type":"SshMount","uid":0}'
+        '],"network":"none","script":"echo","type":"Run","user":"1:2","workdir":"/w"}'
+    )
+    copy = replace(COPY, sources=(*COPY.sources, Download("https://u:p@h/f", "sha256:1"), GitTree("u")))
+    assert operation_parts("p", copy, (), PLATFORM).operation == (
+        '{"chmod":null,"chown":null,"destination":"/app","exclude":[],"into":false,"link":false,'
+        '"parents":false,"sources":[{"type":"Files"},{"content":"text","name":"EOF","type":"Heredoc"},'
+        '{"type":"Download"},{"submodules":true,"type":"GitTree"}],"type":"Copy","unpack":null,"workdir":"/"}'
+    )
+    assert operation_parts("p", Workdir(path="/w"), (), PLATFORM).operation == (
+        '{"path":"/w","type":"Workdir","user":"0:0"}'
+    )
+    parts = operation_parts("p", Workdir(path="/w"), (Input("1"), Input("2")), PLATFORM)
+    assert parts.key == "d3b3396a469e5fb189bf7212a6d82a420a301e1e9a090d22d653a87f73c64946"
+    assert (
+        base_key("sha256:1", PLATFORM) == "e20c847f173be2405310f66cc8b9bba5ab11d388ae3cfc833d0144300be8d17f"
+    )
+    assert SCRATCH_KEY == "c8aa3b6e7e2a068dbc51fbb9cb224758a12516a42595250748139717016f9764"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(RUN, argv=("/bin/sh", "-c", "make all")),
+        replace(RUN, env={"A": "2"}),
+        replace(RUN, args={"V": "2"}),
+        replace(RUN, env={}, args={"A": "1", "V": "1"}),
+        replace(RUN, workdir="/"),
+        replace(RUN, user="0:0"),
+        replace(RUN, script="x"),
+        replace(RUN, network=Network.NONE),
+        replace(RUN, mounts=(TmpfsMount("/t"),)),
+        replace(RUN, mounts=(CacheMount("/t", "id"),)),
+        replace(RUN, mounts=(SecretMount("id"),)),
+        replace(COPY, destination="/srv"),
+        replace(COPY, into=True),
+        replace(COPY, chown="1"),
+        replace(COPY, chmod="755"),
+        replace(COPY, link=True),
+        replace(COPY, parents=True),
+        replace(COPY, exclude=("*.o",)),
+        replace(COPY, unpack=True),
+        replace(COPY, workdir="/w"),
+        replace(COPY, sources=(Files("src"), Heredoc("EOF", "text2"))),
+        replace(COPY, sources=(Heredoc("EOF", "text"), Files("src"))),
+    ],
+)
+def test_whatever_changes_the_result_changes_the_key(changed: Operation) -> None:
+    assert key(changed) != key(RUN if isinstance(changed, Run) else COPY)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (replace(COPY, keyword="ADD"), COPY),
+        (replace(COPY, sources=(Files("a", ContextRef("other")),)), replace(COPY, sources=(Files("a"),))),
+        (replace(RUN, args={**RUN.args, "HTTPS_PROXY": "http://me:pass@proxy"}), RUN),
+        (
+            replace(RUN, mounts=(CacheMount("/c", "go", Sharing.LOCKED, mode=0o700),)),
+            replace(RUN, mounts=(CacheMount("/c", "go"),)),
+        ),
+        (
+            Copy(sources=(Download("https://a/x/f", "sha256:AB"),), destination="/"),
+            Copy(sources=(Download("http://me:pass@b/f?token", "sha256:ab"),), destination="/"),
+        ),
+        (
+            Copy(sources=(GitTree("https://a", "main"),), destination="/"),
+            Copy(sources=(GitTree("https://b", "v1", checksum="c0ff"),), destination="/"),
+        ),
+    ],
+)  # fmt: skip
+def test_whatever_leads_to_the_same_result_has_the_same_key(one: Operation, other: Operation) -> None:
+    assert key(one) == key(other)
+
+
+def test_an_input_counts_by_its_content() -> None:
+    run = replace(RUN, mounts=(BindMount("/b", ContextRef(), "/src"),))
+    download = Copy(sources=(Download("https://h/f"),), destination="/")
+    git = Copy(sources=(GitTree("https://h"),), destination="/")
+    assert key(COPY) != key(COPY, src="changed")
+    assert key(run) != key(run, **{"/src": "changed"})
+    assert key(download) != key(download, download="sha256:1")
+    assert key(git) != key(git, commit="beef")
+    assert key(RUN) != key(RUN, debian="sha256:other")
+    # What git writes into `.git` depends on the URL, and so does the name of a download.
+    kept = [Copy(sources=(GitTree(url, keep_git_dir=True),), destination="/") for url in ("a", "b")]
+    named = [Copy(sources=(Download(f"https://h/{name}"),), destination="/") for name in ("a", "b")]
+    assert key(kept[0]) != key(kept[1])
+    assert key(named[0]) != key(named[1])
+    assert key(replace(git, sources=(GitTree("u", subdirectory="a/"),))) != key(git)
+
+
+def test_the_platform_counts() -> None:
+    arm = replace(stage(0, ImageRef("debian"), RUN), platform="linux/arm64")
+    assert keys_of(Graph(stages=(arm,)), Reader())[0].key != key(RUN)
+
+
+def keys(*stages: Stage) -> dict[int, StageKeys]:
+    return keys_of(Graph(stages=stages), Reader())
+
+
+def test_a_stage_counts_by_its_key_and_never_by_its_index_or_line() -> None:
+    take = Copy(sources=(Files("/out", StageRef(0)),), destination="/")
+    moved = replace(take, sources=(Files("out/", StageRef(3)),))
+    run = replace(RUN, mounts=(BindMount("/b", StageRef(0)),))
+    moved_run = replace(RUN, mounts=(BindMount("/b", StageRef(3)),))
+    before = keys(stage(0, ImageRef("go"), RUN), stage(1, Scratch(), take, run))
+    after = keys(
+        stage(2, ImageRef("node"), RUN, line=4),
+        stage(3, ImageRef("go"), RUN, line=8),
+        stage(4, Scratch(), moved, moved_run, line=9),
+    )
+    assert after[4].key == before[1].key
+    assert before[1].steps[0].inputs[0].stage == before[0].key
+    changed = keys(stage(0, ImageRef("go"), replace(RUN, user="0")), stage(1, Scratch(), take, run))
+    assert changed[1].key != before[1].key
+
+
+def test_a_chain_goes_through_the_stages_below() -> None:
+    found = keys(
+        stage(0, ImageRef("debian"), RUN, COPY),
+        stage(1, StageRef(0), Workdir(path="/w")),
+        stage(2, StageRef(1)),
+        stage(3, Scratch(), COPY),
+    )
+    assert found[1].chain == (*(each.key for each in found[0].steps), found[1].key)
+    assert found[2].chain == found[1].chain
+    assert found[2].key == found[1].key
+    assert found[3].base == SCRATCH_KEY
+    assert keys(stage(0, ImageRef("debian")))[0].chain == ()
+    assert found[3].chain == (found[3].key,)
+
+
+def test_a_context_is_no_base() -> None:
+    with pytest.raises(ValueError, match="context"):
+        keys(stage(0, ContextRef("x")))
+
+
+texts = st.text(max_size=5)
+runs = st.builds(
+    Run,
+    argv=st.lists(texts, max_size=3).map(tuple),
+    env=st.dictionaries(texts, texts, max_size=3),
+    args=st.dictionaries(texts, texts, max_size=2),
+    mounts=st.lists(st.builds(CacheMount, target=texts, id=texts), max_size=2).map(tuple),
+)
+copies = st.builds(
+    Copy,
+    sources=st.lists(st.builds(Files, texts) | st.builds(Heredoc, texts, texts), max_size=3).map(tuple),
+    destination=texts,
+    exclude=st.lists(texts, max_size=2).map(tuple),
+)
+
+
+@given(runs | copies, runs | copies, st.lists(texts, max_size=2), st.lists(texts, max_size=2))
+def test_different_operations_have_different_keys(
+    one: Any, other: Any, first: list[str], second: list[str]
+) -> None:
+    def of(operation: Any, digests: list[str]) -> tuple[str, str]:
+        parts = operation_parts("p", operation, map(Input, digests), PLATFORM)
+        return parts.operation, parts.key
+
+    (form, key_of_one), (other_form, key_of_other) = of(one, first), of(other, second)
+    assert (key_of_one == key_of_other) == (form == other_form and first == second)
+    assert len(list(inputs_of(one))) == sum(isinstance(each, Files) for each in getattr(one, "sources", ()))
+    if isinstance(one, Run):
+        turned = replace(one, env=dict(reversed(list(one.env.items()))))
+        assert of(turned, first)[1] == key_of_one
