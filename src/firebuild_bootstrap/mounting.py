@@ -143,7 +143,7 @@ class _Lowering:
 
     def _send(self, name: str, tree: TreeRef, source: str) -> None:
         files = self.trees(tree)
-        found = files.resource((Files(_literal(source), tree),), location=self.location)
+        found = files.resource((Files(literal(source), tree),), location=self.location)
         if not found.groups:
             raise InputError(f"{source!r} is not in {files.label}", location=self.location)
         self.resources[name] = found
@@ -185,8 +185,8 @@ class _Lowering:
         )
 
 
-def _literal(path: str) -> str:
-    """Return the pattern that matches a path as it stands: the source of a mount is none."""
+def literal(path: str) -> str:
+    """Return the pattern that matches a path as it stands: the source of a mount is no pattern."""
     parts = path.split("/")
     first = next((index for index, part in enumerate(parts) if has_wildcard(part)), len(parts))
     return "/".join([*parts[:first], *(re.sub(r"([*?\[\\])", r"\\\1", part) for part in parts[first:])])
