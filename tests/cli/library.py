@@ -35,6 +35,7 @@ class Library:
         settings = options.pop("settings", BuildSettings())
         tag = Reference.parse(options.pop("tag", "t/built:1"))
         outputs = parse_outputs(options.pop("outputs", ["tar"]))
+        options.setdefault("no_cache", True)  # most tests are about what is executed
         request = BuildRequest(dockerfile=path, context=self.context, tag=tag, outputs=outputs, **options)
         image = build_image(request, settings, self.home, events=self._receive)
         assert image is not None

@@ -82,7 +82,7 @@ def test_a_deeply_nested_configuration_is_refused_with_its_place(cli: Any, text:
         ),
         (("--build-arg", "\udcff=1"), "the name of the build argument contains"),
         (("--label", "a=\udcff"), "the value of the label a contains"),
-        (("--target", "\udcff"), "the target contains"),
+        (("--target", "\udcff"), "the name of a stage contains"),
     ],
 )
 def test_bytes_that_are_no_utf_8_are_refused_by_name(

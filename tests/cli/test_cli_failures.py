@@ -171,7 +171,7 @@ def test_a_certificate_authority_that_fails_has_status_3(
 ) -> None:
     install(module, BROKEN_PROVIDER.format(error=error))
     Path("Dockerfile").write_text("FROM scratch\n")
-    done = cli("rootfs", "--tag", "t/ca:1", "--ca", "broken", status=3)
+    done = cli("rootfs", "--no-cache", "--tag", "t/ca:1", "--ca", "broken", status=3)
     assert message in done.err
     assert "broken" in done.first
     assert cli.leftovers() == []
@@ -207,7 +207,7 @@ def test_what_closing_the_certificate_authority_has_to_say_is_told_once(
 ) -> None:
     install("worried", WORRIED_PROVIDER)
     Path("Dockerfile").write_text("FROM scratch\n")
-    done = cli("rootfs", "--tag", "t/worried:1", "--output", "tar", "--ca", "broken")
+    done = cli("rootfs", "--no-cache", "--tag", "t/worried:1", "--output", "tar", "--ca", "broken")
     lines = [line for line in done.out.splitlines() if "revoked" in line]
     assert lines == ["warning: closing the provider failed: OSError: the token could not be revoked"]
     assert done.err == ""
@@ -241,7 +241,7 @@ def test_a_refused_peer_is_told_once(cli: Cli) -> None:
     cli.monkeypatch.setattr(BootstrapServer, "start", start_and_call)
     cli.monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would hide the matter
     Path("Dockerfile").write_text("FROM scratch\n")
-    done = cli("rootfs", "--tag", "t/refused:1", "--output", "tar")
+    done = cli("rootfs", "--no-cache", "--tag", "t/refused:1", "--output", "tar")
     assert done.out.count("warning: refused a connection from 127.0.0.1:") == 1
     assert done.err == ""
 

@@ -124,7 +124,7 @@ def test_the_metadata_hold_no_credentials_once_steps_run(library: Library, keys:
 
     def look(event: Event) -> None:
         if isinstance(event, StepStarted) and event.step == 2:
-            [mmds] = (library.home.root / "builds").glob("*/mmds")
+            [mmds] = (library.home.root / "builds").glob("*/*/mmds")
             seen.append(json.dumps(fetch(mmds)))
 
     library.watch = look

@@ -235,10 +235,11 @@ class LayerTrees:
         path = self.root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            with self._trees.tasks.task("waiting for another build that unpacks the base"):
-                while not _locked(descriptor):
-                    self._check()
-                    time.sleep(_PAUSE)
+            if not _locked(descriptor):
+                with self._trees.tasks.task("waiting for another build that unpacks the base"):
+                    while not _locked(descriptor):
+                        self._check()
+                        time.sleep(_PAUSE)
             yield
         finally:
             os.close(descriptor)

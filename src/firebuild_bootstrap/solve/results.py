@@ -119,8 +119,9 @@ class Results:
             self._visit(self._graph.stage(stage.base.index), pending)
             start = self._start(stage)
         done = min(start.done, self._unrenewed(stage)) if start is not None else 0
-        # Without a cache the target's machine is what writes the outputs.
-        if start is not None and done == len(stage.steps) and (self._shared or stage != self._graph.target):
+        # Without a cache the target's machine is what writes the outputs; with --no-cache it runs as well.
+        runs = stage == self._graph.target and (self._shared is None or self._shared.fresh(stage))
+        if start is not None and done == len(stage.steps) and not runs:
             self._made[stage.index] = start.layers
             if start.tip is not None:
                 self._tips[stage.index] = start.tip
