@@ -6,33 +6,49 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
-from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage, StageRef, TreeRef
+from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
 from firebuild_bootstrap.errors import BuildTimeout, Interrupted
-from firebuild_bootstrap.events import BuildStarted, EventSink, ImageStored, Notice, PhaseStarted, Tasks
+from firebuild_bootstrap.events import (
+    BuildStarted,
+    EventSink,
+    ImageStored,
+    Notice,
+    PhaseStarted,
+    StepCached,
+    Tasks,
+)
 from firebuild_bootstrap.explain import failure_event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import OutputSpec, OutputType, check_destinations, check_programs
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
-from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine
+from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
     check_stores_images,
+    keeps_caches,
     make_machine,
+    makes_layers,
     most_at_once,
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.session import Sessions
 from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.solve.inputs import Inputs
+from firebuild_bootstrap.solve.keys import keys_of
+from firebuild_bootstrap.solve.reasons import LastBuild
+from firebuild_bootstrap.solve.results import Results, Shared
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.tail import OutputTail
@@ -129,6 +145,13 @@ class _Build:
         self._phase(1)
         workspace = cleanup.enter_context(self._home.workspace(self._build_id))
         resolved = self._resolve(cleanup, workspace)
+        results = self._results(resolved, workspace)
+        pending = results.pending()
+        self._announce(resolved, results)
+        self._explain(resolved, results, pending)
+        if not pending:  # all that there is to do was done by earlier builds
+            self._phase(7)
+            return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
         machine = self._machine(workspace, resolved.graph.target)
 
@@ -139,19 +162,16 @@ class _Build:
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
         sessions = self._sessions(authority, workspace)
-        self._announce(resolved, authority)
 
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        results = _Results(resolved, workspace, machine, cleanup)
-        self._schedule.run(
-            resolved.graph.stages, lambda stage: self._stage(stage, results, authority, sessions)
-        )
+        build = _Stages(resolved, results, workspace, machine, authority, sessions, cleanup)
+        self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
         authority.close()  # nobody needs its certificates any more
         self._pass_warnings_on(authority)
-        return self._store(machine, resolved, authority)
+        return self._store(resolved, results, machine, authority)
 
     def _phase(self, number: int) -> None:
         """Tell once that the build has come so far; stages come there one by one."""
@@ -195,9 +215,11 @@ class _Build:
         resolved = resolve(request, contexts, self._home.bases)
         for warning in resolved.warnings:
             self._notice(str(warning))
+        if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
+            self._notice("cache mounts last as long as their stage: only the machine local keeps them")
         if stores_images(self._settings.machine):
             check_programs(request.outputs)
-        if len(resolved.graph.stages) > 1:
+        if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
 
@@ -211,6 +233,72 @@ class _Build:
             info=self._info,
             epoch=self._request.epoch,
         )
+
+    def _results(self, resolved: Resolved, workspace: Workspace) -> Results:
+        shared = self._shared(resolved) if makes_layers(self._settings.machine) else None
+        return Results(
+            resolved.graph,
+            resolved.bases,
+            shared=shared,
+            stored=self._home.layers,
+            trees=self._home.trees,
+            directory=workspace.path,
+        )
+
+    def _shared(self, resolved: Resolved) -> Shared:
+        request = self._request
+        inputs = Inputs(resolved.bases, resolved.contexts, resolved.sent, self._home.root / "cache" / "stat")
+        keys = keys_of(resolved.graph, inputs)
+        inputs.save()
+        return Shared(
+            cache=self._home.cache,
+            keys=keys,
+            fresh=lambda stage: (
+                request.no_cache
+                or not request.no_cache_stages.isdisjoint((stage.name.lower(), str(stage.index)))
+            ),
+            unchanged=inputs.unchanged,
+            notice=self._notice,
+        )
+
+    def _announce(self, resolved: Resolved, results: Results) -> None:
+        """Tell what the build does, and what of it is done already."""
+        self.events(
+            BuildStarted(
+                build_id=self._build_id,
+                tag=str(self._request.tag),
+                steps=resolved.total,
+                base=resolved.base_name,
+                ca_provider=self._settings.ca.provider,
+            )
+        )
+        for stage in resolved.graph.stages:
+            number = resolved.number(stage)
+            for place, step in enumerate(stage.steps[: results.cached(stage)], 1):
+                self.events(
+                    StepCached(
+                        step=number + place,
+                        total=resolved.total,
+                        instruction=step.origin.text,
+                        line=step.origin.location.line,
+                        stage=resolved.title(stage),
+                    )
+                )
+
+    def _explain(self, resolved: Resolved, results: Results, pending: Sequence[Stage]) -> None:
+        """Remember what steps are made of; tell why those of this build are not cached, if that is asked."""
+        name = str(self._request.dockerfile_name.absolute())
+        last = LastBuild(self._home.root, name)
+        for stage in resolved.graph.stages:
+            parts = results.parts(stage)
+            place = results.cached(stage)
+            if self._request.explain_cache and stage in pending and place < len(parts):
+                base = stage.origin.text.partition(" ")[2]
+                why = last.why(stage.title, place, parts[place], base)
+                self._info(f"not cached: {stage.steps[place].origin.text}: {why}")
+            for number, each in enumerate(parts):
+                last.note(stage.title, number, each)
+        last.save()
 
     # --- 2 --------------------------------------------------------------------------------------
 
@@ -245,38 +333,43 @@ class _Build:
                 self._warnings_told += 1
                 self._notice(warning)
 
-    def _announce(self, resolved: Resolved, authority: Authority) -> None:
-        self.events(
-            BuildStarted(
-                build_id=self._build_id,
-                tag=str(self._request.tag),
-                steps=resolved.total,
-                base=resolved.base_name,
-                ca_provider=authority.provider_name,
-            )
-        )
-
     # --- 3 to 6 ---------------------------------------------------------------------------------
 
-    def _stage(self, stage: Stage, results: _Results, authority: Authority, sessions: Sessions) -> None:
+    def _stage(self, stage: Stage, build: _Stages) -> None:
         """Build one stage, and put its result where the others find it."""
-        target = stage is results.resolved.graph.target
-        if not stage.steps and not target:
-            results.layers[stage.index] = results.base(stage)
-            return
+        results, resolved = build.results, build.resolved
+        target = stage == resolved.graph.target
         with ExitStack() as own:
-            cleanup = results.cleanup if target else own
-            work = results.resolved.work(stage, results.base(stage), results.archive, cleanup)
-            machine = results.machine if target else self._machine(results.workspace, stage)
-            sessions.run(work, machine, self._issued(authority, authority.issue_guest), cleanup)
-            if not target:
-                results.keep(stage, machine)
+            cleanup = build.cleanup if target else own
+            start = results.start(stage)
+            work = resolved.work(stage, start.layers, results.archive, cleanup, done=start.done)
+            machine = build.machine if target else self._machine(build.workspace, stage)
+            first = resolved.number(stage) + 1
+            cleanup.push(
+                lambda kind, _error, _trace: results.rescue(stage, start, machine, first) if kind else None
+            )
+            guest = self._issued(build.authority, build.authority.issue_guest)
+            build.sessions.run(work, machine, guest, cleanup)
+            results.keep(stage, start, machine, first)
 
     # --- 7 --------------------------------------------------------------------------------------
 
-    def _store(self, machine: Machine, resolved: Resolved, authority: Authority) -> StoredImage | None:
-        origin = Origin(self._build_id, authority.provider_name, authority.issuer_fingerprint)
-        image = store(machine, self._request, resolved, origin, self._home)
+    def _store(
+        self,
+        resolved: Resolved,
+        results: Results,
+        machine: Machine | None = None,
+        authority: Authority | None = None,
+    ) -> StoredImage | None:
+        provider = authority.provider_name if authority is not None else self._settings.ca.provider
+        origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
+        request = self._request
+
+        def export(outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
+            return results.export(machine, outputs, into, request.epoch)
+
+        image = store(export, request, resolved, origin, self._home)
+        results.trim(self._settings.cache.limit(self._home.root))
         if image is None:
             self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
             return None
@@ -293,47 +386,14 @@ class _Build:
         return image
 
 
-class _Results:
-    """What the stages of one build have of each other.
+@dataclass(frozen=True)
+class _Stages:
+    """What the stages of one build share: `machine` is that of the target, `cleanup` that of the build."""
 
-    Args:
-        resolved: the graph, and what it starts from.
-        workspace: the directory of the build.
-        machine: that of the target.
-        cleanup: of the build.
-    """
-
-    def __init__(
-        self, resolved: Resolved, workspace: Workspace, machine: Machine, cleanup: ExitStack
-    ) -> None:
-        self.resolved = resolved
-        self.workspace = workspace
-        self.machine = machine
-        self.cleanup = cleanup
-        self.layers: dict[int, tuple[Layer, ...]] = {}
-
-    def base(self, stage: Stage) -> tuple[Layer, ...]:
-        """Return the layers that a stage starts from, the lowest first."""
-        return self._layers(stage.base)
-
-    def archive(self, tree: TreeRef) -> Path | None:
-        """Return the archive of an image or of a stage that is done; None where it is empty."""
-        (found,) = self._layers(tree) or (None,)
-        return found.path if isinstance(found, ArchiveLayer) else None
-
-    def keep(self, stage: Stage, machine: Machine) -> None:
-        """Keep the result of a stage, whose machine has stopped, for those that need it."""
-        directory = self.workspace.path / f"stage-{stage.index}"
-        directory.mkdir(mode=0o700)
-        (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
-        self.layers[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
-
-    def _layers(self, tree: TreeRef) -> tuple[Layer, ...]:
-        match tree:
-            case StageRef(index):
-                return self.layers[index]
-            case ImageRef(reference):
-                base = self.resolved.bases[reference]
-                return (ArchiveLayer(base.archive, base.digest),)
-            case _:
-                return ()
+    resolved: Resolved
+    results: Results
+    workspace: Workspace
+    machine: Machine
+    authority: Authority
+    sessions: Sessions
+    cleanup: ExitStack

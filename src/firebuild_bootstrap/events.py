@@ -141,6 +141,18 @@ class StepStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepCached(Event):
+    """A step need not be executed: its result is in the cache."""
+
+    type: ClassVar[str] = "step-cached"
+    step: int
+    total: int
+    instruction: str
+    line: int
+    stage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepOutput(Event):
     """A piece of what a step wrote, exactly as it was written; pieces break anywhere."""
 

@@ -96,6 +96,7 @@ def lower(
     sent: Sent = _NOTHING,
     *,
     first: int = 2,
+    skip: int = 0,
     secrets: Mapping[str, Secret] = _NO_SECRETS,
     identity: Callable[[TreeRef], str] = canonical,
 ) -> tuple[WireStep, ...]:
@@ -106,6 +107,7 @@ def lower(
         trees: opens what files are taken from.
         sent: what was found before.
         first: the number of its first step.
+        skip: how many steps are done already.
         secrets: what the user has given, by id.
         identity: names what a tree holds, for caches that begin with it.
 
@@ -114,7 +116,7 @@ def lower(
     """
     steps: list[WireStep] = []
     problems = Problems()
-    for place, step in enumerate(stage.steps):
+    for place, step in enumerate(stage.steps[skip:], skip):
         with problems.collected():
             copy = step.operation
             resource = sent.get((stage.index, place))

@@ -100,6 +100,12 @@ def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> N
     problems.raise_all()
 
 
+def has_caches(graph: Graph) -> bool:
+    """Tell whether a RUN has a cache mount."""
+    steps = (step.operation for stage in graph.stages for step in stage.steps)
+    return any(isinstance(mount, CacheMount) for run in steps if isinstance(run, Run) for mount in run.mounts)
+
+
 def _is_from_elsewhere(mount: Mount) -> bool:
     return isinstance(mount, BindMount | CacheMount) and isinstance(mount.tree, ImageRef | StageRef)
 
@@ -143,7 +149,7 @@ class _Lowering:
 
     def _send(self, name: str, tree: TreeRef, source: str) -> None:
         files = self.trees(tree)
-        found = files.resource((Files(_literal(source), tree),), location=self.location)
+        found = files.resource((Files(literal(source), tree),), location=self.location)
         if not found.groups:
             raise InputError(f"{source!r} is not in {files.label}", location=self.location)
         self.resources[name] = found
@@ -185,8 +191,8 @@ class _Lowering:
         )
 
 
-def _literal(path: str) -> str:
-    """Return the pattern that matches a path as it stands: the source of a mount is none."""
+def literal(path: str) -> str:
+    """Return the pattern that matches a path as it stands: the source of a mount is no pattern."""
     parts = path.split("/")
     first = next((index for index, part in enumerate(parts) if has_wildcard(part)), len(parts))
     return "/".join([*parts[:first], *(re.sub(r"([*?\[\\])", r"\\\1", part) for part in parts[first:])])

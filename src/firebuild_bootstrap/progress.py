@@ -24,6 +24,7 @@ from firebuild_bootstrap.events import (
     Notice,
     PeerRefused,
     PhaseStarted,
+    StepCached,
     StepFinished,
     StepOutput,
     StepProgress,
@@ -216,6 +217,7 @@ class PlainRenderer:
             TaskFinished: self._task_finished,
             GuestConnected: lambda _: self._end_phase(),
             StepStarted: self._step_started,
+            StepCached: self._step_cached,
             StepOutput: self._step_output,
             StepProgress: self._step_progress,
             StepFinished: self._step_finished,
@@ -335,6 +337,9 @@ class PlainRenderer:
         self._work.begin_step(event)
         self._show_header()
 
+    def _step_cached(self, event: StepCached) -> None:
+        self._line(f"{_header(event)}  CACHED", _DIM)
+
     def _show_header(self) -> None:
         if self._work.step is not None:
             self._line(_header(self._work.step), _BOLD)
@@ -400,11 +405,11 @@ class PlainRenderer:
         self._work.phase = self._work.task("cleaning up")
 
 
-def _header(event: StepStarted) -> str:
+def _header(event: StepStarted | StepCached) -> str:
     return f"[{_of_stage(event)}{event.step}/{event.total}] {one_line(event.instruction)}"
 
 
-def _of_stage(event: StepStarted) -> str:
+def _of_stage(event: StepStarted | StepCached) -> str:
     return f"{one_line(event.stage)} " if event.stage else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext, FileTree, Resource
@@ -107,33 +107,48 @@ class Resolved:
         """The base by its full name."""
         return self.base.name if self.base else "scratch"
 
-    def work(self, stage: Stage, base: Sequence[Layer], archives: Archives, cleanup: ExitStack) -> Work:
+    def number(self, stage: Stage) -> int:
+        """Return the number of a stage's FROM; its steps have those after it."""
+        before = self.graph.stages[: self.graph.stages.index(stage)]
+        return 1 + sum(1 + len(each.steps) for each in before)
+
+    def title(self, stage: Stage) -> str:
+        """Return what to call a stage where there are several; an empty text where it is the only one."""
+        return stage.title if len(self.graph.stages) > 1 else ""
+
+    def work(
+        self,
+        stage: Stage,
+        base: Sequence[Layer],
+        archives: Archives,
+        cleanup: ExitStack,
+        *,
+        done: int = 0,
+    ) -> Work:
         """Return what the guest of a stage has to do.
 
         Args:
             stage: of the graph; every stage that it refers to is done.
-            base: the layers of its base.
+            base: the layers that it begins on.
             archives: finds what is done, and the images.
             cleanup: lets go of them.
+            done: how many of its steps `base` holds.
 
         Raises:
             InputError: a file that it wants of another stage or image is not there.
             MachineError: an archive can't be read.
         """
-        number = 1
-        for before in self.graph.stages:
-            if before.index == stage.index:
-                break
-            number += 1 + len(before.steps)
+        number = self.number(stage)
         steps = lower(
             stage,
             lambda tree: self._files(tree, archives, cleanup),
             self.sent,
             first=number + 1,
+            skip=done,
             secrets=self.secrets,
         )
         return Work(
-            title=stage.title if len(self.graph.stages) > 1 else "",
+            title=self.title(stage),
             base=base,
             start=StepInfo(number, stage.origin.location.line, stage.origin.text),
             commands=tuple(encode_command(step.command) for step in steps),
@@ -179,7 +194,24 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
 
     sent, empty = outside(graph, outside_trees)
     check_mounts(graph, outside_trees, request.secrets)
+    graph = _without_empty(graph, sent)
+    sent = {place: resource for place, resource in sent.items() if resource.groups}
     return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
+
+
+def _without_empty(graph: Graph, sent: Sent) -> Graph:
+    """Leave out what copies nothing: BuildKit makes no destination for it either."""
+    empty = {place for place, resource in sent.items() if not resource.groups}
+    if not empty:
+        return graph
+    stages = tuple(
+        replace(
+            stage,
+            steps=tuple(step for place, step in enumerate(stage.steps) if (stage.index, place) not in empty),
+        )
+        for stage in graph.stages
+    )
+    return replace(graph, stages=stages)
 
 
 def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ...], InputError | None]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import deliver
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, deliver
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
-from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved
 
@@ -23,8 +24,12 @@ class Origin:
     issuer_fingerprint: str
 
 
+Export = Callable[[Sequence[OutputSpec], Path], tuple[Artifact, ...]]
+"""Writes the outputs of a build into a directory; nothing where its root file system is out of reach."""
+
+
 def store(
-    machine: Machine, request: BuildRequest, resolved: Resolved, origin: Origin, home: Home
+    export: Export, request: BuildRequest, resolved: Resolved, origin: Origin, home: Home
 ) -> StoredImage | None:
     """Write the outputs of a machine that has ended, and store them as one image.
 
@@ -36,7 +41,7 @@ def store(
         Interrupted: `home.check` raised it.
     """
     with home.images.stage() as staging:
-        artifacts = machine.export(request.outputs, staging.path)
+        artifacts = export(request.outputs, staging.path)
         if not artifacts:
             return None
         record = ImageRecord(

@@ -68,7 +68,7 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
     beside = (Notice, TaskStarted, TaskProgress, TaskFinished)
     kinds = [type(event) for event in library.events if not isinstance(event, beside)]
     assert kinds == [
-        *(PhaseStarted, PhaseStarted, BuildStarted, StageStarted, PhaseStarted, PhaseStarted, PhaseStarted),
+        *(PhaseStarted, BuildStarted, PhaseStarted, StageStarted, PhaseStarted, PhaseStarted, PhaseStarted),
         *(StepStarted, StepFinished, PhaseStarted, GuestConnected),
         *(StepStarted, StepOutput, StepFinished, StageFinished, PhaseStarted, ImageStored),
     ]

@@ -151,9 +151,10 @@ class FileTree:
                             location=location,
                             limits=self._limits,
                         )
-                    groups.append(remote_group(remote, location, unpack=unpack is True))
+                    group = remote_group(remote, location, unpack=unpack is True)
+                    groups.append(replace(group, source=source))
                 case GitTree():
-                    groups.append(self._repository(source, exclude, location))
+                    groups.append(replace(self._repository(source, exclude, location), source=source))
         return ContextResource(tuple(groups))
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:

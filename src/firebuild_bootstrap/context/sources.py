@@ -11,16 +11,20 @@ from pathlib import Path
 from firebuild_bootstrap.context.download import RemoteFile
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.reading import checked
-from firebuild_bootstrap.dockerfile.graph import Heredoc
+from firebuild_bootstrap.dockerfile.graph import Download, GitTree, Heredoc
 from firebuild_bootstrap.errors import InputError, Location
 
 
 @dataclass(frozen=True)
 class Group:
-    """What one match of a source sends: a single file, a directory's contents, or an archive's members."""
+    """What one match of a source sends: a single file, a directory's contents, or an archive's members.
+
+    `source` is what was fetched for it; None for what was there.
+    """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
+    source: Download | GitTree | None = None
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,9 @@ class Copier:
         if entry.keep_owner and self._command.chown is None:
             owner = (what.uid, what.gid)
             check_mapped(what.path, *owner)
-        if self._rules.change_mode:
+        # BuildKit unpacks archives with the modes that they have, whatever --chmod says.
+        unpacked = entry.keep_owner and not entry.of_tree
+        if self._rules.change_mode and not unpacked:
             mode = self._rules.change_mode(mode, directory)
         return Metadata(owner, mode, what.mtime_ns if entry.classic is None else None)
 

@@ -357,7 +357,7 @@ class Root:
             path: the path in the image; its parents exist.
             content: in chunks, or what writes it to a descriptor; its exceptions leave the old file in place.
             metadata: what the new file gets; setuid and setgid survive the change of owner.
-            follow: where `path` is a link to something that exists, replace that instead of the link.
+            follow: where `path` is a link, replace or make what it leads to instead of the link.
             replace: remove a directory that is there, with everything in it.
 
         Raises:
@@ -432,8 +432,10 @@ class Root:
                     os.unlink(name, dir_fd=place.directory)
 
     def _target(self, path: str, follow: bool) -> Place:
-        if follow and self.status(path) is not None:
-            return self.locate(path)
+        if follow:
+            # As BuildKit does: a link that leads to nothing, too, if there is a directory to make that in.
+            with suppress(FileNotFoundError):
+                return self.locate(path)
         return self.locate(path, follow=False)
 
 

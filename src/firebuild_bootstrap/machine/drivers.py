@@ -90,6 +90,11 @@ def stores_images(settings: MachineSettings) -> bool:
     return settings.driver != "external" or settings.external.disk is not None
 
 
+def makes_layers(settings: MachineSettings) -> bool:
+    """Tell whether the steps of a build leave layers, which the cache can keep."""
+    return settings.driver == "local"
+
+
 def keeps_caches(settings: MachineSettings) -> bool:
     """Tell whether cache mounts of RUN outlive a build: in a virtual machine they go with its drive."""
     return settings.driver == "local"

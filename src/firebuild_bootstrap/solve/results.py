@@ -99,7 +99,9 @@ class Results:
         self._directory = directory
         self._made: dict[int, tuple[Layer, ...]] = {}
         self._tips: dict[int, Entry] = {}
+        self._renewed: dict[int, bool] = {}
         self._packing = threading.Lock()
+        self._committed = False
 
     # --- before anything runs -------------------------------------------------------------------
 
@@ -113,10 +115,10 @@ class Results:
         if stage.index in pending or stage.index in self._made:
             return
         start = self._start(stage)
-        if start is None and isinstance(stage.base, StageRef):
+        if isinstance(stage.base, StageRef) and (start is None or self._is_renewed(stage.base.index)):
             self._visit(self._graph.stage(stage.base.index), pending)
             start = self._start(stage)
-        done = start.done if start is not None else 0
+        done = min(start.done, self._unrenewed(stage)) if start is not None else 0
         # Without a cache the target's machine is what writes the outputs.
         if start is not None and done == len(stage.steps) and (self._shared or stage != self._graph.target):
             self._made[stage.index] = start.layers
@@ -128,6 +130,35 @@ class Results:
             for tree in trees_of(step.operation):
                 if isinstance(tree, StageRef):
                     self._visit(self._graph.stage(tree.index), pending)
+
+    def _unrenewed(self, stage: Stage) -> int:
+        """Return how many steps of a stage, from the first, need nothing that is to be executed anew."""
+        if self._shared is None:
+            return 0
+        if isinstance(stage.base, StageRef) and self._is_renewed(stage.base.index):
+            return 0
+        for place, step in enumerate(stage.steps):
+            trees = trees_of(step.operation)
+            if any(isinstance(tree, StageRef) and self._is_renewed(tree.index) for tree in trees):
+                return place
+        return 0 if self._shared.fresh(stage) else len(stage.steps)
+
+    def _is_renewed(self, index: int) -> bool:
+        """Whether a stage is to be executed anew, at least in part, whatever the cache has."""
+        if index not in self._renewed:
+            stage = self._graph.stage(index)
+            fresh = self._shared is not None and self._shared.fresh(stage)
+            self._renewed[index] = fresh or self._unrenewed(stage) < len(stage.steps)
+        return self._renewed[index]
+
+    def parts(self, stage: Stage) -> tuple[Parts, ...]:
+        """Return what the keys of a stage's steps are made of; nothing where no cache can be used."""
+        return self._shared.keys[stage.index].steps if self._shared is not None else ()
+
+    def cached(self, stage: Stage) -> int:
+        """Return how many steps of a stage need not be executed, because the cache has their results."""
+        start = self._start(stage) if self._shared is not None else None
+        return min(start.done, self._unrenewed(stage)) if start is not None else 0
 
     def start(self, stage: Stage) -> Start:
         """Return where a stage begins; all that it needs of others is done."""
@@ -222,6 +253,7 @@ class Results:
                 replace=True,
             )
             made.append(parent)
+            self._committed = True
         if isinstance(parent, Entry):
             self._tips[stage.index] = parent
         return made
@@ -276,6 +308,12 @@ class Results:
         if layers is not None:
             return export_tree(self._trees, self._tree(layers), outputs, into, epoch=epoch)
         return machine.export(outputs, into) if machine is not None else ()
+
+    def trim(self, limit: int) -> None:
+        """Let the cache have at most `limit` bytes, if this build has put anything into it."""
+        if self._shared is not None and self._committed:
+            with suppress(FirebuildError):
+                self._shared.cache.prune(max_size=limit, sweep=False)
 
     def _tree(self, layers: Sequence[Layer]) -> Tree:
         """Return what a reader of trees takes for the merged view of `layers`."""
