@@ -324,6 +324,10 @@ def _options(block: wire.BootstrapBlock, token: str) -> list[tuple[str, Any]]:
         ("grpc.ssl_target_name_override", block.server_name),
         ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),
+        # What comes ahead of what is read: the core would let it grow to hundreds of megabytes on a fast
+        # connection, where the guest is what is slow.
+        ("grpc.http2.lookahead_bytes", wire.MAX_MESSAGE_BYTES),
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         # Not min_reconnect_backoff_ms: the core also takes it for the time that a connection attempt,
