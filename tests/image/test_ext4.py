@@ -148,4 +148,5 @@ def test_the_measure_counts_blocks_and_each_inode_once(tmp_path: Path) -> None:
     (tmp_path / "short").symlink_to("x")
     (tmp_path / "long").symlink_to("x" * 60)
     names = 5 * 12 + len("ablongshort")
-    assert measure(str(tmp_path)) == (4096 + 8192 + 4096 + names, 4, {})
+    os.utime(tmp_path, (0, 7))
+    assert measure(str(tmp_path)) == (4096 + 8192 + 4096 + names, 4, {}, 7)

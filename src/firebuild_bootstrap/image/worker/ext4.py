@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from firebuild_bootstrap.image.worker.extfs import Ext4Image
+from firebuild_bootstrap.image.worker.extfs import ROOT_INODE, Ext4Image
 from firebuild_bootstrap.image.worker.imagewalk import walk_image
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, LayerError
 from firebuild_bootstrap.layers.tree import tree_entries
@@ -56,7 +56,10 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
             asked=True,
         )
     if needs.far_times or options.epoch is not None:
-        _set_modification_times(image, needs.far_times, options.epoch)
+        _set_modification_times(image, {"": needs.root_time, **needs.far_times}, options.epoch)
+    else:
+        # mke2fs takes over everything but the time of the root itself.
+        _debugfs(image, _environment(None), [_modified(ROOT_INODE, needs.root_time)])
     if options.epoch is not None:
         _set_times(image, options.epoch)
     _check(image)
@@ -93,21 +96,25 @@ class Measure(NamedTuple):
         content: bytes in blocks; holes take none.
         inodes: number of them.
         far_times: path and seconds since 1970 of modification times that need more than 32 bits.
+        root_time: seconds since 1970, of the root itself.
     """
 
     content: int
     inodes: int
     far_times: Mapping[str, int]
+    root_time: int
 
 
 def measure(root: str) -> Measure:
     """Read the whole tree `root`, but for the content of its files."""
-    content = inodes = 0
+    content = inodes = root_time = 0
     far: dict[str, int] = {}
     for entry, _ in tree_entries(root):
         seconds = entry.mtime_ns // 10**9
         content += len(os.fsencode(entry.path.rpartition("/")[2])) + 12  # in its directory
-        if not -_ERA // 2 <= seconds < _ERA // 2 and entry.path:
+        if not entry.path:
+            root_time = seconds
+        elif not -_ERA // 2 <= seconds < _ERA // 2:
             far[entry.path] = seconds
         if entry.kind == HARDLINK:
             continue
@@ -118,7 +125,7 @@ def measure(root: str) -> Measure:
             content += _BLOCK
         elif entry.kind == SYMLINK and len(os.fsencode(entry.linkname)) >= 60:
             content += _BLOCK  # a shorter one lives in its inode
-    return Measure(content, inodes, far)
+    return Measure(content, inodes, far, root_time)
 
 
 def _initial_size(content: int, inodes: int, free: int) -> int:
@@ -182,11 +189,16 @@ def _set_modification_times(image: str, far: Mapping[str, int], epoch: int | Non
             seconds = epoch
         elif path not in far:
             continue
-        low, era = _split(seconds)
-        field = f"set_inode_field <{inode.number}>"
-        lines.append(f"{field} mtime @{low}\n{field} mtime_extra {era}")
+        lines.append(_modified(inode.number, seconds))
     reader.close()
     _debugfs(image, _environment(epoch), lines)
+
+
+def _modified(inode: int, seconds: int) -> str:
+    """Return the debugfs(8) commands that set a modification time."""
+    low, era = _split(seconds)
+    field = f"set_inode_field <{inode}>"
+    return f"{field} mtime @{low}\n{field} mtime_extra {era}"
 
 
 def _split(seconds: int) -> tuple[int, int]:
