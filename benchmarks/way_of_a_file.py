@@ -71,7 +71,7 @@ def watch(name, content):
 '''
 _GUEST: Final = """
 import json, runpy
-found = watch({name!r}, {content!r})
+found = watch({name!r}[::-1], {content!r}[::-1])  # backwards, so that who passes this on is not counted
 try:
     sys.argv[0] = {module!r}
     runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
@@ -126,7 +126,7 @@ def way_of_a_file(directory: Path) -> Way:
     def watched(self: Runtime, name: str, *arguments: str) -> list[str]:
         if not name.endswith("guest.main"):
             return module(self, name, *arguments)
-        script = PROFILER + _GUEST.format(name=NAME, content=CONTENT, module=name)
+        script = PROFILER + _GUEST.format(name=NAME[::-1], content=CONTENT[::-1], module=name)
         return [*self.python, "-c", script, *arguments]
 
     def listening(self: LocalMachine, timeout: float | None = None) -> Any:

@@ -33,12 +33,14 @@ from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
     check_stores_images,
+    keeps_caches,
     make_machine,
     makes_layers,
     most_at_once,
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.session import Sessions
@@ -213,6 +215,8 @@ class _Build:
         resolved = resolve(request, contexts, self._home.bases)
         for warning in resolved.warnings:
             self._notice(str(warning))
+        if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
+            self._notice("cache mounts last as long as their stage: only the machine local keeps them")
         if stores_images(self._settings.machine):
             check_programs(request.outputs)
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:

@@ -100,6 +100,12 @@ def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> N
     problems.raise_all()
 
 
+def has_caches(graph: Graph) -> bool:
+    """Tell whether a RUN has a cache mount."""
+    steps = (step.operation for stage in graph.stages for step in stage.steps)
+    return any(isinstance(mount, CacheMount) for run in steps if isinstance(run, Run) for mount in run.mounts)
+
+
 def _is_from_elsewhere(mount: Mount) -> bool:
     return isinstance(mount, BindMount | CacheMount) and isinstance(mount.tree, ImageRef | StageRef)
 

@@ -29,6 +29,7 @@ GUEST_HELLO: Final = ("firebuild-guest", "1")
 GUEST_PACKED: Final = ("firebuild-guest", "2")
 GUEST: Final = (GUEST_HELLO, GUEST_PACKED)
 MOUNTS_SINCE: Final = 2
+PACKED_SINCE: Final = 2
 # ALPN of a first contact, in which a server tells the guest whose certificate it has seen the token for
 # CONNECT: with that its next connections reach the gRPC server's own TLS, which is not ended on the way.
 CONTACT_PROTOCOL: Final = "firebuild/2"

@@ -37,7 +37,7 @@ TAR = ("--output", "tar")
 # All of `docker build` and `docker buildx build` of Docker 29 and before, one value of each.
 ONE_OF_EACH = """
 --add-host=a:1.2.3.4 --allow=network.host --annotation=a=b --attest=type=sbom --build-arg=A=b
---build-context=a=b --builder=b --cache-from=a --cache-to=type=inline --call=check --cgroup-parent=/a --check
+--build-context=a=. --builder=b --cache-from=a --cache-to=type=inline --call=check --cgroup-parent=/a --check
 --compress --cpu-period=1 --cpu-quota=1 --cpu-shares=1 --cpuset-cpus=0 --cpuset-mems=0 --debug
 --disable-content-trust --file=Dockerfile --force-rm --iidfile=iid --isolation=hyperv --label=a=b --load
 --memory=1g --memory-swap=2g --metadata-file=meta --network=host --no-cache --no-cache-filter=a
@@ -510,3 +510,90 @@ def test_the_help_names_no_option_that_does_nothing(cli: Cli) -> None:
     assert all(
         one.hidden or one.help for one in app.commands["build"].params if isinstance(one, click.Option)
     )
+
+
+# --- --check and --build-context -------------------------------------------------------------------
+
+
+def test_check_says_what_is_probably_not_meant_and_builds_nothing(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch as a\nCMD x\nFROM scratch\nCOPY ignored sub/f /\n")
+    Path(".dockerignore").write_text("ignored\nsub\n")
+    done = cli("build", "--check", ".")
+    assert [line.split(": ")[:2] for line in done.out.splitlines()[:-1]] == [
+        ["Dockerfile:1", "FromAsCasing"],
+        ["Dockerfile:2", "JSONArgsRecommended"],
+        ["Dockerfile:4", "CopyIgnoredFile"],
+        ["Dockerfile:4", "CopyIgnoredFile"],
+    ]
+    assert done.out.splitlines()[-1] == "check complete, 4 warnings found"
+    # Only what a target needs is read with one.
+    assert cli("rootfs", "--check", "--target", "a").out.splitlines()[-1].startswith("check complete, 2 ")
+    Path("Dockerfile").write_text("FROM scratch\n")
+    assert cli("build", "--call=check", ".").out == "check complete, no warnings found\n"
+    assert json.loads(cli("images", "list", "--json").out) == []
+    assert nothing_is_left(cli)
+
+
+def test_check_shows_warnings_before_the_mistake(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCMD x\nFROM nowhere\nRUN --network=x y\n")
+    done = cli("build", "--check", ".", status=2)
+    assert done.out.startswith("Dockerfile:2: JSONArgsRecommended: ")
+    assert done.first.startswith("error: Dockerfile:3: unknown base nowhere")
+    Path("Dockerfile").write_text("# check=error=true\nFROM scratch\nCMD x\n")
+    for words in (("--check",), TAR):
+        done = cli("build", *words, ".", status=2)
+        assert done.first.endswith("check=error=true, and these rules are broken: JSONArgsRecommended")
+
+
+def test_a_build_shows_warnings_with_their_rules_and_goes_on(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCMD x\n")
+    done = cli("build", *TAR, "--progress", "plain", ".")
+    assert "Dockerfile:2: JSONArgsRecommended: CMD should be a JSON array" in done.out
+
+
+def test_a_name_is_missing_without_check(cli: Cli) -> None:
+    assert "missing option '--tag'" in cli("rootfs", status=2).err
+
+
+def test_other_contexts_stand_for_images_and_stages(cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nLABEL from=base\nCOPY Dockerfile /base\n")
+    cli("build", "-t", "base:1", *TAR, ".")
+    Path("other/d").mkdir(parents=True)
+    Path("other/a").write_text("a")
+    Path("other/d/b").write_text("b")
+    Path("other/left-out").write_text("")
+    Path("other/.dockerignore").write_text("left-out\n.dockerignore\n")
+    Path("Dockerfile").write_text(
+        "FROM nowhere.example/tool AS stage\nRUN never\n"
+        "FROM debian\nCOPY --from=stage d /d/\nCOPY --from=files a /a\n"
+    )
+    contexts = ("stage=other", "debian=docker-image://base:1", "files=./other")
+    cli("build", "-t", "t", *TAR, *(f"--build-context={each}" for each in contexts), ".")
+    assert files(cli, "t") == ["a", "base", "d/b"]
+    assert json.loads(cli("images", "inspect", "t").out)["config"]["Labels"] == {"from": "base"}
+    Path("Dockerfile").write_text("FROM whole\nLABEL a=b\n")
+    cli("build", "-t", "w", *TAR, "--build-context", "whole=other", ".")
+    assert files(cli, "w") == ["a", "d/b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("x", "--build-context x: expected NAME=DIR, NAME=docker-image://IMAGE or NAME=GIT-URL"),
+        ("=x", "--build-context: expected NAME=VALUE, found no name before ="),
+        ("x=docker-image://A B", "--build-context x: an image"),
+        (
+            "x=https://me:s3cret@host/x.tar",
+            "--build-context x: https://host/x.tar is neither a directory nor",
+        ),
+        ("x=oci-layout://x", "--build-context x: oci-layout://x is neither a directory nor"),
+        ("x=https://host/x.git?colour=red", "the query 'colour' of a git URL is not known"),
+        ("x=nowhere", "build context nowhere: expected a directory"),
+    ],
+)
+def test_a_wrong_context_is_an_error(cli: Cli, value: str, message: str) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    done = cli("build", "--build-context", value, *TAR, ".", status=2)
+    assert message in done.err
+    assert "s3cret" not in done.err
+    assert nothing_is_left(cli)

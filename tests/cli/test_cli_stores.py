@@ -243,7 +243,7 @@ def test_du_tells_what_each_takes_and_counts_what_is_shared_once(cli: Cli, tree:
     kinds = [(one["kind"], one["name"]) for one in used["entries"]]
     assert kinds == [
         ("image", "a:latest"), ("image", "b:latest"), ("base", "tiny:latest"), ("failed", "b1"),
-        ("other", "layers"), ("other", "qemu-kvm.json"),
+        ("cache", "cache-mounts"), ("cache", "layers"), ("other", "qemu-kvm.json"),
     ]  # fmt: skip
     a, b, base = (one["bytes"] for one in used["entries"][:3])
     assert a == b

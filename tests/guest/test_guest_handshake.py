@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -166,7 +166,12 @@ def test_a_server_that_refuses_the_guest_is_believed_at_once(
 
 @contextmanager
 def tls_server(
-    pki: Pki, tmp_path: Path, then: Callable[[ssl.SSLSocket], object], **limits: object
+    pki: Pki,
+    tmp_path: Path,
+    then: Callable[[ssl.SSLSocket], object],
+    *,
+    alpn: Sequence[str] = (),
+    **limits: object,
 ) -> Iterator[str]:
     """A server that speaks TLS and does something after each handshake."""
     (tmp_path / "server.pem").write_bytes(pki.server.cert + pki.server.key)
@@ -174,6 +179,7 @@ def tls_server(
     context.load_cert_chain(tmp_path / "server.pem")
     context.load_verify_locations(cadata=pki.ca.decode())
     context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(alpn)
     for name, value in limits.items():
         setattr(context, name, value)
 
@@ -224,6 +230,29 @@ def test_a_server_that_drops_connections_at_first_is_tried_again(
         assert client.commands() == []
         client.close()
         stop.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (b"", "it refuses the guest, likely"),
+        (b"no token at all", "the server told something else than a token"),
+        (b"0123456789abcdef0123456789ABCDEF", "the server told something else than a token"),
+    ],
+)
+def test_what_is_no_token_leads_nowhere(
+    pki: Pki, server: BuildServer, tmp_path: Path, told: bytes, message: str
+) -> None:
+    def tell(tls: ssl.SSLSocket) -> None:
+        assert tls.selected_alpn_protocol() == wire.CONTACT_PROTOCOL
+        tls.sendall(told)
+
+    stop = Stop()
+    with tls_server(pki, tmp_path, tell, alpn=[wire.CONTACT_PROTOCOL]) as host_port:
+        client = Client(replace(make_block(pki, server), host_port=host_port), stop, connect_timeout=0.5)
+        with pytest.raises(ServerLost, match=message):
+            client.commands()
+    stop.close()
 
 
 def test_a_port_that_does_not_speak_tls_is_told_apart(pki: Pki, server: BuildServer) -> None:

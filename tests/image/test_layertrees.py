@@ -214,7 +214,7 @@ def test_after_a_power_failure_only_what_was_on_the_disk_is_believed(
     assert list(after.keys()) == ["sha256:safe"]
     monkeypatch.setattr(layertrees, "_BOOT_ID", tmp_path / "none")
     assert stored().hold("sha256:safe") is not None
-    (after.path("sha256:safe").parent.parent / "layer.json").write_text("{")
+    (after.path("sha256:safe").parents[1] / "layer.json").write_text("{")
     assert stored().hold("sha256:safe") is None, "a damaged entry is none"
 
 

@@ -26,12 +26,12 @@ ENV = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin", "MKE2FS_CONFIG": "/nonexistent"}
 
 
 def members(archive: Path) -> list[tuple[object, ...]]:
-    """Everything in an archive but what mke2fs does not write: fractions of a second, what the root is."""
+    """Everything in an archive but what mke2fs does not write: fractions of a second."""
     with tarfile.open(archive) as tar:
         return [
             (
                 *(one.name, one.type, one.mode, one.size, one.linkname),
-                *((int(one.mtime), one.uid, one.gid) if one.name != "." else ()),
+                *(int(one.mtime), one.uid, one.gid),
                 *(one.devmajor, one.devminor),
                 {name: value for name, value in one.pax_headers.items() if name.startswith("SCHILY")},
                 opened.read() if (opened := tar.extractfile(one) if one.isreg() else None) else b"",

@@ -18,8 +18,9 @@ import pytest
 
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_bootstrap.machine.qemu.uplink import TUN
+from firebuild_bootstrap.sandbox import Sandbox
 from machine_qemu import lonely_host
-from machine_qemu.images import arguments, busybox_base
+from machine_qemu.images import arguments, busybox_base, read_ext4
 from machine_qemu.kernels import require
 from machine_qemu.processes import eventually, is_running, machines_of
 from support import Firebuild
@@ -210,3 +211,40 @@ def test_steps_with_a_network_reach_others_and_not_this_host(
     assert f"\n{others[0]} the host\n" in output
     assert f"\n{others[1]} nc: can't connect to remote host ({others[1]}): " in output
     assert f"\n{others[2]} nc: can't connect to remote host ({others[2]}): " in output
+
+
+MOUNTS = """\
+FROM busybox
+RUN --mount=type=bind,target=/run/x/in --mount=type=bind,source=hello,target=/m,rw \\
+ --mount=type=cache,target=/c --mount=type=tmpfs,target=/t,size=64k --network=none \\
+ --mount=type=secret,id=token,required,uid=1000 --mount=type=secret,id=token,env=TOKEN \\
+ cat /run/x/in/hello /m; ls -A / | grep -c firebuild; busybox stat -c '%a %u' /run/secrets/token; \\
+ test "$TOKEN" = "$(cat /run/secrets/token)" && echo same; busybox awk 'NR > 2 {print $1}' /proc/net/dev; \\
+ echo > /run/x/in/hello || echo refused; echo > /m && echo > /t/x && echo again >> /c/log
+RUN --mount=type=cache,target=/c --mount=type=secret,id=token cat /c/log; exit 7
+"""
+
+
+def test_mounts_leave_nothing_on_the_drive_and_a_secret_is_nowhere(
+    firebuild: Firebuild, context: Path, configure: Any, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    (context / "hello").write_text("hello\n")
+    needle = f"hunter2-{os.urandom(8).hex()}"
+    (tmp_path / "token").write_text(needle)
+    options = ("--secret", f"id=token,src={tmp_path}/token", f"--keep-on-failure={tmp_path}/kept")
+    done = firebuild(*arguments(context, MOUNTS, *options, "--config", configure()), status=1)
+    said = done.stdout.splitlines()
+    order = ("cache mounts last", "hello", "hello", "1", "400 1000", "same", "lo:", "refused", "again")
+    found = [-1]
+    for word in order:
+        found.append(next(index for index, line in enumerate(said) if word in line and index > found[-1]))
+    assert "step 3/3 failed with exit code 7" in done.stderr
+    [drive] = tmp_path.glob("kept/*/disk.ext4")
+    nodes, _ = read_ext4(drive, sandbox, tmp_path)
+    assert not [
+        name for name in nodes if name.strip("./").split("/")[0] not in ("", "bin", "etc", "lost+found")
+    ]
+    files = [path for top in (firebuild.home, tmp_path) for path in top.rglob("*") if path.is_file()]
+    assert {tmp_path / "token"} == {path for path in files if needle.encode() in path.read_bytes()}
+    assert needle not in done.stdout + done.stderr
+    assert firebuild.leftovers() == []

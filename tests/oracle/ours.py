@@ -68,6 +68,7 @@ def build(case: Case, directory: Path, args: Mapping[str, str], store: Home) -> 
         context=directory / "context",
         tag=Reference.parse(f"cases/{case.name[:80].strip('-')}:1"),
         build_args=args,
+        build_contexts={name: directory / "contexts" / name for name in case.contexts},
         secrets={name: Secret(value.encode()) for name, value in case.secrets.items()},
         target=case.target or None,
         outputs=(OutputSpec(OutputType.TAR),),

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -17,7 +18,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.events import Notice, PeerRefused
+from firebuild_bootstrap.events import GuestConnected, Notice, PeerRefused
+from firebuild_bootstrap.guest.client import Client
+from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.service import Limits
 from firebuild_pki import TLSMaterial
 
@@ -108,6 +111,62 @@ def test_a_stranger_gets_no_token(serve: Any, workshop: Any) -> None:
     event = running.refusal()
     assert "not the one that was issued for this build" in event.reason
     assert (event.subject, event.fingerprint_sha256) == (f"CN={STRANGER}", stranger.fingerprint_sha256)
+
+
+def test_our_own_guest_has_its_bytes_passed_through_and_says_nothing_in_plain_text(
+    serve: Any,
+) -> None:
+    running = serve()
+    material = running.materials[1]
+    heard: list[bytearray] = []
+
+    def pass_on() -> None:
+        """Stand between both, one connection after the other, and listen to what the guest says."""
+        with contextlib.suppress(OSError):
+            while True:
+                with (
+                    listener.accept()[0] as near,
+                    socket.create_connection(host_and_port(running.address), timeout=10) as far,
+                ):
+                    heard.append(bytearray())
+                    back = threading.Thread(target=copy, args=(far, near))
+                    back.start()
+                    copy(near, far, heard[-1])
+                    back.join()
+
+    def copy(source: socket.socket, target: socket.socket, told: bytearray | None = None) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if told is not None:
+                    told += data
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    stop = Stop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        between = threading.Thread(target=pass_on)
+        between.start()
+        block = wire.BootstrapBlock(
+            host_port=f"127.0.0.1:{listener.getsockname()[1]}",
+            ca_chain=material.trust_pem.decode(),
+            cert=material.certificate_chain_pem.decode(),
+            key=material.private_key_pem.decode(),
+            server_name=material.server_name,
+        )
+        client = Client(block, stop)
+        client.commands()
+        assert client.ping("p", 10)
+        client.close()
+        listener.shutdown(socket.SHUT_RDWR)
+        between.join()
+    stop.close()
+    contact, passed = map(bytes, heard)
+    head, _, rest = passed.partition(b"\r\n\r\n")
+    assert head.startswith(b"CONNECT 127.0.0.1:")
+    assert contact[:2] == rest[:2] == b"\x16\x03"  # TLS handshakes (RFC 8446, section 5.1)
+    assert [event.tls_version for event in running.of(GuestConnected)] == ["TLSv1.3"]
+    assert running.server.refused_peers == 0
 
 
 def token_of(running: Any) -> str:

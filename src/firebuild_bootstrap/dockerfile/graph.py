@@ -303,7 +303,7 @@ class Stage:
         index: its place among the FROMs of the Dockerfile, from 0.
         name: what AS calls it, in lower case; empty without one.
         base: what it starts from; one that starts from a context begins with a COPY of it into nothing.
-        origin: its FROM.
+        origin: its FROM, with the name of the base as it is after expansion.
         platform: `linux/amd64`; that of its base and of what runs in it.
         steps: in order.
         config: of the image that it is.

@@ -123,6 +123,7 @@ class _Block:
         body: all after it.
         name: of AS, in lower case.
         base: what it starts from.
+        base_name: the same as it is written, with its variables replaced.
         platform: what --platform asks for; empty for what the base is.
         replaced: a named context stands for all of it.
         state: what came of it, once it is read.
@@ -134,6 +135,7 @@ class _Block:
     body: list[Instruction]
     name: str = ""
     base: TreeRef = field(default_factory=Scratch)
+    base_name: str = ""
     platform: str = ""
     replaced: bool = False
     state: StageState | None = None
@@ -326,6 +328,7 @@ class _Reading:
                 f"FROM: {short(image)!r} expands to nothing",
                 hint="declare the ARG before FROM, with a default",
             )
+        block.base_name = base
         if block.name and (tree := self._context(block.name)) is not None:
             block.base, block.replaced = tree, True
         elif earlier := self._names.get(base.lower()):
@@ -390,11 +393,12 @@ class _Reading:
                 return
         before, self._current = self._current, block
         try:
-            state, triggers, origin = self._start(block, parent.state if parent else None)
+            state, triggers, base = self._start(block, parent.state if parent else None)
             if isinstance(block.base, ContextRef):
                 everything = Copy(sources=(Files("/", block.base),), destination="/", into=True)
-                state.steps.append(Step(everything, Origin(block.start.location, block.start.text)))
-            whole = self._execute_triggers(state, triggers, block.start, origin)
+                origin = Origin(block.start.location, f"COPY --from={block.base.name} / /")
+                state.steps.append(Step(everything, origin))
+            whole = self._execute_triggers(state, triggers, block.start, base)
             state.escape = self._parsed.escape
             whole = whole and self._execute_all(state, [] if block.replaced else block.body)
             if whole:
@@ -544,7 +548,7 @@ def _stage(block: _Block, extra_labels: Mapping[str, str]) -> Stage:
         index=block.index,
         name=block.name,
         base=Scratch() if isinstance(block.base, ContextRef) else block.base,
-        origin=Origin(block.start.location, block.start.text),
+        origin=Origin(block.start.location, f"FROM {block.base_name}"),
         platform=state.platform,
         steps=tuple(state.steps),
         config=state.finished(extra_labels),

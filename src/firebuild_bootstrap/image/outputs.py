@@ -125,7 +125,7 @@ def check_programs(specs: Sequence[OutputSpec]) -> None:
     if any(spec.type is OutputType.EXT4 for spec in specs):
         require_e2fsprogs(
             "--output ext4, which is the default,",
-            ("mke2fs", "e2fsck"),
+            ("mke2fs", "e2fsck", "debugfs"),
             "choose `--output tar` or `--output dir`",
         )
 

@@ -49,7 +49,7 @@ class Disk:
         epoch: int | None = None,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        require_e2fsprogs("the machine's drive", ("mke2fs", "e2fsck", "resize2fs"))
+        require_e2fsprogs("the machine's drive", ("mke2fs", "e2fsck", "debugfs", "resize2fs"))
         self.path = workspace.path / "disk.ext4"
         self._workspace = workspace
         self._trees = workspace.trees()

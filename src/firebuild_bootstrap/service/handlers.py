@@ -149,7 +149,7 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        chunks = packed(delivery.resource.entries()) if _takes_packed(context) else delivery.chunks()
+        chunks = packed(delivery.resource.entries()) if _packs(context) else delivery.chunks()
         yield from self._alive(self._told(path, chunks))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
@@ -245,6 +245,11 @@ def _extended(context: grpc.ServicerContext) -> bool:
     return wire.announced(context.invocation_metadata()) > 0
 
 
+def _packs(context: grpc.ServicerContext) -> bool:
+    """Tell whether the guest takes files packed."""
+    return wire.announced(context.invocation_metadata()) >= wire.PACKED_SINCE
+
+
 def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
     """Refuse a build to a guest that would run commands without their mounts, or with a network.
 
@@ -258,10 +263,6 @@ def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
             " --network, which it does not know",
             hint="use a current vminit",
         )
-
-
-def _takes_packed(context: grpc.ServicerContext) -> bool:
-    return any(entry == wire.GUEST_PACKED for entry in context.invocation_metadata())
 
 
 def _serialize(message: Message | bytes) -> bytes:

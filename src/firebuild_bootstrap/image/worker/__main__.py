@@ -17,7 +17,6 @@ from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError, write_layer
 from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries, upper_entries
-from firebuild_bootstrap.removal import remove_tree
 
 _WORK: Final = "work"
 
@@ -34,6 +33,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             _mount(layers, mount, upper)
         reply = _OPERATIONS[request.pop("operation")](**request)
         if upper:
+            from firebuild_bootstrap.removal import remove_tree
+
             kernel.unmount(mount)
             remove_tree(f"{upper}/{_WORK}")
         return reply

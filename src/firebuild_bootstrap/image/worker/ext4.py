@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,7 +12,7 @@ from typing import Final, NamedTuple
 
 from firebuild_bootstrap.image.worker.extfs import ROOT_INODE, Ext4Image
 from firebuild_bootstrap.image.worker.imagewalk import walk_image
-from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, LayerError
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerError
 from firebuild_bootstrap.layers.tree import tree_entries
 
 _MIB: Final = 1024 * 1024
@@ -55,13 +56,10 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
             f"ask for size={least}MiB or more, or leave size= out",
             asked=True,
         )
-    if needs.far_times or options.epoch is not None:
-        _set_modification_times(image, {"": needs.root_time, **needs.far_times}, options.epoch)
-    else:
-        # mke2fs takes over everything but the time of the root itself.
-        _debugfs(image, _environment(None), [_modified(ROOT_INODE, needs.root_time)])
+    lines = _modification_times(image, needs, options.epoch)
     if options.epoch is not None:
-        _set_times(image, options.epoch)
+        lines += _other_times(image, options.epoch)
+    _debugfs(image, _environment(options.epoch), lines)
     _check(image)
 
 
@@ -95,26 +93,26 @@ class Measure(NamedTuple):
     Args:
         content: bytes in blocks; holes take none.
         inodes: number of them.
+        root: the tree's own directory.
         far_times: path and seconds since 1970 of modification times that need more than 32 bits.
-        root_time: seconds since 1970, of the root itself.
     """
 
     content: int
     inodes: int
+    root: Entry
     far_times: Mapping[str, int]
-    root_time: int
 
 
 def measure(root: str) -> Measure:
     """Read the whole tree `root`, but for the content of its files."""
-    content = inodes = root_time = 0
+    content = inodes = 0
     far: dict[str, int] = {}
+    top = Entry("", DIRECTORY)
     for entry, _ in tree_entries(root):
+        top = top if entry.path else entry
         seconds = entry.mtime_ns // 10**9
         content += len(os.fsencode(entry.path.rpartition("/")[2])) + 12  # in its directory
-        if not entry.path:
-            root_time = seconds
-        elif not -_ERA // 2 <= seconds < _ERA // 2:
+        if not -_ERA // 2 <= seconds < _ERA // 2 and entry.path:
             far[entry.path] = seconds
         if entry.kind == HARDLINK:
             continue
@@ -125,7 +123,7 @@ def measure(root: str) -> Measure:
             content += _BLOCK
         elif entry.kind == SYMLINK and len(os.fsencode(entry.linkname)) >= 60:
             content += _BLOCK  # a shorter one lives in its inode
-    return Measure(content, inodes, far, root_time)
+    return Measure(content, inodes, top, far)
 
 
 def _initial_size(content: int, inodes: int, free: int) -> int:
@@ -166,39 +164,39 @@ def _is_too_small(complaint: str) -> bool:
     return any(word in complaint for word in words)
 
 
-def _set_times(image: str, epoch: int) -> None:
-    """Set the times that come from the tree's own change times, which nobody can set there."""
-    env = _environment(epoch)
-    fields = ("ctime", "atime", "crtime")
+def _other_times(image: str, epoch: int) -> list[str]:
+    """Return what sets the times that come from the tree's own change times, which nobody can set there."""
     low, era = _split(epoch)
-    lines = [
+    return [
         f"set_inode_field <{number}> {name} @{low}\nset_inode_field <{number}> {name}_extra {era}"
-        for number in _used_inodes(image, env)
-        for name in fields
+        for number in _used_inodes(image, _environment(epoch))
+        for name in ("ctime", "atime", "crtime")
     ]
-    _debugfs(image, env, lines)
 
 
-def _set_modification_times(image: str, far: Mapping[str, int], epoch: int | None) -> None:
-    """Set those that need more than 32 bits, which mke2fs before 1.47.1 loses, and those after `epoch`."""
-    lines = []
+def _modification_times(image: str, needs: Measure, epoch: int | None) -> list[str]:
+    """Return what sets the root's metadata, which mke2fs leaves out, and the times that it does not keep.
+
+    Those are the times that need more than 32 bits, lost by mke2fs before 1.47.1, and those after `epoch`.
+    """
+    root = needs.root
+    lines = [f"set_inode_field <2> mode 0{stat.S_IFDIR | root.mode:o}"]
+    lines += [f"set_inode_field <2> uid {root.uid}", f"set_inode_field <2> gid {root.gid}"]
+    times = {"": root.mtime_ns // 10**9, **needs.far_times}
     reader = Ext4Image(image)
-    for path, inode in walk_image(reader):
-        seconds = far.get(path, inode.mtime_ns // 10**9)
+    # Without an epoch nearly all are right, and the root is the first.
+    found = walk_image(reader) if needs.far_times or epoch is not None else [("", reader.inode(ROOT_INODE))]
+    for path, inode in found:
+        seconds = times.get(path, inode.mtime_ns // 10**9)
         if epoch is not None and seconds >= epoch:
             seconds = epoch
-        elif path not in far:
+        elif path not in times:
             continue
-        lines.append(_modified(inode.number, seconds))
+        low, era = _split(seconds)
+        field = f"set_inode_field <{inode.number}>"
+        lines.append(f"{field} mtime @{low}\n{field} mtime_extra {era}")
     reader.close()
-    _debugfs(image, _environment(epoch), lines)
-
-
-def _modified(inode: int, seconds: int) -> str:
-    """Return the debugfs(8) commands that set a modification time."""
-    low, era = _split(seconds)
-    field = f"set_inode_field <{inode}>"
-    return f"{field} mtime @{low}\n{field} mtime_extra {era}"
+    return lines
 
 
 def _split(seconds: int) -> tuple[int, int]:
@@ -211,7 +209,7 @@ def _debugfs(image: str, env: Mapping[str, str], lines: Sequence[str]) -> None:
     done = _run(["debugfs", "-w", "-f", "/dev/stdin", image], env, "\n".join(lines))
     complaints = [line for line in done.stderr.splitlines() if line and not line.startswith("debugfs 1.")]
     if done.returncode != 0 or complaints:  # it ends with 0 whatever goes wrong
-        raise LayerError(f"debugfs could not set the times of {image}: {' '.join(complaints[:3])}")
+        raise LayerError(f"debugfs could not finish {image}: {' '.join(complaints[:3])}")
 
 
 def _used_inodes(image: str, env: Mapping[str, str]) -> list[int]:
