@@ -72,6 +72,7 @@ def build(case: Case, directory: Path, args: Mapping[str, str], store: Home) -> 
         secrets={name: Secret(value.encode()) for name, value in case.secrets.items()},
         target=case.target or None,
         outputs=(OutputSpec(OutputType.TAR),),
+        no_cache=True,  # another case may be the same but for the times of its files
     )
     image = build_image(request, BuildSettings(), store)
     assert image is not None
