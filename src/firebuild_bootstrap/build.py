@@ -342,7 +342,14 @@ class _Build:
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
             start = results.start(stage)
-            work = resolved.work(stage, start.layers, results.archive, cleanup, done=start.done)
+            work = resolved.work(
+                stage,
+                start.layers,
+                results.archive,
+                cleanup,
+                identity=results.identity,
+                done=start.done,
+            )
             machine = build.machine if target else self._machine(build.workspace, stage)
             first = resolved.number(stage) + 1
             cleanup.push(

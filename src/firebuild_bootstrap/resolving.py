@@ -123,6 +123,7 @@ class Resolved:
         archives: Archives,
         cleanup: ExitStack,
         *,
+        identity: Callable[[TreeRef], str],
         done: int = 0,
     ) -> Work:
         """Return what the guest of a stage has to do.
@@ -132,6 +133,7 @@ class Resolved:
             base: the layers that it begins on.
             archives: finds what is done, and the images.
             cleanup: lets go of them.
+            identity: names what a tree holds, for cache mounts that begin with it.
             done: how many of its steps `base` holds.
 
         Raises:
@@ -146,6 +148,7 @@ class Resolved:
             first=number + 1,
             skip=done,
             secrets=self.secrets,
+            identity=identity,
         )
         return Work(
             title=self.title(stage),

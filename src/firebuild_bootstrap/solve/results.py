@@ -22,6 +22,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     StageRef,
     Step,
     TreeRef,
+    canonical,
     trees_of,
 )
 from firebuild_bootstrap.errors import FirebuildError
@@ -155,6 +156,12 @@ class Results:
     def parts(self, stage: Stage) -> tuple[Parts, ...]:
         """Return what the keys of a stage's steps are made of; nothing where no cache can be used."""
         return self._shared.keys[stage.index].steps if self._shared is not None else ()
+
+    def identity(self, tree: TreeRef) -> str:
+        """Return what names the content of a tree in all builds, for cache mounts that begin with it."""
+        if isinstance(tree, StageRef) and self._shared is not None:
+            return self._shared.keys[tree.index].key
+        return self._bases[tree.reference].digest if isinstance(tree, ImageRef) else canonical(tree)
 
     def cached(self, stage: Stage) -> int:
         """Return how many steps of a stage need not be executed, because the cache has their results."""
