@@ -1,0 +1,145 @@
+"""What earlier builds have done is not done again, and is what it would be if it were."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.library import Library
+from firebuild_bootstrap.errors import StepFailed
+from firebuild_bootstrap.events import Event, Notice, PhaseStarted, StepCached, StepStarted
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.outputs import OutputType
+from firebuild_bootstrap.image.store import StoredImage
+
+pytestmark = pytest.mark.needs("userns")
+
+TWO_STAGES = """
+FROM host AS tools
+COPY source /source
+RUN cp /source /made && rm /bin/ls
+FROM host
+COPY --from=tools /made /made
+ARG VERSION=1
+RUN echo $VERSION > /version
+"""
+
+
+@pytest.fixture
+def cached(tmp_path: Path) -> Iterator[Library]:
+    """Builds that use the cache of a store of their own."""
+    home = Home(tmp_path / "home")
+    home.bases.create_from_host("host")
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "source").write_text("one")
+    library = Library(context, home)
+    yield library
+    assert library.leftovers() == []
+    library.home.close()
+
+
+def build(
+    library: Library, text: str = TWO_STAGES, **options: object
+) -> tuple[StoredImage, list[int], list[int]]:
+    """Build, and return the image, the steps that were executed, and those that were not."""
+    library.events.clear()
+    image = library.build(text, **{"no_cache": False, **options})
+    executed = [event.step for event in library.of(StepStarted)]
+    return image, executed, [event.step for event in library.of(StepCached)]
+
+
+def content(image: StoredImage, name: str) -> str:
+    path = image.output(OutputType.TAR)
+    assert path is not None
+    with tarfile.open(path) as tar:
+        member = tar.extractfile(name)
+        assert member is not None
+        return member.read().decode().strip()
+
+
+def test_a_build_that_is_cached_whole_starts_nothing_and_is_the_same(cached: Library) -> None:
+    first, executed, _ = build(cached)
+    assert executed == [1, 2, 3, 4, 5, 6]
+    again, executed, found = build(cached)
+    assert (executed, found) == ([], [2, 3, 5, 6])
+    assert [event.phase for event in cached.of(PhaseStarted)] == [1, 7]
+    assert again.record.outputs == first.record.outputs
+    assert again.record.config == first.record.config
+    # Another form of the same image needs no machine either.
+    (cached.context / "source").touch()
+    image, executed, _ = build(cached, outputs=["dir"])
+    assert executed == []
+    directory = image.output(OutputType.DIR)
+    assert directory is not None
+    assert (directory / "made").read_text() == "one"
+
+
+def test_what_has_changed_is_executed_and_what_comes_before_it_is_not(cached: Library) -> None:
+    build(cached)
+    image, executed, found = build(cached, build_args={"VERSION": "2"}, explain_cache=True)
+    assert (executed, found) == ([4, 6], [2, 3, 5])
+    assert content(image, "version") == "2"
+    told = [event.message for event in cached.of(Notice) if event.message.startswith("not cached")]
+    assert told == ["not cached: RUN echo $VERSION > /version: build argument VERSION was 1 and is 2"]
+    status = (cached.context / "source").stat()
+    (cached.context / "source").write_text("two")
+    os.utime(
+        cached.context / "source", ns=(status.st_atime_ns, status.st_mtime_ns)
+    )  # its size is the same, too
+    image, executed, found = build(cached)
+    assert (executed, found) == ([1, 2, 3, 4, 5, 6], [])
+    assert content(image, "made") == "two"
+    (cached.context / "source").write_text("one")
+    assert build(cached)[1] == []
+
+
+def test_the_steps_before_one_that_fails_are_kept(cached: Library) -> None:
+    text = "FROM host\nRUN echo first > /first\nRUN test -n '' || exit 7\n"
+    with pytest.raises(StepFailed):
+        build(cached, text)
+    image, executed, found = build(cached, text.replace("exit 7", "true"))
+    assert (executed, found) == ([1, 3], [2])
+    assert content(image, "first") == "first"
+
+
+def test_what_is_asked_for_is_executed_anew_with_all_that_is_made_of_it(cached: Library) -> None:
+    build(cached)
+    _, executed, found = build(cached, no_cache_stages=frozenset({"tools"}))
+    assert (executed, found) == ([1, 2, 3, 4, 5, 6], [])
+    _, executed, found = build(cached, no_cache_stages=frozenset({"1"}))
+    assert (executed, found) == ([4, 5, 6], [2, 3])
+    assert build(cached, no_cache=True)[1] == [1, 2, 3, 4, 5, 6]
+    assert build(cached)[1] == []
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_cached(cached: Library) -> None:
+    def change(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.step == 2:
+            (cached.context / "source").write_text("new")
+
+    cached.watch = change
+    text = "FROM scratch\nCOPY source /source\n"
+    build(cached, text)
+    assert any("changed while they were sent: not cached" in event.message for event in cached.of(Notice))
+    cached.watch = lambda _: None
+    image, executed, _ = build(cached, text)
+    assert executed == [1, 2]
+    assert content(image, "source") == "new"
+
+
+def test_a_stage_of_the_cache_can_be_built_on_and_copied_from(cached: Library) -> None:
+    build(cached, target="tools")
+    image, executed, found = build(
+        cached, TWO_STAGES.replace("FROM host\nCOPY", "FROM tools\nRUN test ! -e /bin/ls\nCOPY")
+    )
+    assert (executed, found) == ([4, 5, 6, 7], [2, 3])
+    assert content(image, "made") == "one"
+    path = image.output(OutputType.TAR)
+    assert path is not None
+    with tarfile.open(path) as tar:
+        assert "bin/ls" not in {name.removeprefix("./").removeprefix("usr/") for name in tar.getnames()}
