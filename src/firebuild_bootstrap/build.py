@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
@@ -43,7 +43,6 @@ from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
-from firebuild_bootstrap.session import Sessions
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import keys_of
@@ -53,6 +52,9 @@ from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.tail import OutputTail
 from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.session import Sessions
 
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
@@ -303,6 +305,9 @@ class _Build:
     # --- 2 --------------------------------------------------------------------------------------
 
     def _sessions(self, authority: Authority, workspace: Workspace) -> Sessions:
+        # Only now: gRPC is a good part of the time that a build takes which is cached whole.
+        from firebuild_bootstrap.session import Sessions
+
         for note in authority.check():
             if note.level is not NoteLevel.OK:
                 self._notice(str(note))

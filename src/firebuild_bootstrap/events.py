@@ -234,6 +234,15 @@ class BuildFailed(Event):
     exit_code: int | None = None
 
 
+@dataclass(frozen=True)
+class StepInfo:
+    """What the events say about a step: its number, its line in the Dockerfile, its text."""
+
+    number: int
+    line: int
+    instruction: str
+
+
 class Tasks:
     """Tells of work that may take a while.
 

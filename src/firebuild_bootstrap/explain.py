@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import Location, StepFailed, exit_status_of, in_words
-from firebuild_bootstrap.events import BuildFailed
-from firebuild_bootstrap.service import StepInfo
+from firebuild_bootstrap.events import BuildFailed, StepInfo
 from firebuild_pki.display import one_line
 
 _REASON_LIMIT: Final = 4000

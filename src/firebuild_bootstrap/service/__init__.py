@@ -1,8 +1,8 @@
 """The bootstrap server: one per build, one guest, mutual TLS only."""
 
+from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.server import BootstrapServer
-from firebuild_bootstrap.service.steps import StepInfo
 
 __all__ = ["BootstrapServer", "Ending", "Limits", "Outcome", "StepInfo"]

@@ -18,7 +18,7 @@ import grpc
 
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError
-from firebuild_bootstrap.events import EventSink
+from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.listening import listen, parse_bind
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.gate import Gate, GateCredentials
@@ -27,7 +27,7 @@ from firebuild_bootstrap.service.handlers import Handlers
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents, StepInfo
+from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_bootstrap.wire import decode_command
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from firebuild_bootstrap.errors import InputError, StepFailed
-from firebuild_bootstrap.events import StepFinished, StepStarted
+from firebuild_bootstrap.events import StepFinished, StepInfo, StepStarted
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.session import Session
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What the events say about a step: its number, its line in the Dockerfile, its text."""
-
-    number: int
-    line: int
-    instruction: str
 
 
 class StepEvents:
