@@ -380,7 +380,8 @@ class _Build:
         def export(outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
             return results.export(machine, outputs, into, request.epoch)
 
-        image = store(export, request, resolved, origin, self._home)
+        made_of = results.made_of(request.outputs, request.epoch)
+        image = store(export, request, resolved, origin, self._home, made_of=made_of)
         results.trim(self._settings.cache.limit(self._home.root))
         if image is None:
             self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")

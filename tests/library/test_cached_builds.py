@@ -13,6 +13,7 @@ from cli.library import Library
 from firebuild_bootstrap.errors import StepFailed
 from firebuild_bootstrap.events import Event, Notice, PhaseStarted, StepCached, StepStarted
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import StoredImage
 
@@ -143,3 +144,29 @@ def test_a_stage_of_the_cache_can_be_built_on_and_copied_from(cached: Library) -
     assert path is not None
     with tarfile.open(path) as tar:
         assert "bin/ls" not in {name.removeprefix("./").removeprefix("usr/") for name in tar.getnames()}
+
+
+def test_an_image_that_would_be_the_same_is_left_as_it_is(cached: Library, tmp_path: Path) -> None:
+    first, _, _ = build(cached)
+    path = first.output(OutputType.TAR)
+    assert path is not None
+    original = path.read_bytes()
+    again, _, _ = build(cached, outputs=[f"tar,dest={tmp_path}/delivered.tar"])
+    assert again.directory == first.directory
+    assert (tmp_path / "delivered.tar").read_bytes() == original
+    # Another configuration, name or form is another image, and so is a file that somebody has written to.
+    assert build(cached, TWO_STAGES + "LABEL a=b\n")[0].record.config.labels == {"a": "b"}
+    second, _, _ = build(cached)
+    assert second.directory != first.directory
+    assert build(cached, also_tagged=(Reference.parse("other:1"),))[0].directory != second.directory
+    third, _, _ = build(cached)
+    touched = third.output(OutputType.TAR)
+    assert touched is not None
+    with open(touched, "r+b") as file:
+        file.write(b"booted")
+    fourth, _, _ = build(cached)
+    path = fourth.output(OutputType.TAR)
+    assert path is not None
+    assert path.read_bytes() == original
+    (fourth.directory / "image.json").write_text("{")
+    assert build(cached)[0].record.config == first.record.config

@@ -27,6 +27,7 @@ class ImageRecord:
         ca_provider: name of the provider that the build's certificates came from.
         issuer_fingerprint: SHA-256 of the certificate that issued them, as hexadecimal digits.
         also_tagged: more names that it was stored under.
+        made_of: names what the outputs were written from, and how; empty where that is not known.
     """
 
     tag: str
@@ -40,6 +41,7 @@ class ImageRecord:
     config: ImageConfig = field(default_factory=ImageConfig)
     outputs: tuple[Artifact, ...] = ()
     also_tagged: tuple[str, ...] = ()
+    made_of: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -53,6 +55,7 @@ class ImageRecord:
             "config": self.config.as_json(),
             "outputs": [output.as_json() for output in self.outputs],
             **({"also_tagged": list(self.also_tagged)} if self.also_tagged else {}),
+            **({"made_of": self.made_of} if self.made_of else {}),
         }
 
     @classmethod
@@ -73,6 +76,7 @@ class ImageRecord:
                 for output in document["outputs"]
             ),
             also_tagged=tuple(str(tag) for tag in document.get("also_tagged", ())),
+            made_of=str(document.get("made_of", "")),
         )
 
 
@@ -94,6 +98,22 @@ class StoredImage:
         """Return the path of one output."""
         paths = [self.location / output.path for output in self.record.outputs if output.type is kind]
         return paths[0] if paths else None
+
+    def is_untouched(self) -> bool:
+        """Tell whether its outputs are still what was stored: a machine may have booted from one.
+
+        A directory can't tell that.
+        """
+        try:
+            stored = (self.directory / "image.json").stat().st_mtime_ns
+            for output in self.record.outputs:
+                found = (self.directory / output.path).lstat()
+                size = found.st_size
+                if output.type is OutputType.DIR or found.st_mtime_ns > stored or size != output.size:
+                    return False
+        except OSError:
+            return False
+        return True
 
 
 class ImageStore:

@@ -7,6 +7,8 @@ that is not cached takes from it or lies on it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -316,6 +318,15 @@ class Results:
         if layers is not None:
             return export_tree(self._trees, self._tree(layers), outputs, into, epoch=epoch)
         return machine.export(outputs, into) if machine is not None else ()
+
+    def made_of(self, outputs: Sequence[OutputSpec], epoch: int | None) -> str:
+        """Name the layers of the target and how its outputs are written; empty where they are not known."""
+        layers = self._made.get(self._graph.target.index)
+        if layers is None:
+            return ""
+        keys = [layer.digest if isinstance(layer, ArchiveLayer) else layer.key for layer in layers]
+        forms = [(output.type.value, output.size) for output in outputs]
+        return hashlib.sha256(json.dumps([keys, forms, epoch]).encode()).hexdigest()
 
     def trim(self, limit: int) -> None:
         """Let the cache have at most `limit` bytes, if this build has put anything into it."""
