@@ -281,7 +281,7 @@ def test_an_interrupted_build_leaves_nothing(rig: Rig) -> None:
 def test_a_killed_machine_is_noticed(rig: Rig) -> None:
     def kill() -> None:
         until(lambda: "ready" in rig.output, "the step")
-        [stat] = rig.home.root.glob("builds/*/firecracker.stat")
+        [stat] = rig.home.root.glob("builds/*/*/firecracker.stat")
         os.kill(int(stat.read_text().split()[0]), signal.SIGKILL)
 
     thread = threading.Thread(target=kill)

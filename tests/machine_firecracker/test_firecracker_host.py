@@ -184,7 +184,7 @@ def test_nothing_stays_behind_however_firebuild_ends(
         for line in firebuild.stdout:
             if "ready" in line and "RUN" not in line:
                 break
-        [stat] = (host.store / "builds").glob("*/firecracker.stat")
+        [stat] = (host.store / "builds").glob("*/*/firecracker.stat")
         machine = int(stat.read_text().split()[0])
         assert str(machine) in children_of(firebuild.pid)
         os.kill(firebuild.pid, number)  # `ip netns exec` has become the command
