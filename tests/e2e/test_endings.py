@@ -90,6 +90,7 @@ def start(firebuild: Firebuild, context: Path) -> Iterator[Callable[..., Build]]
         (context / "Dockerfile").write_text(dockerfile)
         process = firebuild.popen(
             "rootfs",
+            "--no-cache",
             "--dockerfile",
             context / "Dockerfile",
             "--context",

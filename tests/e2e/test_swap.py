@@ -37,7 +37,7 @@ class Swapper:
     def build(self, tag: str, config: Path, **environ: str) -> dict[str, Any]:
         self.firebuild(
             "rootfs",
-            *("--context", self.context, "--tag", tag, "--output", "tar", "--config", config),
+            *("--context", self.context, "--no-cache", "--tag", tag, "--output", "tar", "--config", config),
             environ={**self.backends.environ, **environ},
         )
         image: dict[str, Any] = json.loads(self.firebuild("images", "inspect", tag).stdout)
