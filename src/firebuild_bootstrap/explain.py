@@ -29,7 +29,7 @@ def explained(
     step = next((step for step in steps if step.number == error.step), None)
     if step is None:
         return error
-    what = _in_words(error.exit_code) if error.exit_code else f"({one_line(error.message, _REASON_LIMIT)})"
+    what = _what(error)
     message = f"step {step.number}/{total} failed {what}\n  {one_line(step.instruction)}"
     if output:
         message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
@@ -51,6 +51,16 @@ def failure_event(error: BaseException) -> BuildFailed:
         step=getattr(error, "step", 0),
         exit_code=getattr(error, "exit_code", None),
     )
+
+
+def _what(error: StepFailed) -> str:
+    reason = one_line(error.message, _REASON_LIMIT)
+    if not error.exit_code:
+        return f"({reason})"
+    what = _in_words(error.exit_code)
+    if error.exit_code not in (126, 127) or reason.endswith(f"status {error.exit_code}"):
+        return what
+    return f"{what} ({reason})"  # no command's own status: the guest could not start one, and knows why
 
 
 def _in_words(exit_code: int) -> str:

@@ -112,7 +112,7 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
     dockerfile("FROM scratch\nRUN true\n")
     assert cli("rootfs", "--tag", "t/shell:1", *TAR, status=1).err == (
         "error: Dockerfile:2: step 2/2 failed with exit code 127: a command, or the shell to run it, "
-        "is not in the image\n  RUN true\n"
+        "is not in the image (/bin/sh: not found)\n  RUN true\n"
     )
 
 

@@ -35,6 +35,14 @@ def test_links_in_a_circle_are_an_error(root: Path, find: Find) -> None:
     assert "'a' is not in the build context" in error_of(find, "a").message
 
 
+@pytest.mark.parametrize("source", ["d/a", "d/a/f", "d/*"])
+def test_a_link_that_leads_to_nothing_is_called_one(root: Path, find: Find, source: str) -> None:
+    (root / "d").mkdir()
+    (root / "d/a").symlink_to("/etc")
+    hint = "'d/a' is a symbolic link to '/etc', which leads to nothing there"
+    assert error_of(find, source).hint == hint
+
+
 def test_a_link_swapped_in_after_planning_is_not_followed(root: Path, find: Find) -> None:
     put(root, "d/f")
     resource = find("d/f")

@@ -99,6 +99,7 @@ def test_options_say_what_is_mounted(read: Read, bases: Bases, options: str, mou
         ("type=cache,target=/c,mode=9", "mode: expected an octal mode, found '9'"),
         ("type=cache,target=/c,uid=app", "uid: expected a number, found 'app'"),
         ("type=cache,target=/c,gid=4294967296", "gid: expected a number, found '4294967296'"),
+        ("type=secret,id=s,uid=4294967295", "uid: expected a number, found '4294967295'"),
         ("target=/m,ro=maybe", "readonly: expected true or false, found 'maybe'"),
         ("type=secret", "a secret needs its id"),
         ("type=secret,id=a,source=b", "source and id can't both be given"),

@@ -235,6 +235,32 @@ def test_a_named_context_replaces_images_and_stages_of_its_name(read: Read, base
     assert copied(graph) == [StageRef(0), StageRef(1), ContextRef("src"), Scratch()]
 
 
+@pytest.mark.parametrize("line", ["COPY --from=lib a b", "RUN --mount=from=lib,target=/l x"])
+def test_an_image_that_stands_for_a_name_has_to_exist(read: Read, bases: Bases, line: str) -> None:
+    bases.images["known"] = ImageConfig()
+    text = f"FROM scratch\n{line}\n"
+    assert ImageRef("known") in read(text, contexts={"lib": ImageRef("known")}).target.trees()
+    with pytest.raises(InputError, match="unknown"):
+        read(text, contexts={"lib": ImageRef("unknown")})
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (
+            "FROM b AS a\nFROM a AS b\n",
+            "FROM knows the stages before it: move the stage 'b' up, before line 1",
+        ),
+        ("FROM scratch\nCOPY --from=lib a b\n", "did you mean lbi?"),
+        ("FROM aa AS aa\n", "import it first"),
+    ],
+)
+def test_a_name_that_is_no_image_is_explained(read: Read, text: str, hint: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(text, contexts={"lbi": ContextRef("lbi")})
+    assert caught.value.hint == hint
+
+
 # --- the form for keys -----------------------------------------------------------------------------
 
 

@@ -273,7 +273,11 @@ class FileTree:
                 names = [node.parts[-1] for node in tree.root.children(parent.parts) if tree.visible(node)]
             except (OSError, InputError):
                 continue
-            close = difflib.get_close_matches(parts[len(parts) - 1 - length], names[:_COMPARED_NAMES], n=3)
+            name = parts[len(parts) - 1 - length]
+            if name in names and (node := tree.root.node((*parent.parts, name))).is_link:
+                text = tree.root.read_link(node.parts)
+                return f"{node.path!r} is a symbolic link to {text!r:.200}, which leads to nothing there"
+            close = difflib.get_close_matches(name, names[:_COMPARED_NAMES], n=3)
             where = f"{parent.path or '.'!r}"
             return f"in {where} there is: {', '.join(close or names[:8]) or 'nothing'}"
         return None

@@ -58,7 +58,8 @@ _ONLY: Final = {
 # As github.com/docker/go-units reads sizes.
 _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s?([kmgtp])?(?:i?b)?", re.IGNORECASE | re.ASCII)
 _POWERS: Final = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_MAX_ID: Final = 2**32 - 1
+_MAX_MODE: Final = 2**32 - 1
+_MAX_ID: Final = 2**32 - 2  # one more means "leave it" (chown(2))
 
 
 @dataclass(frozen=True)
@@ -267,8 +268,8 @@ class _Options:
         text = self._given.get(key)
         if text is None:
             return default
-        digits = "[0-7]{1,12}" if base == 8 else "[0-9]{1,12}"
-        if not re.fullmatch(digits, text) or (number := int(text, base)) > _MAX_ID:
+        digits, most = ("[0-7]{1,12}", _MAX_MODE) if base == 8 else ("[0-9]{1,12}", _MAX_ID)
+        if not re.fullmatch(digits, text) or (number := int(text, base)) > most:
             what = "an octal mode" if base == 8 else "a number"
             raise self._error(f"{key}: expected {what}, found {short(text)!r}")
         return number

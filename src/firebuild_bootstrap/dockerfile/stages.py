@@ -280,10 +280,10 @@ class _Reading:
     def _image(self, instruction: Instruction, name: str) -> TreeRef:
         if name == "scratch":
             return Scratch()
-        if (tree := self._context(name)) is not None:
-            return tree
-        self._config(instruction, name)
-        return ImageRef(name)
+        tree = self._context(name) or ImageRef(name)
+        if isinstance(tree, ImageRef):
+            self._config(instruction, tree.reference)
+        return tree
 
     def _context(self, name: str) -> ContextRef | ImageRef | None:
         return self._contexts.get(_context_key(name)) if name not in ("scratch", "context") else None
@@ -295,9 +295,19 @@ class _Reading:
             except InputError as error:
                 if error.location is not None:
                     raise
-                near = guess(reference, [block.name for block in self._blocks if block.name])
-                raise instruction.error(error.message, hint=near or error.hint) from error
+                hint = self._meant(instruction, reference) or error.hint
+                raise instruction.error(error.message, hint=hint) from error
         return self._configs[reference]
+
+    def _meant(self, instruction: Instruction, name: str) -> str | None:
+        """Return a hint for a name that is no image."""
+        line = instruction.location.line
+        later = self._names.get(name.lower())
+        if later is not None and later.start.location.line > line:
+            return f"FROM knows the stages before it: move the stage {later.title} up, before line {line}"
+        # A stage is not what its own FROM means.
+        stages = [block.name for block in self._blocks if block.name and block.start is not instruction]
+        return guess(name, [*stages, *(key.removesuffix(":latest") for key in self._contexts)])
 
     # --- FROM -----------------------------------------------------------------------------------
 

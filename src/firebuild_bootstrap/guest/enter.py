@@ -213,7 +213,7 @@ def _execute(request: Request, argv: tuple[str, ...], secret_env: dict[str, byte
         signal.signal(signum, signal.SIG_DFL)
     # What os.execve makes of text again: the bytes as they were. Secrets win, as in BuildKit.
     env = {**request.env, **{name: os.fsdecode(value) for name, value in secret_env.items()}}
-    _exec(argv, env, shown_path="a secret" if "PATH" in secret_env else env.get("PATH", ""))
+    _exec(argv, env, path_is_secret="PATH" in secret_env)
 
 
 def _become(request: Request) -> None:
@@ -229,32 +229,34 @@ def _become(request: Request) -> None:
     os.setresuid(request.uid, request.uid, request.uid)
 
 
-def _exec(argv: tuple[str, ...], env: dict[str, str], shown_path: str) -> None:
+def _exec(argv: tuple[str, ...], env: dict[str, str], *, path_is_secret: bool) -> None:
     """Execute as execvp(3) does, with the PATH of the command's own environment."""
     name = argv[0]
-    if "/" in name:
-        candidates = [name]
-    else:
-        candidates = [os.path.join(folder or ".", name) for folder in env.get("PATH", "").split(":")]
+    path = env.get("PATH", "")
+    folders = [""] if "/" in name else [folder or "." for folder in path.split(":")]
+    candidates = [os.path.join(folder, name) for folder in folders]
     denied = ""
     for candidate in candidates:
+        shown = name if path_is_secret else candidate
         try:
             os.execve(candidate, argv, env)  # noqa: S606 - a shell would be wrong here
         except (FileNotFoundError, NotADirectoryError):
             if os.path.lexists(candidate) and not os.path.isdir(candidate):
-                denied = f"{candidate}: the interpreter or loader that the file names is not in the image"
+                denied = f"{shown}: the interpreter or loader that the file names is not in the image"
                 raise _Refused(denied, NOT_FOUND) from None
         except OSError as error:
-            denied = denied or f"{candidate}: {_why(error)}"
+            denied = denied or f"{shown}: {_why(error)}"
     if denied:
         raise _Refused(denied, NOT_EXECUTABLE)
-    where = "" if "/" in name else f" in PATH={shown_path}"
+    where = "" if "/" in name else f" in PATH={'a secret' if path_is_secret else path}"
     raise _Refused(f"{name}: not found{where}", NOT_FOUND)
 
 
 def _why(error: OSError) -> str:
     if error.errno == errno.ENOEXEC:
         return "neither a program of this architecture nor a script with a #! line"
+    if error.errno == errno.E2BIG:
+        return "an argument or variable is longer than the kernel takes (128 KiB), or all together are"
     return error.strerror or str(error)
 
 
