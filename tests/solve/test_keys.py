@@ -119,17 +119,17 @@ def test_the_form_of_a_key_does_not_change_by_accident() -> None:
     assert operation_parts("p", copy, (), PLATFORM).operation == (
         '{"chmod":null,"chown":null,"destination":"/app","exclude":[],"into":false,"link":false,'
         '"parents":false,"sources":[{"type":"Files"},{"content":"text","name":"EOF","type":"Heredoc"},'
-        '{"type":"Download"},{"submodules":true,"type":"GitTree"}],"type":"Copy","unpack":null,"workdir":"/"}'
+        '{"type":"Download"},{"submodules":true,"type":"GitTree"}],"type":"Copy","unpack":false,"workdir":"/"}'
     )
     assert operation_parts("p", Workdir(path="/w"), (), PLATFORM).operation == (
         '{"path":"/w","type":"Workdir","user":"0:0"}'
     )
     parts = operation_parts("p", Workdir(path="/w"), (Input("1"), Input("2")), PLATFORM)
-    assert parts.key == "d3b3396a469e5fb189bf7212a6d82a420a301e1e9a090d22d653a87f73c64946"
+    assert parts.key == "3f95cef4284ab35557a8f92ac280f03bc309ec0823843e8378eb2958e8c15a38"
     assert (
-        base_key("sha256:1", PLATFORM) == "e20c847f173be2405310f66cc8b9bba5ab11d388ae3cfc833d0144300be8d17f"
+        base_key("sha256:1", PLATFORM) == "9702525fb66f23159ecb9682d41d782eb333d47ecfa970df7cd164bcb0b797c1"
     )
-    assert SCRATCH_KEY == "c8aa3b6e7e2a068dbc51fbb9cb224758a12516a42595250748139717016f9764"
+    assert SCRATCH_KEY == "dfed4579686e3b3b098112d1fea58bd42e01320efbfcba1946f30605305569df"
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,7 @@ def test_the_form_of_a_key_does_not_change_by_accident() -> None:
         replace(COPY, parents=True),
         replace(COPY, exclude=("*.o",)),
         replace(COPY, unpack=True),
+        replace(COPY, keyword="ADD"),  # it unpacks archives
         replace(COPY, workdir="/w"),
         replace(COPY, sources=(Files("src"), Heredoc("EOF", "text2"))),
         replace(COPY, sources=(Heredoc("EOF", "text"), Files("src"))),
@@ -166,7 +167,8 @@ def test_whatever_changes_the_result_changes_the_key(changed: Operation) -> None
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (replace(COPY, keyword="ADD"), COPY),
+        (replace(COPY, keyword="ADD", unpack=False), COPY),
+        (replace(COPY, keyword="ADD", unpack=True), replace(COPY, unpack=True)),
         (replace(COPY, sources=(Files("a", ContextRef("other")),)), replace(COPY, sources=(Files("a"),))),
         (replace(RUN, args={**RUN.args, "HTTPS_PROXY": "http://me:pass@proxy"}), RUN),
         (
@@ -228,6 +230,14 @@ def test_a_stage_counts_by_its_key_and_never_by_its_index_or_line() -> None:
     assert before[1].steps[0].inputs[0].stage == before[0].key
     changed = keys(stage(0, ImageRef("go"), replace(RUN, user="0")), stage(1, Scratch(), take, run))
     assert changed[1].key != before[1].key
+
+
+def test_where_the_kept_directories_begin_counts() -> None:
+    def taken(path: str) -> str:
+        copy = Copy(sources=(Files(path, StageRef(0)),), destination="/", parents=True)
+        return keys(stage(0, ImageRef("go")), stage(1, Scratch(), copy))[1].key
+
+    assert len({taken("/a/./b/c"), taken("/a/b/./c"), taken("/a/b/c")}) == 3
 
 
 def test_a_chain_goes_through_the_stages_below() -> None:

@@ -14,6 +14,8 @@ from firebuild_bootstrap.dockerfile.graph import (
     Download,
     Files,
     GitTree,
+    Operation,
+    Run,
     TreeRef,
 )
 from firebuild_bootstrap.image.bases import Base
@@ -74,12 +76,17 @@ class Inputs:
         """Return the digest of what was fetched: with its files it is as good as the commit's."""
         return digest_of(self._fetched[tree].entries(), self._nothing).sha256
 
-    def unchanged(self, copy: Copy, parts: Parts) -> bool:
-        """Tell whether the files of a COPY are still those that its key was made of."""
-        sources = [source for source in copy.sources if isinstance(source, Files)]
-        if not all(isinstance(source.tree, ContextRef) for source in sources):
-            return True
-        now = {self.files(source, copy).digest for source in sources}
+    def unchanged(self, operation: Operation, parts: Parts) -> bool:
+        """Tell whether the files that an operation took are still those that its key was made of."""
+        match operation:
+            case Copy(sources=sources):
+                taken = [each for each in sources if isinstance(each, Files)]
+                now = {self.files(each, operation).digest for each in taken if _of_context(each)}
+            case Run(mounts=mounts):
+                bound = [each for each in mounts if isinstance(each, BindMount)]
+                now = {self.bound(each).digest for each in bound if _of_context(each)}
+            case _:
+                return True
         return now <= {each.digest for each in parts.inputs}
 
     def _digest(self, tree: TreeRef, files: Files, copy: Copy | None = None) -> FileSetDigest:
@@ -91,3 +98,7 @@ class Inputs:
             check=False,
         )
         return digest_of(resource.entries(), self._indexes[name])
+
+
+def _of_context(taken: Files | BindMount) -> bool:
+    return isinstance(taken.tree, ContextRef)

@@ -10,7 +10,7 @@ Dockerfile they stand in. What counts is what BuildKit counts (solver/llbsolver/
 - of a cache mount: its id and its target;
 - all variables that a RUN sees, those of ARG included, but for those that name a proxy.
 
-Lines, comments, names and indices of stages, and the keyword (ADD or COPY) do not.
+Lines, comments, names and indices of stages do not, nor the keyword, but for this: ADD unpacks archives.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.variables import PROXY_ARGS
 
-_FORM: Final = "firebuild-1"
+_FORM: Final = "firebuild-2"
 """Has to change when the same operation comes to have another result."""
 
 SCRATCH_KEY: Final = hashlib.sha256(f"{_FORM} scratch".encode()).hexdigest()
@@ -157,6 +157,8 @@ def operation_parts(parent: str, operation: Operation, inputs: Iterable[Input], 
     """Return what the key of an operation is made of; `inputs` are in the order of `inputs_of`."""
     if isinstance(operation, Run):
         operation = replace(operation, args=_without_proxies(operation.args))
+    elif isinstance(operation, Copy) and operation.unpack is None and operation.keyword == "COPY":
+        operation = replace(operation, unpack=False)  # which is what None means for it, and not for ADD
     return Parts(parent, canonical(operation, _OMITTED), tuple(inputs), platform)
 
 
@@ -224,8 +226,10 @@ class _Keys:
                     yield self._reader.files(found, step.operation)
                 case BindMount(tree=ContextRef()):
                     yield self._reader.bound(found)
+                case Files(path, tree) if isinstance(step.operation, Copy) and step.operation.parents:
+                    yield self._inside(tree, path, platform)  # as it is written: what `/./` divides counts
                 case Files(path, tree) | BindMount(tree=tree, source=path):
-                    yield self._inside(tree, path, platform)
+                    yield self._inside(tree, _clean(path), platform)
                 case Download():
                     yield self._download(found)
                 case GitTree():
@@ -234,7 +238,7 @@ class _Keys:
     def _inside(self, tree: TreeRef, path: str, platform: str) -> Input:
         key, name = self._tree(tree, platform)
         stage = key if isinstance(tree, StageRef) else ""
-        return Input(_digest("tree", key, _clean(path)), f"{name} {path}", stage)
+        return Input(_digest("tree", key, path), f"{name} {path}", stage)
 
     def _download(self, download: Download) -> Input:
         # The name decides what the file is called in a directory. The rest of the URL may be a password.

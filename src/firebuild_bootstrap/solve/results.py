@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile.graph import (
-    Copy,
     Graph,
     ImageRef,
+    Operation,
     Stage,
     StageRef,
     Step,
@@ -44,14 +44,14 @@ class Shared:
         cache: of the store.
         keys: of all stages, by their indexes.
         fresh: whether all steps of a stage are executed, whatever the cache has.
-        unchanged: whether the files of a COPY are still those that its key was made of.
+        unchanged: whether the files that an operation took are still those that its key was made of.
         notice: told what could not be kept.
     """
 
     cache: Cache
     keys: Mapping[int, StageKeys]
     fresh: Callable[[Stage], bool]
-    unchanged: Callable[[Copy, Parts], bool]
+    unchanged: Callable[[Operation, Parts], bool]
     notice: Callable[[str], None]
 
 
@@ -267,9 +267,7 @@ class Results:
         return made
 
     def _unchanged(self, step: Step, parts: Parts) -> bool:
-        if not isinstance(step.operation, Copy) or self._shared is None:
-            return True
-        if self._shared.unchanged(step.operation, parts):
+        if self._shared is None or self._shared.unchanged(step.operation, parts):
             return True
         self._shared.notice(f"{step.origin.location}: its files changed while they were sent: not cached")
         return False
