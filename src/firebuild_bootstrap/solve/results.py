@@ -130,6 +130,8 @@ class Results:
                 self._tips[stage.index] = start.tip
             return
         pending.add(stage.index)
+        if isinstance(stage.base, StageRef):
+            self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
         for step in stage.steps[done:]:
             for tree in trees_of(step.operation):
                 if isinstance(tree, StageRef):
@@ -184,6 +186,13 @@ class Results:
             return None if below is None else Start(below)
         keys = self._shared.keys[stage.index]
         own = len(stage.steps)
+        if below is not None and isinstance(stage.base, StageRef) and stage.base.index in self._tips:
+            # Whatever another build has made of it since: all stages of this one begin on the same.
+            tip = self._tips[stage.base.index]
+            chain = () if self._shared.fresh(stage) else tuple(each.key for each in keys.steps)
+            entries = self._shared.cache.find(chain, tip.id)
+            layers = (*below, *(StoredLayer(entry.id) for entry in entries))
+            return Start(layers, len(entries), entries[-1] if entries else tip)
         chain = keys.chain[: len(keys.chain) - own] if self._shared.fresh(stage) else keys.chain
         image = self._image(stage)
         entries = self._shared.cache.find(chain, image.digest if image is not None else "")
