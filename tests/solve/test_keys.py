@@ -232,6 +232,14 @@ def test_a_stage_counts_by_its_key_and_never_by_its_index_or_line() -> None:
     assert changed[1].key != before[1].key
 
 
+def test_what_a_cache_mount_begins_with_counts() -> None:
+    run = replace(RUN, mounts=(CacheMount("/c", "go", tree=ImageRef("go"), source="/x"),))
+    assert key(run) != key(run, go="sha256:other")
+    assert key(run) != key(replace(RUN, mounts=(CacheMount("/c", "go"),)))
+    named = replace(RUN, mounts=(CacheMount("/c", "go", tree=ContextRef("files"), source="/x"),))
+    assert key(named) != key(named, **{"/x": "changed"})
+
+
 def test_where_the_kept_directories_begin_counts() -> None:
     def taken(path: str) -> str:
         copy = Copy(sources=(Files(path, StageRef(0)),), destination="/", parents=True)

@@ -21,7 +21,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.lowering import Sent
 from firebuild_bootstrap.mounting import literal
-from firebuild_bootstrap.solve.keys import Input, Parts
+from firebuild_bootstrap.solve.keys import Input, Parts, inputs_of
 
 
 class Inputs:
@@ -82,8 +82,8 @@ class Inputs:
             case Copy(sources=sources):
                 taken = [each for each in sources if isinstance(each, Files)]
                 now = {self.files(each, operation).digest for each in taken if _of_context(each)}
-            case Run(mounts=mounts):
-                bound = [each for each in mounts if isinstance(each, BindMount)]
+            case Run():
+                bound = [each for each in inputs_of(operation) if isinstance(each, BindMount)]
                 now = {self.bound(each).digest for each in bound if _of_context(each)}
             case _:
                 return True

@@ -7,7 +7,7 @@ Dockerfile they stand in. What counts is what BuildKit counts (solver/llbsolver/
 - of files: names, types, permission bits, contents and the texts of links; not times, owners, nor the paths
   by which they were named;
 - of a secret or SSH agent: what the instruction says; never the secret;
-- of a cache mount: its id and its target;
+- of a cache mount: its id, its target, and what it begins with; not what is in it;
 - all variables that a RUN sees, those of ARG included, but for those that name a proxy.
 
 Lines, comments, names and indices of stages do not, nor the keyword, but for this: ADD unpacks archives.
@@ -171,7 +171,12 @@ def inputs_of(operation: Operation) -> Iterator[Files | Download | GitTree | Bin
     """Yield what has a digest of its own in the key of an operation, in order."""
     match operation:
         case Run(mounts=mounts):
-            yield from (mount for mount in mounts if isinstance(mount, BindMount))
+            for mount in mounts:
+                match mount:
+                    case BindMount():
+                        yield mount
+                    case CacheMount(tree=tree) if not isinstance(tree, Scratch):
+                        yield BindMount(mount.target, tree, mount.source)
         case Copy(sources=sources):
             yield from (source for source in sources if not isinstance(source, Heredoc))
 
