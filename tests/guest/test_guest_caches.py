@@ -159,7 +159,7 @@ def test_a_new_one_is_made_once_and_only_whole(store: Store) -> None:
 
     def enter() -> None:
         with store.caches.use(cache(), counted, lambda: None):
-            barrier.wait(10)
+            barrier.wait(60)
 
     barrier = threading.Barrier(3)
     threads = [threading.Thread(target=enter) for _ in range(3)]
