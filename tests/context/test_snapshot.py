@@ -108,6 +108,15 @@ def test_an_archive_that_leads_out_is_refused(tmp_path: Path) -> None:
         SnapshotRoot(archive(tmp_path / "t", (member("../outside"), b"has no place")))
 
 
+@pytest.mark.parametrize("target", ["d", "."])
+def test_a_directory_can_t_be_made_to_hold_itself(tmp_path: Path, target: str) -> None:
+    made = archive(
+        tmp_path / "t", member("d", tarfile.DIRTYPE), member("d/again", tarfile.LNKTYPE, linkname=target)
+    )
+    with pytest.raises(MachineError, match="'d/again' is a hard link to a directory"):
+        SnapshotRoot(made)
+
+
 def test_holes_are_zeros(tmp_path: Path) -> None:
     with open(tmp_path / "sparse", "wb") as file:
         for offset in (0, 1 << 20, 5 << 20):

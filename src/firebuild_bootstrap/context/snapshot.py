@@ -135,7 +135,10 @@ class SnapshotRoot(FileRoot):
 
     def _hard_link(self, parts: Parts, entry: Entry) -> None:
         file = self._find(entry.linkname.split("/") if entry.linkname else ())
-        if parts and not file.children:
+        if stat.S_ISDIR(file.status.st_mode):
+            # It could be made to hold itself, and whoever lists it would never be done.
+            raise DamagedArchive(f"{entry.path!r:.200} is a hard link to a directory")
+        if parts:
             # More than one name: whoever copies both makes one file of them again.
             old = file.status
             file.status = os.stat_result((*old[:3], 2, *old[4:7], *_times(old.st_mtime_ns)))
