@@ -386,3 +386,11 @@ def test_the_guests_own_work_on_a_file_does_not_count(local: Local) -> None:
         assert isinstance(message, pb.ResourceChunk)
         taken.append(message.WhichOneof("payload"))
     assert taken == ["header", "chunk", "eof"]
+
+
+@pytest.mark.root
+def test_output_that_comes_after_the_end_of_the_connection_is_lost_in_words(local: Local) -> None:
+    local.client.commands()
+    local.client.close()
+    with pytest.raises(ServerLost, match="the connection to the server was closed"):
+        local.client.log("stdout", pb.LogMessage(data=b"late"))

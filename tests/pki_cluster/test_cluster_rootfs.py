@@ -53,7 +53,7 @@ def build(
     """Build an image and do something during its first RUN."""
     (directory / "Dockerfile").write_text(DOCKERFILE)
     (directory / "firebuild.yaml").write_text(yaml.safe_dump({"ca": section}))
-    command = ["rootfs", "--context", directory, "--config", directory / "firebuild.yaml"]
+    command = ["rootfs", "--no-cache", "--context", directory, "--config", directory / "firebuild.yaml"]
     options = ["--tag", "t/vault:1", "--output", "tar", "--progress", "rawjson"]
     process = subprocess.Popen(
         [firebuild.program, *map(str, command), *options],

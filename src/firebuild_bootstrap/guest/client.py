@@ -230,7 +230,11 @@ class Client:
         return True
 
     def _call(self, method: Any, request: Any, timeout: float | None) -> Any:
-        call = method.future(request, timeout=timeout, metadata=wire.GUEST)
+        try:
+            call = method.future(request, timeout=timeout, metadata=wire.GUEST)
+        except ValueError as error:  # what gRPC says of a channel that this guest has closed, at its end
+            self._stop.check()
+            raise ServerLost("the connection to the server was closed") from error
         with self._stop.calling(call.cancel):
             try:
                 return call.result()
