@@ -202,6 +202,7 @@ def test_processes_and_open_files_in_mounts_end_with_their_run(outside: Build) -
         (cd /rw/sub; exec 3>>/c/log 4>>/t/x 5<>/rw/a; while echo again >&5; do :; done) >/dev/null 2>&1 &
         (cd /c; while :; do echo x > n; rm n; done) >/dev/null 2>&1 &
         busybox chmod 000 /rw/sub /c; busybox ln -s / /rw/out; mkdir() { busybox mkdir $*; }; mkdir /rw/new
+        until busybox test -e /c/log; do :; done
     """
     outside.succeed(
         mounted(shell, *mounts),
