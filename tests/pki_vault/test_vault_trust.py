@@ -84,6 +84,7 @@ def test_the_issuer_itself_may_be_in_the_file(root: Backend, tmp_path: Path) -> 
         ("nothing", "expected PEM certificates as trust anchors in the file of the setting trust"),
         (OperatorCA("Stranger").pem.decode(), "missing link"),
     ],
+    ids=["missing", "no-certificates", "a-stranger"],  # the certificate is another one in each process
 )
 def test_a_file_that_does_not_fit_is_an_error(
     content: str | None, words: str, root: Backend, tmp_path: Path
