@@ -6,7 +6,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -149,8 +149,9 @@ class _Build:
         resolved = self._resolve(cleanup, workspace)
         results = self._results(resolved, workspace)
         pending = results.pending()
-        self._announce(resolved, results)
-        self._explain(resolved, results, pending)
+        cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
+        self._announce(resolved, cached)
+        self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
             self._phase(7)
             return self._store(resolved, results)
@@ -263,7 +264,7 @@ class _Build:
             notice=self._notice,
         )
 
-    def _announce(self, resolved: Resolved, results: Results) -> None:
+    def _announce(self, resolved: Resolved, cached: Mapping[int, int]) -> None:
         """Tell what the build does, and what of it is done already."""
         self.events(
             BuildStarted(
@@ -276,7 +277,7 @@ class _Build:
         )
         for stage in resolved.graph.stages:
             number = resolved.number(stage)
-            for place, step in enumerate(stage.steps[: results.cached(stage)], 1):
+            for place, step in enumerate(stage.steps[: cached[stage.index]], 1):
                 self.events(
                     StepCached(
                         step=number + place,
@@ -287,13 +288,15 @@ class _Build:
                     )
                 )
 
-    def _explain(self, resolved: Resolved, results: Results, pending: Sequence[Stage]) -> None:
+    def _explain(
+        self, resolved: Resolved, results: Results, pending: Sequence[Stage], cached: Mapping[int, int]
+    ) -> None:
         """Remember what steps are made of; tell why those of this build are not cached, if that is asked."""
         name = str(self._request.dockerfile_name.absolute())
         last = LastBuild(self._home.root, name)
         for stage in resolved.graph.stages:
             parts = results.parts(stage)
-            place = results.cached(stage)
+            place = cached[stage.index]
             if self._request.explain_cache and stage in pending and place < len(parts):
                 base = stage.origin.text.partition(" ")[2]
                 why = last.why(stage.title, place, parts[place], base)

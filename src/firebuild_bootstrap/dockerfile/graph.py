@@ -350,6 +350,13 @@ class Graph:
         """Return the stage with that index in the Dockerfile."""
         return next(stage for stage in self.stages if stage.index == index)
 
+    def bottom(self, stage: Stage) -> TreeRef:
+        """Return what the first of the stages below a stage starts from, or it itself."""
+        tree = stage.base
+        while isinstance(tree, StageRef):
+            tree = self.stage(tree.index).base
+        return tree
+
 
 def trees_of(operation: Operation) -> Iterator[TreeRef]:
     """Yield every tree that an operation takes files from."""

@@ -214,9 +214,7 @@ class Results:
 
     def _image(self, stage: Stage) -> ArchiveLayer | None:
         """Return the image at the very bottom of a stage."""
-        base = stage.base
-        while isinstance(base, StageRef):
-            base = self._graph.stage(base.index).base
+        base = self._graph.bottom(stage)
         return _layer(self._bases[base.reference]) if isinstance(base, ImageRef) else None
 
     # --- afterwards -----------------------------------------------------------------------------
