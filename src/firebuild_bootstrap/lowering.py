@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from firebuild_bootstrap.context import FileTree, Resource
+from firebuild_bootstrap.context import Resource
 from firebuild_bootstrap.context.sources import ContextResource
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
@@ -25,12 +25,9 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, Problems
-from firebuild_bootstrap.mounting import LoweredMounts, lower_mounts
+from firebuild_bootstrap.mounting import LoweredMounts, Trees, lower_mounts
 from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand, encode_command
-
-Trees = Callable[[TreeRef], FileTree]
-"""Returns the files of a tree."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,12 @@ class WireStep:
 Sent = Mapping[tuple[int, int], ContextResource]
 """What COPY and ADD send, by the index of their stage and their place in it."""
 _NOTHING: Final[Sent] = MappingProxyType({})
+_NO_RESOURCES: Final[Mapping[str, Resource]] = MappingProxyType({})
+_NO_MOUNTS: Final = LoweredMounts()
 _NO_SECRETS: Final[Mapping[str, Secret]] = MappingProxyType({})
 
 
-def outside(graph: Graph, trees: Trees) -> tuple[Sent, tuple[Diagnostic, ...]]:
+def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, ...]]:
     """Find what is sent of all that is there before anything runs; remote files are downloaded.
 
     Args:
@@ -66,7 +65,8 @@ def outside(graph: Graph, trees: Trees) -> tuple[Sent, tuple[Diagnostic, ...]]:
         trees: opens build contexts.
 
     Returns:
-        what was found, and where it is nothing.
+        the graph without the steps that copy nothing (BuildKit makes no destination for them either), what
+        its other steps send, and where the former were.
 
     Raises:
         InputError: a source can't be found, read or downloaded; all of them.
@@ -74,20 +74,27 @@ def outside(graph: Graph, trees: Trees) -> tuple[Sent, tuple[Diagnostic, ...]]:
     sent: dict[tuple[int, int], ContextResource] = {}
     empty: list[Diagnostic] = []
     problems = Problems()
+    stages: list[Stage] = []
     for stage in graph.stages:
-        for place, step in enumerate(stage.steps):
+        steps: list[Step] = []
+        for step in stage.steps:
             copy = step.operation
             if isinstance(copy, Copy) and isinstance(_tree(copy), ContextRef):
                 with problems.collected():
-                    found = sent[stage.index, place] = _resource(step, copy, trees)
+                    found = _resource(step, copy, trees)
                     if not found.groups:
-                        patterns = ", ".join(
-                            repr(one.pattern) for one in copy.sources if isinstance(one, Files)
-                        )
-                        message = f"nothing matches {patterns:.300}, so nothing is copied"
-                        empty.append(Diagnostic(step.origin.location, message))
+                        empty.append(_nothing_matches(step, copy))
+                        continue
+                    sent[stage.index, len(steps)] = found
+            steps.append(step)
+        stages.append(replace(stage, steps=tuple(steps)))
     problems.raise_all()
-    return sent, tuple(empty)
+    return replace(graph, stages=tuple(stages)), sent, tuple(empty)
+
+
+def _nothing_matches(step: Step, copy: Copy) -> Diagnostic:
+    patterns = ", ".join(repr(one.pattern) for one in copy.sources if isinstance(one, Files))
+    return Diagnostic(step.origin.location, f"nothing matches {patterns:.300}, so nothing is copied")
 
 
 def lower(
@@ -117,23 +124,18 @@ def lower(
     steps: list[WireStep] = []
     problems = Problems()
     for place, step in enumerate(stage.steps[skip:], skip):
+        number, location = first + place, step.origin.location
         with problems.collected():
-            copy = step.operation
-            resource = sent.get((stage.index, place))
-            if isinstance(copy, Copy) and resource is None:
-                resource = _resource(step, copy, trees)
-            if resource is not None and not resource.groups:
-                continue  # BuildKit makes no destination either
-            made = _lowered(step, first + place, resource)
-            if isinstance(step.operation, Run):
-                location = step.origin.location
-                made = _with_mounts(
-                    made,
-                    lower_mounts(
-                        step.operation, made.number, trees, secrets, identity=identity, location=location
-                    ),
-                )
-            steps.append(made)
+            match step.operation:
+                case Copy() as copy:
+                    resource = sent.get((stage.index, place)) or _resource(step, copy, trees)
+                    if resource.groups:  # BuildKit makes no destination either
+                        steps.append(_lowered(step, number, {f"step-{number}": resource}))
+                case Run() as run:
+                    mounts = lower_mounts(run, number, trees, secrets, identity=identity, location=location)
+                    steps.append(_lowered(step, number, mounts.resources, mounts))
+                case Workdir():
+                    steps.append(_lowered(step, number))
     problems.raise_all()
     return tuple(steps)
 
@@ -141,16 +143,18 @@ def lower(
 def wire_size(stage: Stage) -> int:
     """Return the bytes that the commands of a stage take in the answer to `Commands`."""
     # Each is a string of it: its tag and its length take up to six bytes more.
-    return sum(
-        len(encode_command(_lowered(step, 1 << 20, None).command).encode()) + 6 for step in stage.steps
-    )
+    return sum(len(encode_command(_lowered(step, 1 << 20).command).encode()) + 6 for step in stage.steps)
 
 
-def _lowered(step: Step, number: int, resource: Resource | None) -> WireStep:
+def _lowered(
+    step: Step,
+    number: int,
+    resources: Mapping[str, Resource] = _NO_RESOURCES,
+    mounts: LoweredMounts = _NO_MOUNTS,
+) -> WireStep:
     # Guests dispatch by the keyword in upper case.
     keyword, space, operands = step.origin.text.partition(" ")
     original = f"{keyword.upper()}{space}{operands.strip()}"
-    resources: dict[str, Resource] = {}
     command: AnyCommand
     match step.operation:
         case Run() as run:
@@ -160,22 +164,20 @@ def _lowered(step: Step, number: int, resource: Resource | None) -> WireStep:
                 workdir=run.workdir,
                 user=run.user,
                 argv=run.argv,
-                env=run.env,
+                env={**run.env, **mounts.env},
                 args=run.args,
                 script=run.script,
+                mounts=mounts.mounts,
                 network=run.network.value,
             )
         case Workdir(path=path, user=user):
             command = WorkdirCommand(step=number, original=original, workdir=path, user=user)
         case Copy() as copy:
-            name = f"step-{number}"
-            if resource is not None:
-                resources[name] = resource
             command = CopyCommand(
                 step=number,
                 original=original,
                 workdir=copy.workdir,
-                source=name,
+                source=f"step-{number}",
                 target=copy.destination,
                 target_is_directory=copy.into,
                 chown=copy.chown,
@@ -183,13 +185,6 @@ def _lowered(step: Step, number: int, resource: Resource | None) -> WireStep:
                 keyword=copy.keyword,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
-
-
-def _with_mounts(step: WireStep, mounts: LoweredMounts) -> WireStep:
-    if not isinstance(step.command, RunCommand):
-        return step
-    command = replace(step.command, mounts=mounts.mounts, env={**step.command.env, **mounts.env})
-    return replace(step, command=command, resources=mounts.resources)
 
 
 def _tree(copy: Copy) -> TreeRef:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext, FileTree, Resource
@@ -86,11 +86,8 @@ class Resolved:
 
     @property
     def bottom(self) -> TreeRef:
-        """The tree at the very bottom of the image: what the first of the stages below it starts from."""
-        tree = self.graph.target.base
-        while isinstance(tree, StageRef):
-            tree = self.graph.stage(tree.index).base
-        return tree
+        """The tree at the very bottom of the image."""
+        return self.graph.bottom(self.graph.target)
 
     @property
     def base(self) -> Base | None:
@@ -180,41 +177,16 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
         InputError: a mistake, with file and line.
     """
     found = _Found(bases)
-    graph = read_graph(
-        request.source or DockerfileSource.read(request.dockerfile),
-        images=found,
-        build_args=request.build_args,
-        target=request.target,
-        extra_labels=request.labels,
-        contexts=_named(request),
-        lint=Lint(contexts[""].excluded),
-    )
+    graph = _read(request, found, Lint(contexts[""].excluded))
     for stage in graph.stages:
         _check_size(stage)
 
     def outside_trees(tree: TreeRef) -> BuildContext:
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
 
-    sent, empty = outside(graph, outside_trees)
+    graph, sent, empty = outside(graph, outside_trees)
     check_mounts(graph, outside_trees, request.secrets)
-    graph = _without_empty(graph, sent)
-    sent = {place: resource for place, resource in sent.items() if resource.groups}
     return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
-
-
-def _without_empty(graph: Graph, sent: Sent) -> Graph:
-    """Leave out what copies nothing: BuildKit makes no destination for it either."""
-    empty = {place for place, resource in sent.items() if not resource.groups}
-    if not empty:
-        return graph
-    stages = tuple(
-        replace(
-            stage,
-            steps=tuple(step for place, step in enumerate(stage.steps) if (stage.index, place) not in empty),
-        )
-        for stage in graph.stages
-    )
-    return replace(graph, stages=stages)
 
 
 def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ...], InputError | None]:
@@ -228,26 +200,26 @@ def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ..
     """
     lint = Lint(excluded_sources(load_rules(request.context, request.dockerfile)))
     try:
-        graph = read_graph(
-            request.source or DockerfileSource.read(request.dockerfile),
-            images=_Found(bases),
-            build_args=request.build_args,
-            target=request.target,
-            extra_labels=request.labels,
-            contexts=_named(request),
-            lint=lint,
-            every_stage=request.target is None,
-        )
+        graph = _read(request, _Found(bases), lint, every_stage=request.target is None)
     except InputError as error:
         return tuple(sorted(lint.found, key=lambda each: each.location.line)), error
     return graph.warnings, None
 
 
-def _named(request: BuildRequest) -> dict[str, ContextRef | ImageRef]:
-    return {
-        name: source if isinstance(source, ImageRef) else ContextRef(name)
-        for name, source in request.build_contexts.items()
-    }
+def _read(request: BuildRequest, images: _Found, lint: Lint, *, every_stage: bool = False) -> Graph:
+    return read_graph(
+        request.source or DockerfileSource.read(request.dockerfile),
+        images=images,
+        build_args=request.build_args,
+        target=request.target,
+        extra_labels=request.labels,
+        contexts={
+            name: source if isinstance(source, ImageRef) else ContextRef(name)
+            for name, source in request.build_contexts.items()
+        },
+        lint=lint,
+        every_stage=every_stage,
+    )
 
 
 def _check_size(stage: Stage) -> None:

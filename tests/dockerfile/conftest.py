@@ -49,8 +49,7 @@ def plan(context_dir: Path, read: Read) -> Iterator[Plan]:
             path.write_text(content)
         context = BuildContext(context_dir)
         contexts.append(context)
-        graph = read(text, **options)
-        sent, empty = outside(graph, lambda _: context)
+        graph, sent, empty = outside(read(text, **options), lambda _: context)
         steps = lower(graph.target, lambda _: context, sent)
         return Planned(graph, steps, (*graph.warnings, *empty))
 

@@ -92,8 +92,9 @@ def test_a_destination_is_cleaned_before_any_link_is_followed(
 
 @pytest.mark.parametrize("sources", ["known_host[s]", "*.none nowhere/*"])
 def test_patterns_that_match_nothing_copy_nothing_and_say_so(plan: Plan, sources: str) -> None:
-    made = plan(f"FROM scratch\nCOPY {sources} /x/\nCOPY f /\n", files={"f": ""})
-    assert [step.number for step in made.steps] == [3]
+    made = plan(f"FROM scratch\nCOPY {sources} /x/\nCOPY f /\nCOPY g /\n", files={"f": "1", "g": "2"})
+    assert [step.number for step in made.steps] == [2, 3]
+    assert [contents(step) for step in made.steps] == [{"f": b"1"}, {"g": b"2"}]
     (warning,) = made.warnings
     shown = ", ".join(repr(source) for source in sources.split())
     assert warning.message == f"nothing matches {shown}, so nothing is copied"
