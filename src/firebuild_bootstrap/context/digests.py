@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.image.shelf import forget_oldest, write_whole
 
 _MAGIC: Final = b"firebuild stat index 1\n"
 _STATUS: Final = struct.Struct("<QQQQQL")
@@ -105,17 +105,11 @@ class StatIndex:
         # What no build has asked for in a while is at the end: files that are gone, most likely.
         limit = min(max(2 * len(self._used), 50_000), _MAX_ENTRIES)
         content = _MAGIC + b"".join(key + value for key, value in list(kept.items())[:limit])
-        fresh = self._path.with_name(f"{self._path.name}.{secrets.token_hex(4)}")
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                fresh.write_bytes(content + hashlib.sha256(content).digest())
-                os.replace(fresh, self._path)
-            except OSError:
-                fresh.unlink(missing_ok=True)
-                raise
+            write_whole(self._path, content + hashlib.sha256(content).digest())
             self._changed = False
-            self._forget_oldest(self._path.parent)
+            forget_oldest(self._path.parent, _MAX_INDEXES)
 
     def _load(self) -> dict[bytes, bytes]:
         if self._path is None:
@@ -133,13 +127,6 @@ class StatIndex:
         records = range(len(_MAGIC), len(content), _RECORD)
         split = _STATUS.size
         return {content[at : at + split]: content[at + split : at + _RECORD] for at in records}
-
-    @staticmethod
-    def _forget_oldest(directory: Path) -> None:
-        with os.scandir(directory) as entries:
-            ages = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
-        for _, path in ages[:-_MAX_INDEXES]:
-            os.unlink(path)
 
 
 def digest_of(entries: Iterable[Entry], index: StatIndex) -> FileSetDigest:

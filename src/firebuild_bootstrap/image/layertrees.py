@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.shelf import Shelf, Staging, sync_file_system
+from firebuild_bootstrap.image.shelf import Shelf, Staging, sync_file_system, write_whole
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
 
@@ -198,9 +198,7 @@ class LayerTrees:
         problem = self._trees.overlay_problem(directory)
         with suppress(OSError):
             self.root.mkdir(parents=True, exist_ok=True)
-            fresh = known.with_suffix(f".{os.getpid()}")
-            fresh.write_text(json.dumps({"question": question, "problem": problem}), "utf-8")
-            os.replace(fresh, known)
+            write_whole(known, json.dumps({"question": question, "problem": problem}).encode())
         return problem
 
     def _unpack(self, archive: Path, key: str, below: Sequence[Path]) -> Path:

@@ -320,3 +320,30 @@ def sync_file_system(descriptor: int) -> None:
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if syncfs is None or syncfs(descriptor) != 0:
         os.sync()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that builds share: whoever reads it sees all of it, or what was there before.
+
+    Raises:
+        OSError: it can't be written; nothing of it is left.
+    """
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def forget_oldest(directory: Path, kept: int) -> None:
+    """Remove the files of a directory but for those `kept` that were changed last.
+
+    Raises:
+        OSError: it can't be read, or a file not be removed.
+    """
+    files = [path for path in directory.iterdir() if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[: max(len(files) - kept, 0)]:
+        with suppress(FileNotFoundError):
+            path.unlink()

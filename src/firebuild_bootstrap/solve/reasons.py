@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from firebuild_bootstrap.image.shelf import forget_oldest, write_whole
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.solve.keys import Input, Parts
 from firebuild_pki.display import one_line
@@ -102,10 +100,11 @@ class LastBuild:
             for digest, files in self._files.items():
                 path = self._root / "files" / digest
                 if len(files) <= _MAX_FILES and not path.exists():
-                    _write(path, [[name, content[:8].hex()] for name, content in files])
-            _write(self._path, {**self._before, **self._now})
-            _forget_oldest(self._root, _MAX_DOCKERFILES)
-            _forget_oldest(self._root / "files", _MAX_FILE_SETS)
+                    listing = [[name, content[:8].hex()] for name, content in files]
+                    write_whole(path, json.dumps(listing).encode())
+            write_whole(self._path, json.dumps({**self._before, **self._now}).encode())
+            forget_oldest(self._root, _MAX_DOCKERFILES)
+            forget_oldest(self._root / "files", _MAX_FILE_SETS)
         except OSError:
             return
 
@@ -208,20 +207,3 @@ def _shown(value: Any) -> str:
         case list():
             return one_line(", ".join(map(str, value)), _SHOWN)
     return one_line(str(value), _SHOWN)
-
-
-def _write(path: Path, document: Any) -> None:
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    try:
-        fresh.write_text(json.dumps(document), "utf-8")
-        os.replace(fresh, path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
-def _forget_oldest(directory: Path, kept: int) -> None:
-    files = [path for path in directory.iterdir() if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime)[: max(len(files) - kept, 0)]:
-        with suppress(FileNotFoundError):
-            path.unlink()
