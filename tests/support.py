@@ -16,7 +16,7 @@ from firebuild_bootstrap.guest import kernel
 
 BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
-# Where `tests/agent/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
+# Where `tests/initramfs/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
 OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-tests/openrc"))
 
 

@@ -40,7 +40,7 @@ class Interrupts:
         """Handle the signals until the block ends; main thread only.
 
         A second signal ends the process at once, with the same exit status. What it leaves is removed by
-        the janitor of the build's workspace.
+        the cleanup process of the build's workspace.
         """
         handle = self._raise if self._raising else self._handle
         previous = {

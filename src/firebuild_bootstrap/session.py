@@ -12,9 +12,9 @@ from typing import Literal
 from firebuild_bootstrap.errors import GuestLost, StepFailed
 from firebuild_bootstrap.events import Notice, StageFinished, StageStarted, StepFinished, StepStarted
 from firebuild_bootstrap.explain import explained
+from firebuild_bootstrap.failure_artifacts import FailureArtifacts
 from firebuild_bootstrap.following import await_end, follow
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.keeping import Keeper
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
@@ -72,7 +72,9 @@ class Sessions:
         if self.keep_failed is not None:
             name = f"{self.build_id}-{work.title}" if work.title else self.build_id
             notice, info = self._notice("warning"), self._notice("info")
-            cleanup.enter_context(Keeper(self.keep_failed / name, machine, notice=notice, info=info))
+            cleanup.enter_context(
+                FailureArtifacts(self.keep_failed / name, machine, notice=notice, info=info)
+            )
         server = self._server(work, machine, guest)
         listening = machine.listen()
         cleanup.callback(listening.listener.close)

@@ -62,7 +62,7 @@ def test_a_directory_that_could_not_be_made(here: Cli, path: str) -> None:
         ["images", "rm", "x"],
         ["images", "tag", "x", "y"],
         ["images", "prune"],
-        ["agent", "build"],
+        ["initramfs", "build"],
     ],
     ids=" ".join,
 )
@@ -145,7 +145,7 @@ def test_names_as_long_as_linux_allows_are_written(here: Cli) -> None:
         names[3],
     )
     assert all(Path(name).exists() for name in names)
-    here("agent", "build", "--output", names[0])
+    here("initramfs", "build", "--output", names[0])
 
 
 def test_a_device_is_never_replaced_by_a_file(here: Cli) -> None:

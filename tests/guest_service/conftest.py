@@ -1,5 +1,5 @@
 from __future__ import annotations
 
-from agent.conftest import kernel, store
+from initramfs.conftest import kernel, store
 
 __all__ = ["kernel", "store"]

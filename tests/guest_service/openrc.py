@@ -1,4 +1,4 @@
-"""OpenRC in a small machine: Debian's, as `tests/agent/fetch openrc` unpacks it."""
+"""OpenRC in a small machine: Debian's, as `tests/initramfs/fetch openrc` unpacks it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from firebuild_bootstrap.agent.cpio import Entry, directory, file, link
+from firebuild_bootstrap.initramfs.cpio import Entry, directory, file, link
 from guest_service.system import Manager, unit, which
 from support import OPENRC
 

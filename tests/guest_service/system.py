@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from firebuild_bootstrap.agent.cpio import Entry, directory, file, link
-from firebuild_bootstrap.agent.libraries import LibraryFinder
 from firebuild_bootstrap.guest.units import print_unit
+from firebuild_bootstrap.initramfs.cpio import Entry, directory, file, link
+from firebuild_bootstrap.initramfs.libraries import LibraryFinder
 
 _APPLETS = ("cat", "chown", "echo", "hostname", "id", "ls", "mv", "reboot", "sleep", "stat")
-_PYTHON = "#!/agent/bin/python3 -IBSXutf8\n"
+_PYTHON = "#!/vminit/bin/python3 -IBSXutf8\n"
 _INIT = f"""{_PYTHON}
 import os
 from firebuild_bootstrap.guest import init_network, init_settings, init_system
@@ -53,7 +53,7 @@ class Manager:
 
 
 def system(manager: Manager, flags: str, report: str) -> Iterator[Entry]:
-    """Yield what a machine has besides the files of an agent.
+    """Yield what a machine has besides the files of an initramfs.
 
     Args:
         flags: of vminit, as a line of a shell.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from firebuild_bootstrap.agent.cpio import Entry, file, link
+from firebuild_bootstrap.initramfs.cpio import Entry, file, link
 from guest_service.system import Manager, unit
 
 _TARGETS = ("basic", "local-fs", "multi-user", "network", "network-online", "shutdown", "sysinit", "umount")

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from agent.conftest import Kernel, alone
-from firebuild_bootstrap.agent import EMULATED, Compression, agent_image, kernel_arguments
-from firebuild_bootstrap.agent.cpio import Entry, file, write_archive
+from firebuild_bootstrap.initramfs import EMULATED, Compression, initramfs_image, kernel_arguments
+from firebuild_bootstrap.initramfs.cpio import Entry, file, write_archive
 from firebuild_bootstrap.mmds import InterfaceInfo, MetadataDocument, NetworkInfo, UserInfo
 from guest_service.hosting import boot
 from guest_service.openrc import openrc
 from guest_service.system import Manager, system
 from guest_service.systemd import systemd
+from initramfs.conftest import Kernel, alone
 
 pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("busybox")]
 NETWORK = "user,id=n0,net=169.254.0.0/16,host=169.254.169.254"
@@ -64,9 +64,9 @@ class Booted:
 class Machines:
     """Boots machines; what they should say is asked for in shell, by name."""
 
-    def __init__(self, kernel: Kernel, agent: bytes, folder: Path) -> None:
+    def __init__(self, kernel: Kernel, initramfs: bytes, folder: Path) -> None:
         self._kernel = kernel
-        self._agent = agent
+        self._initramfs = initramfs
         self._initrd = folder / "initrd"
 
     def boot(
@@ -74,7 +74,7 @@ class Machines:
     ) -> Booted:
         archive = io.BytesIO()
         write_archive([*system(manager, f'VMINIT_FLAGS="{flags}"\n', _report(questions)), *more], archive)
-        self._initrd.write_bytes(self._agent + bytes(-len(self._agent) % 4) + archive.getvalue())
+        self._initrd.write_bytes(self._initramfs + bytes(-len(self._initramfs) % 4) + archive.getvalue())
         status, serial = boot(self._command(manager.words), metadata(), 240)
         assert status == 0, serial
         serial = serial.replace("\r", "")
@@ -98,8 +98,8 @@ def _report(questions: Mapping[str, str]) -> str:
 @pytest.fixture
 def machines(kernel: Kernel, store: Path, tmp_path: Path) -> Machines:
     with alone(store):
-        agent = agent_image(store, kernel_modules=[kernel.modules], compression=Compression.ZSTD)
-    return Machines(kernel, agent.read_bytes(), tmp_path)
+        initramfs = initramfs_image(store, kernel_modules=[kernel.modules], compression=Compression.ZSTD)
+    return Machines(kernel, initramfs.read_bytes(), tmp_path)
 
 
 def metadata() -> dict[str, object]:

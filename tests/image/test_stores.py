@@ -118,7 +118,7 @@ def test_an_image_removed_while_the_list_is_made_is_skipped(
     images: ImageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit(images, "a/a:1", {})
-    monkeypatch.setattr(images._shelf, "names", lambda: [("a", "a", "1"), ("b", "b", "2")])
+    monkeypatch.setattr(images._contents, "names", lambda: [("a", "a", "1"), ("b", "b", "2")])
     assert [str(image.tag) for image in images.list()] == ["a/a:1"]
     images.sweep()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.machine import janitor
+from firebuild_bootstrap.machine import cleanup
 from firebuild_bootstrap.machine.workspace import Workspace, sweep
 from firebuild_bootstrap.sandbox import Host, IdMap, find_runtime
 from firebuild_bootstrap.sandbox.idmap import single
@@ -87,10 +87,10 @@ def test_the_leftovers_of_a_dead_machine_are_removed_and_living_builds_kept(
         assert sorted(os.listdir(tmp_path / "builds")) == ["living", "lock", "next"]
 
 
-def test_without_its_janitor_the_build_removes_its_directory_itself(tmp_path: Path, idmap: IdMap) -> None:
+def test_without_its_cleanup_the_build_removes_its_directory_itself(tmp_path: Path, idmap: IdMap) -> None:
     workspace = Workspace(tmp_path, "b-1", idmap)
-    workspace._janitor.kill()
-    workspace._janitor.wait()
+    workspace._cleanup.kill()
+    workspace._cleanup.wait()
     workspace.close()
     assert os.listdir(tmp_path / "builds") == ["lock"]
 
@@ -105,7 +105,7 @@ def test_without_python_there_is_no_workspace(
 
 
 @pytest.mark.parametrize(
-    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", "workspace.janitor_pid"]
+    "end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", "workspace.cleanup_pid"]
 )
 def test_however_a_build_dies_nothing_is_left(tmp_path: Path, end: str) -> None:
     env = {**os.environ, "HOME": str(tmp_path)}
@@ -122,7 +122,7 @@ def test_however_a_build_dies_nothing_is_left(tmp_path: Path, end: str) -> None:
     assert subprocess.run(["pgrep", "-f", f"sleep {marker}$"], check=False).returncode == 1
 
 
-def test_the_interrupt_key_does_not_reach_the_janitor(tmp_path: Path) -> None:
+def test_the_interrupt_key_does_not_reach_the_cleanup(tmp_path: Path) -> None:
     end = "os.killpg(0, signal.SIGINT); time.sleep(60)"
     env = {**os.environ, "HOME": str(tmp_path)}
     command = [sys.executable, "-c", build(end)]
@@ -238,7 +238,7 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
     assert left == "[] ['lock']"
 
 
-def test_the_janitor_removes_what_its_user_may_and_the_rest_in_the_id_mapping(
+def test_the_cleanup_removes_what_its_user_may_and_the_rest_in_the_id_mapping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idmap: IdMap
 ) -> None:
     for number, pretended in enumerate((0, 1000)):
@@ -246,18 +246,18 @@ def test_the_janitor_removes_what_its_user_may_and_the_rest_in_the_id_mapping(
         (doomed / "x").mkdir(parents=True)
         with monkeypatch.context() as patch:
             patch.setattr(os, "geteuid", lambda uid=pretended: uid)
-            janitor.remove(doomed, idmap)
+            cleanup.remove(doomed, idmap)
         assert not doomed.exists()
 
 
-def test_the_janitor_waits_for_the_end_of_the_pipe(
+def test_the_cleanup_waits_for_the_end_of_the_pipe(
     tmp_path: Path, idmap: IdMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doomed = tmp_path / "doomed"
     doomed.mkdir()
-    monkeypatch.setattr(sys, "argv", ["janitor", str(doomed), json.dumps(idmap.as_json()), str(os.getppid())])
+    monkeypatch.setattr(sys, "argv", ["cleanup", str(doomed), json.dumps(idmap.as_json()), str(os.getppid())])
     read, write = os.pipe()
-    thread = threading.Thread(target=janitor.main, args=(read,))
+    thread = threading.Thread(target=cleanup.main, args=(read,))
     thread.start()
     os.write(write, b"data does not matter")
     thread.join(0.2)
@@ -268,24 +268,24 @@ def test_the_janitor_waits_for_the_end_of_the_pipe(
     os.close(read)
 
 
-def test_the_janitor_ends_what_still_holds_the_pipe_when_firebuild_has_gone(
+def test_the_cleanup_ends_what_still_holds_the_pipe_when_firebuild_has_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(janitor, "_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr(cleanup, "_GRACE_SECONDS", 0.1)
     read, write = os.pipe()
     holder = subprocess.Popen(["sleep", "7755"], pass_fds=[write])
     os.close(write)
-    janitor.await_end(read, parent=os.getpid())
+    cleanup.await_end(read, parent=os.getpid())
     assert holder.wait(10) == -signal.SIGKILL
     os.close(read)
 
 
-def test_no_polite_signal_ends_the_janitor_before_its_build(tmp_path: Path, idmap: IdMap) -> None:
+def test_no_polite_signal_ends_the_cleanup_before_its_build(tmp_path: Path, idmap: IdMap) -> None:
     with Workspace(tmp_path, "b-1", idmap) as workspace:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            workspace._janitor.send_signal(number)
+            workspace._cleanup.send_signal(number)
         time.sleep(0.3)
-        assert workspace._janitor.poll() is None
+        assert workspace._cleanup.poll() is None
         assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert os.listdir(tmp_path / "builds") == ["lock"]
 
@@ -315,11 +315,11 @@ def stopped_while_removing(home: Path, idmap: IdMap, files: int) -> Workspace | 
     workspace = Workspace(home, "b-1", idmap)
     for number in range(files):
         os.mknod(workspace.path / f"{number}")
-    janitor = workspace._janitor
+    cleanup = workspace._cleanup
 
     def stop() -> None:
-        in_time(lambda: removing(home) or janitor.poll() is not None)
-        janitor.send_signal(signal.SIGSTOP)
+        in_time(lambda: removing(home) or cleanup.poll() is not None)
+        cleanup.send_signal(signal.SIGSTOP)
 
     stopper = threading.Thread(target=stop)
     stopper.start()
@@ -330,17 +330,17 @@ def stopped_while_removing(home: Path, idmap: IdMap, files: int) -> Workspace | 
 
 @pytest.fixture
 def half_removed(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
-    """A closed build with much to remove, whose janitor was stopped in the middle of it."""
+    """A closed build with much to remove, whose cleanup was stopped in the middle of it."""
     sizes = (1000, 3000, 10_000, 30_000)
     workspace = next(filter(None, (stopped_while_removing(tmp_path, idmap, size) for size in sizes)))
     yield workspace
-    workspace._janitor.kill()
+    workspace._cleanup.kill()
 
 
 def test_nobody_waits_for_the_removal_of_a_large_tree(tmp_path: Path, half_removed: Workspace) -> None:
     assert os.listdir(tmp_path / "builds") == ["lock"]
     assert len(removing(tmp_path)) == 1
-    half_removed._janitor.send_signal(signal.SIGCONT)
+    half_removed._cleanup.send_signal(signal.SIGCONT)
     assert in_time(lambda: removing(tmp_path) == [])
 
 
@@ -353,27 +353,27 @@ def test_an_id_can_be_used_again_while_its_last_build_is_being_removed(
 
 
 @pytest.mark.parametrize("way", ["the next build", "any command"])
-def test_what_a_dead_janitor_left_is_removed_by(
+def test_what_a_dead_cleanup_left_is_removed_by(
     tmp_path: Path, half_removed: Workspace, idmap: IdMap, way: str
 ) -> None:
     sweep(tmp_path)
-    assert len(removing(tmp_path)) == 1  # its janitor lives
-    half_removed._janitor.kill()
+    assert len(removing(tmp_path)) == 1  # its cleanup process lives
+    half_removed._cleanup.kill()
     if way == "the next build":
-        in_time(lambda: half_removed._janitor.poll() is not None)
+        in_time(lambda: half_removed._cleanup.poll() is not None)
         Workspace(tmp_path, "b-2", idmap).close()
     else:
         (tmp_path / "builds/b-9").mkdir()
-        in_time(lambda: half_removed._janitor.poll() is not None)
+        in_time(lambda: half_removed._cleanup.poll() is not None)
         sweep(tmp_path)
     assert in_time(lambda: removing(tmp_path) == [])
     assert in_time(lambda: os.listdir(tmp_path / "builds") == ["lock"])
 
 
-def test_a_build_whose_janitor_was_killed_is_not_taken_for_dead(tmp_path: Path, idmap: IdMap) -> None:
+def test_a_build_whose_cleanup_was_killed_is_not_taken_for_dead(tmp_path: Path, idmap: IdMap) -> None:
     with Workspace(tmp_path, "b-1", idmap) as workspace:
-        workspace._janitor.kill()
-        workspace._janitor.wait()
+        workspace._cleanup.kill()
+        workspace._cleanup.wait()
         sweep(tmp_path)
         with Workspace(tmp_path, "b-2", idmap):
             assert workspace.path.is_dir()
@@ -399,7 +399,7 @@ def test_a_killed_build_of_1500_nested_directories_leaves_nothing(tmp_path: Path
 
 def test_sweeping_a_store_with_nothing_in_it_does_nothing(tmp_path: Path) -> None:
     sweep(tmp_path)
-    janitor.sweep(tmp_path)
+    cleanup.sweep(tmp_path)
     assert os.listdir(tmp_path) == []
 
 
@@ -407,13 +407,13 @@ def test_sweeping_removes_both_what_is_moved_away_and_what_is_not_yet(tmp_path: 
     for name in ("builds/b-1/x", "removing/b-2.0/x"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "builds/file").touch()
-    janitor.sweep(tmp_path)
+    cleanup.sweep(tmp_path)
     assert sorted(os.listdir(tmp_path / "builds")) == ["file", "lock"]
     assert removing(tmp_path) == []
 
 
-def test_the_janitor_sweeps_when_it_is_given_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cleanup_sweeps_when_it_is_given_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "removing/b-2.0").mkdir(parents=True)
-    monkeypatch.setattr(sys, "argv", ["janitor", str(tmp_path)])
-    janitor.main()
+    monkeypatch.setattr(sys, "argv", ["cleanup", str(tmp_path)])
+    cleanup.main()
     assert removing(tmp_path) == []

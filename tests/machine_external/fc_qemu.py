@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 
-from firebuild_bootstrap.agent import EMULATED
+from firebuild_bootstrap.initramfs import EMULATED
 from firebuild_bootstrap.mmds import MetadataEmulator
 from firebuild_bootstrap.mmds.protocol import MmdsVersion
 from machine_firecracker import fc_program

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.conftest import Kernel, alone, kernel, store
 from firebuild_bootstrap.machine.external.settings import ExternalSettings
+from initramfs.conftest import Kernel, alone, kernel, store
 from support import BIN, REPO, Firebuild
 
 PAGE = REPO / "docs/external.md"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.agent import Compression, agent_image
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.initramfs import Compression, initramfs_image
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import IdMap, Sandbox, detect
@@ -39,15 +39,15 @@ def workspace(tmp_path: Path, idmap: IdMap) -> Iterator[Workspace]:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, idmap: IdMap) -> Path:
-    """A home of builds with the base `host`, and with an agent that all workers share."""
+    """A home of builds with the base `host`, and with an initramfs that all workers share."""
     home = tmp_path_factory.mktemp("home")
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    (shared / "fc-agents").mkdir(exist_ok=True)
-    (home / "agents").symlink_to(shared / "fc-agents")
-    with (shared / "fc-agents.lock").open("w") as lock:
+    (shared / "fc-initramfs").mkdir(exist_ok=True)
+    (home / "initramfs").symlink_to(shared / "fc-initramfs")
+    with (shared / "fc-initramfs.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        agent_image(home, compression=Compression.GZIP)
+        initramfs_image(home, compression=Compression.GZIP)
     BaseStore(home, partial(Trees, Sandbox(idmap))).create_from_host("host")
     return home
 

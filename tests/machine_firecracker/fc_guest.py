@@ -26,7 +26,7 @@ class Guest:
     Args:
         work: an empty directory.
         boot_args: the kernel's command line.
-        initrd: the agent.
+        initrd: the initramfs.
         drive: the root file system.
         store: the metadata; `version` and `release`, of Firecracker, say how they are served.
     """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firebuild_bootstrap.agent import StaticAddress
+from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
 from firebuild_bootstrap.machine.firecracker.network import Link
 from support import REPO

@@ -181,7 +181,7 @@ def test_the_kernel_gets_the_settings(rig: Rig, tmp_path: Path) -> None:
     assert {"reboot=k", "loglevel=7", "ip=172.16.0.2::172.16.0.1:255.255.255.252:::off"} <= set(words)
     assert "firebuild.mmds=http://169.254.170.2" in words
     assert "pci=off" not in words
-    assert 'firebuild-agent: {"version": 1, "status": "success"' in (tmp_path / "serial.log").read_text()
+    assert 'firebuild-initramfs: {"version": 1, "status": "success"' in (tmp_path / "serial.log").read_text()
 
 
 def test_a_failing_step_fails_the_build_as_everywhere(rig: Rig, tmp_path: Path) -> None:

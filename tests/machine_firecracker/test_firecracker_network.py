@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.agent import StaticAddress
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker import addresses, network
 from firebuild_bootstrap.machine.firecracker.addresses import Interface, find, interfaces, ip, tap_owner
 from firebuild_bootstrap.machine.firecracker.network import ExistingTap, OwnTap, guest_address, mac_of

@@ -18,7 +18,12 @@ import pytest
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker import process
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
-from firebuild_bootstrap.machine.firecracker.place import Jail, SharedPlace, jail_directory, jailer_command
+from firebuild_bootstrap.machine.firecracker.chroot import (
+    Jail,
+    SharedDirectory,
+    jail_directory,
+    jailer_command,
+)
 from firebuild_bootstrap.machine.firecracker.process import (
     ForeignProcess,
     StartedProcess,
@@ -138,7 +143,7 @@ def test_a_jail_that_cannot_take_files_is_an_error(
 
 
 def test_without_a_jail_files_stay_where_they_are(drive: Path) -> None:
-    shared = SharedPlace()
+    shared = SharedDirectory()
     assert shared.show(drive, "x") == shared.lend(drive) == str(drive)
     shared.take_back(drive)
     assert drive.exists()
@@ -303,6 +308,6 @@ def test_a_foreign_process_that_is_busy_lives(
 def test_files_for_a_running_firecracker_without_a_jail_stay(tmp_path: Path) -> None:
     block = {"running": {"socket": str(tmp_path / "s")}}
     source = RunningSource(FirecrackerSettings.model_validate(block))
-    assert isinstance(source.prepare_place(), SharedPlace)
+    assert isinstance(source.prepare_place(), SharedDirectory)
     assert source.is_silent
     source.clear()

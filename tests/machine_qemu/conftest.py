@@ -31,7 +31,7 @@ def runtime() -> Runtime:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the base `busybox`, and with all that builds here have made."""
     home = tmp_path_factory.mktemp("home")
-    (home / "agents").mkdir()
+    (home / "initramfs").mkdir()
     Firebuild(home)("base", "import", "busybox", busybox_base(tmp_path_factory.mktemp("base")))
     return home
 

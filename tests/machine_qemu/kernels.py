@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Where tests/agent/fetch kernel puts one; FIREBUILD_TEST_KERNEL names another place of the same form.
+# Where tests/initramfs/fetch kernel puts one; FIREBUILD_TEST_KERNEL names another place of the same form.
 _KERNEL = Path("/var/cache/firebuild-tests/kernel")
 
 
@@ -17,7 +17,7 @@ def find_test_kernel() -> Path:
     require_qemu()
     root = Path(os.environ.get("FIREBUILD_TEST_KERNEL", _KERNEL))
     images = sorted(root.glob("boot/vmlinuz-*"))
-    require(images, f"needs a kernel: tests/agent/fetch kernel {root}")
+    require(images, f"needs a kernel: tests/initramfs/fetch kernel {root}")
     return images[-1]
 
 

@@ -137,7 +137,9 @@ def test_a_host_that_is_full_is_named_as_the_cause(
     step = "RUN dd if=/dev/zero of=/big bs=1024k count=400; sync; echo synced\nRUN echo more > /more; sync\n"
     home = tmp_path / "home"
     home.mkdir()
-    prepare = 'mount -t tmpfs -o size=150m home "$1"; cp -r "$2"/agents "$2"/bases "$1"; shift 2; exec "$@"'
+    prepare = (
+        'mount -t tmpfs -o size=150m home "$1"; cp -r "$2"/initramfs "$2"/bases "$1"; shift 2; exec "$@"'
+    )
     done = subprocess.run(
         [
             *("unshare", "--mount", "sh", "-ec", prepare, "sh", home, firebuild.home, firebuild.program),

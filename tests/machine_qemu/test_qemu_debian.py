@@ -63,7 +63,7 @@ def test_a_debian_without_python_becomes_the_same_as_on_the_machine_local(
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", "bookworm", archive], check=True, timeout=300
     )
-    shutil.copytree(shared / "agents", tmp_path / "home/agents", dirs_exist_ok=True)
+    shutil.copytree(shared / "initramfs", tmp_path / "home/initramfs", dirs_exist_ok=True)
     firebuild = Firebuild(tmp_path / "home")
     firebuild("base", "import", "debian", archive)
     make_tree(context / "tree")

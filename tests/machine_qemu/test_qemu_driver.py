@@ -24,7 +24,7 @@ from machine_qemu.kernels import bzimage, require
 
 pytestmark = [pytest.mark.needs("userns", "mke2fs", "e2fsck"), pytest.mark.xdist_group("qemu")]
 
-REPORT = 'firebuild-agent: {"version": 1, "status": "%s", "exit": %s, "message": "%s"}'
+REPORT = 'firebuild-initramfs: {"version": 1, "status": "%s", "exit": %s, "message": "%s"}'
 SUCCESS = f"echo '{REPORT % ('success', 0, '')}'"
 SILENT = "the machine ended without a report"
 Make = Callable[..., QemuMachine]
@@ -32,7 +32,7 @@ Make = Callable[..., QemuMachine]
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store that keeps the agent for all tests."""
+    """A store that keeps the initramfs for all tests."""
     return tmp_path_factory.mktemp("store")
 
 
@@ -101,7 +101,7 @@ def test_the_guest_dials_the_metadata_services_address(make: Make) -> None:
         ("kill -9 $$", 137, SILENT),
     ],
 )
-def test_the_end_is_what_the_agent_reported(make: Make, script: str, code: int, log: str) -> None:
+def test_the_end_is_what_the_initramfs_reported(make: Make, script: str, code: int, log: str) -> None:
     machine = make(script)
     run(machine)
     ended = machine.poll()

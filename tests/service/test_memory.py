@@ -46,7 +46,7 @@ class Served:
             ("grpc.enable_retries", 0),
             ("grpc.max_metadata_size", 1 << 20),
         ]
-        # Every other one is passed through the gate, as those of current guests.
+        # Every other one is passed through the proxy, as those of current guests.
         connect = [
             ("grpc.http_connect_server", self.greeting["address"]),
             ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {self._token()}"),

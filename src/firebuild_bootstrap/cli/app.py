@@ -11,7 +11,6 @@ import sys
 
 import click
 
-from firebuild_bootstrap.cli.agent import agent
 from firebuild_bootstrap.cli.base import base
 from firebuild_bootstrap.cli.ca import ca
 from firebuild_bootstrap.cli.cache import cache
@@ -19,6 +18,7 @@ from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.failure import report
 from firebuild_bootstrap.cli.images import du, images
+from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.plugin import plugin
 from firebuild_bootstrap.cli.rmtree import rm_tree
@@ -39,7 +39,7 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (build, rootfs, base, images, cache, du, rm_tree, config, ca, plugin, agent):
+for command in (build, rootfs, base, images, cache, du, rm_tree, config, ca, plugin, initramfs):
     app.add_command(command)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind
-from firebuild_bootstrap.image.shelf import forget_oldest, write_whole
+from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
 
 _MAGIC: Final = b"firebuild stat index 1\n"
 _STATUS: Final = struct.Struct("<QQQQQL")

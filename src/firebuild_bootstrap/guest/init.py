@@ -1,4 +1,4 @@
-"""Process 1 of a machine that builds (docs/agent.md): prepares it, runs vminit on the drive, ends it.
+"""Process 1 of a machine that builds (docs/initramfs.md): prepares it, runs vminit on the drive, ends it.
 
 Nothing here may end this process otherwise: the kernel would panic. vminit runs in a child, so that whatever
 happens to it is survived and reported.

@@ -7,7 +7,7 @@ class InitError(Exception):
     """A stage of the init failed.
 
     Args:
-        status: which one; the word of the report (docs/agent.md).
+        status: which one; the word of the report (docs/initramfs.md).
         message: what was expected and what was found.
     """
 

@@ -1,4 +1,4 @@
-"""The last line on the serial console: how the machine ended, for the host to read (docs/agent.md)."""
+"""The last line on the serial console: how the machine ended, for the host to read (docs/initramfs.md)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-PREFIX = "firebuild-agent: "
+PREFIX = "firebuild-initramfs: "
 VERSION = 1
 _MAX_MESSAGE = 1000
 _CONSOLE = "/dev/console"

@@ -1,4 +1,4 @@
-"""What the kernel's command line asks of the init (docs/agent.md): `ip=` and `firebuild.*`."""
+"""What the kernel's command line asks of the init (docs/initramfs.md): `ip=` and `firebuild.*`."""
 
 from __future__ import annotations
 

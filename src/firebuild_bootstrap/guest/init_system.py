@@ -14,7 +14,7 @@ from . import kernel
 from .init_errors import InitError
 
 ROOT = "/image"
-MODULES = "/agent/modules"
+MODULES = "/vminit/modules"
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _FILE_SYSTEMS = (
@@ -52,7 +52,7 @@ def mount_file_systems() -> None:
 def load_modules(directory: str = MODULES, release: str = "") -> None:
     """Load the modules for the running kernel, in the order in which they need each other.
 
-    A kernel that the agent has no modules for has to have all drivers built in.
+    A kernel that the initramfs has no modules for has to have all drivers built in.
 
     Raises:
         InitError: the kernel refused one.
@@ -84,13 +84,13 @@ def _load(path: str) -> None:
 
 
 def missing_modules_hint(directory: str = MODULES) -> str:
-    """Say, where a device is missing, that the agent has modules for other kernels only."""
+    """Say, where a device is missing, that the initramfs has modules for other kernels only."""
     release = os.uname().release
     found = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
     if release in found:
         return ""
     have = f"it has them for {', '.join(found)}" if found else "it has none"
-    return f"; the agent has no modules for the kernel {release} ({have})"
+    return f"; the initramfs has no modules for the kernel {release} ({have})"
 
 
 def wait_for(condition: Callable[[], object], seconds: float) -> bool:

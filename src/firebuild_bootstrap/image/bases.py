@@ -14,9 +14,9 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.content_store import ContentStore, Key
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.shelf import Key, Shelf
 from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 
@@ -66,7 +66,7 @@ class BaseStore:
         clock: Callable[[], datetime] = _now,
         tasks: Tasks | None = None,
     ) -> None:
-        self._shelf = Shelf(home / "bases", lambda path: trees().remove(path))
+        self._contents = ContentStore(home / "bases", lambda path: trees().remove(path))
         self._trees = trees
         self._images = images
         self._clock = clock
@@ -74,7 +74,7 @@ class BaseStore:
 
     def close(self) -> None:
         """Let go of the bases that `resolve` holds."""
-        self._shelf.close()
+        self._contents.close()
         if self._images is not None:
             self._images.close()
 
@@ -135,7 +135,7 @@ class BaseStore:
 
     def list(self) -> list[Base]:
         """Return all bases, sorted by name."""
-        found = (self._read(key) for key in self._shelf.names())
+        found = (self._read(key) for key in self._contents.names())
         return [base for base in found if base is not None]
 
     def remove(self, name: str) -> None:
@@ -146,18 +146,18 @@ class BaseStore:
             MachineError: the store can't be written.
         """
         reference = Reference.parse_tag(name)
-        if not self._shelf.discard(self._key(reference)):
+        if not self._contents.discard(self._key(reference)):
             raise self._unknown(reference)
 
     def names(self) -> tuple[Reference, ...]:
         """Return the names of all bases, sorted; no base is read for that."""
         return tuple(
-            sorted(Reference.parse(f"{name.replace('+', '/')}:{tag}") for name, tag in self._shelf.names())
+            sorted(Reference.parse(f"{name.replace('+', '/')}:{tag}") for name, tag in self._contents.names())
         )
 
     def sweep(self) -> None:
         """Remove what crashed imports left in the store."""
-        self._shelf.sweep()
+        self._contents.sweep()
 
     def resolve(self, reference: str) -> Base:
         """Return what FROM names: a base, or else a finished image with a tar output. Held until `close`.
@@ -176,7 +176,7 @@ class BaseStore:
 
     def _keep(self, name: str, fill: Callable[[Path], PackedFile], config: ImageConfig) -> Base:
         reference = Reference.parse_tag(name)
-        with self._shelf.stage() as staging:
+        with self._contents.stage() as staging:
             packed = fill(staging.path / _ARCHIVE)
             document = {
                 "name": str(reference),
@@ -188,11 +188,11 @@ class BaseStore:
             text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
             (staging.path / "base.json").write_text(text, "utf-8")
             with self._tasks.task("storing the base"):
-                directory = self._shelf.publish(staging, self._key(reference))
+                directory = self._contents.publish(staging, self._key(reference))
             return _base(document, directory)
 
     def _read(self, key: Key, *, hold: bool = False) -> Base | None:
-        directory = self._shelf.hold(key)
+        directory = self._contents.hold(key)
         if directory is None:
             return None
         path = directory / "base.json"
@@ -202,12 +202,12 @@ class BaseStore:
             raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
         finally:
             if not hold:
-                self._shelf.release(directory)
+                self._contents.release(directory)
 
     def _key(self, reference: Reference) -> Key:
         """Return where a base is: under an older spelling of its name if it is there."""
         keys = [_key_of(spelling, reference.tag) for spelling in reference.spellings]
-        return next(filter(self._shelf.has, keys), keys[0])
+        return next(filter(self._contents.has, keys), keys[0])
 
     def _image(self, wanted: Reference) -> Base | None:
         image = self._images.find(wanted, hold=True) if self._images is not None else None

@@ -1,6 +1,6 @@
 """Layers kept unpacked, once, in the ids of the sandbox: what builds start from costs a mount.
 
-    <home>/layers/<form>-<mapping>/     a `Shelf`; in another id mapping a tree has other owners
+    <home>/layers/<form>-<mapping>/     a `ContentStore`; in another id mapping a tree has other owners
         content/<id>/layer/fs/          the tree: a whole root file system, or what a step has changed
         content/<id>/layer.json         since which boot it exists, and what could not be kept
         content/<id>/durable            it is on the disk
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.shelf import Shelf, Staging, sync_file_system, write_whole
+from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
 
@@ -53,12 +53,12 @@ class LayerTrees:
         self.root = home / "layers" / f"{_FORM}-{trees.sandbox.idmap.key}"
         self._trees = trees
         self._check = check
-        self._shelf = Shelf(self.root, trees.remove, durable=False, sweeping=False)
+        self._contents = ContentStore(self.root, trees.remove, durable=False, sweeping=False)
         self._boot_id = _boot_id()
 
     def close(self) -> None:
         """Let go of the trees that `hold`, `unpacked` and `adopt` gave out."""
-        self._shelf.close()
+        self._contents.close()
 
     def hold(self, key: str) -> Path | None:
         """Return the tree of `key`; it stays until `close`, even when it is discarded.
@@ -67,12 +67,12 @@ class LayerTrees:
             InputError: `key` can't be a file name.
             MachineError: the store can't be written.
         """
-        content = self._shelf.hold(_name(key))
+        content = self._contents.hold(_name(key))
         if content is None:
             return None
         if self._info(content) is None:
-            self._shelf.release(content)
-            self._shelf.discard(_name(key))
+            self._contents.release(content)
+            self._contents.discard(_name(key))
             return None
         with suppress(OSError):
             os.utime(content)  # the least recently used go first
@@ -124,7 +124,7 @@ class LayerTrees:
         """
         tree = self.hold(key)
         if tree is None:
-            with self._shelf.stage() as staging:
+            with self._contents.stage() as staging:
                 os.rename(directory, staging.path / "layer")
                 self._publish(staging, key, {})
             tree = self.required(key)
@@ -133,18 +133,18 @@ class LayerTrees:
     def keys(self) -> dict[str, float]:
         """Return all keys, with the time (seconds since 1970) at which each was used last."""
         found = {}
-        for name in self._shelf.names():
+        for name in self._contents.names():
             with suppress(OSError):
-                found["/".join(name)] = os.stat(self._shelf.link(name)).st_mtime
+                found["/".join(name)] = os.stat(self._contents.link(name)).st_mtime
         return found
 
     def path(self, key: str) -> Path:
         """Return where the tree of `key` is, if it is there; nobody holds it for that."""
-        return self._shelf.link(_name(key)) / "layer" / TREE
+        return self._contents.link(_name(key)) / "layer" / TREE
 
     def in_use(self, key: str) -> bool:
         """Whether a build holds the tree of `key` at this moment."""
-        return self._shelf.in_use(_name(key))
+        return self._contents.in_use(_name(key))
 
     def discard(self, key: str, *, unused: bool = False) -> bool:
         """Forget a key; its tree is removed by a `sweep` once no build holds it. False when there is none.
@@ -155,7 +155,7 @@ class LayerTrees:
         Raises:
             MachineError: the store can't be written.
         """
-        return self._shelf.discard(_name(key), unused=unused)
+        return self._contents.discard(_name(key), unused=unused)
 
     def sweep(self) -> None:
         """Remove trees that nobody can find and nobody holds, which may take long.
@@ -163,13 +163,13 @@ class LayerTrees:
         Raises:
             MachineError: the store can't be written.
         """
-        self._shelf.sweep()
+        self._contents.sweep()
 
     def settle(self) -> None:
         """Remove what dead builds left, and note the trees that are on the disk, after writing them there."""
         if not self.root.is_dir():
             return
-        self._shelf.sweep()
+        self._contents.sweep()
         new = [path for path in (self.root / "content").iterdir() if not (path / _DURABLE).exists()]
         if new:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -202,7 +202,7 @@ class LayerTrees:
         return problem
 
     def _unpack(self, archive: Path, key: str, below: Sequence[Path]) -> Path:
-        with self._shelf.stage() as staging:
+        with self._contents.stage() as staging:
             layer = staging.path / "layer"
             layer.mkdir()
             if below:
@@ -216,7 +216,7 @@ class LayerTrees:
     def _publish(self, staging: Staging, key: str, report: dict[str, Any]) -> None:
         info = {"boot": self._boot_id, "report": {**report, "examples": dict(report.get("examples", {}))}}
         (staging.path / _INFO).write_text(json.dumps(info), "utf-8")
-        self._shelf.publish(staging, _name(key))
+        self._contents.publish(staging, _name(key))
 
     def _info(self, content: Path) -> dict[str, Any] | None:
         """Read what is known of a tree; None for one that a power failure may have spoiled."""

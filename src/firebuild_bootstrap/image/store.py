@@ -11,9 +11,9 @@ from typing import Any
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
-from firebuild_bootstrap.image.shelf import Key, Shelf, Staging
 from firebuild_bootstrap.image.trees import Trees
 
 
@@ -124,11 +124,11 @@ class ImageStore:
     """
 
     def __init__(self, home: Path, trees: Callable[[], Trees]) -> None:
-        self._shelf = Shelf(home / "images", lambda path: trees().remove(path))
+        self._contents = ContentStore(home / "images", lambda path: trees().remove(path))
 
     def close(self) -> None:
         """Let go of the images that `find` holds."""
-        self._shelf.close()
+        self._contents.close()
 
     @contextmanager
     def stage(self) -> Iterator[Staging]:
@@ -137,7 +137,7 @@ class ImageStore:
         Raises:
             MachineError: the store can't be written.
         """
-        with self._shelf.stage() as staging:
+        with self._contents.stage() as staging:
             yield staging
 
     def commit(self, staging: Staging, record: ImageRecord) -> StoredImage:
@@ -154,8 +154,8 @@ class ImageStore:
         except OSError as error:
             raise MachineError(f"{staging.path}: the image could not be stored: {error.strerror}") from error
         key = self._key(tag)
-        directory = self._shelf.publish(staging, key, *map(self._key, others))
-        return StoredImage(tag, directory, self._shelf.link(key), record)
+        directory = self._contents.publish(staging, key, *map(self._key, others))
+        return StoredImage(tag, directory, self._contents.link(key), record)
 
     def find(self, tag: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return an image, or None; with `hold` its files stay until `close`.
@@ -166,7 +166,7 @@ class ImageStore:
         return self._find(self._key(tag), hold=hold)
 
     def _find(self, key: Key, *, hold: bool = False) -> StoredImage | None:
-        directory = self._shelf.hold(key)
+        directory = self._contents.hold(key)
         if directory is None:
             return None
         path = directory / "image.json"
@@ -179,9 +179,9 @@ class ImageStore:
             ) from error
         finally:
             if not hold:
-                self._shelf.release(directory)
+                self._contents.release(directory)
         named = replace(record, tag=str(tag), also_tagged=())
-        return StoredImage(tag, directory, self._shelf.link(key), named)
+        return StoredImage(tag, directory, self._contents.link(key), named)
 
     def inspect(self, tag: Reference) -> StoredImage:
         """Return an image.
@@ -197,12 +197,12 @@ class ImageStore:
 
     def list(self) -> list[StoredImage]:
         """Return all images that can be read, sorted by tag."""
-        found = (self._find(key) for key in self._shelf.names())
+        found = (self._find(key) for key in self._contents.names())
         return sorted((image for image in found if image is not None), key=lambda image: image.tag)
 
     def names(self) -> tuple[Reference, ...]:
         """Return the names of all images, sorted; no image is read for that."""
-        return tuple(sorted(map(_name, self._shelf.names())))
+        return tuple(sorted(map(_name, self._contents.names())))
 
     def remove(self, tag: Reference) -> None:
         """Remove an image; its files stay while it has other names.
@@ -211,7 +211,7 @@ class ImageStore:
             InputError: there is none of that tag, or nobody may write in the store.
             MachineError: the store can't be written.
         """
-        if not self._shelf.discard(self._key(tag)):
+        if not self._contents.discard(self._key(tag)):
             raise self._unknown(tag)
 
     def tag(self, tag: Reference, other: Reference) -> None:
@@ -220,17 +220,17 @@ class ImageStore:
         Raises:
             InputError, MachineError: as `remove`.
         """
-        if not self._shelf.alias(self._key(tag), self._key(other)):
+        if not self._contents.alias(self._key(tag), self._key(other)):
             raise self._unknown(tag)
 
     def sweep(self) -> None:
         """Remove what crashed builds left in the store."""
-        self._shelf.sweep()
+        self._contents.sweep()
 
     def _key(self, tag: Reference) -> Key:
         """Return where an image is: under an older spelling of its name if it is there."""
         keys = [_key_of(spelling, tag.tag) for spelling in tag.spellings]
-        return next(filter(self._shelf.has, keys), keys[0])
+        return next(filter(self._contents.has, keys), keys[0])
 
     def _unknown(self, tag: Reference) -> InputError:
         known = ", ".join(map(str, self.names())) or "none yet"

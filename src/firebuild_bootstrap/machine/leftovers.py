@@ -1,7 +1,7 @@
 """What a machine has outside of its workspace, written down before it is made, so that nothing of it stays.
 
-The list is a file in the workspace. The machine clears it when it ends; after a kill the janitor does, and
-after a power cut the next build.
+The list is a file in the workspace. The machine clears it when it ends; after a kill the
+cleanup process does, and after a power cut the next build.
 """
 
 from __future__ import annotations

@@ -21,16 +21,16 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.machine.janitor import LEAVING, abandoned, builds_locked, own, retire
+from firebuild_bootstrap.machine.cleanup import LEAVING, abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_JANITOR: Final = "firebuild_bootstrap.machine.janitor"
-_JANITOR_SECONDS: Final = 120.0
+_CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
+_CLEANUP_SECONDS: Final = 120.0
 _CHECK_SECONDS: Final = 0.5
 # A small tree is gone by then; for a large one nobody should have to wait.
 _REMOVAL_SECONDS: Final = 0.2
-_NOT_FOR_THE_JANITOR: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NOT_FOR_CLEANUP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class BuildDirectory:
@@ -94,10 +94,10 @@ class BuildDirectory:
 class Workspace(BuildDirectory):
     """The directory `home`/builds/`build_id` (mode 0700) and the sandbox to use for all work in it.
 
-    A janitor process of its own session outlives this one, even after SIGKILL. It waits until this
+    A cleanup process of its own session outlives this one, even after SIGKILL. It waits until this
     process and every sandbox are gone, moves the directory to `home`/removing, and removes it there in the
-    id mapping that filled it, which `close` does not wait for. What is left when the janitor dies too, or the
-    machine loses its power, is removed by the next build or command (`sweep`).
+    id mapping that filled it, which `close` does not wait for. What is left when the cleanup process dies
+    too, or the machine loses its power, is removed by the next build or command (`sweep`).
 
     Use it as a context manager, or call `close`.
 
@@ -136,9 +136,9 @@ class Workspace(BuildDirectory):
             home=home,
         )
         try:
-            # It is held here as well as by the janitor, so that nobody sweeps while either lives.
+            # It is held here as well as by the cleanup process, so that nobody sweeps while either lives.
             self._lock = self._make()
-            self._janitor = self._start_janitor(lifeline)
+            self._cleanup = self._start_cleanup(lifeline)
         except BaseException:
             self._cut()
             raise
@@ -161,27 +161,27 @@ class Workspace(BuildDirectory):
         """
         if self._lifeline < 0:
             return
-        janitor = self._janitor
+        cleanup = self._cleanup
         try:
-            with suppress(BrokenPipeError):  # the janitor is gone already
+            with suppress(BrokenPipeError):  # the cleanup process is gone already
                 os.write(self._lifeline, LEAVING)
             self._cut(keep_lock=True)
-            if janitor.stdout is not None:
-                end = time.monotonic() + _JANITOR_SECONDS
+            if cleanup.stdout is not None:
+                end = time.monotonic() + _CLEANUP_SECONDS
                 while self.path.exists() and time.monotonic() < end:
-                    if select.select([janitor.stdout], [], [], _CHECK_SECONDS)[
+                    if select.select([cleanup.stdout], [], [], _CHECK_SECONDS)[
                         0
                     ]:  # its end is all that comes
                         break
-                janitor.stdout.close()
-            if self.path.exists():  # somebody ended the janitor
+                cleanup.stdout.close()
+            if self.path.exists():  # somebody ended the cleanup process
                 Trees(Sandbox(self._idmap), self.runtime).remove(retire(self.path))
         finally:
             self._cut()
         try:
-            janitor.wait(_REMOVAL_SECONDS)
+            cleanup.wait(_REMOVAL_SECONDS)
         except subprocess.TimeoutExpired:
-            _reap(janitor)
+            _reap(cleanup)
 
     def _cut(self, *, keep_lock: bool = False) -> None:
         if self._lifeline >= 0:
@@ -209,14 +209,14 @@ class Workspace(BuildDirectory):
         sweep(builds.parent)
         return lock
 
-    def _start_janitor(self, lifeline: int) -> subprocess.Popen[bytes]:
+    def _start_cleanup(self, lifeline: int) -> subprocess.Popen[bytes]:
         arguments = [str(self.path), json.dumps(self._idmap.as_json()), str(os.getpid())]
         return _start(
             arguments,
             self.runtime.env,
             stdin=lifeline,
             stdout=subprocess.PIPE,
-            pass_fds=(self._lock,),  # the lock lives as long as the janitor
+            pass_fds=(self._lock,),  # the lock lives as long as the cleanup process
         )
 
 
@@ -231,11 +231,11 @@ def sweep(home: Path) -> None:
 
 
 def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
-    # The janitor inherits the mask: it ends when the build does, not with a terminal or a service.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_THE_JANITOR)
+    # The cleanup process inherits the mask: it ends when the build does, not with a terminal or a service.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_CLEANUP)
     try:
         return subprocess.Popen(
-            [sys.executable, "-sP", "-m", _JANITOR, *arguments],
+            [sys.executable, "-sP", "-m", _CLEANUP, *arguments],
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ.get("PATH", os.defpath), **env},
             cwd="/",
@@ -250,4 +250,4 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
     """Leave a process to itself, and to nobody as a zombie."""
-    threading.Thread(target=process.wait, name="janitor", daemon=True).start()
+    threading.Thread(target=process.wait, name="cleanup", daemon=True).start()

@@ -1,4 +1,4 @@
-"""The bootstrap server of one build: a gRPC server behind its gate, and the watch over the guest."""
+"""The bootstrap server of one build: a gRPC server behind its proxy, and the watch over the guest."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.listening import listen, parse_bind
 from firebuild_bootstrap.service.certificates import Pin
-from firebuild_bootstrap.service.gate import Gate, GateCredentials
 from firebuild_bootstrap.service.guard import Guard
 from firebuild_bootstrap.service.handlers import Handlers
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
+from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_bootstrap.wire import decode_command
@@ -77,7 +77,7 @@ class BootstrapServer:
     ) -> None:
         self._limits = limits or Limits()
         self._bind = parse_bind(bind)
-        self._credentials = GateCredentials(server=server_material, guest=guest_material)
+        self._credentials = ProxyCredentials(server=server_material, guest=guest_material)
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
         steps = steps or _steps_of(commands)
@@ -89,7 +89,7 @@ class BootstrapServer:
             steps=StepEvents(self._session, steps, total, stage),
         )
         self._closing = contextlib.ExitStack()
-        self._running: tuple[Gate, grpc.Server] | None = None
+        self._running: tuple[Proxy, grpc.Server] | None = None
         self._stopping = threading.Lock()
 
     @property
@@ -113,17 +113,17 @@ class BootstrapServer:
         with contextlib.ExitStack() as started:
             started.callback(self._handlers.close)
             server, backend = self._start_grpc(started)
-            gate = Gate(
+            proxy = Proxy(
                 self._credentials,
                 backend=backend,
                 limits=self._limits,
                 refusals=self._session.refusals,
                 observer=self._session,
             )
-            host_port = gate.start(listener or listen(*self._bind))
-            started.callback(gate.stop)
+            host_port = proxy.start(listener or listen(*self._bind))
+            started.callback(proxy.stop)
             self._session.start()
-            self._running = (gate, server)
+            self._running = (proxy, server)
             self._closing = started.pop_all()
         return host_port
 
@@ -150,9 +150,9 @@ class BootstrapServer:
         self._session.stop()
         with self._stopping:
             if self._running is not None:
-                gate, server = self._running
+                proxy, server = self._running
                 self._running = None
-                gate.close_port()
+                proxy.close_port()
                 server.stop(grace).wait()
             self._closing.close()
 
@@ -184,7 +184,7 @@ class BootstrapServer:
                 # A guest waits with its next call then, as HTTP/2 tells it (RFC 9113, section 5.1.2).
                 ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
                 ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
-                # Who is passed through shakes hands here (gate.py).
+                # Who is passed through shakes hands here (proxy.py).
                 ("grpc.server_handshake_timeout_ms", round(self._limits.handshake_timeout * 1000)),
                 ("grpc.http2.bdp_probe", 0),  # would raise the line before by what the guest sends
             ],

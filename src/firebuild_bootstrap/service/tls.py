@@ -1,4 +1,4 @@
-"""The TLS of the gate: contexts from material in memory, and the reason of every failed handshake."""
+"""The TLS of the proxy: contexts from material in memory, and the reason of every failed handshake."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.content_store import unusable_store
 from firebuild_bootstrap.image.layertrees import LayerTrees
-from firebuild_bootstrap.image.shelf import unusable_store
 from firebuild_bootstrap.image.trees import allocated
 
 _ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")

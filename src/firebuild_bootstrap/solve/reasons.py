@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.image.shelf import forget_oldest, write_whole
+from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.solve.keys import Input, Parts
 from firebuild_pki.display import one_line

@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.agent import StaticAddress
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.addresses import ip
 from firebuild_bootstrap.machine.firecracker.network import Link, guest_address, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings

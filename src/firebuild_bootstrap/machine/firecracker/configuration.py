@@ -24,7 +24,7 @@ class Configuration:
     Args:
         settings: processors, memory, the metadata service.
         kernel: the kernel, as Firecracker sees it, like all paths here.
-        initrd: the agent.
+        initrd: the initramfs.
         boot_args: the kernel's command line.
         drive: the root file system, writable.
         tap: the host's end of the network interface.
@@ -50,7 +50,7 @@ class Configuration:
             f"/drives/{_DRIVE}",
             {
                 "drive_id": _DRIVE,
-                # The agent is the root. Beside another one, a kernel that can't unpack it boots the image.
+                # The initramfs is. Beside another root, a kernel that can't unpack it boots the image.
                 "is_root_device": False,
                 "path_on_host": self.drive,
                 "is_read_only": False,
@@ -105,7 +105,7 @@ def start(api: FirecrackerApi) -> None:
 
 
 def ask_to_end(api: FirecrackerApi) -> None:
-    """Press Ctrl-Alt-Del, on which the agent ends vminit and then the machine (x86 only).
+    """Press Ctrl-Alt-Del, on which the initramfs ends vminit and then the machine (x86 only).
 
     Raises:
         ApiError: Firecracker can't, or has ended.

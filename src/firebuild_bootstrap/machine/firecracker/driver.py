@@ -1,4 +1,4 @@
-"""The driver `firecracker`: the agent's guest in a microVM."""
+"""The driver `firecracker`: the initramfs's guest in a microVM."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.agent import AgentReport, Compression, agent_image, kernel_arguments
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.initramfs import Compression, GuestReport, initramfs_image, kernel_arguments
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
@@ -52,7 +52,7 @@ class FirecrackerMachine:
         source: where the Firecracker comes from.
         network: where its network comes from.
         kernel: what it boots.
-        store: the directory of bases and images, where agents are kept.
+        store: the directory of bases and images, where they are kept.
         leftovers: all that is outside of the workspace.
         notice: told what could not be cleaned up.
     """
@@ -81,7 +81,7 @@ class FirecrackerMachine:
         self._notice = notice
         self._metadata = FirecrackerMetadata()
         self._link: Link | None = None
-        self._agent: Path | None = None
+        self._initramfs: Path | None = None
         self._api: FirecrackerApi | None = None
         self._process: Process | None = None
         self._ended: MachineExit | None = None
@@ -100,7 +100,7 @@ class FirecrackerMachine:
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
         notes = self._disk.fill(layers)
-        self._agent = agent_image(
+        self._initramfs = initramfs_image(
             self._store,
             compression=Compression(self._settings.initrd_compression),
             kernel_modules=[Path(path) for path in self._settings.kernel_modules],
@@ -109,9 +109,9 @@ class FirecrackerMachine:
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start Firecracker, tell it everything, and let it boot; see `Machine.start`."""
-        if self._link is None or self._agent is None:
+        if self._link is None or self._initramfs is None:
             raise MachineError("the machine has no network or no drive yet")
-        configuration = self._configuration(self._link, self._agent, options)
+        configuration = self._configuration(self._link, self._initramfs, options)
         self._process, self._api = self._source.launch(self._link.namespace)
         try:
             self._api.await_ready(_READY_SECONDS, self._check_alive)
@@ -149,7 +149,7 @@ class FirecrackerMachine:
         if self._process is None or self.poll() is None:
             raise MachineError("the root file system can't be exported while the machine runs")
         self._source.place.take_back(self._disk.path)
-        report = AgentReport.parse(self._process.serial())
+        report = GuestReport.parse(self._process.serial())
         if report.status != "success" and not (report.status == "none" and self._source.is_silent):
             raise MachineError(f"the machine did not end cleanly: {report.message}")
         return self._disk.export(outputs, into)
@@ -197,7 +197,7 @@ class FirecrackerMachine:
                 self._process = None
             self._source.clear()
 
-    def _configuration(self, link: Link, agent: Path, options: GuestOptions) -> Configuration:
+    def _configuration(self, link: Link, initramfs: Path, options: GuestOptions) -> Configuration:
         arguments = kernel_arguments(
             reboot="k",
             network=link.guest,
@@ -210,7 +210,7 @@ class FirecrackerMachine:
         return Configuration(
             settings=self._settings,
             kernel=place.show(self._kernel, "vmlinux"),
-            initrd=place.show(agent, "initrd"),
+            initrd=place.show(initramfs, "initrd"),
             boot_args=arguments,
             drive=place.lend(self._disk.path),
             tap=link.tap,
@@ -235,7 +235,7 @@ def _platform_arguments(version: tuple[int, int]) -> tuple[str, ...]:
 
 
 def _exit_of(process: Process) -> MachineExit:
-    report = AgentReport.parse(process.serial())
+    report = GuestReport.parse(process.serial())
     trouble = process.trouble()
     if not trouble:
         return MachineExit(report.exit_code, report.message, explained=True)

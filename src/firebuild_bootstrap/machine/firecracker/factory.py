@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.agent import kernel_arguments
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.initramfs import kernel_arguments
 from firebuild_bootstrap.machine.disk import Disk
 from firebuild_bootstrap.machine.firecracker import checks
 from firebuild_bootstrap.machine.firecracker.cni import CniNetwork

@@ -12,8 +12,8 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final, Protocol
 
-from firebuild_bootstrap.agent import StaticAddress
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.addresses import Interface, find, interfaces, ip, tap_owner
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers

@@ -9,11 +9,11 @@ from typing import Final, Protocol
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, is_socket
 from firebuild_bootstrap.machine.firecracker.checks import OLDEST, check_version
-from firebuild_bootstrap.machine.firecracker.place import (
+from firebuild_bootstrap.machine.firecracker.chroot import (
     JAILED_SOCKET,
     Jail,
-    Place,
-    SharedPlace,
+    SharedDirectory,
+    WorkDirectory,
     firecracker_arguments,
     jail_directory,
     jailer_command,
@@ -34,7 +34,7 @@ class Source(Protocol):
     """Where one machine's Firecracker comes from."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> WorkDirectory:
         """Its files."""
         ...
 
@@ -48,7 +48,7 @@ class Source(Protocol):
         """Its release."""
         ...
 
-    def prepare_place(self) -> Place:
+    def prepare_place(self) -> WorkDirectory:
         """Make the place ready for files and return it.
 
         Raises:
@@ -116,9 +116,9 @@ class PlainSource:
     def __init__(self, program: Program) -> None:
         self._program = program
         self.version = program.version
-        self.place: Place = SharedPlace()
+        self.place: WorkDirectory = SharedDirectory()
 
-    def prepare_place(self) -> Place:
+    def prepare_place(self) -> WorkDirectory:
         """See `Source.prepare_place`."""
         return self.place
 
@@ -153,11 +153,11 @@ class JailedSource:
         self.socket = Path(f"{self._jail.root}{JAILED_SOCKET}")
 
     @property
-    def place(self) -> Place:
+    def place(self) -> WorkDirectory:
         """See `Source.place`."""
         return self._jail
 
-    def prepare_place(self) -> Place:
+    def prepare_place(self) -> WorkDirectory:
         """See `Source.prepare_place`."""
         program = self._program
         program.leftovers.add_directory(self._home)
@@ -198,9 +198,9 @@ class RunningSource:
             self._jail = Jail(Path(running.root).expanduser().absolute(), running.uid, running.gid)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> WorkDirectory:
         """See `Source.place`."""
-        return self._jail or SharedPlace()
+        return self._jail or SharedDirectory()
 
     @property
     def is_silent(self) -> bool:
@@ -228,7 +228,7 @@ class RunningSource:
         if self._jail is not None and not self._jail.root.is_dir():
             raise InputError(f"machine.firecracker.running.root: {self._jail.root} is no directory")
 
-    def prepare_place(self) -> Place:
+    def prepare_place(self) -> WorkDirectory:
         """See `Source.prepare_place`."""
         return self.place
 

@@ -1,1 +1,1 @@
-"""The driver `qemu`: the agent's guest in a virtual machine, without root and without Firecracker."""
+"""The driver `qemu`: the initramfs's guest in a virtual machine, without root and without Firecracker."""

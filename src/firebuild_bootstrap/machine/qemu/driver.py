@@ -1,4 +1,4 @@
-"""The driver `qemu`: the agent's guest under QEMU, in a network namespace of its own."""
+"""The driver `qemu`: the initramfs's guest under QEMU, in a network namespace of its own."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.agent import (
-    EMULATED,
-    AgentReport,
-    Compression,
-    StaticAddress,
-    agent_image,
-    kernel_arguments,
-)
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
+from firebuild_bootstrap.initramfs import (
+    EMULATED,
+    Compression,
+    GuestReport,
+    StaticAddress,
+    initramfs_image,
+    kernel_arguments,
+)
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Layer,
@@ -131,13 +131,13 @@ class QemuMachine:
         self._name_servers = name_servers
         self._notice = notice
         self._store = DataStore()
-        self._agent = Path()
+        self._initramfs = Path()
         self._accelerator = Accelerator.TCG
         self._namespace: MachineNamespace | None = None
         self._emulator: MetadataEmulator | None = None
         self._uplink: Uplink | None = None
         self._log: BoundedLog | None = None
-        self._report = AgentReport("none")
+        self._report = GuestReport("none")
 
     @property
     def metadata(self) -> MetadataWriter:
@@ -159,7 +159,7 @@ class QemuMachine:
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
         notes = self._disk.fill(layers)
-        self._agent = agent_image(
+        self._initramfs = initramfs_image(
             self._home,
             compression=Compression(self._settings.initrd_compression),
             kernel_modules=self._kernel.modules,
@@ -188,7 +188,7 @@ class QemuMachine:
             disk=path_of(2),
             append=append,
         )
-        files = [HandedFile(self._kernel.image), HandedFile(self._agent)]
+        files = [HandedFile(self._kernel.image), HandedFile(self._initramfs)]
         self._log = BoundedLog(
             copied(self._namespace.output, open_copy(self._settings.serial_log, _SERIAL_LOG))
         )
@@ -209,13 +209,13 @@ class QemuMachine:
         if self._has_write_errors():
             # Its kernel may try for ever, while vminit goes on to say that it lives.
             self._namespace.process.kill()
-            self._report = AgentReport("none", message=self._write_error_text())
+            self._report = GuestReport("none", message=self._write_error_text())
             return MachineExit(_KILLED, self._report.message, explained=True)
         status = self._namespace.process.wait(timeout)
         if status is None:
             return None
         self._log.finish(_LOG_SECONDS)
-        self._report = AgentReport.parse(self._log.text())
+        self._report = GuestReport.parse(self._log.text())
         code = status if self._report.status == "none" and status else self._report.exit_code
         return MachineExit(code, self._report.message, explained=True)
 

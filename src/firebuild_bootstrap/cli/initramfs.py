@@ -1,0 +1,75 @@
+"""`firebuild initramfs`: the initramfs that runs vminit in a virtual machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_bootstrap.cli.paths import check_writable
+from firebuild_pki.display import one_line
+
+
+@click.group()
+def initramfs() -> None:
+    """Make an initramfs with vminit, for drives of any distribution."""
+
+
+@initramfs.command()
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write it to FILE as well; an existing one is replaced.",
+    metavar="FILE",
+)
+@click.option(
+    "--compress",
+    "compression",
+    type=click.Choice(("zstd", "lz4", "gzip")),
+    default="zstd",
+    show_default=True,
+    help="How it is compressed; the kernel must be able to read that.",
+)
+@click.option(
+    "--kernel-modules",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Modules of a kernel without built-in virtio drivers, as in /lib/modules/RELEASE; may be repeated.",
+    metavar="DIR",
+)
+@config_option
+def build(
+    output: Path | None, compression: str, kernel_modules: tuple[Path, ...], config_file: Path | None
+) -> None:
+    """Make the initramfs, or find it in the store, and print its path and size."""
+    from firebuild_bootstrap.initramfs import Compression, initramfs_image
+    from firebuild_bootstrap.progress import human_size
+
+    home = home_from(settings_from(config_file), writable=True)
+    if output is not None:
+        check_writable(output)
+    path = initramfs_image(home.root, compression=Compression(compression), kernel_modules=kernel_modules)
+    if output is not None:
+        _copy(path, output)
+        path = output
+    click.echo(f"{one_line(str(path))}  {human_size(path.stat().st_size)}")
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Replace `target` in one step, so that no machine starts from a part of it."""
+    import os
+    import shutil
+
+    from firebuild_bootstrap.errors import InputError
+
+    fresh = target.with_name(f".firebuild-{os.getpid()}")
+    try:
+        try:
+            shutil.copyfile(source, fresh)
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{target} can't be written: {error.strerror}") from error

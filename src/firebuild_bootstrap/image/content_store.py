@@ -1,0 +1,349 @@
+"""Directories under names, published all at once or not at all.
+
+    <root>/lock                 serialises every change
+    <root>/staging/<id>/        being written; its writer holds a lock on the directory
+    <root>/content/<id>/        finished, never changed again; readers hold a shared lock on it
+    <root>/names/<a>/<b>        symbolic link to the content: replacing it is one rename(2)
+
+A crash leaves the old link or the new one, never a mixture; what it orphans is swept by the next change.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.removal import remove_tree
+
+Key = tuple[str, ...]
+# What is wrong with the path that was named, and not with the machine behind it.
+_OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_OF_THE_PATH: Final = _OF_RIGHTS | {
+    *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
+_SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
+_ATTEMPTS: Final = 100
+_AT_ONCE: Final = 100
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A private directory that becomes an entry when it is published."""
+
+    path: Path
+    lock: int
+
+
+class ContentStore:
+    """Entries below `root`, which is made on the first use.
+
+    Args:
+        remove: removes a tree that may hold files of foreign owners.
+        durable: write every entry to the disk before it is published. Without, a crash of the machine (not
+            one of a process) may leave an entry that is not whole.
+        sweeping: every change also removes what earlier ones have orphaned. Without, `sweep` does, which
+            keeps a change among thousands of entries short.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        remove: Callable[[Path], None] = remove_tree,
+        *,
+        durable: bool = True,
+        sweeping: bool = True,
+    ) -> None:
+        self.root = root
+        self._remove = remove
+        self._durable = durable
+        self._sweeping = sweeping
+        self._held: list[tuple[Path, int]] = []
+
+    def close(self) -> None:
+        """Let go of the entries that `hold` gave out."""
+        while self._held:
+            os.close(self._held.pop()[1])
+
+    @contextmanager
+    def stage(self) -> Iterator[Staging]:
+        """Give a fresh directory to fill; what is not published by the end of the block is removed.
+
+        Raises:
+            InputError, MachineError: it can't be made.
+        """
+        with self._changing():
+            path = self.root / "staging" / secrets.token_hex(8)
+            # An image may hold set-user-ID programs, which no other user of the host may get at.
+            path.mkdir(mode=0o700)
+            staging = Staging(path, _lock(path, fcntl.LOCK_EX))
+        try:
+            yield staging
+        finally:
+            if path.exists():
+                self._remove(path)
+            os.close(staging.lock)
+
+    def publish(self, staging: Staging, *keys: Key) -> Path:
+        """Make the content of `staging` the entry of each key and return its directory.
+
+        Raises:
+            InputError, MachineError: the store can't be written.
+        """
+        if self._durable:
+            _sync_content(staging)
+        with self._changing():
+            content = self.root / "content" / staging.path.name
+            os.rename(staging.path, content)
+            self._sync_directory(content.parent)
+            # Readers may lock it as soon as they can find it; nobody sweeps while this lasts.
+            fcntl.flock(staging.lock, fcntl.LOCK_UN)
+            for key in keys:
+                self._point(key, content)
+            self._sweep()
+        return content
+
+    def alias(self, key: Key, other: Key) -> bool:
+        """Make the content of `key` the entry `other` as well; False when there is no `key`.
+
+        Raises:
+            InputError, MachineError: the store can't be written.
+        """
+        with self._changing():
+            if not self.has(key):
+                return False
+            self._point(other, self.link(key).resolve(strict=True))
+            self._sweep()
+        return True
+
+    def has(self, key: Key) -> bool:
+        """Whether there is an entry of that name."""
+        return os.path.islink(self.link(key))
+
+    def hold(self, key: Key) -> Path | None:
+        """Return the directory of an entry; it stays until `release` or `close`, even when replaced."""
+        link = self.link(key)
+        for _attempt in range(_ATTEMPTS):
+            try:
+                content = link.resolve(strict=True)
+                lock = _lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except (FileNotFoundError, NotADirectoryError, BlockingIOError):
+                if not link.is_symlink():
+                    return None
+                continue  # it was replaced at this moment
+            if link.resolve() == content:  # nobody removes it from now on
+                self._held.append((content, lock))
+                return content
+            os.close(lock)
+        return None
+
+    def release(self, content: Path) -> None:
+        """Let go of a directory that `hold` gave out."""
+        held = next(entry for entry in self._held if entry[0] == content)
+        self._held.remove(held)
+        os.close(held[1])
+
+    def names(self) -> list[Key]:
+        """Return the names of all entries, sorted."""
+        root = self.root / "names"
+        links = (Path(folder, name) for folder, folders, files in os.walk(root) for name in folders + files)
+        found = (link for link in links if link.is_symlink())
+        return sorted(link.relative_to(root).parts for link in found)
+
+    def in_use(self, key: Key) -> bool:
+        """Whether somebody holds an entry at this moment."""
+        try:
+            os.close(_lock(self.link(key), fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            pass
+        return False
+
+    def discard(self, key: Key, *, unused: bool = False) -> bool:
+        """Remove an entry; False when there is none.
+
+        Args:
+            unused: leave it, and return False, when somebody holds it.
+
+        Raises:
+            InputError, MachineError: the store can't be written.
+        """
+        with self._changing():
+            link = self.link(key)
+            if not self.has(key):
+                return False
+            lock = -1
+            try:
+                if unused and link.exists():
+                    lock = _lock(link, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                link.unlink()
+            except BlockingIOError:
+                return False
+            finally:
+                if lock >= 0:
+                    os.close(lock)
+            self._sync_directory(link.parent)
+            with suppress(OSError):  # the last version of a name goes, the name goes
+                os.removedirs(link.parent)
+            self._sweep()
+        return True
+
+    def sweep(self) -> None:
+        """Remove what dead writers and replaced entries left behind; it keeps nobody from changing others."""
+        seen: set[Path] = set()
+        while True:
+            with self._changing():
+                doomed = list(islice(self._doomed(seen), _AT_ONCE))
+            if not doomed:
+                return
+            for path, lock in doomed:
+                self._remove_locked(path, lock)
+
+    def _point(self, key: Key, content: Path) -> None:
+        link = self.link(key)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self.root / "fresh"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(os.path.relpath(content, link.parent))
+        os.replace(fresh, link)
+        self._sync_directory(link.parent)
+
+    def _sync_directory(self, directory: Path) -> None:
+        if self._durable:
+            _sync(directory, _DIRECTORY)
+
+    def link(self, key: Key) -> Path:
+        """Return the path of an entry by its name, which stays right when the entry is replaced."""
+        return self.root.joinpath("names", *key)
+
+    def _sweep(self) -> None:
+        for path, lock in self._doomed(set()) if self._sweeping else ():
+            self._remove_locked(path, lock)
+
+    def _doomed(self, seen: set[Path]) -> Iterator[tuple[Path, int]]:
+        """Yield what nobody can find and nobody holds, and its lock: no one but its owner can get at it."""
+        used = {self.link(key).resolve() for key in self.names()}
+        for folder in ("staging", "content"):
+            for path in (self.root / folder).iterdir():
+                if path in used or path in seen:
+                    continue
+                seen.add(path)
+                with suppress(OSError):  # in use, or another user's: left for a later sweep
+                    yield path, _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def _remove_locked(self, path: Path, lock: int) -> None:
+        try:
+            with suppress(OSError, MachineError):  # it is left for a later sweep
+                self._remove(path)
+        finally:
+            os.close(lock)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        try:
+            for folder in ("staging", "content", "names"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            os.close(lock)
+
+    def _unusable(self, error: OSError) -> FirebuildError:
+        return unusable_store(f"{error.filename or self.root}: the store can't be written", error)
+
+    def _failed(self, error: OSError) -> FirebuildError:
+        if error.errno in _OF_RIGHTS:
+            return self._unusable(error)
+        where = error.filename or self.root  # a path inside the store, which nobody named
+        return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=_SPACE)
+
+
+def unusable_store(what: str, error: OSError) -> FirebuildError:
+    """Return the error for a store that can't be written: an `InputError` if another directory would do."""
+    message = f"{what}: {error.strerror}"
+    if error.errno in _OF_THE_PATH:
+        return InputError(
+            message, hint="get the right to write there, or set FIREBUILD_HOME to another directory"
+        )
+    return MachineError(message, hint=_SPACE)
+
+
+def _lock(directory: Path, how: int) -> int:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sync(path: str | Path, flags: int) -> None:
+    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_content(staging: Staging) -> None:
+    """Write what was staged to the disk: file by file, so that others' unwritten data don't hold it up."""
+    with os.scandir(staging.path) as entries:
+        paths = [(entry.path, entry.is_file(follow_symlinks=False)) for entry in entries]
+    for path, is_file in paths:
+        if is_file:
+            _sync(path, os.O_RDONLY | os.O_NOFOLLOW)
+    os.fsync(staging.lock)
+    if not all(is_file for _, is_file in paths):
+        sync_file_system(staging.lock)
+
+
+def sync_file_system(descriptor: int) -> None:
+    """Write the whole file system: the way for trees of many files, with owners that forbid to open them."""
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None or syncfs(descriptor) != 0:
+        os.sync()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file that builds share: whoever reads it sees all of it, or what was there before.
+
+    Raises:
+        OSError: it can't be written; nothing of it is left.
+    """
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def forget_oldest(directory: Path, kept: int) -> None:
+    """Remove the files of a directory but for those `kept` that were changed last.
+
+    Raises:
+        OSError: it can't be read, or a file not be removed.
+    """
+    files = [path for path in directory.iterdir() if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[: max(len(files) - kept, 0)]:
+        with suppress(FileNotFoundError):
+            path.unlink()

@@ -1,0 +1,12 @@
+"""The initramfs with vminit, for machines whose drive holds any distribution, or nothing.
+
+For the drivers of virtual machines: `initramfs_image` makes the file, `kernel_arguments` the command line,
+and `GuestReport` reads how the machine ended.
+"""
+
+from firebuild_bootstrap.initramfs.arguments import EMULATED, StaticAddress, kernel_arguments
+from firebuild_bootstrap.initramfs.compress import Compression
+from firebuild_bootstrap.initramfs.image import initramfs_image
+from firebuild_bootstrap.initramfs.report import GuestReport
+
+__all__ = ["EMULATED", "Compression", "GuestReport", "StaticAddress", "initramfs_image", "kernel_arguments"]
