@@ -150,7 +150,7 @@ class _Build:
         results = self._results(resolved, workspace)
         pending = results.pending()
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
-        self._announce(resolved, cached)
+        self._announce(resolved, results, cached)
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
             self._phase(7)
@@ -238,7 +238,7 @@ class _Build:
         )
 
     def _results(self, resolved: Resolved, workspace: Workspace) -> Results:
-        shared = self._shared(resolved) if makes_layers(self._settings.machine) else None
+        shared = self._shared(resolved, workspace.path) if makes_layers(self._settings.machine) else None
         return Results(
             resolved.graph,
             resolved.bases,
@@ -248,7 +248,7 @@ class _Build:
             directory=workspace.path,
         )
 
-    def _shared(self, resolved: Resolved) -> Shared:
+    def _shared(self, resolved: Resolved, directory: Path) -> Shared:
         request = self._request
         inputs = Inputs(resolved.bases, resolved.contexts, resolved.sent, self._home.root / "cache" / "stat")
         keys = keys_of(resolved.graph, inputs)
@@ -262,9 +262,10 @@ class _Build:
             ),
             unchanged=inputs.unchanged,
             notice=self._notice,
+            puts_between=not self._home.layers.overlay_problem(directory),
         )
 
-    def _announce(self, resolved: Resolved, cached: Mapping[int, int]) -> None:
+    def _announce(self, resolved: Resolved, results: Results, cached: Mapping[int, int]) -> None:
         """Tell what the build does, and what of it is done already."""
         self.events(
             BuildStarted(
@@ -277,10 +278,11 @@ class _Build:
         )
         for stage in resolved.graph.stages:
             number = resolved.number(stage)
-            for place, step in enumerate(stage.steps[: cached[stage.index]], 1):
+            for place in (*range(cached[stage.index]), *sorted(results.linked(stage))):
+                step = stage.steps[place]
                 self.events(
                     StepCached(
-                        step=number + place,
+                        step=number + 1 + place,
                         total=resolved.total,
                         instruction=step.origin.text,
                         line=step.origin.location.line,
@@ -350,16 +352,17 @@ class _Build:
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
             start = results.start(stage)
+            first = resolved.number(stage) + 1
             work = resolved.work(
                 stage,
-                start.layers,
+                start.all_layers(first),
                 results.archive,
                 cleanup,
                 identity=results.identity,
                 done=start.done,
+                without=start.linked,
             )
             machine = build.machine if target else self._machine(build.workspace, stage)
-            first = resolved.number(stage) + 1
             cleanup.push(
                 lambda kind, _error, _trace: results.rescue(stage, start, machine, first) if kind else None
             )

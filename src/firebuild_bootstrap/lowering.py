@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -104,6 +104,7 @@ def lower(
     *,
     first: int = 2,
     skip: int = 0,
+    without: Collection[int] = (),
     secrets: Mapping[str, Secret] = _NO_SECRETS,
     identity: Callable[[TreeRef], str] = canonical,
 ) -> tuple[WireStep, ...]:
@@ -115,6 +116,7 @@ def lower(
         sent: what was found before.
         first: the number of its first step.
         skip: how many steps are done already.
+        without: places of others that are.
         secrets: what the user has given, by id.
         identity: names what a tree holds, for caches that begin with it.
 
@@ -125,6 +127,8 @@ def lower(
     problems = Problems()
     for place, step in enumerate(stage.steps[skip:], skip):
         number, location = first + place, step.origin.location
+        if place in without:
+            continue
         with problems.collected():
             match step.operation:
                 case Copy() as copy:
@@ -183,6 +187,7 @@ def _lowered(
                 chown=copy.chown,
                 chmod=copy.chmod,
                 keyword=copy.keyword,
+                link=copy.link,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
 

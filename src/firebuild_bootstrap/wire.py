@@ -275,7 +275,8 @@ class CopyCommand(Command):
     """A COPY or ADD; the guest asks for the resource `source`.
 
     `target` is as written (relative ones are below `workdir`); `target_is_directory` says that a single
-    file goes into it even if it does not exist yet. `chown` and `chmod` are the flags' values.
+    file goes into it even if it does not exist yet. `chown` and `chmod` are the flags' values. With `link`
+    the image is not looked at: what is copied is made on an empty root, and then lies on what is there.
     """
 
     source: str
@@ -285,6 +286,7 @@ class CopyCommand(Command):
     chmod: str | None = None
     stage: str = ""
     keyword: str = "COPY"
+    link: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +321,7 @@ def mount_target(workdir: str, target: str) -> str:
     return path
 
 
-_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory", "Mounts", "Network")
+_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory", "Mounts", "Network", "Link")
 
 
 def encode_command(command: AnyCommand, *, extended: bool = True) -> str:
@@ -363,6 +365,7 @@ def encode_command(command: AnyCommand, *, extended: bool = True) -> str:
                 "TargetIsDirectory": command.target_is_directory,
                 "UserFromLocalChown": None if command.chown is None else _attribute(command.chown),
                 "Chmod": command.chmod,
+                **({"Link": True} if command.link else {}),
             }
             if command.keyword == "COPY":
                 document["Stage"] = command.stage
@@ -484,6 +487,7 @@ def _decode_copy(members: _Members, common: dict[str, Any], keyword: str) -> Cop
         chmod=members.get("Chmod", str, "") or None,
         stage=members.get("Stage", str, ""),
         keyword=keyword,
+        link=members.get("Link", bool, False),
         **common,
     )
 

@@ -6,7 +6,6 @@ A case is a member of a file in `cases/`, by its name:
     files:      what is in the context besides it; see `lay`
     args, target, platform, secrets (id -> content), contexts (name -> files)
     served:     name -> content of files that a web server at the build argument URL delivers
-    needs:      features that are not in every builder; see `disagreements.yaml`
     times:      whether times of modification are a part of what is expected
 
 What BuildKit makes of it is in `recorded/`, put there by `record.py`.
@@ -57,7 +56,6 @@ class Case:
     secrets: Mapping[str, str] = field(default_factory=dict)
     contexts: Mapping[str, Files] = field(default_factory=dict)
     served: Mapping[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
     times: bool = False
 
     def lay(self, directory: Path) -> Path:
@@ -96,8 +94,7 @@ def cases() -> tuple[Case, ...]:
     found = []
     for path in sorted((HERE / "cases").glob("*.yaml")):
         for name, members in yaml.safe_load(path.read_text()).items():
-            needs = tuple(members.pop("needs", "").split())
-            found.append(Case(area=path.stem, name=name, needs=needs, **members))
+            found.append(Case(area=path.stem, name=name, **members))
     return tuple(found)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Metadata, Root
+from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 
 from .classic import adapted
 from .client import Client
@@ -107,17 +109,17 @@ class Executor:
 
     def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:
-            with self._layer(number):
+            with self._layer(number, linked=isinstance(command, wire.CopyCommand) and command.link):
                 self._one(command)
         except OSError as error:
             raise StepError(f"{error.filename or 'the image'}: {error.strerror or error}") from error
 
     @contextmanager
-    def _layer(self, number: int) -> Iterator[None]:
+    def _layer(self, number: int, *, linked: bool) -> Iterator[None]:
         if self._layers is None:
             yield
             return
-        with self._layers.step(number):
+        with self._layers.step(number, linked=linked):
             self._root.reopen()
             try:
                 yield
@@ -130,12 +132,25 @@ class Executor:
                 self._run(command)
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                entries = incoming(self._client.resource(command.source))
-                Copier(self._root, self._users, command).copy(entries)
+                if command.link and self._layers is None:
+                    self._link(command)
+                else:
+                    self._copy(command, self._root)
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)
                 self._make_workdir(command, (identity.uid, identity.gid))
+
+    def _copy(self, command: wire.CopyCommand, root: Root) -> None:
+        entries = incoming(self._client.resource(command.source))
+        Copier(root, self._users, command).copy(entries)
+
+    def _link(self, command: wire.CopyCommand) -> None:
+        """Lay on the image what is made apart of it, as an overlay of layers shows it."""
+        with self._provider.directory() as path, Root(path) as apart:
+            self._copy(command, apart)
+            files = tree_entries(apart.descriptor)
+            apply(TreeSource(each for each in files if each[0].path), self._root, devices=True)
 
     def _run(self, command: wire.RunCommand) -> None:
         identity = self._users.identity(command.user)

@@ -82,6 +82,7 @@ class Layers:
     """The layers of one build, in a directory on one file system:
 
         lower/<n>/           what the image starts from, 0 the lowest; nobody writes there
+        between/<step>/      what a step would make that need not be executed, before all later steps
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       what the step at work changes, or one that failed has changed
         work/                the kernel's own
@@ -97,14 +98,20 @@ class Layers:
         self._borrowed: list[str] = []
         self._before: dict[str, _Known] = {}
         self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
+        between = f"{directory}/between"
+        self._between = sorted(map(int, os.listdir(between))) if os.path.isdir(between) else []
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
 
     @contextmanager
-    def step(self, number: int) -> Iterator[None]:
+    def step(self, number: int, *, linked: bool = False) -> Iterator[None]:
         """Have the root mounted for the length of the block; at its end the layer `number` is finished.
 
         Where the block raises, the layer stays unfinished, and there can be no other.
+
+        Args:
+            number: of the step.
+            linked: the root is empty: the layer is made apart, and lies on the others afterwards.
 
         Raises:
             OSError: the root can't be mounted.
@@ -112,16 +119,23 @@ class Layers:
         fs, work = "unfinished/fs", f"work/{number}"
         self._borrowed.clear()
         self._before.clear()
+        while self._between and self._between[0] < number:
+            self._names.append(f"between/{self._between.pop(0)}")
         for name in (fs, work):
             os.makedirs(f"{self._directory}/{name}")
-        resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
-        mount_layers(self._directory, self._names, self._target, fs, work)
+        if linked:
+            # No overlay: on one, even of nothing, new directories would hide those of the layers below.
+            kernel.mount(f"{self._directory}/{fs}", self._target, flags=kernel.MS_BIND)
+        else:
+            resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
+            mount_layers(self._directory, self._names, self._target, fs, work)
         try:
-            # Here, because workers mount layers, too, and do without what it imports.
-            from .netfiles import NETWORK_FILES
+            if not linked:
+                # Here, because workers mount layers, too, and do without what it imports.
+                from .netfiles import NETWORK_FILES
 
-            for path in NETWORK_FILES:
-                self.borrow(path)
+                for path in NETWORK_FILES:
+                    self.borrow(path)
             yield
         finally:
             _unmount(self._target)

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
@@ -123,6 +123,10 @@ class Provider:
             finally:
                 for secret in work.secrets:
                     wipe(secret)
+
+    def directory(self) -> AbstractContextManager[str]:
+        """Return a new directory that no RUN sees, and that is gone at the end."""
+        return _directory(self._scratch())
 
     @property
     def _hidden(self) -> str:

@@ -26,7 +26,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ _ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
 _KEY: Final = re.compile("[0-9a-f]{64}")
 _MAX_RECORD: Final = 64 * 1024
 _MAX_TEXT: Final = 300
+LINKED: Final = "link"
+"""The parent of a layer that is made on the empty tree, and lies on whatever comes before it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Entry:
     Args:
         id: its key in the store of layers, which no other layer ever has; of a base, its digest.
         key: the key that it is a result of; empty for a base.
-        parent: id of the layer or base that it lies on; empty for nothing.
+        parent: what it lies on: the id of a layer, the digest of a base, several of them as `above` names
+            them, or `LINKED`; empty for nothing.
         size: bytes that it takes on the disk.
         text: the instruction, for display.
         created: seconds since 1970; 0 where that is not known.
@@ -66,6 +69,11 @@ class Entry:
     created: float
     sources: tuple[tuple[str, str], ...] = ()
     path: Path = Path()
+
+    @property
+    def linked(self) -> bool:
+        """Whether it was made apart from what it lies on."""
+        return self.parent == LINKED
 
     @property
     def is_base(self) -> bool:
@@ -109,12 +117,13 @@ class Cache:
 
     # --- what builds do --------------------------------------------------------------------------
 
-    def find(self, chain: Sequence[str], base: str = "") -> list[Entry]:
+    def find(self, chain: Sequence[str], base: str = "", linked: Container[str] = ()) -> list[Entry]:
         """Return the results of the first keys of a chain: as many as there are without a gap, in order.
 
         Args:
             chain: keys, each of what lies on the one before it.
-            base: digest of what the first lies on; empty for nothing.
+            base: what the first lies on, as `above` names it; empty for nothing.
+            linked: those keys whose layers are made apart.
 
         Raises:
             MachineError, InputError: the store can't be read.
@@ -122,10 +131,11 @@ class Cache:
         found: list[Entry] = []
         with self._errors("read"):
             for key in chain:
-                entry = self._held(self._at(key, found[-1].id if found else base))
+                entry = self._held(self._at(key, LINKED if key in linked else base))
                 if entry is None:
                     break
                 found.append(entry)
+                base = above(base, entry)
         return found
 
     def commit(
@@ -147,7 +157,8 @@ class Cache:
         Args:
             key: of the operation.
             directory: the directory of one of `Machine.layers`.
-            parent: what it was made on: a layer of this cache, the digest of a base, or nothing.
+            parent: what it was made on: a layer of this cache, the digest of a base, what `above` names,
+                `LINKED`, or nothing.
             text: the instruction.
             size: bytes that it takes on the disk; None to have it measured.
             sources: results of other stages that files were taken from.
@@ -170,11 +181,12 @@ class Cache:
             there = None if replace else self._held(self._at(key, entry.parent))
             if there is not None:
                 return there
-            if isinstance(parent, Entry) and self._record(parent.id) is None:
-                raise MachineError(
-                    f"{self._record_files / parent.id}: somebody removed it while it was used",
-                    hint="let only firebuild remove what is in the store",
-                )
+            for each in _names(entry.parent):
+                if _ID.fullmatch(each) and self._record(each) is None:
+                    raise MachineError(
+                        f"{self._record_files / each}: somebody removed it while it was used",
+                        hint="let only firebuild remove what is in the store",
+                    )
             return self._add(entry, directory)
 
     # --- what people do --------------------------------------------------------------------------
@@ -235,7 +247,7 @@ class Cache:
                 if not wanted or use.in_use or survey.layers[entry.id]:
                     continue
                 if dry_run or self._drop(entry):
-                    survey.layers[entry.parent] -= 1
+                    survey.layers.subtract(_names(entry.parent))
                     total -= entry.size
                     removed.append(entry)
             if not dry_run:
@@ -366,7 +378,7 @@ class _Survey:
         self._cache = cache
         self._entries = entries
         self._used = used
-        self.layers = Counter(entry.parent for entry in entries.values())
+        self.layers = Counter(each for entry in entries.values() for each in _names(entry.parent))
         self.size = sum(entry.size for entry in entries.values())
 
     def usage(self) -> list[Usage]:
@@ -378,31 +390,53 @@ class _Survey:
         usages: list[Usage] = []
         for entry in reversed(order):
             last = used[entry.id]
-            used[entry.parent] = max(last, used.get(entry.parent, 0.0))
+            parents = _names(entry.parent)
+            used.update({each: max(last, used.get(each, 0.0)) for each in parents})
             if entry.id in held or self._cache.trees.in_use(entry.id):
-                held |= {entry.id, entry.parent}
+                held.update((entry.id, *parents))
             usages.append(Usage(entry, last, entry.id in held, entry.id in found, self.layers[entry.id]))
         # The sort is stable, so that of two with the same time the upper layer stays the first.
         return sorted(usages, key=lambda usage: (usage.found, usage.last_used))
 
     def _bottom_up(self) -> list[Entry]:
         above: dict[str, list[Entry]] = {}
+        missing: dict[str, int] = {}  # of what an entry lies on, how much does not come before it yet
+        order: list[Entry] = []
         for entry in self._entries.values():
-            below = entry.parent if entry.parent in self._entries else ""
-            above.setdefault(below, []).append(entry)
-        order = above.get("", [])
+            below = {each for each in _names(entry.parent) if each in self._entries}
+            missing[entry.id] = len(below)
+            if not below:
+                order.append(entry)
+            for each in below:
+                above.setdefault(each, []).append(entry)
         for entry in order:  # it grows meanwhile
-            order += above.get(entry.id, [])
+            for upper in above.get(entry.id, []):
+                missing[upper.id] -= 1
+                if not missing[upper.id]:
+                    order.append(upper)
         return order
 
     def _found(self, order: Sequence[Entry]) -> set[str]:
         found: set[str] = set()
         for entry in order:
             # A base need not be there: it can be unpacked again.
-            lies_well = entry.parent in found or _ID.fullmatch(entry.parent) is None
+            parents = _names(entry.parent)
+            lies_well = all(each in found or _ID.fullmatch(each) is None for each in parents)
             if lies_well and self._cache.leads_to(entry) and not self._cache.outdated(entry):
                 found.add(entry.id)
         return found
+
+
+def above(below: str, entry: Entry) -> str:
+    """Name what there is once `entry` lies on what `below` names: the parent of what comes next.
+
+    A layer that is made apart says nothing about what it lies on, so both are named.
+    """
+    return "+".join(filter(None, (below, entry.id))) if entry.linked else entry.id
+
+
+def _names(parent: str) -> list[str]:
+    return parent.split("+")
 
 
 def _document(entry: Entry) -> str:

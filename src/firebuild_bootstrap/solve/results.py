@@ -13,7 +13,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile.graph import (
@@ -34,7 +34,7 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine, StoredLayer
 from firebuild_bootstrap.machine.rootfs import export_tree
-from firebuild_bootstrap.solve.cache import Cache, Entry
+from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts, StageKeys
 
 
@@ -48,6 +48,7 @@ class Shared:
         fresh: whether all steps of a stage are executed, whatever the cache has.
         unchanged: whether the files that an operation took are still those that its key was made of.
         notice: told what could not be kept.
+        puts_between: whether a machine can put a layer that is there between those that it makes.
     """
 
     cache: Cache
@@ -55,6 +56,7 @@ class Shared:
     fresh: Callable[[Stage], bool]
     unchanged: Callable[[Operation, Parts], bool]
     notice: Callable[[str], None]
+    puts_between: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,31 @@ class Start:
     Args:
         layers: what it begins on, the lowest first.
         done: how many of its steps they hold.
-        tip: the uppermost of them in the cache; None where there is none.
+        tip: those of them in the cache that tell what there is: the uppermost that was made on what lies
+            below it, and all that were made apart and lie on that.
+        on: the name of what they are together (`solve.cache.above`).
+        linked: layers of later steps that are there, because they are made apart, by their place.
     """
 
     layers: tuple[Layer, ...]
     done: int = 0
-    tip: Entry | None = None
+    tip: tuple[Entry, ...] = ()
+    on: str = ""
+    linked: Mapping[int, Entry] = field(default_factory=dict)
+
+    def all_layers(self, first: int) -> tuple[Layer, ...]:
+        """Return what a machine begins on, and what it finds later; `first` numbers the first step."""
+        later = (StoredLayer(entry.id, first + place) for place, entry in self.linked.items())
+        return (*self.layers, *later)
+
+    def with_entries(self, entries: Sequence[Entry], done: int) -> Start:
+        """Return the start `entries` higher."""
+        layers, tip, on = self.layers, self.tip, self.on
+        for entry in entries:
+            layers = (*layers, StoredLayer(entry.id))
+            tip = (*tip, entry) if entry.linked else (entry,)
+            on = above(on, entry)
+        return Start(layers, done, tip, on)
 
 
 class Results:
@@ -101,7 +122,7 @@ class Results:
         self._trees = trees
         self._directory = directory
         self._made: dict[int, tuple[Layer, ...]] = {}
-        self._tips: dict[int, Entry] = {}
+        self._tips: dict[int, Start] = {}
         self._renewed: dict[int, bool] = {}
         self._packing = threading.Lock()
         self._committed = False
@@ -126,14 +147,14 @@ class Results:
         runs = stage == self._graph.target and (self._shared is None or self._shared.fresh(stage))
         if start is not None and done == len(stage.steps) and not runs:
             self._made[stage.index] = start.layers
-            if start.tip is not None:
-                self._tips[stage.index] = start.tip
+            self._tips[stage.index] = start
             return
         pending.add(stage.index)
         if isinstance(stage.base, StageRef):
             self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
-        for step in stage.steps[done:]:
-            for tree in trees_of(step.operation):
+        linked = self._linked(stage, done)
+        for place, step in enumerate(stage.steps[done:], done):
+            for tree in trees_of(step.operation) if place not in linked else ():
                 if isinstance(tree, StageRef):
                     self._visit(self._graph.stage(tree.index), pending)
 
@@ -172,12 +193,16 @@ class Results:
         start = self._start(stage) if self._shared is not None else None
         return min(start.done, self._unrenewed(stage)) if start is not None else 0
 
+    def linked(self, stage: Stage) -> frozenset[int]:
+        """Return the places of the steps after those that are cached, too: their layers are made apart."""
+        return frozenset(self._linked(stage, self.cached(stage)))
+
     def start(self, stage: Stage) -> Start:
         """Return where a stage begins; all that it needs of others is done."""
         start = self._start(stage)
         if start is None:
             raise FirebuildError(f"the stage {stage.title} began before what it is based on was done")
-        return start
+        return replace(start, linked=self._linked(stage, start.done))
 
     def _start(self, stage: Stage) -> Start | None:
         """Return where a stage would begin now; None while its base is not there."""
@@ -185,23 +210,35 @@ class Results:
         if self._shared is None:
             return None if below is None else Start(below)
         keys = self._shared.keys[stage.index]
-        own = len(stage.steps)
         if below is not None and isinstance(stage.base, StageRef) and stage.base.index in self._tips:
             # Whatever another build has made of it since: all stages of this one begin on the same.
-            tip = self._tips[stage.base.index]
-            chain = () if self._shared.fresh(stage) else tuple(each.key for each in keys.steps)
-            entries = self._shared.cache.find(chain, tip.id)
-            layers = (*below, *(StoredLayer(entry.id) for entry in entries))
-            return Start(layers, len(entries), entries[-1] if entries else tip)
-        chain = keys.chain[: len(keys.chain) - own] if self._shared.fresh(stage) else keys.chain
-        image = self._image(stage)
-        entries = self._shared.cache.find(chain, image.digest if image is not None else "")
-        done = len(entries) - (len(keys.chain) - own)
-        if done < 0:
-            return None if below is None else Start(below)
-        bottom = () if image is None else (image,)
-        layers = (*bottom, *(StoredLayer(entry.id) for entry in entries))
-        return Start(layers, done, entries[-1] if entries else None)
+            start = self._tips[stage.base.index]
+            chain = keys.steps
+        else:
+            image = self._image(stage)
+            start = Start(()) if image is None else Start((image,), on=image.digest)
+            chain = keys.chain
+        before = len(chain) - len(stage.steps)
+        entries = self._find(chain[:before] if self._shared.fresh(stage) else chain, start.on)
+        if len(entries) < before:
+            return None if below is None else Start(below, on=start.on)
+        return start.with_entries(entries, len(entries) - before)
+
+    def _find(self, chain: Sequence[Parts], on: str) -> list[Entry]:
+        linked = frozenset(parts.key for parts in chain if parts.linked)
+        return self._shared.cache.find([parts.key for parts in chain], on, linked) if self._shared else []
+
+    def _linked(self, stage: Stage, done: int) -> dict[int, Entry]:
+        """Return the layers of those steps after the first `done` that are the same whatever comes before."""
+        if self._shared is None or self._shared.fresh(stage) or not self._shared.puts_between:
+            return {}
+        found: dict[int, Entry] = {}
+        for place, parts in enumerate(self._shared.keys[stage.index].steps[done:], done):
+            trees = trees_of(stage.steps[place].operation)
+            renewed = any(isinstance(tree, StageRef) and self._is_renewed(tree.index) for tree in trees)
+            if parts.linked and not renewed:
+                found.update((place, entry) for entry in self._find((parts,), ""))
+        return found
 
     def _below(self, base: TreeRef) -> tuple[Layer, ...] | None:
         match base:
@@ -249,30 +286,30 @@ class Results:
         """Put the layers of finished steps into the cache; None unless all steps have one."""
         if self._shared is None:
             return None
-        image = self._image(stage)
-        parent: Entry | str = start.tip or (image.digest if image is not None else "")
         layers = {layer.step: layer.directory for layer in machine.layers()}
         made: list[Entry] = []
-        usual = True
+        on, usual = start.on, True
         for place in range(start.done, len(stage.steps)):
-            directory = layers.get(first + place)
-            if directory is None:
-                return None
             step, parts = stage.steps[place], self._shared.keys[stage.index].steps[place]
-            usual = usual and self._unchanged(step, parts)
-            parent = self._shared.cache.commit(
-                # What nobody can ask for is of use to this build all the same.
-                parts.key if usual else secrets.token_hex(32),
-                directory,
-                parent=parent,
-                text=step.origin.text,
-                sources=self._sources(step),
-                replace=True,
-            )
-            made.append(parent)
-            self._committed = True
-        if isinstance(parent, Entry):
-            self._tips[stage.index] = parent
+            entry, directory = start.linked.get(place), layers.get(first + place)
+            if entry is None:
+                if directory is None:
+                    return None
+                unchanged = self._unchanged(step, parts)
+                usual = usual and unchanged
+                entry = self._shared.cache.commit(
+                    # What nobody can ask for is of use to this build all the same.
+                    parts.key if usual or (unchanged and parts.linked) else secrets.token_hex(32),
+                    directory,
+                    parent=LINKED if parts.linked else on,
+                    text=step.origin.text,
+                    sources=self._sources(step),
+                    replace=not parts.linked or self._shared.fresh(stage),  # others lie on what is there
+                )
+                self._committed = True
+            made.append(entry)
+            on = above(on, entry)
+        self._tips[stage.index] = start.with_entries(made, len(stage.steps))
         return made
 
     def _unchanged(self, step: Step, parts: Parts) -> bool:
@@ -283,7 +320,7 @@ class Results:
 
     def _sources(self, step: Step) -> list[Entry]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
-        return [self._tips[index] for index in sorted(indexes) if index in self._tips]
+        return [entry for index in sorted(indexes) if index in self._tips for entry in self._tips[index].tip]
 
     def archive(self, tree: TreeRef) -> Path | None:
         """Return the archive of an image or of a stage that is done; None where it is empty.
