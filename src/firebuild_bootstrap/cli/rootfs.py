@@ -243,7 +243,7 @@ class _Wanted:
 
 
 def _build(options: _Options) -> None:
-    from firebuild_bootstrap.interrupts import Interrupts
+    from firebuild_bootstrap.cli.failure import Interrupts
 
     interrupts = Interrupts()
     with interrupts.installed(), ExitStack() as cleanup:
