@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, plain
 from firebuild_bootstrap.errors import InputError
 
 _KINDS: Final = {
@@ -33,7 +33,7 @@ class Delivery:
         Raises:
             InputError: a file has vanished, cannot be read or has changed.
         """
-        for number, entry in enumerate(self.resource.entries(), start=1):
+        for number, entry in enumerate(plain(self.resource.entries()), start=1):
             identity = f"{self.command.source}-{number}"
             content = _content(entry) if entry.kind is EntryKind.FILE else ()
             yield from messages(self._header(entry, identity), content)

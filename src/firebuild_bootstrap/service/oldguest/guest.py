@@ -9,7 +9,7 @@ from typing import Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Resource
+from firebuild_bootstrap.context.entries import Resource, plain
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError
 from firebuild_bootstrap.service.oldguest import placing, running, shell, staging
 from firebuild_bootstrap.service.oldguest.feed import Feed
@@ -173,7 +173,7 @@ class OldGuest:
 
 
 def _shipment(command: wire.CopyCommand, resource: Resource) -> Shipment:
-    entries = list(resource.entries())
+    entries = list(plain(resource.entries()))
     layers = staging.layers(entries)
     files = staging.files(layers)
     pieces = [*staging.directories(layers), *(piece for file in files for piece in file.pieces)]
