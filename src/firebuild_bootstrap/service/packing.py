@@ -12,8 +12,7 @@ from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, FileOnDisk
-from firebuild_bootstrap.context.reading import ended_early, has_grown
+from firebuild_bootstrap.context.entries import Entry, EntryKind, FileOnDisk, ended_early, has_grown
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tree import data_regions
