@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from firebuild_bootstrap.errors import GuestLost, StepFailed
-from firebuild_bootstrap.events import Notice, StageFinished, StageStarted, StepFinished, StepStarted
+from firebuild_bootstrap.events import Event, Notice, StageFinished, StageStarted, StepFinished, StepStarted
 from firebuild_bootstrap.explain import explained
 from firebuild_bootstrap.failure_artifacts import FailureArtifacts
 from firebuild_bootstrap.following import await_end, follow
@@ -53,7 +53,15 @@ class Sessions:
     phase: Callable[[int], None]
     keep_failed: Path | None = None
 
-    def run(self, work: Work, machine: Machine, guest: TLSMaterial, cleanup: ExitStack) -> None:
+    def run(
+        self,
+        work: Work,
+        machine: Machine,
+        guest: TLSMaterial,
+        cleanup: ExitStack,
+        *,
+        finished: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Run the steps of a stage on a machine, which has stopped when this returns.
 
         Args:
@@ -61,6 +69,7 @@ class Sessions:
             machine: new; it is closed with `cleanup`.
             guest: the material of its guest.
             cleanup: ends what is left, the last first.
+            finished: told the number of each step that has ended well, before anybody else is.
 
         Raises:
             FirebuildError: a step failed, or the guest is lost, or the machine can't be had.
@@ -75,7 +84,7 @@ class Sessions:
             cleanup.enter_context(
                 FailureArtifacts(self.keep_failed / name, machine, notice=notice, info=info)
             )
-        server = self._server(work, machine, guest)
+        server = self._server(work, machine, guest, finished)
         listening = machine.listen()
         cleanup.callback(listening.listener.close)
         server.start(listening.listener)
@@ -99,7 +108,14 @@ class Sessions:
     def _notice(self, level: Literal["info", "warning"]) -> Callable[[str], None]:
         return lambda message: self.events(Notice(level=level, message=message))
 
-    def _server(self, work: Work, machine: Machine, guest: TLSMaterial) -> BootstrapServer:
+    def _server(
+        self, work: Work, machine: Machine, guest: TLSMaterial, finished: Callable[[int], None]
+    ) -> BootstrapServer:
+        def events(event: Event) -> None:
+            if isinstance(event, StepFinished) and event.exit_code == 0:
+                finished(event.step)
+            self.events(event)
+
         return BootstrapServer(
             commands=work.commands,
             resources=work.resources,
@@ -108,7 +124,7 @@ class Sessions:
             stage=work.title,
             server_material=self.server,
             guest_material=guest,
-            events=self.events,
+            events=events,
             limits=Limits.of(self.settings.bootstrap),
             runtime_directory=self.directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
