@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import MetadataWriter
 
 FINISHED: Final = "layers/upper"
 """Where in a machine's directory the layer of each finished step appears under its number, by a rename."""
