@@ -34,8 +34,11 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine, StoredLayer
 from firebuild_bootstrap.machine.rootfs import export_tree
-from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above
+from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
+from firebuild_bootstrap.solve.inputs import takes_files
 from firebuild_bootstrap.solve.keys import Parts, StageKeys
+from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +92,86 @@ class Start:
         for entry in entries:
             layers = (*layers, StoredLayer(entry.id))
             tip = (*tip, entry) if entry.linked else (entry,)
-            on = above(on, entry)
+            on = above(on, entry.id, linked=entry.linked)
         return Start(layers, done, tip, on)
+
+
+class Making:
+    """A stage at work: its steps become entries of the cache. One thread at a time may use it.
+
+    Args:
+        shared: the cache; None where none can be used.
+        steps: those that are executed, in their order, with what their keys are made of.
+        replace: whether nothing that others have made is as good.
+    """
+
+    def __init__(
+        self, shared: Shared | None, steps: Sequence[tuple[PlannedStep, Step, Parts]], *, replace: bool
+    ) -> None:
+        self._shared = shared
+        self._steps = steps
+        self._replace = replace
+        self._usual: dict[int, bool] = {}
+        self._plan: Plan | None = None
+        self.entries: list[Entry] = []
+        """Those that are there by now."""
+
+    def survive(self, workspace: BuildDirectory, stored: LayerTrees) -> None:
+        """See to it that a kill of this process loses no finished step.
+
+        Raises:
+            MachineError: the plan can't be written.
+        """
+        planned = [step for step, _, _ in self._steps]
+        self._plan = Plan(workspace, stored.home, planned, replace=self._replace)
+
+    def finished(self, number: int) -> None:
+        """Take note of a step that has ended well: later its files may not be those any more that it took."""
+        for planned, step, parts in self._steps:
+            if planned.number == number:
+                self._is_usual(planned, step, parts)
+
+    def commit(self, number: int, directory: Path) -> None:
+        """Put the layer of a finished step into the cache, unless one before it is missing.
+
+        Raises:
+            FirebuildError: the store can't be written.
+        """
+        if self._shared is None or len(self.entries) == len(self._steps):
+            return
+        planned, step, parts = self._steps[len(self.entries)]
+        if planned.number != number:
+            return
+        usual = self._is_usual(planned, step, parts) and (parts.linked or all(self._usual.values()))
+        # What nobody can ask for is of use to this build all the same.
+        key = planned.key if usual else secrets.token_hex(32)
+        self.entries.append(
+            planned.commit(self._shared.cache, directory, key=key, replace=self._replace or not usual)
+        )
+
+    def commit_all(self, machine: Machine) -> None:
+        """Put all that is left in a machine that has stopped into the cache.
+
+        Raises:
+            FirebuildError: the store can't be written.
+        """
+        for layer in machine.layers():
+            self.commit(layer.step, layer.directory)
+        if self._plan is not None:
+            self._plan.close()
+
+    def _is_usual(self, planned: PlannedStep, step: Step, parts: Parts) -> bool:
+        """Whether the files that a step took are still those of its key; they are looked at once."""
+        if self._shared is None or planned.sure:
+            return True
+        if planned.number not in self._usual:
+            same = self._usual[planned.number] = self._shared.unchanged(step.operation, parts)
+            if not same:
+                text = f"{step.origin.location}: its files changed while they were sent: not cached"
+                self._shared.notice(text)
+            elif self._plan is not None:
+                self._plan.sure(planned.number)
+        return self._usual[planned.number]
 
 
 class Results:
@@ -152,7 +233,7 @@ class Results:
         pending.add(stage.index)
         if isinstance(stage.base, StageRef):
             self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
-        linked = self._linked(stage, done)
+        linked = self._linked(stage, done) if self._shared is not None and self._shared.puts_between else {}
         for place, step in enumerate(stage.steps[done:], done):
             for tree in trees_of(step.operation) if place not in linked else ():
                 if isinstance(tree, StageRef):
@@ -195,6 +276,8 @@ class Results:
 
     def linked(self, stage: Stage) -> frozenset[int]:
         """Return the places of the steps after those that are cached, too: their layers are made apart."""
+        if self._shared is None or not self._shared.puts_between:
+            return frozenset()
         return frozenset(self._linked(stage, self.cached(stage)))
 
     def start(self, stage: Stage) -> Start:
@@ -202,7 +285,8 @@ class Results:
         start = self._start(stage)
         if start is None:
             raise FirebuildError(f"the stage {stage.title} began before what it is based on was done")
-        return replace(start, linked=self._linked(stage, start.done))
+        puts_between = self._shared is not None and self._shared.puts_between
+        return replace(start, linked=self._linked(stage, start.done) if puts_between else {})
 
     def _start(self, stage: Stage) -> Start | None:
         """Return where a stage would begin now; None while its base is not there."""
@@ -230,7 +314,7 @@ class Results:
 
     def _linked(self, stage: Stage, done: int) -> dict[int, Entry]:
         """Return the layers of those steps after the first `done` that are the same whatever comes before."""
-        if self._shared is None or self._shared.fresh(stage) or not self._shared.puts_between:
+        if self._shared is None or self._shared.fresh(stage):
             return {}
         found: dict[int, Entry] = {}
         for place, parts in enumerate(self._shared.keys[stage.index].steps[done:], done):
@@ -256,71 +340,68 @@ class Results:
 
     # --- afterwards -----------------------------------------------------------------------------
 
-    def keep(self, stage: Stage, start: Start, machine: Machine, first: int) -> None:
-        """Keep what the machine of a stage has made, which has stopped, in the cache if it can be there.
+    def begin(self, stage: Stage, start: Start, first: int, workspace: BuildDirectory) -> Making:
+        """Prepare what is to become of the steps of a stage whose machine is about to start.
 
         Args:
             stage: the stage.
-            start: where it began.
-            machine: its machine.
+            start: where it begins.
             first: number of the stage's first step.
+            workspace: of the machine, from where finished steps are saved after a kill (`FINISHED`).
+
+        Raises:
+            MachineError: the plan for that can't be written.
+        """
+        if self._shared is None:
+            return Making(None, (), replace=False)
+        steps, on = [], start.on
+        there = self._linked(
+            stage, start.done
+        )  # is as good as what a machine makes that can't put it between
+        for place, step in list(enumerate(stage.steps))[start.done :]:
+            parts = self._shared.keys[stage.index].steps[place]
+            identity = there[place].id if place in there else new_id(parts.key)
+            below, on = on, above(on, identity, linked=parts.linked)
+            if place in start.linked:
+                continue
+            planned = PlannedStep(
+                number=first + place,
+                key=parts.key,
+                identity=identity,
+                parent=LINKED if parts.linked else below,
+                text=step.origin.text,
+                sources=self._sources(step),
+                sure=not takes_files(step.operation),
+            )
+            steps.append((planned, step, parts))
+        making = Making(self._shared, steps, replace=self._is_renewed(stage.index))
+        making.survive(workspace, self._stored)
+        return making
+
+    def keep(self, stage: Stage, start: Start, making: Making, machine: Machine) -> None:
+        """Keep what the machine of a stage has made, which has stopped, in the cache if it can be there.
 
         Raises:
             FirebuildError: the store can't be written.
         """
-        kept = self._commit(stage, start, machine, first)
-        if kept is not None:
-            self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in kept))
+        making.commit_all(machine)
+        entries = list(making.entries)
+        if self._shared is not None and len(entries) + len(start.linked) == len(stage.steps) - start.done:
+            for place, entry in sorted(start.linked.items()):
+                entries.insert(place - start.done, entry)
+            end = start.with_entries(entries, len(stage.steps))
+            self._made[stage.index], self._tips[stage.index] = end.layers, end
         elif stage != self._graph.target:
             directory = self._directory / f"stage-{stage.index}"
             directory.mkdir(mode=0o700)
             (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
             self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
+        self._committed = self._committed or bool(making.entries)
 
-    def rescue(self, stage: Stage, start: Start, machine: Machine, first: int) -> None:
-        """Keep the finished steps of a stage that has failed, as far as that is possible."""
-        with suppress(FirebuildError):
-            self._commit(stage, start, machine, first)
-
-    def _commit(self, stage: Stage, start: Start, machine: Machine, first: int) -> list[Entry] | None:
-        """Put the layers of finished steps into the cache; None unless all steps have one."""
-        if self._shared is None:
-            return None
-        layers = {layer.step: layer.directory for layer in machine.layers()}
-        made: list[Entry] = []
-        on, usual = start.on, True
-        for place in range(start.done, len(stage.steps)):
-            step, parts = stage.steps[place], self._shared.keys[stage.index].steps[place]
-            entry, directory = start.linked.get(place), layers.get(first + place)
-            if entry is None:
-                if directory is None:
-                    return None
-                unchanged = self._unchanged(step, parts)
-                usual = usual and unchanged
-                entry = self._shared.cache.commit(
-                    # What nobody can ask for is of use to this build all the same.
-                    parts.key if usual or (unchanged and parts.linked) else secrets.token_hex(32),
-                    directory,
-                    parent=LINKED if parts.linked else on,
-                    text=step.origin.text,
-                    sources=self._sources(step),
-                    replace=not parts.linked or self._shared.fresh(stage),  # others lie on what is there
-                )
-                self._committed = True
-            made.append(entry)
-            on = above(on, entry)
-        self._tips[stage.index] = start.with_entries(made, len(stage.steps))
-        return made
-
-    def _unchanged(self, step: Step, parts: Parts) -> bool:
-        if self._shared is None or self._shared.unchanged(step.operation, parts):
-            return True
-        self._shared.notice(f"{step.origin.location}: its files changed while they were sent: not cached")
-        return False
-
-    def _sources(self, step: Step) -> list[Entry]:
+    def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
-        return [entry for index in sorted(indexes) if index in self._tips for entry in self._tips[index].tip]
+        known = (self._tips[index].tip for index in sorted(indexes) if index in self._tips)
+        return tuple(entry.source for tip in known for entry in tip)
 
     def archive(self, tree: TreeRef) -> Path | None:
         """Return the archive of an image or of a stage that is done; None where it is empty.
