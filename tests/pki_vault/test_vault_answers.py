@@ -9,8 +9,8 @@ import pytest
 
 from firebuild_pki import Profile, ProviderError, SignRequest
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.faults import fault_of
-from firebuild_pki.providers.vault.refusals import Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.nodes import Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.transport import fault_of
 from firebuild_pki.x509 import make_csr
 from pki.tools import OperatorCA
 from pki_vault.providing import AGAIN, LOGIN, logging_in

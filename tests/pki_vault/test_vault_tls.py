@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from baoserver.process import free_port
 from firebuild_pki import CAError, ProviderError
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.faults import fault_of
+from firebuild_pki.providers.vault.transport import fault_of
 from pki.tools import OperatorCA, pem
 from pki_vault.scripted import Reply, scripted
 from pki_vault.tools import Backend, ClientCertificate, raises

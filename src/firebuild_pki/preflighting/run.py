@@ -15,12 +15,20 @@ from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
 from firebuild_pki.identity import Identity
+from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
-from firebuild_pki.preflighting.report import PreflightReport, PreflightRow, RowLevel
-from firebuild_pki.preflighting.rows import ok, row_of, skipped, warning
-from firebuild_pki.preflighting.steps import Steps
-from firebuild_pki.preflighting.stranger import stranger_like
-from firebuild_pki.provider import Capability, Clock, utc_now
+from firebuild_pki.preflighting.report import (
+    PreflightReport,
+    PreflightRow,
+    RowLevel,
+    Steps,
+    ok,
+    row_of,
+    skipped,
+    warning,
+)
+from firebuild_pki.provider import Capability, Clock, Profile, utc_now
+from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
 
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
 
@@ -36,6 +44,15 @@ _LATER = (
     "refusal",
     "revocation",
 )
+
+
+def stranger_like(guest: TLSMaterial, clock: Clock) -> TLSMaterial:
+    """Make a guest that trusts the same CA and has the same name, certified by a CA of its own."""
+    validity = Validity.starting(clock(), timedelta(hours=1), backdate=timedelta(minutes=5))
+    root = make_root(generate_key(), validity, with_intermediate=False)
+    key = generate_key()
+    leaf = make_leaf(key.public_key(), root, validity, profile=Profile.GUEST, dns_names=(guest.identity,))
+    return replace(guest, certificate_chain_pem=to_pem([leaf]), private_key_pem=private_key_pem(key))
 
 
 def preflight(
