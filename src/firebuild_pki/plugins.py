@@ -2,7 +2,7 @@
 
 A provider's name is the name of its entry point in the group ``firebuild_pki.providers``; an
 observer's is that in ``firebuild_pki.observers``. Nothing is imported until it is asked for by
-name, so a broken plugin only hurts those who select it.
+name, so that a broken plugin fails only where it is selected.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
-from firebuild_pki.conformance.contract import Breach
+from firebuild_pki.conformance.contract import Violation
 from firebuild_pki.documents import Document
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key
 from firebuild_pki.plugins import PluginCatalog
@@ -71,11 +71,11 @@ def from_signing(answer: object, request: SignRequest, key: PrivateKey, asked_at
     """Read the answer to a request.
 
     Raises:
-        Breach: it is something else than a `SignedCertificate`.
+        Violation: it is something else than a `SignedCertificate`.
         MaterialError: it cannot be read.
     """
     if not isinstance(answer, SignedCertificate):
-        raise Breach(f"{type(answer).__name__} instead of a SignedCertificate")
+        raise Violation(f"{type(answer).__name__} instead of a SignedCertificate")
     leaves = parse_certificates(answer.certificate_pem, "certificate")
     # no bytes are no reason to give up: one check is about that, the others look at the certificates
     chain = parse_certificates(answer.chain_pem, "chain") if answer.chain_pem else []
@@ -88,18 +88,18 @@ def from_pair(answer: object) -> Answer:
     """Read a ready pair.
 
     Raises:
-        Breach: it is something else than a `ReadyPair`, or its key cannot be read.
+        Violation: it is something else than a `ReadyPair`, or its key cannot be read.
         MaterialError: its certificates cannot be read.
     """
     if not isinstance(answer, ReadyPair):
-        raise Breach(f"{type(answer).__name__} instead of a ReadyPair")
+        raise Violation(f"{type(answer).__name__} instead of a ReadyPair")
     found = parse_certificates(answer.certificate_chain_pem, "certificate chain")
     try:
         key = serialization.load_pem_private_key(answer.private_key_pem, None)
     except (ValueError, TypeError):
-        raise Breach("a private key that is not unencrypted PEM") from None
+        raise Violation("a private key that is not unencrypted PEM") from None
     if not isinstance(key, PrivateKey):
-        raise Breach("a private key that is neither EC nor RSA")
+        raise Violation("a private key that is neither EC nor RSA")
     return Answer(*_sorted(found, key), None, (answer.name,), exact=False)
 
 
@@ -221,7 +221,7 @@ class Direct:
         self.call("closing the provider", self.provider.close)
 
     def end(self) -> None:
-        """Close the provider if nobody did, and end the thread; how it closes is for other checks."""
+        """Close the provider if it is still open, and end the thread; how it closes is for other checks."""
         closing = (lambda: None) if self._closed else self.provider.close
         with suppress(Exception):
             self._worker.finish(closing)
@@ -230,7 +230,7 @@ class Direct:
         """Ask for the trust bundle."""
         bundle: object = self.call("reading the trust bundle", self.provider.trust_bundle)
         if not isinstance(bundle, TrustBundle):
-            raise Breach(f"{type(bundle).__name__} instead of a TrustBundle")
+            raise Violation(f"{type(bundle).__name__} instead of a TrustBundle")
         return bundle
 
     def answer(self, profile: Profile) -> Answer:

@@ -1,4 +1,4 @@
-"""How a check words its verdict: what the contract wants, what came, where to read more.
+"""How a check reports a violation: what the contract requires, what was found, where to read more.
 
 The checks raise; they hold no assert statements, so pytest need not rewrite them.
 """
@@ -56,7 +56,7 @@ class Feature(StrEnum):
         return cls(key_type.value)
 
 
-class Breach(Exception):
+class Violation(Exception):
     """The provider did something that the contract does not allow; says what was found."""
 
 
@@ -92,7 +92,7 @@ class Contract:
 def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT], CheckT]:
     """Make a method a check of the contract; its docstring says what the contract wants.
 
-    It fails with the words of the contract on a `Breach` or a `CAError`. Where a feature that it
+    It fails with the words of the contract on a `Violation` or a `CAError`. Where a feature that it
     needs is declared unsupported it has to fail, and that counts as an expected failure. A check
     with the argument ``key_type`` needs the feature of that kind of key besides.
     """
@@ -107,7 +107,7 @@ def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT],
             try:
                 with restored():
                     check(self, **fixtures)
-            except (Breach, CAError) as error:
+            except (Violation, CAError) as error:
                 found = error
             if lacking:
                 _judge_unsupported(lacking, found, type(self).__name__)

@@ -16,7 +16,7 @@ from firebuild_pki.authority import open_authority
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import BUILD_ID, Bench
 from firebuild_pki.conformance.certificates import each_profile
-from firebuild_pki.conformance.contract import Breach, Feature, contract
+from firebuild_pki.conformance.contract import Feature, Violation, contract
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.grpc_handshake import Handshake, handshake
 from firebuild_pki.keys import KeyType
@@ -32,7 +32,7 @@ ORDERS = tuple(permutations(("first", "second", "third")))
 
 
 class HandshakeChecks(Checks):
-    """Server and guest of one authority, and those who are not."""
+    """Server and guest of one authority, and rogue peers."""
 
     @contract(see="TLSMaterial")
     def test_server_and_guest_talk(self, ca_bench: Bench) -> None:
@@ -61,15 +61,15 @@ class HandshakeChecks(Checks):
     def test_a_guest_of_another_ca_is_refused(self, ca_bench: Bench) -> None:
         """A guest with a certificate of another CA is refused."""
         server, guest = _ends(ca_bench)
-        _, stranger = _strangers(ca_bench)
-        _must_be_refused(server, _disguised(stranger, guest))
+        _, rogue = _rogue_peers(ca_bench)
+        _must_be_refused(server, _disguised(rogue, guest))
 
     @contract(see="TLSMaterial")
     def test_a_server_of_another_ca_is_refused(self, ca_bench: Bench) -> None:
         """A server with a certificate of another CA is refused."""
         server, guest = _ends(ca_bench)
-        stranger, _ = _strangers(ca_bench)
-        _must_be_refused(_disguised(stranger, server), replace(guest, server_name=stranger.server_name))
+        rogue, _ = _rogue_peers(ca_bench)
+        _must_be_refused(_disguised(rogue, server), replace(guest, server_name=rogue.server_name))
 
     @contract(see="TLSMaterial")
     def test_a_server_with_another_name_is_refused(self, ca_bench: Bench) -> None:
@@ -83,17 +83,17 @@ def _ends(bench: Bench) -> tuple[TLSMaterial, TLSMaterial]:
         return authority.issue_server(), authority.issue_guest()
 
 
-def _strangers(bench: Bench) -> tuple[TLSMaterial, TLSMaterial]:
+def _rogue_peers(bench: Bench) -> tuple[TLSMaterial, TLSMaterial]:
     settings = {"name_suffix": bench.settings.name_suffix}
     with open_authority(settings, build_id=BUILD_ID) as authority:
         return authority.issue_server(), authority.issue_guest()
 
 
-def _disguised(stranger: TLSMaterial, as_: TLSMaterial) -> TLSMaterial:
+def _disguised(rogue: TLSMaterial, as_: TLSMaterial) -> TLSMaterial:
     return replace(
         as_,
-        private_key_pem=stranger.private_key_pem,
-        certificate_chain_pem=stranger.certificate_chain_pem,
+        private_key_pem=rogue.private_key_pem,
+        certificate_chain_pem=rogue.certificate_chain_pem,
     )
 
 
@@ -102,7 +102,7 @@ def _must_be_refused(server: TLSMaterial, guest: TLSMaterial, *, anonymous: bool
         seen: Handshake = handshake(server, guest, anonymous=anonymous)
     except MaterialError:
         return
-    raise Breach(f"a connection to {seen.server_name} that was accepted")
+    raise Violation(f"a connection to {seen.server_name} that was accepted")
 
 
 class FrameworkChecks(Checks):
@@ -115,7 +115,7 @@ class FrameworkChecks(Checks):
         with ca_bench.authority() as authority:
             _ = authority.issue_server() if profile is Profile.SERVER else authority.issue_guest()
         if authority.warnings:
-            raise Breach("the warnings: " + "; ".join(authority.warnings))
+            raise Violation("the warnings: " + "; ".join(authority.warnings))
 
     @contract(see="SignRequest")
     def test_the_certificates_outlive_the_build(self, ca_bench: Bench) -> None:
@@ -132,7 +132,7 @@ class FrameworkChecks(Checks):
         section = {**ca_bench.section, "key_type": str(key_type)}
         with ca_bench.with_section(section).authority() as authority:
             if Capability.SIGN not in authority.capabilities:
-                raise Breach("ready pairs, whose keys are what they are")
+                raise Violation("ready pairs, whose keys are what they are")
             authority.issue_server()
 
     @contract(see="Authority")
@@ -175,7 +175,9 @@ class FrameworkChecks(Checks):
                     try:
                         guest = authority.issue_guest()
                     except CAError as error:
-                        raise Breach(f"the {name} of three, after the {ended} was closed: {error}") from error
+                        raise Violation(
+                            f"the {name} of three, after the {ended} was closed: {error}"
+                        ) from error
                     handshake(server[name], guest)
 
 

@@ -12,7 +12,7 @@ import pytest
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench, Direct
-from firebuild_pki.conformance.contract import Breach, Feature, contract
+from firebuild_pki.conformance.contract import Feature, Violation, contract
 from firebuild_pki.conformance.spilling import Record, recorded_logs
 from firebuild_pki.conformance.watching import Traces, traced
 from firebuild_pki.errors import CAError, SettingsError, UnsupportedOperation
@@ -31,27 +31,27 @@ class RefusalChecks(Checks):
             found = provider.capabilities
         ways = found & {Capability.SIGN, Capability.READY_PAIRS}
         if len(ways) != 1:
-            raise Breach(f"the capabilities {', '.join(sorted(found)) or 'none'}")
+            raise Violation(f"the capabilities {', '.join(sorted(found)) or 'none'}")
         if ways == {Capability.READY_PAIRS} and Feature.SIGN not in self.unsupported:
-            raise Breach("ready pairs; declare Feature.SIGN unsupported")
+            raise Violation("ready pairs; declare Feature.SIGN unsupported")
 
     @contract(see="CAProvider")
     def test_what_is_not_promised_is_unsupported(self, ca_bench: Bench) -> None:
         """What the capabilities do not promise raises UnsupportedOperation."""
         with ca_bench.direct() as direct:
             provider, (request, _) = direct.provider, direct.request(Profile.SERVER)
-            stranger = _stranger()
+            unknown = _unknown_certificate()
             attempts: dict[Capability, Callable[[], object]] = {
                 Capability.SIGN: lambda: provider.sign(request),
                 Capability.READY_PAIRS: lambda: provider.ready_pair(Profile.SERVER),
-                Capability.REVOKE: lambda: provider.revoke(stranger),
+                Capability.REVOKE: lambda: provider.revoke(unknown),
             }
             for capability in attempts.keys() - direct.capabilities:
                 try:
                     direct.call(f"trying to {capability}", attempts[capability])
                 except UnsupportedOperation:
                     continue
-                raise Breach(f"{capability} does not raise it; add the capability to the ProviderSpec")
+                raise Violation(f"{capability} does not raise it; add the capability to the ProviderSpec")
 
     @contract(see="CAProvider.sign")
     def test_a_request_without_sense_is_refused(self, ca_bench: Bench) -> None:
@@ -66,7 +66,7 @@ class RefusalChecks(Checks):
             except CAError:
                 direct.answer(Profile.SERVER)
                 return
-        raise Breach(f"a {type(answer).__name__} for it")
+        raise Violation(f"a {type(answer).__name__} for it")
 
     @contract(see="CAProvider.sign", needs=(Feature.POLICY,))
     def test_what_the_policy_forbids_is_refused(
@@ -74,7 +74,7 @@ class RefusalChecks(Checks):
     ) -> None:
         """What the backend's policy forbids is an error with the provider's name."""
         if ca_refusing_settings is None:
-            raise Breach("no fixture ca_refusing_settings")
+            raise Violation("no fixture ca_refusing_settings")
         with ca_bench.with_section(ca_refusing_settings).authority() as authority:
             _must_fail(authority.issue_server, "a certificate", ca_bench.name)
 
@@ -84,7 +84,7 @@ class RefusalChecks(Checks):
     ) -> None:
         """A backend that fails is an error with the provider's name, and can be closed."""
         if ca_broken_settings is None:
-            raise Breach("no fixture ca_broken_settings")
+            raise Violation("no fixture ca_broken_settings")
         bench = ca_bench.with_section(ca_broken_settings)
 
         def build() -> None:
@@ -112,11 +112,11 @@ class RefusalChecks(Checks):
         with ca_bench.authority() as authority:
             _must_be_able_to_revoke(authority)
             known = authority.issue_server()
-            stranger = replace(known, certificate_chain_pem=_stranger())
-            _must_fail(lambda: authority.revoke(stranger), "no error", ca_bench.name)
+            unknown = replace(known, certificate_chain_pem=_unknown_certificate())
+            _must_fail(lambda: authority.revoke(unknown), "no error", ca_bench.name)
 
 
-def _stranger() -> bytes:
+def _unknown_certificate() -> bytes:
     with open_authority() as authority:
         return authority.issue_server().certificate_chain_pem
 
@@ -130,12 +130,12 @@ def _must_fail(action: Callable[[], object], otherwise: str, provider: str) -> N
     try:
         action()
     except SettingsError as error:
-        raise Breach(f"settings that are wrong already, so nothing was tried: {error}") from error
+        raise Violation(f"settings that are wrong already, so nothing was tried: {error}") from error
     except CAError as error:
         if error.provider != provider:
-            raise Breach(f"an error of {error.provider} instead of {provider}: {error}") from error
+            raise Violation(f"an error of {error.provider} instead of {provider}: {error}") from error
         return
-    raise Breach(otherwise)
+    raise Violation(otherwise)
 
 
 class LifeChecks(Checks):
@@ -146,17 +146,17 @@ class LifeChecks(Checks):
         """check() returns notes, none of them fatal where all is well."""
         for note in _checked(ca_bench):
             if note.fatal:
-                raise Breach(f"the fatal note: {note}")
+                raise Violation(f"the fatal note: {note}")
 
     @contract(see="CAProvider.check", needs=(Feature.CHECK,))
     def test_a_check_says_what_it_looked_at(self, ca_bench: Bench) -> None:
         """check() returns a note for each thing it looked at, labelled with what that is."""
         notes = _checked(ca_bench)
         if not notes:
-            raise Breach("no notes")
+            raise Violation("no notes")
         for note in notes:
             if not note.about:
-                raise Breach(f'a note without a label (about="..."): {note}')
+                raise Violation(f'a note without a label (about="..."): {note}')
 
     @contract(see="CAProvider.close")
     def test_closing_twice_is_fine(self, ca_bench: Bench) -> None:
@@ -185,9 +185,9 @@ class LifeChecks(Checks):
             provider.close()
             try:
                 provider.answer(Profile.SERVER)
-            except (CAError, Breach):
+            except (CAError, Violation):
                 return
-        raise Breach("a certificate that was issued after close()")
+        raise Violation("a certificate that was issued after close()")
 
     @contract(see="CAProvider.close")
     def test_nothing_is_issued_after_closing_beside_an_open_one(self, ca_bench: Bench) -> None:
@@ -196,9 +196,9 @@ class LifeChecks(Checks):
             provider.close()
             try:
                 provider.answer(Profile.SERVER)
-            except (CAError, Breach):
+            except (CAError, Violation):
                 return
-        raise Breach("a certificate that was issued after close(), while another provider was open")
+        raise Violation("a certificate that was issued after close(), while another provider was open")
 
     @contract(see="CAProvider.close")
     def test_what_others_do_wrong_harms_no_open_one(
@@ -210,7 +210,7 @@ class LifeChecks(Checks):
                 try:
                     provider.answer(Profile.SERVER)
                 except CAError as error:
-                    raise Breach(f"after another one {done}: {error}") from error
+                    raise Violation(f"after another one {done}: {error}") from error
 
     @contract(see="CAProvider.close")
     def test_an_authority_closes_without_a_warning(self, ca_bench: Bench) -> None:
@@ -218,7 +218,7 @@ class LifeChecks(Checks):
         with ca_bench.authority() as authority:
             before = authority.warnings
         if authority.warnings != before:
-            raise Breach("the warnings: " + "; ".join(authority.warnings))
+            raise Violation("the warnings: " + "; ".join(authority.warnings))
 
     @contract(see="CAProvider")
     def test_the_process_stays_as_it_was(self, ca_bench: Bench) -> None:
@@ -226,7 +226,7 @@ class LifeChecks(Checks):
         _, traces = lived(ca_bench)
         if traces.changes:
             found = (f"{what} is changed {when}" for what, when in sorted(traces.changes.items()))
-            raise Breach("; ".join(found))
+            raise Violation("; ".join(found))
 
     @contract(see="CAProvider")
     def test_standard_output_is_left_alone(self, ca_bench: Bench) -> None:
@@ -234,14 +234,14 @@ class LifeChecks(Checks):
         _, traces = lived(ca_bench)
         size = len(traces.printed["standard output"])
         if size:
-            raise Breach(f"{size} characters on standard output")
+            raise Violation(f"{size} characters on standard output")
 
     @contract(see="CAProvider.close")
     def test_nothing_is_left_behind(self, ca_bench: Bench) -> None:
         """After close() there are no temporary files and no child processes."""
         _, traces = lived(ca_bench)
         if traces.left:
-            raise Breach(", ".join(traces.left))
+            raise Violation(", ".join(traces.left))
 
     @contract(see="CAProvider.open")
     def test_one_build_follows_another(self, ca_bench: Bench) -> None:
@@ -256,7 +256,7 @@ def _checked(bench: Bench) -> list[Note]:
         notes = list(provider.call("the check", provider.provider.check) or ())
     for note in notes:
         if not isinstance(note, Note):
-            raise Breach(f"a {type(note).__name__} instead of a Note")
+            raise Violation(f"a {type(note).__name__} instead of a Note")
     return notes
 
 

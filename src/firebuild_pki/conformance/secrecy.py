@@ -14,7 +14,7 @@ from pydantic import PydanticUserError
 from firebuild_pki.config import ca_json_schema, redacted
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench
-from firebuild_pki.conformance.contract import Breach, contract
+from firebuild_pki.conformance.contract import Violation, contract
 from firebuild_pki.conformance.life import live, lived
 from firebuild_pki.conformance.spilling import (
     Record,
@@ -59,7 +59,7 @@ class SettingsChecks(Checks):
         """Every setting has a description: the string below it in the model."""
         bare = sorted(_undescribed(_schema(ca_bench)))
         if bare:
-            raise Breach("no description of " + ", ".join(bare))
+            raise Violation("no description of " + ", ".join(bare))
 
     @contract(see="CAProvider.validate")
     def test_looking_at_the_settings_touches_nothing(self, ca_bench: Bench) -> None:
@@ -68,7 +68,7 @@ class SettingsChecks(Checks):
         seen: list[str] = []
         _notes(ca_bench, seen)
         if seen:
-            raise Breach("; ".join(dict.fromkeys(seen)))
+            raise Violation("; ".join(dict.fromkeys(seen)))
 
     @contract(see="CAProvider.validate")
     def test_looking_at_the_settings_twice_says_the_same(self, ca_bench: Bench) -> None:
@@ -76,9 +76,9 @@ class SettingsChecks(Checks):
         notes = _notes(ca_bench, [])
         for note in notes:
             if not isinstance(note, Note) or note.fatal:
-                raise Breach(f"{note!r}")
+                raise Violation(f"{note!r}")
         if _notes(ca_bench, []) != notes:
-            raise Breach("other notes the second time")
+            raise Violation("other notes the second time")
 
 
 def _notes(bench: Bench, seen: list[str]) -> list[Note]:
@@ -101,9 +101,9 @@ def _must_be_refused(bench: Bench, name: str, path: str) -> None:
     except SettingsError as error:
         found = [problem.path for problem in error.problems]
         if f"ca.{name}.{path}" not in found:
-            raise Breach(f"an error at {', '.join(found)} instead of ca.{name}.{path}") from error
+            raise Violation(f"an error at {', '.join(found)} instead of ca.{name}.{path}") from error
         return
-    raise Breach(f"{path} was accepted")
+    raise Violation(f"{path} was accepted")
 
 
 def _with_value(block: Mapping[str, Any], path: list[str], value: object) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _schema(bench: Bench) -> Mapping[str, Any]:
     try:
         return model.json_schema() if issubclass(model, Settings) else model.model_json_schema()
     except PydanticUserError as error:
-        raise Breach(str(error).splitlines()[0]) from error
+        raise Violation(str(error).splitlines()[0]) from error
 
 
 def _undescribed(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -201,9 +201,9 @@ class SecrecyChecks(Checks):
         bench = _referring(ca_bench, {"env": "FIREBUILD_CONFORMANCE_UNSET"})
         live(bench, record, Traces())
         if not record.lines:
-            raise Breach("no error")
+            raise Violation("no error")
         if "FIREBUILD_CONFORMANCE_UNSET" not in record.text or f"({ca_bench.name})" not in record.text:
-            raise Breach(record.text.rstrip().splitlines()[-1])
+            raise Violation(record.text.rstrip().splitlines()[-1])
 
 
 def _referring(bench: Bench, ref: Mapping[str, str]) -> Bench:

@@ -84,7 +84,7 @@ def certificate_facts(pem: bytes) -> tuple[CertificateFacts, ...]:
     certificates = parse_certificates(pem, "input")
     try:
         return tuple(map(_facts, certificates))
-    except Exception as error:  # strangers write certificates, and each parser fails in its own way
+    except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
         raise MaterialError(f"a certificate in the input cannot be read: {in_words(error)}") from error
 
 

@@ -46,7 +46,7 @@ class PreflightRow:
     """One thing that was looked at.
 
     Args:
-        about: what, in a word or two.
+        about: its subject, in one or two words.
         level: how it turned out.
         message: what was found.
         hint: what to do about it.
@@ -112,7 +112,7 @@ def ok(about: str, message: str) -> PreflightRow:
 
 
 def warning(about: str, message: str, hint: str | None = None) -> PreflightRow:
-    """Make a row of something that deserves a word."""
+    """Make a row of a warning."""
     return PreflightRow(about, RowLevel.WARNING, message, hint)
 
 

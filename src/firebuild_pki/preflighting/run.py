@@ -46,7 +46,7 @@ _LATER = (
 )
 
 
-def stranger_like(guest: TLSMaterial, clock: Clock) -> TLSMaterial:
+def rogue_peer(guest: TLSMaterial, clock: Clock) -> TLSMaterial:
     """Make a guest that trusts the same CA and has the same name, certified by a CA of its own."""
     validity = Validity.starting(clock(), timedelta(hours=1), backdate=timedelta(minutes=5))
     root = make_root(generate_key(), validity, with_intermediate=False)
@@ -179,7 +179,7 @@ class _Preflight:
             clock=self._wanted.clock,
             environ=self._wanted.environ,
             check=self._check,
-            patient=False,  # whoever asks for a verdict can ask again
+            patient=False,  # a preflight can simply be repeated
         )
         self._news()  # the notes about the settings have had their rows
         for anchor in parse_certificates(authority.trust_pem, "trust anchors"):
@@ -215,9 +215,9 @@ class _Preflight:
 
     def _refuse(self) -> Rows:
         server, guest = self._issued["server"], self._issued["guest"]
-        stranger = stranger_like(guest, self._wanted.clock)
+        rogue = rogue_peer(guest, self._wanted.clock)
         yield _refusal("a guest without a certificate", server, guest, anonymous=True)
-        yield _refusal("a guest of the same name with a certificate of another CA", server, stranger)
+        yield _refusal("a guest of the same name with a certificate of another CA", server, rogue)
         if Capability.SIGN in self._opened.capabilities:  # ready pairs may be for both roles
             yield _refusal("a server with the guest's certificate", guest, guest)
 

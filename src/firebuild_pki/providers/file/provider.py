@@ -25,10 +25,10 @@ from firebuild_pki.providers.file.signing import SigningCA, load_signing_ca
 from firebuild_pki.x509 import Validity, to_pem
 
 SOON = timedelta(days=30)
-"""How long before its end a certificate deserves a word."""
+"""A certificate that ends sooner than this gets a warning."""
 
 
-def findings(opened: SigningCA | ReadyPairs, settings: FileSettings, now: datetime) -> Iterator[Note]:
+def diagnostics(opened: SigningCA | ReadyPairs, settings: FileSettings, now: datetime) -> Iterator[Note]:
     """Describe what was read: a note for each thing, warnings for what expires soon.
 
     Args:
@@ -134,7 +134,7 @@ class FileProvider(CAProvider):
 
     def check(self) -> Sequence[Note]:
         """Tell what was read, and what expires soon."""
-        return tuple(findings(self._opened(), self._settings, self._context.clock()))
+        return tuple(diagnostics(self._opened(), self._settings, self._context.clock()))
 
     def trust_bundle(self) -> TrustBundle:
         """Return the anchors, and the CA certificates between them and the leaves."""

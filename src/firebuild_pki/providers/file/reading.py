@@ -1,4 +1,4 @@
-"""Files of the operator, each read once, and the PEM blocks in them."""
+"""Files that the settings name, each read once, and the PEM blocks in them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def read(source: Source) -> Content:
         CAError: it cannot be read, is not a file, is empty, or too large.
     """
     try:
-        # not blocking, because a FIFO would until somebody writes
+        # non-blocking: opening a FIFO would wait for a writer
         descriptor = os.open(source.real_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise _unreadable(source, error) from error
@@ -126,7 +126,7 @@ def open_to(mode: int, owner: int, user: int) -> str | None:
         user: effective user id of this process.
 
     Returns:
-        Words for a message, or None if nobody else can.
+        Text for a message, or None if no other user can.
     """
     tolerated = stat.S_IRGRP if owner == 0 and user != 0 else 0
     if mode & stat.S_IRWXO:

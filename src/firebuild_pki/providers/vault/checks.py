@@ -56,7 +56,7 @@ def role_notes(
     problems = [
         Note(f"role {role}: {message}", where, hint, level, "role")
         for level, message, hint in (
-            *(finding for check in (_extended_usage, _usage) for finding in check(data, profiles)),
+            *(diagnostic for check in (_extended_usage, _usage) for diagnostic in check(data, profiles)),
             *_names(data, suffix),
             *_keys(data),
             *_validity(data),
@@ -65,10 +65,10 @@ def role_notes(
     return problems or [Note(f"role {role}: {_summary(data)}", "", None, NoteLevel.OK, "role")]
 
 
-Finding = tuple[NoteLevel, str, str]
+Diagnostic = tuple[NoteLevel, str, str]
 
 
-def _extended_usage(data: Mapping[str, Any], profiles: Sequence[Profile]) -> Iterator[Finding]:
+def _extended_usage(data: Mapping[str, Any], profiles: Sequence[Profile]) -> Iterator[Diagnostic]:
     ends = " and the ".join(profiles)
     missing = [FLAGS[profile] for profile in profiles if not data.get(FLAGS[profile])]
     others = [*(data.get("ext_key_usage") or ()), *(data.get("ext_key_usage_oids") or ())]
@@ -81,7 +81,7 @@ def _extended_usage(data: Mapping[str, Any], profiles: Sequence[Profile]) -> Ite
         yield NoteLevel.FATAL, message, "leave server_flag and client_flag as the only extended key usages"
 
 
-def _usage(data: Mapping[str, Any], _: Sequence[Profile]) -> Iterator[Finding]:
+def _usage(data: Mapping[str, Any], _: Sequence[Profile]) -> Iterator[Diagnostic]:
     usage = {str(one).lower() for one in data.get("key_usage") or ()}
     if usage and "digitalsignature" not in usage:
         yield NoteLevel.FATAL, "its key_usage lacks DigitalSignature", "set key_usage=DigitalSignature"
@@ -90,7 +90,7 @@ def _usage(data: Mapping[str, Any], _: Sequence[Profile]) -> Iterator[Finding]:
         yield NoteLevel.WARNING, message, "set key_usage=DigitalSignature"
 
 
-def _names(data: Mapping[str, Any], suffix: str) -> Iterator[Finding]:
+def _names(data: Mapping[str, Any], suffix: str) -> Iterator[Diagnostic]:
     if data.get("allow_any_name"):
         message = "it allows any name"
         yield NoteLevel.WARNING, message, "set allow_any_name=false and allowed_domains to ca.name_suffix"
@@ -120,7 +120,7 @@ def _covers(data: Mapping[str, Any], suffix: str) -> bool:
     return False
 
 
-def _keys(data: Mapping[str, Any]) -> Iterator[Finding]:
+def _keys(data: Mapping[str, Any]) -> Iterator[Diagnostic]:
     kind = data.get("key_type")
     if kind not in {None, "any", "ec", "rsa"}:
         message = f"it requires keys of type {kind}, which gRPC cannot use"
@@ -130,7 +130,7 @@ def _keys(data: Mapping[str, Any]) -> Iterator[Finding]:
         yield NoteLevel.WARNING, f"it requires rsa keys of {data.get('key_bits')} bits at least", hint
 
 
-def _validity(data: Mapping[str, Any]) -> Iterator[Finding]:
+def _validity(data: Mapping[str, Any]) -> Iterator[Diagnostic]:
     if data.get("not_after"):
         hint = "clear not_after, and set max_ttl"
         yield NoteLevel.FATAL, "it has a fixed not_after, so it refuses to be asked for a lifetime", hint
@@ -178,7 +178,7 @@ def _nodes(settings: VaultSettings, session: Session, clock: Clock, budget: Budg
         try:
             answer = session.transport.send(address, Request("GET", "sys/health"), budget.request_timeout)
         except NodeFailed as failed:
-            notes.append(_state(str(failed.fault), NoteLevel.FATAL, failed.fault.hint))
+            notes.append(_state(str(failed.failure), NoteLevel.FATAL, failed.failure.hint))
             continue
         notes.append(_health(answer, session.transport.proxy_for(address)))
         yield from _skew(answer, before + (clock() - before) / 2)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from firebuild_pki.errors import ProviderError
-from firebuild_pki.providers.vault.transport import Answer, Fault, NodeFailed, Request, Transport
+from firebuild_pki.providers.vault.transport import Answer, Failure, NodeFailed, Request, Transport
 
 _NAMES = (
     "allow the name on the role {role}: allowed_domains with the ca.name_suffix of this build, and "
@@ -84,7 +84,7 @@ _CAPPED = re.compile(r"is longer than permitted maxTTL", re.IGNORECASE)
 
 _STANDBY = {412, 472, 473}
 _WORTH_A_WORD = 2.0  # seconds of waiting
-_MOMENT = 0.001  # seconds; less than that is not worth another request
+_MOMENT = 0.001  # seconds; with less left, no further request is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,17 +186,17 @@ class Budget:
 class _RoundFailed(Exception):
     """No node gave a usable answer."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, failures: Sequence[Failure]) -> None:
         super().__init__()
-        self.faults = faults
+        self.failures = failures
 
     @property
     def can_pass(self) -> bool:
-        return not all(fault.lasting for fault in self.faults)
+        return not all(failure.lasting for failure in self.failures)
 
     @property
     def retry_after(self) -> float:
-        return max(fault.retry_after for fault in self.faults)
+        return max(failure.retry_after for failure in self.failures)
 
 
 @dataclass(slots=True)
@@ -221,13 +221,13 @@ class Nodes:
         Raises:
             ProviderError: none did within the budget, or there is no use in waiting.
         """
-        dead: dict[str, Fault] = {}
+        dead: dict[str, Failure] = {}
         backoff = wait_random_exponential(multiplier=0.5, max=5)
 
         def wait(state: RetryCallState) -> float:
             if state.attempt_number == 1 and budget.left >= _WORTH_A_WORD:
-                faults = "; ".join(map(str, _failure(state).faults))
-                self.report(f"no usable answer of {faults}; trying for {budget.left:.0f} s")
+                failures = "; ".join(map(str, _failure(state).failures))
+                self.report(f"no usable answer of {failures}; trying for {budget.left:.0f} s")
             pause = max(backoff(state), _failure(state).retry_after)
             return max(min(pause, budget.left), 0.0)
 
@@ -246,31 +246,31 @@ class Nodes:
         except _RoundFailed as failed:
             raise self._error(failed, budget) from None
 
-    def _round(self, request: Request, budget: Budget, dead: dict[str, Fault]) -> Answer:
-        faults: list[Fault] = []
+    def _round(self, request: Request, budget: Budget, dead: dict[str, Failure]) -> Answer:
+        failures: list[Failure] = []
         for address in self.addresses:
             if address in dead:
-                faults.append(dead[address])
+                failures.append(dead[address])
                 continue
             try:
                 return self._usable(self.transport.send(address, request, budget.request_timeout))
             except NodeFailed as failed:
-                faults.append(failed.fault)
-            if faults[-1].lasting:
-                dead[address] = faults[-1]
-        raise _RoundFailed(faults)
+                failures.append(failed.failure)
+            if failures[-1].lasting:
+                dead[address] = failures[-1]
+        raise _RoundFailed(failures)
 
     def _usable(self, answer: Answer) -> Answer:
-        fault = fault_in(answer)
-        if fault is not None:
-            raise NodeFailed(replace(fault, reason=self.scrub(fault.reason)))
+        failure = failure_in(answer)
+        if failure is not None:
+            raise NodeFailed(replace(failure, reason=self.scrub(failure.reason)))
         others = [address for address in self.addresses if address != answer.address]
         self.addresses = [answer.address, *others]
         return answer
 
     def _error(self, failed: _RoundFailed, budget: Budget) -> ProviderError:
-        text = "; ".join(str(fault) for fault in failed.faults)
-        hints = [fault.hint for fault in failed.faults if fault.hint]
+        text = "; ".join(str(failure) for failure in failed.failures)
+        hints = [failure.hint for failure in failed.failures if failure.hint]
         if failed.can_pass:
             text += f" (given up after {budget.spent:.0f} s)"
         if failed.retry_after > budget.left > 0:
@@ -279,24 +279,24 @@ class Nodes:
         return ProviderError(f"no usable answer of {text}", hint=hint, retryable=failed.can_pass)
 
 
-def fault_in(answer: Answer) -> Fault | None:
+def failure_in(answer: Answer) -> Failure | None:
     """Tell answers that another node, or a later moment, may do better on; None for all others."""
     status, said = answer.status, answer.errors
     words = f": {said}" if said else ""
     if status == 429:
         hint = "wait, or raise the rate limit quota of the server"
-        return Fault(answer.address, f"too many requests{words}", False, hint, answer.retry_after)
+        return Failure(answer.address, f"too many requests{words}", False, hint, answer.retry_after)
     if status in _STANDBY:
-        return Fault(answer.address, f"a standby that answers nothing (status {status})")
+        return Failure(answer.address, f"a standby that answers nothing (status {status})")
     if status == 501:
-        return Fault(answer.address, "not initialised", True, "initialise it: bao operator init")
+        return Failure(answer.address, "not initialised", True, "initialise it: bao operator init")
     if status < 500 or is_lasting(said):
         return None
     if status == 503 and "sealed" in said.lower():
-        return Fault(answer.address, "sealed", False, "unseal it: bao operator unseal", answer.retry_after)
-    return Fault(answer.address, f"status {status}{words}", False, None, answer.retry_after)
+        return Failure(answer.address, "sealed", False, "unseal it: bao operator unseal", answer.retry_after)
+    return Failure(answer.address, f"status {status}{words}", False, None, answer.retry_after)
 
 
 def _failure(state: RetryCallState) -> _RoundFailed:
     error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, _RoundFailed) else _RoundFailed([Fault("", "")])
+    return error if isinstance(error, _RoundFailed) else _RoundFailed([Failure("", "")])

@@ -40,7 +40,7 @@ _PROBE_SECONDS = 2.0  # it is this machine that is asked
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Failure:
     """Why a node gave no usable answer.
 
     Args:
@@ -64,12 +64,12 @@ class Fault:
 class NodeFailed(Exception):
     """A node gave no usable answer."""
 
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(str(fault))
-        self.fault = fault
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
-def fault_of(address: str, error: Exception) -> Fault:
+def failure_of(address: str, error: Exception) -> Failure:
     """Explain an exception of the HTTP library; what it wraps decides."""
     chain = list(causes(error, _links))
     for cause in chain:
@@ -77,20 +77,20 @@ def fault_of(address: str, error: Exception) -> Fault:
             return _tls_fault(address, cause)
         if isinstance(cause, socket.gaierror):
             return _name_fault(address, cause)
-    return _connection_fault(address, chain)
+    return _connection_failure(address, chain)
 
 
-def _connection_fault(address: str, chain: list[BaseException]) -> Fault:
+def _connection_failure(address: str, chain: list[BaseException]) -> Failure:
     names = {type(cause).__name__ for cause in chain}
     if "ProxyError" in names:
-        return Fault(address, "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain))
+        return Failure(address, "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain))
     if any("Timeout" in name for name in names):
-        return Fault(address, "no answer in time")
+        return Failure(address, "no answer in time")
     if "IncompleteRead" in names:
-        return Fault(address, "the answer was cut off")
+        return Failure(address, "the answer was cut off")
     if names & {"InvalidURL", "LocationParseError", "InvalidHeader"}:
-        return Fault(address, "not a usable address", lasting=True)
-    return Fault(address, _last_words(chain))
+        return Failure(address, "not a usable address", lasting=True)
+    return Failure(address, _last_words(chain))
 
 
 def _last_words(chain: list[BaseException]) -> str:
@@ -102,10 +102,10 @@ def _last_words(chain: list[BaseException]) -> str:
     return "the connection failed"
 
 
-def _tls_fault(address: str, error: ssl.SSLError) -> Fault:
+def _tls_fault(address: str, error: ssl.SSLError) -> Failure:
     reason = (error.reason or "").lower()
     if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Fault(address, "the connection ended during the TLS handshake")
+        return Failure(address, "the connection ended during the TLS handshake")
     if isinstance(error, ssl.SSLCertVerificationError):
         words = error.verify_message.rstrip(".").lower()
         hint = "set tls.ca_file to the CA certificate of Vault"
@@ -113,21 +113,21 @@ def _tls_fault(address: str, error: ssl.SSLError) -> Fault:
             hint = "use an address that the certificate names, or set tls.server_name to a name in it"
         elif "expired" in words or "not yet valid" in words:
             hint = "renew Vault's own certificate, or set the clock of this machine"
-        return Fault(address, f"its TLS certificate is not accepted: {words}", lasting=True, hint=hint)
+        return Failure(address, f"its TLS certificate is not accepted: {words}", lasting=True, hint=hint)
     if "wrong_version" in reason or "http_request" in reason or "record_layer" in reason:
         hint = "is it plain http, or another service?"
-        return Fault(address, "it does not speak TLS", lasting=True, hint=hint)
+        return Failure(address, "it does not speak TLS", lasting=True, hint=hint)
     if "alert" in reason:
         words = reason.replace("_", " ")
         hint = "set tls.cert_file and tls.key_file to a client certificate that Vault accepts"
-        return Fault(address, f"it refused the TLS connection: {words}", lasting=True, hint=hint)
-    return Fault(address, "TLS failed: " + (reason.replace("_", " ") or "unknown reason"), lasting=True)
+        return Failure(address, f"it refused the TLS connection: {words}", lasting=True, hint=hint)
+    return Failure(address, "TLS failed: " + (reason.replace("_", " ") or "unknown reason"), lasting=True)
 
 
-def _name_fault(address: str, error: socket.gaierror) -> Fault:
+def _name_fault(address: str, error: socket.gaierror) -> Failure:
     if error.errno == socket.EAI_AGAIN:
-        return Fault(address, "its name cannot be looked up just now")
-    return Fault(address, "its name is unknown", lasting=True, hint="look at the setting address")
+        return Failure(address, "its name cannot be looked up just now")
+    return Failure(address, "its name is unknown", lasting=True, hint="look at the setting address")
 
 
 def _links(error: BaseException) -> list[object]:
@@ -341,12 +341,12 @@ class Transport:
         end = self._monotonic() + timeout
         for _ in range(MAX_REDIRECTS + 1):
             reply = self._attempt(address, base, path, request, end)
-            if isinstance(reply, Fault):
+            if isinstance(reply, Failure):
                 raise NodeFailed(reply)
             if not isinstance(reply, str):
                 return _answer(address, *reply)
             base, path = _redirected(address, reply)
-        raise NodeFailed(Fault(address, f"it redirects more than {MAX_REDIRECTS} times"))
+        raise NodeFailed(Failure(address, f"it redirects more than {MAX_REDIRECTS} times"))
 
     def proxy_for(self, address: str) -> str | None:
         """Find the proxy for an address; never one for plain http, which would show it the token."""
@@ -363,23 +363,23 @@ class Transport:
 
     def _attempt(
         self, address: str, base: str, path: str, request: Request, end: float
-    ) -> Fault | str | tuple[requests.Response, bytes]:
+    ) -> Failure | str | tuple[requests.Response, bytes]:
         # the exceptions of requests hold the request with its token, so none of them gets out
         try:
             reply = self._exchange(base, path, request, end)
         except (requests.RequestException, HTTPError, OSError) as error:
-            return self._wants_tls(address, base) or fault_of(address, error)
+            return self._wants_tls(address, base) or failure_of(address, error)
         if not isinstance(reply, str) and reply[0].status_code == 400:
             return self._wants_tls(address, base) or reply
         return reply
 
-    def _wants_tls(self, address: str, base: str) -> Fault | None:
+    def _wants_tls(self, address: str, base: str) -> Failure | None:
         """Find out why plain http got no answer: OpenBao says 400 then, and HashiCorp Vault just hangs up."""
         parts = urlsplit(base)
         if parts.scheme != "http" or not speaks_tls(parts.hostname or "", parts.port or 80, _PROBE_SECONDS):
             return None
         hint = f"use https://{parts.netloc}"
-        return Fault(address, "this port speaks TLS, not plain http", lasting=True, hint=hint)
+        return Failure(address, "this port speaks TLS, not plain http", lasting=True, hint=hint)
 
     def _exchange(
         self, base: str, path: str, request: Request, end: float
@@ -409,7 +409,7 @@ class Transport:
         while chunk := response.raw.read1(1 << 16, decode_content=True):
             body += chunk
             if len(body) > MAX_ANSWER:
-                raise NodeFailed(Fault(address, f"the answer is longer than {MAX_ANSWER} bytes", True))
+                raise NodeFailed(Failure(address, f"the answer is longer than {MAX_ANSWER} bytes", True))
             if self._monotonic() > end:
                 raise TimeoutError
         return body
@@ -424,7 +424,7 @@ def _redirected(address: str, location: str) -> tuple[str, str]:
     if not is_safe(location):
         target = urlsplit(location)
         raise NodeFailed(
-            Fault(
+            Failure(
                 address,
                 f"it redirects to {target.scheme}://{target.hostname}, not https and not this machine",
                 lasting=True,
@@ -440,7 +440,7 @@ def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
     except (ValueError, RecursionError):
         content = None
     if response.status_code == 200 and not body:
-        raise NodeFailed(Fault(address, "the answer was cut off"))
+        raise NodeFailed(Failure(address, "the answer was cut off"))
     if not isinstance(content, dict):
         if response.ok:
             raise NodeFailed(_strange(address, response))
@@ -454,11 +454,11 @@ def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
     )
 
 
-def _strange(address: str, response: requests.Response) -> Fault:
+def _strange(address: str, response: requests.Response) -> Failure:
     if "json" in response.headers.get("Content-Type", ""):
-        return Fault(address, "the answer was cut off")
+        return Failure(address, "the answer was cut off")
     hint = "look at the setting address"
-    return Fault(address, "the answer is not from Vault: it is not JSON", lasting=True, hint=hint)
+    return Failure(address, "the answer is not from Vault: it is not JSON", lasting=True, hint=hint)
 
 
 def _date(text: str | None) -> datetime | None:
