@@ -24,7 +24,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     trees_of,
 )
 from firebuild_bootstrap.dockerfile.operations import several_sources
-from firebuild_bootstrap.errors import InputError, Problems
+from firebuild_bootstrap.errors import InputError, InputErrors
 from firebuild_bootstrap.mounting import LoweredMounts, Trees, lower_mounts
 from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand, encode_command
@@ -38,7 +38,7 @@ class WireStep:
         number: of the step; FROM has the one before the first.
         line: where its instruction starts; for an ONBUILD trigger of the base, the line of FROM.
         instruction: as written, on one line; bodies of heredocs are left out.
-        command: what the guest is told.
+        command: for the guest.
         resources: what it asks for, by name.
     """
 
@@ -73,14 +73,14 @@ def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, 
     """
     sent: dict[tuple[int, int], ContextResource] = {}
     empty: list[Diagnostic] = []
-    problems = Problems()
+    errors = InputErrors()
     stages: list[Stage] = []
     for stage in graph.stages:
         steps: list[Step] = []
         for step in stage.steps:
             copy = step.operation
             if isinstance(copy, Copy) and isinstance(_tree(copy), ContextRef):
-                with problems.collected():
+                with errors.collected():
                     found = _resource(step, copy, trees)
                     if not found.groups:
                         empty.append(_nothing_matches(step, copy))
@@ -88,7 +88,7 @@ def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, 
                     sent[stage.index, len(steps)] = found
             steps.append(step)
         stages.append(replace(stage, steps=tuple(steps)))
-    problems.raise_all()
+    errors.raise_all()
     return replace(graph, stages=tuple(stages)), sent, tuple(empty)
 
 
@@ -122,10 +122,10 @@ def lower(
         InputError: a source can't be found or read, or a required secret is not given; all of them.
     """
     steps: list[WireStep] = []
-    problems = Problems()
+    errors = InputErrors()
     for place, step in enumerate(stage.steps[skip:], skip):
         number, location = first + place, step.origin.location
-        with problems.collected():
+        with errors.collected():
             match step.operation:
                 case Copy() as copy:
                     resource = sent.get((stage.index, place)) or _resource(step, copy, trees)
@@ -136,7 +136,7 @@ def lower(
                     steps.append(_lowered(step, number, mounts.resources, mounts))
                 case Workdir():
                     steps.append(_lowered(step, number))
-    problems.raise_all()
+    errors.raise_all()
     return tuple(steps)
 
 

@@ -24,7 +24,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
     canonical,
 )
-from firebuild_bootstrap.errors import InputError, Location, Problems
+from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.secret import Secret, SecretResource, missing
 
@@ -91,13 +91,13 @@ def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> N
     Raises:
         InputError: what `lower_mounts` would raise; all of them.
     """
-    problems = Problems()
+    errors = InputErrors()
     for step in (step for stage in graph.stages for step in stage.steps):
         if isinstance(run := step.operation, Run):
             known = tuple(mount for mount in run.mounts if not _is_from_elsewhere(mount))
-            with problems.collected():
+            with errors.collected():
                 lower_mounts(replace(run, mounts=known), 0, trees, secrets, location=step.origin.location)
-    problems.raise_all()
+    errors.raise_all()
 
 
 def has_caches(graph: Graph) -> bool:

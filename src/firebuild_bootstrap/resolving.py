@@ -69,7 +69,7 @@ class Resolved:
         contexts: the build contexts by name, the main one without.
         sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
         secrets: what the user has given, by id.
-        warnings: what is probably not meant.
+        warnings: of build checks and others.
     """
 
     graph: Graph

@@ -1,7 +1,7 @@
 """Standard input as the build context or the Dockerfile: `firebuild build -`, `-f -`.
 
-As for Docker, what comes tells what it is: a tar archive (plain, gzip, bzip2, xz or zstd) is a context,
-anything else a Dockerfile with an empty one. The archive may be anybody's: it is unpacked by the worker that
+As in Docker, the content decides: a tar archive (plain, gzip, bzip2, xz or zstd) is a context,
+anything else a Dockerfile with an empty one. The archive is untrusted: it is unpacked by the worker that
 also unpacks bases, in a sandbox that sees nothing but the directory it fills.
 """
 

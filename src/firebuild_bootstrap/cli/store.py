@@ -365,7 +365,7 @@ def _checked(given: Path, home: Home) -> Path:
     """Return the directory by its real path.
 
     Raises:
-        InputError: it is none, or one whose loss nobody means.
+        InputError: it is not a directory, or one that must not be removed.
     """
     from firebuild_bootstrap.errors import InputError
 

@@ -147,7 +147,7 @@ class IgnoreRules:
 
 
 def excluded_sources(rules: IgnoreRules) -> Callable[[str], bool] | None:
-    """Return what tells whether a source of COPY is left out, as BuildKit's check CopyIgnoredFile does.
+    """Return the predicate for sources of COPY that are left out, as in BuildKit's check CopyIgnoredFile.
 
     It says nothing where a rule keeps something, because what a directory then holds can't be known without
     a look at it. The whole context is left out by rules for everything only.
