@@ -30,6 +30,7 @@ from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.lowering import has_caches
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
@@ -41,7 +42,6 @@ from firebuild_bootstrap.machine.drivers import (
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.settings import BuildSettings

@@ -25,9 +25,8 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import Sent, lower, outside, wire_size
+from firebuild_bootstrap.lowering import Sent, check_mounts, lower, outside, wire_size
 from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.mounting import check_mounts
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, encode_command
