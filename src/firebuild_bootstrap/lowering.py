@@ -388,7 +388,7 @@ class _Lowering:
 
 
 def literal(path: str) -> str:
-    """Return the pattern that matches a path as it stands: the source of a mount is no pattern."""
+    """Return the pattern that matches a path as it stands: the source of a mount is not a pattern."""
     parts = path.split("/")
     first = next((index for index, part in enumerate(parts) if has_wildcard(part)), len(parts))
     return "/".join([*parts[:first], *(re.sub(r"([*?\[\\])", r"\\\1", part) for part in parts[first:])])

@@ -91,7 +91,7 @@ class _Removal:
             self._ascend()
 
     def _remove(self, name: str) -> None:
-        """Unlink what is no directory; note a directory for later."""
+        """Unlink what is not a directory; note a directory for later."""
         try:
             os.unlink(name, dir_fd=self._here)
         except FileNotFoundError:

@@ -270,7 +270,7 @@ def _plain(entry: EntryPoint, spec: ProviderSpec) -> ProviderSpec:
             raise _load_error(entry, message)
     model = found["settings_model"]
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise _load_error(entry, "settings_model of its ProviderSpec is no pydantic model")
+        raise _load_error(entry, "settings_model of its ProviderSpec is not a pydantic model")
     if not callable(found["factory"]):
         raise _load_error(entry, "factory of its ProviderSpec cannot be called")
     return ProviderSpec(

@@ -427,7 +427,7 @@ def test_what_a_validator_of_settings_says_is_escaped(install: Install) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("'acme', dict, Acme, 'x'", "settings_model of its ProviderSpec is no pydantic model"),
+        ("'acme', dict, Acme, 'x'", "settings_model of its ProviderSpec is not a pydantic model"),
         ("'acme', Acme, 'Acme', 'x'", "factory of its ProviderSpec cannot be called"),
         ("'acme', Acme, Acme, None", "summary of its ProviderSpec is of the wrong type, NoneType"),
         ("'acme', Acme, Acme, 'x', [Capability.SIGN]", "its hook failed: TypeError"),

@@ -377,7 +377,7 @@ def _checked(given: Path, home: Home) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{given} can't be removed: {reason}") from error
     if not real.is_dir():
-        raise InputError(f"{given} is no directory", hint=f"`rm {given}` removes it")
+        raise InputError(f"{given} is not a directory", hint=f"`rm {given}` removes it")
     kept = {"the current directory": Path.cwd(), "your home": Path.home(), "the store": home.root.resolve()}
     for what, path in kept.items():
         if path.is_relative_to(real):

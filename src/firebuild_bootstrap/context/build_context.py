@@ -176,7 +176,7 @@ class FileTree:
                 f"{source.subdirectory!r:.200} is not in {tree.label}", location=location
             ) from error
         if not node.is_directory:
-            raise InputError(f"{node.path!r:.200} of {tree.label} is no directory", location=location)
+            raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         group = Group(shown, partial(_directory_entries, tree, node, shown))
         _check_readable(group)
         return group
@@ -289,7 +289,7 @@ class BuildContext(FileTree):
 
     Args:
         root: the directory.
-        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is no file.
+        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is not a file.
         name: of `--build-context`; empty for the main one.
         downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
         limits: how long a download may take.

@@ -267,7 +267,7 @@ def _require_single(instruction: Instruction, count: int, target: str) -> None:
 
 
 def several_sources(error: Callable[..., Exception], keyword: str, target: str) -> Exception:
-    """Return the error of several sources for a destination that is no directory."""
+    """Return the error of several sources for a destination that is not a directory."""
     return error(
         f"{keyword} of several sources needs a destination that ends in /, found {short(target)!r}",
         hint=f"write {target}/",

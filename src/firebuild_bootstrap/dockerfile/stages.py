@@ -219,7 +219,7 @@ class _Reading:
                 try:
                     Reference.parse(base)
                 except InputError:
-                    message = f"{start.args[0]!r:.80} is no name of an image without build arguments"
+                    message = f"{start.args[0]!r:.80} is not the name of an image without build arguments"
                     lint.report("InvalidDefaultArgInFrom", start, message, everywhere=True)
 
     def graph(self, extra_labels: Mapping[str, str], *, every_stage: bool) -> Graph:
@@ -301,7 +301,7 @@ class _Reading:
         return self._configs[reference]
 
     def _meant(self, instruction: Instruction, name: str) -> str | None:
-        """Return a hint for a name that is no image."""
+        """Return a hint for a name that is not an image."""
         line = instruction.location.line
         later = self._names.get(name.lower())
         if later is not None and later.start.location.line > line:
@@ -315,7 +315,7 @@ class _Reading:
     def _begin(self, block: _Block) -> None:
         instruction = block.start
         expander = self._expander(instruction, self._scope.values)
-        # Nothing behind the equals sign is no flag; a variable that holds nothing is a mistake.
+        # An empty value counts as no flag; a variable that expands to nothing is an error.
         if text := read_flags(instruction).values.get("platform"):
             wanted, looked_up = expander.looked_up(text)
             block.platform = _platform(instruction, text, wanted, self._platform)
@@ -543,7 +543,7 @@ def _platform(instruction: Instruction, text: str, wanted: str, host: str) -> st
         platform = normal_platform(wanted, host)
     except ValueError as error:
         raise instruction.error(
-            f"FROM --platform: {short(wanted)!r} is no platform: {error}", hint=f"for example {host}"
+            f"FROM --platform: {short(wanted)!r} is not a platform: {error}", hint=f"for example {host}"
         ) from error
     if not platform.startswith("linux/"):
         raise instruction.error(

@@ -216,7 +216,7 @@ def _remove_stale(address: str, path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise MachineError(f"cannot serve metadata at {path}: it exists and is no socket")
+        raise MachineError(f"cannot serve metadata at {path}: it exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(address)

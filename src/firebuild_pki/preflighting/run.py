@@ -166,7 +166,7 @@ class _Preflight:
         yield ok("plugin", f"{name} of {origin}: {spec.summary}")
 
     def _look_at_settings(self) -> Rows:
-        Identity(self._build_id, self._settings.name_suffix)  # raises if the suffix is no domain
+        Identity(self._build_id, self._settings.name_suffix)  # raises if the suffix is not a domain
         notes = check_settings(self._settings, self._wanted.environ)
         problems = [self._settings.problem(note) for note in notes]
         remarks = [warning("settings", str(replace(one, hint=None)), one.hint) for one in problems]
