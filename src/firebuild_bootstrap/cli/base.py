@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +9,15 @@ import click
 
 from firebuild_bootstrap.cli.ca_options import json_option
 from firebuild_bootstrap.cli.docker import Commands
-from firebuild_bootstrap.cli.options import complete_bases, config_option, home_from, settings_from
+from firebuild_bootstrap.cli.options import (
+    complete_bases,
+    config_option,
+    home_from,
+    settings_from,
+    watched,
+)
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.bases import Base
     from firebuild_bootstrap.image.config import ImageConfig
 
@@ -37,7 +39,7 @@ def base() -> None:
 def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
     """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
     config = _read_config(image_config)
-    with _watched(config_file) as home:
+    with watched(config_file) as home:
         kept = home.bases.import_base(name, path, config)
     _say_kept(kept)
 
@@ -47,7 +49,7 @@ def import_(name: str, path: Path, image_config: Path | None, config_file: Path 
 @config_option
 def from_host(name: str, config_file: Path | None) -> None:
     """Make a base of this machine's own shell and core tools; needs no download and no root."""
-    with _watched(config_file) as home:
+    with watched(config_file) as home:
         kept = home.bases.create_from_host(name)
     _say_kept(kept)
 
@@ -95,20 +97,6 @@ def _document(found: Base) -> dict[str, Any]:
         "path": str(found.archive),
         "config": found.config.as_json(),
     }
-
-
-@contextmanager
-def _watched(config_file: Path | None) -> Iterator[Home]:
-    """Show on standard error what takes long; standard output is for the base."""
-    from firebuild_bootstrap.events import Tasks
-    from firebuild_bootstrap.progress import make_renderer
-
-    settings = settings_from(config_file)
-    if sys.stderr is None:  # the caller closed it
-        yield home_from(settings, writable=True)
-        return
-    with closing(make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())) as renderer:
-        yield home_from(settings, writable=True, tasks=Tasks(renderer))
 
 
 def _say_kept(kept: Base) -> None:

@@ -41,6 +41,7 @@ class _Row:
     created: float
     last_used: float
     in_use: bool
+    named: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -51,6 +52,7 @@ class _Row:
             "created": _time(self.created),
             "last_used": _time(self.last_used),
             "in_use": self.in_use,
+            "image": self.named,
         }
 
 
@@ -82,7 +84,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
             human_size(row.size),
             _time(row.created) or "-",
             _time(row.last_used) or "-",
-            "yes" if row.in_use else "no",
+            "yes" if row.in_use else "image" if row.named else "no",
         )
         for row in rows
     ]
@@ -167,7 +169,7 @@ def _of_layer(use: Usage, bases: dict[str, str]) -> _Row:
     text = f"FROM {bases[entry.id]}" if entry.id in bases else _text(entry)
     kind = "base" if entry.is_base else "step"
     key = entry.key or entry.id.removeprefix("sha256:")
-    return _Row(kind, key, text, entry.size, entry.created, use.last_used, use.in_use)
+    return _Row(kind, key, text, entry.size, entry.created, use.last_used, use.in_use, use.named)
 
 
 def _text(entry: Entry) -> str:
