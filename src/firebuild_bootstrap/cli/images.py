@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.ca_options import json_option
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.options import (
     complete_tags,
     config_option,
     home_from,
+    json_option,
     settings_from,
     watched,
 )
@@ -40,7 +40,7 @@ def images() -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
     from firebuild_bootstrap.cli.imagejson import as_text
-    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file))
@@ -187,7 +187,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     Holes take nothing, and what images share is counted once in the total.
     """
     from firebuild_bootstrap.cli.imagejson import as_text
-    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 

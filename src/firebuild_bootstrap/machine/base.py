@@ -13,7 +13,7 @@ from firebuild_bootstrap.image.layertrees import ArchiveLayer as ArchiveLayer  #
 from firebuild_bootstrap.image.layertrees import Layer as Layer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import StoredLayer as StoredLayer  # noqa: PLC0414
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import MetadataWriter
 
 
 @dataclass(frozen=True)

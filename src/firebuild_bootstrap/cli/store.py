@@ -1,4 +1,4 @@
-"""`firebuild cache`: what builds keep of their steps, and cache mounts."""
+"""`firebuild base`, `cache` and `rm-tree`: what is kept between builds, and how it is removed."""
 
 from __future__ import annotations
 
@@ -10,19 +10,140 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.ca_options import json_option
 from firebuild_bootstrap.cli.docker import Commands
-from firebuild_bootstrap.cli.options import config_option, home_from, settings_from
+from firebuild_bootstrap.cli.options import (
+    complete_bases,
+    config_option,
+    home_from,
+    json_option,
+    settings_from,
+    watched,
+)
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.bases import Base
+    from firebuild_bootstrap.image.config import ImageConfig
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.solve.cache import Entry, Usage
     from firebuild_bootstrap.solve.cache_mounts import CacheMountUsage
 
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+
+
 _SHORT = 12
 _WIDTH = 60
+
+
+@click.group(cls=Commands)
+def base() -> None:
+    """Import, list and remove the bases that FROM names."""
+
+
+@base.command("import")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--image-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON with the base's OCI config (Env, Entrypoint, User, …).",
+)
+@config_option
+def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
+    """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
+    config = _read_config(image_config)
+    with watched(config_file) as home:
+        kept = home.bases.import_base(name, path, config)
+    _say_kept(kept)
+
+
+@base.command("from-host")
+@click.argument("name", default="host")
+@config_option
+def from_host(name: str, config_file: Path | None) -> None:
+    """Make a base of this machine's own shell and core tools; needs no download and no root."""
+    with watched(config_file) as home:
+        kept = home.bases.create_from_host(name)
+    _say_kept(kept)
+
+
+@base.command("list")
+@json_option
+@config_option
+def list_(as_json: bool, config_file: Path | None) -> None:
+    """List the bases: name, when they were imported, size, digest."""
+    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.progress import human_size
+
+    bases = home_from(settings_from(config_file)).bases.list()
+    if as_json:
+        click.echo(as_text([_document(found) for found in bases]), nl=False)
+        return
+    rows = [(found.name, found.imported, human_size(found.size), found.digest) for found in bases]
+    print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
+
+
+@base.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_bases)
+@config_option
+def rm(names: tuple[str, ...], config_file: Path | None) -> None:
+    """Remove bases, all that are named or none if one is not there; images built from them stay."""
+    from firebuild_bootstrap.image.names import Reference
+
+    store = home_from(settings_from(config_file), writable=True).bases
+    wanted = {Reference.parse_tag(name): name for name in names}
+    known = set(store.names())
+    for name in (name for tag, name in wanted.items() if tag not in known):
+        store.remove(name)  # says what there is
+    for name in wanted.values():
+        store.remove(name)
+        click.echo(f"removed {name}")
+
+
+def _document(found: Base) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "imported": found.imported,
+        "size": found.size,
+        "digest": found.digest,
+        "path": str(found.archive),
+        "config": found.config.as_json(),
+    }
+
+
+def _say_kept(kept: Base) -> None:
+    from firebuild_bootstrap.progress import human_size
+
+    click.echo(f"{kept.name}  {human_size(kept.size)}  {kept.digest}")
+
+
+def _read_config(path: Path | None) -> ImageConfig | None:
+    import json
+
+    from firebuild_bootstrap.errors import InputError, Location
+    from firebuild_bootstrap.image.config import ImageConfig
+
+    if path is None:
+        return None
+    where = Location(str(path))
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected JSON: {error}", location=where) from error
+    if not isinstance(document, dict):
+        raise InputError(f"expected a JSON object, found {document!r:.40}", location=where)
+    try:
+        return ImageConfig.from_json(document)
+    except InputError as error:
+        raise InputError(error.message, hint=error.hint, location=where) from error
 
 
 @click.group(cls=Commands)
@@ -65,7 +186,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     What was not used for longest is the first of them.
     """
     from firebuild_bootstrap.cli.imagejson import as_text
-    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
     from firebuild_bootstrap.solve.cache_mounts import cache_mounts
 
@@ -209,3 +330,47 @@ def _seconds(text: str | None) -> float | None:
     if seconds < 0:
         raise InputError(f"--older-than: expected a duration of zero or more, found {one_line(text, 100)}")
     return seconds
+
+
+@click.command("rm-tree")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@config_option
+def rm_tree(directories: tuple[Path, ...], config_file: Path | None) -> None:
+    """Remove directories that `--output dir,dest=DIR` or `--keep-on-failure` wrote.
+
+    Their files may belong to subordinate ids of yours, so that `rm -r` can't remove them without root; this
+    removes them in the id mapping of builds. Other file systems that are mounted in there stay.
+    """
+    home = home_from(settings_from(config_file))
+    wanted = [_checked(directory, home) for directory in directories]
+    for directory in wanted:
+        home.trees.remove(directory)
+        click.echo(f"removed {one_line(str(directory))}")
+
+
+def _checked(given: Path, home: Home) -> Path:
+    """Return the directory by its real path.
+
+    Raises:
+        InputError: it is none, or one whose loss nobody means.
+    """
+    from firebuild_bootstrap.errors import InputError
+
+    try:
+        if given.is_symlink():
+            raise InputError(f"{given} is a symbolic link", hint="name the directory that it leads to")
+        real = given.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{given} can't be removed: {reason}") from error
+    if not real.is_dir():
+        raise InputError(f"{given} is no directory", hint=f"`rm {given}` removes it")
+    kept = {"the current directory": Path.cwd(), "your home": Path.home(), "the store": home.root.resolve()}
+    for what, path in kept.items():
+        if path.is_relative_to(real):
+            raise InputError(f"{given} can't be removed: {what} is in it, or is it")
+    if real.is_mount():
+        raise InputError(
+            f"{given} can't be removed: it is the root of a file system", hint="unmount it first"
+        )
+    return real
