@@ -22,9 +22,8 @@ from firebuild_bootstrap.machine.base import (
     no_instruction,
 )
 from firebuild_bootstrap.machine.disk import Disk
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
-from firebuild_bootstrap.machine.firecracker.metadata import FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.network import Link, Network
 from firebuild_bootstrap.machine.firecracker.process import Process
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
