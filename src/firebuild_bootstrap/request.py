@@ -27,7 +27,7 @@ BuildContextSource = Path | ImageRef | GitTree
 """A directory, an image, or a repository."""
 
 
-_SECRET_FORM: Final = "id=ID, id=ID,src=FILE or id=ID,env=NAME"
+_FORM: Final = "id=ID, id=ID,src=FILE or id=ID,env=NAME"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,4 +206,4 @@ def _secret_members(text: str, number: int) -> dict[str, str]:
 
 
 def _malformed_secret(number: int, why: str) -> InputError:
-    return InputError(f"option --secret number {number}: {why}", hint=f"expected {_SECRET_FORM}")
+    return InputError(f"option --secret number {number}: {why}", hint=f"expected {_FORM}")
