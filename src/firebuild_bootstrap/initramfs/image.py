@@ -132,7 +132,7 @@ def initramfs_image(
 
 
 def _publish(path: Path, data: bytes) -> None:
-    """Write the file in one step, so that nobody ever sees a part of it."""
+    """Write the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -146,7 +146,7 @@ def _publish(path: Path, data: bytes) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what nobody has used for long: other versions, other kernels, what a crash left."""
+    """Remove what was not used for long: other versions, other kernels, leftovers of a crash."""
     for path in folder.iterdir():
         with suppress(FileNotFoundError):  # another process was faster
             if time.time() - path.stat().st_mtime > _KEPT_SECONDS:

@@ -28,7 +28,7 @@ _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
 _CLEANUP_SECONDS: Final = 120.0
 _CHECK_SECONDS: Final = 0.5
-# A small tree is gone by then; for a large one nobody should have to wait.
+# A small tree is gone by then; a large one is removed in the background.
 _REMOVAL_SECONDS: Final = 0.2
 _NOT_FOR_CLEANUP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -174,7 +174,7 @@ class Workspace(BuildDirectory):
                     ]:  # its end is all that comes
                         break
                 cleanup.stdout.close()
-            if self.path.exists():  # somebody ended the cleanup process
+            if self.path.exists():  # the cleanup process was killed
                 Trees(Sandbox(self._idmap), self.runtime).remove(retire(self.path))
         finally:
             self._cut()
@@ -249,5 +249,5 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Leave a process to itself, and to nobody as a zombie."""
+    """Leave a process to itself, without a zombie."""
     threading.Thread(target=process.wait, name="cleanup", daemon=True).start()

@@ -34,8 +34,8 @@ class Superblock:
 
     Args:
         mounts: how often it was mounted, and
-        mounted_at: when last, by the clock of whoever mounted it.
-        clean: nobody has it mounted for writing.
+        mounted_at: when last, by the clock of the machine that mounted it.
+        clean: it is not mounted for writing.
     """
 
     mounts: int
@@ -71,7 +71,7 @@ class Superblock:
         )
 
     def same_mount(self, other: Superblock) -> bool:
-        """Whether nobody has mounted it between the two."""
+        """Whether it was not mounted between the two."""
         return (self.mounts, self.mounted_at) == (other.mounts, other.mounted_at)
 
 
@@ -204,7 +204,7 @@ class ExternalDrive:
         try:
             copy_sparse(self._disk.path, fresh, self._check)
             try:
-                # Unlike a rename, a link never replaces what somebody has just put there.
+                # Unlike a rename, a link never replaces a file that was made meanwhile.
                 self._file.appear(fresh, os.link)
             except FileExistsError:
                 raise InputError(f"{_SETTING}: {self._path} exists, and would be overwritten") from None

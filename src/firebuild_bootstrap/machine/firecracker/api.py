@@ -102,7 +102,7 @@ class FirecrackerApi:
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(
                 f"Firecracker at {self.path} did not answer {method} {path}: {_reason(error)}",
-                hint="look at what it said; a build's Firecracker serves nobody else",
+                hint="look at what it said; a build's Firecracker has no other client",
             ) from error
         finally:
             connection.close()
@@ -128,7 +128,7 @@ def connect(path: Path, timeout: float | None) -> socket.socket:
     """Connect to a UNIX socket, through its directory, so that its path may have any length.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: there is no listener.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

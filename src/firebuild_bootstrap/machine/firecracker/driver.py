@@ -211,7 +211,7 @@ class FirecrackerMachine:
             kernel=place.show(self._kernel, "vmlinux"),
             initrd=place.show(initramfs, "initrd"),
             boot_args=arguments,
-            drive=place.lend(self._disk.path),
+            drive=place.expose(self._disk.path),
             tap=link.tap,
             mac=link.mac,
         )

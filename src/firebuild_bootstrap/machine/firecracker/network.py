@@ -131,7 +131,7 @@ class Network(Protocol):
 
 
 class ExistingTap:
-    """A tap device that somebody else has made.
+    """A tap device that was made elsewhere.
 
     Args:
         settings: the block `network`; `tap` is set.
@@ -182,7 +182,7 @@ class ExistingTap:
         owner = self._owner(self._name)
         if owner is None:
             raise InputError(f"{where}: it is no tap device")
-        # The kernel lets everybody open one that is nobody's, and members of a group one that is the group's.
+        # The kernel lets any user open one without an owner, and members of a group one of that group.
         if self._uid != 0 and owner not in (-1, self._uid):
             raise InputError(
                 f"{where}: Firecracker runs as user {self._uid} and may not open it: it is user {owner}'s",
@@ -278,7 +278,7 @@ class OwnTap:
         for block in self._blocks():
             if any(block.overlaps(other) for other in taken):
                 continue
-            # Whoever binds the name has the addresses: the kernel lets one process of this network do so, and
+            # Who binds the name has the addresses: the kernel lets one process of this network do so, and
             # takes the name back however that process ends.
             claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
