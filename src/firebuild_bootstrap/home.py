@@ -31,7 +31,7 @@ class Home:
         root: the directory; it need not exist yet.
         ids: the id mapping to use, or `auto` for the best that works here.
         check: called again and again while something long goes on; what it raises ends that.
-        tasks: told of all that may take a while.
+        tasks: receives the progress of long work.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Home:
 
         Args:
             check: asked, too, by all long work.
-            tasks: told of all that may take a while; those of this directory by default.
+            tasks: receives the progress of long work; by default that of this directory.
         """
 
         def both() -> None:

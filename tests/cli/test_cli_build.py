@@ -296,7 +296,7 @@ def test_a_directory_called_dockerfile_in_the_archive_is_none(
     cli: Cli, stdin: Callable[[bytes], None]
 ) -> None:
     stdin(archive(**{"Dockerfile/x": ""}))
-    assert cli("build", "-", status=2).first == "error: Dockerfile: the Dockerfile is no regular file"
+    assert cli("build", "-", status=2).first == "error: Dockerfile: the Dockerfile is not a regular file"
 
 
 def test_links_of_an_archive_lead_nowhere_on_this_host(

@@ -61,7 +61,7 @@ def home_from(
         settings: may name the directory, and the id mapping.
         check: called again and again while something long goes on; what it raises ends that.
         writable: whether something will be written there.
-        tasks: told of all that may take a while.
+        tasks: receives the progress of long work.
 
     Raises:
         InputError: the directory can't be used for that.
