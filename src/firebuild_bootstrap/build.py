@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -43,7 +44,6 @@ from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
-from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
@@ -51,10 +51,11 @@ from firebuild_bootstrap.solve.results import Results, Shared
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.tail import OutputTail
-from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
+    from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_pki import Authority, TLSMaterial
 
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
@@ -120,10 +121,18 @@ class _Build:
         self._told_phase = 0
         self._warnings_told = 0
         self._failure_told = False
+        self._working = ExitStack()
+
+    @cached_property
+    def _workspace(self) -> Workspace:
+        """The build's own directory; made with its cleanup process when something needs it."""
+        # A build that is cached whole does not: the two are a third of its time.
+        return self._working.enter_context(self._home.workspace(self._build_id))
 
     def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
             cleanup.callback(self._home.close)
+            cleanup.enter_context(self._working)
             try:
                 try:
                     return self._steps(cleanup)
@@ -145,9 +154,8 @@ class _Build:
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
         self._phase(1)
-        workspace = cleanup.enter_context(self._home.workspace(self._build_id))
-        resolved = self._resolve(cleanup, workspace)
-        results = self._results(resolved, workspace)
+        resolved = self._resolve(cleanup)
+        results = self._results(resolved)
         pending = results.pending()
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
         self._announce(resolved, cached)
@@ -156,19 +164,22 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
-        machine = self._machine(workspace, resolved.graph.target)
+        machine = self._machine(resolved.graph.target)
 
         self._phase(2)
+        # Only now: what a build imports that is cached whole is what it takes.
+        from firebuild_pki import open_authority
+
         authority = open_authority(
             self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
-        sessions = self._sessions(authority, workspace)
+        sessions = self._sessions(authority)
 
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        build = _Stages(resolved, results, workspace, machine, authority, sessions, cleanup)
+        build = _Stages(resolved, results, machine, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
@@ -202,18 +213,18 @@ class _Build:
 
     # --- 1 --------------------------------------------------------------------------------------
 
-    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> Resolved:
+    def _resolve(self, cleanup: ExitStack) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
         if any(spec.dest for spec in request.outputs):
             check_stores_images(self._settings.machine, "--output with dest=")
         context = BuildContext(
-            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+            request.context, request.dockerfile, downloads=self._directory, tasks=self._home.tasks
         )
         contexts = {"": cleanup.enter_context(context)}
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
-                named = open_named(name, source, workspace.path, self._home.tasks)
+                named = open_named(name, source, self._directory, self._home.tasks)
                 contexts[name] = cleanup.enter_context(named)
         resolved = resolve(request, contexts, self._home.bases)
         for warning in resolved.warnings:
@@ -226,10 +237,13 @@ class _Build:
             check_several(self._settings.machine)
         return resolved
 
-    def _machine(self, workspace: Workspace, stage: Stage) -> Machine:
+    def _directory(self) -> Path:
+        return self._workspace.path
+
+    def _machine(self, stage: Stage) -> Machine:
         return make_machine(
             self._settings.machine,
-            workspace.part(str(stage.index)),
+            self._workspace.part(str(stage.index)),
             bind=self._settings.bootstrap.bind,
             store=self._home.root,
             notice=self._notice,
@@ -237,7 +251,7 @@ class _Build:
             epoch=self._request.epoch,
         )
 
-    def _results(self, resolved: Resolved, workspace: Workspace) -> Results:
+    def _results(self, resolved: Resolved) -> Results:
         shared = self._shared(resolved) if makes_layers(self._settings.machine) else None
         return Results(
             resolved.graph,
@@ -245,7 +259,7 @@ class _Build:
             shared=shared,
             stored=self._home.layers,
             trees=self._home.trees,
-            directory=workspace.path,
+            directory=self._directory,
         )
 
     def _shared(self, resolved: Resolved) -> Shared:
@@ -272,7 +286,7 @@ class _Build:
                 tag=str(self._request.tag),
                 steps=resolved.total,
                 base=resolved.base_name,
-                ca_provider=self._settings.ca.provider,
+                ca_provider=self._settings.ca_provider,
             )
         )
         for stage in resolved.graph.stages:
@@ -307,9 +321,9 @@ class _Build:
 
     # --- 2 --------------------------------------------------------------------------------------
 
-    def _sessions(self, authority: Authority, workspace: Workspace) -> Sessions:
-        # Only now: gRPC is a good part of the time that a build takes which is cached whole.
+    def _sessions(self, authority: Authority) -> Sessions:
         from firebuild_bootstrap.session import Sessions
+        from firebuild_pki import NoteLevel
 
         for note in authority.check():
             if note.level is not NoteLevel.OK:
@@ -321,7 +335,7 @@ class _Build:
             dockerfile=self._request.dockerfile_name,
             settings=self._settings,
             home=self._home,
-            directory=workspace.path,
+            directory=self._workspace.path,
             server=server,
             events=self.events,
             phase=self._phase,
@@ -358,7 +372,7 @@ class _Build:
                 identity=results.identity,
                 done=start.done,
             )
-            machine = build.machine if target else self._machine(build.workspace, stage)
+            machine = build.machine if target else self._machine(stage)
             first = resolved.number(stage) + 1
             cleanup.push(
                 lambda kind, _error, _trace: results.rescue(stage, start, machine, first) if kind else None
@@ -376,7 +390,7 @@ class _Build:
         machine: Machine | None = None,
         authority: Authority | None = None,
     ) -> StoredImage | None:
-        provider = authority.provider_name if authority is not None else self._settings.ca.provider
+        provider = authority.provider_name if authority is not None else self._settings.ca_provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
 
@@ -385,7 +399,7 @@ class _Build:
 
         made_of = results.made_of(request.outputs, request.epoch)
         image = store(export, request, resolved, origin, self._home, made_of=made_of)
-        results.trim(self._settings.cache.limit(self._home.root))
+        results.trim(lambda: self._settings.cache.limit(self._home.root))
         if image is None:
             self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
             return None
@@ -408,7 +422,6 @@ class _Stages:
 
     resolved: Resolved
     results: Results
-    workspace: Workspace
     machine: Machine
     authority: Authority
     sessions: Sessions

@@ -15,7 +15,7 @@ from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, detect
+from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, expected
 from firebuild_bootstrap.sandbox.idmap import single
 from firebuild_bootstrap.solve.cache import Cache
 
@@ -68,7 +68,7 @@ class Home:
         """
         if self._ids == "single":
             return single(Host.current(), "machine.ids is set to single")
-        idmap = detect()
+        idmap = expected()
         if self._ids not in ("auto", idmap.mode.value):
             raise MachineError(
                 f"machine.ids asks for {self._ids}, and this user can have {idmap.mode.value} here",

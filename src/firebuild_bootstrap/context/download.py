@@ -22,18 +22,11 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Final
 
+from firebuild_bootstrap.context.entries import FetchLimits
 from firebuild_bootstrap.dockerfile.remote import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 
 _CHUNK: Final = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class FetchLimits:
-    """How long a download may take: without any progress, and in all (seconds)."""
-
-    idle_seconds: float = 30.0
-    total_seconds: float = 900.0
 
 
 @dataclass(frozen=True)

@@ -95,3 +95,11 @@ class Resource(Protocol):
             InputError: a source has vanished or can't be read, or an archive is broken.
         """
         ...
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """How long a download may take: without any progress, and in all (seconds)."""
+
+    idle_seconds: float = 30.0
+    total_seconds: float = 900.0

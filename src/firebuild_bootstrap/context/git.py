@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.context.download import FetchLimits
+from firebuild_bootstrap.context.entries import FetchLimits
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.remote import redacted
 from firebuild_bootstrap.errors import InputError, Location

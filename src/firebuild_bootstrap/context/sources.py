@@ -7,12 +7,15 @@ import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from firebuild_bootstrap.context.download import RemoteFile
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.context.reading import checked
 from firebuild_bootstrap.dockerfile.graph import Download, GitTree, Heredoc
 from firebuild_bootstrap.errors import InputError, Location
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.context.download import RemoteFile
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.mmds.writer import MetadataWriter
 
 
 @dataclass(frozen=True)

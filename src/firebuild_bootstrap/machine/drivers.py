@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.machine.workspace import BuildDirectory
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.machine.settings import MachineSettings
+    from firebuild_bootstrap.machine.workspace import BuildDirectory
 
 
 def make_machine(
@@ -64,9 +67,10 @@ def make_machine(
 
 def most_at_once(settings: MachineSettings) -> int:
     """Return how many machines of one build may run side by side; some have what only one can use."""
-    block = settings.firecracker
-    shared = block.running.socket is not None or block.network.tap is not None
-    alone = settings.driver == "external" or (settings.driver == "firecracker" and shared)
+    alone = settings.driver == "external"
+    if settings.driver == "firecracker":
+        block = settings.firecracker
+        alone = block.running.socket is not None or block.network.tap is not None
     return 1 if alone else settings.at_once
 
 

@@ -81,7 +81,7 @@ class Results:
         shared: the cache; None where none can be used.
         stored: the store of unpacked layers.
         trees: the tools for trees.
-        directory: an existing directory for archives of whole stages.
+        directory: returns an existing directory for archives of whole stages.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Results:
         shared: Shared | None,
         stored: LayerTrees,
         trees: Trees,
-        directory: Path,
+        directory: Callable[[], Path],
     ) -> None:
         self._graph = graph
         self._bases = bases
@@ -235,7 +235,7 @@ class Results:
         if kept is not None:
             self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in kept))
         elif stage != self._graph.target:
-            directory = self._directory / f"stage-{stage.index}"
+            directory = self._directory() / f"stage-{stage.index}"
             directory.mkdir(mode=0o700)
             (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
             self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
@@ -301,7 +301,7 @@ class Results:
             case (ArchiveLayer(path),):
                 return path
             case layers:
-                path = self._directory / f"stage-{tree.index}.tar"
+                path = self._directory() / f"stage-{tree.index}.tar"
                 with self._packing:
                     if not path.exists():
                         self._trees.pack(self._tree(layers), path)
@@ -333,11 +333,11 @@ class Results:
         forms = [(output.type.value, output.size) for output in outputs]
         return hashlib.sha256(json.dumps([keys, forms, epoch]).encode()).hexdigest()
 
-    def trim(self, limit: int) -> None:
-        """Let the cache have at most `limit` bytes, if this build has put anything into it."""
+    def trim(self, limit: Callable[[], int]) -> None:
+        """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
         if self._shared is not None and self._committed:
             with suppress(FirebuildError):
-                self._shared.cache.prune(max_size=limit, sweep=False)
+                self._shared.cache.prune(max_size=limit(), sweep=False)
 
     def _tree(self, layers: Sequence[Layer]) -> Tree:
         """Return what a reader of trees takes for the merged view of `layers`."""
@@ -348,7 +348,7 @@ class Results:
             for layer in layers
         )
         if not paths:
-            empty = self._directory / "empty"
+            empty = self._directory() / "empty"
             empty.mkdir(mode=0o755, exist_ok=True)
             return empty
         return paths if len(paths) > 1 else paths[0]
