@@ -19,6 +19,7 @@ from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
 from firebuild_bootstrap.errors import BuildTimeout, Interrupted
 from firebuild_bootstrap.events import (
     BuildStarted,
+    EventBus,
     EventSink,
     ImageStored,
     Notice,
@@ -26,7 +27,7 @@ from firebuild_bootstrap.events import (
     StepCached,
     Tasks,
 )
-from firebuild_bootstrap.explain import failure_event
+from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
@@ -50,7 +51,6 @@ from firebuild_bootstrap.solve.reasons import LastBuild
 from firebuild_bootstrap.solve.results import Results, Shared
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
-from firebuild_bootstrap.tail import OutputTail
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
@@ -93,7 +93,7 @@ def build_image(
         Interrupted: `home.check` raised it.
         firebuild_pki.CAError: no usable certificates could be had.
     """
-    build = _Build(request, settings, home, OutputTail(events))
+    build = _Build(request, settings, home, EventBus(events))
     try:
         return build.run()
     except (Exception, Interrupted) as error:
@@ -107,7 +107,7 @@ class _Build:
         request: BuildRequest,
         settings: BuildSettings,
         home: Home,
-        events: OutputTail,
+        events: EventBus,
     ) -> None:
         self._request = request
         self._settings = settings

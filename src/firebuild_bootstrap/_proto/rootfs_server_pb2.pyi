@@ -172,3 +172,246 @@ class ResourceChunk(_message.Message):
     group: ResourceChunk.Group
     piece: ResourceChunk.Piece
     def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ..., group: _Optional[_Union[ResourceChunk.Group, _Mapping]] = ..., piece: _Optional[_Union[ResourceChunk.Piece, _Mapping]] = ...) -> None: ...
+
+class ToGuest(_message.Message):
+    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    APPLY_FIELD_NUMBER: _ClassVar[int]
+    WORKDIR_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
+    FILES_END_FIELD_NUMBER: _ClassVar[int]
+    run: Run
+    apply: Apply
+    workdir: Workdir
+    checkpoint: Checkpoint
+    finish: Finish
+    group: Group
+    piece: Piece
+    files_end: FilesEnd
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ...) -> None: ...
+
+class FromGuest(_message.Message):
+    __slots__ = ("hello", "alive", "started", "output", "want", "done", "layer")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    alive: Alive
+    started: Started
+    output: Output
+    want: Want
+    done: Done
+    layer: Layer
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("number", "text", "workdir", "user")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    WORKDIR_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    text: str
+    workdir: str
+    user: str
+    def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., workdir: _Optional[str] = ..., user: _Optional[str] = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("step", "argv", "env", "args", "script", "mounts", "network")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ARGV_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    ARGS_FIELD_NUMBER: _ClassVar[int]
+    SCRIPT_FIELD_NUMBER: _ClassVar[int]
+    MOUNTS_FIELD_NUMBER: _ClassVar[int]
+    NETWORK_FIELD_NUMBER: _ClassVar[int]
+    step: Step
+    argv: _containers.RepeatedScalarFieldContainer[str]
+    env: _containers.RepeatedCompositeFieldContainer[Variable]
+    args: _containers.RepeatedCompositeFieldContainer[Variable]
+    script: str
+    mounts: _containers.RepeatedCompositeFieldContainer[Mount]
+    network: str
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., args: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., script: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., network: _Optional[str] = ...) -> None: ...
+
+class Variable(_message.Message):
+    __slots__ = ("name", "value")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    value: str
+    def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class Mount(_message.Message):
+    __slots__ = ("target", "resource", "bind", "cache", "tmpfs", "secret")
+    class Bind(_message.Message):
+        __slots__ = ("writable",)
+        WRITABLE_FIELD_NUMBER: _ClassVar[int]
+        writable: bool
+        def __init__(self, writable: _Optional[bool] = ...) -> None: ...
+    class Cache(_message.Message):
+        __slots__ = ("id", "sharing", "read_only", "access")
+        ID_FIELD_NUMBER: _ClassVar[int]
+        SHARING_FIELD_NUMBER: _ClassVar[int]
+        READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+        ACCESS_FIELD_NUMBER: _ClassVar[int]
+        id: str
+        sharing: str
+        read_only: bool
+        access: Mount.Access
+        def __init__(self, id: _Optional[str] = ..., sharing: _Optional[str] = ..., read_only: _Optional[bool] = ..., access: _Optional[_Union[Mount.Access, _Mapping]] = ...) -> None: ...
+    class Tmpfs(_message.Message):
+        __slots__ = ("size",)
+        SIZE_FIELD_NUMBER: _ClassVar[int]
+        size: int
+        def __init__(self, size: _Optional[int] = ...) -> None: ...
+    class Secret(_message.Message):
+        __slots__ = ("env", "access")
+        ENV_FIELD_NUMBER: _ClassVar[int]
+        ACCESS_FIELD_NUMBER: _ClassVar[int]
+        env: str
+        access: Mount.Access
+        def __init__(self, env: _Optional[str] = ..., access: _Optional[_Union[Mount.Access, _Mapping]] = ...) -> None: ...
+    class Access(_message.Message):
+        __slots__ = ("mode", "uid", "gid")
+        MODE_FIELD_NUMBER: _ClassVar[int]
+        UID_FIELD_NUMBER: _ClassVar[int]
+        GID_FIELD_NUMBER: _ClassVar[int]
+        mode: int
+        uid: int
+        gid: int
+        def __init__(self, mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    BIND_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    TMPFS_FIELD_NUMBER: _ClassVar[int]
+    SECRET_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    resource: str
+    bind: Mount.Bind
+    cache: Mount.Cache
+    tmpfs: Mount.Tmpfs
+    secret: Mount.Secret
+    def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., bind: _Optional[_Union[Mount.Bind, _Mapping]] = ..., cache: _Optional[_Union[Mount.Cache, _Mapping]] = ..., tmpfs: _Optional[_Union[Mount.Tmpfs, _Mapping]] = ..., secret: _Optional[_Union[Mount.Secret, _Mapping]] = ...) -> None: ...
+
+class Apply(_message.Message):
+    __slots__ = ("step", "target", "target_is_directory", "chown", "chmod")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    TARGET_IS_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    CHOWN_FIELD_NUMBER: _ClassVar[int]
+    CHMOD_FIELD_NUMBER: _ClassVar[int]
+    step: Step
+    target: str
+    target_is_directory: bool
+    chown: str
+    chmod: str
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., target: _Optional[str] = ..., target_is_directory: _Optional[bool] = ..., chown: _Optional[str] = ..., chmod: _Optional[str] = ...) -> None: ...
+
+class Workdir(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: Step
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("from_directory", "keep_owner", "of_tree")
+    FROM_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    KEEP_OWNER_FIELD_NUMBER: _ClassVar[int]
+    OF_TREE_FIELD_NUMBER: _ClassVar[int]
+    from_directory: bool
+    keep_owner: bool
+    of_tree: bool
+    def __init__(self, from_directory: _Optional[bool] = ..., keep_owner: _Optional[bool] = ..., of_tree: _Optional[bool] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("checksum", "data")
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    checksum: int
+    data: bytes
+    def __init__(self, checksum: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class FilesEnd(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("step",)
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    def __init__(self, step: _Optional[int] = ...) -> None: ...
+
+class Output(_message.Message):
+    __slots__ = ("step", "stderr", "data")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    stderr: bool
+    data: bytes
+    def __init__(self, step: _Optional[int] = ..., stderr: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Want(_message.Message):
+    __slots__ = ("resource",)
+    RESOURCE_FIELD_NUMBER: _ClassVar[int]
+    resource: str
+    def __init__(self, resource: _Optional[str] = ...) -> None: ...
+
+class Done(_message.Message):
+    __slots__ = ("step", "duration_ms", "failure")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    duration_ms: int
+    failure: Failure
+    def __init__(self, step: _Optional[int] = ..., duration_ms: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("error", "exit_code", "reason")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    error: str
+    exit_code: int
+    reason: str
+    def __init__(self, error: _Optional[str] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Layer(_message.Message):
+    __slots__ = ("step", "data", "last")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    data: bytes
+    last: bool
+    def __init__(self, step: _Optional[int] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.mmds.writer import MetadataWriter
+    from firebuild_bootstrap.mmds.store import MetadataWriter
 
 
 @dataclass(frozen=True)

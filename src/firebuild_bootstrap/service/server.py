@@ -28,6 +28,7 @@ from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.stream import LayerSink, NoLayers
 from firebuild_bootstrap.wire import decode_command
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
@@ -56,6 +57,7 @@ class BootstrapServer:
         limits: times and sizes.
         bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
         on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
+        layers: takes the layers of finished steps.
         runtime_directory: where to make the private directory of the inner socket.
     """
 
@@ -73,11 +75,13 @@ class BootstrapServer:
         limits: Limits | None = None,
         bind: str = "127.0.0.1",
         on_guest_connected: Callable[[], None] = lambda: None,
+        layers: LayerSink | None = None,
         runtime_directory: Path | None = None,
     ) -> None:
         self._limits = limits or Limits()
         self._bind = parse_bind(bind)
         self._credentials = ProxyCredentials(server=server_material, guest=guest_material)
+        self._layers = layers or NoLayers()
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
         steps = steps or _steps_of(commands)
