@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
-from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
+from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage, StageRef
 from firebuild_bootstrap.errors import BuildTimeout, Interrupted
 from firebuild_bootstrap.events import (
     BuildStarted,
@@ -39,6 +39,7 @@ from firebuild_bootstrap.machine.drivers import (
     make_machine,
     makes_layers,
     most_at_once,
+    start_ahead,
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -48,7 +49,7 @@ from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
-from firebuild_bootstrap.solve.results import Results, Shared
+from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
 
@@ -165,6 +166,7 @@ class _Build:
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
         machine = self._machine(resolved.graph.target)
+        ahead = self._start_ahead(resolved.graph.target, pending, results, machine, cleanup)
 
         self._phase(2)
         # Only now: what a build imports that is cached whole is what it takes.
@@ -179,7 +181,7 @@ class _Build:
 
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        build = _Stages(resolved, results, machine, authority, sessions, cleanup)
+        build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
@@ -236,6 +238,22 @@ class _Build:
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
+
+    def _start_ahead(
+        self,
+        target: Stage,
+        pending: Sequence[Stage],
+        results: Results,
+        machine: Machine,
+        cleanup: ExitStack,
+    ) -> Start | None:
+        """Start the target's machine beside the second step, if what the stage begins on is there."""
+        if isinstance(target.base, StageRef) and any(each.index == target.base.index for each in pending):
+            return None
+        start = results.start(target)
+        cleanup.callback(machine.close)
+        start_ahead(machine, start.layers)
+        return start
 
     def _directory(self) -> Path:
         return self._workspace.path
@@ -363,7 +381,7 @@ class _Build:
         target = stage == resolved.graph.target
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
-            start = results.start(stage)
+            start = (build.ahead if target else None) or results.start(stage)
             work = resolved.work(
                 stage,
                 start.layers,
@@ -418,11 +436,15 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Stages:
-    """What the stages of one build share: `machine` is that of the target, `cleanup` that of the build."""
+    """What the stages of one build share.
+
+    `machine` is that of the target, `ahead` where it has been started already, `cleanup` that of the build.
+    """
 
     resolved: Resolved
     results: Results
     machine: Machine
+    ahead: Start | None
     authority: Authority
     sessions: Sessions
     cleanup: ExitStack

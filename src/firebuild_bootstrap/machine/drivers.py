@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.base import Layer, Machine
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.machine.settings import MachineSettings
@@ -63,6 +63,18 @@ def make_machine(
                 check=workspace.check,
                 epoch=epoch,
             )
+
+
+def start_ahead(machine: Machine, layers: Sequence[Layer]) -> None:
+    """Have the guest of a new machine wait for its metadata already, if the machine can do that.
+
+    Raises:
+        MachineError: it can't be started.
+    """
+    from firebuild_bootstrap.machine.local import LocalMachine
+
+    if isinstance(machine, LocalMachine):
+        machine.start_ahead(layers)
 
 
 def most_at_once(settings: MachineSettings) -> int:
