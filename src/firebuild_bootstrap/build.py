@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
-from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage, StageRef
-from firebuild_bootstrap.errors import BuildTimeout, Interrupted
+from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, Interrupted
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventBus,
@@ -42,7 +42,7 @@ from firebuild_bootstrap.machine.drivers import (
     start_ahead,
     stores_images,
 )
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
@@ -119,6 +119,7 @@ class _Build:
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
         self._telling = threading.RLock()
+        self._parts: dict[int, BuildDirectory] = {}
         self._told_phase = 0
         self._warnings_told = 0
         self._failure_told = False
@@ -155,6 +156,7 @@ class _Build:
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
         self._phase(1)
+        self._home.retire_dead()
         resolved = self._resolve(cleanup)
         results = self._results(resolved)
         pending = results.pending()
@@ -247,8 +249,8 @@ class _Build:
         machine: Machine,
         cleanup: ExitStack,
     ) -> Start | None:
-        """Start the target's machine beside the second step, if what the stage begins on is there."""
-        if isinstance(target.base, StageRef) and any(each.index == target.base.index for each in pending):
+        """Start the target's machine beside the second step, if nothing else has to be done for it before."""
+        if tuple(pending) != (target,):
             return None
         start = results.start(target)
         cleanup.callback(machine.close)
@@ -259,9 +261,10 @@ class _Build:
         return self._workspace.path
 
     def _machine(self, stage: Stage) -> Machine:
+        part = self._parts[stage.index] = self._workspace.part(str(stage.index))
         return make_machine(
             self._settings.machine,
-            self._workspace.part(str(stage.index)),
+            part,
             bind=self._settings.bootstrap.bind,
             store=self._home.root,
             notice=self._notice,
@@ -392,12 +395,17 @@ class _Build:
             )
             machine = build.machine if target else self._machine(stage)
             first = resolved.number(stage) + 1
-            cleanup.push(
-                lambda kind, _error, _trace: results.rescue(stage, start, machine, first) if kind else None
-            )
+            making = results.begin(stage, start, first, self._parts[stage.index])
+
+            def rescue(kind: type[BaseException] | None, *_: object) -> None:
+                with suppress(FirebuildError):
+                    if kind is not None:
+                        making.commit_all(machine)
+
+            cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup)
-            results.keep(stage, start, machine, first)
+            build.sessions.run(work, machine, guest, cleanup, finished=making.finished)
+            results.keep(stage, start, making, machine)
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -105,6 +105,10 @@ class Home:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
 
+    def retire_dead(self) -> None:
+        """Have the cache hold what dead builds had finished."""
+        workspace.retire_dead(self.root)
+
     def sweep(self) -> None:
         """Have what dead builds left behind removed in the background; costs next to nothing without any."""
         workspace.sweep(self.root)

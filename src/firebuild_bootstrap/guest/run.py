@@ -7,6 +7,7 @@ import os
 import selectors
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
@@ -15,12 +16,13 @@ from .enter import Launcher, Request
 from .errors import StepError
 from .idmap import check_mapped
 from .netfiles import network_files
-from .output import BATCH_BYTES
 from .provide import Provided, mount_points
 from .stop import Stop
 from .users import Identity
 
-Output = Callable[[str, bytes], None]
+Stream = Literal["stdout", "stderr"]
+Output = Callable[[Stream, bytes], None]
+BATCH_BYTES = 64 * 1024
 
 
 def environment(command: wire.RunCommand, identity: Identity) -> dict[str, str]:

@@ -7,12 +7,15 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.mmds.store import MetadataWriter
+
+FINISHED: Final = "layers/upper"
+"""Where in a machine's directory the layer of each finished step appears under its number, by a rename."""
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def await_end(lifeline: int, parent: int) -> bytes:
 
 
 def main(lifeline: int = 0) -> None:
-    """Wait for the end of the pipe `lifeline`, move the directory away unless firebuild has, and remove it."""
+    """Wait for the end of the pipe `lifeline`; move the directory, unless firebuild has, and remove it."""
     if len(sys.argv) == 2:
         from pathlib import Path
 

@@ -181,9 +181,8 @@ class Workspace(BuildDirectory):
         builds = self.path.parent
         try:
             builds.mkdir(parents=True, exist_ok=True)
+            retire_dead(builds.parent)
             with builds_locked(builds):
-                for entry in abandoned(builds):
-                    retire(entry)
                 self.path.mkdir(mode=0o700)
                 lock = own(self.path)
         except OSError as error:
@@ -202,6 +201,15 @@ class Workspace(BuildDirectory):
             stdin=lifeline,
             pass_fds=(self._lock,),  # the lock lives as long as the cleanup process
         )
+
+
+def retire_dead(home: Path) -> None:
+    """Move the directories of dead builds in the store `home` away, once what they had finished is kept."""
+    builds = home / "builds"
+    if builds.is_dir():
+        with builds_locked(builds):
+            for entry in abandoned(builds):
+                retire(entry)
 
 
 def sweep(home: Path) -> None:
