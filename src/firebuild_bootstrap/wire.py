@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 SERVICE: Final = "proto.RootfsServer"
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
@@ -293,6 +293,12 @@ class WorkdirCommand(Command):
 
 
 AnyCommand = RunCommand | CopyCommand | WorkdirCommand
+
+
+class Checkpoint(NamedTuple):
+    """Asks for the layer of a step that is done."""
+
+    step: int
 
 
 def needs_mounts(command: AnyCommand) -> bool:
