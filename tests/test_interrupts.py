@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts
 from firebuild_bootstrap.errors import ExitStatus, Interrupted
-from firebuild_bootstrap.interrupts import SIGNALS, Interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def test_after_an_interruption_signals_are_ignored_until_the_process_has_gone() 
 def test_a_second_signal_ends_the_process_at_once() -> None:
     program = (
         "import os, signal, time\n"
-        "from firebuild_bootstrap.interrupts import Interrupts\n"
+        "from firebuild_bootstrap.cli.failure import Interrupts\n"
         "with Interrupts().installed():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

@@ -18,6 +18,7 @@ from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
 from firebuild_bootstrap.errors import BuildTimeout, Interrupted
 from firebuild_bootstrap.events import (
     BuildStarted,
+    EventBus,
     EventSink,
     ImageStored,
     Notice,
@@ -25,7 +26,7 @@ from firebuild_bootstrap.events import (
     StepCached,
     Tasks,
 )
-from firebuild_bootstrap.explain import failure_event
+from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
@@ -50,7 +51,6 @@ from firebuild_bootstrap.solve.reasons import LastBuild
 from firebuild_bootstrap.solve.results import Results, Shared
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
-from firebuild_bootstrap.tail import OutputTail
 from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def build_image(
         Interrupted: `home.check` raised it.
         firebuild_pki.CAError: no usable certificates could be had.
     """
-    build = _Build(request, settings, home, OutputTail(events))
+    build = _Build(request, settings, home, EventBus(events))
     try:
         return build.run()
     except (Exception, Interrupted) as error:
@@ -106,7 +106,7 @@ class _Build:
         request: BuildRequest,
         settings: BuildSettings,
         home: Home,
-        events: OutputTail,
+        events: EventBus,
     ) -> None:
         self._request = request
         self._settings = settings

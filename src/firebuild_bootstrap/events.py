@@ -10,13 +10,19 @@ import base64
 import itertools
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal
 
+from firebuild_pki.display import escaped
+
 _MEASURE_SECONDS: Final = 0.5
+# Kept of the output of each step.
+_KEPT_BYTES: Final = 16 * 1024
+_KEPT_LINES: Final = 15
 
 
 def _now() -> datetime:
@@ -232,6 +238,34 @@ class BuildFailed(Event):
     message: str
     step: int = 0
     exit_code: int | None = None
+
+
+class EventBus:
+    """The one place that all events of a build go through: it serialises them for their consumer.
+
+    The build's threads and those of its servers produce events concurrently. The bus also keeps the end of
+    each step's output, for the error of a step that fails.
+
+    Args:
+        consumer: receives one event at a time. It may produce events itself.
+    """
+
+    def __init__(self, consumer: EventSink) -> None:
+        self._consumer = consumer
+        self._lock = threading.RLock()
+        self._tails: defaultdict[int, bytes] = defaultdict(bytes)
+
+    def __call__(self, event: Event) -> None:
+        """Pass one event on, from any thread."""
+        with self._lock:
+            if isinstance(event, StepOutput):
+                self._tails[event.step] = (self._tails[event.step] + event.data)[-_KEPT_BYTES:]
+            self._consumer(event)
+
+    def last_lines(self, step: int) -> list[str]:
+        """Return the last lines of a step, fit for a message."""
+        text = self._tails[step].decode("utf-8", "surrogateescape")
+        return [escaped(line.expandtabs()) for line in text.splitlines()[-_KEPT_LINES:]]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from firebuild_bootstrap.context import Resource
-from firebuild_bootstrap.context.sources import ContextResource
+from firebuild_bootstrap.context.entries import ContextResource
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
     Copy,

@@ -69,7 +69,7 @@ def lower_mounts(
         location: of the RUN, for errors.
 
     Raises:
-        InputError: a source does not exist, a required secret is not given, or an initramfs is required.
+        InputError: a source does not exist, a required secret is not given, or an SSH agent is required.
     """
     lowering = _Lowering(run, number, trees, secrets, identity, location)
     mounts = tuple(
@@ -145,7 +145,7 @@ class _Lowering:
                         hint="clone into the build context before, or pass a key as a secret",
                         location=self.location,
                     )
-                return None  # as BuildKit does where no initramfs is given
+                return None  # as BuildKit does where no agent is given
 
     def _send(self, name: str, tree: TreeRef, source: str) -> None:
         files = self.trees(tree)

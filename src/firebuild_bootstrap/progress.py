@@ -19,11 +19,14 @@ from firebuild_bootstrap.events import (
     BuildFailed,
     BuildStarted,
     Event,
+    EventSink,
     GuestConnected,
     ImageStored,
     Notice,
     PeerRefused,
     PhaseStarted,
+    StageFinished,
+    StageStarted,
     StepCached,
     StepFinished,
     StepOutput,
@@ -33,7 +36,6 @@ from firebuild_bootstrap.events import (
     TaskProgress,
     TaskStarted,
 )
-from firebuild_bootstrap.tail import InTurn
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, colours_wanted, fit, is_dumb, json_text
 from firebuild_pki.display import block, one_line
 
@@ -57,7 +59,7 @@ _MESSAGE_LIMIT: Final = 4000
 
 
 class Renderer(Protocol):
-    """Receives every event of a build, from any thread."""
+    """The consumer of a build's events, which an `EventBus` serialises."""
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -115,14 +117,11 @@ class JsonRenderer:
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
-        self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """Write the event as one line of JSON."""
-        line = json_text(event.as_json()).encode() + b"\n"
-        with self._lock:
-            self._out.write(line)
-            self._out.flush()
+        self._out.write(json_text(event.as_json()).encode() + b"\n")
+        self._out.flush()
 
     def close(self) -> None:
         """Nothing is pending."""
@@ -186,6 +185,72 @@ class _Work:
         self.touch()
 
 
+class _InTurn:
+    """Shows stages that run side by side one after the other, so that their lines do not mix.
+
+    What happens in the stage that began first passes as it comes; the others wait for its end. How much they
+    keep is bounded by the limit for the output of each session.
+
+    Args:
+        sink: where the events go.
+    """
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+        self._stage_of: dict[int, int] = {}
+        self._waiting: dict[int, list[Event]] = {}
+        self._shown: int | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Pass an event on, now or when it is its stage's turn."""
+        match event:
+            case StageStarted():
+                self._waiting[event.step] = []
+                self._sink_next()
+            case StepStarted():
+                self._stage_of[event.step] = self._newest(event.step)
+            case BuildFailed():
+                self._show(self._stage_of.get(event.step))
+        stage = self._stage(event)
+        if stage is None or stage == self._shown or stage not in self._waiting:
+            self._sink(event)
+        else:
+            self._waiting[stage].append(event)
+        if isinstance(event, StageFinished) and stage is not None and stage == self._shown:
+            del self._waiting[stage]
+            self._shown = None
+            self._sink_next()
+
+    def _newest(self, step: int) -> int:
+        """Return the stage that a step belongs to: numbers of steps go through all stages in their order."""
+        return max((stage for stage in self._waiting if stage <= step), default=0)
+
+    def _stage(self, event: Event) -> int | None:
+        if isinstance(event, StageStarted | StageFinished):
+            return event.step
+        if isinstance(event, StepStarted | StepOutput | StepProgress | StepFinished):
+            return self._stage_of.get(event.step)
+        return None
+
+    def _sink_next(self) -> None:
+        """Show what the next stage has done so far; one that has ended meanwhile gives way to the next."""
+        while self._shown is None and self._waiting:
+            stage = next(iter(self._waiting))
+            events, self._waiting[stage] = self._waiting[stage], []
+            for event in events:
+                self._sink(event)
+            if any(isinstance(event, StageFinished) for event in events):
+                del self._waiting[stage]
+            else:
+                self._shown = stage
+
+    def _show(self, stage: int | None) -> None:
+        """Show what a stage has done, out of its turn, because it has failed."""
+        if stage is not None and stage != self._shown:
+            for event in self._waiting.pop(stage, []):
+                self._sink(event)
+
+
 class PlainRenderer:
     """Plain lines: a header per step, its output as it came, how long it took, and what else takes long.
 
@@ -207,7 +272,7 @@ class PlainRenderer:
         self._clock = clock
         self._work = _Work(clock)
         self._lock = threading.RLock()
-        self._turns = InTurn(self._show)
+        self._turns = _InTurn(self._show)
         self._at_line_start = True
         self._handlers: dict[type[Event], Callable[..., None]] = {
             BuildStarted: self._build_started,

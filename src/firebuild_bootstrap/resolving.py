@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext, FileTree, Resource
-from firebuild_bootstrap.context.ignore import excluded_sources, load_rules
 from firebuild_bootstrap.context.snapshot import SnapshotRoot
+from firebuild_bootstrap.context.tree import excluded_sources, load_rules
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,

@@ -7,21 +7,34 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from firebuild_bootstrap.errors import GuestLost, StepFailed
-from firebuild_bootstrap.events import Notice, StageFinished, StageStarted, StepFinished, StepStarted
-from firebuild_bootstrap.explain import explained
-from firebuild_bootstrap.failure_artifacts import FailureArtifacts
-from firebuild_bootstrap.following import await_end, follow
+from firebuild_bootstrap.events import (
+    EventBus,
+    Notice,
+    StageFinished,
+    StageStarted,
+    StepFinished,
+    StepStarted,
+)
+from firebuild_bootstrap.failures import FailureArtifacts, explained
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
-from firebuild_bootstrap.service import BootstrapServer, Limits
+from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_bootstrap.settings import BuildSettings
-from firebuild_bootstrap.tail import OutputTail
 from firebuild_pki import TLSMaterial
+from firebuild_pki.display import one_line
+
+# Between the guest's last call and the end of its machine, which may still have to write its drive.
+_STOP_SECONDS: Final = 60.0
+# How long the guest's report may take to arrive once its process is seen to have ended.
+_LAST_WORDS_SECONDS: Final = 2.0
+# Characters of them.
+_LAST_WORDS: Final = 2000
+_POLL_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +62,7 @@ class Sessions:
     home: Home
     directory: Path
     server: TLSMaterial
-    events: OutputTail
+    events: EventBus
     phase: Callable[[int], None]
     keep_failed: Path | None = None
 
@@ -91,7 +104,7 @@ class Sessions:
         server.await_guest()
         self._follow(server, machine, work)
         with self.home.tasks.task("stopping the machine"):
-            await_end(machine, self.home.check)
+            _await_end(machine, self.home.check)
             machine.stop()
         server.stop()
         self.events(StageFinished(stage=work.title, step=work.start.number))
@@ -146,10 +159,43 @@ class Sessions:
         self.events(StepFinished(step=start.number, exit_code=0, seconds=time.monotonic() - began))
 
     def _follow(self, server: BootstrapServer, machine: Machine, work: Work) -> None:
-        outcome = follow(server, machine, self.home.check)
+        outcome = _await_outcome(server, machine, self.home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)
             raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)
         if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
             raise GuestLost(outcome.error.message, hint=silence)
         outcome.raise_for_failure()
+
+
+def _await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[], None]) -> Outcome:
+    """Wait until it is known how the steps ended.
+
+    Args:
+        check: called again and again; may raise.
+
+    Raises:
+        GuestLost: the machine ended, and its guest has reported nothing.
+    """
+    ended = None
+    while (outcome := server.wait(_LAST_WORDS_SECONDS if ended else _POLL_SECONDS)) is None:
+        if ended is not None:
+            said = "" if ended.explained else one_line(ended.log[-_LAST_WORDS:], _LAST_WORDS)
+            raise GuestLost(
+                f"the guest ended before it reported success or failure: {ended.description}",
+                hint=f"its last words: {said}" if said else None,
+            )
+        check()
+        ended = machine.poll()
+    return outcome
+
+
+def _await_end(machine: Machine, check: Callable[[], None]) -> None:
+    """Wait until the machine of a guest that has reported its success has ended, or for a minute.
+
+    Args:
+        check: called again and again; may raise.
+    """
+    end = time.monotonic() + _STOP_SECONDS
+    while machine.wait(_POLL_SECONDS) is None and time.monotonic() < end:
+        check()

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.cli import main
+from firebuild_bootstrap.cli.failure import SIGNALS
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.interrupts import SIGNALS
 from support import leftovers
 
 

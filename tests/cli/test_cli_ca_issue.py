@@ -13,7 +13,7 @@ from cryptography import x509
 
 from cli.conftest import Cli
 from cli.plugins import install_moody
-from firebuild_bootstrap.cli.pemfiles import PemFile, write_files
+from firebuild_bootstrap.cli.issuing import PemFile, write_files
 from firebuild_bootstrap.errors import InputError
 from pki import conftest
 from pki.conftest import Install

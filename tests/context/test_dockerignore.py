@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from context.finding import Find, error_of, paths, put
 from firebuild_bootstrap.context import BuildContext, EntryKind
-from firebuild_bootstrap.context.ignore import IgnoreRules
+from firebuild_bootstrap.context.tree import IgnoreRules
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError, Location
 

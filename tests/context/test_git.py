@@ -13,7 +13,7 @@ from threading import Thread
 import pytest
 
 from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, FetchLimits
-from firebuild_bootstrap.context.git import clone
+from firebuild_bootstrap.context.fetch import clone
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.errors import InputError, Location
 

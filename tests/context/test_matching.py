@@ -12,7 +12,7 @@ from e2b_dockerfile_utils import PatternMatcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firebuild_bootstrap.context.ignore import IgnoreRules
+from firebuild_bootstrap.context.tree import IgnoreRules
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dockerfile.planning import Bases, Read
-from firebuild_bootstrap.context.ignore import IgnoreRules, excluded_sources
+from firebuild_bootstrap.context.tree import IgnoreRules, excluded_sources
 from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig

@@ -108,7 +108,7 @@ def test_a_writer_killed_at_any_moment_leaves_the_old_entry_or_the_new_one(tmp_p
         script = textwrap.dedent(f"""
             import os, signal, sys
             from pathlib import Path
-            from firebuild_bootstrap.image import store as module
+            from firebuild_bootstrap.image import content_store as module
             def die(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
             moment = {moment!r}
             if moment == "sync": module._sync_content = die

@@ -51,7 +51,7 @@ def changed(tree: Path, target: Path, **modules: str) -> Path:
 
 def guest(tree: Path) -> Path:
     """Where vminit is in an initramfs."""
-    [found] = tree.glob(f"initramfs/{sys.platlibdir}/*/firebuild_bootstrap/guest")
+    [found] = tree.glob(f"vminit/{sys.platlibdir}/*/firebuild_bootstrap/guest")
     return found
 
 

@@ -183,7 +183,7 @@ def test_nobody_at_the_metadata_address_ends_the_machine(machine: Machine, conte
 
 
 def test_a_killed_vminit_leaves_a_clean_drive(machine: Machine, context: Path, tmp_path: Path) -> None:
-    place = f"initramfs/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
+    place = f"vminit/{sys.platlibdir}/python{sys.version_info.major}.{sys.version_info.minor}"
     source = b"import os\nopen('/image/begun', 'w').write('x' * 1000)\nos.kill(os.getpid(), 9)\n"
     killed = file(f"{place}/firebuild_bootstrap/guest/bootstrap.py", source)
     changed = replace(machine, initramfs=overlaid(machine.initramfs, tmp_path / "initramfs", killed))

@@ -13,8 +13,3 @@ PAGE = (REPO / "docs/qemu.md").read_text()
 def test_the_table_of_settings_is_that_of_the_model() -> None:
     table = runpy.run_path(str(REPO / "scripts/option-tables"))["table"]
     assert f"\n\n{table(QemuSettings)}\n\n" in PAGE
-
-
-def test_lines_are_short() -> None:
-    text = [line for line in PAGE.splitlines() if not line.startswith("|")]
-    assert max(map(len, text)) <= 120

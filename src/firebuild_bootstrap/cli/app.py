@@ -11,21 +11,17 @@ import sys
 
 import click
 
-from firebuild_bootstrap.cli.base import base
-from firebuild_bootstrap.cli.ca import ca
-from firebuild_bootstrap.cli.cache import cache
+from firebuild_bootstrap.cli.ca import ca, plugin
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
-from firebuild_bootstrap.cli.failure import report
+from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
 from firebuild_bootstrap.cli.images import du, images
 from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
-from firebuild_bootstrap.cli.plugin import plugin
-from firebuild_bootstrap.cli.rmtree import rm_tree
 from firebuild_bootstrap.cli.rootfs import build, rootfs
+from firebuild_bootstrap.cli.store import base, cache, rm_tree
 from firebuild_bootstrap.errors import Interrupted
 from firebuild_bootstrap.guest.kernel import hide_memory
-from firebuild_bootstrap.interrupts import SIGNALS, Interrupts
 
 
 @click.group(

@@ -1,15 +1,22 @@
-"""`firebuild ca`: try, use and look at the certificate authority that builds would use."""
+"""`firebuild ca` and `firebuild plugin`: try, use and look at certificate authorities, and write one."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.ca_options import interruptible, json_option, provider_option
-from firebuild_bootstrap.cli.options import config_option, settings_from
+from firebuild_bootstrap.cli.options import (
+    config_option,
+    interruptible,
+    json_option,
+    provider_option,
+    settings_from,
+)
+from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +45,7 @@ def check(
 
     Exit status: 0 ready, 2 the configuration is wrong, 3 no usable certificates.
     """
-    from firebuild_bootstrap.cli.preflight import print_row, print_verdict
+    from firebuild_bootstrap.cli.ca_display import print_row, print_verdict
 
     on_row: Callable[[PreflightRow], None] = (lambda _: None) if as_json else print_row
     with interruptible("the check") as interrupted:
@@ -100,7 +107,7 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
     From those of server and guest up to the trust anchors. Issues a pair for a build that does not exist,
     and revokes it where the provider can.
     """
-    from firebuild_bootstrap.cli.certificates import look, print_certificates
+    from firebuild_bootstrap.cli.ca_display import look, print_certificates
 
     with interruptible("the look") as interrupted:
         settings = settings_from(config_file, _override(provider))
@@ -118,7 +125,7 @@ def providers(as_json: bool) -> None:
 
     Each with where it comes from and what it can do, or with what is wrong with it.
     """
-    from firebuild_bootstrap.cli.providers import print_providers
+    from firebuild_bootstrap.cli.ca_display import print_providers
     from firebuild_pki.preflighting import list_providers
 
     listed = list_providers()
@@ -185,3 +192,40 @@ def _status(report: PreflightReport, *, strict: bool) -> int:
     if report.verdict is Verdict.AUTHORITY or (strict and report.count(RowLevel.WARNING)):
         return ExitStatus.CERTIFICATE_AUTHORITY
     return ExitStatus.SUCCESS
+
+
+@click.group()
+def plugin() -> None:
+    """Begin a plugin of your own."""
+
+
+@plugin.command()
+@click.argument("name")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path(),
+    show_default="the current directory",
+    help="Where to put the new project.",
+)
+def new(name: str, directory: Path) -> None:
+    """Write the project of a new CA provider that works, with its tests.
+
+    NAME is what people will write in their configuration: ca.provider: NAME.
+    """
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_pki import CAError, new_plugin
+
+    try:
+        project = new_plugin(name, directory)
+    except CAError as error:
+        raise InputError(error.message, hint=error.hint) from error
+    click.echo(f"wrote {one_line(str(project))}\n\nTry it:")
+    for command in (
+        f"cd {shlex.quote(str(project))}",
+        "pip install -e . pytest",
+        "pytest",
+        f"firebuild ca check --ca {name.removeprefix('firebuild-pki-')}",
+    ):
+        click.echo(f"  {one_line(command)}")

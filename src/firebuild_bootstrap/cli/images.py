@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from firebuild_bootstrap.cli.ca_options import json_option
 from firebuild_bootstrap.cli.docker import Commands
-from firebuild_bootstrap.cli.options import complete_tags, config_option, home_from, settings_from
+from firebuild_bootstrap.cli.options import (
+    complete_tags,
+    config_option,
+    home_from,
+    json_option,
+    settings_from,
+)
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -31,7 +36,7 @@ def images() -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size, forms."""
     from firebuild_bootstrap.cli.imagejson import as_text, image_document
-    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
     found = home_from(settings_from(config_file)).images.list()
@@ -141,7 +146,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     Holes take nothing, and what images share is counted once in the total.
     """
     from firebuild_bootstrap.cli.imagejson import as_text
-    from firebuild_bootstrap.cli.table import print_table
+    from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 

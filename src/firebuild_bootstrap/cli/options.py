@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.settings import BuildSettings
 
+
 MACHINES = ("local", "qemu", "firecracker", "external")
 """The drivers, as `machine.settings` has them: its import would make a help text wait."""
 
-FunctionT = TypeVar("FunctionT", bound="Callable[..., Any]")
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 def config_option(function: FunctionT) -> FunctionT:
@@ -106,3 +106,38 @@ def _completed(incomplete: str, names: Callable[[Home], Iterable[str]]) -> list[
         home = home_from(settings_from(None))
         return [name for name in names(home) if name.startswith(incomplete)]
     return []
+
+
+def provider_option(function: FunctionT) -> FunctionT:
+    """Add `--ca PROVIDER`."""
+    help_text = "CA provider to use instead of the configured one."
+    return click.option(
+        "--ca", "provider", metavar="PROVIDER", shell_complete=complete_providers, help=help_text
+    )(function)
+
+
+def json_option(function: FunctionT) -> FunctionT:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print a JSON document.")(function)
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[Callable[[], None]]:
+    """Notice signals at safe points, so that what was begun is also ended.
+
+    Args:
+        what: what the signals interrupt, for the message.
+
+    Yields:
+        A function to call again and again; it raises `Interrupted` once a signal has come.
+    """
+    from firebuild_bootstrap.cli.failure import Interrupts
+    from firebuild_bootstrap.errors import Interrupted
+
+    interrupts = Interrupts()
+    try:
+        with interrupts.installed():
+            yield interrupts.check
+            interrupts.check()
+    except Interrupted as error:
+        raise Interrupted(error.message.replace("the build", what)) from error

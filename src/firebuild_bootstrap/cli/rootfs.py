@@ -243,7 +243,7 @@ class _Wanted:
 
 
 def _build(options: _Options) -> None:
-    from firebuild_bootstrap.interrupts import Interrupts
+    from firebuild_bootstrap.cli.failure import Interrupts
 
     interrupts = Interrupts()
     with interrupts.installed(), ExitStack() as cleanup:
@@ -295,7 +295,7 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
-    from firebuild_bootstrap.dockerfile.variables import host_platform, normal_platform
+    from firebuild_bootstrap.dockerfile.stage import host_platform, normal_platform
 
     host = host_platform()
     for platform in (one for text in given for one in text.split(",")):

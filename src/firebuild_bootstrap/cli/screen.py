@@ -1,4 +1,4 @@
-"""Text on a terminal: its width, its colours, nothing that could move its cursor."""
+"""Text on a terminal: its width, its colours, tables, nothing that could move its cursor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import click
 
+from firebuild_bootstrap.terminal import cells
 from firebuild_pki.display import one_line
 
 MAX_WIDTH = 100
@@ -60,3 +61,12 @@ def beside_head(head: str, head_width: int, text: str) -> list[str]:
     lines = indented(text, head_width) or [""]
     padding = " " * (head_width - len(click.unstyle(head)))
     return [(head + padding + lines[0].lstrip()).rstrip(), *lines[1:]]
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print left-aligned columns, two spaces apart, as wide as they need."""
+    lines = [[one_line(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(cells, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        padded = (cell + " " * (width - cells(cell)) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())

@@ -1,9 +1,7 @@
 """The build context: what COPY and ADD send."""
 
 from firebuild_bootstrap.context.build_context import BuildContext, FileTree, open_named
-from firebuild_bootstrap.context.download import FetchLimits
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
-from firebuild_bootstrap.context.sources import ContextResource
+from firebuild_bootstrap.context.entries import ContextResource, Entry, EntryKind, FetchLimits, Resource
 
 __all__ = [
     "BuildContext",

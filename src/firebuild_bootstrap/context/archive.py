@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Final
 
-from firebuild_bootstrap.context.entries import Entry, EntryKind
-from firebuild_bootstrap.context.reading import checked
+from firebuild_bootstrap.context.entries import Entry, EntryKind, checked
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar

@@ -20,18 +20,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from firebuild_bootstrap.context.download import FetchLimits, fetch
-from firebuild_bootstrap.context.entries import Entry
-from firebuild_bootstrap.context.ignore import (
+from firebuild_bootstrap.context.entries import ContextResource, Entry, FetchLimits, Group, heredoc_group
+from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
+from firebuild_bootstrap.context.tree import (
+    ContextFile,
     IgnoreRules,
+    Tree,
     excluded_sources,
     exclusions,
     load_rules,
     only,
 )
-from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
-from firebuild_bootstrap.context.sources import ContextResource, Group, heredoc_group, remote_group
-from firebuild_bootstrap.context.tree import ContextFile, Tree
 from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
 from firebuild_bootstrap.dockerfile.remote import redacted
 from firebuild_bootstrap.errors import InputError, Location
@@ -143,6 +142,8 @@ class FileTree:
                 case Heredoc():
                     groups.append(heredoc_group(source, self._clock_ns()))
                 case Download(url, checksum):
+                    from firebuild_bootstrap.context.fetch import fetch, remote_group  # few builds have one
+
                     with self._tasks.task(f"downloading from {_host(url)}"):
                         remote = fetch(
                             url,
@@ -158,7 +159,7 @@ class FileTree:
         return ContextResource(tuple(groups))
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
-        from firebuild_bootstrap.context.git import clone  # few builds have one
+        from firebuild_bootstrap.context.fetch import clone  # few builds have one
 
         shown = redacted(source.url)
         with self._tasks.task(f"fetching {shown}"):
@@ -336,7 +337,7 @@ def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks)
         InputError: the directory or its ignore file can't be read, or the repository not be fetched.
     """
     if isinstance(source, GitTree):
-        from firebuild_bootstrap.context.git import clone  # few builds have one
+        from firebuild_bootstrap.context.fetch import clone  # few builds have one
 
         with tasks.task(f"fetching {redacted(source.url)}"):
             root = clone(

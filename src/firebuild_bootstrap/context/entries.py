@@ -1,15 +1,21 @@
-"""What a COPY or ADD sends: entries with their content, however they were found."""
+"""What a COPY or ADD sends: entries with their content, which is checked while it is read."""
 
 from __future__ import annotations
 
+import io
 import os
+import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.dockerfile.graph import Download, GitTree, Heredoc
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 class EntryKind(Enum):
@@ -95,3 +101,171 @@ class Resource(Protocol):
             InputError: a source has vanished or can't be read, or an archive is broken.
         """
         ...
+
+
+def changed(name: str, how: str, location: Location | None) -> InputError:
+    """Return the error for content that is not what was announced."""
+    return InputError(
+        f"{name} changed while it was being sent: {how}",
+        hint="let nothing write to the build context during a build",
+        location=location,
+    )
+
+
+def ended_early(missing: int, size: int) -> str:
+    """Say that content was shorter than announced."""
+    return f"it ended {missing} bytes before its {size} bytes"
+
+
+def has_grown(size: int) -> str:
+    """Say that content was longer than announced."""
+    return f"it has grown beyond its {size} bytes"
+
+
+def unreadable(name: str, error: Exception, location: Location | None) -> InputError:
+    """Return the error for content that can't be read."""
+    return InputError(f"{name} can't be read: {error}", location=location)
+
+
+class Readable(Protocol):
+    """Anything that content can be read from."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return at most `size` bytes, none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the content."""
+        ...
+
+
+class SizedReader(io.RawIOBase):
+    """Reads exactly as many bytes as were announced, and fails where the content has more or fewer.
+
+    Args:
+        content: where the bytes come from; closed with the reader.
+        size: how many bytes were announced.
+        name: what to call the content in messages.
+        location: the instruction that sends it.
+        broken: exceptions of `content` that mean that it is damaged or can't be read.
+    """
+
+    def __init__(
+        self,
+        content: Readable,
+        size: int,
+        *,
+        name: str,
+        location: Location | None,
+        broken: tuple[type[Exception], ...] = (OSError,),
+    ) -> None:
+        super().__init__()
+        self._content = content
+        self._missing = size
+        self._size = size
+        self._name = name
+        self._location = location
+        self._broken = broken
+        self._probed = False
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill `buffer`; the end is reported only after the size has been found right.
+
+        Raises:
+            InputError: the content has changed its size, is damaged or can't be read.
+        """
+        view = memoryview(buffer).cast("B")
+        data = self._read(min(len(view), self._missing)) if self._missing else b""
+        if self._missing and not data:
+            raise self._changed(ended_early(self._missing, self._size))
+        view[: len(data)] = data
+        self._missing -= len(data)
+        if not self._missing and not self._probed:
+            self._probed = True
+            if self._read(1):
+                raise self._changed(has_grown(self._size))
+        return len(data)
+
+    def close(self) -> None:
+        """Close the content as well."""
+        if not self.closed:
+            self._content.close()
+        super().close()
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._content.read(size) or b""
+        except self._broken as error:
+            raise unreadable(self._name, error, self._location) from error
+
+    def _changed(self, how: str) -> InputError:
+        return changed(self._name, how, self._location)
+
+
+def checked(
+    content: Readable,
+    size: int,
+    *,
+    name: str,
+    location: Location | None,
+    broken: tuple[type[Exception], ...] = (OSError,),
+) -> io.BufferedReader:
+    """Return `content` as a buffered file that insists on `size` bytes; see `SizedReader`."""
+    return io.BufferedReader(
+        SizedReader(content, size, name=name, location=location, broken=broken), buffer_size=256 * 1024
+    )
+
+
+@dataclass(frozen=True)
+class FetchLimits:
+    """How long a download may take: without any progress, and in all (seconds)."""
+
+    idle_seconds: float = 30.0
+    total_seconds: float = 900.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one match of a source sends: a single file, a directory's contents, or an archive's members.
+
+    `source` is what was fetched for it; None for what was there.
+    """
+
+    name: str
+    entries: Callable[[], Iterator[Entry]]
+    source: Download | GitTree | None = None
+
+
+@dataclass(frozen=True)
+class ContextResource:
+    """Everything that one instruction sends; `entries()` may be called again and again."""
+
+    groups: tuple[Group, ...]
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield parents before children and a hard link after its first name.
+
+        Raises:
+            InputError: a source has vanished or can't be read, or an archive is broken.
+        """
+        for group in self.groups:
+            yield from group.entries()
+
+
+def heredoc_group(source: Heredoc, mtime_ns: int) -> Group:
+    """Return the group of a heredoc: a file with mode 0644."""
+    content = source.content.encode()
+    entry = Entry(
+        source=source.name,
+        path=posixpath.basename(source.name),
+        kind=EntryKind.FILE,
+        mode=0o644,
+        mtime_ns=mtime_ns,
+        size=len(content),
+        open=lambda: io.BytesIO(content),
+    )
+    return Group(source.name, lambda: iter((entry,)))

@@ -11,10 +11,8 @@ import signal
 from collections.abc import Callable
 from typing import Final
 
-from firebuild_bootstrap.dockerfile.flags import read_flags
-from firebuild_bootstrap.dockerfile.stage import StageState
-from firebuild_bootstrap.dockerfile.syntax import DockerfileSource, Instruction, parse, short
-from firebuild_bootstrap.dockerfile.variables import declare_args
+from firebuild_bootstrap.dockerfile.stage import StageState, declare_args
+from firebuild_bootstrap.dockerfile.syntax import DockerfileSource, Instruction, parse, read_flags, short
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import Healthcheck
 from firebuild_bootstrap.wire import WireError, parse_duration

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from firebuild_bootstrap.dockerfile.flags import Flags
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     CacheMount,
@@ -27,7 +26,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TmpfsMount,
     TreeRef,
 )
-from firebuild_bootstrap.dockerfile.syntax import Instruction, guess, parse_bool, short
+from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, parse_bool, short
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.wire import absolute
 

@@ -13,7 +13,6 @@ from typing import Final
 
 from e2b_dockerfile_utils import DockerfileHeredoc, chomp_heredoc_content, parse_heredoc
 
-from firebuild_bootstrap.dockerfile.flags import Flags, read_flags
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
     Copy,
@@ -36,9 +35,8 @@ from firebuild_bootstrap.dockerfile.remote import (
     redacted,
     scheme,
 )
-from firebuild_bootstrap.dockerfile.stage import StageState
-from firebuild_bootstrap.dockerfile.syntax import Instruction, short
-from firebuild_bootstrap.dockerfile.variables import Expander
+from firebuild_bootstrap.dockerfile.stage import Expander, StageState
+from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, read_flags, short
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern
 from firebuild_bootstrap.wire import absolute
 

@@ -1,20 +1,284 @@
-"""The stage that is being read: its configuration and variables between two instructions."""
+"""The stage that is being read: its variables and its configuration between two instructions.
+
+https://docs.docker.com/reference/dockerfile/#environment-replacement and
+https://docs.docker.com/reference/dockerfile/#arg
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from firebuild_bootstrap.dockerfile.expansion import Budget
+from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
 from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
 from firebuild_bootstrap.dockerfile.lint import Lint
-from firebuild_bootstrap.dockerfile.syntax import Instruction
-from firebuild_bootstrap.dockerfile.variables import Expander, Variables
+from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.wire import DEFAULT_PATH
 
+# Usable in RUN without an ARG, and never part of the image.
+PROXY_ARGS: Final = frozenset(
+    name
+    for upper in ("HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY")
+    for name in (upper, upper.lower())
+)
+_MACHINES: Final = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm/v7",
+    "armv6l": "arm/v6",
+    "i686": "386",
+}
+# https://github.com/containerd/platforms, whose Parse is what BuildKit asks.
+_SYSTEMS: Final = frozenset(
+    (
+        *("aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux"),
+        *("macos", "nacl", "netbsd", "openbsd", "plan9", "solaris", "windows", "zos"),
+    )
+)
+_ARCHITECTURES: Final = frozenset(
+    (
+        *("386", "amd64", "amd64p32", "arm", "armbe", "arm64", "arm64be", "loong64", "mips", "mipsle"),
+        *("mips64", "mips64le", "mips64p32", "mips64p32le", "ppc", "ppc64", "ppc64le", "riscv", "riscv64"),
+        *("s390", "s390x", "sparc", "sparc64", "wasm"),
+    )
+)
+_ARCHITECTURE_ALIASES: Final = {
+    "i386": "386",
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "armhf": "arm/v7",
+    "armel": "arm/v6",
+}
+_VARIANT_ALIASES: Final = {
+    "amd64": {"v1": ""},
+    "arm64": {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9", "v9.0": "v9"},
+    "arm": {"": "v7", "5": "v5", "6": "v6", "7": "v7", "8": "v8"},
+}
+_SYSTEM: Final = re.compile(r"[A-Za-z0-9_-]+(\([A-Za-z0-9_.%-]*(\+[A-Za-z0-9_.%-]+)*\))?")
+_PART: Final = re.compile(r"[A-Za-z0-9_.-]+")
+
+
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
+
+
+def host_platform(machine: str | None = None) -> str:
+    """Return the platform of this host as Docker writes it, for example `linux/amd64`.
+
+    Args:
+        machine: the processor as `uname -m` names it, by default this host's.
+    """
+    machine = machine or os.uname().machine
+    return f"linux/{_MACHINES.get(machine, machine)}"
+
+
+def normal_platform(text: str, host: str) -> str:
+    """Return a platform as `host_platform` writes it; a missing half is the host's.
+
+    Args:
+        text: `system/architecture`, `system/architecture/variant`, or a known system or architecture alone.
+        host: the host's platform.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    system, *rest = text.split("/")
+    if not _SYSTEM.fullmatch(system) or not all(map(_PART.fullmatch, rest)) or len(rest) > 2:
+        raise ValueError("expected system/architecture or system/architecture/variant")
+    system, rest = system.lower(), [part.lower() for part in rest]
+    if not rest:
+        if system in _SYSTEMS:
+            return f"{system}/{host.partition('/')[2]}"
+        if _ARCHITECTURE_ALIASES.get(system, system).partition("/")[0] not in _ARCHITECTURES:
+            raise ValueError("there is no such operating system or architecture")
+        system, rest = "linux", [system]
+    architecture, _, variant = _ARCHITECTURE_ALIASES.get(rest[0], rest[0]).partition("/")
+    variant = variant or "".join(rest[1:])
+    variant = _VARIANT_ALIASES.get(architecture, {}).get(variant, variant)
+    return "/".join(filter(None, (system, architecture, variant)))
+
+
+def platform_args(platform: str, stage: str) -> dict[str, str]:
+    """Return the arguments predefined before FROM, for a build of `stage` on and for `platform`."""
+    system, _, processor = platform.partition("/")
+    architecture, _, variant = processor.partition("/")
+    args = {"TARGETSTAGE": stage or "default"}
+    for side in ("BUILD", "TARGET"):
+        args[f"{side}PLATFORM"] = platform
+        args[f"{side}OS"] = system
+        args[f"{side}OSVERSION"] = ""
+        args[f"{side}ARCH"] = architecture
+        args[f"{side}VARIANT"] = variant
+    return args
+
+
+class Expander:
+    """Expands variables in the words of one instruction, all with the same values.
+
+    Every method raises `InputError` if a substitution is malformed, `${name:?message}` finds nothing, or
+    the variables hold too much.
+
+    Args:
+        instruction: whose words they are; errors point at it.
+        values: the variables as they are before the instruction.
+        escape: the escape character of the Dockerfile.
+        budget: what the variables of the Dockerfile may still put in.
+        missing: told of the variables of a word or heredoc that have no value.
+    """
+
+    def __init__(
+        self,
+        instruction: Instruction,
+        values: Mapping[str, str],
+        escape: str,
+        budget: Budget,
+        missing: Callable[[Iterable[str]], None] = lambda _: None,
+    ) -> None:
+        self._instruction = instruction
+        self._values = values
+        self._escape = escape
+        self._budget = budget
+        self._missing = missing
+
+    def has_variables(self, text: str) -> bool:
+        """Tell whether `text` is more than plain characters: where nothing is expanded, nobody means that."""
+        try:
+            return Lexer(text, {}, self._escape, self._budget).word() != text
+        except ExpansionError:
+            return True
+
+    def word(self, text: str) -> str:
+        """Return `text` as one word: quotes removed, variables replaced."""
+        return self.looked_up(text)[0]
+
+    def looked_up(self, text: str) -> tuple[str, Lexer]:
+        """Return `text` as one word, and what knows the variables that were looked up for it."""
+        lexer = Lexer(text, self._values, self._escape, self._budget)
+        try:
+            word = lexer.word()
+        except ExpansionError as error:
+            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+        self._missing(lexer.missing)
+        return word, lexer
+
+    def words(self, text: str) -> list[str]:
+        """Return `text` as words: what an unquoted variable holds is split at white space."""
+        try:
+            return Lexer(text, self._values, self._escape, self._budget).words()
+        except ExpansionError as error:
+            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+
+    def body(self, text: str) -> str:
+        """Return the body of a heredoc: variables replaced, quotes left alone."""
+        try:
+            # Always a backslash, whatever the escape directive says: heredocs follow the shell.
+            lexer = Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False)
+            body = lexer.word()
+        except ExpansionError as error:
+            raise self._instruction.error(f"in a heredoc: {error}") from error
+        self._missing(lexer.missing)
+        return body
+
+
+class Variables:
+    """The variables of one scope in the order of its instructions: of ENV and ARG the later one wins.
+
+    That is what BuildKit does, whose ARG puts its value where ENV puts it, whatever the reference says.
+
+    Args:
+        given: build arguments by name; None is one without a value, which counts as not given.
+        inherited: what an ARG without a default gets: the ARGs before FROM.
+        env: the variables to begin with: of the base image, or those that are predefined before FROM.
+    """
+
+    def __init__(
+        self, given: Mapping[str, str | None], inherited: Mapping[str, str], env: Mapping[str, str]
+    ) -> None:
+        self._given = given
+        self._inherited = inherited
+        self._of_args: set[str] = set()
+        self._environment: tuple[Mapping[str, str], Mapping[str, str]] | None = None
+        self.env = dict(env)
+        self.values = dict(env)
+        self.declared: set[str] = set()
+
+    def below(self, env: Mapping[str, str]) -> Variables:
+        """Return the variables that a stage on top of this one begins with.
+
+        What ARG declared goes on there, except where `env`, that of this stage's image, has the same name.
+
+        Args:
+            env: of the image.
+        """
+        variables = Variables(self._given, self._inherited, env)
+        variables.declared |= self.declared
+        variables._of_args |= self._of_args - env.keys()
+        variables.values |= {name: self.values[name] for name in variables._of_args}
+        return variables
+
+    def set_env(self, pairs: Mapping[str, str]) -> None:
+        """Execute an ENV."""
+        self.env |= pairs
+        self.values |= pairs
+        self._of_args.difference_update(pairs)
+        self._environment = None
+
+    def declare(self, name: str, default: str | None, expand: Callable[[str], str]) -> None:
+        """Execute an ARG: the build argument beats the default, which beats what is inherited.
+
+        One that gets no value leaves a variable of the same name as it was.
+        """
+        value = self._given.get(name)
+        if value is None:
+            value = self._inherited.get(name) if default is None else expand(default)
+        self.declared.add(name)
+        if value is not None:
+            self.values[name] = value
+            self._of_args.add(name)
+            self._environment = None
+
+    def environment(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Return what a RUN sees: variables of ENV and, apart from them, of ARG.
+
+        The proxy arguments that were given are among the latter, declared or not.
+        """
+        if self._environment is None:
+            given = self._given.items()
+            proxies = {
+                name: value
+                for name, value in given
+                if name in PROXY_ARGS and name not in self.values and value is not None
+            }
+            self._environment = (
+                {name: value for name, value in self.env.items() if name not in self._of_args},
+                {**proxies, **{name: self.values[name] for name in sorted(self._of_args)}},
+            )
+        return self._environment
+
+
+def declare_args(instruction: Instruction, variables: Variables, expander: Expander) -> None:
+    """Execute an ARG; a later declaration on the same line sees the earlier ones, as in BuildKit.
+
+    Args:
+        instruction: the ARG.
+        variables: the scope that it adds to.
+        expander: expands with the values of that scope.
+
+    Raises:
+        InputError: there is no name, or a default can't be expanded.
+    """
+    if not instruction.args:
+        raise instruction.error("ARG: expected a name", hint="for example ARG VERSION=1.0")
+    for word in instruction.args:
+        name, equals, default = word.partition("=")
+        name = expander.word(name)
+        if not name:
+            raise instruction.error(f"ARG: expected a name before =, found {short(word)!r}")
+        variables.declare(name, default if equals else None, expander.word)
 
 
 class Trees(Protocol):

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 
 from firebuild_bootstrap.dockerfile import metadata, operations
 from firebuild_bootstrap.dockerfile.expansion import Budget, Lexer
-from firebuild_bootstrap.dockerfile.flags import read_flags
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
     Copy,
@@ -31,23 +30,25 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.mounts import check_run
-from firebuild_bootstrap.dockerfile.stage import StageState, starting_config
+from firebuild_bootstrap.dockerfile.stage import (
+    PROXY_ARGS,
+    Expander,
+    StageState,
+    Variables,
+    declare_args,
+    host_platform,
+    normal_platform,
+    platform_args,
+    starting_config,
+)
 from firebuild_bootstrap.dockerfile.syntax import (
     DockerfileSource,
     Instruction,
     ParsedDockerfile,
     guess,
     parse,
+    read_flags,
     short,
-)
-from firebuild_bootstrap.dockerfile.variables import (
-    PROXY_ARGS,
-    Expander,
-    Variables,
-    declare_args,
-    host_platform,
-    normal_platform,
-    platform_args,
 )
 from firebuild_bootstrap.errors import InputError, Location, Problems
 from firebuild_bootstrap.image.config import ImageConfig

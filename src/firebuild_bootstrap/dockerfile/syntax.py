@@ -6,7 +6,8 @@ import difflib
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
@@ -284,3 +285,104 @@ def _syntax_error(error: DockerfileSyntaxError, location: Location) -> InputErro
     elif message == "unterminated heredoc":
         hint = "its end marker has to stand alone on a line, as in the line that begins it"
     return InputError(short(message), hint=hint, location=location)
+
+
+class _Kind(Enum):
+    VALUE = "value"
+    VALUES = "values"  # may be repeated
+    SWITCH = "switch"
+
+
+_COPYING: Final = {
+    "chown": _Kind.VALUE,
+    "chmod": _Kind.VALUE,
+    "link": _Kind.SWITCH,
+    "exclude": _Kind.VALUES,
+}
+_FLAGS: Final[dict[str, dict[str, _Kind]]] = {
+    "FROM": {"platform": _Kind.VALUE},
+    "RUN": {
+        "mount": _Kind.VALUES,
+        "network": _Kind.VALUE,
+        "security": _Kind.VALUE,
+        "device": _Kind.VALUES,
+    },
+    "COPY": _COPYING | {"from": _Kind.VALUE, "parents": _Kind.SWITCH},
+    "ADD": _COPYING | {"checksum": _Kind.VALUE, "keep-git-dir": _Kind.SWITCH, "unpack": _Kind.SWITCH},
+    "HEALTHCHECK": dict.fromkeys(
+        ("interval", "timeout", "start-period", "start-interval", "retries"), _Kind.VALUE
+    ),
+}
+
+
+@dataclass
+class Flags:
+    """The flags of one instruction, as they are written.
+
+    Args:
+        values: of flags that take one.
+        lists: of flags that may be repeated, in their order.
+        switches: those that are given, on or off.
+    """
+
+    values: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, list[str]] = field(default_factory=dict)
+    switches: dict[str, bool] = field(default_factory=dict)
+
+
+def read_flags(instruction: Instruction) -> Flags:
+    """Return an instruction's flags; variables in them are not expanded.
+
+    Raises:
+        InputError: a flag is unknown, given twice, lacks its value, or has one that it can't have.
+    """
+    known = _FLAGS.get(instruction.keyword, {})
+    flags = Flags()
+    for flag in instruction.flags:
+        name, equals, value = flag.removeprefix("--").partition("=")
+        kind = known.get(name)
+        if kind is None:
+            raise _unknown(instruction, name, known)
+        title = f"{instruction.keyword} --{name}"
+        if name in flags.values or name in flags.switches:
+            raise instruction.error(f"{title} is given twice")
+        if kind is _Kind.SWITCH:
+            if equals and value.lower() not in ("true", "false"):
+                raise instruction.error(f"{title}: expected true or false, found {short(value)!r}")
+            flags.switches[name] = value.lower() != "false"
+        elif not equals:
+            raise instruction.error(f"{title}: expected a value: --{name}=…")
+        elif kind is _Kind.VALUES:
+            flags.lists.setdefault(name, []).append(value)
+        else:
+            flags.values[name] = value
+    return flags
+
+
+def _unknown(instruction: Instruction, name: str, known: dict[str, _Kind]) -> Exception:
+    if hint := guess(f"--{name}", [f"--{each}" for each in known]):
+        pass
+    elif known:
+        hint = f"{instruction.keyword} knows " + ", ".join(f"--{each}" for each in known)
+    else:
+        hint = f"{instruction.keyword} has no flags"
+    return instruction.error(f"unknown flag --{short(name)} of {instruction.keyword}", hint=hint)
+
+
+def parse_assignments(values: Iterable[str], option: str) -> dict[str, str | None]:
+    """Read the values of an option that takes NAME=VALUE; NAME alone gives None, and the last one wins.
+
+    Args:
+        values: as given by the user.
+        option: what to call it in messages, for example `--build-arg`.
+
+    Raises:
+        InputError: there is no name before `=`. The value, which may be a secret, is not shown.
+    """
+    pairs: dict[str, str | None] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name.strip():
+            raise InputError(f"{option}: expected NAME=VALUE, found no name before =")
+        pairs[name] = value if equals else None
+    return pairs

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import MetadataWriter
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import export_tree, fill_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
-from firebuild_bootstrap.mmds.store import DataStore
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
 from firebuild_bootstrap.sandbox import Bind, SandboxProcess
 
 _GUEST: Final = "firebuild_bootstrap.guest.main"

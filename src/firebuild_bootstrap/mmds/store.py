@@ -1,4 +1,4 @@
-"""The data store behind the metadata service, with the limit and the merge rule of Firecracker's."""
+"""The metadata store, with the limit and the merge rule of Firecracker's, and the seam to write to one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import MachineError
 
@@ -119,3 +119,23 @@ def _member(value: Any, token: str, pointer: str) -> Any:
     if isinstance(value, list) and is_index and int(token) < len(value):
         return value[int(token)]
     raise ResourceNotFound(pointer)
+
+
+class MetadataWriter(Protocol):
+    """Puts metadata where the guest of one machine reads it: an emulator's store or Firecracker's API."""
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        """Replace everything.
+
+        Raises:
+            MachineError: the store refused the document or cannot be reached.
+        """
+        ...
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        """Apply a JSON merge patch (RFC 7396): null removes a member.
+
+        Raises:
+            MachineError: nothing was put before, the result is too large, or the store cannot be reached.
+        """
+        ...

@@ -11,8 +11,7 @@ from typing import Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, FileOnDisk
-from firebuild_bootstrap.context.reading import ended_early, has_grown
+from firebuild_bootstrap.context.entries import Entry, EntryKind, FileOnDisk, ended_early, has_grown
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tree import data_regions
 from firebuild_bootstrap.service.resources import changed, content_of, reading

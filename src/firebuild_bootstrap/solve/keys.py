@@ -44,7 +44,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
     canonical,
 )
-from firebuild_bootstrap.dockerfile.variables import PROXY_ARGS
+from firebuild_bootstrap.dockerfile.stage import PROXY_ARGS
 
 _FORM: Final = "firebuild-2"
 """Has to change when the same operation comes to have another result."""

@@ -22,8 +22,7 @@ from firebuild_bootstrap.machine.external.settings import ExternalSettings, spli
 from firebuild_bootstrap.machine.external.targets import Target, make_target
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.mmds.store import DataStore
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
 
 _ENDED: Final = MachineExit(0)
 

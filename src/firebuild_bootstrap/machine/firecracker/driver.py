@@ -32,7 +32,7 @@ from firebuild_bootstrap.machine.firecracker.source import Source
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.log import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import MetadataWriter
 
 _READY_SECONDS: Final = 10.0
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")

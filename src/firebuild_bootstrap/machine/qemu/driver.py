@@ -45,8 +45,7 @@ from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
-from firebuild_bootstrap.mmds.store import DataStore
-from firebuild_bootstrap.mmds.writer import MetadataWriter
+from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
 
 _MMDS_PORT: Final = 80
 _LOG_SECONDS: Final = 2.0

@@ -1,21 +1,41 @@
-"""`firebuild ca show`: the certificates of a build that does not exist."""
+"""What `firebuild ca` shows: installed providers, the report of a preflight, certificates."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.screen import beside_head, styled
+from firebuild_bootstrap.cli.screen import INDENT, beside, beside_head, indented, styled
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
 from firebuild_pki.display import one_line
-from firebuild_pki.preflighting import CertificateFacts, certificate_facts
+from firebuild_pki.preflighting import CertificateFacts, ListedProvider, certificate_facts
+
+if TYPE_CHECKING:
+    from firebuild_pki.preflighting import PreflightReport, PreflightRow
+
 
 _HEAD_WIDTH = 13
+
+
+_WORDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ok": ("ok", {"fg": "green"}),
+    "warning": ("warn", {"fg": "yellow"}),
+    "fatal": ("FAIL", {"fg": "red", "bold": True}),
+    "skipped": ("skip", {"dim": True}),
+}
+_VERDICTS = {
+    "ready": "ready: a build gets what it needs",
+    "settings": "not ready: the configuration is wrong",
+    "authority": "not ready: a build would get no usable certificates",
+}
+_SLOW_SECONDS = 0.5
+_LEVEL_WIDTH = 6
+_ABOUT_WIDTH = 15
 
 
 @dataclass(frozen=True)
@@ -96,3 +116,41 @@ def _take_back(authority: Authority, materials: list[TLSMaterial]) -> list[str]:
         except CAError as error:
             failures.append(f"the certificate of {material.identity} was not revoked: {error.message}")
     return failures
+
+
+def print_row(row: PreflightRow) -> None:
+    """Print a row, and its hint below it."""
+    word, style = _WORDS[row.level.value]
+    head = f"{styled(word, **style)}{' ' * (_LEVEL_WIDTH - len(word))}{one_line(row.about)} "
+    head_width = max(_LEVEL_WIDTH + _ABOUT_WIDTH, len(click.unstyle(head)))
+    slow = row.seconds is not None and row.seconds >= _SLOW_SECONDS
+    lines = beside_head(head, head_width, f"{row.message} ({row.seconds:.1f} s)" if slow else row.message)
+    if row.hint:
+        lines += indented(f"hint: {row.hint}", (head_width if beside() else INDENT) + 2)
+    click.echo("\n".join(lines))
+
+
+def print_verdict(report: PreflightReport) -> None:
+    """Print what all rows come to."""
+    warnings = sum(row.level.value == "warning" for row in report.rows)
+    more = f"{warnings} warning{'s' if warnings > 1 else ''}, " if warnings else ""
+    style = {"bold": True, "fg": "green" if report.ready else "red"}
+    click.echo(f"\n{styled(_VERDICTS[report.verdict.value], **style)} ({more}{report.seconds:.1f} s)")
+
+
+def print_providers(listed: Sequence[ListedProvider]) -> None:
+    """Print a block for each provider; a broken one shows why it is."""
+    head_width = max((len(one_line(one.name)) for one in listed), default=0) + 2
+    for one in listed:
+        name = styled(one_line(one.name), bold=True, **({} if one.problem is None else {"fg": "red"}))
+        can = ", ".join(one.capabilities) if one.problem is None else "cannot be used"
+        _print(name, head_width, f"{one.distribution} {one.version}".strip() + f" ({can})")
+        _print("", head_width, one.summary if one.problem is None else one.problem)
+        if one.hint:
+            _print("", head_width, f"hint: {one.hint}")
+        _print("", head_width, one.location)
+
+
+def _print(head: str, head_width: int, text: str) -> None:
+    lines = [line for line in beside_head(head, head_width, text) if line]
+    click.echo("\n".join(lines))

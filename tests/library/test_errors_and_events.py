@@ -19,9 +19,8 @@ from firebuild_bootstrap.errors import (
     StepFailed,
     exit_status_of,
 )
-from firebuild_bootstrap.events import Event, Notice, StepOutput
-from firebuild_bootstrap.explain import explained
-from firebuild_bootstrap.tail import OutputTail
+from firebuild_bootstrap.events import Event, EventBus, Notice, StepOutput
+from firebuild_bootstrap.failures import explained
 from firebuild_pki import IdentityError, ProviderError, SettingsError
 from firebuild_pki.errors import Problem
 
@@ -79,40 +78,40 @@ def piece(data: bytes, step: int = 2) -> StepOutput:
     return StepOutput(step=step, stream="stdout", data=data)
 
 
-def test_the_tail_passes_everything_on_in_order() -> None:
+def test_the_bus_passes_everything_on_in_order() -> None:
     seen: list[Event] = []
-    tail = OutputTail(seen.append)
+    bus = EventBus(seen.append)
     events = [piece(b"a"), Notice(level="info", message="x"), piece(b"b")]
     for event in events:
-        tail(event)
+        bus(event)
     assert seen == events
 
 
-def test_the_tail_keeps_the_last_lines_of_each_step() -> None:
-    tail = OutputTail(lambda _: None)
+def test_the_bus_keeps_the_last_lines_of_each_step() -> None:
+    bus = EventBus(lambda _: None)
     for number in range(100):
-        tail(piece(f"line {number}\n".encode()))
-    tail(piece(b"other", step=3))
-    assert tail.last_lines(2) == [f"line {number}" for number in range(85, 100)]
-    assert tail.last_lines(3) == ["other"]
-    assert tail.last_lines(4) == []
+        bus(piece(f"line {number}\n".encode()))
+    bus(piece(b"other", step=3))
+    assert bus.last_lines(2) == [f"line {number}" for number in range(85, 100)]
+    assert bus.last_lines(3) == ["other"]
+    assert bus.last_lines(4) == []
 
 
-def test_the_tail_joins_pieces_that_break_anywhere() -> None:
-    tail = OutputTail(lambda _: None)
+def test_the_bus_joins_pieces_that_break_anywhere() -> None:
+    bus = EventBus(lambda _: None)
     for data in ("grö".encode()[:3], "grö".encode()[3:], b"sse\nnext"):
-        tail(piece(data))
-    assert tail.last_lines(2) == ["grösse", "next"]
+        bus(piece(data))
+    assert bus.last_lines(2) == ["grösse", "next"]
 
 
-def test_the_tail_takes_no_more_room_than_it_needs() -> None:
-    tail = OutputTail(lambda _: None)
-    tail(piece(b"x" * 1_000_000))
-    [line] = tail.last_lines(2)
+def test_the_bus_takes_no_more_room_than_it_needs() -> None:
+    bus = EventBus(lambda _: None)
+    bus(piece(b"x" * 1_000_000))
+    [line] = bus.last_lines(2)
     assert len(line) == 16 * 1024
 
 
 def test_the_tail_shows_nothing_that_could_move_a_cursor() -> None:
-    tail = OutputTail(lambda _: None)
-    tail(piece(b"\x1b[2J\xff\x07end\ttab\n"))
-    assert tail.last_lines(2) == ["\\x1b[2J\\xff\\x07end       tab"]
+    bus = EventBus(lambda _: None)
+    bus(piece(b"\x1b[2J\xff\x07end\ttab\n"))
+    assert bus.last_lines(2) == ["\\x1b[2J\\xff\\x07end       tab"]

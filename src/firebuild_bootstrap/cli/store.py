@@ -1,0 +1,389 @@
+"""`firebuild base`, `cache` and `rm-tree`: what is kept between builds, and how it is removed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.options import (
+    complete_bases,
+    config_option,
+    home_from,
+    json_option,
+    settings_from,
+)
+from firebuild_bootstrap.errors import InputError
+from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.bases import Base
+    from firebuild_bootstrap.image.config import ImageConfig
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.solve.cache import Entry, Usage
+    from firebuild_bootstrap.solve.cache_mounts import CacheMountUsage
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+
+
+_SHORT = 12
+_WIDTH = 60
+
+
+@click.group(cls=Commands)
+def base() -> None:
+    """Import, list and remove the bases that FROM names."""
+
+
+@base.command("import")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--image-config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="JSON with the base's OCI config (Env, Entrypoint, User, …).",
+)
+@config_option
+def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
+    """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
+    config = _read_config(image_config)
+    with _watched(config_file) as home:
+        kept = home.bases.import_base(name, path, config)
+    _say_kept(kept)
+
+
+@base.command("from-host")
+@click.argument("name", default="host")
+@config_option
+def from_host(name: str, config_file: Path | None) -> None:
+    """Make a base of this machine's own shell and core tools; needs no download and no root."""
+    with _watched(config_file) as home:
+        kept = home.bases.create_from_host(name)
+    _say_kept(kept)
+
+
+@base.command("list")
+@json_option
+@config_option
+def list_(as_json: bool, config_file: Path | None) -> None:
+    """List the bases: name, when they were imported, size, digest."""
+    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.progress import human_size
+
+    bases = home_from(settings_from(config_file)).bases.list()
+    if as_json:
+        click.echo(as_text([_document(found) for found in bases]), nl=False)
+        return
+    rows = [(found.name, found.imported, human_size(found.size), found.digest) for found in bases]
+    print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
+
+
+@base.command()
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete_bases)
+@config_option
+def rm(names: tuple[str, ...], config_file: Path | None) -> None:
+    """Remove bases, all that are named or none if one is not there; images built from them stay."""
+    from firebuild_bootstrap.image.names import Reference
+
+    store = home_from(settings_from(config_file), writable=True).bases
+    wanted = {Reference.parse_tag(name): name for name in names}
+    known = set(store.names())
+    for name in (name for tag, name in wanted.items() if tag not in known):
+        store.remove(name)  # says what there is
+    for name in wanted.values():
+        store.remove(name)
+        click.echo(f"removed {name}")
+
+
+def _document(found: Base) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "imported": found.imported,
+        "size": found.size,
+        "digest": found.digest,
+        "path": str(found.archive),
+        "config": found.config.as_json(),
+    }
+
+
+@contextmanager
+def _watched(config_file: Path | None) -> Iterator[Home]:
+    """Show on standard error what takes long; standard output is for the base."""
+    from firebuild_bootstrap.events import EventBus, Tasks
+    from firebuild_bootstrap.progress import make_renderer
+
+    settings = settings_from(config_file)
+    if sys.stderr is None:  # the caller closed it
+        yield home_from(settings, writable=True)
+        return
+    with closing(make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())) as renderer:
+        yield home_from(settings, writable=True, tasks=Tasks(EventBus(renderer)))
+
+
+def _say_kept(kept: Base) -> None:
+    from firebuild_bootstrap.progress import human_size
+
+    click.echo(f"{kept.name}  {human_size(kept.size)}  {kept.digest}")
+
+
+def _read_config(path: Path | None) -> ImageConfig | None:
+    import json
+
+    from firebuild_bootstrap.errors import InputError, Location
+    from firebuild_bootstrap.image.config import ImageConfig
+
+    if path is None:
+        return None
+    where = Location(str(path))
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"expected JSON: {error}", location=where) from error
+    if not isinstance(document, dict):
+        raise InputError(f"expected a JSON object, found {document!r:.40}", location=where)
+    try:
+        return ImageConfig.from_json(document)
+    except InputError as error:
+        raise InputError(error.message, hint=error.hint, location=where) from error
+
+
+@click.group(cls=Commands)
+def cache() -> None:
+    """Show and remove what builds keep for later ones."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One thing in the cache, as both forms of the table show it."""
+
+    kind: str
+    key: str
+    text: str
+    size: int
+    created: float
+    last_used: float
+    in_use: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "key": self.key,
+            "step": self.text,
+            "bytes": self.size,
+            "created": _time(self.created),
+            "last_used": _time(self.last_used),
+            "in_use": self.in_use,
+        }
+
+
+@cache.command()
+@json_option
+@config_option
+def du(as_json: bool, config_file: Path | None) -> None:
+    """Show what is in the cache: results of steps and unpacked bases, and then cache mounts.
+
+    What was not used for longest is the first of them.
+    """
+    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.solve.cache_mounts import cache_mounts
+
+    home = home_from(settings_from(config_file))
+    bases = {base.digest: base.name for base in home.bases.list()}
+    rows = [_of_layer(use, bases) for use in home.cache.usage()]
+    rows += [_of_mount(mount) for mount in cache_mounts(home.root)]
+    total = sum(row.size for row in rows)
+    if as_json:
+        click.echo(as_text({"bytes": total, "entries": [row.as_json() for row in rows]}), nl=False)
+        return
+    cells = [
+        (
+            row.key[:_SHORT],
+            one_line(row.text, _WIDTH),
+            human_size(row.size),
+            _time(row.created) or "-",
+            _time(row.last_used) or "-",
+            "yes" if row.in_use else "no",
+        )
+        for row in rows
+    ]
+    header = ("KEY", "STEP", "SIZE", "CREATED", "LAST USED", "IN USE")
+    print_table(header, [*cells, ("total", f"{len(rows)} entries", human_size(total), "", "", "")])
+
+
+@cache.command()
+@click.option("--all", "-a", "everything", is_flag=True, help="All that no build uses at this moment.")
+@click.option("--max-size", metavar="SIZE", help="Until no more is left than, for example, 5GiB.")
+@click.option("--older-than", metavar="DURATION", help="What was not used for, for example, 72h or 2w.")
+@click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
+@click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
+@config_option
+def prune(
+    everything: bool, max_size: str | None, older_than: str | None, dry_run: bool, config_file: Path | None
+) -> None:
+    """Remove from the cache, what was not used for longest first; nothing that a running build uses.
+
+    Without options: results that no build can find any more, and unpacked bases that no result lies on.
+    Cache mounts go by --all and --older-than, and by --max-size if they alone take more.
+    """
+    from firebuild_bootstrap.progress import human_size
+
+    limits = _Limits(everything, _size(max_size), _seconds(older_than))
+    home = home_from(settings_from(config_file), writable=not dry_run)
+    verb = "would remove" if dry_run else "removed"
+    freed = 0
+    for kind, text, size in _prune(home, limits, dry_run=dry_run):
+        click.echo(f"{verb} {kind} {one_line(text, _WIDTH)} ({human_size(size)})")
+        freed += size
+    if not dry_run:
+        click.echo(f"freed {human_size(freed)}")
+
+
+@dataclass(frozen=True)
+class _Limits:
+    everything: bool
+    max_size: int | None
+    older_than: float | None
+
+
+def _prune(home: Home, limits: _Limits, *, dry_run: bool) -> list[tuple[str, str, int]]:
+    from firebuild_bootstrap.solve.cache_mounts import cache_mounts, prune_cache_mounts
+
+    mounted = cache_mounts(home.root)
+    left = sum(mount.size for mount in mounted)
+    layers = home.cache.prune(
+        everything=limits.everything,
+        max_size=None if limits.max_size is None else max(limits.max_size - left, 0),
+        older_than=limits.older_than,
+        dry_run=dry_run,
+    )
+    removed = [("base" if entry.is_base else "step", _text(entry), entry.size) for entry in layers]
+    wanted = _mounts_to_remove(limits, left)
+    if dry_run:
+        mounts = [mount for mount in mounted if not mount.in_use and wanted(mount)]
+    else:
+        mounts = prune_cache_mounts(home.root, home.trees.remove, wanted) if mounted else []
+    return removed + [("cache mount", mount.id, mount.size) for mount in mounts]
+
+
+def _mounts_to_remove(limits: _Limits, left: int) -> Callable[[CacheMountUsage], bool]:
+    import time
+
+    now = time.time()
+
+    def wanted(mount: CacheMountUsage) -> bool:
+        nonlocal left
+        old = limits.older_than is not None and mount.last_used < now - limits.older_than
+        too_much = limits.max_size is not None and left > limits.max_size
+        if not (limits.everything or old or too_much):
+            return False
+        left -= mount.size
+        return True
+
+    return wanted
+
+
+def _of_layer(use: Usage, bases: dict[str, str]) -> _Row:
+    entry = use.entry
+    text = f"FROM {bases[entry.id]}" if entry.id in bases else _text(entry)
+    kind = "base" if entry.is_base else "step"
+    key = entry.key or entry.id.removeprefix("sha256:")
+    return _Row(kind, key, text, entry.size, entry.created, use.last_used, use.in_use)
+
+
+def _text(entry: Entry) -> str:
+    return entry.text or entry.key
+
+
+def _of_mount(mount: CacheMountUsage) -> _Row:
+    return _Row("mount", "mount", mount.id, mount.size, 0.0, mount.last_used, mount.in_use)
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else ""
+
+
+def _size(text: str | None) -> int | None:
+    from firebuild_bootstrap.sizes import parse_size
+
+    if text is None:
+        return None
+    try:
+        return int(text) if text.isdecimal() else parse_size(text)
+    except ValueError as error:
+        raise InputError(f"--max-size: {error}") from error
+
+
+def _seconds(text: str | None) -> float | None:
+    import durationpy
+
+    if text is None:
+        return None
+    try:
+        seconds = float(durationpy.from_str(text).total_seconds())
+    except durationpy.DurationError as error:
+        raise InputError(
+            f"--older-than: expected a duration such as 72h or 2w, found {one_line(text, 100)}"
+        ) from error
+    if seconds < 0:
+        raise InputError(f"--older-than: expected a duration of zero or more, found {one_line(text, 100)}")
+    return seconds
+
+
+@click.command("rm-tree")
+@click.argument("directories", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@config_option
+def rm_tree(directories: tuple[Path, ...], config_file: Path | None) -> None:
+    """Remove directories that `--output dir,dest=DIR` or `--keep-on-failure` wrote.
+
+    Their files may belong to subordinate ids of yours, so that `rm -r` can't remove them without root; this
+    removes them in the id mapping of builds. Other file systems that are mounted in there stay.
+    """
+    home = home_from(settings_from(config_file))
+    wanted = [_checked(directory, home) for directory in directories]
+    for directory in wanted:
+        home.trees.remove(directory)
+        click.echo(f"removed {one_line(str(directory))}")
+
+
+def _checked(given: Path, home: Home) -> Path:
+    """Return the directory by its real path.
+
+    Raises:
+        InputError: it is none, or one whose loss nobody means.
+    """
+    from firebuild_bootstrap.errors import InputError
+
+    try:
+        if given.is_symlink():
+            raise InputError(f"{given} is a symbolic link", hint="name the directory that it leads to")
+        real = given.resolve(strict=True)
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError up to Python 3.12
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{given} can't be removed: {reason}") from error
+    if not real.is_dir():
+        raise InputError(f"{given} is no directory", hint=f"`rm {given}` removes it")
+    kept = {"the current directory": Path.cwd(), "your home": Path.home(), "the store": home.root.resolve()}
+    for what, path in kept.items():
+        if path.is_relative_to(real):
+            raise InputError(f"{given} can't be removed: {what} is in it, or is it")
+    if real.is_mount():
+        raise InputError(
+            f"{given} can't be removed: it is the root of a file system", hint="unmount it first"
+        )
+    return real

@@ -1,0 +1,386 @@
+"""Sources of ADD that come over the network: downloads, and repositories that the system's git fetches.
+
+Both are complete on the host before anything of the build starts. Few builds have one, so this module is
+imported when it is needed. https://docs.docker.com/reference/dockerfile/#adding-files-from-a-url and
+https://docs.docker.com/reference/dockerfile/#adding-files-from-a-git-repository
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import io
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import IO, Final
+
+from firebuild_bootstrap.context.archive import Archive, is_archive
+from firebuild_bootstrap.context.entries import Entry, EntryKind, FetchLimits, Group, checked
+from firebuild_bootstrap.dockerfile.graph import GitTree
+from firebuild_bootstrap.dockerfile.remote import file_name, redacted
+from firebuild_bootstrap.errors import InputError, Location
+from firebuild_pki.display import one_line
+
+_CHUNK: Final = 1024 * 1024
+# The name of a commit, or how it begins.
+_COMMIT: Final = re.compile("[0-9a-f]{4,64}")
+# Neither the user's configuration nor a hook or a helper of it, and no protocol that reads this host's files.
+_OPTIONS: Final = (
+    *("-c", "core.hooksPath=/dev/null"),
+    *("-c", "advice.detachedHead=false"),
+    *("-c", "init.defaultBranch=main"),
+    *("-c", "gc.auto=0"),
+    *("-c", "http.lowSpeedLimit=1"),
+)
+_ENVIRONMENT: Final[Mapping[str, str]] = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ALLOW_PROTOCOL": "http:https:git:ssh",
+    # Nobody is there to answer.
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_ASKPASS": "/bin/false",
+    "SSH_ASKPASS": "/bin/false",
+    "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+    "LC_ALL": "C",
+}
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A downloaded file.
+
+    Args:
+        url: where it came from, without what may be secret.
+        name: file name from the URL, empty if it has none.
+        path: where its content is now.
+        size: bytes.
+        mtime_ns: from `Last-Modified`, else 0 (1970), in nanoseconds.
+    """
+
+    url: str
+    name: str
+    path: Path
+    size: int
+    mtime_ns: int
+
+
+def fetch(
+    url: str,
+    directory: Path,
+    *,
+    checksum: str,
+    location: Location | None,
+    limits: FetchLimits,
+    clock: Callable[[], float] = time.monotonic,
+) -> RemoteFile:
+    """Download `url` (http or https) to a new file in `directory`.
+
+    Args:
+        url: may hold a user name and password for basic authentication.
+        directory: an existing directory; the caller removes it with the file.
+        checksum: what the content has to hash to, as `ALGORITHM:hex`; empty for anything.
+        location: the instruction, for errors.
+        limits: how long it may take.
+        clock: monotonic seconds.
+
+    Raises:
+        InputError: the URL is malformed, the server can't be reached, answers with anything but 2xx,
+            breaks off or is too slow, or the checksum differs.
+    """
+    shown = redacted(url)
+
+    def failed(why: str, hint: str | None = None) -> InputError:
+        return InputError(f"{shown} can't be downloaded: {why}", hint=hint, location=location)
+
+    try:
+        request = _request(urllib.parse.urlsplit(url))
+        with _opener().open(request, timeout=limits.idle_seconds) as response:
+            deadline = clock() + limits.total_seconds
+            return _store(
+                response,
+                directory,
+                shown=shown,
+                checksum=checksum,
+                failed=failed,
+                late=lambda: clock() > deadline,
+            )
+    except urllib.error.HTTPError as error:
+        with error:
+            raise failed(f"the server answered {error.code} {error.reason}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise failed(str(reason) or type(error).__name__) from error
+
+
+def _store(
+    response: http.client.HTTPResponse,
+    directory: Path,
+    *,
+    shown: str,
+    checksum: str,
+    failed: Callable[..., InputError],
+    late: Callable[[], bool],
+) -> RemoteFile:
+    algorithm = checksum.partition(":")[0] or "sha256"
+    digest = hashlib.new(algorithm)
+    size = 0
+    descriptor, name = tempfile.mkstemp(prefix="download-", dir=directory)
+    with os.fdopen(descriptor, "wb") as file:
+        while chunk := response.read1(_CHUNK):
+            digest.update(chunk)
+            size += file.write(chunk)
+            if late():
+                raise failed("it took too long")
+    announced = response.headers.get("Content-Length")
+    if announced is not None and announced.isdecimal() and int(announced) != size:
+        raise failed(f"the connection broke off after {size} of {announced} bytes")
+    if checksum and f"{algorithm}:{digest.hexdigest()}" != checksum:
+        raise failed(
+            f"expected the checksum {checksum}, found {algorithm}:{digest.hexdigest()}",
+            "check that the file is the one you mean before you change --checksum",
+        )
+    return RemoteFile(shown, file_name(shown), Path(name), size, _modified(response.headers))
+
+
+def _modified(headers: Message) -> int:
+    try:
+        return int(parsedate_to_datetime(headers.get("Last-Modified", "")).timestamp()) * 1_000_000_000
+    except (ValueError, OverflowError):
+        return 0
+
+
+def _request(parsed: urllib.parse.SplitResult) -> urllib.request.Request:
+    if parsed.hostname is None:
+        raise ValueError("it names no host")
+    address = parsed._replace(netloc=parsed.netloc.rpartition("@")[2], fragment="").geturl()
+    # Spaces and the like, decoded by the Dockerfile's quoting, have to travel encoded.
+    request = urllib.request.Request(urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]"))  # noqa: S310
+    request.add_header("User-Agent", "firebuild")
+    if parsed.username is not None:
+        pair = f"{urllib.parse.unquote(parsed.username)}:{urllib.parse.unquote(parsed.password or '')}"
+        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
+    return request
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    def redirect_request(  # noqa: PLR0917
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and not newurl.lower().startswith("https:"):
+            fp.close()
+            raise urllib.error.URLError("the server redirects from https to an unprotected URL")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """HTTP and HTTPS only, with the host's proxies: a redirect can't reach files or FTP."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=_tls()),
+        urllib.request.HTTPDefaultErrorHandler(),
+        _NoDowngrade(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Not what this Python takes for granted: since 3.13 it refuses authorities without key identifiers,
+    # which RFC 5280 wants and many private ones lack, and takes an intermediate as an anchor.
+    context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool = False) -> Group:
+    """Return the group of a downloaded file: mode 0600, named after the last name in its URL.
+
+    Args:
+        remote: the download.
+        location: the instruction, for errors.
+        unpack: if it is an archive, its members.
+    """
+
+    def content() -> io.BufferedReader:
+        return checked(_open(remote.path, location), remote.size, name=remote.url, location=location)
+
+    if unpack:
+        with content() as file:
+            archive = is_archive(file)
+        if archive:
+            return Group(remote.url, Archive(remote.url, content, location).entries)
+    entry = Entry(
+        source=remote.url,
+        path=remote.name or "download",
+        kind=EntryKind.FILE,
+        mode=0o600,
+        mtime_ns=remote.mtime_ns,
+        size=remote.size,
+        open=content,
+    )
+    return Group(remote.url, lambda: iter((entry,)))
+
+
+def _open(path: Path, location: Location | None) -> io.FileIO:
+    try:
+        return io.FileIO(path)
+    except OSError as error:
+        raise InputError(f"the download {path} can't be read: {error}", location=location) from error
+
+
+def clone(
+    tree: GitTree,
+    directory: Path,
+    *,
+    location: Location | None,
+    limits: FetchLimits,
+    environment: Mapping[str, str] = os.environ,
+) -> Path:
+    """Fetch a repository, and check its files out into a new directory below `directory`.
+
+    Files get the time of their commit, so that the same commit gives the same files.
+
+    Args:
+        tree: what to fetch.
+        directory: an existing directory; the caller removes it with what is made in it.
+        location: the instruction, for errors.
+        limits: how long it may take.
+        environment: of git, for example with an SSH agent; `GIT_*` of it counts for nothing.
+
+    Returns:
+        the directory of the repository; `tree.subdirectory` is below it.
+
+    Raises:
+        InputError: there is no git, the repository or ref does not exist or can't be read without a question,
+            it takes too long, or the commit is not the expected one.
+    """
+    return _Clone(tree, directory, location, limits, environment).path
+
+
+class _Clone:
+    def __init__(
+        self,
+        tree: GitTree,
+        directory: Path,
+        location: Location | None,
+        limits: FetchLimits,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._location = location
+        self._shown = redacted(tree.url)
+        self._limits = limits
+        self._end = time.monotonic() + limits.total_seconds
+        kept = {name: value for name, value in environment.items() if not name.startswith("GIT_")}
+        self._environment = {**kept, **_ENVIRONMENT}
+        self._program = shutil.which("git", path=environment.get("PATH"))
+        if self._program is None:
+            raise self._error("there is no git on this host", "install it, or clone into the build context")
+        self.path = Path(tempfile.mkdtemp(prefix="git-", dir=directory))
+        self._git("init", "--quiet", "--template=")
+        self._git("remote", "add", "origin", "--", tree.url)
+        commit = self._git("rev-parse", "--verify", "--end-of-options", self._fetch(tree.ref))
+        if not commit.startswith(tree.checksum):
+            raise self._error(
+                f"expected the commit {tree.checksum}, found {commit}",
+                "check that it is the one you mean before you change --checksum",
+            )
+        self._git("checkout", "--quiet", "--detach", commit)
+        if tree.submodules:
+            self._git("submodule", "--quiet", "update", "--init", "--recursive", "--checkout", "--force")
+        committed = self._git("show", "--no-patch", "--format=%ct", commit)
+        if not tree.keep_git_dir:
+            self._remove_git_directories()
+        _set_times(self.path, int(committed))
+
+    def _fetch(self, ref: str) -> str:
+        """Fetch what is needed for `ref`, and return what git calls its commit then."""
+        words = ("fetch", "--quiet", "--no-recurse-submodules", "--force")
+        one = ("--no-tags", "origin", "--", ref or "HEAD")
+        with suppress(InputError):
+            self._git(*words, "--depth=1", *one)
+            return "FETCH_HEAD^{commit}"
+        try:
+            self._git(*words, *one)  # plain web servers know no depth
+            return "FETCH_HEAD^{commit}"
+        except InputError:
+            # Many servers don't give a commit by its name, and none by the beginning of it.
+            if not _COMMIT.fullmatch(ref):
+                raise
+        self._git(*words, "--tags", "origin", "--", "+refs/heads/*:refs/remotes/origin/*")
+        return f"{ref}^{{commit}}"
+
+    def _remove_git_directories(self) -> None:
+        shutil.rmtree(self.path / ".git")
+        # Those of submodules are files.
+        for directory, _, files in os.walk(self.path):
+            if ".git" in files:
+                os.unlink(os.path.join(directory, ".git"))
+
+    def _git(self, *words: str) -> str:
+        """Run git, and return what it writes.
+
+        Raises:
+            InputError: it fails, or takes too long.
+        """
+        assert self._program is not None  # found when this began  # noqa: S101
+        slow = f"http.lowSpeedTime={self._limits.idle_seconds:.0f}"
+        command = [self._program, *_OPTIONS, "-c", slow, *words]
+        with subprocess.Popen(
+            command,
+            cwd=self.path,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            umask=0o022,
+        ) as process:
+            try:
+                out, err = process.communicate(timeout=max(0.0, self._end - time.monotonic()))
+            except subprocess.TimeoutExpired as error:
+                raise self._error("it took too long") from error
+            finally:
+                # Also what it has started, such as ssh.
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode:
+            lines = err.decode("utf-8", "replace").strip().splitlines() or [f"git {words[0]} failed"]
+            raise self._error(one_line(lines[-1].removeprefix("fatal: "), 300))
+        return out.decode("utf-8", "replace").strip()
+
+    def _error(self, why: str, hint: str | None = None) -> InputError:
+        return InputError(f"{self._shown} can't be fetched: {why}", hint=hint, location=self._location)
+
+
+def _set_times(root: Path, seconds: int) -> None:
+    for directory, names, files in os.walk(root, topdown=False):
+        for name in (*names, *files):
+            os.utime(os.path.join(directory, name), (seconds, seconds), follow_symlinks=False)
+    os.utime(root, (seconds, seconds))
