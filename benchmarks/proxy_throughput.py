@@ -36,10 +36,11 @@ from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.copy import Copier
-from firebuild_bootstrap.guest.incoming import incoming
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.guest.users import Users
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.legacy.commands import GUEST_HELLO, GUEST_PACKED
+from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial, open_authority
 from firebuild_pki.grpc_credentials import server_credentials
@@ -74,7 +75,7 @@ def serve(directory: Path) -> None:
     commands = [wire.CopyCommand(step=1, original="COPY", source=case, target="/copy/") for case in CASES]
     with BuildContext(directory / "context") as context:
         bootstrap = BootstrapServer(
-            commands=[wire.encode_command(command) for command in commands],
+            commands=commands,
             resources={case: context.resource([Files(case)]) for case in CASES},
             server_material=server,
             guest_material=guest,
@@ -126,10 +127,10 @@ def receive(way: str, case: str, told: dict[str, Any], size: int) -> float:
     stop = Stop()
     client = Client(block, stop)
     if way == "guest":
-        seconds = as_guest(client, case)
+        seconds = as_guest(OldServer(client, stop, 5.0), case)
     elif way == "passed":
-        client.ping("x", 10)
-        seconds = dropped(client._connected.resource, case, wire.GUEST_PACKED)
+        with OldServer(client, stop, 5.0) as host:
+            seconds = dropped(host.streaming(), case, GUEST_PACKED)
     else:
         target = told.get(way, block.host_port)
         with channel(target, block) as opened:
@@ -139,7 +140,7 @@ def receive(way: str, case: str, told: dict[str, Any], size: int) -> float:
                 method: Any = opened.unary_stream(
                     wire.method("Resource"), request_serializer=pb.ResourceRequest.SerializeToString
                 )
-                seconds = dropped(method, case, wire.GUEST_PACKED)
+                seconds = dropped(method, case, GUEST_PACKED)
     client.close()
     stop.close()
     return seconds
@@ -159,7 +160,7 @@ def channel(target: str, block: wire.BootstrapBlock) -> grpc.Channel:
 
 def dropped(method: Any, case: str, packed: tuple[str, str]) -> float:
     """Receive a resource and drop it; the connection stands when its first message comes."""
-    call = method(pb.ResourceRequest(path=case), metadata=(wire.GUEST_HELLO, packed), timeout=600)
+    call = method(pb.ResourceRequest(path=case), metadata=(GUEST_HELLO, packed), timeout=600)
     next(call)
     began = time.monotonic()
     for _ in call:
@@ -178,13 +179,12 @@ def dropped_bytes(opened: grpc.Channel, size: int) -> float:
     return time.monotonic() - began
 
 
-def as_guest(client: Client, case: str) -> float:
+def as_guest(server: OldServer, case: str) -> float:
     """Copy the case into an empty image as vminit does."""
-    with tempfile.TemporaryDirectory(dir=".") as directory, Root(directory) as root:
-        client.ping("x", 10)
+    with tempfile.TemporaryDirectory(dir=".") as directory, Root(directory) as root, server as host:
         began = time.monotonic()
         command = wire.CopyCommand(step=1, original="COPY", source=case, target="/copy/")
-        Copier(root, Users(root), command).copy(incoming(client.resource(case)))
+        Copier(root, Users(root), command).copy(host.files(case))
         return time.monotonic() - began
 
 

@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.legacy.commands import (
+    GUEST,
+    MOUNTS_SINCE,
+    announced,
+    decode_command,
+    encode_command,
+    needs_mounts,
+)
 
 RUN = wire.RunCommand(
     step=3,
@@ -51,7 +59,7 @@ MOUNTED = wire.RunCommand(
 
 
 def test_a_run_has_the_members_that_old_guests_read() -> None:
-    document = json.loads(wire.encode_command(RUN))
+    document = json.loads(encode_command(RUN))
     assert document["OriginalCommand"] == "RUN make $X"
     assert document["Command"] == "make $X"
     assert document["Shell"] == {"OriginalCommand": "", "Commands": ["/bin/sh", "-c"]}
@@ -62,7 +70,7 @@ def test_a_run_has_the_members_that_old_guests_read() -> None:
 
 
 def test_a_copy_has_the_members_that_old_guests_read() -> None:
-    document = json.loads(wire.encode_command(COPY))
+    document = json.loads(encode_command(COPY))
     assert document["Source"] == document["OriginalSource"] == "step-4"
     assert document["Target"] == "/b/"
     assert document["Stage"] == ""
@@ -71,8 +79,8 @@ def test_a_copy_has_the_members_that_old_guests_read() -> None:
 
 def test_an_add_has_no_stage() -> None:
     add = wire.CopyCommand(step=1, original="ADD a b", source="s", target="b", keyword="ADD")
-    assert "Stage" not in json.loads(wire.encode_command(add))
-    assert wire.decode_command(wire.encode_command(add)) == add
+    assert "Stage" not in json.loads(encode_command(add))
+    assert decode_command(encode_command(add)) == add
 
 
 @pytest.mark.parametrize(
@@ -86,18 +94,18 @@ def test_an_add_has_no_stage() -> None:
     ],
 )
 def test_what_is_written_is_read(command: wire.AnyCommand) -> None:
-    assert wire.decode_command(wire.encode_command(command)) == command
+    assert decode_command(encode_command(command)) == command
 
 
 def test_commands_of_an_old_server_are_understood() -> None:
-    run = wire.decode_command(
+    run = decode_command(
         '{"OriginalCommand":"RUN true","Args":{"B":"2"},"Command":"true","Env":{"A":"1"},'
         '"Shell":{"OriginalCommand":"","Commands":["/bin/sh","-c"]},'
         '"Workdir":{"OriginalCommand":"","Value":"/"},"User":{"OriginalCommand":"","Value":"0:0"}}'
     )
     assert isinstance(run, wire.RunCommand)
     assert (run.step, run.argv) == (0, ("/bin/sh", "-c", "true"))
-    copy = wire.decode_command(
+    copy = decode_command(
         '{"originalcommand":"COPY s t","OriginalSource":"s","Source":"s","Stage":"","Target":"t",'
         '"Workdir":{"Value":"/w"},"User":{"Value":"0:0"},"UserFromLocalChown":null,"Future":1}'
     )
@@ -106,7 +114,7 @@ def test_commands_of_an_old_server_are_understood() -> None:
 
 
 def test_an_unknown_instruction_is_skipped() -> None:
-    assert wire.decode_command('{"OriginalCommand":"VOLUME /x"}') is None
+    assert decode_command('{"OriginalCommand":"VOLUME /x"}') is None
 
 
 @pytest.mark.parametrize(
@@ -134,7 +142,7 @@ def test_an_unknown_instruction_is_skipped() -> None:
 )
 def test_a_malformed_command_is_refused_in_words(text: str, complaint: str) -> None:
     with pytest.raises(wire.WireError, match=complaint):
-        wire.decode_command(text)
+        decode_command(text)
 
 
 @pytest.mark.parametrize(
@@ -214,21 +222,21 @@ def test_a_checksum_is_sha256() -> None:
 
 
 def test_a_run_without_mounts_has_no_key_for_them() -> None:
-    assert not {"Mounts", "Network"} & json.loads(wire.encode_command(RUN)).keys()
-    assert not wire.needs_mounts(RUN)
-    assert not wire.needs_mounts(COPY)
+    assert not {"Mounts", "Network"} & json.loads(encode_command(RUN)).keys()
+    assert not needs_mounts(RUN)
+    assert not needs_mounts(COPY)
 
 
 def test_the_resources_of_mounts_are_those_that_the_guest_asks_for() -> None:
     assert wire.mount_resources(MOUNTED) == tuple(f"step-5-mount-{number}" for number in (1, 2, 4, 5))
     assert wire.mount_resources(COPY) == ()
-    assert wire.needs_mounts(MOUNTED)
+    assert needs_mounts(MOUNTED)
 
 
 def test_a_command_that_needs_mounts_is_never_written_for_an_old_guest() -> None:
     for mounted in (MOUNTED, dataclasses.replace(RUN, network="host")):
         with pytest.raises(ValueError, match="without its mounts"):
-            wire.encode_command(mounted, extended=False)
+            encode_command(mounted, extended=False)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +269,9 @@ def test_a_command_that_needs_mounts_is_never_written_for_an_old_guest() -> None
 )
 def test_a_mount_that_makes_no_sense_is_refused(changes: dict[str, object], words: str) -> None:
     mount = {"Type": "bind", "Target": "/a", "Resource": "r", **changes}
-    document = json.loads(wire.encode_command(RUN)) | {"Mounts": [mount]}
+    document = json.loads(encode_command(RUN)) | {"Mounts": [mount]}
     with pytest.raises(wire.WireError) as caught:
-        wire.decode_command(json.dumps(document))
+        decode_command(json.dumps(document))
     assert words in str(caught.value)
 
 
@@ -277,13 +285,13 @@ def test_a_mount_that_makes_no_sense_is_refused(changes: dict[str, object], word
 )
 def test_mounts_and_network_have_their_types(members: dict[str, object], words: str) -> None:
     with pytest.raises(wire.WireError, match=words):
-        wire.decode_command(json.dumps(json.loads(wire.encode_command(RUN)) | members))
+        decode_command(json.dumps(json.loads(encode_command(RUN)) | members))
 
 
 def test_only_versions_that_exist_count_as_announced() -> None:
-    assert wire.announced(wire.GUEST) == wire.announced(wire.GUEST[1:]) == wire.MOUNTS_SINCE
-    assert wire.announced([("firebuild-guest", "1"), ("x", "2")]) == 1
-    assert wire.announced([("firebuild-guest", "3"), ("firebuild-guest", b"2")]) == 0
+    assert announced(GUEST) == announced(GUEST[1:]) == MOUNTS_SINCE
+    assert announced([("firebuild-guest", "1"), ("x", "2")]) == 1
+    assert announced([("firebuild-guest", "3"), ("firebuild-guest", b"2")]) == 0
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.integers(0, 2))

@@ -27,7 +27,7 @@ from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, Problems
 from firebuild_bootstrap.mounting import LoweredMounts, Trees, lower_mounts
 from firebuild_bootstrap.secret import Secret
-from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand, encode_command
+from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,6 @@ def lower(
                     steps.append(_lowered(step, number))
     problems.raise_all()
     return tuple(steps)
-
-
-def wire_size(stage: Stage) -> int:
-    """Return the bytes that the commands of a stage take in the answer to `Commands`."""
-    # Each is a string of it: its tag and its length take up to six bytes more.
-    return sum(len(encode_command(_lowered(step, 1 << 20).command).encode()) + 6 for step in stage.steps)
 
 
 def _lowered(

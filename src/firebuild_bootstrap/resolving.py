@@ -25,12 +25,12 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import Sent, lower, outside, wire_size
+from firebuild_bootstrap.lowering import Sent, lower, outside
 from firebuild_bootstrap.machine.base import Layer
 from firebuild_bootstrap.mounting import check_mounts
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.secret import Secret
-from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, encode_command
+from firebuild_bootstrap.wire import AnyCommand
 
 Archives = Callable[[TreeRef], Path | None]
 """Returns the archive of an image or of a finished stage; None where it is empty."""
@@ -44,7 +44,7 @@ class Work:
         title: what to call the stage; empty where the build has one only.
         base: the layers of what it starts from, the lowest first; none for an empty root.
         start: its FROM, as a step.
-        commands: encoded, in order.
+        commands: in order.
         resources: what they ask for, by name.
         steps: number, line and text of each command.
         total: steps of the whole build.
@@ -53,7 +53,7 @@ class Work:
     title: str = ""
     base: Sequence[Layer]
     start: StepInfo
-    commands: tuple[str, ...] = ()
+    commands: tuple[AnyCommand, ...] = ()
     resources: Mapping[str, Resource] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
@@ -151,7 +151,7 @@ class Resolved:
             title=self.title(stage),
             base=base,
             start=StepInfo(number, stage.origin.location.line, stage.origin.text),
-            commands=tuple(encode_command(step.command) for step in steps),
+            commands=tuple(step.command for step in steps),
             resources={name: resource for step in steps for name, resource in step.resources.items()},
             steps=tuple(StepInfo(step.number, step.line, step.instruction) for step in steps),
             total=self.total,
@@ -178,8 +178,6 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
     """
     found = _Found(bases)
     graph = _read(request, found, Lint(contexts[""].excluded))
-    for stage in graph.stages:
-        _check_size(stage)
 
     def outside_trees(tree: TreeRef) -> BuildContext:
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
@@ -220,16 +218,6 @@ def _read(request: BuildRequest, images: _Found, lint: Lint, *, every_stage: boo
         lint=lint,
         every_stage=every_stage,
     )
-
-
-def _check_size(stage: Stage) -> None:
-    size = wire_size(stage)
-    if size > MAX_MESSAGE_BYTES:
-        raise InputError(
-            f"the steps take {size} bytes, and those of a stage may take {MAX_MESSAGE_BYTES}",
-            hint="put long scripts and texts into files, and COPY them",
-            location=stage.origin.location,
-        )
 
 
 class _Found:

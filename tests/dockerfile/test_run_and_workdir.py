@@ -6,13 +6,12 @@ import pytest
 
 from dockerfile.planning import Plan
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.legacy.commands import decode_command, encode_command
 from firebuild_bootstrap.lowering import WireStep
 from firebuild_bootstrap.wire import (
     DEFAULT_PATH,
     RunCommand,
     WorkdirCommand,
-    decode_command,
-    encode_command,
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap.legacy.commands import encode_command
 from firebuild_bootstrap.mmds import DataStore, MetadataEmulator
 from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, Sandbox, SandboxProcess
 from guest.pki import SERVER_NAME, Pki
@@ -89,7 +90,7 @@ class Build:
 
     def start(self, *commands: wire.AnyCommand | str, python: Sequence[str] = ()) -> Running:
         self.server.commands = [
-            command if isinstance(command, str) else wire.encode_command(command) for command in commands
+            command if isinstance(command, str) else encode_command(command) for command in commands
         ]
         document = {**make_block(self.pki, self.server, self.ping_interval).as_json(), **self.block_changes}
         bootstrap = {name: value for name, value in document.items() if value is not None}

@@ -12,10 +12,11 @@ import pytest
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError
-from firebuild_bootstrap.guest.executor import Executor, decode, extended
-from firebuild_bootstrap.guest.output import Relay
+from firebuild_bootstrap.guest.executor import Executor
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.legacy.commands import encode_command
+from firebuild_bootstrap.legacy.old_server import OldServer
 from guest.build import copy_command, make_block
 from guest.pki import Pki
 from guest.server import BuildServer, Chunks, packed
@@ -39,14 +40,13 @@ class Local:
 
     def execute(self, *commands: wire.AnyCommand | str) -> None:
         self.server.commands = [
-            command if isinstance(command, str) else wire.encode_command(command) for command in commands
+            command if isinstance(command, str) else encode_command(command) for command in commands
         ]
-        decoded = decode(self.client.commands())
-        relay = Relay(self.client, self.stop, extended=extended(decoded))
-        try:
-            Executor(self.root, self.client, relay, self.stop).execute(decoded)
-        finally:
-            relay.close()
+        with self.calls() as host:
+            Executor(self.root, host, self.stop).execute()
+
+    def calls(self) -> OldServer:
+        return OldServer(self.client, self.stop, 5.0)
 
     def refusal(self, *commands: wire.AnyCommand | str) -> GuestError:
         with pytest.raises(GuestError) as caught:

@@ -22,7 +22,10 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.bootstrap import bootstrap, read_block, set_clock
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
+from firebuild_bootstrap.guest.run import BATCH_BYTES
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.legacy.commands import encode_command
+from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, make_block, run_command, workdir_command
 from guest.local import Local
@@ -40,7 +43,7 @@ def image(tmp_path: Path) -> str:
 
 
 def put(server: BuildServer, *commands: wire.AnyCommand) -> None:
-    server.commands = [wire.encode_command(command) for command in commands]
+    server.commands = [encode_command(command) for command in commands]
 
 
 # --- from start to end ----------------------------------------------------------------------------
@@ -76,7 +79,7 @@ def test_a_failed_step_is_reported_once_with_everything_known(
 def test_a_malformed_command_aborts_before_anything_is_executed(
     pki: Pki, server: BuildServer, image: str
 ) -> None:
-    server.commands = [wire.encode_command(workdir_command("/made")), "no json"]
+    server.commands = [encode_command(workdir_command("/made")), "no json"]
     with pytest.raises(GuestError, match="command 2: a command is not JSON"):
         bootstrap(make_block(pki, server), image)
     assert [abort.reason for abort in server.aborts] == ["protocol"]
@@ -280,7 +283,8 @@ def test_a_success_that_the_server_does_not_take_is_an_error(pki: Pki, image: st
 
 
 def test_an_error_with_a_name_that_is_not_utf8_can_be_reported(local: Local) -> None:
-    assert local.client.abort(GuestError("b\udcffad"))
+    with local.calls() as host:
+        assert host.abort(GuestError("b\udcffad"))
     assert [abort.error for abort in local.server.aborts] == ["b?ad"]
 
 
@@ -324,10 +328,10 @@ def test_the_first_reason_to_stop_counts_and_late_comers_are_called_at_once() ->
 def test_a_closed_channel_is_a_lost_server(pki: Pki, server: BuildServer) -> None:
     stop = Stop()
     client = Client(make_block(pki, server), stop)
-    client.commands()
-    client.close()
-    assert not client.ping("1", 1)
-    assert not client.abort(GuestError("x"))
+    with OldServer(client, stop, 5.0) as host:
+        client.close()
+        assert not host.ping("1", 1)
+        assert not host.abort(GuestError("x"))
     stop.close()
 
 
@@ -404,34 +408,29 @@ def test_an_old_server_gets_lines_of_text_and_no_events(build: Build) -> None:
 
 
 def test_an_old_server_gets_a_long_line_in_pieces(local: Local) -> None:
-    from firebuild_bootstrap.guest.output import BATCH_BYTES, Relay
-
-    relay = Relay(local.client, local.stop, extended=False)
-    for _ in range(3):
-        relay.write(0, "stdout", b"x" * BATCH_BYTES)
-    relay.write(0, "stdout", "é".encode()[:1])
-    relay.finished(0, 0, 0.0)
-    relay.close()
+    local.server.commands = []
+    with local.calls() as host:
+        assert list(host.steps()) == []
+        for _ in range(3):
+            host.write(0, "stdout", b"x" * BATCH_BYTES)
+        host.write(0, "stdout", "é".encode()[:1])
+        host.finished(0, 0, 0.0)
     text = "".join(line for _, message in local.server.logs for line in message.line)
     assert text == "x" * 3 * BATCH_BYTES + "\ufffd"
     assert max(len(line) for _, message in local.server.logs for line in message.line) <= 2 * BATCH_BYTES
 
 
 def test_a_writer_that_waits_for_a_stuck_server_is_released_by_the_end(local: Local) -> None:
-    from firebuild_bootstrap.guest.output import BATCH_BYTES, Relay
-
     stuck = threading.Event()
 
     def wait(message: pb.LogMessage) -> None:
         stuck.wait(10)
 
     local.server.on_log = wait
-    relay = Relay(local.client, local.stop, extended=True)
     threading.Timer(0.5, lambda: local.stop.set(ServerLost("gone"))).start()
-    with pytest.raises(ServerLost, match="gone"):
+    with local.calls() as host, pytest.raises(ServerLost, match="gone"):
         while True:
-            relay.write(2, "stdout", bytes(BATCH_BYTES))
-    relay.close()
+            host.write(2, "stdout", bytes(BATCH_BYTES))
     stuck.set()
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.legacy.commands import GUEST, encode_command
 from guest.build import copy_command, make_image, workdir_command
 from guest.local import Local
 from guest.pki import Pki
@@ -505,7 +506,7 @@ def classic(name: str, data: bytes = b"", **fields: object) -> list[pb.ResourceC
 
 
 def old_copy(target: str = "/t", **fields: object) -> str:
-    return wire.encode_command(copy_command(target, step=0))
+    return encode_command(copy_command(target, step=0))
 
 
 def test_an_old_servers_headers_say_where_files_go(local: Local) -> None:
@@ -550,5 +551,5 @@ def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Loca
 def test_every_call_says_that_this_guest_knows_the_extensions(local: Local) -> None:
     local.copy(a_file("a"), "/a")
     assert {name for name, _ in local.server.hellos} == {"Commands", "StdOut", "Resource"}
-    assert all(set(wire.GUEST) <= set(hello) for _, hello in local.server.hellos)
+    assert all(set(GUEST) <= set(hello) for _, hello in local.server.hellos)
     assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]

@@ -24,6 +24,8 @@ from firebuild_bootstrap.guest.bootstrap import bootstrap
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.legacy.commands import encode_command
+from firebuild_bootstrap.legacy.old_server import OldServer
 from guest.build import copy_command, make_block
 from guest.local import Local
 from guest.pki import SERVER_NAME, Authority, Pair, Pki
@@ -59,8 +61,8 @@ def pki_of(authority: Authority, server: Pair) -> Pki:
 def refused(block: wire.BootstrapBlock, seconds: float = 5.0) -> GuestError:
     """How the guest ends, which has to be soon; it would try for half a minute."""
     stop, began = Stop(), time.monotonic()
-    with pytest.raises(GuestError) as caught:
-        Client(block, stop).commands()
+    with pytest.raises(GuestError) as caught, OldServer(Client(block, stop), stop, 5.0):
+        pass
     stop.close()
     assert time.monotonic() - began < seconds
     assert "PRIVATE KEY" not in str(caught.value)
@@ -95,7 +97,8 @@ def test_the_name_counts_among_the_alternative_names_whatever_the_common_name(au
     server = BuildServer(pki).start()
     stop = Stop()
     client = Client(make_block(pki, server), stop)
-    assert client.commands() == []
+    with OldServer(client, stop, 5.0) as host:
+        assert list(host.steps()) == []
     client.close()
     server.stop()
     stop.close()
@@ -227,7 +230,8 @@ def test_a_server_that_drops_connections_at_first_is_tried_again(
     ):
         stop = Stop()
         client = Client(replace(make_block(pki, server), host_port=host_port), stop)
-        assert client.commands() == []
+        with OldServer(client, stop, 5.0) as host:
+            assert list(host.steps()) == []
         client.close()
         stop.close()
 
@@ -251,7 +255,7 @@ def test_what_is_no_token_leads_nowhere(
     with tls_server(pki, tmp_path, tell, alpn=[wire.CONTACT_PROTOCOL]) as host_port:
         client = Client(replace(make_block(pki, server), host_port=host_port), stop, connect_timeout=0.5)
         with pytest.raises(ServerLost, match=message):
-            client.commands()
+            OldServer(client, stop, 5.0).__enter__()
     stop.close()
 
 
@@ -281,7 +285,7 @@ def test_a_server_that_hangs_up_during_the_handshake_is_tried_until_the_time_is_
         threading.Thread(target=serve, daemon=True).start()
         block = replace(make_block(pki, server), host_port=f"127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(ServerLost, match="UNAVAILABLE: "):
-            Client(block, stop, connect_timeout=0.5).commands()
+            OldServer(Client(block, stop, connect_timeout=0.5), stop, 5.0).__enter__()
         listener.shutdown(socket.SHUT_RDWR)
     stop.close()
 
@@ -293,7 +297,7 @@ def test_a_signal_ends_a_handshake_that_hangs(pki: Pki, server: BuildServer) -> 
         threading.Timer(0.3, lambda: stop.set(Interrupted(15, "SIGTERM"))).start()
         began = time.monotonic()
         with pytest.raises(Interrupted):
-            Client(block, stop).commands()
+            OldServer(Client(block, stop), stop, 5.0).__enter__()
     assert time.monotonic() - began < 5
     stop.close()
 
@@ -334,7 +338,7 @@ def silent(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Callable[.
 
     def run(*commands: wire.AnyCommand) -> ServerLost:
         (tmp_path / "image").mkdir()
-        server.commands = [wire.encode_command(command) for command in commands]
+        server.commands = [encode_command(command) for command in commands]
         began = time.monotonic()
         block = make_block(pki, server, ping_interval=0.1)
         with pytest.raises(ServerLost) as caught:
@@ -377,20 +381,19 @@ def test_a_server_that_stops_sending_files_is_lost(
 
 @pytest.mark.root
 def test_the_guests_own_work_on_a_file_does_not_count(local: Local) -> None:
-    local.client._call_timeout = 0.5
-    local.server.resources["files"] = a_file("f", b"x")
-    local.client.commands()
-    taken = []
-    for message in local.client.resource("files"):
-        time.sleep(0.8)
-        assert isinstance(message, pb.ResourceChunk)
-        taken.append(message.WhichOneof("payload"))
-    assert taken == ["header", "chunk", "eof"]
+    local.client.call_timeout = 0.5
+    local.server.resources["files"] = [*a_file("f", b"x"), *a_file("g", b"y")]
+    with local.calls() as host:
+        taken = []
+        for each in host.files("files"):
+            time.sleep(0.8)
+            taken.append(each.entry.path)
+    assert taken == ["f", "g"]
 
 
 @pytest.mark.root
 def test_output_that_comes_after_the_end_of_the_connection_is_lost_in_words(local: Local) -> None:
-    local.client.commands()
-    local.client.close()
-    with pytest.raises(ServerLost, match="the connection to the server was closed"):
-        local.client.log("stdout", pb.LogMessage(data=b"late"))
+    with local.calls() as host:
+        local.client.close()
+        with pytest.raises(ServerLost, match="the connection to the server was closed"):
+            host.success()

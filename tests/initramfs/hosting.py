@@ -122,7 +122,6 @@ def _serve(cleanup: ExitStack, scenario: Scenario, events: Any, on_connected: An
     from firebuild_bootstrap.lowering import lower
     from firebuild_bootstrap.mmds import MetadataDocument, bootstrap_block
     from firebuild_bootstrap.service import BootstrapServer
-    from firebuild_bootstrap.wire import encode_command
     from firebuild_pki import open_authority
 
     directory = Path(scenario.directory)
@@ -134,7 +133,7 @@ def _serve(cleanup: ExitStack, scenario: Scenario, events: Any, on_connected: An
     authority = cleanup.enter_context(open_authority(build_id="b1"))
     guest = authority.issue_guest()
     server = BootstrapServer(
-        commands=[encode_command(step.command) for step in steps],
+        commands=[step.command for step in steps],
         resources={name: resource for step in steps for name, resource in step.resources.items()},
         server_material=authority.issue_server(),
         guest_material=guest,

@@ -73,7 +73,7 @@ class Builds:
             with open_authority(build_id=name) as authority:
                 guest = authority.issue_guest()
                 server = BootstrapServer(
-                    commands=[wire.encode_command(command) for command in commands],
+                    commands=commands,
                     resources=resources,
                     server_material=authority.issue_server(),
                     guest_material=guest,

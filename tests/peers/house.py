@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firebuild_bootstrap import wire
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.events import Event, StepFinished, StepOutput, StepStarted
@@ -229,7 +228,7 @@ class House:
 
     def _server(self, steps: tuple[WireStep, ...], events: list[Event]) -> BootstrapServer:
         return BootstrapServer(
-            commands=[wire.encode_command(step.command) for step in steps],
+            commands=[step.command for step in steps],
             resources={name: resource for step in steps for name, resource in step.resources.items()},
             steps=[StepInfo(step.number, step.line, step.instruction) for step in steps],
             total_steps=1 + len(steps),

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firebuild_bootstrap.service.oldguest.marks import Mark, MarkReader
+from firebuild_bootstrap.legacy.old_guest import Mark, MarkReader
 
 NONCE = "0123456789abcdef"
 TEXT = f"one\n\x01{NONCE}:B:3:\x02\ntwo\x01\x02 \x01{NONCE}:E:3:\x02three\x01{NONCE}:X:3:why\nnot\x02"

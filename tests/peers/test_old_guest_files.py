@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
+from firebuild_bootstrap.legacy import copying
 from firebuild_bootstrap.service import Ending
-from firebuild_bootstrap.service.oldguest import staging
 from peers.house import House, gnu, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
@@ -241,18 +241,18 @@ def test_archives_are_unpacked(house: House, make: Callable[[tarfile.TarFile], N
 
 
 def test_a_file_of_any_size_needs_little_of_the_guests_memory(house: House) -> None:
-    size = 2 * staging.PORTION_BYTES + 4096
+    size = 2 * copying.PORTION_BYTES + 4096
     data = os.urandom(4096) * (size // 4096)
     house.file("d/large", data)
-    house.file("d/new\nline", data[: staging.PORTION_BYTES + 1])
+    house.file("d/new\nline", data[: copying.PORTION_BYTES + 1])
     for number in range(5):
-        house.file(f"d/{number}", data[: staging.PORTION_BYTES // 3])
+        house.file(f"d/{number}", data[: copying.PORTION_BYTES // 3])
     _, old = house.both("COPY d /d")
-    assert 0 < old.report["most_buffered"] <= staging.PORTION_BYTES + 1024 * 1024
+    assert 0 < old.report["most_buffered"] <= copying.PORTION_BYTES + 1024 * 1024
 
 
 def test_many_files_are_asked_for_in_portions(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging, "_PORTION_PIECES", 7)
+    monkeypatch.setattr(copying, "_PORTION_PIECES", 7)
     for number in range(40):
         house.file(f"d/{number % 5}/{number}", str(number), time=1e9 + number % 3)
     house.both("COPY d /d")
@@ -303,7 +303,7 @@ def test_a_file_that_the_guest_loses_fails_the_step(house: House) -> None:
 
 
 def test_a_connection_that_breaks_in_the_middle_of_a_file_ends_the_build(house: House) -> None:
-    house.file("d/large", os.urandom(staging.PORTION_BYTES - 1))
+    house.file("d/large", os.urandom(copying.PORTION_BYTES - 1))
     result = house.old("COPY d /large\nRUN touch /ran", breaks="large")
     assert isinstance(result.outcome.error, GuestLost)
     assert result.outcome.message == "the connection broke while the files of step 2 were sent"

@@ -60,7 +60,7 @@ def main() -> None:
     with open_authority(build_id="b7") as authority:
         server_material, guest = authority.issue_server(), authority.issue_guest()
         with BootstrapServer(
-            commands=[wire.encode_command(command) for command in commands],
+            commands=commands,
             resources={"step-2": _File(zeros)},
             steps=[StepInfo(step, step, "") for step in range(2, 31)],
             server_material=server_material,

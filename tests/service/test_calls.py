@@ -27,6 +27,7 @@ from firebuild_bootstrap.events import (
     StepOutput,
     StepStarted,
 )
+from firebuild_bootstrap.legacy.commands import GUEST, GUEST_HELLO, decode_command
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_pki import open_authority
 
@@ -75,7 +76,7 @@ def test_a_guest_may_ping_before_it_asks_for_the_commands(serve: Any) -> None:
     running = serve(commands=[command])
     guest = running.caller()
     assert guest.ping("1") == "1"
-    assert [wire.decode_command(text) for text in guest.commands()] == [command]
+    assert [decode_command(text) for text in guest.commands()] == [command]
 
 
 def test_the_guest_is_welcomed_once_and_before_its_first_call_is_answered(serve: Any) -> None:
@@ -184,7 +185,7 @@ def test_a_request_that_nobody_can_read_ends_the_build_in_words(
     running = serve()
     raw: Any = running.caller().channel.unary_stream(wire.method(method))
     with pytest.raises(grpc.RpcError, match=words) as refused:
-        list(raw(request_bytes, timeout=10, metadata=(wire.GUEST_HELLO,)))
+        list(raw(request_bytes, timeout=10, metadata=(GUEST_HELLO,)))
     assert refused.value.code() is grpc.StatusCode.ABORTED
     assert words in running.outcome().message
     assert capfd.readouterr().err == ""
@@ -556,7 +557,7 @@ MOUNTED = dataclasses.replace(
 def test_the_files_of_mounts_are_resources_like_those_of_a_copy(serve: Any) -> None:
     parcels = {f"step-2-mount-{number}": Parcel((file_entry("f", b"%d" % number),)) for number in (1, 2)}
     running = serve(commands=[MOUNTED], parcels=parcels)
-    assert [wire.decode_command(text) for text in running.caller(hello=wire.GUEST).commands()] == [MOUNTED]
+    assert [decode_command(text) for text in running.caller(hello=GUEST).commands()] == [MOUNTED]
     calls = running.caller()
     for number in (1, 2):
         header, chunk, _ = calls.resource(f"step-2-mount-{number}")
@@ -584,5 +585,5 @@ def test_a_guest_that_would_ignore_mounts_never_hears_of_the_command(
 
 
 def test_a_guest_of_the_first_version_gets_commands_without_mounts(serve: Any) -> None:
-    calls = serve(commands=[RUN]).caller(hello=(wire.GUEST_HELLO,))
-    assert [wire.decode_command(text) for text in calls.commands()] == [RUN]
+    calls = serve(commands=[RUN]).caller(hello=(GUEST_HELLO,))
+    assert [decode_command(text) for text in calls.commands()] == [RUN]

@@ -20,6 +20,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.handshake import client_context, first_contact
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.legacy.commands import GUEST_HELLO, GUEST_PACKED
 
 BOUND = 256 * 1024 * 1024
 """Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
@@ -106,7 +107,7 @@ def call(channel: grpc.Channel, method: str, request: Any, *, hello: bool = True
     stream: Any = channel.unary_stream(
         wire.method(method), request_serializer=lambda message: message.SerializeToString()
     )
-    return stream(request, metadata=(*((wire.GUEST_HELLO, wire.GUEST_PACKED) if hello else ()), *extra))
+    return stream(request, metadata=(*((GUEST_HELLO, GUEST_PACKED) if hello else ()), *extra))
 
 
 def unread_resources_and_outputs(channels: list[grpc.Channel]) -> Iterator[Any]:

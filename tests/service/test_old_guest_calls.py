@@ -17,8 +17,8 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import StepFinished, StepOutput, StepStarted
+from firebuild_bootstrap.legacy import copying, scripts
 from firebuild_bootstrap.service import Ending, StepInfo
-from firebuild_bootstrap.service.oldguest import shell, staging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,11 +113,11 @@ def test_more_steps_than_one_message_holds_are_refused(serve: Any) -> None:
 
 def test_long_lists_of_files_become_several_lines() -> None:
     names = [f"{number:05d}-{'x' * 90}" for number in range(1500)]
-    lines = list(shell.lines("chmod 644", names))
+    lines = list(scripts.lines("chmod 644", names))
     assert len(lines) == 3
     assert max(map(len, lines)) < 65_000
     assert [word for line in lines for word in line.split() if "-x" in word] == names
-    assert list(shell.lines("chmod 644", [])) == []
+    assert list(scripts.lines("chmod 644", [])) == []
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def test_a_file_that_changes_between_the_two_looks_ends_the_build(
 
 @pytest.mark.parametrize("names", [["step-2"], ["nope"], ["step-2/2"], ["step-2/1", "step-2/1"]])
 def test_portions_are_given_once_and_in_their_order(serve: Any, names: list[str]) -> None:
-    size = staging.PORTION_BYTES + 1
+    size = copying.PORTION_BYTES + 1
     entry = file_entry(size=size, open=lambda: io.BytesIO(bytes(size)))
     running = serve(commands=[copy()], parcels={"step-2": Parcel([[entry]])})
     old = OldCaller(running)
@@ -164,7 +164,7 @@ def test_portions_are_given_once_and_in_their_order(serve: Any, names: list[str]
 
 
 def test_a_stream_that_is_cancelled_ends_the_build(serve: Any) -> None:
-    size = staging.PORTION_BYTES
+    size = copying.PORTION_BYTES
     entry = file_entry(size=size, open=lambda: io.BytesIO(bytes(size)))
     running = serve(commands=[copy()], parcels={"step-2": Parcel([[entry]])})
     stream = OldCaller(running).calls.resource("step-2/1")

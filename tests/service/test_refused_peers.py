@@ -21,6 +21,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.events import GuestConnected, Notice, PeerRefused
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.service import Limits
 from firebuild_pki import TLSMaterial
 
@@ -155,8 +156,8 @@ def test_our_own_guest_has_its_bytes_passed_through_and_says_nothing_in_plain_te
             server_name=material.server_name,
         )
         client = Client(block, stop)
-        client.commands()
-        assert client.ping("p", 10)
+        with OldServer(client, stop, 5.0) as host:
+            assert host.ping("p", 10)
         client.close()
         listener.shutdown(socket.SHUT_RDWR)
         between.join()

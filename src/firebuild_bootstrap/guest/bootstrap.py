@@ -16,7 +16,6 @@ from firebuild_bootstrap import wire
 from .client import CALL_SECONDS, Client
 from .errors import GuestError, InputError, Interrupted
 from .kernel import hide_memory
-from .pings import Pings
 from .stop import Stop
 
 _CLOCK_TOLERANCE = 2.0
@@ -93,37 +92,29 @@ def _build(
     scratch: str,
     caches: str,
 ) -> None:
-    texts = client.commands()
-    with Pings(client, stop, ping_interval):
+    from firebuild_bootstrap.legacy.old_server import OldServer
+
+    with OldServer(client, stop, ping_interval) as host:
         # Only now, so that the first call is made as early as possible.
         from firebuild_bootstrap.layers.root import Root
 
-        from .executor import Executor, decode, extended
-        from .output import Relay
+        from .executor import Executor
         from .overlay import Layers
 
         try:
-            commands = decode(texts)
-            relay = Relay(client, stop, extended=extended(commands))
-            try:
-                with Root(root_path) as root:
-                    overlay = Layers(layers, root_path) if layers else None
-                    executor = Executor(
-                        root, client, relay, stop, layers=overlay, scratch=scratch, caches=caches
-                    )
-                    executor.execute(commands)
-            finally:
-                relay.close()
+            with Root(root_path) as root:
+                overlay = Layers(layers, root_path) if layers else None
+                Executor(root, host, stop, layers=overlay, scratch=scratch, caches=caches).execute()
             stop.check()
             if sync:
                 os.sync()
-            client.success()
+            host.success()
         except GuestError as error:
-            client.abort(error)
+            host.abort(error)
             raise
         except Exception as error:
             wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
-            client.abort(wrapped)
+            host.abort(wrapped)
             raise wrapped from error
 
 

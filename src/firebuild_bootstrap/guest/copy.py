@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Metadata, Owner, Root, set_metadata
 
-from .classic import place
 from .errors import StepError
 from .idmap import check_mapped
 from .incoming import Incoming
@@ -115,7 +113,6 @@ class Copier:
 
     def __init__(self, root: Root, users: Users, command: wire.CopyCommand) -> None:
         self._root = root
-        self._users = users
         self._command = command
         owner = users.owner(command.chown) if command.chown is not None else (0, 0)
         check_mapped(f"--chown={command.chown or '0:0'}", *owner)
@@ -148,24 +145,15 @@ class Copier:
                 self._unpacked.root.close()
 
     def _copy(self, entries: Iterable[Incoming]) -> None:
-        count = 0
-        for count, entry in enumerate(entries, 1):  # noqa: B007
+        for entry in entries:
             with _explained(self._rules.destination):
-                self._entry(entry)
-        if not count and not self._command.step:
-            # An old server has nothing to say about a source that does not exist.
-            raise StepError(f"the server sent no files for {self._command.source!r}: there is no such source")
+                if entry.from_directory:
+                    self._tree_entry(entry)
+                else:
+                    self._single(entry)
         for inner, (base, metadata) in sorted(self._directories.items(), reverse=True):
             with _explained(posixpath.join(self._rules.destination, inner)):
                 self._finish_directory(base, inner, metadata)
-
-    def _entry(self, entry: Incoming) -> None:
-        if entry.classic is not None:
-            self._classic(entry, entry.classic)
-        elif entry.from_directory:
-            self._tree_entry(entry)
-        else:
-            self._single(entry)
 
     # --- placing ------------------------------------------------------------------------------
 
@@ -279,25 +267,7 @@ class Copier:
         unpacked = entry.keep_owner and not entry.of_tree
         if self._rules.change_mode and not unpacked:
             mode = self._rules.change_mode(mode, directory)
-        return Metadata(owner, mode, what.mtime_ns if entry.classic is None else None)
-
-    # --- old servers --------------------------------------------------------------------------
-
-    def _classic(self, entry: Incoming, header: pb.ResourceChunk.ResourceHeader) -> None:
-        """An entry without the extended fields: it carries its own target, user and directory."""
-        target, workdir, chown = place(self._command, header)
-        path = wire.absolute(workdir, target)
-        owner = self._users.owner(chown) if chown else self._rules.owner
-        check_mapped(f"--chown={chown}", *owner)
-        metadata = self._metadata(entry, directory=header.isDir)._replace(owner=owner)
-        with _explained(path):
-            if header.isDir:
-                self._root.make_directory(path, metadata, parents=(0, 0))
-                return
-            if posixpath.basename(target) in _DIRECTORIES or self._root.is_directory(path):
-                path = posixpath.join(path, posixpath.basename(header.sourcePath))
-            self._root.make_directory(posixpath.dirname(path), self._parent(), parents=self._rules.owner)
-            self._root.write(path, entry.write, metadata, follow=True)
+        return Metadata(owner, mode, what.mtime_ns)
 
 
 def _inner(path: str) -> str:

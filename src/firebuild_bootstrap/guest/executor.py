@@ -1,59 +1,64 @@
-"""Works through the commands of a build in their order."""
+"""Works through the steps of a build in their order."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Metadata, Root
 
-from .classic import adapted
-from .client import Client
 from .copy import Copier
-from .errors import GuestError, ProtocolError, StepError
+from .errors import GuestError, StepError
 from .idmap import check_mapped
-from .incoming import incoming
-from .output import Relay
+from .incoming import Incoming
 from .overlay import Layers
 from .provide import Provider, cleaning
-from .run import run
+from .run import Stream, run
 from .stop import Stop
 from .users import Users
 
 
-def decode(texts: Sequence[str]) -> list[wire.AnyCommand]:
-    """Read all commands before the first one runs; those of unknown instructions are left out.
+class Host(Protocol):
+    """The other end: what it wants done, and what becomes of it. Each way to talk to a server is one."""
 
-    What an old server sends is put right (classic.py).
+    def steps(self) -> Iterator[wire.AnyCommand]:
+        """Yield the steps in order, each when the one before it has ended.
 
-    Raises:
-        ProtocolError: one is malformed; the message counts from 1.
-    """
-    commands: list[wire.AnyCommand] = []
-    for number, text in enumerate(texts, 1):
-        try:
-            command = wire.decode_command(text)
-        except wire.WireError as error:
-            raise ProtocolError(f"command {number}: {error}") from error
-        if command is not None:
-            commands.append(command)
-    return commands if extended(commands) else adapted(commands)
+        Raises:
+            GuestError: the server sent something else, or is lost.
+        """
+        ...
 
+    def files(self, resource: str) -> Iterator[Incoming]:
+        """Yield the files of a COPY or a mount; the content of one before the next is asked for.
 
-def extended(commands: Sequence[wire.AnyCommand]) -> bool:
-    """Say whether the server knows the extensions: only such a one numbers its steps."""
-    return any(command.step for command in commands)
+        Raises:
+            GuestError: they did not come whole.
+        """
+        ...
+
+    def started(self, step: int) -> None:
+        """Take note that a step began."""
+        ...
+
+    def write(self, step: int, stream: Stream, data: bytes) -> None:
+        """Take a piece of a step's output, at most `run.BATCH_BYTES`; wait while the server is slow."""
+        ...
+
+    def finished(self, step: int, exit_code: int, seconds: float) -> None:
+        """Take note that a step ended, after all of its output."""
+        ...
 
 
 class Executor:
-    """Executes commands in one image.
+    """Executes what the server wants in one image.
 
     Args:
         root: the image.
-        client: source of files.
-        relay: takes output and the events of steps.
+        host: source of steps and files; takes output and the events of steps.
         stop: ends the running command.
         scratch: a directory that no RUN sees, for the files of mounts; empty for a hidden one in it.
         caches: directory of cache mounts; empty for such as last as long as the build.
@@ -64,8 +69,7 @@ class Executor:
     def __init__(
         self,
         root: Root,
-        client: Client,
-        relay: Relay,
+        host: Host,
         stop: Stop,
         *,
         scratch: str = "",
@@ -75,35 +79,34 @@ class Executor:
     ) -> None:
         self._layers = layers
         self._root = root
-        self._client = client
-        self._relay = relay
+        self._host = host
         self._stop = stop
         self._clock = clock
         self._users = Users(root)
-        self._provider = Provider(root, client, stop, scratch=scratch, caches=caches)
+        self._provider = Provider(root, host.files, stop, scratch=scratch, caches=caches)
 
-    def execute(self, commands: Sequence[wire.AnyCommand]) -> None:
-        """Execute all commands, up to the first that fails.
+    def execute(self) -> None:
+        """Execute all steps, up to the first that fails.
 
         Raises:
             GuestError: a command failed, with its step and exit code; or the guest was asked to end.
         """
         with cleaning(self._provider.close):
-            self._execute(commands)
+            self._execute()
 
-    def _execute(self, commands: Sequence[wire.AnyCommand]) -> None:
-        for number, command in enumerate(commands, 1):
+    def _execute(self) -> None:
+        for number, command in enumerate(self._host.steps(), 1):
             self._stop.check()
             begun = self._clock()
-            self._relay.started(command.step)
+            self._host.started(command.step)
             try:
                 self._explained(command, command.step or number)
             except GuestError as error:
                 error.step = command.step
                 if error is not self._stop.reason:
-                    self._relay.finished(command.step, error.exit_code or 1, self._clock() - begun)
+                    self._host.finished(command.step, error.exit_code or 1, self._clock() - begun)
                 raise
-            self._relay.finished(command.step, 0, self._clock() - begun)
+            self._host.finished(command.step, 0, self._clock() - begun)
 
     def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:
@@ -130,8 +133,7 @@ class Executor:
                 self._run(command)
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                entries = incoming(self._client.resource(command.source))
-                Copier(self._root, self._users, command).copy(entries)
+                Copier(self._root, self._users, command).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)
@@ -141,8 +143,8 @@ class Executor:
         identity = self._users.identity(command.user)
         self._make_workdir(command, (0, 0))
 
-        def output(stream: str, data: bytes) -> None:
-            self._relay.write(command.step, "stderr" if stream == "stderr" else "stdout", data)
+        def output(stream: Stream, data: bytes) -> None:
+            self._host.write(command.step, stream, data)
 
         def say(text: str) -> None:
             output("stderr", f"firebuild: {text}\n".encode())

@@ -18,17 +18,17 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 
 from .caches import Caches
-from .client import Client
 from .copy import Copier
 from .errors import ProtocolError, StepError
 from .idmap import check_mapped
-from .incoming import Incoming, incoming
+from .incoming import Incoming
 from .kernel import wipe
 from .mounts import BadMount, MountPoint, make_place
 from .stop import Stop
 from .users import Users
 
 _CACHES = "caches"
+Files = Callable[[str], Iterator[Incoming]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Provider:
 
     Args:
         root: the image.
-        client: source of files.
+        files: yields those of a resource.
         stop: ends waiting for a cache.
         scratch: an existing directory that no RUN sees; empty for one in the image.
         caches: directory of cache mounts that outlive the build; empty where they don't.
@@ -64,14 +64,14 @@ class Provider:
     def __init__(
         self,
         root: Root,
-        client: Client,
+        files: Files,
         stop: Stop,
         *,
         scratch: str = "",
         caches: str = "",
     ) -> None:
         self._root = root
-        self._client = client
+        self._files = files
         self._stop = stop
         self._outside = scratch
         self._caches = caches
@@ -105,7 +105,7 @@ class Provider:
             yield Provided(hidden=self._hidden)
             return
         with ExitStack() as stack:
-            work = _Work(command, self._client, stack)
+            work = _Work(command, self._files, stack)
             try:
                 if any(isinstance(mount, wire.BindMount | wire.CacheMount) for mount in command.mounts):
                     scratch = self._scratch()
@@ -142,9 +142,9 @@ class Provider:
 class _Work:
     """Provides for one RUN."""
 
-    def __init__(self, command: wire.RunCommand, client: Client, stack: ExitStack) -> None:
+    def __init__(self, command: wire.RunCommand, files: Files, stack: ExitStack) -> None:
         self._command = command
-        self._client = client
+        self._files = files
         self._stack = stack
         self.mounts: list[MountPoint] = []
         self.secrets: list[bytearray] = []
@@ -218,7 +218,7 @@ class _Work:
             )
 
     def _read_secret(self, resource: str, memory: bytearray) -> None:
-        entries = self._entries(resource)
+        entries = self._files(resource)
         found = next(entries, None)
         if found is None or found.entry.kind != tar.FILE:
             raise ProtocolError(f"{resource}: expected a file as the secret")
@@ -237,9 +237,6 @@ class _Work:
     def _target(self, target: str) -> str:
         return wire.mount_target(self._command.workdir, target)
 
-    def _entries(self, resource: str) -> Iterator[Incoming]:
-        return incoming(self._client.resource(resource))
-
     def _receive(self, resource: str, path: str) -> None:
         """Write the files of a resource to `path`, which becomes a directory or a file as that is one."""
         folder, name = os.path.split(path)
@@ -247,7 +244,7 @@ class _Work:
             step=self._command.step, original=self._command.original, source=resource, target=f"/{name}"
         )
         with Root(folder) as root:
-            Copier(root, Users(root), command).copy(self._entries(resource))
+            Copier(root, Users(root), command).copy(self._files(resource))
 
 
 @contextmanager

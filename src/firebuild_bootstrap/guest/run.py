@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import Literal
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
@@ -17,12 +18,13 @@ from .enter import Request
 from .errors import StepError
 from .idmap import check_mapped
 from .netfiles import network_files
-from .output import BATCH_BYTES
 from .provide import Provided, mount_points
 from .stop import Stop
 from .users import Identity
 
-Output = Callable[[str, bytes], None]
+Stream = Literal["stdout", "stderr"]
+Output = Callable[[Stream, bytes], None]
+BATCH_BYTES = 64 * 1024
 
 # The package is found by its path, because -I and -S keep everything else of the environment out.
 _BOOTSTRAP = (

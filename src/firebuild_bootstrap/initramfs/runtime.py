@@ -35,7 +35,16 @@ _UNUSED_EXTENSIONS: Final = re.compile(
 _ENCODINGS: Final = re.compile(
     r"__init__|aliases|ascii|latin_1|utf_.*|idna|punycode|.*escape|undefined|.*_codec|charmap|cp437"
 )
-_OWN: Final = ("__init__.py", "wire.py", "_proto", "guest", "layers")
+_OWN: Final = (
+    "__init__.py",
+    "wire.py",
+    "_proto",
+    "guest",
+    "layers",
+    "legacy/__init__.py",
+    "legacy/commands.py",
+    "legacy/old_server.py",
+)
 _PACKAGES: Final = ("grpc", "google.protobuf", "google._upb")
 _MODULES: Final = ("typing_extensions",)
 _SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "test", "tests", "testing"})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 
@@ -22,16 +22,18 @@ from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.listening import listen, parse_bind
 from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.guard import Guard
-from firebuild_bootstrap.service.handlers import Handlers
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
-from firebuild_bootstrap.service.stream import LayerSink, NoLayers
-from firebuild_bootstrap.wire import decode_command
+from firebuild_bootstrap.service.stream import LayerSink, NoLayers, Stream
+from firebuild_bootstrap.wire import AnyCommand, CopyCommand, mount_resources
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.legacy.handlers import Handlers
 
 # What a guest can make the server keep is bounded (docs/wire-protocol.md): each worker holds one message, and
 # a call that waits for a worker what HTTP/2 lets through before anybody reads. Our guest opens four at most.
@@ -45,7 +47,7 @@ class BootstrapServer:
     """Serves one build to one guest over mutual TLS, from `start` to `stop`.
 
     Args:
-        commands: encoded commands in order (`wire.encode_command`).
+        commands: what to do, in order.
         resources: by the `source` of the COPY or ADD command that asks for them.
         server_material: what the server presents.
         guest_material: what was issued to the guest; no other certificate may call.
@@ -64,7 +66,7 @@ class BootstrapServer:
     def __init__(
         self,
         *,
-        commands: Sequence[str],
+        commands: Sequence[AnyCommand],
         resources: Mapping[str, Resource],
         server_material: TLSMaterial,
         guest_material: TLSMaterial,
@@ -78,19 +80,20 @@ class BootstrapServer:
         layers: LayerSink | None = None,
         runtime_directory: Path | None = None,
     ) -> None:
+        _check_resources(commands, resources)
         self._limits = limits or Limits()
         self._bind = parse_bind(bind)
         self._credentials = ProxyCredentials(server=server_material, guest=guest_material)
-        self._layers = layers or NoLayers()
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
-        steps = steps or _steps_of(commands)
+        steps = steps or [StepInfo(command.step, 0, command.original) for command in commands]
         total = max((step.number for step in steps), default=0) if total_steps is None else total_steps
-        self._handlers = Handlers(
-            self._session,
-            commands=commands,
-            resources=resources,
-            steps=StepEvents(self._session, steps, total, stage),
+        told = StepEvents(self._session, steps, total, stage)
+        self._stream = Stream(
+            self._session, commands=commands, resources=resources, steps=told, layers=layers or NoLayers()
+        )
+        self._old_calls = _OldCalls(
+            lambda handlers: handlers(self._session, commands=commands, resources=resources, steps=told)
         )
         self._closing = contextlib.ExitStack()
         self._running: tuple[Proxy, grpc.Server] | None = None
@@ -115,7 +118,7 @@ class BootstrapServer:
             FirebuildError: the address or the material cannot be used.
         """
         with contextlib.ExitStack() as started:
-            started.callback(self._handlers.close)
+            started.callback(self._old_calls.close)
             server, backend = self._start_grpc(started)
             proxy = Proxy(
                 self._credentials,
@@ -194,7 +197,7 @@ class BootstrapServer:
             ],
             maximum_concurrent_rpcs=_MOST_CALLS,
         )
-        server.add_generic_rpc_handlers((self._handlers.generic_handler(),))
+        server.add_generic_rpc_handlers((self._stream.generic_handler(), self._old_calls))
         # A socket's address holds 107 bytes at most, whatever the length of the directory's path.
         backend = f"/proc/self/fd/{descriptor}/grpc"
         try:
@@ -206,6 +209,34 @@ class BootstrapServer:
         return server, backend
 
 
-def _steps_of(commands: Sequence[str]) -> list[StepInfo]:
-    decoded = (command for text in commands if (command := decode_command(text)) is not None)
-    return [StepInfo(command.step, 0, command.original) for command in decoded]
+def _check_resources(commands: Sequence[AnyCommand], resources: Mapping[str, Resource]) -> None:
+    wanted = {name for command in commands for name in mount_resources(command)}
+    wanted |= {command.source for command in commands if isinstance(command, CopyCommand)}
+    if missing := sorted(wanted ^ resources.keys()):
+        raise ValueError(f"commands and resources do not fit together: {', '.join(missing)}")
+
+
+class _OldCalls(grpc.GenericRpcHandler):
+    """The calls of guests that know no session. What they take is imported for the first of them."""
+
+    def __init__(self, make: Callable[[type[Handlers]], Handlers]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._handlers: Handlers | None = None
+        self._methods: grpc.GenericRpcHandler | None = None
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what answers a call, None where it is none of theirs."""
+        with self._lock:
+            if self._methods is None:
+                from firebuild_bootstrap.legacy.handlers import Handlers
+
+                self._handlers = self._make(Handlers)
+                self._methods = self._handlers.generic_handler()
+        return self._methods.service(details)
+
+    def close(self) -> None:
+        """Let go of what they have open."""
+        with self._lock:
+            if self._handlers is not None:
+                self._handlers.close()

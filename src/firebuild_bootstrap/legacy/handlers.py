@@ -1,4 +1,8 @@
-"""The seven methods of the service. Who may call them is decided in `guard.py`."""
+"""The seven calls of guests that know no `Session`: old ones, and ours that announce version 1 or 2.
+
+Who may call is decided in `service.guard`. Guests of ours get the steps as commands in JSON, and files as
+entries that say what they are; what is told to those that do not announce themselves is in old_guest.py.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +17,36 @@ from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Resource
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepProgress
-from firebuild_bootstrap.service.oldguest import OldGuest
 from firebuild_bootstrap.service.outcome import Ending, Outcome
-from firebuild_bootstrap.service.packing import packed
-from firebuild_bootstrap.service.resources import Delivery
+from firebuild_bootstrap.service.packing import changed, content_of, packed, reading
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
+
+from .commands import MOUNTS_SINCE, PACKED_SINCE, announced, encode_command, needs_mounts
+from .old_guest import OldGuest, messages, too_old
 
 _PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
 _Chunk = TypeVar("_Chunk")
 
-# What a guest can make the server keep is bounded: here its requests, in `server.py` the number of them.
+# What a guest can make the server keep is bounded: here its requests, in `service.server` the number of them.
 _SMALL_BYTES: Final = 128 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _COMMANDS_AT_ONCE: Final = 2
 _LOOK_SECONDS: Final = 0.1
 # Characters of what a guest says about its failure.
 _MAX_REASON: Final = 4000
+_KINDS: Final = {
+    EntryKind.FILE: pb.ENTRY_KIND_FILE,
+    EntryKind.DIRECTORY: pb.ENTRY_KIND_DIRECTORY,
+    EntryKind.SYMLINK: pb.ENTRY_KIND_SYMLINK,
+    EntryKind.HARDLINK: pb.ENTRY_KIND_HARDLINK,
+}
 
 
 class Handlers:
@@ -43,7 +54,7 @@ class Handlers:
 
     Args:
         session: the build.
-        commands: what `Commands` returns, encoded.
+        commands: its steps.
         resources: by `source` of the command that asks for them.
         steps: takes the begin and end of steps.
     """
@@ -52,15 +63,15 @@ class Handlers:
         self,
         session: Session,
         *,
-        commands: Sequence[str],
+        commands: Sequence[wire.AnyCommand],
         resources: Mapping[str, Resource],
         steps: StepEvents,
     ) -> None:
         self._session = session
         self._commands = tuple(commands)
         self._resources = resources
-        self._deliveries = _deliveries(commands, resources)
         self._steps = steps
+        self._texts: tuple[str, ...] = ()
         self._old: OldGuest | None = None
         self._lock = threading.Lock()
         self._large = threading.Lock()
@@ -116,17 +127,22 @@ class Handlers:
                 return pb.CommandsResponse()
         if not context.add_callback(self._commands_on_their_way.release):
             self._commands_on_their_way.release()
-        announced = wire.announced(context.invocation_metadata())
-        if announced >= wire.MOUNTS_SINCE:
-            return pb.CommandsResponse(command=self._commands)
-        decoded = [command for text in self._commands if (command := wire.decode_command(text))]
-        _check_mounts(decoded)
-        if announced:
-            return pb.CommandsResponse(command=self._commands)
         with self._lock:
-            if self._old is None:
-                self._old = OldGuest(decoded, self._resources, session=self._session, events=self._steps)
-            return pb.CommandsResponse(command=self._old.commands)
+            return pb.CommandsResponse(command=self._told(_version(context)))
+
+    def _told(self, version: int) -> Sequence[str]:
+        needing = next((command for command in self._commands if needs_mounts(command)), None)
+        if needing is not None and version < MOUNTS_SINCE:
+            raise too_old(f"step {needing.step} has --mount or --network, which it does not know")
+        if version:
+            self._texts = self._texts or tuple(map(encode_command, self._commands))
+            # Each is a string of the answer: its tag and its length take up to six bytes more.
+            if sum(len(text.encode()) + 6 for text in self._texts) > wire.MAX_MESSAGE_BYTES:
+                raise too_old("the steps take more than one message of the protocol")
+            return self._texts
+        if self._old is None:
+            self._old = OldGuest(self._commands, self._resources, session=self._session, events=self._steps)
+        return self._old.commands
 
     def ping(self, request: pb.PingRequest, _: grpc.ServicerContext) -> pb.PingResponse:
         """Echo the id; that the guest lives was noted before."""
@@ -141,16 +157,19 @@ class Handlers:
             InputError: there is no such resource, or it cannot be read.
         """
         path = f"{request.stage}://{request.path}" if request.stage else request.path
-        if not _extended(context):
+        version = _version(context)
+        if not version:
             yield from self._alive(self._old_chunks(path, context))
             return
-        delivery = self._deliveries.get(path)
-        if delivery is None:
+        resource = self._resources.get(path)
+        if resource is None:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        chunks = packed(delivery.resource.entries()) if _packs(context) else delivery.chunks()
-        yield from self._alive(self._told(path, chunks))
+        if version >= PACKED_SINCE:
+            yield from self._alive(self._counted(path, packed(resource.entries())))
+        else:
+            yield from self._alive(self._counted(path, self._chunks(path, resource)))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -159,7 +178,18 @@ class Handlers:
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
 
-    def _told(
+    def _chunks(self, path: str, resource: Resource) -> Iterator[pb.ResourceChunk]:
+        found = (command for command in self._commands if isinstance(command, wire.CopyCommand))
+        # Only the guest knows where the files of a mount go.
+        command = next(
+            (copy for copy in found if copy.source == path),
+            wire.CopyCommand(step=0, original="", source=path, target="/"),
+        )
+        for number, entry in enumerate(resource.entries(), start=1):
+            content = _content(entry) if entry.kind is EntryKind.FILE else ()
+            yield from messages(_header(command, entry, f"{path}-{number}"), content)
+
+    def _counted(
         self, path: str, chunks: Iterator[pb.ResourceChunk] | Iterator[bytes]
     ) -> Iterator[pb.ResourceChunk | bytes]:
         """Tell now and then how much of the files of a step was sent."""
@@ -188,7 +218,7 @@ class Handlers:
 
     def abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as failed."""
-        if self._old is not None and not _extended(context):
+        if self._old is not None and not _version(context):
             self._session.end(self._old.progress.abort(request.error))
             return _EMPTY
         # The exit status of other failures means nothing.
@@ -210,7 +240,7 @@ class Handlers:
 
     def success(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as done."""
-        if self._old is not None and not _extended(context):
+        if self._old is not None and not _version(context):
             self._session.end(self._old.progress.success())
         else:
             self._session.end(self._steps.success())
@@ -219,7 +249,7 @@ class Handlers:
     def _log(
         self, stream: Literal["stdout", "stderr"], message: pb.LogMessage, context: grpc.ServicerContext
     ) -> pb.Empty:
-        if self._old is not None and not _extended(context):
+        if self._old is not None and not _version(context):
             self._old.progress.output(stream, message.line)
             return _EMPTY
         step = self._steps.known(message.step)
@@ -240,29 +270,45 @@ class Handlers:
             self._steps.finished(number, event.exit_code, event.duration_ms / 1000)
 
 
-def _extended(context: grpc.ServicerContext) -> bool:
-    """Tell whether the guest announces itself."""
-    return wire.announced(context.invocation_metadata()) > 0
+def _version(context: grpc.ServicerContext) -> int:
+    """Return what the guest announces, 0 for one that does not."""
+    return announced(context.invocation_metadata())
 
 
-def _packs(context: grpc.ServicerContext) -> bool:
-    """Tell whether the guest takes files packed."""
-    return wire.announced(context.invocation_metadata()) >= wire.PACKED_SINCE
+def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.ResourceChunk.ResourceHeader:
+    uid, gid = entry.owner or (0, 0)
+    keeps = entry.owner is not None
+    if entry.kind not in _KINDS:
+        raise too_old(f"{entry.source} is a {entry.kind.value}, which it can't make")
+    return pb.ResourceChunk.ResourceHeader(
+        sourcePath=entry.source,
+        targetPath=command.target,
+        targetWorkdir=command.workdir,
+        fileMode=entry.mode,
+        isDir=entry.kind is EntryKind.DIRECTORY,
+        targetUser=f"{uid}:{gid}" if keeps else command.chown or "0:0",
+        id=identity,
+        kind=_KINDS[entry.kind],
+        entryPath=entry.path,
+        linkTarget=entry.link_target,
+        size=entry.size,
+        mtimeNs=entry.mtime_ns,
+        fromDirectory=entry.from_directory,
+        keepOwner=keeps,
+        ofTree=keeps and not entry.member,
+        uid=uid,
+        gid=gid,
+    )
 
 
-def _check_mounts(commands: Sequence[wire.AnyCommand]) -> None:
-    """Refuse a build to a guest that would run commands without their mounts, or with a network.
-
-    Raises:
-        InputError: it has such commands.
-    """
-    needing = next((command for command in commands if wire.needs_mounts(command)), None)
-    if needing is not None:
-        raise InputError(
-            f"the guest's vminit is too old for this Dockerfile: step {needing.step} has --mount or"
-            " --network, which it does not know",
-            hint="use a current vminit",
-        )
+def _content(entry: Entry) -> Iterator[bytes]:
+    sent = 0
+    with content_of(entry) as file, reading(entry):
+        while data := file.read(wire.CHUNK_BYTES):
+            sent += len(data)
+            yield data
+    if sent != entry.size:
+        raise changed(entry, f"expected {entry.size} bytes, found {sent}")
 
 
 def _serialize(message: Message | bytes) -> bytes:
@@ -286,22 +332,3 @@ def _joined(lines: Sequence[str]) -> bytes:
         if not line.endswith("\n"):
             data += b"\n"
     return bytes(data)
-
-
-def _deliveries(commands: Sequence[str], resources: Mapping[str, Resource]) -> dict[str, Delivery]:
-    decoded = (wire.decode_command(command) for command in commands)
-    copies: dict[str, wire.CopyCommand] = {}
-    for command in decoded:
-        if isinstance(command, wire.CopyCommand):
-            copies[command.source] = command
-        elif command is not None:
-            copies |= {name: _placeless(command, name) for name in wire.mount_resources(command)}
-    missing = sorted(copies.keys() ^ resources.keys())
-    if missing:
-        raise ValueError(f"commands and resources do not fit together: {', '.join(missing)}")
-    return {source: Delivery(resource, copies[source]) for source, resource in resources.items()}
-
-
-def _placeless(command: wire.Command, source: str) -> wire.CopyCommand:
-    """Return what stands for the COPY of the files of a mount: only the guest knows where they go."""
-    return wire.CopyCommand(step=command.step, original=command.original, source=source, target="/")

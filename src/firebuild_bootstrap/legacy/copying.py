@@ -1,19 +1,255 @@
-"""The script that makes what was sent to an old guest a COPY or ADD, as guest/copy.py would do it."""
+"""A COPY or ADD for an old guest: files in portions, and the script that does the work of guest/copy.py.
+
+An old guest keeps all files of one resource in memory until the last one is written, overwrites without
+truncation and cannot make links. So files are cut into pieces and sent in portions, as new files in a
+directory of their own, with names of no meaning where names could do harm. The script makes them what they
+have to be.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.guest.modes import parse_mode
-from firebuild_bootstrap.service.oldguest.shell import lines, words
-from firebuild_bootstrap.service.oldguest.staging import File, Layer
+from firebuild_bootstrap.service.packing import changed, content_of, reading
+
+from .scripts import lines, words
+
+PORTION_BYTES: Final = 16 * 1024 * 1024
+_PORTION_PIECES: Final = 2000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One thing that the guest writes: a directory, or a piece of a file.
+
+    Args:
+        path: where, below the staging directory; empty for that directory itself.
+        entry: number of the file among all entries, -1 for a directory.
+        size: bytes of the piece.
+        last: the file ends with it.
+    """
+
+    path: str
+    entry: int = -1
+    size: int = 0
+    last: bool = False
+
+
+@dataclass
+class Layer:
+    """Entries that can lie in one directory before they are merged into the destination.
+
+    `single` is set where the layer is one file that the destination's rules name or place, `archive` where
+    its entries are members of one. `entries` holds each path once; `None` stands for a directory that the
+    source does not mention.
+    """
+
+    number: int
+    single: bool
+    archive: bool
+    entries: dict[str, tuple[int, Entry] | None] = field(default_factory=dict)
+
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether the entry can be added without meeting another one in the layer."""
+        if self.single or not entry.from_directory or entry.member != self.archive:
+            return False
+        held = self.entries.get(entry.path)
+        if held is not None or (entry.path in self.entries and entry.kind is not EntryKind.DIRECTORY):
+            return False
+        above = (self.entries.get(path) for path in parents(entry.path))
+        return all(found is None or found[1].kind is EntryKind.DIRECTORY for found in above)
+
+    def add(self, index: int, entry: Entry) -> None:
+        """Add an entry, and the directories above it that were not mentioned."""
+        if not self.single:
+            for path in parents(entry.path):
+                self.entries.setdefault(path, None)
+        if self.archive and not entry.path:
+            self.entries.setdefault("", None)  # an archive says nothing about the destination itself
+        else:
+            self.entries[entry.path] = (index, entry)
+
+    def staged(self, path: str) -> str:
+        """Return where an entry waits, relative to the staging directory."""
+        return str(self.number) if self.single or not path else f"{self.number}/{path}"
+
+
+def parents(path: str) -> Iterator[str]:
+    """Yield the directories above a path of an entry, outermost first; the first is the destination."""
+    if not path:
+        return
+    yield ""
+    names = path.split("/")[:-1]
+    for count in range(1, len(names) + 1):
+        yield "/".join(names[:count])
+
+
+def layers(entries: Iterable[Entry]) -> list[Layer]:
+    """Sort entries into layers, in their order; merged one after the other they give the same result."""
+    found: list[Layer] = []
+    for index, entry in enumerate(entries):
+        if not found or not found[-1].takes(entry):
+            found.append(Layer(len(found), single=not entry.from_directory, archive=entry.member))
+        found[-1].add(index, entry)
+    return found
+
+
+@dataclass(frozen=True)
+class File:
+    """A regular file under way: its number and entry, where it has to be, and what it is sent as."""
+
+    index: int
+    entry: Entry
+    staged: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def arrived(self) -> str:
+        """Where it is when its content is checked."""
+        return self.pieces[0].path if len(self.pieces) == 1 else _harmless(self.index, self.staged)
+
+
+def files(found: Iterable[Layer]) -> list[File]:
+    """Return all regular files in the order of their entries."""
+    result = []
+    for layer in found:
+        for path, held in layer.entries.items():
+            if held is not None and held[1].kind is EntryKind.FILE:
+                index, entry = held
+                staged = layer.staged(path)
+                result.append(File(index, entry, staged, tuple(_pieces(index, entry.size, staged))))
+    return sorted(result, key=lambda file: file.index)
+
+
+def _pieces(index: int, size: int, staged: str) -> Iterator[Piece]:
+    if size <= PORTION_BYTES:
+        yield Piece(_harmless(index, staged), index, size, last=True)
+        return
+    for offset in range(0, size, PORTION_BYTES):
+        rest = size - offset
+        yield Piece(
+            f"part{index}.{offset // PORTION_BYTES}",
+            index,
+            min(rest, PORTION_BYTES),
+            last=rest <= PORTION_BYTES,
+        )
+
+
+def _harmless(index: int, staged: str) -> str:
+    # sha256sum writes line feeds and backslashes in a way of its own; busybox does not read it.
+    return staged if staged.isprintable() and "\\" not in staged else f"odd{index}"
+
+
+def directories(found: Iterable[Layer]) -> list[Piece]:
+    """Return the directories that have to exist before any file is sent, parents first."""
+    paths = [
+        layer.staged(path)
+        for layer in found
+        if not layer.single
+        for path, held in layer.entries.items()
+        if held is None or held[1].kind is EntryKind.DIRECTORY
+    ]
+    # A mentioned directory may come after one that its child made necessary.
+    return [Piece(""), *(Piece(path) for path in sorted(paths, key=lambda path: path.count("/")))]
+
+
+def portions(pieces: Iterable[Piece]) -> list[list[Piece]]:
+    """Cut the pieces into what one resource carries; at least one, which may be empty."""
+    found: list[list[Piece]] = [[]]
+    size = 0
+    for piece in pieces:
+        if found[-1] and (size + piece.size > PORTION_BYTES or len(found[-1]) >= _PORTION_PIECES):
+            found.append([])
+            size = 0
+        found[-1].append(piece)
+        size += piece.size
+    return found
+
+
+# --- contents ---
+
+
+class Feed:
+    """Reads a resource for the second time: the first time told what there is.
+
+    Args:
+        resource: yields its entries anew.
+        planned: what it yielded the first time.
+    """
+
+    def __init__(self, resource: Resource, planned: Sequence[Entry]) -> None:
+        self._entries = resource.entries()
+        self._planned = planned
+        self._next = 0
+        self._file: BinaryIO | None = None
+        self._hash = hashlib.sha256()
+        self.digests: dict[int, str] = {}
+
+    def piece(self, index: int, size: int, *, last: bool) -> Iterator[bytes]:
+        """Yield the next `size` bytes of a file in chunks.
+
+        Args:
+            index: number of the file's entry; never lower than the one before.
+            size: bytes of the piece.
+            last: the file ends with it; its digest is in `digests` then.
+
+        Raises:
+            InputError: a source has vanished, cannot be read or has changed.
+        """
+        if self._file is None:
+            self._file = self._open(index)
+        entry = self._planned[index]
+        with reading(entry):
+            while size:
+                data = self._file.read(min(size, wire.CHUNK_BYTES))
+                if not data:
+                    raise changed(entry, "it has become shorter")
+                self._hash.update(data)
+                size -= len(data)
+                yield data
+            if last:
+                if self._file.read(1):
+                    raise changed(entry, "it has become longer")
+                self.digests[index] = self._hash.hexdigest()
+                self._close_file()
+
+    def _open(self, index: int) -> BinaryIO:
+        self._hash = hashlib.sha256()
+        while True:
+            entry, planned = next(self._entries, None), self._planned[self._next]
+            if entry is None or _facts(entry) != _facts(planned):
+                raise changed(planned, "there is something else now")
+            self._next += 1
+            if self._next > index:
+                return content_of(entry)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._close_file()
+        close = getattr(self._entries, "close", None)
+        if close is not None:
+            close()
+
+
+def _facts(entry: Entry) -> tuple[object, ...]:
+    return (entry.source, entry.path, entry.kind, entry.mode, entry.size, entry.link_target, entry.owner)
+
+
+# --- the script ---
 
 _BILLION: Final = 1_000_000_000
 
