@@ -93,7 +93,7 @@ class ResourceRequest(_message.Message):
     def __init__(self, path: _Optional[str] = ..., stage: _Optional[str] = ...) -> None: ...
 
 class ResourceChunk(_message.Message):
-    __slots__ = ("header", "chunk", "eof", "group", "piece")
+    __slots__ = ("header", "chunk", "eof")
     class ResourceHeader(_message.Message):
         __slots__ = ("sourcePath", "targetPath", "fileMode", "isDir", "targetUser", "targetWorkdir", "id", "kind", "entryPath", "linkTarget", "size", "mtimeNs", "fromDirectory", "keepOwner", "uid", "gid", "ofTree")
         SOURCEPATH_FIELD_NUMBER: _ClassVar[int]
@@ -145,33 +145,13 @@ class ResourceChunk(_message.Message):
         ID_FIELD_NUMBER: _ClassVar[int]
         id: str
         def __init__(self, id: _Optional[str] = ...) -> None: ...
-    class Group(_message.Message):
-        __slots__ = ("fromDirectory", "keepOwner", "ofTree")
-        FROMDIRECTORY_FIELD_NUMBER: _ClassVar[int]
-        KEEPOWNER_FIELD_NUMBER: _ClassVar[int]
-        OFTREE_FIELD_NUMBER: _ClassVar[int]
-        fromDirectory: bool
-        keepOwner: bool
-        ofTree: bool
-        def __init__(self, fromDirectory: _Optional[bool] = ..., keepOwner: _Optional[bool] = ..., ofTree: _Optional[bool] = ...) -> None: ...
-    class Piece(_message.Message):
-        __slots__ = ("checksum", "data")
-        CHECKSUM_FIELD_NUMBER: _ClassVar[int]
-        DATA_FIELD_NUMBER: _ClassVar[int]
-        checksum: int
-        data: bytes
-        def __init__(self, checksum: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     EOF_FIELD_NUMBER: _ClassVar[int]
-    GROUP_FIELD_NUMBER: _ClassVar[int]
-    PIECE_FIELD_NUMBER: _ClassVar[int]
     header: ResourceChunk.ResourceHeader
     chunk: ResourceChunk.ResourceContents
     eof: ResourceChunk.ResourceEof
-    group: ResourceChunk.Group
-    piece: ResourceChunk.Piece
-    def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ..., group: _Optional[_Union[ResourceChunk.Group, _Mapping]] = ..., piece: _Optional[_Union[ResourceChunk.Piece, _Mapping]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ...) -> None: ...
 
 class ToGuest(_message.Message):
     __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end")

@@ -193,6 +193,8 @@ class BootstrapServer:
                 ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
                 # Who is passed through shakes hands here (proxy.py).
                 ("grpc.server_handshake_timeout_ms", round(self._limits.handshake_timeout * 1000)),
+                # A guest asks for signs of life, as often as it wants; HTTP/2 bounds the answers that wait.
+                ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.http2.bdp_probe", 0),  # would raise the line before by what the guest sends
             ],
             maximum_concurrent_rpcs=_MOST_CALLS,
