@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.legacy.commands import (
     GUEST,
-    MOUNTS_SINCE,
     announced,
     decode_command,
     encode_command,
@@ -90,7 +87,6 @@ def test_an_add_has_no_stage() -> None:
         COPY,
         wire.RunCommand(step=1, original="RUN x", argv=("x",), script="#!/bin/sh\n"),
         wire.WorkdirCommand(step=2, original="WORKDIR /a", workdir="/a"),
-        MOUNTED,
     ],
 )
 def test_what_is_written_is_read(command: wire.AnyCommand) -> None:
@@ -221,102 +217,20 @@ def test_a_checksum_is_sha256() -> None:
 # --- mounts ---------------------------------------------------------------------------------------
 
 
-def test_a_run_without_mounts_has_no_key_for_them() -> None:
-    assert not {"Mounts", "Network"} & json.loads(encode_command(RUN)).keys()
-    assert not needs_mounts(RUN)
-    assert not needs_mounts(COPY)
-
-
 def test_the_resources_of_mounts_are_those_that_the_guest_asks_for() -> None:
     assert wire.mount_resources(MOUNTED) == tuple(f"step-5-mount-{number}" for number in (1, 2, 4, 5))
     assert wire.mount_resources(COPY) == ()
     assert needs_mounts(MOUNTED)
+    assert not needs_mounts(RUN)
+    assert not needs_mounts(COPY)
 
 
 def test_a_command_that_needs_mounts_is_never_written_for_an_old_guest() -> None:
     for mounted in (MOUNTED, dataclasses.replace(RUN, network="host")):
         with pytest.raises(ValueError, match="without its mounts"):
-            encode_command(mounted, extended=False)
+            encode_command(mounted)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"Type": "npipe"}, "Type of a mount: 'npipe'"),
-        ({"Type": None}, "lacks Type"),
-        ({"Target": ""}, "Target of a mount is empty"),
-        ({"Target": ".."}, "nothing can be mounted on '/'"),
-        ({"Target": "/proc"}, "nothing can be mounted on '/proc'"),
-        ({"Target": "/x/../proc/self"}, "nothing can be mounted on '/proc/self'"),
-        ({"Target": "//dev/"}, "nothing can be mounted on '/dev'"),
-        ({"Target": "/a\0"}, "NUL"),
-        ({"Resource": ""}, "Resource of a bind mount is empty"),
-        ({"Writable": 1}, "Writable of a command: expected bool"),
-        ({"Type": "tmpfs", "Size": -1}, "Size of a command: expected a number"),
-        ({"Type": "tmpfs", "Size": True}, "Size of a command: expected int"),
-        ({"Type": "cache"}, "lacks Id"),
-        ({"Type": "cache", "Id": "a\0"}, "NUL"),
-        (
-            {"Type": "cache", "Id": "c", "Sharing": "often"},
-            "Sharing of a command: expected shared, private, locked",
-        ),
-        ({"Type": "cache", "Id": "c", "Mode": 0o10000}, "Mode of a command"),
-        ({"Type": "cache", "Id": "c", "Uid": 2**32 - 1}, "Uid of a command"),
-        ({"Type": "secret", "Target": ""}, "Env of a secret mount"),
-        ({"Type": "secret", "Env": "A=B"}, "Env of a secret mount"),
-        ({"Type": "secret", "Resource": None}, "Resource of a secret mount is empty"),
-    ],
-)
-def test_a_mount_that_makes_no_sense_is_refused(changes: dict[str, object], words: str) -> None:
-    mount = {"Type": "bind", "Target": "/a", "Resource": "r", **changes}
-    document = json.loads(encode_command(RUN)) | {"Mounts": [mount]}
-    with pytest.raises(wire.WireError) as caught:
-        decode_command(json.dumps(document))
-    assert words in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("members", "words"),
-    [
-        ({"Mounts": {}}, "Mounts of a command: expected list"),
-        ({"Mounts": ["/a"]}, "Mounts of a command: expected objects"),
-        ({"Network": "wifi"}, "Network of a command: expected default, none, host, found 'wifi'"),
-    ],
-)
-def test_mounts_and_network_have_their_types(members: dict[str, object], words: str) -> None:
-    with pytest.raises(wire.WireError, match=words):
-        decode_command(json.dumps(json.loads(encode_command(RUN)) | members))
-
-
-def test_only_versions_that_exist_count_as_announced() -> None:
-    assert announced(GUEST) == announced(GUEST[1:]) == MOUNTS_SINCE
-    assert announced([("firebuild-guest", "1"), ("x", "2")]) == 1
-    assert announced([("firebuild-guest", "3"), ("firebuild-guest", b"2")]) == 0
-
-
-@given(st.lists(st.binary(max_size=300), max_size=4), st.integers(0, 2))
-def test_a_piece_is_written_as_protobuf_writes_it(parts: list[bytes], more: int) -> None:
-    parts = [*parts, bytes(range(256)) * (600 * more)]
-    message = wire.encode_piece(*parts)
-    parsed = pb.ResourceChunk.FromString(message)
-    assert parsed.piece.data == b"".join(parts)
-    assert parsed.piece.checksum == zlib.crc32(parsed.piece.data)
-    if parsed.piece.data:
-        assert parsed.SerializeToString() == message
-    found = wire.decode_piece(message)
-    assert found is not None
-    assert bytes(found) == parsed.piece.data
-
-
-def test_what_is_no_piece_in_that_form_is_left_to_protobuf() -> None:
-    message = wire.encode_piece(b"data")
-    others = [b"", b"\x2a", b"\x2a\xff\xff\xff\xff\xff\xff", message[:-1], message + b"x"]
-    others += [pb.ResourceChunk(group=pb.ResourceChunk.Group(ofTree=True)).SerializeToString()]
-    assert [wire.decode_piece(other) for other in others] == [None] * len(others)
-
-
-def test_a_piece_with_a_wrong_checksum_is_refused() -> None:
-    message = bytearray(wire.encode_piece(b"data"))
-    message[-1] ^= 1
-    with pytest.raises(wire.WireError, match="checksum"):
-        wire.decode_piece(bytes(message))
+def test_only_the_first_version_counts_as_announced() -> None:
+    assert announced([("x", "1"), GUEST])
+    assert not announced([("firebuild-guest", "2"), ("x", "1")])

@@ -23,8 +23,8 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.bootstrap import bootstrap, read_block, set_clock
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
-from firebuild_bootstrap.guest.run import BATCH_BYTES
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.guest.stream import BATCH_BYTES
 from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, make_block, run_command, workdir_command

@@ -367,7 +367,7 @@ def test_an_old_server_that_takes_no_output_is_lost(
 
 def test_a_host_that_takes_no_output_is_lost(local: Local) -> None:
     over = threading.Event()
-    local.server.on_log = lambda message: over.wait(20)
+    local.server.on_log = lambda message: (over.wait(20), None)[1]
     local.server.commands = [workdir_command("/w")]
     local.client.call_timeout = 0.3
     with join(local.client, local.stop, 5.0) as host, pytest.raises(ServerLost) as caught:
