@@ -195,8 +195,6 @@ class CopyCommand(Command):
     target_is_directory: bool = False
     chown: str | None = None
     chmod: str | None = None
-    stage: str = ""
-    keyword: str = "COPY"
 
 
 @dataclass(frozen=True, kw_only=True)

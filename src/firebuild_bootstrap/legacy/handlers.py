@@ -26,9 +26,11 @@ from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
 
-from .commands import announced, encode_command, needs_mounts
 from .old_guest import OldGuest, messages, too_old
+from .scripts import encode_command
 
+HELLO: Final = ("firebuild-guest", "1")
+"""The metadata of each call of a guest of ours; later ones said more besides."""
 _PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
@@ -130,9 +132,9 @@ class Handlers:
             return pb.CommandsResponse(command=self._told(_extended(context)))
 
     def _told(self, extended: bool) -> Sequence[str]:
-        needing = next((command for command in self._commands if needs_mounts(command)), None)
-        if needing is not None:
-            raise too_old(f"step {needing.step} has --mount or --network, which it does not know")
+        for command in self._commands:
+            if isinstance(command, wire.RunCommand) and (command.mounts or command.network != "default"):
+                raise too_old(f"step {command.step} has --mount or --network, which it does not know")
         if extended:
             self._texts = self._texts or tuple(map(encode_command, self._commands))
             # Each is a string of the answer: its tag and its length take up to six bytes more.
@@ -260,8 +262,8 @@ class Handlers:
 
 
 def _extended(context: grpc.ServicerContext) -> bool:
-    """Say whether the guest announces itself."""
-    return announced(context.invocation_metadata())
+    """Say whether the guest announces itself, and so understands what was added to the calls."""
+    return HELLO in context.invocation_metadata()
 
 
 def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.ResourceChunk.ResourceHeader:
