@@ -32,7 +32,7 @@ _SHORTEST_ATTEMPT = 0.5
 _MOST_DROPPED = 3
 # A sign of life may take so many times the silence before it, or so many seconds.
 _PATIENCE = 3
-_LEAST_PATIENCE = 15.0
+_LEAST_PATIENCE = 5.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
 _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
 
@@ -149,9 +149,11 @@ def _options(block: wire.BootstrapBlock, token: str, silence: float) -> list[tup
         ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
     ]
     # Asked by gRPC's core, and answered by it, however busy the programs are.
+    patience = round(max(_PATIENCE * silence, _LEAST_PATIENCE) * 1000)
     keepalive = [
         ("grpc.keepalive_time_ms", round(silence * 1000)),
-        ("grpc.keepalive_timeout_ms", round(max(_PATIENCE * silence, _LEAST_PATIENCE) * 1000)),
+        ("grpc.keepalive_timeout_ms", patience),
+        ("grpc.http2.ping_timeout_ms", patience),
         ("grpc.http2.max_pings_without_data", 0),
     ]
     return [

@@ -292,11 +292,12 @@ class Session:
     def _farewell(self, done: pb.Done) -> bool:
         """Say a last word, and wait until the host has ended the stream; what it still sends is dropped."""
         self._leaving = True
-        until = time.monotonic() + _FAREWELL_SECONDS
+        limit = min(_FAREWELL_SECONDS, self._timeout)
+        until = time.monotonic() + limit
         if self._over.is_set():
             return False
         try:
-            self._outgoing.put(pb.FromGuest(done=done), timeout=_FAREWELL_SECONDS)
+            self._outgoing.put(pb.FromGuest(done=done), timeout=limit)
             while self._incoming.get(timeout=max(until - time.monotonic(), 0.0)) or not self._over.is_set():
                 pass
         except (queue.Full, queue.Empty):
