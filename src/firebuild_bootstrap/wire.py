@@ -199,7 +199,7 @@ class CopyCommand(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkdirCommand(Command):
-    """A WORKDIR: `workdir` has to exist afterwards. Old guests skip it, as everything they don't know."""
+    """A WORKDIR: `workdir` has to exist afterwards."""
 
 
 AnyCommand = RunCommand | CopyCommand | WorkdirCommand
