@@ -328,9 +328,7 @@ class BuildServer:
         self.successes += 1
         return pb.Empty()
 
-    def _resource(
-        self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk]:
+    def _resource(self, request: pb.ResourceRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         self.requests.append(request)
         chunks = self.resources.get(request.path)
         if chunks is None:

@@ -354,7 +354,7 @@ def silent(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Callable[.
 
 def test_a_host_that_takes_no_output_is_lost(local: Local) -> None:
     over = threading.Event()
-    local.server.on_log = lambda message: over.wait(20)
+    local.server.on_log = lambda message: (over.wait(20), None)[1]
     local.server.commands = [workdir_command("/w")]
     local.client.call_timeout = 0.3
     with join(local.client, local.stop, 5.0) as host, pytest.raises(ServerLost) as caught:
