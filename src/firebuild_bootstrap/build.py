@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
-from firebuild_bootstrap.errors import BuildTimeout, Interrupted
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, Interrupted
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventBus,
@@ -40,7 +40,7 @@ from firebuild_bootstrap.machine.drivers import (
     most_at_once,
     stores_images,
 )
-from firebuild_bootstrap.machine.workspace import Workspace
+from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
@@ -117,6 +117,7 @@ class _Build:
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
         self._telling = threading.RLock()
+        self._parts: dict[int, BuildDirectory] = {}
         self._told_phase = 0
         self._warnings_told = 0
         self._failure_told = False
@@ -227,9 +228,10 @@ class _Build:
         return resolved
 
     def _machine(self, workspace: Workspace, stage: Stage) -> Machine:
+        part = self._parts[stage.index] = workspace.part(str(stage.index))
         return make_machine(
             self._settings.machine,
-            workspace.part(str(stage.index)),
+            part,
             bind=self._settings.bootstrap.bind,
             store=self._home.root,
             notice=self._notice,
@@ -360,12 +362,17 @@ class _Build:
             )
             machine = build.machine if target else self._machine(build.workspace, stage)
             first = resolved.number(stage) + 1
-            cleanup.push(
-                lambda kind, _error, _trace: results.rescue(stage, start, machine, first) if kind else None
-            )
+            making = results.begin(stage, start, first, self._parts[stage.index])
+
+            def rescue(kind: type[BaseException] | None, *_: object) -> None:
+                with suppress(FirebuildError):
+                    if kind is not None:
+                        making.commit_all(machine)
+
+            cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup)
-            results.keep(stage, start, machine, first)
+            build.sessions.run(work, machine, guest, cleanup, finished=making.finished)
+            results.keep(stage, start, making, machine)
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 from firebuild_bootstrap.errors import GuestLost, StepFailed
 from firebuild_bootstrap.events import (
+    Event,
     EventBus,
     Notice,
     StageFinished,
@@ -66,7 +67,15 @@ class Sessions:
     phase: Callable[[int], None]
     keep_failed: Path | None = None
 
-    def run(self, work: Work, machine: Machine, guest: TLSMaterial, cleanup: ExitStack) -> None:
+    def run(
+        self,
+        work: Work,
+        machine: Machine,
+        guest: TLSMaterial,
+        cleanup: ExitStack,
+        *,
+        finished: Callable[[int], None] = lambda _: None,
+    ) -> None:
         """Run the steps of a stage on a machine, which has stopped when this returns.
 
         Args:
@@ -74,6 +83,7 @@ class Sessions:
             machine: new; it is closed with `cleanup`.
             guest: the material of its guest.
             cleanup: ends what is left, the last first.
+            finished: told the number of each step that has ended well, before anybody else is.
 
         Raises:
             FirebuildError: a step failed, or the guest is lost, or the machine can't be had.
@@ -88,7 +98,7 @@ class Sessions:
             cleanup.enter_context(
                 FailureArtifacts(self.keep_failed / name, machine, notice=notice, info=info)
             )
-        server = self._server(work, machine, guest)
+        server = self._server(work, machine, guest, finished)
         listening = machine.listen()
         cleanup.callback(listening.listener.close)
         server.start(listening.listener)
@@ -112,7 +122,14 @@ class Sessions:
     def _notice(self, level: Literal["info", "warning"]) -> Callable[[str], None]:
         return lambda message: self.events(Notice(level=level, message=message))
 
-    def _server(self, work: Work, machine: Machine, guest: TLSMaterial) -> BootstrapServer:
+    def _server(
+        self, work: Work, machine: Machine, guest: TLSMaterial, finished: Callable[[int], None]
+    ) -> BootstrapServer:
+        def events(event: Event) -> None:
+            if isinstance(event, StepFinished) and event.exit_code == 0:
+                finished(event.step)
+            self.events(event)
+
         return BootstrapServer(
             commands=work.commands,
             resources=work.resources,
@@ -121,7 +138,7 @@ class Sessions:
             stage=work.title,
             server_material=self.server,
             guest_material=guest,
-            events=self.events,
+            events=events,
             limits=Limits.of(self.settings.bootstrap),
             runtime_directory=self.directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),

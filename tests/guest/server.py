@@ -14,7 +14,7 @@ import grpc
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.legacy.commands import encode_command
+from firebuild_bootstrap.legacy.scripts import encode_command
 from guest.pki import Pki
 
 Message = pb.ResourceChunk | pb.ToGuest
@@ -301,7 +301,7 @@ class BuildServer:
         self.on_commands(context)
         return pb.CommandsResponse(
             command=[
-                command if isinstance(command, str) else encode_command(command)
+                command if isinstance(command, str) else encode_command(command, extended=False)
                 for command in self.commands
                 if not isinstance(command, pb.ToGuest)
             ]

@@ -27,7 +27,7 @@ from firebuild_bootstrap.events import (
     StepOutput,
     StepStarted,
 )
-from firebuild_bootstrap.legacy.commands import GUEST, decode_command
+from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_pki import open_authority
 
@@ -76,7 +76,7 @@ def test_a_guest_may_ping_before_it_asks_for_the_commands(serve: Any) -> None:
     running = serve(commands=[command])
     guest = running.caller()
     assert guest.ping("1") == "1"
-    assert [decode_command(text) for text in guest.commands()] == [command]
+    assert [json.loads(text)["Argv"] for text in guest.commands()] == [[*command.argv]]
 
 
 def test_the_guest_is_welcomed_once_and_before_its_first_call_is_answered(serve: Any) -> None:
@@ -185,7 +185,7 @@ def test_a_request_that_nobody_can_read_ends_the_build_in_words(
     running = serve()
     raw: Any = running.caller().channel.unary_stream(wire.method(method))
     with pytest.raises(grpc.RpcError, match=words) as refused:
-        list(raw(request_bytes, timeout=10, metadata=(GUEST,)))
+        list(raw(request_bytes, timeout=10, metadata=(HELLO,)))
     assert refused.value.code() is grpc.StatusCode.ABORTED
     assert words in running.outcome().message
     assert capfd.readouterr().err == ""

@@ -20,7 +20,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.handshake import client_context, first_contact
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.commands import GUEST
+from firebuild_bootstrap.legacy.handlers import HELLO
 
 BOUND = 256 * 1024 * 1024
 """Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
@@ -107,7 +107,7 @@ def call(channel: grpc.Channel, method: str, request: Any, *, hello: bool = True
     stream: Any = channel.unary_stream(
         wire.method(method), request_serializer=lambda message: message.SerializeToString()
     )
-    return stream(request, metadata=(*((GUEST,) if hello else ()), *extra))
+    return stream(request, metadata=(*((HELLO,) if hello else ()), *extra))
 
 
 def session(channel: grpc.Channel, says: Iterable[pb.FromGuest] = ()) -> Any:

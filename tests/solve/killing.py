@@ -1,4 +1,4 @@
-"""Builds and prunes of one cache that are killed at any moment, side by side.
+"""Builds, clean-ups and prunes of one cache that are killed at any moment, side by side.
 
 A program of its own: it forks, which a process with threads must not.
 """
@@ -11,25 +11,57 @@ import random
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from firebuild_bootstrap.solve.cache import Cache
-from solve.stores import key, layer, layer_trees, runtime
+from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.machine.base import FINISHED
+from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.removal import remove_tree
+from firebuild_bootstrap.solve.cache import Cache, new_id
+from firebuild_bootstrap.solve.rescue import Plan, PlannedStep, rescue
+from solve.stores import key, layer, layer_trees, runtime, sandbox
 
 
 def build(home: Path, say: int) -> None:
-    """Make chains of layers for ever, and say which keys are finished."""
+    """Finish chains of steps for ever, and say which are; what is finished is committed at the end."""
     for turn in itertools.count():
         trees = layer_trees(home)
         cache = Cache(trees)
         chain = [key(f"{turn % 5}{depth}") for depth in range(4)]
         entries = cache.find(chain)
-        for each in chain[len(entries) :]:
-            directory = layer(home, f"{os.getpid()}-{turn}-{len(entries)}", each)
-            entries.append(cache.commit(each, directory, parent=entries[-1] if entries else "", size=1))
+        directory = home / "builds" / f"{os.getpid()}-{turn}"
+        (directory / FINISHED).mkdir(parents=True)
+        steps: list[PlannedStep] = []
+        for number, each in list(enumerate(chain))[len(entries) :]:
+            parent = steps[-1].identity if steps else entries[-1].id if entries else ""
+            steps.append(PlannedStep(number, each, new_id(each), parent, each))
+        workspace = BuildDirectory(
+            directory, sandbox(), runtime(), check=lambda: None, tasks=Tasks(), home=home
+        )
+        plan = Plan(workspace, home, steps, replace=False)
+        for step in steps:
+            made = layer(home, f"{os.getpid()}-{turn}/unfinished", step.key)
+            os.rename(made, directory / FINISHED / str(step.number))
+            os.write(say, f"{step.key}\n".encode())
+        for step in steps:
+            entries.append(step.commit(cache, directory / FINISHED / str(step.number), replace=False))
+        plan.close()
         assert [(entry.path / "file").read_text() for entry in entries] == chain
         trees.close()
-        os.write(say, " ".join(chain).encode() + b"\n")
+        remove_tree(directory)
+        os.write(say, b"\n")
+
+
+def clean_up(home: Path, say: int) -> None:
+    """Do what is done after a kill."""
+    for plan in sorted(home.glob("builds/*/plan")):
+        with suppress(FirebuildError, OSError, ValueError):  # the first step that is not finished
+            rescue(plan)
+        os.write(say, b"\n")
+    os.write(say, b"\n" * 100)
+    signal.pause()
 
 
 def prune(home: Path, say: int) -> None:
@@ -90,7 +122,14 @@ def main(home: Path) -> None:
         for worker in workers:
             worker.wait(1 + chance.randrange(10))
         finished = [worker.kill() for worker in workers]
+        helpers = [Worker(clean_up, home) for _ in range(2)]
+        for helper, lines in zip(helpers, (chance.randrange(5), 100), strict=True):
+            helper.wait(lines)
+        for helper in helpers:
+            helper.kill()
         there = consistent(home)
+        for directory in (home / "builds").iterdir():
+            remove_tree(directory)
         assert prune in works or set().union(*finished) <= there
     cache = Cache(layer_trees(home))
     cache.prune(everything=True)

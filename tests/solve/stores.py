@@ -18,10 +18,15 @@ class PlainTrees(Trees):
     """Removes trees without a sandbox."""
 
     def __init__(self) -> None:
-        super().__init__(Sandbox(single(Host.current(), "a test")), _runtime())
+        super().__init__(sandbox(), _runtime())
 
     def remove(self, path: Path) -> None:
         remove_tree(path)
+
+
+def sandbox() -> Sandbox:
+    """In the id mapping of these trees."""
+    return Sandbox(single(Host.current(), "a test"))
 
 
 def _runtime() -> Runtime:

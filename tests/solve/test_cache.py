@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image import layertrees
-from firebuild_bootstrap.solve.cache import Cache, Entry
+from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
 from solve.stores import key, layer, layer_trees
 
 BASE = f"sha256:{'1' * 64}"
@@ -115,16 +115,30 @@ def test_a_chain_is_found_as_far_as_it_is_there(store: Store) -> None:
     assert store.found("c", "b", "a", base=BASE) == 0
 
 
-def test_the_first_of_two_builds_that_make_the_same_wins(store: Store) -> None:
+def test_of_two_builds_that_make_the_same_the_one_that_comes_further_is_found(store: Store) -> None:
+    names = [key(name) for name in "abc"]
     first, second = store.open(), store.open()
-    won = first.commit(key("a"), store.directory("first"))
-    loser = store.directory("second")
-    same = second.commit(key("a"), loser)
-    assert same == won
-    assert loser.exists()
-    assert (same.path / "file").read_text() == "first"
-    on_it = second.commit(key("b"), store.directory("b"), parent=same)
-    assert first.find([key("a"), key("b")]) == [won, on_it]
+    chains: dict[Cache, list[Entry]] = {first: [], second: []}
+
+    def commit(cache: Cache, name: str) -> None:
+        below = chains[cache][-1] if chains[cache] else ""
+        chains[cache].append(cache.commit(key(name), store.directory(name), parent=below))
+
+    for cache, name in ((first, "a"), (second, "a"), (first, "b"), (second, "b")):
+        commit(cache, name)
+        assert store.open().find(names) == chains[first]
+    commit(second, "c")
+    assert store.open().find(names) == chains[second]
+    commit(first, "c")
+    assert store.open().find(names) == chains[second]
+    assert all((entry.path / "file").read_text() == "b" for entry in (chains[first][1], chains[second][1]))
+
+
+def test_what_is_committed_twice_is_there_once(store: Store) -> None:
+    cache, identity = store.open(), new_id(key("a"))
+    made = cache.commit(key("a"), store.directory("a"), identity=identity)
+    assert store.open().commit(key("a"), store.directory("again"), identity=identity) == made
+    assert (made.path / "file").read_text() == "a"
 
 
 def test_what_lies_on_a_result_that_was_made_anew_is_not_found(store: Store) -> None:
@@ -143,7 +157,7 @@ def test_what_lies_on_a_result_that_was_made_anew_is_not_found(store: Store) -> 
 def test_files_from_a_stage_that_was_made_anew_are_copied_anew(store: Store) -> None:
     (stage,) = store.chain("stage")
     with store.build() as cache:
-        copy = cache.commit(key("copy"), store.directory("copy"), sources=[stage])
+        copy = cache.commit(key("copy"), store.directory("copy"), sources=[stage.source])
     assert store.found("copy") == 1
     with store.build() as cache:
         cache.commit(key("stage"), store.directory("anew"), replace=True)
@@ -152,7 +166,7 @@ def test_files_from_a_stage_that_was_made_anew_are_copied_anew(store: Store) -> 
     # A stage that is not there any more says nothing against what was made of it.
     (stage,) = store.chain("stage")
     with store.build() as cache:
-        cache.commit(key("copy"), store.directory("copy"), sources=[stage], size=1)
+        cache.commit(key("copy"), store.directory("copy"), sources=[stage.source], size=1)
         assert [entry.key for entry in cache.prune(everything=True)] == [key("stage")]
     assert store.found("copy") == 1
 

@@ -160,3 +160,14 @@ def test_only_so_many_dockerfiles_are_remembered(tmp_path: Path, monkeypatch: py
         last.save()
     assert len(list((tmp_path / "cache" / "last").glob("*.json"))) == 2
     assert LastBuild(tmp_path, "/3").why("0", 0, parts(RUN), "") != "never built before"
+
+
+def test_a_build_that_is_like_the_last_one_writes_nothing(tmp_path: Path) -> None:
+    why(tmp_path, parts(RUN), parts(RUN))
+    [file] = (tmp_path / "cache/last").glob("*.json")
+    before = file.stat()
+    why(tmp_path, parts(RUN), parts(RUN))
+    assert file.stat().st_ino == before.st_ino
+    assert file.stat().st_mtime_ns > before.st_mtime_ns, "it is not the next to be forgotten"
+    why(tmp_path, parts(RUN), parts(RUN), number=2)
+    assert file.stat().st_ino != before.st_ino

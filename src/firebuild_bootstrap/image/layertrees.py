@@ -50,11 +50,12 @@ class LayerTrees:
     """
 
     def __init__(self, home: Path, trees: Trees, *, check: Callable[[], None] = lambda: None) -> None:
+        self.home = home
         self.root = home / "layers" / f"{_FORM}-{trees.sandbox.idmap.key}"
         self._trees = trees
         self._check = check
         self._contents = ContentStore(self.root, trees.remove, durable=False, sweeping=False)
-        self._boot_id = _boot_id()
+        self._boot_id = boot_id()
 
     def close(self) -> None:
         """Let go of the trees that `hold`, `unpacked` and `adopt` gave out."""
@@ -70,13 +71,16 @@ class LayerTrees:
         content = self._contents.hold(_name(key))
         if content is None:
             return None
-        if self._info(content) is None:
+        tree = content / "layer" / TREE
+        spoiled = self._info(content) is None
+        if spoiled or not tree.is_dir():  # without a tree somebody may be about to move it here
             self._contents.release(content)
-            self._contents.discard(_name(key))
+            if spoiled:
+                self._contents.discard(_name(key))
             return None
         with suppress(OSError):
             os.utime(content)  # the least recently used go first
-        return content / "layer" / TREE
+        return tree
 
     def required(self, key: str) -> Path:
         """Return the tree of `key` as `hold` does.
@@ -108,26 +112,39 @@ class LayerTrees:
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
 
-    def adopt(self, key: str, directory: Path) -> Path:
-        """Move a finished layer of a machine that has ended into the store, and hold it until `close`.
+    def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
+        """Move a finished layer of a machine into the store, and hold it until `close`.
+
+        The move itself comes last and is one rename(2): whoever dies before it has lost nothing, and the next
+        one does all of it again.
 
         Args:
             key: names it from now on; where it exists already, that one stays.
-            directory: one of `Machine.layers`; it is gone afterwards unless the key exists.
+            directory: the directory that holds the tree; it is gone afterwards unless the key exists.
+            ready: called when nothing but the move is left to do.
 
         Returns:
             the tree.
 
         Raises:
             InputError: `key` can't be a file name.
-            MachineError: it can't be moved, for example to another file system.
+            MachineError, OSError: it can't be moved, for example to another file system. It is where it was.
         """
         tree = self.hold(key)
         if tree is None:
             with self._contents.stage() as staging:
-                os.rename(directory, staging.path / "layer")
                 self._publish(staging, key, {})
-            tree = self.required(key)
+            content = self._contents.hold(_name(key))
+            if content is None:
+                raise MachineError(f"{self.root}: somebody removed the layer {key} while it was made")
+            try:
+                ready()
+                os.rename(directory, content / "layer")
+            except BaseException:
+                self._contents.release(content)
+                self._contents.discard(_name(key))
+                raise
+            tree = content / "layer" / TREE
         return tree
 
     def keys(self) -> dict[str, float]:
@@ -139,7 +156,7 @@ class LayerTrees:
         return found
 
     def path(self, key: str) -> Path:
-        """Return where the tree of `key` is, if it is there; nobody holds it for that."""
+        """Return where the tree of `key` is or would be; nobody holds it for that."""
         return self._contents.link(_name(key)) / "layer" / TREE
 
     def in_use(self, key: str) -> bool:
@@ -170,7 +187,8 @@ class LayerTrees:
         if not self.root.is_dir():
             return
         self._contents.sweep()
-        new = [path for path in (self.root / "content").iterdir() if not (path / _DURABLE).exists()]
+        contents = (self.root / "content").iterdir()
+        new = [path for path in contents if (path / "layer").exists() and not (path / _DURABLE).exists()]
         if new:
             descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -262,7 +280,8 @@ def _name(key: str) -> tuple[str]:
     return (key,)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what names the time since the machine was started last."""
     try:
         return _BOOT_ID.read_text("ascii").strip()
     except OSError:  # then nothing is known to be of this boot

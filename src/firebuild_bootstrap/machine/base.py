@@ -7,10 +7,13 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.mmds.store import MetadataWriter
+
+FINISHED: Final = "layers/upper"
+"""Where in a machine's directory the layer of each finished step appears under its number, by a rename."""
 
 
 @dataclass(frozen=True)

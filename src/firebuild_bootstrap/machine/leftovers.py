@@ -42,15 +42,18 @@ class Leftovers:
         text: str = "",
         env: Mapping[str, str] | None = None,
         quiet: bool = False,
+        needs: Path | None = None,
     ) -> None:
-        """Note a command that removes something.
+        """Note a command that removes something, or saves it.
 
         Args:
             text: its standard input.
             env: its environment, besides PATH.
             quiet: it may find nothing to remove.
+            needs: it is not run where this file is gone.
         """
-        self._add(kind="command", argv=list(argv), text=text, env=dict(env or {}), quiet=quiet)
+        entry = {"argv": list(argv), "text": text, "env": dict(env or {}), "quiet": quiet}
+        self._add(kind="command", **entry, needs=str(needs or ""))
 
     def add_directory(self, path: Path) -> None:
         """Note a directory outside of the workspace."""
@@ -101,6 +104,8 @@ def _clear(line: str) -> str:
 
 def _run(entry: Mapping[str, Any]) -> str:
     argv = entry["argv"]
+    if entry["needs"] and not os.path.exists(entry["needs"]):
+        return ""
     try:
         done = subprocess.run(
             argv,

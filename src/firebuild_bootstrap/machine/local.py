@@ -17,6 +17,7 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
+    FINISHED,
     ArchiveLayer,
     GuestOptions,
     Layer,
@@ -189,7 +190,7 @@ class LocalMachine:
 
     def layers(self) -> tuple[StepLayer, ...]:
         """Return the upper directories of the finished steps; see `Machine.layers`."""
-        upper = self._work / "upper"
+        upper = self._workspace.path / FINISHED
         if not upper.is_dir():
             return ()
         return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))

@@ -12,7 +12,10 @@ What a build was given it holds; what it holds is not pruned, nor what that lies
 store under their digests: they are parents, too, but can be unpacked again, and so need not be there for what
 lies on them to be found.
 
-A crash leaves a layer without a record, or a record without a layer. Nobody finds either; `prune` removes it.
+A crash leaves a record without a layer, which nobody finds and `prune` removes: the layer itself comes last.
+
+Several builds may make the same at once. Each goes on upon its own, all of that is kept, and the keys lead to
+the chain that has most: what one has finished is not lost because another one is about to.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.image.content_store import unusable_store
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import allocated
@@ -66,6 +69,11 @@ class Entry:
     created: float
     sources: tuple[tuple[str, str], ...] = ()
     path: Path = Path()
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """What the record of an entry holds of one whose files went into it: its key and id."""
+        return self.key, self.id
 
     @property
     def is_base(self) -> bool:
@@ -136,46 +144,48 @@ class Cache:
         parent: Entry | str = "",
         text: str = "",
         size: int | None = None,
-        sources: Iterable[Entry] = (),
+        sources: Iterable[tuple[str, str]] = (),
+        identity: str = "",
         replace: bool = False,
     ) -> Entry:
-        """Make `directory` the result of `key`, unless another build has made one meanwhile: then use that.
+        """Make `directory` the result of `key`.
 
-        It is there all at once. Where `directory` still exists afterwards, the result of the other build
-        counts, and what comes next has to be made on that.
+        It is there all at once, with the rename(2) of `directory`; until then the same can be done again.
+        Where others have a result of `key` already, theirs is found, until this one's chain has more.
 
         Args:
             key: of the operation.
             directory: the directory of one of `Machine.layers`.
-            parent: what it was made on: a layer of this cache, the digest of a base, or nothing.
+            parent: what it was made on: a layer of this cache or its id, the digest of a base, or nothing.
             text: the instruction.
             size: bytes that it takes on the disk; None to have it measured.
-            sources: results of other stages that files were taken from.
-            replace: use it even if there is one.
+            sources: results of other stages that files were taken from: their keys and ids.
+            identity: a `new_id`, so that several who do the same make one entry.
+            replace: this result is to be found, and no other.
 
         Raises:
             MachineError, InputError: the store can't be written, or somebody removed the parent. `directory`
                 is where it was.
         """
         entry = Entry(
-            id=f"{key[:16]}-{secrets.token_hex(8)}",
+            id=identity or new_id(key),
             key=key,
             parent=parent if isinstance(parent, str) else parent.id,
             size=allocated(directory) if size is None else size,
             text=text[:_MAX_TEXT],
             created=self._clock(),
-            sources=tuple((source.key, source.id) for source in sources),
+            sources=tuple(sources),
         )
         with self._changing():
-            there = None if replace else self._held(self._at(key, entry.parent))
-            if there is not None:
-                return there
-            if isinstance(parent, Entry) and self._record(parent.id) is None:
+            done = self._held(self._record(entry.id))
+            if done is not None:
+                return done
+            if _ID.fullmatch(entry.parent) and self._record(entry.parent) is None:
                 raise MachineError(
-                    f"{self._record_files / parent.id}: somebody removed it while it was used",
+                    f"{self._record_files / entry.parent}: somebody removed it while it was used",
                     hint="let only firebuild remove what is in the store",
                 )
-            return self._add(entry, directory)
+            return self._add(entry, directory, replace=replace)
 
     # --- what people do --------------------------------------------------------------------------
 
@@ -281,8 +291,9 @@ class Cache:
         used = self.trees.keys()
         entries: dict[str, Entry] = {}
         for identity in used:
+            if not (tree := self.trees.path(identity)).is_dir():
+                continue
             if _ID.fullmatch(identity) is None:
-                tree = self.trees.path(identity)
                 entries[identity] = Entry(identity, "", "", allocated(tree), f"FROM {identity}", 0.0)
             elif (entry := self._record(identity)) is not None:
                 entries[identity] = entry
@@ -298,22 +309,53 @@ class Cache:
 
     # --- changes ---------------------------------------------------------------------------------
 
-    def _add(self, entry: Entry, directory: Path) -> Entry:
-        """Make it all there; the last rename makes it found."""
-        record, fresh = self._record_files / entry.id, self._root / "fresh"
-        fresh.unlink(missing_ok=True)  # of somebody who died
-        fresh.write_text(_document(entry), "utf-8")
-        tree = self.trees.adopt(entry.id, directory)
-        try:
+    def _add(self, entry: Entry, directory: Path, *, replace: bool) -> Entry:
+        """Make it all there, the tree itself last."""
+        record = self._record_files / entry.id
+        chain = [entry, *self._below(entry)]
+        # Those that others have are worth as much, and more may lie on them.
+        found = not replace and self._leads_through(chain)
+        before = self._identity(entry.key)
+
+        def ready() -> None:
+            fresh = self._root / "fresh"
+            fresh.unlink(missing_ok=True)  # of somebody who died
+            fresh.write_text(_document(entry), "utf-8")
             os.rename(fresh, record)
-            fresh.symlink_to(entry.id)
-            os.replace(fresh, self._keys / entry.key)
-        except OSError:
+            for each in () if found else chain:
+                self._point(each.key, each.id)
+
+        try:
+            tree = self.trees.adopt(entry.id, directory, ready)
+        except (OSError, FirebuildError):
             record.unlink(missing_ok=True)
-            with suppress(OSError):
-                os.rename(tree.parent, directory)
+            if before and not found:
+                self._point(entry.key, before)
             raise
         return dataclasses.replace(entry, path=tree)
+
+    def _below(self, entry: Entry) -> Iterator[Entry]:
+        """Yield what an entry lies on, the uppermost first."""
+        while (below := self._record(entry.parent) if _ID.fullmatch(entry.parent) else None) is not None:
+            yield below
+            entry = below
+
+    def _leads_through(self, chain: Sequence[Entry]) -> bool:
+        """Whether the keys of `chain`, its uppermost entry first, all have results that lie on each other."""
+        parent = chain[-1].parent
+        for each in reversed(chain):
+            found = self._at(each.key, parent)
+            if found is None or not self.trees.path(found.id).is_dir():
+                return False
+            parent = found.id
+        return True
+
+    def _point(self, key: str, identity: str) -> None:
+        if self._identity(key) != identity:
+            fresh = self._root / "fresh"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(identity)
+            os.replace(fresh, self._keys / key)
 
     def _drop(self, entry: Entry) -> bool:
         """Remove an entry unless somebody uses it."""
@@ -327,16 +369,17 @@ class Cache:
 
     def _drop_orphans(self) -> None:
         """Remove what crashes left: layers, records and keys that do not belong together."""
-        there = set(self.trees.keys())
+        names = self.trees.keys()
+        there = {name for name in names if self.trees.path(name).is_dir()}
         for name in os.listdir(self._record_files):
             if name not in there or self._record(name) is None:
                 (self._record_files / name).unlink()
         for name in os.listdir(self._keys):
             if not (self._record_files / (self._identity(name) or "missing")).exists():
                 (self._keys / name).unlink()
-        for identity in there:
-            if _ID.fullmatch(identity) and not (self._record_files / identity).exists():
-                self.trees.discard(identity, unused=True)
+        for name in names:
+            if name not in there or (_ID.fullmatch(name) and not (self._record_files / name).exists()):
+                self.trees.discard(name, unused=True)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -403,6 +446,11 @@ class _Survey:
             if lies_well and self._cache.leads_to(entry) and not self._cache.outdated(entry):
                 found.add(entry.id)
         return found
+
+
+def new_id(key: str) -> str:
+    """Return an id that no other entry has, for a result of `key`."""
+    return f"{key[:16]}-{secrets.token_hex(8)}"
 
 
 def _document(entry: Entry) -> str:

@@ -100,5 +100,15 @@ class Inputs:
         return digest_of(resource.entries(), self._indexes[name])
 
 
+def takes_files(operation: Operation) -> bool:
+    """Whether an operation takes files of a build context, which may change while it is executed."""
+    match operation:
+        case Copy(sources=sources):
+            return any(isinstance(each, Files) and _of_context(each) for each in sources)
+        case Run():
+            return any(isinstance(each, BindMount) and _of_context(each) for each in inputs_of(operation))
+    return False
+
+
 def _of_context(taken: Files | BindMount) -> bool:
     return isinstance(taken.tree, ContextRef)

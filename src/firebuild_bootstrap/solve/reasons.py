@@ -96,13 +96,17 @@ class LastBuild:
     def save(self) -> None:
         """Write what `note` was told, over what the last build left; steps of other stages stay."""
         try:
+            now = {**self._before, **self._now}
+            if now == self._before:
+                self._path.touch()  # the least recently built Dockerfile is forgotten first
+                return
             (self._root / "files").mkdir(mode=0o700, parents=True, exist_ok=True)
             for digest, files in self._files.items():
                 path = self._root / "files" / digest
                 if len(files) <= _MAX_FILES and not path.exists():
                     listing = [[name, content[:8].hex()] for name, content in files]
                     write_whole(path, json.dumps(listing).encode())
-            write_whole(self._path, json.dumps({**self._before, **self._now}).encode())
+            write_whole(self._path, json.dumps(now).encode())
             forget_oldest(self._root, _MAX_DOCKERFILES)
             forget_oldest(self._root / "files", _MAX_FILE_SETS)
         except OSError:

@@ -34,8 +34,11 @@ from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine, StoredLayer
 from firebuild_bootstrap.machine.rootfs import export_tree
-from firebuild_bootstrap.solve.cache import Cache, Entry
+from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
+from firebuild_bootstrap.solve.inputs import takes_files
 from firebuild_bootstrap.solve.keys import Parts, StageKeys
+from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,84 @@ class Start:
     layers: tuple[Layer, ...]
     done: int = 0
     tip: Entry | None = None
+
+
+class Making:
+    """A stage at work: its steps become entries of the cache. One thread at a time may use it.
+
+    Args:
+        shared: the cache; None where none can be used.
+        steps: those that are executed, in their order, with what their keys are made of.
+        replace: whether nothing that others have made is as good.
+    """
+
+    def __init__(
+        self, shared: Shared | None, steps: Sequence[tuple[PlannedStep, Step, Parts]], *, replace: bool
+    ) -> None:
+        self._shared = shared
+        self._steps = steps
+        self._replace = replace
+        self._usual: dict[int, bool] = {}
+        self._plan: Plan | None = None
+        self.entries: list[Entry] = []
+        """Those that are there by now."""
+
+    def survive(self, workspace: BuildDirectory, stored: LayerTrees) -> None:
+        """See to it that a kill of this process loses no finished step.
+
+        Raises:
+            MachineError: the plan can't be written.
+        """
+        planned = [step for step, _, _ in self._steps]
+        self._plan = Plan(workspace, stored.home, planned, replace=self._replace)
+
+    def finished(self, number: int) -> None:
+        """Take note of a step that has ended well: later its files may not be those any more that it took."""
+        for planned, step, parts in self._steps:
+            if planned.number == number:
+                self._is_usual(planned, step, parts)
+
+    def commit(self, number: int, directory: Path) -> None:
+        """Put the layer of a finished step into the cache, unless one before it is missing.
+
+        Raises:
+            FirebuildError: the store can't be written.
+        """
+        if self._shared is None or len(self.entries) == len(self._steps):
+            return
+        planned, step, parts = self._steps[len(self.entries)]
+        if planned.number != number:
+            return
+        usual = self._is_usual(planned, step, parts) and all(self._usual.values())
+        # What nobody can ask for is of use to this build all the same.
+        key = planned.key if usual else secrets.token_hex(32)
+        self.entries.append(
+            planned.commit(self._shared.cache, directory, key=key, replace=self._replace or not usual)
+        )
+
+    def commit_all(self, machine: Machine) -> None:
+        """Put all that is left in a machine that has stopped into the cache.
+
+        Raises:
+            FirebuildError: the store can't be written.
+        """
+        for layer in machine.layers():
+            self.commit(layer.step, layer.directory)
+        if self._plan is not None:
+            self._plan.close()
+
+    def _is_usual(self, planned: PlannedStep, step: Step, parts: Parts) -> bool:
+        """Whether the files that a step took are still those of its key; they are looked at once."""
+        if self._shared is None or planned.sure:
+            return True
+        if planned.number not in self._usual:
+            same = self._usual[planned.number] = self._shared.unchanged(step.operation, parts)
+            if not same:
+                text = f"{step.origin.location}: its files changed while they were sent: not cached"
+                self._shared.notice(text)
+            elif self._plan is not None:
+                self._plan.sure(planned.number)
+        return self._usual[planned.number]
 
 
 class Results:
@@ -219,71 +300,63 @@ class Results:
 
     # --- afterwards -----------------------------------------------------------------------------
 
-    def keep(self, stage: Stage, start: Start, machine: Machine, first: int) -> None:
-        """Keep what the machine of a stage has made, which has stopped, in the cache if it can be there.
+    def begin(self, stage: Stage, start: Start, first: int, workspace: BuildDirectory) -> Making:
+        """Prepare what is to become of the steps of a stage whose machine is about to start.
 
         Args:
             stage: the stage.
-            start: where it began.
-            machine: its machine.
+            start: where it begins.
             first: number of the stage's first step.
+            workspace: of the machine, from where finished steps are saved after a kill (`FINISHED`).
+
+        Raises:
+            MachineError: the plan for that can't be written.
+        """
+        image = self._image(stage)
+        parent = start.tip.id if start.tip is not None else image.digest if image is not None else ""
+        if self._shared is None:
+            return Making(None, (), replace=False)
+        steps = []
+        for place, step in list(enumerate(stage.steps))[start.done :]:
+            parts = self._shared.keys[stage.index].steps[place]
+            planned = PlannedStep(
+                number=first + place,
+                key=parts.key,
+                identity=new_id(parts.key),
+                parent=parent,
+                text=step.origin.text,
+                sources=self._sources(step),
+                sure=not takes_files(step.operation),
+            )
+            steps.append((planned, step, parts))
+            parent = planned.identity
+        making = Making(self._shared, steps, replace=self._is_renewed(stage.index))
+        making.survive(workspace, self._stored)
+        return making
+
+    def keep(self, stage: Stage, start: Start, making: Making, machine: Machine) -> None:
+        """Keep what the machine of a stage has made, which has stopped, in the cache if it can be there.
 
         Raises:
             FirebuildError: the store can't be written.
         """
-        kept = self._commit(stage, start, machine, first)
-        if kept is not None:
-            self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in kept))
+        making.commit_all(machine)
+        entries = making.entries
+        if self._shared is not None and len(entries) == len(stage.steps) - start.done:
+            self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in entries))
+            tip = entries[-1] if entries else start.tip
+            if tip is not None:
+                self._tips[stage.index] = tip
         elif stage != self._graph.target:
             directory = self._directory / f"stage-{stage.index}"
             directory.mkdir(mode=0o700)
             (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
             self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
+        self._committed = self._committed or bool(entries)
 
-    def rescue(self, stage: Stage, start: Start, machine: Machine, first: int) -> None:
-        """Keep the finished steps of a stage that has failed, as far as that is possible."""
-        with suppress(FirebuildError):
-            self._commit(stage, start, machine, first)
-
-    def _commit(self, stage: Stage, start: Start, machine: Machine, first: int) -> list[Entry] | None:
-        """Put the layers of finished steps into the cache; None unless all steps have one."""
-        if self._shared is None:
-            return None
-        image = self._image(stage)
-        parent: Entry | str = start.tip or (image.digest if image is not None else "")
-        layers = {layer.step: layer.directory for layer in machine.layers()}
-        made: list[Entry] = []
-        usual = True
-        for place in range(start.done, len(stage.steps)):
-            directory = layers.get(first + place)
-            if directory is None:
-                return None
-            step, parts = stage.steps[place], self._shared.keys[stage.index].steps[place]
-            usual = usual and self._unchanged(step, parts)
-            parent = self._shared.cache.commit(
-                # What nobody can ask for is of use to this build all the same.
-                parts.key if usual else secrets.token_hex(32),
-                directory,
-                parent=parent,
-                text=step.origin.text,
-                sources=self._sources(step),
-                replace=True,
-            )
-            made.append(parent)
-            self._committed = True
-        if isinstance(parent, Entry):
-            self._tips[stage.index] = parent
-        return made
-
-    def _unchanged(self, step: Step, parts: Parts) -> bool:
-        if self._shared is None or self._shared.unchanged(step.operation, parts):
-            return True
-        self._shared.notice(f"{step.origin.location}: its files changed while they were sent: not cached")
-        return False
-
-    def _sources(self, step: Step) -> list[Entry]:
+    def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
-        return [self._tips[index] for index in sorted(indexes) if index in self._tips]
+        return tuple(self._tips[index].source for index in sorted(indexes) if index in self._tips)
 
     def archive(self, tree: TreeRef) -> Path | None:
         """Return the archive of an image or of a stage that is done; None where it is empty.
