@@ -179,7 +179,7 @@ def _choice(what: str, word: str, known: tuple[str, ...]) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 # A ToGuest that is a piece, as every protobuf library writes it: its tag and length, the tag and length of
-# the data, and the data. Handled here because a library copies each megabyte twice more. There is no checksum:
+# the data, and the data. Handled here because a library copies each megabyte twice more. It has no checksum:
 # TLS authenticates every byte between these two processes, and a CRC would take as long as all of gRPC.
 _PIECE_TAG: Final = b"\x3a"
 _DATA_TAG: Final = b"\x0a"
