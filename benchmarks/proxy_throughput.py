@@ -4,8 +4,8 @@
 
 Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python
 gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a session
-with the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would; all
-three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that a
+with the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would;
+all three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that a
 busy machine slows all; the ratios are what counts.
 """
 
@@ -67,7 +67,7 @@ def make_context(directory: Path, mib: int, files: int) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Serve until standard input ends. Each of its lines is a case, and is answered with where it is served."""
+    """Serve until standard input ends. Each of its lines is a case, answered with where it is served."""
     os.chdir(directory)
     with open_authority(build_id="bench") as authority:
         server, guest = authority.issue_server(), authority.issue_guest()
@@ -184,11 +184,14 @@ def dropped_bytes(opened: grpc.Channel, size: int) -> float:
 
 def as_guest(client: Client, stop: Stop) -> float:
     """Copy the case into an empty image as vminit does."""
-    with tempfile.TemporaryDirectory(dir=".") as directory, Root(directory) as root:
-        with join(client, stop, 5.0) as host:
-            began = time.monotonic()
-            Executor(root, host, stop).execute()
-            return time.monotonic() - began
+    with (
+        tempfile.TemporaryDirectory(dir=".") as directory,
+        Root(directory) as root,
+        join(client, stop, 5.0) as host,
+    ):
+        began = time.monotonic()
+        Executor(root, host, stop).execute()
+        return time.monotonic() - began
 
 
 # --- the comparison -------------------------------------------------------------------------------
