@@ -7,9 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firebuild_bootstrap import wire
 
@@ -17,6 +17,9 @@ from .client import CALL_SECONDS, Client
 from .errors import GuestError, InputError, Interrupted
 from .kernel import hide_memory
 from .stop import Stop
+
+if TYPE_CHECKING:
+    from .overlay import Layers
 
 _CLOCK_TOLERANCE = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -60,7 +63,8 @@ def bootstrap(
         scratch: see `Executor`.
         caches: see `Executor`.
         layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
-            step; empty where the image is there already.
+            step; without `lower` in it the image is there already, and what a step has changed is found
+            by comparing (comparing.py); empty where nobody wants layers.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -99,12 +103,12 @@ def _build(
         from firebuild_bootstrap.layers.root import Root
 
         from .executor import Executor
-        from .overlay import Layers
 
         try:
             with Root(root_path) as root:
-                overlay = Layers(layers, root_path) if layers else None
-                Executor(root, host, stop, layers=overlay, scratch=scratch, caches=caches).execute()
+                Executor(
+                    root, host, stop, layers=_layers(layers, root_path), scratch=scratch, caches=caches
+                ).execute()
             stop.check()
             if sync:
                 os.sync()
@@ -116,6 +120,19 @@ def _build(
             wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
             host.abort(wrapped)
             raise wrapped from error
+
+
+def _layers(directory: str, root_path: str) -> Layers | None:
+    """Return what keeps the layers; None where nobody wants any or the file system can hold none."""
+    from .overlay import Layers
+
+    if not directory or os.path.isdir(f"{directory}/lower"):
+        return Layers(directory, root_path) if directory else None
+    from .comparing import Comparing
+
+    with suppress(OSError):
+        return Comparing(directory, root_path)
+    return None
 
 
 def set_clock(

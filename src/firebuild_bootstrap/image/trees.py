@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
@@ -60,6 +61,10 @@ def allocated(path: Path) -> int:
             if status.st_nlink > 1:
                 seen.add((status.st_dev, status.st_ino))
     return size
+
+
+class _UnmountableError(MachineError):
+    """The layers of a tree can't be mounted as an overlay here."""
 
 
 class Trees:
@@ -144,9 +149,14 @@ class Trees:
             layer: `source` is the tree of one layer of an overlay, which also removes files from `target`.
         """
         request = {"source": _TREE, "target": _OTHER, "newest": newest, "layer": layer}
-        with self.tasks.task("copying the root file system"):
-            reply = self._read(source, target, "copy", **request)
-        return UnpackReport(**reply)
+        try:
+            with self.tasks.task("copying the root file system"):
+                return UnpackReport(**self._ask_about(source, target, "copy", **request))
+        except _UnmountableError:
+            if isinstance(source, Path):
+                raise
+            over = [self.copy(tree, target, newest=newest, layer=bool(n)) for n, tree in enumerate(source)]
+            return over[-1]
 
     def summary(self, root: Tree, *, times: bool = False) -> PackedFile:
         """Return the bytes that `root` takes in blocks of 4096, and its digest as a layer.
@@ -180,6 +190,19 @@ class Trees:
         return self.tasks.task(f"writing {file.name}", measure=lambda: file_size(file))
 
     def _read(self, tree: Tree, other: Path | None, operation: str, **request: Any) -> dict[str, Any]:
+        """Have something done with a tree as `_ask_about`, or with a copy of it where it can't be mounted."""
+        try:
+            return self._ask_about(tree, other, operation, **request)
+        except _UnmountableError:
+            merged = Path(mkdtemp(dir=other, prefix=".merged-"))
+            merged.chmod(0o755)
+            try:
+                self.copy(tree, merged)
+                return self._ask_about(merged, other, operation, **request)
+            finally:
+                self.remove(merged)
+
+    def _ask_about(self, tree: Tree, other: Path | None, operation: str, **request: Any) -> dict[str, Any]:
         """Have something done with a tree, which the worker sees read-only, and the directory `other`."""
         if isinstance(tree, Path):
             binds = [Bind(tree, _TREE)]
@@ -207,5 +230,6 @@ class Trees:
         if reply.get("asked"):
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
-            raise MachineError(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
+            kind = _UnmountableError if reply.get("unmountable") else MachineError
+            raise kind(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
         return reply

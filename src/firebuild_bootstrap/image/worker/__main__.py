@@ -30,7 +30,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     layers, mount, upper = (request.pop(name, "") for name in ("layers", "mount", "upper"))
     try:
         if layers:
-            _mount(layers, mount, upper)
+            try:
+                _mount(layers, mount, upper)
+            except OSError as error:
+                return {"error": f"{error.strerror}", "hint": "", "unmountable": True}
         reply = _OPERATIONS[request.pop("operation")](**request)
         if upper:
             from firebuild_bootstrap.removal import remove_tree
