@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
@@ -28,8 +27,9 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, check_destinations, check_programs
+from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.lowering import has_caches
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
@@ -41,7 +41,6 @@ from firebuild_bootstrap.machine.drivers import (
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
-from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.settings import BuildSettings
@@ -90,7 +89,7 @@ def build_image(
         FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind but what the
             request asks to keep.
         Interrupted: `home.check` raised it.
-        firebuild_pki.CAError: no usable certificates could be had.
+        firebuild_pki.CAError: the provider issued no usable certificates.
     """
     build = _Build(request, settings, home, EventBus(events))
     try:
@@ -118,9 +117,9 @@ class _Build:
         self._began = time.monotonic()
         self._telling = threading.RLock()
         self._parts: dict[int, BuildDirectory] = {}
-        self._told_phase = 0
-        self._warnings_told = 0
-        self._failure_told = False
+        self._announced_phase = 0
+        self._warnings_shown = 0
+        self._failure_reported = False
 
     def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
@@ -129,7 +128,7 @@ class _Build:
                 try:
                     return self._steps(cleanup)
                 except Exception:
-                    # A Ctrl-C also reaches what was just being started; its failure is not the story.
+                    # A Ctrl-C also reaches child processes; the interruption is the cause, not their failure.
                     self._home.check()
                     raise
             except (Exception, Interrupted) as error:
@@ -137,9 +136,9 @@ class _Build:
                 raise
 
     def failed(self, error: BaseException) -> None:
-        """Tell why the build failed, once: before the clean-up, which may take a while."""
-        told, self._failure_told = self._failure_told, True
-        # A receiver that fails too must not hide why the build did.
+        """Report why the build failed, once: before the clean-up, which may take a while."""
+        told, self._failure_reported = self._failure_reported, True
+        # A failing consumer must not hide why the build failed.
         with suppress(Exception):
             if not told:
                 self.events(failure_event(error))
@@ -173,16 +172,16 @@ class _Build:
         self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
-        authority.close()  # nobody needs its certificates any more
+        authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
-        return self._store(resolved, results, machine, authority)
+        return self._store(resolved, results, authority)
 
     def _phase(self, number: int) -> None:
-        """Tell once that the build has come so far; stages come there one by one."""
+        """Announce a phase of the build once; stages reach it one by one."""
         self._home.check()
         with self._telling:
-            if number > self._told_phase:
-                self._told_phase = number
+            if number > self._announced_phase:
+                self._announced_phase = number
                 self.events(PhaseStarted(phase=number, name=_PHASES[number]))
 
     def _check(self) -> None:
@@ -267,7 +266,7 @@ class _Build:
         )
 
     def _announce(self, resolved: Resolved, cached: Mapping[int, int]) -> None:
-        """Tell what the build does, and what of it is done already."""
+        """Announce the build, and the steps that are cached."""
         self.events(
             BuildStarted(
                 build_id=self._build_id,
@@ -293,7 +292,7 @@ class _Build:
     def _explain(
         self, resolved: Resolved, results: Results, pending: Sequence[Stage], cached: Mapping[int, int]
     ) -> None:
-        """Remember what steps are made of; tell why those of this build are not cached, if that is asked."""
+        """Remember the parts of all keys; on request, explain why steps are not cached."""
         name = str(self._request.dockerfile_name.absolute())
         last = LastBuild(self._home.root, name)
         for stage in resolved.graph.stages:
@@ -339,8 +338,8 @@ class _Build:
 
     def _pass_warnings_on(self, authority: Authority) -> None:
         with self._telling:
-            for warning in authority.warnings[self._warnings_told :]:
-                self._warnings_told += 1
+            for warning in authority.warnings[self._warnings_shown :]:
+                self._warnings_shown += 1
                 self._notice(warning)
 
     # --- 3 to 6 ---------------------------------------------------------------------------------
@@ -380,29 +379,26 @@ class _Build:
         self,
         resolved: Resolved,
         results: Results,
-        machine: Machine | None = None,
         authority: Authority | None = None,
     ) -> StoredImage | None:
         provider = authority.provider_name if authority is not None else self._settings.ca.provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
 
-        def export(outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-            return results.export(machine, outputs, into, request.epoch)
-
-        made_of = results.made_of(request.outputs, request.epoch)
-        image = store(export, request, resolved, origin, self._home, made_of=made_of)
-        results.trim(self._settings.cache.limit(self._home.root))
-        if image is None:
+        layers = results.layers()
+        if layers is None:
             self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
             return None
-        first = image.record.outputs[0]
+        image = store(layers, request, resolved, origin, self._home, notice=self._notice)
+        results.trim(self._settings.cache.limit(self._home.root))
+        wanted = {spec.type for spec in request.outputs[:1]}
+        first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
             ImageStored(
                 tag=image.record.tag,
-                path=str(image.location / first.path),
-                size=first.size,
-                digest=first.digest,
+                path=str(image.location / first.path if first is not None else image.location),
+                size=first.size if first is not None else image.record.size,
+                digest=first.digest if first is not None else "",
                 seconds=time.monotonic() - self._began,
             )
         )

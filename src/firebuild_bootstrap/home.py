@@ -10,8 +10,10 @@ from typing import Literal
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.image.forms import write_form
 from firebuild_bootstrap.image.layertrees import LayerTrees
-from firebuild_bootstrap.image.store import ImageStore
+from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_bootstrap.image.store import ImageStore, StoredImage, image_id
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -29,7 +31,7 @@ class Home:
         root: the directory; it need not exist yet.
         ids: the id mapping to use, or `auto` for the best that works here.
         check: called again and again while something long goes on; what it raises ends that.
-        tasks: told of all that may take a while.
+        tasks: receives the progress of long work.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Home:
 
         Args:
             check: asked, too, by all long work.
-            tasks: told of all that may take a while; those of this directory by default.
+            tasks: receives the progress of long work; by default that of this directory.
         """
 
         def both() -> None:
@@ -89,7 +91,9 @@ class Home:
     @cached_property
     def bases(self) -> BaseStore:
         """What builds start from."""
-        return BaseStore(self.root, lambda: self.trees, images=self.images, tasks=self.tasks)
+        return BaseStore(
+            self.root, lambda: self.trees, images=self.images, identify=self.image_id, tasks=self.tasks
+        )
 
     @cached_property
     def layers(self) -> LayerTrees:
@@ -99,7 +103,40 @@ class Home:
     @cached_property
     def cache(self) -> Cache:
         """The results of steps that builds share."""
-        return Cache(self.layers)
+        return Cache(self.layers, named=lambda: self.images.layer_keys(self.layers.root.name))
+
+    def image_id(self, image: StoredImage) -> str:
+        """Return the id of an image; see `image_id`."""
+        return image_id(image, self.layers)
+
+    def form(
+        self, image: StoredImage, spec: OutputSpec, *, any_size: bool = False, changed: bool = False
+    ) -> Path:
+        """Return the path of a form of an image in the store, which is written if it is not there.
+
+        Args:
+            image: held by the caller.
+            spec: which form.
+            any_size: as in `write_form`.
+            changed: as in `write_form`.
+
+        Raises:
+            InputError, MachineError: as `StoredImage.layers` and `write_form`.
+        """
+        if image.record.layers is None and (path := image.output(spec.type)) is not None:
+            return path
+        layers = image.layers(self.layers.root.name)
+        epoch = image.record.epoch
+        made = write_form(
+            image.directory,
+            lambda: self.layers.merged(layers),
+            spec,
+            self.trees,
+            epoch=epoch,
+            any_size=any_size,
+            changed=changed,
+        )
+        return image.location / made.path
 
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""

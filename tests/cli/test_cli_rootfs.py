@@ -137,7 +137,11 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
         ("FROM scratch\n", ["--output", "dir,dest=."], "error: --output dest="),
         ("FROM scratch\n", ["--output", "ext4,size=big"], "error: expected a size such as 512MiB"),
         ("FROM scratch\n", ["--output", "tar", "--output", "tar"], "error: --output tar is given twice"),
-        ("FROM scratch\n", ["--metadata-file", "none/x"], "error: none/x can't be written: none is no dir"),
+        (
+            "FROM scratch\n",
+            ["--metadata-file", "none/x"],
+            "error: none/x can't be written: none is not a dir",
+        ),
         ("FROM scratch\n", ["--metadata-file", "."], "error: invalid value for '--metadata-file'"),
         ("FROM scratch\n", ["--progress", "fancy"], "error: invalid value for '--progress': 'fancy'"),
         ("FROM scratch\n", ["--ca", "valut"], "error: command line: ca.provider: no installed provider is"),
@@ -251,7 +255,7 @@ def test_a_program_that_the_outputs_need_is_looked_for_before_anything_starts(
     monkeypatch.setattr(outputs, "PROGRAMS_PATH", str(tmp_path))
     dockerfile("FROM scratch\nCOPY Dockerfile /\n")
     done = cli("rootfs", "--tag", "t/lost:1", status=6)
-    assert "--output ext4, which is the default, needs the program mke2fs, which was not found" in done.err
+    assert "an ext4 image needs the program mke2fs, which was not found" in done.err
     assert "install the package e2fsprogs, or choose `--output tar` or `--output dir`" in done.err
     assert done.out == ""
     assert cli("rootfs", "--tag", "t/kept:1", "--output", "tar").err == ""

@@ -158,7 +158,7 @@ def test_a_pair_without_a_name_or_value_is_an_error(plan: Plan, keyword: str, pa
 
 
 def test_a_variable_name_can_not_hold_an_equals_sign(plan: Plan) -> None:
-    with pytest.raises(InputError, match="no name of a variable"):
+    with pytest.raises(InputError, match="is not the name of a variable"):
         plan('FROM scratch\nARG N="a=b"\nENV $N=1\n')
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -382,42 +381,6 @@ def test_a_clock_that_may_not_be_set_is_left_alone() -> None:
         raise PermissionError(1, "Operation not permitted")
 
     set_clock(1_900_000_000.0, now=lambda: 5.0, adjust=forbidden)
-
-
-# --- old servers ----------------------------------------------------------------------------------
-
-
-@SANDBOX
-def test_an_old_server_gets_lines_of_text_and_no_events(build: Build) -> None:
-    document = {
-        "OriginalCommand": "RUN x",
-        "Command": r"printf 'one\ntwo\377\n'; printf 'er' >&2; printf rest",
-        "Shell": {"OriginalCommand": "", "Commands": ["/bin/sh", "-c"]},
-        "Env": {"A": "1"},
-        "Args": {},
-        "Workdir": {"OriginalCommand": "", "Value": "/"},
-        "User": {"OriginalCommand": "", "Value": "0:0"},
-    }
-    build.succeed(json.dumps(document))
-    lines = {name: [] for name in ("stdout", "stderr")}  # type: dict[str, list[str]]
-    for name, message in build.server.logs:
-        assert not message.data
-        assert not message.HasField("event")
-        lines[name] += message.line
-    assert lines == {"stdout": ["one", "two\ufffd", "rest"], "stderr": ["er"]}
-
-
-def test_an_old_server_gets_a_long_line_in_pieces(local: Local) -> None:
-    local.server.commands = []
-    with local.calls() as host:
-        assert list(host.steps()) == []
-        for _ in range(3):
-            host.write(0, "stdout", b"x" * BATCH_BYTES)
-        host.write(0, "stdout", "é".encode()[:1])
-        host.finished(0, 0, 0.0)
-    text = "".join(line for _, message in local.server.logs for line in message.line)
-    assert text == "x" * 3 * BATCH_BYTES + "\ufffd"
-    assert max(len(line) for _, message in local.server.logs for line in message.line) <= 2 * BATCH_BYTES
 
 
 def test_a_writer_that_waits_for_a_stuck_server_is_released_by_the_end(local: Local) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.legacy.commands import GUEST, encode_command
+from firebuild_bootstrap.legacy.commands import GUEST
 from guest.build import copy_command, make_image, workdir_command
 from guest.local import Local
 from guest.pki import Pki
@@ -495,47 +495,6 @@ def test_a_large_file_is_streamed(local: Local) -> None:
     chunks = [header(size=20 * len(part)), *[chunk(part)] * 20, eof()]
     local.copy(chunks, "/big")
     assert (local.image / "big").read_bytes() == part * 20
-
-
-# --- old servers ----------------------------------------------------------------------------------
-
-
-def classic(name: str, data: bytes = b"", **fields: object) -> list[pb.ResourceChunk]:
-    fields = {"kind": 0, "entryPath": "", "id": "", "targetWorkdir": "/", **fields}
-    return [header(name, **fields), *([chunk(data, "any")] if data else []), eof("other")]
-
-
-def old_copy(target: str = "/t", **fields: object) -> str:
-    return encode_command(copy_command(target, step=0))
-
-
-def test_an_old_servers_headers_say_where_files_go(local: Local) -> None:
-    local.server.resources["files"] = [
-        *classic("src", isDir=True, targetPath="/t/dir", fileMode=0o700 | 1 << 31),
-        *classic("src/a", b"A", targetPath="/t/dir/a", fileMode=0o755 | 1 << 23, targetUser="7:8"),
-        *classic("src/b", b"B", targetPath="rel", targetWorkdir="/w"),
-        *classic("src/c", b"C", targetPath="/t/dir"),
-        *classic("src/d", b"D", targetPath="/t/"),
-    ]
-    local.execute(old_copy())
-    expected = {
-        "t": "dir",
-        "t/dir": "dir",
-        "t/dir/a": "A",
-        "w": "dir",
-        "w/rel": "B",
-        "t/dir/c": "C",
-        "t/d": "D",
-    }
-    assert local.tree() == expected
-    assert (local.mode("t/dir/a"), local.owner("t/dir/a"), local.mode("t/dir")) == (0o4755, (7, 8), 0o700)
-    assert local.server.events == []
-
-
-def test_go_file_modes_carry_setgid_and_sticky_elsewhere(local: Local) -> None:
-    local.server.resources["files"] = classic("f", targetPath="/f", fileMode=0o750 | 1 << 22 | 1 << 20)
-    local.execute(old_copy())
-    assert local.mode("f") == 0o3750
 
 
 # --- commands -------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class FileTree:
         downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
-        tasks: told of downloads.
+        tasks: receives the progress of downloads.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FileTree:
 
     @property
     def excluded(self) -> Callable[[str], bool] | None:
-        """What tells whether a source is left out by the ignore rules; see `excluded_sources`."""
+        """The predicate for sources that the ignore rules leave out; see `excluded_sources`."""
         return excluded_sources(self._rules)
 
     def __enter__(self) -> Self:
@@ -176,7 +176,7 @@ class FileTree:
                 f"{source.subdirectory!r:.200} is not in {tree.label}", location=location
             ) from error
         if not node.is_directory:
-            raise InputError(f"{node.path!r:.200} of {tree.label} is no directory", location=location)
+            raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         group = Group(shown, partial(_directory_entries, tree, node, shown))
         _check_readable(group)
         return group
@@ -268,7 +268,7 @@ class FileTree:
         if tree.rules.ignores("/".join(parts)):
             return f"{tree.rules.name} excludes it"
         for length in range(len(parts)):
-            # The deepest directory on the way that exists is the one whose names are worth showing.
+            # Suggest names of the deepest directory on the path that exists.
             try:
                 parent = self._resolve(parts[: len(parts) - 1 - length], tree)
                 names = [node.parts[-1] for node in tree.root.children(parent.parts) if tree.visible(node)]
@@ -289,12 +289,12 @@ class BuildContext(FileTree):
 
     Args:
         root: the directory.
-        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is no file.
+        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is not a file.
         name: of `--build-context`; empty for the main one.
         downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
-        tasks: told of downloads.
+        tasks: receives the progress of downloads.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -331,7 +331,7 @@ def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks)
         name: of the context.
         source: its directory, or a repository that is fetched now.
         downloads: an existing directory for that.
-        tasks: told of it.
+        tasks: receives the progress.
 
     Raises:
         InputError: the directory or its ignore file can't be read, or the repository not be fetched.
@@ -394,6 +394,6 @@ def _check_readable(group: Group) -> int:
 
 
 def _require_readable(entry: Entry) -> None:
-    # What everybody may read needs no try, which saves much time in a large tree.
+    # World-readable files need no test, which saves much time in a large tree.
     if entry.file is not None and not entry.mode & stat.S_IROTH:
         os.close(entry.file.descriptor())

@@ -200,11 +200,11 @@ class OldGuest:
 
 def _shipment(command: wire.CopyCommand, resource: Resource) -> Shipment:
     entries = list(resource.entries())
-    layers = copying.layers(entries)
-    files = copying.files(layers)
-    pieces = [*copying.directories(layers), *(piece for file in files for piece in file.pieces)]
+    batches = copying.batches(entries)
+    files = copying.files(batches)
+    pieces = [*copying.directories(batches), *(piece for file in files for piece in file.pieces)]
     return Shipment(
-        copying.Placing(command, layers, files),
+        copying.Placing(command, batches, files),
         copying.Feed(resource, entries),
         copying.portions(pieces),
     )

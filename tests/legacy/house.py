@@ -176,7 +176,7 @@ class House:
 
     def old(self, dockerfile: str, **variations: Any) -> Result:
         """Build with an old guest; see old_guest.py for the variations."""
-        program = str(TESTS / "peers/old_guest.py")
+        program = str(TESTS / "legacy/old_guest.py")
         return self._build(
             dockerfile,
             lambda address: [*self.runtime.python, program, address, "/image", json.dumps(variations)],
