@@ -145,6 +145,7 @@ class _Build:
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
         self._phase(1)
+        self._home.take_over()
         workspace = cleanup.enter_context(self._home.workspace(self._build_id))
         resolved = self._resolve(cleanup, workspace)
         results = self._results(resolved, workspace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -141,6 +142,11 @@ class Home:
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
+
+    def take_over(self) -> None:
+        """Have in the cache what dead builds have finished; costs next to nothing without any."""
+        with suppress(OSError):  # whoever needs the store says what is wrong with it
+            workspace.take_over(self.root)
 
     def sweep(self) -> None:
         """Have what dead builds left behind removed in the background; costs next to nothing without any."""

@@ -134,6 +134,15 @@ def test_of_two_builds_that_make_the_same_the_one_that_comes_further_is_found(st
     assert all((entry.path / "file").read_text() == "b" for entry in (chains[first][1], chains[second][1]))
 
 
+def test_what_an_image_is_made_of_is_found_no_more_because_of_what_lies_on_it(store: Store) -> None:
+    (old,) = store.chain("a")
+    with store.build() as cache:
+        new = cache.commit(key("a"), store.directory("new"), replace=True)
+        on_it = cache.commit(key("b"), store.directory("b"), parent=old, base=old.id)
+        assert [entry.id for entry in cache.find([key("a")])] == [new.id]
+        assert cache.find([key("b")], old.id) == [on_it]
+
+
 def test_what_is_committed_twice_is_there_once(store: Store) -> None:
     cache, identity = store.open(), new_id(key("a"))
     made = cache.commit(key("a"), store.directory("a"), identity=identity)

@@ -196,9 +196,8 @@ class Workspace(BuildDirectory):
         builds = self.path.parent
         try:
             builds.mkdir(parents=True, exist_ok=True)
+            take_over(builds.parent)
             with builds_locked(builds):
-                for entry in abandoned(builds):
-                    retire(entry)
                 self.path.mkdir(mode=0o700)
                 lock = own(self.path)
         except OSError as error:
@@ -218,6 +217,19 @@ class Workspace(BuildDirectory):
             stdout=subprocess.PIPE,
             pass_fds=(self._lock,),  # the lock lives as long as the cleanup process
         )
+
+
+def take_over(home: Path) -> None:
+    """Save what dead builds in the store `home` have finished, and move their directories out of the way.
+
+    Raises:
+        OSError: the store can't be written.
+    """
+    builds = home / "builds"
+    if any(True for _ in abandoned(builds)):
+        with builds_locked(builds):
+            for entry in abandoned(builds):
+                retire(entry)
 
 
 def sweep(home: Path) -> None:

@@ -312,7 +312,8 @@ class Results:
         Raises:
             MachineError: the plan for that can't be written.
         """
-        parent = start.tip.id if start.tip is not None else _identity(self._bottom(stage))
+        base = _identity(self._bottom(stage))
+        parent = start.tip.id if start.tip is not None else base
         if self._shared is None:
             return Making(None, (), replace=False)
         steps = []
@@ -323,6 +324,7 @@ class Results:
                 key=parts.key,
                 identity=new_id(parts.key),
                 parent=parent,
+                base=base,
                 text=step.origin.text,
                 sources=self._sources(step),
                 sure=not takes_files(step.operation),
