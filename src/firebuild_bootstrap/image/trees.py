@@ -111,11 +111,24 @@ class Trees:
             reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
         return UnpackReport(**reply)
 
-    def pack(self, root: Tree, archive: Path, *, newest: int | None = None) -> PackedFile:
-        """Write the tree `root` to the new file `archive`; `newest` is explained at `tree_entries`."""
+    def pack(
+        self,
+        root: Tree,
+        archive: Path,
+        *,
+        newest: int | None = None,
+        only: Sequence[str] | None = None,
+    ) -> PackedFile:
+        """Write the tree `root` to the new file `archive`.
+
+        Args:
+            newest: see `tree_entries`.
+            only: patterns of `dockerfile.graph.Files`: all that they mean is there; None for everything.
+        """
         name = f"{_OTHER}/{archive.name}"
+        request = {"root": _TREE, "archive": name, "newest": newest, "only": only}
         with self._writing(archive):
-            reply = self._read(root, archive.parent, "pack", root=_TREE, archive=name, newest=newest)
+            reply = self._read(root, archive.parent, "pack", **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4(self, root: Tree, image: Path, options: Ext4Options) -> PackedFile:
