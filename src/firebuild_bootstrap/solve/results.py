@@ -165,7 +165,7 @@ class Results:
         shared: the cache; None where none can be used.
         stored: the store of unpacked layers.
         trees: the tools for trees.
-        directory: an existing directory for archives of whole stages.
+        directory: returns an existing directory for archives of whole stages.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class Results:
         shared: Shared | None,
         stored: LayerTrees,
         trees: Trees,
-        directory: Path,
+        directory: Callable[[], Path],
     ) -> None:
         self._graph = graph
         self._bases = bases
@@ -356,7 +356,7 @@ class Results:
             if tip is not None:
                 self._tips[stage.index] = tip
             return
-        directory = self._directory / f"stage-{stage.index}"
+        directory = self._directory() / f"stage-{stage.index}"
         directory.mkdir(mode=0o700)
         for made in machine.export((OutputSpec(OutputType.TAR),), directory):
             self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
@@ -388,7 +388,7 @@ class Results:
             case (ArchiveLayer(path),):
                 return path
         with self._packing:
-            if not (path := self._directory / name).exists():
+            if not (path := self._directory() / name).exists():
                 steps = [step for stage in self._graph.stages for step in stage.steps]
                 only = sorted({pattern for step in steps for pattern in taken_of(step.operation, tree)})
                 self._trees.pack(self._stored.merged(layers), path, only=only)
@@ -398,11 +398,11 @@ class Results:
         """Return what the target is made of; None where its root file system is out of reach."""
         return self._made.get(self._graph.target.index)
 
-    def trim(self, limit: int) -> None:
-        """Let the cache have at most `limit` bytes, if this build has put anything into it."""
+    def trim(self, limit: Callable[[], int]) -> None:
+        """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
         if self._shared is not None and self._committed:
             with suppress(FirebuildError):
-                self._shared.cache.prune(max_size=limit, sweep=False)
+                self._shared.cache.prune(max_size=limit(), sweep=False)
 
 
 def taken_of(operation: Operation, tree: TreeRef) -> Iterator[str]:
