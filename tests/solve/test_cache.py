@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -403,3 +404,35 @@ def test_a_parent_is_there_as_long_as_what_lies_on_it(
     assert store.layers() == []
     for cache in store.caches:
         cache.trees.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store, entry: (store.root / "cache/records" / entry.id).write_text('{"key":'),
+        lambda store, entry: (store.root / "cache/records" / entry.id).write_text("[" * 100_000),
+        lambda store, entry: (store.root / "cache/records" / entry.id).unlink(),
+        lambda store, entry: (store.root / "cache/keys" / entry.key).unlink(),
+        lambda store, entry: (entry.path.parent.parent / "layer.json").write_text(""),
+        lambda store, entry: (entry.path.parent.parent / "layer.json").write_text("[]"),
+        lambda store, entry: entry.path.rename(entry.path.with_name("elsewhere")),
+        lambda store, entry: shutil.rmtree(entry.path.parent.parent),
+        lambda store, entry: (store.root / "names" / entry.id).unlink(),
+    ],
+    ids=["half", "deep", "no record", "no key", "no note", "odd note", "no tree", "no content", "no name"],
+)
+def test_what_is_damaged_is_not_used_and_made_anew(
+    store: Store, damage: Callable[[Store, Entry], object]
+) -> None:
+    a, b, _c = store.chain("a", "b", "c")
+    damage(store, b)
+    assert store.found("a", "b", "c") == 1
+    again = store.chain("a", "b", "c")
+    assert [entry.id == old.id for entry, old in zip(again, (a, b), strict=False)] == [True, False]
+    assert [(entry.path / "file").read_text() for entry in again] == ["a", "b", "c"]
+    store.open().prune()
+    assert store.found("a", "b", "c") == 3
+    store.open().prune(everything=True)
+    assert store.layers() == []
+    for folder in ("cache/keys", "cache/records", "content", "names", "staging"):
+        assert not list((store.root / folder).iterdir()), folder
