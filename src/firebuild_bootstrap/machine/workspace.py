@@ -204,9 +204,13 @@ class Workspace(BuildDirectory):
 
 
 def retire_dead(home: Path) -> None:
-    """Move the directories of dead builds in the store `home` away, once what they had finished is kept."""
+    """Move the directories of dead builds in the store `home` away, once what they had finished is kept.
+
+    Raises:
+        OSError: the store can't be written.
+    """
     builds = home / "builds"
-    if builds.is_dir():
+    if any(True for _ in abandoned(builds)):
         with builds_locked(builds):
             for entry in abandoned(builds):
                 retire(entry)
