@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -69,9 +68,8 @@ def group(**fields: bool) -> pb.ToGuest:
     return pb.ToGuest(group=pb.Group(**fields))
 
 
-def piece(data: bytes, checksum: int | None = None) -> pb.ToGuest:
-    number = zlib.crc32(data) if checksum is None else checksum
-    return pb.ToGuest(piece=pb.Piece(checksum=number, data=data))
+def piece(data: bytes) -> pb.ToGuest:
+    return pb.ToGuest(piece=pb.Piece(data=data))
 
 
 END = piece(bytes(1024))
