@@ -307,7 +307,7 @@ class _Lines:
         return [rest] if rest else []
 
 
-# --- commands -----------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
 def decoded(texts: Sequence[str]) -> list[wire.AnyCommand]:
@@ -512,7 +512,7 @@ def _below(source: str, path: str) -> str | None:
     return None
 
 
-# --- files --------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def entries(stream: Iterator[pb.ResourceChunk]) -> Iterator[tuple[_Header, Incoming]]:
