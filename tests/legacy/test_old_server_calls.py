@@ -277,9 +277,8 @@ class Garbled(BuildServer):
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         def commands(_request: bytes, _context: grpc.ServicerContext) -> bytes:
-            return (
-                pb.CommandsResponse(command=self.commands).SerializeToString() if self.commands else b"\xff"
-            )
+            texts = [text for text in self.commands if isinstance(text, str)]
+            return pb.CommandsResponse(command=texts).SerializeToString() if texts else b"\xff"
 
         def garbled(_request: bytes, _context: grpc.ServicerContext) -> bytes:
             return b"\xff"
