@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
@@ -38,22 +40,23 @@ from firebuild_bootstrap.machine.drivers import (
     make_machine,
     makes_layers,
     most_at_once,
+    start_ahead,
     stores_images,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
-from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
-from firebuild_bootstrap.solve.results import Results, Shared
+from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
-from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
+    from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_pki import Authority, TLSMaterial
 
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
@@ -120,10 +123,18 @@ class _Build:
         self._announced_phase = 0
         self._warnings_shown = 0
         self._failure_reported = False
+        self._working = ExitStack()
+
+    @cached_property
+    def _workspace(self) -> Workspace:
+        """The build's own directory; made with its cleanup process when something needs it."""
+        # A build that is cached whole does not: the two are a third of its time.
+        return self._working.enter_context(self._home.workspace(self._build_id))
 
     def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
             cleanup.callback(self._home.close)
+            cleanup.enter_context(self._working)
             try:
                 try:
                     return self._steps(cleanup)
@@ -145,9 +156,9 @@ class _Build:
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
         self._phase(1)
-        workspace = cleanup.enter_context(self._home.workspace(self._build_id))
-        resolved = self._resolve(cleanup, workspace)
-        results = self._results(resolved, workspace)
+        self._home.retire_dead()
+        resolved = self._resolve(cleanup)
+        results = self._results(resolved)
         pending = results.pending()
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
         self._announce(resolved, cached)
@@ -156,19 +167,23 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
-        machine = self._machine(workspace, resolved.graph.target)
+        machine = self._machine(resolved.graph.target)
+        ahead = self._start_ahead(resolved.graph.target, pending, results, machine, cleanup)
 
         self._phase(2)
+        # Only now: what a build imports that is cached whole is what it takes.
+        from firebuild_pki import open_authority
+
         authority = open_authority(
             self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
-        sessions = self._sessions(authority, workspace)
+        sessions = self._sessions(authority)
 
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        build = _Stages(resolved, results, workspace, machine, authority, sessions, cleanup)
+        build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
@@ -202,18 +217,18 @@ class _Build:
 
     # --- 1 --------------------------------------------------------------------------------------
 
-    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> Resolved:
+    def _resolve(self, cleanup: ExitStack) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
         if any(spec.dest for spec in request.outputs):
             check_stores_images(self._settings.machine, "--output with dest=")
         context = BuildContext(
-            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+            request.context, request.dockerfile, downloads=self._directory, tasks=self._home.tasks
         )
         contexts = {"": cleanup.enter_context(context)}
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
-                named = open_named(name, source, workspace.path, self._home.tasks)
+                named = open_named(name, source, self._directory, self._home.tasks)
                 contexts[name] = cleanup.enter_context(named)
         resolved = resolve(request, contexts, self._home.bases)
         for warning in resolved.warnings:
@@ -226,8 +241,27 @@ class _Build:
             check_several(self._settings.machine)
         return resolved
 
-    def _machine(self, workspace: Workspace, stage: Stage) -> Machine:
-        part = self._parts[stage.index] = workspace.part(str(stage.index))
+    def _start_ahead(
+        self,
+        target: Stage,
+        pending: Sequence[Stage],
+        results: Results,
+        machine: Machine,
+        cleanup: ExitStack,
+    ) -> Start | None:
+        """Start the target's machine beside the second step, if nothing else has to be done for it before."""
+        if tuple(pending) != (target,):
+            return None
+        start = results.start(target)
+        cleanup.callback(machine.close)
+        start_ahead(machine, start.layers)
+        return start
+
+    def _directory(self) -> Path:
+        return self._workspace.path
+
+    def _machine(self, stage: Stage) -> Machine:
+        part = self._parts[stage.index] = self._workspace.part(str(stage.index))
         return make_machine(
             self._settings.machine,
             part,
@@ -238,7 +272,7 @@ class _Build:
             epoch=self._request.epoch,
         )
 
-    def _results(self, resolved: Resolved, workspace: Workspace) -> Results:
+    def _results(self, resolved: Resolved) -> Results:
         shared = self._shared(resolved) if makes_layers(self._settings.machine) else None
         return Results(
             resolved.graph,
@@ -246,7 +280,7 @@ class _Build:
             shared=shared,
             stored=self._home.layers,
             trees=self._home.trees,
-            directory=workspace.path,
+            directory=self._directory,
         )
 
     def _shared(self, resolved: Resolved) -> Shared:
@@ -273,7 +307,7 @@ class _Build:
                 tag=str(self._request.tag),
                 steps=resolved.total,
                 base=resolved.base_name,
-                ca_provider=self._settings.ca.provider,
+                ca_provider=self._settings.ca_provider,
             )
         )
         for stage in resolved.graph.stages:
@@ -308,9 +342,9 @@ class _Build:
 
     # --- 2 --------------------------------------------------------------------------------------
 
-    def _sessions(self, authority: Authority, workspace: Workspace) -> Sessions:
-        # Only now: gRPC is a good part of the time that a build takes which is cached whole.
+    def _sessions(self, authority: Authority) -> Sessions:
         from firebuild_bootstrap.session import Sessions
+        from firebuild_pki import NoteLevel
 
         for note in authority.check():
             if note.level is not NoteLevel.OK:
@@ -322,7 +356,7 @@ class _Build:
             dockerfile=self._request.dockerfile_name,
             settings=self._settings,
             home=self._home,
-            directory=workspace.path,
+            directory=self._workspace.path,
             server=server,
             events=self.events,
             phase=self._phase,
@@ -350,7 +384,7 @@ class _Build:
         target = stage == resolved.graph.target
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
-            start = results.start(stage)
+            start = (build.ahead if target else None) or results.start(stage)
             work = resolved.work(
                 stage,
                 start.layers,
@@ -359,7 +393,7 @@ class _Build:
                 identity=results.identity,
                 done=start.done,
             )
-            machine = build.machine if target else self._machine(build.workspace, stage)
+            machine = build.machine if target else self._machine(stage)
             first = resolved.number(stage) + 1
             making = results.begin(stage, start, first, self._parts[stage.index])
 
@@ -381,7 +415,7 @@ class _Build:
         results: Results,
         authority: Authority | None = None,
     ) -> StoredImage | None:
-        provider = authority.provider_name if authority is not None else self._settings.ca.provider
+        provider = authority.provider_name if authority is not None else self._settings.ca_provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
 
@@ -390,7 +424,7 @@ class _Build:
             self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
             return None
         image = store(layers, request, resolved, origin, self._home, notice=self._notice)
-        results.trim(self._settings.cache.limit(self._home.root))
+        results.trim(lambda: self._settings.cache.limit(self._home.root))
         wanted = {spec.type for spec in request.outputs[:1]}
         first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
@@ -407,12 +441,15 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Stages:
-    """What the stages of one build share: `machine` is that of the target, `cleanup` that of the build."""
+    """What the stages of one build share.
+
+    `machine` is that of the target, `ahead` where it has been started already, `cleanup` that of the build.
+    """
 
     resolved: Resolved
     results: Results
-    workspace: Workspace
     machine: Machine
+    ahead: Start | None
     authority: Authority
     sessions: Sessions
     cleanup: ExitStack

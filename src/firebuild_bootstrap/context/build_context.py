@@ -48,7 +48,8 @@ class FileTree:
         label: what to call it in messages.
         rules: what of it does not exist for the build.
         keeps_owners: files keep their owners unless an instruction has another: a stage's, or an image's.
-        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
+            on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: receives the progress of downloads.
@@ -61,7 +62,7 @@ class FileTree:
         rules: IgnoreRules | None = None,
         *,
         keeps_owners: bool = True,
-        downloads: Path | None = None,
+        downloads: Callable[[], Path] | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
@@ -202,7 +203,7 @@ class FileTree:
 
     def _download_directory(self) -> Path:
         if self._downloads is not None:
-            return self._downloads
+            return self._downloads()
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
@@ -291,7 +292,8 @@ class BuildContext(FileTree):
         root: the directory.
         dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is not a file.
         name: of `--build-context`; empty for the main one.
-        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
+            on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: receives the progress of downloads.
@@ -306,7 +308,7 @@ class BuildContext(FileTree):
         dockerfile: Path | None = None,
         *,
         name: str = "",
-        downloads: Path | None = None,
+        downloads: Callable[[], Path] | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
@@ -324,13 +326,15 @@ class BuildContext(FileTree):
         self.root = root
 
 
-def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks) -> BuildContext:
+def open_named(
+    name: str, source: Path | GitTree, downloads: Callable[[], Path], tasks: Tasks
+) -> BuildContext:
     """Open what `--build-context NAME=…` names.
 
     Args:
         name: of the context.
         source: its directory, or a repository that is fetched now.
-        downloads: an existing directory for that.
+        downloads: returns an existing directory for that.
         tasks: receives the progress.
 
     Raises:
@@ -341,7 +345,7 @@ def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks)
 
         with tasks.task(f"fetching {redacted(source.url)}"):
             root = clone(
-                source, downloads, location=Location(f"--build-context {name}"), limits=FetchLimits()
+                source, downloads(), location=Location(f"--build-context {name}"), limits=FetchLimits()
             )
         # Resolved inside the repository, whatever links are in it.
         with closing(ContextRoot(root)) as inside:

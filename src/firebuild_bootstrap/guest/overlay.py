@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
+from firebuild_bootstrap.layers.tar import Sink, write_layer
+from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 
 from . import kernel
 
@@ -48,6 +49,8 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
     if len(names) > MAX_LAYERS:
         raise OSError(errno.E2BIG, f"{len(names)} layers, and {MAX_LAYERS} at most can be mounted")
     with _inside(directory):
+        if any(UNMOUNTABLE in os.listxattr(name) for name in names):
+            raise OSError(errno.EOPNOTSUPP, "a layer was made where no overlay can be")
         if len(names) > _AT_ONCE:
             # The kernel stacks overlays two deep. The lowest stay the same from step to step.
             if not os.path.isdir("folded"):
@@ -96,7 +99,8 @@ class Layers:
         self._target = target
         self._borrowed: list[str] = []
         self._before: dict[str, Known] = {}
-        self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
+        lower = os.listdir(f"{directory}/lower") if os.path.isdir(f"{directory}/lower") else []
+        self._names = [f"lower/{name}" for name in sorted(lower, key=int)]
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
 
@@ -127,6 +131,15 @@ class Layers:
                 _forget(upper, path, self._before)
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
+
+    def write(self, step: int, out: Sink) -> None:
+        """Write the layer of a finished step as an archive.
+
+        Raises:
+            LayerError: it can't be one.
+            OSError: it can't be read.
+        """
+        write_layer(out, upper_entries(f"{self._directory}/upper/{step}/fs"))
 
     def borrow(self, path: str) -> None:
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again.

@@ -7,13 +7,15 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from firebuild_bootstrap.image.layertrees import ArchiveLayer as ArchiveLayer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import Layer as Layer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import StoredLayer as StoredLayer  # noqa: PLC0414
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.mmds.store import MetadataWriter
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.mmds.store import MetadataWriter
 
 FINISHED: Final = "layers/upper"
 """Where in a machine's directory the layer of each finished step appears under its number, by a rename."""
@@ -98,7 +100,7 @@ class Machine(Protocol):
         ...
 
     def listen(self) -> Listening:
-        """Open the port that the guest calls; whoever takes the socket closes it.
+        """Open the port that the guest calls; the caller closes the socket.
 
         Raises:
             FirebuildError: the address can't be had.

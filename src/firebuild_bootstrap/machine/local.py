@@ -1,6 +1,7 @@
 """The driver `local`: vminit in a sandbox on this host, the root file system an overlay of directories.
 
-Where the kernel or the file system allows no overlay, it is one directory with a copy of the base.
+Where the kernel or the file system allows no overlay, it is one directory with a copy of the base, and vminit
+finds what a step has changed by comparing.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from firebuild_bootstrap.sandbox import Bind, SandboxProcess
 _GUEST: Final = "firebuild_bootstrap.guest.main"
 _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
+_AHEAD_SECONDS: Final = 3600.0
 # As guest/overlay.py has it.
 _LAYERS: Final = "/layers"
 _SCRATCH: Final = "/run/scratch"
@@ -77,6 +79,7 @@ class LocalMachine:
         self._store = DataStore()
         self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
         self._process: SandboxProcess | None = None
+        self._notes: tuple[str, ...] | None = None
         self._log: BoundedLog | None = None
 
     @property
@@ -89,20 +92,48 @@ class LocalMachine:
         listener = listen(self._bind)
         return Listening(listener, format_address(listener.getsockname()))
 
+    def start_ahead(self, layers: Sequence[Layer]) -> None:
+        """Start vminit before there are metadata, which it waits for, if nothing has to be unpacked.
+
+        Its start takes as long as that of the server and of the authority, and goes on beside them.
+
+        Args:
+            layers: what `prepare` will be called with.
+
+        Raises:
+            MachineError: it can't be started.
+        """
+        if self._is_unpacked(layers) and not self._stored.overlay_problem(self._workspace.path):
+            self._notes = self._prepare(layers)
+            # Whatever a provider of certificates takes. vminit ends with its sandbox.
+            self.start(GuestOptions(mmds_timeout=_AHEAD_SECONDS))
+
+    def _is_unpacked(self, layers: Sequence[Layer]) -> bool:
+        below = ""
+        for layer in layers:
+            below = layer.key if isinstance(layer, StoredLayer) else chain_key(below, layer.digest)
+            if self._stored.hold(below) is None:
+                return False
+        return True
+
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Find or unpack what is to be mounted and begin to serve metadata; see `Machine.prepare`."""
+        notes = self._prepare(layers) if self._notes is None else self._notes
+        self._emulator.start()
+        return notes
+
+    def _prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         note = self._workspace.sandbox.idmap.note
         problem = self._stored.overlay_problem(self._workspace.path)
         notes = self._copy(layers, problem) if problem else self._stack(layers)
         _make(self._scratch)
         try:
-            # Programs in it may have the rights of their owners: nobody else may get there.
+            # Programs in it may have the rights of their owners: no other user may get there.
             self._caches.parent.mkdir(mode=0o700, exist_ok=True)
             self._caches.parent.chmod(0o700)
             self._caches.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise MachineError(f"{self._caches}: {error.strerror}") from error
-        self._emulator.start()
         return (*((note,) if note else ()), *notes)
 
     def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -127,22 +158,22 @@ class LocalMachine:
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
         where = self._workspace.path
         note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
-        _make(self._root)
+        _make(self._root, self._work)
         return (note, *fill_tree(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
-        """Start vminit in the sandbox; see `Machine.start`."""
+        """Start vminit in the sandbox, unless that was done ahead; see `Machine.start`."""
+        if self._process is not None:
+            return
         runtime = self._workspace.runtime
+        _make(self._workspace.path / "mmds", mode=0o700)
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
-        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES]
-        if self._lower is None:
-            root = [Bind(self._root, "/image", read_only=False)]
-        else:
-            arguments += ["--layers", _LAYERS]
-            root = [Bind(self._work, _LAYERS, read_only=False)]
-            root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower)]
+        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES, "--layers", _LAYERS]
+        root = [Bind(self._work, _LAYERS, read_only=False)]
+        root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower or ())]
+        root += [Bind(self._root, "/image", read_only=False)] if self._lower is None else []
         self._process = self._workspace.sandbox.popen(
             runtime.module(_GUEST, *arguments),
             binds=[
@@ -227,9 +258,9 @@ class LocalMachine:
             self._workspace.close()
 
 
-def _make(*directories: Path) -> None:
+def _make(*directories: Path, mode: int = 0o755) -> None:
     for directory in directories:
         try:
-            directory.mkdir(mode=0o755)
+            directory.mkdir(mode=mode, exist_ok=mode == 0o700)
         except OSError as error:
             raise MachineError(f"{directory}: {error.strerror}") from error

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile.graph import (
+    BindMount,
+    CacheMount,
+    Copy,
+    Files,
     Graph,
     ImageRef,
     Operation,
+    Run,
     Stage,
     StageRef,
     Step,
@@ -30,6 +35,7 @@ from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
 from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.lowering import literal
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
@@ -159,7 +165,7 @@ class Results:
         shared: the cache; None where none can be used.
         stored: the store of unpacked layers.
         trees: the tools for trees.
-        directory: an existing directory for archives of whole stages.
+        directory: returns an existing directory for archives of whole stages.
     """
 
     def __init__(
@@ -170,7 +176,7 @@ class Results:
         shared: Shared | None,
         stored: LayerTrees,
         trees: Trees,
-        directory: Path,
+        directory: Callable[[], Path],
     ) -> None:
         self._graph = graph
         self._bases = bases
@@ -312,7 +318,8 @@ class Results:
         Raises:
             MachineError: the plan for that can't be written.
         """
-        parent = start.tip.id if start.tip is not None else _identity(self._bottom(stage))
+        base = _identity(self._bottom(stage))
+        parent = start.tip.id if start.tip is not None else base
         if self._shared is None:
             return Making(None, (), replace=False)
         steps = []
@@ -323,6 +330,7 @@ class Results:
                 key=parts.key,
                 identity=new_id(parts.key),
                 parent=parent,
+                base=base,
                 text=step.origin.text,
                 sources=self._sources(step),
                 sure=not takes_files(step.operation),
@@ -348,7 +356,7 @@ class Results:
             if tip is not None:
                 self._tips[stage.index] = tip
             return
-        directory = self._directory / f"stage-{stage.index}"
+        directory = self._directory() / f"stage-{stage.index}"
         directory.mkdir(mode=0o700)
         for made in machine.export((OutputSpec(OutputType.TAR),), directory):
             self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
@@ -358,7 +366,10 @@ class Results:
         return tuple(self._tips[index].source for index in sorted(indexes) if index in self._tips)
 
     def archive(self, tree: TreeRef) -> Path | None:
-        """Return the archive of an image or of a stage that is done; None where it is empty.
+        """Return an archive of what this build takes from an image or a stage that is done.
+
+        Returns:
+            it, with more in it where that is there already; None where the tree is empty.
 
         Raises:
             MachineError: it can't be written.
@@ -377,19 +388,32 @@ class Results:
             case (ArchiveLayer(path),):
                 return path
         with self._packing:
-            if not (path := self._directory / name).exists():
-                self._trees.pack(self._stored.merged(layers), path)
+            if not (path := self._directory() / name).exists():
+                steps = [step for stage in self._graph.stages for step in stage.steps]
+                only = sorted({pattern for step in steps for pattern in taken_of(step.operation, tree)})
+                self._trees.pack(self._stored.merged(layers), path, only=only)
         return path
 
     def layers(self) -> tuple[Layer, ...] | None:
         """Return what the target is made of; None where its root file system is out of reach."""
         return self._made.get(self._graph.target.index)
 
-    def trim(self, limit: int) -> None:
-        """Let the cache have at most `limit` bytes, if this build has put anything into it."""
+    def trim(self, limit: Callable[[], int]) -> None:
+        """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
         if self._shared is not None and self._committed:
             with suppress(FirebuildError):
-                self._shared.cache.prune(max_size=limit, sweep=False)
+                self._shared.cache.prune(max_size=limit(), sweep=False)
+
+
+def taken_of(operation: Operation, tree: TreeRef) -> Iterator[str]:
+    """Yield the patterns of what an operation takes from a tree."""
+    match operation:
+        case Copy(sources=sources):
+            yield from (each.pattern for each in sources if isinstance(each, Files) and each.tree == tree)
+        case Run(mounts=mounts):
+            for mount in mounts:
+                if isinstance(mount, BindMount | CacheMount) and mount.tree == tree:
+                    yield literal(mount.source)
 
 
 def _identity(layers: Sequence[Layer]) -> str:
