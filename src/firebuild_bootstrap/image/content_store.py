@@ -242,7 +242,8 @@ class ContentStore:
         """Yield entries without a name and a holder, each with its lock."""
         used = {self.link(key).resolve() for key in self.names()}
         for folder in ("staging", "content"):
-            for path in (self.root / folder).iterdir():
+            # Links resolve to real paths, and the store may be named by another one.
+            for path in (self.root / folder).resolve().iterdir():
                 if path in used or path in seen:
                     continue
                 seen.add(path)
