@@ -128,7 +128,7 @@ class LocalMachine:
         notes = self._copy(layers, problem) if problem else self._stack(layers)
         _make(self._scratch)
         try:
-            # Programs in it may have the rights of their owners: nobody else may get there.
+            # Programs in it may have the rights of their owners: no other user may get there.
             self._caches.parent.mkdir(mode=0o700, exist_ok=True)
             self._caches.parent.chmod(0o700)
             self._caches.mkdir(mode=0o700, exist_ok=True)

@@ -158,7 +158,7 @@ class Workspace(BuildDirectory):
             retired = retire(self.path)
             try:
                 os.write(self._lifeline, os.fsencode(retired))
-            except BrokenPipeError:  # somebody ended the cleanup process
+            except BrokenPipeError:  # the cleanup process was killed
                 left = True
             else:
                 left = retired == self.path  # it could not be moved, and its name may be used again
@@ -246,5 +246,5 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Leave a process to itself, and to nobody as a zombie."""
+    """Leave a process to itself, without a zombie."""
     threading.Thread(target=process.wait, name="cleanup", daemon=True).start()
