@@ -5,7 +5,7 @@
 
 Needs root, buildah, runc, busybox-static, and some 5 GB of disk. Every figure is a median over runs in which
 the builders take turns, so that a busy machine slows all of them; the ratios are what counts. All build from
-the same contexts, on a base of one busybox: firebuild makes an image with a tar archive; buildah commits each
+the same contexts, on a base of one busybox: firebuild stores an image of layers; buildah commits each
 layer, with overlayfs; BuildKit, whose daemon runs already, writes an OCI layout without compression. Before a
 build with nothing cached, what earlier ones left is removed. With --write, the table goes into
 benchmarks/RESULTS.md.
@@ -38,8 +38,6 @@ from oracle.daemon import BuildKit, Order, version
 FIREBUILD: Final = Path(sys.executable).with_name("firebuild")
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 HEADING: Final = "## Whole builds"
-# What a build makes that is asked for nothing special.
-OUTPUT: Final = ("--output", "tar")
 
 
 Work = Callable[[Path], str]  # fills a context, and returns its Dockerfile; its docstring says what it is
@@ -137,7 +135,7 @@ class Builders:
     def command(self, dockerfile: Path, *, cached: bool) -> list[str]:
         """Return the command of firebuild for a build."""
         name = dockerfile.parent.name
-        words = [str(FIREBUILD), "build", "--tag", f"bench/{name}:1", *OUTPUT]
+        words = [str(FIREBUILD), "build", "--tag", f"bench/{name}:1"]
         words += ["--no-cache"] if self.caches and not cached else []
         return [*words, str(dockerfile.parent)]
 

@@ -208,7 +208,6 @@ def _lowered(
                 target_is_directory=copy.into,
                 chown=copy.chown,
                 chmod=copy.chmod,
-                keyword=copy.keyword,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
 

@@ -33,7 +33,7 @@ class BuildRequest:
         secrets: of the user by id, for RUN --mount=type=secret.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
-        outputs: what to make of the root file system.
+        outputs: the forms to write at once; without any the image alone is stored.
         no_cache: execute each step, whatever the cache has; what comes of it replaces that.
         no_cache_stages: the same for these stages, by name or index.
         explain_cache: report why steps are not cached.

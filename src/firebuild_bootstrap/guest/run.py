@@ -7,7 +7,6 @@ import os
 import selectors
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Literal
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
@@ -18,11 +17,10 @@ from .idmap import check_mapped
 from .netfiles import network_files
 from .provide import Provided, mount_points
 from .stop import Stop
+from .stream import BATCH_BYTES, Stream
 from .users import Identity
 
-Stream = Literal["stdout", "stderr"]
 Output = Callable[[Stream, bytes], None]
-BATCH_BYTES = 64 * 1024
 
 
 def environment(command: wire.RunCommand, identity: Identity) -> dict[str, str]:
