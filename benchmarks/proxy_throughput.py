@@ -5,8 +5,8 @@
 Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python
 gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a session
 with the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would;
-all three are dropped. `guest` is vminit's own code, which writes it. The runs alternate, so that a
-busy machine slows all; the ratios are what counts.
+all three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that
+a busy machine slows all; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_context(directory: Path, mib: int, files: int) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Serve until standard input ends; each line is a case, and answered with where that is served."""
+    """Serve until standard input ends. Each of its lines is a case, answered with where it is served."""
     os.chdir(directory)
     with open_authority(build_id="bench") as authority:
         server, guest = authority.issue_server(), authority.issue_guest()

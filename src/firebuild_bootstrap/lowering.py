@@ -37,7 +37,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
-from firebuild_bootstrap.secret import Secret, SecretResource, missing
+from firebuild_bootstrap.request import Secret, SecretResource, missing_secret
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 Trees = Callable[[TreeRef], FileTree]
@@ -372,7 +372,7 @@ class _Lowering:
         secret = self.secrets.get(mount.id)
         if secret is None:
             if mount.required:
-                raise missing(mount.id, self.location)
+                raise missing_secret(mount.id, self.location)
             if mount.env:
                 self.env[mount.env] = ""
             return None

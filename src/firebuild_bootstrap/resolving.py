@@ -27,8 +27,7 @@ from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.lowering import Sent, check_mounts, lower, outside
 from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.request import BuildRequest
-from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand
 
 Archives = Callable[[TreeRef], Path | None]

@@ -59,7 +59,7 @@ def import_(name: str, path: Path, image_config: Path | None, config_file: Path 
     config = _read_config(image_config)
     with watched(config_file) as home:
         kept = home.bases.import_base(name, path, config)
-    _say_kept(kept)
+    _print_base(kept)
 
 
 @base.command("from-host")
@@ -69,7 +69,7 @@ def from_host(name: str, config_file: Path | None) -> None:
     """Make a base of this machine's own shell and core tools; needs no download and no root."""
     with watched(config_file) as home:
         kept = home.bases.create_from_host(name)
-    _say_kept(kept)
+    _print_base(kept)
 
 
 @base.command("list")
@@ -117,7 +117,7 @@ def _document(found: Base) -> dict[str, Any]:
     }
 
 
-def _say_kept(kept: Base) -> None:
+def _print_base(kept: Base) -> None:
     from firebuild_bootstrap.progress import human_size
 
     click.echo(f"{kept.name}  {human_size(kept.size)}  {kept.digest}")

@@ -217,9 +217,10 @@ class LayerTrees:
         return tree
 
     def keys(self) -> dict[str, float]:
-        """Return all keys, with the time (seconds since 1970) at which each was used last."""
+        """Return all keys, with the time (seconds since 1970) of their last use; 0 without a tree."""
         found = {}
         for name in self._contents.names():
+            found["/".join(name)] = 0.0
             with suppress(OSError):
                 found["/".join(name)] = os.stat(self._contents.link(name)).st_mtime
         return found
@@ -319,9 +320,10 @@ class LayerTrees:
         """Read what is known of a tree; None for one that a power failure may have spoiled."""
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
-        except (OSError, ValueError):
+            good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return info if info["boot"] == self._boot_id or (content / _DURABLE).exists() else None
+        return info if good else None
 
     @contextmanager
     def _making(self, key: str) -> Iterator[None]:

@@ -38,7 +38,7 @@ class WorkDirectory(Protocol):
         """
         ...
 
-    def lend(self, drive: Path) -> str:
+    def expose(self, drive: Path) -> str:
         """Let Firecracker write to `drive`, and return its path as Firecracker sees it; see `show`."""
         ...
 
@@ -58,8 +58,8 @@ class SharedDirectory:
         """See `WorkDirectory.show`."""
         return str(file)
 
-    def lend(self, drive: Path) -> str:
-        """See `WorkDirectory.lend`."""
+    def expose(self, drive: Path) -> str:
+        """See `WorkDirectory.expose`."""
         return str(drive)
 
     def take_back(self, drive: Path) -> None:
@@ -95,8 +95,8 @@ class Jail:
             raise _not_copied(file, target, error) from error
         return f"/{name}"
 
-    def lend(self, drive: Path) -> str:
-        """See `WorkDirectory.lend`."""
+    def expose(self, drive: Path) -> str:
+        """See `WorkDirectory.expose`."""
         target = self.root / drive.name
         try:
             self._hand(drive, 0o600)
@@ -108,22 +108,22 @@ class Jail:
 
     def take_back(self, drive: Path) -> None:
         """See `WorkDirectory.take_back`."""
-        lent = self.root / drive.name
+        exposed = self.root / drive.name
         if drive.name not in self._names:
             return
         try:
-            is_file = stat.S_ISREG(lent.lstat().st_mode)
+            is_file = stat.S_ISREG(exposed.lstat().st_mode)
         except OSError:
             is_file = False
         if not is_file:
             # Firecracker's user could have put a link there, to a file that is none of the guest's business.
-            raise MachineError(f"{lent}, the machine's drive, is gone")
-        _move(lent, drive)
+            raise MachineError(f"{exposed}, the machine's drive, is gone")
+        _move(exposed, drive)
         os.chown(drive, os.geteuid(), os.getegid(), follow_symlinks=False)
         self._names.remove(drive.name)
 
     def clear(self) -> None:
-        """Remove what is left of our files in a jail that is somebody else's."""
+        """Remove what is left of our files in a jail of another owner."""
         for name in self._names:
             (self.root / name).unlink(missing_ok=True)
         self._names.clear()

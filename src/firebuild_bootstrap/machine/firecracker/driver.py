@@ -22,9 +22,8 @@ from firebuild_bootstrap.machine.base import (
     no_instruction,
 )
 from firebuild_bootstrap.machine.disk import Disk
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
-from firebuild_bootstrap.machine.firecracker.metadata import FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.network import Link, Network
 from firebuild_bootstrap.machine.firecracker.process import Process
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
@@ -212,7 +211,7 @@ class FirecrackerMachine:
             kernel=place.show(self._kernel, "vmlinux"),
             initrd=place.show(initramfs, "initrd"),
             boot_args=arguments,
-            drive=place.lend(self._disk.path),
+            drive=place.expose(self._disk.path),
             tap=link.tap,
             mac=link.mac,
         )
