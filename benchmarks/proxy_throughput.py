@@ -245,6 +245,23 @@ def measured(directory: Path, cases: list[str], runs: int) -> Iterator[Measured]
     serving.wait()
 
 
+def table(cases: list[str], runs: int, mib: int = 512, files: int = 20_000) -> Iterator[str]:
+    """Measure, and yield the lines of a table as they come."""
+    directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
+    try:
+        (directory / "context").mkdir()
+        make_context(directory / "context", mib, files)
+        yield "| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |"
+        yield "|---|---|---|---|---|---|---|"
+        limit = 0.0
+        for case, way, seconds, used, memory, served in measured(directory, cases, runs):
+            limit = seconds if way == "bare" else limit
+            row = (case, way, f"{seconds:.2f}", f"{limit / seconds:.2f}", f"{used:.2f}", f"{memory} MiB")
+            yield f"| {' | '.join(row)} | {served} MiB |"
+    finally:
+        shutil.rmtree(directory)
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser()
@@ -266,19 +283,8 @@ def main() -> None:
             seconds, time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         )
         return
-    directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
-    try:
-        (directory / "context").mkdir()
-        make_context(directory / "context", arguments.mib, arguments.files)
-        print("| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |")
-        print("|---|---|---|---|---|---|---|")
-        limit = 0.0
-        for case, way, seconds, used, memory, served in measured(directory, arguments.case, arguments.runs):
-            limit = seconds if way == "bare" else limit
-            row = (case, way, f"{seconds:.2f}", f"{limit / seconds:.2f}", f"{used:.2f}", f"{memory} MiB")
-            print(f"| {' | '.join(row)} | {served} MiB |", flush=True)
-    finally:
-        shutil.rmtree(directory)
+    for line in table(arguments.case, arguments.runs, arguments.mib, arguments.files):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

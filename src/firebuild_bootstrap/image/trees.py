@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -48,19 +48,28 @@ def file_size(path: Path) -> int:
 
 def allocated(path: Path) -> int:
     """Return the bytes that a tree takes on its disk; what nobody but its owners may enter is left out."""
+    if not path.is_dir():
+        with suppress(OSError):
+            return os.lstat(path).st_blocks * 512
+        return 0
     seen: set[tuple[int, int]] = set()
     size = 0
-    walk = os.walk(path) if path.is_dir() else [(path.parent, (), (path.name,))]
-    for folder, folders, files in walk:
-        for name in (*folders, *files):
-            try:
-                status = os.lstat(os.path.join(folder, name))
-            except OSError:  # gone by now
-                continue
-            if (status.st_dev, status.st_ino) not in seen:
+    folders: list[str | Path] = [path]
+    while folders:
+        # Not os.walk, which takes twice as long: a build waits for this.
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:  # gone by now
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif status.st_nlink > 1:
+                    if (status.st_dev, status.st_ino) in seen:
+                        continue
+                    seen.add((status.st_dev, status.st_ino))
                 size += status.st_blocks * 512  # whatever the block size is: stat(2)
-            if status.st_nlink > 1:
-                seen.add((status.st_dev, status.st_ino))
     return size
 
 

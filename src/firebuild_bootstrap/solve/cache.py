@@ -325,10 +325,12 @@ class Cache:
         used = self.trees.keys()
         entries: dict[str, Entry] = {}
         for identity in used:
-            if not (tree := self.trees.path(identity)).is_dir():
+            if not self.trees.path(identity).is_dir():
                 continue
             if _ID.fullmatch(identity) is None:
-                entries[identity] = Entry(identity, "", "", allocated(tree), f"FROM {identity}", 0.0)
+                entries[identity] = Entry(
+                    identity, "", "", self.trees.size(identity), f"FROM {identity}", 0.0
+                )
             elif (entry := self._record(identity)) is not None:
                 entries[identity] = entry
         return _Survey(self, entries, used)
