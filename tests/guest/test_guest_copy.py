@@ -20,14 +20,18 @@ from guest.server import BuildServer, a_directory, a_file, a_link, chunk, eof, h
 pytestmark = pytest.mark.root
 
 
-@pytest.fixture(params=["each by itself", "packed"])
+@pytest.fixture
 def local(request: pytest.FixtureRequest, pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Local]:
-    """A guest that is sent the same entries in one form and in the other."""
+    """A guest that is sent entries in a session, or each by itself in the calls of old."""
     image = make_image(tmp_path / "image", busybox=False)
-    local = Local(pki, server, image, packed=request.param == "packed")
+    server.old = getattr(request, "param", "session") == "calls"
+    local = Local(pki, server, image)
     yield local
     local.close()
 
+
+OLD = pytest.mark.parametrize("local", ["calls"], indirect=True)
+BOTH = pytest.mark.parametrize("local", ["session", "calls"], indirect=True)
 
 TREE = [*a_directory(""), *in_tree("a", b"A"), *a_directory("sub"), *in_tree("sub/b", b"B")]
 
@@ -97,6 +101,7 @@ def test_a_workdir_is_cleaned_before_links_are_followed(local: Local) -> None:
     assert set(local.tree()) == {"a", "w", "x", "x/y"}
 
 
+@OLD
 def test_an_old_servers_target_is_cleaned_before_links_are_followed(local: Local) -> None:
     (local.image / "x/y").mkdir(parents=True)
     (local.image / "a").symlink_to("x/y")
@@ -106,6 +111,7 @@ def test_an_old_servers_target_is_cleaned_before_links_are_followed(local: Local
     assert local.tree()["g"] == "F"
 
 
+@BOTH
 def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) -> None:
     (local.image / "t/sub").mkdir(parents=True)
     (local.image / "t/sub/kept").write_text("K")
@@ -114,6 +120,7 @@ def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) 
     assert local.tree() == {"t": "dir", "t/a": "A", "t/sub": "dir", "t/sub/b": "B", "t/sub/kept": "K"}
 
 
+@BOTH
 def test_links_are_copied_as_links_and_hard_links_share_their_file(local: Local) -> None:
     chunks = [*TREE, *a_link("soft", "../nowhere"), *a_link("sub/hard", "a", hard=True)]
     local.copy(chunks, "/t/")
@@ -172,6 +179,7 @@ def test_mode_owner_and_time_are_kept_and_parents_are_plain(local: Local) -> Non
     assert (status.st_mtime_ns, local.owner("p/q/a")) == (1_600_000_000_123_456_789, (0, 0))
 
 
+@BOTH
 def test_times_and_modes_of_directories_are_set_after_their_content(local: Local) -> None:
     chunks = [
         *a_directory("", 0o700, mtimeNs=5_000_000_000),
@@ -219,6 +227,7 @@ def test_a_bad_chown_is_an_error_that_names_it(local: Local, chown: str) -> None
     assert local.tree() == {}
 
 
+@BOTH
 def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -> None:
     chunks = [*a_directory(""), *in_tree("f", b"x", keepOwner=True, uid=7, gid=8)]
     local.copy(chunks, "/t1")
@@ -226,6 +235,7 @@ def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -
     assert (local.owner("t1/f"), local.owner("t2/f")) == ((7, 8), (9, 9))
 
 
+@BOTH
 def test_files_of_another_stage_keep_their_owners_and_are_placed_as_every_other_file(local: Local) -> None:
     (local.image / "real").mkdir()
     (local.image / "link").symlink_to("real")
@@ -323,6 +333,7 @@ def test_a_member_takes_the_place_of_whatever_is_there(local: Local) -> None:
     assert (local.mode("three"), local.mode("elsewhere")) == (0o711, 0o700)
 
 
+@BOTH
 def test_members_take_the_place_of_earlier_ones(local: Local) -> None:
     chunks = [
         *member_directory("d", 0o700),
@@ -358,6 +369,7 @@ def test_a_directory_of_great_depth_is_replaced(local: Local) -> None:
     assert local.tree() == {"d": "a file"}
 
 
+@OLD
 def test_the_root_and_the_parents_of_a_member_can_not_be_replaced(local: Local) -> None:
     assert "/t: a directory is there" in local.refused(member("", b"x"), "/t").message
     (local.image / "f").write_text("file")
@@ -405,12 +417,14 @@ def test_a_loop_of_links_is_an_error(local: Local) -> None:
     assert "/loop/x: Too many levels" in local.refused(a_file("a"), "/loop/x").message
 
 
+@OLD
 @pytest.mark.parametrize("path", ["../x", "a/../../x", "/x"])
 def test_entries_that_leave_the_destination_are_refused(local: Local, path: str) -> None:
     error = local.refused(in_tree(path, b"x"), "/t")
     assert (error.reason, "leads out" in error.message) == ("protocol", True)
 
 
+@OLD
 def test_an_unknown_kind_of_entry_is_refused(local: Local) -> None:
     assert local.refused(a_file("x", kind=9)).reason == "protocol"
 
@@ -418,6 +432,7 @@ def test_an_unknown_kind_of_entry_is_refused(local: Local) -> None:
 # --- broken streams -------------------------------------------------------------------------------
 
 
+@OLD
 @pytest.mark.parametrize(
     ("chunks", "words"),
     [
@@ -457,6 +472,7 @@ def test_a_broken_stream_is_an_error_and_leaves_no_file(
     assert set(local.tree()) <= {"t", "t/l", "t/d"}
 
 
+@OLD
 def test_not_one_chunk_more_than_announced_is_written(local: Local) -> None:
     sent = 0
 
@@ -473,17 +489,20 @@ def test_not_one_chunk_more_than_announced_is_written(local: Local) -> None:
     assert sent < 50
 
 
+@OLD
 def test_a_message_longer_than_the_protocols_limit_is_an_error(local: Local) -> None:
     error = local.refused([header(), chunk(bytes(wire.MAX_MESSAGE_BYTES)), eof()])
     assert "RESOURCE_EXHAUSTED" in error.message
 
 
+@OLD
 def test_an_error_of_the_server_is_not_the_end_of_the_stream(local: Local) -> None:
     error = local.refusal(copy_command("/t", source="unknown"))
     assert "NOT_FOUND: no resource unknown" in error.message
     assert "'unknown'" in error.message
 
 
+@OLD
 def test_a_failed_copy_leaves_the_old_file_in_place(local: Local) -> None:
     (local.image / "f").write_text("old")
     local.refused([header(size=2), chunk(b"x")], "/f")
@@ -509,6 +528,7 @@ def old_copy(target: str = "/t", **fields: object) -> str:
     return encode_command(copy_command(target, step=0))
 
 
+@OLD
 def test_an_old_servers_headers_say_where_files_go(local: Local) -> None:
     local.server.resources["files"] = [
         *classic("src", isDir=True, targetPath="/t/dir", fileMode=0o700 | 1 << 31),
@@ -532,6 +552,7 @@ def test_an_old_servers_headers_say_where_files_go(local: Local) -> None:
     assert local.server.events == []
 
 
+@OLD
 def test_go_file_modes_carry_setgid_and_sticky_elsewhere(local: Local) -> None:
     local.server.resources["files"] = classic("f", targetPath="/f", fileMode=0o750 | 1 << 22 | 1 << 20)
     local.execute(old_copy())
@@ -541,6 +562,7 @@ def test_go_file_modes_carry_setgid_and_sticky_elsewhere(local: Local) -> None:
 # --- commands -------------------------------------------------------------------------------------
 
 
+@OLD
 def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Local) -> None:
     local.execute('{"OriginalCommand":"HEALTHCHECK NONE"}', workdir_command("/made"))
     assert local.tree() == {"made": "dir"}
@@ -548,8 +570,9 @@ def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Loca
     assert (error.message, error.reason) == ("command 1: a command lacks OriginalCommand", "protocol")
 
 
+@OLD
 def test_every_call_says_that_this_guest_knows_the_extensions(local: Local) -> None:
     local.copy(a_file("a"), "/a")
     assert {name for name, _ in local.server.hellos} == {"Commands", "StdOut", "Resource"}
-    assert all(set(GUEST) <= set(hello) for _, hello in local.server.hellos)
+    assert all(GUEST in hello for _, hello in local.server.hellos)
     assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]

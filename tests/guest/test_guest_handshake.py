@@ -24,12 +24,12 @@ from firebuild_bootstrap.guest.bootstrap import bootstrap
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.commands import encode_command
+from firebuild_bootstrap.guest.stream import BATCH_BYTES, join
 from firebuild_bootstrap.legacy.old_server import OldServer
-from guest.build import copy_command, make_block
+from guest.build import copy_command, make_block, workdir_command
 from guest.local import Local
 from guest.pki import SERVER_NAME, Authority, Pair, Pki
-from guest.server import BuildServer, a_file, chunk, header
+from guest.server import BuildServer, a_file, group, header, member, piece
 
 Names = list[x509.GeneralName]
 
@@ -338,7 +338,7 @@ def silent(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Callable[.
 
     def run(*commands: wire.AnyCommand) -> ServerLost:
         (tmp_path / "image").mkdir()
-        server.commands = [encode_command(command) for command in commands]
+        server.commands = list(commands)
         began = time.monotonic()
         block = make_block(pki, server, ping_interval=0.1)
         with pytest.raises(ServerLost) as caught:
@@ -354,9 +354,10 @@ def silent(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Callable[.
 
 
 @pytest.mark.root
-def test_a_server_that_takes_no_output_is_lost(
+def test_an_old_server_that_takes_no_output_is_lost(
     server: BuildServer, silent: Callable[..., ServerLost]
 ) -> None:
+    server.old = True
     server.on_log = lambda message: silent.over.wait(20)  # type: ignore[attr-defined]
     server.resources["files"] = a_file("f", b"x")
     error = silent(copy_command("/f"))
@@ -364,15 +365,42 @@ def test_a_server_that_takes_no_output_is_lost(
     assert error.exit_status == 4
 
 
+def test_a_host_that_takes_no_output_is_lost(local: Local) -> None:
+    over = threading.Event()
+    local.server.on_log = lambda message: over.wait(20)
+    local.server.commands = [workdir_command("/w")]
+    local.client.call_timeout = 0.3
+    with join(local.client, local.stop, 5.0) as host, pytest.raises(ServerLost) as caught:
+        while True:
+            host.write(2, "stdout", bytes(BATCH_BYTES))
+    assert caught.value.message == "the server did not take the output within 0.3 seconds"
+    over.set()
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_a_server_that_stops_sending_files_is_lost(
+def test_a_host_that_stops_sending_files_is_lost(
     server: BuildServer, silent: Callable[..., ServerLost], before: int
 ) -> None:
-    def stall(context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
-        yield from [header(size=2), chunk(b"x")][:before]
+    def stall(_: grpc.ServicerContext) -> Iterator[pb.ToGuest]:
+        yield from [group(), piece(member("f", b"x")[:600])][:before]
         silent.over.wait(20)  # type: ignore[attr-defined]
 
+    server.resources["files"] = stall
+    error = silent(copy_command("/f"))
+    assert "the server sent nothing for 1 seconds" in error.message
+    assert error.exit_status == 4
+
+
+@pytest.mark.root
+def test_an_old_server_that_stops_sending_files_is_lost(
+    server: BuildServer, silent: Callable[..., ServerLost]
+) -> None:
+    def stall(_: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
+        yield header(size=2)
+        silent.over.wait(20)  # type: ignore[attr-defined]
+
+    server.old = True
     server.resources["files"] = stall
     error = silent(copy_command("/f"))
     assert "the server sent nothing of 'files' for 1 seconds" in error.message

@@ -22,7 +22,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.events import Event, PeerRefused
-from firebuild_bootstrap.legacy.commands import GUEST_HELLO
+from firebuild_bootstrap.legacy import commands as calls
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import channel_credentials, channel_options
@@ -130,7 +130,7 @@ class Caller:
             ("grpc.use_local_subchannel_pool", 1),  # each caller has a connection of its own
         ]
         self.channel = grpc.secure_channel(address, channel_credentials(material), options)
-        self._metadata = hello if isinstance(hello, tuple) else (GUEST_HELLO,) if hello else ()
+        self._metadata = hello if isinstance(hello, tuple) else (calls.GUEST,) if hello else ()
 
     def unary(self, name: str, request: Any, response: Any = pb.Empty, timeout: float = 10.0) -> Any:
         method: Any = self.channel.unary_unary(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firebuild_bootstrap import wire
 
@@ -17,6 +17,10 @@ from .client import CALL_SECONDS, Client
 from .errors import GuestError, InputError, Interrupted
 from .kernel import hide_memory
 from .stop import Stop
+from .stream import NoSession, Session, join
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.legacy.old_server import OldServer
 
 _CLOCK_TOLERANCE = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -92,9 +96,7 @@ def _build(
     scratch: str,
     caches: str,
 ) -> None:
-    from firebuild_bootstrap.legacy.old_server import OldServer
-
-    with OldServer(client, stop, ping_interval) as host:
+    with _host(client, stop, ping_interval) as host:
         # Only now, so that the first call is made as early as possible.
         from firebuild_bootstrap.layers.root import Root
 
@@ -116,6 +118,16 @@ def _build(
             wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
             host.abort(wrapped)
             raise wrapped from error
+
+
+def _host(client: Client, stop: Stop, ping_interval: float) -> Session | OldServer:
+    """Call the server, in the way that it knows."""
+    try:
+        return join(client, stop, ping_interval)
+    except NoSession:
+        from firebuild_bootstrap.legacy.old_server import OldServer
+
+        return OldServer(client, stop, ping_interval)
 
 
 def set_clock(

@@ -9,23 +9,25 @@ from typing import Protocol
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Metadata, Root
+from firebuild_bootstrap.layers.tar import LayerError
 
 from .copy import Copier
-from .errors import GuestError, StepError
+from .errors import GuestError, ProtocolError, StepError
 from .idmap import check_mapped
 from .incoming import Incoming
 from .overlay import Layers
 from .provide import Provider, cleaning
-from .run import Stream, run
+from .run import run
 from .stop import Stop
+from .stream import Checkpoint, Stream
 from .users import Users
 
 
 class Host(Protocol):
     """The other end: what it wants done, and what becomes of it. Each way to talk to a server is one."""
 
-    def steps(self) -> Iterator[wire.AnyCommand]:
-        """Yield the steps in order, each when the one before it has ended.
+    def steps(self) -> Iterator[wire.AnyCommand | Checkpoint]:
+        """Yield the steps in order, each when the one before it has ended; and wishes for their layers.
 
         Raises:
             GuestError: the server sent something else, or is lost.
@@ -40,11 +42,11 @@ class Host(Protocol):
         """
         ...
 
-    def started(self, step: int) -> None:
+    def started(self, step: int, /) -> None:
         """Take note that a step began."""
         ...
 
-    def write(self, step: int, stream: Stream, data: bytes) -> None:
+    def write(self, step: int, stream: Stream, data: bytes, /) -> None:
         """Take a piece of a step's output, at most `run.BATCH_BYTES`; wait while the server is slow."""
         ...
 
@@ -97,6 +99,9 @@ class Executor:
     def _execute(self) -> None:
         for number, command in enumerate(self._host.steps(), 1):
             self._stop.check()
+            if isinstance(command, Checkpoint):
+                self._give_layer(command)
+                continue
             begun = self._clock()
             self._host.started(command.step)
             try:
@@ -107,6 +112,15 @@ class Executor:
                     self._host.finished(command.step, error.exit_code or 1, self._clock() - begun)
                 raise
             self._host.finished(command.step, 0, self._clock() - begun)
+
+    def _give_layer(self, wish: Checkpoint) -> None:
+        layers = self._layers
+        if layers is None:
+            raise ProtocolError("the server wants the layer of a step, and this guest keeps none")
+        try:
+            wish.send(lambda out: layers.write(wish.step, out))
+        except (OSError, LayerError) as error:
+            raise StepError(f"the layer of step {wish.step} can't be sent: {error}") from error
 
     def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
+from firebuild_bootstrap.layers.tar import Sink, write_layer
+from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, upper_entries
 
 from . import kernel
 
@@ -130,6 +131,15 @@ class Layers:
                 _forget(upper, path, self._before)
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
+
+    def write(self, step: int, out: Sink) -> None:
+        """Write the layer of a finished step as an archive.
+
+        Raises:
+            LayerError: it can't be one.
+            OSError: it can't be read.
+        """
+        write_layer(out, upper_entries(f"{self._directory}/upper/{step}/fs"))
 
     def borrow(self, path: str) -> None:
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again.

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Literal
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
@@ -20,11 +19,10 @@ from .idmap import check_mapped
 from .netfiles import network_files
 from .provide import Provided, mount_points
 from .stop import Stop
+from .stream import BATCH_BYTES, Stream
 from .users import Identity
 
-Stream = Literal["stdout", "stderr"]
 Output = Callable[[Stream, bytes], None]
-BATCH_BYTES = 64 * 1024
 
 # The package is found by its path, because -I and -S keep everything else of the environment out.
 _BOOTSTRAP = (

@@ -1,7 +1,7 @@
 """What travels before the first step between peers of which one knows no `Session`: commands as JSON.
 
 Its keys are those that old peers know, and match case-insensitively. What came later is in keys that they
-ignore: `Step`, `Argv`, `Script`, `Chmod`, `TargetIsDirectory`, `Mounts`, `Network`. Both sides import this,
+ignore: `Step`, `Argv`, `Script`, `Chmod`, `TargetIsDirectory`. Both sides import this,
 so nothing but the protocol and the standard library is imported here.
 """
 
@@ -9,48 +9,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any, Final
 
-from firebuild_bootstrap.wire import (
-    NETWORKS,
-    SHARING,
-    AnyCommand,
-    BindMount,
-    CacheMount,
-    CopyCommand,
-    Mount,
-    RunCommand,
-    SecretMount,
-    TmpfsMount,
-    WireError,
-    WorkdirCommand,
-    mount_target,
-)
+from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WireError, WorkdirCommand
 
 # A guest that sends this metadata understands the extensions.
-GUEST_HELLO: Final = ("firebuild-guest", "1")
-# One that sends this as well takes files packed, and knows the mounts and the network of a RUN. Servers that
-# don't know it go by the other.
-GUEST_PACKED: Final = ("firebuild-guest", "2")
-GUEST: Final = (GUEST_HELLO, GUEST_PACKED)
-MOUNTS_SINCE: Final = 2
-PACKED_SINCE: Final = 2
-_MAX_ID: Final = 2**32 - 2  # the kernel's last uid; 2^32 - 1 means "leave it" (chown(2))
+GUEST: Final = ("firebuild-guest", "1")
 
 
-def announced(metadata: Iterable[tuple[str, str | bytes]]) -> int:
-    """Return the version that a guest announces in the metadata of its calls; 0 for one that does not."""
-    known = {hello: number for number, hello in enumerate(GUEST, 1)}
-    return max((known.get((name, str(value)), 0) for name, value in metadata), default=0)
+def announced(metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+    """Say whether a guest understands the extensions, by the metadata of one of its calls."""
+    return GUEST in metadata
 
 
 def needs_mounts(command: AnyCommand) -> bool:
-    """Say whether a guest that announces less than `MOUNTS_SINCE` would do something else."""
+    """Say whether a guest that knows no `Session` would do something else."""
     return isinstance(command, RunCommand) and bool(command.mounts or command.network != "default")
 
 
-_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory", "Mounts", "Network")
+_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory")
 
 
 def encode_command(command: AnyCommand, *, extended: bool = True) -> str:
@@ -63,7 +40,7 @@ def encode_command(command: AnyCommand, *, extended: bool = True) -> str:
     Raises:
         ValueError: the command would be another one without them.
     """
-    if not extended and needs_mounts(command):
+    if needs_mounts(command):
         raise ValueError("an old guest would run the command without its mounts")
     document: dict[str, Any] = {
         "OriginalCommand": command.original,
@@ -82,10 +59,6 @@ def encode_command(command: AnyCommand, *, extended: bool = True) -> str:
             }
             if command.script is not None:
                 document["Script"] = command.script
-            if command.mounts:
-                document["Mounts"] = [_encode_mount(mount) for mount in command.mounts]
-            if command.network != "default":
-                document["Network"] = command.network
         case CopyCommand():
             document |= {
                 "OriginalSource": command.source,
@@ -152,58 +125,8 @@ def _decode_run(members: _Members, common: dict[str, Any]) -> RunCommand:
         env=members.mapping("Env"),
         args=members.mapping("Args"),
         script=members.get("Script", str, "") or None,
-        mounts=tuple(_decode_mount(mount, common["workdir"]) for mount in members.objects("Mounts")),
-        network=members.choice("Network", NETWORKS),
         **common,
     )
-
-
-def _encode_mount(mount: Mount) -> dict[str, Any]:
-    members = {each.name: getattr(mount, each.name) for each in fields(mount)}
-    kind = next(name for name, known in _MOUNTS.items() if isinstance(mount, known))
-    return {"Type": kind, **{name.title().replace("_", ""): value for name, value in members.items()}}
-
-
-_MOUNTS: Final[dict[str, type[Mount]]] = {
-    "bind": BindMount,
-    "cache": CacheMount,
-    "tmpfs": TmpfsMount,
-    "secret": SecretMount,
-}
-
-
-def _decode_mount(members: _Members, workdir: str) -> Mount:
-    """Read one mount; an unknown kind is an error, because the command would run without it."""
-    kind = members.get("Type", str)
-    target = members.path("Target") if kind != "secret" else members.optional_path("Target")
-    if target:
-        mount_target(workdir, target)
-    elif kind != "secret":
-        raise WireError("Target of a mount is empty")
-    resource = members.optional_path("Resource")
-    if kind in ("bind", "secret") and not resource:
-        raise WireError(f"Resource of a {kind} mount is empty")
-    match kind:
-        case "bind":
-            return BindMount(target=target, resource=resource, writable=members.get("Writable", bool, False))
-        case "tmpfs":
-            return TmpfsMount(target=target, size=members.number("Size", 2**63 - 1, 0))
-        case "cache":
-            return CacheMount(
-                target=target,
-                id=members.path("Id"),
-                sharing=members.choice("Sharing", SHARING),
-                resource=resource,
-                read_only=members.get("ReadOnly", bool, False),
-                **members.owned(0o755),
-            )
-        case "secret":
-            env = members.optional_path("Env")
-            if "=" in env or not (env or target):
-                raise WireError(f"Env of a secret mount: expected the name of a variable, found {env!r:.80}")
-            return SecretMount(resource=resource, target=target, env=env, **members.owned(0o400))
-        case _:
-            raise WireError(f"Type of a mount: {kind!r:.80} is not known")
 
 
 def _decode_copy(members: _Members, common: dict[str, Any], keyword: str) -> CopyCommand:
@@ -261,37 +184,6 @@ class _Members:
         if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
             raise WireError(f"{name} of a command: {value!r:.80} contains a NUL or a broken character")
         return value
-
-    def optional_path(self, name: str) -> str:
-        """Return what `path` does; an empty text where there is none."""
-        return self.path(name) if self._members.get(name.lower()) is not None else ""
-
-    def number(self, name: str, most: int, default: int) -> int:
-        value = int(self.get(name, int, default))
-        if not 0 <= value <= most:
-            raise WireError(f"{name} of a command: expected a number from 0 to {most}, found {value!r:.80}")
-        return value
-
-    def owned(self, mode: int) -> dict[str, int]:
-        """Return mode, uid and gid of a mount, by the names of its members."""
-        return {
-            "mode": self.number("Mode", 0o7777, mode),
-            "uid": self.number("Uid", _MAX_ID, 0),
-            "gid": self.number("Gid", _MAX_ID, 0),
-        }
-
-    def choice(self, name: str, known: tuple[str, ...]) -> str:
-        """Return one of the known words, the first where there is none."""
-        value = str(self.get(name, str, known[0]))
-        if value not in known:
-            raise WireError(f"{name} of a command: expected {', '.join(known)}, found {value!r:.80}")
-        return value
-
-    def objects(self, name: str) -> list[_Members]:
-        value = self.get(name, list, [])
-        if not all(isinstance(item, dict) for item in value):
-            raise WireError(f"{name} of a command: expected objects, found {value!r:.80}")
-        return [_Members({str(key).lower(): member for key, member in item.items()}) for item in value]
 
     def strings(self, name: str) -> tuple[str, ...]:
         value = self.get(name, list, [])

@@ -1,4 +1,4 @@
-"""The seven calls of guests that know no `Session`: old ones, and ours that announce version 1 or 2.
+"""The seven calls of guests that know no `Session`: old ones, and ours of earlier versions.
 
 Who may call is decided in `service.guard`. Guests of ours get the steps as commands in JSON, and files as
 entries that say what they are; what is told to those that do not announce themselves is in old_guest.py.
@@ -21,18 +21,17 @@ from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.outcome import Ending, Outcome
-from firebuild_bootstrap.service.packing import changed, content_of, packed, reading
+from firebuild_bootstrap.service.packing import changed, content_of, reading
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
 
-from .commands import MOUNTS_SINCE, PACKED_SINCE, announced, encode_command, needs_mounts
+from .commands import announced, encode_command, needs_mounts
 from .old_guest import OldGuest, messages, too_old
 
 _PROGRESS_SECONDS: Final = 0.5
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
-_Chunk = TypeVar("_Chunk")
 
 # What a guest can make the server keep is bounded: here its requests, in `service.server` the number of them.
 _SMALL_BYTES: Final = 128 * 1024
@@ -128,13 +127,13 @@ class Handlers:
         if not context.add_callback(self._commands_on_their_way.release):
             self._commands_on_their_way.release()
         with self._lock:
-            return pb.CommandsResponse(command=self._told(_version(context)))
+            return pb.CommandsResponse(command=self._told(_extended(context)))
 
-    def _told(self, version: int) -> Sequence[str]:
+    def _told(self, extended: bool) -> Sequence[str]:
         needing = next((command for command in self._commands if needs_mounts(command)), None)
-        if needing is not None and version < MOUNTS_SINCE:
+        if needing is not None:
             raise too_old(f"step {needing.step} has --mount or --network, which it does not know")
-        if version:
+        if extended:
             self._texts = self._texts or tuple(map(encode_command, self._commands))
             # Each is a string of the answer: its tag and its length take up to six bytes more.
             if sum(len(text.encode()) + 6 for text in self._texts) > wire.MAX_MESSAGE_BYTES:
@@ -150,15 +149,14 @@ class Handlers:
 
     def resource(
         self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk | bytes]:
+    ) -> Iterator[pb.ResourceChunk]:
         """Stream one resource; gRPC asks for the next chunk when the last one has left.
 
         Raises:
             InputError: there is no such resource, or it cannot be read.
         """
         path = f"{request.stage}://{request.path}" if request.stage else request.path
-        version = _version(context)
-        if not version:
+        if not _extended(context):
             yield from self._alive(self._old_chunks(path, context))
             return
         resource = self._resources.get(path)
@@ -166,10 +164,7 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        if version >= PACKED_SINCE:
-            yield from self._alive(self._counted(path, packed(resource.entries())))
-        else:
-            yield from self._alive(self._counted(path, self._chunks(path, resource)))
+        yield from self._alive(self._counted(path, self._chunks(path, resource)))
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -180,29 +175,23 @@ class Handlers:
 
     def _chunks(self, path: str, resource: Resource) -> Iterator[pb.ResourceChunk]:
         found = (command for command in self._commands if isinstance(command, wire.CopyCommand))
-        # Only the guest knows where the files of a mount go.
-        command = next(
-            (copy for copy in found if copy.source == path),
-            wire.CopyCommand(step=0, original="", source=path, target="/"),
-        )
+        command = next(copy for copy in found if copy.source == path)
         for number, entry in enumerate(resource.entries(), start=1):
             content = _content(entry) if entry.kind is EntryKind.FILE else ()
             yield from messages(_header(command, entry, f"{path}-{number}"), content)
 
-    def _counted(
-        self, path: str, chunks: Iterator[pb.ResourceChunk] | Iterator[bytes]
-    ) -> Iterator[pb.ResourceChunk | bytes]:
+    def _counted(self, path: str, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
         """Tell now and then how much of the files of a step was sent."""
-        number = path.removeprefix("step-").partition("-mount-")[0]
+        number = path.removeprefix("step-")
         sent, told = 0, time.monotonic()
         for chunk in chunks:
             yield chunk
-            sent += len(chunk if isinstance(chunk, bytes) else chunk.chunk.chunk)
+            sent += len(chunk.chunk.chunk)
             if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
                 told = time.monotonic()
                 self._session.events(StepProgress(step=int(number), bytes=sent))
 
-    def _alive(self, chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
+    def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
         """Pass chunks on; each is a sign of life of the guest that takes it."""
         for chunk in chunks:
             self._session.touch()
@@ -218,7 +207,7 @@ class Handlers:
 
     def abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as failed."""
-        if self._old is not None and not _version(context):
+        if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.abort(request.error))
             return _EMPTY
         # The exit status of other failures means nothing.
@@ -240,7 +229,7 @@ class Handlers:
 
     def success(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as done."""
-        if self._old is not None and not _version(context):
+        if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.success())
         else:
             self._session.end(self._steps.success())
@@ -249,7 +238,7 @@ class Handlers:
     def _log(
         self, stream: Literal["stdout", "stderr"], message: pb.LogMessage, context: grpc.ServicerContext
     ) -> pb.Empty:
-        if self._old is not None and not _version(context):
+        if self._old is not None and not _extended(context):
             self._old.progress.output(stream, message.line)
             return _EMPTY
         step = self._steps.known(message.step)
@@ -270,8 +259,8 @@ class Handlers:
             self._steps.finished(number, event.exit_code, event.duration_ms / 1000)
 
 
-def _version(context: grpc.ServicerContext) -> int:
-    """Return what the guest announces, 0 for one that does not."""
+def _extended(context: grpc.ServicerContext) -> bool:
+    """Say whether the guest announces itself."""
     return announced(context.invocation_metadata())
 
 

@@ -14,18 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.client import Client, failure
 from firebuild_bootstrap.guest.errors import GuestError, ProtocolError, ServerLost, StepError
-from firebuild_bootstrap.guest.incoming import Incoming, Message, check_owner, opened, packed
-from firebuild_bootstrap.guest.run import BATCH_BYTES, Stream
+from firebuild_bootstrap.guest.incoming import Incoming, check_owner
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.guest.stream import BATCH_BYTES, Stream
 from firebuild_bootstrap.layers import tar
 
 from .commands import GUEST, decode_command
@@ -107,7 +107,7 @@ class OldServer:
 
     def _call(self, name: str, request: Any, timeout: float) -> bytes:
         try:
-            call = self._method(name).future(request, timeout=timeout, metadata=GUEST)
+            call = self._method(name).future(request, timeout=timeout, metadata=(GUEST,))
         except ValueError as error:  # what gRPC says of a channel that this guest has closed, at its end
             self._stop.check()
             raise ServerLost("the connection to the server was closed") from error
@@ -135,7 +135,7 @@ class OldServer:
         The first servers know no pings; that they say so is an answer.
         """
         try:
-            answer = self._method("Ping")(pb.PingRequest(id=identifier), timeout=timeout, metadata=GUEST)
+            answer = self._method("Ping")(pb.PingRequest(id=identifier), timeout=timeout, metadata=(GUEST,))
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
         except ValueError:  # the channel is closed
@@ -158,7 +158,7 @@ class OldServer:
         text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
         request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
-            self._method("Abort")(request, timeout=_FAREWELL_SECONDS, metadata=GUEST)
+            self._method("Abort")(request, timeout=_FAREWELL_SECONDS, metadata=(GUEST,))
         except (grpc.RpcError, ValueError):
             return False
         return True
@@ -262,11 +262,8 @@ class OldServer:
         if resource in self._arrived:
             yield self._arrived.pop(resource)
             return
-        messages = self._messages(resource)
-        for first in messages:
-            rest = chain((first,), messages)
-            is_group = not isinstance(first, memoryview) and first.HasField("group")
-            yield from packed(rest) if is_group else (entry for _, entry in separate(rest))
+        for _, entry in separate(self._messages(resource)):
+            yield entry
 
     def streaming(self) -> Any:
         """Return the method that streams a resource, message by message as bytes."""
@@ -274,13 +271,13 @@ class OldServer:
             wire.method("Resource"), request_serializer=pb.ResourceRequest.SerializeToString
         )
 
-    def _messages(self, resource: str) -> Iterator[Message]:
+    def _messages(self, resource: str) -> Iterator[pb.ResourceChunk]:
         """Ask for a resource, by the command's source alone."""
-        call = self.streaming()(pb.ResourceRequest(path=resource), metadata=GUEST)
+        call = self.streaming()(pb.ResourceRequest(path=resource), metadata=(GUEST,))
         try:
             with self._stop.calling(call.cancel), _Patience(call.cancel, self._patience) as patience:
                 for message in patience.with_each(call):
-                    yield opened(message)
+                    yield _opened(message)
         except grpc.RpcError as error:
             self._stop.check()
             if patience.lost:
@@ -461,7 +458,7 @@ def _below(source: str, path: str) -> str | None:
 # --- files, each by itself ----------------------------------------------------------------------
 
 
-def separate(stream: Iterator[Message]) -> Iterator[tuple[_Header, Incoming]]:
+def separate(stream: Iterator[pb.ResourceChunk]) -> Iterator[tuple[_Header, Incoming]]:
     """Cut a stream into entries that each have a header, chunks and an end.
 
     Raises:
@@ -470,7 +467,7 @@ def separate(stream: Iterator[Message]) -> Iterator[tuple[_Header, Incoming]]:
     """
     for message in stream:
         kind = _kind_of(message)
-        if kind != "header" or isinstance(message, memoryview):
+        if kind != "header":
             raise ProtocolError(f"the server sent {kind} where the header of a file was due")
         header = message.header
         _check(header)
@@ -485,8 +482,15 @@ def _is_old_directory(header: _Header) -> bool:
     return header.kind == pb.ENTRY_KIND_UNSPECIFIED and header.isDir
 
 
-def _kind_of(message: Message) -> str:
-    return "piece" if isinstance(message, memoryview) else message.WhichOneof("payload") or "nothing"
+def _kind_of(message: pb.ResourceChunk) -> str:
+    return message.WhichOneof("payload") or "nothing"
+
+
+def _opened(message: bytes) -> pb.ResourceChunk:
+    try:
+        return pb.ResourceChunk.FromString(message)
+    except DecodeError as error:
+        raise ProtocolError(f"the server sent files that can't be read: {error}") from error
 
 
 def _entry(header: _Header) -> tar.Entry:
@@ -513,18 +517,18 @@ def _chunk_writer(content: Iterator[bytes]) -> Callable[[int], None]:
     return write
 
 
-def _content(stream: Iterator[Message], header: _Header) -> Iterator[bytes]:
+def _content(stream: Iterator[pb.ResourceChunk], header: _Header) -> Iterator[bytes]:
     name = header.entryPath or header.sourcePath
     received = empty = 0
     announced, is_file = _announced(header), header.kind == pb.ENTRY_KIND_FILE
     for message in stream:
         kind = _kind_of(message)
-        if kind == "eof" and not isinstance(message, memoryview):
+        if kind == "eof":
             _check_id(header, message.eof.id)
             if announced is not None and received != announced:
                 raise ProtocolError(f"{name}: {announced} bytes were announced, {received} came")
             return
-        if kind != "chunk" or isinstance(message, memoryview):
+        if kind != "chunk":
             raise ProtocolError(f"{name}: the server sent {kind} before the end of the file")
         _check_id(header, message.chunk.id)
         data = message.chunk.chunk
