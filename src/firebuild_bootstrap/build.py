@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
@@ -28,7 +27,7 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, check_destinations, check_programs
+from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
@@ -175,7 +174,7 @@ class _Build:
         self._phase(7)
         authority.close()  # nobody needs its certificates any more
         self._pass_warnings_on(authority)
-        return self._store(resolved, results, machine, authority)
+        return self._store(resolved, results, authority)
 
     def _phase(self, number: int) -> None:
         """Tell once that the build has come so far; stages come there one by one."""
@@ -380,29 +379,26 @@ class _Build:
         self,
         resolved: Resolved,
         results: Results,
-        machine: Machine | None = None,
         authority: Authority | None = None,
     ) -> StoredImage | None:
         provider = authority.provider_name if authority is not None else self._settings.ca.provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
 
-        def export(outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-            return results.export(machine, outputs, into, request.epoch)
-
-        made_of = results.made_of(request.outputs, request.epoch)
-        image = store(export, request, resolved, origin, self._home, made_of=made_of)
-        results.trim(self._settings.cache.limit(self._home.root))
-        if image is None:
+        layers = results.layers()
+        if layers is None:
             self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
             return None
-        first = image.record.outputs[0]
+        image = store(layers, request, resolved, origin, self._home, notice=self._notice)
+        results.trim(self._settings.cache.limit(self._home.root))
+        wanted = {spec.type for spec in request.outputs[:1]}
+        first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
             ImageStored(
                 tag=image.record.tag,
-                path=str(image.location / first.path),
-                size=first.size,
-                digest=first.digest,
+                path=str(image.location / first.path if first is not None else image.location),
+                size=first.size if first is not None else image.record.size,
+                digest=first.digest if first is not None else "",
                 seconds=time.monotonic() - self._began,
             )
         )

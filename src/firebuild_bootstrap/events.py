@@ -218,7 +218,11 @@ class PeerRefused(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageStored(Event):
-    """The image is complete in the store."""
+    """The image is complete in the store.
+
+    `path`, `size` and `digest` are those of the first output that was asked for. Without any they are the
+    image's directory, the bytes of its layers, and empty: to find out the id of an image takes time.
+    """
 
     type: ClassVar[str] = "image-stored"
     tag: str

@@ -10,8 +10,10 @@ from typing import Literal
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.image.forms import write_form
 from firebuild_bootstrap.image.layertrees import LayerTrees
-from firebuild_bootstrap.image.store import ImageStore
+from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_bootstrap.image.store import ImageStore, StoredImage, image_id
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -89,7 +91,9 @@ class Home:
     @cached_property
     def bases(self) -> BaseStore:
         """What builds start from."""
-        return BaseStore(self.root, lambda: self.trees, images=self.images, tasks=self.tasks)
+        return BaseStore(
+            self.root, lambda: self.trees, images=self.images, identify=self.image_id, tasks=self.tasks
+        )
 
     @cached_property
     def layers(self) -> LayerTrees:
@@ -99,7 +103,40 @@ class Home:
     @cached_property
     def cache(self) -> Cache:
         """The results of steps that builds share."""
-        return Cache(self.layers)
+        return Cache(self.layers, named=lambda: self.images.layer_keys(self.layers.root.name))
+
+    def image_id(self, image: StoredImage) -> str:
+        """Return the id of an image; see `image_id`."""
+        return image_id(image, self.layers)
+
+    def form(
+        self, image: StoredImage, spec: OutputSpec, *, any_size: bool = False, changed: bool = False
+    ) -> Path:
+        """Return the path of a form of an image in the store, which is written if it is not there.
+
+        Args:
+            image: held by the caller.
+            spec: which form.
+            any_size: as in `write_form`.
+            changed: as in `write_form`.
+
+        Raises:
+            InputError, MachineError: as `StoredImage.layers` and `write_form`.
+        """
+        if image.record.layers is None and (path := image.output(spec.type)) is not None:
+            return path
+        layers = image.layers(self.layers.root.name)
+        epoch = image.record.epoch
+        made = write_form(
+            image.directory,
+            lambda: self.layers.merged(layers),
+            spec,
+            self.trees,
+            epoch=epoch,
+            any_size=any_size,
+            changed=changed,
+        )
+        return image.location / made.path
 
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""

@@ -460,7 +460,8 @@ class PlainRenderer:
         self._line(f"Built {one_line(event.tag)} in {event.seconds:.1f}s", _GREEN)
         self._line(f"  image   {one_line(event.path, _MESSAGE_LIMIT)}")
         self._line(f"  size    {human_size(event.size)}")
-        self._line(f"  digest  {one_line(event.digest)}")
+        if event.digest:
+            self._line(f"  digest  {one_line(event.digest)}")
 
     def _build_failed(self, _: BuildFailed) -> None:
         """The error itself goes to standard error; what goes on from now on is the clean-up."""

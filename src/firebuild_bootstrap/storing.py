@@ -1,19 +1,28 @@
-"""The last step of a build: the machine's root file system becomes an image, and is delivered."""
+"""The last step of a build: its layers become an image, and the forms that were asked for are delivered."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, deliver
-from firebuild_bootstrap.image.store import ImageRecord, StoredImage
+from firebuild_bootstrap.image.forms import keep_form, reuse_forms, write_form
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
+from firebuild_bootstrap.image.outputs import Artifact, OutputType, deliver
+from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
+from firebuild_bootstrap.layers.tree import copy_file
+from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved
+
+_BASE: Final = "base.tar"
 
 
 @dataclass(frozen=True)
@@ -25,82 +34,135 @@ class Origin:
     issuer_fingerprint: str
 
 
-Export = Callable[[Sequence[OutputSpec], Path], tuple[Artifact, ...]]
-"""Writes the outputs of a build into a directory; nothing where its root file system is out of reach."""
-
-
 def store(
-    export: Export,
+    layers: Sequence[Layer],
     request: BuildRequest,
     resolved: Resolved,
     origin: Origin,
     home: Home,
     *,
-    made_of: str = "",
-) -> StoredImage | None:
-    """Write the outputs of a machine that has ended, and store them as one image.
+    notice: Callable[[str], None] = lambda _: None,
+) -> StoredImage:
+    """Store layers as one image, after the forms of it that are wanted are written.
 
     Args:
-        export: writes them.
-        request: which, and where to.
+        layers: what the target is made of, the lowest first; held by the caller.
+        request: which forms, and where to.
         resolved: what was built.
         origin: by which build.
         home: where.
-        made_of: names what the outputs are written from, and how. An image under the same names that was
-            made of the same is left as it is.
+        notice: told what a form could not keep.
 
     Returns:
-        the image; None where the machine's drive is out of reach.
+        the image. One under the same names that is the same is left as it is, with its forms.
 
     Raises:
-        MachineError: the drive can't be read, or the disk is full. Nothing is stored then.
+        InputError: the files need more than the size that is asked for.
+        MachineError: the disk is full. Nothing is stored then.
         Interrupted: `home.check` raised it.
     """
-    same = _stored_already(request, resolved, made_of, home)
-    if same is not None:
-        for spec, artifact in zip(request.outputs, same.record.outputs, strict=True):
-            deliver(same.directory / artifact.path, spec, home.trees)
-        return same
-    with home.images.stage() as staging:
-        artifacts = export(request.outputs, staging.path)
-        if not artifacts:
-            return None
-        record = ImageRecord(
-            tag=str(request.tag),
-            also_tagged=tuple(map(str, request.also_tagged)),
-            build_id=origin.build_id,
-            created=_created(request.epoch),
-            firebuild_version=version("firebuild"),
-            base=resolved.reference,
-            base_digest=resolved.base.digest if resolved.base else "",
-            ca_provider=origin.ca_provider,
-            issuer_fingerprint=origin.issuer_fingerprint,
-            config=resolved.graph.target.config,
-            outputs=tuple(artifacts),
-            made_of=made_of,
-        )
-        home.check()
-        for spec, artifact in zip(request.outputs, artifacts, strict=True):
-            deliver(staging.path / artifact.path, spec, home.trees)
+    record = ImageRecord(
+        tag=str(request.tag),
+        also_tagged=tuple(map(str, request.also_tagged)),
+        build_id=origin.build_id,
+        created=_created(request.epoch),
+        firebuild_version=version("firebuild"),
+        base=resolved.reference,
+        base_digest=resolved.base.digest if resolved.base else "",
+        ca_provider=origin.ca_provider,
+        issuer_fingerprint=origin.issuer_fingerprint,
+        config=resolved.graph.target.config,
+        layers=tuple(_described(layer, resolved, home) for layer in layers),
+        layer_store=home.layers.root.name if any(isinstance(each, StoredLayer) for each in layers) else "",
+        platform=resolved.graph.target.platform,
+        epoch=request.epoch,
+    )
+
+    def write(directory: Path) -> None:
+        for spec in request.outputs:
+            made = write_form(
+                directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
+            )
+            home.check()
+            deliver(directory / made.path, spec, home.trees)
+
+    older = _found(request, home)
+    if older is not None and _is_same(older, record):
+        write(older.directory)
+        return older.refreshed()
+    with home.images.stage() as staging, ExitStack() as cleanup:
+        for layer, described in zip(layers, record.layers or (), strict=True):
+            if isinstance(layer, ArchiveLayer):
+                _link(layer.path, staging.path / described.archive)
+                if described.archive == OutputType.TAR.file_name:
+                    keep_form(staging.path, _as_form(described))
+                    _tell_losses(layer, request, home, notice)
+        if older is not None and _is_made_of(older, record):
+            reuse_forms(older.directory, staging.path)
+        write(staging.path)
         with home.tasks.task("storing the image"):
+            if record.layer_store:
+                keys = [layer.key for layer in layers if isinstance(layer, StoredLayer)]
+                cleanup.enter_context(home.cache.naming(keys))
             return home.images.commit(staging, record)
 
 
-def _stored_already(
-    request: BuildRequest, resolved: Resolved, made_of: str, home: Home
-) -> StoredImage | None:
-    if not made_of:
-        return None
+def _described(layer: Layer, resolved: Resolved, home: Home) -> ImageLayer:
+    if isinstance(layer, StoredLayer):
+        return ImageLayer(home.cache.size(layer.key), key=layer.key)
+    # What a machine leaves as one archive is the image's tar form as well.
+    from_base = any(layer in base.layers for base in resolved.bases.values())
+    name = _BASE if from_base else OutputType.TAR.file_name
+    return ImageLayer(layer.path.stat().st_size, archive=name, digest=layer.digest)
+
+
+def _as_form(layer: ImageLayer) -> Artifact:
+    return Artifact(OutputType.TAR, layer.archive, layer.size, layer.digest)
+
+
+def _link(archive: Path, target: Path) -> None:
+    """Keep an archive under one more name, so that it stays when the base is removed; it takes no room."""
+    try:
+        os.link(archive, target)
+    except OSError:  # the store is spread over several file systems
+        try:
+            with open(archive, "rb") as reader, open(target, "wb") as writer:
+                copy_file(reader.fileno(), writer.fileno())
+        except OSError as error:
+            raise MachineError(f"{target} could not be written: {error.strerror}") from error
+
+
+def _tell_losses(
+    layer: ArchiveLayer, request: BuildRequest, home: Home, notice: Callable[[str], None]
+) -> None:
+    if any(spec.type is not OutputType.TAR for spec in request.outputs):
+        _, report = home.layers.unpacked(layer.path, layer.digest)
+        for note in unpack_notes(report, "the machine's drive"):
+            notice(note)
+
+
+def _found(request: BuildRequest, home: Home) -> StoredImage | None:
+    """Return the image that has all names of the request, held until its store is closed."""
     try:
         image, *others = [home.images.find(tag, hold=True) for tag in (request.tag, *request.also_tagged)]
     except MachineError:  # a damaged one is replaced
         return None
-    if image is None or image.record.made_of != made_of:
+    if image is None or any(other is None or other.directory != image.directory for other in others):
         return None
-    if any(other is None or other.directory != image.directory for other in others):
-        return None
-    same = image.record.config == resolved.graph.target.config and image.is_untouched()
-    return image if same else None
+    return image
+
+
+def _is_made_of(image: StoredImage, record: ImageRecord) -> bool:
+    """Whether an image has the same files with the same times in all forms."""
+    old, new = image.record, record
+    if old.layers is None or new.layers is None or old.epoch != new.epoch:
+        return False
+    return [layer.identity for layer in old.layers] == [layer.identity for layer in new.layers]
+
+
+def _is_same(image: StoredImage, record: ImageRecord) -> bool:
+    same = image.record.config == record.config and image.record.platform == record.platform
+    return same and _is_made_of(image, record)
 
 
 def _created(epoch: int | None) -> str:

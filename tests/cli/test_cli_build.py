@@ -448,12 +448,13 @@ def test_other_outputs_are_refused(cli: Cli, outputs: list[str], message: str) -
     assert message in cli("build", *options, status=2).first
 
 
-def test_quiet_prints_the_digest_alone(cli: Cli) -> None:
+def test_quiet_prints_the_id_alone(cli: Cli) -> None:
     Path("Dockerfile").write_text(SCRATCH)
-    done = cli("build", "-q", "-t", "t", *TAR, "--iidfile", "iid")
-    [output] = json.loads(cli("images", "inspect", "t").out)["outputs"]
-    assert done.out == f"{output['digest']}\n"
-    assert Path("iid").read_text() == output["digest"]
+    done = cli("build", "-q", "-t", "t", *TAR, "--iidfile", "iid", "--metadata-file", "metadata")
+    image = json.loads(cli("images", "inspect", "t").out)
+    assert done.out == f"{image['id']}\n"
+    assert Path("iid").read_text() == image["id"]
+    assert json.loads(Path("metadata").read_text()) == image
     assert re.fullmatch(r"sha256:[0-9a-f]{64}\n", cli("build", "--progress", "quiet", *TAR).out)
     assert cli("build", "-q", "--progress", "plain", status=2).first == (
         "error: --quiet and --progress plain can't be used together"

@@ -251,7 +251,7 @@ def test_a_program_that_the_outputs_need_is_looked_for_before_anything_starts(
     monkeypatch.setattr(outputs, "PROGRAMS_PATH", str(tmp_path))
     dockerfile("FROM scratch\nCOPY Dockerfile /\n")
     done = cli("rootfs", "--tag", "t/lost:1", status=6)
-    assert "--output ext4, which is the default, needs the program mke2fs, which was not found" in done.err
+    assert "an ext4 image needs the program mke2fs, which was not found" in done.err
     assert "install the package e2fsprogs, or choose `--output tar` or `--output dir`" in done.err
     assert done.out == ""
     assert cli("rootfs", "--tag", "t/kept:1", "--output", "tar").err == ""

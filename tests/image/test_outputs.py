@@ -51,8 +51,7 @@ def test_a_wrong_output_is_named(text: str, named: str) -> None:
         parse_output(text)
 
 
-def test_without_outputs_an_ext4_image_is_made_and_no_type_twice() -> None:
-    assert parse_outputs([]) == (OutputSpec(OutputType.EXT4),)
+def test_no_output_can_be_asked_for_twice() -> None:
     assert len(parse_outputs(["tar", "dir"])) == 2
     with pytest.raises(InputError, match="--output tar is given twice"):
         parse_outputs(["tar", "tar,dest=/x"])

@@ -294,15 +294,21 @@ def test_an_unknown_base_shows_the_nearest_name_and_how_to_import(
     )
 
 
-def test_a_finished_image_with_a_tar_output_is_a_base(bases: BaseStore, images: ImageStore) -> None:
+def test_an_image_of_an_earlier_version_with_a_tar_output_is_a_base(
+    bases: BaseStore, images: ImageStore
+) -> None:
     commit(images, "acme/web:1", {OutputType.TAR: b"tar", OutputType.EXT4: b"image"})
     base = bases.resolve("acme/web:1")
     assert base.archive.read_bytes() == b"tar"
     assert base.config.user == "app"
     commit(images, "acme/db:1", {OutputType.EXT4: b"image"})
-    with pytest.raises(InputError, match="acme/db:1 has no tar output") as caught:
+    with pytest.raises(
+        InputError, match="acme/db:1 is of an earlier version and has no tar output"
+    ) as caught:
         bases.resolve("acme/db:1")
-    assert caught.value.hint == "build it again with `--output tar` as well"
+    assert caught.value.hint == "build it again"
+    with pytest.raises(InputError, match="the image acme/web:1 has the digest sha256:0"):
+        bases.resolve(f"acme/web:1@sha256:{'1' * 64}")
     with pytest.raises(InputError, match="unknown base a/b/c"):
         bases.resolve("a/b/c")
     with pytest.raises(InputError, match="unknown base acme/web:2"):

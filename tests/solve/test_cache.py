@@ -344,10 +344,11 @@ def test_many_builds_and_prunes_at_once_agree(store: Store) -> None:
     assert store.layers() == []
 
 
+@pytest.mark.parametrize("name", ["killing.py", "killing_images.py"])
 def test_kills_at_any_moment_lose_nothing_that_was_finished_and_leave_nothing_half_made(
-    tmp_path: Path,
+    tmp_path: Path, name: str
 ) -> None:
-    program = Path(__file__).with_name("killing.py")
+    program = Path(__file__).with_name(name)
     environ = {**os.environ, "PYTHONPATH": str(program.parents[1])}
     command = [sys.executable, str(program), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)

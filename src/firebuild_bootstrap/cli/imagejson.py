@@ -14,17 +14,12 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.store import StoredImage
 
 
-def image_document(image: StoredImage) -> dict[str, Any]:
-    """Return the image's record, with the absolute paths of its outputs."""
-    document: dict[str, Any] = image.record.as_json()
+def image_document(image: StoredImage, identity: str = "") -> dict[str, Any]:
+    """Return the image's record, with the absolute paths of its outputs and its id, if that is known."""
+    document = {**({"id": identity} if identity else {}), **image.record.as_json()}
     for output in document["outputs"]:
         output["path"] = str(image.location / output["path"])
     return document
-
-
-def image_json(image: StoredImage) -> str:
-    """Return the same as text."""
-    return as_text(image_document(image))
 
 
 def as_text(document: Any) -> str:

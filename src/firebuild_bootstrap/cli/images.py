@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,12 +18,15 @@ from firebuild_bootstrap.cli.options import (
     home_from,
     json_option,
     settings_from,
+    watched,
 )
+from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.store import StoredImage
 
 
 @click.group(cls=Commands)
@@ -34,21 +38,20 @@ def images() -> None:
 @json_option
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
-    """List the images: tag, when they were built, size, forms."""
-    from firebuild_bootstrap.cli.imagejson import as_text, image_document
+    """List the images: tag, when they were built, size of their layers, forms that are written."""
+    from firebuild_bootstrap.cli.imagejson import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
-    found = home_from(settings_from(config_file)).images.list()
+    home = home_from(settings_from(config_file))
+    found = home.images.list()
     if as_json:
-        click.echo(as_text([image_document(image) for image in found]), nl=False)
+        click.echo(as_text([_document(home, image) for image in found]), nl=False)
         return
     rows = []
     for image in found:
-        outputs = image.record.outputs
-        size = human_size(sum(output.size for output in outputs))
-        forms = ", ".join(output.type.value for output in outputs)
-        rows.append((str(image.tag), image.record.created, size, forms))
+        forms = ", ".join(output.type.value for output in image.record.outputs) or "-"
+        rows.append((str(image.tag), image.record.created, human_size(image.record.size), forms))
     print_table(("TAG", "CREATED", "SIZE", "OUTPUTS"), rows)
 
 
@@ -57,10 +60,10 @@ def list_(as_json: bool, config_file: Path | None) -> None:
 @config_option
 def inspect(tag: str, config_file: Path | None) -> None:
     """Print all that is known about an image, as JSON."""
-    from firebuild_bootstrap.cli.imagejson import image_json
+    from firebuild_bootstrap.cli.imagejson import as_text
 
-    image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
-    click.echo(image_json(image), nl=False)
+    home = home_from(settings_from(config_file))
+    click.echo(as_text(_document(home, home.images.inspect(_tag(tag)))), nl=False)
 
 
 @images.command()
@@ -68,16 +71,54 @@ def inspect(tag: str, config_file: Path | None) -> None:
 @click.option("--output", "-o", "kind", type=click.Choice(["ext4", "tar", "dir"]), help="Only this one.")
 @config_option
 def path(tag: str, kind: str | None, config_file: Path | None) -> None:
-    """Print where the outputs of an image are, one a line; the same paths after it was built again."""
-    from firebuild_bootstrap.errors import InputError
+    """Print where the forms of an image are, one a line; the same paths after it was built again.
+
+    A form that is asked for is written if it is not there yet, and so is an ext4 image where there is none.
+    """
+    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 
     image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
-    outputs = [output for output in image.record.outputs if kind in (None, output.type.value)]
-    if not outputs:
-        there = ", ".join(output.type.value for output in image.record.outputs)
-        raise InputError(f"the image {image.tag} has no output {kind}", hint=f"it has {there}")
-    for output in outputs:
-        click.echo(os.fsencode(image.location / output.path))  # for programs: exactly as it is
+    there = [output for output in image.record.outputs if kind in (None, output.type.value)]
+    paths = [image.location / output.path for output in there]
+    if not there:
+        spec = OutputSpec(OutputType(kind or "ext4"))
+        with watched(config_file) as home:
+            paths = [home.form(_held(home, tag), spec, any_size=True, changed=True)]
+    for found in paths:
+        click.echo(os.fsencode(found))  # for programs: exactly as it is
+
+
+@images.command()
+@click.argument("tag", shell_complete=complete_tags)
+@click.option(
+    "--output",
+    "-o",
+    "outputs",
+    multiple=True,
+    required=True,
+    metavar="TYPE[,dest=PATH][,size=SIZE]",
+    help="ext4, tar or dir, as of `firebuild build`; - is a tar archive on standard output. Repeatable.",
+)
+@config_option
+def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None:
+    """Write forms of an image, which are kept in the store, and copy them to where they are wanted.
+
+    Without dest= it prints where in the store the form is.
+    """
+    from firebuild_bootstrap.image.outputs import check_programs, deliver
+
+    specs, to_stdout = read_outputs(outputs, paths=True)
+    check_paths(specs)
+    check_programs(specs)
+    with watched(config_file) as home:
+        image = _held(home, tag)
+        for spec in specs:
+            made = home.form(image, spec)
+            deliver(made, spec, home.trees)
+            if spec.type is to_stdout:
+                send(made)
+            elif to_stdout is None:
+                click.echo(os.fsencode(spec.dest or made))
 
 
 @images.command()
@@ -173,21 +214,57 @@ class _Used:
     size: int
 
 
+def _document(home: Home, image: StoredImage) -> dict[str, Any]:
+    """Describe an image; without an id where that can't be found out any more."""
+    from firebuild_bootstrap.cli.imagejson import image_document
+    from firebuild_bootstrap.errors import FirebuildError
+
+    identity = ""
+    with suppress(FirebuildError):
+        identity = home.image_id(image)
+    return image_document(image, identity)
+
+
+def _held(home: Home, tag: str) -> StoredImage:
+    """Return an image whose files stay, whoever removes it."""
+    wanted = _tag(tag)
+    return home.images.find(wanted, hold=True) or home.images.inspect(wanted)
+
+
 def _usage(home: Home) -> Iterator[_Used]:
     from firebuild_bootstrap.image.trees import allocated
 
     for image in home.images.list():
-        yield _Used("image", str(image.tag), allocated(image.directory))
+        # What it has in common with its base is shown there, and its other layers below.
+        shared = sum(
+            allocated(archive)
+            for layer in image.record.layers or ()
+            if layer.archive and (archive := image.directory / layer.archive).stat().st_nlink > 1
+        )
+        yield _Used("image", str(image.tag), allocated(image.directory) - shared)
     for base in home.bases.list():
         yield _Used("base", base.name, allocated(base.archive.parent))
     kinds = {"builds": "build", "failed": "failed", "removing": "removing"}
     for folder, kind in kinds.items():
         for directory in _entries(home.root / folder):
             yield _Used(kind, directory.name, allocated(directory))
+    named = _named(home)
+    if named:
+        yield _Used("layers", "of images", named)
     for other in _entries(home.root, files=True):
         if other.name not in ("images", "bases", *kinds):
             kind = "cache" if other.name in ("cache", "cache-mounts", "layers") else "other"
-            yield _Used(kind, other.name, allocated(other))
+            yield _Used(kind, other.name, allocated(other) - (named if other.name == "layers" else 0))
+
+
+def _named(home: Home) -> int:
+    """Return the bytes of the layers that images need."""
+    from firebuild_bootstrap.errors import FirebuildError
+
+    with suppress(FirebuildError):  # no sandbox can be made here, and so there are none
+        if (home.root / "layers").is_dir():
+            return sum(use.entry.size for use in home.cache.usage() if use.named)
+    return 0
 
 
 def _entries(directory: Path, *, files: bool = False) -> list[Path]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +76,24 @@ def home_from(
     home = Home(root, ids=settings.machine.ids, check=check, tasks=tasks)
     home.sweep()
     return home
+
+
+@contextmanager
+def watched(config_file: Path | None) -> Iterator[Home]:
+    """Give what `home_from` does to a command that may take long, which shows on standard error.
+
+    Standard output is for what comes of it.
+    """
+    from firebuild_bootstrap.events import EventBus, Tasks
+    from firebuild_bootstrap.progress import make_renderer
+
+    settings = settings_from(config_file)
+    with ExitStack() as cleanup:
+        tasks = None
+        if sys.stderr is not None:  # or the caller has closed it
+            renderer = make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())
+            tasks = Tasks(EventBus(cleanup.enter_context(closing(renderer))))
+        yield cleanup.enter_context(closing(home_from(settings, writable=True, tasks=tasks)))
 
 
 def complete_tags(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

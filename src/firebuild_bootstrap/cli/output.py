@@ -1,18 +1,23 @@
-"""Standard output, with failures that are told from those of any other file."""
+"""What `--output` says, and standard output, with failures that are told from those of any other file."""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firebuild_bootstrap.errors import OutputError
+from firebuild_bootstrap.cli.docker import translated_output
+from firebuild_bootstrap.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 
 _STDOUT = 1
 
@@ -61,3 +66,55 @@ def _open_standard_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+
+
+def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec, ...], OutputType | None]:
+    """Read all `--output`, in our form or Docker's.
+
+    Args:
+        texts: as they are given.
+        paths: whether a word that is no type is the path of a directory.
+
+    Returns:
+        the outputs, and the type of the one that goes to standard output.
+
+    Raises:
+        InputError: one has another form, or can't go to standard output.
+    """
+    from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
+
+    translated = [translated_output(text, paths=paths) for text in texts]
+    specs = parse_outputs([text for text, _ in translated])
+    to_stdout = [spec for spec, (_, stdout) in zip(specs, translated, strict=True) if stdout]
+    for spec in to_stdout:
+        if spec.type is OutputType.DIR or spec.dest is not None:
+            raise InputError("--output: only tar and ext4 can go to standard output, and nowhere else then")
+    if len(to_stdout) > 1:
+        raise InputError("--output: one output only can go to standard output")
+    if to_stdout and sys.stdout.isatty():
+        raise InputError(
+            "--output: an image would go to the terminal", hint="redirect standard output, or name a file"
+        )
+    return specs, to_stdout[0].type if to_stdout else None
+
+
+def check_paths(specs: Sequence[OutputSpec]) -> None:
+    """Refuse destinations that can't be written, before anything is done for them.
+
+    Raises:
+        InputError: it says which and why.
+    """
+    from firebuild_bootstrap.cli.paths import check_writable
+    from firebuild_bootstrap.image.outputs import check_destinations
+
+    for spec in specs:
+        if spec.dest is not None:
+            check_writable(spec.dest, "--output dest=")
+    check_destinations(specs)
+
+
+def send(path: Path) -> None:
+    """Write a file to standard output."""
+    with open(path, "rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+    sys.stdout.buffer.flush()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -17,7 +16,6 @@ from firebuild_bootstrap.cli.docker import (
     BuildCommand,
     complain_about_remote,
     docker_options,
-    translated_output,
 )
 from firebuild_bootstrap.cli.options import (
     complete_machines,
@@ -27,6 +25,7 @@ from firebuild_bootstrap.cli.options import (
     home_from,
     settings_from,
 )
+from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.display import one_line
 
@@ -46,7 +45,7 @@ Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
-def _options() -> Callable[[FunctionT], FunctionT]:
+def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
     """Add what both commands take."""
     added = (
         click.option(
@@ -117,15 +116,16 @@ def _options() -> Callable[[FunctionT], FunctionT]:
             "outputs",
             multiple=True,
             metavar="TYPE[,dest=PATH][,size=SIZE]",
-            help="ext4 (default), tar or dir; repeatable. dest: also write it there, - is standard output. "
-            "size: of an ext4 image, for example 2GiB.",
+            show_default=default_output,
+            help="ext4, tar or dir, kept with the image; repeatable. dest: also write it there, - is "
+            "standard output. size: of an ext4 image, for example 2GiB.",
         ),
         click.option(
             "--progress",
             type=click.Choice(["auto", "plain", "tty", "quiet", "rawjson"]),
             default="auto",
             show_default=True,
-            help="Live on a terminal and plain in a pipe, always plain, always live, nothing but the digest "
+            help="Live on a terminal and plain in a pipe, always plain, always live, nothing but the id "
             "of the image, or one JSON event a line.",
         ),
         click.option("--quiet", "-q", is_flag=True, help="The same as --progress quiet."),
@@ -137,7 +137,7 @@ def _options() -> Callable[[FunctionT], FunctionT]:
         click.option(
             "--iidfile",
             type=click.Path(path_type=Path, dir_okay=False),
-            help="Write the digest of the image (of its first output) to this file.",
+            help="Write the id of the image to this file.",
         ),
         click.option(
             "--keep-on-failure",
@@ -172,23 +172,24 @@ def _options() -> Callable[[FunctionT], FunctionT]:
 
 
 @click.command(cls=BuildCommand)
-@_options()
+@_options("ext4")
 def rootfs(context: str | None, **options: Any) -> None:
-    """Build a root file system from a Dockerfile and store it as an image."""
+    """Build an image from a Dockerfile, and write its root file system as ext4, or as --output says."""
     if not (options["tags"] or options["check"] or options["call"] == "check"):
         raise click.UsageError("Missing option '--tag' / '-t'.")
+    options["outputs"] = options["outputs"] or ("ext4",)
     _build(_Options(context=context or ".", paths_as_outputs=False, **options))
 
 
 @click.command(cls=BuildCommand)
 @click.argument("path", required=False, metavar="[CONTEXT | -]", type=click.Path())
-@_options()
+@_options("none: `firebuild images path` writes them later")
 def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.
 
     CONTEXT is a directory, by default the current one; with -, an archive of it or a Dockerfile comes from
-    standard input. Does the same as `firebuild rootfs`. docs/docker.md says which options of Docker are
-    there; the others are refused by their name.
+    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/docker.md says which
+    options of Docker are there; the others are refused by their name.
     """
     if path is not None and context is not None:
         raise InputError(f"the build context is given twice: {path} and --context {context}")
@@ -249,7 +250,7 @@ def _build(options: _Options) -> None:
     with interrupts.installed(), ExitStack() as cleanup:
         from firebuild_bootstrap.build import build_image
         from firebuild_bootstrap.cli.failure import error_first
-        from firebuild_bootstrap.cli.imagejson import image_json, write_atomically
+        from firebuild_bootstrap.cli.imagejson import as_text, image_document, write_atomically
         from firebuild_bootstrap.cli.stdin import given
 
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
@@ -270,10 +271,10 @@ def _build(options: _Options) -> None:
         if image is None:
             return
         if options.metadata_file is not None:
-            write_atomically(options.metadata_file, image_json(image))
+            write_atomically(options.metadata_file, as_text(image_document(image, home.image_id(image))))
         if options.iidfile is not None:
-            write_atomically(options.iidfile, image.record.outputs[0].digest)
-        _print(image, wanted)
+            write_atomically(options.iidfile, home.image_id(image))
+        _print(image, wanted, home)
 
 
 def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
@@ -285,7 +286,7 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
         complain_about_remote(options.context)
     _check_platforms(options.platforms)
     tags = tuple(map(Reference.parse_tag, options.tags)) or (_untagged(),)
-    outputs, to_stdout = _outputs(options)
+    outputs, to_stdout = read_outputs(options.outputs, paths=options.paths_as_outputs)
     progress = _progress(options)
     _check_destinations(options, outputs, to_stdout, settings)
     keep_failed = _keep_failed(options.keep_failed, home)
@@ -319,24 +320,6 @@ def _untagged() -> Reference:
     return Reference.parse(f"{UNTAGGED}/{secrets.token_hex(6)}")
 
 
-def _outputs(options: _Options) -> tuple[tuple[OutputSpec, ...], OutputType | None]:
-    from firebuild_bootstrap.image.outputs import OutputType, parse_outputs
-
-    translated = [translated_output(text, paths=options.paths_as_outputs) for text in options.outputs]
-    specs = parse_outputs([text for text, _ in translated])
-    to_stdout = [spec for spec, (_, stdout) in zip(specs, translated, strict=False) if stdout]
-    for spec in to_stdout:
-        if spec.type is OutputType.DIR or spec.dest is not None:
-            raise InputError("--output: only tar and ext4 can go to standard output, and nowhere else then")
-    if len(to_stdout) > 1:
-        raise InputError("--output: one output only can go to standard output")
-    if to_stdout and sys.stdout.isatty():
-        raise InputError(
-            "--output: an image would go to the terminal", hint="redirect standard output, or name a file"
-        )
-    return specs, to_stdout[0].type if to_stdout else None
-
-
 def _progress(options: _Options) -> Progress:
     if options.quiet and options.progress not in ("auto", "quiet"):
         raise InputError(f"--quiet and --progress {options.progress} can't be used together")
@@ -348,7 +331,6 @@ def _check_destinations(
     options: _Options, outputs: tuple[OutputSpec, ...], to_stdout: OutputType | None, settings: BuildSettings
 ) -> None:
     from firebuild_bootstrap.cli.paths import check_writable
-    from firebuild_bootstrap.image.outputs import check_destinations
     from firebuild_bootstrap.machine.drivers import check_stores_images, metadata_on_stdout
 
     if to_stdout is not None:
@@ -359,10 +341,7 @@ def _check_destinations(
         if file is not None:
             check_stores_images(settings.machine, name)
             check_writable(file)
-    for spec in outputs:
-        if spec.dest is not None:
-            check_writable(spec.dest, "--output dest=")
-    check_destinations(outputs)
+    check_paths(outputs)
 
 
 def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
@@ -475,16 +454,14 @@ class _Quiet:
         pass
 
 
-def _print(image: StoredImage, wanted: _Wanted) -> None:
+def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     """Write to standard output what is wanted there."""
     if wanted.to_stdout is not None:
         path = image.output(wanted.to_stdout)
         assert path is not None  # it was asked for  # noqa: S101
-        with open(path, "rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
-        sys.stdout.buffer.flush()
+        send(path)
     elif wanted.progress == "quiet":
-        click.echo(image.record.outputs[0].digest)
+        click.echo(home.image_id(image))
 
 
 def _keep_failed(given: str | None, home: Home) -> Path | None:

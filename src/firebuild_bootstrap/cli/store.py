@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +17,7 @@ from firebuild_bootstrap.cli.options import (
     home_from,
     json_option,
     settings_from,
+    watched,
 )
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.display import one_line
@@ -58,7 +57,7 @@ def base() -> None:
 def import_(name: str, path: Path, image_config: Path | None, config_file: Path | None) -> None:
     """Keep a directory or tar archive as the base NAME[:TAG], replacing an older one."""
     config = _read_config(image_config)
-    with _watched(config_file) as home:
+    with watched(config_file) as home:
         kept = home.bases.import_base(name, path, config)
     _say_kept(kept)
 
@@ -68,7 +67,7 @@ def import_(name: str, path: Path, image_config: Path | None, config_file: Path 
 @config_option
 def from_host(name: str, config_file: Path | None) -> None:
     """Make a base of this machine's own shell and core tools; needs no download and no root."""
-    with _watched(config_file) as home:
+    with watched(config_file) as home:
         kept = home.bases.create_from_host(name)
     _say_kept(kept)
 
@@ -118,20 +117,6 @@ def _document(found: Base) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _watched(config_file: Path | None) -> Iterator[Home]:
-    """Show on standard error what takes long; standard output is for the base."""
-    from firebuild_bootstrap.events import EventBus, Tasks
-    from firebuild_bootstrap.progress import make_renderer
-
-    settings = settings_from(config_file)
-    if sys.stderr is None:  # the caller closed it
-        yield home_from(settings, writable=True)
-        return
-    with closing(make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())) as renderer:
-        yield home_from(settings, writable=True, tasks=Tasks(EventBus(renderer)))
-
-
 def _say_kept(kept: Base) -> None:
     from firebuild_bootstrap.progress import human_size
 
@@ -177,6 +162,7 @@ class _Row:
     created: float
     last_used: float
     in_use: bool
+    named: bool = False
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -187,6 +173,7 @@ class _Row:
             "created": _time(self.created),
             "last_used": _time(self.last_used),
             "in_use": self.in_use,
+            "image": self.named,
         }
 
 
@@ -218,7 +205,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
             human_size(row.size),
             _time(row.created) or "-",
             _time(row.last_used) or "-",
-            "yes" if row.in_use else "no",
+            "yes" if row.in_use else "image" if row.named else "no",
         )
         for row in rows
     ]
@@ -303,7 +290,7 @@ def _of_layer(use: Usage, bases: dict[str, str]) -> _Row:
     text = f"FROM {bases[entry.id]}" if entry.id in bases else _text(entry)
     kind = "base" if entry.is_base else "step"
     key = entry.key or entry.id.removeprefix("sha256:")
-    return _Row(kind, key, text, entry.size, entry.created, use.last_used, use.in_use)
+    return _Row(kind, key, text, entry.size, entry.created, use.last_used, use.in_use, use.named)
 
 
 def _text(entry: Entry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -15,9 +16,10 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.store import ImageStore
+from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 
 _ARCHIVE: Final = "rootfs.tar"
@@ -34,17 +36,26 @@ class Base:
 
     Args:
         name: with its tag, `debian:12`.
-        archive: an uncompressed tar archive, `size` bytes long.
-        digest: `sha256:…` of the archive.
+        layers: what it is made of, the lowest first: of an imported one a single archive.
+        digest: `sha256:…` of the archive; of an image of several layers, of their names in the store.
+        size: bytes of all layers.
         imported: RFC 3339, in UTC.
     """
 
     name: str
-    archive: Path
+    layers: tuple[Layer, ...]
     digest: str
     size: int
     imported: str
     config: ImageConfig
+
+    @property
+    def archive(self) -> Path:
+        """The uncompressed tar archive of an imported base."""
+        (layer,) = self.layers
+        if not isinstance(layer, ArchiveLayer):
+            raise TypeError(f"{self.name} is no imported base")
+        return layer.path
 
 
 class BaseStore:
@@ -52,7 +63,8 @@ class BaseStore:
 
     Args:
         trees: asked for what packs directories with their owners, when there is one to pack.
-        images: finished images, which FROM may name too if they have a tar output.
+        images: finished images, which FROM may name too.
+        identify: returns the id of an image, `sha256:…`, for FROM with a digest.
         clock: tells the time of an import.
         tasks: told of all that may take a while.
     """
@@ -63,12 +75,14 @@ class BaseStore:
         trees: Callable[[], Trees],
         *,
         images: ImageStore | None = None,
+        identify: Callable[[StoredImage], str] = lambda _: "",
         clock: Callable[[], datetime] = _now,
         tasks: Tasks | None = None,
     ) -> None:
         self._contents = ContentStore(home / "bases", lambda path: trees().remove(path))
         self._trees = trees
         self._images = images
+        self._identify = identify
         self._clock = clock
         self._tasks = tasks or Tasks()
 
@@ -160,18 +174,19 @@ class BaseStore:
         self._contents.sweep()
 
     def resolve(self, reference: str) -> Base:
-        """Return what FROM names: a base, or else a finished image with a tar output. Held until `close`.
+        """Return what FROM names: a base, or else a finished image. Held until `close`.
+
+        The layers of an image that are in the store of layers are not held: whoever uses them does that.
 
         Raises:
             InputError: there is no such base; the message lists those there are and how to import one.
             MachineError: the store is damaged.
         """
         wanted = Reference.parse(reference, what="a base such as debian or debian:12")
-        base = self._read(self._key(wanted), hold=True) or self._image(wanted)
+        base = self._read(self._key(wanted), hold=True)
         if base is None:
-            raise self._unknown(wanted)
-        if wanted.digest and wanted.digest != base.digest:
-            raise InputError(f"the base {base.name} has the digest {base.digest}, expected {wanted.digest}")
+            return self._image(wanted)
+        _check_digest(wanted, f"the base {base.name}", base.digest)
         return base
 
     def _keep(self, name: str, fill: Callable[[Path], PackedFile], config: ImageConfig) -> Base:
@@ -209,23 +224,42 @@ class BaseStore:
         keys = [_key_of(spelling, reference.tag) for spelling in reference.spellings]
         return next(filter(self._contents.has, keys), keys[0])
 
-    def _image(self, wanted: Reference) -> Base | None:
+    def _image(self, wanted: Reference) -> Base:
         image = self._images.find(wanted, hold=True) if self._images is not None else None
         if image is None:
-            return None
-        outputs = [output for output in image.record.outputs if output.type is OutputType.TAR]
-        if not outputs:
-            raise InputError(
-                f"the image {image.tag} has no tar output, which FROM needs",
-                hint="build it again with `--output tar` as well",
-            )
+            raise self._unknown(wanted)
+        record = image.record
+        if record.layers is None:
+            old = self._old_layer(image)
+            layers: tuple[Layer, ...] = (old,)
+            _check_digest(wanted, f"the image {image.tag}", old.digest)
+        else:
+            layers = image.layers(store_name(self._trees()))
+            if wanted.digest:
+                _check_digest(wanted, f"the image {image.tag}", self._identify(image))
+        match layers:
+            case (ArchiveLayer(_, digest),):
+                pass
+            case _:
+                names = json.dumps([layer.identity for layer in record.layers or ()])
+                digest = f"sha256:{hashlib.sha256(names.encode()).hexdigest()}"
         return Base(
             name=str(image.tag),
-            archive=image.directory / outputs[0].path,
-            digest=outputs[0].digest,
-            size=outputs[0].size,
-            imported=image.record.created,
-            config=image.record.config,
+            layers=layers,
+            digest=digest,
+            size=record.size,
+            imported=record.created,
+            config=record.config,
+        )
+
+    def _old_layer(self, image: StoredImage) -> ArchiveLayer:
+        """Return the tar output of an image that an earlier version has built."""
+        for output in image.record.outputs:
+            if output.type is OutputType.TAR:
+                return ArchiveLayer(image.directory / output.path, output.digest)
+        raise InputError(
+            f"the image {image.tag} is of an earlier version and has no tar output, which FROM needs",
+            hint="build it again",
         )
 
     def _unknown(self, wanted: Reference) -> InputError:
@@ -238,6 +272,11 @@ class BaseStore:
         known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
         return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+
+
+def _check_digest(wanted: Reference, what: str, digest: str) -> None:
+    if wanted.digest and wanted.digest != digest:
+        raise InputError(f"{what} has the digest {digest}, expected {wanted.digest}")
 
 
 def _names_in(directory: Path) -> frozenset[str]:
@@ -254,7 +293,7 @@ def _key_of(name: str, tag: str) -> Key:
 def _base(document: dict[str, Any], directory: Path) -> Base:
     return Base(
         name=document["name"],
-        archive=Path(os.fspath(directory), _ARCHIVE),
+        layers=(ArchiveLayer(Path(os.fspath(directory), _ARCHIVE), document["digest"]),),
         digest=document["digest"],
         size=document["size"],
         imported=document["imported"],

@@ -160,6 +160,13 @@ class ContentStore:
         found = (link for link in links if link.is_symlink())
         return sorted(link.relative_to(root).parts for link in found)
 
+    def contents(self) -> list[Path]:
+        """Return the directories of all entries, also of those that nobody can find any more but may hold."""
+        try:
+            return sorted((self.root / "content").iterdir())
+        except FileNotFoundError:
+            return []
+
     def in_use(self, key: Key) -> bool:
         """Whether somebody holds an entry at this moment."""
         try:

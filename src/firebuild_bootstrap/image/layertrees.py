@@ -4,6 +4,7 @@
         content/<id>/layer/fs/          the tree: a whole root file system, or what a step has changed
         content/<id>/layer.json         since which boot it exists, and what could not be kept
         content/<id>/durable            it is on the disk
+        content/<id>/digest-<time>      SHA-256 of its canonical archive, with no time after <time>
         making-<x>                      held by whoever unpacks an archive, so that others wait for it
         overlay.json                    whether overlays work here
 
@@ -21,23 +22,46 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
-from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.trees import Tree, Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
 
 # Raised where trees that exist would come out otherwise now.
 _FORM: Final = 1
 _KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._+-]{0,200}")
+_DIGEST: Final = re.compile("sha256:[0-9a-f]{64}")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PAUSE: Final = 0.05
 _INFO: Final = "layer.json"
 _DURABLE: Final = "durable"
 TREE: Final = "fs"
 """Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
+
+
+@dataclass(frozen=True)
+class ArchiveLayer:
+    """Files in an uncompressed tar archive, `digest` is `sha256:…` of it.
+
+    The lowest layer holds a whole root file system. Those above may hold whiteouts (OCI image layer).
+    """
+
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer that is kept unpacked (`LayerTrees`), by its key there."""
+
+    key: str
+
+
+Layer = ArchiveLayer | StoredLayer
 
 
 class LayerTrees:
@@ -51,7 +75,7 @@ class LayerTrees:
 
     def __init__(self, home: Path, trees: Trees, *, check: Callable[[], None] = lambda: None) -> None:
         self.home = home
-        self.root = home / "layers" / f"{_FORM}-{trees.sandbox.idmap.key}"
+        self.root = home / "layers" / store_name(trees)
         self._trees = trees
         self._check = check
         self._contents = ContentStore(self.root, trees.remove, durable=False, sweeping=False)
@@ -111,6 +135,49 @@ class LayerTrees:
                 tree = self.hold(key) or self._unpack(archive, key, below)
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
+
+    def merged(self, layers: Sequence[Layer]) -> Tree:
+        """Return what a reader of trees takes for the merged view of `layers`, held until `close`.
+
+        Args:
+            layers: the lowest first; only that one may be an archive. Without any it is an empty directory.
+
+        Raises:
+            MachineError: one is not in the store, or the archive can't be unpacked.
+        """
+        paths = tuple(
+            self.unpacked(layer.path, layer.digest)[0]
+            if isinstance(layer, ArchiveLayer)
+            else self.required(layer.key)
+            for layer in layers
+        )
+        if not paths:
+            empty = self.root / "empty"
+            empty.mkdir(mode=0o755, parents=True, exist_ok=True)
+            return empty
+        return paths if len(paths) > 1 else paths[0]
+
+    def digest(self, key: str, newest: int | None = None) -> str:
+        """Return `sha256:…` of the canonical archive of a layer: its diff id in the OCI image-spec.
+
+        To find it out the whole layer is read; it is kept beside it, so that this happens once.
+
+        Args:
+            key: of the layer, which is held until `close`.
+            newest: as in `Trees.pack`.
+
+        Raises:
+            MachineError: there is no such layer, or it can't be read.
+        """
+        tree = self.required(key)
+        known = tree.parent.parent / f"digest-{'real' if newest is None else newest}"
+        with suppress(OSError, UnicodeDecodeError):
+            if _DIGEST.fullmatch(found := known.read_text("ascii")):
+                return found
+        digest = self._trees.layer_digest(tree, newest=newest)
+        with suppress(OSError):  # a store that is read-only: then it is found out again
+            write_whole(known, digest.encode())
+        return digest
 
     def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
         """Move a finished layer of a machine into the store, and hold it until `close`.
@@ -259,6 +326,11 @@ class LayerTrees:
             yield
         finally:
             os.close(descriptor)
+
+
+def store_name(trees: Trees) -> str:
+    """Return the name of the directory of a `LayerTrees`: in another id mapping trees have other owners."""
+    return f"{_FORM}-{trees.sandbox.idmap.key}"
 
 
 def chain_key(below: str, digest: str) -> str:

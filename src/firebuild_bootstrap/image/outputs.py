@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.trees import Trees, file_size
+from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees, file_size
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.tree import copy_file
 
 _FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
@@ -91,12 +92,12 @@ def parse_output(text: str) -> OutputSpec:
 
 
 def parse_outputs(texts: Sequence[str]) -> tuple[OutputSpec, ...]:
-    """Read all `--output`; none means ext4.
+    """Read all `--output`.
 
     Raises:
         InputError: as `parse_output`, or one type comes twice.
     """
-    specs = tuple(parse_output(text) for text in texts or ("ext4",))
+    specs = tuple(parse_output(text) for text in texts)
     types = [spec.type for spec in specs]
     twice = next((kind for kind in types if types.count(kind) > 1), None)
     if twice is not None:
@@ -124,7 +125,7 @@ def check_programs(specs: Sequence[OutputSpec]) -> None:
     """
     if any(spec.type is OutputType.EXT4 for spec in specs):
         require_e2fsprogs(
-            "--output ext4, which is the default,",
+            "an ext4 image",
             ("mke2fs", "e2fsck", "debugfs"),
             "choose `--output tar` or `--output dir`",
         )
@@ -148,6 +149,40 @@ def require_e2fsprogs(what: str, programs: Sequence[str], otherwise: str = "") -
                 f"{what} needs the program {name}, which was not found",
                 hint=f"{remedy}, or {otherwise}" if otherwise else remedy,
             )
+
+
+def export_tree(
+    trees: Trees, root: Tree, outputs: Sequence[OutputSpec], into: Path, *, epoch: int | None = None
+) -> tuple[Artifact, ...]:
+    """Write the tree `root` into the directory `into`, once for each output.
+
+    Args:
+        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
+
+    Raises:
+        InputError: it does not fit into the size that is asked for.
+        MachineError: the disk is full, or the tree can't be read.
+    """
+    made = []
+    for output in outputs:
+        target = into / output.type.file_name
+        made.append(artifact(output, target, _write(trees, root, output, target, epoch)))
+    return tuple(made)
+
+
+def artifact(output: OutputSpec, target: Path, packed: PackedFile) -> Artifact:
+    """Describe the finished output in `target`."""
+    return Artifact(output.type, target.name, packed.size, packed.digest)
+
+
+def _write(trees: Trees, root: Tree, output: OutputSpec, target: Path, epoch: int | None) -> PackedFile:
+    if output.type is OutputType.EXT4:
+        return trees.ext4(root, target, Ext4Options(size=output.size, epoch=epoch))
+    if output.type is OutputType.TAR:
+        return trees.pack(root, target, newest=epoch)
+    target.mkdir()
+    trees.copy(root, target, newest=epoch)
+    return trees.summary(target)
 
 
 def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,47 @@ from typing import Any
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging
+from firebuild_bootstrap.image.forms import is_untouched, kept_forms
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.trees import Trees
+
+
+@dataclass(frozen=True)
+class ImageLayer:
+    """One layer of an image: an archive in its directory, or one in the store of layers.
+
+    Args:
+        size: bytes that it takes.
+        key: in the store of layers; empty for an archive.
+        archive: file name of the archive, `digest` is `sha256:…` of it.
+    """
+
+    size: int
+    key: str = ""
+    archive: str = ""
+    digest: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from all others: its digest or its key."""
+        return self.digest or self.key
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as in `image.json`."""
+        kept = {"key": self.key} if self.key else {"archive": self.archive, "digest": self.digest}
+        return {**kept, "size": self.size}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> ImageLayer:
+        """Read it; KeyError or ValueError when it is none."""
+        if "key" in document:
+            return cls(size=int(document["size"]), key=str(document["key"]))
+        archive = str(document["archive"])
+        if "/" in archive:
+            raise ValueError(f"{archive!r} is no name of an archive")
+        return cls(size=int(document["size"]), archive=archive, digest=str(document["digest"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +65,12 @@ class ImageRecord:
         created: RFC 3339, in UTC.
         ca_provider: name of the provider that the build's certificates came from.
         issuer_fingerprint: SHA-256 of the certificate that issued them, as hexadecimal digits.
+        outputs: the forms that there are in the store; in `image.json` only those of earlier versions.
         also_tagged: more names that it was stored under.
-        made_of: names what the outputs were written from, and how; empty where that is not known.
+        layers: the lowest first; None for an image of an earlier version, which has outputs alone.
+        layer_store: in which `LayerTrees` those with a key are, see `store_name`.
+        platform: `OS/ARCHITECTURE[/VARIANT]`.
+        epoch: SOURCE_DATE_EPOCH of the build, in seconds; None for the real times.
     """
 
     tag: str
@@ -41,7 +84,15 @@ class ImageRecord:
     config: ImageConfig = field(default_factory=ImageConfig)
     outputs: tuple[Artifact, ...] = ()
     also_tagged: tuple[str, ...] = ()
-    made_of: str = ""
+    layers: tuple[ImageLayer, ...] | None = None
+    layer_store: str = ""
+    platform: str = ""
+    epoch: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all layers; of an earlier version's image, those of its outputs."""
+        return sum(part.size for part in (self.outputs if self.layers is None else self.layers))
 
     def as_json(self) -> dict[str, Any]:
         """Return the document."""
@@ -55,7 +106,17 @@ class ImageRecord:
             "config": self.config.as_json(),
             "outputs": [output.as_json() for output in self.outputs],
             **({"also_tagged": list(self.also_tagged)} if self.also_tagged else {}),
-            **({"made_of": self.made_of} if self.made_of else {}),
+            **self._layers_as_json(),
+        }
+
+    def _layers_as_json(self) -> dict[str, Any]:
+        if self.layers is None:
+            return {}
+        return {
+            "platform": self.platform,
+            "layers": [layer.as_json() for layer in self.layers],
+            **({"layer_store": self.layer_store} if self.layer_store else {}),
+            **({"source_date_epoch": self.epoch} if self.epoch is not None else {}),
         }
 
     @classmethod
@@ -76,7 +137,10 @@ class ImageRecord:
                 for output in document["outputs"]
             ),
             also_tagged=tuple(str(tag) for tag in document.get("also_tagged", ())),
-            made_of=str(document.get("made_of", "")),
+            layers=tuple(map(ImageLayer.from_json, document["layers"])) if "layers" in document else None,
+            layer_store=str(document.get("layer_store", "")),
+            platform=str(document.get("platform", "")),
+            epoch=int(document["source_date_epoch"]) if "source_date_epoch" in document else None,
         )
 
 
@@ -95,25 +159,77 @@ class StoredImage:
     record: ImageRecord
 
     def output(self, kind: OutputType) -> Path | None:
-        """Return the path of one output."""
+        """Return the path of one form, if it is in the store."""
         paths = [self.location / output.path for output in self.record.outputs if output.type is kind]
         return paths[0] if paths else None
 
-    def is_untouched(self) -> bool:
-        """Tell whether its outputs are still what was stored: a machine may have booted from one.
+    def layers(self, store: str) -> tuple[Layer, ...]:
+        """Return its layers, the lowest first.
 
-        A directory can't tell that.
+        Args:
+            store: name of the store of layers that is to have them, see `store_name`.
+
+        Raises:
+            InputError: it has none because an earlier version built it, or they are in another store.
+            MachineError: somebody has changed the archive that it is made of.
         """
-        try:
-            stored = (self.directory / "image.json").stat().st_mtime_ns
-            for output in self.record.outputs:
-                found = (self.directory / output.path).lstat()
-                size = found.st_size
-                if output.type is OutputType.DIR or found.st_mtime_ns > stored or size != output.size:
-                    return False
-        except OSError:
-            return False
-        return True
+        record = self.record
+        if record.layers is None:
+            raise InputError(
+                f"the image {self.tag} is of an earlier version, which kept outputs and no layers",
+                hint="build it again",
+            )
+        if record.layer_store not in ("", store):
+            raise InputError(
+                f"the layers of the image {self.tag} belong to the id mapping {record.layer_store}, "
+                f"and the one in use is {store}",
+                hint="set machine.ids as it was when the image was built, or build it again",
+            )
+        for layer in record.layers:
+            if layer.archive == OutputType.TAR.file_name and not is_untouched(self.directory, OutputType.TAR):
+                raise MachineError(
+                    f"{self.directory / layer.archive}: somebody has changed it, and the image is made of it",
+                    hint=f"build {self.tag} again",
+                )
+        return tuple(
+            StoredLayer(layer.key)
+            if layer.key
+            else ArchiveLayer(self.directory / layer.archive, layer.digest)
+            for layer in record.layers
+        )
+
+    def refreshed(self) -> StoredImage:
+        """Return it with the forms that there are by now."""
+        outputs = self.record.outputs if self.record.layers is None else kept_forms(self.directory)
+        return replace(self, record=replace(self.record, outputs=outputs))
+
+
+def image_id(image: StoredImage, layers: LayerTrees) -> str:
+    """Return the id of an image, `sha256:…`: the digest of its OCI image configuration, without a time.
+
+    It depends on configuration, platform and files alone. The digest of a layer is that of its canonical
+    archive (its diff id), with no time after SOURCE_DATE_EPOCH; of a base that of the imported archive. To
+    find it out the layer is read, once.
+
+    Raises:
+        InputError, MachineError: as `StoredImage.layers`; a layer is not there.
+    """
+    record = image.record
+    diff_ids = [
+        layer.digest if isinstance(layer, ArchiveLayer) else layers.digest(layer.key, record.epoch)
+        for layer in image.layers(layers.root.name)
+    ]
+    system, _, architecture = record.platform.partition("/")
+    architecture, _, variant = architecture.partition("/")
+    document = {
+        "architecture": architecture,
+        "os": system,
+        **({"variant": variant} if variant else {}),
+        "config": record.config.as_json(),
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    }
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 class ImageStore:
@@ -148,14 +264,32 @@ class ImageStore:
             MachineError: the store can't be written; an older image is untouched.
         """
         tag, *others = (Reference.parse_tag(text) for text in (record.tag, *record.also_tagged))
-        text = json.dumps(record.as_json(), indent=2, ensure_ascii=False) + "\n"
+        document = replace(record, outputs=()) if record.layers is not None else record
+        text = json.dumps(document.as_json(), indent=2, ensure_ascii=False) + "\n"
         try:
             (staging.path / "image.json").write_text(text, "utf-8")
         except OSError as error:
             raise MachineError(f"{staging.path}: the image could not be stored: {error.strerror}") from error
         key = self._key(tag)
         directory = self._contents.publish(staging, key, *map(self._key, others))
-        return StoredImage(tag, directory, self._contents.link(key), record)
+        return StoredImage(tag, directory, self._contents.link(key), record).refreshed()
+
+    def layer_keys(self, store: str) -> frozenset[str]:
+        """Return the keys of all layers in the `LayerTrees` of that name that an image needs.
+
+        Whoever holds an image that has lost its name needs them too, until nobody does and it is swept.
+        """
+        found: set[str] = set()
+        for directory in self._contents.contents():
+            try:
+                record = ImageRecord.from_json(json.loads((directory / "image.json").read_text("utf-8")))
+            except (FileNotFoundError, PermissionError):  # gone by now, or another user's, who has own layers
+                continue
+            except (KeyError, TypeError, ValueError, RecursionError, InputError):
+                continue  # it is damaged, and of no use to anybody
+            if record.layer_store == store:
+                found.update(layer.key for layer in record.layers or () if layer.key)
+        return frozenset(found)
 
     def find(self, tag: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return an image, or None; with `hold` its files stay until `close`.
@@ -181,7 +315,7 @@ class ImageStore:
             if not hold:
                 self._contents.release(directory)
         named = replace(record, tag=str(tag), also_tagged=())
-        return StoredImage(tag, directory, self._contents.link(key), named)
+        return StoredImage(tag, directory, self._contents.link(key), named).refreshed()
 
     def inspect(self, tag: Reference) -> StoredImage:
         """Return an image.

@@ -25,7 +25,7 @@ _ARCHIVE: Final = "/archive"
 Tree = Path | tuple[Path, ...]
 """A directory, or layers whose merged view it is: two at least, the lowest first."""
 
-_VERBS: Final = {"digest": "read", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {"digest": "read", "layer-digest": "read", "ext4": "make an ext4 file system of"}
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,11 @@ class Trees:
         with self.tasks.task("computing the digest"):
             reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
+
+    def layer_digest(self, tree: Path, *, newest: int | None = None) -> str:
+        """Return the `sha256:…` of the archive of one layer of an overlay; `newest` as in `pack`."""
+        with self.tasks.task("computing the digest of a layer"):
+            return str(self._read(tree, None, "layer-digest", root=_TREE, newest=newest)["digest"])
 
     def overlay_problem(self, directory: Path) -> str:
         """Try an overlay with its upper directory in `directory`; return why it fails, empty if it works."""

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+from firebuild_bootstrap.image.layertrees import ArchiveLayer as ArchiveLayer  # noqa: PLC0414
+from firebuild_bootstrap.image.layertrees import Layer as Layer  # noqa: PLC0414
+from firebuild_bootstrap.image.layertrees import StoredLayer as StoredLayer  # noqa: PLC0414
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.mmds.store import MetadataWriter
 
@@ -68,27 +71,6 @@ class GuestOptions:
 
     mmds_timeout: float = 30.0
     connect_timeout: float = 30.0
-
-
-@dataclass(frozen=True)
-class ArchiveLayer:
-    """Files in an uncompressed tar archive, `digest` is `sha256:…` of it.
-
-    The lowest layer holds a whole root file system. Those above may hold whiteouts (OCI image layer).
-    """
-
-    path: Path
-    digest: str
-
-
-@dataclass(frozen=True)
-class StoredLayer:
-    """A layer that is kept unpacked (`LayerTrees`), by its key there."""
-
-    key: str
-
-
-Layer = ArchiveLayer | StoredLayer
 
 
 @dataclass(frozen=True)

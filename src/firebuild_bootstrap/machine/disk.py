@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, require_e2fsprogs
+from firebuild_bootstrap.image.outputs import (
+    Artifact,
+    OutputSpec,
+    OutputType,
+    artifact,
+    export_tree,
+    require_e2fsprogs,
+)
 from firebuild_bootstrap.image.trees import PackedFile, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.machine.rootfs import artifact, export_tree, fill_tree, unpack_notes
+from firebuild_bootstrap.machine.rootfs import fill_tree, unpack_notes
 from firebuild_bootstrap.machine.sparse import move_sparse
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.sandbox import Bind

@@ -13,7 +13,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.layertrees import TREE, chain_key
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
@@ -27,7 +27,7 @@ from firebuild_bootstrap.machine.base import (
     StoredLayer,
 )
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
-from firebuild_bootstrap.machine.rootfs import export_tree, fill_tree, unpack_notes
+from firebuild_bootstrap.machine.rootfs import fill_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter

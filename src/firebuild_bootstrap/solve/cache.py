@@ -8,7 +8,8 @@ It is a layer of records over the store of unpacked layers (`image.layertrees`),
 
 A layer is of use only on top of its parent. So a record names the parent by its id, not by its key: where a
 key gets another result (`--no-cache`), what was made on the old one does not fit any more and is not found.
-What a build was given it holds; what it holds is not pruned, nor what that lies on. Bases are in the same
+What a build was given it holds; what it holds is not pruned, nor what that lies on, nor what an image names
+(`naming`). Bases are in the same
 store under their digests: they are parents, too, but can be unpacked again, and so need not be there for what
 lies on them to be found.
 
@@ -89,13 +90,15 @@ class Usage:
         entry: the entry.
         last_used: seconds since 1970; no earlier than that of any layer on top of it.
         in_use: a build holds it, or one on top of it.
-        found: whether any key leads to it. What nothing leads to is of no use to anybody.
+        named: an image needs it.
+        found: whether any key or image leads to it. What nothing leads to is of no use to anybody.
         layers: how many lie on it.
     """
 
     entry: Entry
     last_used: float
     in_use: bool
+    named: bool
     found: bool
     layers: int
 
@@ -106,10 +109,18 @@ class Cache:
     Args:
         trees: the store of layers.
         clock: seconds since 1970.
+        named: returns the ids of the layers that images need.
     """
 
-    def __init__(self, trees: LayerTrees, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        trees: LayerTrees,
+        *,
+        clock: Callable[[], float] = time.time,
+        named: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
         self.trees = trees
+        self.named = named
         self._clock = clock
         self._root = trees.root / "cache"
         self._keys = self._root / "keys"
@@ -187,6 +198,26 @@ class Cache:
                 )
             return self._add(entry, directory, replace=replace)
 
+    def size(self, identity: str) -> int:
+        """Return the bytes that a layer takes; 0 where nothing is known about it."""
+        with self._errors("read"):
+            entry = self._record(identity)
+        return entry.size if entry is not None else 0
+
+    @contextmanager
+    def naming(self, identities: Iterable[str]) -> Iterator[None]:
+        """Publish, in the block, an image that needs these layers, which the caller holds.
+
+        No `prune` is at work meanwhile: it finds each layer held, as up to now, or named by the image.
+
+        Raises:
+            MachineError: one of them is not there.
+        """
+        with self._changing():
+            for identity in identities:
+                self.trees.required(identity)
+            yield
+
     # --- what people do --------------------------------------------------------------------------
 
     def usage(self) -> list[Usage]:
@@ -209,12 +240,12 @@ class Cache:
     ) -> list[Entry]:
         """Remove what nobody can find, unpacked bases that nothing lies on, and what the arguments say.
 
-        Nothing that a build uses is removed, nor what it lies on.
+        Nothing that a build uses or an image needs is removed, nor what it lies on.
 
         Args:
             everything: all of the rest, too.
-            max_size: of the rest, least recently used first, until all takes at most so many bytes. Bases
-                without a layer on them are then like all others.
+            max_size: of the rest, least recently used first, until all but what images need takes at most so
+                many bytes. Bases without a layer on them are then like all others.
             older_than: of the rest what was not used for so many seconds; the same goes for bases.
             dry_run: remove nothing.
             sweep: free the space at once; `LayerTrees.settle` does it otherwise.
@@ -232,8 +263,9 @@ class Cache:
         oldest = self._clock() - older_than if older_than is not None else 0.0
         with self._changing():
             survey = self._survey()
-            total = survey.size
-            for use in survey.usage():
+            usage = survey.usage()
+            total = sum(use.entry.size for use in usage if not use.named)
+            for use in usage:
                 entry = use.entry
                 wanted = (
                     everything
@@ -242,14 +274,14 @@ class Cache:
                     or use.last_used < oldest
                     or (plain and entry.is_base)
                 )
-                if not wanted or use.in_use or survey.layers[entry.id]:
+                if not wanted or use.in_use or use.named or survey.layers[entry.id]:
                     continue
                 if dry_run or self._drop(entry):
                     survey.layers[entry.parent] -= 1
                     total -= entry.size
                     removed.append(entry)
             if not dry_run:
-                self._drop_orphans()
+                self._drop_orphans(survey.named)
         if sweep and not dry_run:
             self.trees.sweep()
         return removed
@@ -367,7 +399,7 @@ class Cache:
             (self._record_files / entry.id).unlink(missing_ok=True)
         return True
 
-    def _drop_orphans(self) -> None:
+    def _drop_orphans(self, named: frozenset[str]) -> None:
         """Remove what crashes left: layers, records and keys that do not belong together."""
         names = self.trees.keys()
         there = {name for name in names if self.trees.path(name).is_dir()}
@@ -378,7 +410,8 @@ class Cache:
             if not (self._record_files / (self._identity(name) or "missing")).exists():
                 (self._keys / name).unlink()
         for name in names:
-            if name not in there or (_ID.fullmatch(name) and not (self._record_files / name).exists()):
+            orphan = _ID.fullmatch(name) and not (self._record_files / name).exists()
+            if name not in named and (orphan or name not in there):
                 self.trees.discard(name, unused=True)
 
     @contextmanager
@@ -410,12 +443,16 @@ class _Survey:
         self._entries = entries
         self._used = used
         self.layers = Counter(entry.parent for entry in entries.values())
-        self.size = sum(entry.size for entry in entries.values())
+        self.named = cache.named()
 
     def usage(self) -> list[Usage]:
         """Return everything, least recently used first, and layers before what they lie on."""
         order = self._bottom_up()
-        found = self._found(order)
+        named = set(self.named)
+        for entry in reversed(order):
+            if entry.id in named:
+                named.add(entry.parent)
+        found = self._found(order) | named
         used = dict(self._used)
         held: set[str] = set()
         usages: list[Usage] = []
@@ -424,7 +461,17 @@ class _Survey:
             used[entry.parent] = max(last, used.get(entry.parent, 0.0))
             if entry.id in held or self._cache.trees.in_use(entry.id):
                 held |= {entry.id, entry.parent}
-            usages.append(Usage(entry, last, entry.id in held, entry.id in found, self.layers[entry.id]))
+            identity = entry.id
+            usages.append(
+                Usage(
+                    entry,
+                    last,
+                    in_use=identity in held,
+                    named=identity in named,
+                    found=identity in found,
+                    layers=self.layers[identity],
+                )
+            )
         # The sort is stable, so that of two with the same time the upper layer stays the first.
         return sorted(usages, key=lambda usage: (usage.found, usage.last_used))
 
@@ -442,7 +489,9 @@ class _Survey:
         found: set[str] = set()
         for entry in order:
             # A base need not be there: it can be unpacked again.
-            lies_well = entry.parent in found or _ID.fullmatch(entry.parent) is None
+            lies_well = (
+                entry.parent in found or entry.parent in self.named or _ID.fullmatch(entry.parent) is None
+            )
             if lies_well and self._cache.leads_to(entry) and not self._cache.outdated(entry):
                 found.add(entry.id)
         return found

@@ -7,8 +7,6 @@ that is not cached takes from it or lies on it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +27,10 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.image.bases import Base
-from firebuild_bootstrap.image.layertrees import LayerTrees
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
-from firebuild_bootstrap.image.trees import Tree, Trees
-from firebuild_bootstrap.machine.base import ArchiveLayer, Layer, Machine, StoredLayer
-from firebuild_bootstrap.machine.rootfs import export_tree
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
+from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
 from firebuild_bootstrap.solve.inputs import takes_files
@@ -186,6 +183,10 @@ class Results:
         self._renewed: dict[int, bool] = {}
         self._packing = threading.Lock()
         self._committed = False
+        for base in bases.values():  # what images are made of must stay, whoever removes and prunes them
+            for layer in base.layers:
+                if isinstance(layer, StoredLayer):
+                    stored.required(layer.key)
 
     # --- before anything runs -------------------------------------------------------------------
 
@@ -275,12 +276,11 @@ class Results:
             layers = (*below, *(StoredLayer(entry.id) for entry in entries))
             return Start(layers, len(entries), entries[-1] if entries else tip)
         chain = keys.chain[: len(keys.chain) - own] if self._shared.fresh(stage) else keys.chain
-        image = self._image(stage)
-        entries = self._shared.cache.find(chain, image.digest if image is not None else "")
+        bottom = self._bottom(stage)
+        entries = self._shared.cache.find(chain, _identity(bottom))
         done = len(entries) - (len(keys.chain) - own)
         if done < 0:
             return None if below is None else Start(below)
-        bottom = () if image is None else (image,)
         layers = (*bottom, *(StoredLayer(entry.id) for entry in entries))
         return Start(layers, done, entries[-1] if entries else None)
 
@@ -289,14 +289,14 @@ class Results:
             case StageRef(index):
                 return self._made.get(index)
             case ImageRef(reference):
-                return (_layer(self._bases[reference]),)
+                return self._bases[reference].layers
             case _:
                 return ()
 
-    def _image(self, stage: Stage) -> ArchiveLayer | None:
-        """Return the image at the very bottom of a stage."""
+    def _bottom(self, stage: Stage) -> tuple[Layer, ...]:
+        """Return the layers of the image at the very bottom of a stage."""
         base = self._graph.bottom(stage)
-        return _layer(self._bases[base.reference]) if isinstance(base, ImageRef) else None
+        return self._bases[base.reference].layers if isinstance(base, ImageRef) else ()
 
     # --- afterwards -----------------------------------------------------------------------------
 
@@ -312,8 +312,7 @@ class Results:
         Raises:
             MachineError: the plan for that can't be written.
         """
-        image = self._image(stage)
-        parent = start.tip.id if start.tip is not None else image.digest if image is not None else ""
+        parent = start.tip.id if start.tip is not None else _identity(self._bottom(stage))
         if self._shared is None:
             return Making(None, (), replace=False)
         steps = []
@@ -342,17 +341,17 @@ class Results:
         """
         making.commit_all(machine)
         entries = making.entries
+        self._committed = self._committed or bool(entries)
         if self._shared is not None and len(entries) == len(stage.steps) - start.done:
             self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in entries))
             tip = entries[-1] if entries else start.tip
             if tip is not None:
                 self._tips[stage.index] = tip
-        elif stage != self._graph.target:
-            directory = self._directory / f"stage-{stage.index}"
-            directory.mkdir(mode=0o700)
-            (made,) = machine.export((OutputSpec(OutputType.TAR),), directory)
+            return
+        directory = self._directory / f"stage-{stage.index}"
+        directory.mkdir(mode=0o700)
+        for made in machine.export((OutputSpec(OutputType.TAR),), directory):
             self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
-        self._committed = self._committed or bool(entries)
 
     def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
@@ -364,47 +363,27 @@ class Results:
         Raises:
             MachineError: it can't be written.
         """
-        if isinstance(tree, ImageRef):
-            return self._bases[tree.reference].archive
-        if not isinstance(tree, StageRef):
-            return None
-        match self._made[tree.index]:
+        match tree:
+            case ImageRef(reference):
+                layers = self._bases[reference].layers
+                name = f"image-{list(self._bases).index(reference)}.tar"
+            case StageRef(index):
+                layers, name = self._made[index], f"stage-{index}.tar"
+            case _:
+                return None
+        match layers:
             case ():
                 return None
             case (ArchiveLayer(path),):
                 return path
-            case layers:
-                path = self._directory / f"stage-{tree.index}.tar"
-                with self._packing:
-                    if not path.exists():
-                        self._trees.pack(self._tree(layers), path)
-                return path
+        with self._packing:
+            if not (path := self._directory / name).exists():
+                self._trees.pack(self._stored.merged(layers), path)
+        return path
 
-    def export(
-        self, machine: Machine | None, outputs: Sequence[OutputSpec], into: Path, epoch: int | None
-    ) -> tuple[Artifact, ...]:
-        """Write the outputs of the target into the directory `into`.
-
-        Args:
-            machine: that of the target, if it had one.
-            epoch: SOURCE_DATE_EPOCH.
-
-        Raises:
-            MachineError: as `Machine.export`.
-        """
-        layers = self._made.get(self._graph.target.index)
-        if layers is not None:
-            return export_tree(self._trees, self._tree(layers), outputs, into, epoch=epoch)
-        return machine.export(outputs, into) if machine is not None else ()
-
-    def made_of(self, outputs: Sequence[OutputSpec], epoch: int | None) -> str:
-        """Name the layers of the target and how its outputs are written; empty where they are not known."""
-        layers = self._made.get(self._graph.target.index)
-        if layers is None:
-            return ""
-        keys = [layer.digest if isinstance(layer, ArchiveLayer) else layer.key for layer in layers]
-        forms = [(output.type.value, output.size) for output in outputs]
-        return hashlib.sha256(json.dumps([keys, forms, epoch]).encode()).hexdigest()
+    def layers(self) -> tuple[Layer, ...] | None:
+        """Return what the target is made of; None where its root file system is out of reach."""
+        return self._made.get(self._graph.target.index)
 
     def trim(self, limit: int) -> None:
         """Let the cache have at most `limit` bytes, if this build has put anything into it."""
@@ -412,20 +391,13 @@ class Results:
             with suppress(FirebuildError):
                 self._shared.cache.prune(max_size=limit, sweep=False)
 
-    def _tree(self, layers: Sequence[Layer]) -> Tree:
-        """Return what a reader of trees takes for the merged view of `layers`."""
-        paths = tuple(
-            self._stored.unpacked(layer.path, layer.digest)[0]
-            if isinstance(layer, ArchiveLayer)
-            else self._stored.required(layer.key)
-            for layer in layers
-        )
-        if not paths:
-            empty = self._directory / "empty"
-            empty.mkdir(mode=0o755, exist_ok=True)
-            return empty
-        return paths if len(paths) > 1 else paths[0]
 
-
-def _layer(base: Base) -> ArchiveLayer:
-    return ArchiveLayer(base.archive, base.digest)
+def _identity(layers: Sequence[Layer]) -> str:
+    """Return what a layer on top of `layers` names as its parent in the cache."""
+    match layers:
+        case (*_, StoredLayer(key)):
+            return key
+        case (*_, ArchiveLayer(_, digest)):
+            return digest
+        case _:
+            return ""

@@ -104,6 +104,12 @@ def digest(root: str, *, times: bool = False) -> str:
     return target.digest
 
 
+def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
+    target = _Hashed()
+    write_layer(target, upper_entries(root, newest=newest))
+    return {"digest": target.digest}
+
+
 def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
@@ -153,6 +159,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "pack-image": _pack_image,
     "copy": _copy,
     "digest": _digest,
+    "layer-digest": _layer_digest,
     "ext4": _ext4,
     "overlay": _overlay,
 }

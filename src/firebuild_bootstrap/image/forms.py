@@ -1,0 +1,183 @@
+"""The forms of an image: its root file system as a file or directory, written from its layers when asked for.
+
+    <image>/rootfs.ext4         a form
+    <image>/rootfs.ext4.json    what is known of it; written last, so that no half-written form has one
+    <image>/making-<x>/         one that is being written
+    <image>/forms.lock          held by whoever writes one
+
+A machine that boots from a form in the store changes it, which size and modification time tell; a directory
+can't tell.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.content_store import sync_file_system, write_whole
+from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
+from firebuild_bootstrap.image.trees import Tree, Trees
+
+_LOCK: Final = "forms.lock"
+_MAKING: Final = "making-"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A form in the store.
+
+    Args:
+        asked: the size that was asked for, in bytes; 0 for none.
+        mtime_ns: of the file, when it was written.
+    """
+
+    artifact: Artifact
+    asked: int
+    mtime_ns: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.artifact.as_json(), "asked": self.asked, "mtime_ns": self.mtime_ns}
+
+    def is_untouched(self, directory: Path) -> bool:
+        """Whether it is as it was written, as far as can be told."""
+        try:
+            found = (directory / self.artifact.path).lstat()
+        except OSError:
+            return False
+        return self.artifact.type is not OutputType.DIR and (
+            (found.st_size, found.st_mtime_ns) == (self.artifact.size, self.mtime_ns)
+        )
+
+
+def kept_forms(directory: Path) -> tuple[Artifact, ...]:
+    """Return the forms in the directory of an image, as they were written."""
+    return tuple(kept.artifact for kind in OutputType if (kept := _read(directory, kind)) is not None)
+
+
+def is_untouched(directory: Path, kind: OutputType) -> bool:
+    """Whether the directory of an image has this form, and nobody has written to it since."""
+    kept = _read(directory, kind)
+    return kept is not None and kept.is_untouched(directory)
+
+
+def reuse_forms(older: Path, new: Path) -> None:
+    """Give the new directory of an image those forms of an older one that are files and as they were written.
+
+    Both are made of the same layers.
+    """
+    for kind in OutputType:
+        kept = _read(older, kind)
+        if kept is None or not kept.is_untouched(older):
+            continue
+        with suppress(OSError):  # then it is written again when somebody asks for it
+            os.link(older / kept.artifact.path, new / kept.artifact.path)
+            _note(new, kept)
+
+
+def keep_form(directory: Path, artifact: Artifact, asked: int = 0) -> None:
+    """Take note of a form that was written into the directory of an image.
+
+    Raises:
+        MachineError: it can't be written.
+    """
+    try:
+        _note(directory, _Kept(artifact, asked, (directory / artifact.path).lstat().st_mtime_ns))
+    except OSError as error:
+        raise MachineError(f"{directory / artifact.path} could not be stored: {error.strerror}") from error
+
+
+def write_form(
+    directory: Path,
+    tree: Callable[[], Tree],
+    spec: OutputSpec,
+    trees: Trees,
+    *,
+    epoch: int | None = None,
+    any_size: bool = False,
+    changed: bool = False,
+) -> Artifact:
+    """Return a form, which is written into the directory of the image unless it is there.
+
+    Args:
+        directory: of an image, held by the caller, or one that becomes it.
+        tree: returns the image's root file system.
+        spec: which form; its destination does not count.
+        trees: writes it.
+        epoch: no file of it is younger (SOURCE_DATE_EPOCH).
+        any_size: take an ext4 image of whatever size.
+        changed: take one that somebody has written to; it is written anew otherwise.
+
+    Raises:
+        InputError: the files need more than the size.
+        MachineError: the disk is full.
+    """
+    with _locked(directory):
+        kept = _read(directory, spec.type)
+        if kept is not None and (any_size or kept.asked == spec.size):  # noqa: SIM102 - two questions
+            if changed or kept.is_untouched(directory):
+                return kept.artifact
+        for left in directory.glob(f"{_MAKING}*"):  # by somebody who was killed
+            trees.remove(left)
+        making = directory / f"{_MAKING}{secrets.token_hex(4)}"
+        try:
+            making.mkdir(mode=0o700)
+            (artifact,) = export_tree(trees, tree(), (spec,), making, epoch=epoch)
+            _publish(making, directory, artifact)
+        except OSError as error:
+            raise MachineError(f"{making}: the form can't be stored: {error.strerror}") from error
+        finally:
+            trees.remove(making)
+        keep_form(directory, artifact, spec.size)
+        return artifact
+
+
+def _publish(making: Path, directory: Path, artifact: Artifact) -> None:
+    target, made = directory / artifact.path, making / artifact.path
+    descriptor = os.open(made, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        sync_file_system(descriptor) if artifact.type is OutputType.DIR else os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    (directory / _note_name(artifact.type)).unlink(missing_ok=True)
+    if artifact.type is OutputType.DIR and target.exists():
+        os.rename(target, making / "older")
+    os.rename(made, target)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    try:
+        descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise MachineError(f"{directory}: nothing can be written there: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _note_name(kind: OutputType) -> str:
+    return f"{kind.file_name}.json"
+
+
+def _note(directory: Path, kept: _Kept) -> None:
+    write_whole(directory / _note_name(kept.artifact.type), json.dumps(kept.as_json()).encode())
+
+
+def _read(directory: Path, kind: OutputType) -> _Kept | None:
+    try:
+        document = json.loads((directory / _note_name(kind)).read_text("utf-8"))
+        artifact = Artifact(kind, kind.file_name, int(document["size"]), str(document["digest"]))
+        kept = _Kept(artifact, int(document["asked"]), int(document["mtime_ns"]))
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+        return None  # it is not there, or a power failure has spoiled what is known of it
+    return kept if os.path.lexists(directory / artifact.path) else None
