@@ -30,7 +30,7 @@ from firebuild_bootstrap.machine.base import Layer
 from firebuild_bootstrap.mounting import check_mounts
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.secret import Secret
-from firebuild_bootstrap.wire import AnyCommand
+from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 
 Archives = Callable[[TreeRef], Path | None]
 """Returns the archive of an image or of a finished stage; None where it is empty."""
@@ -57,6 +57,12 @@ class Work:
     resources: Mapping[str, Resource] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
+
+    @property
+    def caches(self) -> tuple[CacheMount, ...]:
+        """The cache mounts of all RUNs."""
+        runs = (command for command in self.commands if isinstance(command, RunCommand))
+        return tuple(mount for run in runs for mount in run.mounts if isinstance(mount, CacheMount))
 
 
 @dataclass(frozen=True)

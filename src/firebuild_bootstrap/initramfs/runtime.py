@@ -37,6 +37,7 @@ _ENCODINGS: Final = re.compile(
 )
 _OWN: Final = (
     "__init__.py",
+    "messages.py",
     "wire.py",
     "_proto",
     "guest",

@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.drives import SnapshotDrives
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.cleanup import LEAVING, abandoned, builds_locked, own, retire
@@ -69,6 +70,10 @@ class BuildDirectory:
     def layer_trees(self) -> LayerTrees:
         """Return the store of unpacked layers for the build's id mapping; the caller closes it."""
         return LayerTrees(self._home, self.trees(), check=self.check)
+
+    def snapshot_drives(self, stored: LayerTrees) -> SnapshotDrives:
+        """Return the store of snapshot drives of the layers `stored`; the caller closes it."""
+        return SnapshotDrives(self._home, self.trees(), stored, check=self.check)
 
     def part(self, name: str) -> BuildDirectory:
         """Make a directory in this one for one of several machines; it goes when this one goes.
