@@ -5,7 +5,7 @@
 
 Needs root, buildah, runc, busybox-static, and some 5 GB of disk. Every figure is a median over runs in which
 the builders take turns, so that a busy machine slows all of them; the ratios are what counts. All build from
-the same contexts, on a base of one busybox: firebuild makes an image with a tar archive; buildah commits each
+the same contexts, on a base of one busybox: firebuild stores an image of layers; buildah commits each
 layer, with overlayfs; BuildKit, whose daemon runs already, writes an OCI layout without compression. Before a
 build with nothing cached, what earlier ones left is removed. With --write, the table goes into
 benchmarks/RESULTS.md.
@@ -14,6 +14,7 @@ benchmarks/RESULTS.md.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import random
 import re
@@ -37,8 +38,6 @@ from oracle.daemon import BuildKit, Order, version
 FIREBUILD: Final = Path(sys.executable).with_name("firebuild")
 RESULTS: Final = Path(__file__).with_name("RESULTS.md")
 HEADING: Final = "## Whole builds"
-# What a build makes that is asked for nothing special.
-OUTPUT: Final = ("--output", "tar")
 
 
 Work = Callable[[Path], str]  # fills a context, and returns its Dockerfile; its docstring says what it is
@@ -136,7 +135,7 @@ class Builders:
     def command(self, dockerfile: Path, *, cached: bool) -> list[str]:
         """Return the command of firebuild for a build."""
         name = dockerfile.parent.name
-        words = [str(FIREBUILD), "build", "--tag", f"bench/{name}:1", *OUTPUT]
+        words = [str(FIREBUILD), "build", "--tag", f"bench/{name}:1"]
         words += ["--no-cache"] if self.caches and not cached else []
         return [*words, str(dockerfile.parent)]
 
@@ -334,6 +333,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=[work.__name__ for work in WORK])
     parser.add_argument("--write", action="store_true", help="put the table into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
+    # As whoever installs firebuild has it; here nobody may have written it since the last change.
+    compileall.compile_dir(Path(__file__).resolve().parents[1] / "src", quiet=1)
     lines = []
     with tempfile.TemporaryDirectory(prefix="build-speed-") as directory:
         for line in report(Path(directory), arguments.runs, arguments.only):

@@ -148,7 +148,7 @@ EVIL = "a\x1b]0;title\x07\nb\x9b2J\u202ec" + "x" * 100_000
     ],
     ids=lambda event: f"{event.type}",
 )
-def test_the_text_of_strangers_comes_out_escaped_and_cut(event: Event) -> None:
+def test_untrusted_text_comes_out_escaped_and_cut(event: Event) -> None:
     for mode in ("plain", "auto"):
         for terminal in (True, False):
             out, now = io.BytesIO(), [0.0]

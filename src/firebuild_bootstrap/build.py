@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
@@ -29,28 +31,29 @@ from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.lowering import has_caches
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
     keeps_caches,
     make_machine,
     most_at_once,
+    start_ahead,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
-from firebuild_bootstrap.mounting import has_caches
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
-from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
-from firebuild_bootstrap.solve.results import Results, Shared
+from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
-from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
+    from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_pki import Authority, TLSMaterial
 
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
@@ -86,7 +89,7 @@ def build_image(
         FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind but what the
             request asks to keep.
         Interrupted: `home.check` raised it.
-        firebuild_pki.CAError: no usable certificates could be had.
+        firebuild_pki.CAError: the provider issued no usable certificates.
     """
     build = _Build(request, settings, home, EventBus(events))
     try:
@@ -114,18 +117,26 @@ class _Build:
         self._began = time.monotonic()
         self._telling = threading.RLock()
         self._parts: dict[int, BuildDirectory] = {}
-        self._told_phase = 0
-        self._warnings_told = 0
-        self._failure_told = False
+        self._announced_phase = 0
+        self._warnings_shown = 0
+        self._failure_reported = False
+        self._working = ExitStack()
+
+    @cached_property
+    def _workspace(self) -> Workspace:
+        """The build's own directory; made with its cleanup process when something needs it."""
+        # A build that is cached whole does not: the two are a third of its time.
+        return self._working.enter_context(self._home.workspace(self._build_id))
 
     def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
             cleanup.callback(self._home.close)
+            cleanup.enter_context(self._working)
             try:
                 try:
                     return self._steps(cleanup)
                 except Exception:
-                    # A Ctrl-C also reaches what was just being started; its failure is not the story.
+                    # A Ctrl-C also reaches child processes; the interruption is the cause, not their failure.
                     self._home.check()
                     raise
             except (Exception, Interrupted) as error:
@@ -133,18 +144,18 @@ class _Build:
                 raise
 
     def failed(self, error: BaseException) -> None:
-        """Tell why the build failed, once: before the clean-up, which may take a while."""
-        told, self._failure_told = self._failure_told, True
-        # A receiver that fails too must not hide why the build did.
+        """Report why the build failed, once: before the clean-up, which may take a while."""
+        told, self._failure_reported = self._failure_reported, True
+        # A failing consumer must not hide why the build failed.
         with suppress(Exception):
             if not told:
                 self.events(failure_event(error))
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
         self._phase(1)
-        workspace = cleanup.enter_context(self._home.workspace(self._build_id))
-        resolved = self._resolve(cleanup, workspace)
-        results = self._results(resolved, workspace)
+        self._home.retire_dead()
+        resolved = self._resolve(cleanup)
+        results = self._results(resolved)
         pending = results.pending()
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
         self._announce(resolved, cached)
@@ -153,32 +164,36 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
-        machine = self._machine(workspace, resolved.graph.target)
+        machine = self._machine(resolved.graph.target)
+        ahead = self._start_ahead(resolved.graph.target, pending, results, machine, cleanup)
 
         self._phase(2)
+        # Only now: what a build imports that is cached whole is what it takes.
+        from firebuild_pki import open_authority
+
         authority = open_authority(
             self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
-        sessions = self._sessions(authority, workspace)
+        sessions = self._sessions(authority)
 
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        build = _Stages(resolved, results, workspace, machine, authority, sessions, cleanup)
+        build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
-        authority.close()  # nobody needs its certificates any more
+        authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
         return self._store(resolved, results, authority)
 
     def _phase(self, number: int) -> None:
-        """Tell once that the build has come so far; stages come there one by one."""
+        """Announce a phase of the build once; stages reach it one by one."""
         self._home.check()
         with self._telling:
-            if number > self._told_phase:
-                self._told_phase = number
+            if number > self._announced_phase:
+                self._announced_phase = number
                 self.events(PhaseStarted(phase=number, name=_PHASES[number]))
 
     def _check(self) -> None:
@@ -199,16 +214,16 @@ class _Build:
 
     # --- 1 --------------------------------------------------------------------------------------
 
-    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> Resolved:
+    def _resolve(self, cleanup: ExitStack) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
         context = BuildContext(
-            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+            request.context, request.dockerfile, downloads=self._directory, tasks=self._home.tasks
         )
         contexts = {"": cleanup.enter_context(context)}
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
-                named = open_named(name, source, workspace.path, self._home.tasks)
+                named = open_named(name, source, self._directory, self._home.tasks)
                 contexts[name] = cleanup.enter_context(named)
         resolved = resolve(request, contexts, self._home.bases)
         for warning in resolved.warnings:
@@ -220,8 +235,27 @@ class _Build:
             check_several(self._settings.machine)
         return resolved
 
-    def _machine(self, workspace: Workspace, stage: Stage) -> Machine:
-        part = self._parts[stage.index] = workspace.part(str(stage.index))
+    def _start_ahead(
+        self,
+        target: Stage,
+        pending: Sequence[Stage],
+        results: Results,
+        machine: Machine,
+        cleanup: ExitStack,
+    ) -> Start | None:
+        """Start the target's machine beside the second step, if nothing else has to be done for it before."""
+        if tuple(pending) != (target,):
+            return None
+        start = results.start(target)
+        cleanup.callback(machine.close)
+        start_ahead(machine, start.layers)
+        return start
+
+    def _directory(self) -> Path:
+        return self._workspace.path
+
+    def _machine(self, stage: Stage) -> Machine:
+        part = self._parts[stage.index] = self._workspace.part(str(stage.index))
         return make_machine(
             self._settings.machine,
             part,
@@ -231,14 +265,14 @@ class _Build:
             info=self._info,
         )
 
-    def _results(self, resolved: Resolved, workspace: Workspace) -> Results:
+    def _results(self, resolved: Resolved) -> Results:
         return Results(
             resolved.graph,
             resolved.bases,
             shared=self._shared(resolved),
             stored=self._home.layers,
             trees=self._home.trees,
-            directory=workspace.path,
+            directory=self._directory,
         )
 
     def _shared(self, resolved: Resolved) -> Shared:
@@ -258,14 +292,14 @@ class _Build:
         )
 
     def _announce(self, resolved: Resolved, cached: Mapping[int, int]) -> None:
-        """Tell what the build does, and what of it is done already."""
+        """Announce the build, and the steps that are cached."""
         self.events(
             BuildStarted(
                 build_id=self._build_id,
                 tag=str(self._request.tag),
                 steps=resolved.total,
                 base=resolved.base_name,
-                ca_provider=self._settings.ca.provider,
+                ca_provider=self._settings.ca_provider,
             )
         )
         for stage in resolved.graph.stages:
@@ -284,7 +318,7 @@ class _Build:
     def _explain(
         self, resolved: Resolved, results: Results, pending: Sequence[Stage], cached: Mapping[int, int]
     ) -> None:
-        """Remember what steps are made of; tell why those of this build are not cached, if that is asked."""
+        """Remember the parts of all keys; on request, explain why steps are not cached."""
         name = str(self._request.dockerfile_name.absolute())
         last = LastBuild(self._home.root, name)
         for stage in resolved.graph.stages:
@@ -300,9 +334,9 @@ class _Build:
 
     # --- 2 --------------------------------------------------------------------------------------
 
-    def _sessions(self, authority: Authority, workspace: Workspace) -> Sessions:
-        # Only now: gRPC is a good part of the time that a build takes which is cached whole.
+    def _sessions(self, authority: Authority) -> Sessions:
         from firebuild_bootstrap.session import Sessions
+        from firebuild_pki import NoteLevel
 
         for note in authority.check():
             if note.level is not NoteLevel.OK:
@@ -314,7 +348,7 @@ class _Build:
             dockerfile=self._request.dockerfile_name,
             settings=self._settings,
             home=self._home,
-            directory=workspace.path,
+            directory=self._workspace.path,
             server=server,
             events=self.events,
             phase=self._phase,
@@ -330,8 +364,8 @@ class _Build:
 
     def _pass_warnings_on(self, authority: Authority) -> None:
         with self._telling:
-            for warning in authority.warnings[self._warnings_told :]:
-                self._warnings_told += 1
+            for warning in authority.warnings[self._warnings_shown :]:
+                self._warnings_shown += 1
                 self._notice(warning)
 
     # --- 3 to 6 ---------------------------------------------------------------------------------
@@ -342,7 +376,7 @@ class _Build:
         target = stage == resolved.graph.target
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
-            start = results.start(stage)
+            start = (build.ahead if target else None) or results.start(stage)
             work = resolved.work(
                 stage,
                 start.layers,
@@ -351,7 +385,7 @@ class _Build:
                 identity=results.identity,
                 done=start.done,
             )
-            machine = build.machine if target else self._machine(build.workspace, stage)
+            machine = build.machine if target else self._machine(stage)
             first = resolved.number(stage) + 1
             making = results.begin(stage, start, first, self._parts[stage.index])
 
@@ -373,7 +407,7 @@ class _Build:
         results: Results,
         authority: Authority | None = None,
     ) -> StoredImage | None:
-        provider = authority.provider_name if authority is not None else self._settings.ca.provider
+        provider = authority.provider_name if authority is not None else self._settings.ca_provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
 
@@ -388,7 +422,7 @@ class _Build:
             self._info(f"all steps succeeded; nothing is stored: {why}")
             return None
         image = store(layers, request, resolved, origin, self._home, notice=self._notice)
-        results.trim(self._settings.cache.limit(self._home.root))
+        results.trim(lambda: self._settings.cache.limit(self._home.root))
         wanted = {spec.type for spec in request.outputs[:1]}
         first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
@@ -405,12 +439,15 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Stages:
-    """What the stages of one build share: `machine` is that of the target, `cleanup` that of the build."""
+    """What the stages of one build share.
+
+    `machine` is that of the target, `ahead` where it has been started already, `cleanup` that of the build.
+    """
 
     resolved: Resolved
     results: Results
-    workspace: Workspace
     machine: Machine
+    ahead: Start | None
     authority: Authority
     sessions: Sessions
     cleanup: ExitStack

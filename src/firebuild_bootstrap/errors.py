@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-_REPORTED_PROBLEMS: Final = 10
+_MAX_REPORTED: Final = 10
 
 
 class ExitStatus(IntEnum):
@@ -83,8 +83,8 @@ class InputError(FirebuildError):
     exit_status = ExitStatus.BAD_INPUT
 
 
-class Problems:
-    """What is wrong, all of it."""
+class InputErrors:
+    """All errors of an input, collected so that they are reported together."""
 
     def __init__(self) -> None:
         self.found: list[InputError] = []
@@ -100,7 +100,7 @@ class Problems:
     @property
     def enough(self) -> bool:
         """Whether there are more than are shown."""
-        return len(self.found) > _REPORTED_PROBLEMS
+        return len(self.found) > _MAX_REPORTED
 
     def more_than(self, count: int) -> bool:
         """Tell whether there are more than `count`."""
@@ -118,20 +118,20 @@ class Problems:
         if not others:
             raise first
         lines = [first.hint] if first.hint else []
-        lines += [f"also {other.location}: {other.message}" for other in others[:_REPORTED_PROBLEMS]]
+        lines += [f"also {other.location}: {other.message}" for other in others[:_MAX_REPORTED]]
         raise InputError(first.message, hint="\n  ".join(lines), location=first.location) from first
 
 
 @dataclass(frozen=True)
 class _Collected:
-    problems: Problems
+    errors: InputErrors
 
     def __enter__(self) -> int:
-        return len(self.problems.found)
+        return len(self.errors.found)
 
     def __exit__(self, kind: object, error: object, trace: object) -> bool:
         if isinstance(error, InputError):
-            self.problems.add(error)
+            self.errors.add(error)
             return True
         return False
 
@@ -187,7 +187,7 @@ class OutputError(FirebuildError):
 
     Args:
         message: what happened.
-        reader_gone: nobody is left to read, so that nothing need be said about it.
+        reader_gone: the reader has closed the pipe, so that no error is shown.
     """
 
     exit_status = ExitStatus.OUTPUT
@@ -200,8 +200,8 @@ class OutputError(FirebuildError):
 class Interrupted(_Described):
     """The user or the system asked the build to stop (SIGINT, SIGTERM, SIGHUP).
 
-    Not an `Exception`, like `KeyboardInterrupt`: it may arrive anywhere, and whoever handles the errors
-    of a file or a plugin must not take it for one.
+    Not an `Exception`, like `KeyboardInterrupt`: it may arrive anywhere, and handlers for the
+    errors of a file or a plugin must not catch it.
     """
 
     exit_status = ExitStatus.INTERRUPTED

@@ -1,4 +1,4 @@
-"""What happens during a build, as values: the one stream that the renderers and the library user see.
+"""The events of a build: the one stream that renderers and library users see.
 
 Every event becomes one JSON object with `--progress rawjson`: `{"event": <type>, "time": <RFC 3339>, ...}`
 with the fields of the class. Fields are only ever added.
@@ -83,7 +83,7 @@ class PhaseStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskStarted(Event):
-    """Work that may take a while began, inside a phase or a step; `task` tells it from others of the build.
+    """Work that may take a while began, inside a phase or a step; `task` is its number in the build.
 
     `total_bytes` is how much there is to do, 0 where that is not known.
     """
@@ -189,7 +189,7 @@ class StepFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """Something the user should know and that does not end the build."""
+    """A message that does not end the build."""
 
     type: ClassVar[str] = "notice"
     level: Literal["info", "warning"]
@@ -282,10 +282,10 @@ class StepInfo:
 
 
 class Tasks:
-    """Tells of work that may take a while.
+    """Reports the progress of long work.
 
     Args:
-        events: receives the events; what it raises while a task goes on does not end the task.
+        events: receives the events; an exception of it during a task does not end the task.
     """
 
     def __init__(self, events: EventSink = lambda _: None) -> None:
@@ -294,12 +294,12 @@ class Tasks:
 
     @contextmanager
     def task(self, name: str, *, total: int = 0, measure: Callable[[], int] | None = None) -> Iterator[None]:
-        """Tell of one piece of work, from the begin of the block to its end.
+        """Report one piece of work, from the beginning of the block to its end.
 
         Args:
             name: what is done, as `packing rootfs.tar`.
             total: bytes that there are to do, if that is known.
-            measure: returns the bytes done so far; asked twice a second by a thread of its own.
+            measure: returns the bytes done so far; called twice a second in a separate thread.
         """
         number = next(self._numbers)
         began = time.monotonic()
@@ -324,7 +324,7 @@ class Tasks:
             try:
                 self._events(TaskProgress(task=number, bytes=_measured(measure)))
             except Exception:
-                return  # the next event of the build's own thread meets the same
+                return  # the next event of the build's own thread fails the same way
 
 
 def _measured(measure: Callable[[], int] | None) -> int:

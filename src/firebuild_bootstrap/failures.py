@@ -95,8 +95,8 @@ class FailureArtifacts:
     Args:
         directory: where; it is made, and open to this user only.
         machine: what is left of it.
-        notice: told what could not be kept.
-        info: told where everything is.
+        notice: receives what could not be kept.
+        info: receives the location.
     """
 
     def __init__(

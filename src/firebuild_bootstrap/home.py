@@ -17,7 +17,7 @@ from firebuild_bootstrap.image.store import ImageStore, StoredImage, image_id
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, detect
+from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, expected
 from firebuild_bootstrap.sandbox.idmap import single
 from firebuild_bootstrap.solve.cache import Cache
 
@@ -31,7 +31,7 @@ class Home:
         root: the directory; it need not exist yet.
         ids: the id mapping to use, or `auto` for the best that works here.
         check: called again and again while something long goes on; what it raises ends that.
-        tasks: told of all that may take a while.
+        tasks: receives the progress of long work.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Home:
 
         Args:
             check: asked, too, by all long work.
-            tasks: told of all that may take a while; those of this directory by default.
+            tasks: receives the progress of long work; by default that of this directory.
         """
 
         def both() -> None:
@@ -70,7 +70,7 @@ class Home:
         """
         if self._ids == "single":
             return single(Host.current(), "machine.ids is set to single")
-        idmap = detect()
+        idmap = expected()
         if self._ids not in ("auto", idmap.mode.value):
             raise MachineError(
                 f"machine.ids asks for {self._ids}, and this user can have {idmap.mode.value} here",
@@ -141,6 +141,10 @@ class Home:
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
+
+    def retire_dead(self) -> None:
+        """Have the cache hold what dead builds had finished."""
+        workspace.retire_dead(self.root)
 
     def sweep(self) -> None:
         """Have what dead builds left behind removed in the background; costs next to nothing without any."""

@@ -30,7 +30,7 @@ def parse_bind(bind: str) -> tuple[str, int]:
     """Read `127.0.0.1`, `127.0.0.1:0`, `::1` or `[::1]:0`; without a port it is 0.
 
     Raises:
-        InputError: the port is no number from 0 to 65535.
+        InputError: the port is not a number from 0 to 65535.
     """
     host, colon, port = bind.rpartition(":")
     if not colon or (":" in host and not host.endswith("]")):

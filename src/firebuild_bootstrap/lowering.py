@@ -1,33 +1,48 @@
-"""From a stage to what the wire carries: commands, and the resources that they ask for."""
+"""From a stage to what its guest executes: steps of the wire with their mounts, and the files for them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from firebuild_bootstrap.context import Resource
+from firebuild_bootstrap import wire
+from firebuild_bootstrap.context import FileTree, Resource
 from firebuild_bootstrap.context.entries import ContextResource
 from firebuild_bootstrap.dockerfile.graph import (
+    BindMount,
+    CacheMount,
     ContextRef,
     Copy,
     Diagnostic,
     Files,
     Graph,
+    ImageRef,
+    Mount,
     Run,
+    Scratch,
+    SecretMount,
+    SshMount,
     Stage,
+    StageRef,
     Step,
+    TmpfsMount,
     TreeRef,
     Workdir,
     canonical,
     trees_of,
 )
 from firebuild_bootstrap.dockerfile.operations import several_sources
-from firebuild_bootstrap.errors import InputError, Problems
-from firebuild_bootstrap.mounting import LoweredMounts, Trees, lower_mounts
-from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.errors import InputError, InputErrors, Location
+from firebuild_bootstrap.matching import has_wildcard
+from firebuild_bootstrap.secret import Secret, SecretResource, missing
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
+
+Trees = Callable[[TreeRef], FileTree]
+"""Returns the files of a tree."""
+_MODE = 0o7777
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,7 @@ class WireStep:
         number: of the step; FROM has the one before the first.
         line: where its instruction starts; for an ONBUILD trigger of the base, the line of FROM.
         instruction: as written, on one line; bodies of heredocs are left out.
-        command: what the guest is told.
+        command: for the guest.
         resources: what it asks for, by name.
     """
 
@@ -47,6 +62,22 @@ class WireStep:
     instruction: str
     command: AnyCommand
     resources: Mapping[str, Resource] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoweredMounts:
+    """The mounts of a RUN for its command.
+
+    Args:
+        mounts: of the command.
+        resources: what they ask for, by name.
+        env: variables that the command has besides: those of secrets that are not given are empty, as in
+            BuildKit.
+    """
+
+    mounts: tuple[wire.Mount, ...] = ()
+    resources: Mapping[str, Resource] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 Sent = Mapping[tuple[int, int], ContextResource]
@@ -73,14 +104,14 @@ def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, 
     """
     sent: dict[tuple[int, int], ContextResource] = {}
     empty: list[Diagnostic] = []
-    problems = Problems()
+    errors = InputErrors()
     stages: list[Stage] = []
     for stage in graph.stages:
         steps: list[Step] = []
         for step in stage.steps:
             copy = step.operation
             if isinstance(copy, Copy) and isinstance(_tree(copy), ContextRef):
-                with problems.collected():
+                with errors.collected():
                     found = _resource(step, copy, trees)
                     if not found.groups:
                         empty.append(_nothing_matches(step, copy))
@@ -88,7 +119,7 @@ def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, 
                     sent[stage.index, len(steps)] = found
             steps.append(step)
         stages.append(replace(stage, steps=tuple(steps)))
-    problems.raise_all()
+    errors.raise_all()
     return replace(graph, stages=tuple(stages)), sent, tuple(empty)
 
 
@@ -122,10 +153,10 @@ def lower(
         InputError: a source can't be found or read, or a required secret is not given; all of them.
     """
     steps: list[WireStep] = []
-    problems = Problems()
+    errors = InputErrors()
     for place, step in enumerate(stage.steps[skip:], skip):
         number, location = first + place, step.origin.location
-        with problems.collected():
+        with errors.collected():
             match step.operation:
                 case Copy() as copy:
                     resource = sent.get((stage.index, place)) or _resource(step, copy, trees)
@@ -136,7 +167,7 @@ def lower(
                     steps.append(_lowered(step, number, mounts.resources, mounts))
                 case Workdir():
                     steps.append(_lowered(step, number))
-    problems.raise_all()
+    errors.raise_all()
     return tuple(steps)
 
 
@@ -176,7 +207,6 @@ def _lowered(
                 target_is_directory=copy.into,
                 chown=copy.chown,
                 chmod=copy.chmod,
-                keyword=copy.keyword,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
 
@@ -206,3 +236,152 @@ def _found(step: Step, copy: Copy, trees: Trees) -> ContextResource:
             copy.destination,
         )
     return resource
+
+
+def lower_mounts(
+    run: Run,
+    number: int,
+    trees: Trees,
+    secrets: Mapping[str, Secret],
+    *,
+    identity: Callable[[TreeRef], str] = canonical,
+    location: Location | None = None,
+) -> LoweredMounts:
+    """Turn the mounts of a RUN into those of its command.
+
+    Args:
+        run: the RUN.
+        number: of its step.
+        trees: opens what binds and caches take files from.
+        secrets: what the user has given, by id.
+        identity: names what a tree holds; a cache that begins with other files is another one.
+        location: of the RUN, for errors.
+
+    Raises:
+        InputError: a source does not exist, a required secret is not given, or an SSH agent is required.
+    """
+    lowering = _Lowering(run, number, trees, secrets, identity, location)
+    mounts = tuple(
+        lowered
+        for place, mount in enumerate(run.mounts, 1)
+        if (lowered := lowering.one(mount, f"step-{number}-mount-{place}")) is not None
+    )
+    return LoweredMounts(mounts, lowering.resources, lowering.env)
+
+
+def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> None:
+    """Make sure of all mounts that do not need a stage to be finished.
+
+    Args:
+        graph: what there is to do.
+        trees: opens build contexts.
+        secrets: what the user has given, by id.
+
+    Raises:
+        InputError: what `lower_mounts` would raise; all of them.
+    """
+    errors = InputErrors()
+    for step in (step for stage in graph.stages for step in stage.steps):
+        if isinstance(run := step.operation, Run):
+            known = tuple(mount for mount in run.mounts if not _is_from_elsewhere(mount))
+            with errors.collected():
+                lower_mounts(replace(run, mounts=known), 0, trees, secrets, location=step.origin.location)
+    errors.raise_all()
+
+
+def has_caches(graph: Graph) -> bool:
+    """Tell whether a RUN has a cache mount."""
+    steps = (step.operation for stage in graph.stages for step in stage.steps)
+    return any(isinstance(mount, CacheMount) for run in steps if isinstance(run, Run) for mount in run.mounts)
+
+
+def _is_from_elsewhere(mount: Mount) -> bool:
+    return isinstance(mount, BindMount | CacheMount) and isinstance(mount.tree, ImageRef | StageRef)
+
+
+@dataclass
+class _Lowering:
+    run: Run
+    number: int
+    trees: Trees
+    secrets: Mapping[str, Secret]
+    identity: Callable[[TreeRef], str]
+    location: Location | None
+    resources: dict[str, Resource] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+
+    def one(self, mount: Mount, name: str) -> wire.Mount | None:
+        """Lower a mount, whose resource is called `name`; None for one without an effect."""
+        if mount.target:
+            try:
+                wire.mount_target(self.run.workdir, mount.target)
+            except wire.WireError as error:
+                raise InputError(f"RUN --mount: {error}", location=self.location) from error
+        match mount:
+            case BindMount(target, tree, source, writable):
+                self._send(name, tree, source)
+                return wire.BindMount(target=target, resource=name, writable=writable)
+            case CacheMount():
+                return self._cache(mount, name)
+            case TmpfsMount(target, size):
+                return wire.TmpfsMount(target=target, size=size)
+            case SecretMount():
+                return self._secret(mount, name)
+            case SshMount(required=required):
+                if required:
+                    raise InputError(
+                        "RUN --mount=type=ssh is not supported yet: no SSH agent can be forwarded",
+                        hint="clone into the build context before, or pass a key as a secret",
+                        location=self.location,
+                    )
+                return None  # as BuildKit does where no agent is given
+
+    def _send(self, name: str, tree: TreeRef, source: str) -> None:
+        files = self.trees(tree)
+        found = files.resource((Files(literal(source), tree),), location=self.location)
+        if not found.groups:
+            raise InputError(f"{source!r} is not in {files.label}", location=self.location)
+        self.resources[name] = found
+
+    def _cache(self, mount: CacheMount, name: str) -> wire.CacheMount:
+        identifier = mount.id
+        if isinstance(mount.tree, Scratch):
+            name = ""
+        else:
+            identifier += f":{self.identity(mount.tree)}:{mount.source}"
+            self._send(name, mount.tree, mount.source)
+        return wire.CacheMount(
+            target=mount.target,
+            id=identifier,
+            sharing=mount.sharing.value,
+            resource=name,
+            read_only=mount.read_only,
+            mode=mount.mode & _MODE,
+            uid=mount.uid,
+            gid=mount.gid,
+        )
+
+    def _secret(self, mount: SecretMount, name: str) -> wire.SecretMount | None:
+        secret = self.secrets.get(mount.id)
+        if secret is None:
+            if mount.required:
+                raise missing(mount.id, self.location)
+            if mount.env:
+                self.env[mount.env] = ""
+            return None
+        self.resources[name] = SecretResource(mount.id, secret)
+        return wire.SecretMount(
+            resource=name,
+            target=mount.target,
+            env=mount.env,
+            mode=mount.mode & _MODE,
+            uid=mount.uid,
+            gid=mount.gid,
+        )
+
+
+def literal(path: str) -> str:
+    """Return the pattern that matches a path as it stands: the source of a mount is not a pattern."""
+    parts = path.split("/")
+    first = next((index for index, part in enumerate(parts) if has_wildcard(part)), len(parts))
+    return "/".join([*parts[:first], *(re.sub(r"([*?\[\\])", r"\\\1", part) for part in parts[first:])])

@@ -1,7 +1,7 @@
 """Renders the events of a build: live on a terminal, as plain lines in a pipe, or as JSON lines.
 
 What the guest writes goes into a pipe byte for byte; on a terminal it can't do more than be read. The
-renderers add lines of their own between its lines. What these hold may be the text of strangers, too.
+renderers add lines of their own between its lines, which may quote untrusted text, too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ProgressMode = Literal["auto", "plain", "rawjson"]
 
 _BOLD, _DIM, _RED, _GREEN, _YELLOW, _RESET = (f"\x1b[{code}m" for code in (1, 2, 31, 32, 33, 0))
 _TICK_SECONDS: Final = 0.2
-# What takes longer than this is told of.
+# Tasks that take longer than this are shown.
 _LONG_SECONDS: Final = 1.0
 # What a phase is while it lasts; `phase-started` has its name.
 _PHASES: Final = {
@@ -341,7 +341,7 @@ class PlainRenderer:
         """Show what goes on."""
 
     def _tick(self) -> None:
-        # A terminal that has gone is for the thread of the next event to tell.
+        # The thread of the next event reports a terminal that has gone.
         with suppress(OSError, OutputError):
             while not self._closed.wait(_TICK_SECONDS):
                 with self._lock:
@@ -444,7 +444,7 @@ class PlainRenderer:
     # --- what else happens ------------------------------------------------------------------------
 
     def _notice(self, event: Notice) -> None:
-        # A warning may quote anybody; what firebuild asks the user to do now may take several lines.
+        # A warning may quote untrusted text; instructions to the user may take several lines.
         shown = one_line if event.level == "warning" else block
         message = shown(event.message, _MESSAGE_LIMIT)
         self._line(f"{event.level}: {message}", _YELLOW if event.level == "warning" else "")

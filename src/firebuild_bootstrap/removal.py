@@ -1,4 +1,4 @@
-"""Removing file trees that somebody else made: of any depth and size, and nothing outside of them.
+"""Removing untrusted file trees: of any depth and size, and nothing outside of them.
 
 `shutil.rmtree` of some Pythons recurses and fails on a tree of a thousand levels. This walk is a loop that
 holds a few descriptors at a time, however deep it is, and names everything relative to one of them, so that
@@ -91,7 +91,7 @@ class _Removal:
             self._ascend()
 
     def _remove(self, name: str) -> None:
-        """Unlink what is no directory; note a directory for later."""
+        """Unlink what is not a directory; note a directory for later."""
         try:
             os.unlink(name, dir_fd=self._here)
         except FileNotFoundError:

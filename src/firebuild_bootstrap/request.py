@@ -33,10 +33,10 @@ class BuildRequest:
         secrets: of the user by id, for RUN --mount=type=secret.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
-        outputs: what to make of the root file system.
+        outputs: the forms to write at once; without any the image alone is stored.
         no_cache: execute each step, whatever the cache has; what comes of it replaces that.
         no_cache_stages: the same for these stages, by name or index.
-        explain_cache: tell why steps are not cached.
+        explain_cache: report why steps are not cached.
         epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
             None for the real times.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None

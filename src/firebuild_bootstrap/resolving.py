@@ -25,9 +25,8 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.lowering import Sent, lower, outside
+from firebuild_bootstrap.lowering import Sent, check_mounts, lower, outside
 from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.mounting import check_mounts
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.secret import Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
@@ -75,7 +74,7 @@ class Resolved:
         contexts: the build contexts by name, the main one without.
         sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
         secrets: what the user has given, by id.
-        warnings: what is probably not meant.
+        warnings: of build checks and others.
     """
 
     graph: Graph

@@ -47,11 +47,11 @@ class Sessions:
         tag: what the image will be called.
         dockerfile: path that the user named, for errors.
         settings: of the build.
-        home: where its long work is checked and told of.
+        home: its check and its tasks are used for long work.
         directory: the build's own, for sockets.
         server: the material of all its servers.
         events: takes the events of all sessions.
-        phase: told that the build has come as far as one of its seven steps.
+        phase: called with the number of each of the seven steps that begins.
         keep_failed: where to put what is left of a machine that has failed, in a directory with the name of
             the build (and the stage, if there are several); None for nowhere.
     """
@@ -88,7 +88,7 @@ class Sessions:
             taken: takes the layers of finished steps, where the guest sends them.
 
         Raises:
-            FirebuildError: a step failed, or the guest is lost, or the machine can't be had.
+            FirebuildError: a step failed, the guest was lost, or the machine could not be started.
             Interrupted: `home.check` raised it.
         """
         self.events(StageStarted(stage=work.title, step=work.start.number))

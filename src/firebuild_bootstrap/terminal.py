@@ -1,4 +1,4 @@
-"""What a terminal is sent: text that can't take it over, lines that fit, and a live line at the bottom.
+"""Output for a terminal: text that can't control it, lines that fit, and a live line at the bottom.
 
 The control sequences are those of the VT100 and of ECMA-48, which every terminal in use understands.
 """
@@ -108,7 +108,7 @@ class SafeOutput:
 
 
 class Screen:
-    """A terminal with a line at the bottom that tells what goes on, below everything that is written.
+    """A terminal with a status line at the bottom, below all output.
 
     The cursor is never hidden and always rests where the next output goes. So whatever happens to this
     process, or to the size of the terminal, erasing what is behind it removes the live line and nothing else.

@@ -195,13 +195,11 @@ class CopyCommand(Command):
     target_is_directory: bool = False
     chown: str | None = None
     chmod: str | None = None
-    stage: str = ""
-    keyword: str = "COPY"
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkdirCommand(Command):
-    """A WORKDIR: `workdir` has to exist afterwards. Old guests skip it, as everything they don't know."""
+    """A WORKDIR: `workdir` has to exist afterwards."""
 
 
 AnyCommand = RunCommand | CopyCommand | WorkdirCommand

@@ -69,7 +69,7 @@ class Authority:
         self._lock = threading.RLock()
         self._warnings: list[str] = []
         self._remarks: list[str] = []
-        # Names and certificates, for revoking them; nobody needs to keep the keys.
+        # Names and certificates, for revoking them; the keys are not kept.
         self._issued: dict[str, _Revocable] = {}
         self._provider = make_provider(settings, context, check)
         self._observers = Observers(
@@ -116,13 +116,13 @@ class Authority:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What deserved a word so far but stopped nothing; also logged."""
+        """Warnings so far; also logged."""
         with self._lock:
             return tuple(self._warnings)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is odd about the certificates so far but harms nobody, for those who look closely."""
+        """Harmless oddities of the certificates so far, shown by `ca check` only."""
         with self._lock:
             return tuple(self._remarks)
 

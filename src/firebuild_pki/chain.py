@@ -84,7 +84,7 @@ def quiet_parsing() -> Iterator[None]:
 
 
 def read_certificate(data: bytes) -> x509.Certificate:
-    """Read one certificate, PEM or DER; each kind of damage raises an exception of its own kind."""
+    """Read one certificate, PEM or DER; each kind of damage raises a different exception."""
     is_pem = data.lstrip().startswith(b"-")
     with quiet_parsing():
         return (x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate)(data)
@@ -135,7 +135,7 @@ def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
     try:
         with quiet_parsing():
             return x509.load_pem_x509_certificates(data)
-    except Exception as error:  # strangers write certificates, and each parser fails in its own way
+    except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
         message = f"expected PEM certificates as {what}, but they cannot be read: {in_words(error)}"
         raise MaterialError(message) from error
 
@@ -178,7 +178,7 @@ class Links:
         """Find all ways from a leaf to an anchor, the shortest first; at least one.
 
         There are several where a CA was renewed with its old key, or is cross-signed. Order and repetition do
-        not matter; roots and strangers are left out.
+        not matter; roots and unrelated certificates are left out.
 
         Raises:
             MaterialError: there is none; the message names the missing link, or the one that does not hold.
@@ -292,7 +292,7 @@ def _link_problem(below: x509.Certificate, above: x509.Certificate) -> str | Non
 
 
 def _identifier_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
-    # RFC 5280 section 4.2.1.1; OpenSSL and BoringSSL take an issuer that does not match for a stranger
+    # RFC 5280 section 4.2.1.1; OpenSSL and BoringSSL take an issuer that does not match for an unrelated one
     authority = extension_of(below, x509.AuthorityKeyIdentifier)
     own = extension_of(above, x509.SubjectKeyIdentifier)
     if authority is None:
@@ -384,7 +384,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 
 def has_forgotten_signature(certificate: x509.Certificate) -> bool:
-    """Tell whether it was signed with SHA-1 or MD5, which nobody may check any more (RFC 9155)."""
+    """Tell whether it was signed with SHA-1 or MD5, which must not be accepted any more (RFC 9155)."""
     try:
         algorithm = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:

@@ -35,7 +35,7 @@ from firebuild_pki.positions import KeyPath, kind_of
 from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
-from firebuild_pki.validation import Finding, parse_strictly, relocated, validate, without_empty
+from firebuild_pki.validation import Diagnostic, parse_strictly, relocated, validate, without_empty
 from firebuild_pki.wrapping import in_our_words
 
 __all__ = [
@@ -260,7 +260,7 @@ class _Blocks:
         raise failure
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None, *, key: bool = False) -> None:
-        self.errors.append(Finding(path, message, hint, about_key=key).as_error())
+        self.errors.append(Diagnostic(path, message, hint, about_key=key).as_error())
 
 
 def ca_json_schema(catalog: PluginCatalog | None = None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What a provider returns, made ours: plain values of known types, and no more of them than anybody needs.
+"""What a provider returns, converted to plain values of known types, and bounded in number.
 
 A provider may return generators, objects whose attributes are computed when they are read, or subclasses of
 `str`: looking at those runs its code. These functions do all the looking. They are called in the provider's
-own thread, within its time limit; what they return runs nobody's code.
+own thread, within its time limit; what they return runs no foreign code.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def text_of(value: object) -> str:
 
 
 def error_text(error: BaseException, limit: int = LINE_LIMIT) -> str:
-    """Word an exception that may be anybody's in one harmless line: ``KeyError: 'certificate'``."""
+    """Describe an exception of any class in one safe line: ``KeyError: 'certificate'``."""
     name = one_line(text_of(type(error).__name__), 100)
     return f"{name}: {one_line(text_of(error), limit)}".removesuffix(": ")
 

@@ -1,4 +1,4 @@
-"""A provider behind glass: time limits, errors that name it, and nothing but what was promised."""
+"""A provider, isolated: time limits, errors that name it, and nothing but what the contract allows."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class LeafFindings:
     """What the checks of a leaf have to say, apart from what they refuse.
 
     Args:
-        warnings: what deserves a word in every build.
+        warnings: shown in every build.
         remarks: what is harmless.
     """
 

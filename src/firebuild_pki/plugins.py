@@ -2,7 +2,7 @@
 
 A provider's name is the name of its entry point in the group ``firebuild_pki.providers``; an
 observer's is that in ``firebuild_pki.observers``. Nothing is imported until it is asked for by
-name, so a broken plugin only hurts those who select it.
+name, so that a broken plugin fails only where it is selected.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _plain(entry: EntryPoint, spec: ProviderSpec) -> ProviderSpec:
             raise _load_error(entry, message)
     model = found["settings_model"]
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise _load_error(entry, "settings_model of its ProviderSpec is no pydantic model")
+        raise _load_error(entry, "settings_model of its ProviderSpec is not a pydantic model")
     if not callable(found["factory"]):
         raise _load_error(entry, "factory of its ProviderSpec cannot be called")
     return ProviderSpec(

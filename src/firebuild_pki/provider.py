@@ -62,7 +62,7 @@ class ProviderContext:
         environ: environment variables; secret references are resolved with these.
         report: shows the user a sentence at once, for example that a backend gives no answer and is being
             tried again.
-        patient: whether to try again what fails now and may work later; not where somebody waits for a
+        patient: whether to try again what fails now and may work later; not where a user waits for a
             verdict, as in ``firebuild ca check``.
         name_suffix: domain that all names of the build are below; empty where it is not known.
     """
@@ -114,7 +114,7 @@ class NoteLevel(StrEnum):
     OK = "ok"
     """Looked at, and found to be right."""
     WARNING = "warning"
-    """Worth a word; the provider works all the same."""
+    """A warning; the provider works all the same."""
     FATAL = "fatal"
     """The provider cannot work like this."""
 
@@ -128,7 +128,7 @@ class Note:
         path: the setting it is about, below the provider's block (``auth.method``); may be empty.
         hint: what to change.
         level: how much it matters.
-        about: what was looked at, in a word or two, for tables: ``role``, ``clock``.
+        about: what was looked at, in one or two words, for tables: ``role``, ``clock``.
     """
 
     message: str

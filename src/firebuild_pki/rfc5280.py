@@ -70,7 +70,7 @@ def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[
         for extension in certificate.extensions:
             if extension.critical and extension.oid not in _PROCESSED:
                 oid = extension.oid.dotted_string
-                yield f"{describe(certificate)} has the critical extension {oid}, which nobody knows"
+                yield f"{describe(certificate)} has the critical extension {oid}, which is unknown"
     between = 0  # CAs below, those that only renew a key aside (section 6.1.4 l)
     for ca in chain.authorities:
         constraints = extension_of(ca, x509.BasicConstraints)

@@ -51,8 +51,8 @@ def validate(
     try:
         return parse_strictly(model, data, context={"document": document, **(context or {})})
     except ValidationError as error:
-        findings = _findings(model, data, error)
-        problems = dict.fromkeys(found.as_problem(document, base) for found in findings)
+        diagnostics = _diagnostics(model, data, error)
+        problems = dict.fromkeys(found.as_problem(document, base) for found in diagnostics)
         raise SettingsError(sorted(problems, key=_document_order)) from None
 
 
@@ -109,7 +109,7 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnostic:
     """A mistake in plain data, on its way from pydantic's words to a `Problem`.
 
     Args:
@@ -132,25 +132,25 @@ class Finding:
 
     def as_error(self, below: KeyPath = ()) -> InitErrorDetails:
         """Wrap it for a ValidationError that a validator raises on behalf of an inner model."""
-        error = PydanticCustomError(_FINDING, "{text}", {"text": self.message, "finding": self})
+        error = PydanticCustomError(_DIAGNOSTIC, "{text}", {"text": self.message, "diagnostic": self})
         return InitErrorDetails(type=error, loc=(*below, *self.path), input=None)
 
 
-_FINDING = "firebuild_finding"
+_DIAGNOSTIC = "firebuild_finding"
 
 
 def relocated(
     model: type[BaseModel], data: object, error: ValidationError, *, below: KeyPath = ()
 ) -> list[InitErrorDetails]:
     """Carry the errors of an inner model to where its data is in the outer one."""
-    return [finding.as_error(below) for finding in _findings(model, data, error)]
+    return [diagnostic.as_error(below) for diagnostic in _diagnostics(model, data, error)]
 
 
-def _findings(model: type[BaseModel], data: object, error: ValidationError) -> Iterator[Finding]:
+def _diagnostics(model: type[BaseModel], data: object, error: ValidationError) -> Iterator[Diagnostic]:
     for detail in error.errors(include_url=False):
         kind, context = detail["type"], detail.get("ctx") or {}
-        if kind == _FINDING:
-            yield replace(context["finding"], path=detail["loc"])
+        if kind == _DIAGNOSTIC:
+            yield replace(context["diagnostic"], path=detail["loc"])
             continue
         path = _path_in(data, detail["loc"], missing=kind == "missing")
         if kind in {"union_tag_invalid", "union_tag_not_found"}:
@@ -158,7 +158,7 @@ def _findings(model: type[BaseModel], data: object, error: ValidationError) -> I
         message, hint = _wording(detail, fields_at(model, path[:-1]))
         # Both may quote what is written in the file, or come from a plugin's validator.
         hint = None if hint is None else one_text(str(hint))
-        yield Finding(path, one_text(message), hint, about_key=kind in {"missing", "extra_forbidden"})
+        yield Diagnostic(path, one_text(message), hint, about_key=kind in {"missing", "extra_forbidden"})
 
 
 def _path_in(data: Any, loc: tuple[str | int, ...], *, missing: bool) -> KeyPath:

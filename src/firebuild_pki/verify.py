@@ -2,7 +2,7 @@
 
 Each check is either a *must*, part of the contract, and raises `MaterialError`; or a *warn*, which
 ends up in `Verified.warnings`. New checks start as warnings, so that a working plugin keeps
-working, unless TLS refuses what they find anyway. What harms nobody is a remark, for `ca check`.
+working, unless TLS refuses what they find anyway. What is harmless is a remark, shown by `ca check`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Expectation:
         names: the DNS names wanted.
         public_key: the key that was to be certified.
         now: current time, UTC.
-        ttl: lifetime that was asked for; None where nobody asked (ready pairs).
+        ttl: requested lifetime; None for ready pairs.
         deadline: latest moment at which the build may still need the certificate.
         exact: whether names must match exactly, and the extended key usage up to the other end's.
             Ready pairs may have more of both.
@@ -94,8 +94,8 @@ class Verified:
 
     Args:
         chain: the leaf, and the way to its anchor.
-        warnings: what deserves a word in every build.
-        remarks: what is harmless, for those who look closely.
+        warnings: shown in every build.
+        remarks: harmless, shown by `ca check` only.
     """
 
     chain: Chain
@@ -177,7 +177,7 @@ def _readable(what: str) -> Iterator[None]:
         yield
     except MaterialError:
         raise
-    except Exception as error:  # strangers write certificates, and each parser fails in its own way
+    except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
         failure = MaterialError(f"{what} cannot be read: {in_words(error)}")
         failure.__cause__ = error
     else:

@@ -1,4 +1,4 @@
-"""Calls into code of strangers, with a limit on how long they are waited for."""
+"""Calls into untrusted code, each with a time limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Whatever a plugin raises, in words of our own.
 
-Reading an exception of somebody else's class runs their code: its `__str__` may sleep, raise, or write a
+Reading an exception of a foreign class runs foreign code: its `__str__` may sleep, raise, or write a
 megabyte of escape sequences. So that is done once, where it was caught (for a provider: in its thread, within
 its limit), and what goes on from there is an error of ours that holds plain text.
 """
@@ -36,12 +36,12 @@ def one_text(text: str, limit: int = TEXT_LIMIT) -> str:
     shown = block(text[: 2 * limit], limit)
     if len(text) <= limit >= len(shown):
         return " ".join(line.strip() for line in shown.split("\n")).strip()
-    end = f"… ({len(text)} characters in all)"  # within the limit, so that nobody cuts it again
+    end = f"… ({len(text)} characters in all)"  # within the limit, so that it is not cut again
     return " ".join(line.strip() for line in shown[: limit - len(end)].split("\n")).strip() + end
 
 
 def described(error: BaseException) -> str:
-    """Word an exception that may be anybody's: ``KeyError: 'certificate'``; a `CAError` by its message."""
+    """Describe an exception of any class: ``KeyError: 'certificate'``; a `CAError` by its message."""
     if isinstance(error, CAError):
         return str(_own(error))
     return error_text(error, TEXT_LIMIT - 200)  # with what comes before, within the limit

@@ -177,9 +177,9 @@ def test_what_asks_for_the_default_is_accepted(cli: Cli) -> None:
             "stats port rename update diff cp commit network volume compose": "no containers",
             "swarm stack service node": "no containers",
             "push pull login logout search manifest trust": "talks to no registry yet",
-            "save export": "firebuild images path",
+            "save export": "firebuild images export",
             "load import": "firebuild base import",
-            "history": "no layers",
+            "history": "firebuild images inspect",
             "rm": "firebuild rm-tree",
             "events": "rawjson",
             "info version context": "",
@@ -296,7 +296,7 @@ def test_a_directory_called_dockerfile_in_the_archive_is_none(
     cli: Cli, stdin: Callable[[bytes], None]
 ) -> None:
     stdin(archive(**{"Dockerfile/x": ""}))
-    assert cli("build", "-", status=2).first == "error: Dockerfile: the Dockerfile is no regular file"
+    assert cli("build", "-", status=2).first == "error: Dockerfile: the Dockerfile is not a regular file"
 
 
 def test_links_of_an_archive_lead_nowhere_on_this_host(

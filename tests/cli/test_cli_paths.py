@@ -150,7 +150,7 @@ def test_names_as_long_as_linux_allows_are_written(here: Cli) -> None:
 
 def test_a_device_is_never_replaced_by_a_file(here: Cli) -> None:
     for option in ("--metadata-file", "--iidfile"):
-        assert "/dev/null can't be written: it is no regular file" in refused(
+        assert "/dev/null can't be written: it is not a regular file" in refused(
             here, "build", option, "/dev/null", "."
         )
     assert Path("/dev/null").is_char_device()

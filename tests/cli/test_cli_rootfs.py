@@ -137,7 +137,11 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
         ("FROM scratch\n", ["--output", "dir,dest=."], "error: --output dest="),
         ("FROM scratch\n", ["--output", "ext4,size=big"], "error: expected a size such as 512MiB"),
         ("FROM scratch\n", ["--output", "tar", "--output", "tar"], "error: --output tar is given twice"),
-        ("FROM scratch\n", ["--metadata-file", "none/x"], "error: none/x can't be written: none is no dir"),
+        (
+            "FROM scratch\n",
+            ["--metadata-file", "none/x"],
+            "error: none/x can't be written: none is not a dir",
+        ),
         ("FROM scratch\n", ["--metadata-file", "."], "error: invalid value for '--metadata-file'"),
         ("FROM scratch\n", ["--progress", "fancy"], "error: invalid value for '--progress': 'fancy'"),
         ("FROM scratch\n", ["--ca", "valut"], "error: command line: ca.provider: no installed provider is"),

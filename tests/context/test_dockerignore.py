@@ -88,7 +88,7 @@ def test_an_ignore_file_that_would_block_or_never_end_is_an_error(root: Path, pl
         os.mkfifo(root / ".dockerignore")
     else:
         (root / ".dockerignore").symlink_to("/dev/zero")
-    with pytest.raises(InputError, match="ignore file can't be read: it is no regular file"):
+    with pytest.raises(InputError, match="ignore file can't be read: it is not a regular file"):
         BuildContext(root)
 
 

@@ -76,7 +76,7 @@ def test_a_file_replaced_by_a_fifo_does_not_block_the_build(root: Path, find: Fi
     resource = find("f")
     (root / "f").unlink()
     os.mkfifo(root / "f")
-    with pytest.raises(InputError, match="no regular file any more"):
+    with pytest.raises(InputError, match="not a regular file any more"):
         content(resource)
 
 

@@ -23,7 +23,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TmpfsMount,
 )
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.mounting import LoweredMounts, lower_mounts
+from firebuild_bootstrap.lowering import LoweredMounts, lower_mounts
 from firebuild_bootstrap.secret import Secret
 
 

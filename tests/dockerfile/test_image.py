@@ -304,7 +304,7 @@ def test_a_platform_that_is_left_out_behind_its_equals_sign_is_this_hosts(plan: 
 def test_what_is_no_platform_is_an_error(plan: Plan, text: str) -> None:
     with pytest.raises(InputError) as caught:
         plan(f'FROM --platform="{text}" scratch\n')
-    assert f"{text!r} is no platform" in caught.value.message
+    assert f"{text!r} is not a platform" in caught.value.message
     assert caught.value.location == Location("Dockerfile", 1)
 
 

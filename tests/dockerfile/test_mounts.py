@@ -104,7 +104,7 @@ def test_options_say_what_is_mounted(read: Read, bases: Bases, options: str, mou
         ("type=secret", "a secret needs its id"),
         ("type=secret,id=a,source=b", "source and id can't both be given"),
         ("type=secret,id=a,from=b", "from is not for the type secret"),
-        ("type=secret,id=a,env=A=B", "'A=B' is no name of a variable"),
+        ("type=secret,id=a,env=A=B", "'A=B' is not the name of a variable"),
         ("type=ssh,from=b", "from is not for the type ssh"),
         (r"\"target", "unexpected end of data"),
         ("", "expected options such as type=cache,target=/path"),

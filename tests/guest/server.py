@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
@@ -15,7 +14,7 @@ import grpc
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.legacy.commands import encode_command
+from firebuild_bootstrap.legacy.scripts import encode_command
 from guest.pki import Pki
 
 Message = pb.ResourceChunk | pb.ToGuest
@@ -69,9 +68,8 @@ def group(**fields: bool) -> pb.ToGuest:
     return pb.ToGuest(group=pb.Group(**fields))
 
 
-def piece(data: bytes, checksum: int | None = None) -> pb.ToGuest:
-    number = zlib.crc32(data) if checksum is None else checksum
-    return pb.ToGuest(piece=pb.Piece(checksum=number, data=data))
+def piece(data: bytes) -> pb.ToGuest:
+    return pb.ToGuest(piece=pb.Piece(data=data))
 
 
 END = piece(bytes(1024))
@@ -303,7 +301,7 @@ class BuildServer:
         self.on_commands(context)
         return pb.CommandsResponse(
             command=[
-                command if isinstance(command, str) else encode_command(command)
+                command if isinstance(command, str) else encode_command(command, extended=False)
                 for command in self.commands
                 if not isinstance(command, pb.ToGuest)
             ]
@@ -328,9 +326,7 @@ class BuildServer:
         self.successes += 1
         return pb.Empty()
 
-    def _resource(
-        self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk]:
+    def _resource(self, request: pb.ResourceRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         self.requests.append(request)
         chunks = self.resources.get(request.path)
         if chunks is None:

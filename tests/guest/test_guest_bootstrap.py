@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -21,16 +20,12 @@ import pytest
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.bootstrap import bootstrap, read_block, set_clock
-from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
-from firebuild_bootstrap.guest.run import BATCH_BYTES
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, make_block, run_command, workdir_command
-from guest.local import Local
 from guest.pki import Pki
-from guest.server import BuildServer, a_file, chunk, group, header, member, piece
+from guest.server import BuildServer, a_file, group, member, piece
 
 ROOT = pytest.mark.root
 SANDBOX = pytest.mark.needs("bwrap", "busybox")
@@ -83,7 +78,6 @@ def test_a_failed_step_is_reported_once_with_everything_known(
         (pb.ToGuest(workdir=pb.Workdir()), "a step that can't be read: a step has the number 0"),
         (pb.ToGuest(files_end=pb.FilesEnd()), "the server sent files_end where a step was due"),
         (piece(b"x"), "the server sent files where a step was due"),
-        (piece(b"x", checksum=1), "what can't be read: the checksum of a piece is wrong"),
         (pb.ToGuest(), "the server sent nothing where a step was due"),
         (pb.ToGuest(checkpoint=pb.Checkpoint(step=2)), "the layer of a step, and this guest keeps none"),
     ],
@@ -273,53 +267,6 @@ def test_a_host_that_falls_silent_is_noticed(
     assert server.aborts == []
 
 
-@SANDBOX
-def test_a_ping_that_fails_now_and_then_is_forgiven(build: Build) -> None:
-    def moody(context: grpc.ServicerContext) -> None:
-        if len(build.server.pings) % 3:
-            context.abort(grpc.StatusCode.INTERNAL, "not now")
-
-    build.server.on_ping = moody
-    build.server.old = True
-    build.ping_interval = 0.05
-    build.succeed(run_command("sleep 1.2"))
-    assert len(build.server.pings) > 9
-    assert len(set(build.server.pings)) == len(build.server.pings)
-
-
-@ROOT
-def test_pings_continue_during_a_copy_and_their_loss_ends_it(
-    pki: Pki, server: BuildServer, image: str
-) -> None:
-    def endless(context: grpc.ServicerContext) -> object:
-        yield header(size=10)
-        yield chunk(b"x")
-        while context.is_active():
-            time.sleep(0.05)
-
-    server.resources["files"] = endless  # type: ignore[assignment]
-    server.on_ping = lambda context: context.abort(grpc.StatusCode.INTERNAL, "gone")
-    server.old = True
-    put(server, copy_command("/f"))
-    with pytest.raises(ServerLost, match="3 pings"):
-        bootstrap(make_block(pki, server, ping_interval=0.05), image)
-    assert not (Path(image) / "f").exists()
-    assert [(abort.step, "3 pings" in abort.error) for abort in server.aborts] == [(2, True)]
-
-
-@ROOT
-def test_a_server_that_refuses_output_ends_the_build(pki: Pki, server: BuildServer, image: str) -> None:
-    def refuse(message: pb.LogMessage) -> None:
-        raise RuntimeError("disk full")
-
-    server.on_log = refuse
-    server.old = True
-    put(server, workdir_command("/a"), workdir_command("/b", step=3))
-    with pytest.raises(ServerLost, match="no longer takes output: UNKNOWN"):
-        bootstrap(make_block(pki, server), image)
-    assert len(server.aborts) == 1
-
-
 @ROOT
 def test_a_success_that_the_server_does_not_take_is_an_error(pki: Pki, image: str) -> None:
     def refuse(context: grpc.ServicerContext) -> None:
@@ -330,12 +277,6 @@ def test_a_success_that_the_server_does_not_take_is_an_error(pki: Pki, image: st
     with pytest.raises(ServerLost, match="did not take the success: FAILED_PRECONDITION: too late"):
         bootstrap(make_block(pki, server), image)
     server.stop()
-
-
-def test_an_error_with_a_name_that_is_not_utf8_can_be_reported(local: Local) -> None:
-    with local.calls() as host:
-        assert host.abort(GuestError("b\udcffad"))
-    assert [abort.error for abort in local.server.aborts] == ["b?ad"]
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -374,16 +315,6 @@ def test_the_first_reason_to_stop_counts_and_late_comers_are_called_at_once() ->
     assert stop.wait(5)
     with pytest.raises(Interrupted, match="SIGTERM"):
         stop.check()
-    stop.close()
-
-
-def test_a_closed_channel_is_a_lost_server(pki: Pki, server: BuildServer) -> None:
-    stop = Stop()
-    client = Client(make_block(pki, server), stop)
-    with OldServer(client, stop, 5.0) as host:
-        client.close()
-        assert not host.ping("1", 1)
-        assert not host.abort(GuestError("x"))
     stop.close()
 
 
@@ -434,56 +365,6 @@ def test_a_clock_that_may_not_be_set_is_left_alone() -> None:
         raise PermissionError(1, "Operation not permitted")
 
     set_clock(1_900_000_000.0, now=lambda: 5.0, adjust=forbidden)
-
-
-# --- old servers ----------------------------------------------------------------------------------
-
-
-@SANDBOX
-def test_an_old_server_gets_lines_of_text_and_no_events(build: Build) -> None:
-    document = {
-        "OriginalCommand": "RUN x",
-        "Command": r"printf 'one\ntwo\377\n'; printf 'er' >&2; printf rest",
-        "Shell": {"OriginalCommand": "", "Commands": ["/bin/sh", "-c"]},
-        "Env": {"A": "1"},
-        "Args": {},
-        "Workdir": {"OriginalCommand": "", "Value": "/"},
-        "User": {"OriginalCommand": "", "Value": "0:0"},
-    }
-    build.succeed(json.dumps(document))
-    lines = {name: [] for name in ("stdout", "stderr")}  # type: dict[str, list[str]]
-    for name, message in build.server.logs:
-        assert not message.data
-        assert not message.HasField("event")
-        lines[name] += message.line
-    assert lines == {"stdout": ["one", "two\ufffd", "rest"], "stderr": ["er"]}
-
-
-def test_an_old_server_gets_a_long_line_in_pieces(local: Local) -> None:
-    local.server.commands = []
-    with local.calls() as host:
-        assert list(host.steps()) == []
-        for _ in range(3):
-            host.write(0, "stdout", b"x" * BATCH_BYTES)
-        host.write(0, "stdout", "é".encode()[:1])
-        host.finished(0, 0, 0.0)
-    text = "".join(line for _, message in local.server.logs for line in message.line)
-    assert text == "x" * 3 * BATCH_BYTES + "\ufffd"
-    assert max(len(line) for _, message in local.server.logs for line in message.line) <= 2 * BATCH_BYTES
-
-
-def test_a_writer_that_waits_for_a_stuck_server_is_released_by_the_end(local: Local) -> None:
-    stuck = threading.Event()
-
-    def wait(message: pb.LogMessage) -> None:
-        stuck.wait(10)
-
-    local.server.on_log = wait
-    threading.Timer(0.5, lambda: local.stop.set(ServerLost("gone"))).start()
-    with local.calls() as host, pytest.raises(ServerLost, match="gone"):
-        while True:
-            host.write(2, "stdout", bytes(BATCH_BYTES))
-    stuck.set()
 
 
 # --- speed ----------------------------------------------------------------------------------------

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
-import grpc
 import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.legacy.commands import GUEST, encode_command
-from guest.build import copy_command, make_image, workdir_command
+from guest.build import workdir_command
 from guest.local import Local
-from guest.pki import Pki
-from guest.server import BuildServer, a_directory, a_file, a_link, chunk, eof, header, in_tree
+from guest.server import a_directory, a_file, a_link, chunk, eof, header, in_tree
 
 pytestmark = pytest.mark.root
 
-
-@pytest.fixture
-def local(request: pytest.FixtureRequest, pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Local]:
-    """A guest that is sent entries in a session, or each by itself in the calls of old."""
-    image = make_image(tmp_path / "image", busybox=False)
-    server.old = getattr(request, "param", "session") == "calls"
-    local = Local(pki, server, image)
-    yield local
-    local.close()
-
-
-OLD = pytest.mark.parametrize("local", ["calls"], indirect=True)
-BOTH = pytest.mark.parametrize("local", ["session", "calls"], indirect=True)
 
 TREE = [*a_directory(""), *in_tree("a", b"A"), *a_directory("sub"), *in_tree("sub/b", b"B")]
 
@@ -101,17 +83,6 @@ def test_a_workdir_is_cleaned_before_links_are_followed(local: Local) -> None:
     assert set(local.tree()) == {"a", "w", "x", "x/y"}
 
 
-@OLD
-def test_an_old_servers_target_is_cleaned_before_links_are_followed(local: Local) -> None:
-    (local.image / "x/y").mkdir(parents=True)
-    (local.image / "a").symlink_to("x/y")
-    old = pb.ResourceChunk.ResourceHeader(sourcePath="f", targetPath="/a/../g", fileMode=0o644)
-    chunks = [pb.ResourceChunk(header=old), chunk(b"F", ""), eof("")]
-    local.copy(chunks, "/a/../g", source="files", step=0)
-    assert local.tree()["g"] == "F"
-
-
-@BOTH
 def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) -> None:
     (local.image / "t/sub").mkdir(parents=True)
     (local.image / "t/sub/kept").write_text("K")
@@ -120,7 +91,6 @@ def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) 
     assert local.tree() == {"t": "dir", "t/a": "A", "t/sub": "dir", "t/sub/b": "B", "t/sub/kept": "K"}
 
 
-@BOTH
 def test_links_are_copied_as_links_and_hard_links_share_their_file(local: Local) -> None:
     chunks = [*TREE, *a_link("soft", "../nowhere"), *a_link("sub/hard", "a", hard=True)]
     local.copy(chunks, "/t/")
@@ -179,7 +149,6 @@ def test_mode_owner_and_time_are_kept_and_parents_are_plain(local: Local) -> Non
     assert (status.st_mtime_ns, local.owner("p/q/a")) == (1_600_000_000_123_456_789, (0, 0))
 
 
-@BOTH
 def test_times_and_modes_of_directories_are_set_after_their_content(local: Local) -> None:
     chunks = [
         *a_directory("", 0o700, mtimeNs=5_000_000_000),
@@ -227,7 +196,6 @@ def test_a_bad_chown_is_an_error_that_names_it(local: Local, chown: str) -> None
     assert local.tree() == {}
 
 
-@BOTH
 def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -> None:
     chunks = [*a_directory(""), *in_tree("f", b"x", keepOwner=True, uid=7, gid=8)]
     local.copy(chunks, "/t1")
@@ -235,7 +203,6 @@ def test_an_archive_keeps_its_owners_unless_chown_says_otherwise(local: Local) -
     assert (local.owner("t1/f"), local.owner("t2/f")) == ((7, 8), (9, 9))
 
 
-@BOTH
 def test_files_of_another_stage_keep_their_owners_and_are_placed_as_every_other_file(local: Local) -> None:
     (local.image / "real").mkdir()
     (local.image / "link").symlink_to("real")
@@ -333,7 +300,6 @@ def test_a_member_takes_the_place_of_whatever_is_there(local: Local) -> None:
     assert (local.mode("three"), local.mode("elsewhere")) == (0o711, 0o700)
 
 
-@BOTH
 def test_members_take_the_place_of_earlier_ones(local: Local) -> None:
     chunks = [
         *member_directory("d", 0o700),
@@ -367,14 +333,6 @@ def test_a_directory_of_great_depth_is_replaced(local: Local) -> None:
     os.close(descriptor)
     local.copy(member("d", b"a file"), "/")
     assert local.tree() == {"d": "a file"}
-
-
-@OLD
-def test_the_root_and_the_parents_of_a_member_can_not_be_replaced(local: Local) -> None:
-    assert "/t: a directory is there" in local.refused(member("", b"x"), "/t").message
-    (local.image / "f").write_text("file")
-    assert "/f/x: a file is where a directory is needed" in local.refused(member("f/x"), "/").message
-    assert "/f: a file is where a directory is needed" in local.refused(member("x"), "/f").message
 
 
 # --- modes ----------------------------------------------------------------------------------------
@@ -417,162 +375,8 @@ def test_a_loop_of_links_is_an_error(local: Local) -> None:
     assert "/loop/x: Too many levels" in local.refused(a_file("a"), "/loop/x").message
 
 
-@OLD
-@pytest.mark.parametrize("path", ["../x", "a/../../x", "/x"])
-def test_entries_that_leave_the_destination_are_refused(local: Local, path: str) -> None:
-    error = local.refused(in_tree(path, b"x"), "/t")
-    assert (error.reason, "leads out" in error.message) == ("protocol", True)
-
-
-@OLD
-def test_an_unknown_kind_of_entry_is_refused(local: Local) -> None:
-    assert local.refused(a_file("x", kind=9)).reason == "protocol"
-
-
-# --- broken streams -------------------------------------------------------------------------------
-
-
-@OLD
-@pytest.mark.parametrize(
-    ("chunks", "words"),
-    [
-        ([header(size=1), chunk(b"x", checksum=b"0" * 32), eof()], "checksum"),
-        ([header(size=1), chunk(b"x", checksum=b""), eof()], "checksum"),
-        ([header(size=1), chunk(b"x")], "in the middle"),
-        ([header()], "in the middle"),
-        ([chunk(b"x")], "chunk where the header"),
-        ([eof()], "eof where the header"),
-        ([pb.ResourceChunk()], "nothing where the header"),
-        ([header(size=1), chunk(b"x"), header("g")], "header before the end"),
-        ([header(size=1), pb.ResourceChunk()], "nothing before the end"),
-        ([header(size=5), chunk(b"x"), eof()], "5 bytes were announced, 1 came"),
-        ([header(size=1), chunk(b"x"), chunk(b"y")], "1 bytes were announced, and more than 1 came"),
-        ([header(size=1), chunk(b"xy"), eof()], "1 bytes were announced, and more than 1 came"),
-        ([header(size=0), chunk(b"x"), eof()], "0 bytes were announced, and more than 0 came"),
-        ([header(size=-1), eof()], "announced -1 bytes"),
-        ([*a_directory("d")[:1], chunk(b"x", "d"), eof("d")], "0 bytes were announced, 1 came"),
-        ([*a_link("l", "x")[:1], chunk(b"x", "l"), eof("l")], "0 bytes were announced, 1 came"),
-        ([*a_link("l", "x")[:1], *[chunk(bytes(2**21), "l")] * 2], "0 bytes were announced, and more than 0"),
-        (a_file("a\0b"), "a path with a NUL"),
-        (a_link("l", "x\0y"), "a path with a NUL"),
-        (a_file("f", keepOwner=True, uid=2**40), "the owner 1099511627776:0"),
-        (a_file("f", keepOwner=True, gid=-1), "the owner 0:-1"),
-        ([header(size=1), chunk(b"x", "g"), eof()], "mixed two files"),
-        ([header(size=1), chunk(b"x"), eof("g")], "mixed two files"),
-        ([header(size=1), chunk(bytes(wire.MAX_CHUNK_BYTES + 1)), eof()], "a chunk has 3774874 bytes"),
-        ([*a_link("l", "x")[:1], chunk(b"x", "l"), eof("g")], "mixed two files"),
-    ],
-)  # fmt: skip
-def test_a_broken_stream_is_an_error_and_leaves_no_file(
-    local: Local, chunks: list[pb.ResourceChunk], words: str
-) -> None:
-    error = local.refused(chunks, "/t/")
-    assert words in error.message
-    assert error.reason == "protocol"
-    assert set(local.tree()) <= {"t", "t/l", "t/d"}
-
-
-@OLD
-def test_not_one_chunk_more_than_announced_is_written(local: Local) -> None:
-    sent = 0
-
-    def endless(context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
-        nonlocal sent
-        yield header(size=1)
-        while context.is_active():
-            sent += 1
-            yield chunk(bytes(wire.CHUNK_BYTES))
-
-    error = local.refused(endless)
-    assert "1 bytes were announced, and more than 1 came" in error.message
-    assert local.tree() == {}
-    assert sent < 50
-
-
-@OLD
-def test_a_message_longer_than_the_protocols_limit_is_an_error(local: Local) -> None:
-    error = local.refused([header(), chunk(bytes(wire.MAX_MESSAGE_BYTES)), eof()])
-    assert "RESOURCE_EXHAUSTED" in error.message
-
-
-@OLD
-def test_an_error_of_the_server_is_not_the_end_of_the_stream(local: Local) -> None:
-    error = local.refusal(copy_command("/t", source="unknown"))
-    assert "NOT_FOUND: no resource unknown" in error.message
-    assert "'unknown'" in error.message
-
-
-@OLD
-def test_a_failed_copy_leaves_the_old_file_in_place(local: Local) -> None:
-    (local.image / "f").write_text("old")
-    local.refused([header(size=2), chunk(b"x")], "/f")
-    assert local.tree() == {"f": "old"}
-
-
 def test_a_large_file_is_streamed(local: Local) -> None:
     part = os.urandom(wire.CHUNK_BYTES)
     chunks = [header(size=20 * len(part)), *[chunk(part)] * 20, eof()]
     local.copy(chunks, "/big")
     assert (local.image / "big").read_bytes() == part * 20
-
-
-# --- old servers ----------------------------------------------------------------------------------
-
-
-def classic(name: str, data: bytes = b"", **fields: object) -> list[pb.ResourceChunk]:
-    fields = {"kind": 0, "entryPath": "", "id": "", "targetWorkdir": "/", **fields}
-    return [header(name, **fields), *([chunk(data, "any")] if data else []), eof("other")]
-
-
-def old_copy(target: str = "/t", **fields: object) -> str:
-    return encode_command(copy_command(target, step=0))
-
-
-@OLD
-def test_an_old_servers_headers_say_where_files_go(local: Local) -> None:
-    local.server.resources["files"] = [
-        *classic("src", isDir=True, targetPath="/t/dir", fileMode=0o700 | 1 << 31),
-        *classic("src/a", b"A", targetPath="/t/dir/a", fileMode=0o755 | 1 << 23, targetUser="7:8"),
-        *classic("src/b", b"B", targetPath="rel", targetWorkdir="/w"),
-        *classic("src/c", b"C", targetPath="/t/dir"),
-        *classic("src/d", b"D", targetPath="/t/"),
-    ]
-    local.execute(old_copy())
-    expected = {
-        "t": "dir",
-        "t/dir": "dir",
-        "t/dir/a": "A",
-        "w": "dir",
-        "w/rel": "B",
-        "t/dir/c": "C",
-        "t/d": "D",
-    }
-    assert local.tree() == expected
-    assert (local.mode("t/dir/a"), local.owner("t/dir/a"), local.mode("t/dir")) == (0o4755, (7, 8), 0o700)
-    assert local.server.events == []
-
-
-@OLD
-def test_go_file_modes_carry_setgid_and_sticky_elsewhere(local: Local) -> None:
-    local.server.resources["files"] = classic("f", targetPath="/f", fileMode=0o750 | 1 << 22 | 1 << 20)
-    local.execute(old_copy())
-    assert local.mode("f") == 0o3750
-
-
-# --- commands -------------------------------------------------------------------------------------
-
-
-@OLD
-def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Local) -> None:
-    local.execute('{"OriginalCommand":"HEALTHCHECK NONE"}', workdir_command("/made"))
-    assert local.tree() == {"made": "dir"}
-    error = local.refusal("{}")
-    assert (error.message, error.reason) == ("command 1: a command lacks OriginalCommand", "protocol")
-
-
-@OLD
-def test_every_call_says_that_this_guest_knows_the_extensions(local: Local) -> None:
-    local.copy(a_file("a"), "/a")
-    assert {name for name, _ in local.server.hellos} == {"Commands", "StdOut", "Resource"}
-    assert all(GUEST in hello for _, hello in local.server.hellos)
-    assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]

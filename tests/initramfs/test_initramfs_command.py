@@ -37,5 +37,5 @@ def test_mistakes_are_told_in_words(firebuild: Firebuild, tmp_path: Path) -> Non
     empty = firebuild("initramfs", "build", "--kernel-modules", tmp_path, status=2)
     assert "holds no kernel modules" in empty.stderr
     nowhere = firebuild("initramfs", "build", "-o", tmp_path / "no/where", status=2)
-    assert f"{tmp_path / 'no'} is no directory" in nowhere.stderr
+    assert f"{tmp_path / 'no'} is not a directory" in nowhere.stderr
     assert "zstd" in firebuild("initramfs", "build", "--compress", "xz", status=2).stderr

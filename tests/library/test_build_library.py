@@ -93,7 +93,7 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
 
 
 def test_a_copy_tells_how_much_was_sent(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firebuild_bootstrap.legacy.handlers._PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("firebuild_bootstrap.service.stream._PROGRESS_SECONDS", 0)
     (library.context / "file").write_bytes(bytes(range(256)) * 20_000)
     library.build("FROM scratch\nCOPY file /\n")
     told = library.of(StepProgress)

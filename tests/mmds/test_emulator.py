@@ -397,7 +397,7 @@ def test_a_living_socket_is_left_alone(serve: Any, folder: Path, store: DataStor
 def test_a_file_is_never_replaced(folder: Path, store: DataStore) -> None:
     path = folder / "file"
     path.write_text("precious")
-    with pytest.raises(MachineError, match="it exists and is no socket"):
+    with pytest.raises(MachineError, match="it exists and is not a socket"):
         MetadataEmulator(store, path).start()
     assert path.read_text() == "precious"
 

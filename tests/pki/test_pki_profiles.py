@@ -84,16 +84,16 @@ def test_the_linter_finds_nothing(issued: Issued, tmp_path: Path, capsys: pytest
         return str(path)
 
     for certificate in issued.all:
-        findings = lint_pkix_cert.main(["lint", "-s", "WARNING", written(certificate)])
-        assert findings == 0, capsys.readouterr().out
+        diagnostics = lint_pkix_cert.main(["lint", "-s", "WARNING", written(certificate)])
+        assert diagnostics == 0, capsys.readouterr().out
     issuer = issued.issuers[-1]
     links = [(issuer, leaf) for leaf in issued.leaves.values()]
     links += [(issued.root, issuer)] if issued.intermediate else []
     for signer, signee in links:
-        findings = lint_pkix_signer_signee_cert_chain.main(
+        diagnostics = lint_pkix_signer_signee_cert_chain.main(
             ["lint", "-s", "WARNING", written(signer), written(signee)]
         )
-        assert findings == 0, capsys.readouterr().out
+        assert diagnostics == 0, capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("end", "purpose"), [("server", "sslserver"), ("guest", "sslclient")])

@@ -201,11 +201,11 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_and_a_link_are_left_alone(tmp_path: Path) -> None:
     project = tmp_path / "firebuild-pki-step-ca"
     project.touch()
-    with pytest.raises(CAError, match="is no directory"):
+    with pytest.raises(CAError, match="is not a directory"):
         new_plugin(NAME, tmp_path)
     project.unlink()
     project.symlink_to("nowhere")
-    with pytest.raises(CAError, match="is no directory"):
+    with pytest.raises(CAError, match="is not a directory"):
         new_plugin(NAME, tmp_path)
 
 

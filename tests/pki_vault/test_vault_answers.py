@@ -9,8 +9,8 @@ import pytest
 
 from firebuild_pki import Profile, ProviderError, SignRequest
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.faults import fault_of
-from firebuild_pki.providers.vault.refusals import Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.nodes import Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.transport import failure_of
 from firebuild_pki.x509 import make_csr
 from pki.tools import OperatorCA
 from pki_vault.providing import AGAIN, LOGIN, logging_in
@@ -103,9 +103,9 @@ def test_other_words_of_the_server_are_passed_on() -> None:
 
 
 def test_a_name_server_that_is_busy_is_asked_again() -> None:
-    fault = fault_of("https://vault.example", socket.gaierror(socket.EAI_AGAIN, "try again"))
-    assert not fault.lasting
-    assert "cannot be looked up just now" in fault.reason
+    failure = failure_of("https://vault.example", socket.gaierror(socket.EAI_AGAIN, "try again"))
+    assert not failure.lasting
+    assert "cannot be looked up just now" in failure.reason
 
 
 def test_secrets_that_a_server_quotes_are_not_repeated() -> None:

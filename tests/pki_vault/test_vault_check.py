@@ -13,8 +13,8 @@ from baoserver.process import free_port
 from firebuild_pki import CAError, Note, NoteLevel, open_authority
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import Profile, ProviderContext
+from firebuild_pki.providers.vault.checks import role_notes
 from firebuild_pki.providers.vault.provider import VaultProvider
-from firebuild_pki.providers.vault.roles import role_notes
 from pki_vault.scripted import Reply, scripted
 from pki_vault.tools import ENVIRON, Backend, raises
 

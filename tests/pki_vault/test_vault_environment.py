@@ -18,8 +18,8 @@ import pytest
 
 from baoserver import create_token
 from firebuild_pki import Authority, CAError
+from firebuild_pki.providers.vault.session import make_context
 from firebuild_pki.providers.vault.settings import TLSSettings
-from firebuild_pki.providers.vault.tls import make_context
 from firebuild_pki.providers.vault.transport import Transport
 from pki_vault.tools import ENVIRON, Backend, approle
 

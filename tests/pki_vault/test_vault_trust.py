@@ -9,7 +9,7 @@ import pytest
 
 from baoserver import add_role, mount_pki
 from firebuild_pki import CAError, MaterialError, ProviderError
-from firebuild_pki.providers.vault.trust import issuer_chain
+from firebuild_pki.providers.vault.mount import issuer_chain
 from pki.tools import OperatorCA, certificates
 from pki_vault.tools import Backend, raises
 

@@ -331,12 +331,10 @@ class Group(_message.Message):
     def __init__(self, from_directory: _Optional[bool] = ..., keep_owner: _Optional[bool] = ..., of_tree: _Optional[bool] = ...) -> None: ...
 
 class Piece(_message.Message):
-    __slots__ = ("checksum", "data")
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("data",)
     DATA_FIELD_NUMBER: _ClassVar[int]
-    checksum: int
     data: bytes
-    def __init__(self, checksum: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class FilesEnd(_message.Message):
     __slots__ = ()

@@ -8,7 +8,7 @@ from types import FrameType
 
 __all__ = ["main"]
 
-_INTERRUPTED = 130  # `ExitStatus.INTERRUPTED`, whose module would cost time in which nobody takes signals
+_INTERRUPTED = 130  # `ExitStatus.INTERRUPTED`, whose import would delay the signal handlers
 
 
 def main() -> None:

@@ -49,7 +49,7 @@ def main() -> None:
     """Run the command line and exit; `firebuild_bootstrap.cli.main` takes care of signals before."""
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS)
     _forbid_core_dumps()
-    # gRPC's core writes refused handshakes to stderr by itself; the service reports them in words.
+    # gRPC's core writes refused handshakes to stderr by itself; the service reports them as events.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for name in ("firebuild", "firebuild_pki"):
         logging.getLogger(name).addHandler(_QUIET)

@@ -143,7 +143,7 @@ def vault_setup(print_it: bool, config_file: Path | None) -> None:
 
     A script of the commands that make the mount, the roles, a policy and the way to log in,
     as the configuration wants them. firebuild never runs it: that needs rights that no build should have.
-    Read it, and let somebody run it who has these rights.
+    Read it, and have it run by an operator with these rights.
     """
     import firebuild_pki
     from firebuild_bootstrap.errors import InputError

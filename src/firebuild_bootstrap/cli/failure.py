@@ -48,12 +48,12 @@ _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 def report(error: BaseException) -> ExitStatus:
     """Write the error to stderr and return its exit status.
 
-    An error that is nobody's mistake but ours is named in one line; `FIREBUILD_DEBUG=1` shows where it
+    An internal error is reported in one line; `FIREBUILD_DEBUG=1` shows where it
     happened.
     """
     story = _story(error)
     status = exit_status_of(story)
-    with suppress(OSError):  # stderr may be full or gone as well; the status still tells
+    with suppress(OSError):  # stderr may be full or gone as well; the exit status remains
         if status is ExitStatus.INTERNAL:
             _say_internal(story)
         elif not (isinstance(story, OutputError) and story.reader_gone):

@@ -104,7 +104,7 @@ def _publish(drafts: Sequence[tuple[Path, Path]], *, replace: bool) -> None:
             if replace:
                 os.replace(draft, path)
             else:
-                os.link(draft, path)  # unlike a rename, fails if somebody was faster
+                os.link(draft, path)  # unlike a rename, fails if the file was made meanwhile
                 published.append(path)
     except BaseException:
         for path in published:

@@ -1,4 +1,4 @@
-"""What `--output` says, and standard output, with failures that are told from those of any other file."""
+"""What `--output` says; and standard output, with errors that are distinguishable from those of files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Guarded(io.FileIO):
 def guarded_stdout() -> Iterator[None]:
     """Let `sys.stdout` raise `OutputError` where it can't be written, and write all of it in time.
 
-    Python alone would find out at exit, when nobody can handle it, and click takes a broken pipe for a
+    Python alone would find out at exit, too late to handle it, and click takes a broken pipe for a
     failed command.
     """
     _open_standard_descriptors()

@@ -22,13 +22,13 @@ def check_writable(path: Path, what: str = "") -> None:
         InputError: nothing can be written there, or something is in its place that a file must not replace.
     """
     if not path.name:  # an empty value, or the root
-        raise _unwritable(what, path, "it is no name of a file")
+        raise _unwritable(what, path, "it is not the name of a file")
     parent = path.parent
     try:
         if not stat.S_ISDIR(os.stat(parent).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, "")
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _unwritable(what, path, f"{parent} is no directory", "make it first") from error
+        raise _unwritable(what, path, f"{parent} is not a directory", "make it first") from error
     except OSError as error:
         raise _unwritable(what, path, error.strerror) from error
     try:
@@ -39,7 +39,7 @@ def check_writable(path: Path, what: str = "") -> None:
         raise _unwritable(what, path, error.strerror) from error
     # As root, a file would take the place of /dev/null.
     if in_the_way and not stat.S_ISREG(in_the_way) and not stat.S_ISDIR(in_the_way):
-        raise _unwritable(what, path, "it is no regular file", "name a file that may be replaced")
+        raise _unwritable(what, path, "it is not a regular file", "name a file that may be replaced")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise _unwritable(what, path, f"no right to write in {parent}")
     try:
@@ -89,7 +89,7 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
         setting: what says where it is.
 
     Raises:
-        InputError: it is no directory, or there is no right to read or write it.
+        InputError: it is not a directory, or there is no right to read or write it.
     """
     hint = f"set {setting} to another directory, or get the right to use this one"
     task = "written" if writable else "read"

@@ -1,7 +1,7 @@
 """Standard input as the build context or the Dockerfile: `firebuild build -`, `-f -`.
 
-As for Docker, what comes tells what it is: a tar archive (plain, gzip, bzip2, xz or zstd) is a context,
-anything else a Dockerfile with an empty one. The archive may be anybody's: it is unpacked by the worker that
+As in Docker, the content decides: a tar archive (plain, gzip, bzip2, xz or zstd) is a context,
+anything else a Dockerfile with an empty one. The archive is untrusted: it is unpacked by the worker that
 also unpacks bases, in a sandbox that sees nothing but the directory it fills.
 """
 
@@ -126,7 +126,7 @@ def _inside(context: Path, name: str) -> Given:
     try:
         node = root.resolve(name.split("/"), lambda _: True)
         if not stat.S_ISREG(node.status.st_mode):
-            raise InputError("the Dockerfile is no regular file", location=Location(name))
+            raise InputError("the Dockerfile is not a regular file", location=Location(name))
         with root.open(node.parts) as file:
             source = _source(file.read(_DOCKERFILE_LIMIT + 1), name)
     except OSError as error:
@@ -141,7 +141,7 @@ def _inside(context: Path, name: str) -> Given:
     for ignore in (context / ".dockerignore", dockerfile.with_name(f"{dockerfile.name}.dockerignore")):
         if os.path.lexists(ignore) and not stat.S_ISREG(os.lstat(ignore).st_mode):
             raise InputError(
-                f"{ignore.relative_to(context)} of the build context on standard input is no regular file"
+                f"{ignore.relative_to(context)} of the build context on standard input is not a regular file"
             )
     return Given(context, dockerfile, source)
 

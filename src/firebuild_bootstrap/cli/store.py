@@ -352,7 +352,7 @@ def _checked(given: Path, home: Home) -> Path:
     """Return the directory by its real path.
 
     Raises:
-        InputError: it is none, or one whose loss nobody means.
+        InputError: it is not a directory, or one that must not be removed.
     """
     from firebuild_bootstrap.errors import InputError
 
@@ -364,7 +364,7 @@ def _checked(given: Path, home: Home) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{given} can't be removed: {reason}") from error
     if not real.is_dir():
-        raise InputError(f"{given} is no directory", hint=f"`rm {given}` removes it")
+        raise InputError(f"{given} is not a directory", hint=f"`rm {given}` removes it")
     kept = {"the current directory": Path.cwd(), "your home": Path.home(), "the store": home.root.resolve()}
     for what, path in kept.items():
         if path.is_relative_to(real):

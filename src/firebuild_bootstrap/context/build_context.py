@@ -48,10 +48,11 @@ class FileTree:
         label: what to call it in messages.
         rules: what of it does not exist for the build.
         keeps_owners: files keep their owners unless an instruction has another: a stage's, or an image's.
-        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
+            on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
-        tasks: told of downloads.
+        tasks: receives the progress of downloads.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class FileTree:
         rules: IgnoreRules | None = None,
         *,
         keeps_owners: bool = True,
-        downloads: Path | None = None,
+        downloads: Callable[[], Path] | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
@@ -80,7 +81,7 @@ class FileTree:
 
     @property
     def excluded(self) -> Callable[[str], bool] | None:
-        """What tells whether a source is left out by the ignore rules; see `excluded_sources`."""
+        """The predicate for sources that the ignore rules leave out; see `excluded_sources`."""
         return excluded_sources(self._rules)
 
     def __enter__(self) -> Self:
@@ -176,7 +177,7 @@ class FileTree:
                 f"{source.subdirectory!r:.200} is not in {tree.label}", location=location
             ) from error
         if not node.is_directory:
-            raise InputError(f"{node.path!r:.200} of {tree.label} is no directory", location=location)
+            raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         group = Group(shown, partial(_directory_entries, tree, node, shown))
         _check_readable(group)
         return group
@@ -202,7 +203,7 @@ class FileTree:
 
     def _download_directory(self) -> Path:
         if self._downloads is not None:
-            return self._downloads
+            return self._downloads()
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
@@ -268,7 +269,7 @@ class FileTree:
         if tree.rules.ignores("/".join(parts)):
             return f"{tree.rules.name} excludes it"
         for length in range(len(parts)):
-            # The deepest directory on the way that exists is the one whose names are worth showing.
+            # Suggest names of the deepest directory on the path that exists.
             try:
                 parent = self._resolve(parts[: len(parts) - 1 - length], tree)
                 names = [node.parts[-1] for node in tree.root.children(parent.parts) if tree.visible(node)]
@@ -289,12 +290,13 @@ class BuildContext(FileTree):
 
     Args:
         root: the directory.
-        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is no file.
+        dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is not a file.
         name: of `--build-context`; empty for the main one.
-        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
+            on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
-        tasks: told of downloads.
+        tasks: receives the progress of downloads.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -306,7 +308,7 @@ class BuildContext(FileTree):
         dockerfile: Path | None = None,
         *,
         name: str = "",
-        downloads: Path | None = None,
+        downloads: Callable[[], Path] | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
@@ -324,14 +326,16 @@ class BuildContext(FileTree):
         self.root = root
 
 
-def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks) -> BuildContext:
+def open_named(
+    name: str, source: Path | GitTree, downloads: Callable[[], Path], tasks: Tasks
+) -> BuildContext:
     """Open what `--build-context NAME=…` names.
 
     Args:
         name: of the context.
         source: its directory, or a repository that is fetched now.
-        downloads: an existing directory for that.
-        tasks: told of it.
+        downloads: returns an existing directory for that.
+        tasks: receives the progress.
 
     Raises:
         InputError: the directory or its ignore file can't be read, or the repository not be fetched.
@@ -341,7 +345,7 @@ def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks)
 
         with tasks.task(f"fetching {redacted(source.url)}"):
             root = clone(
-                source, downloads, location=Location(f"--build-context {name}"), limits=FetchLimits()
+                source, downloads(), location=Location(f"--build-context {name}"), limits=FetchLimits()
             )
         # Resolved inside the repository, whatever links are in it.
         with closing(ContextRoot(root)) as inside:
@@ -394,6 +398,6 @@ def _check_readable(group: Group) -> int:
 
 
 def _require_readable(entry: Entry) -> None:
-    # What everybody may read needs no try, which saves much time in a large tree.
+    # World-readable files need no test, which saves much time in a large tree.
     if entry.file is not None and not entry.mode & stat.S_IROTH:
         os.close(entry.file.descriptor())

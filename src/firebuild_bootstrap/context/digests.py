@@ -123,7 +123,7 @@ class StatIndex:
         if not whole or (len(content) - len(_MAGIC)) % _RECORD:
             return {}
         with suppress(OSError):
-            os.utime(self._path)  # this is how the oldest are told
+            os.utime(self._path)  # `forget_oldest` goes by it
         records = range(len(_MAGIC), len(content), _RECORD)
         split = _STATUS.size
         return {content[at : at + split]: content[at + split : at + _RECORD] for at in records}

@@ -89,7 +89,7 @@ class FileRoot(ABC):
         """Open the regular file at `parts` for unbuffered reading, following no link.
 
         Raises:
-            OSError: it is gone, is no regular file any more, or can't be read.
+            OSError: it is gone, is not a regular file any more, or can't be read.
         """
 
     @contextmanager
@@ -134,7 +134,7 @@ class ContextRoot(FileRoot):
     """Access to everything below one directory, whatever links are in it and however they change.
 
     Raises:
-        InputError: `path` is no directory or can't be entered.
+        InputError: `path` is not a directory or can't be entered.
     """
 
     def __init__(self, path: Path) -> None:
@@ -206,7 +206,7 @@ class ContextRoot(FileRoot):
         """Open the regular file at `parts` for unbuffered reading, following no link.
 
         Raises:
-            OSError: it is gone, is no regular file any more, or can't be read.
+            OSError: it is gone, is not a regular file any more, or can't be read.
         """
         return os.fdopen(self.descriptor(parts), "rb", buffering=0)
 
@@ -214,13 +214,13 @@ class ContextRoot(FileRoot):
         """Open the regular file at `parts` for reading, following no link; the caller closes it.
 
         Raises:
-            OSError: it is gone, is no regular file any more, or can't be read.
+            OSError: it is gone, is not a regular file any more, or can't be read.
         """
         with self._directory(parts[:-1]) as parent:
             descriptor = os.open(parts[-1], _CONTENT, dir_fd=parent)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise OSError("it is no regular file any more")
+            raise OSError("it is not a regular file any more")
         return descriptor
 
     @contextmanager

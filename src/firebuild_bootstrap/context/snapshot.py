@@ -136,10 +136,10 @@ class SnapshotRoot(FileRoot):
     def _hard_link(self, parts: Parts, entry: Entry) -> None:
         file = self._find(entry.linkname.split("/") if entry.linkname else ())
         if stat.S_ISDIR(file.status.st_mode):
-            # It could be made to hold itself, and whoever lists it would never be done.
+            # It could contain itself, and a walk would never end.
             raise DamagedArchive(f"{entry.path!r:.200} is a hard link to a directory")
         if parts:
-            # More than one name: whoever copies both makes one file of them again.
+            # More than one name: a copy of both makes one file of them again.
             old = file.status
             file.status = os.stat_result((*old[:3], 2, *old[4:7], *_times(old.st_mtime_ns)))
             self._directory(parts[:-1]).children[parts[-1]] = file

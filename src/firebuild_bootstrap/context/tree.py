@@ -147,7 +147,7 @@ class IgnoreRules:
 
 
 def excluded_sources(rules: IgnoreRules) -> Callable[[str], bool] | None:
-    """Return what tells whether a source of COPY is left out, as BuildKit's check CopyIgnoredFile does.
+    """Return the predicate for sources of COPY that are left out, as in BuildKit's check CopyIgnoredFile.
 
     It says nothing where a rule keeps something, because what a directory then holds can't be known without
     a look at it. The whole context is left out by rules for everything only.
@@ -185,7 +185,7 @@ def _read(path: Path) -> str:
     # A FIFO in the place of the file must not block the build, nor a device fill the memory.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         return file.read().decode("utf-8")
 
 
@@ -194,7 +194,7 @@ def load_rules(root: Path, dockerfile: Path | None) -> IgnoreRules:
 
     Args:
         root: the build context.
-        dockerfile: the Dockerfile; None when it is no file (standard input).
+        dockerfile: the Dockerfile; None when it is not a file (standard input).
 
     Raises:
         InputError: the file can't be read or a pattern in it is malformed.
@@ -250,7 +250,7 @@ class Tree:
         under the first of them, and a hard link under the others.
 
         Raises:
-            InputError: something can't be read or is no file, directory or link.
+            InputError: something can't be read or is not a file, directory or link.
         """
         with self.root.walking() as root:
             yield from replace(self, root=root)._contents(directory)
@@ -308,7 +308,7 @@ class Tree:
         """Return the entry of a single file that was asked for as `name`.
 
         Raises:
-            InputError: it is no regular file, or its name is not UTF-8.
+            InputError: it is not a regular file, or its name is not UTF-8.
         """
         self._require_utf8(name, f"the name of {name!r}")
         return self._file(node, source=name, path=posixpath.basename(name), from_directory=False)

@@ -335,7 +335,7 @@ class Graph:
 
     Args:
         stages: those that the target needs, itself last; a stage comes after all that it refers to.
-        warnings: what is probably not meant.
+        warnings: of build checks and others.
     """
 
     stages: tuple[Stage, ...]

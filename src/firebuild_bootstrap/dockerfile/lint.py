@@ -78,7 +78,7 @@ class Lint:
     """Collects warnings.
 
     Args:
-        ignored: tells whether a source of COPY is left out of the build context; None if that is not known.
+        ignored: whether a source of COPY is left out of the build context; None if that is not known.
         options: of the whole Dockerfile.
         found: the warnings.
     """

@@ -55,7 +55,7 @@ def _arg(stage: StageState, instruction: Instruction) -> None:
 def _env(stage: StageState, instruction: Instruction) -> None:
     pairs = _pairs(stage, instruction)
     if odd := next((name for name in pairs if "=" in name), None):
-        raise instruction.error(f"ENV: {short(odd)!r} is no name of a variable")
+        raise instruction.error(f"ENV: {short(odd)!r} is not the name of a variable")
     stage.lint.pairs(instruction)
     stage.lint.secrets(instruction, pairs)
     stage.variables.set_env(pairs)

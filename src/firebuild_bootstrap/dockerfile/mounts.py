@@ -214,7 +214,7 @@ class _Options:
         elif not variable:
             variable = posixpath.basename(name)
         if variable and ("=" in variable or not variable.isprintable()):
-            raise self._error(f"{short(variable)!r} is no name of a variable")
+            raise self._error(f"{short(variable)!r} is not the name of a variable")
         return SecretMount(
             name,
             self._below(target) if target else "",

@@ -86,7 +86,7 @@ def _is_only_heredoc(instruction: Instruction) -> bool:
 
 
 def _shell_text(instruction: Instruction) -> str:
-    # No shell understands CRLF, and nobody means it in a Dockerfile that was saved with it.
+    # No shell understands CRLF: it comes from an editor that saved the Dockerfile with it.
     if _is_only_heredoc(instruction):
         return _body(instruction.heredocs[0]).replace("\r\n", "\n")
     # The heredocs belong to a command of the line: the shell reads them as they were written.
@@ -267,7 +267,7 @@ def _require_single(instruction: Instruction, count: int, target: str) -> None:
 
 
 def several_sources(error: Callable[..., Exception], keyword: str, target: str) -> Exception:
-    """Return the error of several sources for a destination that is no directory."""
+    """Return the error of several sources for a destination that is not a directory."""
     return error(
         f"{keyword} of several sources needs a destination that ends in /, found {short(target)!r}",
         hint=f"write {target}/",

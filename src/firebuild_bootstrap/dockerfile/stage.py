@@ -127,7 +127,7 @@ class Expander:
         values: the variables as they are before the instruction.
         escape: the escape character of the Dockerfile.
         budget: what the variables of the Dockerfile may still put in.
-        missing: told of the variables of a word or heredoc that have no value.
+        missing: called with the variables of a word or heredoc that have no value.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Expander:
         self._missing = missing
 
     def has_variables(self, text: str) -> bool:
-        """Tell whether `text` is more than plain characters: where nothing is expanded, nobody means that."""
+        """Tell whether `text` is more than plain characters, which is a mistake where nothing is expanded."""
         try:
             return Lexer(text, {}, self._escape, self._budget).word() != text
         except ExpansionError:
@@ -329,14 +329,14 @@ class StageState:
         variables: ENV and ARG so far.
         trees: finds other stages and images.
         budget: what the variables of the Dockerfile may still put in.
-        lint: told of what is probably not meant, by rules.
+        lint: collects the warnings of build checks.
         platform: of the image, such as `linux/amd64`.
         foreign: no program of it can run on the machine.
         escape: the escape character of the text that is being read.
         cmd_is_own: a CMD of this stage is in force, which ENTRYPOINT does not reset.
         triggers: what ONBUILD of this stage adds to the configuration.
         steps: what to do so far.
-        warnings: what is probably not meant, besides.
+        warnings: those that belong to no build check.
         workdir_is_own: a WORKDIR of this Dockerfile is in force, not only that of a base.
         once: instructions of which only the last counts.
     """

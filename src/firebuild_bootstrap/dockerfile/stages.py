@@ -50,7 +50,7 @@ from firebuild_bootstrap.dockerfile.syntax import (
     read_flags,
     short,
 )
-from firebuild_bootstrap.errors import InputError, Location, Problems
+from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 
@@ -91,7 +91,7 @@ def read_graph(
         extra_labels: labels for the image; they beat those of the Dockerfile.
         platform: what the machine is, for example `linux/amd64`; by default this host.
         contexts: what stands for an image or stage of that name, wherever it is named (`--build-context`).
-        lint: collects what is probably not meant, for those who want it with the mistakes, too.
+        lint: collects the warnings of build checks, for a caller that wants them beside an error.
         every_stage: read those that the target does not need as well, for their mistakes.
 
     Raises:
@@ -170,7 +170,7 @@ class _Reading:
         self._contexts = contexts
         self._lint = lint
         self._budget = Budget()
-        self._problems = Problems()
+        self._errors = InputErrors()
         self._configs: dict[str, ImageConfig] = {}
         self._names: dict[str, _Block] = {}
         self._current: _Block | None = None
@@ -179,10 +179,10 @@ class _Reading:
         self._known = {name: value for name in predefined if (value := given.get(name)) is not None}
         self._scope = self._global_scope(head, given, predefined | self._known)
         for block in self._blocks:
-            with self._problems.collected():
+            with self._errors.collected():
                 self._begin(block)
         self._look(head, predefined | self._known)
-        self._problems.raise_all()
+        self._errors.raise_all()
         self._target = self._find_target(target)
 
     def _global_scope(
@@ -219,19 +219,19 @@ class _Reading:
                 try:
                     Reference.parse(base)
                 except InputError:
-                    message = f"{start.args[0]!r:.80} is no name of an image without build arguments"
+                    message = f"{start.args[0]!r:.80} is not the name of an image without build arguments"
                     lint.report("InvalidDefaultArgInFrom", start, message, everywhere=True)
 
     def graph(self, extra_labels: Mapping[str, str], *, every_stage: bool) -> Graph:
         """Read what the target needs, look at the rest, and return the graph."""
         wanted = self._blocks if every_stage else [self._target]
         for block in wanted:
-            with self._problems.collected():
+            with self._errors.collected():
                 self._read(block)
         for block in self._blocks:
             if block.state is None and not block.broken:
                 self._look_at(block)
-        self._problems.raise_all()
+        self._errors.raise_all()
         self._lint.raise_for_error()
         needed = [block for block in self._blocks if block.state is not None]
         while needed[-1] is not self._target:
@@ -301,7 +301,7 @@ class _Reading:
         return self._configs[reference]
 
     def _meant(self, instruction: Instruction, name: str) -> str | None:
-        """Return a hint for a name that is no image."""
+        """Return a hint for a name that is not an image."""
         line = instruction.location.line
         later = self._names.get(name.lower())
         if later is not None and later.start.location.line > line:
@@ -315,7 +315,7 @@ class _Reading:
     def _begin(self, block: _Block) -> None:
         instruction = block.start
         expander = self._expander(instruction, self._scope.values)
-        # Nothing behind the equals sign is no flag; a variable that holds nothing is a mistake.
+        # An empty value counts as no flag; a variable that expands to nothing is an error.
         if text := read_flags(instruction).values.get("platform"):
             wanted, looked_up = expander.looked_up(text)
             block.platform = _platform(instruction, text, wanted, self._platform)
@@ -388,7 +388,7 @@ class _Reading:
     # --- what follows FROM ----------------------------------------------------------------------
 
     def _read(self, block: _Block) -> None:
-        """Read a stage, after those that it needs; problems of its instructions are collected.
+        """Read a stage, after those that it needs; errors of its instructions are collected.
 
         Raises:
             InputError: its base can't be had.
@@ -460,13 +460,13 @@ class _Reading:
         self, state: StageState, triggers: Iterable[str], start: Instruction, base: str
     ) -> bool:
         for text in triggers:
-            problems = Problems()
-            with problems.collected():
+            errors = InputErrors()
+            with errors.collected():
                 instruction, state.escape = metadata.read_trigger(text, start.location)
                 self._execute(state, instruction, base)
-            for error in problems.found:
-                self._problems.add(Origin(start.location, text, base).trigger_error(error))
-            if problems.found:
+            for error in errors.found:
+                self._errors.add(Origin(start.location, text, base).trigger_error(error))
+            if errors.found:
                 return False
         return True
 
@@ -477,12 +477,12 @@ class _Reading:
         others depend on does.
         """
         for instruction in instructions:
-            if self._problems.enough:
+            if self._errors.enough:
                 return False
             ends = instruction.keyword not in ("RUN", "COPY", "ADD")
-            with self._problems.collected() as before:
+            with self._errors.collected() as before:
                 self._execute(state, instruction)
-            if ends and self._problems.more_than(before):
+            if ends and self._errors.more_than(before):
                 return False
         return True
 
@@ -500,7 +500,7 @@ class _Reading:
     def _look_at(self, block: _Block) -> None:
         """Check what can be checked of a stage that is not needed."""
         for instruction in block.body:
-            with self._problems.collected():
+            with self._errors.collected():
                 flags = read_flags(instruction)
                 match instruction.keyword:
                     case "RUN":
@@ -543,7 +543,7 @@ def _platform(instruction: Instruction, text: str, wanted: str, host: str) -> st
         platform = normal_platform(wanted, host)
     except ValueError as error:
         raise instruction.error(
-            f"FROM --platform: {short(wanted)!r} is no platform: {error}", hint=f"for example {host}"
+            f"FROM --platform: {short(wanted)!r} is not a platform: {error}", hint=f"for example {host}"
         ) from error
     if not platform.startswith("linux/"):
         raise instruction.error(

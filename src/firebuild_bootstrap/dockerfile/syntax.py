@@ -128,7 +128,7 @@ class ParsedDockerfile:
         instructions: in their order.
         escape: the escape character.
         head: the comments at the top, where directives can be.
-        warnings: what the parser wonders about.
+        warnings: of the parser.
     """
 
     instructions: tuple[Instruction, ...]

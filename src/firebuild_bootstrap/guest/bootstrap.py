@@ -22,6 +22,9 @@ from .stream import NoSession, Session, join
 if TYPE_CHECKING:
     from firebuild_bootstrap.legacy.old_server import OldServer
 
+if TYPE_CHECKING:
+    from .enter import Launcher
+
 _CLOCK_TOLERANCE = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -51,6 +54,7 @@ def bootstrap(
     scratch: str = "",
     caches: str = "",
     layers: str = "",
+    launcher: Launcher | None = None,
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -65,6 +69,7 @@ def bootstrap(
         caches: see `Executor`.
         layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
             step; empty where the image is there already.
+        launcher: starts the helpers of RUNs.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -82,7 +87,7 @@ def bootstrap(
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
         folders = {"layers": layers, "scratch": scratch, "caches": caches}
-        _build(client, root_path, stop, block.ping_interval, sync=sync, **folders)
+        _build(client, root_path, stop, block.ping_interval, sync=sync, launcher=launcher, **folders)
 
 
 def _build(
@@ -92,6 +97,7 @@ def _build(
     ping_interval: float,
     *,
     sync: bool,
+    launcher: Launcher | None,
     layers: str,
     scratch: str,
     caches: str,
@@ -106,7 +112,9 @@ def _build(
         try:
             with Root(root_path) as root:
                 overlay = Layers(layers, root_path) if layers else None
-                Executor(root, host, stop, layers=overlay, scratch=scratch, caches=caches).execute()
+                Executor(
+                    root, host, stop, layers=overlay, launcher=launcher, scratch=scratch, caches=caches
+                ).execute()
             stop.check()
             if sync:
                 os.sync()

@@ -12,6 +12,7 @@ from firebuild_bootstrap.layers.root import Metadata, Root
 from firebuild_bootstrap.layers.tar import LayerError, Sink
 
 from .copy import Copier
+from .enter import Launcher
 from .errors import GuestError, StepError
 from .idmap import check_mapped
 from .incoming import Incoming
@@ -65,6 +66,7 @@ class Executor:
         scratch: a directory that no RUN sees, for the files of mounts; empty for a hidden one in it.
         caches: directory of cache mounts; empty for such as last as long as the build.
         layers: keep apart what each command changes; None where the root is a plain directory.
+        launcher: starts the helpers of RUNs.
         clock: monotonic seconds.
     """
 
@@ -77,9 +79,11 @@ class Executor:
         scratch: str = "",
         caches: str = "",
         layers: Layers | None = None,
+        launcher: Launcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layers = layers
+        self._launcher = launcher
         self._root = root
         self._host = host
         self._stop = stop
@@ -167,7 +171,16 @@ class Executor:
 
         with self._provider.provide(command, say) as provided:
             borrow = _ignore if self._layers is None else self._layers.borrow
-            run(self._root, command, identity, self._stop, output, provided=provided, borrow=borrow)
+            run(
+                self._root,
+                command,
+                identity,
+                self._stop,
+                output,
+                launcher=self._launcher,
+                provided=provided,
+                borrow=borrow,
+            )
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)

@@ -60,13 +60,13 @@ class _Packed:
         self._stream = stream
         self._group = pb.Group()
 
-    def read(self, _: int, /) -> bytes:
+    def read(self, _: int, /) -> bytes | memoryview:
         """Return the next piece whole; the reader takes what it gets."""
         for message in self._stream:
             if isinstance(message, pb.Group):
                 self._group = message
             elif message:
-                return bytes(message)
+                return message
         return b""
 
     def entries(self) -> Iterator[Incoming]:

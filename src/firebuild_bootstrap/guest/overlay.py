@@ -96,7 +96,7 @@ class Layers:
         self._directory = directory
         self._target = target
         self._borrowed: list[str] = []
-        self._before: dict[str, _Known] = {}
+        self._before: dict[str, Known] = {}
         self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
@@ -118,10 +118,7 @@ class Layers:
         resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
         mount_layers(self._directory, self._names, self._target, fs, work)
         try:
-            # Here, because workers mount layers, too, and do without what it imports.
-            from .netfiles import NETWORK_FILES
-
-            for path in NETWORK_FILES:
+            for path in network_files():
                 self.borrow(path)
             yield
         finally:
@@ -148,12 +145,24 @@ class Layers:
         as it is now is taken out.
         """
         self._borrowed.append(path)
-        with Root(self._target) as root:
-            while path != "/" and path not in self._before:
-                with suppress(OSError), root.locate(path, follow=False) as place:
-                    if (found := _describe(place)) is not None:
-                        self._before[path] = found
-                path = os.path.dirname(path)
+        note(self._target, path, self._before)
+
+
+def network_files() -> tuple[str, ...]:
+    """Return what a RUN sees of the machine around it in the place of the image's own."""
+    from .netfiles import NETWORK_FILES  # here, because workers mount layers, too, and do without it
+
+    return NETWORK_FILES
+
+
+def note(target: str, path: str, before: dict[str, Known]) -> None:
+    """Describe `path` of the image `target`, and the directories above it, in `before`."""
+    with Root(target) as root:
+        while path != "/" and path not in before:
+            with suppress(OSError), root.locate(path, follow=False) as place:
+                if (found := describe(place)) is not None:
+                    before[path] = found
+            path = os.path.dirname(path)
 
 
 def _unmount(target: str) -> None:
@@ -181,7 +190,7 @@ def _attributes(path: str | int) -> dict[str, bytes]:
     return {name: os.getxattr(path, name) for name in names}
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """A file or directory: all that tells whether it has changed; its path has no links in it."""
 
     path: str
@@ -190,14 +199,14 @@ class _Known(NamedTuple):
     attributes: dict[str, bytes]
 
 
-def _forget(upper: Root, path: str, before: dict[str, _Known]) -> None:
+def _forget(upper: Root, path: str, before: dict[str, Known]) -> None:
     """Remove `path` from a layer where it is as it was, and then the directories above it likewise."""
     while path != "/":
         try:
             with upper.locate(path, follow=False) as place:
                 # A link on the way is another one in the layer alone, if it is there at all.
                 if place.status() is not None:
-                    found = _describe(place)
+                    found = describe(place)
                     if found is None or found != before.get(path):
                         return
                 _remove_quietly(place)
@@ -208,7 +217,7 @@ def _forget(upper: Root, path: str, before: dict[str, _Known]) -> None:
         path = os.path.dirname(path)
 
 
-def _describe(place: Place) -> _Known | None:
+def describe(place: Place) -> Known | None:
     """Describe what is there; None for what can't be compared, which is a change therefore."""
     found = place.status()
     if found is None:
@@ -216,7 +225,7 @@ def _describe(place: Place) -> _Known | None:
     status = (found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns)
     if stat.S_ISLNK(found.st_mode):
         text = os.readlink(place.name, dir_fd=place.directory)
-        return _Known(place.path, status, os.fsencode(text), {})
+        return Known(place.path, status, os.fsencode(text), {})
     is_file = stat.S_ISREG(found.st_mode)
     if not (is_file or stat.S_ISDIR(found.st_mode)) or (is_file and found.st_size > _MAX_COMPARED):
         return None
@@ -225,7 +234,7 @@ def _describe(place: Place) -> _Known | None:
         if not _OPAQUE.isdisjoint(os.listxattr(descriptor)):
             return None
         content = os.read(descriptor, _MAX_COMPARED) if is_file else b""
-        return _Known(place.path, status, content, _attributes(descriptor))
+        return Known(place.path, status, content, _attributes(descriptor))
     finally:
         os.close(descriptor)
 

@@ -150,6 +150,10 @@ def _refuse(what: str, text: str, why: str = "") -> NoReturn:
     raise InputError(f"expected {what}, found {text!r:.300}", hint=hint)
 
 
+# Environment variables that start like a setting and are none.
+RESERVED_ENVIRONMENT: Final = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
+
+
 def default_home(environ: Mapping[str, str]) -> Path:
     """Return where images, bases and builds are kept: FIREBUILD_HOME, or else the user's data directory."""
     chosen = environ.get("FIREBUILD_HOME")

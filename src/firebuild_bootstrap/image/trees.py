@@ -14,7 +14,8 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
-from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox, find_runtime
+from firebuild_bootstrap.removal import remove_tree
+from firebuild_bootstrap.sandbox import Bind, IdMode, Runtime, Sandbox, find_runtime
 from firebuild_pki.display import one_line
 
 _TREE: Final = "/tree"
@@ -185,6 +186,12 @@ class Trees:
         """Remove `path` and everything below, whoever owns it; nothing happens when it does not exist."""
         if not path.is_symlink() and not path.exists():
             return
+        if self.sandbox.idmap.mode is IdMode.FULL:  # no owner is out of this process's own reach
+            try:
+                remove_tree(path)
+            except OSError as error:
+                raise _not_removed(path, error.strerror or str(error)) from error
+            return
         parent = Bind(path.parent.resolve(), _OTHER, read_only=False)
         command = self._runtime.module("firebuild_bootstrap.removal", f"{_OTHER}/{path.name}")
         binds = [*self._runtime.binds, parent]
@@ -192,7 +199,7 @@ class Trees:
         if done.returncode != 0:
             complaint = done.stderr.decode("utf-8", "replace").strip().replace(_OTHER, str(path.parent))
             reason = one_line(complaint) or f"its worker ended with status {done.returncode}"
-            raise MachineError(f"{path} could not be removed: {reason}", hint="remove it as root")
+            raise _not_removed(path, reason)
 
     def _writing(self, file: Path) -> AbstractContextManager[None]:
         return self.tasks.task(f"writing {file.name}", measure=lambda: file_size(file))
@@ -227,3 +234,7 @@ class Trees:
         if "error" in reply:
             raise MachineError(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
         return reply
+
+
+def _not_removed(path: Path, reason: str) -> MachineError:
+    return MachineError(f"{path} could not be removed: {reason}", hint="remove it as root")

@@ -43,7 +43,6 @@ _OWN: Final = (
     "guest",
     "layers",
     "legacy/__init__.py",
-    "legacy/commands.py",
     "legacy/old_server.py",
 )
 _PACKAGES: Final = ("grpc", "google.protobuf", "google._upb")

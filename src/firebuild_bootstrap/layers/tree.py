@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
-from typing import Final, NamedTuple, cast
+from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from .tar import (
     BLOCK_DEVICE,
@@ -51,11 +52,13 @@ _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHECKED: Final = 64 << 20
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 
+T = TypeVar("T")
+
 Files = Iterator[tuple[Entry, Content]]
 """Entries, each with its content: of a file its descriptor, open until the next step."""
 
 
-def tree_entries(root: int | str, *, newest: int | None = None) -> Files:
+def tree_entries(root: int | str, *, newest: int | None = None, only: Container[str] | None = None) -> Files:
     """Yield everything in a tree: parents before children, names in the order of their bytes.
 
     Sockets are left out, and so are extended attributes that belong to the building host.
@@ -63,12 +66,13 @@ def tree_entries(root: int | str, *, newest: int | None = None) -> Files:
     Args:
         root: the directory, by its path or as a descriptor, which stays open.
         newest: seconds since 1970; later modification times become this one (SOURCE_DATE_EPOCH).
+        only: paths of what is wanted, each with the directories above it; None for everything.
 
     Raises:
         LayerError: a directory can't be read.
         OSError: anything else can't.
     """
-    return _Walk(newest, overlay=False).run(root)
+    return _Entries(newest, overlay=False, only=only).run(root)
 
 
 def upper_entries(upper: int | str, *, newest: int | None = None) -> Files:
@@ -81,7 +85,21 @@ def upper_entries(upper: int | str, *, newest: int | None = None) -> Files:
         LayerError: as `tree_entries`; also where a file has a name that means a whiteout in a layer, or where
             the upper directory refers to files elsewhere.
     """
-    return _Walk(newest, overlay=True).run(upper)
+    return _Entries(newest, overlay=True).run(upper)
+
+
+def statuses(root: int | str) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield path and status of everything in a tree, in the order of `tree_entries`; no file is opened.
+
+    What is mounted in there is not entered.
+
+    Args:
+        root: as for `tree_entries`.
+
+    Raises:
+        LayerError: a directory can't be read.
+    """
+    return _Statuses().run(root)
 
 
 class TreeSource:
@@ -224,16 +242,16 @@ class _Level(NamedTuple):
     names: Iterator[tuple[str, os.stat_result]]
 
 
-class _Walk:
-    def __init__(self, newest: int | None, *, overlay: bool) -> None:
-        self._newest = None if newest is None else newest * 10**9
-        self._overlay = overlay
-        self._first_names: dict[tuple[int, int], str] = {}
+class _Walk(Generic[T]):
+    """The way through a tree of any depth; what it yields is decided by those that visit."""
+
+    def __init__(self) -> None:
         self._root = -1
         self._levels: list[_Level] = []
         self._descriptors: list[int] = []  # of the levels; -1 where it is closed to keep their number low
 
-    def run(self, root: int | str) -> Files:
+    def run(self, root: int | str) -> Iterator[T]:
+        """Walk through the tree `root`."""
         if isinstance(root, int):
             self._root = os.dup(root)
         else:
@@ -241,22 +259,78 @@ class _Walk:
         try:
             yield from self._directory("", os.dup(self._root), os.fstat(self._root))
             while self._levels:
-                yield from self._step(self._levels[-1])
+                name, status = next(self._levels[-1].names, ("", None))
+                if status is not None:
+                    yield from self._visit(self._levels[-1].path + name, name, status)
+                    continue
+                self._levels.pop()
+                if (descriptor := self._descriptors.pop()) >= 0:
+                    os.close(descriptor)
         finally:
             for descriptor in (self._root, *self._descriptors):
                 if descriptor >= 0:
                     os.close(descriptor)
 
-    def _step(self, level: _Level) -> Files:
-        name, status = next(level.names, ("", None))
-        if status is None:
-            self._levels.pop()
-            if (descriptor := self._descriptors.pop()) >= 0:
-                os.close(descriptor)
-            return
-        path = level.path + name
+    @abstractmethod
+    def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Iterator[T]:
+        """Yield what there is to say about a directory, having called `_hold` and then `_down`."""
+
+    @abstractmethod
+    def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[T]:
+        """Yield what there is to say about something in the current directory."""
+
+    def _hold(self, descriptor: int) -> list[tuple[str, os.stat_result]]:
+        """Take over the descriptor of the next level, and return what it holds."""
+        self._descriptors.append(descriptor)  # closed with all others
+        if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
+            os.close(far)
+            self._descriptors[-_HELD] = -1
+        return [
+            (name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
+            for name in sorted(os.listdir(descriptor), key=os.fsencode)
+        ]
+
+    def _down(self, path: str, found: Iterable[tuple[str, os.stat_result]]) -> None:
+        self._levels.append(_Level(f"{path}/" if path else "", iter(found)))
+
+    def _parent(self) -> int:
+        """Return the descriptor of the last level, opened again if it was closed meanwhile."""
+        if self._descriptors[-1] < 0:
+            current = os.dup(self._root)
+            for name in self._levels[-1].path.split("/")[:-1]:
+                below = _enter(self._levels[-1].path, name, current)
+                os.close(current)
+                current = below
+            self._descriptors[-1] = current
+        return self._descriptors[-1]
+
+
+class _Statuses(_Walk[tuple[str, os.stat_result]]):
+    def _directory(
+        self, path: str, descriptor: int, status: os.stat_result
+    ) -> Iterator[tuple[str, os.stat_result]]:
+        self._down(path, self._hold(descriptor))
+        yield path, status
+
+    def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[tuple[str, os.stat_result]]:
+        parent = self._parent()
+        if stat.S_ISDIR(status.st_mode) and status.st_dev == os.fstat(parent).st_dev:
+            yield from self._directory(path, _enter(path, name, parent), status)
+        elif stat.S_IFMT(status.st_mode) in KINDS:
+            yield path, status
+
+
+class _Entries(_Walk[tuple[Entry, Content]]):
+    def __init__(self, newest: int | None, *, overlay: bool, only: Container[str] | None = None) -> None:
+        super().__init__()
+        self._newest = None if newest is None else newest * 10**9
+        self._overlay = overlay
+        self._only = only
+        self._first_names: dict[tuple[int, int], str] = {}
+
+    def _visit(self, path: str, name: str, status: os.stat_result) -> Files:
         kind = KINDS.get(stat.S_IFMT(status.st_mode))
-        if kind is None:
+        if kind is None or (self._only is not None and path not in self._only):
             return
         parent = self._parent()
         if kind == DIRECTORY:
@@ -271,28 +345,10 @@ class _Walk:
                 entry = entry._replace(device=(os.major(status.st_rdev), os.minor(status.st_rdev)))
             yield entry, b""
 
-    def _parent(self) -> int:
-        """Return the descriptor of the last level, opened again if it was closed meanwhile."""
-        if self._descriptors[-1] < 0:
-            current = os.dup(self._root)
-            for name in self._levels[-1].path.split("/")[:-1]:
-                below = _enter(self._levels[-1].path, name, current)
-                os.close(current)
-                current = below
-            self._descriptors[-1] = current
-        return self._descriptors[-1]
-
     def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Files:
-        self._descriptors.append(descriptor)  # closed with all others
-        if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
-            os.close(far)
-            self._descriptors[-_HELD] = -1
+        found = self._hold(descriptor)
         xattrs, notes = self._xattrs(path, descriptor)
         inner = f"{path}/" if path else ""
-        found = [
-            (name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
-            for name in sorted(os.listdir(descriptor), key=os.fsencode)
-        ]
         yield self._entry(path, DIRECTORY, status)._replace(xattrs=xattrs), b""
         if self._overlay:
             if notes.get("opaque") == b"y":
@@ -308,7 +364,7 @@ class _Walk:
                         "give it another name",
                     )
             found = [each for each in found if each[0] not in removed]
-        self._levels.append(_Level(inner, iter(found)))
+        self._down(path, found)
 
     def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         try:

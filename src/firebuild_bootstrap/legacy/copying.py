@@ -45,10 +45,10 @@ class Piece:
 
 
 @dataclass
-class Layer:
+class Batch:
     """Entries that can lie in one directory before they are merged into the destination.
 
-    `single` is set where the layer is one file that the destination's rules name or place, `archive` where
+    `single` is set where the batch is one file that the destination's rules name or place, `archive` where
     its entries are members of one. `entries` holds each path once; `None` stands for a directory that the
     source does not mention.
     """
@@ -59,7 +59,7 @@ class Layer:
     entries: dict[str, tuple[int, Entry] | None] = field(default_factory=dict)
 
     def takes(self, entry: Entry) -> bool:
-        """Tell whether the entry can be added without meeting another one in the layer."""
+        """Tell whether the entry can be added without meeting another one in the batch."""
         if self.single or not entry.from_directory or entry.member != self.archive:
             return False
         held = self.entries.get(entry.path)
@@ -93,12 +93,12 @@ def parents(path: str) -> Iterator[str]:
         yield "/".join(names[:count])
 
 
-def layers(entries: Iterable[Entry]) -> list[Layer]:
-    """Sort entries into layers, in their order; merged one after the other they give the same result."""
-    found: list[Layer] = []
+def batches(entries: Iterable[Entry]) -> list[Batch]:
+    """Sort entries into batches, in their order; merged one after the other they give the same result."""
+    found: list[Batch] = []
     for index, entry in enumerate(entries):
         if not found or not found[-1].takes(entry):
-            found.append(Layer(len(found), single=not entry.from_directory, archive=entry.member))
+            found.append(Batch(len(found), single=not entry.from_directory, archive=entry.member))
         found[-1].add(index, entry)
     return found
 
@@ -118,14 +118,14 @@ class File:
         return self.pieces[0].path if len(self.pieces) == 1 else _harmless(self.index, self.staged)
 
 
-def files(found: Iterable[Layer]) -> list[File]:
+def files(found: Iterable[Batch]) -> list[File]:
     """Return all regular files in the order of their entries."""
     result = []
-    for layer in found:
-        for path, held in layer.entries.items():
+    for batch in found:
+        for path, held in batch.entries.items():
             if held is not None and held[1].kind is EntryKind.FILE:
                 index, entry = held
-                staged = layer.staged(path)
+                staged = batch.staged(path)
                 result.append(File(index, entry, staged, tuple(_pieces(index, entry.size, staged))))
     return sorted(result, key=lambda file: file.index)
 
@@ -149,13 +149,13 @@ def _harmless(index: int, staged: str) -> str:
     return staged if staged.isprintable() and "\\" not in staged else f"odd{index}"
 
 
-def directories(found: Iterable[Layer]) -> list[Piece]:
+def directories(found: Iterable[Batch]) -> list[Piece]:
     """Return the directories that have to exist before any file is sent, parents first."""
     paths = [
-        layer.staged(path)
-        for layer in found
-        if not layer.single
-        for path, held in layer.entries.items()
+        batch.staged(path)
+        for batch in found
+        if not batch.single
+        for path, held in batch.entries.items()
         if held is None or held[1].kind is EntryKind.DIRECTORY
     ]
     # A mentioned directory may come after one that its child made necessary.
@@ -346,7 +346,7 @@ class Placing:
     """All that the script for one COPY or ADD is made from."""
 
     command: wire.CopyCommand
-    layers: Sequence[Layer]
+    batches: Sequence[Batch]
     files: Sequence[File]
 
     def script(self) -> str:
@@ -367,7 +367,7 @@ class Placing:
             *self._owned(),
             *self._moded(),
             *self._timed(),
-            *(line for layer in self.layers for line in self._placed(layer)),
+            *(line for batch in self.batches for line in self._placed(batch)),
             *self._timed_directories(),
             'cd / && rm -rf "$S" || failed',
             "say E 0",
@@ -382,9 +382,7 @@ class Placing:
     # --- before the merge -----------------------------------------------------------------------
 
     def _implied(self) -> str:
-        paths = [
-            layer.staged(path) for layer in self.layers for path, held in layer.entries.items() if not held
-        ]
+        paths = [batch.staged(path) for batch, path, entry in self._found() if entry is None]
         return f"{'|'.join(map(shlex.quote, paths))}) ;;" if paths else ""
 
     def _joined(self) -> Iterator[str]:
@@ -393,14 +391,18 @@ class Placing:
                 parts = words(piece.path for piece in file.pieces)
                 yield f"cat {parts} > {shlex.quote(file.arrived)} && rm -f {parts} || failed"
 
+    def _found(self) -> Iterator[tuple[Batch, str, Entry | None]]:
+        for batch in self.batches:
+            for path, held in batch.entries.items():
+                yield batch, path, held[1] if held else None
+
     def _everything(self) -> Iterator[tuple[str, Entry | None]]:
         """Yield what waits as a thing of its own: not the other names of a file."""
         odd = {file.staged: file.arrived for file in self.files}
-        for layer in self.layers:
-            for path, held in layer.entries.items():
-                if held is None or held[1].kind is not EntryKind.HARDLINK:
-                    staged = layer.staged(path)
-                    yield odd.get(staged, staged), held[1] if held else None
+        for batch, path, entry in self._found():
+            if entry is None or entry.kind is not EntryKind.HARDLINK:
+                staged = batch.staged(path)
+                yield odd.get(staged, staged), entry
 
     def _owned(self) -> Iterator[str]:
         yield from self._links()
@@ -414,10 +416,9 @@ class Placing:
             yield from lines(f'chown -h "{owner}"', paths)
 
     def _links(self) -> Iterator[str]:
-        for layer in self.layers:
-            for path, held in layer.entries.items():
-                if held is not None and held[1].kind is EntryKind.SYMLINK:
-                    yield f"ln -s -- {words((held[1].link_target, layer.staged(path)))} || failed"
+        for batch, path, entry in self._found():
+            if entry is not None and entry.kind is EntryKind.SYMLINK:
+                yield f"ln -s -- {words((entry.link_target, batch.staged(path)))} || failed"
 
     def _moded(self) -> Iterator[str]:
         modes: defaultdict[int, list[str]] = defaultdict(list)
@@ -441,39 +442,36 @@ class Placing:
 
     # --- the merge ------------------------------------------------------------------------------
 
-    def _placed(self, layer: Layer) -> Iterator[str]:
+    def _placed(self, batch: Batch) -> Iterator[str]:
         for file in self.files:
-            if file.arrived != file.staged and file.staged.startswith(f"{layer.number}/"):
+            if file.arrived != file.staged and file.staged.startswith(f"{batch.number}/"):
                 yield f"mv -f {words((file.arrived, file.staged))} || failed"
-        if layer.single:
-            ((path, _),) = layer.entries.items()
-            yield f"single {layer.number} {shlex.quote(path)} {'into' if _into(self.command) else 'name'}"
+        if batch.single:
+            ((path, _),) = batch.entries.items()
+            yield f"single {batch.number} {shlex.quote(path)} {'into' if _into(self.command) else 'name'}"
             return
-        yield "A=1" if layer.archive else "A="
-        for path, held in layer.entries.items():
+        yield "A=1" if batch.archive else "A="
+        for path, held in batch.entries.items():
             if held is not None and held[1].kind is EntryKind.HARDLINK:
-                yield from _hard_link(layer, path, held[1].link_target)
-        yield f"tree {layer.number}"
+                yield from _hard_link(batch, path, held[1].link_target)
+        yield f"tree {batch.number}"
 
     def _timed_directories(self) -> Iterator[str]:
         last: dict[str, str] = {}
-        for layer in self.layers:
-            for path, held in layer.entries.items():
-                if held is not None and held[1].kind is EntryKind.DIRECTORY:
-                    archive = "A=1" if layer.archive else "A="
-                    line = f"timed {_time(held[1].mtime_ns)} {layer.number} {shlex.quote(path)} || failed"
-                    line = f"{archive}; {line}"
-                    last[path or f"/{layer.number}"] = line
+        for batch, path, entry in self._found():
+            if entry is not None and entry.kind is EntryKind.DIRECTORY:
+                line = f"timed {_time(entry.mtime_ns)} {batch.number} {shlex.quote(path)} || failed"
+                last[path or f"/{batch.number}"] = f"A={'1' if batch.archive else ''}; {line}"
         yield from last.values()
 
 
-def _hard_link(layer: Layer, path: str, first: str) -> Iterator[str]:
-    origin = shlex.quote(layer.staged(first))
-    if not layer.entries.get(first):  # it is in the image already
+def _hard_link(batch: Batch, path: str, first: str) -> Iterator[str]:
+    origin = shlex.quote(batch.staged(first))
+    if not batch.entries.get(first):  # it is in the image already
         directory, name = posixpath.split(first)
         yield f"below {shlex.quote(directory)}"
         origin = f'"$R"/{shlex.quote(name)}'
-    yield f"ln {origin} {shlex.quote(layer.staged(path))} || failed"
+    yield f"ln {origin} {shlex.quote(batch.staged(path))} || failed"
 
 
 def _time(mtime_ns: int) -> str:

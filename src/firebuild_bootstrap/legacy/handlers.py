@@ -7,7 +7,6 @@ entries that say what they are; what is told to those that do not announce thems
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, Literal, TypeVar
@@ -19,17 +18,17 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
-from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.packing import changed, content_of, reading
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
 
-from .commands import announced, encode_command, needs_mounts
 from .old_guest import OldGuest, messages, too_old
+from .scripts import encode_command
 
-_PROGRESS_SECONDS: Final = 0.5
+HELLO: Final = ("firebuild-guest", "1")
+"""The metadata of each call of a guest of ours; later ones said more besides."""
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
 
@@ -130,9 +129,9 @@ class Handlers:
             return pb.CommandsResponse(command=self._told(_extended(context)))
 
     def _told(self, extended: bool) -> Sequence[str]:
-        needing = next((command for command in self._commands if needs_mounts(command)), None)
-        if needing is not None:
-            raise too_old(f"step {needing.step} has --mount or --network, which it does not know")
+        for command in self._commands:
+            if isinstance(command, wire.RunCommand) and (command.mounts or command.network != "default"):
+                raise too_old(f"step {command.step} has --mount or --network, which it does not know")
         if extended:
             self._texts = self._texts or tuple(map(encode_command, self._commands))
             # Each is a string of the answer: its tag and its length take up to six bytes more.
@@ -156,15 +155,9 @@ class Handlers:
             InputError: there is no such resource, or it cannot be read.
         """
         path = f"{request.stage}://{request.path}" if request.stage else request.path
-        if not _extended(context):
-            yield from self._alive(self._old_chunks(path, context))
-            return
-        resource = self._resources.get(path)
-        if resource is None:
-            raise InputError(
-                f"the guest asked for the resource {path!r:.200}, which this build does not have"
-            )
-        yield from self._alive(self._counted(path, self._chunks(path, resource)))
+        for chunk in self._chunks(path) if _extended(context) else self._old_chunks(path, context):
+            self._session.touch()  # each is a sign of life of the guest that takes it
+            yield chunk
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -173,29 +166,16 @@ class Handlers:
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
 
-    def _chunks(self, path: str, resource: Resource) -> Iterator[pb.ResourceChunk]:
-        found = (command for command in self._commands if isinstance(command, wire.CopyCommand))
-        command = next(copy for copy in found if copy.source == path)
-        for number, entry in enumerate(resource.entries(), start=1):
+    def _chunks(self, path: str) -> Iterator[pb.ResourceChunk]:
+        copies = (command for command in self._commands if isinstance(command, wire.CopyCommand))
+        command = next((copy for copy in copies if copy.source == path), None)
+        if command is None:
+            raise InputError(
+                f"the guest asked for the resource {path!r:.200}, which this build does not have"
+            )
+        for number, entry in enumerate(self._resources[path].entries(), start=1):
             content = _content(entry) if entry.kind is EntryKind.FILE else ()
             yield from messages(_header(command, entry, f"{path}-{number}"), content)
-
-    def _counted(self, path: str, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
-        """Tell now and then how much of the files of a step was sent."""
-        number = path.removeprefix("step-")
-        sent, told = 0, time.monotonic()
-        for chunk in chunks:
-            yield chunk
-            sent += len(chunk.chunk.chunk)
-            if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
-                told = time.monotonic()
-                self._session.events(StepProgress(step=int(number), bytes=sent))
-
-    def _alive(self, chunks: Iterator[pb.ResourceChunk]) -> Iterator[pb.ResourceChunk]:
-        """Pass chunks on; each is a sign of life of the guest that takes it."""
-        for chunk in chunks:
-            self._session.touch()
-            yield chunk
 
     def stdout(self, message: pb.LogMessage, context: grpc.ServicerContext) -> pb.Empty:
         """Pass output or the begin or end of a step on."""
@@ -260,8 +240,8 @@ class Handlers:
 
 
 def _extended(context: grpc.ServicerContext) -> bool:
-    """Say whether the guest announces itself."""
-    return announced(context.invocation_metadata())
+    """Say whether the guest announces itself, and so understands what was added to the calls."""
+    return HELLO in context.invocation_metadata()
 
 
 def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.ResourceChunk.ResourceHeader:

@@ -26,7 +26,6 @@ from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 
 from . import copying, scripts
-from .commands import encode_command
 
 # From its second ping on, whatever the metadata say.
 _PING_SECONDS: Final = 5.0
@@ -126,7 +125,7 @@ class OldGuest:
                 for number in range(len(shipment.portions)):
                     name = f"{command.source}/{number + 1}"
                     self._shipments[name] = (shipment, number)
-                    yield encode_command(
+                    yield scripts.encode_command(
                         wire.CopyCommand(
                             step=command.step,
                             original=f"COPY {name} {self._staging}",
@@ -143,7 +142,7 @@ class OldGuest:
         if len(text.encode()) > scripts.MAX_SCRIPT_BYTES:
             raise too_old(f"step {step} is longer than the {scripts.MAX_SCRIPT_BYTES} bytes that it can take")
         command = wire.RunCommand(step=step, original=original, argv=("/bin/sh", "-c", text, "firebuild"))
-        return encode_command(command, extended=False)
+        return scripts.encode_command(command, extended=False)
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -200,11 +199,11 @@ class OldGuest:
 
 def _shipment(command: wire.CopyCommand, resource: Resource) -> Shipment:
     entries = list(resource.entries())
-    layers = copying.layers(entries)
-    files = copying.files(layers)
-    pieces = [*copying.directories(layers), *(piece for file in files for piece in file.pieces)]
+    batches = copying.batches(entries)
+    files = copying.files(batches)
+    pieces = [*copying.directories(batches), *(piece for file in files for piece in file.pieces)]
     return Shipment(
-        copying.Placing(command, layers, files),
+        copying.Placing(command, batches, files),
         copying.Feed(resource, entries),
         copying.portions(pieces),
     )

@@ -8,13 +8,15 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from firebuild_bootstrap.image.layertrees import ArchiveLayer as ArchiveLayer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import Layer as Layer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import StoredLayer as StoredLayer  # noqa: PLC0414
-from firebuild_bootstrap.mmds.store import MetadataWriter
-from firebuild_bootstrap.wire import CacheMount
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.mmds.store import MetadataWriter
+    from firebuild_bootstrap.wire import CacheMount
 
 FINISHED: Final = "layers/upper"
 """Where in a machine's directory the layer of each finished step appears under its number, by a rename."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.machine.base import Machine
-from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.machine.base import Layer, Machine
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.machine.settings import MachineSettings
+    from firebuild_bootstrap.machine.workspace import BuildDirectory
 
 
 def make_machine(
@@ -59,11 +62,24 @@ def make_machine(
             )
 
 
+def start_ahead(machine: Machine, layers: Sequence[Layer]) -> None:
+    """Have the guest of a new machine wait for its metadata already, if the machine can do that.
+
+    Raises:
+        MachineError: it can't be started.
+    """
+    from firebuild_bootstrap.machine.local import LocalMachine
+
+    if isinstance(machine, LocalMachine):
+        machine.start_ahead(layers)
+
+
 def most_at_once(settings: MachineSettings) -> int:
     """Return how many machines of one build may run side by side; some have what only one can use."""
-    block = settings.firecracker
-    shared = block.running.socket is not None or block.network.tap is not None
-    alone = settings.driver == "external" or (settings.driver == "firecracker" and shared)
+    alone = settings.driver == "external"
+    if settings.driver == "firecracker":
+        block = settings.firecracker
+        alone = block.running.socket is not None or block.network.tap is not None
     return 1 if alone else settings.at_once
 
 

@@ -37,6 +37,7 @@ from firebuild_bootstrap.wire import CacheMount
 _GUEST: Final = "firebuild_bootstrap.guest.main"
 _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
+_AHEAD_SECONDS: Final = 3600.0
 # As guest/overlay.py has it.
 _LAYERS: Final = "/layers"
 _SCRATCH: Final = "/run/scratch"
@@ -75,6 +76,7 @@ class LocalMachine:
         self._store = DataStore()
         self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
         self._process: SandboxProcess | None = None
+        self._notes: tuple[str, ...] | None = None
         self._log: BoundedLog | None = None
 
     @property
@@ -87,12 +89,41 @@ class LocalMachine:
         listener = listen(self._bind)
         return Listening(listener, format_address(listener.getsockname()))
 
+    def start_ahead(self, layers: Sequence[Layer]) -> None:
+        """Start vminit before there are metadata, which it waits for, if nothing has to be unpacked.
+
+        Its start takes as long as that of the server and of the authority, and goes on beside them.
+
+        Args:
+            layers: what `prepare` will be called with.
+
+        Raises:
+            MachineError: it can't be started.
+        """
+        if self._is_unpacked(layers) and not self._stored.overlay_problem(self._workspace.path):
+            self._notes = self._prepare(layers)
+            # Whatever a provider of certificates takes. vminit ends with its sandbox.
+            self.start(GuestOptions(mmds_timeout=_AHEAD_SECONDS))
+
+    def _is_unpacked(self, layers: Sequence[Layer]) -> bool:
+        below = ""
+        for layer in layers:
+            below = layer.key if isinstance(layer, StoredLayer) else chain_key(below, layer.digest)
+            if self._stored.hold(below) is None:
+                return False
+        return True
+
     def prepare(
         self,
         layers: Sequence[Layer],
         caches: Sequence[CacheMount] = (),  # noqa: ARG002 - its guest sees the directory of all
     ) -> tuple[str, ...]:
         """Find or unpack what is to be mounted and begin to serve metadata; see `Machine.prepare`."""
+        notes = self._prepare(layers) if self._notes is None else self._notes
+        self._emulator.start()
+        return notes
+
+    def _prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         note = self._workspace.sandbox.idmap.note
         problem = self._stored.overlay_problem(self._workspace.path)
         notes = self._copy(layers, problem) if problem else self._stack(layers)
@@ -104,7 +135,6 @@ class LocalMachine:
             self._caches.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise MachineError(f"{self._caches}: {error.strerror}") from error
-        self._emulator.start()
         return (*((note,) if note else ()), *notes)
 
     def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -133,8 +163,11 @@ class LocalMachine:
         return (note, *fill_tree(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
-        """Start vminit in the sandbox; see `Machine.start`."""
+        """Start vminit in the sandbox, unless that was done ahead; see `Machine.start`."""
+        if self._process is not None:
+            return
         runtime = self._workspace.runtime
+        _make(self._workspace.path / "mmds", mode=0o700)
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
@@ -230,9 +263,9 @@ class LocalMachine:
             self._workspace.close()
 
 
-def _make(*directories: Path) -> None:
+def _make(*directories: Path, mode: int = 0o755) -> None:
     for directory in directories:
         try:
-            directory.mkdir(mode=0o755)
+            directory.mkdir(mode=mode, exist_ok=mode == 0o700)
         except OSError as error:
             raise MachineError(f"{directory}: {error.strerror}") from error

@@ -33,7 +33,7 @@ _READ_BYTES: Final = 64 * 1024
 def listen_unix(path: Path) -> socket.socket:
     """Bind a socket of mode 0600 in a directory that belongs to this user alone.
 
-    The directory is made with mode 0700 where it does not exist. A socket that nobody listens on any
+    The directory is made with mode 0700 where it does not exist. A socket without a listener any
     more is replaced. The path may be longer than the 107 bytes that a socket address holds.
 
     Raises:
@@ -175,7 +175,7 @@ class MetadataEmulator:
         task.add_done_callback(lambda _: sock.close())
 
     async def _converse(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # the guest went away or fell silent: nobody is left to tell
+        with contextlib.suppress(OSError):  # the guest went away or fell silent: there is no peer to tell
             buffer = b""
             keep_alive = True
             while keep_alive:
@@ -216,7 +216,7 @@ def _remove_stale(address: str, path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise MachineError(f"cannot serve metadata at {path}: it exists and is no socket")
+        raise MachineError(f"cannot serve metadata at {path}: it exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(address)

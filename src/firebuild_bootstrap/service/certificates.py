@@ -51,7 +51,7 @@ def _subject(der: bytes) -> str:
     try:
         certificate = read_certificate(der)
         text = certificate.subject.rfc4514_string() or _alternative_names(certificate)
-    except Exception:  # strangers write certificates, and each parser fails in its own way
+    except Exception:  # untrusted input, and each parser fails with exceptions of its own
         return "(no readable name)"
     return one_line(text, _MAX_SUBJECT)
 

@@ -19,8 +19,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
 )
 from firebuild_bootstrap.image.bases import Base
-from firebuild_bootstrap.lowering import Sent
-from firebuild_bootstrap.mounting import literal
+from firebuild_bootstrap.lowering import Sent, literal
 from firebuild_bootstrap.solve.keys import Input, Parts, inputs_of
 
 

@@ -162,7 +162,7 @@ class Results:
         shared: the cache; None where none can be used.
         stored: the store of unpacked layers.
         trees: the tools for trees.
-        directory: an existing directory for archives of whole stages.
+        directory: returns an existing directory for archives of whole stages.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Results:
         shared: Shared | None,
         stored: LayerTrees,
         trees: Trees,
-        directory: Path,
+        directory: Callable[[], Path],
     ) -> None:
         self._graph = graph
         self._bases = bases
@@ -378,7 +378,7 @@ class Results:
             case (ArchiveLayer(path),):
                 return path
         with self._packing:
-            if not (path := self._directory / name).exists():
+            if not (path := self._directory() / name).exists():
                 self._trees.pack(self._stored.merged(layers), path)
         return path
 
@@ -386,11 +386,11 @@ class Results:
         """Return what the target is made of; None where its root file system is out of reach."""
         return self._made.get(self._graph.target.index)
 
-    def trim(self, limit: int) -> None:
-        """Let the cache have at most `limit` bytes, if this build has put anything into it."""
+    def trim(self, limit: Callable[[], int]) -> None:
+        """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
         if self._shared is not None and self._committed:
             with suppress(FirebuildError):
-                self._shared.cache.prune(max_size=limit, sweep=False)
+                self._shared.cache.prune(max_size=limit(), sweep=False)
 
 
 def _identity(layers: Sequence[Layer]) -> str:

@@ -17,7 +17,7 @@ docs/conformance.md lists the checks.
 
 from __future__ import annotations
 
-from firebuild_pki.conformance.features import Feature
+from firebuild_pki.conformance.contract import Feature
 from firebuild_pki.conformance.suite import ProviderConformance
 
 __all__ = ["Feature", "ProviderConformance"]

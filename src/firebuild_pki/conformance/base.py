@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from firebuild_pki.conformance.bench import Bench
-from firebuild_pki.conformance.contract import PAGE
-from firebuild_pki.conformance.features import Feature
+from firebuild_pki.conformance.contract import PAGE, Feature
 from firebuild_pki.conformance.spilling import Spill
 from firebuild_pki.plugins import PluginCatalog
 from firebuild_pki.provider import Clock, utc_now

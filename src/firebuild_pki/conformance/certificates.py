@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TypeVar
 
 import pytest
 from cryptography import x509
 
+from firebuild_pki.chain import build_chain, describe, is_self_signed, order_issuers
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench
-from firebuild_pki.conformance.contract import Breach, contract
-from firebuild_pki.conformance.features import Feature
+from firebuild_pki.conformance.contract import Feature, Violation, contract
 from firebuild_pki.leaf_checks import MIN_SERIAL_BITS, is_ca
 from firebuild_pki.provider import Profile
-from firebuild_pki.verify import TOLERANCE
+from firebuild_pki.verify import TOLERANCE, verify_trust
 from firebuild_pki.x509 import USAGE
 
 ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
@@ -32,7 +33,7 @@ class CertificateChecks(Checks):
         with ca_bench.direct() as provider:
             answer = provider.answer(profile)
         if answer.flaw:
-            raise Breach(answer.flaw)
+            raise Violation(answer.flaw)
 
     @each_profile
     @contract(see="SignRequest")
@@ -41,7 +42,7 @@ class CertificateChecks(Checks):
         with ca_bench.direct() as provider:
             answer = provider.answer(profile)
         if not answer.key_fits:
-            raise Breach("a certificate for another key")
+            raise Violation("a certificate for another key")
 
     @each_profile
     @contract(see="SignRequest")
@@ -70,7 +71,9 @@ class CertificateChecks(Checks):
         found = set(usage) if usage else set()
         if found != {USAGE[profile]}:
             shown = sorted(oid._name for oid in found)
-            raise Breach(f"the extended key usage {', '.join(shown) or 'none'} in the {profile} certificate")
+            raise Violation(
+                f"the extended key usage {', '.join(shown) or 'none'} in the {profile} certificate"
+            )
 
     @each_profile
     @contract(see="SignedCertificate")
@@ -79,14 +82,14 @@ class CertificateChecks(Checks):
         with ca_bench.direct() as provider:
             leaf = provider.answer(profile).leaf
         if is_ca(leaf):
-            raise Breach("basic constraints of a CA")
+            raise Violation("basic constraints of a CA")
         usage = _extension(leaf, x509.KeyUsage)
         if usage is None:
-            raise Breach("no key usage extension")
+            raise Violation("no key usage extension")
         if not usage.digital_signature:
-            raise Breach("a key usage without digitalSignature, which TLS 1.3 needs")
+            raise Violation("a key usage without digitalSignature, which TLS 1.3 needs")
         if usage.key_cert_sign:
-            raise Breach("a key usage with keyCertSign")
+            raise Violation("a key usage with keyCertSign")
 
     @contract(see="SignedCertificate", needs=(Feature.SIGN,))
     def test_the_serial_number_is_unique(self, ca_bench: Bench) -> None:
@@ -94,9 +97,9 @@ class CertificateChecks(Checks):
         with ca_bench.direct() as provider:
             serials = [provider.signed(Profile.GUEST).leaf.serial_number for _ in range(3)]
         if len(set(serials)) < len(serials):
-            raise Breach("the same serial number again")
+            raise Violation("the same serial number again")
         if max(serial.bit_length() for serial in serials) < MIN_SERIAL_BITS:
-            raise Breach(f"serial numbers such as {serials[0]:x}")
+            raise Violation(f"serial numbers such as {serials[0]:x}")
 
     @each_profile
     @contract(see="SignRequest")
@@ -106,9 +109,9 @@ class CertificateChecks(Checks):
             leaf = provider.answer(profile).leaf
         now = ca_bench.clock()
         if leaf.not_valid_before_utc > now:
-            raise Breach(f"a start of the validity at {leaf.not_valid_before_utc}, now is {now}")
+            raise Violation(f"a start of the validity at {leaf.not_valid_before_utc}, now is {now}")
         if leaf.not_valid_after_utc < now:
-            raise Breach(f"an end of the validity at {leaf.not_valid_after_utc}, now is {now}")
+            raise Violation(f"an end of the validity at {leaf.not_valid_after_utc}, now is {now}")
 
     @pytest.mark.parametrize("minutes", [20, 120])
     @contract(see="SignRequest", needs=(Feature.SIGN, Feature.LIFETIME))
@@ -118,7 +121,7 @@ class CertificateChecks(Checks):
             answer = provider.signed(Profile.SERVER, ttl=timedelta(minutes=minutes))
         end = answer.leaf.not_valid_after_utc
         if answer.until is None or abs(end - answer.until) > TOLERANCE:
-            raise Breach(f"an end of the validity at {end}, asked was {answer.until}")
+            raise Violation(f"an end of the validity at {end}, asked was {answer.until}")
 
 
 def _must_name(leaf: x509.Certificate, wanted: tuple[str, ...], exact: bool) -> None:
@@ -127,7 +130,7 @@ def _must_name(leaf: x509.Certificate, wanted: tuple[str, ...], exact: bool) -> 
     expected = {x509.DNSName(name) for name in wanted}
     if not (found == expected if exact else expected <= found):
         shown = ", ".join(sorted(str(name.value) for name in found)) or "none"
-        raise Breach(f"the names {shown}; wanted: {', '.join(wanted)}")
+        raise Violation(f"the names {shown}; wanted: {', '.join(wanted)}")
 
 
 def _extension(leaf: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
@@ -135,3 +138,64 @@ def _extension(leaf: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | N
         return leaf.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
+
+
+class ChainChecks(Checks):
+    """The chain, as the provider returns it, and the anchors it leads to."""
+
+    @each_profile
+    @contract(see="SignedCertificate", needs=(Feature.SIGN,))
+    def test_the_chain_holds_issuers_only(self, ca_bench: Bench, profile: Profile) -> None:
+        """The chain holds the issuers alone: not the leaf, no root, nothing twice."""
+        with ca_bench.direct() as provider:
+            answer = provider.signed(profile)
+        _must_be_issuers(answer.leaf, answer.others)
+
+    @each_profile
+    @contract(see="SignedCertificate", needs=(Feature.SIGN,))
+    def test_the_chain_goes_from_the_bottom_up(self, ca_bench: Bench, profile: Profile) -> None:
+        """The chain goes from the bottom up: each certificate is signed by the next."""
+        with ca_bench.direct() as provider:
+            answer = provider.signed(profile)
+        issuers = order_issuers(answer.leaf, answer.others)
+        found = [one for one in answer.others if one in issuers]
+        if list(dict.fromkeys(found)) != issuers:
+            raise Violation("the order " + ", ".join(map(describe, found)))
+
+    @each_profile
+    @contract(see="TrustBundle")
+    def test_the_chain_is_complete(self, ca_bench: Bench, profile: Profile) -> None:
+        """The chain leads from the leaf to a trust anchor: no link is missing, no certificate unrelated."""
+        with ca_bench.direct() as provider:
+            answer = provider.answer(profile)
+            trust = verify_trust(provider.trust_bundle(), ca_bench.clock())
+        chain = build_chain(answer.leaf, answer.others, trust.anchors)
+        for one in answer.others:
+            if one not in {*chain.issuers, answer.leaf} and not is_self_signed(one):
+                raise Violation(f"the unrelated certificate {describe(one)}")
+
+    @contract(see="TrustBundle")
+    def test_the_trust_bundle_holds_valid_cas(self, ca_bench: Bench) -> None:
+        """The trust bundle holds CAs that are valid now, at least one as an anchor."""
+        with ca_bench.direct() as provider:
+            verify_trust(provider.trust_bundle(), ca_bench.clock())
+
+    @contract(see="TrustBundle")
+    def test_the_trust_bundle_stays_the_same(self, ca_bench: Bench) -> None:
+        """The trust bundle stays the same while the provider is open."""
+        with ca_bench.direct() as provider:
+            before = provider.trust_bundle()
+            provider.answer(Profile.SERVER)
+            after = provider.trust_bundle()
+        if before != after:
+            raise Violation("another trust bundle after a certificate was issued")
+
+
+def _must_be_issuers(leaf: x509.Certificate, chain: Sequence[x509.Certificate]) -> None:
+    if len(set(chain)) < len(chain):
+        raise Violation("a certificate twice")
+    if leaf in chain:
+        raise Violation("the leaf")
+    for one in chain:
+        if is_self_signed(one):
+            raise Violation(f"the root {describe(one)}")

@@ -1,4 +1,4 @@
-"""How a check words its verdict: what the contract wants, what came, where to read more.
+"""How a check reports a violation: what the contract requires, what was found, where to read more.
 
 The checks raise; they hold no assert statements, so pytest need not rewrite them.
 """
@@ -8,20 +8,55 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from firebuild_pki.conformance.features import Feature
 from firebuild_pki.conformance.watching import restored
 from firebuild_pki.errors import CAError
+from firebuild_pki.keys import KeyType
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
 
 PAGE = "docs/conformance.md"
 
 
-class Breach(Exception):
+class Feature(StrEnum):
+    """What not every provider can do. One that cannot lists it in ``unsupported``."""
+
+    SIGN = "sign"
+    """Signs what it is asked to sign. Providers of ready pairs do not."""
+    REVOKE = "revoke"
+    """Takes certificates back."""
+    LIFETIME = "lifetime"
+    """Certificates live as long as was asked, up to two hours."""
+    SEVERAL_NAMES = "several-names"
+    """One certificate can have several names."""
+    CHECK = "check"
+    """`CAProvider.check` has something to say about the backend."""
+    POLICY = "policy"
+    """The backend can refuse to sign; needs the fixture ``ca_refusing_settings``."""
+    FAULTS = "faults"
+    """There is something that can fail; needs the fixture ``ca_broken_settings``."""
+    P256 = "p256"
+    """Signs EC keys on the curve P-256."""
+    P384 = "p384"
+    """Signs EC keys on the curve P-384."""
+    RSA2048 = "rsa2048"
+    """Signs RSA keys of 2048 bits."""
+    RSA3072 = "rsa3072"
+    """Signs RSA keys of 3072 bits."""
+    RSA4096 = "rsa4096"
+    """Signs RSA keys of 4096 bits."""
+
+    @classmethod
+    def of_key(cls, key_type: KeyType) -> Feature:
+        """Name the feature of signing a kind of key."""
+        return cls(key_type.value)
+
+
+class Violation(Exception):
     """The provider did something that the contract does not allow; says what was found."""
 
 
@@ -57,7 +92,7 @@ class Contract:
 def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT], CheckT]:
     """Make a method a check of the contract; its docstring says what the contract wants.
 
-    It fails with the words of the contract on a `Breach` or a `CAError`. Where a feature that it
+    It fails with the words of the contract on a `Violation` or a `CAError`. Where a feature that it
     needs is declared unsupported it has to fail, and that counts as an expected failure. A check
     with the argument ``key_type`` needs the feature of that kind of key besides.
     """
@@ -72,7 +107,7 @@ def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT],
             try:
                 with restored():
                     check(self, **fixtures)
-            except (Breach, CAError) as error:
+            except (Violation, CAError) as error:
                 found = error
             if lacking:
                 _judge_unsupported(lacking, found, type(self).__name__)

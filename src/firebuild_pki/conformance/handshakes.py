@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
+from datetime import timedelta
+from itertools import permutations
+from typing import TypeVar
+
+import pytest
 
 from firebuild_pki.authority import open_authority
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import BUILD_ID, Bench
-from firebuild_pki.conformance.contract import Breach, contract
-from firebuild_pki.errors import MaterialError
+from firebuild_pki.conformance.certificates import each_profile
+from firebuild_pki.conformance.contract import Feature, Violation, contract
+from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.grpc_handshake import Handshake, handshake
+from firebuild_pki.keys import KeyType
 from firebuild_pki.material import TLSMaterial
+from firebuild_pki.provider import Capability, Profile
+
+ResultT = TypeVar("ResultT")
+
+THREADS = 6
+
+ORDERS = tuple(permutations(("first", "second", "third")))
+"""Orders in which three authorities can end: who logged in first, last or in between may matter."""
 
 
 class HandshakeChecks(Checks):
-    """Server and guest of one authority, and those who are not."""
+    """Server and guest of one authority, and rogue peers."""
 
     @contract(see="TLSMaterial")
     def test_server_and_guest_talk(self, ca_bench: Bench) -> None:
@@ -43,15 +61,15 @@ class HandshakeChecks(Checks):
     def test_a_guest_of_another_ca_is_refused(self, ca_bench: Bench) -> None:
         """A guest with a certificate of another CA is refused."""
         server, guest = _ends(ca_bench)
-        _, stranger = _strangers(ca_bench)
-        _must_be_refused(server, _disguised(stranger, guest))
+        _, rogue = _rogue_peers(ca_bench)
+        _must_be_refused(server, _disguised(rogue, guest))
 
     @contract(see="TLSMaterial")
     def test_a_server_of_another_ca_is_refused(self, ca_bench: Bench) -> None:
         """A server with a certificate of another CA is refused."""
         server, guest = _ends(ca_bench)
-        stranger, _ = _strangers(ca_bench)
-        _must_be_refused(_disguised(stranger, server), replace(guest, server_name=stranger.server_name))
+        rogue, _ = _rogue_peers(ca_bench)
+        _must_be_refused(_disguised(rogue, server), replace(guest, server_name=rogue.server_name))
 
     @contract(see="TLSMaterial")
     def test_a_server_with_another_name_is_refused(self, ca_bench: Bench) -> None:
@@ -65,17 +83,17 @@ def _ends(bench: Bench) -> tuple[TLSMaterial, TLSMaterial]:
         return authority.issue_server(), authority.issue_guest()
 
 
-def _strangers(bench: Bench) -> tuple[TLSMaterial, TLSMaterial]:
+def _rogue_peers(bench: Bench) -> tuple[TLSMaterial, TLSMaterial]:
     settings = {"name_suffix": bench.settings.name_suffix}
     with open_authority(settings, build_id=BUILD_ID) as authority:
         return authority.issue_server(), authority.issue_guest()
 
 
-def _disguised(stranger: TLSMaterial, as_: TLSMaterial) -> TLSMaterial:
+def _disguised(rogue: TLSMaterial, as_: TLSMaterial) -> TLSMaterial:
     return replace(
         as_,
-        private_key_pem=stranger.private_key_pem,
-        certificate_chain_pem=stranger.certificate_chain_pem,
+        private_key_pem=rogue.private_key_pem,
+        certificate_chain_pem=rogue.certificate_chain_pem,
     )
 
 
@@ -84,4 +102,86 @@ def _must_be_refused(server: TLSMaterial, guest: TLSMaterial, *, anonymous: bool
         seen: Handshake = handshake(server, guest, anonymous=anonymous)
     except MaterialError:
         return
-    raise Breach(f"a connection to {seen.server_name} that was accepted")
+    raise Violation(f"a connection to {seen.server_name} that was accepted")
+
+
+class FrameworkChecks(Checks):
+    """What the framework makes of the provider."""
+
+    @each_profile
+    @contract(see="SignedCertificate")
+    def test_the_framework_has_nothing_to_remark(self, ca_bench: Bench, profile: Profile) -> None:
+        """The framework accepts the certificates and finds nothing to remark."""
+        with ca_bench.authority() as authority:
+            _ = authority.issue_server() if profile is Profile.SERVER else authority.issue_guest()
+        if authority.warnings:
+            raise Violation("the warnings: " + "; ".join(authority.warnings))
+
+    @contract(see="SignRequest")
+    def test_the_certificates_outlive_the_build(self, ca_bench: Bench) -> None:
+        """The certificates outlive the deadline of the build."""
+        deadline = ca_bench.clock() + timedelta(minutes=45)
+        with ca_bench.authority() as authority:
+            authority.issue_server(build_deadline=deadline)
+            authority.issue_guest(build_deadline=deadline)
+
+    @pytest.mark.parametrize("key_type", list(KeyType), ids=str)
+    @contract(see="KeyType", needs=(Feature.SIGN,))
+    def test_the_kind_of_key_is_certified(self, ca_bench: Bench, key_type: KeyType) -> None:
+        """Keys of this kind are certified."""
+        section = {**ca_bench.section, "key_type": str(key_type)}
+        with ca_bench.with_section(section).authority() as authority:
+            if Capability.SIGN not in authority.capabilities:
+                raise Violation("ready pairs, whose keys are what they are")
+            authority.issue_server()
+
+    @contract(see="Authority")
+    def test_threads_share_an_authority(self, ca_bench: Bench) -> None:
+        """Many threads can share an authority."""
+        with ca_bench.authority() as authority:
+            server = authority.issue_server()
+            guests = _in_threads(authority.issue_guest)
+        for guest in guests:
+            handshake(server, guest)
+
+    @contract(see="open_authority")
+    def test_several_authorities_are_open_at_once(self, ca_bench: Bench) -> None:
+        """Several authorities can be open at the same time, one for each build."""
+        builds = iter(range(THREADS))
+
+        def pair() -> tuple[TLSMaterial, TLSMaterial]:
+            with ca_bench.authority(build_id=f"conformance-{next(builds)}") as authority:
+                return authority.issue_server(), authority.issue_guest()
+
+        with ca_bench.authority() as first:
+            pairs = _in_threads(pair)
+            pairs.append((first.issue_server(), first.issue_guest()))
+        for server, guest in pairs:
+            handshake(server, guest)
+
+    @pytest.mark.parametrize("order", ORDERS, ids="-".join)
+    @contract(see="CAProvider.close")
+    def test_authorities_end_in_any_order(self, ca_bench: Bench, order: tuple[str, ...]) -> None:
+        """Authorities that are open at the same time can end in any order: the others issue as before."""
+        with ExitStack() as stack:
+            open_ones = {
+                name: stack.enter_context(ca_bench.authority(build_id=f"conformance-{name}"))
+                for name in ("first", "second", "third")
+            }
+            server = {name: authority.issue_server() for name, authority in open_ones.items()}
+            for ended in order:
+                open_ones.pop(ended).close()
+                for name, authority in open_ones.items():
+                    try:
+                        guest = authority.issue_guest()
+                    except CAError as error:
+                        raise Violation(
+                            f"the {name} of three, after the {ended} was closed: {error}"
+                        ) from error
+                    handshake(server[name], guest)
+
+
+def _in_threads(function: Callable[[], ResultT]) -> list[ResultT]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        jobs = [pool.submit(function) for _ in range(THREADS)]
+    return [job.result() for job in jobs]

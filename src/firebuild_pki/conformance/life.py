@@ -2,20 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
+from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.conformance.base import Checks
 from firebuild_pki.conformance.bench import Bench, Direct
-from firebuild_pki.conformance.contract import Breach, contract
-from firebuild_pki.conformance.features import Feature
-from firebuild_pki.conformance.refusals import NONSENSE
+from firebuild_pki.conformance.contract import Feature, Violation, contract
 from firebuild_pki.conformance.spilling import Record, recorded_logs
 from firebuild_pki.conformance.watching import Traces, traced
-from firebuild_pki.errors import CAError
+from firebuild_pki.errors import CAError, SettingsError, UnsupportedOperation
 from firebuild_pki.provider import Capability, Note, Profile
+
+NONSENSE = b"-----BEGIN CERTIFICATE REQUEST-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE REQUEST-----\n"
+
+
+class RefusalChecks(Checks):
+    """Errors, by kind."""
+
+    @contract(see="Capability")
+    def test_the_way_of_issuing_is_clear(self, ca_bench: Bench) -> None:
+        """A provider either signs or has ready pairs, and says so."""
+        with ca_bench.direct(opened=False) as provider:
+            found = provider.capabilities
+        ways = found & {Capability.SIGN, Capability.READY_PAIRS}
+        if len(ways) != 1:
+            raise Violation(f"the capabilities {', '.join(sorted(found)) or 'none'}")
+        if ways == {Capability.READY_PAIRS} and Feature.SIGN not in self.unsupported:
+            raise Violation("ready pairs; declare Feature.SIGN unsupported")
+
+    @contract(see="CAProvider")
+    def test_what_is_not_promised_is_unsupported(self, ca_bench: Bench) -> None:
+        """What the capabilities do not promise raises UnsupportedOperation."""
+        with ca_bench.direct() as direct:
+            provider, (request, _) = direct.provider, direct.request(Profile.SERVER)
+            unknown = _unknown_certificate()
+            attempts: dict[Capability, Callable[[], object]] = {
+                Capability.SIGN: lambda: provider.sign(request),
+                Capability.READY_PAIRS: lambda: provider.ready_pair(Profile.SERVER),
+                Capability.REVOKE: lambda: provider.revoke(unknown),
+            }
+            for capability in attempts.keys() - direct.capabilities:
+                try:
+                    direct.call(f"trying to {capability}", attempts[capability])
+                except UnsupportedOperation:
+                    continue
+                raise Violation(f"{capability} does not raise it; add the capability to the ProviderSpec")
+
+    @contract(see="CAProvider.sign")
+    def test_a_request_without_sense_is_refused(self, ca_bench: Bench) -> None:
+        """A request that is no PKCS#10 is an error, and the next one works."""
+        with ca_bench.direct() as direct:
+            if Capability.SIGN not in direct.capabilities:
+                pytest.skip("ready pairs: there are no requests")
+            request, _ = direct.request(Profile.SERVER)
+            nonsense = replace(request, csr_pem=NONSENSE)
+            try:
+                answer: object = direct.call("signing nonsense", lambda: direct.provider.sign(nonsense))
+            except CAError:
+                direct.answer(Profile.SERVER)
+                return
+        raise Violation(f"a {type(answer).__name__} for it")
+
+    @contract(see="CAProvider.sign", needs=(Feature.POLICY,))
+    def test_what_the_policy_forbids_is_refused(
+        self, ca_bench: Bench, ca_refusing_settings: Mapping[str, Any] | None
+    ) -> None:
+        """What the backend's policy forbids is an error with the provider's name."""
+        if ca_refusing_settings is None:
+            raise Violation("no fixture ca_refusing_settings")
+        with ca_bench.with_section(ca_refusing_settings).authority() as authority:
+            _must_fail(authority.issue_server, "a certificate", ca_bench.name)
+
+    @contract(see="CAProvider.open", needs=(Feature.FAULTS,))
+    def test_a_failing_backend_is_an_error(
+        self, ca_bench: Bench, ca_broken_settings: Mapping[str, Any] | None
+    ) -> None:
+        """A backend that fails is an error with the provider's name, and can be closed."""
+        if ca_broken_settings is None:
+            raise Violation("no fixture ca_broken_settings")
+        bench = ca_bench.with_section(ca_broken_settings)
+
+        def build() -> None:
+            with bench.authority() as authority:
+                authority.issue_server()
+
+        def use() -> None:
+            direct.open()
+            direct.answer(Profile.SERVER)
+
+        _must_fail(build, "a certificate", ca_bench.name)
+        with bench.direct(opened=False) as direct:
+            _must_fail(use, "a certificate", ca_bench.name)
+            direct.close()
+
+    @contract(see="CAProvider.revoke", needs=(Feature.REVOKE,))
+    def test_a_certificate_is_taken_back(self, ca_bench: Bench) -> None:
+        """A certificate of the provider can be taken back."""
+        with ca_bench.authority() as authority:
+            authority.revoke(authority.issue_server())
+
+    @contract(see="CAProvider.revoke", needs=(Feature.REVOKE,))
+    def test_an_unknown_certificate_is_not_taken_back(self, ca_bench: Bench) -> None:
+        """Taking back a certificate that the provider does not know is an error with its name."""
+        with ca_bench.authority() as authority:
+            _must_be_able_to_revoke(authority)
+            known = authority.issue_server()
+            unknown = replace(known, certificate_chain_pem=_unknown_certificate())
+            _must_fail(lambda: authority.revoke(unknown), "no error", ca_bench.name)
+
+
+def _unknown_certificate() -> bytes:
+    with open_authority() as authority:
+        return authority.issue_server().certificate_chain_pem
+
+
+def _must_be_able_to_revoke(authority: Authority) -> None:
+    if Capability.REVOKE not in authority.capabilities:
+        raise UnsupportedOperation("no capability revoke")
+
+
+def _must_fail(action: Callable[[], object], otherwise: str, provider: str) -> None:
+    try:
+        action()
+    except SettingsError as error:
+        raise Violation(f"settings that are wrong already, so nothing was tried: {error}") from error
+    except CAError as error:
+        if error.provider != provider:
+            raise Violation(f"an error of {error.provider} instead of {provider}: {error}") from error
+        return
+    raise Violation(otherwise)
 
 
 class LifeChecks(Checks):
@@ -26,17 +146,17 @@ class LifeChecks(Checks):
         """check() returns notes, none of them fatal where all is well."""
         for note in _checked(ca_bench):
             if note.fatal:
-                raise Breach(f"the fatal note: {note}")
+                raise Violation(f"the fatal note: {note}")
 
     @contract(see="CAProvider.check", needs=(Feature.CHECK,))
     def test_a_check_says_what_it_looked_at(self, ca_bench: Bench) -> None:
         """check() returns a note for each thing it looked at, labelled with what that is."""
         notes = _checked(ca_bench)
         if not notes:
-            raise Breach("no notes")
+            raise Violation("no notes")
         for note in notes:
             if not note.about:
-                raise Breach(f'a note without a label (about="..."): {note}')
+                raise Violation(f'a note without a label (about="..."): {note}')
 
     @contract(see="CAProvider.close")
     def test_closing_twice_is_fine(self, ca_bench: Bench) -> None:
@@ -65,9 +185,9 @@ class LifeChecks(Checks):
             provider.close()
             try:
                 provider.answer(Profile.SERVER)
-            except (CAError, Breach):
+            except (CAError, Violation):
                 return
-        raise Breach("a certificate that was issued after close()")
+        raise Violation("a certificate that was issued after close()")
 
     @contract(see="CAProvider.close")
     def test_nothing_is_issued_after_closing_beside_an_open_one(self, ca_bench: Bench) -> None:
@@ -76,9 +196,9 @@ class LifeChecks(Checks):
             provider.close()
             try:
                 provider.answer(Profile.SERVER)
-            except (CAError, Breach):
+            except (CAError, Violation):
                 return
-        raise Breach("a certificate that was issued after close(), while another provider was open")
+        raise Violation("a certificate that was issued after close(), while another provider was open")
 
     @contract(see="CAProvider.close")
     def test_what_others_do_wrong_harms_no_open_one(
@@ -90,7 +210,7 @@ class LifeChecks(Checks):
                 try:
                     provider.answer(Profile.SERVER)
                 except CAError as error:
-                    raise Breach(f"after another one {done}: {error}") from error
+                    raise Violation(f"after another one {done}: {error}") from error
 
     @contract(see="CAProvider.close")
     def test_an_authority_closes_without_a_warning(self, ca_bench: Bench) -> None:
@@ -98,7 +218,7 @@ class LifeChecks(Checks):
         with ca_bench.authority() as authority:
             before = authority.warnings
         if authority.warnings != before:
-            raise Breach("the warnings: " + "; ".join(authority.warnings))
+            raise Violation("the warnings: " + "; ".join(authority.warnings))
 
     @contract(see="CAProvider")
     def test_the_process_stays_as_it_was(self, ca_bench: Bench) -> None:
@@ -106,7 +226,7 @@ class LifeChecks(Checks):
         _, traces = lived(ca_bench)
         if traces.changes:
             found = (f"{what} is changed {when}" for what, when in sorted(traces.changes.items()))
-            raise Breach("; ".join(found))
+            raise Violation("; ".join(found))
 
     @contract(see="CAProvider")
     def test_standard_output_is_left_alone(self, ca_bench: Bench) -> None:
@@ -114,14 +234,14 @@ class LifeChecks(Checks):
         _, traces = lived(ca_bench)
         size = len(traces.printed["standard output"])
         if size:
-            raise Breach(f"{size} characters on standard output")
+            raise Violation(f"{size} characters on standard output")
 
     @contract(see="CAProvider.close")
     def test_nothing_is_left_behind(self, ca_bench: Bench) -> None:
         """After close() there are no temporary files and no child processes."""
         _, traces = lived(ca_bench)
         if traces.left:
-            raise Breach(", ".join(traces.left))
+            raise Violation(", ".join(traces.left))
 
     @contract(see="CAProvider.open")
     def test_one_build_follows_another(self, ca_bench: Bench) -> None:
@@ -136,7 +256,7 @@ def _checked(bench: Bench) -> list[Note]:
         notes = list(provider.call("the check", provider.provider.check) or ())
     for note in notes:
         if not isinstance(note, Note):
-            raise Breach(f"a {type(note).__name__} instead of a Note")
+            raise Violation(f"a {type(note).__name__} instead of a Note")
     return notes
 
 

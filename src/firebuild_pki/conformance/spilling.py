@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from firebuild_pki.conformance.bench import Bench
-from firebuild_pki.conformance.contract import Breach
+from firebuild_pki.conformance.contract import Violation
 from firebuild_pki.settings import SecretRef
 
 MIN_LENGTH = 8
@@ -62,13 +62,13 @@ class Spill:
         """Look for the secrets, and for private keys.
 
         Raises:
-            Breach: one is there; the message names it and does not show it.
+            Violation: one is there; the message names it and does not show it.
         """
         if "PRIVATE KEY-----" in text:
-            raise Breach(f"a private key in {where}")
+            raise Violation(f"a private key in {where}")
         for label, secret in self.secrets.items():
             if any(part in text for part in _recognisable(secret)):
-                raise Breach(f"the secret {label} in {where}")
+                raise Violation(f"the secret {label} in {where}")
 
 
 def _recognisable(secret: str) -> list[str]:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from firebuild_pki.conformance.certificates import CertificateChecks
-from firebuild_pki.conformance.chains import ChainChecks
-from firebuild_pki.conformance.framework import FrameworkChecks
-from firebuild_pki.conformance.handshakes import HandshakeChecks
-from firebuild_pki.conformance.life import LifeChecks
-from firebuild_pki.conformance.refusals import RefusalChecks
-from firebuild_pki.conformance.secrecy import SecrecyChecks
-from firebuild_pki.conformance.settings import SettingsChecks
+from firebuild_pki.conformance.certificates import CertificateChecks, ChainChecks
+from firebuild_pki.conformance.handshakes import FrameworkChecks, HandshakeChecks
+from firebuild_pki.conformance.life import LifeChecks, RefusalChecks
+from firebuild_pki.conformance.secrecy import SecrecyChecks, SettingsChecks
 
 GROUPS = (
     SettingsChecks,

@@ -339,7 +339,7 @@ def _is_running(pid: int) -> bool:
         state, parent, *_ = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return False
-    # one that nobody waited for does nothing more
+    # one that is no longer waited for does nothing more
     return state not in "ZX" and int(parent) == os.getpid()
 
 
@@ -348,7 +348,7 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, stream: TextIO, number: int, memory: int, counts: Callable[[], bool]) -> None:
         self._stream, self._number, self._memory, self._counts = stream, number, memory, counts
-        self.ended = False  # whoever keeps the stream for longer prints to the one before
+        self.ended = False  # later writes go to the stream before
 
     def writable(self) -> bool:
         return True

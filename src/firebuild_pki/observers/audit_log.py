@@ -29,7 +29,7 @@ FORMAT = 1
 MAX_REASON = 4000
 """Upper bound of the characters of a reason: some backends answer with whole web pages."""
 
-# O_NOFOLLOW: a link that somebody planted must not lead our lines into another file of ours.
+# O_NOFOLLOW: a planted link must not redirect our lines into another file of this user.
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 
@@ -145,7 +145,7 @@ def _written(moment: datetime | None) -> str | None:
 
 
 def _user() -> str:
-    # not of the environment, which anybody can set
+    # not of the environment, which any caller can set
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from firebuild_pki.preflighting.facts import CertificateFacts, certificate_facts
-from firebuild_pki.preflighting.listing import ListedProvider, list_providers
+from firebuild_pki.preflighting.listing import (
+    CertificateFacts,
+    ListedProvider,
+    certificate_facts,
+    list_providers,
+)
 from firebuild_pki.preflighting.report import PreflightReport, PreflightRow, RowLevel, Verdict
 from firebuild_pki.preflighting.run import preflight, refused
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
+
+from firebuild_pki.errors import CAError, IdentityError, SettingsError
+from firebuild_pki.provider import Note, NoteLevel
 
 
 class RowLevel(StrEnum):
@@ -17,6 +22,13 @@ class RowLevel(StrEnum):
     """A build would end here."""
     SKIPPED = "skipped"
     """Not looked at: something that it needs failed, or does not apply."""
+
+
+_LEVELS = {
+    NoteLevel.OK: RowLevel.OK,
+    NoteLevel.WARNING: RowLevel.WARNING,
+    NoteLevel.FATAL: RowLevel.FATAL,
+}
 
 
 class Verdict(StrEnum):
@@ -34,7 +46,7 @@ class PreflightRow:
     """One thing that was looked at.
 
     Args:
-        about: what, in a word or two.
+        about: its subject, in one or two words.
         level: how it turned out.
         message: what was found.
         hint: what to do about it.
@@ -92,3 +104,96 @@ class PreflightReport:
 def _row_to_json(row: PreflightRow) -> dict[str, Any]:
     seconds = None if row.seconds is None else round(row.seconds, 3)
     return {**asdict(row), "level": row.level.value, "seconds": seconds}
+
+
+def ok(about: str, message: str) -> PreflightRow:
+    """Make a row of something that is right."""
+    return PreflightRow(about, RowLevel.OK, message)
+
+
+def warning(about: str, message: str, hint: str | None = None) -> PreflightRow:
+    """Make a row of a warning."""
+    return PreflightRow(about, RowLevel.WARNING, message, hint)
+
+
+def skipped(about: str, message: str) -> PreflightRow:
+    """Make a row of something that was not looked at."""
+    return PreflightRow(about, RowLevel.SKIPPED, message)
+
+
+def row_of(about: str, note: Note) -> PreflightRow:
+    """Make a row of a provider's note; `about` is for notes that do not say."""
+    message = str(replace(note, hint=None))
+    return PreflightRow(note.about or about, _LEVELS[note.level], message, note.hint)
+
+
+def rows_of(about: str, error: CAError) -> list[PreflightRow]:
+    """Make rows of an error: one for each problem of settings, one for anything else."""
+    if isinstance(error, SettingsError):
+        return [
+            PreflightRow(about, RowLevel.FATAL, str(replace(problem, hint=None)), problem.hint)
+            for problem in error.problems
+        ]
+    hint = error.hint or ("it may work later: try again" if error.retryable else None)
+    return [PreflightRow(about, RowLevel.FATAL, error.message, hint)]
+
+
+class Steps:
+    """The rows so far.
+
+    Args:
+        check: called before each step; what it raises ends the preflight.
+        on_row: told about each row as soon as it is there.
+    """
+
+    def __init__(self, check: Callable[[], None], on_row: Callable[[PreflightRow], None]) -> None:
+        self._check = check
+        self._on_row = on_row
+        self._began = time.monotonic()
+        self._passed: set[str] = set()
+        self.rows: list[PreflightRow] = []
+        self.verdict = Verdict.READY
+
+    @property
+    def seconds(self) -> float:
+        """Time since the first step."""
+        return time.monotonic() - self._began
+
+    def take(
+        self,
+        about: str,
+        look: Callable[[], Iterable[PreflightRow]],
+        *,
+        needs: Iterable[str] = (),
+    ) -> None:
+        """Take a step, unless one that it needs has not passed.
+
+        Args:
+            about: name of the step, and of its row if it fails.
+            look: returns the rows, at least one; a `CAError` becomes one.
+            needs: names of earlier steps.
+        """
+        self._check()
+        missing = [name for name in needs if name not in self._passed]
+        if missing:
+            self.add(about, skipped(about, f"needs: {', '.join(missing)}"))
+            return
+        began, blame = time.monotonic(), Verdict.AUTHORITY
+        try:
+            rows = list(look())
+        except CAError as error:
+            rows = rows_of(about, error)
+            if isinstance(error, SettingsError | IdentityError):
+                blame = Verdict.SETTINGS
+        rows[0] = replace(rows[0], seconds=time.monotonic() - began)
+        if not any(row.level is RowLevel.FATAL for row in rows):
+            self._passed.add(about)
+        elif self.verdict is Verdict.READY:
+            self.verdict = blame
+        for row in rows:
+            self.add(about, row)
+
+    def add(self, step: str, row: PreflightRow) -> None:
+        """Note a row of a step."""
+        self.rows.append(replace(row, step=step))
+        self._on_row(self.rows[-1])

@@ -15,12 +15,20 @@ from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
 from firebuild_pki.identity import Identity
+from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
-from firebuild_pki.preflighting.report import PreflightReport, PreflightRow, RowLevel
-from firebuild_pki.preflighting.rows import ok, row_of, skipped, warning
-from firebuild_pki.preflighting.steps import Steps
-from firebuild_pki.preflighting.stranger import stranger_like
-from firebuild_pki.provider import Capability, Clock, utc_now
+from firebuild_pki.preflighting.report import (
+    PreflightReport,
+    PreflightRow,
+    RowLevel,
+    Steps,
+    ok,
+    row_of,
+    skipped,
+    warning,
+)
+from firebuild_pki.provider import Capability, Clock, Profile, utc_now
+from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
 
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
 
@@ -36,6 +44,15 @@ _LATER = (
     "refusal",
     "revocation",
 )
+
+
+def rogue_peer(guest: TLSMaterial, clock: Clock) -> TLSMaterial:
+    """Make a guest that trusts the same CA and has the same name, certified by a CA of its own."""
+    validity = Validity.starting(clock(), timedelta(hours=1), backdate=timedelta(minutes=5))
+    root = make_root(generate_key(), validity, with_intermediate=False)
+    key = generate_key()
+    leaf = make_leaf(key.public_key(), root, validity, profile=Profile.GUEST, dns_names=(guest.identity,))
+    return replace(guest, certificate_chain_pem=to_pem([leaf]), private_key_pem=private_key_pem(key))
 
 
 def preflight(
@@ -149,7 +166,7 @@ class _Preflight:
         yield ok("plugin", f"{name} of {origin}: {spec.summary}")
 
     def _look_at_settings(self) -> Rows:
-        Identity(self._build_id, self._settings.name_suffix)  # raises if the suffix is no domain
+        Identity(self._build_id, self._settings.name_suffix)  # raises if the suffix is not a domain
         notes = check_settings(self._settings, self._wanted.environ)
         problems = [self._settings.problem(note) for note in notes]
         remarks = [warning("settings", str(replace(one, hint=None)), one.hint) for one in problems]
@@ -162,7 +179,7 @@ class _Preflight:
             clock=self._wanted.clock,
             environ=self._wanted.environ,
             check=self._check,
-            patient=False,  # whoever asks for a verdict can ask again
+            patient=False,  # a preflight can simply be repeated
         )
         self._news()  # the notes about the settings have had their rows
         for anchor in parse_certificates(authority.trust_pem, "trust anchors"):
@@ -198,9 +215,9 @@ class _Preflight:
 
     def _refuse(self) -> Rows:
         server, guest = self._issued["server"], self._issued["guest"]
-        stranger = stranger_like(guest, self._wanted.clock)
+        rogue = rogue_peer(guest, self._wanted.clock)
         yield _refusal("a guest without a certificate", server, guest, anonymous=True)
-        yield _refusal("a guest of the same name with a certificate of another CA", server, stranger)
+        yield _refusal("a guest of the same name with a certificate of another CA", server, rogue)
         if Capability.SIGN in self._opened.capabilities:  # ready pairs may be for both roles
             yield _refusal("a server with the guest's certificate", guest, guest)
 

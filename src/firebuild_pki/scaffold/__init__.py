@@ -90,7 +90,7 @@ def _check_name(name: str) -> None:
 
 def _check_place(project: Path) -> None:
     if project.is_symlink() or (project.exists() and not project.is_dir()):
-        raise CAError(f"{project} is there already, and is no directory", hint="choose another directory")
+        raise CAError(f"{project} is there already, and is not a directory", hint="choose another directory")
     if project.is_dir() and any(project.iterdir()):
         raise CAError(f"the directory {project} is there already, and not empty", hint="move it away")
 

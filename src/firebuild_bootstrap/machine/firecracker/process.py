@@ -34,7 +34,7 @@ _STATUSES: Final = {
     156: "SIGHUP",
     157: "SIGILL",
 }
-# Writes down who it is, and then becomes the program: there is no moment in which nobody knows of it.
+# Writes down who it is, and then becomes the program: there is no moment in which is unknown of it.
 _INTRODUCED: Final = 'cat /proc/$$/stat > "$0" && exec "$@"'
 _LOG_SECONDS: Final = 2.0
 _KILL_SECONDS: Final = 10.0

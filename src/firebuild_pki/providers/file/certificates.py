@@ -2,21 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
-from firebuild_pki.chain import describe, in_words, read_certificate
-from firebuild_pki.errors import CAError
+from firebuild_pki.chain import (
+    CURVES,
+    MIN_RSA_BITS,
+    Links,
+    describe,
+    in_words,
+    is_self_signed,
+    order_issuers,
+    read_certificate,
+    signature_problem,
+)
+from firebuild_pki.errors import CAError, SecretError
+from firebuild_pki.keys import PrivateKey
 from firebuild_pki.leaf_checks import is_ca
-from firebuild_pki.providers.file.keys import LoadedKey
-from firebuild_pki.providers.file.pem import CERTIFICATE_LABELS, Block, blocks_in
-from firebuild_pki.providers.file.reading import Source, read
+from firebuild_pki.providers.file.reading import (
+    CERTIFICATE_LABELS,
+    KEY_LABELS,
+    Block,
+    Source,
+    blocks_in,
+    read,
+)
+from firebuild_pki.providers.file.settings import FileSettings
+from firebuild_pki.settings import SecretRef
 from firebuild_pki.verify import public_key_bytes
+
+LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
+"""Those that gRPC accepts in the certificates of server and guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedKey:
+    """A private key out of a file.
+
+    Args:
+        source: the file.
+        key: the key itself.
+        encrypted: whether a passphrase was needed.
+    """
+
+    source: Source
+    key: PrivateKey
+    encrypted: bool
+
+    def __repr__(self) -> str:
+        return f"LoadedKey({str(self.source)!r}, {kind_of_key(self.key.public_key())!r})"
+
+
+def load_key(
+    source: Source,
+    passphrase: SecretRef | None,
+    environ: Mapping[str, str],
+    *,
+    curves: Mapping[str, str] = CURVES,
+) -> LoadedKey:
+    """Read the private key in a file.
+
+    Args:
+        source: the file; certificates beside the key are left out.
+        passphrase: where the passphrase is, if the key needs one.
+        environ: where the reference looks.
+        curves: the elliptic curves that will do, and their names.
+
+    Raises:
+        CAError: there is not exactly one key, it is of a kind that cannot be used, the passphrase
+            is missing or wrong, or others can read the file.
+    """
+    content = read(source)
+    found = blocks_in(source, content.data, KEY_LABELS, "a private key")
+    content.must_be_private()
+    if len(found) > 1:
+        raise source.wrong(f"expected one private key, found {len(found)}", "split the file")
+    block = found[0]
+    encrypted = block.label == "ENCRYPTED PRIVATE KEY" or b"4,ENCRYPTED" in block.pem
+    secret = _passphrase(source, passphrase, environ) if encrypted else None
+    return LoadedKey(source, _usable(source, _decoded(source, block, secret), curves), encrypted)
+
+
+def kind_of_key(key: PublicKeyTypes) -> str:
+    """Name the kind of a key as people write it: ``RSA 2048``, ``EC P-256``."""
+    if isinstance(key, rsa.RSAPublicKey):
+        return f"RSA {key.key_size}"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC {CURVES.get(key.curve.name, key.curve.name)}"
+    return type(key).__name__.strip("_").removesuffix("PublicKey")
+
+
+def _passphrase(source: Source, reference: SecretRef | None, environ: Mapping[str, str]) -> bytes:
+    setting = f"{source.setting}_passphrase"
+    if reference is None:
+        hint = f"set {setting} to {{env: NAME}} or {{file: PATH}}"
+        raise source.wrong("the key is encrypted, and there is no passphrase for it", hint)
+    try:
+        return reference.resolve(environ).encode()
+    except SecretError as error:
+        raise SecretError(f"{setting}: {error.message}", hint=error.hint) from error
+
+
+def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateKeyTypes:
+    # the reasons are not passed on: they may quote what is in the file
+    try:
+        return serialization.load_pem_private_key(block.pem, passphrase)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        unknown = "unknown" in str(error).lower() or isinstance(error, UnsupportedAlgorithm)
+    if unknown:
+        anew = f"encrypt it anew: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
+        raise source.wrong("the key is of an unknown kind, or encrypted in an unknown way", anew)
+    if passphrase is not None:
+        hint = f"try it: openssl pkey -in {source.quoted} -noout"
+        raise source.wrong(f"{source.setting}_passphrase does not decrypt the key", hint)
+    raise source.wrong("the private key in it is damaged", "copy it again from where it was made")
+
+
+def _usable(source: Source, key: PrivateKeyTypes, curves: Mapping[str, str]) -> PrivateKey:
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
+        return key
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in curves:
+        return key
+    wanted = f"an RSA key of {MIN_RSA_BITS} bits or more, or an EC key on {' or '.join(curves.values())}"
+    found = kind_of_key(key.public_key())
+    hint = "gRPC, or the check of the certificates before it, refuses every other kind"
+    raise source.wrong(f"expected {wanted}, found {found}", hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,3 +274,133 @@ def _parsed(source: Source, number: int, block: Block) -> Found:
     except Exception as error:
         raise source.wrong(f"certificate {number} in it cannot be read: {in_words(error)}") from error
     return Found(certificate, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The CA certificates that the settings name.
+
+    Args:
+        known: those in ca_cert and chain; strays do no harm.
+        anchors: those in anchors.
+        otherwise: the anchors where there are neither these nor roots among the known ones.
+    """
+
+    known: tuple[Found, ...]
+    anchors: tuple[Found, ...]
+    otherwise: tuple[Found, ...]
+
+    @property
+    def trusted(self) -> Sequence[Found]:
+        """What a chain may end at, expired or not."""
+        return (
+            self.anchors or [one for one in self.known if is_self_signed(one.certificate)] or self.otherwise
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """How a certificate is anchored.
+
+    Args:
+        issuers: what peers need between it and the anchor, from the bottom up.
+        anchors: what they trust.
+        reached: that of the anchors to which it leads.
+    """
+
+    issuers: tuple[Found, ...]
+    anchors: tuple[Found, ...]
+    reached: Found
+
+
+def load_pool(settings: FileSettings, ca_cert: Sequence[Found]) -> Pool:
+    """Read chain and anchors.
+
+    Raises:
+        CAError: a file cannot be used, or an anchor is not a CA.
+    """
+    known = list(ca_cert)
+    if settings.chain is not None:
+        known += load_certificates(Source("chain", settings.chain))
+    anchors = [one for path in settings.anchors for one in load_certificates(Source("anchors", path))]
+    for anchor in anchors:
+        must_be_ca(anchor)
+    return Pool(tuple(known), tuple(anchors), tuple(ca_cert))
+
+
+def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found] = ()) -> Path:
+    """Lead a certificate to an anchor.
+
+    An expired anchor can vouch for nothing, so it is left out while there are others.
+
+    Args:
+        start: the certificate.
+        pool: what the settings name.
+        now: the current time.
+        beside: more certificates that may be between the two; never trusted.
+
+    Raises:
+        CAError: an issuer is missing, is no CA, or is not valid now.
+    """
+    anchors = [one for one in pool.trusted if one.valid_at(now)]
+    if not anchors:
+        must_be_valid(pool.trusted[0], now)
+    itself = next((one for one in anchors if one.certificate == start.certificate), None)
+    if itself is not None:
+        return _path(pool, (), anchors, itself)
+    known = [*pool.known, *beside]
+    route = _route(start, [one for one in known if one.valid_at(now)], anchors)
+    if route is None:
+        # the way there may lead over something that expired: say so rather than "missing"
+        for one in _route(start, known, pool.trusted) or ():
+            must_be_valid(one, now)
+        raise _broken(start, known, anchors)
+    for one in route:
+        must_be_ca(one)
+    return _path(pool, route[:-1], anchors, route[-1])
+
+
+def _route(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> tuple[Found, ...] | None:
+    """Find the issuers of a certificate up to and with an anchor; cross-signed CAs have several."""
+    for anchor in _latest_first(anchors):
+        if _issued(start, anchor):
+            return (anchor,)
+    rest = [one for one in known if one.certificate != start.certificate]
+    for issuer in _latest_first(rest):
+        if not is_self_signed(issuer.certificate) and _issued(start, issuer):
+            above = _route(issuer, rest, anchors)
+            if above is not None:
+                return (issuer, *above)
+    return None
+
+
+def _latest_first(found: Sequence[Found]) -> list[Found]:
+    # of several editions of a CA, the one that ends last covers the longest build
+    return sorted(found, key=lambda one: one.certificate.not_valid_after_utc, reverse=True)
+
+
+def _issued(below: Found, above: Found) -> bool:
+    return Links().problem(below.certificate, above.certificate) is None
+
+
+def _path(pool: Pool, issuers: tuple[Found, ...], anchors: Sequence[Found], reached: Found) -> Path:
+    # a root in a bundle is not trusted just for being there
+    return Path(issuers, tuple(anchors) if pool.anchors else (reached,), reached)
+
+
+def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> CAError:
+    issuers = order_issuers(start.certificate, certificates_of(known))
+    last = issuers[-1] if issuers else start.certificate
+    problem = signature_problem(last)
+    if problem is not None:
+        return start.source.wrong(
+            f"{describe(last)} {problem}",
+            "have it issued anew; a CA can also be named in anchors, where its signature does not count",
+        )
+    wanted = last.issuer.rfc4514_string() or "no name"
+    trusted = " and ".join(f"{one.name} in {one.source}" for one in anchors)
+    return start.source.wrong(
+        f'the chain does not reach an anchor: {describe(last)} was issued by "{wanted}", which is neither '
+        f"in ca_cert nor in chain; the anchors are {trusted}",
+        "add the certificate of that issuer to chain, or name the highest CA that you do have in anchors",
+    )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime, timedelta
 
 from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
     Note,
+    NoteLevel,
     Profile,
     ProviderContext,
     ReadyPair,
@@ -17,12 +18,86 @@ from firebuild_pki.provider import (
     SignRequest,
     TrustBundle,
 )
-from firebuild_pki.providers.file.certificates import Found
-from firebuild_pki.providers.file.findings import findings
+from firebuild_pki.providers.file.certificates import Found, LoadedKey, kind_of_key
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
 from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
 from firebuild_pki.providers.file.signing import SigningCA, load_signing_ca
 from firebuild_pki.x509 import Validity, to_pem
+
+SOON = timedelta(days=30)
+"""A certificate that ends sooner than this gets a warning."""
+
+
+def diagnostics(opened: SigningCA | ReadyPairs, settings: FileSettings, now: datetime) -> Iterator[Note]:
+    """Describe what was read: a note for each thing, warnings for what expires soon.
+
+    Args:
+        opened: what `open` read.
+        settings: to notice what has no effect.
+        now: the current time.
+    """
+    if isinstance(opened, SigningCA):
+        yield from _about_ca(opened, settings, now)
+    else:
+        yield from _about_pairs(opened, settings, now)
+
+
+def _about_ca(opened: SigningCA, settings: FileSettings, now: datetime) -> Iterator[Note]:
+    ca, reached = opened.ca, opened.path.reached
+    kind = kind_of_key(ca.certificate.public_key())
+    yield _ok("ca", f"{ca.name} signs with {kind}, valid until {ca.until}", "ca_cert")
+    yield from _about_key("key", opened.key, ca, given=settings.ca_key_passphrase is not None)
+    text = f"the chain leads to {reached.name}, valid until {reached.until}"
+    yield _ok("anchor", text if opened.chain else "the CA itself is the anchor", reached.source.setting)
+    above = {one.certificate: one for one in (reached, *opened.path.issuers, ca)}
+    yield from _expiring("ca", above.values(), now, SOON)
+
+
+def _about_pairs(opened: ReadyPairs, settings: FileSettings, now: datetime) -> Iterator[Note]:
+    given = {
+        Profile.SERVER: settings.server_key_passphrase is not None,
+        Profile.GUEST: settings.client_key_passphrase is not None,
+    }
+    for profile, about in ((Profile.SERVER, "server"), (Profile.GUEST, "client")):
+        pair = opened.of(profile)
+        text = f"{pair.leaf.name} for {pair.name}, valid until {pair.leaf.until}"
+        yield _ok(about, text, pair.leaf.source.setting)
+        yield from _about_key(f"{about} key", pair.key, pair.leaf, given=given[profile])
+        yield from _expiring(about, [pair.leaf], now, _third_of_life(pair.leaf))
+    for anchor in opened.anchors:
+        yield _ok("anchor", f"{anchor.name}, valid until {anchor.until}", anchor.source.setting)
+    yield from _expiring("anchor", opened.anchors, now, SOON)
+
+
+def _about_key(about: str, key: LoadedKey, owner: Found, *, given: bool) -> Iterator[Note]:
+    state = "encrypted" if key.encrypted else "not encrypted"
+    setting = key.source.setting
+    yield _ok(about, f"the key in {key.source.real_path} fits {owner.name}; it is {state}", setting)
+    if given and not key.encrypted:
+        setting = f"{setting}_passphrase"
+        yield Note(f"has no effect: the key in {key.source.real_path} is not encrypted", setting, about=about)
+
+
+def _expiring(about: str, found: Iterable[Found], now: datetime, soon: timedelta) -> Iterator[Note]:
+    for one in found:
+        left = one.certificate.not_valid_after_utc - now
+        if left < soon:
+            text = f"{one.name} in {one.source.real_path} expires at {one.until}, in {_about_how_long(left)}"
+            yield Note(text, one.source.setting, "renew it", about=about)
+
+
+def _third_of_life(found: Found) -> timedelta:
+    # certificates that are renewed every day are not about to expire all the time
+    life = found.certificate.not_valid_after_utc - found.certificate.not_valid_before_utc
+    return min(SOON, life / 3)
+
+
+def _about_how_long(left: timedelta) -> str:
+    return f"{left.days} days" if left.days > 1 else f"{left.total_seconds() / 3600:.0f} hours"
+
+
+def _ok(about: str, message: str, path: str) -> Note:
+    return Note(message, path, level=NoteLevel.OK, about=about)
 
 
 class FileProvider(CAProvider):
@@ -59,7 +134,7 @@ class FileProvider(CAProvider):
 
     def check(self) -> Sequence[Note]:
         """Tell what was read, and what expires soon."""
-        return tuple(findings(self._opened(), self._settings, self._context.clock()))
+        return tuple(diagnostics(self._opened(), self._settings, self._context.clock()))
 
     def trust_bundle(self) -> TrustBundle:
         """Return the anchors, and the CA certificates between them and the leaves."""

@@ -21,7 +21,7 @@ class FileSettings(Settings):
     ca_cert: FilePath | None = None
     """The CA's certificate (PEM). May hold its issuers too, in any order."""
     ca_key: FilePath | None = None
-    """The CA's private key (PEM: PKCS#8, PKCS#1 or SEC1), which nobody else may be able to read."""
+    """The CA's private key (PEM: PKCS#8, PKCS#1 or SEC1), which no other user may be able to read."""
     ca_key_passphrase: SecretRef | None = None
     """Passphrase of the CA's key, if it is encrypted."""
     chain: FilePath | None = None

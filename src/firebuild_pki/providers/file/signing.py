@@ -11,16 +11,20 @@ from cryptography import x509
 from firebuild_pki.chain import Links
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.provider import ProviderContext, SignRequest, TrustBundle
-from firebuild_pki.providers.file.anchors import Path, Pool, find_path, load_pool
 from firebuild_pki.providers.file.certificates import (
     Found,
+    LoadedKey,
+    Path,
+    Pool,
     certificates_of,
+    find_path,
     for_key,
     load_certificates,
+    load_key,
+    load_pool,
     must_be_ca,
     must_be_valid,
 )
-from firebuild_pki.providers.file.keys import LoadedKey, load_key
 from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings
 from firebuild_pki.verify import Expectation, Trust, verify_certificate

@@ -2,23 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
+from cryptography.x509.oid import NameOID
 
-from firebuild_pki.errors import CAError, ProviderError
-from firebuild_pki.provider import SignedCertificate, SignRequest, TrustBundle
-from firebuild_pki.providers.vault.nodes import Budget
-from firebuild_pki.providers.vault.refusals import Place, hint_for
-from firebuild_pki.providers.vault.session import Session
+from firebuild_pki.chain import is_self_signed, order_chain, parse_certificates
+from firebuild_pki.errors import CAError, MaterialError, ProviderError
+from firebuild_pki.leaf_checks import BOTH
+from firebuild_pki.provider import Profile, SignedCertificate, SignRequest, TrustBundle
+from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.session import Session, read_text
 from firebuild_pki.providers.vault.settings import VaultSettings
-from firebuild_pki.providers.vault.signing import sign_body, signed_certificate
-from firebuild_pki.providers.vault.tls import read_text
 from firebuild_pki.providers.vault.transport import Answer
-from firebuild_pki.providers.vault.trust import IssuerChain, bundle, issuer_chain
+from firebuild_pki.x509 import USAGE, to_pem
+
+FLAGS = {Profile.SERVER: "server_flag", Profile.GUEST: "client_flag"}
+"""What gives the certificates of a role the extended key usage of each end."""
+
 
 DEFAULT_ISSUER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class IssuerChain:
+    """A certificate of the mount that signs leaves, and what is known above it.
+
+    Args:
+        issuers: from the one that signs leaves upwards, without root.
+        root: the root, if the mount knows it.
+    """
+
+    issuers: tuple[x509.Certificate, ...]
+    root: x509.Certificate | None
+
+    @property
+    def anchor(self) -> x509.Certificate:
+        """The topmost certificate that is known."""
+        return self.root or self.issuers[-1]
+
+    @property
+    def below(self) -> tuple[x509.Certificate, ...]:
+        """The certificates below the anchor."""
+        return self.issuers if self.root else self.issuers[:-1]
+
+    @property
+    def certificates(self) -> tuple[x509.Certificate, ...]:
+        """All of them, from the bottom up."""
+        return (*self.issuers, *([self.root] if self.root else []))
+
+
+def issuer_chain(data: Mapping[str, Any]) -> IssuerChain:
+    """Read the answer of ``<mount>/issuer/<ref>/json``.
+
+    Raises:
+        MaterialError: it holds no readable certificate.
+    """
+    pem = pem_of(data, "certificate", "ca_chain")
+    if not pem:
+        raise MaterialError("the mount has no CA certificate", hint="make or import a CA in the mount")
+    pool = parse_certificates(pem, "CA certificates of the mount")
+    issuer = pool[0]
+    if is_self_signed(issuer):
+        return IssuerChain((), issuer)
+    above = order_chain(to_pem([issuer]), to_pem(pool[1:]))
+    issuers = (issuer, *(parse_certificates(above, "chain") if above else ()))
+    roots = [one for one in pool if is_self_signed(one)]
+    return IssuerChain(issuers, next((root for root in roots if _signed(issuers[-1], root)), None))
+
+
+def bundle(chains: Sequence[IssuerChain], override: bytes | None) -> TrustBundle:
+    """Make the trust bundle of all issuers that sign leaves.
+
+    Args:
+        chains: one for each issuer, the server's first.
+        override: PEM of the anchors that the operator named.
+    """
+    if override is None:
+        anchors = dict.fromkeys(chain.anchor for chain in chains)
+        below = dict.fromkeys(one for chain in chains for one in chain.below)
+        return TrustBundle(to_pem(list(anchors)), to_pem(list(below)))
+    chosen = parse_certificates(override, "trust anchors in the file of the setting trust")
+    known = dict.fromkeys(one for chain in chains for one in chain.issuers)
+    return TrustBundle(to_pem(chosen), to_pem([one for one in known if one not in chosen]))
+
+
+def pem_of(data: Mapping[str, Any], *keys: str) -> bytes:
+    """Join the certificates in an answer; each key holds a PEM text or a list of them, or is absent."""
+    texts: list[str] = []
+    for key in keys:
+        value = data.get(key)
+        texts += value if isinstance(value, list) else [value] if value else []
+    return "\n".join(str(text).strip() for text in texts).encode()
+
+
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:
+        return False
+    return True
+
+
+def sign_body(request: SignRequest) -> Mapping[str, object]:
+    """Write the body of ``sign/<role>``.
+
+    Names are sent as well as being in the CSR: roles with use_csr_common_name=false and
+    use_csr_sans=false look at these. The lifetime is always ``ttl``, which roles may cap.
+    """
+    csr = x509.load_pem_x509_csr(request.csr_pem)
+    names = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    body: dict[str, object] = {
+        "csr": request.csr_pem.decode("ascii"),
+        "alt_names": ",".join(request.dns_names),
+        "ttl": f"{math.ceil(request.ttl.total_seconds())}s",
+        "format": "pem",
+    }
+    return {**body, "common_name": str(names[0].value)} if names else body
+
+
+def signed_certificate(answer: Answer, profile: Profile, place: Place) -> SignedCertificate:
+    """Read the answer.
+
+    Raises:
+        ProviderError: it holds no certificate; the mount is not a PKI secrets engine.
+        MaterialError: the certificate is for other uses than that of the profile.
+    """
+    leaf_pem = pem_of(answer.data, "certificate")
+    if not leaf_pem:
+        raise ProviderError(
+            f"the mount {place.mount} answered, but without a certificate",
+            hint="set mount to the path of a PKI secrets engine: bao secrets list",
+        )
+    _must_have_usage(leaf_pem, profile, place)
+    chain_pem = order_chain(leaf_pem, pem_of(answer.data, "issuing_ca", "ca_chain"))
+    remarks = [worth_a_word(str(text), place) for text in answer.content.get("warnings") or ()]
+    return SignedCertificate(leaf_pem + b"\n", chain_pem, tuple(text for text in remarks if text))
+
+
+def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
+    leaf = parse_certificates(leaf_pem, "certificate")[0]
+    try:
+        found = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    except x509.ExtensionNotFound:
+        found = set()
+    if USAGE[profile] in found <= BOTH:
+        return
+    names = ", ".join(sorted(_name(usage) for usage in found)) or "none"
+    raise MaterialError(
+        f"expected the extended key usage {_name(USAGE[profile])} in the {profile} certificate, and none but "
+        f"serverAuth and clientAuth, but the role {place.role} gave: {names}",
+        hint=f"set {FLAGS[profile]}=true and no ext_key_usage on the role {place.role}",
+    )
+
+
+def _name(usage: x509.ObjectIdentifier) -> str:
+    return usage._name if usage._name != "Unknown OID" else usage.dotted_string
 
 
 class Mount:

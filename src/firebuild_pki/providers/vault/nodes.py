@@ -13,6 +13,7 @@ status                                 what it means
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,110 @@ from dataclasses import dataclass, field, replace
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
 from firebuild_pki.errors import ProviderError
-from firebuild_pki.providers.vault.faults import Fault, NodeFailed
-from firebuild_pki.providers.vault.refusals import is_lasting
-from firebuild_pki.providers.vault.transport import Answer, Request, Transport
+from firebuild_pki.providers.vault.transport import Answer, Failure, NodeFailed, Request, Transport
+
+_NAMES = (
+    "allow the name on the role {role}: allowed_domains with the ca.name_suffix of this build, and "
+    "allow_subdomains=true (allow_bare_domains for the domain itself, allow_glob_domains for patterns, "
+    "allow_wildcard_certificates for *); cn_validations and enforce_hostnames may refuse it as well"
+)
+
+_HINTS: tuple[tuple[str, str], ...] = (
+    (r"(common name|subject alternate name) \S+ not allowed", _NAMES),
+    (
+        r"role requires keys of type (\w+)",
+        "set ca.key_type to a kind of {1} key, or key_type=any on the role {role} "
+        "(gRPC can use rsa and ec, not ed25519)",
+    ),
+    (
+        r"role requires a minimum of a (\d+)-bit key",
+        "set ca.key_type to a key of {1} bits, or lower key_bits of the role {role}",
+    ),
+    (
+        r"common_name field is required",
+        "set require_cn=false on the role {role}; names above 64 characters do not fit a common name",
+    ),
+    (r"URI Subject Alternative Names? (are|is) not allowed", "set allowed_uri_sans on the role {role}"),
+    (r"IP Subject Alternative Names? (are|is) not allowed", "set allow_ip_sans=true on the role {role}"),
+    (r"other SAN OID", "set allowed_other_sans on the role {role}"),
+    (
+        r"beyond the expiration of the CA",
+        "renew the CA, shorten the build's timeout, or set leaf_not_after_behavior=truncate on the issuer",
+    ),
+    (
+        r"ttl or not_after should be provided|value for not_?after",
+        "clear not_after of the role {role}, and set max_ttl instead",
+    ),
+    (r"unknown role", "set server_role and guest_role to roles of the mount {mount}: bao list {mount}/roles"),
+    (r"no default issuer", "make or import a CA in the mount {mount}, or choose a default issuer"),
+    (
+        r"unable to find PKI issuer|could not fetch the CA certificate",
+        "look at the setting issuer and at issuer_ref of the role {role}: bao list {mount}/issuers",
+    ),
+    (
+        r"no handler for route|unsupported path|Invalid path for a versioned K/V",
+        "set mount to the path of a PKI secrets engine: bao secrets list",
+    ),
+    (r"namespace not found", "look at the setting namespace: bao namespace list"),
+    (
+        r"ttl must be|TTL .* (negative|greater)",
+        "look at ttl and max_ttl of the role {role} and of the mount {mount}",
+    ),
+)
+
+_LASTING = re.compile(
+    r"unable to find PKI issuer|could not fetch the CA certificate|no default issuer"
+    r"|unable to verify signature on presented cert",
+    re.IGNORECASE,
+)
+
+_IGNORED = re.compile(r"field was provided but the role is set with", re.IGNORECASE)
+_CAPPED = re.compile(r"is longer than permitted maxTTL", re.IGNORECASE)
+
 
 _STANDBY = {412, 472, 473}
 _WORTH_A_WORD = 2.0  # seconds of waiting
-_MOMENT = 0.001  # seconds; less than that is not worth another request
+_MOMENT = 0.001  # seconds; with less left, no further request is made
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the hints name.
+
+    Args:
+        mount: path of the PKI mount.
+        role: the role that was asked to sign.
+    """
+
+    mount: str
+    role: str
+
+
+def is_lasting(said: str) -> bool:
+    """Tell a 500 that is about the settings, not about the server's health."""
+    return bool(_LASTING.search(said))
+
+
+def hint_for(said: str, place: Place) -> str | None:
+    """Find the hint for a refusal; None for words that are not known."""
+    for pattern, hint in _HINTS:
+        found = re.search(pattern, said, re.IGNORECASE)
+        if found:
+            return hint.format(found[0], *found.groups(), mount=place.mount, role=place.role)
+    return None
+
+
+def worth_a_word(warning: str, place: Place) -> str | None:
+    """Word a warning of the server; None for those that only say that the CSR was used."""
+    text = " ".join(warning.split())
+    if _IGNORED.search(text):
+        return None
+    if _CAPPED.search(text):
+        return (
+            f"{text} (raise max_ttl of the role {place.role}, or, where it has none, that of the mount: "
+            f"bao secrets tune -max-lease-ttl=… {place.mount})"
+        )
+    return f"the server remarked: {text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +186,17 @@ class Budget:
 class _RoundFailed(Exception):
     """No node gave a usable answer."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, failures: Sequence[Failure]) -> None:
         super().__init__()
-        self.faults = faults
+        self.failures = failures
 
     @property
     def can_pass(self) -> bool:
-        return not all(fault.lasting for fault in self.faults)
+        return not all(failure.lasting for failure in self.failures)
 
     @property
     def retry_after(self) -> float:
-        return max(fault.retry_after for fault in self.faults)
+        return max(failure.retry_after for failure in self.failures)
 
 
 @dataclass(slots=True)
@@ -123,13 +221,13 @@ class Nodes:
         Raises:
             ProviderError: none did within the budget, or there is no use in waiting.
         """
-        dead: dict[str, Fault] = {}
+        dead: dict[str, Failure] = {}
         backoff = wait_random_exponential(multiplier=0.5, max=5)
 
         def wait(state: RetryCallState) -> float:
             if state.attempt_number == 1 and budget.left >= _WORTH_A_WORD:
-                faults = "; ".join(map(str, _failure(state).faults))
-                self.report(f"no usable answer of {faults}; trying for {budget.left:.0f} s")
+                failures = "; ".join(map(str, _failure(state).failures))
+                self.report(f"no usable answer of {failures}; trying for {budget.left:.0f} s")
             pause = max(backoff(state), _failure(state).retry_after)
             return max(min(pause, budget.left), 0.0)
 
@@ -148,31 +246,31 @@ class Nodes:
         except _RoundFailed as failed:
             raise self._error(failed, budget) from None
 
-    def _round(self, request: Request, budget: Budget, dead: dict[str, Fault]) -> Answer:
-        faults: list[Fault] = []
+    def _round(self, request: Request, budget: Budget, dead: dict[str, Failure]) -> Answer:
+        failures: list[Failure] = []
         for address in self.addresses:
             if address in dead:
-                faults.append(dead[address])
+                failures.append(dead[address])
                 continue
             try:
                 return self._usable(self.transport.send(address, request, budget.request_timeout))
             except NodeFailed as failed:
-                faults.append(failed.fault)
-            if faults[-1].lasting:
-                dead[address] = faults[-1]
-        raise _RoundFailed(faults)
+                failures.append(failed.failure)
+            if failures[-1].lasting:
+                dead[address] = failures[-1]
+        raise _RoundFailed(failures)
 
     def _usable(self, answer: Answer) -> Answer:
-        fault = fault_in(answer)
-        if fault is not None:
-            raise NodeFailed(replace(fault, reason=self.scrub(fault.reason)))
+        failure = failure_in(answer)
+        if failure is not None:
+            raise NodeFailed(replace(failure, reason=self.scrub(failure.reason)))
         others = [address for address in self.addresses if address != answer.address]
         self.addresses = [answer.address, *others]
         return answer
 
     def _error(self, failed: _RoundFailed, budget: Budget) -> ProviderError:
-        text = "; ".join(str(fault) for fault in failed.faults)
-        hints = [fault.hint for fault in failed.faults if fault.hint]
+        text = "; ".join(str(failure) for failure in failed.failures)
+        hints = [failure.hint for failure in failed.failures if failure.hint]
         if failed.can_pass:
             text += f" (given up after {budget.spent:.0f} s)"
         if failed.retry_after > budget.left > 0:
@@ -181,24 +279,24 @@ class Nodes:
         return ProviderError(f"no usable answer of {text}", hint=hint, retryable=failed.can_pass)
 
 
-def fault_in(answer: Answer) -> Fault | None:
+def failure_in(answer: Answer) -> Failure | None:
     """Tell answers that another node, or a later moment, may do better on; None for all others."""
     status, said = answer.status, answer.errors
     words = f": {said}" if said else ""
     if status == 429:
         hint = "wait, or raise the rate limit quota of the server"
-        return Fault(answer.address, f"too many requests{words}", False, hint, answer.retry_after)
+        return Failure(answer.address, f"too many requests{words}", False, hint, answer.retry_after)
     if status in _STANDBY:
-        return Fault(answer.address, f"a standby that answers nothing (status {status})")
+        return Failure(answer.address, f"a standby that answers nothing (status {status})")
     if status == 501:
-        return Fault(answer.address, "not initialised", True, "initialise it: bao operator init")
+        return Failure(answer.address, "not initialised", True, "initialise it: bao operator init")
     if status < 500 or is_lasting(said):
         return None
     if status == 503 and "sealed" in said.lower():
-        return Fault(answer.address, "sealed", False, "unseal it: bao operator unseal", answer.retry_after)
-    return Fault(answer.address, f"status {status}{words}", False, None, answer.retry_after)
+        return Failure(answer.address, "sealed", False, "unseal it: bao operator unseal", answer.retry_after)
+    return Failure(answer.address, f"status {status}{words}", False, None, answer.retry_after)
 
 
 def _failure(state: RetryCallState) -> _RoundFailed:
     error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, _RoundFailed) else _RoundFailed([Fault("", "")])
+    return error if isinstance(error, _RoundFailed) else _RoundFailed([Failure("", "")])

@@ -2,19 +2,203 @@
 
 from __future__ import annotations
 
+import os
+import ssl
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from firebuild_pki.errors import CAError, ProviderError
-from firebuild_pki.providers.vault.login import Login, credentials
+from firebuild_pki.errors import CAError, ProviderError, SecretError
 from firebuild_pki.providers.vault.nodes import Budget, Nodes, Timing
-from firebuild_pki.providers.vault.settings import VaultSettings
-from firebuild_pki.providers.vault.tls import make_context
+from firebuild_pki.providers.vault.settings import (
+    AppRoleAuth,
+    AuthSettings,
+    JWTAuth,
+    KubernetesAuth,
+    TLSSettings,
+    TokenAuth,
+    TokenFileAuth,
+    VaultSettings,
+)
 from firebuild_pki.providers.vault.transport import Answer, Request, Transport
+from firebuild_pki.settings import SecretRef
+
+HINTS = {
+    "approle": "the role id or the secret id is wrong, used up or expired, or not for this address: "
+    "make a new one with bao write -f auth/{mount}/role/<role>/secret-id",
+    "kubernetes": "look at bound_service_account_names and bound_service_account_namespaces of the role: "
+    "bao read auth/{mount}/role/<role>",
+    "jwt": "look at bound_audiences, bound_subject and bound_claims of the role, and at the token's claims: "
+    "bao read auth/{mount}/role/<role>; tokens of CI jobs expire within minutes",
+    "cert": "the certificate in tls.cert_file must be accepted by an entry of auth/{mount}/certs",
+}
+"""For each method that logs in; `{mount}` is where it is mounted."""
+
+
+_TOKENS = ("hvs.", "hvb.", "s.", "b.")
+"""How tokens of Vault and OpenBao begin; secret ids that the server makes are UUIDs."""
+
 
 GOODBYE = 5.0
 """Seconds for revoking the token at the end; it expires by itself as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A request for a token.
+
+    Args:
+        method: name of the auth method.
+        mount: where it is mounted.
+        body: what it wants to know.
+    """
+
+    method: str
+    mount: str
+    body: Mapping[str, str] = field(repr=False)
+
+    @property
+    def path(self) -> str:
+        """Path of the request."""
+        return f"auth/{self.mount}/login"
+
+    @property
+    def hint(self) -> str:
+        """What to look at when the server says no; the likeliest cause first."""
+        usual = HINTS[self.method].format(mount=self.mount)
+        if self.body.get("secret_id", "").startswith(_TOKENS):
+            unwrap = "the secret id has the form of a token: unwrap it first, bao unwrap -field=secret_id"
+            return f"{unwrap}; or {usual}"
+        return usual
+
+
+def credentials(auth: AuthSettings, environ: Mapping[str, str]) -> Login | str:
+    """Fetch the secrets now.
+
+    Returns:
+        What to log in with; or the token where the operator provides one.
+
+    Raises:
+        SecretError: a secret is not there.
+    """
+    match auth:
+        case TokenAuth():
+            return _token(auth.token, environ)
+        case TokenFileAuth():
+            return _token(SecretRef(file=auth.path), environ)
+        case AppRoleAuth():
+            return Login("approle", auth.mount, _approle(auth, environ))
+        case KubernetesAuth():
+            jwt = auth.jwt.resolve(environ).strip()
+            return Login("kubernetes", auth.mount, {"role": auth.role, "jwt": jwt})
+        case JWTAuth():
+            role = {"role": auth.role} if auth.role else {}
+            return Login("jwt", auth.mount, {**role, "jwt": auth.jwt.resolve(environ).strip()})
+    return Login("cert", auth.mount, {"name": auth.name} if auth.name else {})
+
+
+def _token(reference: SecretRef, environ: Mapping[str, str]) -> str:
+    """Fetch a token; what comes along with it is told by its form, never shown."""
+    token = reference.resolve(environ).strip()
+    where = f"the environment variable {reference.env}" if reference.env else f"the file {reference.file}"
+    if not token:
+        raise SecretError(f"expected a token in {where}, but there are only blanks")
+    if any(one.isspace() or not one.isprintable() for one in token):
+        raise SecretError(
+            f"expected a token in {where} and nothing else, but it holds blanks or control characters",
+            hint="write the token alone: bao token create -field=token",
+        )
+    if not token.isascii():
+        raise SecretError(f"expected a token in {where}, but it holds characters beyond ASCII")
+    return token
+
+
+def _approle(auth: AppRoleAuth, environ: Mapping[str, str]) -> Mapping[str, str]:
+    body = {"role_id": auth.role_id.resolve(environ).strip()}
+    if auth.secret_id is not None:
+        body["secret_id"] = auth.secret_id.resolve(environ).strip()
+    return body
+
+
+def make_context(settings: TLSSettings, environ: Mapping[str, str]) -> ssl.SSLContext:
+    """Read the files of the settings; verification is always on.
+
+    Raises:
+        CAError: a file is missing, unreadable, of the wrong kind, or readable by everybody.
+    """
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=_anchors(settings.ca_file))
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Not what this Python takes for granted: since 3.13 it refuses authorities without key identifiers,
+    # which RFC 5280 wants and many private ones lack, and takes an intermediate as an anchor.
+    context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+    if settings.cert_file and settings.key_file:
+        certificate, key = os.path.expanduser(settings.cert_file), os.path.expanduser(settings.key_file)
+        _must_be_private(key)
+        _load_pair(context, certificate, key, _passphrase(settings, environ))
+    return context
+
+
+def read_text(path: str, setting: str) -> str:
+    """Read a text file that a setting names.
+
+    Raises:
+        CAError: it cannot be read, or is not text.
+    """
+    try:
+        return Path(path).expanduser().read_text(encoding="ascii")
+    except OSError as error:
+        message = f"cannot read the file {path} of {setting}: {error.strerror}"
+        raise CAError(message) from error
+    except UnicodeDecodeError:
+        raise CAError(f"expected PEM text in the file {path} of {setting}, found other data") from None
+
+
+def _anchors(path: str | None) -> str | None:
+    if path is None:
+        return None
+    text = read_text(path, "tls.ca_file")
+    try:
+        ssl.create_default_context(cadata=text or "-")
+    except (ssl.SSLError, ValueError):
+        raise CAError(f"expected PEM certificates in the file {path} of tls.ca_file, found none") from None
+    return text
+
+
+def _must_be_private(path: str) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        message = f"cannot read the file {path} of tls.key_file: {error.strerror}"
+        raise CAError(message) from error
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        raise CAError(
+            f"the private key {path} of tls.key_file is open to every user (mode {stat.S_IMODE(mode):04o})",
+            hint=f"chmod 600 {path}",
+        )
+
+
+def _passphrase(settings: TLSSettings, environ: Mapping[str, str]) -> str:
+    return settings.key_passphrase.resolve(environ) if settings.key_passphrase else ""
+
+
+def _load_pair(context: ssl.SSLContext, certificate: str, key: str, passphrase: str) -> None:
+    try:
+        # without a password OpenSSL would ask for one at the terminal
+        context.load_cert_chain(certificate, key, password=lambda: passphrase)
+    except ssl.SSLError as error:
+        raise CAError(
+            f"the client certificate {certificate} and the key {key} cannot be used: {_reason(error)}",
+            hint="look at tls.cert_file, tls.key_file and, for an encrypted key, tls.key_passphrase",
+        ) from None
+    except OSError as error:
+        message = f"cannot read the client certificate {certificate} or its key {key}: {error.strerror}"
+        raise CAError(message) from error
+
+
+def _reason(error: ssl.SSLError) -> str:
+    return (error.reason or "neither is in the PEM format").replace("_", " ").lower()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,18 +2,190 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from firebuild_pki.provider import Note, NoteLevel, Profile
-from firebuild_pki.providers.vault.addresses import check_address
-from firebuild_pki.providers.vault.auth_settings import AuthSettings, CertAuth, MountPath, Name
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings, write_duration
 
+SERVICE_ACCOUNT_TOKEN = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105 - a path
+"""Where Kubernetes mounts the token of a pod's service account."""
+
+_FORBIDDEN = set("?#%\\\"'`$<>{}*+")
+
+
 _LONG = timedelta(seconds=50)
+
+
+def check_address(text: str) -> str:
+    """Check the address of a node, as a validator of settings.
+
+    Returns:
+        The address without a slash at its end.
+
+    Raises:
+        PydanticCustomError: it is not a base URL, or plain http to another machine.
+    """
+    wanted = "expected an address such as https://vault.example:8200"
+    parts = _split(text)
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise _refusal(f'{wanted}, found "{_without_user(text)}"')
+    if parts.username is not None or parts.password is not None:
+        raise _refusal(f"{wanted}, found one with a user name or password (not shown)")
+    if parts.query or parts.fragment:
+        raise _refusal(f'{wanted}, found "?" or "#" in it')
+    tail = parts.path.rstrip("/").rpartition("/")[2]
+    if tail in {"v1", "ui"}:
+        bare = text.rstrip("/").removesuffix(f"/{tail}")
+        raise _refusal(f'{wanted}, found "{text}"', f"leave /{tail} away: {bare}")
+    if not is_safe(text):
+        raise _refusal(
+            f'expected https, found plain http to "{parts.hostname}"',
+            "plain http is for loopback addresses only: 127.0.0.0/8, ::1 and localhost",
+        )
+    return text.rstrip("/")
+
+
+def is_safe(url: str) -> bool:
+    """Tell whether a token may be sent to an address: https, or plain http to a loopback address."""
+    parts = _split(url)
+    if parts is None or not parts.hostname:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine by its mere spelling; nothing is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def base_of(url: str) -> tuple[str, str]:
+    """Split a full URL into scheme and host, and the path with its query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}", parts._replace(scheme="", netloc="", fragment="").geturl()
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return None if any(one.isspace() for one in url) else parts
+
+
+def _without_user(text: str) -> str:
+    return text.rpartition("@")[2]
+
+
+def _refusal(text: str, hint: str = "") -> PydanticCustomError:
+    return PydanticCustomError("address", "{text}", {"text": text, "hint": hint})
+
+
+def _check_path(value: str) -> str:
+    trimmed = value.strip("/")
+    bad = not trimmed or any(one.isspace() or not one.isprintable() for one in trimmed)
+    if bad or set(trimmed) & _FORBIDDEN or set(trimmed.split("/")) & {"", ".", ".."}:
+        text = f'expected a path such as pki or teams/build/pki, found "{value}"'
+        raise PydanticCustomError("mount_path", "{text}", {"text": text})
+    return trimmed
+
+
+def _check_name(value: str) -> str:
+    if "/" in _check_path(value):
+        text = f'expected a name without a slash, found "{value}"'
+        raise PydanticCustomError("vault_name", "{text}", {"text": text})
+    return value
+
+
+MountPath = Annotated[str, AfterValidator(_check_path)]
+"""Path of a mount or namespace; slashes at the ends do not count."""
+
+Name = Annotated[str, AfterValidator(_check_name)]
+"""Name of a role or issuer: one segment of a path."""
+
+
+class TokenAuth(Settings):
+    """A token that the operator made; it is used as it is, and never revoked."""
+
+    method: Literal["token"]
+    """Use a token that was made beforehand."""
+    token: SecretRef
+    """Where the token is."""
+
+
+class TokenFileAuth(Settings):
+    """A file that another program, such as the agent of Vault, keeps filled with a valid token."""
+
+    method: Literal["token_file"]
+    """Use the token that is in a file, and read the file again when the token is refused."""
+    path: str
+    """Path of the file."""
+
+
+class AppRoleAuth(Settings):
+    """AppRole: a role id and a secret id."""
+
+    method: Literal["approle"]
+    """Log in with AppRole."""
+    mount: MountPath = "approle"
+    """Where the AppRole auth method is mounted, below auth/."""
+    role_id: SecretRef
+    """Where the role id is."""
+    secret_id: SecretRef | None = None
+    """Where the secret id is. Leave it out only for roles with bind_secret_id=false."""
+
+
+class KubernetesAuth(Settings):
+    """The service account of a pod."""
+
+    method: Literal["kubernetes"]
+    """Log in with the service account of the pod."""
+    mount: MountPath = "kubernetes"
+    """Where the Kubernetes auth method is mounted, below auth/."""
+    role: Name
+    """Role of the auth method."""
+    jwt: SecretRef = SecretRef(file=SERVICE_ACCOUNT_TOKEN)
+    """Where the token of the service account is."""
+
+
+class JWTAuth(Settings):
+    """A JSON web token, such as the OIDC token that a CI system gives to a job."""
+
+    method: Literal["jwt"]
+    """Log in with a JSON web token."""
+    mount: MountPath = "jwt"
+    """Where the JWT auth method is mounted, below auth/."""
+    role: Name | None = None
+    """Role of the auth method; by default the one that the mount names as its default."""
+    jwt: SecretRef
+    """Where the JSON web token is."""
+
+
+class CertAuth(Settings):
+    """The TLS client certificate in ``tls.cert_file`` and ``tls.key_file``."""
+
+    method: Literal["cert"]
+    """Log in with the TLS client certificate."""
+    mount: MountPath = "cert"
+    """Where the TLS certificate auth method is mounted, below auth/."""
+    name: Name | None = None
+    """Name of the certificate's entry; by default each one that fits is tried."""
+
+
+AuthSettings = Annotated[
+    TokenAuth | TokenFileAuth | AppRoleAuth | KubernetesAuth | JWTAuth | CertAuth,
+    Field(discriminator="method"),
+]
 
 
 def _as_tuple(value: object) -> object:

@@ -14,9 +14,8 @@ from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError
 from firebuild_pki.keys import KeyType
 from firebuild_pki.provider import Profile
-from firebuild_pki.providers.vault.auth_settings import AuthSettings, JWTAuth, KubernetesAuth
-from firebuild_pki.providers.vault.settings import VaultSettings
-from firebuild_pki.providers.vault.signing import FLAGS
+from firebuild_pki.providers.vault.mount import FLAGS
+from firebuild_pki.providers.vault.settings import AuthSettings, JWTAuth, KubernetesAuth, VaultSettings
 
 POLICY = "firebuild"
 """Name of the policy, and of the auth method's role where the settings name none."""

@@ -9,22 +9,27 @@ from the environment here is HTTPS_PROXY with NO_PROXY.
 from __future__ import annotations
 
 import json
+import socket
 import ssl
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 from hvac.adapters import RawAdapter
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
-from firebuild_pki.providers.vault.addresses import base_of, is_loopback, is_safe
-from firebuild_pki.providers.vault.connections import Adapter, speaks_tls
-from firebuild_pki.providers.vault.faults import Fault, NodeFailed, fault_of
+from firebuild_pki.errors import causes
+from firebuild_pki.providers.vault.settings import base_of, is_loopback, is_safe
 
 MAX_ANSWER = 4 << 20
 """Bytes; a chain of CA certificates takes a few thousand."""
@@ -32,6 +37,217 @@ MAX_ANSWER = 4 << 20
 MAX_REDIRECTS = 3
 
 _PROBE_SECONDS = 2.0  # it is this machine that is asked
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a node gave no usable answer.
+
+    Args:
+        address: the node.
+        reason: what happened, after the address and a colon.
+        lasting: whether trying again is useless.
+        hint: what to change.
+        retry_after: seconds to wait that the node asked for.
+    """
+
+    address: str
+    reason: str
+    lasting: bool = False
+    hint: str | None = None
+    retry_after: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.address}: {self.reason}"
+
+
+class NodeFailed(Exception):
+    """A node gave no usable answer."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+def failure_of(address: str, error: Exception) -> Failure:
+    """Explain an exception of the HTTP library; what it wraps decides."""
+    chain = list(causes(error, _links))
+    for cause in chain:
+        if isinstance(cause, ssl.SSLError):
+            return _tls_fault(address, cause)
+        if isinstance(cause, socket.gaierror):
+            return _name_fault(address, cause)
+    return _connection_failure(address, chain)
+
+
+def _connection_failure(address: str, chain: list[BaseException]) -> Failure:
+    names = {type(cause).__name__ for cause in chain}
+    if "ProxyError" in names:
+        return Failure(address, "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain))
+    if any("Timeout" in name for name in names):
+        return Failure(address, "no answer in time")
+    if "IncompleteRead" in names:
+        return Failure(address, "the answer was cut off")
+    if names & {"InvalidURL", "LocationParseError", "InvalidHeader"}:
+        return Failure(address, "not a usable address", lasting=True)
+    return Failure(address, _last_words(chain))
+
+
+def _last_words(chain: list[BaseException]) -> str:
+    for cause in chain:
+        if isinstance(cause, OSError) and cause.strerror and cause.errno is not None:
+            return cause.strerror.lower()
+    if any(type(cause).__name__ == "RemoteDisconnected" for cause in chain):
+        return "the connection was closed without an answer"
+    return "the connection failed"
+
+
+def _tls_fault(address: str, error: ssl.SSLError) -> Failure:
+    reason = (error.reason or "").lower()
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return Failure(address, "the connection ended during the TLS handshake")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        words = error.verify_message.rstrip(".").lower()
+        hint = "set tls.ca_file to the CA certificate of Vault"
+        if "mismatch" in words or "not valid for" in words:
+            hint = "use an address that the certificate names, or set tls.server_name to a name in it"
+        elif "expired" in words or "not yet valid" in words:
+            hint = "renew Vault's own certificate, or set the clock of this machine"
+        return Failure(address, f"its TLS certificate is not accepted: {words}", lasting=True, hint=hint)
+    if "wrong_version" in reason or "http_request" in reason or "record_layer" in reason:
+        hint = "is it plain http, or another service?"
+        return Failure(address, "it does not speak TLS", lasting=True, hint=hint)
+    if "alert" in reason:
+        words = reason.replace("_", " ")
+        hint = "set tls.cert_file and tls.key_file to a client certificate that Vault accepts"
+        return Failure(address, f"it refused the TLS connection: {words}", lasting=True, hint=hint)
+    return Failure(address, "TLS failed: " + (reason.replace("_", " ") or "unknown reason"), lasting=True)
+
+
+def _name_fault(address: str, error: socket.gaierror) -> Failure:
+    if error.errno == socket.EAI_AGAIN:
+        return Failure(address, "its name cannot be looked up just now")
+    return Failure(address, "its name is unknown", lasting=True, hint="look at the setting address")
+
+
+def _links(error: BaseException) -> list[object]:
+    # requests and urllib3 wrap what happened in several layers: arguments, `reason`, cause, context
+    return [*error.args, getattr(error, "reason", None), error.__cause__, error.__context__]
+
+
+class Adapter(HTTPAdapter):
+    """Uses one TLS context for all connections, whatever requests thinks of certificates.
+
+    Args:
+        context: of all connections.
+        server_name: name to expect in the certificate, instead of the host.
+    """
+
+    def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
+        self._pool = {"ssl_context": context, "server_hostname": server_name}
+        super().__init__(max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Make the manager of direct connections."""
+        kwargs.update(self._pool)
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Make the manager of connections through a proxy."""
+        manager = super().proxy_manager_for(proxy, **kwargs, **self._pool)
+        manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+    def build_connection_pool_key_attributes(self, request: requests.PreparedRequest, *_: Any) -> Any:
+        """Leave TLS to the context."""
+        parts = urlsplit(str(request.url))
+        return {"scheme": parts.scheme, "host": parts.hostname, "port": parts.port}, {}
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Leave it to the context: requests would add a bundle of public CAs."""
+
+    def close(self) -> None:
+        """Close the sockets now; urllib3 would wait until nothing refers to a pool, and errors do."""
+        managers: list[PoolManager] = [self.poolmanager, *self.proxy_manager.values()]
+        for manager in managers:
+            for pool in [manager.pools[key] for key in manager.pools.keys()]:  # noqa: SIM118 - not iterable
+                pool.close()
+        super().close()
+
+
+class _Watched(HTTPConnection):
+    """Bounds the wait for the head of an answer as a whole; a socket's timeout is for each byte."""
+
+    def getresponse(self) -> Any:
+        watchdog = _Watchdog(self.sock, self.timeout)
+        try:
+            response = super().getresponse()
+        except (OSError, HTTPException):
+            if watchdog.has_bitten:
+                raise TimeoutError from None
+            raise
+        finally:
+            watchdog.cancel()
+        if watchdog.has_bitten:  # in the middle of the head, which then looks complete
+            response.close()
+            raise TimeoutError
+        return response
+
+
+class _WatchedTLS(_Watched, HTTPSConnection):
+    pass
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Watched
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedTLS
+
+
+_POOLS = {"http": _Pool, "https": _TLSPool}
+
+
+class _Watchdog:
+    def __init__(self, watched: socket.socket | None, seconds: float | None) -> None:
+        self.has_bitten = False
+        self._watched = watched
+        self._timer = threading.Timer(seconds or 0, self._bite)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def _bite(self) -> None:
+        self.has_bitten = True
+        with suppress(OSError):  # it is closed already
+            # not ssl's own, which is for one thread only
+            socket.socket.shutdown(self._watched, socket.SHUT_RDWR)  # type: ignore[arg-type]
+
+
+def speaks_tls(host: str, port: int, seconds: float) -> bool:
+    """Tell whether a port answers a TLS ClientHello with a record of TLS.
+
+    Nothing but that one message is sent, and the connection is closed at the first bytes of the answer.
+
+    Args:
+        seconds: how long to wait for the connection, and for the answer.
+    """
+    sent = ssl.MemoryBIO()
+    handshake = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname=host)
+    with suppress(ssl.SSLWantReadError):
+        handshake.do_handshake()
+    try:
+        with socket.create_connection((host, port), seconds) as connection:
+            connection.sendall(sent.read())
+            answer = connection.recv(2)
+    except OSError:
+        return False
+    # Alert or handshake, and the major version of all of TLS (RFC 8446, section 5.1).
+    return len(answer) == 2 and answer[0] in (0x15, 0x16) and answer[1] == 0x03
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +341,12 @@ class Transport:
         end = self._monotonic() + timeout
         for _ in range(MAX_REDIRECTS + 1):
             reply = self._attempt(address, base, path, request, end)
-            if isinstance(reply, Fault):
+            if isinstance(reply, Failure):
                 raise NodeFailed(reply)
             if not isinstance(reply, str):
                 return _answer(address, *reply)
             base, path = _redirected(address, reply)
-        raise NodeFailed(Fault(address, f"it redirects more than {MAX_REDIRECTS} times"))
+        raise NodeFailed(Failure(address, f"it redirects more than {MAX_REDIRECTS} times"))
 
     def proxy_for(self, address: str) -> str | None:
         """Find the proxy for an address; never one for plain http, which would show it the token."""
@@ -147,23 +363,23 @@ class Transport:
 
     def _attempt(
         self, address: str, base: str, path: str, request: Request, end: float
-    ) -> Fault | str | tuple[requests.Response, bytes]:
+    ) -> Failure | str | tuple[requests.Response, bytes]:
         # the exceptions of requests hold the request with its token, so none of them gets out
         try:
             reply = self._exchange(base, path, request, end)
         except (requests.RequestException, HTTPError, OSError) as error:
-            return self._wants_tls(address, base) or fault_of(address, error)
+            return self._wants_tls(address, base) or failure_of(address, error)
         if not isinstance(reply, str) and reply[0].status_code == 400:
             return self._wants_tls(address, base) or reply
         return reply
 
-    def _wants_tls(self, address: str, base: str) -> Fault | None:
+    def _wants_tls(self, address: str, base: str) -> Failure | None:
         """Find out why plain http got no answer: OpenBao says 400 then, and HashiCorp Vault just hangs up."""
         parts = urlsplit(base)
         if parts.scheme != "http" or not speaks_tls(parts.hostname or "", parts.port or 80, _PROBE_SECONDS):
             return None
         hint = f"use https://{parts.netloc}"
-        return Fault(address, "this port speaks TLS, not plain http", lasting=True, hint=hint)
+        return Failure(address, "this port speaks TLS, not plain http", lasting=True, hint=hint)
 
     def _exchange(
         self, base: str, path: str, request: Request, end: float
@@ -193,7 +409,7 @@ class Transport:
         while chunk := response.raw.read1(1 << 16, decode_content=True):
             body += chunk
             if len(body) > MAX_ANSWER:
-                raise NodeFailed(Fault(address, f"the answer is longer than {MAX_ANSWER} bytes", True))
+                raise NodeFailed(Failure(address, f"the answer is longer than {MAX_ANSWER} bytes", True))
             if self._monotonic() > end:
                 raise TimeoutError
         return body
@@ -208,7 +424,7 @@ def _redirected(address: str, location: str) -> tuple[str, str]:
     if not is_safe(location):
         target = urlsplit(location)
         raise NodeFailed(
-            Fault(
+            Failure(
                 address,
                 f"it redirects to {target.scheme}://{target.hostname}, not https and not this machine",
                 lasting=True,
@@ -224,7 +440,7 @@ def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
     except (ValueError, RecursionError):
         content = None
     if response.status_code == 200 and not body:
-        raise NodeFailed(Fault(address, "the answer was cut off"))
+        raise NodeFailed(Failure(address, "the answer was cut off"))
     if not isinstance(content, dict):
         if response.ok:
             raise NodeFailed(_strange(address, response))
@@ -238,11 +454,11 @@ def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
     )
 
 
-def _strange(address: str, response: requests.Response) -> Fault:
+def _strange(address: str, response: requests.Response) -> Failure:
     if "json" in response.headers.get("Content-Type", ""):
-        return Fault(address, "the answer was cut off")
+        return Failure(address, "the answer was cut off")
     hint = "look at the setting address"
-    return Fault(address, "the answer is not from Vault: it is not JSON", lasting=True, hint=hint)
+    return Failure(address, "the answer is not from Vault: it is not JSON", lasting=True, hint=hint)
 
 
 def _date(text: str | None) -> datetime | None:

@@ -36,10 +36,10 @@ from firebuild_pki import (
 from firebuild_pki.errors import causes
 from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import provider_errors
-from pki import strangers
+from pki import untrusted
 from pki.conftest import Install
-from pki.strangers import FOREIGN, HABITS, LIMIT, THREAD_NAMES, raising, returning
 from pki.tools import Clock, ca_settings, entry
+from pki.untrusted import FOREIGN, HABITS, LIMIT, THREAD_NAMES, raising, returning
 
 EMBEDDED = entry("embedded", "firebuild_pki.providers.embedded")
 
@@ -59,8 +59,8 @@ def calm() -> Iterator[None]:
 
 def opened(limit: float = LIMIT, **more: Any) -> Authority:
     catalog = PluginCatalog(
-        providers=[EMBEDDED, entry("hostile", "pki.strangers:hostile")],
-        observers=[entry("listening", "pki.strangers:listening")],
+        providers=[EMBEDDED, entry("hostile", "pki.untrusted:hostile")],
+        observers=[entry("listening", "pki.untrusted:listening")],
     )
     section = {"provider": "hostile", "call_timeout": f"{limit}s", **more}
     return open_authority(ca_settings(section, catalog), build_id="b", clock=Clock())
@@ -115,7 +115,7 @@ def test_whatever_a_provider_raises_while_closing_is_a_warning(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_whatever_an_observer_raises_is_a_warning(kind: str) -> None:
-    strangers.listening.error, words = FOREIGN[kind]
+    untrusted.listening.error, words = FOREIGN[kind]
     with opened(5, observers=["listening"]) as authority:
         authority.issue_server()
     assert authority.warnings == tuple(
@@ -125,7 +125,7 @@ def test_whatever_an_observer_raises_is_a_warning(kind: str) -> None:
 
 def test_an_error_whose_text_does_not_end_is_a_call_that_does_not_end() -> None:
     with opened() as authority:
-        HABITS["sign"] = raising(strangers.Endless())
+        HABITS["sign"] = raising(untrusted.Endless())
         with pytest.raises(ProviderError, match="issuing the server certificate did not end within 1 s"):
             authority.issue_server()
     assert set(THREAD_NAMES) == {"ca-provider(hostile)"}
@@ -133,7 +133,7 @@ def test_an_error_whose_text_does_not_end_is_a_call_that_does_not_end() -> None:
 
 def test_a_cause_whose_text_is_computed_is_stood_in_for() -> None:
     error = CAError("no luck", hint="try\nagain")
-    error.__cause__ = strangers.Mute()
+    error.__cause__ = untrusted.Mute()
     with opened(5) as authority:
         HABITS["sign"] = raising(error)
         with pytest.raises(CAError) as caught:
@@ -144,7 +144,7 @@ def test_a_cause_whose_text_is_computed_is_stood_in_for() -> None:
 
 def test_errors_of_ours_keep_their_kind_and_their_words() -> None:
     with opened(5) as authority:
-        HABITS["sign"] = raising(strangers.OfAcme("no secret", hint="set  it", retryable=True))
+        HABITS["sign"] = raising(untrusted.OfAcme("no secret", hint="set  it", retryable=True))
         with pytest.raises(SecretError) as caught:
             authority.issue_server()
     assert type(caught.value) is SecretError
@@ -154,14 +154,14 @@ def test_errors_of_ours_keep_their_kind_and_their_words() -> None:
 
 def test_an_error_of_ours_that_cannot_be_read_is_still_an_error() -> None:
     with opened(5) as authority:
-        HABITS["sign"] = raising(strangers.Unreadable("x"))
+        HABITS["sign"] = raising(untrusted.Unreadable("x"))
         with pytest.raises(ProviderError, match="certificate failed, and so does the error that should say"):
             authority.issue_server()
 
 
 def test_the_text_of_an_error_is_escaped_and_cut() -> None:
     with opened(5) as authority:
-        HABITS["sign"] = raising(strangers.Loud())
+        HABITS["sign"] = raising(untrusted.Loud())
         with pytest.raises(ProviderError) as caught:
             authority.issue_server()
     assert r"failed: Loud: \x1b[31mred\x1b[0m and xxx" in str(caught.value)
@@ -171,7 +171,7 @@ def test_the_text_of_an_error_is_escaped_and_cut() -> None:
 
 def test_a_check_that_is_a_generator_is_read_within_its_limit() -> None:
     with opened() as authority:
-        HABITS["check"] = strangers.slowly
+        HABITS["check"] = untrusted.slowly
         began = time.monotonic()
         with pytest.raises(ProviderError, match="the check did not end within 1 s"):
             authority.check()
@@ -181,14 +181,14 @@ def test_a_check_that_is_a_generator_is_read_within_its_limit() -> None:
 
 def test_notes_without_end_are_refused() -> None:
     with opened(20) as authority:
-        HABITS["check"] = strangers.without_end
+        HABITS["check"] = untrusted.without_end
         with pytest.raises(ProviderError, match="expected notes of the check, 1000 at most, found more"):
             authority.check()
 
 
 def test_a_generator_that_fails_halfway_is_named() -> None:
     with opened(5) as authority:
-        HABITS["check"] = strangers.failing_halfway
+        HABITS["check"] = untrusted.failing_halfway
         with pytest.raises(ProviderError, match="the check failed: LookupError: the second half is missing"):
             authority.check()
 
@@ -201,20 +201,20 @@ def test_a_generator_of_notes_is_as_good_as_a_list() -> None:
 
 def test_attributes_that_take_their_time_are_read_within_the_limit() -> None:
     with opened() as authority:
-        HABITS["check"] = returning([strangers.LazyNote("later")])
+        HABITS["check"] = returning([untrusted.LazyNote("later")])
         with pytest.raises(ProviderError, match="the check did not end within 1 s"):
             authority.check()
 
 
 def test_attributes_that_raise_are_named() -> None:
-    HABITS["trust_bundle"] = returning(strangers.LazyBundle(b""))
+    HABITS["trust_bundle"] = returning(untrusted.LazyBundle(b""))
     with pytest.raises(ProviderError, match=r"^ca-provider\(hostile\): .* LookupError: no anchors here$"):
         opened(5)
 
 
 def test_a_certificate_that_is_computed_late_is_read_in_the_providers_thread() -> None:
     with opened() as authority:
-        HABITS["sign"] = returning(strangers.LazyCertificate())
+        HABITS["sign"] = returning(untrusted.LazyCertificate())
         HABITS["chain_pem"] = raising(ConnectionError("gone"))
         with pytest.raises(ProviderError, match="failed: ConnectionError: gone") as caught:
             authority.issue_server()
@@ -225,7 +225,7 @@ def test_a_certificate_that_is_computed_late_is_read_in_the_providers_thread() -
 
 
 def test_strings_of_a_providers_own_class_become_plain_ones() -> None:
-    text = strangers.Subtle("as it was")
+    text = untrusted.Subtle("as it was")
     with opened(5) as authority:
         HABITS["check"] = returning([Note(text, text, text, NoteLevel.OK, text)])
         (note,) = authority.check()
@@ -427,7 +427,7 @@ def test_what_a_validator_of_settings_says_is_escaped(install: Install) -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("'acme', dict, Acme, 'x'", "settings_model of its ProviderSpec is no pydantic model"),
+        ("'acme', dict, Acme, 'x'", "settings_model of its ProviderSpec is not a pydantic model"),
         ("'acme', Acme, 'Acme', 'x'", "factory of its ProviderSpec cannot be called"),
         ("'acme', Acme, Acme, None", "summary of its ProviderSpec is of the wrong type, NoneType"),
         ("'acme', Acme, Acme, 'x', [Capability.SIGN]", "its hook failed: TypeError"),
@@ -475,7 +475,7 @@ def test_so_it_does_while_an_error_is_read_and_out_of_an_observer() -> None:
         HABITS["sign"] = raising(Impatient())
         with pytest.raises(KeyboardInterrupt):
             authority.issue_server()
-    strangers.listening.error = KeyboardInterrupt()
+    untrusted.listening.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt), opened(5, observers=["listening"]) as authority:
         del HABITS["sign"]
         authority.issue_server()

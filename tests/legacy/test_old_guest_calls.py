@@ -18,7 +18,7 @@ from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import StepFinished, StepOutput, StepStarted
 from firebuild_bootstrap.legacy import copying, scripts
-from firebuild_bootstrap.service import Ending, StepInfo
+from firebuild_bootstrap.service import Ending, Limits, StepInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,3 +272,11 @@ def test_an_old_guest_that_speaks_before_it_has_commands_is_heard(serve: Any) ->
     guest.unary("Abort", pb.AbortRequest(error="changed its mind"))
     assert running.outcome().message == "changed its mind"
     assert [event.data for event in running.of(StepOutput)] == [b"early\n"]
+
+
+def test_an_old_guest_pings_every_five_seconds_whatever_it_is_told(serve: Any) -> None:
+    running = serve(commands=[run(2)], limits=Limits(ping_interval=0.1, missed_pings=1))
+    old = OldCaller(running)
+    assert running.server.wait(0.5) is None
+    old.abort("enough")
+    assert "enough" in running.outcome().message

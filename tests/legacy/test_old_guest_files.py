@@ -14,8 +14,7 @@ import pytest
 
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.legacy import copying
-from firebuild_bootstrap.service import Ending
-from peers.house import House, gnu, install
+from legacy.house import House, gnu, install
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
 
@@ -41,43 +40,45 @@ def fill(house: House) -> None:
     house.file("other/sub/three", "333")
 
 
-@pytest.mark.parametrize(
-    "dockerfile",
-    [
-        "WORKDIR /srv/app\nCOPY a.txt /elsewhere/name.txt",
-        "WORKDIR /srv\nWORKDIR app\nCOPY a.txt name.txt",
-        "COPY a.txt /made/here/\nCOPY a.txt b.txt empty /made/",
-        "COPY a.txt .\nCOPY a.txt ./\nCOPY a.txt /x/.\nCOPY a.txt /etc\nCOPY a.txt /x/../y",
-        "COPY a.txt /one\nCOPY a.txt /two\nCOPY a.txt /one",
-        "COPY tool /bin-tool\nCOPY tool /tools/",
-        "COPY tree /tree\nCOPY tree/ /again/tree/\nCOPY tree /\n",
-        "COPY tree other /merged/",
-        "COPY tree /merged\nCOPY other /merged\nCOPY a.txt /merged/sub",
-        "COPY . /all",
-        "USER app\nWORKDIR /mine/deep\nCOPY a.txt .\nUSER 1000:50\nWORKDIR /his",
-        "COPY <<one <<two /texts/\n$HOME 'it' \\\none\n2\ntwo\n",
-    ],
-)
-def test_files_arrive_where_and_how_they_should(house: House, dockerfile: str) -> None:
+def test_files_arrive_where_and_how_they_should(house: House) -> None:
     fill(house)
-    house.both(dockerfile)
+    house.both(
+        "WORKDIR /srv/app\nCOPY a.txt /elsewhere/name.txt\nWORKDIR sub\nCOPY a.txt name.txt\nWORKDIR /\n"
+        "COPY a.txt /made/here/\nCOPY a.txt b.txt empty /made/\n"
+        "COPY a.txt .\nCOPY a.txt ./\nCOPY a.txt /x/.\nCOPY a.txt /etc\nCOPY a.txt /x/../y\n"
+        "COPY a.txt /one\nCOPY a.txt /two\nCOPY a.txt /one\n"
+        "COPY tool /bin-tool\nCOPY tool /tools/\n"
+        "COPY tree /tree\nCOPY tree/ /again/tree/\nCOPY tree other /together/\n"
+        "COPY tree /merged\nCOPY other /merged\nCOPY a.txt /merged/sub\nCOPY . /all\n"
+        "COPY <<one <<two /texts/\n$HOME 'it' \\\none\n2\ntwo\n"
+        "USER app\nWORKDIR /mine/deep\nCOPY a.txt .\nUSER 1000:50\nWORKDIR /his"
+    )
+    house.both("COPY tree /")
 
 
-@pytest.mark.parametrize(
-    "dockerfile",
-    [
-        "COPY --chown=7:8 tree /t\nCOPY --chown=7 a.txt /new/dir/",
-        "COPY --chown=app tree /t\nCOPY --chown=app:staff a.txt /u/\nCOPY --chown=9:wheel a.txt /v/\n"
-        "COPY --chown=bare:77 a.txt /w",
-        "RUN echo 'late:x:61:62::/:' >> /etc/passwd\nCOPY --chown=late a.txt /late",
-        "COPY --chmod=4711 tree /t\nCOPY --chmod=0600 a.txt /a",
-        "COPY --chmod=u=rwX,go=rX tree /t\nCOPY --chmod=+x,o-r a.txt /a\nCOPY --chmod=g-s tree /u",
-    ],
-)
+def test_our_guest_and_our_server_understand_each_other_in_the_old_way_too(house: House) -> None:
+    """As a current vminit does with a server of before the sessions."""
+    fill(house)
+    dockerfile = (
+        "COPY tree other /t/\nCOPY --chown=app --chmod=u+x a.txt /a\nWORKDIR /w\nENV A='1 2'\n"
+        "RUN printf \"$A\"; pwd; printf 'a\\377b' >&2\nRUN exit 3\n"
+    )
+    new, old = house.new(dockerfile), house.new_by_calls(dockerfile)
+    assert old.tree() == new.tree()
+    assert (old.steps, old.outcome.exit_code) == (new.steps, 3)
+    assert (old.output(5), old.output(5, "stderr")) == (b"1 2/w\n", b"a\xffb")
+
+
 @pytest.mark.root
-def test_owners_and_modes_are_as_asked_for(house: House, dockerfile: str) -> None:
+def test_owners_and_modes_are_as_asked_for(house: House) -> None:
     fill(house)
-    house.both(dockerfile)
+    house.both(
+        "COPY --chown=7:8 tree /t\nCOPY --chown=7 a.txt /new/dir/\nCOPY --chown=app tree /named\n"
+        "COPY --chown=app:staff a.txt /u/\nCOPY --chown=9:wheel a.txt /v/\nCOPY --chown=bare:77 a.txt /w\n"
+        "RUN echo 'late:x:61:62::/:' >> /etc/passwd\nCOPY --chown=late a.txt /late\n"
+        "COPY --chmod=4711 tree /octal\nCOPY --chmod=0600 a.txt /a\n"
+        "COPY --chmod=u=rwX,go=rX tree /words\nCOPY --chmod=+x,o-r a.txt /x\nCOPY --chmod=g-s tree /less"
+    )
 
 
 def test_a_directory_does_not_give_its_mode_to_its_destination(house: House) -> None:
@@ -122,12 +123,10 @@ def existing(image: Path) -> None:
 @pytest.mark.parametrize(
     "dockerfile",
     [
-        "COPY a.txt /long",
-        "COPY a.txt /real\nCOPY a.txt /linked\nCOPY a.txt /linked/",
-        "COPY a.txt /to-file",
+        "COPY a.txt /long\nCOPY a.txt /to-file\nCOPY a.txt /real\nCOPY a.txt /linked\nCOPY a.txt /linked/\n"
+        "WORKDIR /linked/below\nCOPY a.txt .\nRUN pwd",
         "COPY tree /t",
         "COPY tree /linked\nCOPY tree/sub/ /linked/sub",
-        "WORKDIR /linked/below\nCOPY a.txt .\nRUN pwd",
     ],
 )
 def test_what_exists_is_replaced_or_kept_as_the_reference_says(house: House, dockerfile: str) -> None:
@@ -222,9 +221,8 @@ def test_archives_stay_in_their_destination_and_replace_what_is_there(
 
 
 @pytest.mark.parametrize("make", [plain, overlapping, with_root])
-@pytest.mark.parametrize("target", ["/to/", "/"])
 @pytest.mark.root
-def test_archives_are_unpacked(house: House, make: Callable[[tarfile.TarFile], None], target: str) -> None:
+def test_archives_are_unpacked(house: House, make: Callable[[tarfile.TarFile], None]) -> None:
     def change(image: Path) -> None:
         (image / "to").mkdir()
         for name in ("to/implied", "implied", "to/d"):
@@ -237,7 +235,9 @@ def test_archives_are_unpacked(house: House, make: Callable[[tarfile.TarFile], N
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         make(archive)
     house.file("a.tar.gz", gzip.compress(buffer.getvalue()))
-    house.both(f"ADD a.tar.gz {target}\nADD --chown=70:71 a.tar.gz /owned\nADD a.tar.gz a.tar.gz /twice/")
+    house.both(
+        "ADD a.tar.gz /to/\nADD a.tar.gz /\nADD --chown=70:71 a.tar.gz /owned\nADD a.tar.gz a.tar.gz /twice/"
+    )
 
 
 def test_a_file_of_any_size_needs_little_of_the_guests_memory(house: House) -> None:
@@ -271,10 +271,10 @@ def test_many_files_are_asked_for_in_portions(house: House, monkeypatch: pytest.
         ("COPY tree /v", 2, "/v/sub: a file is where a directory is needed"),
         ("COPY --chown=nobody-knows a.txt /a", 2, "/etc/passwd of the image has no 'nobody-knows'"),
         ("COPY --chown=7:strangers a.txt /a", 2, "/etc/group of the image has no 'strangers'"),
-        ("WORKDIR /long/er", 2, "a file is where a directory is needed|Not a directory"),
+        ("WORKDIR /long/er", 2, "a file is where a directory is needed"),
     ],
 )
-def test_what_can_not_be_written_fails_the_step_with_the_same_words(
+def test_what_can_not_be_written_fails_the_step_with_the_words_of_vminit(
     house: House, dockerfile: str, step: int, message: str
 ) -> None:
     def change(image: Path) -> None:
@@ -285,12 +285,11 @@ def test_what_can_not_be_written_fails_the_step_with_the_same_words(
 
     fill(house)
     house.change_image = change
-    for result in (house.new(dockerfile), house.old(dockerfile)):
-        error = result.outcome.error
-        assert isinstance(error, StepFailed)
-        assert error.step == step
-        assert any(part in error.message for part in message.split("|")), error.message
-        assert result.steps[-1] == ("finished", step, 1)
+    result = house.old(dockerfile)
+    error = result.outcome.error
+    assert isinstance(error, StepFailed)
+    assert (error.step, result.steps[-1]) == (step, ("finished", step, 1))
+    assert message in error.message
 
 
 def test_a_file_that_the_guest_loses_fails_the_step(house: House) -> None:
@@ -315,8 +314,8 @@ def test_a_connection_that_breaks_in_the_middle_of_a_file_ends_the_build(house: 
 def test_the_scripts_work_with_the_tools_of_gnu_too(house: House, shell: str) -> None:
     def change(image: Path) -> None:
         gnu(image)
-        install(shell, image)
-        install("setpriv", image)
+        for name in (shell, "base64", "dd", "setpriv", "id"):
+            install(name, image)
         (image / "bin/sh").unlink()
         (image / "bin/sh").symlink_to(shell)
         existing(image)
@@ -324,10 +323,17 @@ def test_the_scripts_work_with_the_tools_of_gnu_too(house: House, shell: str) ->
     fill(house)
     house.file("d/new\nline", "n")
     house.change_image = change
-    house.both(
+    new, old = house.both(
         "COPY tree /t\nCOPY --chown=app:staff --chmod=u=rwX,go=rX tree /u\nCOPY tree other a.txt /to/\n"
-        'COPY a.txt /to-file\nCOPY d /d\nUSER app\nWORKDIR /mine\nRUN ["/bin/env"]'
+        "COPY a.txt /to-file\nCOPY d /d\n"
+        r"RUN printf 'a\377b\n\n'; cat /bin/cat >&2" + "\nUSER app\nRUN id; exit 0\n"
+        'WORKDIR /mine\nRUN ["/bin/env"]'
     )
+    for step in (7, 8):
+        for stream in ("stdout", "stderr"):
+            assert old.output(step, stream) == new.output(step, stream)
+    outcome = house.old("USER app\nRUN id; exit 5").outcome
+    assert (outcome.step, outcome.exit_code) == (2, 5)
 
 
 @pytest.mark.parametrize("tool", ["stat", "sha256sum", "touch"])
@@ -387,10 +393,6 @@ def test_a_file_that_arrives_damaged_fails_the_step(house: House) -> None:
 @pytest.mark.parametrize("size", [3, 9])
 def test_a_source_that_changes_meanwhile_fails_the_build(house: House, size: int) -> None:
     path = house.file("late", "12345")
-    result = house.old(
-        "RUN echo started\nCOPY late /late",
-    )
-    assert result.outcome.ending is Ending.SUCCESS
     house.on_output = lambda: path.write_text("x" * size)
     result = house.old("RUN echo started\nCOPY late /late")
     assert isinstance(result.outcome.error, InputError)

@@ -8,7 +8,11 @@ import pytest
 
 from firebuild_bootstrap.sandbox import IdMap, Runtime, detect, find_runtime
 from firebuild_pki import TLSMaterial, open_authority
-from peers.house import House
+from guest.conftest import build, pki, server
+from legacy.house import House
+from service.conftest import serve, short_path
+
+__all__ = ["build", "pki", "serve", "server", "short_path"]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The text of strangers in every command: shown escaped and cut, and never an internal error."""
+"""Untrusted text in every command: shown escaped and cut, and never an internal error."""
 
 from __future__ import annotations
 

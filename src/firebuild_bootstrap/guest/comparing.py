@@ -1,0 +1,145 @@
+"""Layers where no overlay can be mounted: what a step has changed shows in two listings of the image.
+
+Any change of a file gives it a new ctime, which nobody can set (inode(7)): what has the inode, ctime and the
+rest of before is as before. No content is read for that. What has changed is copied, so that a step's layer
+is the same kind of directory that an overlay leaves. One thing differs: a file with several names stays one
+file when it is changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
+
+from firebuild_bootstrap.layers.apply import apply
+from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries
+
+from .overlay import Known, describe, network_files, note
+
+_RECENT_NS = 10 * 10**9
+_PAUSE = 0.001
+_PATIENCE = 5.0  # the coarsest file systems count two seconds
+
+Listing = dict[str, int]
+"""Of each path something that is another number when the file is another one; odd for directories."""
+
+
+class Comparing:
+    """Takes the layers of steps that work on one plain tree; in the place of `overlay.Layers`.
+
+        upper/<step>/fs/     what a finished step has changed
+        unfinished/fs/       made at the end of a step
+
+    Args:
+        directory: where that is; not in the image.
+        target: the image.
+    """
+
+    def __init__(self, directory: str, target: str) -> None:
+        self._directory = directory
+        self._target = target
+        self._before: dict[str, Known] = {}
+        self._listing: Listing | None = None
+        os.makedirs(f"{directory}/upper", exist_ok=True)
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Take note of what the block changes; at its end the layer `number` is finished.
+
+        Where the block raises there is no layer, and there can be no other.
+
+        Raises:
+            OSError: the image can't be read, or a layer not be written.
+        """
+        self._listing = self._look() if self._listing is None else self._listing
+        self._before.clear()
+        for path in network_files():
+            self.borrow(path)
+        yield
+        try:
+            after = self._look()
+            self._write(number, self._listing, after)
+        except LayerError as error:
+            raise OSError(errno.EIO, error.message) from error
+        self._listing = after
+
+    def borrow(self, path: str) -> None:
+        """Take note, while a step is at work, of what is moved or made for a RUN and put right again."""
+        note(self._target, path, self._before)
+
+    def _look(self) -> Listing:
+        """List the image, and wait until whatever happens from now on gives another ctime.
+
+        A file that changes twice within one tick of the clock has the same ctime after both; git calls such
+        entries of its index racily clean.
+        """
+        began = time.time_ns()
+        listing: Listing = {}
+        recent: set[int] = set()
+        for path, found in statuses(self._target):
+            is_directory = stat.S_ISDIR(found.st_mode)
+            identity = (found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_rdev)
+            times = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            listing[path] = hash((*identity, *times)) << 1 | is_directory
+            if found.st_ctime_ns > began - _RECENT_NS:
+                recent.add(found.st_ctime_ns)
+        self._await_tick(recent)
+        return listing
+
+    def _await_tick(self, recent: Container[int]) -> None:
+        end = time.monotonic() + _PATIENCE
+        descriptor = self._unseen_file()
+        try:
+            while time.monotonic() < end:
+                os.utime(descriptor)
+                if os.fstat(descriptor).st_ctime_ns not in recent:
+                    return
+                time.sleep(_PAUSE)
+        finally:
+            os.close(descriptor)
+
+    def _unseen_file(self) -> int:
+        """Open a new file without a name, on the image's file system if that can do it."""
+        with suppress(OSError):
+            return os.open(self._target, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        path = f"{self._directory}/tick"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+        return descriptor
+
+    def _write(self, number: int, before: Listing, after: Listing) -> None:
+        changed = {path for path, identity in after.items() if before.get(path) != identity}
+        with Root(self._target) as root:
+            borrowed = {each.path.strip("/"): each for each in self._before.values()}
+            changed -= {path for path, each in borrowed.items() if path in changed and _same(root, each)}
+        gone = [path for path in before if path not in after and after.get(_above(path), 0) & 1]
+        wanted = {""}
+        for path in (*changed, *map(_above, gone)):
+            while path not in wanted:
+                wanted.add(path)
+                path = _above(path)  # noqa: PLW2901 - the way up
+        fs = f"{self._directory}/unfinished/fs"
+        os.makedirs(fs)
+        with Root(fs) as layer:
+            for path in gone:
+                with layer.locate(path, follow=False, parents=(0, 0)) as place:
+                    # What the kernel takes for "removed" in an overlay; everybody may make it.
+                    os.mknod(place.name, stat.S_IFCHR, 0, dir_fd=place.directory)
+            apply(TreeSource(tree_entries(self._target, only=wanted)), layer, devices=True)
+        os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
+
+
+def _same(root: Root, before: Known) -> bool:
+    with suppress(OSError), root.locate(before.path, follow=False) as place:
+        return describe(place) == before
+    return False
+
+
+def _above(path: str) -> str:
+    return path.rpartition("/")[0]

@@ -1,0 +1,216 @@
+"""Layers without overlays: what listings before and after a step tell of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firebuild_bootstrap.guest import kernel
+from firebuild_bootstrap.guest.comparing import Comparing
+from firebuild_bootstrap.layers.apply import apply
+from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries, upper_entries
+from support import privately
+
+
+def picture(root: Path) -> list[Any]:
+    """All that can be said of a tree but for inode numbers: entries, with contents."""
+    found = []
+    for entry, content in tree_entries(str(root)):
+        data = os.pread(content, 1 << 20, 0) if isinstance(content, int) else content
+        found.append((entry, data))
+    return found
+
+
+def changes(layer: Path) -> list[str]:
+    return [f"{item.kind} {item.path}" for item, _ in upper_entries(str(layer / "fs")) if item.path]
+
+
+class Image:
+    """A tree that steps change, and what the layers of these make of its first state."""
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "image"
+        self.copy = directory / "copy"
+        self.state = directory / "state"
+        self.root.mkdir()
+
+    def begin(self) -> None:
+        self.copy.mkdir()
+        with Root(str(self.copy)) as copy:
+            apply(TreeSource(tree_entries(str(self.root))), copy)
+        self.comparing = Comparing(str(self.state), str(self.root))
+
+    def check(self, step: int) -> None:
+        with Root(str(self.copy)) as copy:
+            files = upper_entries(str(self.state / f"upper/{step}/fs"))
+            apply(TreeSource(files, whiteouts=True), copy)
+        assert picture(self.copy) == picture(self.root)
+
+
+names = st.sampled_from("abc")
+paths = st.lists(names, min_size=1, max_size=3).map("/".join)
+operations = st.tuples(
+    st.sampled_from(
+        ["write", "touch back", "mkdir", "remove", "rename", "link", "symlink", "chmod", "mkfifo", "xattr"]
+    ),
+    paths,
+    paths,
+    st.integers(0, 3),
+)
+
+
+def do(root: Path, what: str, path: Path, other: Path, number: int) -> None:
+    """One of the things that a step may do."""
+    match what:
+        case "write":
+            path.write_text(str(number))
+        case "touch back":  # the same size and time as before
+            times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+            path.write_text(str(number))
+            os.utime(path, ns=times)
+        case "mkdir":
+            path.mkdir()
+        case "remove":
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        case "rename":
+            path.rename(other)
+        case "link":
+            os.link(path, other, follow_symlinks=False)
+        case "symlink":
+            path.symlink_to(str(number))
+        case "chmod":
+            path.chmod(0o700 + number)
+        case "mkfifo":
+            os.mkfifo(path)
+        case "xattr":
+            os.setxattr(path, "user.note", str(number).encode())
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(operations, max_size=12), st.lists(st.lists(operations, max_size=5), max_size=3))
+def test_layers_on_the_first_state_give_the_last(first: list[Any], steps: list[list[Any]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        image = Image(Path(directory))
+
+        def run(operations: list[Any]) -> None:
+            for what, path, other, number in operations:
+                try:
+                    do(image.root, what, image.root / path, image.root / other, number)
+                except OSError:
+                    continue
+
+        run(first)
+        image.begin()
+        for number, step in enumerate(steps, 2):
+            with image.comparing.step(number):
+                run(step)
+            image.check(number)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    image = Image(tmp_path)
+    for name in ("etc/hosts", "etc/deep/file", "other/file", "gone/file"):
+        (image.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (image.root / name).write_text(name)
+    os.link(image.root / "etc/hosts", image.root / "etc/name")
+    image.begin()
+    return image
+
+
+def test_a_layer_holds_what_was_changed_and_the_way_to_it(image: Image) -> None:
+    with image.comparing.step(2):
+        (image.root / "etc/deep/file").chmod(0o600)
+        shutil.rmtree(image.root / "gone")
+        (image.root / "other/file").unlink()
+    image.check(2)
+    upper = image.state / "upper"
+    expected = ["whiteout gone", "directory etc", "directory etc/deep", "file etc/deep/file"]
+    assert changes(upper / "2") == [*expected, "directory other", "whiteout other/file"]
+    with image.comparing.step(3):
+        pass
+    assert changes(upper / "3") == []
+    with image.comparing.step(4):  # a directory that has become another one
+        (image.root / "etc/deep").rename(image.root / "moved")
+        (image.root / "etc/deep").mkdir()
+        (image.root / "moved/new").touch()
+    image.check(4)
+    assert changes(upper / "4") == [
+        *("directory etc", "directory etc/deep", "whiteout etc/deep/file"),
+        *("directory moved", "file moved/file", "file moved/new"),
+    ]
+    with image.comparing.step(5):  # both names are in the layer, so that it stays one file
+        (image.root / "etc/name").write_text("more")
+    image.check(5)
+    assert changes(upper / "5") == ["directory etc", "file etc/hosts", "hardlink etc/name"]
+    assert not (image.state / "unfinished").exists()
+
+
+def test_what_was_lent_and_put_back_is_no_change(image: Image) -> None:
+    etc = image.root / "etc"
+    os.unlink(etc / "name")
+    with image.comparing.step(2):
+        pass
+    times = os.stat(etc).st_atime_ns, os.stat(etc).st_mtime_ns
+    with image.comparing.step(3):
+        image.comparing.borrow("/etc/deep")
+        (etc / "hosts").rename(etc / "aside")
+        (etc / "aside").rename(etc / "hosts")
+        (etc / "deep").chmod(0o700)
+        (etc / "deep").chmod(0o755)
+        os.utime(etc, ns=times)
+    assert changes(image.state / "upper/3") == []
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
+    def run() -> None:
+        # Newer kernels count finer on most file systems, but not on this one.
+        kernel.mount("ramfs", str(tmp_path), "ramfs", 0, "")
+        image = Image(tmp_path)
+        file = image.root / "file"
+        file.write_text(f"{0:09}")
+        image.begin()
+        for step in range(2, 30):
+            times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+            with image.comparing.step(step):
+                file.write_text(f"{step:09}")
+                os.utime(file, ns=times)
+            assert changes(image.state / f"upper/{step}") == ["file file"]
+
+    privately(run)
+
+
+def test_a_step_that_fails_leaves_no_layer(image: Image) -> None:
+    with pytest.raises(KeyError), image.comparing.step(2):
+        raise KeyError
+    assert os.listdir(image.state / "upper") == []
+
+
+def test_a_layer_that_cannot_be_written_is_a_failed_step(image: Image) -> None:
+    with pytest.raises(OSError, match="unfinished"), image.comparing.step(2):
+        (image.state / "unfinished").touch()
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_what_is_mounted_in_the_image_is_not_of_it(image: Image) -> None:
+    def run() -> None:
+        with image.comparing.step(2):
+            kernel.mount("tmpfs", str(image.root / "gone"), "tmpfs", 0, "")
+            (image.root / "gone/mounted").touch()
+            assert "gone/mounted" not in dict(statuses(str(image.root)))
+            kernel.unmount(str(image.root / "gone"))
+
+    privately(run)
+    assert stat.S_ISDIR((image.root / "gone").stat().st_mode)

@@ -1,0 +1,105 @@
+"""Commands as JSON: what old guests are told, and what old servers tell."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap.guest.errors import ProtocolError
+from firebuild_bootstrap.legacy.old_server import decoded
+from firebuild_bootstrap.legacy.scripts import encode_command
+
+RUN = wire.RunCommand(
+    step=3,
+    original="RUN make $X",
+    workdir="/srv",
+    user="app",
+    argv=("/bin/sh", "-c", "make $X"),
+    env={"A": "1"},
+    args={"B": "2"},
+)
+COPY = wire.CopyCommand(
+    step=4, original="COPY a /b/", source="step-4", target="/b/", chown="1:2", chmod="u+x"
+)
+
+
+def test_a_run_has_the_members_that_old_guests_read() -> None:
+    document = json.loads(encode_command(RUN))
+    assert document["OriginalCommand"] == "RUN make $X"
+    assert document["Command"] == "make $X"
+    assert document["Shell"] == {"OriginalCommand": "", "Commands": ["/bin/sh", "-c"]}
+    assert document["Workdir"] == {"OriginalCommand": "", "Value": "/srv"}
+    assert document["User"] == {"OriginalCommand": "", "Value": "app"}
+    assert document["Env"] == {"A": "1"}
+    assert document["Args"] == {"B": "2"}
+
+
+def test_a_copy_has_the_members_that_old_guests_read() -> None:
+    document = json.loads(encode_command(COPY))
+    assert document["Source"] == document["OriginalSource"] == "step-4"
+    assert document["Target"] == "/b/"
+    assert document["Stage"] == ""
+    assert document["UserFromLocalChown"] == {"OriginalCommand": "", "Value": "1:2"}
+
+
+def test_an_add_has_no_stage() -> None:
+    add = wire.CopyCommand(step=1, original="ADD a b", source="s", target="b")
+    assert "Stage" not in json.loads(encode_command(add))
+
+
+def test_what_only_guests_of_ours_know_is_in_keys_of_its_own() -> None:
+    script = wire.RunCommand(step=1, original="RUN <<EOF", argv=("x",), script="#!/bin/sh\n")
+    workdir = wire.WorkdirCommand(step=2, original="WORKDIR /a", workdir="/a")
+    for command in (RUN, COPY, script, workdir):
+        ours, old = json.loads(encode_command(command)), json.loads(encode_command(command, extended=False))
+        new = {key: value for key, value in ours.items() if key not in old}
+        assert ours == old | new
+        assert new.pop("Step") == command.step
+        if isinstance(command, wire.RunCommand):
+            assert new.pop("Argv") == list(command.argv)
+            assert new.pop("Script", None) == command.script
+        elif isinstance(command, wire.CopyCommand):
+            assert new == {"TargetIsDirectory": False, "Chmod": "u+x"}
+            new.clear()
+        assert new == {}
+
+
+def test_commands_of_an_old_server_are_understood() -> None:
+    run, copy = decoded(
+        (
+            '{"OriginalCommand":"RUN true","Args":{"B":"2"},"Command":"true","Env":{"A":"1"},'
+            '"Shell":{"OriginalCommand":"","Commands":["/bin/sh","-c"]},'
+            '"Workdir":{"OriginalCommand":"","Value":"/"},"User":{"OriginalCommand":"","Value":"0:0"}}',
+            '{"OriginalCommand":"VOLUME /x"}',
+            '{"originalcommand":"COPY s t","OriginalSource":"s","Source":"s","Stage":"","Target":"t",'
+            '"Workdir":{"Value":"/w"},"User":{"Value":"0:0"},"UserFromLocalChown":null,"Future":1}',
+        )
+    )
+    assert isinstance(run, wire.RunCommand)
+    assert (run.step, run.argv, run.env, run.args) == (0, ("/bin/sh", "-c", "true"), {"A": "1"}, {"B": "2"})
+    assert isinstance(copy, wire.CopyCommand)
+    assert (copy.source, copy.target, copy.workdir, copy.chown) == ("s", "t", "/w", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nonsense", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "lacks OriginalCommand"),
+        ('{"OriginalCommand":"RUN x"}', "lacks Shell"),
+        ('{"OriginalCommand":"RUN x","Shell":{"Commands":"sh"}}', "Commands of a command: expected"),
+        ('{"OriginalCommand":"RUN x","Shell":{"Commands":[1]}}', "Commands of a command: expected strings"),
+        ('{"OriginalCommand":"RUN x","Shell":{},"Command":"x","Env":{"A":1}}', "Env of a command: expected"),
+        ('{"OriginalCommand":"RUN x","User":"root"}', "User of a command: expected an"),
+        ('{"OriginalCommand":"COPY x","Source":"x","Target":"a\\u0000"}', "Target of a command: .* a NUL"),
+        ('{"OriginalCommand":"COPY x","Source":"\\ud800","Target":"a"}', "Source of a command: .* a broken"),
+        ('{"OriginalCommand":"RUN x","Workdir":{"Value":"\\u0000"}}', "Value of a command: .* a NUL"),
+        ("[" * 100_000, "not JSON"),
+    ],
+)
+def test_a_malformed_command_is_refused_in_words(text: str, complaint: str) -> None:
+    with pytest.raises(ProtocolError, match=f"command 1: .*{complaint}"):
+        decoded([text])
