@@ -44,7 +44,7 @@ def test_a_drive_is_made_read_and_removed(path: Path, workspace: Workspace) -> N
     assert drive.wait(0)
     made = drive.read(end_timeout=0)
     with tarfile.open(made.path) as tar:
-        assert tar.getmember("./made").isdir()
+        assert tar.getmember("made").isdir()
     for _ in range(2):
         drive.close()
     assert os.listdir(path.parent) == ["home"]

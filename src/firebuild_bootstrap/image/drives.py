@@ -137,12 +137,8 @@ def snapshot_drives(home: Path) -> list[DriveUsage]:
     return sorted(found, key=lambda drive: drive.last_used)
 
 
-def prune_snapshot_drives(home: Path, wanted: Callable[[DriveUsage], bool]) -> list[DriveUsage]:
-    """Remove the drives that are `wanted` away, but those that a machine uses.
-
-    Args:
-        home: the store.
-        wanted: asked for each, least recently used first.
+def prune_snapshot_drives(home: Path) -> list[DriveUsage]:
+    """Remove all drives but those that a machine uses: they can be made again.
 
     Returns:
         what was removed.
@@ -152,8 +148,6 @@ def prune_snapshot_drives(home: Path, wanted: Callable[[DriveUsage], bool]) -> l
     """
     removed = []
     for drive in snapshot_drives(home):
-        if drive.in_use or not wanted(drive):
-            continue
         contents = ContentStore(drive.path.parent.parent, remove_tree, durable=False)
         if contents.discard((drive.path.name,), unused=True):
             removed.append(drive)

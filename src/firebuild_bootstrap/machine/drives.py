@@ -105,7 +105,6 @@ class Drives:
             notes for the user.
 
         Raises:
-            InputError: the scratch drive is too small for a file system.
             MachineError: the host's disk is full.
         """
         self._layers = tuple(layers)
@@ -152,10 +151,6 @@ class Drives:
         try:
             make_empty_ext4(str(path), size, journal=journal)
         except LayerError as error:
-            if error.asked:
-                raise InputError(
-                    f"machine.disk_size: {size // _MIB} MiB are too small for a drive", hint="raise it"
-                ) from error
             raise MachineError(f"{path}: {error.message}", hint=error.hint or None) from error
 
     def _cache(self, mount: CacheMount) -> CacheDrive:
