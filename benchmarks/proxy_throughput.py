@@ -5,8 +5,8 @@
 Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python
 gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a session
 with the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would;
-all three are dropped. `guest` is vminit's own code, which writes it. The runs alternate, so that a
-busy machine slows all; the ratios are what counts.
+all three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that
+a busy machine slows all; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def make_context(directory: Path, mib: int, files: int) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Serve until standard input ends; each line is a case, and answered with where that is served."""
+    """Serve until standard input ends. Each of its lines is a case, answered with where it is served."""
     os.chdir(directory)
     with open_authority(build_id="bench") as authority:
         server, guest = authority.issue_server(), authority.issue_guest()
@@ -245,6 +245,23 @@ def measured(directory: Path, cases: list[str], runs: int) -> Iterator[Measured]
     serving.wait()
 
 
+def table(cases: list[str], runs: int, mib: int = 512, files: int = 20_000) -> Iterator[str]:
+    """Measure, and yield the lines of a table as they come."""
+    directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
+    try:
+        (directory / "context").mkdir()
+        make_context(directory / "context", mib, files)
+        yield "| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |"
+        yield "|---|---|---|---|---|---|---|"
+        limit = 0.0
+        for case, way, seconds, used, memory, served in measured(directory, cases, runs):
+            limit = seconds if way == "bare" else limit
+            row = (case, way, f"{seconds:.2f}", f"{limit / seconds:.2f}", f"{used:.2f}", f"{memory} MiB")
+            yield f"| {' | '.join(row)} | {served} MiB |"
+    finally:
+        shutil.rmtree(directory)
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser()
@@ -266,19 +283,8 @@ def main() -> None:
             seconds, time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         )
         return
-    directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
-    try:
-        (directory / "context").mkdir()
-        make_context(directory / "context", arguments.mib, arguments.files)
-        print("| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |")
-        print("|---|---|---|---|---|---|---|")
-        limit = 0.0
-        for case, way, seconds, used, memory, served in measured(directory, arguments.case, arguments.runs):
-            limit = seconds if way == "bare" else limit
-            row = (case, way, f"{seconds:.2f}", f"{limit / seconds:.2f}", f"{used:.2f}", f"{memory} MiB")
-            print(f"| {' | '.join(row)} | {served} MiB |", flush=True)
-    finally:
-        shutil.rmtree(directory)
+    for line in table(arguments.case, arguments.runs, arguments.mib, arguments.files):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

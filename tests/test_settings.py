@@ -153,4 +153,5 @@ def test_settings_that_nobody_has_written_are_those_of_the_models(monkeypatch: p
         loaded.machine.at_once,
         loaded.store.path,
     )
-    assert (machine.qemu, unwritten.bootstrap) == (loaded.machine.qemu, loaded.bootstrap)
+    assert unwritten.bootstrap.bind == loaded.bootstrap.bind
+    assert (machine.qemu, unwritten.cache) == (loaded.machine.qemu, loaded.cache)

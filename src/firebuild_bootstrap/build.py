@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, Interrupted, MachineError
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, InputError, Interrupted, MachineError
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventBus,
@@ -225,7 +225,8 @@ class _Build:
             if not isinstance(source, ImageRef):
                 named = open_named(name, source, self._directory, self._home.tasks)
                 contexts[name] = cleanup.enter_context(named)
-        resolved = resolve(request, contexts, self._home.bases)
+        # Whoever makes keys of files looks at all of them: once more would take as long as all the rest.
+        resolved = resolve(request, contexts, self._home.bases, check=False)
         for warning in resolved.warnings:
             self._notice(str(warning))
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
@@ -278,7 +279,11 @@ class _Build:
     def _shared(self, resolved: Resolved) -> Shared:
         request = self._request
         inputs = Inputs(resolved.bases, resolved.contexts, resolved.sent, self._home.root / "cache" / "stat")
-        keys = keys_of(resolved.graph, inputs)
+        try:
+            keys = keys_of(resolved.graph, inputs)
+        except InputError:
+            resolve(request, resolved.contexts, self._home.bases)  # which names all of them, and their lines
+            raise
         inputs.save()
         return Shared(
             cache=self._home.cache,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -143,8 +144,9 @@ class Home:
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
 
     def retire_dead(self) -> None:
-        """Have the cache hold what dead builds had finished."""
-        workspace.retire_dead(self.root)
+        """Have the cache hold what dead builds had finished; costs next to nothing without any."""
+        with suppress(OSError):  # whoever needs the store says what is wrong with it
+            workspace.retire_dead(self.root)
 
     def sweep(self) -> None:
         """Have what dead builds left behind removed in the background; costs next to nothing without any."""

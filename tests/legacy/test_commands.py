@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -103,3 +105,11 @@ def test_commands_of_an_old_server_are_understood() -> None:
 def test_a_malformed_command_is_refused_in_words(text: str, complaint: str) -> None:
     with pytest.raises(ProtocolError, match=f"command 1: .*{complaint}"):
         decoded([text])
+
+
+def test_nothing_of_old_peers_is_imported_before_there_is_one() -> None:
+    code = (
+        "import sys, firebuild_bootstrap.service, firebuild_bootstrap.guest.bootstrap\n"
+        "assert not [name for name in sys.modules if name.startswith('firebuild_bootstrap.legacy')]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,6 +17,8 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.bootstrap import bootstrap
 from firebuild_bootstrap.guest.errors import GuestError, ServerLost
 from firebuild_bootstrap.guest.stream import BATCH_BYTES
+from firebuild_bootstrap.legacy.old_server import OldServer
+from firebuild_bootstrap.legacy.scripts import encode_command
 from guest.build import Build, copy_command, make_block, make_image, run_command
 from guest.local import Local
 from guest.pki import Pki
@@ -268,3 +270,41 @@ def test_no_call_says_anything_about_the_guest(local: Local) -> None:
     local.copy(file(targetPath="/f"), "/f")
     assert {name for name, _ in local.server.hellos} == {"Commands", "Resource"}
     assert not any(name.startswith("firebuild") for _, hello in local.server.hellos for name, _ in hello)
+
+
+class Garbled(BuildServer):
+    """Answers with bytes that are no messages, but for some calls."""
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        def commands(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+            texts = [text for text in self.commands if isinstance(text, str)]
+            return pb.CommandsResponse(command=texts).SerializeToString() if texts else b"\xff"
+
+        def garbled(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+            return b"\xff"
+
+        def stream(_request: bytes, _context: grpc.ServicerContext) -> Iterator[bytes]:
+            yield b"\xff"
+
+        methods: dict[str, Any] = {
+            "Commands": grpc.unary_unary_rpc_method_handler(commands),
+            "Ping": grpc.unary_unary_rpc_method_handler(garbled),
+            "Resource": grpc.unary_stream_rpc_method_handler(stream),
+        }
+        return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
+
+
+def test_bytes_that_are_no_messages_end_the_build_in_words(pki: Pki, tmp_path: Path) -> None:
+    server = Garbled(pki).start()
+    local = Local(pki, server, make_image(tmp_path / "image", busybox=False))
+    with pytest.raises(GuestError, match="what is no CommandsResponse"), local.calls():
+        pass
+    server.commands = [encode_command(copy_command("/f"))]
+    with local.calls() as host, pytest.raises(GuestError, match="what is no ResourceChunk"):
+        list(host.steps())
+    server.commands = [encode_command(run_command("true"))]
+    with OldServer(local.client, local.stop, 0.05):
+        assert local.stop.wait(10)
+    assert "what is no PingResponse" in str(local.stop.reason)
+    local.close()
+    server.stop()

@@ -7,6 +7,7 @@ import signal
 import tarfile
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -167,7 +168,8 @@ def test_a_guest_that_is_killed_is_lost(library: Library) -> None:
     def kill(event: Event) -> None:
         if isinstance(event, StepOutput):
             for pid in guests():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its launcher dies with it
+                    os.kill(pid, signal.SIGKILL)
 
     library.watch = kill
     with pytest.raises(GuestLost) as caught:

@@ -12,8 +12,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.machine.external.disk import Disk
-from firebuild_bootstrap.machine.external.drive import ExternalDrive
-from firebuild_bootstrap.machine.external.superblock import Superblock
+from firebuild_bootstrap.machine.external.drive import ExternalDrive, Superblock
 from firebuild_bootstrap.machine.workspace import Workspace
 from machine_external.tool import debugfs, mount, unmount
 

@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, is_socket
+from firebuild_bootstrap.machine.firecracker.api import (
+    ApiError,
+    FirecrackerApi,
+    FirecrackerMetadata,
+    is_socket,
+)
 from firebuild_bootstrap.machine.firecracker.configuration import (
     Configuration,
     ask_to_end,
     configure,
     start,
 )
-from firebuild_bootstrap.machine.firecracker.metadata import FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, StoreError
 from machine_firecracker.fc_tools import NetworkNamespace, kernel_file, serving

@@ -64,6 +64,7 @@ class _Unwritten:
     def __init__(self) -> None:
         self.machine = _Section(self, "machine", driver="local", ids="auto", at_once=2)
         self.store = _Section(self, "store", path=None)
+        self.bootstrap = _Section(self, "bootstrap", bind="127.0.0.1")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loaded, name)

@@ -343,8 +343,7 @@ def _check_destinations(
 
 def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
-    from firebuild_bootstrap.request import BuildRequest
-    from firebuild_bootstrap.secret import read_secrets
+    from firebuild_bootstrap.request import BuildRequest, read_secrets
 
     labels = parse_assignments(options.labels, "--label")
     build_args = _from_environment(parse_assignments(options.build_args, "--build-arg"))

@@ -60,7 +60,7 @@ def import_(name: str, path: Path, image_config: Path | None, config_file: Path 
     config = _read_config(image_config)
     with watched(config_file) as home:
         kept = home.bases.import_base(name, path, config)
-    _say_kept(kept)
+    _print_base(kept)
 
 
 @base.command("from-host")
@@ -70,7 +70,7 @@ def from_host(name: str, config_file: Path | None) -> None:
     """Make a base of this machine's own shell and core tools; needs no download and no root."""
     with watched(config_file) as home:
         kept = home.bases.create_from_host(name)
-    _say_kept(kept)
+    _print_base(kept)
 
 
 @base.command("list")
@@ -118,7 +118,7 @@ def _document(found: Base) -> dict[str, Any]:
     }
 
 
-def _say_kept(kept: Base) -> None:
+def _print_base(kept: Base) -> None:
     from firebuild_bootstrap.progress import human_size
 
     click.echo(f"{kept.name}  {human_size(kept.size)}  {kept.digest}")

@@ -20,7 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from firebuild_bootstrap.context.entries import ContextResource, Entry, FetchLimits, Group, heredoc_group
+from firebuild_bootstrap.context.entries import (
+    ContextResource,
+    Entry,
+    FetchLimits,
+    Group,
+    Walked,
+    heredoc_group,
+)
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.context.tree import (
     ContextFile,
@@ -137,9 +144,10 @@ class FileTree:
             match source:
                 case Files(pattern):
                     if parents:
-                        groups += self._with_parents(pattern, tree)
+                        found = self._with_parents(pattern, tree)
                     else:
-                        groups += self._plain(pattern, tree, unpack=unpack is not False, check=check)
+                        found = self._plain(pattern, tree, unpack=unpack is not False, check=check)
+                    groups += (replace(group, source=source) for group in found)
                 case Heredoc():
                     groups.append(heredoc_group(source, self._clock_ns()))
                 case Download(url, checksum):
@@ -157,7 +165,7 @@ class FileTree:
                     groups.append(replace(group, source=source))
                 case GitTree():
                     groups.append(replace(self._repository(source, exclude, location), source=source))
-        return ContextResource(tuple(groups))
+        return ContextResource(tuple(groups), tuple(exclude), parents)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
         from firebuild_bootstrap.context.fetch import clone  # few builds have one
@@ -179,8 +187,7 @@ class FileTree:
         if not node.is_directory:
             raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         group = Group(shown, partial(_directory_entries, tree, node, shown))
-        _check_readable(group)
-        return group
+        return _checked(group)
 
     def _plain(self, pattern: str, tree: Tree, *, unpack: bool, check: bool) -> Iterator[Group]:
         # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
@@ -197,9 +204,11 @@ class FileTree:
         chosen = replace(tree, select=only("/".join(below)))
         for node, name in list(self._find(pivot, tree)):
             if node.is_directory:
-                group = Group(name, partial(_directory_entries, chosen, node, name))
-                if _check_readable(group) > 1 or not has_wildcard(pattern):
-                    yield group
+                found = tuple(_directory_entries(chosen, node, name))
+                for entry in found:
+                    _require_readable(entry)
+                if len(found) > 1 or not has_wildcard(pattern):
+                    yield Group(name, partial(_directory_entries, chosen, node, name), walked=Walked(found))
 
     def _download_directory(self) -> Path:
         if self._downloads is not None:
@@ -211,9 +220,7 @@ class FileTree:
     def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            if check:
-                _check_readable(group)
-            return group
+            return _checked(group) if check else group
         entry = tree.file(node, name)
         if check:
             _require_readable(entry)
@@ -225,7 +232,7 @@ class FileTree:
                 archive = is_archive(content)
             if archive:
                 return Group(name, Archive(name, file.open, tree.location).entries)
-        return Group(name, lambda: iter((entry,)))
+        return Group(name, lambda: iter((entry,)), walked=Walked((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
         parts = _clean(text)
@@ -388,13 +395,12 @@ def _directory_entries(tree: Tree, node: Node, name: str) -> Iterator[Entry]:
     return chain((tree.directory(node, name),), tree.contents(node))
 
 
-def _check_readable(group: Group) -> int:
-    """Walk once, so that what can't be sent is found before anything starts; return how much there is."""
-    count = 0
-    for entry in group.entries():
+def _checked(group: Group) -> Group:
+    """Walk once, so that what can't be sent is found before anything starts."""
+    found = tuple(group.entries())
+    for entry in found:
         _require_readable(entry)
-        count += 1
-    return count
+    return replace(group, walked=Walked(found))
 
 
 def _require_readable(entry: Entry) -> None:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ from .stream import NoSession, Session, join
 if TYPE_CHECKING:
     from firebuild_bootstrap.legacy.old_server import OldServer
 
-if TYPE_CHECKING:
     from .enter import Launcher
+    from .overlay import Layers
 
 _CLOCK_TOLERANCE = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -68,7 +68,8 @@ def bootstrap(
         scratch: see `Executor`.
         caches: see `Executor`.
         layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
-            step; empty where the image is there already.
+            step; without `lower` in it the image is there already, and what a step has changed is found
+            by comparing (comparing.py); empty where nobody wants layers.
         launcher: starts the helpers of RUNs.
 
     Raises:
@@ -107,13 +108,12 @@ def _build(
         from firebuild_bootstrap.layers.root import Root
 
         from .executor import Executor
-        from .overlay import Layers
 
         try:
             with Root(root_path) as root:
-                overlay = Layers(layers, root_path) if layers else None
+                kept = _layers(layers, root_path)
                 Executor(
-                    root, host, stop, layers=overlay, launcher=launcher, scratch=scratch, caches=caches
+                    root, host, stop, layers=kept, launcher=launcher, scratch=scratch, caches=caches
                 ).execute()
             stop.check()
             if sync:
@@ -126,6 +126,19 @@ def _build(
             wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
             host.abort(wrapped)
             raise wrapped from error
+
+
+def _layers(directory: str, root_path: str) -> Layers | None:
+    """Return what keeps the layers; None where nobody wants any or the file system can hold none."""
+    from .overlay import Layers
+
+    if not directory or os.path.isdir(f"{directory}/lower"):
+        return Layers(directory, root_path) if directory else None
+    from .comparing import Comparing
+
+    with suppress(OSError):
+        return Comparing(directory, root_path)
+    return None
 
 
 def _host(client: Client, stop: Stop, ping_interval: float) -> Session | OldServer:

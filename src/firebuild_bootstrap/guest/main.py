@@ -146,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="DIR",
         help="bootstrap: mount the image at --root for each step, as an overlay of the directories "
-        "DIR/lower/0 (the lowest), DIR/lower/1 and so on, and keep what it changes in DIR/upper/STEP/fs",
+        "DIR/lower/0 (the lowest), DIR/lower/1 and so on, and keep what it changes in DIR/upper/STEP/fs; "
+        "without DIR/lower the image is at --root, and what a step changes is found by comparing",
     )
     parser.add_argument(
         "--scratch",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tar import Sink, write_layer
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, upper_entries
+from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 
 from . import kernel
 
@@ -49,6 +49,8 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
     if len(names) > MAX_LAYERS:
         raise OSError(errno.E2BIG, f"{len(names)} layers, and {MAX_LAYERS} at most can be mounted")
     with _inside(directory):
+        if any(UNMOUNTABLE in os.listxattr(name) for name in names):
+            raise OSError(errno.EOPNOTSUPP, "a layer was made where no overlay can be")
         if len(names) > _AT_ONCE:
             # The kernel stacks overlays two deep. The lowest stay the same from step to step.
             if not os.path.isdir("folded"):
@@ -97,7 +99,8 @@ class Layers:
         self._target = target
         self._borrowed: list[str] = []
         self._before: dict[str, Known] = {}
-        self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
+        lower = os.listdir(f"{directory}/lower") if os.path.isdir(f"{directory}/lower") else []
+        self._names = [f"lower/{name}" for name in sorted(lower, key=int)]
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
 

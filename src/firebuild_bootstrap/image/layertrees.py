@@ -4,6 +4,7 @@
         content/<id>/layer/fs/          the tree: a whole root file system, or what a step has changed
         content/<id>/layer.json         since which boot it exists, and what could not be kept
         content/<id>/durable            it is on the disk
+        content/<id>/size               bytes that it takes, if somebody has asked
         content/<id>/digest-<time>      SHA-256 of its canonical archive, with no time after <time>
         making-<x>                      held by whoever unpacks an archive, so that others wait for it
         overlay.json                    whether overlays work here
@@ -29,7 +30,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
-from firebuild_bootstrap.image.trees import Tree, Trees
+from firebuild_bootstrap.image.trees import Tree, Trees, allocated
 from firebuild_bootstrap.layers.apply import UnpackReport
 
 # Raised where trees that exist would come out otherwise now.
@@ -40,6 +41,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PAUSE: Final = 0.05
 _INFO: Final = "layer.json"
 _DURABLE: Final = "durable"
+_SIZE: Final = "size"
 TREE: Final = "fs"
 """Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
 
@@ -216,12 +218,23 @@ class LayerTrees:
         return tree
 
     def keys(self) -> dict[str, float]:
-        """Return all keys, with the time (seconds since 1970) at which each was used last."""
+        """Return all keys, with the time (seconds since 1970) of their last use; 0 without a tree."""
         found = {}
         for name in self._contents.names():
+            found["/".join(name)] = 0.0
             with suppress(OSError):
                 found["/".join(name)] = os.stat(self._contents.link(name)).st_mtime
         return found
+
+    def size(self, key: str) -> int:
+        """Return the bytes that the tree of `key` takes on its disk; measured once, it does not change."""
+        content = self._contents.link(_name(key))
+        with suppress(OSError, ValueError):
+            return int((content / _SIZE).read_text("ascii"))
+        size = allocated(content / "layer" / TREE)
+        with suppress(OSError):
+            write_whole(content.resolve() / _SIZE, str(size).encode())
+        return size
 
     def path(self, key: str) -> Path:
         """Return where the tree of `key` is or would be; nobody holds it for that."""
@@ -308,9 +321,10 @@ class LayerTrees:
         """Read what is known of a tree; None for one that a power failure may have spoiled."""
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
-        except (OSError, ValueError):
+            good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return info if info["boot"] == self._boot_id or (content / _DURABLE).exists() else None
+        return info if good else None
 
 
 @contextmanager

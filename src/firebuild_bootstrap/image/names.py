@@ -65,7 +65,7 @@ class Reference:
 
     @property
     def is_untagged(self) -> bool:
-        """Whether it was made up for an image that nobody named."""
+        """Whether it was made up for an image without a name."""
         return self.familiar.startswith(f"{UNTAGGED}/")
 
     @classmethod

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.initramfs.elf import ElfError, read_modinfo
+from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.layers.compression import decompress
 from firebuild_bootstrap.layers.reader import DamagedArchive
 

@@ -47,11 +47,11 @@ _LARGEST_FILE: Final = 2**63 - 1  # what off_t holds
 _SECOND: Final = 10**9
 _LONGEST_PATH: Final = 64 * 1024  # bytes; every step on it costs its length in those who walk it
 _RECORDS: Final = 4096  # of one extended header; extended attributes are records
-_CHAIN: Final = 32  # extended headers of one member; nobody writes more than four
+_CHAIN: Final = 32  # extended headers of one member; writers use four at most
 _KINDS: Final[dict[bytes, Kind]] = {
     b"\0": FILE,  # V7
     b"0": FILE,
-    b"7": FILE,  # "contiguous", which nobody has
+    b"7": FILE,  # "contiguous", which is a regular file today
     b"S": FILE,  # sparse, GNU
     b"1": HARDLINK,
     b"2": SYMLINK,

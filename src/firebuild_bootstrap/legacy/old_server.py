@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
@@ -46,6 +46,7 @@ _MIXED_UP: Final = (
     "old servers mix up the content of files above 3.6 MB in directories: copy such a file by itself"
 )
 _Header = pb.ResourceChunk.ResourceHeader
+_Message = TypeVar("_Message", bound=Message)
 
 
 class OldServer:
@@ -88,7 +89,7 @@ class OldServer:
     def _fetch(self, channel: grpc.Channel) -> list[str]:
         self._channel = channel
         answer = self._call("Commands", pb.Empty(), self._client.connect_timeout)
-        return list(pb.CommandsResponse.FromString(answer).command)
+        return list(_parsed(pb.CommandsResponse, answer).command)
 
     def _method(self, name: str) -> Any:
         # What comes is parsed by who wants it.
@@ -115,7 +116,11 @@ class OldServer:
         timeout = max(self._interval, 5.0)
         while not self._done.wait(self._interval):
             number += 1
-            failures = 0 if self.ping(str(number), timeout) else failures + 1
+            try:
+                failures = 0 if self.ping(str(number), timeout) else failures + 1
+            except ProtocolError as error:
+                self._stop.set(error)
+                return
             if failures == _PING_FAILURES and not self._done.is_set():
                 self._stop.set(ServerLost(f"the server did not answer {_PING_FAILURES} pings in a row"))
                 return
@@ -131,7 +136,7 @@ class OldServer:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
         except ValueError:  # the channel is closed
             return False
-        return bool(pb.PingResponse.FromString(answer).id == identifier)
+        return _parsed(pb.PingResponse, answer).id == identifier
 
     def success(self) -> None:
         """Report that every step was executed.
@@ -232,9 +237,7 @@ class OldServer:
         try:
             with self._stop.calling(call.cancel), _Patience(call.cancel, self._patience) as patience:
                 for message in patience.with_each(call):
-                    yield pb.ResourceChunk.FromString(message)
-        except DecodeError as error:
-            raise ProtocolError(f"the server sent files that can't be read: {error}") from error
+                    yield _parsed(pb.ResourceChunk, message)
         except grpc.RpcError as error:
             self._stop.check()
             if patience.lost:
@@ -244,6 +247,13 @@ class OldServer:
             raise ServerLost(message, reason="protocol") from error
         finally:
             call.cancel()
+
+
+def _parsed(kind: type[_Message], data: bytes) -> _Message:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError(f"the server sent what is no {kind.DESCRIPTOR.name}: {error}") from error
 
 
 class _Patience:
@@ -307,7 +317,7 @@ class _Lines:
         return [rest] if rest else []
 
 
-# --- commands -----------------------------------------------------------------------------------
+# --- commands -------------------------------------------------------------------------------------
 
 
 def decoded(texts: Sequence[str]) -> list[wire.AnyCommand]:
@@ -512,7 +522,7 @@ def _below(source: str, path: str) -> str | None:
     return None
 
 
-# --- files --------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def entries(stream: Iterator[pb.ResourceChunk]) -> Iterator[tuple[_Header, Incoming]]:

@@ -131,7 +131,7 @@ class Machine(Protocol):
         ...
 
     def listen(self) -> Listening:
-        """Open the port that the guest calls; whoever takes the socket closes it.
+        """Open the port that the guest calls; the caller closes the socket.
 
         Raises:
             FirebuildError: the address can't be had.

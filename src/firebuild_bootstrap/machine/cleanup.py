@@ -85,7 +85,7 @@ def own(directory: Path) -> int:
 
 
 def abandoned(folder: Path) -> Iterator[Path]:
-    """Yield the directories in `folder` that nobody holds, each locked for as long as it is looked at."""
+    """Yield the directories in `folder` without a holder, each locked for as long as it is looked at."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:  # there is none, or it is another user's
@@ -138,7 +138,7 @@ def settle(store: Path, idmap: IdMap) -> None:
 
 
 def await_end(lifeline: int, parent: int) -> bytes:
-    """Wait until nobody holds the pipe `lifeline` any more, and return what firebuild said as it left.
+    """Wait until the pipe `lifeline` is closed everywhere, and return what firebuild wrote to it last.
 
     Args:
         parent: process id of firebuild. Once it is gone or has said that it leaves, the others that hold

@@ -87,7 +87,7 @@ def check_several(settings: MachineSettings) -> None:
     """Make sure that a build can have one machine after the other.
 
     Raises:
-        InputError: the machine is started once, by somebody else.
+        InputError: the machine is started once, by the operator.
     """
     if settings.driver == "external" or (
         settings.driver == "firecracker" and settings.firecracker.running.socket is not None

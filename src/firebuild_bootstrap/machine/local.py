@@ -1,6 +1,7 @@
 """The driver `local`: vminit in a sandbox on this host, the root file system an overlay of directories.
 
-Where the kernel or the file system allows no overlay, it is one directory with a copy of the base.
+Where the kernel or the file system allows no overlay, it is one directory with a copy of the base, and vminit
+finds what a step has changed by comparing.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class LocalMachine:
         notes = self._copy(layers, problem) if problem else self._stack(layers)
         _make(self._scratch)
         try:
-            # Programs in it may have the rights of their owners: nobody else may get there.
+            # Programs in it may have the rights of their owners: no other user may get there.
             self._caches.parent.mkdir(mode=0o700, exist_ok=True)
             self._caches.parent.chmod(0o700)
             self._caches.mkdir(mode=0o700, exist_ok=True)
@@ -159,7 +160,7 @@ class LocalMachine:
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
         where = self._workspace.path
         note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
-        _make(self._root)
+        _make(self._root, self._work)
         return (note, *fill_tree(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
@@ -171,13 +172,10 @@ class LocalMachine:
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
-        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES]
-        if self._lower is None:
-            root = [Bind(self._root, "/image", read_only=False)]
-        else:
-            arguments += ["--layers", _LAYERS]
-            root = [Bind(self._work, _LAYERS, read_only=False)]
-            root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower)]
+        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES, "--layers", _LAYERS]
+        root = [Bind(self._work, _LAYERS, read_only=False)]
+        root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower or ())]
+        root += [Bind(self._root, "/image", read_only=False)] if self._lower is None else []
         self._process = self._workspace.sandbox.popen(
             runtime.module(_GUEST, *arguments),
             binds=[

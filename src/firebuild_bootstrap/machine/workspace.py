@@ -168,7 +168,7 @@ class Workspace(BuildDirectory):
             retired = retire(self.path)
             try:
                 os.write(self._lifeline, os.fsencode(retired))
-            except BrokenPipeError:  # somebody ended the cleanup process
+            except BrokenPipeError:  # the cleanup process was killed
                 left = True
             else:
                 left = retired == self.path  # it could not be moved, and its name may be used again
@@ -214,9 +214,13 @@ class Workspace(BuildDirectory):
 
 
 def retire_dead(home: Path) -> None:
-    """Move the directories of dead builds in the store `home` away, once what they had finished is kept."""
+    """Move the directories of dead builds in the store `home` away, once what they had finished is kept.
+
+    Raises:
+        OSError: the store can't be written.
+    """
     builds = home / "builds"
-    if builds.is_dir():
+    if any(True for _ in abandoned(builds)):
         with builds_locked(builds):
             for entry in abandoned(builds):
                 retire(entry)
@@ -252,5 +256,5 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Leave a process to itself, and to nobody as a zombie."""
+    """Leave a process to itself, without a zombie."""
     threading.Thread(target=process.wait, name="cleanup", daemon=True).start()

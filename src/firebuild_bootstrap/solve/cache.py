@@ -157,6 +157,7 @@ class Cache:
         size: int | None = None,
         sources: Iterable[tuple[str, str]] = (),
         identity: str = "",
+        base: str = "",
         replace: bool = False,
     ) -> Entry:
         """Make `directory` the result of `key`.
@@ -172,6 +173,7 @@ class Cache:
             size: bytes that it takes on the disk; None to have it measured.
             sources: results of other stages that files were taken from: their keys and ids.
             identity: a `new_id`, so that several who do the same make one entry.
+            base: what the first of its chain lies on, as for `find`.
             replace: this result is to be found, and no other.
 
         Raises:
@@ -196,7 +198,7 @@ class Cache:
                     f"{self._record_files / entry.parent}: somebody removed it while it was used",
                     hint="let only firebuild remove what is in the store",
                 )
-            return self._add(entry, directory, replace=replace)
+            return self._add(entry, directory, base, replace=replace)
 
     def size(self, identity: str) -> int:
         """Return the bytes that a layer takes; 0 where nothing is known about it."""
@@ -323,10 +325,12 @@ class Cache:
         used = self.trees.keys()
         entries: dict[str, Entry] = {}
         for identity in used:
-            if not (tree := self.trees.path(identity)).is_dir():
+            if not self.trees.path(identity).is_dir():
                 continue
             if _ID.fullmatch(identity) is None:
-                entries[identity] = Entry(identity, "", "", allocated(tree), f"FROM {identity}", 0.0)
+                entries[identity] = Entry(
+                    identity, "", "", self.trees.size(identity), f"FROM {identity}", 0.0
+                )
             elif (entry := self._record(identity)) is not None:
                 entries[identity] = entry
         return _Survey(self, entries, used)
@@ -341,10 +345,10 @@ class Cache:
 
     # --- changes ---------------------------------------------------------------------------------
 
-    def _add(self, entry: Entry, directory: Path, *, replace: bool) -> Entry:
+    def _add(self, entry: Entry, directory: Path, base: str, *, replace: bool) -> Entry:
         """Make it all there, the tree itself last."""
         record = self._record_files / entry.id
-        chain = [entry, *self._below(entry)]
+        chain = [entry, *self._below(entry, base)]
         # Those that others have are worth as much, and more may lie on them.
         found = not replace and self._leads_through(chain)
         before = self._identity(entry.key)
@@ -366,9 +370,12 @@ class Cache:
             raise
         return dataclasses.replace(entry, path=tree)
 
-    def _below(self, entry: Entry) -> Iterator[Entry]:
-        """Yield what an entry lies on, the uppermost first."""
-        while (below := self._record(entry.parent) if _ID.fullmatch(entry.parent) else None) is not None:
+    def _below(self, entry: Entry, base: str) -> Iterator[Entry]:
+        """Yield what an entry lies on, the uppermost first, down to `base`, which keys do not lead to."""
+        while entry.parent != base and _ID.fullmatch(entry.parent):
+            below = self._record(entry.parent)
+            if below is None:
+                return
             yield below
             entry = below
 

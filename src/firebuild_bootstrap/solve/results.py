@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile.graph import (
+    BindMount,
+    CacheMount,
+    Copy,
+    Files,
     Graph,
     ImageRef,
     Operation,
+    Run,
     Stage,
     StageRef,
     Step,
@@ -29,6 +34,7 @@ from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.lowering import literal
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
@@ -315,7 +321,8 @@ class Results:
         Raises:
             MachineError: the plan for that can't be written.
         """
-        parent = start.tip.id if start.tip is not None else _identity(self._bottom(stage))
+        base = _identity(self._bottom(stage))
+        parent = start.tip.id if start.tip is not None else base
         if self._shared is None:
             return Making(None, (), replace=False)
         steps = []
@@ -326,6 +333,7 @@ class Results:
                 key=parts.key,
                 identity=new_id(parts.key),
                 parent=parent,
+                base=base,
                 text=step.origin.text,
                 sources=self._sources(step),
                 sure=not takes_files(step.operation),
@@ -359,7 +367,10 @@ class Results:
         return tuple(self._tips[index].source for index in sorted(indexes) if index in self._tips)
 
     def archive(self, tree: TreeRef) -> Path | None:
-        """Return the archive of an image or of a stage that is done; None where it is empty.
+        """Return an archive of what this build takes from an image or a stage that is done.
+
+        Returns:
+            it, with more in it where that is there already; None where the tree is empty.
 
         Raises:
             MachineError: it can't be written.
@@ -379,7 +390,9 @@ class Results:
                 return path
         with self._packing:
             if not (path := self._directory() / name).exists():
-                self._trees.pack(self._stored.merged(layers), path)
+                steps = [step for stage in self._graph.stages for step in stage.steps]
+                only = sorted({pattern for step in steps for pattern in taken_of(step.operation, tree)})
+                self._trees.pack(self._stored.merged(layers), path, only=only)
         return path
 
     def layers(self) -> tuple[Layer, ...] | None:
@@ -391,6 +404,17 @@ class Results:
         if self._shared is not None and self._committed:
             with suppress(FirebuildError):
                 self._shared.cache.prune(max_size=limit(), sweep=False)
+
+
+def taken_of(operation: Operation, tree: TreeRef) -> Iterator[str]:
+    """Yield the patterns of what an operation takes from a tree."""
+    match operation:
+        case Copy(sources=sources):
+            yield from (each.pattern for each in sources if isinstance(each, Files) and each.tree == tree)
+        case Run(mounts=mounts):
+            for mount in mounts:
+                if isinstance(mount, BindMount | CacheMount) and mount.tree == tree:
+                    yield literal(mount.source)
 
 
 def _identity(layers: Sequence[Layer]) -> str:

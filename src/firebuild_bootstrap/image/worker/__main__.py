@@ -30,7 +30,10 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     layers, mount, upper = (request.pop(name, "") for name in ("layers", "mount", "upper"))
     try:
         if layers:
-            _mount(layers, mount, upper)
+            try:
+                _mount(layers, mount, upper)
+            except OSError as error:
+                return {"error": f"{error.strerror}", "hint": "", "unmountable": True}
         reply = _OPERATIONS[request.pop("operation")](**request)
         if upper:
             from firebuild_bootstrap.removal import remove_tree
@@ -66,14 +69,19 @@ def _unpack(archive: str, root: str, whiteouts: bool = False) -> dict[str, Any]:
 
 
 def _unpack_upper(archive: str, root: str) -> dict[str, Any]:
-    trusted, unprivileged = OVERLAY_MARKS
+    trusted, unprivileged = OVERLAY_MARKS[:2]
     marks = trusted if kernel.in_initial_user_namespace() else unprivileged
     with open(archive, "rb") as source, Root(root) as target:
         return apply(LayerReader(source.fileno(), whiteouts=True), target, marks=marks)._asdict()
 
 
-def _pack(root: str, archive: str, newest: int | None = None) -> dict[str, Any]:
-    return _write(archive, tree_entries(root, newest=newest))
+def _pack(
+    root: str, archive: str, newest: int | None = None, only: list[str] | None = None
+) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.taking import Taken
+
+    wanted = None if only is None else Taken(root, only)
+    return _write(archive, tree_entries(root, newest=newest, only=wanted))
 
 
 def _pack_image(image: str, archive: str) -> dict[str, Any]:

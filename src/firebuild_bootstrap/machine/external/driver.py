@@ -1,4 +1,4 @@
-"""A machine that somebody else starts: firebuild tells it whom to call, and takes what its guest has made."""
+"""A machine that the operator starts: firebuild writes its metadata, serves it, and takes what it makes."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class ExternalMachine:
         return self._drive.prepare(layers) if self._drive is not None else ()
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: ARG002, B008 - frozen
-        """Write the metadata; see `Machine.start`. The options are up to whoever starts the machine."""
+        """Write the metadata; see `Machine.start`. The operator chooses the options."""
         self._metadata.announce()
         self._info(
             f"the metadata are in {self._target.description}; start the machine now, its guest calls "
@@ -127,8 +127,8 @@ class ExternalMachine:
         """Return at once: its drive tells when the machine has ended, and `tree` waits for that."""
         return _ENDED
 
-    def stop(self, grace: float = 5.0) -> MachineExit | None:  # noqa: ARG002 - nobody is there to be stopped
-        """Take the credentials back; whoever has started the machine ends it."""
+    def stop(self, grace: float = 5.0) -> MachineExit | None:  # noqa: ARG002 - there is no process of ours
+        """Take the credentials back; the operator ends the machine."""
         self._target.remove()
         return _ENDED if self._drive is not None and self._drive.released() else None
 

@@ -41,12 +41,12 @@ class WorkDirectory(Protocol):
         """Let Firecracker read `file`, which everybody may who gets there, as others do; see `show`."""
         ...
 
-    def lend(self, drive: Path, name: str) -> str:
+    def expose(self, drive: Path, name: str) -> str:
         """Let Firecracker write to `drive`, and return its path as Firecracker sees it; see `show`."""
         ...
 
     def take_back(self, drive: Path, name: str) -> None:
-        """Have `drive` back once Firecracker has ended; nothing happens where it was not lent.
+        """Have `drive` back once Firecracker has ended; nothing happens where it was not exposed.
 
         Raises:
             MachineError: it is not there any more, or can't be copied.
@@ -65,8 +65,8 @@ class SharedDirectory:
         """See `WorkDirectory.share`."""
         return str(file)
 
-    def lend(self, drive: Path, name: str) -> str:  # noqa: ARG002
-        """See `WorkDirectory.lend`."""
+    def expose(self, drive: Path, name: str) -> str:  # noqa: ARG002
+        """See `WorkDirectory.expose`."""
         return str(drive)
 
     def take_back(self, drive: Path, name: str) -> None:
@@ -111,8 +111,8 @@ class Jail:
         self._names.append(name)
         return f"/{name}"
 
-    def lend(self, drive: Path, name: str) -> str:
-        """See `WorkDirectory.lend`."""
+    def expose(self, drive: Path, name: str) -> str:
+        """See `WorkDirectory.expose`."""
         target = self.root / name
         try:
             self._hand(drive, 0o600)
@@ -124,22 +124,22 @@ class Jail:
 
     def take_back(self, drive: Path, name: str) -> None:
         """See `WorkDirectory.take_back`."""
-        lent = self.root / name
+        exposed = self.root / name
         if name not in self._names:
             return
         try:
-            is_file = stat.S_ISREG(lent.lstat().st_mode)
+            is_file = stat.S_ISREG(exposed.lstat().st_mode)
         except OSError:
             is_file = False
         if not is_file:
             # Firecracker's user could have put a link there, to a file that is none of the guest's business.
-            raise MachineError(f"{lent}, the machine's drive, is gone")
-        _move(lent, drive)
+            raise MachineError(f"{exposed}, the machine's drive, is gone")
+        _move(exposed, drive)
         os.chown(drive, os.geteuid(), os.getegid(), follow_symlinks=False)
         self._names.remove(name)
 
     def clear(self) -> None:
-        """Remove what is left of our files in a jail that is somebody else's."""
+        """Remove what is left of our files in a jail of another owner."""
         for name in self._names:
             (self.root / name).unlink(missing_ok=True)
         self._names.clear()

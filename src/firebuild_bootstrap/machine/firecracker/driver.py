@@ -24,9 +24,8 @@ from firebuild_bootstrap.machine.base import (
     no_instruction,
 )
 from firebuild_bootstrap.machine.drives import CacheDrive, Drives
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
-from firebuild_bootstrap.machine.firecracker.metadata import FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.network import Link, Network
 from firebuild_bootstrap.machine.firecracker.process import Process
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
@@ -225,8 +224,8 @@ class FirecrackerMachine:
             boot_args=arguments,
             snapshot=place.share(self._drives.snapshot, "snapshot"),
             drives=[
-                place.lend(self._drives.scratch, "scratch"),
-                *(place.lend(cache.path, cache.name) for cache in self._drives.caches),
+                place.expose(self._drives.scratch, "scratch"),
+                *(place.expose(cache.path, cache.name) for cache in self._drives.caches),
             ],
             tap=link.tap,
             mac=link.mac,
