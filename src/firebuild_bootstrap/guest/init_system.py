@@ -20,6 +20,7 @@ LAYERS = f"{SCRATCH}/layers"
 MOUNTS = f"{SCRATCH}/mounts"
 CACHES = f"{SCRATCH}/caches"
 MODULES = "/vminit/modules"
+FILE_SYSTEMS = "/proc/filesystems"
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _FILE_SYSTEMS = (
@@ -123,7 +124,7 @@ def mount_drives(image: str, kind: str, scratch: str, caches: Sequence[str] = ()
     Raises:
         InitError: there is no such drive, or what is on it can't be mounted; or the kernel has no overlays.
     """
-    with open("/proc/filesystems", encoding="ascii") as file:
+    with open(FILE_SYSTEMS, encoding="ascii") as file:
         if "overlay" not in file.read().split():
             raise InitError(
                 "kernel",
