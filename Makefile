@@ -48,6 +48,7 @@ package: $(READY)
 $(READY): $(VENV)/.pinned pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --no-build-isolation --no-index $(foreach package,. $(wildcard plugins/*),--editable $(package))
+	@$(BIN)/python -m compileall -q src  # as an installer does; a start takes twice as long without
 	@touch $@
 
 $(VENV)/.pinned: constraints.txt scripts/make-venv

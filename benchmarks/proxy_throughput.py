@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/proxy_throughput.py [--runs 5] [--mib 512] [--files 20000] [--case NAME ...]
 
 Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python
-gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a resource
-from the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others do; all
-three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that a
-busy machine slows all; the ratios are what counts.
+gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a session
+with the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would;
+all three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that
+a busy machine slows all; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +31,15 @@ from typing import Any
 
 import grpc
 
-from firebuild_bootstrap import wire
+from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.guest.client import Client
-from firebuild_bootstrap.guest.copy import Copier
+from firebuild_bootstrap.guest.executor import Executor
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.guest.users import Users
+from firebuild_bootstrap.guest.stream import join
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.legacy.commands import GUEST_HELLO, GUEST_PACKED
-from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial, open_authority
 from firebuild_pki.grpc_credentials import server_credentials
@@ -68,33 +67,34 @@ def make_context(directory: Path, mib: int, files: int) -> None:
 
 
 def serve(directory: Path) -> None:
-    """Serve until standard input ends; the first line of output says where and to whom."""
+    """Serve until standard input ends. Each of its lines is a case, answered with where it is served."""
     os.chdir(directory)
     with open_authority(build_id="bench") as authority:
         server, guest = authority.issue_server(), authority.issue_guest()
-    commands = [wire.CopyCommand(step=1, original="COPY", source=case, target="/copy/") for case in CASES]
-    with BuildContext(directory / "context") as context:
-        bootstrap = BootstrapServer(
-            commands=commands,
-            resources={case: context.resource([Files(case)]) for case in CASES},
-            server_material=server,
-            guest_material=guest,
-            events=lambda _: None,
-            limits=Limits(reconnect_grace=3600, missed_pings=1000, build_timeout=36000),
-            runtime_directory=directory,
-        )
-        with bootstrap, bare_server(server) as bare:
-            proxy = bootstrap.start()
-            (inner,) = directory.glob("firebuild-*/grpc")
-            block = wire.BootstrapBlock(
-                host_port=proxy,
-                ca_chain=guest.trust_pem.decode(),
-                cert=guest.certificate_chain_pem.decode(),
-                key=guest.private_key_pem.decode(),
-                server_name=guest.server_name,
+    with BuildContext(directory / "context") as context, bare_server(server) as bare:
+        for line in sys.stdin:
+            case = line.strip()
+            bootstrap = BootstrapServer(
+                commands=[wire.CopyCommand(step=1, original="COPY", source=case, target="/copy/")],
+                resources={case: context.resource([Files(case)])},
+                server_material=server,
+                guest_material=guest,
+                events=lambda _: None,
+                limits=Limits(reconnect_grace=3600, missed_pings=1000, build_timeout=36000),
+                runtime_directory=directory,
             )
-            print(json.dumps({"block": block.as_json(), "bare": bare, "direct": f"unix:{inner}"}), flush=True)
-            for _ in sys.stdin:
+            with bootstrap:
+                block = wire.BootstrapBlock(
+                    host_port=bootstrap.start(),
+                    ca_chain=guest.trust_pem.decode(),
+                    cert=guest.certificate_chain_pem.decode(),
+                    key=guest.private_key_pem.decode(),
+                    server_name=guest.server_name,
+                )
+                (inner,) = directory.glob("firebuild-*/grpc")
+                told = {"block": block.as_json(), "bare": bare, "direct": f"unix:{inner}"}
+                print(json.dumps(told), flush=True)
+                sys.stdin.readline()
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
 
 
@@ -121,26 +121,18 @@ def bare_server(material: TLSMaterial) -> Iterator[str]:
 # --- the process that receives --------------------------------------------------------------------
 
 
-def receive(way: str, case: str, told: dict[str, Any], size: int) -> float:
+def receive(way: str, told: dict[str, Any], size: int) -> float:
     """Receive a case one way and return the seconds that it took from when the connection stood."""
     block = wire.BootstrapBlock.from_json(told["block"])
     stop = Stop()
     client = Client(block, stop)
     if way == "guest":
-        seconds = as_guest(OldServer(client, stop, 5.0), case)
+        seconds = as_guest(client, stop)
     elif way == "passed":
-        with OldServer(client, stop, 5.0) as host:
-            seconds = dropped(host.streaming(), case, GUEST_PACKED)
+        seconds = client.connect(dropped)
     else:
-        target = told.get(way, block.host_port)
-        with channel(target, block) as opened:
-            if way == "bare":
-                seconds = dropped_bytes(opened, size)
-            else:
-                method: Any = opened.unary_stream(
-                    wire.method("Resource"), request_serializer=pb.ResourceRequest.SerializeToString
-                )
-                seconds = dropped(method, case, GUEST_PACKED)
+        with channel(told.get(way, block.host_port), block) as opened:
+            seconds = dropped_bytes(opened, size) if way == "bare" else dropped(opened)
     client.close()
     stop.close()
     return seconds
@@ -158,14 +150,25 @@ def channel(target: str, block: wire.BootstrapBlock) -> grpc.Channel:
     return grpc.secure_channel(target, credentials, options=options)
 
 
-def dropped(method: Any, case: str, packed: tuple[str, str]) -> float:
-    """Receive a resource and drop it; the connection stands when its first message comes."""
-    call = method(pb.ResourceRequest(path=case), metadata=(GUEST_HELLO, packed), timeout=600)
-    next(call)
+def dropped(opened: grpc.Channel) -> float:
+    """Receive a session up to the end of its files, and drop it."""
+    method: Any = opened.stream_stream(wire.method("Session"))
+    over = threading.Event()
+
+    def says() -> Iterator[bytes]:
+        yield pb.FromGuest(hello=pb.Hello(version=messages.VERSION)).SerializeToString()
+        over.wait()
+
+    call = method(says())
+    next(call)  # the step
     began = time.monotonic()
-    for _ in call:
+    end = pb.ToGuest(files_end=pb.FilesEnd()).SerializeToString()
+    while next(call) != end:
         pass
-    return time.monotonic() - began
+    seconds = time.monotonic() - began
+    over.set()
+    call.cancel()
+    return seconds
 
 
 def dropped_bytes(opened: grpc.Channel, size: int) -> float:
@@ -179,12 +182,15 @@ def dropped_bytes(opened: grpc.Channel, size: int) -> float:
     return time.monotonic() - began
 
 
-def as_guest(server: OldServer, case: str) -> float:
+def as_guest(client: Client, stop: Stop) -> float:
     """Copy the case into an empty image as vminit does."""
-    with tempfile.TemporaryDirectory(dir=".") as directory, Root(directory) as root, server as host:
+    with (
+        tempfile.TemporaryDirectory(dir=".") as directory,
+        Root(directory) as root,
+        join(client, stop, 5.0) as host,
+    ):
         began = time.monotonic()
-        command = wire.CopyCommand(step=1, original="COPY", source=case, target="/copy/")
-        Copier(root, Users(root), command).copy(host.files(case))
+        Executor(root, host, stop).execute()
         return time.monotonic() - began
 
 
@@ -210,7 +216,6 @@ def measured(directory: Path, cases: list[str], runs: int) -> Iterator[Measured]
     )
     assert serving.stdin is not None
     assert serving.stdout is not None
-    told = serving.stdout.readline()
     for case in cases:
         files = (directory / "context" / case).rglob("*")
         size = sum(path.stat().st_size for path in files) or (directory / "context" / case).stat().st_size
@@ -218,6 +223,9 @@ def measured(directory: Path, cases: list[str], runs: int) -> Iterator[Measured]
         found: dict[str, list[tuple[float, float, int]]] = {way: [] for way in WAYS}
         for run in range(runs + 1):
             for way in WAYS:
+                serving.stdin.write(f"{case}\n")
+                serving.stdin.flush()
+                told = serving.stdout.readline()
                 command = [sys.executable, __file__, "--receive", way, case, str(size)]
                 before = processor_seconds(serving.pid)
                 done = subprocess.run(
@@ -227,14 +235,31 @@ def measured(directory: Path, cases: list[str], runs: int) -> Iterator[Measured]
                     seconds, used, memory = map(float, done.stdout.split())
                     used += processor_seconds(serving.pid) - before
                     found[way].append((seconds, used, int(memory)))
-        serving.stdin.write("\n")
-        serving.stdin.flush()
-        served = int(serving.stdout.readline())
+                serving.stdin.write("\n")
+                serving.stdin.flush()
+                served = int(serving.stdout.readline())
         for way, values in found.items():
             seconds, used = (statistics.median(value[column] for value in values) for column in (0, 1))
             yield case, way, seconds, used, max(value[2] for value in values), served
     serving.stdin.close()
     serving.wait()
+
+
+def table(cases: list[str], runs: int, mib: int = 512, files: int = 20_000) -> Iterator[str]:
+    """Measure, and yield the lines of a table as they come."""
+    directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
+    try:
+        (directory / "context").mkdir()
+        make_context(directory / "context", mib, files)
+        yield "| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |"
+        yield "|---|---|---|---|---|---|---|"
+        limit = 0.0
+        for case, way, seconds, used, memory, served in measured(directory, cases, runs):
+            limit = seconds if way == "bare" else limit
+            row = (case, way, f"{seconds:.2f}", f"{limit / seconds:.2f}", f"{used:.2f}", f"{memory} MiB")
+            yield f"| {' | '.join(row)} | {served} MiB |"
+    finally:
+        shutil.rmtree(directory)
 
 
 def main() -> None:
@@ -251,26 +276,15 @@ def main() -> None:
         serve(arguments.serve)
         return
     if arguments.receive:
-        way, case, size = arguments.receive
+        way, _, size = arguments.receive
         told, began = json.load(sys.stdin), time.process_time()
-        seconds = receive(way, case, told, int(size))
+        seconds = receive(way, told, int(size))
         print(
             seconds, time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         )
         return
-    directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
-    try:
-        (directory / "context").mkdir()
-        make_context(directory / "context", arguments.mib, arguments.files)
-        print("| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |")
-        print("|---|---|---|---|---|---|---|")
-        limit = 0.0
-        for case, way, seconds, used, memory, served in measured(directory, arguments.case, arguments.runs):
-            limit = seconds if way == "bare" else limit
-            row = (case, way, f"{seconds:.2f}", f"{limit / seconds:.2f}", f"{used:.2f}", f"{memory} MiB")
-            print(f"| {' | '.join(row)} | {served} MiB |", flush=True)
-    finally:
-        shutil.rmtree(directory)
+    for line in table(arguments.case, arguments.runs, arguments.mib, arguments.files):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,6 @@ def way_of_a_file(directory: Path) -> Way:
     from firebuild_bootstrap.build import build_image
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
-    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
     from firebuild_bootstrap.machine.local import LocalMachine
     from firebuild_bootstrap.request import BuildRequest
     from firebuild_bootstrap.sandbox.runtime import Runtime
@@ -118,7 +117,7 @@ def way_of_a_file(directory: Path) -> Way:
         dockerfile=directory / "Dockerfile",
         context=directory,
         tag=Reference.parse("bench/way:1"),
-        outputs=(OutputSpec(OutputType.TAR),),
+        outputs=(),
     )
     logs: list[str] = []
     module, wait = Runtime.module, LocalMachine.wait

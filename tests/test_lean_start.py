@@ -71,6 +71,16 @@ def test_a_start_imports_only_what_it_needs(
     assert not unwanted & imported_by(tmp_path, module, *arguments)
 
 
+def test_a_build_that_is_cached_whole_imports_nothing_that_executes_or_checks_settings(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    build = ("build", "--tag", "lean", str(tmp_path))
+    assert "grpc" in imported_by(tmp_path / "home", "firebuild_bootstrap.cli.app", *build)
+    heavy = {"pydantic", "cryptography", "grpc", "google.protobuf", "yaml", "asyncio", "ssl", "http.client"}
+    assert not heavy & imported_by(tmp_path / "home", "firebuild_bootstrap.cli.app", *build)
+
+
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from firebuild_bootstrap.cli.options import settings_from
 from firebuild_bootstrap.settings import BuildSettings, load_settings
 from firebuild_pki import PluginCatalog, SettingsError, check_settings
 from firebuild_pki.config import NOT_SELECTED
@@ -137,3 +139,19 @@ def test_sizes_are_numbers_of_bytes_or_have_a_unit(tmp_path: Path, text: str, si
     file = tmp_path / "c.yaml"
     file.write_text(f"bootstrap: {{log_limit: {text}}}\n")
     assert load_settings(file, {}).bootstrap.log_limit == size
+
+
+def test_settings_that_nobody_has_written_are_those_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("FIREBUILD_")]:
+        monkeypatch.delenv(name)
+    unwritten, loaded = settings_from(None), load_settings(None, {})
+    machine, store = unwritten.machine, unwritten.store
+    assert (unwritten.ca_provider, machine.driver, machine.ids, machine.at_once, store.path) == (
+        loaded.ca.provider,
+        loaded.machine.driver,
+        loaded.machine.ids,
+        loaded.machine.at_once,
+        loaded.store.path,
+    )
+    assert unwritten.bootstrap.bind == loaded.bootstrap.bind
+    assert (machine.qemu, unwritten.cache) == (loaded.machine.qemu, loaded.cache)

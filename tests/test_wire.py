@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 
 @pytest.mark.parametrize(
@@ -83,31 +80,3 @@ def test_a_time_that_makes_no_sense_is_refused_in_a_short_sentence(name: str, va
 def test_a_checksum_is_sha256() -> None:
     assert wire.checksum(b"").hex().startswith("e3b0c442")
     assert wire.method("Ping") == "/proto.RootfsServer/Ping"
-
-
-@given(st.lists(st.binary(max_size=300), max_size=4), st.integers(0, 2))
-def test_a_piece_is_written_as_protobuf_writes_it(parts: list[bytes], more: int) -> None:
-    parts = [*parts, bytes(range(256)) * (600 * more)]
-    message = wire.encode_piece(*parts)
-    parsed = pb.ResourceChunk.FromString(message)
-    assert parsed.piece.data == b"".join(parts)
-    assert parsed.piece.checksum == zlib.crc32(parsed.piece.data)
-    if parsed.piece.data:
-        assert parsed.SerializeToString() == message
-    found = wire.decode_piece(message)
-    assert found is not None
-    assert bytes(found) == parsed.piece.data
-
-
-def test_what_is_no_piece_in_that_form_is_left_to_protobuf() -> None:
-    message = wire.encode_piece(b"data")
-    others = [b"", b"\x2a", b"\x2a\xff\xff\xff\xff\xff\xff", message[:-1], message + b"x"]
-    others += [pb.ResourceChunk(group=pb.ResourceChunk.Group(ofTree=True)).SerializeToString()]
-    assert [wire.decode_piece(other) for other in others] == [None] * len(others)
-
-
-def test_a_piece_with_a_wrong_checksum_is_refused() -> None:
-    message = bytearray(wire.encode_piece(b"data"))
-    message[-1] ^= 1
-    with pytest.raises(wire.WireError, match="checksum"):
-        wire.decode_piece(bytes(message))

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, Interrupted
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, InputError, Interrupted, MachineError
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventBus,
@@ -34,27 +35,26 @@ from firebuild_bootstrap.lowering import has_caches
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
-    check_stores_images,
     keeps_caches,
     make_machine,
-    makes_layers,
     most_at_once,
-    stores_images,
+    puts_layers_between,
+    start_ahead,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
-from firebuild_bootstrap.settings import BuildSettings
 from firebuild_bootstrap.solve.inputs import Inputs
-from firebuild_bootstrap.solve.keys import keys_of
+from firebuild_bootstrap.solve.keys import StageKeys, keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
-from firebuild_bootstrap.solve.results import Results, Shared
+from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
-from firebuild_pki import Authority, NoteLevel, TLSMaterial, open_authority
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
+    from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_pki import Authority, TLSMaterial
 
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
@@ -84,7 +84,7 @@ def build_image(
             comes before the clean-up, which may still tell what it kept.
 
     Returns:
-        the image; None after a success on a machine whose drive firebuild does not know (docs/external.md).
+        the image; None after a success on a machine that gives neither layers nor a drive (docs/external.md).
 
     Raises:
         FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind but what the
@@ -121,10 +121,18 @@ class _Build:
         self._announced_phase = 0
         self._warnings_shown = 0
         self._failure_reported = False
+        self._working = ExitStack()
+
+    @cached_property
+    def _workspace(self) -> Workspace:
+        """The build's own directory; made with its cleanup process when something needs it."""
+        # A build that is cached whole does not: the two are a third of its time.
+        return self._working.enter_context(self._home.workspace(self._build_id))
 
     def run(self) -> StoredImage | None:
         with ExitStack() as cleanup:
             cleanup.callback(self._home.close)
+            cleanup.enter_context(self._working)
             try:
                 try:
                     return self._steps(cleanup)
@@ -146,9 +154,9 @@ class _Build:
 
     def _steps(self, cleanup: ExitStack) -> StoredImage | None:
         self._phase(1)
-        workspace = cleanup.enter_context(self._home.workspace(self._build_id))
-        resolved = self._resolve(cleanup, workspace)
-        results = self._results(resolved, workspace)
+        self._home.retire_dead()
+        resolved = self._resolve(cleanup)
+        results = self._results(resolved)
         pending = results.pending()
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
         self._announce(resolved, results, cached)
@@ -157,19 +165,23 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
-        machine = self._machine(workspace, resolved.graph.target)
+        machine = self._machine(resolved.graph.target)
+        ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 
         self._phase(2)
+        # Only now: what a build imports that is cached whole is what it takes.
+        from firebuild_pki import open_authority
+
         authority = open_authority(
             self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
-        sessions = self._sessions(authority, workspace)
+        sessions = self._sessions(authority)
 
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
-        build = _Stages(resolved, results, workspace, machine, authority, sessions, cleanup)
+        build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build))
 
         self._phase(7)
@@ -203,32 +215,50 @@ class _Build:
 
     # --- 1 --------------------------------------------------------------------------------------
 
-    def _resolve(self, cleanup: ExitStack, workspace: Workspace) -> Resolved:
+    def _resolve(self, cleanup: ExitStack) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
-        if any(spec.dest for spec in request.outputs):
-            check_stores_images(self._settings.machine, "--output with dest=")
         context = BuildContext(
-            request.context, request.dockerfile, downloads=workspace.path, tasks=self._home.tasks
+            request.context, request.dockerfile, downloads=self._directory, tasks=self._home.tasks
         )
         contexts = {"": cleanup.enter_context(context)}
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
-                named = open_named(name, source, workspace.path, self._home.tasks)
+                named = open_named(name, source, self._directory, self._home.tasks)
                 contexts[name] = cleanup.enter_context(named)
-        resolved = resolve(request, contexts, self._home.bases)
+        # Whoever makes keys of files looks at all of them: once more would take as long as all the rest.
+        resolved = resolve(request, contexts, self._home.bases, check=False)
         for warning in resolved.warnings:
             self._notice(str(warning))
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
-            self._notice("cache mounts last as long as their stage: only the machine local keeps them")
-        if stores_images(self._settings.machine):
-            check_programs(request.outputs)
+            self._notice("cache mounts last as long as their stage: the machine external keeps none")
+        check_programs(request.outputs)
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
 
-    def _machine(self, workspace: Workspace, stage: Stage) -> Machine:
-        part = self._parts[stage.index] = workspace.part(str(stage.index))
+    def _start_ahead(
+        self,
+        resolved: Resolved,
+        pending: Sequence[Stage],
+        results: Results,
+        machine: Machine,
+        cleanup: ExitStack,
+    ) -> Start | None:
+        """Start the target's machine beside the second step, if nothing else has to be done for it before."""
+        target = resolved.graph.target
+        if tuple(pending) != (target,):
+            return None
+        start = results.start(target)
+        cleanup.callback(machine.close)
+        start_ahead(machine, start.all_layers(resolved.number(target) + 1))
+        return start
+
+    def _directory(self) -> Path:
+        return self._workspace.path
+
+    def _machine(self, stage: Stage) -> Machine:
+        part = self._parts[stage.index] = self._workspace.part(str(stage.index))
         return make_machine(
             self._settings.machine,
             part,
@@ -236,24 +266,26 @@ class _Build:
             store=self._home.root,
             notice=self._notice,
             info=self._info,
-            epoch=self._request.epoch,
         )
 
-    def _results(self, resolved: Resolved, workspace: Workspace) -> Results:
-        shared = self._shared(resolved, workspace.path) if makes_layers(self._settings.machine) else None
+    def _results(self, resolved: Resolved) -> Results:
         return Results(
             resolved.graph,
             resolved.bases,
-            shared=shared,
+            shared=self._shared(resolved),
             stored=self._home.layers,
             trees=self._home.trees,
-            directory=workspace.path,
+            directory=self._directory,
         )
 
-    def _shared(self, resolved: Resolved, directory: Path) -> Shared:
+    def _shared(self, resolved: Resolved) -> Shared:
         request = self._request
         inputs = Inputs(resolved.bases, resolved.contexts, resolved.sent, self._home.root / "cache" / "stat")
-        keys = keys_of(resolved.graph, inputs)
+        try:
+            keys = keys_of(resolved.graph, inputs)
+        except InputError:
+            resolve(request, resolved.contexts, self._home.bases)  # which names all of them, and their lines
+            raise
         inputs.save()
         return Shared(
             cache=self._home.cache,
@@ -264,8 +296,14 @@ class _Build:
             ),
             unchanged=inputs.unchanged,
             notice=self._notice,
-            puts_between=not self._home.layers.overlay_problem(directory),
+            puts_between=self._puts_between(keys),
         )
+
+    def _puts_between(self, keys: Mapping[int, StageKeys]) -> bool:
+        if not puts_layers_between(self._settings.machine):
+            return False
+        linked = any(parts.linked for stage in keys.values() for parts in stage.steps)
+        return linked and not self._home.layers.overlay_problem(self._directory())
 
     def _announce(self, resolved: Resolved, results: Results, cached: Mapping[int, int]) -> None:
         """Announce the build, and the steps that are cached."""
@@ -275,7 +313,7 @@ class _Build:
                 tag=str(self._request.tag),
                 steps=resolved.total,
                 base=resolved.base_name,
-                ca_provider=self._settings.ca.provider,
+                ca_provider=self._settings.ca_provider,
             )
         )
         for stage in resolved.graph.stages:
@@ -311,9 +349,9 @@ class _Build:
 
     # --- 2 --------------------------------------------------------------------------------------
 
-    def _sessions(self, authority: Authority, workspace: Workspace) -> Sessions:
-        # Only now: gRPC is a good part of the time that a build takes which is cached whole.
+    def _sessions(self, authority: Authority) -> Sessions:
         from firebuild_bootstrap.session import Sessions
+        from firebuild_pki import NoteLevel
 
         for note in authority.check():
             if note.level is not NoteLevel.OK:
@@ -325,7 +363,7 @@ class _Build:
             dockerfile=self._request.dockerfile_name,
             settings=self._settings,
             home=self._home,
-            directory=workspace.path,
+            directory=self._workspace.path,
             server=server,
             events=self.events,
             phase=self._phase,
@@ -353,7 +391,7 @@ class _Build:
         target = stage == resolved.graph.target
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
-            start = results.start(stage)
+            start = (build.ahead if target else None) or results.start(stage)
             first = resolved.number(stage) + 1
             work = resolved.work(
                 stage,
@@ -364,7 +402,7 @@ class _Build:
                 done=start.done,
                 without=start.linked,
             )
-            machine = build.machine if target else self._machine(build.workspace, stage)
+            machine = build.machine if target else self._machine(stage)
             making = results.begin(stage, start, first, self._parts[stage.index])
 
             def rescue(kind: type[BaseException] | None, *_: object) -> None:
@@ -374,7 +412,7 @@ class _Build:
 
             cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup, finished=making.finished)
+            build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
             results.keep(stage, start, making, machine)
 
     # --- 7 --------------------------------------------------------------------------------------
@@ -385,16 +423,22 @@ class _Build:
         results: Results,
         authority: Authority | None = None,
     ) -> StoredImage | None:
-        provider = authority.provider_name if authority is not None else self._settings.ca.provider
+        provider = authority.provider_name if authority is not None else self._settings.ca_provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
 
         layers = results.layers()
         if layers is None:
-            self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
+            why = "the guest works on one plain tree, and the machine has no drive that firebuild could read"
+            if any(spec.dest for spec in request.outputs):
+                raise MachineError(
+                    f"nothing can be written: {why}",
+                    hint="give the guest a scratch drive (docs/external.md), or set machine.external.disk",
+                )
+            self._info(f"all steps succeeded; nothing is stored: {why}")
             return None
         image = store(layers, request, resolved, origin, self._home, notice=self._notice)
-        results.trim(self._settings.cache.limit(self._home.root))
+        results.trim(lambda: self._settings.cache.limit(self._home.root))
         wanted = {spec.type for spec in request.outputs[:1]}
         first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
@@ -411,12 +455,15 @@ class _Build:
 
 @dataclass(frozen=True)
 class _Stages:
-    """What the stages of one build share: `machine` is that of the target, `cleanup` that of the build."""
+    """What the stages of one build share.
+
+    `machine` is that of the target, `ahead` where it has been started already, `cleanup` that of the build.
+    """
 
     resolved: Resolved
     results: Results
-    workspace: Workspace
     machine: Machine
+    ahead: Start | None
     authority: Authority
     sessions: Sessions
     cleanup: ExitStack

@@ -216,7 +216,7 @@ _SURROUNDINGS = frozenset(
 )
 
 
-def in_words(error: BaseException) -> BaseException:
+def as_user_error(error: BaseException) -> BaseException:
     """Return the error that explains this one: what a machine or its user did is no mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
         where = f"{error.filename}: " if error.filename else ""
@@ -233,7 +233,7 @@ def exit_status_of(error: BaseException) -> ExitStatus:
     """Return the exit status that tells this kind of error apart."""
     from firebuild_pki import CAError, IdentityError, SettingsError
 
-    error = in_words(error)
+    error = as_user_error(error)
     if isinstance(error, _Described):
         return error.exit_status
     if isinstance(error, SettingsError | IdentityError):

@@ -15,8 +15,8 @@ from firebuild_bootstrap.errors import (
     Location,
     StageCancelled,
     StepFailed,
+    as_user_error,
     exit_status_of,
-    in_words,
 )
 from firebuild_bootstrap.events import BuildFailed, StepInfo
 from firebuild_bootstrap.machine.base import Machine
@@ -59,7 +59,7 @@ def failure_event(error: BaseException) -> BuildFailed:
     return BuildFailed(
         exit_status=exit_status_of(error),
         error=type(error).__name__,
-        message=str(in_words(error)),
+        message=str(as_user_error(error)),
         step=getattr(error, "step", 0),
         exit_code=getattr(error, "exit_code", None),
     )
@@ -69,13 +69,13 @@ def _what(error: StepFailed) -> str:
     reason = one_line(error.message, _REASON_LIMIT)
     if not error.exit_code:
         return f"({reason})"
-    what = _in_words(error.exit_code)
+    what = _exit_code_text(error.exit_code)
     if error.exit_code not in (126, 127) or reason.endswith(f"status {error.exit_code}"):
         return what
     return f"{what} ({reason})"  # no command's own status: the guest could not start one, and knows why
 
 
-def _in_words(exit_code: int) -> str:
+def _exit_code_text(exit_code: int) -> str:
     """Say what an exit code means where shells agree on it (POSIX XCU 2.8.2)."""
     text = f"with exit code {exit_code}"
     if exit_code == 126:

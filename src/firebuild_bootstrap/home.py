@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from firebuild_bootstrap.image.store import ImageStore, StoredImage, image_id
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
-from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, detect
+from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, expected
 from firebuild_bootstrap.sandbox.idmap import single
 from firebuild_bootstrap.solve.cache import Cache
 
@@ -70,7 +71,7 @@ class Home:
         """
         if self._ids == "single":
             return single(Host.current(), "machine.ids is set to single")
-        idmap = detect()
+        idmap = expected()
         if self._ids not in ("auto", idmap.mode.value):
             raise MachineError(
                 f"machine.ids asks for {self._ids}, and this user can have {idmap.mode.value} here",
@@ -141,6 +142,11 @@ class Home:
     def workspace(self, build_id: str) -> Workspace:
         """Make the private directory of one build; see `Workspace`."""
         return Workspace(self.root, build_id, self.idmap, check=self.check, tasks=self.tasks)
+
+    def retire_dead(self) -> None:
+        """Have the cache hold what dead builds had finished; costs next to nothing without any."""
+        with suppress(OSError):  # whoever needs the store says what is wrong with it
+            workspace.retire_dead(self.root)
 
     def sweep(self) -> None:
         """Have what dead builds left behind removed in the background; costs next to nothing without any."""

@@ -37,7 +37,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
-from firebuild_bootstrap.secret import Secret, SecretResource, missing
+from firebuild_bootstrap.request import Secret, SecretResource, missing_secret
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 Trees = Callable[[TreeRef], FileTree]
@@ -88,12 +88,13 @@ _NO_MOUNTS: Final = LoweredMounts()
 _NO_SECRETS: Final[Mapping[str, Secret]] = MappingProxyType({})
 
 
-def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, ...]]:
+def outside(graph: Graph, trees: Trees, *, check: bool = True) -> tuple[Graph, Sent, tuple[Diagnostic, ...]]:
     """Find what is sent of all that is there before anything runs; remote files are downloaded.
 
     Args:
         graph: what there is to do.
         trees: opens build contexts.
+        check: look at all files, so that what can't be sent is found before anything starts.
 
     Returns:
         the graph without the steps that copy nothing (BuildKit makes no destination for them either), what
@@ -112,7 +113,7 @@ def outside(graph: Graph, trees: Trees) -> tuple[Graph, Sent, tuple[Diagnostic, 
             copy = step.operation
             if isinstance(copy, Copy) and isinstance(_tree(copy), ContextRef):
                 with errors.collected():
-                    found = _resource(step, copy, trees)
+                    found = _resource(step, copy, trees, check=check)
                     if not found.groups:
                         empty.append(_nothing_matches(step, copy))
                         continue
@@ -211,7 +212,6 @@ def _lowered(
                 target_is_directory=copy.into,
                 chown=copy.chown,
                 chmod=copy.chmod,
-                keyword=copy.keyword,
                 link=copy.link,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
@@ -222,18 +222,23 @@ def _tree(copy: Copy) -> TreeRef:
     return next(iter(trees_of(copy)), ContextRef())
 
 
-def _resource(step: Step, copy: Copy, trees: Trees) -> ContextResource:
+def _resource(step: Step, copy: Copy, trees: Trees, *, check: bool = True) -> ContextResource:
     try:
-        return _found(step, copy, trees)
+        return _found(step, copy, trees, check=check)
     except InputError as error:
         raise step.origin.trigger_error(error) from error
 
 
-def _found(step: Step, copy: Copy, trees: Trees) -> ContextResource:
+def _found(step: Step, copy: Copy, trees: Trees, *, check: bool) -> ContextResource:
     location = step.origin.location
     unpack = None if copy.unpack is None and copy.keyword == "ADD" else bool(copy.unpack)
     resource = trees(_tree(copy)).resource(
-        copy.sources, exclude=copy.exclude, parents=copy.parents, unpack=unpack, location=location
+        copy.sources,
+        exclude=copy.exclude,
+        parents=copy.parents,
+        unpack=unpack,
+        check=check,
+        location=location,
     )
     if not copy.into and not copy.parents and len(resource.groups) > 1:
         raise several_sources(
@@ -281,6 +286,7 @@ def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> N
     Args:
         graph: what there is to do.
         trees: opens build contexts.
+        check: look at all files, so that what can't be sent is found before anything starts.
         secrets: what the user has given, by id.
 
     Raises:
@@ -371,7 +377,7 @@ class _Lowering:
         secret = self.secrets.get(mount.id)
         if secret is None:
             if mount.required:
-                raise missing(mount.id, self.location)
+                raise missing_secret(mount.id, self.location)
             if mount.env:
                 self.env[mount.env] = ""
             return None

@@ -1,21 +1,33 @@
-"""What a user asks a build for."""
+"""What a user gives a build: the request, and secrets for RUN --mount=type=secret.
+
+The value of a secret is in memory only. It is no part of a command, key, event or message; the guest gets it
+over the mutual-TLS channel, as a resource of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
-from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
-from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
 
 BuildContextSource = Path | ImageRef | GitTree
 """A directory, an image, or a repository."""
+
+
+_FORM: Final = "id=ID, id=ID,src=FILE or id=ID,env=NAME"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +45,7 @@ class BuildRequest:
         secrets: of the user by id, for RUN --mount=type=secret.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
-        outputs: what to make of the root file system.
+        outputs: the forms to write at once; without any the image alone is stored.
         no_cache: execute each step, whatever the cache has; what comes of it replaces that.
         no_cache_stages: the same for these stages, by name or index.
         explain_cache: report why steps are not cached.
@@ -82,3 +94,116 @@ class BuildRequest:
     def _check(what: str, text: str) -> None:
         if UNUSABLE_TEXT.search(text):
             raise InputError(f"{what} contains a NUL, or bytes that are no UTF-8")
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A secret; what it is shows in no repr.
+
+    Raises:
+        InputError: it is longer than 500 KiB, as much as BuildKit takes.
+    """
+
+    value: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the size."""
+        if len(self.value) > MAX_SECRET_BYTES:
+            raise InputError(
+                f"a secret has more than {MAX_SECRET_BYTES} bytes, which is the most that can be passed on"
+            )
+
+
+@dataclass(frozen=True)
+class SecretResource:
+    """A secret as what the guest asks for: one file.
+
+    Args:
+        identifier: its id, for messages.
+        secret: the secret.
+    """
+
+    identifier: str
+    secret: Secret
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the file; see `Resource.entries`."""
+        yield Entry(
+            source=f"secret {one_line(self.identifier, 80)}",
+            path="secret",
+            kind=EntryKind.FILE,
+            mode=0o400,
+            mtime_ns=0,
+            size=len(self.secret.value),
+            open=lambda: io.BytesIO(self.secret.value),
+        )
+
+
+def missing_secret(identifier: str, location: Location | None = None) -> InputError:
+    """Return the error for a secret that the RUN at `location` requires and the user has not given."""
+    name = one_line(identifier, 80)
+    return InputError(
+        f"RUN --mount=type=secret: the secret {name} is required, and was not given",
+        hint=f"give it: --secret id={name},src=FILE or --secret id={name},env=NAME",
+        location=location,
+    )
+
+
+def read_secrets(options: Iterable[str], environment: Mapping[str, str]) -> dict[str, Secret]:
+    """Read the secrets that `--secret` options name; of two with one id the later counts, as in BuildKit.
+
+    Args:
+        options: `[type=file|env,]id=ID[,src=FILE|,env=NAME]`, comma-separated as in CSV (RFC 4180). Without
+            src and env, the variable ID, or else the file ID.
+        environment: variables.
+
+    Raises:
+        InputError: an option is malformed, or its file or variable can't be read. An option that is not
+            understood is not shown, because it may hold a value.
+    """
+    return dict(_read_secret(text, number, environment) for number, text in enumerate(options, 1))
+
+
+def _read_secret(text: str, number: int, environment: Mapping[str, str]) -> tuple[str, Secret]:
+    members = _secret_members(text, number)
+    name, source, variable = (members.get(key, "") for key in ("id", "src", "env"))
+    if not name or "=" in name:
+        raise _malformed_secret(number, "it has no id, or one with an equals sign")
+    if members.get("type") == "env" and not variable:
+        source, variable = "", source
+    if source and variable:
+        raise _malformed_secret(number, "it has both src and env")
+    if not source and not variable:
+        source, variable = ("", name) if name in environment else (name, "")
+    shown = one_line(name, 80)
+    if variable:
+        if variable not in environment:
+            raise InputError(f"--secret {shown}: the variable {one_line(variable, 80)} is not set")
+        return name, Secret(environment[variable].encode("utf-8", "surrogateescape"))
+    try:
+        with open(os.path.expanduser(source), "rb") as file:
+            return name, Secret(file.read(MAX_SECRET_BYTES + 1))
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"--secret {shown}: {one_line(str(Path(source)), 200)}: {why}") from error
+
+
+def _secret_members(text: str, number: int) -> dict[str, str]:
+    try:
+        rows = list(csv.reader([text], strict=True))
+    except csv.Error as error:
+        raise _malformed_secret(number, str(error)) from error
+    members = {}
+    for each in rows[0] if rows else ():
+        key, equals, value = each.partition("=")
+        key = {"source": "src"}.get(key.lower(), key.lower())
+        if key not in ("type", "id", "src", "env") or not equals:
+            raise _malformed_secret(number, "there is something else in it")
+        members[key] = value
+    if members.get("type", "file") not in ("file", "env"):
+        raise _malformed_secret(number, "its type is neither file nor env")
+    return members
+
+
+def _malformed_secret(number: int, why: str) -> InputError:
+    return InputError(f"option --secret number {number}: {why}", hint=f"expected {_FORM}")

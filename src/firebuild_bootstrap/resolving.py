@@ -27,9 +27,8 @@ from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.lowering import Sent, check_mounts, lower, outside
 from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.request import BuildRequest
-from firebuild_bootstrap.secret import Secret
-from firebuild_bootstrap.wire import AnyCommand
+from firebuild_bootstrap.request import BuildRequest, Secret
+from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 
 Archives = Callable[[TreeRef], Path | None]
 """Returns the archive of an image or of a finished stage; None where it is empty."""
@@ -56,6 +55,12 @@ class Work:
     resources: Mapping[str, Resource] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
+
+    @property
+    def caches(self) -> tuple[CacheMount, ...]:
+        """The cache mounts of all RUNs."""
+        runs = (command for command in self.commands if isinstance(command, RunCommand))
+        return tuple(mount for run in runs for mount in run.mounts if isinstance(mount, CacheMount))
 
 
 @dataclass(frozen=True)
@@ -172,8 +177,20 @@ class Resolved:
         return cleanup.enter_context(FileTree(SnapshotRoot(archives(tree)), label))
 
 
-def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: BaseStore) -> Resolved:
+def resolve(
+    request: BuildRequest,
+    contexts: Mapping[str, BuildContext],
+    bases: BaseStore,
+    *,
+    check: bool = True,
+) -> Resolved:
     """Read the Dockerfile and find everything that it names.
+
+    Args:
+        request: what to build.
+        contexts: the build contexts by name, the main one without.
+        bases: finds images.
+        check: look at all files that are sent, so that what can't be is found now, with its line.
 
     Raises:
         InputError: a mistake, with file and line.
@@ -184,7 +201,7 @@ def resolve(request: BuildRequest, contexts: Mapping[str, BuildContext], bases: 
     def outside_trees(tree: TreeRef) -> BuildContext:
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
 
-    graph, sent, empty = outside(graph, outside_trees)
+    graph, sent, empty = outside(graph, outside_trees, check=check)
     check_mounts(graph, outside_trees, request.secrets)
     return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
 

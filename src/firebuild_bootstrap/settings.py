@@ -14,12 +14,10 @@ from typing import Any
 from pydantic import Field
 
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
+from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import CASettings, Document, Settings, load_document, validate
-
-# Environment variables that start like a setting and are none.
-RESERVED_ENVIRONMENT = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
 
 
 class StoreSettings(Settings):
@@ -52,6 +50,11 @@ class BuildSettings(Settings):
     machine: MachineSettings = MachineSettings()
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
+
+    @property
+    def ca_provider(self) -> str:
+        """The name of the CA provider."""
+        return self.ca.provider
 
 
 def load_settings(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -37,74 +36,6 @@ def method(name: str) -> str:
 def checksum(chunk: bytes) -> bytes:
     """Return the SHA-256 digest that travels with a chunk."""
     return hashlib.sha256(chunk).digest()
-
-
-# A ResourceChunk whose payload is a piece, as every protobuf library writes it: its tag and length, the
-# checksum's tag and four bytes, the tag and length of the data, and the data. Handled here because a library
-# copies each megabyte twice more.
-_PIECE_TAG: Final = b"\x2a"
-_CHECKSUM_TAG: Final = b"\x0d"
-_DATA_TAG: Final = b"\x12"
-
-
-def encode_piece(*parts: bytes | bytearray | memoryview) -> bytes:
-    """Write a message that carries a piece of a packed stream, given in parts, with its checksum."""
-    size = crc = 0
-    for part in parts:
-        size += len(part)
-        crc = zlib.crc32(part, crc)
-    head = _CHECKSUM_TAG + crc.to_bytes(4, "little") + _DATA_TAG + _varint(size)
-    return b"".join((_PIECE_TAG, _varint(len(head) + size), head, *parts))
-
-
-def decode_piece(message: bytes) -> memoryview | None:
-    """Return the data of a piece; None for a message that carries something else, or is written otherwise.
-
-    Raises:
-        WireError: its checksum is wrong.
-    """
-    if not message.startswith(_PIECE_TAG):
-        return None
-    length, begin = _read_varint(message, 1)
-    size, start = _read_varint(message, begin + 6)
-    data = memoryview(message)[start:]
-    tags = message[begin : begin + 1] + message[begin + 5 : begin + 6]
-    if tags != _CHECKSUM_TAG + _DATA_TAG or length != len(message) - begin or size != len(data):
-        return None
-    check_piece(data, int.from_bytes(message[begin + 1 : begin + 5], "little"))
-    return data
-
-
-def check_piece(data: bytes | memoryview, checksum: int) -> None:
-    """Compare the data of a piece with its checksum.
-
-    Raises:
-        WireError: it is another one.
-    """
-    if zlib.crc32(data) != checksum:
-        raise WireError("the checksum of a piece is wrong")
-
-
-def _varint(number: int) -> bytes:
-    """Write a number as protobuf does, seven bits to a byte, the lowest first."""
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return the number at `at`, and where what follows it begins."""
-    number = 0
-    for shift in range(0, 35, 7):
-        byte = data[at] if at < len(data) else 0
-        at += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-    return number, at
 
 
 def absolute(workdir: str, path: str) -> str:
@@ -265,14 +196,12 @@ class CopyCommand(Command):
     target_is_directory: bool = False
     chown: str | None = None
     chmod: str | None = None
-    stage: str = ""
-    keyword: str = "COPY"
     link: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkdirCommand(Command):
-    """A WORKDIR: `workdir` has to exist afterwards. Old guests skip it, as everything they don't know."""
+    """A WORKDIR: `workdir` has to exist afterwards."""
 
 
 AnyCommand = RunCommand | CopyCommand | WorkdirCommand

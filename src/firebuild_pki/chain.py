@@ -104,7 +104,7 @@ def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> Exten
         return None
 
 
-def in_words(error: BaseException) -> str:
+def error_message(error: BaseException) -> str:
     """Say why something could not be read or is refused, without the dumps that crypto libraries write."""
     text = str(error).strip()
     if "ParseError" in text or "asn1" in text.lower():
@@ -136,7 +136,7 @@ def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
         with quiet_parsing():
             return x509.load_pem_x509_certificates(data)
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
-        message = f"expected PEM certificates as {what}, but they cannot be read: {in_words(error)}"
+        message = f"expected PEM certificates as {what}, but they cannot be read: {error_message(error)}"
         raise MaterialError(message) from error
 
 
@@ -258,7 +258,7 @@ def key_problem(certificate: x509.Certificate) -> str | None:
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        return f"has a public key that cannot be read: {in_words(error)}"
+        return f"has a public key that cannot be read: {error_message(error)}"
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
         return f"has an RSA key of {key.key_size} bits; {MIN_RSA_BITS} are the least that is accepted"
     if isinstance(key, ec.EllipticCurvePublicKey):

@@ -36,7 +36,7 @@ from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 from firebuild_pki.spelling import nearest
 from firebuild_pki.validation import Diagnostic, parse_strictly, relocated, validate, without_empty
-from firebuild_pki.wrapping import in_our_words
+from firebuild_pki.wrapping import as_ca_error
 
 __all__ = [
     "CASettings",
@@ -256,7 +256,7 @@ class _Blocks:
             self.errors += relocated(model, block, error, below=below)
             return
         except BaseException as error:  # validators are code of the plugin, and may raise anything
-            failure = in_our_words(error, name, "validating the settings")
+            failure = as_ca_error(error, name, "validating the settings")
         raise failure
 
     def _add(self, path: KeyPath, message: str, hint: str | None = None, *, key: bool = False) -> None:

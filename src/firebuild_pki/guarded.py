@@ -30,7 +30,7 @@ from firebuild_pki.provider import (
     utc_now,
 )
 from firebuild_pki.worker import Unanswered, Worker
-from firebuild_pki.wrapping import in_our_words
+from firebuild_pki.wrapping import as_ca_error
 
 ResultT = TypeVar("ResultT")
 
@@ -176,7 +176,7 @@ class GuardedProvider(CAProvider):
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
-                ours = in_our_words(error, self._name, doing)
+                ours = as_ca_error(error, self._name, doing)
             raise ours
 
         return call

@@ -32,7 +32,7 @@ from firebuild_pki.chain import (
     Links,
     chain_remarks,
     describe,
-    in_words,
+    error_message,
     key_problem,
     parse_certificates,
 )
@@ -178,7 +178,7 @@ def _readable(what: str) -> Iterator[None]:
     except MaterialError:
         raise
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
-        failure = MaterialError(f"{what} cannot be read: {in_words(error)}")
+        failure = MaterialError(f"{what} cannot be read: {error_message(error)}")
         failure.__cause__ = error
     else:
         return
@@ -308,7 +308,7 @@ def _path_failure(builder: PolicyBuilder, chain: Chain, expected: Expectation) -
         else:
             builder.build_client_verifier().verify(chain.leaf, issuers)
     except VerificationError as error:
-        return in_words(error).removeprefix("validation failed: ")
+        return error_message(error).removeprefix("validation failed: ")
     return None
 
 

@@ -47,7 +47,7 @@ def described(error: BaseException) -> str:
     return error_text(error, TEXT_LIMIT - 200)  # with what comes before, within the limit
 
 
-def in_our_words(error: BaseException, provider: str, doing: str) -> CAError:
+def as_ca_error(error: BaseException, provider: str, doing: str) -> CAError:
     """Make an error of ours of anything that a provider raised.
 
     Args:
@@ -71,7 +71,7 @@ def in_our_words(error: BaseException, provider: str, doing: str) -> CAError:
 
 @contextmanager
 def provider_errors(provider: str, doing: str) -> Iterator[None]:
-    """Name the provider in every error that the block raises; see `in_our_words`.
+    """Name the provider in every error that the block raises; see `as_ca_error`.
 
     Raises:
         CAError: for anything but a KeyboardInterrupt.
@@ -81,7 +81,7 @@ def provider_errors(provider: str, doing: str) -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        ours = in_our_words(error, provider, doing)
+        ours = as_ca_error(error, provider, doing)
     else:
         return
     raise ours
@@ -135,12 +135,12 @@ def _plain(problem: Problem) -> Problem:
 def harmless(error: BaseException) -> BaseException:
     """Return an exception, or a `ForeignError` in its place if showing it would run code of a plugin."""
     chain = causes(error, lambda one: (one.__cause__, one.__context__))
-    if all(_says_by_itself(one) for one in chain):
+    if all(_is_self_explanatory(one) for one in chain):
         return error
     return ForeignError(described(error)).with_traceback(error.__traceback__)
 
 
-def _says_by_itself(error: BaseException) -> bool:
+def _is_self_explanatory(error: BaseException) -> bool:
     kind = type(error)
     texts = (kind.__str__, kind.__repr__)  # of built-in classes, these are written in C
     return all(isinstance(one, WrapperDescriptorType) for one in texts) and all(

@@ -179,6 +179,46 @@ def test_the_path_of_an_output_stays_when_the_image_is_built_again(cli: Cli) -> 
     assert Path(tree, "Dockerfile").is_file()
 
 
+def test_a_form_is_written_when_its_path_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    cli("build", "-t", "web:1")
+    assert cli("images", "list").out.splitlines()[1].endswith("  -")
+    [image] = json.loads(cli("images", "list", "--json").out)
+    assert (image["outputs"], len(image["layers"])) == ([], 1)
+    ext4 = cli("images", "path", "web:1").out
+    assert ext4 == f"{cli.home}/images/names/library/web/1/rootfs.ext4\n"
+    assert cli("images", "path", "web:1").out == ext4
+    tar = cli("images", "path", "web:1", "-o", "tar").out
+    assert cli("images", "path", "web:1").out == ext4 + tar
+    assert cli("images", "list").out.splitlines()[1].endswith("  ext4, tar")
+    done = cli("images", "export", "web:1", "-o", "dir,dest=out", "-o", f"ext4,dest={tmp_path}/x,size=48MiB")
+    assert done.out == f"{Path('out').absolute()}\n{tmp_path}/x\n"
+    assert Path("out/Dockerfile").is_file()
+    assert (tmp_path / "x").stat().st_size == 48 << 20
+    assert cli("images", "export", "web:1", "-o", "type=tar").out == tar
+    cli("images", "export", "web:1", "-o", "tar,dest=web.tar")
+    assert Path("web.tar").read_bytes() == Path(tar.strip()).read_bytes()
+    assert cli("images", "export", "web:1", "--output", "-").out.encode() == Path("web.tar").read_bytes()
+    # What was already there is no place for a form, and no image is none.
+    assert "it is a directory" in cli("images", "export", "web:1", "-o", "tar,dest=out", status=2).first
+    assert "there is no image x" in cli("images", "export", "x", "-o", "tar", status=2).first
+    assert "there is no image x" in cli("images", "path", "x", "-o", "tar", status=2).first
+    cli("rootfs", "--tag", "other:1", "--progress", "plain")
+    assert json.loads(cli("images", "inspect", "other:1").out)["outputs"][0]["type"] == "ext4"
+
+
+def test_an_image_whose_layers_are_gone_is_still_described(cli: Cli) -> None:
+    build(cli, "web:1")
+    for name in (cli.home / "layers").glob("*/names/*"):
+        name.unlink()
+    image = json.loads(cli("images", "inspect", "web:1").out)
+    assert "id" not in image
+    assert [output["type"] for output in image["outputs"]] == ["tar", "dir"]
+    done = cli("images", "path", "web:1", "-o", "ext4", status=6)
+    assert "the layer" in done.first
+    cli("images", "rm", "web:1")
+
+
 def test_several_are_removed_or_none(cli: Cli, tree: Path) -> None:
     for name in ("a", "b:1", "c"):
         build(cli, name)

@@ -159,7 +159,7 @@ def test_a_wrong_checksum_is_an_error_that_shows_both(web: Web, context: BuildCo
 
 def test_downloads_go_where_the_caller_says_and_stay_there(web: Web, tmp_path: Path) -> None:
     (tmp_path / "downloads").mkdir()
-    with BuildContext(tmp_path, downloads=tmp_path / "downloads") as context:
+    with BuildContext(tmp_path, downloads=lambda: tmp_path / "downloads") as context:
         entry = download(context, f"{web.url}/f")
     (path,) = (tmp_path / "downloads").iterdir()
     assert path.read_bytes() == BODY

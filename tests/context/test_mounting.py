@@ -24,7 +24,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.lowering import LoweredMounts, lower_mounts
-from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.request import Secret
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
-"""What kill -9 leaves: all steps that were finished are in the cache, and nothing else."""
+"""What kill -9 leaves of builds side by side: all finished steps are in the cache, and nothing else."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from support import Firebuild
 
-pytestmark = pytest.mark.needs("bwrap")
+pytestmark = pytest.mark.needs("bwrap", "busybox")
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
@@ -37,39 +38,43 @@ def family(pid: int) -> set[int]:
     return found
 
 
+def kill(pids: set[int]) -> None:
+    for pid in sorted(pids):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
 @pytest.mark.parametrize("all_of_it", [False, True], ids=["firebuild", "everything"])
-def test_what_was_finished_before_a_kill_is_cached(
-    firebuild: Firebuild, context: Path, *, all_of_it: bool
-) -> None:
-    names = [f"{time.time_ns()} {place}" for place in range(5)]
-    (context / "taken").write_text(names[0])
+def test_what_was_finished_before_a_kill_is_cached(tmp_path: Path, context: Path, *, all_of_it: bool) -> None:
+    firebuild = Firebuild(tmp_path / "home")
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    shutil.copy(busybox, context / "busybox")
 
-    def build(fourth: str) -> subprocess.Popen[bytes]:
-        text = f"FROM host\nCOPY taken /\nRUN echo {names[1]} > /one\nRUN {fourth}\nRUN echo {names[4]}\n"
-        (context / "Dockerfile").write_text(text)
-        options: list[str | Path] = [
-            "--dockerfile",
-            context / "Dockerfile",
-            "--tag",
-            "t/killed:1",
-            "--output",
-            "tar",
-        ]
-        return firebuild.popen("rootfs", "--context", context, *options, "--progress", "rawjson")
+    def build(tag: str, third: str) -> subprocess.Popen[bytes]:
+        lines = ["FROM scratch", "COPY busybox /", 'SHELL ["/busybox", "sh", "-c"]']
+        lines += ["RUN echo 3 > /three", f"RUN {third}", "RUN echo 5 > /five"]
+        (context / "Dockerfile").write_text("\n".join(lines))
+        options: list[str | Path] = ["--dockerfile", context / "Dockerfile", "--context", context]
+        return firebuild.popen("rootfs", *options, "--tag", f"t/{tag}:1", "--progress", "rawjson")
 
-    killed = build("sleep 1000")
-    assert killed.stdout is not None
-    for line in killed.stdout:
-        if {"event": "step-started", "step": 4}.items() <= json.loads(line).items():
-            break
-    for pid in sorted(family(killed.pid)) if all_of_it else [killed.pid]:
-        os.kill(pid, signal.SIGKILL)
-    killed.communicate()
+    # Two that make the same, in the middle of their third step.
+    killed = [build("one", "/busybox sleep 1000"), build("two", "/busybox sleep 1000")]
+    for process in killed:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if {"event": "step-started", "step": 4}.items() <= json.loads(line).items():
+                break
+    kill({pid for process in killed for pid in (family(process.pid) if all_of_it else [process.pid])})
+    for process in killed:
+        process.communicate()
     if all_of_it:
-        assert firebuild.leftovers(), "the cleanup process was killed, too"
+        assert firebuild.leftovers(), "the cleanup processes were killed, too"
     else:
         assert eventually(lambda: not firebuild.leftovers())
-    again = build(f"echo {names[3]}")
+    again = build("one", "echo 4 > /four")
     output, _ = again.communicate()
     events = [json.loads(line) for line in output.splitlines()]
     assert again.returncode == 0, events

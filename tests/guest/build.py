@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.legacy.commands import encode_command
 from firebuild_bootstrap.mmds import DataStore, MetadataEmulator
 from firebuild_bootstrap.sandbox import Bind, IdMap, Runtime, Sandbox, SandboxProcess
 from guest.pki import SERVER_NAME, Pki
@@ -89,9 +88,8 @@ class Build:
     arguments: list[str] = field(default_factory=list)
 
     def start(self, *commands: wire.AnyCommand | str, python: Sequence[str] = ()) -> Running:
-        self.server.commands = [
-            command if isinstance(command, str) else encode_command(command) for command in commands
-        ]
+        self.server.commands = list(commands)
+        self.server.old = self.server.old or any(isinstance(command, str) for command in commands)
         document = {**make_block(self.pki, self.server, self.ping_interval).as_json(), **self.block_changes}
         bootstrap = {name: value for name, value in document.items() if value is not None}
         socket = self.directory / "mmds" / "mmds.sock"

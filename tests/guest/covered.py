@@ -1,4 +1,4 @@
-"""Runs vminit and its helper under coverage, in sandboxes where coverage can't look after itself.
+"""Runs vminit and its helpers under coverage, in sandboxes where coverage can't look after itself.
 
 They end by execve or _exit, change their root and their user: so the data are kept in memory and written
 right before, through a descriptor of the directory that stays valid all the way.
@@ -44,24 +44,12 @@ def measure() -> None:
     atexit.register(save)
 
 
-def helper(packages: str, status: int) -> None:
-    sys.path.append(packages)
-    measure()
-    from firebuild_bootstrap.guest.enter import main
-
-    main(status)
-
-
 def vminit() -> int:
     measure()
-    from firebuild_bootstrap.guest import main, run
+    from firebuild_bootstrap.guest import enter, main
 
-    places = [path for path in sys.path if path]
-    run._BOOTSTRAP = (
-        f"import sys; sys.path += {places!r}; "
-        "from guest.covered import helper; helper(sys.argv[1], int(sys.argv[2]))"
-    )
-    return main.main()
+    enter.close_others = lambda control: None  # the data's directory is among them
+    return main.main(alone=True)
 
 
 if __name__ == "__main__":

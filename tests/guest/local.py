@@ -14,19 +14,18 @@ from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError
 from firebuild_bootstrap.guest.executor import Executor
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.guest.stream import join
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.legacy.commands import encode_command
 from firebuild_bootstrap.legacy.old_server import OldServer
 from guest.build import copy_command, make_block
 from guest.pki import Pki
-from guest.server import BuildServer, Chunks, packed
+from guest.server import BuildServer, Chunks
 
 
 class Local:
     """Executes commands in `image`."""
 
-    def __init__(self, pki: Pki, server: BuildServer, image: Path, *, packed: bool = False) -> None:
-        self._packed = packed
+    def __init__(self, pki: Pki, server: BuildServer, image: Path) -> None:
         self.server = server
         self.image = image
         self.stop = Stop()
@@ -39,11 +38,15 @@ class Local:
         self.stop.close()
 
     def execute(self, *commands: wire.AnyCommand | str) -> None:
-        self.server.commands = [
-            command if isinstance(command, str) else encode_command(command) for command in commands
-        ]
-        with self.calls() as host:
-            Executor(self.root, host, self.stop).execute()
+        self.server.commands = list(commands)
+        self.server.old = self.server.old or any(isinstance(command, str) for command in commands)
+        with self.calls() if self.server.old else join(self.client, self.stop, 5.0) as host:
+            try:
+                Executor(self.root, host, self.stop).execute()
+            except GuestError as error:
+                if not self.server.old:
+                    host.abort(error)
+                raise
 
     def calls(self) -> OldServer:
         return OldServer(self.client, self.stop, 5.0)
@@ -54,8 +57,6 @@ class Local:
         return caught.value
 
     def copy(self, chunks: Chunks, target: str, **fields: Any) -> None:
-        if self._packed and not callable(chunks):
-            chunks = packed(chunks)
         self.server.resources["files"] = chunks
         self.execute(copy_command(target, **fields))
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
 import grpc
 
-from firebuild_bootstrap import wire
+from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.legacy.scripts import encode_command
 from guest.pki import Pki
 
-Chunks = Sequence[pb.ResourceChunk] | Callable[[grpc.ServicerContext], Iterator[pb.ResourceChunk]]
+Message = pb.ResourceChunk | pb.ToGuest
+Chunks = Sequence[Message] | Callable[[grpc.ServicerContext], Iterator[Message]]
 
 
 def header(name: str = "f", **fields: Any) -> pb.ResourceChunk:
@@ -62,13 +64,12 @@ _KINDS: dict[int, tar.Kind] = {
 }
 
 
-def group(**fields: bool) -> pb.ResourceChunk:
-    return pb.ResourceChunk(group=pb.ResourceChunk.Group(**fields))
+def group(**fields: bool) -> pb.ToGuest:
+    return pb.ToGuest(group=pb.Group(**fields))
 
 
-def piece(data: bytes, checksum: int | None = None) -> pb.ResourceChunk:
-    number = zlib.crc32(data) if checksum is None else checksum
-    return pb.ResourceChunk(piece=pb.ResourceChunk.Piece(checksum=number, data=data))
+def piece(data: bytes) -> pb.ToGuest:
+    return pb.ToGuest(piece=pb.Piece(data=data))
 
 
 END = piece(bytes(1024))
@@ -80,19 +81,20 @@ def member(name: str, content: bytes = b"", kind: tar.Kind = tar.FILE, **fields:
     return tar.encode(entry, entry.stored)[0] + content + bytes(-len(content) % tar.BLOCK)
 
 
-def packed(chunks: Sequence[pb.ResourceChunk]) -> list[pb.ResourceChunk]:
-    """What a server sends in place of well-formed entries to a guest that takes files packed."""
-    found: list[pb.ResourceChunk] = []
+def packed(chunks: Sequence[Message]) -> list[pb.ToGuest]:
+    """What a session sends in place of well-formed entries."""
+    found: list[pb.ToGuest] = []
     for message in chunks:
+        if isinstance(message, pb.ToGuest):
+            return [each for each in chunks if isinstance(each, pb.ToGuest)]
         if message.HasField("header"):
             header, content = message.header, b""
         elif message.HasField("chunk"):
             content += message.chunk.chunk
-        elif header.kind == pb.ENTRY_KIND_UNSPECIFIED:
-            return list(chunks)  # of an old server, which packs nothing
         else:
-            flags = {"fromDirectory": header.fromDirectory, "keepOwner": header.keepOwner}
-            found.append(group(**flags, ofTree=header.ofTree))
+            found.append(
+                group(from_directory=header.fromDirectory, keep_owner=header.keepOwner, of_tree=header.ofTree)
+            )
             data = member(
                 header.entryPath,
                 content,
@@ -105,14 +107,20 @@ def packed(chunks: Sequence[pb.ResourceChunk]) -> list[pb.ResourceChunk]:
             )
             found += [piece(data[:700])]
             found += [piece(data[at : at + 1024 * 1024]) for at in range(700, len(data), 1024 * 1024)]
-    return [*found, END]
+    return [*found, END] if found else []
 
 
 class BuildServer:
-    """Serves commands and resources, and records every call of the guest."""
+    """Serves commands and resources in a session, or in the calls of old; records what the guest says.
+
+    What comes in a session is recorded as the calls of old would be.
+    """
 
     def __init__(self, pki: Pki, *, port: int = 0) -> None:
-        self.commands: list[str] = []
+        self.old = False
+        self.commands: list[wire.AnyCommand | pb.ToGuest | str] = []
+        self.layers: list[bytes] = []
+        self.wants: list[str] = []
         self.resources: dict[str, Chunks] = {}
         self.logs: list[tuple[str, pb.LogMessage]] = []
         self.aborts: list[pb.AbortRequest] = []
@@ -123,6 +131,8 @@ class BuildServer:
         self.on_log: Callable[[pb.LogMessage], None] = lambda message: None
         self.on_ping: Callable[[grpc.ServicerContext], None] = lambda context: None
         self.on_commands: Callable[[grpc.ServicerContext], None] = lambda context: None
+        self.on_success: Callable[[grpc.ServicerContext], None] = lambda context: None
+        self._step = 0
         self._log_lock = threading.Lock()
         self._server = grpc.server(
             futures.ThreadPoolExecutor(8),
@@ -189,7 +199,96 @@ class BuildServer:
             request_deserializer=pb.ResourceRequest.FromString,
             response_serializer=lambda message: message.SerializeToString(),
         )
+        handlers["Session"] = grpc.stream_stream_rpc_method_handler(self._session)
         return grpc.method_handlers_generic_handler(wire.SERVICE, handlers)
+
+    # --- a session ----------------------------------------------------------------------------
+
+    def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        if self.old:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+        self.hellos.append(("Session", tuple(context.invocation_metadata())))
+        self.on_commands(context)
+        said: queue.Queue[pb.FromGuest] = queue.Queue()
+        threading.Thread(target=self._hear, args=(requests, said, context), daemon=True).start()
+        assert said.get().hello.version == messages.VERSION
+        for command in self.commands:
+            assert not isinstance(command, str)
+            if isinstance(command, pb.ToGuest):
+                yield command.SerializeToString()
+                if command.HasField("checkpoint"):
+                    self.layers.append(b"")
+                    while (heard := said.get()).HasField("layer") and not heard.layer.last:
+                        self.layers[-1] += heard.layer.data
+                    if not self._done(heard.done):
+                        return
+                    continue
+            else:
+                self._step = command.step
+                started = pb.StepEvent(kind=pb.StepEvent.STARTED)
+                self.logs.append(("stdout", pb.LogMessage(step=command.step, event=started)))
+                yield messages.encode(command).SerializeToString()
+                if isinstance(command, wire.CopyCommand):
+                    yield from self._files(command.source, said, context)
+            while (message := said.get()).HasField("want"):
+                self.wants.append(message.want.resource)
+                yield from self._files(message.want.resource, said, context)
+            if not self._done(message.done):
+                return
+        yield pb.ToGuest(finish=pb.Finish()).SerializeToString()
+        if self._done(said.get().done):
+            self.on_success(context)
+            self.successes += 1
+
+    def _hear(
+        self, requests: Iterator[bytes], said: queue.Queue[pb.FromGuest], context: grpc.ServicerContext
+    ) -> None:
+        try:
+            for data in requests:
+                message = pb.FromGuest.FromString(data)
+                match message.WhichOneof("message"):
+                    case "alive":
+                        self.pings.append("alive")
+                    case "output":
+                        stream = "stderr" if message.output.stderr else "stdout"
+                        self._log(stream, pb.LogMessage(data=message.output.data, step=self._step))
+                    case _:
+                        said.put(message)
+        except grpc.RpcError:
+            pass  # the guest has gone
+        except RuntimeError:  # of `on_log`
+            context.cancel()
+        said.put(pb.FromGuest(done=pb.Done(failure=pb.Failure(reason="gone"))))
+
+    def _files(
+        self, name: str, said: queue.Queue[pb.FromGuest], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        chunks = self.resources.get(name)
+        if chunks is None:
+            context.abort(grpc.StatusCode.ABORTED, f"no resource {name}")
+        for message in chunks(context) if callable(chunks) else packed(chunks):
+            if not said.empty():
+                return
+            yield message.SerializeToString()
+        yield pb.ToGuest(files_end=pb.FilesEnd()).SerializeToString()
+
+    def _done(self, done: pb.Done) -> bool:
+        failed = done.HasField("failure")
+        if done.failure.reason == "gone":
+            return False
+        if done.step:
+            event = pb.StepEvent(
+                kind=pb.StepEvent.FINISHED, exit_code=(done.failure.exit_code or 1) if failed else 0
+            )
+            self.logs.append(("stdout", pb.LogMessage(step=done.step, event=event)))
+        if failed:
+            why = done.failure
+            self.aborts.append(
+                pb.AbortRequest(error=why.error, step=done.step, exit_code=why.exit_code, reason=why.reason)
+            )
+        return not failed
+
+    # --- the calls of old ---------------------------------------------------------------------
 
     def _noting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def noted(request: Any, context: grpc.ServicerContext) -> Any:
@@ -200,7 +299,13 @@ class BuildServer:
 
     def _commands(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.CommandsResponse:
         self.on_commands(context)
-        return pb.CommandsResponse(command=self.commands)
+        return pb.CommandsResponse(
+            command=[
+                command if isinstance(command, str) else encode_command(command, extended=False)
+                for command in self.commands
+                if not isinstance(command, pb.ToGuest)
+            ]
+        )
 
     def _ping(self, request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PingResponse:
         self.pings.append(request.id)
@@ -221,9 +326,7 @@ class BuildServer:
         self.successes += 1
         return pb.Empty()
 
-    def _resource(
-        self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk]:
+    def _resource(self, request: pb.ResourceRequest, context: grpc.ServicerContext) -> Iterator[Message]:
         self.requests.append(request)
         chunks = self.resources.get(request.path)
         if chunks is None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,12 @@ import pytest
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.bootstrap import bootstrap, read_block, set_clock
-from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
-from firebuild_bootstrap.guest.run import BATCH_BYTES
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.commands import encode_command
-from firebuild_bootstrap.legacy.old_server import OldServer
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, make_block, run_command, workdir_command
-from guest.local import Local
 from guest.pki import Pki
-from guest.server import BuildServer, a_file, chunk, header
+from guest.server import BuildServer, a_file, group, member, piece
 
 ROOT = pytest.mark.root
 SANDBOX = pytest.mark.needs("bwrap", "busybox")
@@ -41,8 +37,8 @@ def image(tmp_path: Path) -> str:
     return str(tmp_path / "image")
 
 
-def put(server: BuildServer, *commands: wire.AnyCommand) -> None:
-    server.commands = [encode_command(command) for command in commands]
+def put(server: BuildServer, *commands: wire.AnyCommand | pb.ToGuest) -> None:
+    server.commands = list(commands)
 
 
 # --- from start to end ----------------------------------------------------------------------------
@@ -58,31 +54,42 @@ def test_a_build_ends_in_one_success_after_all_output(pki: Pki, server: BuildSer
     assert [event[:2] for event in server.events] == [
         (2, "STARTED"), (2, "FINISHED"), (3, "STARTED"), (3, "FINISHED")
     ]  # fmt: skip
-    assert server.hellos[0][0] == "Commands"
-    assert server.hellos[-1][0] == "Success"
+    assert [name for name, _ in server.hellos] == ["Session"]
 
 
 @ROOT
 def test_a_failed_step_is_reported_once_with_everything_known(
     pki: Pki, server: BuildServer, image: str
 ) -> None:
-    put(server, copy_command("/f", source="missing", step=7))
+    server.resources["files"] = a_file("f", b"content")
+    put(server, copy_command("/f", step=7, chown="nobody-here"))
     with pytest.raises(GuestError):
         bootstrap(make_block(pki, server), image)
     [abort] = server.aborts
-    assert (abort.step, abort.exit_code, abort.reason) == (7, 0, "protocol")
+    assert (abort.step, abort.exit_code, abort.reason) == (7, 0, "file")
+    assert "nobody-here" in abort.error
     assert server.successes == 0
 
 
 @ROOT
-def test_a_malformed_command_aborts_before_anything_is_executed(
-    pki: Pki, server: BuildServer, image: str
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (pb.ToGuest(workdir=pb.Workdir()), "a step that can't be read: a step has the number 0"),
+        (pb.ToGuest(files_end=pb.FilesEnd()), "the server sent files_end where a step was due"),
+        (piece(b"x"), "the server sent files where a step was due"),
+        (pb.ToGuest(), "the server sent nothing where a step was due"),
+        (pb.ToGuest(checkpoint=pb.Checkpoint(step=2)), "the layer of a step, and this guest keeps none"),
+    ],
+)
+def test_what_is_no_step_ends_the_session_with_a_word(
+    pki: Pki, server: BuildServer, image: str, message: pb.ToGuest, words: str
 ) -> None:
-    server.commands = [encode_command(workdir_command("/made")), "no json"]
-    with pytest.raises(GuestError, match="command 2: a command is not JSON"):
+    put(server, workdir_command("/made"), message, workdir_command("/never", step=3))
+    with pytest.raises(GuestError, match=words):
         bootstrap(make_block(pki, server), image)
-    assert [abort.reason for abort in server.aborts] == ["protocol"]
-    assert not (Path(image) / "made").exists()
+    assert [(abort.reason, words in abort.error) for abort in server.aborts] == [("protocol", True)]
+    assert [path.name for path in Path(image).iterdir()] == ["made"]
 
 
 @ROOT
@@ -221,70 +228,55 @@ def test_a_lost_server_ends_the_running_command_and_vminit(build: Build) -> None
         build.server.stop()
         outcome = running.finish(20)
     assert outcome.status == 4
-    assert "3 pings in a row" in outcome.stderr
-
-
-@SANDBOX
-def test_a_ping_that_fails_now_and_then_is_forgiven(build: Build) -> None:
-    def moody(context: grpc.ServicerContext) -> None:
-        if len(build.server.pings) % 3:
-            context.abort(grpc.StatusCode.INTERNAL, "not now")
-
-    build.server.on_ping = moody
-    build.ping_interval = 0.05
-    build.succeed(run_command("sleep 1.2"))
-    assert len(build.server.pings) > 9
-    assert len(set(build.server.pings)) == len(build.server.pings)
+    assert "vminit: the server ended the session: " in outcome.stderr
 
 
 @ROOT
-def test_pings_continue_during_a_copy_and_their_loss_ends_it(
-    pki: Pki, server: BuildServer, image: str
+def test_a_host_that_falls_silent_is_noticed(
+    pki: Pki, server: BuildServer, image: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def endless(context: grpc.ServicerContext) -> object:
-        yield header(size=10)
-        yield chunk(b"x")
-        while context.is_active():
-            time.sleep(0.05)
+    monkeypatch.setattr("firebuild_bootstrap.guest.client._LEAST_PATIENCE", 0.3)
+    host, port = server.host_port.rsplit(":", 1)
+    silent = threading.Event()
 
-    server.resources["files"] = endless  # type: ignore[assignment]
-    server.on_ping = lambda context: context.abort(grpc.StatusCode.INTERNAL, "gone")
-    put(server, copy_command("/f"))
-    with pytest.raises(ServerLost, match="3 pings"):
-        bootstrap(make_block(pki, server, ping_interval=0.05), image)
-    assert not (Path(image) / "f").exists()
-    assert [(abort.step, "3 pings" in abort.error) for abort in server.aborts] == [(2, True)]
+    def forward(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while (data := source.recv(65536)) and not silent.is_set():
+                target.sendall(data)
 
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):  # the guest's own handshake, and gRPC's
+            guest, _ = listener.accept()
+            backend = socket.create_connection((host, int(port)))
+            stack.enter_context(guest)
+            stack.enter_context(backend)
+            threading.Thread(target=forward, args=(backend, guest), daemon=True).start()
+            threading.Thread(target=forward, args=(guest, backend), daemon=True).start()
 
-@ROOT
-def test_a_server_that_refuses_output_ends_the_build(pki: Pki, server: BuildServer, image: str) -> None:
-    def refuse(message: pb.LogMessage) -> None:
-        raise RuntimeError("disk full")
+    def stall(_: grpc.ServicerContext) -> Iterator[pb.ToGuest]:
+        silent.set()
+        yield group()
 
-    server.on_log = refuse
-    put(server, workdir_command("/a"), workdir_command("/b", step=3))
-    with pytest.raises(ServerLost, match="no longer takes output: UNKNOWN"):
-        bootstrap(make_block(pki, server), image)
-    assert len(server.aborts) == 1
+    server.resources["files"] = stall
+    put(server, workdir_command("/d"), copy_command("/f", step=3))
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        block = replace(make_block(pki, server), host_port=f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ServerLost, match=r"the server ended the session: UNAVAILABLE: .*[Pp]ing"):
+            bootstrap(replace(block, ping_interval=0.1), image)
+    assert server.aborts == []
 
 
 @ROOT
 def test_a_success_that_the_server_does_not_take_is_an_error(pki: Pki, image: str) -> None:
-    class Refusing(BuildServer):
-        def _success(self, request: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "too late")
-            raise AssertionError
+    def refuse(context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "too late")
 
-    server = Refusing(pki).start()
+    server = BuildServer(pki).start()
+    server.on_success = refuse
     with pytest.raises(ServerLost, match="did not take the success: FAILED_PRECONDITION: too late"):
         bootstrap(make_block(pki, server), image)
     server.stop()
-
-
-def test_an_error_with_a_name_that_is_not_utf8_can_be_reported(local: Local) -> None:
-    with local.calls() as host:
-        assert host.abort(GuestError("b\udcffad"))
-    assert [abort.error for abort in local.server.aborts] == ["b?ad"]
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -293,10 +285,12 @@ def test_an_error_with_a_name_that_is_not_utf8_can_be_reported(local: Local) -> 
 @ROOT
 def test_a_signal_ends_a_copy_with_an_abort(pki: Pki, server: BuildServer, image: str) -> None:
     def endless(context: grpc.ServicerContext) -> object:
-        yield header(size=10)
+        yield group()
+        yield piece(member("f", bytes(1000))[:600])
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         while context.is_active():
             time.sleep(0.02)
+            yield piece(b"")
 
     server.resources["files"] = endless  # type: ignore[assignment]
     put(server, copy_command("/f"))
@@ -321,16 +315,6 @@ def test_the_first_reason_to_stop_counts_and_late_comers_are_called_at_once() ->
     assert stop.wait(5)
     with pytest.raises(Interrupted, match="SIGTERM"):
         stop.check()
-    stop.close()
-
-
-def test_a_closed_channel_is_a_lost_server(pki: Pki, server: BuildServer) -> None:
-    stop = Stop()
-    client = Client(make_block(pki, server), stop)
-    with OldServer(client, stop, 5.0) as host:
-        client.close()
-        assert not host.ping("1", 1)
-        assert not host.abort(GuestError("x"))
     stop.close()
 
 
@@ -381,20 +365,6 @@ def test_a_clock_that_may_not_be_set_is_left_alone() -> None:
         raise PermissionError(1, "Operation not permitted")
 
     set_clock(1_900_000_000.0, now=lambda: 5.0, adjust=forbidden)
-
-
-def test_a_writer_that_waits_for_a_stuck_server_is_released_by_the_end(local: Local) -> None:
-    stuck = threading.Event()
-
-    def wait(message: pb.LogMessage) -> None:
-        stuck.wait(10)
-
-    local.server.on_log = wait
-    threading.Timer(0.5, lambda: local.stop.set(ServerLost("gone"))).start()
-    with local.calls() as host, pytest.raises(ServerLost, match="gone"):
-        while True:
-            host.write(2, "stdout", bytes(BATCH_BYTES))
-    stuck.set()
 
 
 # --- speed ----------------------------------------------------------------------------------------

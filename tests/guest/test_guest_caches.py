@@ -219,7 +219,7 @@ def test_caches_keep_their_content_owner_and_mode_from_run_to_run_and_build_to_b
     assert lines[:3] == ["1777 1000:50", "2750 0:0", "first"]
     assert "Read-only file system" in lines[3]
     assert lines[4:] == ["first", "more"]
-    assert [request.path for request in build.server.requests] == ["files"]
+    assert build.server.wants == ["files"]
     assert (store.place(identifier="filled") / "data").stat().st_mode & 0o7777 == 0o711
     assert sorted(path.name for path in build.image.iterdir()) == ["bin", "etc"]
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
-import grpc
 import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.legacy.commands import GUEST
-from guest.build import copy_command, make_image, workdir_command
+from guest.build import workdir_command
 from guest.local import Local
-from guest.pki import Pki
-from guest.server import BuildServer, a_directory, a_file, a_link, chunk, eof, header, in_tree
+from guest.server import a_directory, a_file, a_link, chunk, eof, header, in_tree
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture(params=["each by itself", "packed"])
-def local(request: pytest.FixtureRequest, pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Local]:
-    """A guest that is sent the same entries in one form and in the other."""
-    image = make_image(tmp_path / "image", busybox=False)
-    local = Local(pki, server, image, packed=request.param == "packed")
-    yield local
-    local.close()
 
 
 TREE = [*a_directory(""), *in_tree("a", b"A"), *a_directory("sub"), *in_tree("sub/b", b"B")]
@@ -95,15 +81,6 @@ def test_a_workdir_is_cleaned_before_links_are_followed(local: Local) -> None:
     (local.image / "a").symlink_to("x/y")
     local.execute(workdir_command("/a/../w"))
     assert set(local.tree()) == {"a", "w", "x", "x/y"}
-
-
-def test_an_old_servers_target_is_cleaned_before_links_are_followed(local: Local) -> None:
-    (local.image / "x/y").mkdir(parents=True)
-    (local.image / "a").symlink_to("x/y")
-    old = pb.ResourceChunk.ResourceHeader(sourcePath="f", targetPath="/a/../g", fileMode=0o644)
-    chunks = [pb.ResourceChunk(header=old), chunk(b"F", ""), eof("")]
-    local.copy(chunks, "/a/../g", source="files", step=0)
-    assert local.tree()["g"] == "F"
 
 
 def test_a_directory_means_its_contents_merged_into_what_is_there(local: Local) -> None:
@@ -358,13 +335,6 @@ def test_a_directory_of_great_depth_is_replaced(local: Local) -> None:
     assert local.tree() == {"d": "a file"}
 
 
-def test_the_root_and_the_parents_of_a_member_can_not_be_replaced(local: Local) -> None:
-    assert "/t: a directory is there" in local.refused(member("", b"x"), "/t").message
-    (local.image / "f").write_text("file")
-    assert "/f/x: a file is where a directory is needed" in local.refused(member("f/x"), "/").message
-    assert "/f: a file is where a directory is needed" in local.refused(member("x"), "/f").message
-
-
 # --- modes ----------------------------------------------------------------------------------------
 
 
@@ -405,110 +375,8 @@ def test_a_loop_of_links_is_an_error(local: Local) -> None:
     assert "/loop/x: Too many levels" in local.refused(a_file("a"), "/loop/x").message
 
 
-@pytest.mark.parametrize("path", ["../x", "a/../../x", "/x"])
-def test_entries_that_leave_the_destination_are_refused(local: Local, path: str) -> None:
-    error = local.refused(in_tree(path, b"x"), "/t")
-    assert (error.reason, "leads out" in error.message) == ("protocol", True)
-
-
-def test_an_unknown_kind_of_entry_is_refused(local: Local) -> None:
-    assert local.refused(a_file("x", kind=9)).reason == "protocol"
-
-
-# --- broken streams -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("chunks", "words"),
-    [
-        ([header(size=1), chunk(b"x", checksum=b"0" * 32), eof()], "checksum"),
-        ([header(size=1), chunk(b"x", checksum=b""), eof()], "checksum"),
-        ([header(size=1), chunk(b"x")], "in the middle"),
-        ([header()], "in the middle"),
-        ([chunk(b"x")], "chunk where the header"),
-        ([eof()], "eof where the header"),
-        ([pb.ResourceChunk()], "nothing where the header"),
-        ([header(size=1), chunk(b"x"), header("g")], "header before the end"),
-        ([header(size=1), pb.ResourceChunk()], "nothing before the end"),
-        ([header(size=5), chunk(b"x"), eof()], "5 bytes were announced, 1 came"),
-        ([header(size=1), chunk(b"x"), chunk(b"y")], "1 bytes were announced, and more than 1 came"),
-        ([header(size=1), chunk(b"xy"), eof()], "1 bytes were announced, and more than 1 came"),
-        ([header(size=0), chunk(b"x"), eof()], "0 bytes were announced, and more than 0 came"),
-        ([header(size=-1), eof()], "announced -1 bytes"),
-        ([*a_directory("d")[:1], chunk(b"x", "d"), eof("d")], "0 bytes were announced, 1 came"),
-        ([*a_link("l", "x")[:1], chunk(b"x", "l"), eof("l")], "0 bytes were announced, 1 came"),
-        ([*a_link("l", "x")[:1], *[chunk(bytes(2**21), "l")] * 2], "0 bytes were announced, and more than 0"),
-        (a_file("a\0b"), "a path with a NUL"),
-        (a_link("l", "x\0y"), "a path with a NUL"),
-        (a_file("f", keepOwner=True, uid=2**40), "the owner 1099511627776:0"),
-        (a_file("f", keepOwner=True, gid=-1), "the owner 0:-1"),
-        ([header(size=1), chunk(b"x", "g"), eof()], "mixed two files"),
-        ([header(size=1), chunk(b"x"), eof("g")], "mixed two files"),
-        ([header(size=1), chunk(bytes(wire.MAX_CHUNK_BYTES + 1)), eof()], "a chunk has 3774874 bytes"),
-        ([*a_link("l", "x")[:1], chunk(b"x", "l"), eof("g")], "mixed two files"),
-    ],
-)  # fmt: skip
-def test_a_broken_stream_is_an_error_and_leaves_no_file(
-    local: Local, chunks: list[pb.ResourceChunk], words: str
-) -> None:
-    error = local.refused(chunks, "/t/")
-    assert words in error.message
-    assert error.reason == "protocol"
-    assert set(local.tree()) <= {"t", "t/l", "t/d"}
-
-
-def test_not_one_chunk_more_than_announced_is_written(local: Local) -> None:
-    sent = 0
-
-    def endless(context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
-        nonlocal sent
-        yield header(size=1)
-        while context.is_active():
-            sent += 1
-            yield chunk(bytes(wire.CHUNK_BYTES))
-
-    error = local.refused(endless)
-    assert "1 bytes were announced, and more than 1 came" in error.message
-    assert local.tree() == {}
-    assert sent < 50
-
-
-def test_a_message_longer_than_the_protocols_limit_is_an_error(local: Local) -> None:
-    error = local.refused([header(), chunk(bytes(wire.MAX_MESSAGE_BYTES)), eof()])
-    assert "RESOURCE_EXHAUSTED" in error.message
-
-
-def test_an_error_of_the_server_is_not_the_end_of_the_stream(local: Local) -> None:
-    error = local.refusal(copy_command("/t", source="unknown"))
-    assert "NOT_FOUND: no resource unknown" in error.message
-    assert "'unknown'" in error.message
-
-
-def test_a_failed_copy_leaves_the_old_file_in_place(local: Local) -> None:
-    (local.image / "f").write_text("old")
-    local.refused([header(size=2), chunk(b"x")], "/f")
-    assert local.tree() == {"f": "old"}
-
-
 def test_a_large_file_is_streamed(local: Local) -> None:
     part = os.urandom(wire.CHUNK_BYTES)
     chunks = [header(size=20 * len(part)), *[chunk(part)] * 20, eof()]
     local.copy(chunks, "/big")
     assert (local.image / "big").read_bytes() == part * 20
-
-
-# --- commands -------------------------------------------------------------------------------------
-
-
-def test_unknown_instructions_are_skipped_and_malformed_ones_are_not(local: Local) -> None:
-    local.execute('{"OriginalCommand":"HEALTHCHECK NONE"}', workdir_command("/made"))
-    assert local.tree() == {"made": "dir"}
-    error = local.refusal("{}")
-    assert (error.message, error.reason) == ("command 1: a command lacks OriginalCommand", "protocol")
-
-
-def test_every_call_says_that_this_guest_knows_the_extensions(local: Local) -> None:
-    local.copy(a_file("a"), "/a")
-    assert {name for name, _ in local.server.hellos} == {"Commands", "StdOut", "Resource"}
-    assert all(set(GUEST) <= set(hello) for _, hello in local.server.hellos)
-    assert [(request.path, request.stage) for request in local.server.requests] == [("files", "")]

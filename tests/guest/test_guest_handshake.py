@@ -24,12 +24,11 @@ from firebuild_bootstrap.guest.bootstrap import bootstrap
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError, InputError, Interrupted, ServerLost
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.commands import encode_command
-from firebuild_bootstrap.legacy.old_server import OldServer
-from guest.build import copy_command, make_block
+from firebuild_bootstrap.guest.stream import BATCH_BYTES, join
+from guest.build import copy_command, make_block, workdir_command
 from guest.local import Local
 from guest.pki import SERVER_NAME, Authority, Pair, Pki
-from guest.server import BuildServer, a_file, chunk, header
+from guest.server import BuildServer, group, member, piece
 
 Names = list[x509.GeneralName]
 
@@ -61,7 +60,7 @@ def pki_of(authority: Authority, server: Pair) -> Pki:
 def refused(block: wire.BootstrapBlock, seconds: float = 5.0) -> GuestError:
     """How the guest ends, which has to be soon; it would try for half a minute."""
     stop, began = Stop(), time.monotonic()
-    with pytest.raises(GuestError) as caught, OldServer(Client(block, stop), stop, 5.0):
+    with pytest.raises(GuestError) as caught, join(Client(block, stop), stop, 5.0):
         pass
     stop.close()
     assert time.monotonic() - began < seconds
@@ -97,7 +96,7 @@ def test_the_name_counts_among_the_alternative_names_whatever_the_common_name(au
     server = BuildServer(pki).start()
     stop = Stop()
     client = Client(make_block(pki, server), stop)
-    with OldServer(client, stop, 5.0) as host:
+    with join(client, stop, 5.0) as host:
         assert list(host.steps()) == []
     client.close()
     server.stop()
@@ -230,7 +229,7 @@ def test_a_server_that_drops_connections_at_first_is_tried_again(
     ):
         stop = Stop()
         client = Client(replace(make_block(pki, server), host_port=host_port), stop)
-        with OldServer(client, stop, 5.0) as host:
+        with join(client, stop, 5.0) as host:
             assert list(host.steps()) == []
         client.close()
         stop.close()
@@ -255,7 +254,7 @@ def test_what_is_no_token_leads_nowhere(
     with tls_server(pki, tmp_path, tell, alpn=[wire.CONTACT_PROTOCOL]) as host_port:
         client = Client(replace(make_block(pki, server), host_port=host_port), stop, connect_timeout=0.5)
         with pytest.raises(ServerLost, match=message):
-            OldServer(client, stop, 5.0).__enter__()
+            join(client, stop, 5.0)
     stop.close()
 
 
@@ -285,7 +284,7 @@ def test_a_server_that_hangs_up_during_the_handshake_is_tried_until_the_time_is_
         threading.Thread(target=serve, daemon=True).start()
         block = replace(make_block(pki, server), host_port=f"127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(ServerLost, match="UNAVAILABLE: "):
-            OldServer(Client(block, stop, connect_timeout=0.5), stop, 5.0).__enter__()
+            join(Client(block, stop, connect_timeout=0.5), stop, 5.0)
         listener.shutdown(socket.SHUT_RDWR)
     stop.close()
 
@@ -297,7 +296,7 @@ def test_a_signal_ends_a_handshake_that_hangs(pki: Pki, server: BuildServer) -> 
         threading.Timer(0.3, lambda: stop.set(Interrupted(15, "SIGTERM"))).start()
         began = time.monotonic()
         with pytest.raises(Interrupted):
-            OldServer(Client(block, stop), stop, 5.0).__enter__()
+            join(Client(block, stop), stop, 5.0)
     assert time.monotonic() - began < 5
     stop.close()
 
@@ -338,7 +337,7 @@ def silent(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Callable[.
 
     def run(*commands: wire.AnyCommand) -> ServerLost:
         (tmp_path / "image").mkdir()
-        server.commands = [encode_command(command) for command in commands]
+        server.commands = list(commands)
         began = time.monotonic()
         block = make_block(pki, server, ping_interval=0.1)
         with pytest.raises(ServerLost) as caught:
@@ -353,47 +352,28 @@ def silent(pki: Pki, server: BuildServer, tmp_path: Path) -> Iterator[Callable[.
     over.set()
 
 
-@pytest.mark.root
-def test_a_server_that_takes_no_output_is_lost(
-    server: BuildServer, silent: Callable[..., ServerLost]
-) -> None:
-    server.on_log = lambda message: silent.over.wait(20)  # type: ignore[attr-defined]
-    server.resources["files"] = a_file("f", b"x")
-    error = silent(copy_command("/f"))
-    assert "did not take the output within 1 seconds" in error.message
-    assert error.exit_status == 4
+def test_a_host_that_takes_no_output_is_lost(local: Local) -> None:
+    over = threading.Event()
+    local.server.on_log = lambda message: (over.wait(20), None)[1]
+    local.server.commands = [workdir_command("/w")]
+    local.client.call_timeout = 0.3
+    with join(local.client, local.stop, 5.0) as host, pytest.raises(ServerLost) as caught:
+        while True:
+            host.write(2, "stdout", bytes(BATCH_BYTES))
+    assert caught.value.message == "the server did not take the output within 0.3 seconds"
+    over.set()
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_a_server_that_stops_sending_files_is_lost(
+def test_a_host_that_stops_sending_files_is_lost(
     server: BuildServer, silent: Callable[..., ServerLost], before: int
 ) -> None:
-    def stall(context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
-        yield from [header(size=2), chunk(b"x")][:before]
+    def stall(_: grpc.ServicerContext) -> Iterator[pb.ToGuest]:
+        yield from [group(), piece(member("f", b"x")[:600])][:before]
         silent.over.wait(20)  # type: ignore[attr-defined]
 
     server.resources["files"] = stall
     error = silent(copy_command("/f"))
-    assert "the server sent nothing of 'files' for 1 seconds" in error.message
+    assert "the server sent nothing for 1 seconds" in error.message
     assert error.exit_status == 4
-
-
-@pytest.mark.root
-def test_the_guests_own_work_on_a_file_does_not_count(local: Local) -> None:
-    local.client.call_timeout = 0.5
-    local.server.resources["files"] = [*a_file("f", b"x"), *a_file("g", b"y")]
-    with local.calls() as host:
-        taken = []
-        for each in host.files("files"):
-            time.sleep(0.8)
-            taken.append(each.entry.path)
-    assert taken == ["f", "g"]
-
-
-@pytest.mark.root
-def test_output_that_comes_after_the_end_of_the_connection_is_lost_in_words(local: Local) -> None:
-    with local.calls() as host:
-        local.client.close()
-        with pytest.raises(ServerLost, match="the connection to the server was closed"):
-            host.success()

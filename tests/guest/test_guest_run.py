@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.guest.enter import Launcher
 from firebuild_bootstrap.sandbox import IdMap
 from guest.build import Build, run_command, workdir_command
 
@@ -512,3 +515,21 @@ def test_another_user_needs_more_ids_and_the_error_says_so(build: Build, single_
     abort = build.fail(run_command("true", user="app"))
     assert "USER app" in abort.error
     assert "/etc/subuid" in abort.error
+
+
+def test_a_launcher_takes_more_descriptors_than_the_kernel_sends_at_once() -> None:
+    with closing(Launcher()) as launcher:
+        ends = [os.pipe() for _ in range(4)]
+        locks = [os.dup(0) for _ in range(300)]
+        launcher.start(ends[0][0], *(write for _, write in ends[1:]), *locks)
+        for descriptor in (ends[0][0], *(write for _, write in ends[1:]), ends[0][1], *locks):
+            os.close(descriptor)
+        report = os.read(ends[3][0], 4096)
+        for read, _ in ends[1:]:
+            os.close(read)
+        assert (launcher.wait(), json.loads(report)["message"]) == (
+            1,
+            "[Errno 32] the request is not complete",
+        )
+        launcher.kill()
+        assert launcher.wait() == 137

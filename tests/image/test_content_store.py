@@ -50,6 +50,20 @@ def test_an_entry_is_there_when_it_is_published_and_not_before(tmp_path: Path) -
     assert read(store) == "one"
 
 
+def test_a_store_that_is_named_by_a_link_keeps_its_entries(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    store = ContentStore(tmp_path / "link")
+    put(store, "one")
+    put(store, "other", ("b", "1"))
+    store.sweep()
+    assert read(store) == read(ContentStore(tmp_path / "real")) == "one"
+    put(ContentStore(tmp_path / "real"), "two")
+    store.sweep()
+    assert read(store) == "two"
+    assert leftovers(tmp_path / "real") == (0, 2)
+
+
 def test_no_other_user_gets_at_an_entry(tmp_path: Path) -> None:
     before = os.umask(0)
     try:

@@ -127,7 +127,7 @@ def _serve(cleanup: ExitStack, scenario: Scenario, events: Any, on_connected: An
     directory = Path(scenario.directory)
     dockerfile = directory / "Dockerfile"
     downloads = Path(cleanup.enter_context(tempfile.TemporaryDirectory()))
-    context = cleanup.enter_context(BuildContext(directory, dockerfile, downloads=downloads))
+    context = cleanup.enter_context(BuildContext(directory, dockerfile, downloads=lambda: downloads))
     graph = read_graph(DockerfileSource.read(dockerfile), images=_Bases())
     steps = lower(graph.target, lambda _: context)
     authority = cleanup.enter_context(open_authority(build_id="b1"))

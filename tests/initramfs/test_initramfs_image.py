@@ -17,9 +17,8 @@ import pytest
 
 import firebuild_bootstrap
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.initramfs import Compression, compress, contents, image, initramfs_image
-from firebuild_bootstrap.initramfs.bytecode import compile_sources
-from firebuild_bootstrap.initramfs.runtime import PythonRuntime, RuntimeFile, find_python
+from firebuild_bootstrap.initramfs import Compression, contents, image, initramfs_image
+from firebuild_bootstrap.initramfs.runtime import PythonRuntime, RuntimeFile, compile_sources, find_python
 from initramfs.archives import Found, read_cpio, read_initramfs
 from initramfs.elves import make_elf, make_module
 
@@ -169,12 +168,12 @@ def test_gzip_is_what_every_kernel_reads(small: PythonRuntime, tmp_path: Path) -
 def test_a_missing_or_failing_compressor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="lz4 was not found") as caught:
-        compress.compress(b"data", Compression.LZ4)
+        image.compress(b"data", Compression.LZ4)
     assert "--compress zstd" in str(caught.value)
     (tmp_path / "lz4").write_text("#!/bin/sh\necho no memory >&2\nexit 1\n")
     (tmp_path / "lz4").chmod(0o755)
     with pytest.raises(MachineError, match="lz4 failed: no memory"):
-        compress.compress(b"data", Compression.LZ4)
+        image.compress(b"data", Compression.LZ4)
 
 
 def test_another_architecture_is_refused(small: PythonRuntime) -> None:

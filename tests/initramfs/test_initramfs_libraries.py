@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.initramfs.elf import ElfError, read_elf
-from firebuild_bootstrap.initramfs.libraries import LibraryFinder
+from firebuild_bootstrap.initramfs.libraries import ElfError, LibraryFinder, read_elf
 from firebuild_bootstrap.initramfs.runtime import find_python
 from firebuild_bootstrap.sandbox import find_runtime
 from initramfs.elves import make_elf

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.initramfs.elf import ElfError, read_modinfo
+from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.initramfs.modules import read_modules
 from initramfs.elves import make_module
 

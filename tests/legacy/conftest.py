@@ -8,11 +8,11 @@ import pytest
 
 from firebuild_bootstrap.sandbox import IdMap, Runtime, detect, find_runtime
 from firebuild_pki import TLSMaterial, open_authority
-from guest.conftest import build, local, pki, root, server
+from guest.conftest import build, pki, server
 from legacy.house import House
 from service.conftest import serve, short_path
 
-__all__ = ["build", "local", "pki", "root", "serve", "server", "short_path"]
+__all__ = ["build", "pki", "serve", "server", "short_path"]
 
 
 @pytest.fixture(scope="session")

@@ -103,11 +103,21 @@ def test_an_old_guest_is_told_scripts_without_anything_that_it_would_change(serv
     assert [json.loads(text) for text in old.calls.commands()] == old.commands
 
 
-def test_more_steps_than_one_message_holds_are_refused(serve: Any) -> None:
-    # About 3.9 MB: more than the 3,774,873 bytes that an old guest takes, less than 4 MiB.
-    running = serve(commands=[run(step, argv=("/bin/sh", "-c", "x" * 100_000)) for step in range(2, 39)])
-    with pytest.raises(grpc.RpcError, match="too many steps for one message"):
-        running.caller(hello=False).commands()
+@pytest.mark.parametrize(
+    ("hello", "steps", "message"),
+    [
+        # About 3.9 MB: more than the 3,774,873 bytes that an old guest takes, less than 4 MiB.
+        (False, 37, "too many steps for one message"),
+        (True, 21, "the steps take more than one message"),  # each has its text twice
+    ],
+)
+def test_more_steps_than_one_message_holds_are_refused(
+    serve: Any, hello: bool, steps: int, message: str
+) -> None:
+    commands = [run(step, argv=("/bin/sh", "-c", "x" * 100_000)) for step in range(2, 2 + steps)]
+    running = serve(commands=commands)
+    with pytest.raises(grpc.RpcError, match=message):
+        running.caller(hello=hello).commands()
     assert isinstance(running.outcome().error, InputError)
 
 

@@ -7,6 +7,7 @@ import signal
 import tarfile
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def test_a_build_returns_the_stored_image_and_tells_its_story_in_order(library: 
 
 
 def test_a_copy_tells_how_much_was_sent(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firebuild_bootstrap.legacy.handlers._PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("firebuild_bootstrap.service.stream._PROGRESS_SECONDS", 0)
     (library.context / "file").write_bytes(bytes(range(256)) * 20_000)
     library.build("FROM scratch\nCOPY file /\n")
     told = library.of(StepProgress)
@@ -167,7 +168,8 @@ def test_a_guest_that_is_killed_is_lost(library: Library) -> None:
     def kill(event: Event) -> None:
         if isinstance(event, StepOutput):
             for pid in guests():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # its launcher dies with it
+                    os.kill(pid, signal.SIGKILL)
 
     library.watch = kill
     with pytest.raises(GuestLost) as caught:

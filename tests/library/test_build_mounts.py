@@ -14,7 +14,7 @@ from cli.watching import Watch
 from firebuild_bootstrap.errors import StepFailed
 from firebuild_bootstrap.events import StepOutput
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.request import Secret
 
 pytestmark = pytest.mark.needs("userns")
 NEEDLE = b"hunter2-9146"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from cli.library import Library
+from firebuild_bootstrap import storing
 from firebuild_bootstrap.dockerfile.graph import ImageRef
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import ImageStored, PhaseStarted, StepStarted
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.forms import write_form
-from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.forms import keep_form, write_form
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
@@ -76,6 +80,22 @@ def test_a_build_stores_layers_and_no_form_and_links_its_base(library: Library) 
     assert build(library).directory == image.directory
 
 
+def test_a_store_on_several_file_systems_keeps_a_copy_of_the_base(library: Library) -> None:
+    other = Path(tempfile.mkdtemp(prefix="firebuild-test-", dir="/dev/shm"))
+    try:
+        (library.home.root / "images").symlink_to(other)
+        assert other.stat().st_dev != library.home.root.stat().st_dev
+        image = build(library, "FROM host\n")
+        kept = (image.directory / "base.tar").read_bytes()
+        assert kept == library.home.bases.resolve("host").archive.read_bytes()
+        shutil.rmtree(other)
+        other.mkdir()
+        with pytest.raises(MachineError, match=r"base\.tar could not be written"):
+            storing._link(library.context / "none", other / "none" / "base.tar")
+    finally:
+        shutil.rmtree(other)
+
+
 def test_a_form_is_written_once_and_again_where_a_machine_has_changed_it(library: Library) -> None:
     image = build(library)
     path = library.home.form(image, EXT4)
@@ -119,6 +139,40 @@ def test_a_form_that_is_not_whole_is_not_taken_for_one(library: Library) -> None
     assert library.home.form(image, TAR).read_bytes() == whole
     with pytest.raises(MachineError, match="nothing can be written there"):
         write_form(image.directory / "none", lambda: (), TAR, library.home.trees)
+    note.unlink()
+    note.mkdir()
+    with pytest.raises(MachineError, match="the form can't be stored: Is a directory"):
+        library.home.form(image, TAR)
+    with pytest.raises(MachineError, match=r"rootfs\.tar could not be stored: Is a directory"):
+        keep_form(image.directory, Artifact(OutputType.TAR, "rootfs.tar", 1, ""))
+    assert not list(image.directory.glob("making-*"))
+
+
+def test_a_form_is_written_by_one_whoever_asks_and_a_kill_leaves_none(library: Library) -> None:
+    (library.context / "source").write_bytes(bytes(range(256)) * (1 << 17))
+    image = build(library)
+    library.home.layers.close()
+    command = [sys.executable, "-c", "from firebuild_bootstrap.cli import main; main()"]
+    command += ["images", "path", "t/built:1"]
+
+    def asking(form: str = "ext4") -> subprocess.Popen[bytes]:
+        environ = {**os.environ, "FIREBUILD_HOME": str(library.home.root)}
+        return subprocess.Popen([*command, "-o", form], env=environ, stdout=subprocess.PIPE)
+
+    killed = asking()
+    while not list(image.directory.glob("making-*/rootfs.ext4")):
+        assert killed.poll() is None
+    killed.kill()
+    killed.communicate()
+    assert library.home.images.inspect(image.tag).record.outputs == ()
+    several = [asking(), asking(), asking("tar")]
+    ext4, same, tar = (each.communicate()[0].decode().strip() for each in several)
+    assert [each.returncode for each in several] == [0, 0, 0]
+    assert (ext4, tar) == (same, str(image.location / "rootfs.tar"))
+    written = Path(ext4).stat()
+    assert library.home.form(image, EXT4).stat() == written
+    assert not list(image.directory.glob("making-*"))
+    subprocess.run(["e2fsck", "-f", "-n", ext4], check=True, capture_output=True)
 
 
 def test_forms_of_the_same_layers_are_kept_when_only_the_configuration_changes(library: Library) -> None:
@@ -154,7 +208,7 @@ def test_an_image_holds_what_it_needs_whoever_removes_its_base_and_prunes(librar
     for name in ("t/built:1", "t/x:1"):
         library.home.images.remove(Reference.parse(name))
     assert len(cache.prune(everything=True)) == 4
-    assert list((library.home.layers.root / "content").iterdir()) == []
+    assert library.home.layers.keys() == {}
 
 
 def test_what_was_built_here_is_built_on_by_its_layers(library: Library) -> None:
@@ -207,8 +261,9 @@ def test_the_id_of_an_image_depends_on_its_configuration_and_its_files(library: 
 
 
 def test_a_root_in_one_piece_is_an_image_too(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LayerTrees, "overlay_problem", lambda *_: "a test")
-    image = build(library, HELLO, outputs=["ext4"])
+    with monkeypatch.context() as patch:  # a guest that knows no layers leaves none
+        patch.setattr("firebuild_bootstrap.build.makes_layers", lambda _: False)
+        image = build(library, HELLO, outputs=["ext4"])
     assert [output.type for output in image.record.outputs] == ["ext4", "tar"]
     assert image.record.layers is not None
     [layer] = image.record.layers

@@ -39,9 +39,9 @@ def test_the_root_file_system_and_the_story_of_a_failed_build_are_kept(
         assert {"one", "two"} <= set(tar.getnames())
         assert tar.getmember("one").uid == 0
     [failed] = library.of(BuildFailed)
-    story = json.loads((folder / "failure.json").read_text())
-    assert {**story, "time": None} == {**failed.as_json(), "time": None}
-    assert story["step"] == 3
+    shown = json.loads((folder / "failure.json").read_text())
+    assert {**shown, "time": None} == {**failed.as_json(), "time": None}
+    assert shown["step"] == 3
     assert (folder / "console.log").read_text() == "vminit: the command exited with status 3\n"
     [notice] = library.of(Notice)
     assert (notice.level, notice.message) == (

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap import secret, wire
+from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.secret import Secret, SecretResource, read_secrets
+from firebuild_bootstrap.request import Secret, SecretResource, missing_secret, read_secrets
 
 
 def test_a_secret_comes_from_a_file_or_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +96,6 @@ def test_a_secret_shows_in_no_repr_and_goes_to_the_guest_as_one_file() -> None:
 
 
 def test_a_missing_secret_is_told_with_what_to_do() -> None:
-    error = secret.missing("token")
+    error = missing_secret("token")
     assert "the secret token is required" in str(error)
     assert "--secret id=token,src=FILE" in str(error)

@@ -19,8 +19,8 @@ from firebuild_bootstrap.machine.base import ArchiveLayer
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import MetadataDocument, bootstrap_block
+from firebuild_bootstrap.request import Secret, SecretResource
 from firebuild_bootstrap.sandbox import IdMap
-from firebuild_bootstrap.secret import Secret, SecretResource
 from firebuild_bootstrap.service import BootstrapServer, Ending, Outcome
 from firebuild_pki import open_authority
 

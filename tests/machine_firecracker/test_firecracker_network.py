@@ -13,9 +13,18 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
-from firebuild_bootstrap.machine.firecracker import addresses, network
-from firebuild_bootstrap.machine.firecracker.addresses import Interface, find, interfaces, ip, tap_owner
-from firebuild_bootstrap.machine.firecracker.network import ExistingTap, OwnTap, guest_address, mac_of
+from firebuild_bootstrap.machine.firecracker import network
+from firebuild_bootstrap.machine.firecracker.network import (
+    ExistingTap,
+    Interface,
+    OwnTap,
+    find,
+    guest_address,
+    interfaces,
+    ip,
+    mac_of,
+    tap_owner,
+)
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from machine_firecracker.fc_tools import NetworkNamespace
@@ -130,7 +139,7 @@ def test_this_host_has_a_loopback_interface_that_is_no_tap() -> None:
 def test_trouble_with_ip_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MachineError, match="ip link show nowhere0 failed: "):
         ip("link", "show", "nowhere0")
-    monkeypatch.setattr(addresses, "_SEARCH", "/nowhere")
+    monkeypatch.setattr(network, "_SEARCH", "/nowhere")
     with pytest.raises(MachineError, match="the program ip was not found") as caught:
         interfaces()
     assert "iproute2" in (caught.value.hint or "")
@@ -201,7 +210,7 @@ import sys
 from pathlib import Path
 from firebuild_bootstrap.machine.firecracker.network import OwnTap
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
-from firebuild_bootstrap.machine.firecracker.addresses import find, interfaces, tap_owner
+from firebuild_bootstrap.machine.firecracker.network import find, interfaces, tap_owner
 from firebuild_bootstrap.machine.leftovers import Leftovers
 
 leftovers = Leftovers(Path(sys.argv[1]))

@@ -15,8 +15,7 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
-from firebuild_bootstrap.request import BuildRequest
-from firebuild_bootstrap.secret import Secret
+from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.settings import BuildSettings
 from oracle.corpus import Case, bases
 from oracle.tree import Tree, merged, plain_config

@@ -9,7 +9,7 @@ import pytest
 
 from firebuild_pki import Profile, ProviderError, SignRequest
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.nodes import Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.nodes import Place, hint_for, relevant_warning
 from firebuild_pki.providers.vault.transport import failure_of
 from firebuild_pki.x509 import make_csr
 from pki.tools import OperatorCA
@@ -98,7 +98,7 @@ def test_an_engine_that_takes_anything_is_found_out() -> None:
 
 def test_other_words_of_the_server_are_passed_on() -> None:
     place = Place("pki", "builds")
-    assert worth_a_word(" mind\nthe gap ", place) == "the server remarked: mind the gap"
+    assert relevant_warning(" mind\nthe gap ", place) == "the server remarked: mind the gap"
     assert hint_for("something else", place) is None
 
 

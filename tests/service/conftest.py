@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import tempfile
 import time
@@ -18,11 +19,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firebuild_bootstrap import wire
+from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.events import Event, PeerRefused
-from firebuild_bootstrap.legacy.commands import GUEST_HELLO
+from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import channel_credentials, channel_options
@@ -130,7 +131,7 @@ class Caller:
             ("grpc.use_local_subchannel_pool", 1),  # each caller has a connection of its own
         ]
         self.channel = grpc.secure_channel(address, channel_credentials(material), options)
-        self._metadata = hello if isinstance(hello, tuple) else (GUEST_HELLO,) if hello else ()
+        self._metadata = hello if isinstance(hello, tuple) else (HELLO,) if hello else ()
 
     def unary(self, name: str, request: Any, response: Any = pb.Empty, timeout: float = 10.0) -> Any:
         method: Any = self.channel.unary_unary(
@@ -172,6 +173,69 @@ class Caller:
         self.channel.close()
 
 
+class Guest:
+    """One that speaks in a session, as it likes; what it says is sent at once."""
+
+    def __init__(self, channel: grpc.Channel, *, hello: bool = True) -> None:
+        self._says: queue.Queue[bytes | None] = queue.Queue()
+        self._more: Iterator[bytes] = iter(())
+        method: Any = channel.stream_stream(wire.method("Session"))
+        self.call = method(self._messages(), timeout=30)
+        if hello:
+            self.say(hello=pb.Hello(version=messages.VERSION))
+
+    def say(self, **message: Any) -> None:
+        self._says.put(pb.FromGuest(**message).SerializeToString())
+
+    def say_bytes(self, message: bytes) -> None:
+        self._says.put(message)
+
+    def say_all(self, many: Iterator[bytes]) -> None:
+        """Say these next, each when the one before has left."""
+        self._more = many
+        self._says.put(None)
+
+    def leave(self) -> None:
+        self._says.put(None)
+
+    def _messages(self) -> Iterator[bytes]:
+        yield from iter(self._says.get, None)
+        yield from self._more
+
+    def done(self, step: int, **failure: Any) -> None:
+        self.say(
+            done=pb.Done(step=step, duration_ms=1500, failure=pb.Failure(**failure) if failure else None)
+        )
+
+    def hear(self, kind: str) -> Any:
+        """The next message of the host, which is of this kind."""
+        message = messages.decode_to_guest(next(self.call))
+        if isinstance(message, memoryview):
+            assert kind == "piece"
+            return bytes(message)
+        assert message.WhichOneof("message") == kind
+        return getattr(message, kind)
+
+    def files(self) -> bytes:
+        """What comes up to the end of the files: the tar stream."""
+        data = b""
+        while not isinstance(message := messages.decode_to_guest(next(self.call)), pb.ToGuest) or (
+            message.WhichOneof("message") == "group"
+        ):
+            data += b"" if isinstance(message, pb.ToGuest) else bytes(message)
+        assert message.HasField("files_end")
+        return data
+
+    def end(self) -> tuple[grpc.StatusCode, str]:
+        """How the host ended the stream; what it sent until then is dropped."""
+        try:
+            for _ in self.call:
+                pass
+        except grpc.RpcError:
+            pass
+        return self.call.code(), self.call.details()
+
+
 @dataclass
 class Running:
     """A started server with all that a test looks at."""
@@ -196,6 +260,9 @@ class Running:
         self._callers.append(Caller(address, material or self.materials[1], hello=hello, token=token))
         return self._callers[-1]
 
+    def guest(self, *, hello: bool = True) -> Guest:
+        return Guest(self.caller().channel, hello=hello)
+
     def of(self, kind: type[Event]) -> list[Any]:
         return [event for event in list(self.events) if isinstance(event, kind)]
 
@@ -217,9 +284,12 @@ class Running:
         assert self.welcomed == []
         return refused
 
-    def close(self) -> None:
+    def close_callers(self) -> None:
         for caller in self._callers:
             caller.close()
+
+    def close(self) -> None:
+        self.close_callers()
         self.server.stop(0.5)
 
 

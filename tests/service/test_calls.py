@@ -27,7 +27,7 @@ from firebuild_bootstrap.events import (
     StepOutput,
     StepStarted,
 )
-from firebuild_bootstrap.legacy.commands import GUEST, GUEST_HELLO, decode_command
+from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_pki import open_authority
 
@@ -76,7 +76,7 @@ def test_a_guest_may_ping_before_it_asks_for_the_commands(serve: Any) -> None:
     running = serve(commands=[command])
     guest = running.caller()
     assert guest.ping("1") == "1"
-    assert [decode_command(text) for text in guest.commands()] == [command]
+    assert [json.loads(text)["Argv"] for text in guest.commands()] == [[*command.argv]]
 
 
 def test_the_guest_is_welcomed_once_and_before_its_first_call_is_answered(serve: Any) -> None:
@@ -185,7 +185,7 @@ def test_a_request_that_nobody_can_read_ends_the_build_in_words(
     running = serve()
     raw: Any = running.caller().channel.unary_stream(wire.method(method))
     with pytest.raises(grpc.RpcError, match=words) as refused:
-        list(raw(request_bytes, timeout=10, metadata=(GUEST_HELLO,)))
+        list(raw(request_bytes, timeout=10, metadata=(HELLO,)))
     assert refused.value.code() is grpc.StatusCode.ABORTED
     assert words in running.outcome().message
     assert capfd.readouterr().err == ""
@@ -554,17 +554,6 @@ MOUNTED = dataclasses.replace(
 )
 
 
-def test_the_files_of_mounts_are_resources_like_those_of_a_copy(serve: Any) -> None:
-    parcels = {f"step-2-mount-{number}": Parcel((file_entry("f", b"%d" % number),)) for number in (1, 2)}
-    running = serve(commands=[MOUNTED], parcels=parcels)
-    assert [decode_command(text) for text in running.caller(hello=GUEST).commands()] == [MOUNTED]
-    calls = running.caller()
-    for number in (1, 2):
-        header, chunk, _ = calls.resource(f"step-2-mount-{number}")
-        assert (header.header.entryPath, header.header.targetUser) == ("f", "0:0")
-        assert chunk.chunk.chunk == b"%d" % number
-
-
 def test_a_mount_without_its_resource_is_a_mistake_of_the_caller(serve: Any) -> None:
     with pytest.raises(ValueError, match="step-2-mount-1, step-2-mount-2"):
         serve(commands=[MOUNTED])
@@ -582,8 +571,3 @@ def test_a_guest_that_would_ignore_mounts_never_hears_of_the_command(
     error = running.outcome().error
     assert isinstance(error, InputError)
     assert "too old for this Dockerfile: step 2 has --mount or --network" in str(error)
-
-
-def test_a_guest_of_the_first_version_gets_commands_without_mounts(serve: Any) -> None:
-    calls = serve(commands=[RUN]).caller(hello=(GUEST_HELLO,))
-    assert [decode_command(text) for text in calls.commands()] == [RUN]

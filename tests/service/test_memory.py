@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.handshake import client_context, first_contact
 from firebuild_bootstrap.guest.stop import Stop
-from firebuild_bootstrap.legacy.commands import GUEST_HELLO, GUEST_PACKED
+from firebuild_bootstrap.legacy.handlers import HELLO
 
 BOUND = 256 * 1024 * 1024
 """Bytes above what the server takes before its guest calls, as docs/wire-protocol.md promises."""
@@ -107,7 +107,35 @@ def call(channel: grpc.Channel, method: str, request: Any, *, hello: bool = True
     stream: Any = channel.unary_stream(
         wire.method(method), request_serializer=lambda message: message.SerializeToString()
     )
-    return stream(request, metadata=(*((GUEST_HELLO, GUEST_PACKED) if hello else ()), *extra))
+    return stream(request, metadata=(*((HELLO,) if hello else ()), *extra))
+
+
+def session(channel: grpc.Channel, says: Iterable[pb.FromGuest] = ()) -> Any:
+    """Begin a session, say all that, and take nothing of what comes back."""
+    method: Any = channel.stream_stream(
+        wire.method("Session"), request_serializer=lambda message: message.SerializeToString()
+    )
+    return method(itertools.chain([pb.FromGuest(hello=pb.Hello(version=3))], says))
+
+
+def unread_sessions_and_outputs(channels: list[grpc.Channel]) -> Iterator[Any]:
+    """One session reads nothing, and what else is open sends what it can."""
+    largest = pb.FromGuest(output=pb.Output(data=bytes(4 * 1024 * 1024 - 64)))
+    for channel in channels:
+        for _ in range(16):
+            yield session(channel)
+    for channel in channels:
+        for _ in range(30):
+            yield session(channel, itertools.repeat(largest))
+
+
+def output_that_nobody_takes(channels: list[grpc.Channel]) -> Iterator[Any]:
+    """The one session sends output of the size that is allowed, and never ends."""
+    yield session(channels[0], itertools.repeat(pb.FromGuest(output=pb.Output(data=bytes(1024 * 1024)))))
+
+
+def very_many_small_messages(channels: list[grpc.Channel]) -> Iterator[Any]:
+    yield session(channels[0], itertools.repeat(pb.FromGuest(alive=pb.Alive())))
 
 
 def unread_resources_and_outputs(channels: list[grpc.Channel]) -> Iterator[Any]:
@@ -183,6 +211,10 @@ def marks_without_an_end(channels: list[grpc.Channel]) -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("flood", "seconds_per_event"),
     [
+        (unread_sessions_and_outputs, 0),
+        (output_that_nobody_takes, 0),
+        (output_that_nobody_takes, 0.5),
+        (very_many_small_messages, 0),
         (unread_resources_and_outputs, 0),
         (outputs, 0),
         (outputs, 0.5),

@@ -11,13 +11,13 @@ from typing import BinaryIO
 import pytest
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.context.entries import Entry, EntryKind
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import LayerReader
+from firebuild_bootstrap.messages import decode_to_guest
 from firebuild_bootstrap.service.packing import packed
 
 HERE = Location("Dockerfile", 5)
@@ -35,11 +35,11 @@ def received(messages: Iterable[bytes]) -> Received:
         def read(self, _: int, /) -> bytes:
             nonlocal group
             for message in self._messages:
-                if (data := wire.decode_piece(message)) is not None:
+                data = decode_to_guest(message)
+                if isinstance(data, memoryview):
                     assert 0 < len(data) <= wire.CHUNK_BYTES
                     return bytes(data)
-                found = pb.ResourceChunk.FromString(message).group
-                group = (found.fromDirectory, found.keepOwner, found.ofTree)
+                group = (data.group.from_directory, data.group.keep_owner, data.group.of_tree)
             return b""
 
     found: Received = []

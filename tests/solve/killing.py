@@ -36,7 +36,7 @@ def build(home: Path, say: int) -> None:
         steps: list[PlannedStep] = []
         for number, each in list(enumerate(chain))[len(entries) :]:
             parent = steps[-1].identity if steps else entries[-1].id if entries else ""
-            steps.append(PlannedStep(number, each, new_id(each), parent, each))
+            steps.append(PlannedStep(number, each, new_id(each), parent, "", each))
         workspace = BuildDirectory(
             directory, sandbox(), runtime(), check=lambda: None, tasks=Tasks(), home=home
         )

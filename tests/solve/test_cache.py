@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,15 @@ def test_of_two_builds_that_make_the_same_the_one_that_comes_further_is_found(st
     commit(first, "c")
     assert store.open().find(names) == chains[second]
     assert all((entry.path / "file").read_text() == "b" for entry in (chains[first][1], chains[second][1]))
+
+
+def test_what_an_image_is_made_of_is_found_no_more_because_of_what_lies_on_it(store: Store) -> None:
+    (old,) = store.chain("a")
+    with store.build() as cache:
+        new = cache.commit(key("a"), store.directory("new"), replace=True)
+        on_it = cache.commit(key("b"), store.directory("b"), parent=old, base=old.id)
+        assert [entry.id for entry in cache.find([key("a")])] == [new.id]
+        assert cache.find([key("b")], old.id) == [on_it]
 
 
 def test_what_is_committed_twice_is_there_once(store: Store) -> None:
@@ -394,3 +404,35 @@ def test_a_parent_is_there_as_long_as_what_lies_on_it(
     assert store.layers() == []
     for cache in store.caches:
         cache.trees.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda store, entry: (store.root / "cache/records" / entry.id).write_text('{"key":'),
+        lambda store, entry: (store.root / "cache/records" / entry.id).write_text("[" * 100_000),
+        lambda store, entry: (store.root / "cache/records" / entry.id).unlink(),
+        lambda store, entry: (store.root / "cache/keys" / entry.key).unlink(),
+        lambda store, entry: (entry.path.parent.parent / "layer.json").write_text(""),
+        lambda store, entry: (entry.path.parent.parent / "layer.json").write_text("[]"),
+        lambda store, entry: entry.path.rename(entry.path.with_name("elsewhere")),
+        lambda store, entry: shutil.rmtree(entry.path.parent.parent),
+        lambda store, entry: (store.root / "names" / entry.id).unlink(),
+    ],
+    ids=["half", "deep", "no record", "no key", "no note", "odd note", "no tree", "no content", "no name"],
+)
+def test_what_is_damaged_is_not_used_and_made_anew(
+    store: Store, damage: Callable[[Store, Entry], object]
+) -> None:
+    a, b, _c = store.chain("a", "b", "c")
+    damage(store, b)
+    assert store.found("a", "b", "c") == 1
+    again = store.chain("a", "b", "c")
+    assert [entry.id == old.id for entry, old in zip(again, (a, b), strict=False)] == [True, False]
+    assert [(entry.path / "file").read_text() for entry in again] == ["a", "b", "c"]
+    store.open().prune()
+    assert store.found("a", "b", "c") == 3
+    store.open().prune(everything=True)
+    assert store.layers() == []
+    for folder in ("cache/keys", "cache/records", "content", "names", "staging"):
+        assert not list((store.root / folder).iterdir()), folder

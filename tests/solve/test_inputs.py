@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     StageRef,
     Workdir,
 )
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import Parts, inputs_of, operation_parts
 
@@ -59,3 +61,22 @@ def test_what_takes_nothing_from_a_context_is_unchanged(tmp_path: Path) -> None:
             replace(RUN, mounts=RUN.mounts[1:]),
         ):
             assert inputs.unchanged(operation, operation_parts("p", operation, (), "linux/amd64"))
+
+
+@pytest.mark.parametrize("parents", [False, True])
+def test_a_context_is_walked_once_for_its_check_and_its_key(tmp_path: Path, *, parents: bool) -> None:
+    context = tmp_path / "context"
+    for name in ("src/deep", "src/other"):
+        (context / name).mkdir(parents=True)
+    (context / "src/deep/link").symlink_to("nothing")
+    copy = replace(COPY, exclude=("other",), parents=parents)
+    source = Files("src")
+    with BuildContext(context) as files:
+        plain = Inputs({}, {"": files}, {}, tmp_path / "stat").files(source, copy)
+        sent = files.resource((source,), exclude=copy.exclude, parents=parents)
+        twice = files.resource((source,), exclude=copy.exclude, parents=parents)
+        inputs = Inputs({}, {"": files}, {(0, 0): sent, (1, 0): twice}, tmp_path / "stat")
+        shutil.rmtree(context / "src")
+        assert inputs.files(source, copy) == plain
+        with pytest.raises(InputError, match="is not in the build context"):
+            inputs.files(source, copy)

@@ -63,7 +63,7 @@ def test_all_stages_of_a_build_start_from_one_result_whatever_other_builds_make(
             ),
             stored=stored,
             trees=PlainTrees(),
-            directory=tmp_path,
+            directory=lambda: tmp_path,
         )
         assert [each.index for each in results.pending()] == [1, 3, 4]
         again = other.commit(keys[0].key, layer(tmp_path, "a2", "second"), replace=True)

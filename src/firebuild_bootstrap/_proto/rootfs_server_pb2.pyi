@@ -93,7 +93,7 @@ class ResourceRequest(_message.Message):
     def __init__(self, path: _Optional[str] = ..., stage: _Optional[str] = ...) -> None: ...
 
 class ResourceChunk(_message.Message):
-    __slots__ = ("header", "chunk", "eof", "group", "piece")
+    __slots__ = ("header", "chunk", "eof")
     class ResourceHeader(_message.Message):
         __slots__ = ("sourcePath", "targetPath", "fileMode", "isDir", "targetUser", "targetWorkdir", "id", "kind", "entryPath", "linkTarget", "size", "mtimeNs", "fromDirectory", "keepOwner", "uid", "gid", "ofTree")
         SOURCEPATH_FIELD_NUMBER: _ClassVar[int]
@@ -145,33 +145,13 @@ class ResourceChunk(_message.Message):
         ID_FIELD_NUMBER: _ClassVar[int]
         id: str
         def __init__(self, id: _Optional[str] = ...) -> None: ...
-    class Group(_message.Message):
-        __slots__ = ("fromDirectory", "keepOwner", "ofTree")
-        FROMDIRECTORY_FIELD_NUMBER: _ClassVar[int]
-        KEEPOWNER_FIELD_NUMBER: _ClassVar[int]
-        OFTREE_FIELD_NUMBER: _ClassVar[int]
-        fromDirectory: bool
-        keepOwner: bool
-        ofTree: bool
-        def __init__(self, fromDirectory: _Optional[bool] = ..., keepOwner: _Optional[bool] = ..., ofTree: _Optional[bool] = ...) -> None: ...
-    class Piece(_message.Message):
-        __slots__ = ("checksum", "data")
-        CHECKSUM_FIELD_NUMBER: _ClassVar[int]
-        DATA_FIELD_NUMBER: _ClassVar[int]
-        checksum: int
-        data: bytes
-        def __init__(self, checksum: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
     HEADER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     EOF_FIELD_NUMBER: _ClassVar[int]
-    GROUP_FIELD_NUMBER: _ClassVar[int]
-    PIECE_FIELD_NUMBER: _ClassVar[int]
     header: ResourceChunk.ResourceHeader
     chunk: ResourceChunk.ResourceContents
     eof: ResourceChunk.ResourceEof
-    group: ResourceChunk.Group
-    piece: ResourceChunk.Piece
-    def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ..., group: _Optional[_Union[ResourceChunk.Group, _Mapping]] = ..., piece: _Optional[_Union[ResourceChunk.Piece, _Mapping]] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ...) -> None: ...
 
 class ToGuest(_message.Message):
     __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end")
@@ -194,22 +174,20 @@ class ToGuest(_message.Message):
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ...) -> None: ...
 
 class FromGuest(_message.Message):
-    __slots__ = ("hello", "alive", "started", "output", "want", "done", "layer")
+    __slots__ = ("hello", "alive", "output", "want", "done", "layer")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
-    STARTED_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     WANT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     alive: Alive
-    started: Started
     output: Output
     want: Want
     done: Done
     layer: Layer
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version",)
@@ -313,18 +291,20 @@ class Mount(_message.Message):
     def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., bind: _Optional[_Union[Mount.Bind, _Mapping]] = ..., cache: _Optional[_Union[Mount.Cache, _Mapping]] = ..., tmpfs: _Optional[_Union[Mount.Tmpfs, _Mapping]] = ..., secret: _Optional[_Union[Mount.Secret, _Mapping]] = ...) -> None: ...
 
 class Apply(_message.Message):
-    __slots__ = ("step", "target", "target_is_directory", "chown", "chmod")
+    __slots__ = ("step", "target", "target_is_directory", "chown", "chmod", "link")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     TARGET_IS_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     CHOWN_FIELD_NUMBER: _ClassVar[int]
     CHMOD_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
     step: Step
     target: str
     target_is_directory: bool
     chown: str
     chmod: str
-    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., target: _Optional[str] = ..., target_is_directory: _Optional[bool] = ..., chown: _Optional[str] = ..., chmod: _Optional[str] = ...) -> None: ...
+    link: bool
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., target: _Optional[str] = ..., target_is_directory: _Optional[bool] = ..., chown: _Optional[str] = ..., chmod: _Optional[str] = ..., link: _Optional[bool] = ...) -> None: ...
 
 class Workdir(_message.Message):
     __slots__ = ("step",)
@@ -353,32 +333,22 @@ class Group(_message.Message):
     def __init__(self, from_directory: _Optional[bool] = ..., keep_owner: _Optional[bool] = ..., of_tree: _Optional[bool] = ...) -> None: ...
 
 class Piece(_message.Message):
-    __slots__ = ("checksum", "data")
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("data",)
     DATA_FIELD_NUMBER: _ClassVar[int]
-    checksum: int
     data: bytes
-    def __init__(self, checksum: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class FilesEnd(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class Started(_message.Message):
-    __slots__ = ("step",)
-    STEP_FIELD_NUMBER: _ClassVar[int]
-    step: int
-    def __init__(self, step: _Optional[int] = ...) -> None: ...
-
 class Output(_message.Message):
-    __slots__ = ("step", "stderr", "data")
-    STEP_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("stderr", "data")
     STDERR_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
-    step: int
     stderr: bool
     data: bytes
-    def __init__(self, step: _Optional[int] = ..., stderr: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, stderr: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Want(_message.Message):
     __slots__ = ("resource",)
@@ -407,11 +377,9 @@ class Failure(_message.Message):
     def __init__(self, error: _Optional[str] = ..., exit_code: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ("step", "data", "last")
-    STEP_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("data", "last")
     DATA_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
-    step: int
     data: bytes
     last: bool
-    def __init__(self, step: _Optional[int] = ..., data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+    def __init__(self, data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...

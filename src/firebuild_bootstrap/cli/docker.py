@@ -71,7 +71,7 @@ _THEIR_TYPES: Final = {
     "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
     "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
     "registry": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
-    "cacheonly": _OWN_CACHE,
+    "cacheonly": "a build without --output writes no form: leave it out",
 }
 
 _RUN: Final = "firebuild builds images and runs none yet: boot the ext4 output with your own tool"
@@ -102,12 +102,12 @@ _NOT_THERE: Final[dict[str, str]] = {
         "ps container stop kill restart pause unpause wait attach logs top": _CONTAINERS,
         "stats port rename update diff cp commit": _CONTAINERS,
         "network volume compose swarm stack service node": _CONTAINERS,
-        "push": _NO_REGISTRY + "`firebuild images path` says where the outputs of an image are",
+        "push": _NO_REGISTRY + "`firebuild images export` writes an image as a file",
         "pull": _NO_REGISTRY + "`firebuild base import` takes what `docker export` or mmdebstrap writes",
         "login logout search manifest trust": _NO_REGISTRY + "there is nothing to log in to",
-        "save export": "`firebuild images path` says where outputs are; `--output tar,dest=FILE` copies one",
+        "save export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
         "load import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
-        "history": "an image has no layers: `firebuild images inspect` shows what is known about it",
+        "history": "`firebuild images inspect` shows layers, `firebuild cache du` the steps that made them",
         "rm": "`firebuild images rm` removes images, `firebuild rm-tree` directories that builds wrote",
         "events": "`firebuild build --progress rawjson` prints the events of a build",
         "info": "`firebuild config show` prints what is in force, `firebuild du` what is stored",

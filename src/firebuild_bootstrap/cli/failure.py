@@ -24,8 +24,8 @@ from firebuild_bootstrap.errors import (
     InputError,
     Interrupted,
     OutputError,
+    as_user_error,
     exit_status_of,
-    in_words,
 )
 from firebuild_bootstrap.terminal import colours_wanted
 from firebuild_pki.display import block, one_line
@@ -51,13 +51,13 @@ def report(error: BaseException) -> ExitStatus:
     An internal error is reported in one line; `FIREBUILD_DEBUG=1` shows where it
     happened.
     """
-    story = _story(error)
-    status = exit_status_of(story)
+    shown = _root_error(error)
+    status = exit_status_of(shown)
     with suppress(OSError):  # stderr may be full or gone as well; the exit status remains
         if status is ExitStatus.INTERNAL:
-            _say_internal(story)
-        elif not (isinstance(story, OutputError) and story.reader_gone):
-            _say(str(story))
+            _print_internal(shown)
+        elif not (isinstance(shown, OutputError) and shown.reader_gone):
+            _print(str(shown))
     return status
 
 
@@ -88,7 +88,7 @@ def error_first(renderer: EventSink) -> Iterator[EventSink]:
         ):
             told = True
             with suppress(OSError):
-                _say(event.message)
+                _print(event.message)
 
     try:
         yield receive
@@ -98,7 +98,7 @@ def error_first(renderer: EventSink) -> Iterator[EventSink]:
         raise
 
 
-def _story(error: BaseException) -> BaseException:
+def _root_error(error: BaseException) -> BaseException:
     """Return the error that explains this one best."""
     for cause in causes(error):
         if isinstance(cause, OutputError):
@@ -107,7 +107,7 @@ def _story(error: BaseException) -> BaseException:
         return _usage(error)
     if isinstance(error, click.exceptions.Abort):
         return Interrupted("interrupted")
-    return in_words(error)
+    return as_user_error(error)
 
 
 def _usage(error: click.ClickException) -> InputError:
@@ -122,13 +122,13 @@ def _usage(error: click.ClickException) -> InputError:
     return InputError(f"{message[:1].lower()}{message[1:].rstrip('.')}", hint=hint)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     error = click.style("error:", fg="red", bold=True) if colours_wanted(os.environ) else "error:"
     click.echo(f"{error} {block(text)}", err=True)
 
 
-def _say_internal(error: BaseException) -> None:
-    _say(f"internal error: {type(error).__name__}: {one_line(str(error))}")
+def _print_internal(error: BaseException) -> None:
+    _print(f"internal error: {type(error).__name__}: {one_line(str(error))}")
     if os.environ.get("FIREBUILD_DEBUG"):
         click.echo(block("".join(traceback.format_exception(error)), _TRACEBACK_LIMIT), err=True, nl=False)
     else:

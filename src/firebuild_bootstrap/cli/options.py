@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -41,9 +42,48 @@ def settings_from(config_file: Path | None, overrides: dict[str, Any] | None = N
     Raises:
         firebuild_pki.SettingsError: every problem, with file, line and column.
     """
+    from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT
+
+    settings = any(name.startswith("FIREBUILD_") and name not in RESERVED_ENVIRONMENT for name in os.environ)
+    if config_file is None and not overrides and not settings:
+        return cast("BuildSettings", _Unwritten())
     from firebuild_bootstrap.settings import load_settings
 
     return load_settings(config_file, os.environ, overrides)
+
+
+class _Unwritten:
+    """The settings where nobody has written any, read without the models that check what somebody writes.
+
+    These, with pydantic and the CA framework, are half of what a build imports that is cached whole. It asks
+    for nothing but the following; whoever asks for more gets it from the models.
+    """
+
+    ca_provider = "embedded"
+
+    def __init__(self) -> None:
+        self.machine = _Section(self, "machine", driver="local", ids="auto", at_once=2)
+        self.store = _Section(self, "store", path=None)
+        self.bootstrap = _Section(self, "bootstrap", bind="127.0.0.1")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loaded, name)
+
+    @cached_property
+    def loaded(self) -> BuildSettings:
+        from firebuild_bootstrap.settings import load_settings
+
+        return load_settings(None, {})
+
+
+class _Section:
+    def __init__(self, settings: _Unwritten, section: str, **known: object) -> None:
+        self._settings = settings
+        self._section = section
+        vars(self).update(known)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(self._settings.loaded, self._section), name)
 
 
 def home_from(

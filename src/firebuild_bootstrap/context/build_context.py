@@ -20,7 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from firebuild_bootstrap.context.entries import ContextResource, Entry, FetchLimits, Group, heredoc_group
+from firebuild_bootstrap.context.entries import (
+    ContextResource,
+    Entry,
+    FetchLimits,
+    Group,
+    Walked,
+    heredoc_group,
+)
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.context.tree import (
     ContextFile,
@@ -48,7 +55,8 @@ class FileTree:
         label: what to call it in messages.
         rules: what of it does not exist for the build.
         keeps_owners: files keep their owners unless an instruction has another: a stage's, or an image's.
-        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
+            on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: receives the progress of downloads.
@@ -61,7 +69,7 @@ class FileTree:
         rules: IgnoreRules | None = None,
         *,
         keeps_owners: bool = True,
-        downloads: Path | None = None,
+        downloads: Callable[[], Path] | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
@@ -136,9 +144,10 @@ class FileTree:
             match source:
                 case Files(pattern):
                     if parents:
-                        groups += self._with_parents(pattern, tree)
+                        found = self._with_parents(pattern, tree)
                     else:
-                        groups += self._plain(pattern, tree, unpack=unpack is not False, check=check)
+                        found = self._plain(pattern, tree, unpack=unpack is not False, check=check)
+                    groups += (replace(group, source=source) for group in found)
                 case Heredoc():
                     groups.append(heredoc_group(source, self._clock_ns()))
                 case Download(url, checksum):
@@ -156,7 +165,7 @@ class FileTree:
                     groups.append(replace(group, source=source))
                 case GitTree():
                     groups.append(replace(self._repository(source, exclude, location), source=source))
-        return ContextResource(tuple(groups))
+        return ContextResource(tuple(groups), tuple(exclude), parents)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
         from firebuild_bootstrap.context.fetch import clone  # few builds have one
@@ -178,8 +187,7 @@ class FileTree:
         if not node.is_directory:
             raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         group = Group(shown, partial(_directory_entries, tree, node, shown))
-        _check_readable(group)
-        return group
+        return _checked(group)
 
     def _plain(self, pattern: str, tree: Tree, *, unpack: bool, check: bool) -> Iterator[Group]:
         # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
@@ -196,13 +204,15 @@ class FileTree:
         chosen = replace(tree, select=only("/".join(below)))
         for node, name in list(self._find(pivot, tree)):
             if node.is_directory:
-                group = Group(name, partial(_directory_entries, chosen, node, name))
-                if _check_readable(group) > 1 or not has_wildcard(pattern):
-                    yield group
+                found = tuple(_directory_entries(chosen, node, name))
+                for entry in found:
+                    _require_readable(entry)
+                if len(found) > 1 or not has_wildcard(pattern):
+                    yield Group(name, partial(_directory_entries, chosen, node, name), walked=Walked(found))
 
     def _download_directory(self) -> Path:
         if self._downloads is not None:
-            return self._downloads
+            return self._downloads()
         if self._temporary is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="firebuild-")
         return Path(self._temporary.name)
@@ -210,9 +220,7 @@ class FileTree:
     def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            if check:
-                _check_readable(group)
-            return group
+            return _checked(group) if check else group
         entry = tree.file(node, name)
         if check:
             _require_readable(entry)
@@ -224,7 +232,7 @@ class FileTree:
                 archive = is_archive(content)
             if archive:
                 return Group(name, Archive(name, file.open, tree.location).entries)
-        return Group(name, lambda: iter((entry,)))
+        return Group(name, lambda: iter((entry,)), walked=Walked((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
         parts = _clean(text)
@@ -291,7 +299,8 @@ class BuildContext(FileTree):
         root: the directory.
         dockerfile: the Dockerfile, beside which `<name>.dockerignore` may lie; None if it is not a file.
         name: of `--build-context`; empty for the main one.
-        downloads: existing directory for what ADD downloads; by default a temporary one, removed on close.
+        downloads: returns an existing directory for what ADD downloads; by default a temporary one, removed
+            on close.
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: receives the progress of downloads.
@@ -306,7 +315,7 @@ class BuildContext(FileTree):
         dockerfile: Path | None = None,
         *,
         name: str = "",
-        downloads: Path | None = None,
+        downloads: Callable[[], Path] | None = None,
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
@@ -324,13 +333,15 @@ class BuildContext(FileTree):
         self.root = root
 
 
-def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks) -> BuildContext:
+def open_named(
+    name: str, source: Path | GitTree, downloads: Callable[[], Path], tasks: Tasks
+) -> BuildContext:
     """Open what `--build-context NAME=…` names.
 
     Args:
         name: of the context.
         source: its directory, or a repository that is fetched now.
-        downloads: an existing directory for that.
+        downloads: returns an existing directory for that.
         tasks: receives the progress.
 
     Raises:
@@ -341,7 +352,7 @@ def open_named(name: str, source: Path | GitTree, downloads: Path, tasks: Tasks)
 
         with tasks.task(f"fetching {redacted(source.url)}"):
             root = clone(
-                source, downloads, location=Location(f"--build-context {name}"), limits=FetchLimits()
+                source, downloads(), location=Location(f"--build-context {name}"), limits=FetchLimits()
             )
         # Resolved inside the repository, whatever links are in it.
         with closing(ContextRoot(root)) as inside:
@@ -384,13 +395,12 @@ def _directory_entries(tree: Tree, node: Node, name: str) -> Iterator[Entry]:
     return chain((tree.directory(node, name),), tree.contents(node))
 
 
-def _check_readable(group: Group) -> int:
-    """Walk once, so that what can't be sent is found before anything starts; return how much there is."""
-    count = 0
-    for entry in group.entries():
+def _checked(group: Group) -> Group:
+    """Walk once, so that what can't be sent is found before anything starts."""
+    found = tuple(group.entries())
+    for entry in found:
         _require_readable(entry)
-        count += 1
-    return count
+    return replace(group, walked=Walked(found))
 
 
 def _require_readable(entry: Entry) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
-from firebuild_bootstrap.dockerfile.graph import Download, GitTree, Heredoc
+from firebuild_bootstrap.dockerfile.graph import FileSet, Heredoc
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
@@ -291,23 +291,48 @@ class FetchLimits:
     total_seconds: float = 900.0
 
 
+class Walked:
+    """The entries that one walk has found, for whoever needs the same right after it."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries: Sequence[Entry] | None = tuple(entries)
+
+    def take(self) -> Sequence[Entry] | None:
+        """Return them once; there may be others by the time that somebody asks again."""
+        entries, self._entries = self._entries, None
+        return entries
+
+
 @dataclass(frozen=True)
 class Group:
     """What one match of a source sends: a single file, a directory's contents, or an archive's members.
 
-    `source` is what was fetched for it; None for what was there.
+    Args:
+        name: to call it by.
+        entries: walks through it.
+        source: the source; None where nobody asks for that.
+        walked: what the check found; None for archives.
     """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
-    source: Download | GitTree | None = None
+    source: FileSet | None = None
+    walked: Walked | None = None
 
 
 @dataclass(frozen=True)
 class ContextResource:
-    """Everything that one instruction sends; `entries()` may be called again and again."""
+    """Everything that one instruction sends; `entries()` may be called again and again.
+
+    Args:
+        groups: in the order of the sources.
+        exclude: the instruction's own patterns.
+        parents: paths keep their directories.
+    """
 
     groups: tuple[Group, ...]
+    exclude: tuple[str, ...] = ()
+    parents: bool = False
 
     def entries(self) -> Iterator[Entry]:
         """Yield parents before children and a hard link after its first name.

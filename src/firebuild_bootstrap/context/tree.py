@@ -359,13 +359,11 @@ class Tree:
         return replace(entry, size=status.st_size, open=file.open, attributes=self._attributes(node))
 
     def _attributes(self, node: Node) -> Callable[[], Mapping[str, bytes]]:
-        def read() -> Mapping[str, bytes]:
-            try:
-                return self.root.attributes(node.parts)
-            except OSError as error:
-                raise self.unreadable(node, error) from error
-
-        return read
+        try:
+            found = self.root.attributes(node.parts)
+        except OSError as error:
+            raise self.unreadable(node, error) from error
+        return lambda: found
 
     def _owner(self, node: Node) -> tuple[int, int] | None:
         return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None

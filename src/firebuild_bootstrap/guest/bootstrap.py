@@ -7,9 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from firebuild_bootstrap import wire
 
@@ -17,6 +17,13 @@ from .client import CALL_SECONDS, Client
 from .errors import GuestError, InputError, Interrupted
 from .kernel import hide_memory
 from .stop import Stop
+from .stream import NoSession, Session, join
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.legacy.old_server import OldServer
+
+    from .enter import Launcher
+    from .overlay import Layers
 
 _CLOCK_TOLERANCE = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -47,6 +54,7 @@ def bootstrap(
     scratch: str = "",
     caches: str = "",
     layers: str = "",
+    launcher: Launcher | None = None,
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -60,7 +68,9 @@ def bootstrap(
         scratch: see `Executor`.
         caches: see `Executor`.
         layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
-            step; empty where the image is there already.
+            step; without `lower` in it the image is there already, and what a step has changed is found
+            by comparing (comparing.py); empty where nobody wants layers.
+        launcher: starts the helpers of RUNs.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -78,7 +88,7 @@ def bootstrap(
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
         folders = {"layers": layers, "scratch": scratch, "caches": caches}
-        _build(client, root_path, stop, block.ping_interval, sync=sync, **folders)
+        _build(client, root_path, stop, block.ping_interval, sync=sync, launcher=launcher, **folders)
 
 
 def _build(
@@ -88,23 +98,23 @@ def _build(
     ping_interval: float,
     *,
     sync: bool,
+    launcher: Launcher | None,
     layers: str,
     scratch: str,
     caches: str,
 ) -> None:
-    from firebuild_bootstrap.legacy.old_server import OldServer
-
-    with OldServer(client, stop, ping_interval) as host:
+    with _host(client, stop, ping_interval) as host:
         # Only now, so that the first call is made as early as possible.
         from firebuild_bootstrap.layers.root import Root
 
         from .executor import Executor
-        from .overlay import Layers
 
         try:
             with Root(root_path) as root:
-                overlay = Layers(layers, root_path) if layers else None
-                Executor(root, host, stop, layers=overlay, scratch=scratch, caches=caches).execute()
+                kept = _layers(layers, root_path)
+                Executor(
+                    root, host, stop, layers=kept, launcher=launcher, scratch=scratch, caches=caches
+                ).execute()
             stop.check()
             if sync:
                 os.sync()
@@ -116,6 +126,29 @@ def _build(
             wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
             host.abort(wrapped)
             raise wrapped from error
+
+
+def _layers(directory: str, root_path: str) -> Layers | None:
+    """Return what keeps the layers; None where nobody wants any or the file system can hold none."""
+    from .overlay import Layers
+
+    if not directory or os.path.isdir(f"{directory}/lower"):
+        return Layers(directory, root_path) if directory else None
+    from .comparing import Comparing
+
+    with suppress(OSError):
+        return Comparing(directory, root_path)
+    return None
+
+
+def _host(client: Client, stop: Stop, ping_interval: float) -> Session | OldServer:
+    """Call the server, in the way that it knows."""
+    try:
+        return join(client, stop, ping_interval)
+    except NoSession:
+        from firebuild_bootstrap.legacy.old_server import OldServer
+
+        return OldServer(client, stop, ping_interval)
 
 
 def set_clock(

@@ -30,6 +30,9 @@ _LONGEST_PAUSE = 1.0
 _SHORTEST_ATTEMPT = 0.5
 # A server that closes connections after the handshake may be starting; one that does it so often refuses.
 _MOST_DROPPED = 3
+# A sign of life may take so many times the silence before it, or so many seconds.
+_PATIENCE = 3
+_LEAST_PATIENCE = 5.0
 # What gRPC's core says when TLS itself refused; trying again can't help.
 _TLS_REFUSALS = ("certificate", "handshake failed", "ssl", "verification check failed")
 
@@ -77,11 +80,13 @@ class Client:
         if self._channel is not None:
             self._channel.close()
 
-    def connect(self, first: Callable[[grpc.Channel], _Answer]) -> _Answer:
+    def connect(self, first: Callable[[grpc.Channel], _Answer], *, silence: float = 0) -> _Answer:
         """Make the first call, on a new channel for each attempt, until the server answers.
 
         Args:
             first: makes it, with `connect_timeout` as its limit; may raise `grpc.RpcError`.
+            silence: seconds without a word of the server after which it is asked for a sign of life, and the
+                channel is given up when none comes; 0 for servers that may not be asked.
 
         Raises:
             ServerLost: the server stayed out of reach, or TLS or the server refused this guest.
@@ -90,7 +95,7 @@ class Client:
         pause, dropped = _FIRST_PAUSE, 0
         while True:
             try:
-                return first(self._open(max(deadline - self._clock(), _SHORTEST_ATTEMPT)))
+                return first(self._open(max(deadline - self._clock(), _SHORTEST_ATTEMPT), silence))
             except Refusal as error:
                 raise ServerLost(self._cannot_connect(str(error), refused=True)) from error
             except NotNow as error:
@@ -109,7 +114,7 @@ class Client:
             self._stop.check()
             pause = min(pause * 2, _LONGEST_PAUSE)
 
-    def _open(self, timeout: float) -> grpc.Channel:
+    def _open(self, timeout: float, silence: float) -> grpc.Channel:
         if has_nameless_issuer(self._context):
             # gRPC's core takes these certificates, by their alternative names: old servers give no other.
             contact = Contact(self._block.ca_chain.encode(), "")
@@ -124,7 +129,7 @@ class Client:
             certificate_chain=self._block.cert.encode(),
         )
         self._channel = grpc.secure_channel(
-            self._block.host_port, credentials, options=_options(self._block, contact.token)
+            self._block.host_port, credentials, options=_options(self._block, contact.token, silence)
         )
         return self._channel
 
@@ -137,14 +142,23 @@ class Client:
         )
 
 
-def _options(block: wire.BootstrapBlock, token: str) -> list[tuple[str, Any]]:
+def _options(block: wire.BootstrapBlock, token: str, silence: float) -> list[tuple[str, Any]]:
     # gRPC's core asks for the way through as if the server were a proxy in front of itself.
     connect = [
         ("grpc.http_connect_server", block.host_port),
         ("grpc.http_connect_headers", f"Proxy-Authorization:Bearer {token}"),
     ]
+    # Asked by gRPC's core, and answered by it, however busy the programs are.
+    patience = round(max(_PATIENCE * silence, _LEAST_PATIENCE) * 1000)
+    keepalive = [
+        ("grpc.keepalive_time_ms", round(silence * 1000)),
+        ("grpc.keepalive_timeout_ms", patience),
+        ("grpc.http2.ping_timeout_ms", patience),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
     return [
         *(connect if token else ()),
+        *(keepalive if silence else ()),
         ("grpc.ssl_target_name_override", block.server_name),
         ("grpc.max_receive_message_length", wire.MAX_MESSAGE_BYTES),
         ("grpc.max_send_message_length", wire.MAX_MESSAGE_BYTES),

@@ -16,11 +16,18 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 
 from firebuild_bootstrap.layers.apply import apply
-from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tar import LayerError
-from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries
+from firebuild_bootstrap.layers.tree import (
+    UNMOUNTABLE,
+    WHITEOUT_MARK,
+    TreeSource,
+    statuses,
+    tree_entries,
+)
 
-from .overlay import Known, describe, network_files, note
+from .overlay import Known, Layers, describe, network_files, note
+from .provide import lay_on
 
 _RECENT_NS = 10 * 10**9
 _PAUSE = 0.001
@@ -30,8 +37,8 @@ Listing = dict[str, int]
 """Of each path something that is another number when the file is another one; odd for directories."""
 
 
-class Comparing:
-    """Takes the layers of steps that work on one plain tree; in the place of `overlay.Layers`.
+class Comparing(Layers):
+    """The layers of steps that work on one plain tree.
 
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       made at the end of a step
@@ -39,29 +46,44 @@ class Comparing:
     Args:
         directory: where that is; not in the image.
         target: the image.
+
+    Raises:
+        OSError: the file system takes nothing that could mean that a file was removed.
     """
 
     def __init__(self, directory: str, target: str) -> None:
-        self._directory = directory
-        self._target = target
-        self._before: dict[str, Known] = {}
+        super().__init__(directory, target)
         self._listing: Listing | None = None
-        os.makedirs(f"{directory}/upper", exist_ok=True)
+        self._nodes = self._can_make_nodes()
 
     @contextmanager
-    def step(self, number: int) -> Iterator[None]:
+    def step(self, number: int, *, linked: bool = False) -> Iterator[str]:
         """Take note of what the block changes; at its end the layer `number` is finished.
 
         Where the block raises there is no layer, and there can be no other.
 
+        Args:
+            number: of the step.
+            linked: as `Layers.step` has it; what is made apart is copied into the image then.
+
+        Yields:
+            the image, or the directory for that.
+
         Raises:
             OSError: the image can't be read, or a layer not be written.
         """
+        if linked:
+            path = self._apart()
+            yield path
+            lay_on(path, self._target)
+            self._finish(number)
+            self._listing = None
+            return
         self._listing = self._look() if self._listing is None else self._listing
         self._before.clear()
         for path in network_files():
             self.borrow(path)
-        yield
+        yield self._target
         try:
             after = self._look()
             self._write(number, self._listing, after)
@@ -72,6 +94,31 @@ class Comparing:
     def borrow(self, path: str) -> None:
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again."""
         note(self._target, path, self._before)
+
+    def _can_make_nodes(self) -> bool:
+        os.makedirs(f"{self._directory}/trial")
+        try:
+            with Root(f"{self._directory}/trial") as root:
+                for self._nodes in (True, False):
+                    with suppress(PermissionError), root.locate(f"{self._nodes}", follow=False) as place:
+                        self._whiteout(place)
+                        break
+        finally:
+            for name in os.listdir(f"{self._directory}/trial"):
+                os.unlink(f"{self._directory}/trial/{name}")
+            os.rmdir(f"{self._directory}/trial")
+        return self._nodes
+
+    def _whiteout(self, place: Place) -> None:
+        if self._nodes:
+            # What the kernel takes for "removed" in an overlay. Everybody may make it, but not on an overlay.
+            os.mknod(place.name, stat.S_IFCHR, 0, dir_fd=place.directory)
+            return
+        descriptor = place.open(os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            os.setxattr(descriptor, WHITEOUT_MARK, b"y")
+        finally:
+            os.close(descriptor)
 
     def _look(self) -> Listing:
         """List the image, and wait until whatever happens from now on gives another ctime.
@@ -129,9 +176,10 @@ class Comparing:
         with Root(fs) as layer:
             for path in gone:
                 with layer.locate(path, follow=False, parents=(0, 0)) as place:
-                    # What the kernel takes for "removed" in an overlay; everybody may make it.
-                    os.mknod(place.name, stat.S_IFCHR, 0, dir_fd=place.directory)
+                    self._whiteout(place)
             apply(TreeSource(tree_entries(self._target, only=wanted)), layer, devices=True)
+        if not self._nodes:
+            os.setxattr(fs, UNMOUNTABLE, b"y")
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
 
 

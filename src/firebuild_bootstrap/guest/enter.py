@@ -1,13 +1,14 @@
 """The helper that stands between vminit and a RUN: makes the sandbox, becomes the user, executes.
 
-A process of its own, because namespaces and forks don't go together with gRPC's threads. The request is
+Processes of its own, because namespaces and forks don't go together with gRPC's threads. The request is
 a JSON object on standard input (never in argv, which others can read), and after it the secrets as bytes,
 which unlike text can be wiped; what goes wrong before the command
-runs is reported as JSON on the descriptor named by the only argument. Values here and in what is
-imported are named tuples: every RUN waits for this program, and `dataclasses` takes longer to import than
-all the rest. Three processes take part:
+runs is reported as JSON on a descriptor. Four processes take part:
 
-    A  started by vminit; unshares, waits for B and passes on its exit status
+    L  the launcher: forks an A for each RUN, and passes on its exit status. It is forked from vminit before
+       that has read its metadata, so that no key ever was in its memory, and never sees a request itself. A
+       Python of its own for each RUN would take half of the time of a short one.
+    A  unshares, waits for B and ends as it has
     B  process 1 of the new pid namespace; mounts, forks C, reaps; when B ends the kernel kills the rest
     C  drops privileges and executes the command
 """
@@ -19,6 +20,11 @@ import json
 import os
 import select
 import signal
+import socket
+import struct
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from . import kernel
@@ -49,7 +55,18 @@ NOT_FOUND = 127
 _MAX_REPORT = 4000
 
 
+# The package is found by its path, because -I and -S keep everything else of the environment out.
+_LAUNCHER = (
+    "import socket, sys; sys.path.append(sys.argv[1]); "
+    "from firebuild_bootstrap.guest.enter import serve; serve(socket.socket(fileno=int(sys.argv[2])))"
+)
+_PACKAGES = os.path.realpath(f"{__file__}/../../..")
+
 _HEAD_BYTES = 16
+# What comes with descriptors, and how many at once: the kernel takes 253 (SCM_MAX_FD, unix(7)).
+_MORE, _LAST = b"+", b"."
+_AT_ONCE = 200
+_INT = struct.Struct("i")
 
 
 class Request(NamedTuple):
@@ -69,7 +86,6 @@ class Request(NamedTuple):
         own_network: with nothing but a loopback interface.
         secrets: bytes of each secret, which follow the request.
         secret_env: variables, each with the number of the secret that is its value.
-        kept: descriptors that are open as long as anything of the command runs: locks.
     """
 
     root: str
@@ -85,7 +101,6 @@ class Request(NamedTuple):
     own_network: bool = False
     secrets: tuple[int, ...] = ()
     secret_env: tuple[tuple[str, int], ...] = ()
-    kept: tuple[int, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Write the request as the helper reads it: its length, itself; the secrets come after it."""
@@ -101,7 +116,7 @@ class Request(NamedTuple):
         """
         data = _read(descriptor, int(_read(descriptor, _HEAD_BYTES), 16))
         members = json.loads(data)
-        for name in ("argv", "groups", "secrets", "kept"):
+        for name in ("argv", "groups", "secrets"):
             members[name] = tuple(members[name])
         members["mounts"] = tuple(MountPoint(*each) for each in members["mounts"])
         request = cls(**members)
@@ -120,6 +135,77 @@ def _read(descriptor: int, size: int) -> bytearray:
     return memory
 
 
+class Launcher:
+    """Starts the helpers of RUNs, one after the other: a process without threads that forks.
+
+    Args:
+        fork: make it out of this process, which has no other thread yet, rather than of a new Python.
+    """
+
+    def __init__(self, *, fork: bool = False) -> None:
+        self._control, other = socket.socketpair()
+        with other:
+            self._pid = self._forked(other) if fork else self._spawned(other)
+
+    def _forked(self, other: socket.socket) -> int:
+        pid = os.fork()
+        if pid == 0:
+            self._control.close()
+            with open(os.devnull, "r+b") as null:  # vminit's own are read until everybody has closed them
+                for descriptor in range(3):
+                    os.dup2(null.fileno(), descriptor)
+            close_others(other.fileno())
+            serve(other)
+        return pid
+
+    def _spawned(self, other: socket.socket) -> int:
+        command = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _LAUNCHER, _PACKAGES, str(other.fileno())]
+        import subprocess  # takes longer than all the rest, and the other way goes without
+
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            # Some Pythons find their own library only through it; the command itself gets its request's.
+            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
+            pass_fds=(other.fileno(),),
+            cwd="/",
+        )
+        process.returncode = 0  # it is reaped here
+        return process.pid
+
+    def start(self, *descriptors: int) -> None:
+        """Start a helper.
+
+        Args:
+            descriptors: its standard input, output and error; what takes the report of a failure, closed
+                without one when the command runs; and locks, open as long as anything of the command runs.
+        """
+        with suppress(BrokenPipeError):  # `wait` tells
+            while descriptors:
+                now, descriptors = descriptors[:_AT_ONCE], descriptors[_AT_ONCE:]
+                socket.send_fds(self._control, [_MORE if descriptors else _LAST], now)
+
+    def wait(self) -> int:
+        """Return the exit status of the helper, as shells have it."""
+        with suppress(ConnectionResetError):
+            if status := self._control.recv(1):
+                return status[0]
+        return 128 + signal.SIGKILL
+
+    def kill(self) -> None:
+        """End the launcher, and with it the helper and all that it has started; harmless when repeated."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the launcher and forget it."""
+        if self._pid:
+            self.kill()
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+            self._control.close()
+
+
 class _Refused(Exception):
     """The command can't be executed: a message and the exit status that shells use for it."""
 
@@ -128,19 +214,50 @@ class _Refused(Exception):
         self.exit_code = exit_code
 
 
-def main(status: int) -> NoReturn:
-    """Read the request from standard input, execute it, and exit with the command's own status.
+def close_others(control: int) -> None:
+    """Close all that vminit was started with: a RUN could count the descriptors of its process 1."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in (0, 1, 2, control):
+            with suppress(OSError):  # that of the list
+                os.close(int(name))
 
-    Args:
-        status: descriptor that takes the report of a failure; closed without one when the command runs.
-    """
-    os.set_inheritable(status, False)
+
+def serve(control: socket.socket) -> NoReturn:
+    """Be a launcher, with a single thread, until the other end of `control` is closed or vminit has ended."""
     kernel.die_with_parent(signal.SIGKILL)
+    os.chdir("/")
+    launcher = os.getpid()
+    descriptors: list[int] = []
+    while True:
+        # Not socket.recv_fds, which drops the flag: descriptors would get into the command.
+        space = socket.CMSG_SPACE(_AT_ONCE * _INT.size)
+        word, messages, _, _ = control.recvmsg(1, space, socket.MSG_CMSG_CLOEXEC)
+        descriptors += [number for _, _, data in messages for (number,) in _INT.iter_unpack(data)]
+        if not word:
+            os._exit(0)
+        if word == _MORE:
+            continue
+        child = os.fork()
+        if child == 0:
+            control.close()
+            _help(descriptors, launcher)
+        while descriptors:
+            os.close(descriptors.pop())
+        control.sendall(bytes([_exit_status(os.waitpid(child, 0)[1])]))
+
+
+def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
+    """Read the request from standard input, execute it, and exit with the command's own status."""
+    kernel.die_with_parent(signal.SIGKILL)
+    if os.getppid() != launcher:
+        os._exit(1)  # it ended before the kernel was asked to tell
+    for number, descriptor in enumerate(descriptors[:3]):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    status = descriptors[3]
     os.umask(0o022)
     with _reporting(status):
         request, secrets = Request.read(0)
-        for descriptor in request.kept:
-            os.set_inheritable(descriptor, False)
         kernel.leave_session_keyring()
         if request.own_network:
             _leave_network()

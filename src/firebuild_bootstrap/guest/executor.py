@@ -8,26 +8,27 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Metadata, Root
-from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
+from firebuild_bootstrap.layers.tar import LayerError, Sink
 
 from .copy import Copier
+from .enter import Launcher
 from .errors import GuestError, StepError
 from .idmap import check_mapped
 from .incoming import Incoming
 from .overlay import Layers
-from .provide import Provider, cleaning
-from .run import Stream, run
+from .provide import Provider, cleaning, lay_on
+from .run import run
 from .stop import Stop
+from .stream import Checkpoint, Stream
 from .users import Users
 
 
 class Host(Protocol):
     """The other end: what it wants done, and what becomes of it. Each way to talk to a server is one."""
 
-    def steps(self) -> Iterator[wire.AnyCommand]:
-        """Yield the steps in order, each when the one before it has ended.
+    def steps(self) -> Iterator[wire.AnyCommand | Checkpoint]:
+        """Yield the steps in order, each when the one before it has ended; and wishes for their layers.
 
         Raises:
             GuestError: the server sent something else, or is lost.
@@ -42,11 +43,11 @@ class Host(Protocol):
         """
         ...
 
-    def started(self, step: int) -> None:
+    def started(self, step: int, /) -> None:
         """Take note that a step began."""
         ...
 
-    def write(self, step: int, stream: Stream, data: bytes) -> None:
+    def write(self, step: int, stream: Stream, data: bytes, /) -> None:
         """Take a piece of a step's output, at most `run.BATCH_BYTES`; wait while the server is slow."""
         ...
 
@@ -65,6 +66,7 @@ class Executor:
         scratch: a directory that no RUN sees, for the files of mounts; empty for a hidden one in it.
         caches: directory of cache mounts; empty for such as last as long as the build.
         layers: keep apart what each command changes; None where the root is a plain directory.
+        launcher: starts the helpers of RUNs.
         clock: monotonic seconds.
     """
 
@@ -77,9 +79,11 @@ class Executor:
         scratch: str = "",
         caches: str = "",
         layers: Layers | None = None,
+        launcher: Launcher | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layers = layers
+        self._launcher = launcher
         self._root = root
         self._host = host
         self._stop = stop
@@ -99,6 +103,9 @@ class Executor:
     def _execute(self) -> None:
         for number, command in enumerate(self._host.steps(), 1):
             self._stop.check()
+            if isinstance(command, Checkpoint):
+                self._give_layer(command)
+                continue
             begun = self._clock()
             self._host.started(command.step)
             try:
@@ -110,49 +117,60 @@ class Executor:
                 raise
             self._host.finished(command.step, 0, self._clock() - begun)
 
+    def _give_layer(self, wish: Checkpoint) -> None:
+        def write(out: Sink) -> None:
+            # A guest that keeps none sends none, not even an empty one: its machine has a drive to be read.
+            if self._layers is not None:
+                self._layers.write(wish.step, out)
+
+        try:
+            wish.send(write)
+        except (OSError, LayerError) as error:
+            raise StepError(f"the layer of step {wish.step} can't be sent: {error}") from error
+
     def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:
-            with self._layer(number, linked=isinstance(command, wire.CopyCommand) and command.link):
-                self._one(command)
+            with self._layer(command, number) as root:
+                self._one(command, root)
         except OSError as error:
             raise StepError(f"{error.filename or 'the image'}: {error.strerror or error}") from error
 
     @contextmanager
-    def _layer(self, number: int, *, linked: bool) -> Iterator[None]:
-        if self._layers is None:
-            yield
-            return
-        with self._layers.step(number, linked=linked):
-            self._root.reopen()
-            try:
-                yield
-            finally:
-                self._root.close()  # or its file system could not be unmounted
+    def _layer(self, command: wire.AnyCommand, number: int) -> Iterator[Root]:
+        """Yield what a command works on: the image, or an empty tree that lies on it afterwards."""
+        linked = isinstance(command, wire.CopyCommand) and command.link
+        if self._layers is None and linked:
+            with self._provider.directory() as path:
+                with Root(path) as apart:
+                    yield apart
+                lay_on(path, self._root.path)
+        elif self._layers is None:
+            yield self._root
+        else:
+            with self._layers.step(number, linked=linked) as path:
+                if linked:
+                    with Root(path) as apart:
+                        yield apart
+                    return
+                self._root.reopen()
+                try:
+                    yield self._root
+                finally:
+                    self._root.close()  # or its file system could not be unmounted
 
-    def _one(self, command: wire.AnyCommand) -> None:
+    def _one(self, command: wire.AnyCommand, root: Root) -> None:
         match command:
             case wire.RunCommand():
                 self._run(command)
+            case wire.CopyCommand(link=True):
+                Copier(root, Users(root), command).copy(self._host.files(command.source))
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                if command.link and self._layers is None:
-                    self._link(command)
-                else:
-                    self._copy(command, self._root)
+                Copier(root, self._users, command).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)
                 self._make_workdir(command, (identity.uid, identity.gid))
-
-    def _copy(self, command: wire.CopyCommand, root: Root) -> None:
-        Copier(root, self._users, command).copy(self._host.files(command.source))
-
-    def _link(self, command: wire.CopyCommand) -> None:
-        """Lay on the image what is made apart of it, as an overlay of layers shows it."""
-        with self._provider.directory() as path, Root(path) as apart:
-            self._copy(command, apart)
-            files = tree_entries(apart.descriptor)
-            apply(TreeSource(each for each in files if each[0].path), self._root, devices=True)
 
     def _run(self, command: wire.RunCommand) -> None:
         identity = self._users.identity(command.user)
@@ -166,7 +184,16 @@ class Executor:
 
         with self._provider.provide(command, say) as provided:
             borrow = _ignore if self._layers is None else self._layers.borrow
-            run(self._root, command, identity, self._stop, output, provided=provided, borrow=borrow)
+            run(
+                self._root,
+                command,
+                identity,
+                self._stop,
+                output,
+                launcher=self._launcher,
+                provided=provided,
+                borrow=borrow,
+            )
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)

@@ -1,13 +1,11 @@
-"""Files as they come out of a resource stream: entries with their content, every rule of it checked."""
+"""Files as they come out of the pieces of a stream: entries with their content, every rule of it checked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Final, NamedTuple
 
-from google.protobuf.message import DecodeError
-
-from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits
@@ -16,10 +14,6 @@ from .errors import ProtocolError
 from .users import MAX_ID
 
 _MAX_HEADER: Final = 1024 * 1024  # a path of 4 KiB, and all regions that a server of ours sends
-
-
-Message = pb.ResourceChunk | memoryview
-"""Of a resource; a piece of a packed one is its data, as a view."""
 
 
 class Incoming(NamedTuple):
@@ -40,25 +34,7 @@ class Incoming(NamedTuple):
     of_tree: bool = False
 
 
-def opened(message: bytes) -> Message:
-    """Read a message of a resource.
-
-    Raises:
-        ProtocolError: it is none, or the checksum of a piece is wrong.
-    """
-    try:
-        if (piece := wire.decode_piece(message)) is not None:
-            return piece
-        parsed = pb.ResourceChunk.FromString(message)
-        if not parsed.HasField("piece"):
-            return parsed
-        wire.check_piece(parsed.piece.data, parsed.piece.checksum)
-        return memoryview(parsed.piece.data)
-    except (wire.WireError, DecodeError) as error:
-        raise ProtocolError(f"the server sent files that can't be read: {error}") from error
-
-
-def packed(stream: Iterator[Message]) -> Iterator[Incoming]:
+def packed(stream: Iterator[pb.Group | memoryview]) -> Iterator[Incoming]:
     """Cut a packed stream into entries.
 
     Raises:
@@ -80,34 +56,31 @@ def check_owner(name: str, uid: int, gid: int) -> None:
 class _Packed:
     """The pieces of a tar stream, as a file to read from, and the groups between them."""
 
-    def __init__(self, stream: Iterator[Message]) -> None:
+    def __init__(self, stream: Iterator[pb.Group | memoryview]) -> None:
         self._stream = stream
-        self._group = pb.ResourceChunk.Group()
+        self._group = pb.Group()
 
-    def read(self, _: int, /) -> bytes:
+    def read(self, _: int, /) -> bytes | memoryview:
         """Return the next piece whole; the reader takes what it gets."""
         for message in self._stream:
-            if isinstance(message, memoryview):
-                if len(message) > wire.MAX_CHUNK_BYTES:
-                    limit = wire.MAX_CHUNK_BYTES
-                    raise ProtocolError(f"a piece of a resource has {len(message)} bytes, more than {limit}")
-                if message:
-                    return bytes(message)
-            elif message.HasField("group"):
-                self._group = message.group
-            else:
-                kind = message.WhichOneof("payload") or "nothing"
-                raise ProtocolError(f"the server sent {kind} in the middle of packed files")
+            if isinstance(message, pb.Group):
+                self._group = message
+            elif message:
+                return message
         return b""
 
     def entries(self) -> Iterator[Incoming]:
+        first = next(self._stream, None)
+        if first is None:
+            return  # no entries: no archive
+        self._stream = chain((first,), self._stream)
         reader = LayerReader(self, Limits(header=_MAX_HEADER))
         while (entry := _next(reader)) is not None:
             group = self._group
-            if group.keepOwner:
+            if group.keep_owner:
                 check_owner(entry.path, entry.uid, entry.gid)
             write = _writer(reader, entry)
-            yield Incoming(entry, write, group.fromDirectory, group.keepOwner, group.ofTree)
+            yield Incoming(entry, write, group.from_directory, group.keep_owner, group.of_tree)
         if not reader.marked or self.read(1):
             raise ProtocolError("the server's stream of files does not end where it says so")
 

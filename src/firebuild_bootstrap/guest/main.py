@@ -7,22 +7,35 @@ import gc
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from contextlib import closing
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import GuestError
 from .metadata import DEFAULT_ADDRESS, MetadataClient
 from .units import UNITS, print_flags, print_unit
 
+if TYPE_CHECKING:
+    from .enter import Launcher
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, *, alone: bool = False) -> int:
     """Run `vminit` and return its exit status.
 
     Args:
         arguments: the command line without the program's name; None takes the process's own.
+        alone: nothing else is in this process, which may fork.
     """
     parsed = _parser().parse_args(arguments)
     try:
-        return _run(parsed)
+        if parsed.mode != "bootstrap" or parsed.print_flags or parsed.print_unit:
+            return _run(parsed)
+        # All that can be done before there are metadata: a host starts its machine while it makes them.
+        from .enter import Launcher
+
+        with closing(Launcher(fork=alone)) as launcher:
+            from . import bootstrap, executor  # noqa: F401
+
+            return _run(parsed, launcher)
     except GuestError as error:
         print(f"vminit: {error.message}", file=sys.stderr)
         return error.exit_status
@@ -30,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _run(parsed: argparse.Namespace) -> int:
+def _run(parsed: argparse.Namespace, launcher: Launcher | None = None) -> int:
     if parsed.print_flags or parsed.print_unit:
         unit = print_unit(parsed.print_unit, parsed.runner_file) if parsed.print_unit else ""
         print(unit or print_flags(_flags(parsed)), end="")
@@ -43,7 +56,7 @@ def _run(parsed: argparse.Namespace) -> int:
         sync = not parsed.mmds.startswith("unix:")
         timeouts = {"connect_timeout": parsed.connect_timeout, "call_timeout": parsed.call_timeout}
         folders = {name: getattr(parsed, name) for name in ("layers", "scratch", "caches")}
-        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, **folders)
+        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, launcher=launcher, **folders)
         return 0
     from .configure import Paths, configure
 
@@ -133,7 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         metavar="DIR",
         help="bootstrap: mount the image at --root for each step, as an overlay of the directories "
-        "DIR/lower/0 (the lowest), DIR/lower/1 and so on, and keep what it changes in DIR/upper/STEP/fs",
+        "DIR/lower/0 (the lowest), DIR/lower/1 and so on, and keep what it changes in DIR/upper/STEP/fs; "
+        "without DIR/lower the image is at --root, and what a step changes is found by comparing",
     )
     parser.add_argument(
         "--scratch",
@@ -173,6 +187,6 @@ if __name__ == "__main__":
     # What is imported stays: looking for garbage among it would slow the start, and the end that a build
     # waits for.
     gc.set_threshold(50_000)
-    status = main()
+    status = main(alone=True)
     gc.freeze()
     sys.exit(status)

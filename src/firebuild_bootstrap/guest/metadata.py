@@ -17,7 +17,8 @@ from .exchange import BadAnswer, TooLong, exchange
 
 DEFAULT_ADDRESS = "http://169.254.169.254"
 _ATTEMPT_SECONDS = 5.0
-_PAUSE = 0.1
+# A machine may be started before its metadata are there: a build waits for this.
+_PAUSE = 0.01
 _MAX_DOCUMENT = 4 * 1024 * 1024
 _TOKEN_SECONDS = "60"  # noqa: S105 - a lifetime
 _NO_TOKENS = (404, 405, 501)  # MMDS V1, and servers that know no PUT, answer the request for a token so

@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS
+from firebuild_bootstrap.layers.tar import Sink, write_layer
+from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 
 from . import kernel
 
@@ -48,6 +49,8 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
     if len(names) > MAX_LAYERS:
         raise OSError(errno.E2BIG, f"{len(names)} layers, and {MAX_LAYERS} at most can be mounted")
     with _inside(directory):
+        if any(UNMOUNTABLE in os.listxattr(name) for name in names):
+            raise OSError(errno.EOPNOTSUPP, "a layer was made where no overlay can be")
         if len(names) > _AT_ONCE:
             # The kernel stacks overlays two deep. The lowest stay the same from step to step.
             if not os.path.isdir("folded"):
@@ -97,21 +100,23 @@ class Layers:
         self._target = target
         self._borrowed: list[str] = []
         self._before: dict[str, Known] = {}
-        self._names = [f"lower/{name}" for name in sorted(os.listdir(f"{directory}/lower"), key=int)]
-        between = f"{directory}/between"
-        self._between = sorted(map(int, os.listdir(between))) if os.path.isdir(between) else []
+        self._names = [f"lower/{name}" for name in _numbers(f"{directory}/lower")]
+        self._between = _numbers(f"{directory}/between")
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
 
     @contextmanager
-    def step(self, number: int, *, linked: bool = False) -> Iterator[None]:
+    def step(self, number: int, *, linked: bool = False) -> Iterator[str]:
         """Have the root mounted for the length of the block; at its end the layer `number` is finished.
 
         Where the block raises, the layer stays unfinished, and there can be no other.
 
         Args:
             number: of the step.
-            linked: the root is empty: the layer is made apart, and lies on the others afterwards.
+            linked: the layer is made apart, in an empty directory, and lies on the others afterwards.
+
+        Yields:
+            the root, or that directory.
 
         Raises:
             OSError: the root can't be mounted.
@@ -121,25 +126,45 @@ class Layers:
         self._before.clear()
         while self._between and self._between[0] < number:
             self._names.append(f"between/{self._between.pop(0)}")
-        for name in (fs, work):
-            os.makedirs(f"{self._directory}/{name}")
         if linked:
             # No overlay: on one, even of nothing, new directories would hide those of the layers below.
-            kernel.mount(f"{self._directory}/{fs}", self._target, flags=kernel.MS_BIND)
-        else:
-            resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
-            mount_layers(self._directory, self._names, self._target, fs, work)
+            yield self._apart()
+            self._finish(number)
+            return
+        for name in (fs, work):
+            os.makedirs(f"{self._directory}/{name}")
+        resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
+        mount_layers(self._directory, self._names, self._target, fs, work)
         try:
-            for path in () if linked else network_files():
+            for path in network_files():
                 self.borrow(path)
-            yield
+            yield self._target
         finally:
             _unmount(self._target)
         with Root(f"{self._directory}/{fs}") as upper:
             for path in self._borrowed:
                 _forget(upper, path, self._before)
+        self._finish(number)
+
+    def _apart(self) -> str:
+        """Make the directory of a layer, for what is made apart."""
+        path = f"{self._directory}/unfinished/fs"
+        os.makedirs(path)
+        os.chmod(path, 0o755)  # noqa: S103 - a root directory's, whatever the umask
+        return path
+
+    def _finish(self, number: int) -> None:
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
+
+    def write(self, step: int, out: Sink) -> None:
+        """Write the layer of a finished step as an archive.
+
+        Raises:
+            LayerError: it can't be one.
+            OSError: it can't be read.
+        """
+        write_layer(out, upper_entries(f"{self._directory}/upper/{step}/fs"))
 
     def borrow(self, path: str) -> None:
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again.
@@ -149,6 +174,10 @@ class Layers:
         """
         self._borrowed.append(path)
         note(self._target, path, self._before)
+
+
+def _numbers(directory: str) -> list[int]:
+    return sorted(map(int, os.listdir(directory))) if os.path.isdir(directory) else []
 
 
 def network_files() -> tuple[str, ...]:

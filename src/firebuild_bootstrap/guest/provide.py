@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
+from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 
 from .caches import Caches
 from .copy import Copier
@@ -249,6 +251,13 @@ class _Work:
         )
         with Root(folder) as root:
             Copier(root, Users(root), command).copy(self._files(resource))
+
+
+def lay_on(path: str, image: str) -> None:
+    """Copy a tree that was made apart into the image, as an overlay of layers shows it."""
+    with Root(path) as apart, Root(image) as root:
+        files = tree_entries(apart.descriptor)
+        apply(TreeSource(each for each in files if each[0].path), root, devices=True)
 
 
 @contextmanager

@@ -1,37 +1,26 @@
-"""Executes one RUN: makes the mount points, starts the helper (enter.py), relays its output."""
+"""Executes one RUN: makes the mount points, has the helper started (enter.py), relays its output."""
 
 from __future__ import annotations
 
 import json
 import os
 import selectors
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
 
-from .enter import Request
+from .enter import Launcher, Request
 from .errors import StepError
 from .idmap import check_mapped
 from .netfiles import network_files
 from .provide import Provided, mount_points
 from .stop import Stop
+from .stream import BATCH_BYTES, Stream
 from .users import Identity
 
-Stream = Literal["stdout", "stderr"]
 Output = Callable[[Stream, bytes], None]
-BATCH_BYTES = 64 * 1024
-
-# The package is found by its path, because -I and -S keep everything else of the environment out.
-_BOOTSTRAP = (
-    "import sys; sys.path.append(sys.argv[1]); "
-    "from firebuild_bootstrap.guest.enter import main; main(int(sys.argv[2]))"
-)
-_PACKAGES = os.path.realpath(f"{__file__}/../../..")
 
 
 def environment(command: wire.RunCommand, identity: Identity) -> dict[str, str]:
@@ -46,6 +35,7 @@ def run(
     stop: Stop,
     output: Output,
     *,
+    launcher: Launcher | None = None,
     provided: Provided = Provided(),  # noqa: B008 - frozen
     borrow: Callable[[str], None] = lambda _: None,
 ) -> None:
@@ -57,6 +47,7 @@ def run(
         identity: whom it runs as.
         stop: kills it when set.
         output: takes each piece of output as (`stdout` or `stderr`, bytes); may wait.
+        launcher: starts its helper; one of its own by default.
         provided: what it has besides the image.
         borrow: see `mount_points`.
 
@@ -79,11 +70,10 @@ def run(
         own_network=command.network == "none",
         secrets=tuple(map(len, provided.secrets)),
         secret_env=provided.variables,
-        kept=provided.locks,
     )
     _check_text(request)
     with mount_points(root, provided.mounts, borrow), network_files(root):
-        exit_code, report = _execute(request, provided.secrets, stop, output)
+        exit_code, report = _execute(request, provided, launcher, stop, output)
     stop.check()
     if report:
         failure = json.loads(report)
@@ -103,59 +93,57 @@ def _check_text(request: Request) -> None:
         raise StepError(f"the environment has an impossible name: {bad[0]!r}")
 
 
-def _execute(request: Request, secrets: Sequence[bytearray], stop: Stop, output: Output) -> tuple[int, bytes]:
+def _execute(
+    request: Request, provided: Provided, launcher: Launcher | None, stop: Stop, output: Output
+) -> tuple[int, bytes]:
     with ExitStack() as stack:
-        status_read, status_write = os.pipe()
-        stack.callback(os.close, status_read)
-        try:
-            process = stack.enter_context(_helper(status_write, request.kept))
-        finally:
-            os.close(status_write)
-        # Leaving in whatever way kills first: closing the pipes alone would wait for the process.
-        stack.callback(process.kill)
-        with stop.calling(process.kill):
-            _send(process, request.to_bytes(), *secrets)
-            _relay(process, stop, output)
-            exit_code = process.wait()
-        report = _read_all(status_read)
-        return (exit_code if exit_code >= 0 else 128 - exit_code), report
+        if launcher is None:
+            launcher = Launcher()
+            stack.callback(launcher.close)
+        ends = [os.pipe() for _ in range(4)]
+        (request_read, request_write), *others = ends
+        for read, _ in others:
+            stack.callback(os.close, read)
+        out, err, status = others
+        given = (request_read, out[1], err[1], status[1])
+        launcher.start(*given, *provided.locks)
+        for descriptor in given:
+            os.close(descriptor)
+        with stop.calling(launcher.kill), _killing(launcher):
+            _send(request_write, request.to_bytes(), *provided.secrets)
+            _relay({"stdout": out[0], "stderr": err[0]}, stop, output)
+            exit_code = launcher.wait()
+        return exit_code, _read_all(status[0])
 
 
-def _helper(status: int, kept: Sequence[int]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-X", "utf8", "-c", _BOOTSTRAP, _PACKAGES, str(status)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        # Some Pythons find their own library only through it; the command itself gets its request's.
-        env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-        pass_fds=(status, *kept),
-        cwd="/",
-    )
+@contextmanager
+def _killing(launcher: Launcher) -> Iterator[None]:
+    """Kill the helper where the block raises: closing the pipes alone would leave it to itself."""
+    try:
+        yield
+    except BaseException:
+        launcher.kill()
+        raise
 
 
-def _send(process: subprocess.Popen[bytes], *pieces: bytes | bytearray) -> None:
-    if process.stdin is None:
-        return
+def _send(descriptor: int, *pieces: bytes | bytearray) -> None:
     try:
         for data in pieces:
             with memoryview(data) as view:
                 sent = 0
                 while sent < len(data):
-                    sent += process.stdin.write(view[sent:]) or 0
+                    sent += os.write(descriptor, view[sent:])
     except BrokenPipeError:
         pass  # the helper has died; its exit status tells
     finally:
-        process.stdin.close()
+        os.close(descriptor)
 
 
-def _relay(process: subprocess.Popen[bytes], stop: Stop, output: Output) -> None:
+def _relay(pipes: Mapping[str, int], stop: Stop, output: Output) -> None:
     """Read both streams until both end, which is when the last process that could write has gone."""
     with selectors.DefaultSelector() as selector:
-        for name, pipe in (("stdout", process.stdout), ("stderr", process.stderr)):
-            if pipe is not None:
-                selector.register(pipe, selectors.EVENT_READ, name)
+        for name, pipe in pipes.items():
+            selector.register(pipe, selectors.EVENT_READ, name)
         selector.register(stop, selectors.EVENT_READ)
         while len(selector.get_map()) > 1:
             for key, _ in selector.select():

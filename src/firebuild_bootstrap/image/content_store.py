@@ -106,7 +106,7 @@ class ContentStore:
             content = self.root / "content" / staging.path.name
             os.rename(staging.path, content)
             self._sync_directory(content.parent)
-            # Readers may lock it as soon as they can find it; nobody sweeps while this lasts.
+            # Readers may lock it as soon as they can find it; there is no sweep meanwhile.
             fcntl.flock(staging.lock, fcntl.LOCK_UN)
             for key in keys:
                 self._point(key, content)
@@ -141,7 +141,7 @@ class ContentStore:
                 if not link.is_symlink():
                     return None
                 continue  # it was replaced at this moment
-            if link.resolve() == content:  # nobody removes it from now on
+            if link.resolve() == content:  # it is not removed from now on
                 self._held.append((content, lock))
                 return content
             os.close(lock)
@@ -161,14 +161,14 @@ class ContentStore:
         return sorted(link.relative_to(root).parts for link in found)
 
     def contents(self) -> list[Path]:
-        """Return the directories of all entries, also of those that nobody can find any more but may hold."""
+        """Return the directories of all entries, also of those without a name that may still be held."""
         try:
             return sorted((self.root / "content").iterdir())
         except FileNotFoundError:
             return []
 
     def in_use(self, key: Key) -> bool:
-        """Whether somebody holds an entry at this moment."""
+        """Whether an entry is held at this moment."""
         try:
             os.close(_lock(self.link(key), fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
@@ -181,7 +181,7 @@ class ContentStore:
         """Remove an entry; False when there is none.
 
         Args:
-            unused: leave it, and return False, when somebody holds it.
+            unused: leave it, and return False, when it is held.
 
         Raises:
             InputError, MachineError: the store can't be written.
@@ -207,7 +207,7 @@ class ContentStore:
         return True
 
     def sweep(self) -> None:
-        """Remove what dead writers and replaced entries left behind; it keeps nobody from changing others."""
+        """Remove what dead writers and replaced entries left behind, without blocking changes of others."""
         seen: set[Path] = set()
         while True:
             with self._changing():
@@ -239,10 +239,11 @@ class ContentStore:
             self._remove_locked(path, lock)
 
     def _doomed(self, seen: set[Path]) -> Iterator[tuple[Path, int]]:
-        """Yield what nobody can find and nobody holds, and its lock: no one but its owner can get at it."""
+        """Yield entries without a name and a holder, each with its lock."""
         used = {self.link(key).resolve() for key in self.names()}
         for folder in ("staging", "content"):
-            for path in (self.root / folder).iterdir():
+            # Links resolve to real paths, and the store may be named by another one.
+            for path in (self.root / folder).resolve().iterdir():
                 if path in used or path in seen:
                     continue
                 seen.add(path)
@@ -278,7 +279,7 @@ class ContentStore:
     def _failed(self, error: OSError) -> FirebuildError:
         if error.errno in _OF_RIGHTS:
             return self._unusable(error)
-        where = error.filename or self.root  # a path inside the store, which nobody named
+        where = error.filename or self.root  # a path inside the store, not of the user
         return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=_SPACE)
 
 
@@ -330,7 +331,7 @@ def sync_file_system(descriptor: int) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file that builds share: whoever reads it sees all of it, or what was there before.
+    """Write a small file that builds share atomically: readers see all of it, or what was there before.
 
     Raises:
         OSError: it can't be written; nothing of it is left.

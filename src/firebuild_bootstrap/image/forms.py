@@ -48,13 +48,10 @@ class _Kept:
 
     def is_untouched(self, directory: Path) -> bool:
         """Whether it is as it was written, as far as can be told."""
-        try:
-            found = (directory / self.artifact.path).lstat()
-        except OSError:
+        if self.artifact.type is OutputType.DIR:
             return False
-        return self.artifact.type is not OutputType.DIR and (
-            (found.st_size, found.st_mtime_ns) == (self.artifact.size, self.mtime_ns)
-        )
+        found = (directory / self.artifact.path).lstat()
+        return (found.st_size, found.st_mtime_ns) == (self.artifact.size, self.mtime_ns)
 
 
 def kept_forms(directory: Path) -> tuple[Artifact, ...]:

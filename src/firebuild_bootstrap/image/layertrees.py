@@ -4,6 +4,7 @@
         content/<id>/layer/fs/          the tree: a whole root file system, or what a step has changed
         content/<id>/layer.json         since which boot it exists, and what could not be kept
         content/<id>/durable            it is on the disk
+        content/<id>/size               bytes that it takes, if somebody has asked
         content/<id>/digest-<time>      SHA-256 of its canonical archive, with no time after <time>
         making-<x>                      held by whoever unpacks an archive, so that others wait for it
         overlay.json                    whether overlays work here
@@ -27,8 +28,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
-from firebuild_bootstrap.image.trees import Tree, Trees
+from firebuild_bootstrap.image.trees import Tree, Trees, allocated
 from firebuild_bootstrap.layers.apply import UnpackReport
 
 # Raised where trees that exist would come out otherwise now.
@@ -39,6 +41,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PAUSE: Final = 0.05
 _INFO: Final = "layer.json"
 _DURABLE: Final = "durable"
+_SIZE: Final = "size"
 TREE: Final = "fs"
 """Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
 
@@ -138,7 +141,7 @@ class LayerTrees:
         """
         tree = self.hold(key)
         if tree is None:
-            with self._making(key):
+            with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
                 tree = self.hold(key) or self._unpack(archive, key, below)
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
@@ -222,12 +225,23 @@ class LayerTrees:
         return tree
 
     def keys(self) -> dict[str, float]:
-        """Return all keys, with the time (seconds since 1970) at which each was used last."""
+        """Return all keys, with the time (seconds since 1970) of their last use; 0 without a tree."""
         found = {}
         for name in self._contents.names():
+            found["/".join(name)] = 0.0
             with suppress(OSError):
                 found["/".join(name)] = os.stat(self._contents.link(name)).st_mtime
         return found
+
+    def size(self, key: str) -> int:
+        """Return the bytes that the tree of `key` takes on its disk; measured once, it does not change."""
+        content = self._contents.link(_name(key))
+        with suppress(OSError, ValueError):
+            return int((content / _SIZE).read_text("ascii"))
+        size = allocated(content / "layer" / TREE)
+        with suppress(OSError):
+            write_whole(content.resolve() / _SIZE, str(size).encode())
+        return size
 
     def path(self, key: str) -> Path:
         """Return where the tree of `key` is or would be; nobody holds it for that."""
@@ -314,25 +328,35 @@ class LayerTrees:
         """Read what is known of a tree; None for one that a power failure may have spoiled."""
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
-        except (OSError, ValueError):
+            good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return None
-        return info if info["boot"] == self._boot_id or (content / _DURABLE).exists() else None
+        return info if good else None
 
-    @contextmanager
-    def _making(self, key: str) -> Iterator[None]:
-        """Wait until nobody else makes a tree of this key; of a few other keys, too."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if not _locked(descriptor):
-                with self._trees.tasks.task("waiting for another build that unpacks the base"):
-                    while not _locked(descriptor):
-                        self._check()
-                        time.sleep(_PAUSE)
-            yield
-        finally:
-            os.close(descriptor)
+
+@contextmanager
+def making(
+    root: Path, key: str, tasks: Tasks, what: str, check: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Wait until nobody else makes what has this key in the store `root`; or a few other keys.
+
+    Args:
+        tasks: told of the waiting.
+        what: what another build does, for that.
+        check: called again and again; may raise.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not _locked(descriptor):
+            with tasks.task(f"waiting for another build that {what}"):
+                while not _locked(descriptor):
+                    check()
+                    time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def store_name(trees: Trees) -> str:

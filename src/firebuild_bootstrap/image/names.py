@@ -65,7 +65,7 @@ class Reference:
 
     @property
     def is_untagged(self) -> bool:
-        """Whether it was made up for an image that nobody named."""
+        """Whether it was made up for an image without a name."""
         return self.familiar.startswith(f"{UNTAGGED}/")
 
     @classmethod
@@ -148,6 +148,10 @@ def _familiar(domain: str, path: str) -> str:
 def _refuse(what: str, text: str, why: str = "") -> NoReturn:
     hint = why or "for example debian:12, acme/web:1.0 or registry.example:5000/team/web:1.0"
     raise InputError(f"expected {what}, found {text!r:.300}", hint=hint)
+
+
+# Environment variables that start like a setting and are none.
+RESERVED_ENVIRONMENT: Final = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
 
 
 def default_home(environ: Mapping[str, str]) -> Path:

@@ -1,4 +1,4 @@
-"""What a build hands out: ext4 image, tar archive or directory, in the store and where the user wants it."""
+"""Forms of a root file system: ext4 image, tar archive or directory; what is asked for, and its delivery."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ and `GuestReport` reads how the machine ended.
 """
 
 from firebuild_bootstrap.initramfs.arguments import EMULATED, StaticAddress, kernel_arguments
-from firebuild_bootstrap.initramfs.compress import Compression
-from firebuild_bootstrap.initramfs.image import initramfs_image
+from firebuild_bootstrap.initramfs.image import Compression, initramfs_image
 from firebuild_bootstrap.initramfs.report import GuestReport
 
 __all__ = ["EMULATED", "Compression", "GuestReport", "StaticAddress", "initramfs_image", "kernel_arguments"]

@@ -12,10 +12,9 @@ from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.initramfs import cpio
-from firebuild_bootstrap.initramfs.bytecode import compile_sources
 from firebuild_bootstrap.initramfs.libraries import LibraryFinder
 from firebuild_bootstrap.initramfs.modules import ModuleSet
-from firebuild_bootstrap.initramfs.runtime import PythonRuntime
+from firebuild_bootstrap.initramfs.runtime import PythonRuntime, compile_sources
 
 MACHINES: Final = ("x86_64", "aarch64")
 _LAYOUT: Final = 1  # raised when the same inputs give another archive

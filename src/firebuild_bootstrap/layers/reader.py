@@ -47,11 +47,11 @@ _LARGEST_FILE: Final = 2**63 - 1  # what off_t holds
 _SECOND: Final = 10**9
 _LONGEST_PATH: Final = 64 * 1024  # bytes; every step on it costs its length in those who walk it
 _RECORDS: Final = 4096  # of one extended header; extended attributes are records
-_CHAIN: Final = 32  # extended headers of one member; nobody writes more than four
+_CHAIN: Final = 32  # extended headers of one member; writers use four at most
 _KINDS: Final[dict[bytes, Kind]] = {
     b"\0": FILE,  # V7
     b"0": FILE,
-    b"7": FILE,  # "contiguous", which nobody has
+    b"7": FILE,  # "contiguous", which is a regular file today
     b"S": FILE,  # sparse, GNU
     b"1": HARDLINK,
     b"2": SYMLINK,
@@ -123,7 +123,7 @@ class LayerReader:
     ) -> None:
         self._file_descriptor = -1  # of a regular file, whose content the kernel can copy
         if isinstance(source, int):
-            self._read: Callable[[int], bytes] = partial(os.read, source)
+            self._read: Callable[[int], bytes | memoryview] = partial(os.read, source)
             if stat.S_ISREG(os.fstat(source).st_mode):
                 self._file_descriptor = source
         else:
@@ -131,7 +131,7 @@ class LayerReader:
             self._read = getattr(source, "read1", source.read)
         self._limits = limits
         self.whiteouts = whiteouts
-        self._data = b""
+        self._data: bytes | memoryview = b""
         self._at = 0
         self._total = 0
         self._defaults: dict[str, bytes] = {}  # of a global extended header
@@ -257,7 +257,7 @@ class LayerReader:
         at = self._at
         if len(self._data) - at >= size:
             self._at = at + size
-            return self._data[at : at + size]
+            return bytes(self._data[at : at + size])
         pieces = [self._data[at:]]
         size -= len(pieces[0])
         while size and self._fill(PIECE):

@@ -168,7 +168,7 @@ class Walk:
         self.rest.extendleft(reversed(_components(text)))
 
     def _make(self, name: str) -> None:
-        """Create a missing directory if the walk may; somebody else may be faster."""
+        """Create a missing directory if the walk may; it may be made concurrently."""
         if self.owner is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
         try:
@@ -495,7 +495,7 @@ def _free_name() -> str:
 def remove_directory(name: str, parent: int) -> None:
     """Remove a directory of any depth with few descriptors: the way up is `..`.
 
-    Nobody else may move what is in it meanwhile. It is not flattened by renaming, which is quicker, because
+    Its content must not be moved meanwhile. It is not flattened by renaming, which is quicker, because
     an overlay refuses that for the directories of its lower layers (EXDEV).
 
     Args:

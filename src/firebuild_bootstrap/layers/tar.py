@@ -130,7 +130,7 @@ class Sink(Protocol):
 class Readable(Protocol):
     """A stream of bytes."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int, /) -> bytes | memoryview:
         """Return at most `size` bytes, and none only at the end."""
 
 

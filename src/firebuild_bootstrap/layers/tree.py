@@ -33,7 +33,11 @@ from .tar import (
 # Kept: what a running system needs. Not kept: labels and trusted.*, which belong to the building host.
 _KEPT_XATTRS: Final = ("security.capability", "user.", "system.posix_acl_")
 # The kernel's own notes (Documentation/filesystems/overlayfs.rst); without privileges they are user.*.
-OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.")
+# Where no overlay can be, neither can the device that means a whiteout: then it is a mark of our own.
+OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.", "user.firebuild.")
+WHITEOUT_MARK: Final = "user.firebuild.whiteout"
+UNMOUNTABLE: Final = "user.firebuild.unmountable"
+"""On the root of a layer with such whiteouts, which no kernel knows."""
 _FOREIGN_CONTENT: Final = ("redirect", "metacopy")
 KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: FILE,

@@ -175,7 +175,7 @@ def portions(pieces: Iterable[Piece]) -> list[list[Piece]]:
     return found
 
 
-# --- contents ---
+# --- contents -------------------------------------------------------------------------------------
 
 
 class Feed:
@@ -249,7 +249,7 @@ def _facts(entry: Entry) -> tuple[object, ...]:
     return (entry.source, entry.path, entry.kind, entry.mode, entry.size, entry.link_target, entry.owner)
 
 
-# --- the script ---
+# --- the script -----------------------------------------------------------------------------------
 
 _BILLION: Final = 1_000_000_000
 

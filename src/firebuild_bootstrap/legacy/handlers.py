@@ -1,4 +1,4 @@
-"""The seven calls of guests that know no `Session`: old ones, and ours that announce version 1 or 2.
+"""The seven calls of guests that know no `Session`: old ones, and ours of earlier versions.
 
 Who may call is decided in `service.guard`. Guests of ours get the steps as commands in JSON, and files as
 entries that say what they are; what is told to those that do not announce themselves is in old_guest.py.
@@ -7,7 +7,6 @@ entries that say what they are; what is told to those that do not announce thems
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Final, Literal, TypeVar
@@ -19,20 +18,19 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, plain
 from firebuild_bootstrap.errors import InputError, StepFailed
-from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.service.outcome import Ending, Outcome
-from firebuild_bootstrap.service.packing import changed, content_of, packed, reading
+from firebuild_bootstrap.service.packing import changed, content_of, reading
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 from firebuild_pki.display import block
 
-from .commands import MOUNTS_SINCE, PACKED_SINCE, announced, encode_command, needs_mounts
 from .old_guest import OldGuest, messages, too_old
+from .scripts import encode_command
 
-_PROGRESS_SECONDS: Final = 0.5
+HELLO: Final = ("firebuild-guest", "1")
+"""The metadata of each call of a guest of ours; later ones said more besides."""
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
-_Chunk = TypeVar("_Chunk")
 
 # What a guest can make the server keep is bounded: here its requests, in `service.server` the number of them.
 _SMALL_BYTES: Final = 128 * 1024
@@ -128,13 +126,13 @@ class Handlers:
         if not context.add_callback(self._commands_on_their_way.release):
             self._commands_on_their_way.release()
         with self._lock:
-            return pb.CommandsResponse(command=self._told(_version(context)))
+            return pb.CommandsResponse(command=self._told(_extended(context)))
 
-    def _told(self, version: int) -> Sequence[str]:
-        needing = next((command for command in self._commands if needs_mounts(command)), None)
-        if needing is not None and version < MOUNTS_SINCE:
-            raise too_old(f"step {needing.step} has --mount or --network, which it does not know")
-        if version:
+    def _told(self, extended: bool) -> Sequence[str]:
+        for command in self._commands:
+            if isinstance(command, wire.RunCommand) and (command.mounts or command.network != "default"):
+                raise too_old(f"step {command.step} has --mount or --network, which it does not know")
+        if extended:
             self._texts = self._texts or tuple(map(encode_command, self._commands))
             # Each is a string of the answer: its tag and its length take up to six bytes more.
             if sum(len(text.encode()) + 6 for text in self._texts) > wire.MAX_MESSAGE_BYTES:
@@ -150,26 +148,16 @@ class Handlers:
 
     def resource(
         self, request: pb.ResourceRequest, context: grpc.ServicerContext
-    ) -> Iterator[pb.ResourceChunk | bytes]:
+    ) -> Iterator[pb.ResourceChunk]:
         """Stream one resource; gRPC asks for the next chunk when the last one has left.
 
         Raises:
             InputError: there is no such resource, or it cannot be read.
         """
         path = f"{request.stage}://{request.path}" if request.stage else request.path
-        version = _version(context)
-        if not version:
-            yield from self._alive(self._old_chunks(path, context))
-            return
-        resource = self._resources.get(path)
-        if resource is None:
-            raise InputError(
-                f"the guest asked for the resource {path!r:.200}, which this build does not have"
-            )
-        if version >= PACKED_SINCE:
-            yield from self._alive(self._counted(path, packed(resource.entries())))
-        else:
-            yield from self._alive(self._counted(path, self._chunks(path, resource)))
+        for chunk in self._chunks(path) if _extended(context) else self._old_chunks(path, context):
+            self._session.touch()  # each is a sign of life of the guest that takes it
+            yield chunk
 
     def _old_chunks(self, path: str, context: grpc.ServicerContext) -> Iterator[pb.ResourceChunk]:
         old = self._old
@@ -178,35 +166,16 @@ class Handlers:
         context.add_callback(lambda: old.lost(path))
         yield from old.chunks(path)
 
-    def _chunks(self, path: str, resource: Resource) -> Iterator[pb.ResourceChunk]:
-        found = (command for command in self._commands if isinstance(command, wire.CopyCommand))
-        # Only the guest knows where the files of a mount go.
-        command = next(
-            (copy for copy in found if copy.source == path),
-            wire.CopyCommand(step=0, original="", source=path, target="/"),
-        )
-        for number, entry in enumerate(plain(resource.entries()), start=1):
+    def _chunks(self, path: str) -> Iterator[pb.ResourceChunk]:
+        copies = (command for command in self._commands if isinstance(command, wire.CopyCommand))
+        command = next((copy for copy in copies if copy.source == path), None)
+        if command is None:
+            raise InputError(
+                f"the guest asked for the resource {path!r:.200}, which this build does not have"
+            )
+        for number, entry in enumerate(plain(self._resources[path].entries()), start=1):
             content = _content(entry) if entry.kind is EntryKind.FILE else ()
             yield from messages(_header(command, entry, f"{path}-{number}"), content)
-
-    def _counted(
-        self, path: str, chunks: Iterator[pb.ResourceChunk] | Iterator[bytes]
-    ) -> Iterator[pb.ResourceChunk | bytes]:
-        """Tell now and then how much of the files of a step was sent."""
-        number = path.removeprefix("step-").partition("-mount-")[0]
-        sent, told = 0, time.monotonic()
-        for chunk in chunks:
-            yield chunk
-            sent += len(chunk if isinstance(chunk, bytes) else chunk.chunk.chunk)
-            if number.isdecimal() and time.monotonic() - told >= _PROGRESS_SECONDS:
-                told = time.monotonic()
-                self._session.events(StepProgress(step=int(number), bytes=sent))
-
-    def _alive(self, chunks: Iterator[_Chunk]) -> Iterator[_Chunk]:
-        """Pass chunks on; each is a sign of life of the guest that takes it."""
-        for chunk in chunks:
-            self._session.touch()
-            yield chunk
 
     def stdout(self, message: pb.LogMessage, context: grpc.ServicerContext) -> pb.Empty:
         """Pass output or the begin or end of a step on."""
@@ -218,7 +187,7 @@ class Handlers:
 
     def abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as failed."""
-        if self._old is not None and not _version(context):
+        if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.abort(request.error))
             return _EMPTY
         # The exit status of other failures means nothing.
@@ -240,7 +209,7 @@ class Handlers:
 
     def success(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
         """End the build as done."""
-        if self._old is not None and not _version(context):
+        if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.success())
         else:
             self._session.end(self._steps.success())
@@ -249,7 +218,7 @@ class Handlers:
     def _log(
         self, stream: Literal["stdout", "stderr"], message: pb.LogMessage, context: grpc.ServicerContext
     ) -> pb.Empty:
-        if self._old is not None and not _version(context):
+        if self._old is not None and not _extended(context):
             self._old.progress.output(stream, message.line)
             return _EMPTY
         step = self._steps.known(message.step)
@@ -270,9 +239,9 @@ class Handlers:
             self._steps.finished(number, event.exit_code, event.duration_ms / 1000)
 
 
-def _version(context: grpc.ServicerContext) -> int:
-    """Return what the guest announces, 0 for one that does not."""
-    return announced(context.invocation_metadata())
+def _extended(context: grpc.ServicerContext) -> bool:
+    """Say whether the guest announces itself, and so understands what was added to the calls."""
+    return HELLO in context.invocation_metadata()
 
 
 def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.ResourceChunk.ResourceHeader:

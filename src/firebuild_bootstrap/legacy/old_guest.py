@@ -26,7 +26,6 @@ from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 
 from . import copying, scripts
-from .commands import encode_command
 
 # From its second ping on, whatever the metadata say.
 _PING_SECONDS: Final = 5.0
@@ -126,7 +125,7 @@ class OldGuest:
                 for number in range(len(shipment.portions)):
                     name = f"{command.source}/{number + 1}"
                     self._shipments[name] = (shipment, number)
-                    yield encode_command(
+                    yield scripts.encode_command(
                         wire.CopyCommand(
                             step=command.step,
                             original=f"COPY {name} {self._staging}",
@@ -143,7 +142,7 @@ class OldGuest:
         if len(text.encode()) > scripts.MAX_SCRIPT_BYTES:
             raise too_old(f"step {step} is longer than the {scripts.MAX_SCRIPT_BYTES} bytes that it can take")
         command = wire.RunCommand(step=step, original=original, argv=("/bin/sh", "-c", text, "firebuild"))
-        return encode_command(command, extended=False)
+        return scripts.encode_command(command, extended=False)
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -232,7 +231,7 @@ def too_old(why: str) -> FirebuildError:
     )
 
 
-# --- marks ---
+# --- marks ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,9 @@ class Mark:
 
 
 class MarkReader:
-    """Separates marks from output, also where a mark is cut in two.
+    """Separates marks from the output of one stream, also where a mark is cut in two.
+
+    The streams do not run side by side; `step` is for who wants to remember how far this one has come.
 
     Args:
         nonce: what begins the marks of this build.
@@ -259,6 +260,7 @@ class MarkReader:
         self._begin = f"\x01{nonce}:"
         self._mark = re.compile(f"{self._begin}([A-Z]):([0-9]{{1,9}}):([^\x02]*)\x02(\n?)")
         self._held = ""
+        self.step = 0
 
     def feed(self, text: str) -> Iterator[str | Mark]:
         """Yield output and marks in their order; what may be the begin of a mark is held back."""
@@ -291,15 +293,7 @@ class MarkReader:
         return held
 
 
-# --- what it is doing ---
-
-
-@dataclass
-class _Channel:
-    """One stream of output, and the step that it has come to: the two do not run side by side."""
-
-    marks: MarkReader
-    step: int = 0
+# --- what it is doing -----------------------------------------------------------------------------
 
 
 class Progress:
@@ -324,9 +318,9 @@ class Progress:
     ) -> None:
         self._session = session
         self._events = events
-        self._channels: dict[Stream, _Channel] = {
-            "stdout": _Channel(MarkReader(nonce)),
-            "stderr": _Channel(MarkReader(nonce)),
+        self._marks: dict[Stream, MarkReader] = {
+            "stdout": MarkReader(nonce),
+            "stderr": MarkReader(nonce),
         }
         self._missing = list(steps)
         self._clock = clock
@@ -342,15 +336,15 @@ class Progress:
     def output(self, stream: Stream, pieces: Sequence[str]) -> None:
         """Take what the guest read from one stream, piece by piece as it read it."""
         with self._lock:
-            channel = self._channels[stream]
+            reader = self._marks[stream]
             for piece in pieces:
-                parts = list(channel.marks.feed(piece))
+                parts = list(reader.feed(piece))
                 for number, part in enumerate(parts, start=1):
                     if isinstance(part, Mark):
-                        channel.step = self._events.known(part.step)
+                        reader.step = self._events.known(part.step)
                         self._marked(stream, part)
                     else:
-                        whole = number == len(parts) and not channel.marks.holding
+                        whole = number == len(parts) and not reader.holding
                         self._write(stream, part, whole=whole)
 
     def fetching(self, step: int) -> None:
@@ -447,8 +441,8 @@ class Progress:
         return StepFailed(text, step=self._step, hint=_NOT_UTF8 if _CUT_OFF.search(text) else None)
 
     def _flush(self) -> None:
-        for stream, channel in self._channels.items():
-            if rest := channel.marks.rest():
+        for stream, reader in self._marks.items():
+            if rest := reader.rest():
                 self._write(stream, rest, whole=True)
         self._tell_end()
 
@@ -460,7 +454,7 @@ class Progress:
     def _write(self, stream: Stream, text: str, *, whole: bool) -> None:
         if self._trims and whole and not text.endswith("\n"):
             text += "\n"
-        self._session.output.write(self._channels[stream].step, stream, text.encode())
+        self._session.output.write(self._marks[stream].step, stream, text.encode())
 
 
 def _decoded(value: str) -> bytes:

@@ -1,7 +1,8 @@
-"""A build of a server that knows no `Session`, as the guest sees it: one call for each thing.
+"""A build of an old server, as the guest sees it: one call for each thing.
 
-Such are the Go servers in the field, and ours of earlier versions. What the former send is read as their
-Dockerfiles meant it (docs/wire-protocol.md, "Old servers"); only the latter number their steps.
+Such servers are Go programs in the field. What they send is read as their Dockerfiles meant it
+(docs/wire-protocol.md, "Old servers"). Ours of before `Session` take this guest for an old one, whom they ask
+for nothing else than a Go server would; so this is the way to talk to both.
 """
 
 from __future__ import annotations
@@ -14,21 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.client import Client, failure
 from firebuild_bootstrap.guest.errors import GuestError, ProtocolError, ServerLost, StepError
-from firebuild_bootstrap.guest.incoming import Incoming, Message, check_owner, opened, packed
-from firebuild_bootstrap.guest.run import BATCH_BYTES, Stream
+from firebuild_bootstrap.guest.incoming import Incoming
 from firebuild_bootstrap.guest.stop import Stop
+from firebuild_bootstrap.guest.stream import BATCH_BYTES, Stream
 from firebuild_bootstrap.layers import tar
-
-from .commands import GUEST, decode_command
 
 _FAREWELL_SECONDS: Final = 10.0
 _SHORTEST_PING: Final = 0.05
@@ -44,16 +43,10 @@ _GO_BITS: Final = ((1 << 23, 0o4000), (1 << 22, 0o2000), (1 << 20, 0o1000))
 # A Go server sends these without end for what it can't read, a link to a directory for example.
 _EMPTY_CHUNKS: Final = 16
 _MIXED_UP: Final = (
-    "; old servers mix up the content of files above 3.6 MB in directories: copy such a file by itself"
+    "old servers mix up the content of files above 3.6 MB in directories: copy such a file by itself"
 )
-_KINDS: Final[dict[int, tar.Kind]] = {
-    pb.ENTRY_KIND_UNSPECIFIED: tar.FILE,
-    pb.ENTRY_KIND_FILE: tar.FILE,
-    pb.ENTRY_KIND_DIRECTORY: tar.DIRECTORY,
-    pb.ENTRY_KIND_SYMLINK: tar.SYMLINK,
-    pb.ENTRY_KIND_HARDLINK: tar.HARDLINK,
-}
 _Header = pb.ResourceChunk.ResourceHeader
+_Message = TypeVar("_Message", bound=Message)
 
 
 class OldServer:
@@ -74,7 +67,6 @@ class OldServer:
         self._patience = client.call_timeout
         self._interval = max(ping_interval, _SHORTEST_PING)
         self._texts: Sequence[str] = ()
-        self._numbered = True
         self._lines: dict[Stream, _Lines] = {"stdout": _Lines(), "stderr": _Lines()}
         self._arrived: dict[str, Incoming] = {}
         self._done = threading.Event()
@@ -97,7 +89,7 @@ class OldServer:
     def _fetch(self, channel: grpc.Channel) -> list[str]:
         self._channel = channel
         answer = self._call("Commands", pb.Empty(), self._client.connect_timeout)
-        return list(pb.CommandsResponse.FromString(answer).command)
+        return list(_parsed(pb.CommandsResponse, answer).command)
 
     def _method(self, name: str) -> Any:
         # What comes is parsed by who wants it.
@@ -107,7 +99,7 @@ class OldServer:
 
     def _call(self, name: str, request: Any, timeout: float) -> bytes:
         try:
-            call = self._method(name).future(request, timeout=timeout, metadata=GUEST)
+            call = self._method(name).future(request, timeout=timeout)
         except ValueError as error:  # what gRPC says of a channel that this guest has closed, at its end
             self._stop.check()
             raise ServerLost("the connection to the server was closed") from error
@@ -124,7 +116,11 @@ class OldServer:
         timeout = max(self._interval, 5.0)
         while not self._done.wait(self._interval):
             number += 1
-            failures = 0 if self.ping(str(number), timeout) else failures + 1
+            try:
+                failures = 0 if self.ping(str(number), timeout) else failures + 1
+            except ProtocolError as error:
+                self._stop.set(error)
+                return
             if failures == _PING_FAILURES and not self._done.is_set():
                 self._stop.set(ServerLost(f"the server did not answer {_PING_FAILURES} pings in a row"))
                 return
@@ -135,12 +131,12 @@ class OldServer:
         The first servers know no pings; that they say so is an answer.
         """
         try:
-            answer = self._method("Ping")(pb.PingRequest(id=identifier), timeout=timeout, metadata=GUEST)
+            answer = self._method("Ping")(pb.PingRequest(id=identifier), timeout=timeout)
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
         except ValueError:  # the channel is closed
             return False
-        return bool(pb.PingResponse.FromString(answer).id == identifier)
+        return _parsed(pb.PingResponse, answer).id == identifier
 
     def success(self) -> None:
         """Report that every step was executed.
@@ -158,49 +154,35 @@ class OldServer:
         text = error.message.encode("utf-8", "replace").decode()  # names of files need not be UTF-8
         request = pb.AbortRequest(error=text, step=error.step, exit_code=error.exit_code, reason=error.reason)
         try:
-            self._method("Abort")(request, timeout=_FAREWELL_SECONDS, metadata=GUEST)
+            self._method("Abort")(request, timeout=_FAREWELL_SECONDS)
         except (grpc.RpcError, ValueError):
             return False
         return True
 
     # --- output ---------------------------------------------------------------------------------
 
-    def write(self, step: int, stream: Stream, data: bytes) -> None:
-        """Pass on a piece of output; returns when the server has taken it.
+    def write(self, _step: int, stream: Stream, data: bytes) -> None:
+        """Pass on a piece of output as lines of text; returns when the server has taken it.
 
         Raises:
             GuestError: it did not, or the guest was asked to end.
         """
-        if self._numbered:
-            self._log(stream, pb.LogMessage(data=data, step=step))
-        else:
-            self._log_lines(stream, self._lines[stream].feed(data))
+        self._log(stream, self._lines[stream].feed(data))
 
     def started(self, step: int) -> None:
-        """Report that a step began."""
-        self._event(step, pb.StepEvent(kind=pb.StepEvent.STARTED))
+        """Say nothing: such servers know no steps."""
 
-    def finished(self, step: int, exit_code: int, seconds: float) -> None:
-        """Report that a step ended."""
-        milliseconds = round(seconds * 1000)
-        self._event(
-            step, pb.StepEvent(kind=pb.StepEvent.FINISHED, exit_code=exit_code, duration_ms=milliseconds)
-        )
-
-    def _event(self, step: int, event: pb.StepEvent) -> None:
-        if self._numbered:
-            self._log("stdout", pb.LogMessage(step=step, event=event))
-            return
+    def finished(self, _step: int, _exit_code: int, _seconds: float) -> None:
+        """Pass on what has no end of a line."""
         for stream, text in self._lines.items():
-            self._log_lines(stream, text.flush())
+            self._log(stream, text.flush())
 
-    def _log_lines(self, stream: Stream, lines: Sequence[str]) -> None:
-        if lines:
-            self._log(stream, pb.LogMessage(line=lines))
-
-    def _log(self, stream: Stream, message: pb.LogMessage) -> None:
+    def _log(self, stream: Stream, lines: Sequence[str]) -> None:
+        if not lines:
+            return
         try:
-            self._call("StdErr" if stream == "stderr" else "StdOut", message, self._patience)
+            name = "StdErr" if stream == "stderr" else "StdOut"
+            self._call(name, pb.LogMessage(line=lines), self._patience)
         except grpc.RpcError as error:
             self._stop.check()
             lost = ServerLost(f"the server no longer takes output: {failure(error)}")
@@ -209,35 +191,27 @@ class OldServer:
             self._stop.set(lost)
             raise lost from error
 
-    # --- steps ----------------------------------------------------------------------------------
+    # --- steps and files ------------------------------------------------------------------------
 
     def steps(self) -> Iterator[wire.AnyCommand]:
         """Yield what to execute, in order; all commands were read before the first one.
 
-        Those of unknown instructions are left out. The files of a Go server say themselves where they go:
-        each is a step of its own.
+        Those of unknown instructions are left out. Files say themselves where they go: each is a step of its
+        own.
 
         Raises:
             ProtocolError: a command is malformed; the message counts from 1.
             GuestError: the files did not come.
         """
-        commands: list[wire.AnyCommand] = []
-        for number, text in enumerate(self._texts, 1):
-            try:
-                command = decode_command(text)
-            except wire.WireError as error:
-                raise ProtocolError(f"command {number}: {error}") from error
-            commands += [command] if command else []
-        self._numbered = any(command.step for command in commands)
-        for command in commands if self._numbered else adapted(commands):
-            if isinstance(command, wire.CopyCommand) and not self._numbered:
+        for command in adapted(decoded(self._texts)):
+            if isinstance(command, wire.CopyCommand):
                 yield from self._placed(command)
             else:
                 yield command
 
     def _placed(self, command: wire.CopyCommand) -> Iterator[wire.AnyCommand]:
         entry = None
-        for header, entry in separate(self._messages(command.source)):
+        for header, entry in entries(self._messages(command.source)):
             target, workdir, owner = place(command, header)
             path = wire.absolute(workdir, target)
             into = not header.isDir and posixpath.basename(target) in _DIRECTORIES
@@ -246,41 +220,24 @@ class OldServer:
                 above = path if into else posixpath.dirname(path)
                 yield wire.WorkdirCommand(step=0, original=command.original, workdir=above)
             self._arrived[command.source] = entry
-            yield replace(command, target=path, target_is_directory=into, chown=owner or None, stage="")
+            yield replace(command, target=path, target_is_directory=into, chown=owner or None)
         if entry is None:
-            message = f"the server sent no files for {command.source!r}: there is no such source"
-            raise StepError(message)
-
-    # --- files ----------------------------------------------------------------------------------
+            raise StepError(f"the server sent no files for {command.source!r}: there is no such source")
 
     def files(self, resource: str) -> Iterator[Incoming]:
-        """Yield the files of a COPY or ADD, or of a mount; the content of one before the next is asked for.
+        """Yield the file of the step that was the last to be yielded."""
+        yield self._arrived.pop(resource)
 
-        Raises:
-            GuestError: they did not come whole, or are not what the protocol allows.
-        """
-        if resource in self._arrived:
-            yield self._arrived.pop(resource)
-            return
-        messages = self._messages(resource)
-        for first in messages:
-            rest = chain((first,), messages)
-            is_group = not isinstance(first, memoryview) and first.HasField("group")
-            yield from packed(rest) if is_group else (entry for _, entry in separate(rest))
-
-    def streaming(self) -> Any:
-        """Return the method that streams a resource, message by message as bytes."""
-        return self._channel.unary_stream(
+    def _messages(self, resource: str) -> Iterator[pb.ResourceChunk]:
+        """Ask for a resource, by the command's source alone."""
+        method: Any = self._channel.unary_stream(
             wire.method("Resource"), request_serializer=pb.ResourceRequest.SerializeToString
         )
-
-    def _messages(self, resource: str) -> Iterator[Message]:
-        """Ask for a resource, by the command's source alone."""
-        call = self.streaming()(pb.ResourceRequest(path=resource), metadata=GUEST)
+        call = method(pb.ResourceRequest(path=resource))
         try:
             with self._stop.calling(call.cancel), _Patience(call.cancel, self._patience) as patience:
                 for message in patience.with_each(call):
-                    yield opened(message)
+                    yield _parsed(pb.ResourceChunk, message)
         except grpc.RpcError as error:
             self._stop.check()
             if patience.lost:
@@ -290,6 +247,13 @@ class OldServer:
             raise ServerLost(message, reason="protocol") from error
         finally:
             call.cancel()
+
+
+def _parsed(kind: type[_Message], data: bytes) -> _Message:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise ProtocolError(f"the server sent what is no {kind.DESCRIPTOR.name}: {error}") from error
 
 
 class _Patience:
@@ -351,6 +315,106 @@ class _Lines:
         self._rest = ""
         self._decoder.reset()
         return [rest] if rest else []
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def decoded(texts: Sequence[str]) -> list[wire.AnyCommand]:
+    """Read commands, each a JSON object; those of unknown instructions are left out.
+
+    Raises:
+        ProtocolError: one is malformed; the message counts from 1.
+    """
+    commands: list[wire.AnyCommand] = []
+    for number, text in enumerate(texts, 1):
+        try:
+            command = _decoded(text)
+        except wire.WireError as error:
+            raise ProtocolError(f"command {number}: {error}") from error
+        commands += [command] if command else []
+    return commands
+
+
+def _decoded(text: str) -> wire.AnyCommand | None:
+    try:
+        parsed = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise wire.WireError(f"a command is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise wire.WireError("a command is not a JSON object")
+    members = _Members(parsed)
+    original = members.get("OriginalCommand", str)
+    bare = members.get("Command", str, "") if not original else ""
+    common = {
+        "step": 0,
+        "original": original,
+        "workdir": members.attribute("Workdir") or "/",
+        "user": members.attribute("User") or "0:0",
+    }
+    # As it is written; what these servers add by themselves, a pre-build command or the directory of a
+    # VOLUME, is a RUN without a text.
+    if bare or original[:3].upper() == "RUN":
+        shell = _Members(members.get("Shell", dict)).strings("Commands")
+        return wire.RunCommand(
+            argv=(*shell, members.get("Command", str)),
+            env=members.mapping("Env"),
+            args=members.mapping("Args"),
+            **common,
+        )
+    if original[:4].upper() == "COPY" or original[:3].upper() == "ADD":
+        return wire.CopyCommand(
+            source=members.path("Source"),
+            target=members.path("Target"),
+            chown=members.attribute("UserFromLocalChown"),
+            **common,
+        )
+    return None
+
+
+class _Members:
+    """The members of a JSON object by lower-case name, with their types checked."""
+
+    def __init__(self, members: dict[Any, Any]) -> None:
+        self._members = {str(key).lower(): value for key, value in members.items()}
+
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        value = self._members.get(name.lower())
+        if value is None:
+            if default is None:
+                raise wire.WireError(f"a command lacks {name}")
+            return default
+        if not isinstance(value, kind):
+            raise wire.WireError(f"{name} of a command: expected {kind.__name__}, found {value!r:.80}")
+        return value
+
+    def attribute(self, name: str) -> str | None:
+        value = self._members.get(name.lower())
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise wire.WireError(f"{name} of a command: expected an object, found {value!r:.80}")
+        return _Members(value).path("Value")
+
+    def path(self, name: str) -> str:
+        """Return a member that a system call will take, or that is compared with names of files."""
+        value = str(self.get(name, str))
+        # JSON can write both; neither can be in a path, nor in a name of a user.
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise wire.WireError(f"{name} of a command: {value!r:.80} contains a NUL or a broken character")
+        return value
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self.get(name, list, [])
+        if not all(isinstance(item, str) for item in value):
+            raise wire.WireError(f"{name} of a command: expected strings, found {value!r:.80}")
+        return tuple(value)
+
+    def mapping(self, name: str) -> dict[str, str]:
+        value = self.get(name, dict, {})
+        if not all(isinstance(item, str) for item in value.values()):
+            raise wire.WireError(f"{name} of a command: expected string values")
+        return dict(value)
 
 
 # --- what a Go server means ----------------------------------------------------------------------
@@ -416,7 +480,7 @@ def place(command: wire.CopyCommand, header: _Header) -> tuple[str, str, str | N
     Raises:
         ProtocolError: it is another file than the command's.
     """
-    if command.stage:
+    if _STAGE.match(command.source) and command.original[:4].upper() == "COPY":
         return _stage_target(command, header), command.workdir, command.chown or command.user
     inner = _below(command.source, header.sourcePath)
     if inner is not None:
@@ -458,48 +522,30 @@ def _below(source: str, path: str) -> str | None:
     return None
 
 
-# --- files, each by itself ----------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
-def separate(stream: Iterator[Message]) -> Iterator[tuple[_Header, Incoming]]:
+def entries(stream: Iterator[pb.ResourceChunk]) -> Iterator[tuple[_Header, Incoming]]:
     """Cut a stream into entries that each have a header, chunks and an end.
 
     Raises:
-        ProtocolError: content without a header, a wrong checksum, a chunk or entry longer than announced,
-            or an end in the middle of an entry. So does the writing of an entry's content.
+        ProtocolError: content without a header, a wrong checksum, or an end in the middle of an entry. So
+            does the writing of an entry's content.
     """
     for message in stream:
-        kind = _kind_of(message)
-        if kind != "header" or isinstance(message, memoryview):
+        if not message.HasField("header"):
+            kind = message.WhichOneof("payload") or "nothing"
             raise ProtocolError(f"the server sent {kind} where the header of a file was due")
         header = message.header
-        _check(header)
-        content = _content(stream, header)
-        flags = (header.fromDirectory or _is_old_directory(header), header.keepOwner, header.ofTree)
-        yield header, Incoming(_entry(header), _chunk_writer(content), *flags)
+        if any("\0" in text for text in (header.sourcePath, header.targetPath, header.targetWorkdir)):
+            raise ProtocolError(f"{header.sourcePath!r:.200}: the server sent a path with a NUL")
+        content = _content(stream, header.sourcePath)
+        mode = (header.fileMode & 0o7777) | sum(bit for go, bit in _GO_BITS if header.fileMode & go)
+        path, now = "" if header.isDir else header.sourcePath, time.time_ns()  # such a server does not say
+        entry = tar.Entry(path, tar.DIRECTORY if header.isDir else tar.FILE, mode, mtime_ns=now)
+        yield header, Incoming(entry, _chunk_writer(content), from_directory=header.isDir)
         for _ in content:  # what the receiver had no use for is still checked
             pass
-
-
-def _is_old_directory(header: _Header) -> bool:
-    return header.kind == pb.ENTRY_KIND_UNSPECIFIED and header.isDir
-
-
-def _kind_of(message: Message) -> str:
-    return "piece" if isinstance(message, memoryview) else message.WhichOneof("payload") or "nothing"
-
-
-def _entry(header: _Header) -> tar.Entry:
-    name = header.entryPath or header.sourcePath
-    if (kind := _KINDS.get(header.kind)) is None:
-        raise ProtocolError(f"{name}: the server sent an entry of kind {header.kind}")
-    mode = (header.fileMode & 0o7777) | sum(bit for go, bit in _GO_BITS if header.fileMode & go)
-    path, mtime = header.entryPath if header.fromDirectory else name, header.mtimeNs
-    if header.kind == pb.ENTRY_KIND_UNSPECIFIED:
-        mtime = time.time_ns()  # a Go server does not say
-        if header.isDir:
-            path, kind = "", tar.DIRECTORY
-    return tar.Entry(path, kind, mode, header.uid, header.gid, mtime, header.size, header.linkTarget)
 
 
 def _chunk_writer(content: Iterator[bytes]) -> Callable[[int], None]:
@@ -513,58 +559,23 @@ def _chunk_writer(content: Iterator[bytes]) -> Callable[[int], None]:
     return write
 
 
-def _content(stream: Iterator[Message], header: _Header) -> Iterator[bytes]:
-    name = header.entryPath or header.sourcePath
+def _content(stream: Iterator[pb.ResourceChunk], name: str) -> Iterator[bytes]:
     received = empty = 0
-    announced, is_file = _announced(header), header.kind == pb.ENTRY_KIND_FILE
     for message in stream:
-        kind = _kind_of(message)
-        if kind == "eof" and not isinstance(message, memoryview):
-            _check_id(header, message.eof.id)
-            if announced is not None and received != announced:
-                raise ProtocolError(f"{name}: {announced} bytes were announced, {received} came")
+        if message.HasField("eof"):
             return
-        if kind != "chunk" or isinstance(message, memoryview):
+        if not message.HasField("chunk"):
+            kind = message.WhichOneof("payload") or "nothing"
             raise ProtocolError(f"{name}: the server sent {kind} before the end of the file")
-        _check_id(header, message.chunk.id)
         data = message.chunk.chunk
         if len(data) > wire.MAX_CHUNK_BYTES:
             raise ProtocolError(f"{name}: a chunk has {len(data)} bytes, more than {wire.MAX_CHUNK_BYTES}")
         if wire.checksum(data) != message.chunk.checksum:
-            hint = "" if header.kind else _MIXED_UP
-            raise ProtocolError(f"{name}: the checksum of a chunk is wrong after {received} bytes{hint}")
+            wrong = f"the checksum of a chunk is wrong after {received} bytes"
+            raise ProtocolError(f"{name}: {wrong}; {_MIXED_UP}")
         received += len(data)
-        # Before it is written: what is not announced must not fill the drive. Of directories and links
-        # nothing is written, and the end of the entry tells more.
-        if announced is not None and received > max(announced, 0 if is_file else wire.MAX_CHUNK_BYTES):
-            raise ProtocolError(f"{name}: {announced} bytes were announced, and more than {announced} came")
         empty = 0 if data else empty + 1
         if empty > _EMPTY_CHUNKS:
             raise ProtocolError(f"{name}: the server sends nothing but empty chunks, it can't read the file")
         yield data
     raise ProtocolError(f"{name}: the server's stream ended in the middle of the file")
-
-
-def _announced(header: _Header) -> int | None:
-    """Return how many bytes of content an entry has; None from an old server, which does not say."""
-    if header.kind == pb.ENTRY_KIND_UNSPECIFIED:
-        return None
-    return header.size if header.kind == pb.ENTRY_KIND_FILE else 0
-
-
-def _check(header: _Header) -> None:
-    """Refuse what no file system has, in the server's words rather than in those of a system call."""
-    name = header.entryPath or header.sourcePath
-    texts = (header.sourcePath, header.targetPath, header.targetWorkdir, header.entryPath, header.linkTarget)
-    if any("\0" in text for text in texts):
-        raise ProtocolError(f"{name!r:.200}: the server sent a path with a NUL")
-    if header.size < 0:
-        raise ProtocolError(f"{name}: the server announced {header.size} bytes")
-    if header.keepOwner:
-        check_owner(name, header.uid, header.gid)
-
-
-def _check_id(header: pb.ResourceChunk.ResourceHeader, identifier: str) -> None:
-    # Old servers' ids are not relied on, as old guests ignore them too.
-    if header.kind != pb.ENTRY_KIND_UNSPECIFIED and identifier != header.id:
-        raise ProtocolError(f"{header.entryPath or header.sourcePath}: the server mixed two files")

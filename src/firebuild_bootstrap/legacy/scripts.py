@@ -1,16 +1,20 @@
-"""Shell text for old guests: POSIX sh, with options that the tools of GNU and of busybox share.
+"""What old guests are told: commands as JSON, and shell text for those that take nothing else.
 
-The library, and on it the scripts for RUN and WORKDIR and the one that looks at the image before the first
-step; that for COPY and ADD is in copying.py.
+That is POSIX sh, with options that the tools of GNU and of busybox share: the library, and on it the scripts
+for RUN and WORKDIR and the one that looks at the image before the first step. That for COPY is in copying.py.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from firebuild_bootstrap import wire
+
+# Keys of ours, which old guests ignore.
+_EXTENSIONS: Final = ("Step", "Argv", "Script", "Chmod", "TargetIsDirectory")
 
 # Exec takes no longer argument (MAX_ARG_STRLEN in linux/binfmts.h), its NUL included.
 MAX_SCRIPT_BYTES: Final = 128 * 1024 - 1
@@ -169,6 +173,52 @@ touch -h -d @1 a b || die "touch of the image does not know -h and -d @SECONDS"
 sha256sum a > c && sha256sum -c c >/dev/null || die "sha256sum of the image does not know -c"
 cd / && rm -rf "$S"
 """
+
+
+def encode_command(command: wire.AnyCommand, *, extended: bool = True) -> str:
+    """Write a command as the JSON object that travels in `CommandsResponse`.
+
+    Args:
+        command: the command, which needs no mounts.
+        extended: with the keys that only guests of ours know.
+    """
+    document: dict[str, Any] = {
+        "OriginalCommand": command.original,
+        "Step": command.step,
+        "Workdir": _attribute(command.workdir),
+        "User": _attribute(command.user),
+    }
+    match command:
+        case wire.RunCommand():
+            document |= {
+                "Command": command.argv[-1],
+                "Shell": {"OriginalCommand": "", "Commands": list(command.argv[:-1])},
+                "Env": dict(command.env),
+                "Args": dict(command.args),
+                "Argv": list(command.argv),
+            }
+            if command.script is not None:
+                document["Script"] = command.script
+        case wire.CopyCommand():
+            document |= {
+                "OriginalSource": command.source,
+                "Source": command.source,
+                "Target": command.target,
+                "TargetIsDirectory": command.target_is_directory,
+                "UserFromLocalChown": None if command.chown is None else _attribute(command.chown),
+                "Chmod": command.chmod,
+            }
+            if not command.original.startswith("ADD"):
+                document["Stage"] = ""
+        case wire.WorkdirCommand():
+            pass
+    if not extended:
+        document = {key: value for key, value in document.items() if key not in _EXTENSIONS}
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def _attribute(value: str) -> dict[str, str]:
+    return {"OriginalCommand": "", "Value": value}
 
 
 def library(*, nonce: str, staging: str, step: int) -> str:

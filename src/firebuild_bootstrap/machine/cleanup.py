@@ -3,7 +3,7 @@
 Runs as `python -m firebuild_bootstrap.machine.cleanup DIRECTORY ID-MAP FIREBUILD-PID`. Standard input is
 a pipe whose writing ends are held by firebuild and by each of its sandboxes: its end means that all are
 gone. Sandboxes die with firebuild; one that has not a few seconds after it is ended from here. The directory
-is moved out of the way first; the end of standard output tells firebuild, which does not wait for the rest.
+is moved out of the way first, by firebuild itself if it leaves in order: it says where to, and does not wait.
 
 With the store as its only argument it removes what builds left behind whose cleanup died too.
 """
@@ -11,25 +11,20 @@ With the store as its only argument it removes what builds left behind whose cle
 from __future__ import annotations
 
 import fcntl
-import glob
-import json
 import os
-import secrets
 import select
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.errors import FirebuildError, MachineError
-from firebuild_bootstrap.machine import leftovers
-from firebuild_bootstrap.removal import remove_tree
-from firebuild_bootstrap.sandbox import Bind, IdMap, Sandbox, detect, end_holders, find_runtime
+# Each build starts this program, to wait most of the time: what it does afterwards it imports afterwards.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
-# What firebuild writes into the pipe when it is done with its sandboxes.
-LEAVING: Final = b"leaving"
+    from firebuild_bootstrap.sandbox import IdMap
+
 _GRACE_SECONDS: Final = 2.0
 _CHECK_SECONDS: Final = 0.5
 
@@ -39,6 +34,11 @@ def retire(directory: Path) -> Path:
 
     It stays where it is if it can't be moved, for example because `builds` is a file system of its own.
     """
+    import glob
+    import secrets
+
+    from firebuild_bootstrap.machine import leftovers
+
     leftovers.clear(directory)
     # Only the machines' own directories: what is deeper may be a guest's, and the lists hold commands.
     for part in directory.glob(f"{glob.escape(directory.name)}-*"):
@@ -56,6 +56,10 @@ def retire(directory: Path) -> Path:
 
 def remove(directory: Path, idmap: IdMap) -> None:
     """Remove `directory`: what only its id mapping may remove from in there, and the rest from here."""
+    from firebuild_bootstrap.errors import MachineError
+    from firebuild_bootstrap.removal import remove_tree
+    from firebuild_bootstrap.sandbox import Bind, Sandbox, find_runtime
+
     if os.geteuid() != 0:
         runtime = find_runtime()
         binds = [*runtime.binds, Bind(directory.parent, "/builds", read_only=False)]
@@ -81,13 +85,13 @@ def own(directory: Path) -> int:
 
 
 def abandoned(folder: Path) -> Iterator[Path]:
-    """Yield the directories in `folder` that nobody holds, each locked for as long as it is looked at."""
+    """Yield the directories in `folder` without a holder, each locked for as long as it is looked at."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:  # there is none, or it is another user's
         return
     for entry in entries:
-        with suppress(OSError, MachineError):  # a file, a running build, or another user's
+        with suppress(OSError):  # a file, a running build, or another user's
             lock = own(entry)
             try:
                 yield entry
@@ -108,6 +112,8 @@ def builds_locked(builds: Path) -> Iterator[None]:
 
 def sweep(store: Path) -> None:
     """Remove what dead builds left in `store`."""
+    from firebuild_bootstrap.sandbox import detect
+
     builds = store / "builds"
     if builds.is_dir():
         with builds_locked(builds):
@@ -122,44 +128,56 @@ def sweep(store: Path) -> None:
 
 def settle(store: Path, idmap: IdMap) -> None:
     """Remove the half-made layers of dead builds from `store`, and see to it that finished ones last."""
-    from firebuild_bootstrap.image.layertrees import LayerTrees  # the cleanup process has to be ready soon
+    from firebuild_bootstrap.errors import FirebuildError
+    from firebuild_bootstrap.image.layertrees import LayerTrees
     from firebuild_bootstrap.image.trees import Trees
+    from firebuild_bootstrap.sandbox import Sandbox
 
     with suppress(FirebuildError, OSError):
         LayerTrees(store, Trees(Sandbox(idmap))).settle()
 
 
-def await_end(lifeline: int, parent: int) -> None:
-    """Wait until nobody holds the pipe `lifeline` any more.
+def await_end(lifeline: int, parent: int) -> bytes:
+    """Wait until the pipe `lifeline` is closed everywhere, and return what firebuild wrote to it last.
 
     Args:
         parent: process id of firebuild. Once it is gone or has said that it leaves, the others that hold
             the pipe have a grace of a few seconds before they are ended.
     """
     left: float | None = None
+    said = b""
     while True:
         readable, _, _ = select.select([lifeline], [], [], _CHECK_SECONDS)
-        if readable and not os.read(lifeline, 4096):
-            return
+        if readable:
+            word = os.read(lifeline, 4096)
+            if not word:
+                return said
+            said += word
         if left is None and (readable or os.getppid() != parent):
             left = time.monotonic()
         if left is not None and time.monotonic() - left > _GRACE_SECONDS:
+            from firebuild_bootstrap.sandbox import end_holders
+
             end_holders(lifeline)
 
 
-def main(lifeline: int = 0, told: int | None = None) -> None:
-    """Wait for the end of the pipe `lifeline`, move the directory away, close `told`, and remove it."""
+def main(lifeline: int = 0) -> None:
+    """Wait for the end of the pipe `lifeline`; move the directory, unless firebuild has, and remove it."""
     if len(sys.argv) == 2:
+        from pathlib import Path
+
         sweep(Path(sys.argv[1]))
         return
-    directory, idmap, parent = Path(sys.argv[1]), IdMap.from_json(json.loads(sys.argv[2])), int(sys.argv[3])
-    await_end(lifeline, parent)
-    retired = retire(directory)
-    if told is not None and retired != directory:
-        os.close(told)
-    remove(retired, idmap)
+    said = await_end(lifeline, int(sys.argv[3]))
+    import json
+    from pathlib import Path
+
+    from firebuild_bootstrap.sandbox import IdMap
+
+    directory, idmap = Path(sys.argv[1]), IdMap.from_json(json.loads(sys.argv[2]))
+    remove(Path(os.fsdecode(said)) if said else retire(directory), idmap)
     settle(directory.parent.parent, idmap)
 
 
 if __name__ == "__main__":
-    main(0, 1)
+    main()

@@ -1,11 +1,11 @@
 """The driver `local`: vminit in a sandbox on this host, the root file system an overlay of directories.
 
-Where the kernel or the file system allows no overlay, it is one directory with a copy of the base.
+Where the kernel or the file system allows no overlay, it is one directory with a copy of the base, and vminit
+finds what a step has changed by comparing.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.layertrees import TREE, chain_key
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
+from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
-    FINISHED,
     ArchiveLayer,
     GuestOptions,
     Layer,
@@ -25,6 +24,8 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
     StepLayer,
     StoredLayer,
+    Taken,
+    finished_layers,
 )
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import fill_tree, unpack_notes
@@ -32,10 +33,12 @@ from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
 from firebuild_bootstrap.sandbox import Bind, SandboxProcess
+from firebuild_bootstrap.wire import CacheMount
 
 _GUEST: Final = "firebuild_bootstrap.guest.main"
 _SOCKET: Final = "mmds.sock"
 _LOG_SECONDS: Final = 2.0
+_AHEAD_SECONDS: Final = 3600.0
 # As guest/overlay.py has it.
 _LAYERS: Final = "/layers"
 _SCRATCH: Final = "/run/scratch"
@@ -50,7 +53,6 @@ class LocalMachine:
         bind: address of this host that the guest calls, which shares this host's network.
         caches: directory of cache mounts, one below it for each id mapping; None for such as last as long as
             the machine.
-        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
     def __init__(
@@ -59,7 +61,6 @@ class LocalMachine:
         *,
         bind: str = "127.0.0.1",
         caches: Path | None = None,
-        epoch: int | None = None,
     ) -> None:
         self._workspace = workspace
         self._bind = bind
@@ -67,7 +68,6 @@ class LocalMachine:
         self._caches = self._scratch / "caches"
         if caches is not None:
             self._caches = caches / workspace.sandbox.idmap.key
-        self._epoch = epoch
         self._trees = workspace.trees()
         self._stored = workspace.layer_trees()
         self._work = workspace.path / "layers"
@@ -78,6 +78,7 @@ class LocalMachine:
         self._store = DataStore()
         self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
         self._process: SandboxProcess | None = None
+        self._notes: tuple[str, ...] | None = None
         self._log: BoundedLog | None = None
 
     @property
@@ -90,20 +91,52 @@ class LocalMachine:
         listener = listen(self._bind)
         return Listening(listener, format_address(listener.getsockname()))
 
-    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+    def start_ahead(self, layers: Sequence[Layer]) -> None:
+        """Start vminit before there are metadata, which it waits for, if nothing has to be unpacked.
+
+        Its start takes as long as that of the server and of the authority, and goes on beside them.
+
+        Args:
+            layers: what `prepare` will be called with.
+
+        Raises:
+            MachineError: it can't be started.
+        """
+        if self._is_unpacked(layers) and not self._stored.overlay_problem(self._workspace.path):
+            self._notes = self._prepare(layers)
+            # Whatever a provider of certificates takes. vminit ends with its sandbox.
+            self.start(GuestOptions(mmds_timeout=_AHEAD_SECONDS))
+
+    def _is_unpacked(self, layers: Sequence[Layer]) -> bool:
+        below = ""
+        for layer in layers:
+            below = layer.key if isinstance(layer, StoredLayer) else chain_key(below, layer.digest)
+            if self._stored.hold(below) is None:
+                return False
+        return True
+
+    def prepare(
+        self,
+        layers: Sequence[Layer],
+        caches: Sequence[CacheMount] = (),  # noqa: ARG002 - its guest sees the directory of all
+    ) -> tuple[str, ...]:
         """Find or unpack what is to be mounted and begin to serve metadata; see `Machine.prepare`."""
+        notes = self._prepare(layers) if self._notes is None else self._notes
+        self._emulator.start()
+        return notes
+
+    def _prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         note = self._workspace.sandbox.idmap.note
         problem = self._stored.overlay_problem(self._workspace.path)
         notes = self._copy(layers, problem) if problem else self._stack(layers)
         _make(self._scratch)
         try:
-            # Programs in it may have the rights of their owners: nobody else may get there.
+            # Programs in it may have the rights of their owners: no other user may get there.
             self._caches.parent.mkdir(mode=0o700, exist_ok=True)
             self._caches.parent.chmod(0o700)
             self._caches.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise MachineError(f"{self._caches}: {error.strerror}") from error
-        self._emulator.start()
         return (*((note,) if note else ()), *notes)
 
     def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -133,23 +166,23 @@ class LocalMachine:
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
         where = self._workspace.path
         note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
-        _make(self._root)
+        _make(self._root, self._work)
         return (note, *fill_tree(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
-        """Start vminit in the sandbox; see `Machine.start`."""
+        """Start vminit in the sandbox, unless that was done ahead; see `Machine.start`."""
+        if self._process is not None:
+            return
         runtime = self._workspace.runtime
+        _make(self._workspace.path / "mmds", mode=0o700)
         arguments = ["bootstrap", "--root", "/image", "--mmds", f"unix:/run/firebuild/{_SOCKET}"]
         arguments += ["--mmds-timeout", f"{options.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{options.connect_timeout:g}"]
-        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES]
-        if self._lower is None:
-            root = [Bind(self._root, "/image", read_only=False)]
-        else:
-            arguments += ["--layers", _LAYERS]
-            root = [Bind(self._work, _LAYERS, read_only=False)]
-            root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower)]
-            root += [Bind(tree, f"{_LAYERS}/between/{step}") for step, tree in self._between.items()]
+        arguments += ["--scratch", _SCRATCH, "--caches", _CACHES, "--layers", _LAYERS]
+        root = [Bind(self._work, _LAYERS, read_only=False)]
+        root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower or ())]
+        root += [Bind(tree, f"{_LAYERS}/between/{step}") for step, tree in self._between.items()]
+        root += [Bind(self._root, "/image", read_only=False)] if self._lower is None else []
         self._process = self._workspace.sandbox.popen(
             runtime.module(_GUEST, *arguments),
             binds=[
@@ -166,6 +199,9 @@ class LocalMachine:
         )
         if self._process.stdout is not None:
             self._log = BoundedLog(self._process.stdout)
+
+    def receiver(self, taken: Taken) -> None:
+        """Nothing: its layers are on this host from the beginning; see `Machine.receiver`."""
 
     def poll(self) -> MachineExit | None:
         """Return how vminit ended, or None while it runs (or was never started)."""
@@ -189,18 +225,16 @@ class LocalMachine:
         self._process.kill()
         return self.wait()
 
-    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-        """Write the outputs; see `Machine.export`."""
+    def tree(self) -> ArchiveLayer:
+        """Pack the root file system; see `Machine.tree`."""
         if self._process is not None and self._process.poll() is None:
-            raise MachineError("the root file system can't be exported while vminit runs")
-        return export_tree(self._trees, self._tree(), outputs, into, epoch=self._epoch)
+            raise MachineError("the root file system can't be read while vminit runs")
+        path = self._workspace.path / OutputType.TAR.file_name
+        return ArchiveLayer(path, self._trees.pack(self._tree(), path).digest)
 
     def layers(self) -> tuple[StepLayer, ...]:
         """Return the upper directories of the finished steps; see `Machine.layers`."""
-        upper = self._workspace.path / FINISHED
-        if not upper.is_dir():
-            return ()
-        return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))
+        return finished_layers(self._workspace.path)
 
     def _tree(self) -> Tree:
         """Return the root file system as it is: all layers, that of an unfinished step included."""
@@ -234,9 +268,9 @@ class LocalMachine:
             self._workspace.close()
 
 
-def _make(*directories: Path) -> None:
+def _make(*directories: Path, mode: int = 0o755) -> None:
     for directory in directories:
         try:
-            directory.mkdir(mode=0o755)
+            directory.mkdir(mode=mode, exist_ok=mode == 0o700)
         except OSError as error:
             raise MachineError(f"{directory}: {error.strerror}") from error

@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.machine.cleanup import LEAVING, abandoned, builds_locked, own, retire
+from firebuild_bootstrap.machine.cleanup import abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.drives import SnapshotDrives
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
-_CLEANUP_SECONDS: Final = 120.0
-_CHECK_SECONDS: Final = 0.5
-# A small tree is gone by then; for a large one nobody should have to wait.
-_REMOVAL_SECONDS: Final = 0.2
 _NOT_FOR_CLEANUP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -70,6 +66,13 @@ class BuildDirectory:
         """Return the store of unpacked layers for the build's id mapping; the caller closes it."""
         return LayerTrees(self._home, self.trees(), check=self.check)
 
+    def snapshot_drives(self, stored: LayerTrees) -> SnapshotDrives:
+        """Return the store of snapshot drives of the layers `stored`; the caller closes it."""
+        # Here, because most builds have no virtual machine.
+        from firebuild_bootstrap.image.drives import SnapshotDrives
+
+        return SnapshotDrives(self._home, self.trees(), stored, check=self.check)
+
     def part(self, name: str) -> BuildDirectory:
         """Make a directory in this one for one of several machines; it goes when this one goes.
 
@@ -95,9 +98,9 @@ class Workspace(BuildDirectory):
     """The directory `home`/builds/`build_id` (mode 0700) and the sandbox to use for all work in it.
 
     A cleanup process of its own session outlives this one, even after SIGKILL. It waits until this
-    process and every sandbox are gone, moves the directory to `home`/removing, and removes it there in the
-    id mapping that filled it, which `close` does not wait for. What is left when the cleanup process dies
-    too, or the machine loses its power, is removed by the next build or command (`sweep`).
+    process and every sandbox are gone, moves the directory to `home`/removing if `close` has not, and
+    removes it there in the id mapping that filled it, which nobody waits for. What is left when the cleanup
+    process dies too, or the machine loses its power, is removed by the next build or command (`sweep`).
 
     Use it as a context manager, or call `close`.
 
@@ -154,40 +157,32 @@ class Workspace(BuildDirectory):
         self.close()
 
     def close(self) -> None:
-        """Remove the directory; all sandboxes must have ended. Idempotent.
+        """Move the directory away and have it removed; all sandboxes must have ended. Idempotent.
 
         Raises:
             MachineError: something of it could not be removed.
         """
         if self._lifeline < 0:
             return
-        cleanup = self._cleanup
         try:
-            with suppress(BrokenPipeError):  # the cleanup process is gone already
-                os.write(self._lifeline, LEAVING)
-            self._cut(keep_lock=True)
-            if cleanup.stdout is not None:
-                end = time.monotonic() + _CLEANUP_SECONDS
-                while self.path.exists() and time.monotonic() < end:
-                    if select.select([cleanup.stdout], [], [], _CHECK_SECONDS)[
-                        0
-                    ]:  # its end is all that comes
-                        break
-                cleanup.stdout.close()
-            if self.path.exists():  # somebody ended the cleanup process
-                Trees(Sandbox(self._idmap), self.runtime).remove(retire(self.path))
+            retired = retire(self.path)
+            try:
+                os.write(self._lifeline, os.fsencode(retired))
+            except BrokenPipeError:  # the cleanup process was killed
+                left = True
+            else:
+                left = retired == self.path  # it could not be moved, and its name may be used again
+            if left:
+                Trees(Sandbox(self._idmap), self.runtime).remove(retired)
         finally:
             self._cut()
-        try:
-            cleanup.wait(_REMOVAL_SECONDS)
-        except subprocess.TimeoutExpired:
-            _reap(cleanup)
+            _reap(self._cleanup)
 
-    def _cut(self, *, keep_lock: bool = False) -> None:
+    def _cut(self) -> None:
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
-        if self._lock >= 0 and not keep_lock:
+        if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
@@ -196,9 +191,8 @@ class Workspace(BuildDirectory):
         builds = self.path.parent
         try:
             builds.mkdir(parents=True, exist_ok=True)
+            retire_dead(builds.parent)
             with builds_locked(builds):
-                for entry in abandoned(builds):
-                    retire(entry)
                 self.path.mkdir(mode=0o700)
                 lock = own(self.path)
         except OSError as error:
@@ -215,9 +209,21 @@ class Workspace(BuildDirectory):
             arguments,
             self.runtime.env,
             stdin=lifeline,
-            stdout=subprocess.PIPE,
             pass_fds=(self._lock,),  # the lock lives as long as the cleanup process
         )
+
+
+def retire_dead(home: Path) -> None:
+    """Move the directories of dead builds in the store `home` away, once what they had finished is kept.
+
+    Raises:
+        OSError: the store can't be written.
+    """
+    builds = home / "builds"
+    if any(True for _ in abandoned(builds)):
+        with builds_locked(builds):
+            for entry in abandoned(builds):
+                retire(entry)
 
 
 def sweep(home: Path) -> None:
@@ -227,7 +233,7 @@ def sweep(home: Path) -> None:
         MachineError: Python can't be started.
     """
     if any(True for folder in ("builds", "removing") for _ in abandoned(home / folder)):
-        _reap(_start([str(home)], find_runtime().env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        _reap(_start([str(home)], find_runtime().env, stdin=subprocess.DEVNULL))
 
 
 def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> subprocess.Popen[bytes]:
@@ -235,7 +241,8 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_CLEANUP)
     try:
         return subprocess.Popen(
-            [sys.executable, "-sP", "-m", _CLEANUP, *arguments],
+            [sys.executable, "-sSP", "-m", _CLEANUP, *arguments],
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={"PATH": os.environ.get("PATH", os.defpath), **env},
             cwd="/",
@@ -249,5 +256,5 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Leave a process to itself, and to nobody as a zombie."""
+    """Leave a process to itself, without a zombie."""
     threading.Thread(target=process.wait, name="cleanup", daemon=True).start()

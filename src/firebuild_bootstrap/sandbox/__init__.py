@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firebuild_bootstrap.sandbox.bwrap import Sandbox, find_bwrap
-from firebuild_bootstrap.sandbox.detect import detect, probe
+from firebuild_bootstrap.sandbox.detect import detect, expected, probe
 from firebuild_bootstrap.sandbox.holders import end_holders
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess
@@ -21,6 +21,7 @@ __all__ = [
     "SandboxProcess",
     "detect",
     "end_holders",
+    "expected",
     "find_bwrap",
     "find_runtime",
     "probe",

@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.sandbox.holders import end_holders
-from firebuild_bootstrap.sandbox.idmap import IdMap, IdMode, IdRange
+from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
 
@@ -218,7 +218,7 @@ class Sandbox:
             # It may have died just after its child began, which waits for it and does not see that.
             process.wait()
             end_holders(hold.fileno())
-            raise _not_started(process) from None
+            raise _not_started(process, self._bwrap) from None
         sandboxed = SandboxProcess(process, init_pid)
         try:
             if self.idmap.mode is not IdMode.SINGLE:
@@ -246,12 +246,17 @@ def _communicate(
                 raise
 
 
-def _not_started(process: subprocess.Popen[bytes]) -> MachineError:
+def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> MachineError:
+    from firebuild_bootstrap.sandbox.detect import remedy  # which makes sandboxes itself
+
     source = process.stderr or process.stdout
     words = source.read().decode("utf-8", "replace").strip() if source else ""
     status = process.wait()
     close_streams(process)
-    return MachineError(f"no sandbox could be made: {words or f'bwrap ended with status {status}'}")
+    return MachineError(
+        f"no sandbox could be made: {words or f'bwrap ended with status {status}'}",
+        hint=remedy(Host.current(), bwrap),
+    )
 
 
 def _map_ids(idmap: IdMap, pid: int) -> None:

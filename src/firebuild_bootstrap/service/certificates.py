@@ -25,7 +25,7 @@ class PeerCertificate:
 
     @classmethod
     def of(cls, der: bytes) -> PeerCertificate:
-        """Describe a certificate that may come from anybody; never raises."""
+        """Describe an untrusted certificate; never raises."""
         return cls(_subject(der), hashlib.sha256(der).hexdigest())
 
 

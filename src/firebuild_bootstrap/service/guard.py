@@ -36,10 +36,16 @@ class Guard(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], _Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> _Handler:
-        """Wrap the handler, also of a method that does not exist: strangers learn nothing from that."""
+        """Wrap the handler, also of a method that does not exist: refused peers learn nothing from that."""
         handler = continuation(handler_call_details)
         if handler is None:
             return grpc.unary_unary_rpc_method_handler(self._unknown_method)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard_stream(handler.stream_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._guard_stream(handler.unary_stream),

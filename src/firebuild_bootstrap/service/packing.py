@@ -1,4 +1,4 @@
-"""One COPY or ADD as one tar stream in pieces, for guests that ask for files packed (docs/wire-protocol.md).
+"""The files of one COPY, ADD or mount as one tar stream in pieces (docs/wire-protocol.md).
 
 Three messages for each file, as other guests get them, cost more than the content of most files does.
 """
@@ -25,6 +25,7 @@ from firebuild_bootstrap.context.entries import (
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tree import data_regions
+from firebuild_bootstrap.messages import encode_piece
 
 # Files up to here travel together with others; larger ones are read right into messages of their own.
 _SMALL_BYTES: Final = 128 * 1024
@@ -47,27 +48,27 @@ def packed(entries: Iterable[Entry]) -> Iterator[bytes]:
         own = (entry.from_directory, keeps, keeps and not entry.member)
         if own != group:
             if waiting:
-                yield wire.encode_piece(waiting)
+                yield encode_piece(waiting)
                 waiting = bytearray()
             group = own
             yield _group(*own)
         for part in _parts(entry):
             # Parts join what waits for them; whole megabytes do not, which would be copied once more for it.
             if len(waiting) + len(part) > wire.CHUNK_BYTES:
-                yield wire.encode_piece(waiting)
+                yield encode_piece(waiting)
                 waiting = bytearray()
             if len(part) == wire.CHUNK_BYTES:
-                yield wire.encode_piece(part)
+                yield encode_piece(part)
             else:
                 waiting += part
     if group is not None:
-        yield wire.encode_piece(waiting)
-        yield wire.encode_piece(bytes(2 * tar.BLOCK))
+        yield encode_piece(waiting)
+        yield encode_piece(bytes(2 * tar.BLOCK))
 
 
 def _group(from_directory: bool, keep_owner: bool, of_tree: bool) -> bytes:
-    group = pb.ResourceChunk.Group(fromDirectory=from_directory, keepOwner=keep_owner, ofTree=of_tree)
-    return pb.ResourceChunk(group=group).SerializeToString()
+    group = pb.Group(from_directory=from_directory, keep_owner=keep_owner, of_tree=of_tree)
+    return pb.ToGuest(group=group).SerializeToString()
 
 
 def _parts(entry: Entry) -> Iterable[bytes]:

@@ -16,7 +16,7 @@ from firebuild_pki.display import error_text, one_line
 logger: Final = logging.getLogger("firebuild.service")
 # Of a step that exceeds the limit, its end: where the error stands.
 _TAIL_BYTES: Final = 32 * 1024
-# A flood of strangers must not bury what the build says; they are all counted.
+# A flood of refused peers must not bury the output of the build; all are counted.
 _MOST_NAMED: Final = 50
 
 
@@ -44,7 +44,7 @@ class SerialSink:
                 return
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # a sink may be anybody's, and raise a CancelledError
+            except BaseException as error:  # a sink is foreign code, and may raise a CancelledError
                 self._broken = True
                 failed = FirebuildError(f"the receiver of the build's events failed: {error_text(error)}")
                 failed.__cause__ = error

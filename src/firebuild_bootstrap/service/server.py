@@ -27,7 +27,7 @@ from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
-from firebuild_bootstrap.service.stream import LayerSink, NoLayers
+from firebuild_bootstrap.service.stream import LayerSink, NoLayers, Stream
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, mount_resources
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
@@ -84,12 +84,14 @@ class BootstrapServer:
         self._limits = limits or Limits()
         self._bind = parse_bind(bind)
         self._credentials = ProxyCredentials(server=server_material, guest=guest_material)
-        self._layers = layers or NoLayers()
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
         steps = steps or [StepInfo(command.step, 0, command.original) for command in commands]
         total = max((step.number for step in steps), default=0) if total_steps is None else total_steps
         told = StepEvents(self._session, steps, total, stage)
+        self._stream = Stream(
+            self._session, commands=commands, resources=resources, steps=told, layers=layers or NoLayers()
+        )
         self._old_calls = _OldCalls(
             lambda handlers: handlers(self._session, commands=commands, resources=resources, steps=told)
         )
@@ -191,11 +193,13 @@ class BootstrapServer:
                 ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
                 # Who is passed through shakes hands here (proxy.py).
                 ("grpc.server_handshake_timeout_ms", round(self._limits.handshake_timeout * 1000)),
+                # A guest asks for signs of life, as often as it wants; HTTP/2 bounds the answers that wait.
+                ("grpc.http2.max_ping_strikes", 0),
                 ("grpc.http2.bdp_probe", 0),  # would raise the line before by what the guest sends
             ],
             maximum_concurrent_rpcs=_MOST_CALLS,
         )
-        server.add_generic_rpc_handlers((self._old_calls,))
+        server.add_generic_rpc_handlers((self._stream.generic_handler(), self._old_calls))
         # A socket's address holds 107 bytes at most, whatever the length of the directory's path.
         backend = f"/proc/self/fd/{descriptor}/grpc"
         try:

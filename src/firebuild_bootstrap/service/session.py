@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,6 +64,7 @@ class Session:
         self._finished = False
         self._stopped = False
         self._thread: threading.Thread | None = None
+        self._at_end: list[Callable[[], None]] = []
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -145,6 +147,12 @@ class Session:
             self._changed.notify_all()
             return self._connections.pop(name).called
 
+    def left(self) -> None:
+        """The guest has ended its session without a word; its machine may tell why, so it has a moment."""
+        with self._changed:
+            self._watch.left(self._clock())
+            self._changed.notify_all()
+
     # --- the end --------------------------------------------------------------------------------
 
     def end(self, outcome: Outcome) -> None:
@@ -157,6 +165,23 @@ class Session:
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+            actions = list(self._at_end)
+        for action in actions:
+            action()
+
+    @contextmanager
+    def at_end(self, action: Callable[[], None]) -> Iterator[None]:
+        """Have `action` called when the build has ended or the server stops, if that is within the block."""
+        with self._changed:
+            self._at_end.append(action)
+            late = self._finished or self._stopped
+        if late:
+            action()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._at_end.remove(action)
 
     def fail(self, error: FirebuildError) -> None:
         """End the build with an error."""
@@ -186,6 +211,9 @@ class Session:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
+            actions = list(self._at_end)
+        for action in actions:
+            action()
         if self._thread is not None:
             self._thread.join()
             self._thread = None

@@ -1,8 +1,40 @@
-"""The session with a guest of our own version: one stream, on which the host says what is to be done next."""
+"""The session with a guest of our own version: one stream, on which the host says what is to be done next.
+
+Two threads serve it. One sends: a step, its files, and the next step when the guest has said that it is done.
+The other reads, because a guest has to be heard while it is sent files: its output, its signs of life, and
+that it gives up. Neither queues: gRPC takes a message from the one when the last has left, and lets the guest
+send when the other has taken the last.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Literal, Protocol
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from firebuild_bootstrap import messages, wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.context.entries import Resource
+from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.events import StepProgress
+from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.packing import packed
+from firebuild_bootstrap.service.session import Session
+from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_pki.display import block
+
+_PROGRESS_SECONDS: Final = 0.5
+# A piece of a layer is the largest that a guest sends, and has 1 MiB.
+_MAX_MESSAGE: Final = wire.CHUNK_BYTES + 64 * 1024
+# Of output: what is passed on at once.
+_PIECE_BYTES: Final = 256 * 1024
+_MAX_REASON: Final = 4000  # characters of what a guest says about its failure
 
 
 class LayerSink(Protocol):
@@ -36,8 +68,230 @@ class NoLayers:
         """Say no."""
         return False
 
-    def write(self, step: int, data: bytes) -> None:
+    def write(self, step: int, data: bytes, /) -> None:
         """Take nothing."""
 
-    def finished(self, step: int) -> None:
+    def finished(self, step: int, /) -> None:
         """Take no note."""
+
+
+class Stream:
+    """Serves the session of one build; what it raises ends the build.
+
+    Args:
+        session: the build.
+        commands: what is to be done, in order.
+        resources: by the names that the commands have for them.
+        steps: takes the begin and end of steps.
+        layers: takes their layers.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        commands: Sequence[wire.AnyCommand],
+        resources: Mapping[str, Resource],
+        steps: StepEvents,
+        layers: LayerSink,
+    ) -> None:
+        self._session = session
+        self._commands = commands
+        self._resources = resources
+        self._steps = steps
+        self._layers = layers
+        self._begun = threading.Lock()  # held for ever by the one guest that there is
+
+    def generic_handler(self) -> grpc.GenericRpcHandler:
+        """Return the method for `grpc.Server.add_generic_rpc_handlers`."""
+        handler: Any = grpc.stream_stream_rpc_method_handler(self.serve)
+        return grpc.method_handlers_generic_handler(wire.SERVICE, {"Session": handler})
+
+    def serve(self, requests: Iterator[bytes], _: grpc.ServicerContext) -> Iterator[bytes]:
+        """Yield what the guest is told; gRPC asks for the next message when the last one has left.
+
+        Raises:
+            BuildEnded: the build has ended for another reason.
+            FirebuildError: the guest sent what it must not, or a source can't be read.
+        """
+        if not self._begun.acquire(blocking=False):
+            raise InputError("the guest began a second session")
+        guest = _Guest(requests, self._session, self._layers)
+        with self._session.at_end(guest.wake), guest:
+            if guest.answer("hello").hello.version != messages.VERSION:
+                raise InputError("the guest's vminit speaks another version of the session")
+            for command in self._commands:
+                if not (yield from self._step(command, guest)):
+                    return
+                yield from self._layer(command.step, guest)
+            yield pb.ToGuest(finish=pb.Finish()).SerializeToString()
+            if self._succeeded(guest.answer("done").done, 0):
+                self._session.end(self._steps.success())
+
+    def _step(self, command: wire.AnyCommand, guest: _Guest) -> Generator[bytes, None, bool]:
+        """Have one step done; return whether it is."""
+        number = command.step
+        self._steps.started(number)
+        guest.works_on(number)
+        yield messages.encode(command).SerializeToString()
+        if isinstance(command, wire.CopyCommand):
+            yield from self._files(number, self._resources[command.source], guest)
+        names = wire.mount_resources(command)
+        while (said := guest.answer("done", "want")).HasField("want"):
+            name = said.want.resource
+            if name not in names:
+                raise InputError(
+                    f"the guest wants the files {name!r:.200}, which step {number} does not have"
+                )
+            yield from self._files(number, self._resources[name], guest)
+        return self._succeeded(said.done, number)
+
+    def _files(self, step: int, resource: Resource, guest: _Guest) -> Iterator[bytes]:
+        sent, told = 0, time.monotonic()
+        for message in packed(resource.entries()):
+            if guest.has_answered:
+                return  # it gives up
+            self._session.touch()  # who takes a message is alive
+            yield message
+            sent += len(message)
+            if time.monotonic() - told >= _PROGRESS_SECONDS:
+                told = time.monotonic()
+                self._session.events(StepProgress(step=step, bytes=sent))
+        yield pb.ToGuest(files_end=pb.FilesEnd()).SerializeToString()
+
+    def _succeeded(self, done: pb.Done, step: int) -> bool:
+        """Take note of the end of a step, 0 for all of them; where it has failed, the build ends."""
+        failure = done.failure if done.HasField("failure") else None
+        if done.step != step and (done.step or failure is None):
+            raise InputError(f"the guest says that step {done.step} is done, and works on step {step}")
+        if done.step:
+            exit_code = 0 if failure is None else failure.exit_code or 1
+            self._steps.finished(step, exit_code, done.duration_ms / 1000)
+        if failure is None:
+            return True
+        # The exit status of other failures means nothing.
+        status = failure.exit_code if failure.reason == "command" else None
+        text = block(failure.error, _MAX_REASON) or "the guest gave no reason"
+        error = StepFailed(text, step=done.step, exit_code=status)
+        outcome = Outcome(
+            ending=Ending.ABORTED, error=error, step=done.step, exit_code=status, reason=failure.reason
+        )
+        self._session.end(outcome)
+        return False
+
+    def _layer(self, step: int, guest: _Guest) -> Iterator[bytes]:
+        if self._layers.wanted(step):
+            guest.sends_layer_of(step)
+            yield pb.ToGuest(checkpoint=pb.Checkpoint(step=step)).SerializeToString()
+            guest.answer("layer")
+        self._layers.finished(step)
+
+
+class _Guest:
+    """What the guest says, read in a thread of its own while the block runs.
+
+    What the sending thread has to know is handed over as one answer; a guest has only one at a time.
+    """
+
+    def __init__(self, requests: Iterator[bytes], session: Session, layers: LayerSink) -> None:
+        self._requests = requests
+        self._session = session
+        self._layers = layers
+        self._step = 0
+        self._layer_of = 0
+        self._error: Exception | None = None
+        self._answers: queue.Queue[pb.FromGuest | None] = queue.Queue(1)
+        self._thread = threading.Thread(target=self._read, name="firebuild-guest", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the thread alone: it ends with the call, which ends after this."""
+
+    def works_on(self, step: int) -> None:
+        """Take the output that comes for that of `step`."""
+        self._step = step
+
+    def sends_layer_of(self, step: int) -> None:
+        """Take the pieces of a layer that come for that of `step`."""
+        self._layer_of = step
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether `answer` would return at once."""
+        return not self._answers.empty()
+
+    def wake(self) -> None:
+        """Let `answer` look whether the build has ended."""
+        with suppress(queue.Full):
+            self._answers.put_nowait(None)
+
+    def answer(self, *due: str) -> pb.FromGuest:
+        """Wait for what is due.
+
+        Raises:
+            BuildEnded: the build has ended.
+            FirebuildError: something else came, or the reading failed.
+        """
+        while True:
+            said = self._answers.get()
+            if self._error is not None:
+                raise self._error
+            self._session.touch()
+            if said is not None:
+                what = said.WhichOneof("message")
+                if what not in due:
+                    raise InputError(f"the guest sent {what}, where {' or '.join(due)} was due")
+                return said
+
+    def _read(self) -> None:
+        try:
+            for data in self._requests:
+                self._session.touch()
+                self._take(data)
+        except grpc.RpcError:
+            pass  # it has gone, and so has its call
+        except Exception as error:
+            self._error = error
+            self.wake()
+            return
+        self._session.left()
+
+    def _take(self, data: bytes) -> None:
+        if len(data) > _MAX_MESSAGE:
+            raise InputError(f"the guest sent a message of {len(data)} bytes; {_MAX_MESSAGE} are allowed")
+        try:
+            said = pb.FromGuest.FromString(data)
+        except DecodeError:
+            raise InputError("the guest sent bytes that are no message of a session") from None
+        match said.WhichOneof("message"):
+            case "alive":
+                pass
+            case "output":
+                self._output(said.output)
+            case "layer":
+                self._layer(said)
+            case None:
+                raise InputError("the guest sent a message that says nothing")
+            case what:
+                try:
+                    self._answers.put_nowait(said)
+                except queue.Full:
+                    raise InputError(f"the guest sent {what} before it was asked again") from None
+
+    def _output(self, output: pb.Output) -> None:
+        stream: Literal["stdout", "stderr"] = "stderr" if output.stderr else "stdout"
+        for offset in range(0, len(output.data), _PIECE_BYTES):
+            self._session.touch()  # the receiver of output may be slow: nobody waits for it after the end
+            self._session.output.write(self._step, stream, output.data[offset : offset + _PIECE_BYTES])
+
+    def _layer(self, said: pb.FromGuest) -> None:
+        step = self._layer_of
+        if not step:
+            raise InputError("the guest sent a layer that it was not asked for")
+        if said.layer.data:
+            self._layers.write(step, said.layer.data)
+        if said.layer.last:
+            self._layer_of = 0
+            self._answers.put_nowait(said)

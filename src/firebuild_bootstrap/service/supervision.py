@@ -26,6 +26,7 @@ class Watch:
         self._last_seen: float | None = None
         self._connections = 0
         self._disconnected = now
+        self._left = False
         self._step = 0
 
     @property
@@ -50,6 +51,11 @@ class Watch:
         self._connections -= 1
         self._disconnected = now
 
+    def left(self, now: float) -> None:
+        """The guest has ended its session."""
+        self._left = True
+        self._disconnected = now
+
     def step_started(self, step: int) -> None:
         """The guest works on `step` from now on; messages name it."""
         self._step = step
@@ -68,7 +74,7 @@ class Watch:
         else:
             patience = self._ping_interval * self._limits.missed_pings
             deadlines.append((self._last_seen + patience, self._fell_silent))
-            if self._connections == 0:
+            if self._connections == 0 or self._left:
                 deadlines.append((self._disconnected + self._limits.reconnect_grace, self._disconnected_))
         return min(deadlines, key=lambda entry: entry[0])
 

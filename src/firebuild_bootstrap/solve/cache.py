@@ -167,6 +167,7 @@ class Cache:
         size: int | None = None,
         sources: Iterable[tuple[str, str]] = (),
         identity: str = "",
+        base: str = "",
         replace: bool = False,
     ) -> Entry:
         """Make `directory` the result of `key`.
@@ -183,6 +184,7 @@ class Cache:
             size: bytes that it takes on the disk; None to have it measured.
             sources: results of other stages that files were taken from: their keys and ids.
             identity: a `new_id`, so that several who do the same make one entry.
+            base: what the first of its chain lies on, as for `find`.
             replace: this result is to be found, and no other.
 
         Raises:
@@ -208,7 +210,7 @@ class Cache:
                         f"{self._record_files / each}: somebody removed it while it was used",
                         hint="let only firebuild remove what is in the store",
                     )
-            return self._add(entry, directory, replace=replace)
+            return self._add(entry, directory, base, replace=replace)
 
     def size(self, identity: str) -> int:
         """Return the bytes that a layer takes; 0 where nothing is known about it."""
@@ -335,10 +337,12 @@ class Cache:
         used = self.trees.keys()
         entries: dict[str, Entry] = {}
         for identity in used:
-            if not (tree := self.trees.path(identity)).is_dir():
+            if not self.trees.path(identity).is_dir():
                 continue
             if _ID.fullmatch(identity) is None:
-                entries[identity] = Entry(identity, "", "", allocated(tree), f"FROM {identity}", 0.0)
+                entries[identity] = Entry(
+                    identity, "", "", self.trees.size(identity), f"FROM {identity}", 0.0
+                )
             elif (entry := self._record(identity)) is not None:
                 entries[identity] = entry
         return _Survey(self, entries, used)
@@ -353,12 +357,12 @@ class Cache:
 
     # --- changes ---------------------------------------------------------------------------------
 
-    def _add(self, entry: Entry, directory: Path, *, replace: bool) -> Entry:
+    def _add(self, entry: Entry, directory: Path, base: str, *, replace: bool) -> Entry:
         """Make it all there, the tree itself last."""
         record = self._record_files / entry.id
-        chain = [entry, *self._below(entry)]
+        chain = [entry, *self._below(entry, base)]
         # Those that others have are worth as much, and more may lie on them.
-        found = not replace and self._leads_through(chain)
+        found = not replace and self._leads_through(chain, base)
         before = self._identity(entry.key)
 
         def ready() -> None:
@@ -378,21 +382,19 @@ class Cache:
             raise
         return dataclasses.replace(entry, path=tree)
 
-    def _below(self, entry: Entry) -> Iterator[Entry]:
-        """Yield what an entry lies on, the uppermost first."""
+    def _below(self, entry: Entry, base: str) -> Iterator[Entry]:
+        """Yield what an entry lies on, the uppermost first, down to `base`, which keys do not lead to."""
         below: Entry | None = entry
         while below is not None:
             names = _names(below.parent)
             for name in reversed(names):
-                below = self._record(name) if _ID.fullmatch(name) else None
+                below = self._record(name) if _ID.fullmatch(name) and name != base else None
                 if below is not None:
                     yield below
 
-    def _leads_through(self, chain: Sequence[Entry]) -> bool:
+    def _leads_through(self, chain: Sequence[Entry], base: str) -> bool:
         """Whether the keys of `chain`, its uppermost entry first, all have results that lie on each other."""
-        lowest = next((each for each in reversed(chain) if not each.linked), chain[-1])
-        base = _names(lowest.parent)[0]
-        on = "" if _ID.fullmatch(base) else base
+        on = base
         for each in reversed(chain):
             found = self._at(each.key, LINKED if each.linked else on)
             if found is None or not self.trees.path(found.id).is_dir():

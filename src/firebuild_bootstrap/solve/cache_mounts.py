@@ -2,7 +2,7 @@
 
 <home>/cache-mounts/<id mapping>/<digest of the id>/
     id          the id, as it is in the Dockerfile
-    <n>/lock    held by whoever uses the directory; its time is that of the last use
+    <n>/lock    held by the build that uses the directory; its time is that of the last use
     <n>/data/   the content
 """
 
@@ -76,7 +76,7 @@ def prune_cache_mounts(
             if not free:
                 continue
             away.parent.mkdir(mode=0o700, exist_ok=True)
-            os.rename(mount.path, away)  # whoever waits for the lock sees that, and begins anew
+            os.rename(mount.path, away)  # a waiter for the lock sees that, and begins anew
             removed.append(mount)
         remove(away)
     return removed
@@ -92,7 +92,7 @@ def _name(lock: Path) -> str:
 
 @contextmanager
 def _locked(lock: Path) -> Iterator[bool]:
-    """Hold a lock that nobody else has for the length of the block; False if somebody has it."""
+    """Hold a lock for the length of the block; False if it is taken."""
     descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:

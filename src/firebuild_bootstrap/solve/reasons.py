@@ -3,7 +3,7 @@
     <home>/cache/last/<Dockerfile>.json     the parts of each step's key
     <home>/cache/last/files/<digest>        paths and digests of the files that a COPY sent
 
-Nobody but people needs it: what can't be read or written is done without.
+It only explains: what can't be read or written is done without.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class LastBuild:
             return next(self._differences(before, parts, base if number == 0 else ""))
         except StopIteration:
             return "its result is not in the cache any more, or was never finished"
-        except (KeyError, TypeError, ValueError, AttributeError):  # somebody wrote something else there
+        except (KeyError, TypeError, ValueError, AttributeError):  # not written by us
             return "what it was made of the last time is not known"
 
     def save(self) -> None:

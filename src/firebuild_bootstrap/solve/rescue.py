@@ -43,6 +43,7 @@ class PlannedStep:
     key: str
     identity: str
     parent: str
+    base: str
     text: str
     sources: tuple[tuple[str, str], ...] = ()
     sure: bool = True
@@ -66,6 +67,7 @@ class PlannedStep:
             text=self.text,
             sources=[(source, identity) for source, identity in self.sources],
             identity=self.identity,
+            base=self.base,
             replace=replace,
         )
 

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile.graph import (
+    BindMount,
+    CacheMount,
+    Copy,
+    Files,
     Graph,
     ImageRef,
     Operation,
+    Run,
     Stage,
     StageRef,
     Step,
@@ -28,8 +33,8 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
-from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.lowering import literal
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
@@ -128,23 +133,27 @@ class Making:
             if planned.number == number:
                 self._is_usual(planned, step, parts)
 
-    def commit(self, number: int, directory: Path) -> None:
+    def commit(self, number: int, directory: Path) -> Path | None:
         """Put the layer of a finished step into the cache, unless one before it is missing.
+
+        Returns:
+            where its tree is now; None where it was not put there.
 
         Raises:
             FirebuildError: the store can't be written.
         """
         if self._shared is None or len(self.entries) == len(self._steps):
-            return
+            return None
         planned, step, parts = self._steps[len(self.entries)]
         if planned.number != number:
-            return
+            return None
         usual = self._is_usual(planned, step, parts) and (parts.linked or all(self._usual.values()))
         # What nobody can ask for is of use to this build all the same.
         key = planned.key if usual else secrets.token_hex(32)
         self.entries.append(
             planned.commit(self._shared.cache, directory, key=key, replace=self._replace or not usual)
         )
+        return self.entries[-1].path
 
     def commit_all(self, machine: Machine) -> None:
         """Put all that is left in a machine that has stopped into the cache.
@@ -180,7 +189,7 @@ class Results:
         shared: the cache; None where none can be used.
         stored: the store of unpacked layers.
         trees: the tools for trees.
-        directory: an existing directory for archives of whole stages.
+        directory: returns an existing directory for archives of whole stages.
     """
 
     def __init__(
@@ -191,7 +200,7 @@ class Results:
         shared: Shared | None,
         stored: LayerTrees,
         trees: Trees,
-        directory: Path,
+        directory: Callable[[], Path],
     ) -> None:
         self._graph = graph
         self._bases = bases
@@ -353,6 +362,7 @@ class Results:
         Raises:
             MachineError: the plan for that can't be written.
         """
+        base = _identity(self._bottom(stage))
         if self._shared is None:
             return Making(None, (), replace=False)
         steps, on = [], start.on
@@ -369,6 +379,7 @@ class Results:
                 key=parts.key,
                 identity=identity,
                 parent=LINKED if parts.linked else below,
+                base=base,
                 text=step.origin.text,
                 sources=self._sources(step),
                 sure=not takes_files(step.operation),
@@ -393,10 +404,8 @@ class Results:
             end = start.with_entries(entries, len(stage.steps))
             self._made[stage.index], self._tips[stage.index] = end.layers, end
             return
-        directory = self._directory / f"stage-{stage.index}"
-        directory.mkdir(mode=0o700)
-        for made in machine.export((OutputSpec(OutputType.TAR),), directory):
-            self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
+        if (tree := machine.tree()) is not None:
+            self._made[stage.index] = (tree,)
 
     def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
@@ -404,7 +413,10 @@ class Results:
         return tuple(entry.source for tip in known for entry in tip)
 
     def archive(self, tree: TreeRef) -> Path | None:
-        """Return the archive of an image or of a stage that is done; None where it is empty.
+        """Return an archive of what this build takes from an image or a stage that is done.
+
+        Returns:
+            it, with more in it where that is there already; None where the tree is empty.
 
         Raises:
             MachineError: it can't be written.
@@ -423,19 +435,32 @@ class Results:
             case (ArchiveLayer(path),):
                 return path
         with self._packing:
-            if not (path := self._directory / name).exists():
-                self._trees.pack(self._stored.merged(layers), path)
+            if not (path := self._directory() / name).exists():
+                steps = [step for stage in self._graph.stages for step in stage.steps]
+                only = sorted({pattern for step in steps for pattern in taken_of(step.operation, tree)})
+                self._trees.pack(self._stored.merged(layers), path, only=only)
         return path
 
     def layers(self) -> tuple[Layer, ...] | None:
         """Return what the target is made of; None where its root file system is out of reach."""
         return self._made.get(self._graph.target.index)
 
-    def trim(self, limit: int) -> None:
-        """Let the cache have at most `limit` bytes, if this build has put anything into it."""
+    def trim(self, limit: Callable[[], int]) -> None:
+        """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
         if self._shared is not None and self._committed:
             with suppress(FirebuildError):
-                self._shared.cache.prune(max_size=limit, sweep=False)
+                self._shared.cache.prune(max_size=limit(), sweep=False)
+
+
+def taken_of(operation: Operation, tree: TreeRef) -> Iterator[str]:
+    """Yield the patterns of what an operation takes from a tree."""
+    match operation:
+        case Copy(sources=sources):
+            yield from (each.pattern for each in sources if isinstance(each, Files) and each.tree == tree)
+        case Run(mounts=mounts):
+            for mount in mounts:
+                if isinstance(mount, BindMount | CacheMount) and mount.tree == tree:
+                    yield literal(mount.source)
 
 
 def _identity(layers: Sequence[Layer]) -> str:

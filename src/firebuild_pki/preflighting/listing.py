@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from firebuild_pki.chain import extension_of, in_words, parse_certificates, serial_of
+from firebuild_pki.chain import error_message, extension_of, parse_certificates, serial_of
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.plugins import InstalledPlugin, PluginCatalog
 from firebuild_pki.x509 import fingerprint
@@ -85,7 +85,7 @@ def certificate_facts(pem: bytes) -> tuple[CertificateFacts, ...]:
     try:
         return tuple(map(_facts, certificates))
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
-        raise MaterialError(f"a certificate in the input cannot be read: {in_words(error)}") from error
+        raise MaterialError(f"a certificate in the input cannot be read: {error_message(error)}") from error
 
 
 def _facts(certificate: x509.Certificate) -> CertificateFacts:

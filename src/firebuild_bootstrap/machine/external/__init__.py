@@ -1,1 +1,1 @@
-"""The driver `external`: the machine is started by somebody else's tool (docs/external.md)."""
+"""The driver `external`: the machine is started by the operator's own tool (docs/external.md)."""

@@ -3,21 +3,75 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer
+from firebuild_bootstrap.machine.external.disk import Disk
 from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
-from firebuild_bootstrap.machine.external.superblock import Superblock
 from firebuild_bootstrap.machine.sparse import copy_sparse
+
+_OFFSET: Final = 1024
+_FIELDS: Final = struct.Struct("<44x I 4x H 2x H H 36x I")  # s_mtime, s_mnt_count, s_magic, s_state, incompat
+_MAGIC: Final = 0xEF53
+_CLEANLY_UNMOUNTED: Final = 0x0001
+_NEEDS_RECOVERY: Final = 0x0004
+
 
 _SETTING: Final = "machine.external.disk"
 _POLL_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Superblock:
+    """The state of a file system.
+
+    Args:
+        mounts: how often it was mounted, and
+        mounted_at: when last, by the clock of the machine that mounted it.
+        clean: it is not mounted for writing.
+    """
+
+    mounts: int
+    mounted_at: int
+    clean: bool
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read the state of the file system in `path`.
+
+        The kernel sets "needs recovery" before a mount is ready, and takes it back as the last write of an
+        unmount (or of a change to read-only), when everything else is on the drive.
+
+        Raises:
+            MachineError: the file can't be read, or holds no ext4.
+        """
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(descriptor, _FIELDS.size, _OFFSET)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise MachineError(f"the machine's drive {path} can't be read: {error.strerror}") from error
+        if len(data) == _FIELDS.size:
+            mounted_at, mounts, magic, state, features = _FIELDS.unpack(data)
+            if magic == _MAGIC:
+                clean = bool(state & _CLEANLY_UNMOUNTED) and not features & _NEEDS_RECOVERY
+                return cls(mounts, mounted_at, clean)
+        raise MachineError(
+            f"the machine's drive {path} holds no ext4 file system",
+            hint="machine.external.disk is a file with ext4 on it, without a partition table",
+        )
+
+    def same_mount(self, other: Superblock) -> bool:
+        """Whether it was not mounted between the two."""
+        return (self.mounts, self.mounted_at) == (other.mounts, other.mounted_at)
 
 
 class ExternalDrive:
@@ -29,7 +83,7 @@ class ExternalDrive:
     Args:
         path: the file.
         fill: make it from the base, and remove it at the end.
-        disk: makes file systems from bases, and outputs from file systems, in the build's own directory.
+        disk: makes file systems from layers, and reads them, in the build's own directory.
         check: called again and again while something long goes on; may raise.
         note: see `OutsideFile`.
     """
@@ -105,10 +159,8 @@ class ExternalDrive:
             time.sleep(_POLL_SECONDS)
         return True
 
-    def export(
-        self, outputs: Sequence[OutputSpec], into: Path, *, end_timeout: float
-    ) -> tuple[Artifact, ...]:
-        """Write what is on the drive into the directory `into`, once for each output; it stays as it is.
+    def read(self, *, end_timeout: float) -> ArchiveLayer:
+        """Return what is on the drive, which stays as it is.
 
         Args:
             end_timeout: seconds that the machine may take until it is done with it.
@@ -132,7 +184,7 @@ class ExternalDrive:
         copy_sparse(self._path, self._disk.path, self._check)
         if Superblock.read(self._path) != state:
             raise MachineError(f"{self._path} was mounted again while it was read")
-        return self._disk.export(outputs, into)
+        return self._disk.read()
 
     def keep(self) -> Path | None:
         """Leave the file where it is, and return its path; None where `close` would not remove it anyway."""
@@ -149,7 +201,7 @@ class ExternalDrive:
         try:
             copy_sparse(self._disk.path, fresh, self._check)
             try:
-                # Unlike a rename, a link never replaces what somebody has just put there.
+                # Unlike a rename, a link never replaces a file that was made meanwhile.
                 self._file.appear(fresh, os.link)
             except FileExistsError:
                 raise InputError(f"{_SETTING}: {self._path} exists, and would be overwritten") from None

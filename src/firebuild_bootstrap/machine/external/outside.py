@@ -45,7 +45,7 @@ class OutsideFile:
         return made is not None
 
     def remove(self) -> None:
-        """Remove it, unless somebody has put another in its place. Raises nothing; idempotent."""
+        """Remove it, unless it was replaced. Raises nothing; idempotent."""
         made, self._made = self._made, None
         with suppress(OSError):
             details = self.path.lstat()

@@ -117,7 +117,7 @@ class FileTarget(_WholeDocuments):
             )
 
     def remove(self) -> None:
-        """Remove the file, unless somebody has replaced it."""
+        """Remove the file, unless it was replaced."""
         with self._lock:
             self._file.remove()
 
@@ -174,7 +174,7 @@ class StreamTarget(_WholeDocuments):
 
 
 class FirecrackerTarget:
-    """The metadata store of a Firecracker that somebody else has started."""
+    """The metadata store of a Firecracker that was started elsewhere."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

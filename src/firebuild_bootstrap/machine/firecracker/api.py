@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.mmds.store import compact_json
+from firebuild_bootstrap.mmds.store import STORE_LIMIT, DataStore, compact_json
 
 # The one path whose bodies Firecracker never writes to its log.
 SECRET_PATH: Final = "/mmds"  # noqa: S105 - a path
@@ -101,7 +102,7 @@ class FirecrackerApi:
         except (OSError, http.client.HTTPException) as error:
             raise ApiError(
                 f"Firecracker at {self.path} did not answer {method} {path}: {_reason(error)}",
-                hint="look at what it said; a build's Firecracker serves nobody else",
+                hint="look at what it said; a build's Firecracker has no other client",
             ) from error
         finally:
             connection.close()
@@ -127,7 +128,7 @@ def connect(path: Path, timeout: float | None) -> socket.socket:
     """Connect to a UNIX socket, through its directory, so that its path may have any length.
 
     Raises:
-        OSError: nobody listens there.
+        OSError: there is no listener.
     """
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -169,3 +170,52 @@ def _fault(answer: bytes, *, secret: bool) -> str:
     if secret and any(mark in text for mark in ("PRIVATE KEY", "BEGIN ")):
         return "(its words are left out: they quote the metadata)"
     return text or "without a word"
+
+
+class FirecrackerMetadata:
+    """A `MetadataWriter`; what is put before Firecracker runs is kept until `connect`.
+
+    Args:
+        limit: bytes of compact JSON that Firecracker's store holds.
+    """
+
+    def __init__(self, limit: int = STORE_LIMIT) -> None:
+        self._store = DataStore(limit)
+        self._api: FirecrackerApi | None = None
+        self._lock = threading.Lock()
+
+    def put(self, document: Mapping[str, Any]) -> None:
+        """Replace everything; see `MetadataWriter.put`.
+
+        Raises:
+            StoreError: it is larger than the limit; nothing was sent.
+            ApiError: Firecracker refused it.
+        """
+        with self._lock:
+            self._store.put(document)
+            if self._api is not None:
+                self._api.put(SECRET_PATH, document)
+
+    def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        """Apply a JSON merge patch; see `MetadataWriter.patch`.
+
+        Raises:
+            StoreError: nothing was put, or the result is larger than the limit; nothing was sent.
+            ApiError: Firecracker refused it.
+        """
+        with self._lock:
+            self._store.patch(merge_patch)
+            if self._api is not None:
+                self._api.patch(SECRET_PATH, merge_patch)
+
+    def connect(self, api: FirecrackerApi) -> None:
+        """Send what was put to a Firecracker that has started and takes metadata.
+
+        Raises:
+            ApiError: Firecracker refused it.
+        """
+        with self._lock:
+            self._api = api
+            document = self._store.get("")
+            if document:
+                api.put(SECRET_PATH, document)

@@ -18,8 +18,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
-from firebuild_bootstrap.machine.firecracker.addresses import ip
-from firebuild_bootstrap.machine.firecracker.network import Link, guest_address, mac_of
+from firebuild_bootstrap.machine.firecracker.network import Link, guest_address, ip, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 

@@ -3,24 +3,88 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
-from firebuild_bootstrap.machine.firecracker.addresses import Interface, find, interfaces, ip, tap_owner
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+
+_SEARCH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+_NET: Final = Path("/sys/class/net")
+_IFF_TAP: Final = 0x2  # linux/if_tun.h
+
 
 _TUN: Final = Path("/dev/net/tun")
 _MAX_TRIES: Final = 4096
 _CAP_NET_ADMIN: Final = 12
+
+
+@dataclass(frozen=True)
+class Interface:
+    """An interface of this host: its name, its IPv4 addresses, whether it is up, the bridge it belongs to."""
+
+    name: str
+    addresses: tuple[IPv4Interface, ...]
+    up: bool
+    bridge: str = ""
+
+
+def ip(*arguments: str) -> str:
+    """Run `ip` and return what it wrote.
+
+    Raises:
+        MachineError: it failed, or is not installed.
+    """
+    program = shutil.which("ip", path=_SEARCH)
+    if program is None:
+        raise MachineError("the program ip was not found", hint="install the package iproute2")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        words = done.stderr.strip() or f"status {done.returncode}"
+        raise MachineError(f"ip {' '.join(arguments)} failed: {words}")
+    return done.stdout
+
+
+def interfaces() -> list[Interface]:
+    """Return all interfaces of this host.
+
+    Raises:
+        MachineError: `ip` failed, or is not installed.
+    """
+    entries: list[dict[str, Any]] = json.loads(ip("-json", "address") or "[]")
+    return [_interface(entry) for entry in entries if entry]
+
+
+def _interface(entry: dict[str, Any]) -> Interface:
+    found = [one for one in entry.get("addr_info", ()) if one.get("family") == "inet"]
+    addresses = tuple(IPv4Interface(f"{one['local']}/{one['prefixlen']}") for one in found)
+    return Interface(entry["ifname"], addresses, "UP" in entry["flags"], entry.get("master", ""))
+
+
+def find(name: str, among: Sequence[Interface]) -> Interface | None:
+    """Return the interface `name`, or None."""
+    return next((one for one in among if one.name == name), None)
+
+
+def tap_owner(name: str) -> int | None:
+    """Return whose the tap device `name` is, -1 when no user's; None when it is no tap device."""
+    try:
+        flags = int((_NET / name / "tun_flags").read_text("ascii"), 16)
+        owner = int((_NET / name / "owner").read_text("ascii"))
+    except OSError:
+        return None
+    return owner if flags & _IFF_TAP else None
 
 
 @dataclass(frozen=True)
@@ -67,7 +131,7 @@ class Network(Protocol):
 
 
 class ExistingTap:
-    """A tap device that somebody else has made.
+    """A tap device that was made elsewhere.
 
     Args:
         settings: the block `network`; `tap` is set.
@@ -118,7 +182,7 @@ class ExistingTap:
         owner = self._owner(self._name)
         if owner is None:
             raise InputError(f"{where}: it is no tap device")
-        # The kernel lets everybody open one that is nobody's, and members of a group one that is the group's.
+        # The kernel lets any user open one without an owner, and members of a group one of that group.
         if self._uid != 0 and owner not in (-1, self._uid):
             raise InputError(
                 f"{where}: Firecracker runs as user {self._uid} and may not open it: it is user {owner}'s",
@@ -214,7 +278,7 @@ class OwnTap:
         for block in self._blocks():
             if any(block.overlaps(other) for other in taken):
                 continue
-            # Whoever binds the name has the addresses: the kernel lets one process of this network do so, and
+            # Who binds the name has the addresses: the kernel lets one process of this network do so, and
             # takes the name back however that process ends.
             claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:

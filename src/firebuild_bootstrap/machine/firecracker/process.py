@@ -1,4 +1,4 @@
-"""A Firecracker that was started here, or one that somebody else has started, until its end."""
+"""A Firecracker process, started here or elsewhere, until its end."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class StartedProcess:
 
 
 class ForeignProcess:
-    """A Firecracker that somebody else has started, known by its API socket.
+    """A Firecracker that was started elsewhere, known by its API socket.
 
     Args:
         api: its API.
@@ -171,7 +171,7 @@ class ForeignProcess:
             )
 
     def trouble(self) -> str:
-        """See `Process.trouble`: nobody but its parent knows."""
+        """See `Process.trouble`: only its parent knows."""
         return ""
 
     def serial(self) -> str:

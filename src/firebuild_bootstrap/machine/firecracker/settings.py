@@ -109,7 +109,7 @@ class NetworkSettings(Settings):
     """The block `network`: without `tap` and `cni` each build gets a tap device of its own. Needs root."""
 
     tap: Device | None = None
-    """A tap device that exists already and that nobody else uses."""
+    """An existing tap device that has no other user."""
     cni: str | None = None
     """A network of CNI, by its name."""
     pool: Annotated[str, AfterValidator(_pool)] = "172.30.0.0/16"
@@ -137,7 +137,7 @@ class NetworkSettings(Settings):
 
 
 class RunningSettings(Settings):
-    """The block `running`: take a Firecracker that somebody else has started and not configured."""
+    """The block `running`: a Firecracker that was started elsewhere and is not configured."""
 
     socket: str | None = None
     """Its API socket. It is used for this build, and ends with it."""

@@ -1,4 +1,4 @@
-"""Where a Firecracker comes from: started here, plainly or by the jailer, or by somebody else."""
+"""Where a Firecracker comes from: started here, plainly or by the jailer, or started elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Source(Protocol):
 
     @property
     def is_silent(self) -> bool:
-        """Whether nobody here can read its serial console."""
+        """Whether its serial console can't be read here."""
         ...
 
     @property
@@ -182,7 +182,7 @@ class JailedSource:
 
 
 class RunningSource:
-    """A Firecracker that somebody else has started, and not configured.
+    """A Firecracker that was started elsewhere and is not configured.
 
     Args:
         settings: the block `machine.firecracker`; `running.socket` is set.

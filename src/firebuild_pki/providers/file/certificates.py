@@ -18,7 +18,7 @@ from firebuild_pki.chain import (
     MIN_RSA_BITS,
     Links,
     describe,
-    in_words,
+    error_message,
     is_self_signed,
     order_issuers,
     read_certificate,
@@ -272,7 +272,7 @@ def _parsed(source: Source, number: int, block: Block) -> Found:
         # parsed on first use; what is broken has to show here
         _ = certificate.subject, certificate.issuer, certificate.extensions, certificate.public_key()
     except Exception as error:
-        raise source.wrong(f"certificate {number} in it cannot be read: {in_words(error)}") from error
+        raise source.wrong(f"certificate {number} in it cannot be read: {error_message(error)}") from error
     return Found(certificate, source)
 
 

@@ -14,7 +14,7 @@ from firebuild_pki.chain import is_self_signed, order_chain, parse_certificates
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
 from firebuild_pki.leaf_checks import BOTH
 from firebuild_pki.provider import Profile, SignedCertificate, SignRequest, TrustBundle
-from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, worth_a_word
+from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevant_warning
 from firebuild_pki.providers.vault.session import Session, read_text
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
@@ -139,7 +139,7 @@ def signed_certificate(answer: Answer, profile: Profile, place: Place) -> Signed
         )
     _must_have_usage(leaf_pem, profile, place)
     chain_pem = order_chain(leaf_pem, pem_of(answer.data, "issuing_ca", "ca_chain"))
-    remarks = [worth_a_word(str(text), place) for text in answer.content.get("warnings") or ()]
+    remarks = [relevant_warning(str(text), place) for text in answer.content.get("warnings") or ()]
     return SignedCertificate(leaf_pem + b"\n", chain_pem, tuple(text for text in remarks if text))
 
 

@@ -114,7 +114,7 @@ def hint_for(said: str, place: Place) -> str | None:
     return None
 
 
-def worth_a_word(warning: str, place: Place) -> str | None:
+def relevant_warning(warning: str, place: Place) -> str | None:
     """Word a warning of the server; None for those that only say that the CSR was used."""
     text = " ".join(warning.split())
     if _IGNORED.search(text):
