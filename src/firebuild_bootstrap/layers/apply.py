@@ -245,6 +245,8 @@ class _Application:
     def _finish(self, descriptor: int, entry: Entry) -> None:
         # chown clears setuid, setgid and capabilities (chown(2)), so it comes first.
         lost = self._own(entry, descriptor)
+        if entry.kind == DIRECTORY:
+            _clear(descriptor, entry)
         mode = entry.mode
         if lost and mode & 0o6000 and entry.kind != DIRECTORY:
             self._lost("stripped", entry.path)
@@ -289,6 +291,14 @@ class _Application:
             return False
         self._lost("foreign", f"{entry.path} ({entry.uid}:{entry.gid})")
         return True
+
+
+def _clear(descriptor: int, entry: Entry) -> None:
+    """Remove the attributes of a directory that was there: an overlay shows those of the upper one only."""
+    with suppress(OSError):  # a file system without them
+        for name in os.listxattr(descriptor):
+            if is_kept(name) and name not in entry.xattrs:
+                os.removexattr(descriptor, name)
 
 
 class _Descent:
