@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context import BuildContext, open_named
 from firebuild_bootstrap.dockerfile.graph import ImageRef, Stage
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, InputError, Interrupted
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, InputError, Interrupted, MachineError
 from firebuild_bootstrap.events import (
     BuildStarted,
     EventBus,
@@ -35,13 +35,10 @@ from firebuild_bootstrap.lowering import has_caches
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
-    check_stores_images,
     keeps_caches,
     make_machine,
-    makes_layers,
     most_at_once,
     start_ahead,
-    stores_images,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.request import BuildRequest
@@ -86,7 +83,7 @@ def build_image(
             comes before the clean-up, which may still tell what it kept.
 
     Returns:
-        the image; None after a success on a machine whose drive firebuild does not know (docs/external.md).
+        the image; None after a success on a machine that gives neither layers nor a drive (docs/external.md).
 
     Raises:
         FirebuildError: its `exit_status` says what kind of end it was; nothing is left behind but what the
@@ -220,8 +217,6 @@ class _Build:
     def _resolve(self, cleanup: ExitStack) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
-        if any(spec.dest for spec in request.outputs):
-            check_stores_images(self._settings.machine, "--output with dest=")
         context = BuildContext(
             request.context, request.dockerfile, downloads=self._directory, tasks=self._home.tasks
         )
@@ -231,14 +226,12 @@ class _Build:
                 named = open_named(name, source, self._directory, self._home.tasks)
                 contexts[name] = cleanup.enter_context(named)
         # Whoever makes keys of files looks at all of them: once more would take as long as all the rest.
-        check = not makes_layers(self._settings.machine)
-        resolved = resolve(request, contexts, self._home.bases, check=check)
+        resolved = resolve(request, contexts, self._home.bases, check=False)
         for warning in resolved.warnings:
             self._notice(str(warning))
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
-            self._notice("cache mounts last as long as their stage: only the machine local keeps them")
-        if stores_images(self._settings.machine):
-            check_programs(request.outputs)
+            self._notice("cache mounts last as long as their stage: the machine external keeps none")
+        check_programs(request.outputs)
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
@@ -271,15 +264,13 @@ class _Build:
             store=self._home.root,
             notice=self._notice,
             info=self._info,
-            epoch=self._request.epoch,
         )
 
     def _results(self, resolved: Resolved) -> Results:
-        shared = self._shared(resolved) if makes_layers(self._settings.machine) else None
         return Results(
             resolved.graph,
             resolved.bases,
-            shared=shared,
+            shared=self._shared(resolved),
             stored=self._home.layers,
             trees=self._home.trees,
             directory=self._directory,
@@ -410,7 +401,7 @@ class _Build:
 
             cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup, finished=making.finished)
+            build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
             results.keep(stage, start, making, machine)
 
     # --- 7 --------------------------------------------------------------------------------------
@@ -427,7 +418,13 @@ class _Build:
 
         layers = results.layers()
         if layers is None:
-            self._info("all steps succeeded; nothing is stored: the drive of the machine is not known")
+            why = "the guest works on one plain tree, and the machine has no drive that firebuild could read"
+            if any(spec.dest for spec in request.outputs):
+                raise MachineError(
+                    f"nothing can be written: {why}",
+                    hint="give the guest a scratch drive (docs/external.md), or set machine.external.disk",
+                )
+            self._info(f"all steps succeeded; nothing is stored: {why}")
             return None
         image = store(layers, request, resolved, origin, self._home, notice=self._notice)
         results.trim(lambda: self._settings.cache.limit(self._home.root))

@@ -28,7 +28,7 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.lowering import Sent, check_mounts, lower, outside
 from firebuild_bootstrap.machine.base import Layer
 from firebuild_bootstrap.request import BuildRequest, Secret
-from firebuild_bootstrap.wire import AnyCommand
+from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 
 Archives = Callable[[TreeRef], Path | None]
 """Returns the archive of an image or of a finished stage; None where it is empty."""
@@ -55,6 +55,12 @@ class Work:
     resources: Mapping[str, Resource] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
+
+    @property
+    def caches(self) -> tuple[CacheMount, ...]:
+        """The cache mounts of all RUNs."""
+        runs = (command for command in self.commands if isinstance(command, RunCommand))
+        return tuple(mount for run in runs for mount in run.mounts if isinstance(mount, CacheMount))
 
 
 @dataclass(frozen=True)

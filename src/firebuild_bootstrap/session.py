@@ -21,7 +21,7 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.failures import FailureArtifacts, explained
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.base import LayerReceiver, Machine, Taken
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
@@ -75,6 +75,7 @@ class Sessions:
         cleanup: ExitStack,
         *,
         finished: Callable[[int], None] = lambda _: None,
+        taken: Taken = lambda _step, _directory: None,
     ) -> None:
         """Run the steps of a stage on a machine, which has stopped when this returns.
 
@@ -84,6 +85,7 @@ class Sessions:
             guest: the material of its guest.
             cleanup: ends what is left, the last first.
             finished: told the number of each step that has ended well, before anybody else is.
+            taken: takes the layers of finished steps, where the guest sends them.
 
         Raises:
             FirebuildError: a step failed, the guest was lost, or the machine could not be started.
@@ -98,7 +100,7 @@ class Sessions:
             cleanup.enter_context(
                 FailureArtifacts(self.keep_failed / name, machine, notice=notice, info=info)
             )
-        server = self._server(work, machine, guest, finished)
+        server = self._server(work, machine, guest, finished, machine.receiver(taken))
         listening = machine.listen()
         cleanup.callback(listening.listener.close)
         server.start(listening.listener)
@@ -123,7 +125,12 @@ class Sessions:
         return lambda message: self.events(Notice(level=level, message=message))
 
     def _server(
-        self, work: Work, machine: Machine, guest: TLSMaterial, finished: Callable[[int], None]
+        self,
+        work: Work,
+        machine: Machine,
+        guest: TLSMaterial,
+        finished: Callable[[int], None],
+        layers: LayerReceiver | None,
     ) -> BootstrapServer:
         def events(event: Event) -> None:
             if isinstance(event, StepFinished) and event.exit_code == 0:
@@ -140,6 +147,7 @@ class Sessions:
             guest_material=guest,
             events=events,
             limits=Limits.of(self.settings.bootstrap),
+            layers=layers,
             runtime_directory=self.directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
         )
@@ -170,7 +178,7 @@ class Sessions:
                 stage=work.title,
             )
         )
-        for note in machine.prepare(work.base):
+        for note in machine.prepare(work.base, work.caches):
             self._notice("warning")(note)
         machine.start()
         self.events(StepFinished(step=start.number, exit_code=0, seconds=time.monotonic() - began))

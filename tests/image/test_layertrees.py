@@ -19,7 +19,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks, TaskStarted
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.image import layertrees
-from firebuild_bootstrap.image.layertrees import LayerTrees, chain_key
+from firebuild_bootstrap.image.layertrees import LayerTrees, chain_key, making
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker.__main__ import answer
 from firebuild_bootstrap.image.worker.overlays import problem
@@ -233,7 +233,7 @@ def test_waiting_for_another_build_ends_when_it_is_asked_to(
         raise Asked
 
     first, second = LayerTrees(tmp_path, trees), LayerTrees(tmp_path, trees, check=check)
-    with first._making("sha256:1"), pytest.raises(Asked):
+    with making(first.root, "sha256:1", Tasks(), "x"), pytest.raises(Asked):
         second.unpacked(make_tar("dir/"), "sha256:1")
 
 

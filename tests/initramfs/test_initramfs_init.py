@@ -92,6 +92,49 @@ def test_why_a_drive_can_not_be_mounted_is_told(
         init_system.mount_drive("/dev/null", "ext4", str(tmp_path))
 
 
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: Patch) -> Path:
+    """Where drives are mounted; the kernel has overlays."""
+    for name, path in (("SCRATCH", ""), ("LAYERS", "layers"), ("MOUNTS", "mounts"), ("CACHES", "caches")):
+        monkeypatch.setattr(init_system, name, str(tmp_path / path))
+    (tmp_path / "filesystems").write_text("nodev\toverlay\n\text4\n")
+    monkeypatch.setattr(init_system, "FILE_SYSTEMS", str(tmp_path / "filesystems"))
+    return tmp_path
+
+
+def test_the_image_is_a_layer_that_is_only_read_and_caches_outlive_the_machine(
+    places: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mounted: list[tuple[str, str, int]] = []
+
+    def mount(device: str, _kind: str, target: str, *, flags: int = 0, data: str = "") -> None:
+        if device == "/dev/vde":
+            raise InitError("drive", "vde is broken")
+        assert "noinit_itable" in data or flags
+        mounted.append((device, os.path.relpath(target, places), flags))
+
+    monkeypatch.setattr(init_system, "mount_drive", mount)
+    monkeypatch.setattr(init_system, "say", print)
+    kept = init_system.mount_drives("/dev/vda", "ext4", "/dev/vdc", ("one", "two", "three"))
+    assert mounted == [
+        ("/dev/vdc", ".", 0),
+        ("/dev/vda", "layers/lower/1", kernel.MS_RDONLY),
+        ("/dev/vdd", "caches/one", 0),
+        ("/dev/vdf", "caches/three", 0),
+    ]
+    assert kept == (f"{places}/caches/one", f"{places}/caches/three")
+    assert (places / "caches").stat().st_mode & 0o777 == 0o700
+    assert sorted(os.listdir(places / "layers/lower")) == ["0", "1"]
+    assert capsys.readouterr().out == "a cache mount begins anew: vde is broken\n"
+
+
+def test_a_kernel_without_overlays_is_told_from_a_drive_that_is_broken(places: Path) -> None:
+    (places / "filesystems").write_text("\text4\n")
+    with pytest.raises(InitError, match=r"has no overlay file system.* boot one with CONFIG_") as caught:
+        init_system.mount_drives("/dev/vda", "ext4", "/dev/vdb")
+    assert caught.value.status == "kernel"
+
+
 def test_a_drive_that_stays_in_use_is_told_and_made_read_only(tmp_path: Path, monkeypatch: Patch) -> None:
     mounted: list[int] = []
     monkeypatch.setattr(init_system, "_unmount", lambda _target: False)
@@ -128,10 +171,9 @@ def test_the_machine_ends_in_one_way_or_the_other(monkeypatch: Patch) -> None:
             asked.append(command.value)
 
     monkeypatch.setattr(init_system, "_libc", Libc)
-    monkeypatch.setattr(os, "sync", lambda: asked.append(0))
     init_system.end_machine("reboot")
     init_system.end_machine("poweroff")
-    assert asked == [0, 0x01234567, 0x4321FEDC, 0, 0x4321FEDC, 0x01234567]
+    assert asked == [0x01234567, 0x4321FEDC, 0x4321FEDC, 0x01234567]
 
 
 def test_kills_for_want_of_memory_are_counted(tmp_path: Path) -> None:
@@ -198,8 +240,22 @@ def test_everything_happens_in_order(steps: list[str]) -> None:
     ]
 
 
+def test_a_machine_with_a_scratch_drive_unmounts_what_is_kept(steps: list[str], monkeypatch: Patch) -> None:
+    released: list[str] = []
+
+    def release(target: str) -> str:
+        released.append(target)
+        return ""
+
+    monkeypatch.setattr(init_system, "mount_drives", lambda *drives: drives[-1])
+    monkeypatch.setattr(init_system, "release_drive", release)
+    assert init.run(InitSettings(scratch="/dev/vdb", caches=("a", "b"))) == Report("success", 0)
+    assert released == ["a", "b"]
+    assert "mount_drive" not in steps
+
+
 def test_a_success_on_a_drive_that_was_not_unmounted_is_none(steps: list[str], monkeypatch: Patch) -> None:
-    monkeypatch.setattr(init_system, "release_drive", lambda: "it is in use")
+    monkeypatch.setattr(init_system, "release_drive", lambda _target: "it is in use")
     assert init.run(InitSettings()) == Report("drive", 0, "it is in use")
     monkeypatch.setattr(init, "run_vminit", lambda _settings: 3)
     failed = Report("failed", 3, "vminit ended with status 3; it is in use")

@@ -29,6 +29,8 @@ def test_the_init_understands_what_the_host_writes() -> None:
         reboot="k",
         network=StaticAddress("172.16.0.2/30", "172.16.0.1", "eth0", ("1.1.1.1", "9.9.9.9")),
         root="/dev/vdb",
+        scratch="/dev/vdc",
+        caches=("0" * 64, "f" * 64),
         mmds="http://169.254.169.253",
         mmds_timeout=1.5,
         connect_timeout=7,
@@ -41,11 +43,18 @@ def test_the_init_understands_what_the_host_writes() -> None:
     )
     assert parse_command_line(text) == InitSettings(
         root="/dev/vdb",
+        scratch="/dev/vdc",
+        caches=("0" * 64, "f" * 64),
         mmds="http://169.254.169.253",
         mmds_timeout=1.5,
         connect_timeout=7.0,
         network=network,
     )
+
+
+def test_caches_are_named_by_sums() -> None:
+    with pytest.raises(InitError, match=r"firebuild\.caches: expected SHA-256 sums, found '\.\./x'"):
+        parse_command_line("firebuild.caches=../x")
 
 
 def test_the_defaults_of_both_sides_agree() -> None:

@@ -1,15 +1,14 @@
-"""Drives have holes, which copies and moves keep."""
+"""Drives have holes, which copies keep."""
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from firebuild_bootstrap.errors import Interrupted, MachineError
-from firebuild_bootstrap.machine.sparse import copy_sparse, move_sparse
+from firebuild_bootstrap.machine.sparse import copy_sparse
 
 
 def test_copies_keep_data_and_holes(tmp_path: Path) -> None:
@@ -36,34 +35,6 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["source"]
 
 
-@pytest.fixture
-def other_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rename(*_: Path) -> None:
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-
-    monkeypatch.setattr(os, "rename", rename)
-
-
-@pytest.mark.usefixtures("other_file_system")
-def test_a_move_to_another_file_system_is_a_copy(tmp_path: Path) -> None:
-    (tmp_path / "source").write_bytes(b"data")
-    os.truncate(tmp_path / "source", 10 << 20)
-    move_sparse(tmp_path / "source", tmp_path / "target")
-    assert os.listdir(tmp_path) == ["target"]
-    assert (tmp_path / "target").stat().st_size == 10 << 20
-    assert (tmp_path / "target").stat().st_blocks * 512 < 1 << 20
-
-
-def test_a_move_within_a_file_system_copies_nothing(tmp_path: Path) -> None:
-    (tmp_path / "source").touch()
-    inode = (tmp_path / "source").stat().st_ino
-    move_sparse(tmp_path / "source", tmp_path / "target")
-    assert (tmp_path / "target").stat().st_ino == inode
-    assert not (tmp_path / "source").exists()
-
-
-def test_what_can_not_be_moved_is_named(tmp_path: Path) -> None:
-    with pytest.raises(MachineError, match=r"source can't be moved to .*: No such file"):
-        move_sparse(tmp_path / "source", tmp_path / "target")
+def test_what_can_not_be_copied_is_named(tmp_path: Path) -> None:
     with pytest.raises(MachineError, match=r"source can't be copied to .*: No such file"):
         copy_sparse(tmp_path / "source", tmp_path / "target")

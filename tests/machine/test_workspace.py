@@ -195,7 +195,8 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
         import os, subprocess, tarfile
         from pathlib import Path
         from firebuild_bootstrap.image.bases import BaseStore
-        from firebuild_bootstrap.image.outputs import parse_outputs
+        from firebuild_bootstrap.image.layertrees import LayerTrees
+        from firebuild_bootstrap.image.outputs import export_tree, parse_outputs
         from firebuild_bootstrap.image.store import ImageRecord, ImageStore
         from firebuild_bootstrap.image.trees import Trees
         from firebuild_bootstrap.machine.base import ArchiveLayer
@@ -213,10 +214,12 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
                 info.mode = 0o4755
                 tar.addfile(info)
         machine = LocalMachine(Workspace(home, "b", idmap))
-        print(*machine.prepare([ArchiveLayer(home / "x.tar", "sha256:x")]), sep="|")
+        archive = ArchiveLayer(home / "x.tar", "sha256:x")
+        print(*machine.prepare([archive]), sep="|")
         store = ImageStore(home, lambda: trees)
         with store.stage() as staging:
-            made = machine.export(parse_outputs(["ext4", "tar", "dir"]), staging.path)
+            root = LayerTrees(home, trees).merged([archive])
+            made = export_tree(trees, root, parse_outputs(["ext4", "tar", "dir"]), staging.path)
             record = ImageRecord(tag="a/b:1", build_id="b", created="c", firebuild_version="0", outputs=made)
             image = store.commit(staging, record)
         machine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -10,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
-from firebuild_bootstrap.image.outputs import parse_outputs
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.external.disk import Disk
 from firebuild_bootstrap.machine.external.drive import ExternalDrive, Superblock
 from firebuild_bootstrap.machine.workspace import Workspace
 from machine_external.tool import debugfs, mount, unmount
@@ -28,12 +28,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "drive.img"
 
 
-def into(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
-
-
-def test_a_drive_is_made_read_and_removed(path: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_a_drive_is_made_read_and_removed(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
     drive.check()
     assert drive.prepare([]) == ()
@@ -46,16 +41,15 @@ def test_a_drive_is_made_read_and_removed(path: Path, workspace: Workspace, tmp_
     debugfs(path, "mkdir made")
     unmount(path)
     assert drive.wait(0)
-    [made] = drive.export(parse_outputs(["dir"]), into(tmp_path), end_timeout=0)
-    assert (tmp_path / "out" / made.path / "made").is_dir()
+    made = drive.read(end_timeout=0)
+    with tarfile.open(made.path) as tar:
+        assert tar.getmember("made").isdir()
     for _ in range(2):
         drive.close()
-    assert sorted(os.listdir(tmp_path)) == ["home", "out"]
+    assert os.listdir(path.parent) == ["home"]
 
 
-def test_a_drive_of_somebody_else_is_read_and_not_changed(
-    path: Path, workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_drive_of_somebody_else_is_read_and_not_changed(path: Path, workspace: Workspace) -> None:
     Disk(workspace, size=32 << 20).fill([])
     (workspace.path / "disk.ext4").rename(path)
     drive = ExternalDrive(path, fill=False, disk=Disk(workspace))
@@ -64,49 +58,43 @@ def test_a_drive_of_somebody_else_is_read_and_not_changed(
     mount(path)
     unmount(path)
     before = path.read_bytes()
-    drive.export(parse_outputs(["tar"]), into(tmp_path), end_timeout=0)
+    drive.read(end_timeout=0)
     drive.close()
     assert path.read_bytes() == before
 
 
-def test_a_drive_that_is_still_mounted_is_waited_for(
-    path: Path, workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_drive_that_is_still_mounted_is_waited_for(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
     drive.prepare([])
     mount(path)
     later = threading.Timer(0.5, unmount, [path])
     later.start()
     try:
-        assert drive.export(parse_outputs(["tar"]), into(tmp_path), end_timeout=30)
+        assert drive.read(end_timeout=30)
     finally:
         later.join()
 
 
-def test_a_drive_that_stays_mounted_is_not_read(path: Path, workspace: Workspace, tmp_path: Path) -> None:
+def test_a_drive_that_stays_mounted_is_not_read(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
     drive.prepare([])
     mount(path)
     assert not drive.wait(0.2)
     with pytest.raises(MachineError, match=r"still has its drive .* mounted") as caught:
-        drive.export(parse_outputs(["tar"]), into(tmp_path), end_timeout=0.2)
+        drive.read(end_timeout=0.2)
     assert "end_timeout" in str(caught.value.hint)
 
 
-def test_a_drive_that_nobody_used_is_not_taken_for_the_result(
-    path: Path, workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_drive_that_nobody_used_is_not_taken_for_the_result(path: Path, workspace: Workspace) -> None:
     drive = own(path, workspace)
     drive.prepare([])
     began = time.monotonic()
     with pytest.raises(MachineError, match=r"on a drive that is not .*: nobody has mounted that"):
-        drive.export(parse_outputs(["tar"]), into(tmp_path), end_timeout=30)
+        drive.read(end_timeout=30)
     assert time.monotonic() - began < 20
 
 
-def test_a_drive_that_is_mounted_while_it_is_read_is_not_taken(
-    path: Path, workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_drive_that_is_mounted_while_it_is_read_is_not_taken(path: Path, workspace: Workspace) -> None:
     mounting = threading.Event()
     drive = own(path, workspace, check=lambda: mount(path) if mounting.is_set() else None)
     drive.prepare([])
@@ -114,7 +102,7 @@ def test_a_drive_that_is_mounted_while_it_is_read_is_not_taken(
     unmount(path)
     mounting.set()
     with pytest.raises(MachineError, match="was mounted again while it was read"):
-        drive.export(parse_outputs(["tar"]), into(tmp_path), end_timeout=0)
+        drive.read(end_timeout=0)
 
 
 def test_a_wait_can_be_interrupted(path: Path, workspace: Workspace) -> None:

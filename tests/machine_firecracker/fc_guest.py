@@ -1,19 +1,16 @@
-"""The guest of the emulated Firecracker: vminit in a sandbox of this host, on the content of the drive."""
+"""The guest of the emulated Firecracker: vminit in a sandbox of this host, on the content of the snapshot."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import subprocess
 import threading
-from contextlib import suppress
 from pathlib import Path
 
 from firebuild_bootstrap.guest.init_errors import InitError
 from firebuild_bootstrap.guest.init_report import Report
 from firebuild_bootstrap.guest.init_settings import InitSettings, parse_command_line
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.protocol import MmdsVersion
 from firebuild_bootstrap.mmds.store import DataStore
@@ -27,7 +24,8 @@ class Guest:
         work: an empty directory.
         boot_args: the kernel's command line.
         initrd: the initramfs.
-        drive: the root file system.
+        snapshot: the root file system.
+        scratch: an empty drive.
         store: the metadata; `version` and `release`, of Firecracker, say how they are served.
     """
 
@@ -37,7 +35,8 @@ class Guest:
         *,
         boot_args: str,
         initrd: Path,
-        drive: Path,
+        snapshot: Path,
+        scratch: Path,
         store: DataStore,
         version: str,
         release: tuple[int, int],
@@ -45,7 +44,8 @@ class Guest:
         self._work = work
         self._boot_args = boot_args
         self._initrd = initrd
-        self._drive = drive
+        self._snapshot = snapshot
+        self._scratch = scratch
         self._sandbox = Sandbox(detect())
         self._trees = Trees(self._sandbox)
         self._emulator = MetadataEmulator(
@@ -54,15 +54,18 @@ class Guest:
         self._stopping = threading.Event()
 
     def run(self) -> Report:
-        """Boot, take part in the build, and leave the drive as it is then."""
+        """Boot, and take part in the build."""
         try:
             settings = parse_command_line(self._boot_args)
         except InitError as error:
             return Report(error.status, message=error.message)
         if not gzip.decompress(self._initrd.read_bytes()).startswith(b"070701"):
             return Report("panic", message="Initramfs unpacking failed: invalid magic")
-        if settings.root != "/dev/vda" or "reboot=k" not in self._boot_args.split():
-            return Report("internal", message="this guest knows /dev/vda and reboot=k only")
+        if (settings.root, settings.scratch) != (
+            "/dev/vda",
+            "/dev/vdb",
+        ) or "reboot=k" not in self._boot_args.split():
+            return Report("internal", message="this guest knows /dev/vda, /dev/vdb and reboot=k only")
         self._mount()
         status = self._bootstrap(settings)
         text = (self._work / "vminit.log").read_text("utf-8", "replace").strip()
@@ -74,10 +77,11 @@ class Guest:
         self._stopping.set()
 
     def _mount(self) -> None:
-        root = self._work / "root"
-        root.mkdir()
-        self._trees.pack_image(self._drive, self._work / "drive.tar")
-        self._trees.unpack(self._work / "drive.tar", root)
+        for name in ("layers/lower/0", "layers/lower/1", "scratch"):
+            (self._work / name).mkdir(parents=True)
+        self._trees.pack_image(self._scratch, self._work / "scratch.tar")  # a file system, which is empty
+        self._trees.pack_image(self._snapshot, self._work / "drive.tar")
+        self._trees.unpack(self._work / "drive.tar", self._work / "layers/lower/1")
 
     def _bootstrap(self, settings: InitSettings) -> int:
         self._emulator.start()
@@ -85,12 +89,14 @@ class Guest:
         arguments = ["bootstrap", "--root", "/image", "--mmds", "unix:/run/firebuild/mmds.sock"]
         arguments += ["--mmds-timeout", f"{settings.mmds_timeout:g}"]
         arguments += ["--connect-timeout", f"{settings.connect_timeout:g}"]
+        arguments += ["--layers", "/layers", "--scratch", "/run/scratch"]
         with open(self._work / "vminit.log", "wb") as log:
             vminit = self._sandbox.popen(
                 runtime.module("firebuild_bootstrap.guest.main", *arguments),
                 binds=[
                     *runtime.binds,
-                    Bind(self._work / "root", "/image", read_only=False),
+                    Bind(self._work / "layers", "/layers", read_only=False),
+                    Bind(self._work / "scratch", "/run/scratch", read_only=False),
                     Bind(self._work / "mmds", "/run/firebuild"),
                 ],
                 env={**runtime.env, "GRPC_VERBOSITY": "NONE"},
@@ -105,11 +111,4 @@ class Guest:
         return status
 
     def _unmount(self) -> None:
-        size = self._drive.stat().st_size
-        fresh = self._work / "fresh.ext4"
-        self._trees.ext4(self._work / "root", fresh, Ext4Options(size=size))
-        # Into the file that is open, as a block device would.
-        subprocess.run(["cp", "--sparse=always", fresh, self._drive], check=True)
-        with suppress(OSError):
-            os.truncate(self._drive, size)
         self._trees.remove(self._work)

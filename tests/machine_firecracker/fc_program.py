@@ -97,14 +97,16 @@ class Emulator:
             raise RuntimeError("VFS: Unable to mount root fs")
         if self._fault == "stuck":
             time.sleep(600)
-        [drive] = self.api.drives.values()
+        snapshot, scratch, *_ = self.api.drives.values()
+        assert (snapshot["is_read_only"], scratch["is_read_only"]) == (True, False)
         work = self.path("/guest") if self._root else Path.cwd() / "guest"
         work.mkdir(mode=0o700)
         self.guest = Guest(
             work,
             boot_args=self.api.boot["boot_args"],
             initrd=self.path(self.api.boot["initrd_path"]),
-            drive=self.path(drive["path_on_host"]),
+            snapshot=self.path(snapshot["path_on_host"]),
+            scratch=self.path(scratch["path_on_host"]),
             store=self.api.store,
             version=self.api.mmds["version"],
             release=numbers(self.api.release),

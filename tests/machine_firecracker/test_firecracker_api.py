@@ -41,7 +41,8 @@ def configuration(folder: Path, **settings: Any) -> Configuration:
         kernel=str(folder / "vmlinux"),
         initrd=str(folder / "initrd"),
         boot_args="console=ttyS0 reboot=k",
-        drive=str(folder / "disk"),
+        snapshot=str(folder / "disk"),
+        drives=[str(folder / "disk")],
         tap="fctest0",
         mac="06:00:ac:10:00:02",
     )
@@ -64,18 +65,16 @@ def test_a_fresh_firecracker_says_who_it_is(api: FirecrackerApi) -> None:
 
 def test_what_the_driver_sends_before_the_network_is_accepted(api: FirecrackerApi, tmp_path: Path) -> None:
     requests = list(configuration(tmp_path, vcpus=3, memory=256 << 20).requests())
-    for path, body in requests[:3]:
+    for path, body in requests[:4]:
         api.put(path, body)
     config = api.get("/vm/config")
     assert config["machine-config"]["vcpu_count"] == 3
     assert config["machine-config"]["mem_size_mib"] == 256
     assert config["boot-source"]["boot_args"].startswith("console=ttyS0 reboot=k")
-    [drive] = config["drives"]
-    assert (drive["cache_type"], drive["is_read_only"], drive["is_root_device"]) == (
-        "Writeback",
-        False,
-        False,
-    )
+    facts = [
+        (drive["drive_id"], drive["is_read_only"], drive["is_root_device"]) for drive in config["drives"]
+    ]
+    assert facts == [("drive0", True, False), ("drive1", False, False)]
 
 
 @pytest.mark.needs("root")

@@ -51,7 +51,7 @@ class Host:
             "--output",
             "tar",
         ]
-        return [*arguments, "--context", self.tmp_path, "--tag", "test/host:1"]
+        return [*arguments, "--context", self.tmp_path, "--tag", "test/host:1", "--no-cache"]
 
     def sent(self, path: str) -> Any:
         return next(body for _, method, found, body in requests(self.log) if (method, found) == ("PUT", path))
@@ -113,7 +113,8 @@ def test_a_jail_holds_what_firecracker_sees_and_is_removed(host: Host, jail: Pat
     host.firebuild(*host.arguments("FROM host\nCOPY greeting /srv/\nRUN cat /srv/greeting\n"))
     boot = host.sent("/boot-source")
     assert (boot["kernel_image_path"], boot["initrd_path"]) == ("/vmlinux", "/initrd")
-    assert host.sent("/drives/rootfs")["path_on_host"] == "/disk.ext4"
+    paths = [host.sent(f"/drives/drive{number}")["path_on_host"] for number in (0, 1)]
+    assert paths == ["/snapshot", "/scratch"]
     assert list((jail / "firecracker").iterdir()) == []
     host.assert_nothing_is_left()
 

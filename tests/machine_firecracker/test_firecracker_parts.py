@@ -52,32 +52,50 @@ def test_files_go_into_the_jail_and_the_drive_comes_back(jail: Jail, drive: Path
     kernel = tmp_path / "vmlinux-6.1"
     kernel.write_bytes(b"kernel")
     assert jail.show(kernel, "vmlinux") == "/vmlinux"
-    assert jail.expose(drive) == "/disk.ext4"
+    assert jail.expose(drive, drive.name) == "/disk.ext4"
     assert sorted(os.listdir(jail.root)) == ["disk.ext4", "vmlinux"]
     assert (jail.root / "vmlinux").stat().st_mode & 0o777 == 0o400
     assert (jail.root / "disk.ext4").stat().st_mode & 0o777 == 0o600
     assert kernel.exists()
     assert not drive.exists()
-    jail.take_back(drive)
-    jail.take_back(drive)
+    jail.take_back(drive, drive.name)
+    jail.take_back(drive, drive.name)
     assert drive.read_bytes() == b"drive"
     jail.clear()
     jail.clear()
     assert os.listdir(jail.root) == []
 
 
+def test_a_snapshot_is_shared_as_it_is_or_copied_with_its_holes(
+    jail: Jail, drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive.chmod(0o444)
+    assert jail.share(drive, "snapshot") == "/snapshot"
+    assert (jail.root / "snapshot").samefile(drive)
+    jail.clear()
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    assert jail.share(drive, "snapshot") == "/snapshot"
+    assert not (jail.root / "snapshot").samefile(drive)
+    assert (jail.root / "snapshot").read_bytes() == b"drive"
+    assert drive.stat().st_mode & 0o777 == 0o444
+
+
 def test_what_firecracker_has_put_in_the_place_of_the_drive_is_not_taken(
     jail: Jail, drive: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "shadow").write_text("secret")
-    jail.expose(drive)
+    jail.expose(drive, drive.name)
     (jail.root / drive.name).unlink()
     (jail.root / drive.name).symlink_to(tmp_path / "shadow")
     with pytest.raises(MachineError, match="the machine's drive, is gone"):
-        jail.take_back(drive)
+        jail.take_back(drive, drive.name)
     (jail.root / drive.name).unlink()
     with pytest.raises(MachineError, match="the machine's drive, is gone"):
-        jail.take_back(drive)
+        jail.take_back(drive, drive.name)
 
 
 def across_file_systems(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +117,7 @@ def test_links_in_a_jail_are_not_followed(
         across_file_systems(monkeypatch)
     with pytest.raises(MachineError, match=r"can't be brought to .*vmlinux: File exists"):
         jail.show(drive, "vmlinux")
-    jail.expose(drive)
+    jail.expose(drive, drive.name)
     assert not (jail.root / drive.name).is_symlink()
     assert (tmp_path / "shadow").read_text() == "secret"
     assert (tmp_path / "shadow").stat().st_mode & 0o777 == 0o640
@@ -114,16 +132,16 @@ def test_another_file_system_gets_a_copy_with_holes(
         file.truncate(64 << 20)
 
     across_file_systems(monkeypatch)
-    jail.expose(drive)
+    jail.expose(drive, drive.name)
     assert not drive.exists()
-    exposed = jail.root / drive.name
-    assert (exposed.stat().st_size, exposed.stat().st_blocks * 512 < 1 << 20) == (64 << 20, True)
-    assert exposed.stat().st_mode & 0o777 == 0o600
-    jail.take_back(drive)
+    lent = jail.root / drive.name
+    assert (lent.stat().st_size, lent.stat().st_blocks * 512 < 1 << 20) == (64 << 20, True)
+    assert lent.stat().st_mode & 0o777 == 0o600
+    jail.take_back(drive, drive.name)
     assert drive.read_bytes().startswith(b"drive")
     shutil.rmtree(jail.root)
     with pytest.raises(MachineError, match="can't be moved to"):
-        jail.expose(drive)
+        jail.expose(drive, drive.name)
 
 
 def test_a_jail_that_cannot_take_files_is_an_error(
@@ -138,14 +156,14 @@ def test_a_jail_that_cannot_take_files_is_an_error(
     for refused in ("rename", "chown"):
         monkeypatch.setattr(os, refused, refuse)
         with pytest.raises(MachineError, match=r"can't be brought to .*: Operation not permitted"):
-            jail.expose(drive)
+            jail.expose(drive, drive.name)
         assert drive.exists()
 
 
 def test_without_a_jail_files_stay_where_they_are(drive: Path) -> None:
     shared = SharedDirectory()
-    assert shared.show(drive, "x") == shared.expose(drive) == str(drive)
-    shared.take_back(drive)
+    assert shared.show(drive, "x") == shared.expose(drive, "x") == shared.share(drive, "x") == str(drive)
+    shared.take_back(drive, "x")
     assert drive.exists()
 
 

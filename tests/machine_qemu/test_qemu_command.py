@@ -21,7 +21,11 @@ from machine_qemu.fake_qemu import fake_qemu
 def command(accelerator: Accelerator = Accelerator.TCG) -> str:
     hardware = Hardware(accelerator, 512 << 20, 3)
     program = Program(Path("/usr/bin/qemu"))
-    return " ".join(machine_command(program, hardware, kernel="K", initrd="I", disk="D", append="A B"))
+    return " ".join(
+        machine_command(
+            program, hardware, kernel="K", initrd="I", snapshot="S", drives=["D", "E"], append="A B"
+        )
+    )
 
 
 def test_the_guest_gets_its_hardware() -> None:
@@ -37,6 +41,12 @@ def test_a_guest_never_gets_devices_that_nobody_asked_for() -> None:
     assert "-no-user-config" in text
     assert "hostfwd" not in text
     assert text.count("-netdev") == 1
+
+
+def test_the_snapshot_is_read_only_and_comes_first() -> None:
+    drives = [word for word in command().split() if "file=" in word]
+    assert [word.rpartition("=")[2] for word in drives] == ["S", "D", "E"]
+    assert ["readonly=on" in word for word in drives] == [True, False, False]
 
 
 def test_a_full_disk_does_not_pause_the_machine() -> None:

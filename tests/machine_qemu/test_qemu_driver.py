@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.machine.qemu import driver
 from firebuild_bootstrap.machine.qemu.command import Accelerator
 from firebuild_bootstrap.machine.qemu.driver import QemuMachine, qemu_machine
@@ -132,23 +131,6 @@ def test_an_empty_console_is_explained(
     assert machine.stop(grace=0) is not None
 
 
-def test_only_a_clean_end_is_exported(make: Make, tmp_path: Path) -> None:
-    outputs = parse_outputs(["tar"])
-    hanging = make("exec sleep 60")
-    hanging.listen().listener.close()
-    hanging.prepare([])
-    hanging.start()
-    with pytest.raises(MachineError, match="can't be exported while the machine runs"):
-        hanging.export(outputs, tmp_path)
-    assert hanging.stop(grace=0) is not None
-    with pytest.raises(MachineError, match=r"the machine did not end cleanly: .*without a report"):
-        hanging.export(outputs, tmp_path)
-    clean = make(SUCCESS)
-    run(clean)
-    [artifact] = clean.export(outputs, tmp_path)
-    assert (tmp_path / artifact.path).stat().st_size == artifact.size
-
-
 def test_a_guest_that_is_about_to_end_has_the_time_for_it(make: Make) -> None:
     machine = make(f"sleep 1; {SUCCESS}")
     machine.listen().listener.close()
@@ -171,7 +153,7 @@ def test_the_machine_is_started_as_the_settings_say(make: Make, tmp_path: Path) 
 
 
 def test_a_machine_whose_drive_is_broken_by_the_host_is_ended(make: Make, notes: list[str]) -> None:
-    machine = make("echo 'I/O error, dev vda, sector 8 op 0x1:(WRITE)'; exec sleep 60")
+    machine = make("echo 'I/O error, dev vdb, sector 8 op 0x1:(WRITE)'; exec sleep 60")
     machine.listen().listener.close()
     machine.prepare([])
     machine.start()
@@ -179,7 +161,7 @@ def test_a_machine_whose_drive_is_broken_by_the_host_is_ended(make: Make, notes:
     while (ended := machine.wait(0.1)) is None:
         assert time.monotonic() < deadline
     assert ended.code == 137
-    assert ended.log.startswith("this host failed to write to the machine's drive: is the disk of /")
+    assert ended.log.startswith("this host failed to write to a drive of the machine: is the disk of /")
     assert notes == []
     machine.close()
     assert notes == [ended.log]

@@ -331,15 +331,12 @@ def _check_destinations(
     options: _Options, outputs: tuple[OutputSpec, ...], to_stdout: OutputType | None, settings: BuildSettings
 ) -> None:
     from firebuild_bootstrap.cli.paths import check_writable
-    from firebuild_bootstrap.machine.drivers import check_stores_images, metadata_on_stdout
+    from firebuild_bootstrap.machine.drivers import metadata_on_stdout
 
-    if to_stdout is not None:
-        check_stores_images(settings.machine, "--output with dest=-")
-        if metadata_on_stdout(settings.machine):
-            raise InputError("standard output carries the metadata of the machine external already")
-    for name, file in (("--metadata-file", options.metadata_file), ("--iidfile", options.iidfile)):
+    if to_stdout is not None and metadata_on_stdout(settings.machine):
+        raise InputError("standard output carries the metadata of the machine external already")
+    for file in (options.metadata_file, options.iidfile):
         if file is not None:
-            check_stores_images(settings.machine, name)
             check_writable(file)
     check_paths(outputs)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.drives import DriveUsage
     from firebuild_bootstrap.solve.cache import Entry, Usage
     from firebuild_bootstrap.solve.cache_mounts import CacheMountUsage
 
@@ -181,18 +182,20 @@ class _Row:
 @json_option
 @config_option
 def du(as_json: bool, config_file: Path | None) -> None:
-    """Show what is in the cache: results of steps and unpacked bases, and then cache mounts.
+    """Show what is in the cache: results of steps, unpacked bases, drives of machines, cache mounts.
 
     What was not used for longest is the first of them.
     """
     from firebuild_bootstrap.cli.imagejson import as_text
     from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.image.drives import snapshot_drives
     from firebuild_bootstrap.progress import human_size
     from firebuild_bootstrap.solve.cache_mounts import cache_mounts
 
     home = home_from(settings_from(config_file))
     bases = {base.digest: base.name for base in home.bases.list()}
     rows = [_of_layer(use, bases) for use in home.cache.usage()]
+    rows += [_of_drive(drive) for drive in snapshot_drives(home.root)]
     rows += [_of_mount(mount) for mount in cache_mounts(home.root)]
     total = sum(row.size for row in rows)
     if as_json:
@@ -225,8 +228,9 @@ def prune(
 ) -> None:
     """Remove from the cache, what was not used for longest first; nothing that a running build uses.
 
-    Without options: results that no build can find any more, and unpacked bases that no result lies on.
-    Cache mounts go by --all and --older-than, and by --max-size if they alone take more.
+    Without options: results that no build can find any more, unpacked bases that no result lies on, and
+    drives of virtual machines, which are made again from results. Cache mounts go by --all and --older-than,
+    and by --max-size if they alone take more.
     """
     from firebuild_bootstrap.progress import human_size
 
@@ -249,6 +253,7 @@ class _Limits:
 
 
 def _prune(home: Home, limits: _Limits, *, dry_run: bool) -> list[tuple[str, str, int]]:
+    from firebuild_bootstrap.image.drives import prune_snapshot_drives, snapshot_drives
     from firebuild_bootstrap.solve.cache_mounts import cache_mounts, prune_cache_mounts
 
     mounted = cache_mounts(home.root)
@@ -260,6 +265,11 @@ def _prune(home: Home, limits: _Limits, *, dry_run: bool) -> list[tuple[str, str
         dry_run=dry_run,
     )
     removed = [("base" if entry.is_base else "step", _text(entry), entry.size) for entry in layers]
+    if dry_run:
+        drives = [drive for drive in snapshot_drives(home.root) if not drive.in_use]
+    else:
+        drives = prune_snapshot_drives(home.root)
+    removed += [("drive", f"of {drive.layers} layers", drive.size) for drive in drives]
     wanted = _mounts_to_remove(limits, left)
     if dry_run:
         mounts = [mount for mount in mounted if not mount.in_use and wanted(mount)]
@@ -299,6 +309,11 @@ def _text(entry: Entry) -> str:
 
 def _of_mount(mount: CacheMountUsage) -> _Row:
     return _Row("mount", "mount", mount.id, mount.size, 0.0, mount.last_used, mount.in_use)
+
+
+def _of_drive(drive: DriveUsage) -> _Row:
+    text = f"drive of {drive.layers} layers"
+    return _Row("drive", drive.path.name, text, drive.size, 0.0, drive.last_used, drive.in_use)
 
 
 def _time(seconds: float) -> str:

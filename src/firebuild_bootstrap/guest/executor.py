@@ -9,11 +9,11 @@ from typing import Protocol
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Metadata, Root
-from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.layers.tar import LayerError, Sink
 
 from .copy import Copier
 from .enter import Launcher
-from .errors import GuestError, ProtocolError, StepError
+from .errors import GuestError, StepError
 from .idmap import check_mapped
 from .incoming import Incoming
 from .overlay import Layers
@@ -118,11 +118,13 @@ class Executor:
             self._host.finished(command.step, 0, self._clock() - begun)
 
     def _give_layer(self, wish: Checkpoint) -> None:
-        layers = self._layers
-        if layers is None:
-            raise ProtocolError("the server wants the layer of a step, and this guest keeps none")
+        def write(out: Sink) -> None:
+            # A guest that keeps none sends none, not even an empty one: its machine has a drive to be read.
+            if self._layers is not None:
+                self._layers.write(wish.step, out)
+
         try:
-            wish.send(lambda out: layers.write(wish.step, out))
+            wish.send(write)
         except (OSError, LayerError) as error:
             raise StepError(f"the layer of step {wish.step} can't be sent: {error}") from error
 

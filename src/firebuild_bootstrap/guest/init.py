@@ -51,21 +51,25 @@ def main() -> NoReturn:
 
 
 def run(settings: InitSettings) -> Report:
-    """Prepare the machine, run vminit, and take the drive down again.
+    """Prepare the machine, run vminit, and take the drives down again that outlive the machine.
 
     Raises:
         InitError: the machine can't be prepared.
     """
     system.load_modules()
     bring_up(settings.network, metadata_host(settings.mmds))
-    system.mount_drive(settings.root, settings.rootfstype)
+    kept: tuple[str, ...] = (system.ROOT,)
+    if settings.scratch:
+        kept = system.mount_drives(settings.root, settings.rootfstype, settings.scratch, settings.caches)
+    else:
+        system.mount_drive(settings.root, settings.rootfstype)
     killed = system.times_out_of_memory()
     try:
         status = run_vminit(settings)
         report = describe(status, out_of_memory=system.times_out_of_memory() > killed)
     finally:
         system.end_processes()
-        problem = system.release_drive()
+        problem = "; ".join(filter(None, map(system.release_drive, kept)))
     if not problem:
         return report
     if report.status == "success":
@@ -136,7 +140,19 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
 
     block = read_block(document)
     set_clock(block.host_time)
-    bootstrap(block, root, connect_timeout=settings.connect_timeout)
+    timeout = settings.connect_timeout
+    if settings.scratch:
+        bootstrap(
+            block,
+            root,
+            connect_timeout=timeout,
+            sync=False,
+            layers=system.LAYERS,
+            scratch=system.MOUNTS,
+            caches=system.CACHES,
+        )
+    else:
+        bootstrap(block, root, connect_timeout=timeout)
     return 0
 
 

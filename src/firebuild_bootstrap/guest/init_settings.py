@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from .metadata import DEFAULT_ADDRESS
 _PREFIX = "firebuild."
 _STATIC = ("off", "none", "")
 _DYNAMIC = ("dhcp", "on", "any")
+_CACHE = re.compile("[0-9a-f]{64}")
 _ENDS = ("reboot", "poweroff")
 
 
@@ -40,9 +42,18 @@ LINK_LOCAL = NetworkSettings(address="169.254.0.15", netmask="255.255.0.0")
 
 
 class InitSettings(NamedTuple):
-    """All settings of the init; the member names are those after `firebuild.`, times are seconds."""
+    """All settings of the init; the member names are those after `firebuild.`, times are seconds.
+
+    Args:
+        root: the drive with the image.
+        scratch: an empty drive for what steps change, so that `root` is only read; empty where steps change
+            that one.
+        caches: SHA-256 of the ids of cache mounts, whose drives follow the scratch drive.
+    """
 
     root: str = "/dev/vda"
+    scratch: str = ""
+    caches: tuple[str, ...] = ()
     rootfstype: str = "ext4"
     mmds: str = DEFAULT_ADDRESS
     mmds_timeout: float = 30.0
@@ -68,14 +79,23 @@ def parse_command_line(text: str) -> InitSettings:
     return InitSettings(**found)
 
 
-def _setting(key: str, value: str) -> str | float:
+def _setting(key: str, value: str) -> str | float | tuple[str, ...]:
     if key not in InitSettings._fields or key == "network":
         raise InitError("settings", f"{_PREFIX}{key}: there is no such setting")
     if key.endswith("_timeout"):
         return _seconds(key, value)
+    if key == "caches":
+        return _caches(value)
     if key == "end" and value not in _ENDS:
         raise InitError("settings", f"firebuild.end: expected {' or '.join(_ENDS)}, found {value!r}")
     return value
+
+
+def _caches(value: str) -> tuple[str, ...]:
+    names = tuple(value.split(","))
+    if not all(_CACHE.fullmatch(name) for name in names):
+        raise InitError("settings", f"firebuild.caches: expected SHA-256 sums, found {value!r}")
+    return names
 
 
 def _seconds(key: str, value: str) -> float:

@@ -7,14 +7,20 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from . import kernel
 from .init_errors import InitError
+from .init_report import say
 
 ROOT = "/image"
+SCRATCH = "/scratch"
+LAYERS = f"{SCRATCH}/layers"
+MOUNTS = f"{SCRATCH}/mounts"
+CACHES = f"{SCRATCH}/caches"
 MODULES = "/vminit/modules"
+FILE_SYSTEMS = "/proc/filesystems"
 _FINIT_MODULE = {"x86_64": 313, "aarch64": 273}
 _PLAIN = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 _FILE_SYSTEMS = (
@@ -103,8 +109,56 @@ def wait_for(condition: Callable[[], object], seconds: float) -> bool:
     return True
 
 
-def mount_drive(device: str, kind: str, target: str = ROOT, seconds: float = _DRIVE_SECONDS) -> None:
-    """Mount the root drive, for which drivers may need a moment.
+def mount_drives(image: str, kind: str, scratch: str, caches: Sequence[str] = ()) -> tuple[str, ...]:
+    """Mount all drives so that steps can work on layers (overlay.py), which go with the scratch drive.
+
+    Args:
+        image: the drive with the image, which is only read: layer 1, above an empty one.
+        kind: of its file system.
+        scratch: an empty drive.
+        caches: names of cache mounts (caches.py), whose drives have the next letters.
+
+    Returns:
+        where drives are mounted that outlive this machine.
+
+    Raises:
+        InitError: there is no such drive, or what is on it can't be mounted; or the kernel has no overlays.
+    """
+    with open(FILE_SYSTEMS, encoding="ascii") as file:
+        if "overlay" not in file.read().split():
+            raise InitError(
+                "kernel",
+                f"the kernel {os.uname().release} has no overlay file system{missing_modules_hint()}: boot "
+                "one with CONFIG_OVERLAY_FS, and with its modules where that is one",
+            )
+    # Nobody writes the zeros of a file that is new.
+    mount_drive(scratch, "ext4", SCRATCH, data="noinit_itable")
+    for path in (f"{LAYERS}/lower/0", f"{LAYERS}/lower/1", MOUNTS, CACHES):
+        os.makedirs(path)
+    os.chmod(CACHES, 0o700)  # programs in it may have the rights of their owners
+    mount_drive(image, kind, f"{LAYERS}/lower/1", flags=kernel.MS_RDONLY)
+    kept = []
+    for number, name in enumerate(caches, 1):
+        device, target = f"{scratch[:-1]}{chr(ord(scratch[-1]) + number)}", f"{CACHES}/{name}"
+        try:
+            mount_drive(device, "ext4", target, data="noinit_itable,discard")
+        except InitError as error:  # a cache may be lost, and another takes its place for this time
+            say(f"a cache mount begins anew: {error.message}")
+        else:
+            kept.append(target)
+    return tuple(kept)
+
+
+def mount_drive(
+    device: str,
+    kind: str,
+    target: str = ROOT,
+    seconds: float = _DRIVE_SECONDS,
+    *,
+    flags: int = 0,
+    data: str = "",
+) -> None:
+    """Mount a drive, for which drivers may need a moment.
 
     Raises:
         InitError: there is none, or what is on it can't be mounted.
@@ -115,7 +169,7 @@ def mount_drive(device: str, kind: str, target: str = ROOT, seconds: float = _DR
         )
     os.makedirs(target, exist_ok=True)
     try:
-        kernel.mount(device, target, kind)
+        kernel.mount(device, target, kind, flags, data)
     except OSError as error:
         reason = {
             errno.EINVAL: f"it holds no {kind} file system, or a broken one",
@@ -184,8 +238,10 @@ def quiet_kernel(path: str = "/proc/sys/kernel/printk") -> None:
 
 
 def end_machine(how: str) -> None:
-    """Have the machine end: `reboot` (its hypervisor exits) or `poweroff`; each is tried after the other."""
-    os.sync()
+    """Have the machine end: `reboot` (its hypervisor exits) or `poweroff`; each is tried after the other.
+
+    Drives that are kept are unmounted by then. Writing the others would take time for nothing.
+    """
     for name in (how, *(name for name in _COMMANDS if name != how)):
         _libc().reboot(ctypes.c_int(_COMMANDS[name]))
 

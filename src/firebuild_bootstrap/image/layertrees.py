@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated
 from firebuild_bootstrap.layers.apply import UnpackReport
@@ -133,7 +134,7 @@ class LayerTrees:
         """
         tree = self.hold(key)
         if tree is None:
-            with self._making(key):
+            with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
                 tree = self.hold(key) or self._unpack(archive, key, below)
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
@@ -325,21 +326,30 @@ class LayerTrees:
             return None
         return info if good else None
 
-    @contextmanager
-    def _making(self, key: str) -> Iterator[None]:
-        """Wait until nobody else makes a tree of this key; of a few other keys, too."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        path = self.root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            if not _locked(descriptor):
-                with self._trees.tasks.task("waiting for another build that unpacks the base"):
-                    while not _locked(descriptor):
-                        self._check()
-                        time.sleep(_PAUSE)
-            yield
-        finally:
-            os.close(descriptor)
+
+@contextmanager
+def making(
+    root: Path, key: str, tasks: Tasks, what: str, check: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Wait until nobody else makes what has this key in the store `root`; or a few other keys.
+
+    Args:
+        tasks: told of the waiting.
+        what: what another build does, for that.
+        check: called again and again; may raise.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if not _locked(descriptor):
+            with tasks.task(f"waiting for another build that {what}"):
+                while not _locked(descriptor):
+                    check()
+                    time.sleep(_PAUSE)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def store_name(trees: Trees) -> str:

@@ -121,6 +121,19 @@ class Trees:
             reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
         return UnpackReport(**reply)
 
+    def unpack_upper(self, archive: Path, directory: Path) -> UnpackReport:
+        """Unpack a layer as it is, whiteouts included, so that it becomes one of an overlay.
+
+        Args:
+            archive: an uncompressed tar with whiteouts, which nobody has looked at yet.
+            directory: an existing empty one.
+        """
+        binds = [Bind(directory, _TREE, read_only=False), Bind(archive, _ARCHIVE)]
+        with self.tasks.task("unpacking a layer", total=file_size(archive)):
+            request = {"archive": _ARCHIVE, "root": _TREE}
+            reply = self._ask(binds, "unpack the layer of a step", "unpack-upper", **request)
+        return UnpackReport(**reply)
+
     def pack(
         self,
         root: Tree,

@@ -50,6 +50,8 @@ def kernel_arguments(
     reboot: str = "t",
     network: StaticAddress | None = StaticAddress(),
     root: str = "/dev/vda",
+    scratch: str = "",
+    caches: Sequence[str] = (),
     mmds: str = "http://169.254.169.254",
     mmds_timeout: float = 30.0,
     connect_timeout: float = 30.0,
@@ -62,7 +64,9 @@ def kernel_arguments(
         reboot: how the kernel resets the machine, which ends the hypervisor: `k` for Firecracker, `t` for
             QEMU's microvm and q35 (with `-no-reboot`).
         network: fixed addresses; None asks by DHCP.
-        root: the drive.
+        root: the drive with the image; read-only where there is a scratch drive.
+        scratch: an empty drive for what the steps change; without one they change the image's.
+        caches: names of cache mounts (guest/caches.py), whose drives follow the scratch drive.
         mmds: the metadata service.
         mmds_timeout: seconds to wait for it.
         connect_timeout: seconds to wait for the bootstrap server.
@@ -79,6 +83,8 @@ def kernel_arguments(
         "random.trust_cpu=on",
         f"ip={network.argument() if network else 'dhcp'}",
         f"firebuild.root={root}",
+        *([f"firebuild.scratch={scratch}"] if scratch else []),
+        *([f"firebuild.caches={','.join(caches)}"] if caches else []),
         f"firebuild.mmds={mmds}",
         f"firebuild.mmds_timeout={mmds_timeout:g}",
         f"firebuild.connect_timeout={connect_timeout:g}",

@@ -12,10 +12,10 @@ from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.layers.compression import decompress
 from firebuild_bootstrap.layers.reader import DamagedArchive
 
-# One of the two buses is enough; the file system may be compiled in; the last feeds the random numbers.
+# One of the two buses is enough; the file systems may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")
 _BUSES: Final = ("virtio_mmio", "virtio_pci")
-_WELCOME: Final = ("ext4", "virtio_rng")
+_WELCOME: Final = ("ext4", "overlay", "virtio_rng")
 _SUFFIXES: Final = (".ko", ".ko.gz", ".ko.xz", ".ko.zst")
 
 

@@ -73,7 +73,7 @@ class EntrySource(Protocol):
         """Write the content of the current file into an empty file of `size` bytes; holes stay holes."""
 
 
-def apply(layer: EntrySource, root: Root, *, devices: bool = False) -> UnpackReport:
+def apply(layer: EntrySource, root: Root, *, devices: bool = False, marks: str = "") -> UnpackReport:
     """Write all entries of a layer into a tree, and remove what its whiteouts name.
 
     Symbolic links on the way to an entry are followed as if the root were `/`; one at the entry's own place
@@ -83,19 +83,22 @@ def apply(layer: EntrySource, root: Root, *, devices: bool = False) -> UnpackRep
         layer: read to its end.
         root: may hold the layers below.
         devices: make device nodes, which only the machine's root can; else they are left out.
+        marks: one of `OVERLAY_MARKS` where the tree is empty and becomes a layer of an overlay: whiteouts are
+            kept, in the way of the kernel (Documentation/filesystems/overlayfs.rst).
 
     Raises:
         LayerError: the layer is damaged, beyond its limits, or does not fit into the tree.
         OSError: the file system refused something.
     """
-    return _Application(layer, root, devices=devices).run()
+    return _Application(layer, root, devices=devices, marks=marks).run()
 
 
 class _Application:
-    def __init__(self, layer: EntrySource, root: Root, *, devices: bool) -> None:
+    def __init__(self, layer: EntrySource, root: Root, *, devices: bool, marks: str) -> None:
         self._layer = layer
         self._place = _Descent(root)
         self._devices = devices
+        self._marks = marks
         self._counts = Counter[str]()
         self._examples: dict[str, list[str]] = {}
         # Finished last, because every new file changes the time of its directory.
@@ -127,7 +130,10 @@ class _Application:
 
     def _entry(self, entry: Entry) -> None:
         if entry.kind in (WHITEOUT, OPAQUE):
-            self._remove(entry)
+            if self._marks:
+                self._mark(entry)
+            else:
+                self._remove(entry)
             return
         if entry.kind in (CHARACTER, BLOCK_DEVICE) and not self._devices:
             if entry.path.partition("/")[0] != "dev":
@@ -196,6 +202,15 @@ class _Application:
             os.close(parent)
 
     # --- removing ---------------------------------------------------------------------------------
+
+    def _mark(self, entry: Entry) -> None:
+        if entry.kind == OPAQUE:
+            os.setxattr(self._place.directory(entry.path), f"{self._marks}opaque", b"y")
+            return
+        parent, _, name = entry.path.rpartition("/")
+        with suppress(FileExistsError):  # what this layer has put there stays
+            # Everybody may make this one device node, since Linux 5.8.
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=self._place.directory(parent))
 
     def _remove(self, entry: Entry) -> None:
         """Remove what a whiteout names; what this layer has put there stays."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from firebuild_bootstrap.image.layertrees import ArchiveLayer as ArchiveLayer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import Layer as Layer  # noqa: PLC0414
 from firebuild_bootstrap.image.layertrees import StoredLayer as StoredLayer  # noqa: PLC0414
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.mmds.store import MetadataWriter
+    from firebuild_bootstrap.wire import CacheMount
 
 FINISHED: Final = "layers/upper"
 """Where in a machine's directory the layer of each finished step appears under its number, by a rename."""
@@ -88,10 +89,40 @@ class StepLayer:
     directory: Path
 
 
-class Machine(Protocol):
-    """One build's machine, from empty to exported.
+Taken = Callable[[int, Path], Path | None]
+"""Takes the number of a finished step and the directory of its layer; returns where its tree is now, or None
+where it did not take it."""
 
-    The order is listen, metadata.put, prepare, start, wait or stop, export, close. `close` is always allowed.
+
+class LayerReceiver(Protocol):
+    """What a machine has to be used as the server's `LayerSink`."""
+
+    def wanted(self, step: int, /) -> bool:
+        """Say whether the guest has to send the layer of this step."""
+        ...
+
+    def write(self, step: int, data: bytes, /) -> None:
+        """Take the next bytes of it."""
+        ...
+
+    def finished(self, step: int, /) -> None:
+        """Take note that it is complete."""
+        ...
+
+
+def finished_layers(directory: Path) -> tuple[StepLayer, ...]:
+    """Return the layers of finished steps that are in the directory of a machine."""
+    upper = directory / FINISHED
+    if not upper.is_dir():
+        return ()
+    return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))
+
+
+class Machine(Protocol):
+    """One build's machine, from empty to stopped.
+
+    The order is listen, metadata.put, prepare, start, wait or stop, layers or tree, close. `close` is always
+    allowed.
     """
 
     @property
@@ -107,14 +138,26 @@ class Machine(Protocol):
         """
         ...
 
-    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
-        """Fill the root file system from `layers`, the lowest first; without any it is empty (FROM scratch).
+    def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
+        """Make ready what the machine starts from.
+
+        Args:
+            layers: of the root file system, the lowest first; without any it is empty (FROM scratch).
+            caches: the cache mounts that its steps use.
 
         Returns:
             notes for the user: what this machine can't do or could not keep.
 
         Raises:
             MachineError: it can't be prepared.
+        """
+        ...
+
+    def receiver(self, taken: Taken) -> LayerReceiver | None:
+        """Return what takes the layers that the guest sends; None where they are on this host anyway.
+
+        Args:
+            taken: is given each, as soon as it is complete.
         """
         ...
 
@@ -138,14 +181,13 @@ class Machine(Protocol):
         """End the machine: politely first, by force after `grace` seconds. Nothing of it runs afterwards."""
         ...
 
-    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-        """Write the root file system into the directory `into`, once for each output.
+    def tree(self) -> ArchiveLayer | None:
+        """Return the whole root file system of a machine that has ended, where its steps left no layers.
 
-        Returns:
-            what was written; nothing where the root file system is out of reach.
+        None where it is out of reach.
 
         Raises:
-            MachineError: the machine still runs, or the disk is full.
+            MachineError: it can't be read, or the disk is full.
         """
         ...
 
@@ -153,15 +195,15 @@ class Machine(Protocol):
         """Return what each finished step has changed, in their order; the machine has to be stopped.
 
         They are gone with the machine unless somebody takes them. None where the steps work on one root
-        file system and are not kept apart.
+        file system and are not kept apart, and none that `receiver` has given to others.
         """
         ...
 
     def keep(self, into: Path) -> tuple[str, ...]:
         """Put what is left of a machine that has failed and is stopped into the directory `into`.
 
-        That is its root file system as it is, in `rootfs.tar` or `disk.ext4`, and the last that it wrote, in
-        `console.log`; each only if there is any.
+        That is its root file system, in `rootfs.tar`, as far as it is on this host, and the last that it
+        wrote, in `console.log`; each only if there is any.
 
         Returns:
             notes for the user.

@@ -22,7 +22,6 @@ def make_machine(
     store: Path,
     notice: Callable[[str], None],
     info: Callable[[str], None] = lambda _: None,
-    epoch: int | None = None,
 ) -> Machine:
     """Make the machine of one build and check all that it needs; nothing is started yet.
 
@@ -33,7 +32,6 @@ def make_machine(
         store: the directory of bases and images (`Home.root`).
         notice: told what the user should know besides.
         info: told what the user has to do now.
-        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
 
     Raises:
         FirebuildError: something that the driver needs is missing on this host or in the settings.
@@ -42,15 +40,15 @@ def make_machine(
         case "local":
             from firebuild_bootstrap.machine.local import LocalMachine
 
-            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts", epoch=epoch)
+            return LocalMachine(workspace, bind=bind, caches=store / "cache-mounts")
         case "qemu":
             from firebuild_bootstrap.machine.qemu.driver import qemu_machine
 
-            return qemu_machine(settings, workspace, store=store, notice=notice, epoch=epoch)
+            return qemu_machine(settings, workspace, store=store, notice=notice)
         case "firecracker":
             from firebuild_bootstrap.machine.firecracker.factory import firecracker_machine
 
-            return firecracker_machine(settings, workspace, store=store, notice=notice, epoch=epoch)
+            return firecracker_machine(settings, workspace, store=store, notice=notice)
         case "external":
             from firebuild_bootstrap.machine.external.driver import ExternalMachine
 
@@ -61,7 +59,6 @@ def make_machine(
                 notice=notice,
                 info=info,
                 check=workspace.check,
-                epoch=epoch,
             )
 
 
@@ -101,35 +98,9 @@ def check_several(settings: MachineSettings) -> None:
         )
 
 
-def stores_images(settings: MachineSettings) -> bool:
-    """Tell whether a build leaves an image: not on a machine whose drive firebuild does not know."""
-    return settings.driver != "external" or settings.external.disk is not None
-
-
-def makes_layers(settings: MachineSettings) -> bool:
-    """Tell whether the steps of a build leave layers, which the cache can keep."""
-    return settings.driver == "local"
-
-
 def keeps_caches(settings: MachineSettings) -> bool:
-    """Tell whether cache mounts of RUN outlive a build: in a virtual machine they go with its drive."""
-    return settings.driver == "local"
-
-
-def check_stores_images(settings: MachineSettings, wish: str) -> None:
-    """Refuse a wish for files where a build leaves none.
-
-    Args:
-        wish: what was asked for.
-
-    Raises:
-        InputError: the driver is external, and has no drive to read.
-    """
-    if not stores_images(settings):
-        raise InputError(
-            f"{wish} needs an image, and the machine external has no drive that firebuild could read",
-            hint="set machine.external.disk, or leave it out",
-        )
+    """Tell whether cache mounts of RUN outlive a build: in a machine of somebody else they can't."""
+    return settings.driver != "external"
 
 
 def metadata_on_stdout(settings: MachineSettings) -> bool:

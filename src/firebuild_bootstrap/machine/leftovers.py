@@ -104,7 +104,7 @@ def _clear(line: str) -> str:
 
 def _run(entry: Mapping[str, Any]) -> str:
     argv = entry["argv"]
-    if entry["needs"] and not os.path.exists(entry["needs"]):
+    if (needs := entry.get("needs")) and not os.path.exists(needs):
         return ""
     try:
         done = subprocess.run(

@@ -6,7 +6,6 @@ finds what a step has changed by comparing.
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.layertrees import TREE, chain_key
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
+from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
-    FINISHED,
     ArchiveLayer,
     GuestOptions,
     Layer,
@@ -26,6 +24,8 @@ from firebuild_bootstrap.machine.base import (
     MachineExit,
     StepLayer,
     StoredLayer,
+    Taken,
+    finished_layers,
 )
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import fill_tree, unpack_notes
@@ -33,6 +33,7 @@ from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
 from firebuild_bootstrap.sandbox import Bind, SandboxProcess
+from firebuild_bootstrap.wire import CacheMount
 
 _GUEST: Final = "firebuild_bootstrap.guest.main"
 _SOCKET: Final = "mmds.sock"
@@ -52,7 +53,6 @@ class LocalMachine:
         bind: address of this host that the guest calls, which shares this host's network.
         caches: directory of cache mounts, one below it for each id mapping; None for such as last as long as
             the machine.
-        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class LocalMachine:
         *,
         bind: str = "127.0.0.1",
         caches: Path | None = None,
-        epoch: int | None = None,
     ) -> None:
         self._workspace = workspace
         self._bind = bind
@@ -69,7 +68,6 @@ class LocalMachine:
         self._caches = self._scratch / "caches"
         if caches is not None:
             self._caches = caches / workspace.sandbox.idmap.key
-        self._epoch = epoch
         self._trees = workspace.trees()
         self._stored = workspace.layer_trees()
         self._work = workspace.path / "layers"
@@ -116,7 +114,11 @@ class LocalMachine:
                 return False
         return True
 
-    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+    def prepare(
+        self,
+        layers: Sequence[Layer],
+        caches: Sequence[CacheMount] = (),  # noqa: ARG002 - its guest sees the directory of all
+    ) -> tuple[str, ...]:
         """Find or unpack what is to be mounted and begin to serve metadata; see `Machine.prepare`."""
         notes = self._prepare(layers) if self._notes is None else self._notes
         self._emulator.start()
@@ -191,6 +193,9 @@ class LocalMachine:
         if self._process.stdout is not None:
             self._log = BoundedLog(self._process.stdout)
 
+    def receiver(self, taken: Taken) -> None:
+        """Nothing: its layers are on this host from the beginning; see `Machine.receiver`."""
+
     def poll(self) -> MachineExit | None:
         """Return how vminit ended, or None while it runs (or was never started)."""
         return self.wait(0)
@@ -213,18 +218,16 @@ class LocalMachine:
         self._process.kill()
         return self.wait()
 
-    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-        """Write the outputs; see `Machine.export`."""
+    def tree(self) -> ArchiveLayer:
+        """Pack the root file system; see `Machine.tree`."""
         if self._process is not None and self._process.poll() is None:
-            raise MachineError("the root file system can't be exported while vminit runs")
-        return export_tree(self._trees, self._tree(), outputs, into, epoch=self._epoch)
+            raise MachineError("the root file system can't be read while vminit runs")
+        path = self._workspace.path / OutputType.TAR.file_name
+        return ArchiveLayer(path, self._trees.pack(self._tree(), path).digest)
 
     def layers(self) -> tuple[StepLayer, ...]:
         """Return the upper directories of the finished steps; see `Machine.layers`."""
-        upper = self._workspace.path / FINISHED
-        if not upper.is_dir():
-            return ()
-        return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))
+        return finished_layers(self._workspace.path)
 
     def _tree(self) -> Tree:
         """Return the root file system as it is: all layers, that of an unfinished step included."""

@@ -23,7 +23,7 @@ class MachineSettings(Settings):
     at_once: Annotated[int, Field(ge=1, le=64)] = 2
     """How many machines a build may have at once, for stages that do not need each other."""
     disk_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
-    """Size of the drive of a virtual machine; by default what the base takes, and 2 GiB."""
+    """Size of the drive for what steps change in a virtual machine, 16 GiB by default; docs/external.md."""
     qemu: QemuSettings = QemuSettings()
     """Settings of the driver qemu."""
     firecracker: FirecrackerSettings = FirecrackerSettings()

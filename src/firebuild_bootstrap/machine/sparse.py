@@ -1,8 +1,7 @@
-"""Files with holes, such as drives: copied and moved so that holes stay holes."""
+"""Files with holes, such as drives: copied so that holes stay holes."""
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -31,14 +30,3 @@ def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: 
                 raise
     except OSError as error:
         raise MachineError(f"{source} can't be copied to {target}: {error.strerror}") from error
-
-
-def move_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
-    """Rename a file, or copy it where `target` is on another file system; see `copy_sparse`."""
-    try:
-        os.rename(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise MachineError(f"{source} can't be moved to {target}: {error.strerror}") from error
-        copy_sparse(source, target, check)
-        source.unlink()

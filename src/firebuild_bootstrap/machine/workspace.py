@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
@@ -20,6 +20,9 @@ from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.cleanup import abandoned, builds_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.drives import SnapshotDrives
 
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
@@ -62,6 +65,13 @@ class BuildDirectory:
     def layer_trees(self) -> LayerTrees:
         """Return the store of unpacked layers for the build's id mapping; the caller closes it."""
         return LayerTrees(self._home, self.trees(), check=self.check)
+
+    def snapshot_drives(self, stored: LayerTrees) -> SnapshotDrives:
+        """Return the store of snapshot drives of the layers `stored`; the caller closes it."""
+        # Here, because most builds have no virtual machine.
+        from firebuild_bootstrap.image.drives import SnapshotDrives
+
+        return SnapshotDrives(self._home, self.trees(), stored, check=self.check)
 
     def part(self, name: str) -> BuildDirectory:
         """Make a directory in this one for one of several machines; it goes when this one goes.

@@ -33,7 +33,6 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
-from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.lowering import literal
 from firebuild_bootstrap.machine.base import Machine
@@ -113,23 +112,27 @@ class Making:
             if planned.number == number:
                 self._is_usual(planned, step, parts)
 
-    def commit(self, number: int, directory: Path) -> None:
+    def commit(self, number: int, directory: Path) -> Path | None:
         """Put the layer of a finished step into the cache, unless one before it is missing.
+
+        Returns:
+            where its tree is now; None where it was not put there.
 
         Raises:
             FirebuildError: the store can't be written.
         """
         if self._shared is None or len(self.entries) == len(self._steps):
-            return
+            return None
         planned, step, parts = self._steps[len(self.entries)]
         if planned.number != number:
-            return
+            return None
         usual = self._is_usual(planned, step, parts) and all(self._usual.values())
         # What nobody can ask for is of use to this build all the same.
         key = planned.key if usual else secrets.token_hex(32)
         self.entries.append(
             planned.commit(self._shared.cache, directory, key=key, replace=self._replace or not usual)
         )
+        return self.entries[-1].path
 
     def commit_all(self, machine: Machine) -> None:
         """Put all that is left in a machine that has stopped into the cache.
@@ -356,10 +359,8 @@ class Results:
             if tip is not None:
                 self._tips[stage.index] = tip
             return
-        directory = self._directory() / f"stage-{stage.index}"
-        directory.mkdir(mode=0o700)
-        for made in machine.export((OutputSpec(OutputType.TAR),), directory):
-            self._made[stage.index] = (ArchiveLayer(directory / made.path, made.digest),)
+        if (tree := machine.tree()) is not None:
+            self._made[stage.index] = (tree,)
 
     def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}

@@ -16,7 +16,7 @@ from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError, write_layer
-from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries, upper_entries
+from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
 
 _WORK: Final = "work"
 
@@ -66,6 +66,13 @@ def _mount(layers: str, target: str, upper: str) -> None:
 def _unpack(archive: str, root: str, whiteouts: bool = False) -> dict[str, Any]:
     with open(archive, "rb") as source, Root(root) as target:
         return apply(LayerReader(source.fileno(), whiteouts=whiteouts), target)._asdict()
+
+
+def _unpack_upper(archive: str, root: str) -> dict[str, Any]:
+    trusted, unprivileged = OVERLAY_MARKS[:2]
+    marks = trusted if kernel.in_initial_user_namespace() else unprivileged
+    with open(archive, "rb") as source, Root(root) as target:
+        return apply(LayerReader(source.fileno(), whiteouts=True), target, marks=marks)._asdict()
 
 
 def _pack(
@@ -118,10 +125,13 @@ def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
     return {"digest": target.digest}
 
 
-def _ext4(root: str, image: str, **options: Any) -> dict[str, Any]:
+def _ext4(root: str, image: str, **settings: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
-    make_ext4(root, image, Ext4Options(**options))
+    options = Ext4Options(**settings)
+    make_ext4(root, image, options)
+    if options.internal:
+        return {"size": os.stat(image).st_size, "digest": ""}
     with open(image, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
         return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
@@ -163,6 +173,7 @@ def _write(archive: str, files: Files) -> dict[str, Any]:
 
 _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "unpack": _unpack,
+    "unpack-upper": _unpack_upper,
     "pack": _pack,
     "pack-image": _pack_image,
     "copy": _copy,

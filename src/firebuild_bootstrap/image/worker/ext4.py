@@ -31,12 +31,17 @@ class Ext4Options(NamedTuple):
         size: bytes of the whole image; 0 means as `free` wants it.
         epoch: seconds since 1970; with it, the same tree gives the same image, byte for byte.
         label: name of the file system, up to 16 bytes.
+        inodes: number of files that can be made on it besides, at least.
+        internal: it is a drive of a machine, and nobody's image: without a journal, which no reader needs,
+            and without lost+found, which is in no layer; neither checked nor given a digest.
     """
 
     free: int = 64 * _MIB
     size: int = 0
     epoch: int | None = None
     label: str = "rootfs"
+    inodes: int = 4096
+    internal: bool = False
 
 
 def make_ext4(root: str, image: str, options: Ext4Options) -> None:
@@ -59,13 +64,34 @@ def make_ext4(root: str, image: str, options: Ext4Options) -> None:
     lines = _modification_times(image, needs, options.epoch)
     if options.epoch is not None:
         lines += _other_times(image, options.epoch)
+    if options.internal and not os.path.lexists(os.path.join(root, "lost+found")):
+        lines.append("rmdir lost+found")
     _debugfs(image, _environment(options.epoch), lines)
-    _check(image)
+    if not options.internal:
+        _check(image)
+
+
+def make_empty_ext4(image: str, size: int, *, journal: bool) -> None:
+    """Make the new sparse file `image` of `size` bytes, with an empty file system that one machine uses.
+
+    Args:
+        journal: it has to outlive a machine that dies.
+
+    Raises:
+        LayerError: mke2fs failed.
+    """
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-m", "0"]
+    # A new file is all zeros: neither mke2fs nor the guest's kernel (noinit_itable) has to write them.
+    command += ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"]
+    command += ["-O", "^resize_inode" if journal else "^has_journal,^resize_inode"]
+    done = _run([*command, image, f"{size // 1024}k"], _environment(None))
+    if done.returncode != 0:
+        raise LayerError(f"mke2fs failed: {(done.stderr + done.stdout).strip()}")
 
 
 def _make_large_enough(root: str, image: str, needs: Measure, options: Ext4Options) -> int:
     """Make the image with `options.free` bytes of free space and return its size, in whole MiB."""
-    size = _initial_size(needs.content, needs.inodes, 0 if options.size else options.free)
+    size = _initial_size(needs.content, needs.inodes, 0 if options.size else options.free, options)
     for _attempt in range(_ATTEMPTS):
         size = -(-size // _MIB) * _MIB
         complaint = _make(root, image, size, needs.inodes, options)
@@ -126,16 +152,16 @@ def measure(root: str) -> Measure:
     return Measure(content, inodes, top, far)
 
 
-def _initial_size(content: int, inodes: int, free: int) -> int:
+def _initial_size(content: int, inodes: int, free: int, options: Ext4Options) -> int:
     journal = (
         4 * _MIB if content + free < 128 * _MIB else 16 * _MIB if content + free < 1024 * _MIB else 64 * _MIB
     )
     # 2 % for extents, bitmaps and group descriptors.
-    return content + content // 50 + free + journal + _inode_count(inodes) * 256 + 2 * _MIB
+    return content + content // 50 + free + journal + _inode_count(inodes, options) * 256 + 2 * _MIB
 
 
-def _inode_count(inodes: int) -> int:
-    return inodes + inodes // 4 + 4096
+def _inode_count(inodes: int, options: Ext4Options) -> int:
+    return inodes + inodes // 4 + options.inodes
 
 
 def _environment(epoch: int | None) -> dict[str, str]:
@@ -150,7 +176,9 @@ def _environment(epoch: int | None) -> dict[str, str]:
 def _mke2fs(root: str, image: str, size: int, inodes: int, options: Ext4Options) -> str:
     extended = ["lazy_itable_init=0", "lazy_journal_init=0", "nodiscard"]
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(_BLOCK), "-I", "256", "-m", "0"]
-    command += ["-N", str(_inode_count(inodes)), "-L", options.label]
+    command += ["-N", str(_inode_count(inodes, options)), "-L", options.label]
+    if options.internal:
+        command += ["-O", "^has_journal"]
     if options.epoch is not None:
         extended.append(f"hash_seed={_FIXED_UUID}")
         command += ["-U", _FIXED_UUID]

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
-from firebuild_bootstrap.machine.base import Layer
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer
+from firebuild_bootstrap.machine.external.disk import Disk
 from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
 from firebuild_bootstrap.machine.sparse import copy_sparse
 
@@ -84,7 +83,7 @@ class ExternalDrive:
     Args:
         path: the file.
         fill: make it from the base, and remove it at the end.
-        disk: makes file systems from bases, and outputs from file systems, in the build's own directory.
+        disk: makes file systems from layers, and reads them, in the build's own directory.
         check: called again and again while something long goes on; may raise.
         note: see `OutsideFile`.
     """
@@ -160,10 +159,8 @@ class ExternalDrive:
             time.sleep(_POLL_SECONDS)
         return True
 
-    def export(
-        self, outputs: Sequence[OutputSpec], into: Path, *, end_timeout: float
-    ) -> tuple[Artifact, ...]:
-        """Write what is on the drive into the directory `into`, once for each output; it stays as it is.
+    def read(self, *, end_timeout: float) -> ArchiveLayer:
+        """Return what is on the drive, which stays as it is.
 
         Args:
             end_timeout: seconds that the machine may take until it is done with it.
@@ -187,7 +184,7 @@ class ExternalDrive:
         copy_sparse(self._path, self._disk.path, self._check)
         if Superblock.read(self._path) != state:
             raise MachineError(f"{self._path} was mounted again while it was read")
-        return self._disk.export(outputs, into)
+        return self._disk.read()
 
     def keep(self) -> Path | None:
         """Leave the file where it is, and return its path; None where `close` would not remove it anyway."""

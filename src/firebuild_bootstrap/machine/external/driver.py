@@ -1,4 +1,4 @@
-"""A machine that the operator starts: firebuild writes its metadata, serves it, and reads its drive."""
+"""A machine that the operator starts: firebuild writes its metadata, serves it, and takes what it makes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
+    ArchiveLayer,
     GuestOptions,
     Layer,
+    LayerReceiver,
     Listening,
     MachineExit,
     StepLayer,
+    Taken,
+    finished_layers,
 )
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.drives import SCRATCH_BYTES, SentLayers
+from firebuild_bootstrap.machine.external.disk import Disk
 from firebuild_bootstrap.machine.external.drive import ExternalDrive
 from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
 from firebuild_bootstrap.machine.external.targets import Target, make_target
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
+from firebuild_bootstrap.wire import CacheMount
 
 _ENDED: Final = MachineExit(0)
 
@@ -31,17 +36,16 @@ class ExternalMachine:
     """A `Machine` that firebuild neither starts nor ends.
 
     "Start" means that the metadata are written: whoever waits for them finds everything else ready. Nobody
-    tells how the machine is while it runs, apart from its guest's calls. It has ended when its drive is
-    unmounted.
+    tells how the machine is while it runs, apart from its guest's calls. A guest that sends no layers,
+    because it works on one plain tree, leaves a drive that is read when it is unmounted.
 
     Args:
         workspace: the build's directory; it is closed with the machine.
         settings: the block `machine.external`.
-        disk_size: bytes of the drive, where firebuild makes it; None for the default of `Disk`.
+        disk_size: bytes of the drive, where firebuild makes it, and of a layer; None for the defaults.
         notice: told what could not be kept or done.
         info: told what the user has to do now.
         check: called again and again while something long goes on; may raise.
-        epoch: seconds since 1970 for reproducible outputs (SOURCE_DATE_EPOCH), None for the real times.
 
     Raises:
         FirebuildError: the metadata can't be written where they should, or the drive can't be used.
@@ -56,11 +60,12 @@ class ExternalMachine:
         notice: Callable[[str], None] = lambda _: None,
         info: Callable[[str], None] = lambda _: None,
         check: Callable[[], None] = lambda: None,
-        epoch: int | None = None,
     ) -> None:
         self._workspace = workspace
         self._settings = settings
+        self._notice = notice
         self._info = info
+        self._limit = disk_size or SCRATCH_BYTES
         self._leftovers = Leftovers(workspace.path)
         self._target = make_target(settings.metadata, self._note)
         self._metadata = _Announced(self._target)
@@ -70,7 +75,7 @@ class ExternalMachine:
             self._drive = ExternalDrive(
                 Path(settings.disk).expanduser().absolute(),
                 fill=settings.fill_disk,
-                disk=Disk(workspace, size=disk_size, epoch=epoch, notice=notice),
+                disk=Disk(workspace, size=disk_size),
                 check=check,
                 note=self._note,
             )
@@ -98,7 +103,11 @@ class ExternalMachine:
         self._address = address
         return Listening(listener, address)
 
-    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
+    def prepare(
+        self,
+        layers: Sequence[Layer],
+        caches: Sequence[CacheMount] = (),  # noqa: ARG002 - they go with the machine
+    ) -> tuple[str, ...]:
         """Make the drive from `layers`, if that is to be done; see `Machine.prepare`."""
         return self._drive.prepare(layers) if self._drive is not None else ()
 
@@ -115,7 +124,7 @@ class ExternalMachine:
         return None
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:  # noqa: ARG002
-        """Return at once: its drive tells when the machine has ended, and `export` waits for that."""
+        """Return at once: its drive tells when the machine has ended, and `tree` waits for that."""
         return _ENDED
 
     def stop(self, grace: float = 5.0) -> MachineExit | None:  # noqa: ARG002 - there is no process of ours
@@ -123,15 +132,19 @@ class ExternalMachine:
         self._target.remove()
         return _ENDED if self._drive is not None and self._drive.released() else None
 
-    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-        """Write the outputs from the drive; none without one. See `Machine.export`."""
-        if self._drive is None:
-            return ()
-        return self._drive.export(outputs, into, end_timeout=self._settings.end_timeout.total_seconds())
+    def receiver(self, taken: Taken) -> LayerReceiver:
+        """Return what takes the layers, if its guest has some; see `Machine.receiver`."""
+        return SentLayers(self._workspace, self._limit, taken, self._notice)
 
     def layers(self) -> tuple[StepLayer, ...]:
-        """Return nothing: its steps work on one drive; see `Machine.layers`."""
-        return ()
+        """Return the layers that nobody has taken; see `Machine.layers`."""
+        return finished_layers(self._workspace.path)
+
+    def tree(self) -> ArchiveLayer | None:
+        """Read the drive; None without one. See `Machine.tree`."""
+        if self._drive is None:
+            return None
+        return self._drive.read(end_timeout=self._settings.end_timeout.total_seconds())
 
     def keep(self, into: Path) -> tuple[str, ...]:  # noqa: ARG002 - a machine may still have the drive
         """Leave the drive where it is, which the machine may still use; see `Machine.keep`."""

@@ -114,7 +114,7 @@ class ExternalSettings(Settings):
     advertise: Annotated[str, AfterValidator(_advertise)] | None = None
     """What the guest dials, host or host:port, where that is not `bind`: behind NAT, or for 0.0.0.0."""
     disk: FilePath | None = None
-    """The machine's drive, a file with ext4 on it; without one nothing is stored."""
+    """The machine's drive, a file with ext4 on it; without one the image is what the guest sends."""
     fill_disk: bool = True
     """Make that file from the base, and remove it at the end; false: it is there, filled, and only read."""
     end_timeout: PositiveDuration = timedelta(seconds=60)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Sequence
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.machine.firecracker.settings import JailerSettings
 
 # Inside a jail; Firecracker's default.
 JAILED_SOCKET: Final = "/run/firecracker.socket"
-_COPIED_BYTES: Final = 1 << 20
 _COPY: Final = (
     "--sparse=always",
     "--no-dereference",
@@ -38,12 +37,16 @@ class WorkDirectory(Protocol):
         """
         ...
 
-    def expose(self, drive: Path) -> str:
+    def share(self, file: Path, name: str) -> str:
+        """Let Firecracker read `file`, which everybody may who gets there, as others do; see `show`."""
+        ...
+
+    def expose(self, drive: Path, name: str) -> str:
         """Let Firecracker write to `drive`, and return its path as Firecracker sees it; see `show`."""
         ...
 
-    def take_back(self, drive: Path) -> None:
-        """Have `drive` back once Firecracker has ended.
+    def take_back(self, drive: Path, name: str) -> None:
+        """Have `drive` back once Firecracker has ended; nothing happens where it was not exposed.
 
         Raises:
             MachineError: it is not there any more, or can't be copied.
@@ -58,11 +61,15 @@ class SharedDirectory:
         """See `WorkDirectory.show`."""
         return str(file)
 
-    def expose(self, drive: Path) -> str:
+    def share(self, file: Path, name: str) -> str:  # noqa: ARG002
+        """See `WorkDirectory.share`."""
+        return str(file)
+
+    def expose(self, drive: Path, name: str) -> str:  # noqa: ARG002
         """See `WorkDirectory.expose`."""
         return str(drive)
 
-    def take_back(self, drive: Path) -> None:
+    def take_back(self, drive: Path, name: str) -> None:
         """See `WorkDirectory.take_back`."""
 
 
@@ -89,27 +96,36 @@ class Jail:
         try:
             with file.open("rb") as source, target.open("xb") as copy:
                 self._names.append(name)
-                shutil.copyfileobj(source, copy, _COPIED_BYTES)
+                copy_file(source.fileno(), copy.fileno())
                 self._hand(copy.fileno(), 0o400)
         except OSError as error:
             raise _not_copied(file, target, error) from error
         return f"/{name}"
 
-    def expose(self, drive: Path) -> str:
+    def share(self, file: Path, name: str) -> str:
+        """See `WorkDirectory.share`. On the same file system it becomes another name of the file."""
+        try:
+            os.link(file, self.root / name)
+        except OSError:
+            return self.show(file, name)
+        self._names.append(name)
+        return f"/{name}"
+
+    def expose(self, drive: Path, name: str) -> str:
         """See `WorkDirectory.expose`."""
-        target = self.root / drive.name
+        target = self.root / name
         try:
             self._hand(drive, 0o600)
         except OSError as error:
             raise _not_copied(drive, target, error) from error
         _move(drive, target)
-        self._names.append(drive.name)
-        return f"/{drive.name}"
+        self._names.append(name)
+        return f"/{name}"
 
-    def take_back(self, drive: Path) -> None:
+    def take_back(self, drive: Path, name: str) -> None:
         """See `WorkDirectory.take_back`."""
-        exposed = self.root / drive.name
-        if drive.name not in self._names:
+        exposed = self.root / name
+        if name not in self._names:
             return
         try:
             is_file = stat.S_ISREG(exposed.lstat().st_mode)
@@ -120,7 +136,7 @@ class Jail:
             raise MachineError(f"{exposed}, the machine's drive, is gone")
         _move(exposed, drive)
         os.chown(drive, os.geteuid(), os.getegid(), follow_symlinks=False)
-        self._names.remove(drive.name)
+        self._names.remove(name)
 
     def clear(self) -> None:
         """Remove what is left of our files in a jail of another owner."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,6 @@ from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 
 # Ids are letters, digits and underscores.
-_DRIVE: Final = "rootfs"
 _INTERFACE: Final = "eth0"
 _MIB: Final = 1 << 20
 
@@ -26,7 +25,8 @@ class Configuration:
         kernel: the kernel, as Firecracker sees it, like all paths here.
         initrd: the initramfs.
         boot_args: the kernel's command line.
-        drive: the root file system, writable.
+        snapshot: the first drive, read-only.
+        drives: the others.
         tap: the host's end of the network interface.
         mac: address of the guest's end.
     """
@@ -35,7 +35,8 @@ class Configuration:
     kernel: str
     initrd: str
     boot_args: str
-    drive: str
+    snapshot: str
+    drives: Sequence[str]
     tap: str
     mac: str
 
@@ -46,18 +47,18 @@ class Configuration:
             "/boot-source",
             {"kernel_image_path": self.kernel, "initrd_path": self.initrd, "boot_args": self.boot_args},
         )
-        yield (
-            f"/drives/{_DRIVE}",
-            {
-                "drive_id": _DRIVE,
+        for number, path in enumerate((self.snapshot, *self.drives)):
+            name = f"drive{number}"
+            body = {
+                "drive_id": name,
                 # The initramfs is. Beside another root, a kernel that can't unpack it boots the image.
                 "is_root_device": False,
-                "path_on_host": self.drive,
-                "is_read_only": False,
-                # The other one, Unsafe, does not pass the guest's flushes on; this image is kept.
-                "cache_type": "Writeback",
-            },
-        )
+                "path_on_host": path,
+                "is_read_only": number == 0,
+                # The guest's flushes need not reach the disk: what is kept is a cache.
+                "cache_type": "Unsafe",
+            }
+            yield f"/drives/{name}", body
         yield (
             f"/network-interfaces/{_INTERFACE}",
             {"iface_id": _INTERFACE, "host_dev_name": self.tap, "guest_mac": self.mac},

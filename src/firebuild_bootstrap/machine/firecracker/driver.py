@@ -10,18 +10,20 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.initramfs import Compression, GuestReport, initramfs_image, kernel_arguments
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
+    ArchiveLayer,
     GuestOptions,
     Layer,
+    LayerReceiver,
     Listening,
     MachineExit,
     StepLayer,
+    Taken,
     no_instruction,
 )
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.drives import CacheDrive, Drives
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
 from firebuild_bootstrap.machine.firecracker.network import Link, Network
@@ -32,6 +34,7 @@ from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.log import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.store import MetadataWriter
+from firebuild_bootstrap.wire import CacheMount
 
 _READY_SECONDS: Final = 10.0
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")
@@ -47,7 +50,7 @@ class FirecrackerMachine:
     Args:
         workspace: the build's directory; it is closed with the machine.
         settings: the block `machine.firecracker`.
-        disk: the drive.
+        drives: all its drives.
         source: where the Firecracker comes from.
         network: where its network comes from.
         kernel: what it boots.
@@ -61,7 +64,7 @@ class FirecrackerMachine:
         workspace: BuildDirectory,
         settings: FirecrackerSettings,
         *,
-        disk: Disk,
+        drives: Drives,
         source: Source,
         network: Network,
         kernel: Path,
@@ -71,7 +74,7 @@ class FirecrackerMachine:
     ) -> None:
         self._workspace = workspace
         self._settings = settings
-        self._disk = disk
+        self._drives = drives
         self._source = source
         self._network = network
         self._kernel = kernel
@@ -96,9 +99,9 @@ class FirecrackerMachine:
         listener = listen(self._link.host)
         return Listening(listener, format_address(listener.getsockname()))
 
-    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
-        """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._disk.fill(layers)
+    def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
+        """Make the drives and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._drives.prepare(layers, caches)
         self._initramfs = initramfs_image(
             self._store,
             compression=Compression(self._settings.initrd_compression),
@@ -143,26 +146,23 @@ class FirecrackerMachine:
             self._process.kill()
         return self.wait()
 
-    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-        """Write the outputs; see `Machine.export`."""
-        if self._process is None or self.poll() is None:
-            raise MachineError("the root file system can't be exported while the machine runs")
-        self._source.place.take_back(self._disk.path)
-        report = GuestReport.parse(self._process.serial())
-        if report.status != "success" and not (report.status == "none" and self._source.is_silent):
-            raise MachineError(f"the machine did not end cleanly: {report.message}")
-        return self._disk.export(outputs, into)
+    def receiver(self, taken: Taken) -> LayerReceiver:
+        """Return what takes the layers; see `Machine.receiver`."""
+        return self._drives.receiver(taken)
 
     def layers(self) -> tuple[StepLayer, ...]:
-        """Return nothing: its steps work on one drive; see `Machine.layers`."""
-        return ()
+        """Return the layers that nobody has taken; see `Machine.layers`."""
+        return self._drives.layers()
+
+    def tree(self) -> ArchiveLayer | None:
+        """Nothing: its guest has sent layers; see `Machine.tree`."""
+        return None
 
     def keep(self, into: Path) -> tuple[str, ...]:
-        """Keep the drive, and the end of the console; see `Machine.keep`."""
+        """Keep what finished steps have made, and the end of the console; see `Machine.keep`."""
         if self._process is not None:
-            self._source.place.take_back(self._disk.path)
             keep_console(self._process.serial(), into)
-        self._disk.keep(into)
+        self._drives.keep(into)
         return ()
 
     def silence(self) -> str:
@@ -185,6 +185,7 @@ class FirecrackerMachine:
                     self._notice(problem)
                 self._network.close()
             finally:
+                self._drives.close()
                 self._workspace.close()
 
     def _stop_for_good(self) -> None:
@@ -194,12 +195,22 @@ class FirecrackerMachine:
             if self._process is not None:
                 self._process.close()
                 self._process = None
+                for cache in self._drives.caches:
+                    self._take_back(cache)
             self._source.clear()
+
+    def _take_back(self, cache: CacheDrive) -> None:
+        try:
+            self._source.place.take_back(cache.path, cache.name)
+        except MachineError as error:
+            self._notice(f"a cache mount is lost: {error.message}")
 
     def _configuration(self, link: Link, initramfs: Path, options: GuestOptions) -> Configuration:
         arguments = kernel_arguments(
             reboot="k",
             network=link.guest,
+            scratch="/dev/vdb",
+            caches=[cache.name for cache in self._drives.caches],
             mmds=f"http://{self._settings.mmds_address}",
             mmds_timeout=options.mmds_timeout,
             connect_timeout=options.connect_timeout,
@@ -211,7 +222,11 @@ class FirecrackerMachine:
             kernel=place.show(self._kernel, "vmlinux"),
             initrd=place.show(initramfs, "initrd"),
             boot_args=arguments,
-            drive=place.expose(self._disk.path),
+            snapshot=place.share(self._drives.snapshot, "snapshot"),
+            drives=[
+                place.expose(self._drives.scratch, "scratch"),
+                *(place.expose(cache.path, cache.name) for cache in self._drives.caches),
+            ],
             tap=link.tap,
             mac=link.mac,
         )

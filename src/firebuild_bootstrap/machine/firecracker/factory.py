@@ -10,7 +10,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.initramfs import kernel_arguments
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.drives import VM_CACHES, Drives
 from firebuild_bootstrap.machine.firecracker import checks
 from firebuild_bootstrap.machine.firecracker.cni import CniNetwork
 from firebuild_bootstrap.machine.firecracker.driver import FirecrackerMachine
@@ -41,7 +41,6 @@ def firecracker_machine(
     *,
     store: Path,
     notice: Callable[[str], None],
-    epoch: int | None = None,
 ) -> FirecrackerMachine:
     """Make the machine of one build; see `machine.drivers.make_machine`.
 
@@ -60,7 +59,7 @@ def firecracker_machine(
     return FirecrackerMachine(
         workspace,
         block,
-        disk=Disk(workspace, size=settings.disk_size, epoch=epoch, notice=notice),
+        drives=Drives(workspace, caches=store / VM_CACHES, size=settings.disk_size, notice=notice),
         source=source,
         network=network,
         kernel=kernel,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -98,15 +99,34 @@ def bare_command(program: Program, hardware: Hardware, kernel: str, append: str)
 
 
 def machine_command(
-    program: Program, hardware: Hardware, *, kernel: str, initrd: str, disk: str, append: str
+    program: Program,
+    hardware: Hardware,
+    *,
+    kernel: str,
+    initrd: str,
+    snapshot: str,
+    drives: Sequence[str],
+    append: str,
 ) -> list[str]:
-    """Return the command for a machine that builds; the paths are those in the sandbox."""
+    """Return the command for a machine that builds; the paths are those in the sandbox.
+
+    Args:
+        snapshot: the first drive, read-only.
+        drives: the others.
+    """
+    # The host reads nothing of what is written; what is kept it has in its own cache.
+    writable = "if=none,format=raw,cache=unsafe,discard=unmap,werror=report"
+    files = [
+        f"if=none,format=raw,readonly=on,file={snapshot}",
+        *(f"{writable},file={path}" for path in drives),
+    ]
+    blocks: list[str] = []
+    for number, file in enumerate(files):
+        blocks += ["-drive", f"id=drive{number},{file}", "-device", f"virtio-blk-device,drive=drive{number}"]
     return [
         *bare_command(program, hardware, kernel, append),
         *("-initrd", initrd),
-        # The host reads the file through its own cache afterwards; it dies with the build otherwise.
-        *("-drive", f"if=none,id=root,format=raw,cache=unsafe,discard=unmap,werror=report,file={disk}"),
-        *("-device", "virtio-blk-device,drive=root"),
+        *blocks,
         *("-netdev", _NETWORK, "-device", "virtio-net-device,netdev=n0"),
         *("-device", "virtio-rng-device"),
     ]

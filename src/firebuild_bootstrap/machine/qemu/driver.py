@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.outputs import Artifact, OutputSpec
 from firebuild_bootstrap.initramfs import (
     EMULATED,
     Compression,
@@ -18,14 +17,17 @@ from firebuild_bootstrap.initramfs import (
     kernel_arguments,
 )
 from firebuild_bootstrap.machine.base import (
+    ArchiveLayer,
     GuestOptions,
     Layer,
+    LayerReceiver,
     Listening,
     MachineExit,
     StepLayer,
+    Taken,
     no_instruction,
 )
-from firebuild_bootstrap.machine.disk import Disk
+from firebuild_bootstrap.machine.drives import VM_CACHES, Drives
 from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
 from firebuild_bootstrap.machine.qemu.command import (
@@ -46,11 +48,12 @@ from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
+from firebuild_bootstrap.wire import CacheMount
 
 _MMDS_PORT: Final = 80
 _LOG_SECONDS: Final = 2.0
 # The words of the guest's kernel for a write that the host refused.
-_WRITE_ERROR: Final = "I/O error, dev vda"
+_WRITE_ERROR: Final = "I/O error, dev vd"
 _SERIAL_LOG: Final = "machine.qemu.serial_log"
 _KILLED: Final = 128 + signal.SIGKILL
 
@@ -61,7 +64,6 @@ def qemu_machine(
     *,
     store: Path,
     notice: Callable[[str], None],
-    epoch: int | None = None,
 ) -> QemuMachine:
     """Make the machine of the settings; see `machine.drivers.make_machine`.
 
@@ -77,11 +79,12 @@ def qemu_machine(
     if block.network == "user":
         check_tun()
         servers = name_servers(block.name_servers)
-    disk = Disk(workspace, size=settings.disk_size, epoch=epoch, notice=notice)
+    caches = store / VM_CACHES
+    drives = Drives(workspace, caches=caches, size=settings.disk_size, notice=notice)
     program = find_program(block.program)
     return QemuMachine(
         workspace,
-        disk,
+        drives,
         block,
         store=store,
         program=program,
@@ -100,7 +103,7 @@ class QemuMachine:
 
     Args:
         workspace: the build's directory; it is closed with the machine.
-        disk: the drive, in the workspace.
+        drives: all its drives.
         settings: the block `machine.qemu`.
         store: the directory of bases and images.
         program: QEMU.
@@ -112,7 +115,7 @@ class QemuMachine:
     def __init__(
         self,
         workspace: BuildDirectory,
-        disk: Disk,
+        drives: Drives,
         settings: QemuSettings,
         *,
         store: Path,
@@ -122,7 +125,7 @@ class QemuMachine:
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._workspace = workspace
-        self._disk = disk
+        self._drives = drives
         self._settings = settings
         self._home = store
         self._program = program
@@ -155,9 +158,9 @@ class QemuMachine:
         self._emulator.start()
         return Listening(bootstrap, f"{HOST}:{bootstrap.getsockname()[1]}")
 
-    def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
-        """Make the drive from `layers` and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._disk.fill(layers)
+    def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
+        """Make the drives and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._drives.prepare(layers, caches)
         self._initramfs = initramfs_image(
             self._home,
             compression=Compression(self._settings.initrd_compression),
@@ -174,6 +177,8 @@ class QemuMachine:
         emulated = EMULATED if self._accelerator is Accelerator.TCG else ()
         append = kernel_arguments(
             network=self._network(),
+            scratch="/dev/vdb",
+            caches=[cache.name for cache in self._drives.caches],
             mmds=f"http://{HOST}",
             mmds_timeout=options.mmds_timeout,
             connect_timeout=options.connect_timeout,
@@ -184,16 +189,17 @@ class QemuMachine:
             Hardware(self._accelerator, self._settings.memory, self._settings.vcpus),
             kernel=path_of(0),
             initrd=path_of(1),
-            disk=path_of(2),
+            snapshot=path_of(2),
+            drives=[path_of(3 + number) for number in range(len(self._drives.paths))],
             append=append,
         )
-        files = [HandedFile(self._kernel.image), HandedFile(self._initramfs)]
+        files = [HandedFile(path) for path in (self._kernel.image, self._initramfs, self._drives.snapshot)]
         self._log = BoundedLog(
             copied(self._namespace.output, open_copy(self._settings.serial_log, _SERIAL_LOG))
         )
         self._namespace.run(
             command,
-            [*files, HandedFile(self._disk.path, writable=True)],
+            [*files, *(HandedFile(path, writable=True) for path in self._drives.paths)],
             [KVM] if self._accelerator is Accelerator.KVM else [],
         )
 
@@ -226,21 +232,21 @@ class QemuMachine:
         self._namespace.process.kill()
         return self.wait()
 
-    def export(self, outputs: Sequence[OutputSpec], into: Path) -> tuple[Artifact, ...]:
-        """Write the outputs; see `Machine.export`."""
-        if self.poll() is None:
-            raise MachineError("the root file system can't be exported while the machine runs")
-        if self._report.status != "success":
-            raise MachineError(f"the machine did not end cleanly: {self._report.message}")
-        return self._disk.export(outputs, into)
+    def receiver(self, taken: Taken) -> LayerReceiver:
+        """Return what takes the layers; see `Machine.receiver`."""
+        return self._drives.receiver(taken)
 
     def layers(self) -> tuple[StepLayer, ...]:
-        """Return nothing: its steps work on one drive; see `Machine.layers`."""
-        return ()
+        """Return the layers that nobody has taken; see `Machine.layers`."""
+        return self._drives.layers()
+
+    def tree(self) -> ArchiveLayer | None:
+        """Nothing: its guest has sent layers; see `Machine.tree`."""
+        return None
 
     def keep(self, into: Path) -> tuple[str, ...]:
-        """Keep the drive, and the end of the console; see `Machine.keep`."""
-        self._disk.keep(into)
+        """Keep what finished steps have made, and the end of the console; see `Machine.keep`."""
+        self._drives.keep(into)
         if self._log is not None:
             keep_console(self._log.text(), into)
         return ()
@@ -268,6 +274,7 @@ class QemuMachine:
             if self._emulator is not None:
                 self._emulator.stop()
         finally:
+            self._drives.close()
             self._workspace.close()
 
     def _choose_accelerator(self) -> tuple[Accelerator, str]:
@@ -282,7 +289,7 @@ class QemuMachine:
 
     def _write_error_text(self) -> str:
         """Name the cause that the guest can't know: to it, a full disk of this host is a broken drive."""
-        return f"this host failed to write to the machine's drive: is the disk of {self._home} full?"
+        return f"this host failed to write to a drive of the machine: is the disk of {self._home} full?"
 
     def _network(self) -> StaticAddress:
         if self._uplink is None:

@@ -1,0 +1,289 @@
+"""The drives of a virtual machine that works on layers, and the layers that its guest sends.
+
+The first is a snapshot of what its steps start from, read-only (`image.drives`). The second is empty, and
+goes with the machine. The others hold cache mounts, one each, and outlive the build:
+
+    <home>/cache-mounts/vm/<SHA-256 of the id>/
+        id          the id, as it is in the Dockerfile
+        <n>/lock    held as long as a machine has the drive
+        <n>/data    the drive
+
+Only guests mount them: what a guest has written there means nothing to this host.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
+from firebuild_bootstrap.image.content_store import write_whole
+from firebuild_bootstrap.image.layertrees import TREE, Layer
+from firebuild_bootstrap.image.outputs import OutputType, require_e2fsprogs
+from firebuild_bootstrap.image.worker.ext4 import make_empty_ext4
+from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.machine.base import FINISHED, StepLayer, Taken, finished_layers
+from firebuild_bootstrap.machine.rootfs import unpack_notes
+from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.wire import CacheMount
+
+VM_CACHES: Final = "cache-mounts/vm"
+"""Where drives of cache mounts are kept, in the directory of the store."""
+SCRATCH_BYTES: Final = 16 << 30
+"""Size of a scratch drive by default, and of a layer at most; holes take no space on the host."""
+_CACHE_SIZE: Final = 64 << 30
+_MIB: Final = 1 << 20
+MAX_CACHES: Final = 4
+"""Drives of cache mounts: QEMU's microvm has eight devices, and four are taken."""
+_PAUSE: Final = 0.1
+_MOST_PRIVATE: Final = 1000
+
+
+@dataclass(frozen=True)
+class CacheDrive:
+    """The drive of a cache mount: its file, and the SHA-256 of the id, by which the guest knows it."""
+
+    path: Path
+    name: str
+
+
+class Drives:
+    """All drives of one machine. Close them when it has ended.
+
+    Args:
+        workspace: the build's directory.
+        caches: where those of cache mounts are kept.
+        size: bytes of the scratch drive; None for 16 GiB, which take space only as they are used.
+        notice: told what the user should know.
+
+    Raises:
+        MachineError: e2fsprogs is missing.
+    """
+
+    def __init__(
+        self,
+        workspace: BuildDirectory,
+        *,
+        caches: Path,
+        size: int | None = None,
+        notice: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        require_e2fsprogs("the machine's drives", ("mke2fs", "debugfs"))
+        self._workspace = workspace
+        self._size = SCRATCH_BYTES if size is None else size // _MIB * _MIB
+        self._notice = notice
+        self._trees = workspace.trees()
+        self._stored = workspace.layer_trees()
+        self._snapshots = workspace.snapshot_drives(self._stored)
+        self._directory = caches
+        self._layers: tuple[Layer, ...] = ()
+        self._locks: list[int] = []
+        self._received: SentLayers | None = None
+        self.snapshot = Path()
+        self.scratch = workspace.path / "scratch.ext4"
+        self.caches: tuple[CacheDrive, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All that are written to: the scratch drive, and those of cache mounts."""
+        return (self.scratch, *(cache.path for cache in self.caches))
+
+    def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
+        """Make them ready.
+
+        Args:
+            layers: what the steps start from, the lowest first.
+            caches: cache mounts that the steps use; those of this machine wait for those of others.
+
+        Returns:
+            notes for the user.
+
+        Raises:
+            MachineError: the host's disk is full.
+        """
+        self._layers = tuple(layers)
+        self.snapshot, report = self._snapshots.hold(layers)
+        self._make(self.scratch, self._size, journal=False)
+        ids = {mount.id: mount for mount in caches}
+        for mount in (ids[each] for each in sorted(ids)[:MAX_CACHES]):
+            self.caches += (self._cache(mount),)
+        notes = unpack_notes(report)
+        if len(ids) > MAX_CACHES:
+            notes += (f"a machine keeps {MAX_CACHES} cache mounts; the others last as long as this stage",)
+        return notes
+
+    def receiver(self, taken: Taken) -> SentLayers:
+        """Return what takes the layers that the guest sends; see `Machine.receiver`."""
+        self._received = SentLayers(self._workspace, self._size, taken, self._notice)
+        return self._received
+
+    def layers(self) -> tuple[StepLayer, ...]:
+        """Return the layers that nobody has taken yet; see `Machine.layers`."""
+        return finished_layers(self._workspace.path)
+
+    def keep(self, into: Path) -> None:
+        """Write what the finished steps have made into the directory `into`, as one archive.
+
+        Raises:
+            MachineError: the disk is full.
+        """
+        if not self.scratch.exists():
+            return
+        lower = self._stored.merged(self._layers)
+        made = self._received.trees if self._received is not None else []
+        stack = (*((lower,) if isinstance(lower, Path) else lower), *made)
+        self._trees.pack(stack if len(stack) > 1 else stack[0], into / OutputType.TAR.file_name)
+
+    def close(self) -> None:
+        """Let go of all that others may use. Idempotent."""
+        while self._locks:
+            os.close(self._locks.pop())
+        self._snapshots.close()
+        self._stored.close()
+
+    def _make(self, path: Path, size: int, *, journal: bool) -> None:
+        try:
+            make_empty_ext4(str(path), size, journal=journal)
+        except LayerError as error:
+            raise MachineError(f"{path}: {error.message}", hint=error.hint or None) from error
+
+    def _cache(self, mount: CacheMount) -> CacheDrive:
+        name = hashlib.sha256(mount.id.encode()).hexdigest()
+        folder = self._directory / name
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if not (folder / "id").exists():
+                write_whole(folder / "id", mount.id.encode())
+            place, lock = self._locked(folder, mount)
+            self._locks.append(lock)
+            os.utime(lock)  # the last use, for who has to choose what goes
+            drive = place / "data"
+            if not drive.exists():
+                fresh = place / f"new-{os.getpid()}"
+                fresh.unlink(missing_ok=True)
+                self._make(fresh, _CACHE_SIZE, journal=True)
+                fresh.rename(drive)
+        except OSError as error:
+            raise MachineError(f"{error.filename or folder}: {error.strerror}") from error
+        return CacheDrive(drive, name)
+
+    def _locked(self, folder: Path, mount: CacheMount) -> tuple[Path, int]:
+        """Return a directory of the cache that nobody else has now, and the descriptor of its lock."""
+        for number in range(_MOST_PRIVATE if mount.sharing == "private" else 1):
+            place = folder / str(number)
+            if (lock := _try_lock(place)) is not None:
+                return place, lock
+        place = folder / "0"
+        if mount.sharing == "shared":
+            self._notice(f"only one virtual machine at a time can have the cache mount {mount.id!r:.200}")
+        with self._workspace.tasks.task(f"waiting for the cache mount {mount.id!r:.200}"):
+            while (lock := _try_lock(place)) is None:
+                self._workspace.check()
+                time.sleep(_PAUSE)
+        return place, lock
+
+
+def _try_lock(place: Path) -> int | None:
+    """Lock a cache; None where somebody else has it, or is removing it."""
+    place.mkdir(mode=0o700, exist_ok=True)
+    lock = -1
+    try:
+        lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever removes caches takes the lock, and moves the directory away.
+        if os.path.samestat(os.fstat(lock), os.stat(place / "lock")):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    if lock >= 0:
+        os.close(lock)
+    return None
+
+
+class SentLayers:
+    """Takes the layers that a guest sends, and unpacks each in the sandbox.
+
+    A guest that has no layers to give, because it works on one plain tree, sends nothing.
+
+    Args:
+        workspace: the machine's directory.
+        limit: bytes of a layer, at most.
+        taken: is given each, as soon as it is complete.
+        notice: told what could not be kept.
+    """
+
+    def __init__(
+        self, workspace: BuildDirectory, limit: int, taken: Taken, notice: Callable[[str], None]
+    ) -> None:
+        self._workspace = workspace
+        self._limit = limit
+        self._taken = taken
+        self._notice = notice
+        self._archive = workspace.path / "layers" / "incoming.tar"
+        self._size = 0
+        self._file = -1
+        self._none = False
+        self.trees: list[Path] = []
+        """Those that have come so far, in their order."""
+
+    def wanted(self, _step: int, /) -> bool:
+        """Say whether the guest has to send the layer of a step: until it has none."""
+        return not self._none
+
+    def write(self, step: int, data: bytes, /) -> None:
+        """Take the next bytes of a layer.
+
+        Raises:
+            InputError: there are more than the machine's drive can hold.
+            MachineError: the disk is full.
+        """
+        self._size += len(data)
+        if self._size > self._limit:
+            raise InputError(
+                f"the guest sent more than {self._limit} bytes as the layer of step {step}",
+                hint="that is more than its drive can hold, which has machine.disk_size",
+            )
+        try:
+            if self._file < 0:
+                self._archive.parent.mkdir(mode=0o755, exist_ok=True)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+                self._file = os.open(self._archive, flags, 0o600)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            raise MachineError(f"{self._archive} can't be written: {error.strerror}") from error
+
+    def finished(self, step: int, /) -> None:
+        """Unpack a layer that is complete, and hand it on.
+
+        Raises:
+            MachineError: it is damaged or beyond what a layer may be, or the disk is full.
+        """
+        if self._file < 0:
+            self._none = True
+            return
+        os.close(self._file)
+        self._file, self._size = -1, 0
+        unfinished = self._workspace.path / "layers" / "unfinished"
+        directory = self._workspace.path / FINISHED / str(step)
+        try:
+            (unfinished / TREE).mkdir(parents=True)
+            directory.parent.mkdir(exist_ok=True)
+            report = self._workspace.trees().unpack_upper(self._archive, unfinished / TREE)
+            self._archive.unlink()
+            unfinished.rename(directory)
+        except OSError as error:
+            raise MachineError(f"{error.filename or unfinished}: {error.strerror}") from error
+        except Interrupted:  # whoever waits for the end of the session tells of it
+            raise MachineError(f"the layer of step {step} was not unpacked") from None
+        for note in unpack_notes(report, f"step {step}"):
+            self._notice(note)
+        self.trees.append(self._taken(step, directory) or directory / TREE)
