@@ -345,7 +345,8 @@ def main() -> None:
     # As whoever installs firebuild has it; here nobody may have written it since the last change.
     compileall.compile_dir(Path(__file__).resolve().parents[1] / "src", quiet=1)
     lines = []
-    with tempfile.TemporaryDirectory(prefix="build-speed-") as directory:
+    # The last build's cleanup process may still be at work in it.
+    with tempfile.TemporaryDirectory(prefix="build-speed-", ignore_cleanup_errors=True) as directory:
         for line in report(Path(directory), arguments.runs, arguments.only):
             print(line, flush=True)
             lines.append(line)

@@ -270,7 +270,7 @@ def test_links_of_the_context_do_not_carry_files_of_the_host_into_the_image(
 @pytest.mark.needs("tester")
 def test_no_other_user_of_the_host_can_execute_a_set_user_id_program_of_an_image(context: Path) -> None:
     tester = pwd.getpwnam("tester").pw_uid
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:  # cleanup goes on in it
         home = Path(directory)
         home.chmod(0o755)
         firebuild = Firebuild(home)

@@ -5,8 +5,9 @@ a JSON object on standard input (never in argv, which others can read), and afte
 which unlike text can be wiped; what goes wrong before the command
 runs is reported as JSON on a descriptor. Four processes take part:
 
-    L  the launcher, as old as vminit: forks an A for each RUN, and passes on its exit status. It never sees a
-       request. A Python of its own for each RUN would take half of the time of a short one.
+    L  the launcher: forks an A for each RUN, and passes on its exit status. It is forked from vminit before
+       that has read its metadata, so that no key ever was in its memory, and never sees a request itself. A
+       Python of its own for each RUN would take half of the time of a short one.
     A  unshares, waits for B and ends as it has
     B  process 1 of the new pid namespace; mounts, forks C, reaps; when B ends the kernel kills the rest
     C  drops privileges and executes the command
@@ -153,9 +154,7 @@ class Launcher:
             with open(os.devnull, "r+b") as null:  # vminit's own are read until everybody has closed them
                 for descriptor in range(3):
                     os.dup2(null.fileno(), descriptor)
-            for name in os.listdir("/proc/self/fd"):
-                with suppress(OSError):  # that of the list
-                    os.set_inheritable(int(name), int(name) < 3)  # whatever vminit was started with
+            close_others(other.fileno())
             serve(other)
         return pid
 
@@ -213,6 +212,14 @@ class _Refused(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def close_others(control: int) -> None:
+    """Close all that vminit was started with: a RUN could count the descriptors of its process 1."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in (0, 1, 2, control):
+            with suppress(OSError):  # that of the list
+                os.close(int(name))
 
 
 def serve(control: socket.socket) -> NoReturn:
