@@ -145,9 +145,9 @@ class Session:
             message = self._incoming.get(timeout=timeout)
         except queue.Empty:
             raise NotNow(f"the server did not begin the session within {timeout:g} seconds") from None
-        self._stop.check()
         if message is not None:
-            return message
+            return message  # whatever else has happened: now the host can be told
+        self._stop.check()
         if self._error is not None:
             raise self._error
         raise NotNow("the server ended the session at once")

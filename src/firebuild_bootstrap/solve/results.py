@@ -81,13 +81,13 @@ class Making:
     """A stage at work: its steps become entries of the cache. One thread at a time may use it.
 
     Args:
-        shared: the cache; None where none can be used.
+        shared: the cache.
         steps: those that are executed, in their order, with what their keys are made of.
         replace: whether nothing that others have made is as good.
     """
 
     def __init__(
-        self, shared: Shared | None, steps: Sequence[tuple[PlannedStep, Step, Parts]], *, replace: bool
+        self, shared: Shared, steps: Sequence[tuple[PlannedStep, Step, Parts]], *, replace: bool
     ) -> None:
         self._shared = shared
         self._steps = steps
@@ -121,7 +121,7 @@ class Making:
         Raises:
             FirebuildError: the store can't be written.
         """
-        if self._shared is None or len(self.entries) == len(self._steps):
+        if len(self.entries) == len(self._steps):
             return None
         planned, step, parts = self._steps[len(self.entries)]
         if planned.number != number:
@@ -147,7 +147,7 @@ class Making:
 
     def _is_usual(self, planned: PlannedStep, step: Step, parts: Parts) -> bool:
         """Whether the files that a step took are still those of its key; they are looked at once."""
-        if self._shared is None or planned.sure:
+        if planned.sure:
             return True
         if planned.number not in self._usual:
             same = self._usual[planned.number] = self._shared.unchanged(step.operation, parts)
@@ -165,7 +165,7 @@ class Results:
     Args:
         graph: what there is to do.
         bases: the images that it names, by their references.
-        shared: the cache; None where none can be used.
+        shared: the cache.
         stored: the store of unpacked layers.
         trees: the tools for trees.
         directory: returns an existing directory for archives of whole stages.
@@ -176,7 +176,7 @@ class Results:
         graph: Graph,
         bases: Mapping[str, Base],
         *,
-        shared: Shared | None,
+        shared: Shared,
         stored: LayerTrees,
         trees: Trees,
         directory: Callable[[], Path],
@@ -213,8 +213,8 @@ class Results:
             self._visit(self._graph.stage(stage.base.index), pending)
             start = self._start(stage)
         done = min(start.done, self._unrenewed(stage)) if start is not None else 0
-        # Without a cache the target's machine is what writes the outputs; with --no-cache it runs as well.
-        runs = stage == self._graph.target and (self._shared is None or self._shared.fresh(stage))
+        # With --no-cache the target runs, even if there is nothing to execute in it.
+        runs = stage == self._graph.target and self._shared.fresh(stage)
         if start is not None and done == len(stage.steps) and not runs:
             self._made[stage.index] = start.layers
             if start.tip is not None:
@@ -230,8 +230,6 @@ class Results:
 
     def _unrenewed(self, stage: Stage) -> int:
         """Return how many steps of a stage, from the first, need nothing that is to be executed anew."""
-        if self._shared is None:
-            return 0
         if isinstance(stage.base, StageRef) and self._is_renewed(stage.base.index):
             return 0
         for place, step in enumerate(stage.steps):
@@ -244,23 +242,22 @@ class Results:
         """Whether a stage is to be executed anew, at least in part, whatever the cache has."""
         if index not in self._renewed:
             stage = self._graph.stage(index)
-            fresh = self._shared is not None and self._shared.fresh(stage)
-            self._renewed[index] = fresh or self._unrenewed(stage) < len(stage.steps)
+            self._renewed[index] = self._shared.fresh(stage) or self._unrenewed(stage) < len(stage.steps)
         return self._renewed[index]
 
     def parts(self, stage: Stage) -> tuple[Parts, ...]:
-        """Return what the keys of a stage's steps are made of; nothing where no cache can be used."""
-        return self._shared.keys[stage.index].steps if self._shared is not None else ()
+        """Return what the keys of a stage's steps are made of."""
+        return self._shared.keys[stage.index].steps
 
     def identity(self, tree: TreeRef) -> str:
         """Return what names the content of a tree in all builds, for cache mounts that begin with it."""
-        if isinstance(tree, StageRef) and self._shared is not None:
+        if isinstance(tree, StageRef):
             return self._shared.keys[tree.index].key
         return self._bases[tree.reference].digest if isinstance(tree, ImageRef) else canonical(tree)
 
     def cached(self, stage: Stage) -> int:
         """Return how many steps of a stage need not be executed, because the cache has their results."""
-        start = self._start(stage) if self._shared is not None else None
+        start = self._start(stage)
         return min(start.done, self._unrenewed(stage)) if start is not None else 0
 
     def start(self, stage: Stage) -> Start:
@@ -273,8 +270,6 @@ class Results:
     def _start(self, stage: Stage) -> Start | None:
         """Return where a stage would begin now; None while its base is not there."""
         below = self._below(stage.base)
-        if self._shared is None:
-            return None if below is None else Start(below)
         keys = self._shared.keys[stage.index]
         own = len(stage.steps)
         if below is not None and isinstance(stage.base, StageRef) and stage.base.index in self._tips:
@@ -323,8 +318,6 @@ class Results:
         """
         base = _identity(self._bottom(stage))
         parent = start.tip.id if start.tip is not None else base
-        if self._shared is None:
-            return Making(None, (), replace=False)
         steps = []
         for place, step in list(enumerate(stage.steps))[start.done :]:
             parts = self._shared.keys[stage.index].steps[place]
@@ -353,7 +346,7 @@ class Results:
         making.commit_all(machine)
         entries = making.entries
         self._committed = self._committed or bool(entries)
-        if self._shared is not None and len(entries) == len(stage.steps) - start.done:
+        if len(entries) == len(stage.steps) - start.done:
             self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in entries))
             tip = entries[-1] if entries else start.tip
             if tip is not None:
@@ -401,7 +394,7 @@ class Results:
 
     def trim(self, limit: Callable[[], int]) -> None:
         """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
-        if self._shared is not None and self._committed:
+        if self._committed:
             with suppress(FirebuildError):
                 self._shared.cache.prune(max_size=limit(), sweep=False)
 
