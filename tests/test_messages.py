@@ -37,7 +37,7 @@ RUN = pb.Run(step=pb.Step(number=3, workdir="/"), argv=["true"], network="defaul
             network="host",
         ),
         wire.CopyCommand(**STEP, source="", target="/to/", target_is_directory=True, chown="", chmod="u=rwX"),
-        wire.CopyCommand(**STEP, source="", target="to"),
+        wire.CopyCommand(**STEP, source="", target="to", link=True),
         wire.WorkdirCommand(**STEP),
     ],
 )

@@ -38,13 +38,14 @@ from firebuild_bootstrap.machine.drivers import (
     keeps_caches,
     make_machine,
     most_at_once,
+    puts_layers_between,
     start_ahead,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.solve.inputs import Inputs
-from firebuild_bootstrap.solve.keys import keys_of
+from firebuild_bootstrap.solve.keys import StageKeys, keys_of
 from firebuild_bootstrap.solve.reasons import LastBuild
 from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
@@ -158,14 +159,14 @@ class _Build:
         results = self._results(resolved)
         pending = results.pending()
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
-        self._announce(resolved, cached)
+        self._announce(resolved, results, cached)
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
         machine = self._machine(resolved.graph.target)
-        ahead = self._start_ahead(resolved.graph.target, pending, results, machine, cleanup)
+        ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 
         self._phase(2)
         # Only now: what a build imports that is cached whole is what it takes.
@@ -238,18 +239,19 @@ class _Build:
 
     def _start_ahead(
         self,
-        target: Stage,
+        resolved: Resolved,
         pending: Sequence[Stage],
         results: Results,
         machine: Machine,
         cleanup: ExitStack,
     ) -> Start | None:
         """Start the target's machine beside the second step, if nothing else has to be done for it before."""
+        target = resolved.graph.target
         if tuple(pending) != (target,):
             return None
         start = results.start(target)
         cleanup.callback(machine.close)
-        start_ahead(machine, start.layers)
+        start_ahead(machine, start.all_layers(resolved.number(target) + 1))
         return start
 
     def _directory(self) -> Path:
@@ -294,9 +296,16 @@ class _Build:
             ),
             unchanged=inputs.unchanged,
             notice=self._notice,
+            puts_between=self._puts_between(keys),
         )
 
-    def _announce(self, resolved: Resolved, cached: Mapping[int, int]) -> None:
+    def _puts_between(self, keys: Mapping[int, StageKeys]) -> bool:
+        if not puts_layers_between(self._settings.machine):
+            return False
+        linked = any(parts.linked for stage in keys.values() for parts in stage.steps)
+        return linked and not self._home.layers.overlay_problem(self._directory())
+
+    def _announce(self, resolved: Resolved, results: Results, cached: Mapping[int, int]) -> None:
         """Announce the build, and the steps that are cached."""
         self.events(
             BuildStarted(
@@ -309,10 +318,11 @@ class _Build:
         )
         for stage in resolved.graph.stages:
             number = resolved.number(stage)
-            for place, step in enumerate(stage.steps[: cached[stage.index]], 1):
+            for place in (*range(cached[stage.index]), *sorted(results.linked(stage))):
+                step = stage.steps[place]
                 self.events(
                     StepCached(
-                        step=number + place,
+                        step=number + 1 + place,
                         total=resolved.total,
                         instruction=step.origin.text,
                         line=step.origin.location.line,
@@ -382,16 +392,17 @@ class _Build:
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
             start = (build.ahead if target else None) or results.start(stage)
+            first = resolved.number(stage) + 1
             work = resolved.work(
                 stage,
-                start.layers,
+                start.all_layers(first),
                 results.archive,
                 cleanup,
                 identity=results.identity,
                 done=start.done,
+                without=start.linked,
             )
             machine = build.machine if target else self._machine(stage)
-            first = resolved.number(stage) + 1
             making = results.begin(stage, start, first, self._parts[stage.index])
 
             def rescue(kind: type[BaseException] | None, *_: object) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -136,6 +136,7 @@ def lower(
     *,
     first: int = 2,
     skip: int = 0,
+    without: Collection[int] = (),
     secrets: Mapping[str, Secret] = _NO_SECRETS,
     identity: Callable[[TreeRef], str] = canonical,
 ) -> tuple[WireStep, ...]:
@@ -147,6 +148,7 @@ def lower(
         sent: what was found before.
         first: the number of its first step.
         skip: how many steps are done already.
+        without: places of others that are.
         secrets: what the user has given, by id.
         identity: names what a tree holds, for caches that begin with it.
 
@@ -157,6 +159,8 @@ def lower(
     errors = InputErrors()
     for place, step in enumerate(stage.steps[skip:], skip):
         number, location = first + place, step.origin.location
+        if place in without:
+            continue
         with errors.collected():
             match step.operation:
                 case Copy() as copy:
@@ -208,6 +212,7 @@ def _lowered(
                 target_is_directory=copy.into,
                 chown=copy.chown,
                 chmod=copy.chmod,
+                link=copy.link,
             )
     return WireStep(number, step.origin.location.line, step.origin.text, command, resources)
 

@@ -41,6 +41,7 @@ def encode(command: wire.AnyCommand) -> pb.ToGuest:
                 target_is_directory=command.target_is_directory,
                 chown=command.chown,
                 chmod=command.chmod,
+                link=command.link,
             )
             return pb.ToGuest(apply=apply)
         case wire.WorkdirCommand():
@@ -74,6 +75,7 @@ def decode(message: pb.ToGuest) -> wire.AnyCommand | None:
                 target_is_directory=apply.target_is_directory,
                 chown=apply.chown if apply.HasField("chown") else None,
                 chmod=apply.chmod if apply.HasField("chmod") else None,
+                link=apply.link,
             )
         case "workdir":
             return wire.WorkdirCommand(**_step(message.workdir.step))

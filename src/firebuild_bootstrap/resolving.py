@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +126,7 @@ class Resolved:
         *,
         identity: Callable[[TreeRef], str],
         done: int = 0,
+        without: Collection[int] = (),
     ) -> Work:
         """Return what the guest of a stage has to do.
 
@@ -135,7 +136,8 @@ class Resolved:
             archives: finds what is done, and the images.
             cleanup: lets go of them.
             identity: names what a tree holds, for cache mounts that begin with it.
-            done: how many of its steps `base` holds.
+            done: how many of its steps, from the first, `base` holds.
+            without: places of those after them that it holds, too.
 
         Raises:
             InputError: a file that it wants of another stage or image is not there.
@@ -148,6 +150,7 @@ class Resolved:
             self.sent,
             first=number + 1,
             skip=done,
+            without=without,
             secrets=self.secrets,
             identity=identity,
         )

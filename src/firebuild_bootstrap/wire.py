@@ -187,7 +187,8 @@ class CopyCommand(Command):
     """A COPY or ADD; the guest asks for the resource `source`.
 
     `target` is as written (relative ones are below `workdir`); `target_is_directory` says that a single
-    file goes into it even if it does not exist yet. `chown` and `chmod` are the flags' values.
+    file goes into it even if it does not exist yet. `chown` and `chmod` are the flags' values. With `link`
+    the image is not looked at: what is copied is made on an empty root, and then lies on what is there.
     """
 
     source: str
@@ -195,6 +196,7 @@ class CopyCommand(Command):
     target_is_directory: bool = False
     chown: str | None = None
     chmod: str | None = None
+    link: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

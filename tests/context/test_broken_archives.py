@@ -34,14 +34,6 @@ def test_a_hard_link_needs_a_name_before_it(root: Path, find: Find, target: str)
     assert "leads out" in message or "is not before it" in message
 
 
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [(tarfile.CHRTYPE, "a device"), (tarfile.BLKTYPE, "a device"), (tarfile.FIFOTYPE, "a FIFO")],
-)
-def test_devices_and_fifos_are_refused(root: Path, find: Find, kind: bytes, what: str) -> None:
-    assert f"'dev/odd' is {what}" in error_of(add(find, root, tar(member("dev/odd", kind)))).message
-
-
 def test_names_that_are_not_utf8_are_refused(root: Path, find: Find) -> None:
     data = tar(member("n\udcff"), format=tarfile.GNU_FORMAT)
     assert "names in it have to be UTF-8" in error_of(add(find, root, data)).message

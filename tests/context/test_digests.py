@@ -23,7 +23,7 @@ def clock() -> int:
 
 
 class Reads:
-    """An index that counts how many files are read."""
+    """An index that counts how many files are read, empty ones left out: only attributes are read of them."""
 
     def __init__(self, index: StatIndex) -> None:
         self.index = index
@@ -34,7 +34,8 @@ class Reads:
         file = entry.file
 
         def opened() -> int:
-            self.names.append(entry.path)
+            if entry.size:
+                self.names.append(entry.path)
             return file.descriptor()
 
         return self.index.digest(file.status, opened)
@@ -149,7 +150,7 @@ def test_what_has_no_file_on_this_machine_counts_by_its_content(root: Path) -> N
 def test_nothing_is_read_twice_that_did_not_change(root: Path, tmp_path: Path) -> None:
     directory = tmp_path / "home" / "stat"
     index = StatIndex(directory, root, clock_ns=clock)
-    assert read_by(root, index) == ["src/main.py"], "there is nothing to read in an empty file"
+    assert read_by(root, index) == ["src/main.py"]
     assert read_by(root, index) == []
     index.save()
     index.save()
@@ -201,6 +202,32 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(root: Path) -> N
     assert read_by(root, index) == []
 
 
+def test_extended_attributes_count_and_capabilities_of_a_context_do_not(root: Path) -> None:
+    index = StatIndex(None, root, clock_ns=clock)
+    seen = [digest(root, index=index).sha256]
+    for name in ("src/main.py", "src/empty", "src"):
+        for value in (b"1", b"2"):
+            os.setxattr(root / name, "user.note", value)
+            seen.append(digest(root, index=index).sha256)
+    assert len(set(seen)) == 7
+    for name in ("src/main.py", "src/empty", "src"):
+        os.removexattr(root / name, "user.note")
+    assert digest(root, index=index).sha256 == seen[0]
+
+
+def test_special_files_count_by_kind_and_device(root: Path) -> None:
+    def entry(kind: EntryKind, device: tuple[int, int] = (0, 0)) -> Entry:
+        return Entry("x", "x", kind, 0o644, 0, device=device)
+
+    entries = (
+        entry(EntryKind.FIFO),
+        entry(EntryKind.CHARACTER, (1, 3)),
+        entry(EntryKind.CHARACTER, (1, 5)),
+        entry(EntryKind.BLOCK_DEVICE, (1, 3)),
+    )
+    assert len({digest_of([each], StatIndex(None, root)).sha256 for each in entries}) == 4
+
+
 def test_a_damaged_index_counts_as_none(root: Path, tmp_path: Path) -> None:
     directory = tmp_path / "stat"
     index = StatIndex(directory, root, clock_ns=clock)
@@ -235,7 +262,7 @@ def test_an_index_forgets_what_no_build_asks_for(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = tmp_path / "stat"
-    monkeypatch.setattr(module, "_MAX_ENTRIES", 2)
+    monkeypatch.setattr(module, "_MAX_ENTRIES", 3)
     monkeypatch.setattr(module, "_MAX_INDEXES", 2)
     (root / "src" / "other.py").write_text("1")
     index = StatIndex(directory, root, clock_ns=clock)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from context.finding import HERE, Find, content, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.context import BuildContext, EntryKind
+from firebuild_bootstrap.context.entries import plain
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError
 
@@ -125,27 +126,30 @@ def test_a_large_file_is_read_in_pieces(root: Path, find: Find) -> None:
         assert reader.read(1024) == bytes(1024)
 
 
-@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
-def test_what_is_no_file_is_an_error_that_names_it_before_anything_starts(
-    root: Path, find: Find, kind: str
-) -> None:
-    (root / "d").mkdir()
-    if kind == "FIFO":
-        os.mkfifo(root / "d/odd")
-    elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as server:
-            server.bind(str(root / "d/odd"))
-    else:
-        try:
-            os.mknod(root / "d/odd", 0o20600, os.makedev(1, 3))
-        except PermissionError:
-            pytest.skip("needs root")
-    for source in ("d", "d/odd", "d/o*", "."):
-        error = error_of(find, source)
-        assert f"'d/odd' is a {kind}" in error.message
-        assert ".dockerignore" in str(error.hint)
-    (root / ".dockerignore").write_text("d/odd")
-    assert paths(find("d")) == [""]
+def test_special_files_are_sent_and_never_opened(root: Path, find: Find) -> None:
+    os.mkfifo(root / "fifo", 0o622)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "socket"))
+    found = {entry.path: entry for entry in find(".").entries()}
+    assert (found["fifo"].kind, found["fifo"].open) == (EntryKind.FIFO, None)
+    # As in BuildKit.
+    assert (found["socket"].kind, found["socket"].size) == (EntryKind.FILE, 0)
+    assert found["socket"].open is not None
+    assert found["socket"].open().read() == b""
+    (alone,) = find("fif*").entries()
+    assert (alone.kind, alone.path, alone.from_directory) == (EntryKind.FIFO, "fifo", False)
+    try:
+        os.mknod(root / "device", 0o20600, os.makedev(1, 3))
+    except PermissionError:
+        return
+    (device,) = find("device").entries()
+    assert (device.kind, device.device) == (EntryKind.CHARACTER, (1, 3))
+
+
+def test_a_guest_that_takes_no_packed_files_gets_no_special_ones(root: Path, find: Find) -> None:
+    os.mkfifo(root / "fifo")
+    with pytest.raises(InputError, match="'fifo' is a fifo, and the guest is too old"):
+        list(plain(find(".").entries()))
 
 
 def test_names_and_links_that_are_not_utf8_are_errors(root: Path, find: Find) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.layers import tar
 from guest.local import Local
 from guest.server import END, group, member, piece
@@ -41,6 +44,51 @@ def test_an_empty_resource_is_no_error(local: Local) -> None:
     assert local.tree() == {}
 
 
+def test_attributes_and_special_files_arrive(local: Local) -> None:
+    def attributed(entry: tar.Entry, content: bytes = b"") -> bytes:
+        xattrs = {"user.note": b"kept", "user.empty": b"", "no-namespace": b"refused by the kernel"}
+        return tar.encode(entry._replace(xattrs=xattrs), len(content))[0] + content.ljust(
+            512 if content else 0, b"\0"
+        )
+
+    os.mkfifo(local.image / "old")
+    (local.image / "link").symlink_to("nowhere")
+    fifo = tar.Entry("p", tar.FIFO, 0o622, mtime_ns=5 * 10**9)
+    stream = (
+        attributed(tar.Entry("d", tar.DIRECTORY, 0o755)),
+        attributed(tar.Entry("d/f", tar.FILE, 0o640, size=1), b"x"),
+        tar.encode(fifo, 0)[0],
+    )
+    local.copy([TREE, piece(b"".join(stream)), END], "/t")
+    for name in ("t/d", "t/d/f"):
+        assert {key: os.getxattr(local.image / name, key) for key in os.listxattr(local.image / name)} == {
+            "user.note": b"kept",
+            "user.empty": b"",
+        }
+    for target in ("/old", "/link"):
+        local.copy([ONE, piece(stream[2]), END], target)
+    for name in ("t/p", "old", "nowhere"):
+        status = os.lstat(local.image / name)
+        assert (status.st_mode, status.st_mtime) == (stat.S_IFIFO | 0o622, 5)
+
+
+def test_a_device_node_is_made_or_it_is_said_why_not(local: Local) -> None:
+    device = piece(tar.encode(tar.Entry("null", tar.CHARACTER, 0o666, device=(1, 3)), 0)[0])
+    with suppress(StepError):  # the message is the one below
+        local.copy([ONE, device, END], "/null")
+        status = os.lstat(local.image / "null")
+        assert (status.st_mode, status.st_rdev) == (stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    (local.image / "sealed").mkdir()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "no")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "mknod", refuse)
+        message = local.refused([ONE, device, END], "/sealed/").message
+    assert "/sealed/null is a device node (1:3), which can't be made here" in message
+
+
 def test_pieces_may_end_anywhere(local: Local) -> None:
     content = os.urandom(5000).hex().encode()
     data = (
@@ -64,7 +112,6 @@ FILE = member("f", b"content")
         ([TREE, piece(FILE), END, piece(b"more")], "does not end where it says so"),
         ([TREE, piece(FILE), pb.ToGuest(), END], "the server sent nothing in the middle of files"),
         ([TREE, pb.ToGuest(finish=pb.Finish()), END], "the server sent finish in the middle of files"),
-        ([TREE, piece(member("p", kind=tar.FIFO)), END], "an entry of kind fifo"),
         ([TREE, piece(member("../up", b"x")), END], "can't be read: "),
         (
             [group(from_directory=True, keep_owner=True), piece(member("f", uid=2**32 - 1)), END],

@@ -170,3 +170,50 @@ def test_an_image_that_would_be_the_same_is_left_as_it_is(cached: Library, tmp_p
     assert path.read_bytes() == original
     (fourth.directory / "image.json").write_text("{")
     assert build(cached)[0].record.config == first.record.config
+
+
+LINKED = """
+FROM host AS tools
+RUN echo tool > /tool
+FROM host
+ARG VERSION=1
+RUN mkdir -p /opt && echo $VERSION > /opt/version && chmod 700 /opt
+COPY --link --chown=7:8 source /opt/app/
+COPY --link --from=tools /tool /opt/
+RUN cat /opt/version /opt/app/source /opt/tool > /all
+COPY --link source /last
+"""
+
+
+def test_copies_with_link_are_not_made_again_when_something_before_them_changes(cached: Library) -> None:
+    image, executed, done = build(cached, LINKED)
+    assert executed == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert content(image, "all") == "1\nonetool"
+    again, executed, done = build(cached, LINKED, build_args={"VERSION": "2"})
+    # The stage of the tool is not needed either.
+    assert (executed, done) == ([3, 4, 7], [2, 5, 6, 8])
+    assert content(again, "all") == "2\nonetool"
+    assert mode(again, "opt") == 0o755
+    assert build(cached, LINKED, build_args={"VERSION": "2"})[1:] == ([], [2, 4, 5, 6, 7, 8])
+    # Every key leads to what lies on one another: the first build is still there, too.
+    first, executed, _ = build(cached, LINKED)
+    assert executed == []
+    assert content(first, "all") == "1\nonetool"
+    lines = LINKED.splitlines(keepends=True)
+    on_nothing, executed, _ = build(cached, "".join((*lines[:3], "FROM scratch\n", *lines[6:8])))
+    assert executed == []
+    assert content(on_nothing, "opt/app/source") == "one"
+    (cached.context / "source").write_text("two")
+    changed, executed, done = build(cached, LINKED)
+    assert (executed, done) == ([3, 5, 7, 8], [2, 4, 6])
+    assert content(changed, "all") == "1\ntwotool"
+    # A source that is made anew is another one, whatever it holds.
+    _, executed, done = build(cached, LINKED, no_cache_stages=frozenset({"tools"}))
+    assert (executed, done) == ([1, 2, 3, 6, 7], [4, 5, 8])
+
+
+def mode(image: StoredImage, name: str) -> int:
+    path = image.output(OutputType.TAR)
+    assert path is not None
+    with tarfile.open(path) as tar:
+        return tar.getmember(name).mode

@@ -6,7 +6,6 @@ A case is a member of a file in `cases/`, by its name:
     files:      what is in the context besides it; see `lay`
     args, target, platform, secrets (id -> content), contexts (name -> files)
     served:     name -> content of files that a web server at the build argument URL delivers
-    needs:      features that are not in every builder; see `disagreements.yaml`
     times:      whether times of modification are a part of what is expected
 
 What BuildKit makes of it is in `recorded/`, put there by `record.py`.
@@ -19,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -57,7 +57,6 @@ class Case:
     secrets: Mapping[str, str] = field(default_factory=dict)
     contexts: Mapping[str, Files] = field(default_factory=dict)
     served: Mapping[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
     times: bool = False
 
     def lay(self, directory: Path) -> Path:
@@ -96,8 +95,7 @@ def cases() -> tuple[Case, ...]:
     found = []
     for path in sorted((HERE / "cases").glob("*.yaml")):
         for name, members in yaml.safe_load(path.read_text()).items():
-            needs = tuple(members.pop("needs", "").split())
-            found.append(Case(area=path.stem, name=name, needs=needs, **members))
+            found.append(Case(area=path.stem, name=name, **members))
     return tuple(found)
 
 
@@ -115,10 +113,10 @@ def recorded() -> dict[str, Any]:
 def lay(directory: Path, files: Files, time: int = TIME * 10**9) -> None:
     """Make files, each a text or an object with the members that it needs:
 
-    `content`, `base64` or `size` (of zeros), or `link`, `hard` (a name in the same files), `fifo`, or
-    `archive` (files, packed as `form`: tar, gz, bz2, xz); `mode` (octal digits), `owner` (uid:gid), `mtime`,
-    `xattr`. A name that ends in a slash is a directory. `time`, in nanoseconds, is that of the last; each
-    other is a nanosecond later.
+    `content`, `base64` or `size` (of zeros), or `link`, `hard` (a name in the same files), `fifo`, `socket`,
+    or `archive` (files, packed as `form`: tar, gz, bz2, xz); `mode` (octal digits), `owner` (uid:gid),
+    `mtime`, `xattr` (as Latin-1). A name that ends in a slash is a directory. `time`, in nanoseconds, is that
+    of the last; each other is a nanosecond later.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for name, text_or_members in files.items():
@@ -132,7 +130,7 @@ def lay(directory: Path, files: Files, time: int = TIME * 10**9) -> None:
         if (uid, gid) != (0, 0):
             os.chown(path, uid, gid, follow_symlinks=False)
         for key, value in members.get("xattr", {}).items():
-            os.setxattr(path, key, value.encode(), follow_symlinks=False)
+            os.setxattr(path, key, value.encode("latin-1"), follow_symlinks=False)
     # Making a file changes the time of its directory.
     for number, path in enumerate(sorted(directory.rglob("*"), reverse=True)):
         given = _members(files.get(str(path.relative_to(directory)) + "/" * path.is_dir(), ""))
@@ -150,6 +148,9 @@ def _make(path: Path, directory: Path, name: str, members: Mapping[str, Any]) ->
         path.hardlink_to(directory / members["hard"])
     elif "fifo" in members:
         os.mkfifo(path)
+    elif "socket" in members:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
     else:
         path.write_bytes(content(members))
 

@@ -18,12 +18,10 @@ from oracle.tree import without_base
 pytestmark = [pytest.mark.root, pytest.mark.needs("userns", "busybox")]
 
 LISTED: Mapping[str, Any] = yaml.safe_load((HERE / "disagreements.yaml").read_text())
-LACKING = frozenset(LISTED["lacking"])
 # What is decided, and what has been found and is not yet mended, with the reason.
 DIFFERENT: Mapping[str, str] = LISTED["decisions"] | LISTED["faults"]
 RECORDS = recorded()
-POSSIBLE = [case for case in cases() if not LACKING.intersection(case.needs)]
-AGREEING = [case for case in POSSIBLE if case.name not in DIFFERENT]
+AGREEING = [case for case in cases() if case.name not in DIFFERENT]
 
 
 def named(chosen: list[Case]) -> pytest.MarkDecorator:
@@ -92,20 +90,10 @@ def test_what_buildkit_refuses_is_refused(case: Case, tmp_path: Path, store: Hom
     assert "refused" in outcome_of(case, tmp_path, store)
 
 
-@named([case for case in POSSIBLE if case.name in DIFFERENT])
+@named([case for case in cases() if case.name in DIFFERENT])
 def test_a_listed_difference_is_one(case: Case, tmp_path: Path, store: Home) -> None:
     assert not agrees(outcome_of(case, tmp_path, store), RECORDS[case.name])
 
 
-@pytest.mark.parametrize("feature", sorted(LACKING))
-def test_a_feature_that_is_listed_as_lacking_is(feature: str, tmp_path: Path, store: Home) -> None:
-    accepted = [case for case in cases() if "refused" not in RECORDS[case.name]]
-    alone = [case for case in accepted if LACKING.intersection(case.needs) == {feature}]
-    outcomes = (outcome_of(case, tmp_path / case.name, store) for case in alone)
-    assert any(not agrees(outcome, RECORDS[case.name]) for case, outcome in zip(alone, outcomes, strict=True))
-
-
 def test_every_entry_of_the_list_is_about_something() -> None:
-    names = {case.name for case in cases()}
-    assert names >= DIFFERENT.keys()
-    assert {feature for case in cases() for feature in case.needs} >= LACKING
+    assert {case.name for case in cases()} >= DIFFERENT.keys()

@@ -35,14 +35,19 @@ def test_what_a_layer_removes_it_may_hold_itself() -> None:
 
 def test_every_kind_of_file_is_told() -> None:
     files = {
-        "b": {"content": "é", "owner": "1:2", "mode": "4755", "xattr": {"user.k": "v"}},
+        "b": {
+            "content": "é",
+            "owner": "1:2",
+            "mode": "4755",
+            "xattr": {"user.k": "v", "security.capability": "v"},
+        },
         "a": {"hard": "b"},
         "l": {"link": "b"},
         "p": {"fifo": True},
     }
     digest = "4a99557e4033c3539de2eb65472017cad5f9557f7a0625a09f1c3f6e2ba69c4c"
     assert tree_of(files, times=True) == {
-        "a": f"file 4755 1:2 at 1000000000 user.k=b'v' 2 bytes, sha256 {digest}",
+        "a": f"file 4755 1:2 at 1000000000 security.capability=76 2 bytes, sha256 {digest}",
         "b": "same as a",
         "l": "link 0777 0:0 at 1000000000 -> b",
         "p": "fifo 0644 0:0 at 1000000000",

@@ -18,7 +18,8 @@ _KINDS: Final = {
     tarfile.CHRTYPE: "char",
     tarfile.BLKTYPE: "block",
 }
-_XATTR: Final = "SCHILY.xattr."
+# All that BuildKit writes into a layer, although its RUNs see the others, too.
+_CAPABILITY: Final = "SCHILY.xattr.security.capability"
 _SHOWN: Final = 80  # bytes of content; what is longer, or no text, is told by size and SHA-256
 
 Tree = dict[str, str]
@@ -80,9 +81,8 @@ def _told(tar: tarfile.TarFile, member: tarfile.TarInfo, *, times: bool) -> str:
     words = [_KINDS.get(member.type, "file"), f"{member.mode & 0o7777:04o}", f"{member.uid}:{member.gid}"]
     if times:
         words.append(f"at {member.mtime:.9f}".rstrip("0").rstrip("."))
-    for key, value in sorted(member.pax_headers.items()):
-        if key.startswith(_XATTR):
-            words.append(f"{key.removeprefix(_XATTR)}={value.encode('utf-8', 'surrogateescape')!r}")
+    if capability := member.pax_headers.get(_CAPABILITY):
+        words.append(f"security.capability={capability.encode('utf-8', 'surrogateescape').hex()}")
     if member.issym():
         words.append(f"-> {member.linkname}")
     elif member.isdev() and not member.isfifo():

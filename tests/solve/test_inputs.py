@@ -68,7 +68,7 @@ def test_a_context_is_walked_once_for_its_check_and_its_key(tmp_path: Path, *, p
     context = tmp_path / "context"
     for name in ("src/deep", "src/other"):
         (context / name).mkdir(parents=True)
-    (context / "src/deep/empty").touch()
+    (context / "src/deep/link").symlink_to("nothing")
     copy = replace(COPY, exclude=("other",), parents=parents)
     source = Files("src")
     with BuildContext(context) as files:

@@ -125,11 +125,11 @@ def test_the_form_of_a_key_does_not_change_by_accident() -> None:
         '{"path":"/w","type":"Workdir","user":"0:0"}'
     )
     parts = operation_parts("p", Workdir(path="/w"), (Input("1"), Input("2")), PLATFORM)
-    assert parts.key == "3f95cef4284ab35557a8f92ac280f03bc309ec0823843e8378eb2958e8c15a38"
+    assert parts.key == "3a99088a84b04689358881dfd29d12b979fa59323d6260a1ee16ba94dd96503c"
     assert (
-        base_key("sha256:1", PLATFORM) == "9702525fb66f23159ecb9682d41d782eb333d47ecfa970df7cd164bcb0b797c1"
+        base_key("sha256:1", PLATFORM) == "aa84313136ecf8b9827543d3d5ab014899cb03a314168998520e75aa63fb9a0c"
     )
-    assert SCRATCH_KEY == "dfed4579686e3b3b098112d1fea58bd42e01320efbfcba1946f30605305569df"
+    assert SCRATCH_KEY == "9057548cedfb5d89ffab67d486626c066da60b7eb552395ae693f6ec33574d59"
 
 
 @pytest.mark.parametrize(
@@ -255,12 +255,25 @@ def test_a_chain_goes_through_the_stages_below() -> None:
         stage(2, StageRef(1)),
         stage(3, Scratch(), COPY),
     )
-    assert found[1].chain == (*(each.key for each in found[0].steps), found[1].key)
+    assert found[1].chain == (*found[0].steps, *found[1].steps)
     assert found[2].chain == found[1].chain
     assert found[2].key == found[1].key
     assert found[3].base == SCRATCH_KEY
     assert keys(stage(0, ImageRef("debian")))[0].chain == ()
-    assert found[3].chain == (found[3].key,)
+    assert [each.key for each in found[3].chain] == [found[3].key]
+
+
+def test_a_copy_with_link_has_the_same_key_on_everything_and_what_comes_next_has_not() -> None:
+    link = replace(COPY, link=True)
+    one = keys(stage(0, ImageRef("debian"), link, link, RUN))[0]
+    other = keys(stage(0, ImageRef("other"), RUN, link, link, RUN))[0]
+    alone = keys(stage(0, Scratch(), link))[0]
+    assert {each.key for each in (*one.steps[:2], *other.steps[1:3])} == {alone.steps[0].key}
+    assert one.steps[2].key != other.steps[3].key
+    # Once more of it is not the same as once: another layer may have been between them.
+    ends = [keys(stage(0, Scratch(), *[link] * count))[0].key for count in range(4)]
+    assert len({*ends, *(each.key for each in alone.steps)}) == 5
+    assert key(link) != key(COPY)
 
 
 def test_a_context_is_no_base() -> None:

@@ -291,18 +291,20 @@ class Mount(_message.Message):
     def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., bind: _Optional[_Union[Mount.Bind, _Mapping]] = ..., cache: _Optional[_Union[Mount.Cache, _Mapping]] = ..., tmpfs: _Optional[_Union[Mount.Tmpfs, _Mapping]] = ..., secret: _Optional[_Union[Mount.Secret, _Mapping]] = ...) -> None: ...
 
 class Apply(_message.Message):
-    __slots__ = ("step", "target", "target_is_directory", "chown", "chmod")
+    __slots__ = ("step", "target", "target_is_directory", "chown", "chmod", "link")
     STEP_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     TARGET_IS_DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     CHOWN_FIELD_NUMBER: _ClassVar[int]
     CHMOD_FIELD_NUMBER: _ClassVar[int]
+    LINK_FIELD_NUMBER: _ClassVar[int]
     step: Step
     target: str
     target_is_directory: bool
     chown: str
     chmod: str
-    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., target: _Optional[str] = ..., target_is_directory: _Optional[bool] = ..., chown: _Optional[str] = ..., chmod: _Optional[str] = ...) -> None: ...
+    link: bool
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., target: _Optional[str] = ..., target_is_directory: _Optional[bool] = ..., chown: _Optional[str] = ..., chmod: _Optional[str] = ..., link: _Optional[bool] = ...) -> None: ...
 
 class Workdir(_message.Message):
     __slots__ = ("step",)

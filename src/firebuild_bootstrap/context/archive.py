@@ -2,7 +2,6 @@
 
 What counts as an archive is in the Dockerfile reference under "ADD: Adding local tar archives". Members
 go out in the archive's order, straight from the compressed stream; nothing is unpacked on the host.
-Extended attributes and access lists are not sent.
 """
 
 from __future__ import annotations
@@ -14,21 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Final
 
-from firebuild_bootstrap.context.entries import Entry, EntryKind, checked
+from firebuild_bootstrap.context.entries import TAR_KINDS, Entry, EntryKind, checked, kept
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar
-from firebuild_bootstrap.layers.tar import BLOCK, DIRECTORY, FIFO, FILE, HARDLINK, PIECE, SYMLINK
+from firebuild_bootstrap.layers.tar import BLOCK, PIECE
 from firebuild_bootstrap.layers.tar import Entry as Member
 
 _BROKEN: Final[tuple[type[Exception], ...]] = (DamagedArchive, OSError)
 _LAST_ID: Final = 2**32 - 2  # -1 means "leave it" (chown(2))
-_KINDS: Final = {
-    FILE: EntryKind.FILE,
-    DIRECTORY: EntryKind.DIRECTORY,
-    SYMLINK: EntryKind.SYMLINK,
-    HARDLINK: EntryKind.HARDLINK,
-}
+_KINDS: Final = {kind: tree_kind for tree_kind, kind in TAR_KINDS.items()}
 
 
 def is_archive(content: io.BufferedReader) -> bool:
@@ -100,10 +94,7 @@ class Archive:
     def _entry(self, reader: _Reader, member: Member, names: set[str]) -> Entry:
         name = reader.layer.name
         path = self._text(member.path, name)
-        kind = _KINDS.get(member.kind)
-        if kind is None:
-            what = "a FIFO" if member.kind == FIFO else "a device"
-            raise self._error(f"{name!r} is {what}: only files, directories and links can be added")
+        kind = _KINDS[member.kind]
         if kind is EntryKind.HARDLINK and member.linkname not in names:
             raise self._error(f"{name!r} is a hard link to {member.linkname!r}, which is not before it")
         index = reader.index
@@ -119,6 +110,8 @@ class Archive:
             owner=self._owner(member, name) if path else (0, 0),
             member=True,
             open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
+            device=member.device,
+            attributes=(lambda: kept(member.xattrs)) if member.xattrs else None,
         )
 
     def _owner(self, member: Member, name: str) -> tuple[int, int]:

@@ -12,16 +12,16 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry, EntryKind, attributes_of
 from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
 
-_MAGIC: Final = b"firebuild stat index 1\n"
+_MAGIC: Final = b"firebuild stat index 2\n"
 _STATUS: Final = struct.Struct("<QQQQQL")
 _DIGEST: Final = 32
 _RECORD: Final = _STATUS.size + _DIGEST
@@ -49,7 +49,7 @@ class FileSetDigest:
 
 
 class StatIndex:
-    """Digests of the contents of the files in one directory tree, kept between builds.
+    """Digests of the files in one directory tree, kept between builds.
 
     Several builds may use it at once: each writes all that it knows, and the last one's is kept. A damaged
     file of it counts as none.
@@ -71,14 +71,12 @@ class StatIndex:
         self._changed = False
 
     def digest(self, status: os.stat_result, opened: Callable[[], int]) -> bytes:
-        """Return the SHA-256 of a regular file's content, which is read if need be.
+        """Return the SHA-256 of a regular file's content and extended attributes; it is read if need be.
 
         Args:
             status: of the file, as it was found.
             opened: opens it for reading and returns the descriptor.
         """
-        if not status.st_size:
-            return _EMPTY
         key = _packed(status)
         digest = self._known.get(key)
         if digest is None:
@@ -86,7 +84,7 @@ class StatIndex:
             descriptor = opened()
             try:
                 key = _packed(before := os.fstat(descriptor))
-                digest = _content(descriptor)
+                digest = _with(attributes_of(descriptor), _content(descriptor))
                 settled = _packed(os.fstat(descriptor)) == key and not _racy(before, began)
             finally:
                 os.close(descriptor)
@@ -133,7 +131,8 @@ def digest_of(entries: Iterable[Entry], index: StatIndex) -> FileSetDigest:
     """Return the digest of what a COPY sends.
 
     What counts of each entry: its path, whether it is a file of its own or part of a directory, type, mode,
-    link text, owner if it brings one, and content. Times do not, nor the order in which a directory has them.
+    link text, owner if it brings one, number of a device, extended attributes, and content. Times do not, nor
+    the order in which a directory has them.
 
     Raises:
         InputError: a file can't be read.
@@ -144,10 +143,14 @@ def digest_of(entries: Iterable[Entry], index: StatIndex) -> FileSetDigest:
         content = _EMPTY
         if entry.kind is EntryKind.FILE:
             content = _of_file(entry, index)
+        if entry.attributes is not None:
+            content = _with(entry.attributes(), content)
         owner = "" if entry.owner is None else f"{entry.owner[0]}:{entry.owner[1]}"
         # No member holds a NUL, and their number is always the same.
         kind = f"{entry.kind.value}\0{entry.from_directory:d}\0{entry.mode:o}\0{owner}"
         text = f"{entry.path}\0{kind}\0{entry.link_target}\0"
+        if entry.kind.special:
+            text += "{}:{}\0".format(*entry.device)
         line = hashlib.sha256(text.encode() + content).digest()
         whole.update(line)
         files.append((entry.path, line))
@@ -163,6 +166,15 @@ def _of_file(entry: Entry, index: StatIndex) -> bytes:
         while piece := file.read(_CHUNK):
             content.update(piece)
     return content.digest()
+
+
+def _with(attributes: Mapping[str, bytes], content: bytes) -> bytes:
+    if not attributes:
+        return content
+    pieces = [content]
+    for name, value in sorted(attributes.items()):
+        pieces += [os.fsencode(name), b"\0", len(value).to_bytes(8, "big"), value]
+    return hashlib.sha256(b"".join(pieces)).digest()
 
 
 def _content(descriptor: int) -> bytes:

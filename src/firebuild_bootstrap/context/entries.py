@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
 from firebuild_bootstrap.dockerfile.graph import FileSet, Heredoc
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
+from firebuild_bootstrap.layers.tree import is_kept
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -25,6 +28,14 @@ class EntryKind(Enum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     HARDLINK = "hardlink"
+    FIFO = "fifo"
+    CHARACTER = "character device"
+    BLOCK_DEVICE = "block device"
+
+    @property
+    def special(self) -> bool:
+        """Whether only guests that take files packed know it."""
+        return self in (EntryKind.FIFO, EntryKind.CHARACTER, EntryKind.BLOCK_DEVICE)
 
 
 class FileOnDisk(Protocol):
@@ -72,6 +83,8 @@ class Entry:
         member: an archive holds it, which is unpacked as if the destination were the root.
         open: opens the content of a regular file for reading; None for everything else.
         file: where that is a file of this machine, which may have holes, the file itself.
+        device: major and minor number of a device.
+        attributes: reads its extended attributes; None where it has none, or `file` knows them.
     """
 
     source: str
@@ -86,6 +99,8 @@ class Entry:
     member: bool = False
     open: Callable[[], BinaryIO] | None = None
     file: FileOnDisk | None = None
+    device: tuple[int, int] = (0, 0)
+    attributes: Callable[[], Mapping[str, bytes]] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mtime_ns", min(max(self.mtime_ns, FIRST_TIME_NS), LAST_TIME_NS))
@@ -101,6 +116,54 @@ class Resource(Protocol):
             InputError: a source has vanished or can't be read, or an archive is broken.
         """
         ...
+
+
+TAR_KINDS: Final[Mapping[EntryKind, tar.Kind]] = {
+    EntryKind.FILE: tar.FILE,
+    EntryKind.DIRECTORY: tar.DIRECTORY,
+    EntryKind.SYMLINK: tar.SYMLINK,
+    EntryKind.HARDLINK: tar.HARDLINK,
+    EntryKind.FIFO: tar.FIFO,
+    EntryKind.CHARACTER: tar.CHARACTER,
+    EntryKind.BLOCK_DEVICE: tar.BLOCK_DEVICE,
+}
+NO_ATTRIBUTES: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+
+def attributes_of(descriptor: int) -> Mapping[str, bytes]:
+    """Return the extended attributes of an open file of a build context that belong into an image.
+
+    Capabilities are not among them: BuildKit loses those of a context, and so they have to be given by a RUN.
+    """
+    try:
+        names = os.listxattr(descriptor)
+        return {name: os.getxattr(descriptor, name) for name in sorted(names) if _is_sent(name)}
+    except OSError:  # a file system without them, or somebody takes one away right now
+        return NO_ATTRIBUTES
+
+
+def _is_sent(name: str) -> bool:
+    return is_kept(name) and not name.startswith("security.")
+
+
+def plain(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries for a guest that does not take files packed.
+
+    Raises:
+        InputError: one is something that it can't make.
+    """
+    for entry in entries:
+        if entry.kind.special:
+            raise InputError(
+                f"{entry.source!r} is a {entry.kind.value}, and the guest is too old to make one",
+                hint="leave it out with --exclude or .dockerignore",
+            )
+        yield entry
+
+
+def kept(attributes: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """Return those that belong into an image."""
+    return {name: value for name, value in attributes.items() if is_kept(name)}
 
 
 def changed(name: str, how: str, location: Location | None) -> InputError:

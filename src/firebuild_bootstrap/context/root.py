@@ -7,12 +7,13 @@ import stat
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from firebuild_bootstrap.context.entries import attributes_of
 from firebuild_bootstrap.errors import InputError
 
 # As many links as Linux follows for one path (path_resolution(7)).
@@ -90,6 +91,14 @@ class FileRoot(ABC):
 
         Raises:
             OSError: it is gone, is not a regular file any more, or can't be read.
+        """
+
+    @abstractmethod
+    def attributes(self, parts: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the extended attributes of the file or directory at `parts` that belong into an image.
+
+        Raises:
+            OSError: it is gone, or can't be read.
         """
 
     @contextmanager
@@ -222,6 +231,15 @@ class ContextRoot(FileRoot):
             os.close(descriptor)
             raise OSError("it is not a regular file any more")
         return descriptor
+
+    def attributes(self, parts: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the extended attributes of the file or directory at `parts`; see `FileRoot.attributes`."""
+        with self._directory(parts[:-1]) as parent:
+            descriptor = os.open(parts[-1] if parts else ".", _CONTENT, dir_fd=parent)
+        try:
+            return attributes_of(descriptor)
+        finally:
+            os.close(descriptor)
 
     @contextmanager
     def walking(self) -> Iterator[FileRoot]:

@@ -10,11 +10,12 @@ import io
 import os
 import stat
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
+from firebuild_bootstrap.context.entries import NO_ATTRIBUTES, kept
 from firebuild_bootstrap.context.root import FileRoot, Node, Parts
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
@@ -50,12 +51,14 @@ class _File:
         status: its owner, mode, size and time.
         link_text: of a symbolic link.
         regions: of a regular file: where its data is, as (offset in the file, length, offset in the archive).
+        attributes: its extended attributes.
         children: of a directory, by name.
     """
 
     status: os.stat_result
     link_text: str = ""
     regions: tuple[tuple[int, int, int], ...] = ()
+    attributes: Mapping[str, bytes] = field(default_factory=lambda: NO_ATTRIBUTES)
     children: dict[str, _File] = field(default_factory=dict)
 
 
@@ -105,6 +108,10 @@ class SnapshotRoot(FileRoot):
         file = self._find(parts)
         return cast(BinaryIO, _Content(self._descriptor, file.status.st_size, file.regions))
 
+    def attributes(self, parts: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the extended attributes of what is at `parts`; see `FileRoot.attributes`."""
+        return self._find(parts).attributes
+
     def _find(self, parts: Sequence[str]) -> _File:
         file = self._top
         for name in parts:
@@ -141,7 +148,15 @@ class SnapshotRoot(FileRoot):
         if parts:
             # More than one name: a copy of both makes one file of them again.
             old = file.status
-            file.status = os.stat_result((*old[:3], 2, *old[4:7], *_times(old.st_mtime_ns)))
+            file.status = _status(
+                old.st_mode,
+                (old.st_uid, old.st_gid),
+                size=old.st_size,
+                mtime=old.st_mtime_ns,
+                number=old.st_ino,
+                links=2,
+                device=old.st_rdev,
+            )
             self._directory(parts[:-1]).children[parts[-1]] = file
 
     def _directory(self, parts: Parts) -> _File:
@@ -195,22 +210,28 @@ class _Content(io.RawIOBase):
 def _file(entry: Entry, place: int, number: int) -> _File:
     kind = _KINDS[entry.kind]
     owner = (entry.uid, entry.gid)
-    status = _status(kind | entry.mode, owner, size=entry.size, mtime=entry.mtime_ns, number=number)
+    device = os.makedev(*entry.device)
+    status = _status(
+        kind | entry.mode, owner, size=entry.size, mtime=entry.mtime_ns, number=number, device=device
+    )
     regions: list[tuple[int, int, int]] = []
     if kind == stat.S_IFREG:
         for start, length in entry.regions if entry.regions is not None else ((0, entry.size),):
             regions.append((start, length, place))
             place += length
-    return _File(status, entry.linkname, tuple(regions))
+    return _File(status, entry.linkname, tuple(regions), kept(entry.xattrs))
 
 
 def _status(
-    mode: int, owner: tuple[int, int] = (0, 0), *, size: int = 0, mtime: int = 0, number: int = 0
+    mode: int,
+    owner: tuple[int, int] = (0, 0),
+    *,
+    size: int = 0,
+    mtime: int = 0,
+    number: int = 0,
+    links: int = 1,
+    device: int = 0,
 ) -> os.stat_result:
-    return os.stat_result((mode, number, 0, 1, *owner, size, *_times(mtime)))
-
-
-def _times(mtime: int) -> tuple[float, ...]:
-    """Return the last numbers of a status: three times in seconds, in fractions of them, in nanoseconds."""
-    seconds = mtime // 10**9
-    return (seconds, seconds, seconds, *(mtime / 1e9,) * 3, *(mtime,) * 3)
+    # Three times in seconds, in fractions of them, in nanoseconds; size and number of blocks.
+    times = (*(mtime // 10**9,) * 3, *(mtime / 1e9,) * 3, *(mtime,) * 3)
+    return os.stat_result((mode, number, 0, links, *owner, size, *times, 0, 0, device))

@@ -10,10 +10,10 @@ import os
 import posixpath
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from firebuild_bootstrap.context.entries import Entry, EntryKind, changed, checked, unreadable
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
@@ -308,7 +308,7 @@ class Tree:
         """Return the entry of a single file that was asked for as `name`.
 
         Raises:
-            InputError: it is not a regular file, or its name is not UTF-8.
+            InputError: it can't be copied, or its name is not UTF-8.
         """
         self._require_utf8(name, f"the name of {name!r}")
         return self._file(node, source=name, path=posixpath.basename(name), from_directory=False)
@@ -332,29 +332,38 @@ class Tree:
                 from_directory=True,
                 link_target=self._link_target(node) if node.is_link else "",
                 owner=self._owner(node),
+                attributes=None if node.is_link else self._attributes(node),
             )
         return self._file(node, source=node.path, path=path, from_directory=True)
 
     def _file(self, node: Node, *, source: str, path: str, from_directory: bool) -> Entry:
-        if not node.is_file:
-            raise InputError(
-                f"{node.path!r} is {_describe(node.status.st_mode)}: only files, directories and symbolic "
-                "links can be copied",
-                hint=f"remove it from {self.label}, or leave it out with --exclude or .dockerignore",
-                location=self.location,
-            )
-        return Entry(
+        status = node.status
+        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        entry = Entry(
             source=source,
             path=path,
-            kind=EntryKind.FILE,
-            mode=stat.S_IMODE(node.status.st_mode),
-            mtime_ns=node.status.st_mtime_ns,
+            kind=kind,
+            mode=stat.S_IMODE(status.st_mode),
+            mtime_ns=status.st_mtime_ns,
             from_directory=from_directory,
-            size=node.status.st_size,
             owner=self._owner(node),
-            open=(file := ContextFile(self, node)).open,
-            file=file if isinstance(self.root, ContextRoot) else None,
+            device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind.special else (0, 0),
         )
+        if kind.special:
+            return entry
+        if not node.is_file:
+            return replace(entry, open=io.BytesIO)
+        file = ContextFile(self, node)
+        if isinstance(self.root, ContextRoot):
+            return replace(entry, size=status.st_size, open=file.open, file=file)
+        return replace(entry, size=status.st_size, open=file.open, attributes=self._attributes(node))
+
+    def _attributes(self, node: Node) -> Callable[[], Mapping[str, bytes]]:
+        try:
+            found = self.root.attributes(node.parts)
+        except OSError as error:
+            raise self.unreadable(node, error) from error
+        return lambda: found
 
     def _owner(self, node: Node) -> tuple[int, int] | None:
         return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None
@@ -385,6 +394,15 @@ class Tree:
                 hint="rename it or list it in .dockerignore",
                 location=self.location,
             ) from error
+
+
+_KINDS: Final = {
+    stat.S_IFREG: EntryKind.FILE,
+    stat.S_IFIFO: EntryKind.FIFO,
+    stat.S_IFCHR: EntryKind.CHARACTER,
+    stat.S_IFBLK: EntryKind.BLOCK_DEVICE,
+    stat.S_IFSOCK: EntryKind.FILE,  # an empty one, as in BuildKit
+}
 
 
 class ContextFile(NamedTuple):
@@ -441,13 +459,3 @@ def _linked(entry: Entry, status: os.stat_result, first_names: dict[tuple[int, i
     if first == entry.path:
         return entry
     return replace(entry, kind=EntryKind.HARDLINK, link_target=first, size=0, open=None, file=None)
-
-
-def _describe(mode: int) -> str:
-    kinds = {
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-    }
-    return kinds.get(stat.S_IFMT(mode), "neither")

@@ -139,7 +139,9 @@ def copy(stage: StageState, instruction: Instruction) -> Operation:
     *words, last = instruction.args
     target = expander.word(last) or "."
     is_directory = target.endswith("/") or posixpath.basename(target) in (".", "..")
-    if ".." in target.split("/"):
+    # BuildKit makes no layer apart where --chmod is given, too.
+    link = link and not mode
+    if link or ".." in target.split("/"):
         target = absolute(stage.config.workdir, target)
         target = posixpath.join(target, "") if is_directory else target
     sources = _Sources(stage, instruction, expander, flags).read(words)
@@ -152,7 +154,7 @@ def copy(stage: StageState, instruction: Instruction) -> Operation:
     return Copy(
         sources=sources,
         destination=target,
-        workdir=stage.config.workdir,
+        workdir="/" if link else stage.config.workdir,
         into=is_directory,
         chown=owner,
         chmod=mode,

@@ -27,6 +27,7 @@ from firebuild_bootstrap.layers.tree import (
 )
 
 from .overlay import Known, Layers, describe, network_files, note
+from .provide import lay_on
 
 _RECENT_NS = 10 * 10**9
 _PAUSE = 0.001
@@ -56,19 +57,33 @@ class Comparing(Layers):
         self._nodes = self._can_make_nodes()
 
     @contextmanager
-    def step(self, number: int) -> Iterator[None]:
+    def step(self, number: int, *, linked: bool = False) -> Iterator[str]:
         """Take note of what the block changes; at its end the layer `number` is finished.
 
         Where the block raises there is no layer, and there can be no other.
 
+        Args:
+            number: of the step.
+            linked: as `Layers.step` has it; what is made apart is copied into the image then.
+
+        Yields:
+            the image, or the directory for that.
+
         Raises:
             OSError: the image can't be read, or a layer not be written.
         """
+        if linked:
+            path = self._apart()
+            yield path
+            lay_on(path, self._target)
+            self._finish(number)
+            self._listing = None
+            return
         self._listing = self._look() if self._listing is None else self._listing
         self._before.clear()
         for path in network_files():
             self.borrow(path)
-        yield
+        yield self._target
         try:
             after = self._look()
             self._write(number, self._listing, after)

@@ -23,6 +23,11 @@ from .users import Users
 _DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NODES: Final[dict[str, int]] = {
+    tar.FIFO: stat.S_IFIFO,
+    tar.CHARACTER: stat.S_IFCHR,
+    tar.BLOCK_DEVICE: stat.S_IFBLK,
+}
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 
 
@@ -244,7 +249,18 @@ class Copier:
         elif what.kind == tar.HARDLINK:
             base.root.hardlink(path, base.join(_inner(what.linkname)), replace=base.replace)
         else:
-            raise StepError(f"{path}: the server sent an entry of kind {what.kind}", reason="protocol")
+            self._node(base, path, what, metadata, follow=follow)
+
+    @staticmethod
+    def _node(base: _Base, path: str, what: tar.Entry, metadata: Metadata, *, follow: bool) -> None:
+        device = os.makedev(*what.device)
+        try:
+            base.root.node(path, _NODES[what.kind], device, metadata, follow=follow, replace=base.replace)
+        except PermissionError as error:
+            raise StepError(
+                f"{path} is a device node ({what.device[0]}:{what.device[1]}), which can't be made here: the "
+                "kernel forbids it outside of a virtual machine"
+            ) from error
 
     @staticmethod
     def _replacing(base: _Base, parent: int, name: str) -> None:
@@ -267,7 +283,7 @@ class Copier:
         unpacked = entry.keep_owner and not entry.of_tree
         if self._rules.change_mode and not unpacked:
             mode = self._rules.change_mode(mode, directory)
-        return Metadata(owner, mode, what.mtime_ns)
+        return Metadata(owner, mode, what.mtime_ns, what.xattrs)
 
 
 def _inner(path: str) -> str:

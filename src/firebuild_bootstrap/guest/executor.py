@@ -17,7 +17,7 @@ from .errors import GuestError, StepError
 from .idmap import check_mapped
 from .incoming import Incoming
 from .overlay import Layers
-from .provide import Provider, cleaning
+from .provide import Provider, cleaning, lay_on
 from .run import run
 from .stop import Stop
 from .stream import Checkpoint, Stream
@@ -130,30 +130,43 @@ class Executor:
 
     def _explained(self, command: wire.AnyCommand, number: int) -> None:
         try:
-            with self._layer(number):
-                self._one(command)
+            with self._layer(command, number) as root:
+                self._one(command, root)
         except OSError as error:
             raise StepError(f"{error.filename or 'the image'}: {error.strerror or error}") from error
 
     @contextmanager
-    def _layer(self, number: int) -> Iterator[None]:
-        if self._layers is None:
-            yield
-            return
-        with self._layers.step(number):
-            self._root.reopen()
-            try:
-                yield
-            finally:
-                self._root.close()  # or its file system could not be unmounted
+    def _layer(self, command: wire.AnyCommand, number: int) -> Iterator[Root]:
+        """Yield what a command works on: the image, or an empty tree that lies on it afterwards."""
+        linked = isinstance(command, wire.CopyCommand) and command.link
+        if self._layers is None and linked:
+            with self._provider.directory() as path:
+                with Root(path) as apart:
+                    yield apart
+                lay_on(path, self._root.path)
+        elif self._layers is None:
+            yield self._root
+        else:
+            with self._layers.step(number, linked=linked) as path:
+                if linked:
+                    with Root(path) as apart:
+                        yield apart
+                    return
+                self._root.reopen()
+                try:
+                    yield self._root
+                finally:
+                    self._root.close()  # or its file system could not be unmounted
 
-    def _one(self, command: wire.AnyCommand) -> None:
+    def _one(self, command: wire.AnyCommand, root: Root) -> None:
         match command:
             case wire.RunCommand():
                 self._run(command)
+            case wire.CopyCommand(link=True):
+                Copier(root, Users(root), command).copy(self._host.files(command.source))
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                Copier(self._root, self._users, command).copy(self._host.files(command.source))
+                Copier(root, self._users, command).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)

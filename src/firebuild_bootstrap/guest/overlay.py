@@ -85,6 +85,7 @@ class Layers:
     """The layers of one build, in a directory on one file system:
 
         lower/<n>/           what the image starts from, 0 the lowest; nobody writes there
+        between/<step>/      what a step would make that need not be executed, before all later steps
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       what the step at work changes, or one that failed has changed
         work/                the kernel's own
@@ -99,16 +100,23 @@ class Layers:
         self._target = target
         self._borrowed: list[str] = []
         self._before: dict[str, Known] = {}
-        lower = os.listdir(f"{directory}/lower") if os.path.isdir(f"{directory}/lower") else []
-        self._names = [f"lower/{name}" for name in sorted(lower, key=int)]
+        self._names = [f"lower/{name}" for name in _numbers(f"{directory}/lower")]
+        self._between = _numbers(f"{directory}/between")
         for path in (target, f"{directory}/upper", f"{directory}/work"):
             os.makedirs(path, exist_ok=True)
 
     @contextmanager
-    def step(self, number: int) -> Iterator[None]:
+    def step(self, number: int, *, linked: bool = False) -> Iterator[str]:
         """Have the root mounted for the length of the block; at its end the layer `number` is finished.
 
         Where the block raises, the layer stays unfinished, and there can be no other.
+
+        Args:
+            number: of the step.
+            linked: the layer is made apart, in an empty directory, and lies on the others afterwards.
+
+        Yields:
+            the root, or that directory.
 
         Raises:
             OSError: the root can't be mounted.
@@ -116,6 +124,13 @@ class Layers:
         fs, work = "unfinished/fs", f"work/{number}"
         self._borrowed.clear()
         self._before.clear()
+        while self._between and self._between[0] < number:
+            self._names.append(f"between/{self._between.pop(0)}")
+        if linked:
+            # No overlay: on one, even of nothing, new directories would hide those of the layers below.
+            yield self._apart()
+            self._finish(number)
+            return
         for name in (fs, work):
             os.makedirs(f"{self._directory}/{name}")
         resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
@@ -123,12 +138,22 @@ class Layers:
         try:
             for path in network_files():
                 self.borrow(path)
-            yield
+            yield self._target
         finally:
             _unmount(self._target)
         with Root(f"{self._directory}/{fs}") as upper:
             for path in self._borrowed:
                 _forget(upper, path, self._before)
+        self._finish(number)
+
+    def _apart(self) -> str:
+        """Make the directory of a layer, for what is made apart."""
+        path = f"{self._directory}/unfinished/fs"
+        os.makedirs(path)
+        os.chmod(path, 0o755)  # noqa: S103 - a root directory's, whatever the umask
+        return path
+
+    def _finish(self, number: int) -> None:
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
 
@@ -149,6 +174,10 @@ class Layers:
         """
         self._borrowed.append(path)
         note(self._target, path, self._before)
+
+
+def _numbers(directory: str) -> list[int]:
+    return sorted(map(int, os.listdir(directory))) if os.path.isdir(directory) else []
 
 
 def network_files() -> tuple[str, ...]:

@@ -10,12 +10,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
+from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 
 from .caches import Caches
 from .copy import Copier
@@ -123,6 +125,10 @@ class Provider:
             finally:
                 for secret in work.secrets:
                     wipe(secret)
+
+    def directory(self) -> AbstractContextManager[str]:
+        """Return a new directory that no RUN sees, and that is gone at the end."""
+        return _directory(self._scratch())
 
     @property
     def _hidden(self) -> str:
@@ -245,6 +251,13 @@ class _Work:
         )
         with Root(folder) as root:
             Copier(root, Users(root), command).copy(self._files(resource))
+
+
+def lay_on(path: str, image: str) -> None:
+    """Copy a tree that was made apart into the image, as an overlay of layers shows it."""
+    with Root(path) as apart, Root(image) as root:
+        files = tree_entries(apart.descriptor)
+        apply(TreeSource(each for each in files if each[0].path), root, devices=True)
 
 
 @contextmanager

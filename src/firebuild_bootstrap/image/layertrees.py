@@ -59,9 +59,16 @@ class ArchiveLayer:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer that is kept unpacked (`LayerTrees`), by its key there."""
+    """A layer that is kept unpacked (`LayerTrees`), by its key there.
+
+    Args:
+        key: that key.
+        step: number of the step that would make it, so that it lies on what the earlier ones make; 0 where it
+            is there from the beginning.
+    """
 
     key: str
+    step: int = 0
 
 
 Layer = ArchiveLayer | StoredLayer

@@ -11,9 +11,9 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
 _MAX_LINKS = 40  # as in the kernel (path_resolution(7))
@@ -23,12 +23,23 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 Owner = tuple[int, int]
 
 
+_NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
+
+
 class Metadata(NamedTuple):
-    """Owner (uid, gid), mode (0 to 0o7777, None: leave) and modification time (ns since 1970, None: now)."""
+    """What a file has besides its content.
+
+    Args:
+        owner: uid and gid.
+        mode: 0 to 0o7777; None leaves it.
+        mtime_ns: modification time in nanoseconds since 1970; None for now.
+        xattrs: extended attributes by name; those that the file system or the kernel refuse are left out.
+    """
 
     owner: Owner = (0, 0)
     mode: int | None = None
     mtime_ns: int | None = None
+    xattrs: Mapping[str, bytes] = _NO_XATTRS
 
 
 class Place:
@@ -190,8 +201,11 @@ def unseen(directory: int) -> Iterator[None]:
 
 def set_metadata(descriptor: int, metadata: Metadata) -> None:
     """Set owner, mode and time of what is open."""
-    # chown clears setuid and setgid (chown(2)), so the mode comes after it.
+    # chown clears setuid, setgid and capabilities (chown(2)), so the rest comes after it.
     os.fchown(descriptor, *metadata.owner)
+    for name, value in metadata.xattrs.items():
+        with suppress(OSError):
+            os.setxattr(descriptor, name, value)
     if metadata.mode is not None:
         os.fchmod(descriptor, metadata.mode)
     if metadata.mtime_ns is not None:
@@ -379,6 +393,35 @@ class Root:
         with self._replacing(path, follow=False, replace=replace) as (place, name):
             os.symlink(text, name, dir_fd=place.directory)
             os.chown(name, *metadata.owner, dir_fd=place.directory, follow_symlinks=False)
+            if (time := metadata.mtime_ns) is not None:
+                os.utime(name, ns=(time, time), dir_fd=place.directory, follow_symlinks=False)
+
+    def node(
+        self,
+        path: str,
+        kind: int,
+        device: int,
+        metadata: Metadata,
+        *,
+        follow: bool = False,
+        replace: bool = False,
+    ) -> None:
+        """Create a FIFO or device node as `write` does a file.
+
+        Args:
+            path: the path in the image.
+            kind: S_IFIFO, S_IFCHR or S_IFBLK.
+            device: as os.makedev gives it.
+            metadata: what it gets, but for extended attributes.
+            follow: as in `write`.
+            replace: as in `write`.
+        """
+        with self._replacing(path, follow, replace) as (place, name):
+            os.mknod(name, 0o600 | kind, device, dir_fd=place.directory)
+            os.chown(name, *metadata.owner, dir_fd=place.directory, follow_symlinks=False)
+            if metadata.mode is not None:
+                # Not a link: nobody else knows this name, and it was made a moment ago.
+                os.chmod(name, metadata.mode, dir_fd=place.directory)
             if (time := metadata.mtime_ns) is not None:
                 os.utime(name, ns=(time, time), dir_fd=place.directory, follow_symlinks=False)
 

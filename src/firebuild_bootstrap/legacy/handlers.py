@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, plain
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.packing import changed, content_of, reading
@@ -173,7 +173,7 @@ class Handlers:
             raise InputError(
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
-        for number, entry in enumerate(self._resources[path].entries(), start=1):
+        for number, entry in enumerate(plain(self._resources[path].entries()), start=1):
             content = _content(entry) if entry.kind is EntryKind.FILE else ()
             yield from messages(_header(command, entry, f"{path}-{number}"), content)
 

@@ -98,6 +98,11 @@ def check_several(settings: MachineSettings) -> None:
         )
 
 
+def puts_layers_between(settings: MachineSettings) -> bool:
+    """Tell whether a machine can put a layer that is there on those that its steps have made by then."""
+    return settings.driver == "local"
+
+
 def keeps_caches(settings: MachineSettings) -> bool:
     """Tell whether cache mounts of RUN outlive a build: in a machine of somebody else they can't."""
     return settings.driver != "external"

@@ -73,6 +73,7 @@ class LocalMachine:
         self._work = workspace.path / "layers"
         # What the steps start from, the lowest first; None where the root is one directory.
         self._lower: tuple[Path, ...] | None = None
+        self._between: dict[int, Path] = {}
         self._root = workspace.path / "rootfs"
         self._store = DataStore()
         self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
@@ -149,11 +150,16 @@ class LocalMachine:
                     below = chain_key(below, digest)
                     tree, report = self._stored.unpacked(path, below, lower[1:] and lower)
                     notes += unpack_notes(report)
+                case StoredLayer(key, step) if step:
+                    self._between[step] = self._stored.required(key)
+                    continue
                 case StoredLayer(below):
                     tree = self._stored.required(below)
             lower.append(tree)
         for number in range(len(lower)):
             _make(self._work / "lower" / str(number))
+        if self._between:
+            _make(self._work / "between", *(self._work / "between" / str(step) for step in self._between))
         self._lower = tuple(lower)
         return tuple(notes)
 
@@ -175,6 +181,7 @@ class LocalMachine:
         arguments += ["--scratch", _SCRATCH, "--caches", _CACHES, "--layers", _LAYERS]
         root = [Bind(self._work, _LAYERS, read_only=False)]
         root += [Bind(tree, f"{_LAYERS}/lower/{number}") for number, tree in enumerate(self._lower or ())]
+        root += [Bind(tree, f"{_LAYERS}/between/{step}") for step, tree in self._between.items()]
         root += [Bind(self._root, "/image", read_only=False)] if self._lower is None else []
         self._process = self._workspace.sandbox.popen(
             runtime.module(_GUEST, *arguments),
@@ -233,10 +240,10 @@ class LocalMachine:
         """Return the root file system as it is: all layers, that of an unfinished step included."""
         if self._lower is None:
             return self._root
-        made = [layer.directory for layer in self.layers()]
+        made = {layer.step: layer.directory / TREE for layer in self.layers()} | self._between
         if ((unfinished := self._work / "unfinished") / TREE).is_dir():
-            made.append(unfinished)
-        stack = (*self._lower, *(directory / TREE for directory in made))
+            made[max(made, default=0) + 1] = unfinished / TREE
+        stack = (*self._lower, *(made[step] for step in sorted(made)))
         return stack if len(stack) > 1 else stack[0]
 
     def keep(self, into: Path) -> tuple[str, ...]:

@@ -6,24 +6,27 @@ Three messages for each file, as other guests get them, cost more than the conte
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, FileOnDisk, ended_early, has_grown
+from firebuild_bootstrap.context.entries import (
+    NO_ATTRIBUTES,
+    TAR_KINDS,
+    Entry,
+    EntryKind,
+    FileOnDisk,
+    attributes_of,
+    ended_early,
+    has_grown,
+)
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tree import data_regions
 from firebuild_bootstrap.messages import encode_piece
 
-_KINDS: Final[dict[EntryKind, tar.Kind]] = {
-    EntryKind.FILE: tar.FILE,
-    EntryKind.DIRECTORY: tar.DIRECTORY,
-    EntryKind.SYMLINK: tar.SYMLINK,
-    EntryKind.HARDLINK: tar.HARDLINK,
-}
 # Files up to here travel together with others; larger ones are read right into messages of their own.
 _SMALL_BYTES: Final = 128 * 1024
 # What has more holes is sent with them: a header has its limit.
@@ -79,18 +82,24 @@ def _parts(entry: Entry) -> Iterable[bytes]:
     return _large(entry, entry.file)
 
 
-def _header(entry: Entry, regions: tar.Regions | None = None) -> tar.Entry:
+def _header(
+    entry: Entry, regions: tar.Regions | None = None, attributes: Mapping[str, bytes] = NO_ATTRIBUTES
+) -> tar.Entry:
     uid, gid = entry.owner or (0, 0)
+    if entry.attributes is not None:
+        attributes = entry.attributes()
     return tar.Entry(
         entry.path,
-        _KINDS[entry.kind],
+        TAR_KINDS[entry.kind],
         entry.mode,
         uid,
         gid,
         entry.mtime_ns,
         entry.size,
         entry.link_target,
-        regions=regions,
+        entry.device,
+        attributes,
+        regions,
     )
 
 
@@ -100,6 +109,7 @@ def _small(entry: Entry, file: FileOnDisk) -> bytes:
     descriptor = file.descriptor()
     try:
         data = os.read(descriptor, size + 1)
+        attributes = attributes_of(descriptor)
         while len(data) < size and (more := os.read(descriptor, size + 1 - len(data))):
             data += more
     except OSError as error:
@@ -108,7 +118,8 @@ def _small(entry: Entry, file: FileOnDisk) -> bytes:
         os.close(descriptor)
     if len(data) != size:
         raise file.changed(ended_early(size - len(data), size) if len(data) < size else has_grown(size))
-    return b"".join((tar.encode(_header(entry), size)[0], data, bytes(-size % tar.BLOCK)))
+    header = tar.encode(_header(entry, attributes=attributes), size)[0]
+    return b"".join((header, data, bytes(-size % tar.BLOCK)))
 
 
 def _stream(entry: Entry) -> Iterator[bytes]:
@@ -138,7 +149,7 @@ def _regions(entry: Entry, file: FileOnDisk, descriptor: int) -> Iterator[bytes]
     regions = data_regions(descriptor, entry.size)
     if regions is not None and len(regions) > _MAX_REGIONS:
         regions = None
-    header = _header(entry, regions)
+    header = _header(entry, regions, attributes_of(descriptor))
     head, table = tar.encode(header, header.stored)
     yield head
     for begin, length in ((0, entry.size),) if regions is None else regions:

@@ -30,7 +30,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,8 @@ _ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
 _KEY: Final = re.compile("[0-9a-f]{64}")
 _MAX_RECORD: Final = 64 * 1024
 _MAX_TEXT: Final = 300
+LINKED: Final = "link"
+"""The parent of a layer that is made on the empty tree, and lies on whatever comes before it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Entry:
     Args:
         id: its key in the store of layers, which no other layer ever has; of a base, its digest.
         key: the key that it is a result of; empty for a base.
-        parent: id of the layer or base that it lies on; empty for nothing.
+        parent: what it lies on: the id of a layer, the digest of a base, several of them as `above` names
+            them, or `LINKED`; empty for nothing.
         size: bytes that it takes on the disk.
         text: the instruction, for display.
         created: seconds since 1970; 0 where that is not known.
@@ -75,6 +78,11 @@ class Entry:
     def source(self) -> tuple[str, str]:
         """What the record of an entry holds of one whose files went into it: its key and id."""
         return self.key, self.id
+
+    @property
+    def linked(self) -> bool:
+        """Whether it was made apart from what it lies on."""
+        return self.parent == LINKED
 
     @property
     def is_base(self) -> bool:
@@ -128,12 +136,13 @@ class Cache:
 
     # --- what builds do --------------------------------------------------------------------------
 
-    def find(self, chain: Sequence[str], base: str = "") -> list[Entry]:
+    def find(self, chain: Sequence[str], base: str = "", linked: Container[str] = ()) -> list[Entry]:
         """Return the results of the first keys of a chain: as many as there are without a gap, in order.
 
         Args:
             chain: keys, each of what lies on the one before it.
-            base: digest of what the first lies on; empty for nothing.
+            base: what the first lies on, as `above` names it; empty for nothing.
+            linked: those keys whose layers are made apart.
 
         Raises:
             MachineError, InputError: the store can't be read.
@@ -141,10 +150,11 @@ class Cache:
         found: list[Entry] = []
         with self._errors("read"):
             for key in chain:
-                entry = self._held(self._at(key, found[-1].id if found else base))
+                entry = self._held(self._at(key, LINKED if key in linked else base))
                 if entry is None:
                     break
                 found.append(entry)
+                base = above(base, entry.id, linked=entry.linked)
         return found
 
     def commit(
@@ -168,7 +178,8 @@ class Cache:
         Args:
             key: of the operation.
             directory: the directory of one of `Machine.layers`.
-            parent: what it was made on: a layer of this cache or its id, the digest of a base, or nothing.
+            parent: what it was made on: a layer of this cache or its id, the digest of a base, what `above`
+                names, `LINKED`, or nothing.
             text: the instruction.
             size: bytes that it takes on the disk; None to have it measured.
             sources: results of other stages that files were taken from: their keys and ids.
@@ -193,11 +204,12 @@ class Cache:
             done = self._held(self._record(entry.id))
             if done is not None:
                 return done
-            if _ID.fullmatch(entry.parent) and self._record(entry.parent) is None:
-                raise MachineError(
-                    f"{self._record_files / entry.parent}: somebody removed it while it was used",
-                    hint="let only firebuild remove what is in the store",
-                )
+            for each in _names(entry.parent):
+                if _ID.fullmatch(each) and self._record(each) is None:
+                    raise MachineError(
+                        f"{self._record_files / each}: somebody removed it while it was used",
+                        hint="let only firebuild remove what is in the store",
+                    )
             return self._add(entry, directory, base, replace=replace)
 
     def size(self, identity: str) -> int:
@@ -279,7 +291,7 @@ class Cache:
                 if not wanted or use.in_use or use.named or survey.layers[entry.id]:
                     continue
                 if dry_run or self._drop(entry):
-                    survey.layers[entry.parent] -= 1
+                    survey.layers.subtract(_names(entry.parent))
                     total -= entry.size
                     removed.append(entry)
             if not dry_run:
@@ -350,7 +362,7 @@ class Cache:
         record = self._record_files / entry.id
         chain = [entry, *self._below(entry, base)]
         # Those that others have are worth as much, and more may lie on them.
-        found = not replace and self._leads_through(chain)
+        found = not replace and self._leads_through(chain, base)
         before = self._identity(entry.key)
 
         def ready() -> None:
@@ -375,21 +387,22 @@ class Cache:
 
     def _below(self, entry: Entry, base: str) -> Iterator[Entry]:
         """Yield what an entry lies on, the uppermost first, down to `base`, which keys do not lead to."""
-        while entry.parent != base and _ID.fullmatch(entry.parent):
-            below = self._record(entry.parent)
-            if below is None:
-                return
-            yield below
-            entry = below
+        below: Entry | None = entry
+        while below is not None:
+            names = _names(below.parent)
+            for name in reversed(names):
+                below = self._record(name) if _ID.fullmatch(name) and name != base else None
+                if below is not None:
+                    yield below
 
-    def _leads_through(self, chain: Sequence[Entry]) -> bool:
+    def _leads_through(self, chain: Sequence[Entry], base: str) -> bool:
         """Whether the keys of `chain`, its uppermost entry first, all have results that lie on each other."""
-        parent = chain[-1].parent
+        on = base
         for each in reversed(chain):
-            found = self._at(each.key, parent)
+            found = self._at(each.key, LINKED if each.linked else on)
             if found is None or not self.trees.path(found.id).is_dir():
                 return False
-            parent = found.id
+            on = above(on, found.id, linked=found.linked)
         return True
 
     def _point(self, key: str, identity: str) -> None:
@@ -452,7 +465,7 @@ class _Survey:
         self._cache = cache
         self._entries = entries
         self._used = used
-        self.layers = Counter(entry.parent for entry in entries.values())
+        self.layers = Counter(each for entry in entries.values() for each in _names(entry.parent))
         self.named = cache.named()
 
     def usage(self) -> list[Usage]:
@@ -461,16 +474,17 @@ class _Survey:
         named = set(self.named)
         for entry in reversed(order):
             if entry.id in named:
-                named.add(entry.parent)
+                named.update(_names(entry.parent))
         found = self._found(order) | named
         used = dict(self._used)
         held: set[str] = set()
         usages: list[Usage] = []
         for entry in reversed(order):
             last = used[entry.id]
-            used[entry.parent] = max(last, used.get(entry.parent, 0.0))
+            parents = _names(entry.parent)
+            used.update({each: max(last, used.get(each, 0.0)) for each in parents})
             if entry.id in held or self._cache.trees.in_use(entry.id):
-                held |= {entry.id, entry.parent}
+                held.update((entry.id, *parents))
             identity = entry.id
             usages.append(
                 Usage(
@@ -487,20 +501,29 @@ class _Survey:
 
     def _bottom_up(self) -> list[Entry]:
         above: dict[str, list[Entry]] = {}
+        missing: dict[str, int] = {}  # of what an entry lies on, how much does not come before it yet
+        order: list[Entry] = []
         for entry in self._entries.values():
-            below = entry.parent if entry.parent in self._entries else ""
-            above.setdefault(below, []).append(entry)
-        order = above.get("", [])
+            below = {each for each in _names(entry.parent) if each in self._entries}
+            missing[entry.id] = len(below)
+            if not below:
+                order.append(entry)
+            for each in below:
+                above.setdefault(each, []).append(entry)
         for entry in order:  # it grows meanwhile
-            order += above.get(entry.id, [])
+            for upper in above.get(entry.id, []):
+                missing[upper.id] -= 1
+                if not missing[upper.id]:
+                    order.append(upper)
         return order
 
     def _found(self, order: Sequence[Entry]) -> set[str]:
         found: set[str] = set()
         for entry in order:
             # A base need not be there: it can be unpacked again.
-            lies_well = (
-                entry.parent in found or entry.parent in self.named or _ID.fullmatch(entry.parent) is None
+            parents = _names(entry.parent)
+            lies_well = all(
+                each in found or each in self.named or _ID.fullmatch(each) is None for each in parents
             )
             if lies_well and self._cache.leads_to(entry) and not self._cache.outdated(entry):
                 found.add(entry.id)
@@ -510,6 +533,18 @@ class _Survey:
 def new_id(key: str) -> str:
     """Return an id that no other entry has, for a result of `key`."""
     return f"{key[:16]}-{secrets.token_hex(8)}"
+
+
+def above(below: str, identity: str, *, linked: bool) -> str:
+    """Name what there is once a layer lies on what `below` names: the parent of what comes next.
+
+    One that is made apart says nothing about what it lies on, so both are named.
+    """
+    return "+".join(filter(None, (below, identity))) if linked else identity
+
+
+def _names(parent: str) -> list[str]:
+    return parent.split("+")
 
 
 def _document(entry: Entry) -> str:

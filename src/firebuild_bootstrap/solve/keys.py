@@ -8,7 +8,8 @@ Dockerfile they stand in. What counts is what BuildKit counts (solver/llbsolver/
   by which they were named;
 - of a secret or SSH agent: what the instruction says; never the secret;
 - of a cache mount: its id, its target, and what it begins with; not what is in it;
-- all variables that a RUN sees, those of ARG included, but for those that name a proxy.
+- all variables that a RUN sees, those of ARG included, but for those that name a proxy;
+- of what an operation runs on: nothing for COPY --link, whose layer is made apart (`Parts.linked`).
 
 Lines, comments, names and indices of stages do not, nor the keyword, but for this: ADD unpacks archives.
 """
@@ -46,7 +47,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.stage import PROXY_ARGS
 
-_FORM: Final = "firebuild-2"
+_FORM: Final = "firebuild-3"
 """Has to change when the same operation comes to have another result."""
 
 SCRATCH_KEY: Final = hashlib.sha256(f"{_FORM} scratch".encode()).hexdigest()
@@ -89,12 +90,14 @@ class Parts:
         operation: its canonical form.
         inputs: in the order of `inputs_of`.
         platform: such as `linux/amd64`.
+        linked: its layer is made on the empty tree, and then lies on whatever comes before it.
     """
 
     parent: str
     operation: str
     inputs: tuple[Input, ...]
     platform: str
+    linked: bool = False
 
     @cached_property
     def key(self) -> str:
@@ -102,6 +105,10 @@ class Parts:
         return _digest(
             "step", self.parent, self.operation, self.platform, *(one.digest for one in self.inputs)
         )
+
+    def on(self, below: str) -> str:
+        """Return the key of what there is afterwards where `below` is the key of what was there before."""
+        return _digest("link", below, self.key) if self.linked else self.key
 
 
 @dataclass(frozen=True)
@@ -111,17 +118,14 @@ class StageKeys:
     Args:
         base: the key of what it starts from: a base, the empty tree, or an earlier stage.
         steps: of each step of it what its key is made of.
-        chain: the keys of all operations from the base to the last step, those of earlier stages included.
+        chain: the same of all operations from the base to the last step, those of earlier stages included.
+        key: of its result.
     """
 
     base: str
     steps: tuple[Parts, ...]
-    chain: tuple[str, ...]
-
-    @property
-    def key(self) -> str:
-        """The key of its result."""
-        return self.steps[-1].key if self.steps else self.base
+    chain: tuple[Parts, ...]
+    key: str
 
 
 class InputReader(Protocol):
@@ -155,11 +159,13 @@ def base_key(digest: str, platform: str) -> str:
 
 def operation_parts(parent: str, operation: Operation, inputs: Iterable[Input], platform: str) -> Parts:
     """Return what the key of an operation is made of; `inputs` are in the order of `inputs_of`."""
+    linked = isinstance(operation, Copy) and operation.link
     if isinstance(operation, Run):
         operation = replace(operation, args=_without_proxies(operation.args))
     elif isinstance(operation, Copy) and operation.unpack is None and operation.keyword == "COPY":
         operation = replace(operation, unpack=False)  # which is what None means for it, and not for ADD
-    return Parts(parent, canonical(operation, _OMITTED), tuple(inputs), platform)
+    parent = SCRATCH_KEY if linked else parent
+    return Parts(parent, canonical(operation, _OMITTED), tuple(inputs), platform, linked)
 
 
 def _without_proxies(args: Mapping[str, str]) -> dict[str, str]:
@@ -206,11 +212,12 @@ class _Keys:
         base, _ = self._tree(stage.base, stage.platform)
         below = self._stages[stage.base.index].chain if isinstance(stage.base, StageRef) else ()
         parts: list[Parts] = []
+        key = base
         for step in stage.steps:
-            parent = parts[-1].key if parts else base
             inputs = self._inputs(step, stage.platform)
-            parts.append(operation_parts(parent, step.operation, inputs, stage.platform))
-        return StageKeys(base, tuple(parts), (*below, *(each.key for each in parts)))
+            parts.append(operation_parts(key, step.operation, inputs, stage.platform))
+            key = parts[-1].on(key)
+        return StageKeys(base, tuple(parts), (*below, *parts), key)
 
     def _tree(self, tree: TreeRef, platform: str) -> tuple[str, str]:
         """Return the key of a tree, and what to call it."""

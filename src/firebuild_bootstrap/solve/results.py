@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from firebuild_bootstrap.dockerfile.graph import (
@@ -37,7 +37,7 @@ from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.lowering import literal
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.solve.cache import Cache, Entry, new_id
+from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
 from firebuild_bootstrap.solve.inputs import takes_files
 from firebuild_bootstrap.solve.keys import Parts, StageKeys
 from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
@@ -53,6 +53,7 @@ class Shared:
         fresh: whether all steps of a stage are executed, whatever the cache has.
         unchanged: whether the files that an operation took are still those that its key was made of.
         notice: told what could not be kept.
+        puts_between: whether a machine can put a layer that is there between those that it makes.
     """
 
     cache: Cache
@@ -60,6 +61,7 @@ class Shared:
     fresh: Callable[[Stage], bool]
     unchanged: Callable[[Operation, Parts], bool]
     notice: Callable[[str], None]
+    puts_between: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,31 @@ class Start:
     Args:
         layers: what it begins on, the lowest first.
         done: how many of its steps they hold.
-        tip: the uppermost of them in the cache; None where there is none.
+        tip: those of them in the cache that tell what there is: the uppermost that was made on what lies
+            below it, and all that were made apart and lie on that.
+        on: the name of what they are together (`solve.cache.above`).
+        linked: layers of later steps that are there, because they are made apart, by their place.
     """
 
     layers: tuple[Layer, ...]
     done: int = 0
-    tip: Entry | None = None
+    tip: tuple[Entry, ...] = ()
+    on: str = ""
+    linked: Mapping[int, Entry] = field(default_factory=dict)
+
+    def all_layers(self, first: int) -> tuple[Layer, ...]:
+        """Return what a machine begins on, and what it finds later; `first` numbers the first step."""
+        later = (StoredLayer(entry.id, first + place) for place, entry in self.linked.items())
+        return (*self.layers, *later)
+
+    def with_entries(self, entries: Sequence[Entry], done: int) -> Start:
+        """Return the start `entries` higher."""
+        layers, tip, on = self.layers, self.tip, self.on
+        for entry in entries:
+            layers = (*layers, StoredLayer(entry.id))
+            tip = (*tip, entry) if entry.linked else (entry,)
+            on = above(on, entry.id, linked=entry.linked)
+        return Start(layers, done, tip, on)
 
 
 class Making:
@@ -126,7 +147,7 @@ class Making:
         planned, step, parts = self._steps[len(self.entries)]
         if planned.number != number:
             return None
-        usual = self._is_usual(planned, step, parts) and all(self._usual.values())
+        usual = self._is_usual(planned, step, parts) and (parts.linked or all(self._usual.values()))
         # What nobody can ask for is of use to this build all the same.
         key = planned.key if usual else secrets.token_hex(32)
         self.entries.append(
@@ -188,7 +209,7 @@ class Results:
         self._trees = trees
         self._directory = directory
         self._made: dict[int, tuple[Layer, ...]] = {}
-        self._tips: dict[int, Entry] = {}
+        self._tips: dict[int, Start] = {}
         self._renewed: dict[int, bool] = {}
         self._packing = threading.Lock()
         self._committed = False
@@ -217,14 +238,14 @@ class Results:
         runs = stage == self._graph.target and self._shared.fresh(stage)
         if start is not None and done == len(stage.steps) and not runs:
             self._made[stage.index] = start.layers
-            if start.tip is not None:
-                self._tips[stage.index] = start.tip
+            self._tips[stage.index] = start
             return
         pending.add(stage.index)
         if isinstance(stage.base, StageRef):
             self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
-        for step in stage.steps[done:]:
-            for tree in trees_of(step.operation):
+        linked = self._linked(stage, done) if self._shared.puts_between else {}
+        for place, step in enumerate(stage.steps[done:], done):
+            for tree in trees_of(step.operation) if place not in linked else ():
                 if isinstance(tree, StageRef):
                     self._visit(self._graph.stage(tree.index), pending)
 
@@ -260,33 +281,53 @@ class Results:
         start = self._start(stage)
         return min(start.done, self._unrenewed(stage)) if start is not None else 0
 
+    def linked(self, stage: Stage) -> frozenset[int]:
+        """Return the places of the steps after those that are cached, too: their layers are made apart."""
+        if not self._shared.puts_between:
+            return frozenset()
+        return frozenset(self._linked(stage, self.cached(stage)))
+
     def start(self, stage: Stage) -> Start:
         """Return where a stage begins; all that it needs of others is done."""
         start = self._start(stage)
         if start is None:
             raise FirebuildError(f"the stage {stage.title} began before what it is based on was done")
-        return start
+        puts_between = self._shared.puts_between
+        return replace(start, linked=self._linked(stage, start.done) if puts_between else {})
 
     def _start(self, stage: Stage) -> Start | None:
         """Return where a stage would begin now; None while its base is not there."""
         below = self._below(stage.base)
         keys = self._shared.keys[stage.index]
-        own = len(stage.steps)
         if below is not None and isinstance(stage.base, StageRef) and stage.base.index in self._tips:
             # Whatever another build has made of it since: all stages of this one begin on the same.
-            tip = self._tips[stage.base.index]
-            chain = () if self._shared.fresh(stage) else tuple(each.key for each in keys.steps)
-            entries = self._shared.cache.find(chain, tip.id)
-            layers = (*below, *(StoredLayer(entry.id) for entry in entries))
-            return Start(layers, len(entries), entries[-1] if entries else tip)
-        chain = keys.chain[: len(keys.chain) - own] if self._shared.fresh(stage) else keys.chain
-        bottom = self._bottom(stage)
-        entries = self._shared.cache.find(chain, _identity(bottom))
-        done = len(entries) - (len(keys.chain) - own)
-        if done < 0:
-            return None if below is None else Start(below)
-        layers = (*bottom, *(StoredLayer(entry.id) for entry in entries))
-        return Start(layers, done, entries[-1] if entries else None)
+            start = self._tips[stage.base.index]
+            chain = keys.steps
+        else:
+            bottom = self._bottom(stage)
+            start = Start(bottom, on=_identity(bottom))
+            chain = keys.chain
+        before = len(chain) - len(stage.steps)
+        entries = self._find(chain[:before] if self._shared.fresh(stage) else chain, start.on)
+        if len(entries) < before:
+            return None if below is None else Start(below, on=start.on)
+        return start.with_entries(entries, len(entries) - before)
+
+    def _find(self, chain: Sequence[Parts], on: str) -> list[Entry]:
+        linked = frozenset(parts.key for parts in chain if parts.linked)
+        return self._shared.cache.find([parts.key for parts in chain], on, linked)
+
+    def _linked(self, stage: Stage, done: int) -> dict[int, Entry]:
+        """Return the layers of those steps after the first `done` that are the same whatever comes before."""
+        if self._shared.fresh(stage):
+            return {}
+        found: dict[int, Entry] = {}
+        for place, parts in enumerate(self._shared.keys[stage.index].steps[done:], done):
+            trees = trees_of(stage.steps[place].operation)
+            renewed = any(isinstance(tree, StageRef) and self._is_renewed(tree.index) for tree in trees)
+            if parts.linked and not renewed:
+                found.update((place, entry) for entry in self._find((parts,), ""))
+        return found
 
     def _below(self, base: TreeRef) -> tuple[Layer, ...] | None:
         match base:
@@ -317,22 +358,26 @@ class Results:
             MachineError: the plan for that can't be written.
         """
         base = _identity(self._bottom(stage))
-        parent = start.tip.id if start.tip is not None else base
-        steps = []
+        steps, on = [], start.on
+        # What is there is as good as what a machine makes that can't put it between.
+        there = self._linked(stage, start.done)
         for place, step in list(enumerate(stage.steps))[start.done :]:
             parts = self._shared.keys[stage.index].steps[place]
+            identity = there[place].id if place in there else new_id(parts.key)
+            below, on = on, above(on, identity, linked=parts.linked)
+            if place in start.linked:
+                continue
             planned = PlannedStep(
                 number=first + place,
                 key=parts.key,
-                identity=new_id(parts.key),
-                parent=parent,
+                identity=identity,
+                parent=LINKED if parts.linked else below,
                 base=base,
                 text=step.origin.text,
                 sources=self._sources(step),
                 sure=not takes_files(step.operation),
             )
             steps.append((planned, step, parts))
-            parent = planned.identity
         making = Making(self._shared, steps, replace=self._is_renewed(stage.index))
         making.survive(workspace, self._stored)
         return making
@@ -344,20 +389,21 @@ class Results:
             FirebuildError: the store can't be written.
         """
         making.commit_all(machine)
-        entries = making.entries
+        entries = list(making.entries)
         self._committed = self._committed or bool(entries)
-        if len(entries) == len(stage.steps) - start.done:
-            self._made[stage.index] = (*start.layers, *(StoredLayer(entry.id) for entry in entries))
-            tip = entries[-1] if entries else start.tip
-            if tip is not None:
-                self._tips[stage.index] = tip
+        if len(entries) + len(start.linked) == len(stage.steps) - start.done:
+            for place, entry in sorted(start.linked.items()):
+                entries.insert(place - start.done, entry)
+            end = start.with_entries(entries, len(stage.steps))
+            self._made[stage.index], self._tips[stage.index] = end.layers, end
             return
         if (tree := machine.tree()) is not None:
             self._made[stage.index] = (tree,)
 
     def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
         indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
-        return tuple(self._tips[index].source for index in sorted(indexes) if index in self._tips)
+        known = (self._tips[index].tip for index in sorted(indexes) if index in self._tips)
+        return tuple(entry.source for tip in known for entry in tip)
 
     def archive(self, tree: TreeRef) -> Path | None:
         """Return an archive of what this build takes from an image or a stage that is done.
