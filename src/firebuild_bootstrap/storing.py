@@ -61,6 +61,7 @@ def store(
         MachineError: the disk is full. Nothing is stored then.
         Interrupted: `home.check` raised it.
     """
+    layers = [_in_one_piece(layer, request, resolved, home, notice) for layer in layers]
     record = ImageRecord(
         tag=str(request.tag),
         also_tagged=tuple(map(str, request.also_tagged)),
@@ -96,7 +97,6 @@ def store(
                 _link(layer.path, staging.path / described.archive)
                 if described.archive == OutputType.TAR.file_name:
                     keep_form(staging.path, _as_form(described))
-                    _tell_losses(layer, request, home, notice)
         if older is not None and _is_made_of(older, record):
             reuse_forms(older.directory, staging.path)
         write(staging.path)
@@ -107,12 +107,34 @@ def store(
             return home.images.commit(staging, record)
 
 
+def _is_of_base(layer: Layer, resolved: Resolved) -> bool:
+    return any(layer in base.layers for base in resolved.bases.values())
+
+
+def _in_one_piece(
+    layer: Layer, request: BuildRequest, resolved: Resolved, home: Home, notice: Callable[[str], None]
+) -> Layer:
+    """Return other layers as they are, and a machine's archive without times after SOURCE_DATE_EPOCH.
+
+    What a form of it can't keep is told.
+    """
+    if isinstance(layer, StoredLayer) or _is_of_base(layer, resolved):
+        return layer
+    if request.epoch is not None or any(spec.type is not OutputType.TAR for spec in request.outputs):
+        _, report = home.layers.unpacked(layer.path, layer.digest)
+        for note in unpack_notes(report, "the machine's drive"):
+            notice(note)
+    if request.epoch is None:
+        return layer
+    path = layer.path.with_name("dated.tar")
+    return ArchiveLayer(path, home.trees.pack(home.layers.merged([layer]), path, newest=request.epoch).digest)
+
+
 def _described(layer: Layer, resolved: Resolved, home: Home) -> ImageLayer:
     if isinstance(layer, StoredLayer):
         return ImageLayer(home.cache.size(layer.key), key=layer.key)
     # What a machine leaves as one archive is the image's tar form as well.
-    from_base = any(layer in base.layers for base in resolved.bases.values())
-    name = _BASE if from_base else OutputType.TAR.file_name
+    name = _BASE if _is_of_base(layer, resolved) else OutputType.TAR.file_name
     return ImageLayer(layer.path.stat().st_size, archive=name, digest=layer.digest)
 
 
@@ -130,15 +152,6 @@ def _link(archive: Path, target: Path) -> None:
                 copy_file(reader.fileno(), writer.fileno())
         except OSError as error:
             raise MachineError(f"{target} could not be written: {error.strerror}") from error
-
-
-def _tell_losses(
-    layer: ArchiveLayer, request: BuildRequest, home: Home, notice: Callable[[str], None]
-) -> None:
-    if any(spec.type is not OutputType.TAR for spec in request.outputs):
-        _, report = home.layers.unpacked(layer.path, layer.digest)
-        for note in unpack_notes(report, "the machine's drive"):
-            notice(note)
 
 
 def _found(request: BuildRequest, home: Home) -> StoredImage | None:

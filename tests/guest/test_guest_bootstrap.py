@@ -79,7 +79,6 @@ def test_a_failed_step_is_reported_once_with_everything_known(
         (pb.ToGuest(files_end=pb.FilesEnd()), "the server sent files_end where a step was due"),
         (piece(b"x"), "the server sent files where a step was due"),
         (pb.ToGuest(), "the server sent nothing where a step was due"),
-        (pb.ToGuest(checkpoint=pb.Checkpoint(step=2)), "the layer of a step, and this guest keeps none"),
     ],
 )
 def test_what_is_no_step_ends_the_session_with_a_word(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.comparing import Comparing
+from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries, upper_entries
@@ -68,14 +69,21 @@ operations = st.tuples(
 )
 
 
+def write(path: Path, number: int) -> None:
+    # O_NONBLOCK: a pipe that nobody reads is an error, and not waited for.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
+    with open(os.open(path, flags, 0o644), "w") as file:
+        file.write(str(number))
+
+
 def do(root: Path, what: str, path: Path, other: Path, number: int) -> None:
     """One of the things that a step may do."""
     match what:
         case "write":
-            path.write_text(str(number))
+            write(path, number)
         case "touch back":  # the same size and time as before
             times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-            path.write_text(str(number))
+            write(path, number)
             os.utime(path, ns=times)
         case "mkdir":
             path.mkdir()
@@ -95,7 +103,7 @@ def do(root: Path, what: str, path: Path, other: Path, number: int) -> None:
             os.setxattr(path, "user.note", str(number).encode())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(operations, max_size=12), st.lists(st.lists(operations, max_size=5), max_size=3))
 def test_layers_on_the_first_state_give_the_last(first: list[Any], steps: list[list[Any]]) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -214,3 +222,27 @@ def test_what_is_mounted_in_the_image_is_not_of_it(image: Image) -> None:
 
     privately(run)
     assert stat.S_ISDIR((image.root / "gone").stat().st_mode)
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_on_an_overlay_a_whiteout_is_a_mark_and_the_layer_is_not_mounted(tmp_path: Path) -> None:
+    for name in ("lower/0", "lower/1", "upper", "work", "merged"):
+        (tmp_path / name).mkdir(parents=True)
+
+    def run() -> None:
+        mount_layers(str(tmp_path), ["lower/0", "lower/1"], str(tmp_path / "merged"), "upper", "work")
+        image = Image(tmp_path / "merged")
+        for name in ("gone", "kept"):
+            (image.root / name).touch()
+        image.begin()
+        with image.comparing.step(2):
+            (image.root / "gone").unlink()
+        image.check(2)
+        upper = image.state / "upper"
+        assert changes(upper / "2") == ["whiteout gone"]
+        (image.state / "empty").mkdir()
+        with pytest.raises(OSError, match="made where no overlay can be"):
+            mount_layers(str(image.state), ["empty", "upper/2/fs"], str(tmp_path / "work"))
+
+    privately(run)

@@ -121,6 +121,19 @@ def test_a_step_is_adopted_under_its_key_and_the_first_one_stays(tmp_path: Path,
     assert (first.parent.parent.stat().st_mode & 0o777) == 0o700, "set-user-ID programs are nobody else's"
 
 
+def test_a_tree_is_measured_once(tmp_path: Path, stored: Open) -> None:
+    store = stored()
+    directory = layer(tmp_path / "one")
+    (directory / "fs/file").write_bytes(bytes(10_000))
+    os.link(directory / "fs/file", directory / "fs/again")
+    tree = store.adopt("sha256:step", directory)
+    size = store.size("sha256:step")
+    assert size == (tree / "file").stat().st_blocks * 512
+    (tree / "more").write_bytes(bytes(100_000))
+    assert stored().size("sha256:step") == size
+    assert store.size("sha256:missing") == 0
+
+
 @pytest.mark.parametrize("key", ["", "../x", "a/b", ".hidden", "x" * 300])
 def test_a_key_is_a_file_name(stored: Open, key: str) -> None:
     with pytest.raises(InputError, match="expected the key of a layer"):

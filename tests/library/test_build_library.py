@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tarfile
 import threading
@@ -162,6 +163,33 @@ def test_an_older_image_survives_a_failed_build(library: Library) -> None:
     archive = after.output(OutputType.TAR)
     assert archive is not None
     assert archive.exists()
+
+
+def holds_a_key(pid: int) -> bool:
+    """Whether a private key is in the memory of a process that it can write."""
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            begin, end = (int(word, 16) for word in line.split()[0].split("-"))
+            if line.split()[1].startswith("rw"):
+                memory.seek(begin)
+                with suppress(OSError):
+                    if re.search(rb"PRIVATE KEY-----(\n|\\n)[A-Za-z0-9+/]{40}", memory.read(end - begin)):
+                        return True
+    return False
+
+
+@pytest.mark.root
+def test_the_processes_that_start_a_run_never_held_the_guests_key(library: Library) -> None:
+    found: list[bool] = []
+
+    def look(event: Event) -> None:
+        if isinstance(event, StepOutput):
+            found.extend(map(holds_a_key, guests()))
+
+    library.watch = look
+    library.build("FROM host\nRUN echo ready; sleep 1\n", tag="t/key:1")
+    assert sorted(found) == [False] * (len(found) - 1) + [True]
+    assert len(found) >= 3  # vminit, the launcher and a helper
 
 
 def test_a_guest_that_is_killed_is_lost(library: Library) -> None:

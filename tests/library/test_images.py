@@ -261,9 +261,14 @@ def test_the_id_of_an_image_depends_on_its_configuration_and_its_files(library: 
 
 
 def test_a_root_in_one_piece_is_an_image_too(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:  # a guest that knows no layers leaves none
-        patch.setattr("firebuild_bootstrap.build.makes_layers", lambda _: False)
+    with monkeypatch.context() as patch:  # as where the machine is driven by a guest that knows no layers
+        patch.setattr("firebuild_bootstrap.solve.results.Making.commit", lambda *_: None)
         image = build(library, HELLO, outputs=["ext4"])
+        dated = build(library, HELLO, outputs=["ext4", "tar"], tag="t/dated:1", epoch=EPOCH)
+        again = build(library, HELLO, tag="t/again:1", epoch=EPOCH)
+    assert dated.record.layers == again.record.layers != image.record.layers
+    with tarfile.open(dated.directory / "rootfs.tar") as tar:
+        assert max(member.mtime for member in tar) <= EPOCH
     assert [output.type for output in image.record.outputs] == ["ext4", "tar"]
     assert image.record.layers is not None
     [layer] = image.record.layers

@@ -246,8 +246,6 @@ def test_a_guest_that_never_calls_is_lost(
 @pytest.mark.parametrize(
     ("settings", "options", "words"),
     [
-        ({}, ["--metadata-file", "m.json"], "--metadata-file needs an image"),
-        ({}, ["--output", "tar,dest=o.tar"], "--output with dest= needs an image"),
         ({"metadata": {"file": "/none/m.json"}}, [], "/none is no directory"),
         ({"disk": "/none/d.img"}, [], "/none is no directory that can be written to"),
         ({"metadata": {"firecracker_socket": "/none/s"}}, [], "firecracker_socket: "),

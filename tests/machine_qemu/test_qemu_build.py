@@ -181,8 +181,18 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_layers_as_the_local_mac
 
 
 def contains(path: Path, needle: str) -> bool:
+    """Whether a text is in a file, whose holes may be gigabytes."""
     with path.open("rb") as file:
-        return any(needle.encode() in piece for piece in iter(lambda: file.read(1 << 24), b""))
+        end, size = 0, os.fstat(file.fileno()).st_size
+        while end < size:
+            try:
+                start = os.lseek(file.fileno(), end, os.SEEK_DATA)
+            except OSError:  # nothing but a hole
+                return False
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            if needle.encode() in os.pread(file.fileno(), end - start, start):
+                return True
+    return False
 
 
 def test_a_drive_that_is_full_fails_the_step_with_its_output(
@@ -306,7 +316,7 @@ def test_mounts_leave_nothing_in_a_layer_and_a_secret_is_nowhere(
     options = ("--secret", f"id=token,src={tmp_path}/token", f"--keep-on-failure={tmp_path}/kept")
     done = firebuild(*arguments(context, MOUNTS, *options, "--config", configure()), status=1)
     said = done.stdout.splitlines()
-    order = ("hello", "hello", "1", "400 1000", "same", "lo:", "refused", "again")
+    order = ("hello", "hello", "0", "400 1000", "same", "lo:", "refused", "again")
     found = [-1]
     for word in order:
         found.append(next(index for index, line in enumerate(said) if word in line and index > found[-1]))
@@ -316,6 +326,6 @@ def test_mounts_leave_nothing_in_a_layer_and_a_secret_is_nowhere(
         names = {name.strip("./").split("/")[0] for name in tar.getnames()}
     assert names == {"", "bin", "etc"}
     files = [path for top in (firebuild.home, tmp_path) for path in top.rglob("*") if path.is_file()]
-    assert {tmp_path / "token"} == {path for path in files if needle.encode() in path.read_bytes()}
+    assert {tmp_path / "token"} == {path for path in files if contains(path, needle)}
     assert needle not in done.stdout + done.stderr
     assert firebuild.leftovers() == []

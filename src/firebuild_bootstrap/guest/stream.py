@@ -36,6 +36,7 @@ _WAITING = 16  # messages to the host; the largest have 1 MiB
 _AHEAD = 2  # messages of the host
 _SHORTEST_INTERVAL = 0.05
 _FAREWELL_SECONDS = 10.0
+_LAST_MOMENT = 1.0
 
 
 class NoSession(Exception):
@@ -143,11 +144,14 @@ class Session:
     def _begin(self, timeout: float) -> _Incoming:
         try:
             message = self._incoming.get(timeout=timeout)
+            if message is None and not self._over.is_set():  # asked to end: who is there is told why
+                message = self._incoming.get(timeout=_LAST_MOMENT)
         except queue.Empty:
+            self._stop.check()
             raise NotNow(f"the server did not begin the session within {timeout:g} seconds") from None
-        self._stop.check()
         if message is not None:
-            return message
+            return message  # whatever else has happened: now the host can be told
+        self._stop.check()
         if self._error is not None:
             raise self._error
         raise NotNow("the server ended the session at once")

@@ -31,7 +31,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -377,8 +377,11 @@ class Cache:
             tree = self.trees.adopt(entry.id, directory, ready)
         except (OSError, FirebuildError):
             record.unlink(missing_ok=True)
-            if before and not found:
-                self._point(entry.key, before)
+            with suppress(OSError):  # what leads to nothing is removed by `prune`
+                if before and not found:
+                    self._point(entry.key, before)
+                elif not found:
+                    (self._keys / entry.key).unlink()
             raise
         return dataclasses.replace(entry, path=tree)
 

@@ -102,13 +102,13 @@ class Making:
     """A stage at work: its steps become entries of the cache. One thread at a time may use it.
 
     Args:
-        shared: the cache; None where none can be used.
+        shared: the cache.
         steps: those that are executed, in their order, with what their keys are made of.
         replace: whether nothing that others have made is as good.
     """
 
     def __init__(
-        self, shared: Shared | None, steps: Sequence[tuple[PlannedStep, Step, Parts]], *, replace: bool
+        self, shared: Shared, steps: Sequence[tuple[PlannedStep, Step, Parts]], *, replace: bool
     ) -> None:
         self._shared = shared
         self._steps = steps
@@ -142,7 +142,7 @@ class Making:
         Raises:
             FirebuildError: the store can't be written.
         """
-        if self._shared is None or len(self.entries) == len(self._steps):
+        if len(self.entries) == len(self._steps):
             return None
         planned, step, parts = self._steps[len(self.entries)]
         if planned.number != number:
@@ -168,7 +168,7 @@ class Making:
 
     def _is_usual(self, planned: PlannedStep, step: Step, parts: Parts) -> bool:
         """Whether the files that a step took are still those of its key; they are looked at once."""
-        if self._shared is None or planned.sure:
+        if planned.sure:
             return True
         if planned.number not in self._usual:
             same = self._usual[planned.number] = self._shared.unchanged(step.operation, parts)
@@ -186,7 +186,7 @@ class Results:
     Args:
         graph: what there is to do.
         bases: the images that it names, by their references.
-        shared: the cache; None where none can be used.
+        shared: the cache.
         stored: the store of unpacked layers.
         trees: the tools for trees.
         directory: returns an existing directory for archives of whole stages.
@@ -197,7 +197,7 @@ class Results:
         graph: Graph,
         bases: Mapping[str, Base],
         *,
-        shared: Shared | None,
+        shared: Shared,
         stored: LayerTrees,
         trees: Trees,
         directory: Callable[[], Path],
@@ -234,8 +234,8 @@ class Results:
             self._visit(self._graph.stage(stage.base.index), pending)
             start = self._start(stage)
         done = min(start.done, self._unrenewed(stage)) if start is not None else 0
-        # Without a cache the target's machine is what writes the outputs; with --no-cache it runs as well.
-        runs = stage == self._graph.target and (self._shared is None or self._shared.fresh(stage))
+        # With --no-cache the target runs, even if there is nothing to execute in it.
+        runs = stage == self._graph.target and self._shared.fresh(stage)
         if start is not None and done == len(stage.steps) and not runs:
             self._made[stage.index] = start.layers
             self._tips[stage.index] = start
@@ -243,7 +243,7 @@ class Results:
         pending.add(stage.index)
         if isinstance(stage.base, StageRef):
             self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
-        linked = self._linked(stage, done) if self._shared is not None and self._shared.puts_between else {}
+        linked = self._linked(stage, done) if self._shared.puts_between else {}
         for place, step in enumerate(stage.steps[done:], done):
             for tree in trees_of(step.operation) if place not in linked else ():
                 if isinstance(tree, StageRef):
@@ -251,8 +251,6 @@ class Results:
 
     def _unrenewed(self, stage: Stage) -> int:
         """Return how many steps of a stage, from the first, need nothing that is to be executed anew."""
-        if self._shared is None:
-            return 0
         if isinstance(stage.base, StageRef) and self._is_renewed(stage.base.index):
             return 0
         for place, step in enumerate(stage.steps):
@@ -265,28 +263,27 @@ class Results:
         """Whether a stage is to be executed anew, at least in part, whatever the cache has."""
         if index not in self._renewed:
             stage = self._graph.stage(index)
-            fresh = self._shared is not None and self._shared.fresh(stage)
-            self._renewed[index] = fresh or self._unrenewed(stage) < len(stage.steps)
+            self._renewed[index] = self._shared.fresh(stage) or self._unrenewed(stage) < len(stage.steps)
         return self._renewed[index]
 
     def parts(self, stage: Stage) -> tuple[Parts, ...]:
-        """Return what the keys of a stage's steps are made of; nothing where no cache can be used."""
-        return self._shared.keys[stage.index].steps if self._shared is not None else ()
+        """Return what the keys of a stage's steps are made of."""
+        return self._shared.keys[stage.index].steps
 
     def identity(self, tree: TreeRef) -> str:
         """Return what names the content of a tree in all builds, for cache mounts that begin with it."""
-        if isinstance(tree, StageRef) and self._shared is not None:
+        if isinstance(tree, StageRef):
             return self._shared.keys[tree.index].key
         return self._bases[tree.reference].digest if isinstance(tree, ImageRef) else canonical(tree)
 
     def cached(self, stage: Stage) -> int:
         """Return how many steps of a stage need not be executed, because the cache has their results."""
-        start = self._start(stage) if self._shared is not None else None
+        start = self._start(stage)
         return min(start.done, self._unrenewed(stage)) if start is not None else 0
 
     def linked(self, stage: Stage) -> frozenset[int]:
         """Return the places of the steps after those that are cached, too: their layers are made apart."""
-        if self._shared is None or not self._shared.puts_between:
+        if not self._shared.puts_between:
             return frozenset()
         return frozenset(self._linked(stage, self.cached(stage)))
 
@@ -295,14 +292,12 @@ class Results:
         start = self._start(stage)
         if start is None:
             raise FirebuildError(f"the stage {stage.title} began before what it is based on was done")
-        puts_between = self._shared is not None and self._shared.puts_between
+        puts_between = self._shared.puts_between
         return replace(start, linked=self._linked(stage, start.done) if puts_between else {})
 
     def _start(self, stage: Stage) -> Start | None:
         """Return where a stage would begin now; None while its base is not there."""
         below = self._below(stage.base)
-        if self._shared is None:
-            return None if below is None else Start(below)
         keys = self._shared.keys[stage.index]
         if below is not None and isinstance(stage.base, StageRef) and stage.base.index in self._tips:
             # Whatever another build has made of it since: all stages of this one begin on the same.
@@ -320,11 +315,11 @@ class Results:
 
     def _find(self, chain: Sequence[Parts], on: str) -> list[Entry]:
         linked = frozenset(parts.key for parts in chain if parts.linked)
-        return self._shared.cache.find([parts.key for parts in chain], on, linked) if self._shared else []
+        return self._shared.cache.find([parts.key for parts in chain], on, linked)
 
     def _linked(self, stage: Stage, done: int) -> dict[int, Entry]:
         """Return the layers of those steps after the first `done` that are the same whatever comes before."""
-        if self._shared is None or self._shared.fresh(stage):
+        if self._shared.fresh(stage):
             return {}
         found: dict[int, Entry] = {}
         for place, parts in enumerate(self._shared.keys[stage.index].steps[done:], done):
@@ -363,8 +358,6 @@ class Results:
             MachineError: the plan for that can't be written.
         """
         base = _identity(self._bottom(stage))
-        if self._shared is None:
-            return Making(None, (), replace=False)
         steps, on = [], start.on
         # What is there is as good as what a machine makes that can't put it between.
         there = self._linked(stage, start.done)
@@ -398,7 +391,7 @@ class Results:
         making.commit_all(machine)
         entries = list(making.entries)
         self._committed = self._committed or bool(entries)
-        if self._shared is not None and len(entries) + len(start.linked) == len(stage.steps) - start.done:
+        if len(entries) + len(start.linked) == len(stage.steps) - start.done:
             for place, entry in sorted(start.linked.items()):
                 entries.insert(place - start.done, entry)
             end = start.with_entries(entries, len(stage.steps))
@@ -447,7 +440,7 @@ class Results:
 
     def trim(self, limit: Callable[[], int]) -> None:
         """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
-        if self._shared is not None and self._committed:
+        if self._committed:
             with suppress(FirebuildError):
                 self._shared.cache.prune(max_size=limit(), sweep=False)
 
