@@ -97,9 +97,10 @@ class Caches:
             lock = _opened(place)
             try:
                 _locked(lock, wanted, wait)
-                if not exclusive and not _complete(place):
-                    _locked(lock, fcntl.LOCK_EX, wait)  # the shared lock is given up in between (flock(2))
-                if _linked(lock, place):
+                if not exclusive and not _complete(place) and not _made_exclusive(lock):
+                    # Another one makes it. Waiting for the exclusive lock would last as long as its RUN.
+                    wait()
+                elif _linked(lock, place):
                     if not _complete(place):
                         _make(place, fill)
                     if exclusive:
@@ -163,6 +164,15 @@ def _locked(lock: int, how: int, wait: Callable[[], None]) -> None:
             wait()
         else:
             return
+
+
+def _made_exclusive(lock: int) -> bool:
+    """Try to make a shared lock exclusive; either way the shared one is given up (flock(2))."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _linked(lock: int, place: str) -> bool:
