@@ -276,6 +276,32 @@ def test_a_second_session_ends_the_build(serve: Any) -> None:
     assert first.end() == (grpc.StatusCode.FAILED_PRECONDITION, "the build has ended")
 
 
+def test_a_session_does_not_end_with_the_success_of_old_calls(serve: Any) -> None:
+    running = serve(commands=[RUN], layers=(sink := Sink(step=3)))
+    guest = running.guest()
+    guest.hear("run")
+    with pytest.raises(grpc.RpcError, match="began with a session, and went on with the calls of old guests"):
+        running.caller().report(3, 0)
+    assert running.outcome().ending is Ending.SERVER_ERROR
+    assert sink.told == []
+
+
+@pytest.mark.parametrize("call", ["success", "resource"])
+def test_each_old_call_is_refused_in_a_session(serve: Any, call: str) -> None:
+    running = serve(commands=[RUN])
+    running.guest().hear("run")
+    with pytest.raises(grpc.RpcError, match="began with a session"):
+        running.caller().success() if call == "success" else list(running.caller().resource("x"))
+
+
+def test_old_calls_do_not_go_on_with_a_session(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    running.caller().ping()
+    code, details = running.guest().end()
+    assert code is grpc.StatusCode.ABORTED
+    assert details == "the guest began with the calls of old guests, and went on with a session"
+
+
 def test_a_stranger_with_a_certificate_of_the_same_authority_hears_nothing(serve: Any, workshop: Any) -> None:
     running = serve(commands=[RUN])
     stranger = running.caller(workshop.issue("stranger.b1.firebuild.internal"), inner=True)

@@ -116,6 +116,7 @@ class Stream:
         """
         if not self._begun.acquire(blocking=False):
             raise InputError("the guest began a second session")
+        self._session.speaks("a session")
         guest = _Guest(requests, self._session, self._layers)
         with self._session.at_end(guest.wake), guest:
             if guest.answer("hello").hello.version != messages.VERSION:
