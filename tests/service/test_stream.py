@@ -235,6 +235,11 @@ def said(**message: Any) -> bytes:
         ([hello(3), hello(3)], "the guest sent hello, where done or want was due"),
         ([hello(3), said(done=pb.Done(step=4))], "says that step 4 is done, and works on step 3"),
         ([hello(3), said(done=pb.Done())], "says that step 0 is done, and works on step 3"),
+        ([hello(3), said(done=pb.Done(step=3, duration_ms=-1))], "says of step 3 status 0 after -1 ms"),
+        (
+            [hello(3), said(done=pb.Done(step=3, failure=pb.Failure(exit_code=256, reason="command")))],
+            "says of step 3 status 256 after 0 ms",
+        ),
         ([hello(3), said(layer=pb.Layer(data=b"x"))], "a layer that it was not asked for"),
         ([hello(3), b""], "a message that says nothing"),
         ([hello(3), b"\xff"], "bytes that are no message of a session"),
