@@ -385,6 +385,19 @@ def test_a_tree_may_be_deeper_than_descriptors_and_paths_are_long(tmp_path: Path
     assert again.getvalue() == archive.getvalue()
 
 
+def test_a_path_whose_directories_would_fill_the_memory_is_refused(
+    make_tar: MakeTar, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.layers.apply._DEEPEST", 10_000)
+    archive = make_tar((info("/".join("e" * 90)), b""), (info("/".join("d" * 5000)), b""))
+    with (
+        open(archive, "rb") as source,
+        Root(str(root)) as target,
+        pytest.raises(LayerError, match=r"^/d/d.{,80}… is too deep: more than 100 directories$"),
+    ):
+        apply(LayerReader(source.fileno()), target)
+
+
 @pytest.mark.root
 def test_devices_are_made_where_they_are_asked_for(make_tar: MakeTar, root: Path) -> None:
     archive = make_tar((info("n", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666, mtime=7), b""))

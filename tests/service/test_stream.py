@@ -235,6 +235,11 @@ def said(**message: Any) -> bytes:
         ([hello(3), hello(3)], "the guest sent hello, where done or want was due"),
         ([hello(3), said(done=pb.Done(step=4))], "says that step 4 is done, and works on step 3"),
         ([hello(3), said(done=pb.Done())], "says that step 0 is done, and works on step 3"),
+        ([hello(3), said(done=pb.Done(step=3, duration_ms=-1))], "says of step 3 status 0 after -1 ms"),
+        (
+            [hello(3), said(done=pb.Done(step=3, failure=pb.Failure(exit_code=256, reason="command")))],
+            "says of step 3 status 256 after 0 ms",
+        ),
         ([hello(3), said(layer=pb.Layer(data=b"x"))], "a layer that it was not asked for"),
         ([hello(3), b""], "a message that says nothing"),
         ([hello(3), b"\xff"], "bytes that are no message of a session"),
@@ -274,6 +279,32 @@ def test_a_second_session_ends_the_build(serve: Any) -> None:
     assert running.guest().end() == (grpc.StatusCode.ABORTED, "the guest began a second session")
     assert running.outcome().ending is Ending.SERVER_ERROR
     assert first.end() == (grpc.StatusCode.FAILED_PRECONDITION, "the build has ended")
+
+
+def test_a_session_does_not_end_with_the_success_of_old_calls(serve: Any) -> None:
+    running = serve(commands=[RUN], layers=(sink := Sink(step=3)))
+    guest = running.guest()
+    guest.hear("run")
+    with pytest.raises(grpc.RpcError, match="began with a session, and went on with the calls of old guests"):
+        running.caller().report(3, 0)
+    assert running.outcome().ending is Ending.SERVER_ERROR
+    assert sink.told == []
+
+
+@pytest.mark.parametrize("call", ["success", "resource"])
+def test_each_old_call_is_refused_in_a_session(serve: Any, call: str) -> None:
+    running = serve(commands=[RUN])
+    running.guest().hear("run")
+    with pytest.raises(grpc.RpcError, match="began with a session"):
+        running.caller().success() if call == "success" else list(running.caller().resource("x"))
+
+
+def test_old_calls_do_not_go_on_with_a_session(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    running.caller().ping()
+    code, details = running.guest().end()
+    assert code is grpc.StatusCode.ABORTED
+    assert details == "the guest began with the calls of old guests, and went on with a session"
 
 
 def test_a_stranger_with_a_certificate_of_the_same_authority_hears_nothing(serve: Any, workshop: Any) -> None:

@@ -31,8 +31,12 @@ _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOTED: Final = 16 * 1024 * 1024
 _OWNER: Final = (0, 0)
+# Of the paths of one entry and all directories above it. A path of 16 MiB (`reader.Limits.header`) would take
+# terabytes; what fits are 8,000 directories with the shortest names, and 700 with the longest.
+_DEEPEST: Final = 64 * 1024 * 1024
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 _EXAMPLES: Final = 3
+_SHOWN: Final = 80
 _Loss = Literal["devices", "foreign", "stripped", "attributes"]
 
 
@@ -312,6 +316,7 @@ class _Descent:
         self.made: list[str] = []
         """Directories that were missing, as far as their paths fit into 16 MiB."""
         self._noted = 0
+        self._size = 0  # of all `paths`
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -328,7 +333,7 @@ class _Descent:
         It belongs to this object and stays valid until the next call.
 
         Raises:
-            LayerError: something on the way is no directory, or links go in circles.
+            LayerError: something on the way is no directory, links go in circles, or it is too deep.
             FileNotFoundError: it is missing, and is not to be made.
         """
         paths, descriptors = self._paths, self._descriptors
@@ -338,6 +343,8 @@ class _Descent:
         for name in path[done:].split("/") if path[done:] else ():
             parent = descriptors[-1] if descriptors else self._top
             way = f"{paths[-1]}/{name}" if paths else name
+            if self._size + len(way) > _DEEPEST:
+                raise LayerError(f"/{path[:_SHOWN]}… is too deep: more than {len(paths)} directories")
             self._push(way, self._enter(parent, name, way, make))
         return descriptors[-1] if descriptors else self._top
 
@@ -380,12 +387,13 @@ class _Descent:
 
     def _push(self, path: str, descriptor: int) -> None:
         self._paths.append(path)
+        self._size += len(path)
         self._descriptors.append(descriptor)
         if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
             os.close(far)
             self._descriptors[-_HELD] = -1
 
     def _pop(self) -> None:
-        self._paths.pop()
+        self._size -= len(self._paths.pop())
         if (descriptor := self._descriptors.pop()) >= 0:
             os.close(descriptor)

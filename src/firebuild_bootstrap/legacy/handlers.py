@@ -29,6 +29,7 @@ from .scripts import encode_command
 
 HELLO: Final = ("firebuild-guest", "1")
 """The metadata of each call of a guest of ours; later ones said more besides."""
+_WAY: Final = "the calls of old guests"
 _EMPTY: Final = pb.Empty()
 _Request = TypeVar("_Request", bound=Message)
 
@@ -106,6 +107,7 @@ class Handlers:
         most: int,
     ) -> grpc.RpcMethodHandler[Any, Any]:
         def call(data: bytes, context: grpc.ServicerContext) -> Message:
+            self._session.speaks(_WAY)
             # Two million empty lines fit into a message, and take twenty times its size: one such at a time.
             with self._large if len(data) > _SMALL_BYTES else nullcontext():
                 return behaviour(_parsed(request, data, most), context)
@@ -154,6 +156,7 @@ class Handlers:
         Raises:
             InputError: there is no such resource, or it cannot be read.
         """
+        self._session.speaks(_WAY)
         path = f"{request.stage}://{request.path}" if request.stage else request.path
         for chunk in self._chunks(path) if _extended(context) else self._old_chunks(path, context):
             self._session.touch()  # each is a sign of life of the guest that takes it

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
@@ -126,6 +126,17 @@ class Drives:
     def layers(self) -> tuple[StepLayer, ...]:
         """Return the layers that nobody has taken yet; see `Machine.layers`."""
         return finished_layers(self._workspace.path)
+
+    def no_layers(self) -> NoReturn:
+        """Fail, because a guest has not sent the layer of every step, whatever it said of their success.
+
+        Raises:
+            MachineError: always.
+        """
+        raise MachineError(
+            "the guest reported success, but did not send the layer of every step",
+            hint="its vminit has to be of this version of firebuild: have the initramfs made anew",
+        )
 
     def keep(self, into: Path) -> None:
         """Write what the finished steps have made into the directory `into`, as one archive.
@@ -265,9 +276,12 @@ class SentLayers:
         """Unpack a layer that is complete, and hand it on.
 
         Raises:
+            InputError: it is missing, though the guest has sent others.
             MachineError: it is damaged or beyond what a layer may be, or the disk is full.
         """
         if self._file < 0:
+            if self.trees:  # what comes out would be an image without this step
+                raise InputError(f"the guest sent layers of other steps, but none of step {step}")
             self._none = True
             return
         os.close(self._file)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.events import EventSink, GuestConnected
 from firebuild_bootstrap.service.certificates import WRONG_GUEST, PeerCertificate
 from firebuild_bootstrap.service.limits import Limits
@@ -59,6 +59,7 @@ class Session:
         self._changed = threading.Condition()
         self._first_call = threading.Lock()
         self._welcomed = False
+        self._way = ""
         self._connections: dict[str, _Connection] = {}
         self._outcome: Outcome | None = None
         self._finished = False
@@ -98,6 +99,19 @@ class Session:
             self._watch.seen(self._clock())
             if first:
                 self._changed.notify_all()
+
+    def speaks(self, way: str) -> None:
+        """Take note of the way in which the guest talks to this server: it has one, from its first word on.
+
+        In one it could else report the end of what was asked in the other, whose layers never came.
+
+        Raises:
+            InputError: it has begun in another way.
+        """
+        with self._changed:
+            self._way = self._way or way
+            if self._way != way:
+                raise InputError(f"the guest began with {self._way}, and went on with {way}")
 
     def step_started(self, step: int) -> None:
         """Take note of what the guest works on."""

@@ -34,6 +34,7 @@ _PROGRESS_SECONDS: Final = 0.5
 _MAX_MESSAGE: Final = wire.CHUNK_BYTES + 64 * 1024
 # Of output: what is passed on at once.
 _PIECE_BYTES: Final = 256 * 1024
+_MAX_STATUS: Final = 255
 _MAX_REASON: Final = 4000  # characters of what a guest says about its failure
 
 
@@ -116,6 +117,7 @@ class Stream:
         """
         if not self._begun.acquire(blocking=False):
             raise InputError("the guest began a second session")
+        self._session.speaks("a session")
         guest = _Guest(requests, self._session, self._layers)
         with self._session.at_end(guest.wake), guest:
             if guest.answer("hello").hello.version != messages.VERSION:
@@ -164,13 +166,16 @@ class Stream:
         failure = done.failure if done.HasField("failure") else None
         if done.step != step and (done.step or failure is None):
             raise InputError(f"the guest says that step {done.step} is done, and works on step {step}")
+        said = 0 if failure is None else failure.exit_code
+        if done.duration_ms < 0 or not 0 <= said <= _MAX_STATUS:
+            raise InputError(f"the guest says of step {step} status {said} after {done.duration_ms} ms")
         if done.step:
-            exit_code = 0 if failure is None else failure.exit_code or 1
+            exit_code = 0 if failure is None else said or 1
             self._steps.finished(step, exit_code, done.duration_ms / 1000)
         if failure is None:
             return True
         # The exit status of other failures means nothing.
-        status = failure.exit_code if failure.reason == "command" else None
+        status = said if failure.reason == "command" else None
         text = block(failure.error, _MAX_REASON) or "the guest gave no reason"
         error = StepFailed(text, step=done.step, exit_code=status)
         outcome = Outcome(
@@ -275,10 +280,13 @@ class _Guest:
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:
-                try:
-                    self._answers.put_nowait(said)
-                except queue.Full:
-                    raise InputError(f"the guest sent {what} before it was asked again") from None
+                self._answered(what, said)
+
+    def _answered(self, what: str, said: pb.FromGuest) -> None:
+        try:
+            self._answers.put_nowait(said)
+        except queue.Full:
+            raise InputError(f"the guest sent {what} before it was asked again") from None
 
     def _output(self, output: pb.Output) -> None:
         stream: Literal["stdout", "stderr"] = "stderr" if output.stderr else "stdout"
@@ -294,4 +302,4 @@ class _Guest:
             self._layers.write(step, said.layer.data)
         if said.layer.last:
             self._layer_of = 0
-            self._answers.put_nowait(said)
+            self._answered("layer", said)

@@ -241,8 +241,8 @@ class QemuMachine:
         return self._drives.layers()
 
     def tree(self) -> ArchiveLayer | None:
-        """Nothing: its guest has sent layers; see `Machine.tree`."""
-        return None
+        """Fail: its guest has to send layers; see `Machine.tree`."""
+        self._drives.no_layers()
 
     def keep(self, into: Path) -> tuple[str, ...]:
         """Keep what finished steps have made, and the end of the console; see `Machine.keep`."""
