@@ -189,3 +189,13 @@ def test_a_part_of_the_store_that_is_somebody_else_s_is_found_before_the_build(
     monkeypatch.setattr(os, "access", lambda path, _: "names" not in str(path))
     with pytest.raises(InputError, match="images/names: the store can't be written: no right to do that"):
         paths.check_store(tmp_path, writable=True, setting="FIREBUILD_HOME")
+
+
+def test_a_store_on_a_read_only_file_system_is_not_called_a_matter_of_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted = os.statvfs_result((*os.statvfs(tmp_path)[:8], os.ST_RDONLY, 255))
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "statvfs", lambda _: mounted)
+    with pytest.raises(InputError, match="the store can't be written: the file system is read-only"):
+        paths.check_store(tmp_path, writable=True, setting="FIREBUILD_HOME")

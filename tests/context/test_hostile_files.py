@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from context.finding import HERE, Find, content, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind
+from firebuild_bootstrap.context import BuildContext, EntryKind, FileTree
 from firebuild_bootstrap.context.entries import plain
+from firebuild_bootstrap.context.root import ContextRoot
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError
 
@@ -161,6 +162,15 @@ def test_names_and_links_that_are_not_utf8_are_errors(root: Path, find: Find) ->
         pass
     assert r"the name of 'd/n\udcff' is not UTF-8" in error_of(find, "d").message
     assert "is not UTF-8" in error_of(find, "d/*").message
+    assert error_of(find, "d").hint == "rename it or list it in .dockerignore"
+
+
+def test_a_name_in_a_stage_is_not_to_be_listed_in_dockerignore(root: Path) -> None:
+    with open(os.fsencode(root) + b"/n\xff", "wb"):
+        pass
+    with FileTree(ContextRoot(root), "the stage 'a'") as tree, pytest.raises(InputError) as caught:
+        tree.resource([Files(".")], location=HERE)
+    assert caught.value.hint == "rename it"
 
 
 def test_a_deep_tree_is_no_problem(root: Path, find: Find) -> None:

@@ -113,7 +113,9 @@ def check_store(root: Path, *, writable: bool, setting: str) -> None:
     ]
     for directory in (root, root / "builds", *parts):
         if directory.exists() and not os.access(directory, (os.W_OK if writable else os.R_OK) | os.X_OK):
-            raise InputError(f"{directory}: the store can't be {task}: no right to do that", hint=hint)
+            read_only = writable and os.statvfs(directory).f_flag & os.ST_RDONLY
+            reason = "the file system is read-only" if read_only else "no right to do that"
+            raise InputError(f"{directory}: the store can't be {task}: {reason}", hint=hint)
 
 
 def _unwritable(what: str, path: Path, why: str | None, hint: str | None = None) -> InputError:

@@ -391,7 +391,7 @@ class Tree:
         except UnicodeEncodeError as error:
             raise InputError(
                 f"{what} is not UTF-8, which the protocol between server and guest needs",
-                hint="rename it or list it in .dockerignore",
+                hint="rename it or list it in .dockerignore" if not self.keeps_owners else "rename it",
                 location=self.location,
             ) from error
 
