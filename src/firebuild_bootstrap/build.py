@@ -31,7 +31,7 @@ from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
-from firebuild_bootstrap.lowering import has_caches
+from firebuild_bootstrap.lowering import has_caches, prepare
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
@@ -165,6 +165,15 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
+        prepare(
+            (
+                (step, resolved.sent.get((stage.index, place)))
+                for stage in pending
+                for place, step in enumerate(stage.steps)
+                if place >= cached[stage.index] and place not in results.linked(stage)
+            ),
+            resolved.secrets,
+        )
         machine = self._machine(resolved.graph.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 
