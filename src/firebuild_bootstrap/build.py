@@ -239,6 +239,8 @@ class _Build:
         resolved = resolve(request, contexts, self._home.bases, check=False)
         for warning in resolved.warnings:
             self._notice(str(warning))
+        for name in resolved.graph.unused_contexts:
+            self._info(f"--build-context {name}: nothing that is built uses it")
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
             self._notice("cache mounts last as long as their stage: the machine external keeps none")
         check_programs(request.outputs)
