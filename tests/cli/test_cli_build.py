@@ -628,3 +628,12 @@ def test_what_only_cached_steps_need_is_not_asked_for(host_cli: Cli, tmp_path: P
     failed = host_cli(*arguments, "--no-cache", status=2)
     assert "can't be downloaded" in failed.err
     assert "the secret token is required" in failed.err
+
+
+@pytest.mark.needs("userns")
+def test_more_layers_than_can_be_mounted_are_refused_at_their_line(cli: Cli, tmp_path: Path) -> None:
+    stages = ["FROM scratch AS below", *["WORKDIR /a"] * 240, "FROM below", *["WORKDIR /b"] * 240]
+    (tmp_path / "Dockerfile").write_text("\n".join(stages))
+    done = cli("build", tmp_path, status=2)
+    assert "Dockerfile:482: there are more than 479 layers with this instruction" in done.err
+    assert "join instructions" in done.err

@@ -17,18 +17,15 @@ from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tar import Sink, write_layer
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, UNMOUNTABLE, upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 
 from . import kernel
-
-MAX_LAYERS = 480
 
 # Redirects and shared inodes tie a layer to those below; ours have to stand for themselves.
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
 _OPAQUE = frozenset(f"{mark}opaque" for mark in OVERLAY_MARKS)
-# mount(2) takes one page of options, and each name has up to 10 bytes; the kernel takes 500 layers.
 _NOT_KEPT = ("security.", *OVERLAY_MARKS)
-_AT_ONCE = 240
+_AT_ONCE = 240  # mount(2) takes one page of options, and each name has up to 10 bytes
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _MAX_COMPARED = 1 << 20
 
