@@ -31,7 +31,7 @@ from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
-from firebuild_bootstrap.lowering import has_caches
+from firebuild_bootstrap.lowering import has_caches, prepare
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import (
     check_several,
@@ -165,6 +165,18 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
+        if self._settings.machine.driver != "external":  # its guest may know no layers
+            for stage in pending:
+                resolved.check_layers(stage)
+        prepare(
+            (
+                (step, resolved.sent.get((stage.index, place)))
+                for stage in pending
+                for place, step in enumerate(stage.steps)
+                if place >= cached[stage.index] and place not in results.linked(stage)
+            ),
+            resolved.secrets,
+        )
         machine = self._machine(resolved.graph.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 
@@ -230,6 +242,8 @@ class _Build:
         resolved = resolve(request, contexts, self._home.bases, check=False)
         for warning in resolved.warnings:
             self._notice(str(warning))
+        for name in resolved.graph.unused_contexts:
+            self._info(f"--build-context {name}: nothing that is built uses it")
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
             self._notice("cache mounts last as long as their stage: the machine external keeps none")
         check_programs(request.outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -281,7 +281,7 @@ def lower_mounts(
 
 
 def check_runs(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> None:
-    """Make sure of all that a RUN needs and that does not need a stage to be finished.
+    """Make sure of all that a RUN needs and that no stage has to be finished for; of secrets see `prepare`.
 
     Args:
         graph: what there is to do.
@@ -296,7 +296,11 @@ def check_runs(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> Non
         if isinstance(run := step.operation, Run):
             with errors.collected():
                 _check_size(step, run)
-            known = tuple(mount for mount in run.mounts if not _is_from_elsewhere(mount))
+            known = tuple(
+                mount
+                for mount in run.mounts
+                if not _is_from_elsewhere(mount) and not _is_missing(mount, secrets)
+            )
             with errors.collected():
                 lower_mounts(replace(run, mounts=known), 0, trees, secrets, location=step.origin.location)
     errors.raise_all()
@@ -313,6 +317,30 @@ def _check_size(step: Step, run: Run) -> None:
         )
 
 
+def prepare(steps: Iterable[tuple[Step, ContextResource | None]], secrets: Mapping[str, Secret]) -> None:
+    """Get what only steps need that are executed, before anything starts: secrets, and downloads.
+
+    Args:
+        steps: those that are not cached, each with what it sends if that is known.
+        secrets: what the user has given, by id.
+
+    Raises:
+        InputError: a required secret is not given, or a download fails; all of them.
+    """
+    errors = InputErrors()
+    for step, sent in steps:
+        location = step.origin.location
+        mounts = step.operation.mounts if isinstance(step.operation, Run) else ()
+        with errors.collected():
+            for mount in mounts:
+                if isinstance(mount, SecretMount) and _is_missing(mount, secrets):
+                    raise missing_secret(mount.id, location)
+            for group in sent.groups if sent is not None else ():
+                if group.fetch is not None:
+                    group.fetch()
+    errors.raise_all()
+
+
 def has_caches(graph: Graph) -> bool:
     """Tell whether a RUN has a cache mount."""
     steps = (step.operation for stage in graph.stages for step in stage.steps)
@@ -321,6 +349,10 @@ def has_caches(graph: Graph) -> bool:
 
 def _is_from_elsewhere(mount: Mount) -> bool:
     return isinstance(mount, BindMount | CacheMount) and isinstance(mount.tree, ImageRef | StageRef)
+
+
+def _is_missing(mount: Mount, secrets: Mapping[str, Secret]) -> bool:
+    return isinstance(mount, SecretMount) and mount.required and mount.id not in secrets
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
@@ -14,9 +15,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -596,3 +600,40 @@ def test_a_wrong_context_is_an_error(cli: Cli, value: str, message: str) -> None
     assert message in done.err
     assert "s3cret" not in done.err
     assert nothing_is_left(cli)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+
+@pytest.mark.needs("userns")
+def test_what_only_cached_steps_need_is_not_asked_for(host_cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "context").mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
+    (tmp_path / "context/Dockerfile").write_text(
+        f"FROM host\nADD --checksum=sha256:{hashlib.sha256(b'content').hexdigest()} "
+        f"http://127.0.0.1:{server.server_port}/file /file\n"
+        "RUN --mount=type=secret,id=token,required test -s /run/secrets/token\n"
+    )
+    arguments = ("build", "-q", "-t", "needs", tmp_path / "context")
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        host_cli(*arguments, "--secret", f"id=token,src={tmp_path}/file")
+        server.shutdown()
+        thread.join()
+    host_cli(*arguments)
+    failed = host_cli(*arguments, "--no-cache", status=2)
+    assert "can't be downloaded" in failed.err
+    assert "the secret token is required" in failed.err
+
+
+@pytest.mark.needs("userns")
+def test_more_layers_than_can_be_mounted_are_refused_at_their_line(cli: Cli, tmp_path: Path) -> None:
+    stages = ["FROM scratch AS below", *["WORKDIR /a"] * 240, "FROM below", *["WORKDIR /b"] * 240]
+    (tmp_path / "Dockerfile").write_text("\n".join(stages))
+    done = cli("build", tmp_path, status=2)
+    assert "Dockerfile:482: there are more than 479 layers with this instruction" in done.err
+    assert "join instructions" in done.err

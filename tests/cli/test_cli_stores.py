@@ -260,6 +260,7 @@ def test_prune_removes_what_has_no_name_and_what_crashes_left(cli: Cli, tree: Pa
     lines = cli("images", "prune").out.splitlines()
     assert lines[0] == would[0].replace("would remove", "removed")
     assert lines[1].startswith("freed ")
+    assert not list((cli.home / "removing").iterdir())  # not even a moment later
     assert not list(cli.home.glob("*/*/dead"))
     assert not (cli.home / "builds/dead").exists()
     assert (cli.home / "failed/b1").exists()

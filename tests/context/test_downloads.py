@@ -218,6 +218,14 @@ def test_add_downloads_while_planning(web: Web, context: BuildContext) -> None:
     assert [entry.path for entry in resource.entries()] == ["f"]
 
 
+def test_what_a_checksum_names_is_downloaded_once_somebody_needs_it(web: Web, context: BuildContext) -> None:
+    source = Download(f"{web.url}/f", f"sha256:{hashlib.sha256(BODY).hexdigest()}")
+    found = context.resource([source], location=HERE, check=False)
+    assert web.requests == []
+    assert [[entry.path for entry in found.entries()] for _ in range(2)] == [["f"], ["f"]]
+    assert web.requests == [("/f", None)]
+
+
 def test_a_url_without_a_name_can_be_added_under_another(web: Web, context: BuildContext) -> None:
     text = f"FROM scratch\nADD {web.url}/ /renamed\n"
     made = planned(text, context)

@@ -263,6 +263,26 @@ def test_a_wrong_owner_is_an_error(plan: Plan, owner: str) -> None:
         plan(f"FROM scratch\nCOPY --chown={owner} f /\n", files={"f": ""})
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "COPY --chown=4294967295 f /",
+        "ADD --chown=0:4294967296 f /",
+        "USER 99999999999999999999:0",
+        "USER a:4294967295",
+    ],
+)
+def test_an_id_that_names_nobody_is_an_error_at_its_line(plan: Plan, line: str) -> None:
+    with pytest.raises(InputError, match="an id is 4294967294 at most") as failed:
+        plan(f"FROM scratch\n{line}\n", files={"f": ""})
+    assert failed.value.location == Location("Dockerfile", 2)
+
+
+def test_the_largest_id_is_taken(plan: Plan) -> None:
+    made = plan("FROM scratch\nCOPY --chown=4294967294:04294967294 f /\nUSER 4294967294\n", files={"f": ""})
+    assert copy_of(made.steps[0]).chown == "4294967294:04294967294"
+
+
 def test_copy_can_not_download(plan: Plan) -> None:
     with pytest.raises(InputError, match="COPY can't download") as caught:
         plan("FROM scratch\nCOPY https://example.invalid/x /\n")

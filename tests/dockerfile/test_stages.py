@@ -222,6 +222,7 @@ def test_a_named_context_replaces_images_and_stages_of_its_name(read: Read, base
             "b": ContextRef("b"),
             "src": ContextRef("src"),
             "scratch": ContextRef("scratch"),
+            "spare": ContextRef("spare"),
         },
     )
     first, second, _ = graph.stages
@@ -233,6 +234,7 @@ def test_a_named_context_replaces_images_and_stages_of_its_name(read: Read, base
         Copy(sources=(Files("/", ContextRef("b")),), destination="/", into=True),
     )
     assert copied(graph) == [StageRef(0), StageRef(1), ContextRef("src"), Scratch()]
+    assert graph.unused_contexts == ("scratch", "spare")
 
 
 @pytest.mark.parametrize("line", ["COPY --from=lib a b", "RUN --mount=from=lib,target=/l x"])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.guest.overlay import MAX_LAYERS, Layers, mount_layers
+from firebuild_bootstrap.guest.overlay import Layers, mount_layers
 from firebuild_bootstrap.layers.root import Root, remove_directory
-from firebuild_bootstrap.layers.tree import upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, upper_entries
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, run_command, workdir_command
 from guest.server import a_file

@@ -264,7 +264,6 @@ HOSTS = "etc/hosts"
         ("1.2.3.4 own\n", "busybox rm /etc/hosts", None),
         ("1.2.3.4 own\n", "busybox rm -rf /etc", None),
         ("1.2.3.4 own\n", "busybox rm -rf /etc; busybox mkdir /etc; echo x > /etc/hosts", "x\n"),
-        ("1.2.3.4 own\n", "busybox rm -f /etc/.hosts.*", None),
         ("1.2.3.4 own\n", "true", "1.2.3.4 own\n"),
         (None, "true", None),
     ],
@@ -372,6 +371,18 @@ def test_an_image_whose_proc_is_a_file_is_an_error(build: Build) -> None:
     (build.image / "proc").write_text("")
     abort = build.fail(run_command("true"))
     assert ("/proc" in abort.error, abort.reason) == (True, "file")
+
+
+def test_a_run_that_copies_etc_finds_no_file_of_ours_there(build: Build) -> None:
+    (build.image / "etc/hosts").write_text("1.2.3.4 own\n")
+    (build.image / "etc/resolv.conf").symlink_to("real.conf")
+    before = (build.image / "etc/hosts").stat()
+    build.succeed(run_command("busybox mkdir /copy; busybox cp -a /etc/. /copy"))
+    names = {path.name for path in (build.image / "copy").iterdir()}
+    assert names == {path.name for path in (build.image / "etc").iterdir()}
+    assert (build.image / "etc/hosts").read_text() == "1.2.3.4 own\n"
+    after = (build.image / "etc/hosts").stat()
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
 
 
 def test_a_directory_in_place_of_resolv_conf_stays(build: Build) -> None:

@@ -161,8 +161,10 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 
-    home = home_from(settings_from(config_file), writable=not dry_run)
-    before = 0 if dry_run else allocated(home.root)
+    settings = settings_from(config_file)
+    # Before it may be written: then the removal of what dead builds left begins in the background.
+    before = 0 if dry_run else allocated(home_from(settings, writable=False).root)
+    home = home_from(settings, writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
     for tag in home.images.names():
         if tag.is_untagged:
@@ -277,9 +279,12 @@ def _entries(directory: Path, *, files: bool = False) -> list[Path]:
 def _sweep(home: Home) -> None:
     import secrets
 
+    from firebuild_bootstrap.machine.workspace import wait_for_removal
+
     home.images.sweep()
     home.bases.sweep()
     home.workspace(f"prune-{secrets.token_hex(4)}").close()  # each new build removes what dead ones left
+    wait_for_removal()
 
 
 def _tag(text: str) -> Reference:

@@ -10,6 +10,7 @@ import os
 import posixpath
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -116,7 +117,7 @@ class FileTree:
         check: bool = True,
         location: Location | None = None,
     ) -> ContextResource:
-        """Find what an instruction sends; download what is remote.
+        """Find what an instruction sends; download what is remote, unless a checksum says what it is.
 
         Args:
             sources: in the order in which they are written; their trees are not looked at.
@@ -150,22 +151,29 @@ class FileTree:
                     groups += (replace(group, source=source) for group in found)
                 case Heredoc():
                     groups.append(heredoc_group(source, self._clock_ns()))
-                case Download(url, checksum):
-                    from firebuild_bootstrap.context.fetch import fetch, remote_group  # few builds have one
-
-                    with self._tasks.task(f"downloading from {_host(url)}"):
-                        remote = fetch(
-                            url,
-                            self._download_directory(),
-                            checksum=checksum,
-                            location=location,
-                            limits=self._limits,
-                        )
-                    group = remote_group(remote, location, unpack=unpack is True)
-                    groups.append(replace(group, source=source))
+                case Download():
+                    later = _Later(partial(self._download, source, location, unpack=unpack is True))
+                    # A checksum tells whether a step is cached, without the file.
+                    if check or not source.checksum:
+                        groups.append(replace(later.group(), source=source))
+                    else:
+                        groups.append(Group(redacted(source.url), later.entries, source, fetch=later.group))
                 case GitTree():
                     groups.append(replace(self._repository(source, exclude, location), source=source))
         return ContextResource(tuple(groups), tuple(exclude), parents)
+
+    def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
+        from firebuild_bootstrap.context.fetch import fetch, remote_group  # few builds have one
+
+        with self._tasks.task(f"downloading from {_host(source.url)}"):
+            remote = fetch(
+                source.url,
+                self._download_directory(),
+                checksum=source.checksum,
+                location=location,
+                limits=self._limits,
+            )
+        return remote_group(remote, location, unpack=unpack)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
         from firebuild_bootstrap.context.fetch import clone  # few builds have one
@@ -393,6 +401,24 @@ def _matching(tree: Tree, base: Node, patterns: Sequence[Pattern]) -> Iterator[N
 
 def _directory_entries(tree: Tree, node: Node, name: str) -> Iterator[Entry]:
     return chain((tree.directory(node, name),), tree.contents(node))
+
+
+class _Later:
+    """A group that is made when somebody asks for it, and once."""
+
+    def __init__(self, make: Callable[[], Group]) -> None:
+        self._make = make
+        self._made: Group | None = None
+        self._lock = threading.Lock()
+
+    def group(self) -> Group:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def entries(self) -> Iterator[Entry]:
+        yield from self.group().entries()
 
 
 def _checked(group: Group) -> Group:

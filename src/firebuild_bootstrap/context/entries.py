@@ -312,12 +312,14 @@ class Group:
         entries: walks through it.
         source: the source; None where nobody asks for that.
         walked: what the check found; None for archives.
+        fetch: gets what is not here yet, once; None where all is.
     """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
     source: FileSet | None = None
     walked: Walked | None = None
+    fetch: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)

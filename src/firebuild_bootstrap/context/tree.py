@@ -339,7 +339,11 @@ class Tree:
     def _file(self, node: Node, *, source: str, path: str, from_directory: bool) -> Entry:
         status = node.status
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
-        entry = Entry(
+        # Built once: a context has many files.
+        file = ContextFile(self, node) if node.is_file else None
+        in_context = isinstance(self.root, ContextRoot)
+        opened = None if kind.special else io.BytesIO if file is None else file.open
+        return Entry(
             source=source,
             path=path,
             kind=kind,
@@ -348,15 +352,11 @@ class Tree:
             from_directory=from_directory,
             owner=self._owner(node),
             device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind.special else (0, 0),
+            size=0 if file is None else status.st_size,
+            open=opened,
+            file=file if in_context else None,
+            attributes=None if file is None or in_context else self._attributes(node),
         )
-        if kind.special:
-            return entry
-        if not node.is_file:
-            return replace(entry, open=io.BytesIO)
-        file = ContextFile(self, node)
-        if isinstance(self.root, ContextRoot):
-            return replace(entry, size=status.st_size, open=file.open, file=file)
-        return replace(entry, size=status.st_size, open=file.open, attributes=self._attributes(node))
 
     def _attributes(self, node: Node) -> Callable[[], Mapping[str, bytes]]:
         try:

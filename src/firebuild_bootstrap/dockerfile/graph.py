@@ -337,10 +337,12 @@ class Graph:
     Args:
         stages: those that the target needs, itself last; a stage comes after all that it refers to.
         warnings: of build checks and others.
+        unused_contexts: names of named contexts that nothing of it takes anything from.
     """
 
     stages: tuple[Stage, ...]
     warnings: tuple[Diagnostic, ...] = ()
+    unused_contexts: tuple[str, ...] = ()
 
     @property
     def target(self) -> Stage:

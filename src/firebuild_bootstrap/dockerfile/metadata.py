@@ -19,6 +19,7 @@ from firebuild_bootstrap.wire import WireError, parse_duration
 
 _NO_TRIGGERS: Final = ("FROM", "MAINTAINER", "ONBUILD")
 _PORT: Final = re.compile(r"\+?0*\d{1,5}", re.ASCII)
+_MAX_ID: Final = 2**32 - 2  # one more means "leave it" (chown(2))
 _REAL_TIME: Final = re.compile(r"RT(MIN(\+\d{1,2})?|MAX(-\d{1,2})?)", re.ASCII)
 
 
@@ -76,7 +77,22 @@ def _user(stage: StageState, instruction: Instruction) -> None:
     user = one_word(stage, instruction)
     if not user:
         stage.warn(instruction, f"USER {instruction.operands} expands to nothing, which means root")
+    require_ids(instruction, "USER", user)
     stage.change(user=user)
+
+
+def require_ids(instruction: Instruction, what: str, text: str) -> None:
+    """Make sure of the numbers in `user:group`, which name nobody where they are too large.
+
+    Raises:
+        InputError: one is above 4294967294; one more means "leave it" (chown(2)).
+    """
+    for part in text.split(":"):
+        digits = part.lstrip("0")
+        if part.isascii() and part.isdecimal() and (len(digits) > 10 or int(digits or "0") > _MAX_ID):
+            raise instruction.error(
+                f"{what} {short(text)}: an id is {_MAX_ID} at most", hint="take a smaller one"
+            )
 
 
 def command_line(stage: StageState, instruction: Instruction) -> tuple[str, ...]:

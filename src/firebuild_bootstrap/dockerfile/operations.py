@@ -26,7 +26,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
     Workdir,
 )
-from firebuild_bootstrap.dockerfile.metadata import command_line, one_word
+from firebuild_bootstrap.dockerfile.metadata import command_line, one_word, require_ids
 from firebuild_bootstrap.dockerfile.mounts import MountScope, check_run, read_mounts
 from firebuild_bootstrap.dockerfile.remote import (
     check_digest,
@@ -284,6 +284,7 @@ def _owner(stage: StageState, instruction: Instruction, text: str | None) -> str
         raise instruction.error(
             f"--chown: expected user or user:group, by name or number, found {short(text)!r}"
         )
+    require_ids(instruction, "--chown", text)
     # What is left out is what it would be without the colon: root, and the group of the user.
     user, _, group = text.partition(":")
     return f"{user or '0'}:{group}" if group else user or "0"

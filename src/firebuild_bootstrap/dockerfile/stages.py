@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from firebuild_bootstrap.dockerfile import metadata, operations
@@ -111,7 +111,9 @@ def read_graph(
         contexts={_context_key(name): tree for name, tree in (contexts or {}).items()},
         lint=lint,
     )
-    return reading.graph(extra_labels or {}, every_stage=every_stage)
+    graph = reading.graph(extra_labels or {}, every_stage=every_stage)
+    unused = tuple(name for name in contexts or {} if _context_key(name) not in reading.taken)
+    return replace(graph, unused_contexts=unused)
 
 
 @dataclass
@@ -168,6 +170,8 @@ class _Reading:
         self._given = given
         self._platform = platform
         self._contexts = contexts
+        self.taken: set[str] = set()
+        """What of them is used."""
         self._lint = lint
         self._budget = Budget()
         self._errors = InputErrors()
@@ -287,7 +291,10 @@ class _Reading:
         return tree
 
     def _context(self, name: str) -> ContextRef | ImageRef | None:
-        return self._contexts.get(_context_key(name)) if name not in ("scratch", "context") else None
+        if name in ("scratch", "context"):
+            return None
+        self.taken.add(key := _context_key(name))
+        return self._contexts.get(key)
 
     def _config(self, instruction: Instruction, reference: str) -> ImageConfig:
         if reference not in self._configs:

@@ -2,6 +2,7 @@
 
 They are files in the place of the image's own, not mounts over them: a mount point can't be replaced (a
 package's `ln -sf … /etc/resolv.conf` would fail with EBUSY), and what is written to it is lost in silence.
+The image's own are kept in memory meanwhile: moved aside, they would be there for a RUN that copies /etc.
 After the RUN the image's own are back, with the lines that the RUN added; what it put in their place stays.
 Times of directories are part of the image, and stay as if this had not happened.
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root, unseen
+
+from .overlay import Known, describe
 
 NETWORK_FILES = ("/etc/resolv.conf", "/etc/hosts")
 _MAX_BYTES = 1 << 20
@@ -47,12 +49,12 @@ def _outer_files() -> Mapping[str, bytes]:
 @contextmanager
 def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
     with root.locate(path, follow=False) as place:
-        found = place.status()
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            yield  # an odd image; it may have its way
+        own = describe(place)
+        if place.status() is not None and (own is None or stat.S_ISDIR(own.mode)):
+            yield  # a directory, a device, a file beyond all measure: an odd image may have its way
             return
         with unseen(place.directory):
-            loan = _Loan.begin(place, content)
+            loan = _Loan.begin(place, content, own)
         try:
             yield
         finally:
@@ -64,30 +66,28 @@ def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
 
 
 class _Loan(NamedTuple):
-    """A file in the place of another one, which waits beside it under a name that nobody guesses.
+    """A file in the place of another one.
 
     Args:
         content: of the file.
         descriptor: of the file; while it is open no other file gets its inode number.
-        aside: name of the image's own file meanwhile; None where it has none.
+        own: the image's file or symbolic link; None where it has none.
     """
 
     content: bytes
     descriptor: int
-    aside: str | None
+    own: Known | None
 
     @classmethod
-    def begin(cls, place: Place, content: bytes) -> _Loan:
-        aside = None
-        if place.status() is not None:
-            aside = f".{place.name}.{secrets.token_hex(8)}"
-            os.rename(place.name, aside, src_dir_fd=place.directory, dst_dir_fd=place.directory)
+    def begin(cls, place: Place, content: bytes, own: Known | None) -> _Loan:
+        if own is not None:
+            os.unlink(place.name, dir_fd=place.directory)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(place.name, flags, 0o644, dir_fd=place.directory)
         os.fchmod(descriptor, 0o644)  # whatever the umask
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
-        return cls(content, descriptor, aside)
+        return cls(content, descriptor, own)
 
     def end(self, place: Place) -> tuple[bytes, bool] | None:
         """Put the image's own file back unless the RUN has put something else into its place.
@@ -104,12 +104,8 @@ class _Loan(NamedTuple):
         if ours and os.fstat(self.descriptor).st_size <= len(self.content) + _MAX_BYTES:
             written = self._written()
             os.unlink(place.name, dir_fd=place.directory)
-            if self.aside is not None:
-                with suppress(FileNotFoundError):  # the RUN has removed it
-                    os.rename(self.aside, place.name, src_dir_fd=place.directory, dst_dir_fd=place.directory)
-        elif self.aside is not None:  # replaced or removed
-            with suppress(FileNotFoundError):
-                os.unlink(self.aside, dir_fd=place.directory)
+            if self.own is not None:
+                _restore(place, self.own)
         return written
 
     def _written(self) -> tuple[bytes, bool] | None:
@@ -120,6 +116,23 @@ class _Loan(NamedTuple):
             return None
         behind = content.startswith(self.content)
         return (content[len(self.content) :] if behind else content), behind
+
+
+def _restore(place: Place, own: Known) -> None:
+    """Make a file or symbolic link as it was: what tells no change from it is no part of a layer."""
+    name, directory = place.name, place.directory
+    if stat.S_ISLNK(own.mode):
+        os.symlink(os.fsdecode(own.content), name, dir_fd=directory)
+        os.chown(name, own.owner[0], own.owner[1], dir_fd=directory, follow_symlinks=False)
+    else:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o600, dir_fd=directory), "wb") as file:
+            file.write(own.content)
+            os.fchown(file.fileno(), *own.owner)
+            os.fchmod(file.fileno(), stat.S_IMODE(own.mode))  # after chown, which clears bits
+            for attribute, value in own.attributes.items():
+                os.setxattr(file.fileno(), attribute, value)
+    os.utime(name, ns=(own.mtime_ns, own.mtime_ns), dir_fd=directory, follow_symlinks=False)
 
 
 def _keep(root: Root, path: str, data: bytes, behind: bool) -> None:

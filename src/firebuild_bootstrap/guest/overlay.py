@@ -17,18 +17,15 @@ from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tar import Sink, write_layer
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, UNMOUNTABLE, upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 
 from . import kernel
-
-MAX_LAYERS = 480
 
 # Redirects and shared inodes tie a layer to those below; ours have to stand for themselves.
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
 _OPAQUE = frozenset(f"{mark}opaque" for mark in OVERLAY_MARKS)
-# mount(2) takes one page of options, and each name has up to 10 bytes; the kernel takes 500 layers.
 _NOT_KEPT = ("security.", *OVERLAY_MARKS)
-_AT_ONCE = 240
+_AT_ONCE = 240  # mount(2) takes one page of options, and each name has up to 10 bytes
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _MAX_COMPARED = 1 << 20
 
@@ -226,7 +223,9 @@ class Known(NamedTuple):
     """A file or directory: all that tells whether it has changed; its path has no links in it."""
 
     path: str
-    status: tuple[int, ...]
+    mode: int
+    owner: tuple[int, int]
+    mtime_ns: int
     content: bytes
     attributes: dict[str, bytes]
 
@@ -254,10 +253,10 @@ def describe(place: Place) -> Known | None:
     found = place.status()
     if found is None:
         return None
-    status = (found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns)
+    status = (found.st_mode, (found.st_uid, found.st_gid), found.st_mtime_ns)
     if stat.S_ISLNK(found.st_mode):
         text = os.readlink(place.name, dir_fd=place.directory)
-        return Known(place.path, status, os.fsencode(text), {})
+        return Known(place.path, *status, os.fsencode(text), {})
     is_file = stat.S_ISREG(found.st_mode)
     if not (is_file or stat.S_ISDIR(found.st_mode)) or (is_file and found.st_size > _MAX_COMPARED):
         return None
@@ -266,7 +265,7 @@ def describe(place: Place) -> Known | None:
         if not _OPAQUE.isdisjoint(os.listxattr(descriptor)):
             return None
         content = os.read(descriptor, _MAX_COMPARED) if is_file else b""
-        return Known(place.path, status, content, _attributes(descriptor))
+        return Known(place.path, *status, content, _attributes(descriptor))
     finally:
         os.close(descriptor)
 

@@ -257,4 +257,15 @@ def _start(arguments: Sequence[str], env: Mapping[str, str], **options: Any) -> 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:
     """Leave a process to itself, without a zombie."""
-    threading.Thread(target=process.wait, name="cleanup", daemon=True).start()
+    thread = threading.Thread(target=process.wait, name="cleanup", daemon=True)
+    _reaping[:] = [*(each for each in _reaping if each.is_alive()), thread]
+    thread.start()
+
+
+_reaping: list[threading.Thread] = []
+
+
+def wait_for_removal() -> None:
+    """Wait until all is gone that this process has had removed in the background."""
+    for thread in tuple(_reaping):
+        thread.join()
