@@ -38,7 +38,7 @@ from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.request import Secret, SecretResource, missing_secret
-from firebuild_bootstrap.wire import AnyCommand, CopyCommand, RunCommand, WorkdirCommand
+from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 Trees = Callable[[TreeRef], FileTree]
 """Returns the files of a tree."""
@@ -280,21 +280,24 @@ def lower_mounts(
     return LoweredMounts(mounts, lowering.resources, lowering.env)
 
 
-def check_mounts(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> None:
-    """Make sure of all mounts that do not need a stage to be finished; see `prepare` for missing secrets.
+def check_runs(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> None:
+    """Make sure of all that a RUN needs and that does not need a stage to be finished.
+
+    Whether required secrets are given is for `prepare`.
 
     Args:
         graph: what there is to do.
         trees: opens build contexts.
-        check: look at all files, so that what can't be sent is found before anything starts.
         secrets: what the user has given, by id.
 
     Raises:
-        InputError: what `lower_mounts` would raise; all of them.
+        InputError: what `lower_mounts` would raise, or one is longer than a message can be; all of them.
     """
     errors = InputErrors()
     for step in (step for stage in graph.stages for step in stage.steps):
         if isinstance(run := step.operation, Run):
+            with errors.collected():
+                _check_size(step, run)
             known = tuple(
                 mount
                 for mount in run.mounts
@@ -327,6 +330,17 @@ def prepare(steps: Iterable[tuple[Step, ContextResource | None]], secrets: Mappi
                 if group.fetch is not None:
                     group.fetch()
     errors.raise_all()
+
+
+def _check_size(step: Step, run: Run) -> None:
+    # The form of keys has all of its texts, as the message has them.
+    size = len(canonical(run).encode(errors="replace"))
+    if size > MAX_MESSAGE_BYTES:
+        raise InputError(
+            f"a RUN with its variables may take {MAX_MESSAGE_BYTES} bytes, and this one takes {size}",
+            hint="COPY a script and run that",
+            location=step.origin.location,
+        )
 
 
 def has_caches(graph: Graph) -> bool:

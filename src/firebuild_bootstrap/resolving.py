@@ -26,7 +26,7 @@ from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.layers.tree import MAX_LAYERS
-from firebuild_bootstrap.lowering import Sent, check_mounts, lower, outside
+from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
 from firebuild_bootstrap.machine.base import Layer
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
@@ -228,7 +228,7 @@ def resolve(
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
 
     graph, sent, empty = outside(graph, outside_trees, check=check)
-    check_mounts(graph, outside_trees, request.secrets)
+    check_runs(graph, outside_trees, request.secrets)
     return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
 
 

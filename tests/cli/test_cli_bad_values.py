@@ -135,8 +135,9 @@ def test_an_image_configuration_that_nothing_can_hold_is_refused(cli: Any, text:
 @pytest.mark.parametrize(
     ("instruction", "words"),
     [
-        ("RUN " + "x" * 5_000_000, "may take 4194304"),
-        ("RUN true\n" * 30_000, "may take 4194304"),
+        pytest.param(
+            "RUN " + "x" * 5_000_000, "Dockerfile:2: a RUN with its variables may take 4194304", id="run"
+        ),
         ("HEALTHCHECK --interval=" + "9" * 50 + "s CMD x", "at most 292 years"),
         ("HEALTHCHECK --interval=" + "9" * 5_000 + "s CMD x", "expected a duration such as"),
     ],

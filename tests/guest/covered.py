@@ -15,7 +15,8 @@ from typing import Any
 DATA = "/coverage"
 
 
-def measure() -> None:
+def measure() -> int:
+    """Begin, and return the descriptor of the directory for the data."""
     coverage = importlib.import_module("coverage")
     importlib.import_module("sqlite3.dump")  # out of reach when it is needed
     directory = os.open(DATA, os.O_RDONLY | os.O_DIRECTORY)
@@ -42,13 +43,15 @@ def measure() -> None:
     for name in ("_exit", "execve"):
         setattr(os, name, saving(getattr(os, name)))
     atexit.register(save)
+    return directory
 
 
 def vminit() -> int:
-    measure()
+    directory = measure()
     from firebuild_bootstrap.guest import enter, main
 
-    enter.close_others = lambda control: None  # the data's directory is among them
+    close_others = enter.close_others
+    enter.close_others = lambda *needed: close_others(*needed, directory)
     return main.main(alone=True)
 
 

@@ -214,10 +214,10 @@ class _Refused(Exception):
         self.exit_code = exit_code
 
 
-def close_others(control: int) -> None:
+def close_others(*needed: int) -> None:
     """Close all that vminit was started with: a RUN could count the descriptors of its process 1."""
     for name in os.listdir("/proc/self/fd"):
-        if int(name) not in (0, 1, 2, control):
+        if int(name) not in (0, 1, 2, *needed):
             with suppress(OSError):  # that of the list
                 os.close(int(name))
 
