@@ -52,6 +52,10 @@ class Answer:
         return str(pem).encode()
 
 
+_NO_TLS = "a server with -mutual-tls-ca wants client_cert and client_key, one without TLS wants http"
+_NOT_THERE = "is cfssl running, and listening on that address? one with TLS wants https"
+
+
 class Client:
     """One cfssl server; every attempt has a connection of its own.
 
@@ -125,16 +129,20 @@ class Client:
             message = f"the TLS certificate of {address} is not accepted: {error.verify_message}"
             raise CAError(message, hint=hint) from error
         except ssl.SSLError as error:
-            hint = "a server with -mutual-tls-ca wants client_cert and client_key, one without TLS wants http"
-            raise CAError(f"no TLS connection to {address}: {error.reason}", hint=hint) from error
+            raise CAError(f"no TLS connection to {address}: {error.reason}", hint=_NO_TLS) from error
+        except (BrokenPipeError, ConnectionResetError) as error:
+            # A server of TLS 1.3 looks at the client's certificate after the client's handshake (RFC 8446,
+            # section 2): what is sent meanwhile may meet its closed end before its alert arrives.
+            tls = address.startswith("https:")
+            what = "no TLS connection to" if tls else "cannot reach"
+            hint = _NO_TLS if tls else _NOT_THERE
+            raise CAError(f"{what} {address}: {error.strerror}", hint=hint, retryable=True) from error
         except TimeoutError as error:
             seconds = self._settings.timeout.total_seconds()
             raise CAError(f"{address} did not answer within {seconds:g} s", retryable=True) from error
         except OSError as error:
-            hint = "is cfssl running, and listening on that address? one with TLS wants https"
-            raise CAError(
-                f"cannot reach {address}: {error.strerror or error}", hint=hint, retryable=True
-            ) from error
+            message = f"cannot reach {address}: {error.strerror or error}"
+            raise CAError(message, hint=_NOT_THERE, retryable=True) from error
         except HTTPException as error:
             hint = "address has to lead to cfssl, and a server with TLS wants https"
             raise CAError(f"{address} does not answer in HTTP: {type(error).__name__}", hint=hint) from error
