@@ -255,12 +255,6 @@ class _Application:
         if lost and mode & 0o6000 and entry.kind != DIRECTORY:
             self._lost("stripped", entry.path)
             mode &= 0o1777
-        if self._layer.whiteouts and entry.kind == DIRECTORY:
-            # A directory of a layer below may be there already; in an overlay the upper one's count alone.
-            with suppress(OSError):  # a file system without attributes
-                for name in filter(is_kept, os.listxattr(descriptor)):
-                    if name not in entry.xattrs:
-                        os.removexattr(descriptor, name)
         for name, value in entry.xattrs.items():
             try:
                 if name.startswith(OVERLAY_MARKS):  # the tree may become a layer of an overlay
