@@ -171,8 +171,7 @@ class Comparing(Layers):
             while path not in wanted:
                 wanted.add(path)
                 path = _above(path)  # noqa: PLW2901 - the way up
-        fs = f"{self._directory}/unfinished/fs"
-        os.makedirs(fs)
+        fs = self._apart()
         with Root(fs) as layer:
             for path in gone:
                 with layer.locate(path, follow=False, parents=(0, 0)) as place:
@@ -180,7 +179,7 @@ class Comparing(Layers):
             apply(TreeSource(tree_entries(self._target, only=wanted)), layer, devices=True)
         if not self._nodes:
             os.setxattr(fs, UNMOUNTABLE, b"y")
-        os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
+        self._finish(number)
 
 
 def _same(root: Root, before: Known) -> bool:

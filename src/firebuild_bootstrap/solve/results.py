@@ -243,7 +243,7 @@ class Results:
         pending.add(stage.index)
         if isinstance(stage.base, StageRef):
             self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
-        linked = self._linked(stage, done) if self._shared.puts_between else {}
+        linked = self._between(stage, done)
         for place, step in enumerate(stage.steps[done:], done):
             for tree in trees_of(step.operation) if place not in linked else ():
                 if isinstance(tree, StageRef):
@@ -283,17 +283,14 @@ class Results:
 
     def linked(self, stage: Stage) -> frozenset[int]:
         """Return the places of the steps after those that are cached, too: their layers are made apart."""
-        if not self._shared.puts_between:
-            return frozenset()
-        return frozenset(self._linked(stage, self.cached(stage)))
+        return frozenset(self._between(stage, self.cached(stage)))
 
     def start(self, stage: Stage) -> Start:
         """Return where a stage begins; all that it needs of others is done."""
         start = self._start(stage)
         if start is None:
             raise FirebuildError(f"the stage {stage.title} began before what it is based on was done")
-        puts_between = self._shared.puts_between
-        return replace(start, linked=self._linked(stage, start.done) if puts_between else {})
+        return replace(start, linked=self._between(stage, start.done))
 
     def _start(self, stage: Stage) -> Start | None:
         """Return where a stage would begin now; None while its base is not there."""
@@ -316,6 +313,10 @@ class Results:
     def _find(self, chain: Sequence[Parts], on: str) -> list[Entry]:
         linked = frozenset(parts.key for parts in chain if parts.linked)
         return self._shared.cache.find([parts.key for parts in chain], on, linked)
+
+    def _between(self, stage: Stage, done: int) -> dict[int, Entry]:
+        """Return those of `_linked` that the machine puts between the layers that it makes."""
+        return self._linked(stage, done) if self._shared.puts_between else {}
 
     def _linked(self, stage: Stage, done: int) -> dict[int, Entry]:
         """Return the layers of those steps after the first `done` that are the same whatever comes before."""
