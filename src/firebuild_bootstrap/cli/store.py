@@ -26,16 +26,9 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.bases import Base
     from firebuild_bootstrap.image.config import ImageConfig
-
-if TYPE_CHECKING:
-    from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.drives import DriveUsage
     from firebuild_bootstrap.solve.cache import Entry, Usage
     from firebuild_bootstrap.solve.cache_mounts import CacheMountUsage
-
-if TYPE_CHECKING:
-    from firebuild_bootstrap.home import Home
-
 
 _SHORT = 12
 _WIDTH = 60
@@ -127,7 +120,7 @@ def _print_base(kept: Base) -> None:
 def _read_config(path: Path | None) -> ImageConfig | None:
     import json
 
-    from firebuild_bootstrap.errors import InputError, Location
+    from firebuild_bootstrap.errors import Location
     from firebuild_bootstrap.image.config import ImageConfig
 
     if path is None:
@@ -369,8 +362,6 @@ def _checked(given: Path, home: Home) -> Path:
     Raises:
         InputError: it is not a directory, or one that must not be removed.
     """
-    from firebuild_bootstrap.errors import InputError
-
     try:
         if given.is_symlink():
             raise InputError(f"{given} is a symbolic link", hint="name the directory that it leads to")
