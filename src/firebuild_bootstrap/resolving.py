@@ -25,9 +25,9 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.layers.tree import MAX_LAYERS
 from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
-from firebuild_bootstrap.machine.base import Layer
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 

@@ -21,7 +21,8 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.failures import FailureArtifacts, explained
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.machine.base import LayerReceiver, Machine, Taken
+from firebuild_bootstrap.image.layertrees import LayerSink
+from firebuild_bootstrap.machine.base import Machine, Taken
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
@@ -130,7 +131,7 @@ class Sessions:
         machine: Machine,
         guest: TLSMaterial,
         finished: Callable[[int], None],
-        layers: LayerReceiver | None,
+        layers: LayerSink | None,
     ) -> BootstrapServer:
         def events(event: Event) -> None:
             if isinstance(event, StepFinished) and event.exit_code == 0:

@@ -17,17 +17,10 @@ import pytest
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.image.bases import Base
-from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
-from firebuild_bootstrap.machine.base import (
-    ArchiveLayer,
-    GuestOptions,
-    Layer,
-    Machine,
-    MachineExit,
-    StoredLayer,
-)
+from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.rootfs import unpack_notes

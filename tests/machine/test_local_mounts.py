@@ -15,7 +15,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.events import Event, StepOutput
 from firebuild_bootstrap.image.bases import Base
-from firebuild_bootstrap.machine.base import ArchiveLayer
+from firebuild_bootstrap.image.layertrees import ArchiveLayer
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import MetadataDocument, bootstrap_block

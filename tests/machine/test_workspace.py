@@ -199,7 +199,7 @@ def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsT
         from firebuild_bootstrap.image.outputs import export_tree, parse_outputs
         from firebuild_bootstrap.image.store import ImageRecord, ImageStore
         from firebuild_bootstrap.image.trees import Trees
-        from firebuild_bootstrap.machine.base import ArchiveLayer
+        from firebuild_bootstrap.image.layertrees import ArchiveLayer
         from firebuild_bootstrap.machine.local import LocalMachine
         from firebuild_bootstrap.machine.workspace import Workspace
         from firebuild_bootstrap.sandbox import Sandbox, detect

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.machine.base import ArchiveLayer
+from firebuild_bootstrap.image.layertrees import ArchiveLayer
 from firebuild_bootstrap.machine.external.disk import Disk
 from firebuild_bootstrap.machine.workspace import Workspace
 

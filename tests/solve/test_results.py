@@ -19,7 +19,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
 )
 from firebuild_bootstrap.errors import Location
-from firebuild_bootstrap.machine.base import StoredLayer
+from firebuild_bootstrap.image.layertrees import StoredLayer
 from firebuild_bootstrap.solve.cache import Cache
 from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.solve.keys import keys_of

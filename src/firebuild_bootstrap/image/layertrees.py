@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
@@ -72,6 +72,30 @@ class StoredLayer:
 
 
 Layer = ArchiveLayer | StoredLayer
+
+
+class LayerSink(Protocol):
+    """Takes what each step has changed, as soon as the step is done. One call at a time."""
+
+    def wanted(self, step: int, /) -> bool:
+        """Say whether the guest has to send the layer of this step."""
+        ...
+
+    def write(self, step: int, data: bytes, /) -> None:
+        """Take the next bytes of the layer's tar stream, at most 1 MiB; they come from an untrusted guest.
+
+        Raises:
+            InputError: there is more than the sink takes.
+        """
+        ...
+
+    def finished(self, step: int, /) -> None:
+        """The layer is complete; where it was not wanted: the step is done.
+
+        Raises:
+            FirebuildError: the layer can't be used.
+        """
+        ...
 
 
 class LayerTrees:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from firebuild_bootstrap.image.layertrees import ArchiveLayer as ArchiveLayer  # noqa: PLC0414
-from firebuild_bootstrap.image.layertrees import Layer as Layer  # noqa: PLC0414
-from firebuild_bootstrap.image.layertrees import StoredLayer as StoredLayer  # noqa: PLC0414
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.mmds.store import MetadataWriter
@@ -94,22 +92,6 @@ Taken = Callable[[int, Path], Path | None]
 where it did not take it."""
 
 
-class LayerReceiver(Protocol):
-    """What a machine has to be used as the server's `LayerSink`."""
-
-    def wanted(self, step: int, /) -> bool:
-        """Say whether the guest has to send the layer of this step."""
-        ...
-
-    def write(self, step: int, data: bytes, /) -> None:
-        """Take the next bytes of it."""
-        ...
-
-    def finished(self, step: int, /) -> None:
-        """Take note that it is complete."""
-        ...
-
-
 def finished_layers(directory: Path) -> tuple[StepLayer, ...]:
     """Return the layers of finished steps that are in the directory of a machine."""
     upper = directory / FINISHED
@@ -153,7 +135,7 @@ class Machine(Protocol):
         """
         ...
 
-    def receiver(self, taken: Taken) -> LayerReceiver | None:
+    def receiver(self, taken: Taken) -> LayerSink | None:
         """Return what takes the layers that the guest sends; None where they are on this host anyway.
 
         Args:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.machine.base import Layer, Machine
+from firebuild_bootstrap.image.layertrees import Layer
+from firebuild_bootstrap.machine.base import Machine
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.machine.settings import MachineSettings

@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.layertrees import TREE, chain_key
+from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, StoredLayer, chain_key
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import Tree
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
-    ArchiveLayer,
     GuestOptions,
-    Layer,
     Listening,
     MachineExit,
     StepLayer,
-    StoredLayer,
     Taken,
     finished_layers,
 )

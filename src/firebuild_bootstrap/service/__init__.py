@@ -4,6 +4,5 @@ from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.server import BootstrapServer
-from firebuild_bootstrap.service.stream import LayerSink
 
-__all__ = ["BootstrapServer", "Ending", "LayerSink", "Limits", "Outcome", "StepInfo"]
+__all__ = ["BootstrapServer", "Ending", "Limits", "Outcome", "StepInfo"]

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,6 +23,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepProgress
+from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.outcome import Ending, Outcome
 from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.session import Session
@@ -36,30 +37,6 @@ _MAX_MESSAGE: Final = wire.CHUNK_BYTES + 64 * 1024
 _PIECE_BYTES: Final = 256 * 1024
 _MAX_STATUS: Final = 255
 _MAX_REASON: Final = 4000  # characters of what a guest says about its failure
-
-
-class LayerSink(Protocol):
-    """Takes what each step has changed, as soon as the step is done. One call at a time."""
-
-    def wanted(self, step: int, /) -> bool:
-        """Say whether the guest has to send the layer of this step."""
-        ...
-
-    def write(self, step: int, data: bytes, /) -> None:
-        """Take the next bytes of the layer's tar stream, at most 1 MiB; they come from an untrusted guest.
-
-        Raises:
-            InputError: there is more than the sink takes.
-        """
-        ...
-
-    def finished(self, step: int, /) -> None:
-        """The layer is complete; where it was not wanted: the step is done.
-
-        Raises:
-            FirebuildError: the layer can't be used.
-        """
-        ...
 
 
 class NoLayers:

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
-    ArchiveLayer,
     GuestOptions,
-    Layer,
-    LayerReceiver,
     Listening,
     MachineExit,
     StepLayer,
@@ -132,7 +130,7 @@ class ExternalMachine:
         self._target.remove()
         return _ENDED if self._drive is not None and self._drive.released() else None
 
-    def receiver(self, taken: Taken) -> LayerReceiver:
+    def receiver(self, taken: Taken) -> LayerSink:
         """Return what takes the layers, if its guest has some; see `Machine.receiver`."""
         return SentLayers(self._workspace, self._limit, taken, self._notice)
 

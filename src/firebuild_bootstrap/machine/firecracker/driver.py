@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 from firebuild_bootstrap.initramfs import Compression, GuestReport, initramfs_image, kernel_arguments
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
-    ArchiveLayer,
     GuestOptions,
-    Layer,
-    LayerReceiver,
     Listening,
     MachineExit,
     StepLayer,
@@ -146,7 +144,7 @@ class FirecrackerMachine:
             self._process.kill()
         return self.wait()
 
-    def receiver(self, taken: Taken) -> LayerReceiver:
+    def receiver(self, taken: Taken) -> LayerSink:
         """Return what takes the layers; see `Machine.receiver`."""
         return self._drives.receiver(taken)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 from firebuild_bootstrap.initramfs import (
     EMULATED,
     Compression,
@@ -17,10 +18,7 @@ from firebuild_bootstrap.initramfs import (
     kernel_arguments,
 )
 from firebuild_bootstrap.machine.base import (
-    ArchiveLayer,
     GuestOptions,
-    Layer,
-    LayerReceiver,
     Listening,
     MachineExit,
     StepLayer,
@@ -232,7 +230,7 @@ class QemuMachine:
         self._namespace.process.kill()
         return self.wait()
 
-    def receiver(self, taken: Taken) -> LayerReceiver:
+    def receiver(self, taken: Taken) -> LayerSink:
         """Return what takes the layers; see `Machine.receiver`."""
         return self._drives.receiver(taken)
 
