@@ -17,12 +17,11 @@ from google.protobuf.message import DecodeError, Message
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, plain
-from firebuild_bootstrap.errors import InputError, StepFailed
-from firebuild_bootstrap.service.outcome import Ending, Outcome
-from firebuild_bootstrap.service.packing import changed, content_of, reading
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.service.outcome import aborted
+from firebuild_bootstrap.service.packing import content
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
-from firebuild_pki.display import block
 
 from .old_guest import OldGuest, messages, too_old
 from .scripts import encode_command
@@ -35,11 +34,8 @@ _Request = TypeVar("_Request", bound=Message)
 
 # What a guest can make the server keep is bounded: here its requests, in `service.server` the number of them.
 _SMALL_BYTES: Final = 128 * 1024
-_PIECE_BYTES: Final = 256 * 1024
 _COMMANDS_AT_ONCE: Final = 2
 _LOOK_SECONDS: Final = 0.1
-# Characters of what a guest says about its failure.
-_MAX_REASON: Final = 4000
 _KINDS: Final = {
     EntryKind.FILE: pb.ENTRY_KIND_FILE,
     EntryKind.DIRECTORY: pb.ENTRY_KIND_DIRECTORY,
@@ -177,8 +173,8 @@ class Handlers:
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
         for number, entry in enumerate(plain(self._resources[path].entries()), start=1):
-            content = _content(entry) if entry.kind is EntryKind.FILE else ()
-            yield from messages(_header(command, entry, f"{path}-{number}"), content)
+            data = content(entry) if entry.kind is EntryKind.FILE else ()
+            yield from messages(_header(command, entry, f"{path}-{number}"), data)
 
     def stdout(self, message: pb.LogMessage, context: grpc.ServicerContext) -> pb.Empty:
         """Pass output or the begin or end of a step on."""
@@ -193,21 +189,9 @@ class Handlers:
         if self._old is not None and not _extended(context):
             self._session.end(self._old.progress.abort(request.error))
             return _EMPTY
-        # The exit status of other failures means nothing.
-        exit_code = request.exit_code if request.reason == "command" else None
         step = self._steps.known(request.step)
-        error = StepFailed(
-            block(request.error, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=exit_code
-        )
-        self._session.end(
-            Outcome(
-                ending=Ending.ABORTED,
-                error=error,
-                step=step,
-                exit_code=exit_code,
-                reason=request.reason,
-            )
-        )
+        end = aborted(request.error, step=step, exit_code=request.exit_code, reason=request.reason)
+        self._session.end(end)
         return _EMPTY
 
     def success(self, _: pb.Empty, context: grpc.ServicerContext) -> pb.Empty:
@@ -227,10 +211,7 @@ class Handlers:
         step = self._steps.known(message.step)
         if message.HasField("event"):
             self._step_event(step, message.event)
-        data = message.data or _joined(message.line)
-        for offset in range(0, len(data), _PIECE_BYTES):
-            self._session.touch()  # the receiver of output may be slow: nobody waits for it after the end
-            self._session.output.write(step, stream, data[offset : offset + _PIECE_BYTES])
+        self._session.pass_on(step, stream, message.data or _joined(message.line))
         return _EMPTY
 
     def _step_event(self, number: int, event: pb.StepEvent) -> None:
@@ -273,18 +254,8 @@ def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.Resour
     )
 
 
-def _content(entry: Entry) -> Iterator[bytes]:
-    sent = 0
-    with content_of(entry) as file, reading(entry):
-        while data := file.read(wire.CHUNK_BYTES):
-            sent += len(data)
-            yield data
-    if sent != entry.size:
-        raise changed(entry, f"expected {entry.size} bytes, found {sent}")
-
-
-def _serialize(message: Message | bytes) -> bytes:
-    return message if isinstance(message, bytes) else message.SerializeToString()
+def _serialize(message: Message) -> bytes:
+    return message.SerializeToString()
 
 
 def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:

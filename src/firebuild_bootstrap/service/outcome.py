@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, StepFailed
+from firebuild_pki.display import block
+
+_MAX_REASON: Final = 4000  # characters of what a guest says about its failure
 
 
 class Ending(StrEnum):
@@ -49,6 +53,20 @@ class Outcome:
         """
         if self.error is not None:
             raise self.error
+
+
+def aborted(text: str, *, step: int, exit_code: int, reason: str) -> Outcome:
+    """Return the end of a build that its guest has given up.
+
+    Args:
+        text: why, in its words.
+        step: number of the step, 0 between steps.
+        exit_code: exit status of its command; of other failures it means nothing.
+        reason: see `Outcome`.
+    """
+    status = exit_code if reason == "command" else None
+    error = StepFailed(block(text, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=status)
+    return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=status, reason=reason)
 
 
 def failure(error: FirebuildError) -> Outcome:

@@ -124,14 +124,8 @@ def _small(entry: Entry, file: FileOnDisk) -> bytes:
 
 def _stream(entry: Entry) -> Iterator[bytes]:
     yield tar.encode(_header(entry), entry.size)[0]
-    sent = 0
-    with content_of(entry) as content, reading(entry):
-        while data := content.read(wire.CHUNK_BYTES):
-            sent += len(data)
-            yield data
-    if sent != entry.size:
-        raise changed(entry, f"expected {entry.size} bytes, found {sent}")
-    yield bytes(-sent % tar.BLOCK)
+    yield from content(entry)
+    yield bytes(-entry.size % tar.BLOCK)
 
 
 def _large(entry: Entry, file: FileOnDisk) -> Iterator[bytes]:
@@ -184,6 +178,21 @@ def reading(entry: Entry) -> Iterator[None]:
         raise InputError(f"{entry.source} has vanished since the build began") from error
     except (OSError, EOFError) as error:
         raise InputError(f"{entry.source} cannot be read: {error}") from error
+
+
+def content(entry: Entry) -> Iterator[bytes]:
+    """Yield the content of a file in pieces of at most a megabyte.
+
+    Raises:
+        InputError: it has none, has vanished, cannot be read or has changed.
+    """
+    sent = 0
+    with content_of(entry) as file, reading(entry):
+        while data := file.read(wire.CHUNK_BYTES):
+            sent += len(data)
+            yield data
+    if sent != entry.size:
+        raise changed(entry, f"expected {entry.size} bytes, found {sent}")
 
 
 def content_of(entry: Entry) -> BinaryIO:

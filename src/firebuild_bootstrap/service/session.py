@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.events import EventSink, GuestConnected
@@ -19,6 +19,7 @@ from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, Seria
 from firebuild_bootstrap.service.supervision import Watch
 
 logger: Final = logging.getLogger("firebuild.service")
+_PIECE_BYTES: Final = 256 * 1024
 
 
 class BuildEnded(Exception):
@@ -112,6 +113,16 @@ class Session:
             self._way = self._way or way
             if self._way != way:
                 raise InputError(f"the guest began with {self._way}, and went on with {way}")
+
+    def pass_on(self, step: int, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        """Pass output of a step on, in pieces: its receiver may be slow, and the end waits for none.
+
+        Raises:
+            BuildEnded: the build has ended.
+        """
+        for offset in range(0, len(data), _PIECE_BYTES):
+            self.touch()
+            self.output.write(step, stream, data[offset : offset + _PIECE_BYTES])
 
     def step_started(self, step: int) -> None:
         """Take note of what the guest works on."""

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,22 +21,18 @@ from google.protobuf.message import DecodeError
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
-from firebuild_bootstrap.errors import InputError, StepFailed
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
-from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
-from firebuild_pki.display import block
 
 _PROGRESS_SECONDS: Final = 0.5
 # A piece of a layer is the largest that a guest sends, and has 1 MiB.
 _MAX_MESSAGE: Final = wire.CHUNK_BYTES + 64 * 1024
-# Of output: what is passed on at once.
-_PIECE_BYTES: Final = 256 * 1024
 _MAX_STATUS: Final = 255
-_MAX_REASON: Final = 4000  # characters of what a guest says about its failure
 
 
 class NoLayers:
@@ -151,14 +147,8 @@ class Stream:
             self._steps.finished(step, exit_code, done.duration_ms / 1000)
         if failure is None:
             return True
-        # The exit status of other failures means nothing.
-        status = said if failure.reason == "command" else None
-        text = block(failure.error, _MAX_REASON) or "the guest gave no reason"
-        error = StepFailed(text, step=done.step, exit_code=status)
-        outcome = Outcome(
-            ending=Ending.ABORTED, error=error, step=done.step, exit_code=status, reason=failure.reason
-        )
-        self._session.end(outcome)
+        end = aborted(failure.error, step=done.step, exit_code=said, reason=failure.reason)
+        self._session.end(end)
         return False
 
     def _layer(self, step: int, guest: _Guest) -> Iterator[bytes]:
@@ -266,10 +256,7 @@ class _Guest:
             raise InputError(f"the guest sent {what} before it was asked again") from None
 
     def _output(self, output: pb.Output) -> None:
-        stream: Literal["stdout", "stderr"] = "stderr" if output.stderr else "stdout"
-        for offset in range(0, len(output.data), _PIECE_BYTES):
-            self._session.touch()  # the receiver of output may be slow: nobody waits for it after the end
-            self._session.output.write(self._step, stream, output.data[offset : offset + _PIECE_BYTES])
+        self._session.pass_on(self._step, "stderr" if output.stderr else "stdout", output.data)
 
     def _layer(self, said: pb.FromGuest) -> None:
         step = self._layer_of
