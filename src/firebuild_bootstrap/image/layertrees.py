@@ -30,7 +30,7 @@ from typing import Any, Final, Protocol
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
-from firebuild_bootstrap.image.trees import Tree, Trees, allocated
+from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
 
 # Raised where trees that exist would come out otherwise now.
@@ -189,7 +189,7 @@ class LayerTrees:
             empty = self.root / "empty"
             empty.mkdir(mode=0o755, parents=True, exist_ok=True)
             return empty
-        return paths if len(paths) > 1 else paths[0]
+        return tree_of(paths)
 
     def digest(self, key: str, newest: int | None = None) -> str:
         """Return `sha256:…` of the canonical archive of a layer: its diff id in the OCI image-spec.

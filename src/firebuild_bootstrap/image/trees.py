@@ -27,6 +27,12 @@ _ARCHIVE: Final = "/archive"
 Tree = Path | tuple[Path, ...]
 """A directory, or layers whose merged view it is: two at least, the lowest first."""
 
+
+def tree_of(directories: Sequence[Path]) -> Tree:
+    """Return the tree that one directory is, or that several are as layers, the lowest first."""
+    return tuple(directories) if len(directories) > 1 else directories[0]
+
+
 _VERBS: Final = {"digest": "read", "layer-digest": "read", "ext4": "make an ext4 file system of"}
 
 

@@ -26,6 +26,7 @@ from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.layertrees import TREE, Layer
 from firebuild_bootstrap.image.outputs import OutputType, require_e2fsprogs
+from firebuild_bootstrap.image.trees import tree_of
 from firebuild_bootstrap.image.worker.ext4 import make_empty_ext4
 from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.machine.base import FINISHED, StepLayer, Taken, finished_layers
@@ -148,8 +149,8 @@ class Drives:
             return
         lower = self._stored.merged(self._layers)
         made = self._received.trees if self._received is not None else []
-        stack = (*((lower,) if isinstance(lower, Path) else lower), *made)
-        self._trees.pack(stack if len(stack) > 1 else stack[0], into / OutputType.TAR.file_name)
+        tree = tree_of((*((lower,) if isinstance(lower, Path) else lower), *made))
+        self._trees.pack(tree, into / OutputType.TAR.file_name)
 
     def close(self) -> None:
         """Let go of all that others may use. Idempotent."""
@@ -177,8 +178,8 @@ class Drives:
             os.utime(lock)  # the last use, for who has to choose what goes
             drive = place / "data"
             if not drive.exists():
-                fresh = place / f"new-{os.getpid()}"
-                fresh.unlink(missing_ok=True)
+                fresh = place / "new"
+                fresh.unlink(missing_ok=True)  # left by a process that was killed: only one has the lock
                 self._make(fresh, _CACHE_SIZE, journal=True)
                 fresh.rename(drive)
         except OSError as error:

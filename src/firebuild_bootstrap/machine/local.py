@@ -14,7 +14,7 @@ from typing import Final
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, StoredLayer, chain_key
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.trees import Tree
+from firebuild_bootstrap.image.trees import Tree, tree_of
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
@@ -240,8 +240,7 @@ class LocalMachine:
         made = {layer.step: layer.directory / TREE for layer in self.layers()} | self._between
         if ((unfinished := self._work / "unfinished") / TREE).is_dir():
             made[max(made, default=0) + 1] = unfinished / TREE
-        stack = (*self._lower, *(made[step] for step in sorted(made)))
-        return stack if len(stack) > 1 else stack[0]
+        return tree_of((*self._lower, *(made[step] for step in sorted(made))))
 
     def keep(self, into: Path) -> tuple[str, ...]:
         """Keep the root file system as a tar archive, with its owners; see `Machine.keep`."""
