@@ -84,6 +84,7 @@ class Process:
     def suspend(self) -> None:
         """Stop it in its tracks: connections are accepted, by the kernel, and nothing answers."""
         self._popen.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED)  # all of its threads have stopped
 
     def resume(self) -> None:
         """Let it go on."""
