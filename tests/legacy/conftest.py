@@ -6,23 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.sandbox import IdMap, Runtime, detect, find_runtime
+from firebuild_bootstrap.sandbox import IdMap, Runtime
 from firebuild_pki import TLSMaterial, open_authority
-from guest.conftest import build, pki, server
+from guest.conftest import build, idmap, pki, runtime, server
 from legacy.house import House
 from service.conftest import serve, short_path
 
-__all__ = ["build", "pki", "serve", "server", "short_path"]
-
-
-@pytest.fixture(scope="session")
-def idmap() -> IdMap:
-    return detect()
-
-
-@pytest.fixture(scope="session")
-def runtime() -> Runtime:
-    return find_runtime()
+__all__ = ["build", "idmap", "pki", "runtime", "serve", "server", "short_path"]
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,12 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import StepFinished, StepOutput, StepStarted
 from firebuild_bootstrap.legacy import copying, scripts
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
+from service.conftest import file_entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +32,6 @@ class Parcel:
     def entries(self) -> Any:
         self.asked.append(0)
         yield from self.lists[min(len(self.asked), len(self.lists)) - 1]
-
-
-def file_entry(path: str = "f", data: bytes = b"abc", **changes: Any) -> Entry:
-    entry = Entry(
-        source=path,
-        path=path,
-        kind=EntryKind.FILE,
-        mode=0o644,
-        mtime_ns=1,
-        size=len(data),
-        open=lambda: io.BytesIO(data),
-    )
-    return dataclasses.replace(entry, **changes)
 
 
 def copy(step: int = 2) -> wire.CopyCommand:

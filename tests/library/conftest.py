@@ -27,3 +27,17 @@ def library(tmp_path: Path, host_home: Path) -> Iterator[Library]:
     yield library
     assert library.leftovers() == []
     library.home.close()
+
+
+@pytest.fixture
+def own_library(tmp_path: Path) -> Iterator[Library]:
+    """Builds in a store of their own, whose context holds the file `source`."""
+    home = Home(tmp_path / "home")
+    home.bases.create_from_host("host")
+    context = tmp_path / "context"
+    context.mkdir()
+    (context / "source").write_text("one")
+    library = Library(context, home)
+    yield library
+    assert library.leftovers() == []
+    library.home.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import pytest
 from cli.library import Library
 from firebuild_bootstrap.errors import StepFailed
 from firebuild_bootstrap.events import Event, Notice, PhaseStarted, StepCached, StepStarted
-from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import StoredImage
@@ -31,17 +29,9 @@ RUN echo $VERSION > /version
 
 
 @pytest.fixture
-def cached(tmp_path: Path) -> Iterator[Library]:
+def cached(own_library: Library) -> Library:
     """Builds that use the cache of a store of their own."""
-    home = Home(tmp_path / "home")
-    home.bases.create_from_host("host")
-    context = tmp_path / "context"
-    context.mkdir()
-    (context / "source").write_text("one")
-    library = Library(context, home)
-    yield library
-    assert library.leftovers() == []
-    library.home.close()
+    return own_library
 
 
 def build(

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from firebuild_bootstrap import storing
 from firebuild_bootstrap.dockerfile.graph import ImageRef
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import ImageStored, PhaseStarted, StepStarted
-from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.forms import keep_form, write_form
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
@@ -34,17 +32,9 @@ HELLO = "FROM host\nCOPY source /source\nRUN cp /source /made && rm /bin/ls\n"
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Iterator[Library]:
+def library(own_library: Library) -> Library:
     """Builds in a store of their own, which use the cache and ask for no output."""
-    home = Home(tmp_path / "home")
-    home.bases.create_from_host("host")
-    context = tmp_path / "context"
-    context.mkdir()
-    (context / "source").write_text("one")
-    library = Library(context, home)
-    yield library
-    assert library.leftovers() == []
-    library.home.close()
+    return own_library
 
 
 def build(library: Library, text: str = HELLO, **options: object) -> StoredImage:

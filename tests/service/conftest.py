@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import queue
 import socket
 import tempfile
@@ -21,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Resource
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.events import Event, PeerRefused
 from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
@@ -32,6 +34,19 @@ SERVER = "b1.firebuild.internal"
 GUEST = "guest.b1.firebuild.internal"
 CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
 SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+
+
+def file_entry(path: str = "f", data: bytes = b"abc", **changes: Any) -> Entry:
+    entry = Entry(
+        source=path,
+        path=path,
+        kind=EntryKind.FILE,
+        mode=0o644,
+        mtime_ns=1,
+        size=len(data),
+        open=lambda: io.BytesIO(data),
+    )
+    return dataclasses.replace(entry, **changes)
 
 
 def _name(text: str) -> x509.Name:

@@ -30,6 +30,7 @@ from firebuild_bootstrap.events import (
 from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_pki import open_authority
+from service.conftest import file_entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +39,6 @@ class Parcel:
 
     def entries(self) -> Any:
         yield from self.content
-
-
-def file_entry(path: str, data: bytes, **changes: Any) -> Entry:
-    entry = Entry(
-        source=path,
-        path=path,
-        kind=EntryKind.FILE,
-        mode=0o644,
-        mtime_ns=1,
-        size=len(data),
-        open=lambda: io.BytesIO(data),
-    )
-    return dataclasses.replace(entry, **changes)
 
 
 def entry_of(kind: EntryKind, path: str, **changes: Any) -> Entry:
