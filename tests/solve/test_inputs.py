@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext
+from firebuild_bootstrap.context import BuildContext, build_context
+from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     Copy,
@@ -64,19 +67,30 @@ def test_what_takes_nothing_from_a_context_is_unchanged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("parents", [False, True])
-def test_a_context_is_walked_once_for_its_check_and_its_key(tmp_path: Path, *, parents: bool) -> None:
+def test_a_context_is_walked_once_for_a_build_and_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, parents: bool
+) -> None:
     context = tmp_path / "context"
     for name in ("src/deep", "src/other"):
         (context / name).mkdir(parents=True)
     (context / "src/deep/link").symlink_to("nothing")
     copy = replace(COPY, exclude=("other",), parents=parents)
     source = Files("src")
+    walks = []
+    walk = build_context._directory_entries
+
+    def counted(*arguments: Any) -> Iterator[Entry]:
+        walks.append(arguments)
+        yield from walk(*arguments)
+
+    monkeypatch.setattr(build_context, "_directory_entries", counted)
     with BuildContext(context) as files:
-        plain = Inputs({}, {"": files}, {}, tmp_path / "stat").files(source, copy)
-        sent = files.resource((source,), exclude=copy.exclude, parents=parents)
-        twice = files.resource((source,), exclude=copy.exclude, parents=parents)
-        inputs = Inputs({}, {"": files}, {(0, 0): sent, (1, 0): twice}, tmp_path / "stat")
-        shutil.rmtree(context / "src")
+        # As a build does it, which looks for what can't be sent only where the key can't be made.
+        sent = files.resource((source,), exclude=copy.exclude, parents=parents, check=False)
+        inputs = Inputs({}, {"": files}, {(0, 0): sent}, tmp_path / "stat")
+        plain = inputs.files(source, copy)
+        assert len(walks) == 1
         assert inputs.files(source, copy) == plain
+        shutil.rmtree(context / "src")
         with pytest.raises(InputError, match="is not in the build context"):
             inputs.files(source, copy)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,7 +26,6 @@ from firebuild_bootstrap.context.entries import (
     Entry,
     FetchLimits,
     Group,
-    Walked,
     heredoc_group,
 )
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
@@ -145,7 +144,7 @@ class FileTree:
             match source:
                 case Files(pattern):
                     if parents:
-                        found = self._with_parents(pattern, tree)
+                        found = self._with_parents(pattern, tree, check=check)
                     else:
                         found = self._plain(pattern, tree, unpack=unpack is not False, check=check)
                     groups += (replace(group, source=source) for group in found)
@@ -160,7 +159,7 @@ class FileTree:
                         groups.append(Group(redacted(source.url), later.entries, source, fetch=later.group))
                 case GitTree():
                     groups.append(replace(self._repository(source, exclude, location), source=source))
-        return ContextResource(tuple(groups), tuple(exclude), parents)
+        return ContextResource(tuple(groups))
 
     def _download(self, source: Download, location: Location | None, *, unpack: bool) -> Group:
         from firebuild_bootstrap.context.fetch import fetch, remote_group  # few builds have one
@@ -195,14 +194,15 @@ class FileTree:
         if not node.is_directory:
             raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
         group = Group(shown, partial(_directory_entries, tree, node, shown))
-        return _checked(group)
+        _check(group)
+        return group
 
     def _plain(self, pattern: str, tree: Tree, *, unpack: bool, check: bool) -> Iterator[Group]:
         # A source itself is never left out, whatever --exclude says: its patterns are for what is below.
         for node, name in list(self._find(pattern, tree)):
             yield self._group(tree, node, name, unpack=unpack, check=check)
 
-    def _with_parents(self, pattern: str, tree: Tree) -> Iterator[Group]:
+    def _with_parents(self, pattern: str, tree: Tree, *, check: bool) -> Iterator[Group]:
         pivot, dotted, wanted = pattern.partition("/./")
         if not dotted:
             pivot, wanted = "/", pattern
@@ -212,11 +212,12 @@ class FileTree:
         chosen = replace(tree, select=only("/".join(below)))
         for node, name in list(self._find(pivot, tree)):
             if node.is_directory:
-                found = tuple(_directory_entries(chosen, node, name))
-                for entry in found:
-                    _require_readable(entry)
-                if len(found) > 1 or not has_wildcard(pattern):
-                    yield Group(name, partial(_directory_entries, chosen, node, name), walked=Walked(found))
+                group = Group(name, partial(_directory_entries, chosen, node, name))
+                if check:
+                    _check(group)
+                # The first is the directory itself, which is there whether anything in it matches or not.
+                if not has_wildcard(pattern) or len(tuple(islice(group.entries(), 2))) > 1:
+                    yield group
 
     def _download_directory(self) -> Path:
         if self._downloads is not None:
@@ -228,7 +229,9 @@ class FileTree:
     def _group(self, tree: Tree, node: Node, name: str, *, unpack: bool, check: bool) -> Group:
         if node.is_directory:
             group = Group(name, partial(_directory_entries, tree, node, name))
-            return _checked(group) if check else group
+            if check:
+                _check(group)
+            return group
         entry = tree.file(node, name)
         if check:
             _require_readable(entry)
@@ -240,7 +243,7 @@ class FileTree:
                 archive = is_archive(content)
             if archive:
                 return Group(name, Archive(name, file.open, tree.location).entries)
-        return Group(name, lambda: iter((entry,)), walked=Walked((entry,)))
+        return Group(name, lambda: iter((entry,)))
 
     def _find(self, text: str, tree: Tree) -> Iterator[tuple[Node, str]]:
         parts = _clean(text)
@@ -421,12 +424,10 @@ class _Later:
         yield from self.group().entries()
 
 
-def _checked(group: Group) -> Group:
+def _check(group: Group) -> None:
     """Walk once, so that what can't be sent is found before anything starts."""
-    found = tuple(group.entries())
-    for entry in found:
+    for entry in group.entries():
         _require_readable(entry)
-    return replace(group, walked=Walked(found))
 
 
 def _require_readable(entry: Entry) -> None:

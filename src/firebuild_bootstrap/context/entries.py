@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -291,18 +291,6 @@ class FetchLimits:
     total_seconds: float = 900.0
 
 
-class Walked:
-    """The entries that one walk has found, for whoever needs the same right after it."""
-
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self._entries: Sequence[Entry] | None = tuple(entries)
-
-    def take(self) -> Sequence[Entry] | None:
-        """Return them once; there may be others by the time that somebody asks again."""
-        entries, self._entries = self._entries, None
-        return entries
-
-
 @dataclass(frozen=True)
 class Group:
     """What one match of a source sends: a single file, a directory's contents, or an archive's members.
@@ -311,14 +299,12 @@ class Group:
         name: to call it by.
         entries: walks through it.
         source: the source; None where nobody asks for that.
-        walked: what the check found; None for archives.
         fetch: gets what is not here yet, once; None where all is.
     """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
     source: FileSet | None = None
-    walked: Walked | None = None
     fetch: Callable[[], object] | None = None
 
 
@@ -328,13 +314,9 @@ class ContextResource:
 
     Args:
         groups: in the order of the sources.
-        exclude: the instruction's own patterns.
-        parents: paths keep their directories.
     """
 
     groups: tuple[Group, ...]
-    exclude: tuple[str, ...] = ()
-    parents: bool = False
 
     def entries(self) -> Iterator[Entry]:
         """Yield parents before children and a hard link after its first name.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 
 from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.context.digests import FileSetDigest, StatIndex, digest_of
-from firebuild_bootstrap.context.entries import Group, Walked
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     ContextRef,
     Copy,
     Download,
     Files,
-    FileSet,
     GitTree,
     Operation,
     Run,
@@ -24,8 +21,6 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.lowering import Sent, literal
 from firebuild_bootstrap.solve.keys import Input, Parts, inputs_of
-
-_Taken = tuple[FileSet | None, tuple[str, ...], bool]
 
 
 class Inputs:
@@ -47,14 +42,7 @@ class Inputs:
     ) -> None:
         self._bases = bases
         self._contexts = contexts
-        self._fetched: dict[FileSet | None, Group] = {}
-        self._walked: dict[_Taken, list[Walked | None]] = {}
-        for resource in sent.values():
-            own: dict[_Taken, list[Walked | None]] = {}
-            for group in resource.groups:
-                self._fetched[group.source] = group
-                own.setdefault((group.source, resource.exclude, resource.parents), []).append(group.walked)
-            self._walked |= own
+        self._fetched = {group.source: group for resource in sent.values() for group in resource.groups}
         self._indexes = {name: StatIndex(directory, context.root) for name, context in contexts.items()}
         self._nothing = StatIndex(None, Path("/"))
 
@@ -100,12 +88,6 @@ class Inputs:
 
     def _digest(self, tree: TreeRef, files: Files, copy: Copy | None = None) -> FileSetDigest:
         name = tree.name if isinstance(tree, ContextRef) else ""
-        if copy is not None and copy.sources.count(files) == 1:
-            # The check has walked through them a moment ago; who asks again wants them as they are then.
-            walked = self._walked.pop((files, copy.exclude, copy.parents), [None])
-            found = [each.take() if each is not None else None for each in walked]
-            if None not in found:
-                return digest_of(chain.from_iterable(each or () for each in found), self._indexes[name])
         resource = self._contexts[name].resource(
             (files,),
             exclude=copy.exclude if copy is not None else (),
