@@ -12,10 +12,10 @@ import pytest
 
 from context.finding import HERE, Find, content, error_of, paths, put
 from firebuild_bootstrap.context import BuildContext, EntryKind, FileTree
-from firebuild_bootstrap.context.entries import plain
 from firebuild_bootstrap.context.root import ContextRoot
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.legacy.copying import plain
 
 
 def test_the_secret_beside_the_context_is_out_of_reach(root: Path, find: Find) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -144,21 +144,6 @@ def attributes_of(descriptor: int) -> Mapping[str, bytes]:
 
 def _is_sent(name: str) -> bool:
     return is_kept(name) and not name.startswith("security.")
-
-
-def plain(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield entries for a guest that does not take files packed.
-
-    Raises:
-        InputError: one is something that it can't make.
-    """
-    for entry in entries:
-        if entry.kind.special:
-            raise InputError(
-                f"{entry.source!r} is a {entry.kind.value}, and the guest is too old to make one",
-                hint="leave it out with --exclude or .dockerignore",
-            )
-        yield entry
 
 
 def kept(attributes: Mapping[str, bytes]) -> Mapping[str, bytes]:

@@ -18,6 +18,7 @@ from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.modes import parse_mode
 from firebuild_bootstrap.service.packing import changed, content_of, reading
 
@@ -25,6 +26,21 @@ from .scripts import lines, words
 
 PORTION_BYTES: Final = 16 * 1024 * 1024
 _PORTION_PIECES: Final = 2000
+
+
+def plain(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries for a guest that does not take files packed.
+
+    Raises:
+        InputError: one is something that it can't make.
+    """
+    for entry in entries:
+        if entry.kind.special:
+            raise InputError(
+                f"{entry.source!r} is a {entry.kind.value}, and the guest is too old to make one",
+                hint="leave it out with --exclude or .dockerignore",
+            )
+        yield entry
 
 
 @dataclass(frozen=True)

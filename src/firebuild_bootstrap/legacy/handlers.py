@@ -16,13 +16,14 @@ from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, plain
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import content
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.steps import StepEvents
 
+from .copying import plain
 from .old_guest import OldGuest, messages, too_old
 from .scripts import encode_command
 
@@ -231,8 +232,6 @@ def _extended(context: grpc.ServicerContext) -> bool:
 def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.ResourceChunk.ResourceHeader:
     uid, gid = entry.owner or (0, 0)
     keeps = entry.owner is not None
-    if entry.kind not in _KINDS:
-        raise too_old(f"{entry.source} is a {entry.kind.value}, which it can't make")
     return pb.ResourceChunk.ResourceHeader(
         sourcePath=entry.source,
         targetPath=command.target,

@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Resource, plain
+from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
 from firebuild_bootstrap.service.session import Session
@@ -198,7 +198,7 @@ class OldGuest:
 
 
 def _shipment(command: wire.CopyCommand, resource: Resource) -> Shipment:
-    entries = list(plain(resource.entries()))
+    entries = list(copying.plain(resource.entries()))
     batches = copying.batches(entries)
     files = copying.files(batches)
     pieces = [*copying.directories(batches), *(piece for file in files for piece in file.pieces)]
