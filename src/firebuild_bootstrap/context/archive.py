@@ -111,7 +111,7 @@ class Archive:
             member=True,
             open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
             device=member.device,
-            attributes=(lambda: kept(member.xattrs)) if member.xattrs else None,
+            attributes=kept(member.xattrs) if member.xattrs else None,
         )
 
     def _owner(self, member: Member, name: str) -> tuple[int, int]:

@@ -144,7 +144,7 @@ def digest_of(entries: Iterable[Entry], index: StatIndex) -> FileSetDigest:
         if entry.kind is EntryKind.FILE:
             content = _of_file(entry, index)
         if entry.attributes is not None:
-            content = _with(entry.attributes(), content)
+            content = _with(entry.attributes, content)
         owner = "" if entry.owner is None else f"{entry.owner[0]}:{entry.owner[1]}"
         # No member holds a NUL, and their number is always the same.
         kind = f"{entry.kind.value}\0{entry.from_directory:d}\0{entry.mode:o}\0{owner}"

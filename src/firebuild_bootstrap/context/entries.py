@@ -84,7 +84,7 @@ class Entry:
         open: opens the content of a regular file for reading; None for everything else.
         file: where that is a file of this machine, which may have holes, the file itself.
         device: major and minor number of a device.
-        attributes: reads its extended attributes; None where it has none, or `file` knows them.
+        attributes: its extended ones; None where it has none, or `file` knows them.
     """
 
     source: str
@@ -100,7 +100,7 @@ class Entry:
     open: Callable[[], BinaryIO] | None = None
     file: FileOnDisk | None = None
     device: tuple[int, int] = (0, 0)
-    attributes: Callable[[], Mapping[str, bytes]] | None = field(default=None, compare=False)
+    attributes: Mapping[str, bytes] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mtime_ns", min(max(self.mtime_ns, FIRST_TIME_NS), LAST_TIME_NS))

@@ -358,12 +358,11 @@ class Tree:
             attributes=None if file is None or in_context else self._attributes(node),
         )
 
-    def _attributes(self, node: Node) -> Callable[[], Mapping[str, bytes]]:
+    def _attributes(self, node: Node) -> Mapping[str, bytes]:
         try:
-            found = self.root.attributes(node.parts)
+            return self.root.attributes(node.parts)
         except OSError as error:
             raise self.unreadable(node, error) from error
-        return lambda: found
 
     def _owner(self, node: Node) -> tuple[int, int] | None:
         return (node.status.st_uid, node.status.st_gid) if self.keeps_owners else None

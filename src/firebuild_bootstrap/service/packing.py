@@ -87,7 +87,7 @@ def _header(
 ) -> tar.Entry:
     uid, gid = entry.owner or (0, 0)
     if entry.attributes is not None:
-        attributes = entry.attributes()
+        attributes = entry.attributes
     return tar.Entry(
         entry.path,
         TAR_KINDS[entry.kind],
