@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def leftovers(home: Path, seconds: float = 10.0) -> list[str]:
         time.sleep(0.02)
         removing = _entries(home / "removing")
     return sorted(str(path) for path in (*builds, *removing) if path.is_dir())
+
+
+def await_end_of_processes(home: Path, seconds: float = 30.0) -> None:
+    """Wait until no process names a store: the cleanup process of a build outlives it, and writes there."""
+    end = time.monotonic() + seconds
+    while running := _naming(os.fsencode(home)):
+        assert time.monotonic() < end, running
+        time.sleep(0.02)
+
+
+def _naming(text: bytes) -> list[bytes]:
+    lines = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            lines.append(entry.read_bytes())
+    return [line for line in lines if text in line]
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import IdMap, Sandbox, detect
+from support import await_end_of_processes
 
 AsTester = Callable[[str], str]
 
@@ -65,4 +66,5 @@ def as_tester(tmp_path: Path, public_packages: str) -> Iterator[AsTester]:
         return done.stdout
 
     yield run
+    await_end_of_processes(home)
     Trees(Sandbox(detect())).remove(home)
