@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from firebuild_bootstrap import wire
 from firebuild_bootstrap.guest.overlay import Layers, mount_layers
 from firebuild_bootstrap.layers.root import Root, remove_directory
 from firebuild_bootstrap.layers.tree import MAX_LAYERS, upper_entries
@@ -121,6 +122,27 @@ def test_a_step_that_fails_leaves_its_layer_unfinished(build: Build, layers: Pat
     build.fail(run_command("echo 1 > /one", step=2), run_command("echo 2 > /two; exit 7", step=3))
     assert changes(layers, 2) == ["file one"]
     assert "file two" in changes(layers, "unfinished")
+    assert os.listdir(layers / "upper") == ["2"]
+
+
+@pytest.mark.needs("bwrap", "busybox")
+@pytest.mark.parametrize(
+    "command",
+    [
+        run_command("echo > /etc/.wh.x", step=3),
+        copy_command("/etc/.wh.x", step=3),
+        copy_command("/etc/.wh.x", step=3, link=True),
+        workdir_command("/etc/.wh.x/more", step=3),
+    ],
+)
+def test_a_name_that_means_a_whiteout_fails_the_step_that_made_it(
+    build: Build, layers: Path, command: wire.AnyCommand
+) -> None:
+    build.server.resources["files"] = a_file("f", b"content")
+    abort = build.fail(workdir_command("/work"), command)
+    assert "/etc/.wh.x can't be kept in a layer" in abort.error
+    assert "give it another name" in abort.error
+    assert (abort.step, abort.reason) == (3, "file")
     assert os.listdir(layers / "upper") == ["2"]
 
 

@@ -225,7 +225,16 @@ def test_names_that_begin_with_wh_are_changes_only_where_layers_are_read() -> No
     assert found == [Entry("d/gone", WHITEOUT), Entry("d", OPAQUE)]
 
 
-@pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", ".wh..wh.x"])
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE])
+def test_a_whiteout_is_one_whatever_kind_of_file_it_is(kind: bytes) -> None:
+    archive = header("d/.wh.gone", type=kind, linkname="x") + header("f") + bytes(1024)
+    found = list(LayerReader(io.BytesIO(archive), whiteouts=True))
+    assert [(entry.path, entry.kind) for entry in found] == [("d/gone", WHITEOUT), ("f", "file")]
+
+
+@pytest.mark.parametrize(
+    "name", [".wh.", ".wh..", ".wh...", ".wh..wh.x", ".wh.d/f", "a/.wh.d/.wh.f", ".wh.d/.wh..wh..opq"]
+)
 def test_whiteouts_of_nothing_are_damage(name: str) -> None:
     with pytest.raises(DamagedArchive, match="no whiteout"):
         list(LayerReader(io.BytesIO(header(name) + bytes(1024)), whiteouts=True))

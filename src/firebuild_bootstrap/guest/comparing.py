@@ -8,7 +8,6 @@ file when it is changed.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
@@ -17,7 +16,6 @@ from contextlib import contextmanager, suppress
 
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Place, Root
-from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.layers.tree import (
     UNMOUNTABLE,
     WHITEOUT_MARK,
@@ -71,6 +69,7 @@ class Comparing(Layers):
 
         Raises:
             OSError: the image can't be read, or a layer not be written.
+            LayerError: the block has made what no layer can hold.
         """
         if linked:
             path = self._apart()
@@ -84,11 +83,8 @@ class Comparing(Layers):
         for path in network_files():
             self.borrow(path)
         yield self._target
-        try:
-            after = self._look()
-            self._write(number, self._listing, after)
-        except LayerError as error:
-            raise OSError(errno.EIO, error.message) from error
+        after = self._look()
+        self._write(number, self._listing, after)
         self._listing = after
 
     def borrow(self, path: str) -> None:

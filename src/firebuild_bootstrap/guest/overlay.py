@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from firebuild_bootstrap.layers.root import Place, Root
 from firebuild_bootstrap.layers.tar import Sink, write_layer
-from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, check_names, upper_entries
 
 from . import kernel
 
@@ -117,6 +117,7 @@ class Layers:
 
         Raises:
             OSError: the root can't be mounted.
+            LayerError: the block has made what no layer can hold.
         """
         fs, work = "unfinished/fs", f"work/{number}"
         self._borrowed.clear()
@@ -151,6 +152,7 @@ class Layers:
         return path
 
     def _finish(self, number: int) -> None:
+        check_names(f"{self._directory}/unfinished/fs")
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
 

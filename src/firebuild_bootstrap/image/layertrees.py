@@ -339,7 +339,7 @@ class LayerTrees:
                 report = self._trees.unpack_layer(archive, below, layer)
             else:
                 (layer / TREE).mkdir()
-                report = self._trees.unpack(archive, layer / TREE)
+                report = self._trees.unpack(archive, layer / TREE, whiteouts=True)
             self._publish(staging, key, report._asdict())
         return self.required(key)
 

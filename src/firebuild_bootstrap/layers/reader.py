@@ -60,6 +60,7 @@ _KINDS: Final[dict[bytes, Kind]] = {
     b"5": DIRECTORY,
     b"6": FIFO,
 }
+_RESERVED: Final = f"/{WHITEOUT_PREFIX}"
 _GNU_LONG: Final = {b"L": "path", b"K": "linkpath"}
 _TIME: Final = re.compile(rb"(-?)(\d{1,11})(?:\.(\d*))?")
 _SPARSE_0_0: Final = ("GNU.sparse.offset", "GNU.sparse.numbytes")
@@ -327,15 +328,16 @@ class LayerReader:
         if raw[7] == b"\0" and name.endswith("/"):  # V7 knows no directories
             kind = DIRECTORY
         link, size, regions = "", 0, None
+        is_reserved = self.whiteouts and _RESERVED in f"/{path}"
         if kind == FILE:
             size, regions = self._file(name, header)
-            if self.whiteouts and (found := _whiteout(path)) is not None:
-                return found
         elif kind in (SYMLINK, HARDLINK):
             link = os.fsdecode(records.get("linkpath") or raw[8].partition(b"\0")[0])
             if "\0" in link or not link:
                 raise DamagedArchive(f"{name!r:.200} is a link to {link!r:.200}, which is no path")
             link = clean_path(link) if kind == HARDLINK else link
+        if is_reserved:
+            return _whiteout(path)
         device = (0, 0)
         if kind in (CHARACTER, BLOCK_DEVICE):
             device = (_number(raw[11], "device"), _number(raw[12], "device"))
@@ -559,13 +561,13 @@ def _regions(name: str, numbers: list[int], size: int, stored: int) -> Regions:
     return tuple(found)
 
 
-def _whiteout(path: str) -> Entry | None:
+def _whiteout(path: str) -> Entry:
+    """Return what a name means that has the prefix in it, whatever file it is, as containerd has it."""
     parent, _, name = path.rpartition("/")
-    if name == OPAQUE_NAME:
-        return Entry(parent, OPAQUE)
-    if not name.startswith(WHITEOUT_PREFIX):
-        return None
-    name = name[len(WHITEOUT_PREFIX) :]
-    if name in ("", ".", "..") or name.startswith(WHITEOUT_PREFIX):
-        raise DamagedArchive(f"{path!r:.200} is no whiteout")
-    return Entry(f"{parent}/{name}" if parent else name, WHITEOUT)
+    if _RESERVED not in f"/{parent}":
+        if name == OPAQUE_NAME:
+            return Entry(parent, OPAQUE)
+        name = name[len(WHITEOUT_PREFIX) :]
+        if name not in ("", ".", "..") and not name.startswith(WHITEOUT_PREFIX):
+            return Entry(f"{parent}/{name}" if parent else name, WHITEOUT)
+    raise DamagedArchive(f"{path!r:.200} is no whiteout")

@@ -108,6 +108,25 @@ def statuses(root: int | str) -> Iterator[tuple[str, os.stat_result]]:
     return _Statuses().run(root)
 
 
+def check_names(root: int | str) -> None:
+    """Make sure that no name in the tree of a layer means a whiteout in its archive; no file is opened.
+
+    Raises:
+        LayerError: one does, or a directory can't be read.
+    """
+    for path in _Reserved().run(root):
+        raise reserved(path)
+
+
+def reserved(path: str) -> LayerError:
+    """Return the error for a file whose name means something else in the archive of a layer."""
+    return LayerError(
+        f"/{path} can't be kept in a layer, where names that begin with {WHITEOUT_PREFIX} mean that a file "
+        "was removed",
+        "give it another name",
+    )
+
+
 class TreeSource:
     """Entries that `apply` writes straight into another tree, content copied by the kernel where it can.
 
@@ -287,14 +306,17 @@ class _Walk(Generic[T]):
 
     def _hold(self, descriptor: int) -> list[tuple[str, os.stat_result]]:
         """Take over the descriptor of the next level, and return what it holds."""
-        self._descriptors.append(descriptor)  # closed with all others
-        if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
-            os.close(far)
-            self._descriptors[-_HELD] = -1
+        self._keep(descriptor)
         return [
             (name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
             for name in sorted(os.listdir(descriptor), key=os.fsencode)
         ]
+
+    def _keep(self, descriptor: int) -> None:
+        self._descriptors.append(descriptor)  # closed with all others
+        if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
+            os.close(far)
+            self._descriptors[-_HELD] = -1
 
     def _down(self, path: str, found: Iterable[tuple[str, os.stat_result]]) -> None:
         self._levels.append(_Level(f"{path}/" if path else "", iter(found)))
@@ -324,6 +346,25 @@ class _Statuses(_Walk[tuple[str, os.stat_result]]):
             yield from self._directory(path, _enter(path, name, parent), status)
         elif stat.S_IFMT(status.st_mode) in KINDS:
             yield path, status
+
+
+class _Reserved(_Walk[str]):
+    """Yields the names that are reserved: what is a directory tells the list of names, without stat(2)."""
+
+    def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Iterator[str]:
+        self._keep(descriptor)
+        inner = f"{path}/" if path else ""
+        below = []
+        with os.scandir(descriptor) as found:
+            for each in found:
+                if each.name.startswith(WHITEOUT_PREFIX):
+                    yield inner + each.name
+                if each.is_dir(follow_symlinks=False):
+                    below.append((each.name, status))
+        self._down(path, below)
+
+    def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[str]:
+        yield from self._directory(path, _enter(path, name, self._parent()), status)
 
 
 class _Entries(_Walk[tuple[Entry, Content]]):
@@ -364,11 +405,7 @@ class _Entries(_Walk[tuple[Entry, Content]]):
                 if name in removed:
                     yield Entry(inner + name, WHITEOUT), b""
                 elif name.startswith(WHITEOUT_PREFIX):
-                    raise LayerError(
-                        f"/{inner}{name} can't be kept in a layer, where names that begin with "
-                        f"{WHITEOUT_PREFIX} mean that a file was removed",
-                        "give it another name",
-                    )
+                    raise reserved(inner + name)
             found = [each for each in found if each[0] not in removed]
         self._down(path, found)
 
