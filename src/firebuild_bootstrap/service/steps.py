@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from firebuild_bootstrap.errors import InputError, StepFailed
 from firebuild_bootstrap.events import StepFinished, StepInfo, StepStarted
-from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.outcome import Ending, Outcome, check_status
 from firebuild_bootstrap.service.session import Session
+
+_LONGEST: Final = 366 * 24 * 3600.0
 
 
 class StepEvents:
@@ -26,6 +29,7 @@ class StepEvents:
         self._total = total
         self._stage = stage
         self._left = set(self._steps)
+        self._begun: set[int] = set()
         self._failed: tuple[int, int] | None = None
 
     def known(self, number: int) -> int:
@@ -39,9 +43,12 @@ class StepEvents:
         return number
 
     def started(self, number: int) -> None:
-        """A step began."""
+        """A step began; only the first word of it is an event, or a guest could make millions of them."""
         step = self._steps[self.known(number)]
         self._session.step_started(number)
+        if number in self._begun:
+            return
+        self._begun.add(number)
         self._session.events(
             StepStarted(
                 step=number,
@@ -53,10 +60,19 @@ class StepEvents:
         )
 
     def finished(self, number: int, exit_code: int, seconds: float) -> None:
-        """A step ended, `seconds` after its begin."""
+        """A step ended, `seconds` after its begin; only the first word of it counts.
+
+        Raises:
+            InputError: it can't have ended so.
+        """
+        check_status(number, exit_code)
+        if not 0 <= seconds <= _LONGEST:
+            raise InputError(f"the guest says that step {number} took {seconds:g} seconds")
+        if number not in self._left:
+            return
+        self._left.remove(number)
         if exit_code:
             self._failed = self._failed or (number, exit_code)
-        self._left.discard(number)
         self._session.output.finish()
         self._session.events(StepFinished(step=number, exit_code=exit_code, seconds=seconds))
 
