@@ -17,10 +17,12 @@ from firebuild_bootstrap.layers.reader import LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import Entry, LayerError, LayerWriter, write_layer
 from firebuild_bootstrap.layers.tree import (
+    WHITEOUT_MARK,
     Files,
     TreeSource,
     check_names,
     data_regions,
+    statuses,
     tree_entries,
     upper_entries,
 )
@@ -373,6 +375,23 @@ def test_a_reserved_name_is_found_at_any_depth_and_in_any_kind(tmp_path: Path) -
         with pytest.raises(LayerError, match=rf"^/a/(d/){{200}}\.wh\.{number} can't be kept"):
             check_names(str(tmp_path))
         os.rename(deep / f".wh.{number}", deep / f"{number}")
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_a_directory_of_many_names_gives_the_same_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    for number in range(3):
+        deep = tmp_path / f"a{number}/b/c"
+        deep.mkdir(parents=True)
+        (deep / "file").write_bytes(b"content")
+        os.link(deep / "file", deep / "name")
+        (deep / "gone").touch()
+        os.setxattr(deep / "gone", WHITEOUT_MARK, b"y")
+    expected = packed(tmp_path), changes(tmp_path), list(statuses(str(tmp_path)))
+    monkeypatch.setattr("firebuild_bootstrap.layers.tree._KNOWN", known)
+    monkeypatch.setattr("firebuild_bootstrap.layers.tree._HELD", 2)
+    assert (packed(tmp_path), changes(tmp_path), list(statuses(str(tmp_path)))) == expected
 
 
 @pytest.mark.root

@@ -58,8 +58,7 @@ def allocated(path: Path) -> int:
         with suppress(OSError):
             return os.lstat(path).st_blocks * 512
         return 0
-    seen: set[tuple[int, int]] = set()
-    size = 0
+    size = 0.0
     folders: list[str | Path] = [path]
     while folders:
         # Not os.walk, which takes twice as long: a build waits for this.
@@ -69,14 +68,13 @@ def allocated(path: Path) -> int:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:  # gone by now
                     continue
-                if entry.is_dir(follow_symlinks=False):
+                folder = entry.is_dir(follow_symlinks=False)
+                if folder:
                     folders.append(entry.path)
-                elif status.st_nlink > 1:
-                    if (status.st_dev, status.st_ino) in seen:
-                        continue
-                    seen.add((status.st_dev, status.st_ino))
-                size += status.st_blocks * 512  # whatever the block size is: stat(2)
-    return size
+                # In units of 512 bytes whatever the block size is (stat(2)). Each name of a file counts for
+                # its part: a layer may have millions, too many to remember.
+                size += status.st_blocks * 512 / (1 if folder else status.st_nlink)
+    return round(size)
 
 
 class _UnmountableError(MachineError):

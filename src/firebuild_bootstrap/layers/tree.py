@@ -56,6 +56,7 @@ _PROBE: Final = 64
 _ZEROS: Final = bytes(HOLE_BYTES)
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHECKED: Final = 64 << 20
+_KNOWN: Final = 10_000  # names of one directory with their statuses
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 
 T = TypeVar("T")
@@ -304,13 +305,23 @@ class _Walk(Generic[T]):
     def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[T]:
         """Yield what there is to say about something in the current directory."""
 
-    def _hold(self, descriptor: int) -> list[tuple[str, os.stat_result]]:
-        """Take over the descriptor of the next level, and return what it holds."""
+    def _hold(self, descriptor: int) -> Callable[[], Iterable[tuple[str, os.stat_result]]]:
+        """Take over the descriptor of the next level, and return what says what it holds, in order.
+
+        While that is asked the level is the last one. Of many names the status is not kept, but found anew:
+        it takes ten times the memory of the name.
+        """
         self._keep(descriptor)
-        return [
-            (name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
-            for name in sorted(os.listdir(descriptor), key=os.fsencode)
-        ]
+        names = sorted(os.listdir(descriptor), key=os.fsencode)
+
+        def look() -> Iterator[tuple[str, os.stat_result]]:
+            for name in names:
+                yield name, os.stat(name, dir_fd=self._parent(), follow_symlinks=False)
+
+        if len(names) > _KNOWN:
+            return look
+        known = list(look())
+        return lambda: known
 
     def _keep(self, descriptor: int) -> None:
         self._descriptors.append(descriptor)  # closed with all others
@@ -337,7 +348,7 @@ class _Statuses(_Walk[tuple[str, os.stat_result]]):
     def _directory(
         self, path: str, descriptor: int, status: os.stat_result
     ) -> Iterator[tuple[str, os.stat_result]]:
-        self._down(path, self._hold(descriptor))
+        self._down(path, self._hold(descriptor)())
         yield path, status
 
     def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[tuple[str, os.stat_result]]:
@@ -400,14 +411,15 @@ class _Entries(_Walk[tuple[Entry, Content]]):
         if self._overlay:
             if notes.get("opaque") == b"y":
                 yield Entry(path, OPAQUE), b""
-            removed = {name for name, status in found if self._is_whiteout(descriptor, name, status)}
-            for name, _ in found:
+            removed = {name for name, status in found() if self._is_whiteout(descriptor, name, status)}
+            for name, _ in found():
                 if name in removed:
                     yield Entry(inner + name, WHITEOUT), b""
                 elif name.startswith(WHITEOUT_PREFIX):
                     raise reserved(inner + name)
-            found = [each for each in found if each[0] not in removed]
-        self._down(path, found)
+            self._down(path, (each for each in found() if each[0] not in removed))
+        else:
+            self._down(path, found())
 
     def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         try:

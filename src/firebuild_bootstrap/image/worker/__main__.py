@@ -13,7 +13,7 @@ from typing import Any, Final
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.overlay import mount_layers, resemble
 from firebuild_bootstrap.layers.apply import apply
-from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
+from firebuild_bootstrap.layers.reader import LAYER_LIMITS, NO_LIMITS, DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError, write_layer
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
@@ -65,14 +65,17 @@ def _mount(layers: str, target: str, upper: str) -> None:
 
 def _unpack(archive: str, root: str, whiteouts: bool = False) -> dict[str, Any]:
     with open(archive, "rb") as source, Root(root) as target:
-        return apply(LayerReader(source.fileno(), whiteouts=whiteouts), target)._asdict()
+        limits = LAYER_LIMITS if whiteouts else NO_LIMITS
+        return apply(LayerReader(source.fileno(), limits, whiteouts=whiteouts), target)._asdict()
 
 
 def _unpack_upper(archive: str, root: str) -> dict[str, Any]:
     trusted, unprivileged = OVERLAY_MARKS[:2]
     marks = trusted if kernel.in_initial_user_namespace() else unprivileged
     with open(archive, "rb") as source, Root(root) as target:
-        return apply(LayerReader(source.fileno(), whiteouts=True), target, marks=marks)._asdict()
+        return apply(
+            LayerReader(source.fileno(), LAYER_LIMITS, whiteouts=True), target, marks=marks
+        )._asdict()
 
 
 def _pack(
