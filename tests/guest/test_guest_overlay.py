@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.guest.overlay import Layers, mount_layers
 from firebuild_bootstrap.layers.root import Root, remove_directory
-from firebuild_bootstrap.layers.tree import MAX_LAYERS, upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, upper_entries
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, run_command, workdir_command
 from guest.server import a_file
@@ -211,6 +212,37 @@ def test_a_root_that_is_still_in_use_is_taken_away_nevertheless(tmp_path: Path) 
 
     privately(build)
     assert os.listdir(tmp_path / "upper") == ["1"]
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_marks_that_a_step_sets_itself_change_neither_its_layer_nor_those_above(tmp_path: Path) -> None:
+    for name in ("lower/0", "lower/1/d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lower/1/d/below").touch()
+    image = tmp_path / "image"
+
+    def build() -> None:
+        layers = Layers(str(tmp_path), str(image))
+        with layers.step(1):
+            (image / "empty").touch()
+            for mark in ("user.firebuild.", "trusted.overlay.", "user.overlay."):
+                for path, names in (
+                    (image, "unmountable"),
+                    (image / "empty", "whiteout"),
+                    (image / "d", "opaque"),
+                ):
+                    with suppress(OSError):
+                        os.setxattr(path, mark + names, b"y")
+        with layers.step(2):
+            assert sorted(os.listdir(image)) == ["d", "empty"]
+            assert os.listdir(image / "d") == ["below"]
+
+    privately(build)
+    entries = upper_entries(str(tmp_path / "upper/1/fs"), marks=(OVERLAY_MARKS[0],))
+    assert [(item.path, item.kind) for item, _ in entries] == [
+        *(("", "directory"), ("d", "directory"), ("empty", "file")),
+    ]
 
 
 @pytest.mark.root

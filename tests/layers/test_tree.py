@@ -15,8 +15,9 @@ from firebuild_bootstrap.image.worker.__main__ import digest
 from firebuild_bootstrap.layers.apply import UnpackReport, apply
 from firebuild_bootstrap.layers.reader import LayerReader
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.layers.tar import Entry, LayerError, LayerWriter, write_layer
+from firebuild_bootstrap.layers.tar import WHITEOUT, Entry, LayerError, LayerWriter, write_layer
 from firebuild_bootstrap.layers.tree import (
+    UNMOUNTABLE,
     WHITEOUT_MARK,
     Files,
     TreeSource,
@@ -388,6 +389,9 @@ def test_a_directory_of_many_names_gives_the_same_layer(
         os.link(deep / "file", deep / "name")
         (deep / "gone").touch()
         os.setxattr(deep / "gone", WHITEOUT_MARK, b"y")
+    assert WHITEOUT not in dict(changes(tmp_path)).values(), "a mark means nothing where overlays are mounted"
+    os.setxattr(tmp_path, UNMOUNTABLE, b"y")
+    assert list(dict(changes(tmp_path)).values()).count(WHITEOUT) == 3
     expected = packed(tmp_path), changes(tmp_path), list(statuses(str(tmp_path)))
     monkeypatch.setattr("firebuild_bootstrap.layers.tree._KNOWN", known)
     monkeypatch.setattr("firebuild_bootstrap.layers.tree._HELD", 2)

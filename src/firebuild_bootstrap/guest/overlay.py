@@ -62,9 +62,14 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
 
 
 def _mount(names: Sequence[str], target: str, flags: int, more: str = "") -> None:
-    marks = "" if kernel.in_initial_user_namespace() else "userxattr,"
-    data = f"{marks}{_OPTIONS},lowerdir={':'.join(reversed(names))}{more}"
+    kind = "" if own_mark() == OVERLAY_MARKS[0] else "userxattr,"
+    data = f"{kind}{_OPTIONS},lowerdir={':'.join(reversed(names))}{more}"
     kernel.mount("overlay", target, "overlay", _FLAGS | flags, data)
+
+
+def own_mark() -> str:
+    """Return what the names of the notes begin with that the kernel makes for an overlay of this process."""
+    return OVERLAY_MARKS[0 if kernel.in_initial_user_namespace() else 1]
 
 
 @contextmanager
@@ -139,6 +144,8 @@ class Layers:
             yield self._target
         finally:
             _unmount(self._target)
+        with suppress(OSError):  # a RUN may have given it to its root
+            os.removexattr(f"{self._directory}/{fs}", UNMOUNTABLE)
         with Root(f"{self._directory}/{fs}") as upper:
             for path in self._borrowed:
                 _forget(upper, path, self._before)
@@ -163,7 +170,7 @@ class Layers:
             LayerError: it can't be one.
             OSError: it can't be read.
         """
-        write_layer(out, upper_entries(f"{self._directory}/upper/{step}/fs"))
+        write_layer(out, upper_entries(f"{self._directory}/upper/{step}/fs", marks=(own_mark(),)))
 
     def borrow(self, path: str) -> None:
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again.

@@ -44,6 +44,7 @@ FIRST_TIME_NS: Final = -(2**63)
 LAST_TIME_NS: Final = 2**63 - 1
 
 _LARGEST_FILE: Final = 2**63 - 1  # what off_t holds
+_MAJORS, _MINORS = 1 << 12, 1 << 20  # of the kernel (linux/kdev_t.h)
 _SECOND: Final = 10**9
 _LONGEST_PATH: Final = 64 * 1024  # bytes; every step on it costs its length in those who walk it
 _RECORDS: Final = 4096  # of one extended header; extended attributes are records
@@ -344,6 +345,8 @@ class LayerReader:
         device = (0, 0)
         if kind in (CHARACTER, BLOCK_DEVICE):
             device = (_number(raw[11], "device"), _number(raw[12], "device"))
+            if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
+                raise DamagedArchive(f"{name!r:.200} can't be the device {device[0]}:{device[1]}")
         return Entry(
             path,
             kind,

@@ -79,20 +79,27 @@ def tree_entries(root: int | str, *, newest: int | None = None, only: Container[
         LayerError: a directory can't be read.
         OSError: anything else can't.
     """
-    return _Entries(newest, overlay=False, only=only).run(root)
+    return _Entries(newest, only=only).run(root)
 
 
-def upper_entries(upper: int | str, *, newest: int | None = None) -> Files:
+def upper_entries(
+    upper: int | str, *, newest: int | None = None, marks: tuple[str, ...] = OVERLAY_MARKS[:2]
+) -> Files:
     """Yield what an overlay has changed, from its upper directory, as a layer: `tree_entries` and whiteouts.
 
     In a directory whiteouts come before its other entries, as the OCI image specification asks for. The
     overlay is not mounted any more or nothing changes in it; `redirect_dir` and `metacopy` were off.
 
+    Args:
+        upper: the directory.
+        newest: as for `tree_entries`.
+        marks: what the kernel's own notes begin with; others are attributes that anybody can set.
+
     Raises:
         LayerError: as `tree_entries`; also where a file has a name that means a whiteout in a layer, or where
             the upper directory refers to files elsewhere.
     """
-    return _Entries(newest, overlay=True).run(upper)
+    return _Entries(newest, marks=marks).run(upper)
 
 
 def statuses(root: int | str) -> Iterator[tuple[str, os.stat_result]]:
@@ -379,11 +386,14 @@ class _Reserved(_Walk[str]):
 
 
 class _Entries(_Walk[tuple[Entry, Content]]):
-    def __init__(self, newest: int | None, *, overlay: bool, only: Container[str] | None = None) -> None:
+    def __init__(
+        self, newest: int | None, *, marks: tuple[str, ...] = (), only: Container[str] | None = None
+    ) -> None:
         super().__init__()
         self._newest = None if newest is None else newest * 10**9
-        self._overlay = overlay
+        self._marks = marks
         self._only = only
+        self._marked = False
         self._first_names: dict[tuple[int, int], str] = {}
 
     def _visit(self, path: str, name: str, status: os.stat_result) -> Files:
@@ -406,9 +416,11 @@ class _Entries(_Walk[tuple[Entry, Content]]):
     def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         found = self._hold(descriptor)
         xattrs, notes = self._xattrs(path, descriptor)
+        if not path:
+            self._marked = UNMOUNTABLE in _attributes(descriptor)
         inner = f"{path}/" if path else ""
         yield self._entry(path, DIRECTORY, status)._replace(xattrs=xattrs), b""
-        if self._overlay:
+        if self._marks:
             if notes.get("opaque") == b"y":
                 yield Entry(path, OPAQUE), b""
             removed = {name for name, status in found() if self._is_whiteout(descriptor, name, status)}
@@ -446,18 +458,15 @@ class _Entries(_Walk[tuple[Entry, Content]]):
 
     def _xattrs(self, path: str, descriptor: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Return the attributes that belong to an image, and the overlay's own notes without their prefix."""
-        try:
-            names = os.listxattr(descriptor)
-        except OSError:  # a file system without extended attributes
-            return {}, {}
+        names = _attributes(descriptor)
         if not names:
             return {}, {}
         kept = sorted(filter(is_kept, names))
         found = {name: os.getxattr(descriptor, name) for name in kept}
         notes: dict[str, bytes] = {}
-        if self._overlay:
+        if self._marks:
             for name in names:
-                if name.startswith(OVERLAY_MARKS):
+                if name.startswith(self._marks):
                     notes[name.split(".", 2)[2]] = os.getxattr(descriptor, name)
             for note in _FOREIGN_CONTENT:
                 if note in notes:
@@ -474,9 +483,18 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             return False
         descriptor = os.open(name, _OPEN, dir_fd=directory)
         try:
-            return "whiteout" in self._xattrs(name, descriptor)[1]
+            # Everybody may give a file our own mark, which means nothing where overlays are mounted.
+            names = {f"{mark}whiteout" for mark in self._marks} | ({WHITEOUT_MARK} if self._marked else set())
+            return not names.isdisjoint(_attributes(descriptor))
         finally:
             os.close(descriptor)
+
+
+def _attributes(descriptor: int) -> list[str]:
+    try:
+        return os.listxattr(descriptor)
+    except OSError:  # a file system without extended attributes
+        return []
 
 
 def is_kept(attribute: str) -> bool:

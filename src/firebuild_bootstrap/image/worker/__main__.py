@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firebuild_bootstrap.guest import kernel
-from firebuild_bootstrap.guest.overlay import mount_layers, resemble
+from firebuild_bootstrap.guest.overlay import mount_layers, own_mark, resemble
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import LAYER_LIMITS, NO_LIMITS, DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError, write_layer
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
+from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries, upper_entries
 
 _WORK: Final = "work"
 
@@ -70,11 +70,9 @@ def _unpack(archive: str, root: str, whiteouts: bool = False) -> dict[str, Any]:
 
 
 def _unpack_upper(archive: str, root: str) -> dict[str, Any]:
-    trusted, unprivileged = OVERLAY_MARKS[:2]
-    marks = trusted if kernel.in_initial_user_namespace() else unprivileged
     with open(archive, "rb") as source, Root(root) as target:
         return apply(
-            LayerReader(source.fileno(), LAYER_LIMITS, whiteouts=True), target, marks=marks
+            LayerReader(source.fileno(), LAYER_LIMITS, whiteouts=True), target, marks=own_mark()
         )._asdict()
 
 
@@ -99,7 +97,10 @@ def _pack_image(image: str, archive: str) -> dict[str, Any]:
 
 
 def _copy(source: str, target: str, newest: int | None = None, layer: bool = False) -> dict[str, Any]:
-    files = upper_entries(source, newest=newest) if layer else tree_entries(source, newest=newest)
+    if layer:
+        files = upper_entries(source, newest=newest, marks=(own_mark(),))
+    else:
+        files = tree_entries(source, newest=newest)
     with Root(target) as root:
         return apply(TreeSource(files, whiteouts=layer), root)._asdict()
 
@@ -124,7 +125,7 @@ def digest(root: str, *, times: bool = False) -> str:
 
 def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
     target = _Hashed()
-    write_layer(target, upper_entries(root, newest=newest))
+    write_layer(target, upper_entries(root, newest=newest, marks=(own_mark(),)))
     return {"digest": target.digest}
 
 
