@@ -224,10 +224,10 @@ class Workspace(BuildDirectory):
 def _spread(builds: Path) -> None:
     """Tell the file system that the directories of builds have nothing to do with each other.
 
-    ext4 then puts each into another part of the disk (chattr(1), T). Otherwise all are in one part, and without
-    a journal it passes over every inode that was freed there in the last minutes (`recently_deleted` in the
-    kernel's fs/ext4/ialloc.c) to make a file: after the removal of another build's 20,000 files, those of this
-    one took 10 s instead of 0.4 s.
+    ext4 then puts each into another part of the disk (chattr(1), T). Otherwise all are in one part, and
+    without a journal it passes over every inode that was freed there in the last minutes to make a file
+    (`recently_deleted` in the kernel's fs/ext4/ialloc.c): after the removal of another build's 20,000 files,
+    those of this one took 10 s instead of 0.4 s.
     """
     with suppress(OSError):  # a file system without such flags
         descriptor = os.open(builds, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
