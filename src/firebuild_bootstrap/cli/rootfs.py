@@ -376,7 +376,7 @@ def _names(given: tuple[str, ...]) -> frozenset[str]:
 def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.dockerfile.graph import ImageRef
-    from firebuild_bootstrap.dockerfile.remote import read_git, redacted, scheme
+    from firebuild_bootstrap.dockerfile.operations import read_git, redacted, scheme
     from firebuild_bootstrap.image.names import Reference
 
     sources: dict[str, BuildContextSource] = {}

@@ -39,7 +39,7 @@ from firebuild_bootstrap.context.tree import (
     only,
 )
 from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
-from firebuild_bootstrap.dockerfile.remote import redacted
+from firebuild_bootstrap.dockerfile.operations import redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard

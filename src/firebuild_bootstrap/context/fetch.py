@@ -33,7 +33,7 @@ from typing import IO, Final
 from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.entries import Entry, EntryKind, FetchLimits, Group, checked
 from firebuild_bootstrap.dockerfile.graph import GitTree
-from firebuild_bootstrap.dockerfile.remote import file_name, redacted
+from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_pki.display import one_line
 
