@@ -26,8 +26,7 @@ from firebuild_bootstrap.service.guard import Guard
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
-from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_bootstrap.service.stream import NoLayers, Stream
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, mount_resources
 from firebuild_pki import TLSMaterial

@@ -26,8 +26,7 @@ from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import packed
-from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.session import Session, StepEvents
 
 _PROGRESS_SECONDS: Final = 0.5
 # A piece of a layer is the largest that a guest sends, and has 1 MiB.
