@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, changed, content_of, reading
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.guest.modes import parse_mode
+from firebuild_bootstrap.guest.users import parse_mode
 
 from .scripts import lines, words
 
