@@ -319,7 +319,7 @@ def _size(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return int(text) if text.isdecimal() else parse_size(text)
+        return parse_size(text)
     except ValueError as error:
         raise InputError(f"--max-size: {error}") from error
 
