@@ -12,10 +12,10 @@ from typing import Final, Literal
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, StepInfo, StepStarted
-from firebuild_bootstrap.service.certificates import WRONG_GUEST, PeerCertificate
 from firebuild_bootstrap.service.limits import Limits, Watch
 from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
 from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
+from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
 
 logger: Final = logging.getLogger("firebuild.service")
 _PIECE_BYTES: Final = 256 * 1024
