@@ -432,7 +432,9 @@ def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
         return _Quiet()
     if wanted.progress == "tty":
         if not out.isatty():
-            raise InputError("--progress tty: there is no terminal", hint="--progress plain works everywhere")
+            raise InputError(
+                "--progress tty: the output is not a terminal", hint="--progress plain works everywhere"
+            )
         return make_renderer("auto", out.buffer, terminal=True)
     return make_renderer(wanted.progress, out.buffer, terminal=out.isatty())
 

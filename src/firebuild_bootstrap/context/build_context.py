@@ -128,8 +128,8 @@ class FileTree:
             location: the instruction, for errors now and while the files are read later.
 
         Raises:
-            InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
-                nothing is none.
+            InputError: a source does not exist, or can't be read or downloaded. It is not
+                an error that a pattern matches nothing.
         """
         tree = Tree(
             self._files,

@@ -140,7 +140,7 @@ def attributes_of(descriptor: int) -> Mapping[str, bytes]:
     try:
         names = os.listxattr(descriptor)
         return {name: os.getxattr(descriptor, name) for name in sorted(names) if _is_sent(name)}
-    except OSError:  # a file system without them, or somebody takes one away right now
+    except OSError:  # a file system without them, or one is removed meanwhile
         return NO_ATTRIBUTES
 
 

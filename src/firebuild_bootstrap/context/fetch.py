@@ -301,7 +301,7 @@ class _Clone:
         self._environment = {**kept, **_ENVIRONMENT}
         self._program = shutil.which("git", path=environment.get("PATH"))
         if self._program is None:
-            raise self._error("there is no git on this host", "install it, or clone into the build context")
+            raise self._error("the program git was not found", "install it, or clone into the build context")
         self.path = Path(tempfile.mkdtemp(prefix="git-", dir=directory))
         self._git("init", "--quiet", "--template=")
         self._git("remote", "add", "origin", "--", tree.url)

@@ -319,7 +319,7 @@ def _warn_of_empty(stage: StageState, instruction: Instruction, flag: str, text:
 
 
 def scheme(text: str) -> str:
-    """Return the scheme of a URL in lower case; empty if `text` is none."""
+    """Return the scheme of a URL in lower case; empty if `text` is not one."""
     url = _URL.match(text)
     return url[1].lower() if url else ""
 

@@ -40,7 +40,7 @@ class StaticAddress:
         """Return the value of `ip=`.
 
         Raises:
-            InputError: an address is none.
+            InputError: an address is malformed.
         """
         try:
             interface = ipaddress.IPv4Interface(self.interface)

@@ -235,7 +235,7 @@ class _Guest:
         try:
             said = pb.FromGuest.FromString(data)
         except DecodeError:
-            raise InputError("the guest sent bytes that are no message of a session") from None
+            raise InputError("the guest sent bytes that are not a message of a session") from None
         match said.WhichOneof("message"):
             case "alive":
                 pass

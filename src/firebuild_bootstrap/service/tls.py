@@ -82,10 +82,10 @@ _VERIFY_PROBLEMS: Final = {
     19: "its certificate was issued by a CA that is not trusted",
     20: "its certificate was issued by a CA that is not trusted",
     21: "its certificate was issued by a CA that is not trusted",
-    24: "its certificate was issued by a certificate that is no CA",
+    24: "its certificate was issued by a certificate that is not a CA",
     25: "the path length of its chain exceeds what a CA allows",
     26: "its certificate is not meant for TLS clients",
-    79: "its certificate was issued by a certificate that is no CA",
+    79: "its certificate was issued by a certificate that is not a CA",
 }
 _TLS_PROBLEMS: Final = {
     "peer did not return a certificate": "it presented no certificate",
