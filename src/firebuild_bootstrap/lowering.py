@@ -239,11 +239,7 @@ def _found(step: Step, copy: Copy, trees: Trees, *, check: bool) -> ContextResou
         location=location,
     )
     if not copy.into and not copy.parents and len(resource.groups) > 1:
-        raise several_sources(
-            lambda message, *, hint: InputError(message, hint=hint, location=location),
-            copy.keyword,
-            copy.destination,
-        )
+        raise several_sources(copy.keyword, copy.destination, location)
     return resource
 
 

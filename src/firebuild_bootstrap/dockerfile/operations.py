@@ -31,6 +31,7 @@ from firebuild_bootstrap.dockerfile.metadata import command_line, one_word, requ
 from firebuild_bootstrap.dockerfile.mounts import MountScope, check_run, read_mounts
 from firebuild_bootstrap.dockerfile.stage import Expander, StageState
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, parse_bool, read_flags, short
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern
 from firebuild_bootstrap.wire import absolute
 
@@ -148,7 +149,8 @@ def copy(stage: StageState, instruction: Instruction) -> Operation:
         target = posixpath.join(target, "") if is_directory else target
     sources = _Sources(stage, instruction, expander, flags).read(words)
     if not is_directory:
-        _require_single(instruction, len(sources), target)
+        if len(sources) > 1:
+            raise several_sources(instruction.keyword, target, instruction.location)
     elif nameless := next((s.url for s in sources if isinstance(s, Download) and not file_name(s.url)), None):
         raise instruction.error(
             f"ADD: {redacted(nameless)} has no file name", hint="name the file in the destination"
@@ -265,16 +267,12 @@ def _pattern(instruction: Instruction, text: str) -> str:
     return text
 
 
-def _require_single(instruction: Instruction, count: int, target: str) -> None:
-    if count > 1:
-        raise several_sources(instruction.error, instruction.keyword, target)
-
-
-def several_sources(error: Callable[..., Exception], keyword: str, target: str) -> Exception:
+def several_sources(keyword: str, target: str, location: Location) -> InputError:
     """Return the error of several sources for a destination that is not a directory."""
-    return error(
+    return InputError(
         f"{keyword} of several sources needs a destination that ends in /, found {short(target)!r}",
         hint=f"write {target}/",
+        location=location,
     )
 
 
