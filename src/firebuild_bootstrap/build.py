@@ -165,9 +165,6 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
-        if self._settings.machine.driver != "external":  # its guest may know no layers
-            for stage in pending:
-                resolved.check_layers(stage)
         prepare(
             (
                 (step, resolved.sent.get((stage.index, place)))

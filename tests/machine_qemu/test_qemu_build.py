@@ -120,13 +120,13 @@ STAGES = """\
 FROM busybox AS made
 RUN --mount=type=cache,target=/c --mount=type=secret,id=token --network=none test -s /run/secrets/token; \\
  echo again >> /c/log; cat /c/log; mkdir -m 2750 -p /made/d; echo x > /made/d/x; ln /made/d/x /made/y; \\
- ln -s y /made/z; chown 7:8 /made/y; chmod 4711 /made/y; busybox mkfifo /p; rm /bin/tail; rm -r /etc; \\
- mkdir /etc
+ ln -s y /made/z; chown 7:8 /made/y; chmod 4711 /made/y; busybox mkfifo /p; rm /bin/tail
 COPY hello /made/hello
-RUN chmod 700 /bin; rm /made/d/x; echo more >> /made/hello; dd if=/dev/zero of=/made/big bs=1024k count=2
+RUN chmod 700 /bin; rm -r /made/z /srv; echo more >> /made/hello; \\
+ dd if=/dev/zero of=/made/big bs=1024k count=2
 FROM busybox
 COPY --from=made --chown=9:10 /made /srv
-RUN echo done > /srv/done
+RUN echo done > /srv/done; rm -r /etc; mkdir /etc
 """
 
 
@@ -143,9 +143,18 @@ def layers_of(home: Path) -> dict[str, list[tuple[Entry, int]]]:
     return found
 
 
+@pytest.fixture
+def no_overlays(kernel: Path, tmp_path: Path) -> str:
+    """The modules of the test's kernel but for that of overlays."""
+    [modules] = (kernel.parent.parent / "lib/modules").iterdir()
+    without = tmp_path / "modules" / modules.name
+    shutil.copytree(modules, without, copy_function=os.symlink, ignore=shutil.ignore_patterns("overlay.ko*"))
+    return str(without)
+
+
 @pytest.mark.root
 def test_stages_with_a_cache_and_a_secret_leave_the_same_layers_as_the_local_machine(
-    shared: Path, context: Path, configure: Any, tmp_path: Path
+    shared: Path, context: Path, configure: Any, tmp_path: Path, no_overlays: str
 ) -> None:
     needle = f"hunter2-{os.urandom(8).hex()}"
     (tmp_path / "token").write_text(needle)
@@ -153,16 +162,21 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_layers_as_the_local_mac
     options = ("--secret", f"id=token,src={tmp_path}/token")
     base = busybox_base(tmp_path)
     homes = {}
-    for driver in ("qemu", "local"):
-        firebuild = homes[driver] = Firebuild(tmp_path / driver)
+    for driver, settings in (("qemu", {}), ("local", {}), ("qemu", {"kernel_modules": [no_overlays]})):
+        name = f"{driver}-plain" if settings else driver
+        firebuild = homes[name] = Firebuild(tmp_path / name)
         firebuild.home.mkdir()
         shutil.copytree(shared / "initramfs", firebuild.home / "initramfs")
         firebuild("base", "import", "busybox", base)
-        words = arguments(context, STAGES, *options, "--config", configure(), "--machine", driver)
-        assert "CACHED" not in firebuild(*words).stdout
-    in_vm, locally = (layers_of(home.home) for home in homes.values())
+        words = arguments(context, STAGES, *options, "--config", configure(**settings), "--machine", driver)
+        said = firebuild(*words, *(["--target", "made"] if settings else [])).stdout
+        assert "CACHED" not in said
+        assert said.count("has no overlay file system") == bool(settings)
+    in_vm, locally, by_comparing = (layers_of(home.home) for home in homes.values())
     assert len(in_vm) == 5
     assert in_vm == locally
+    assert by_comparing == {key: in_vm[key] for key in by_comparing}
+    assert len(by_comparing) == 3
 
     serial = tmp_path / "serial"
     serial.unlink()

@@ -26,6 +26,7 @@ from firebuild_bootstrap.layers.tree import (
     tree_entries,
 )
 
+from .errors import StepError
 from .overlay import Known, Layers, describe, network_files, note
 from .provide import lay_on
 
@@ -40,6 +41,7 @@ Listing = dict[str, int]
 class Comparing(Layers):
     """The layers of steps that work on one plain tree.
 
+        base/                what the image starts from, where it is not there yet; nobody writes there
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       made at the end of a step
 
@@ -49,12 +51,29 @@ class Comparing(Layers):
 
     Raises:
         OSError: the file system takes nothing that could mean that a file was removed.
+        StepError: the image does not fit beside its base.
     """
 
     def __init__(self, directory: str, target: str) -> None:
         super().__init__(directory, target)
         self._listing: Listing | None = None
         self._nodes = self._can_make_nodes()
+        if os.path.isdir(f"{directory}/base"):
+            self._fill(f"{directory}/base")
+
+    def _fill(self, base: str) -> None:
+        began = time.monotonic()
+        try:
+            with Root(self._target) as root:
+                apply(TreeSource(tree_entries(base)), root, devices=True)
+        except (OSError, LayerError) as error:
+            reason = error.message if isinstance(error, LayerError) else error.strerror or str(error)
+            raise StepError(f"what the image starts from can't be copied to the drive: {reason}") from error
+        self.notice = (
+            f"the kernel {os.uname().release} has no overlay file system (CONFIG_OVERLAY_FS): what the image "
+            f"starts from was copied, in {time.monotonic() - began:.1f} s, and what steps change is found by "
+            "comparing"
+        )
 
     @contextmanager
     def step(self, number: int, *, linked: bool = False) -> Iterator[str]:

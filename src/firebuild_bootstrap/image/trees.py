@@ -197,8 +197,15 @@ class Trees:
         except _UnmountableError:
             if isinstance(source, Path):
                 raise
-            over = [self.copy(tree, target, newest=newest, layer=bool(n)) for n, tree in enumerate(source)]
-            return over[-1]
+            return self.flatten(source, target, newest=newest)
+
+    def flatten(self, layers: Sequence[Path], target: Path, *, newest: int | None = None) -> UnpackReport:
+        """Copy the merged view of any number of layers into a directory, as `copy`, but without a mount."""
+        binds = [Bind(layer, f"{_LAYERS}/{number}") for number, layer in enumerate(layers)]
+        binds.append(Bind(target, _OTHER, read_only=False))
+        request = {"trees": _LAYERS, "target": _OTHER, "newest": newest}
+        with self.tasks.task("merging layers"):
+            return UnpackReport(**self._ask(binds, "merge layers", "flatten", **request))
 
     def summary(self, root: Tree, *, times: bool = False) -> PackedFile:
         """Return the bytes that `root` takes in blocks of 4096, and its digest as a layer.

@@ -38,8 +38,8 @@ OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.", "user.firebuild.")
 WHITEOUT_MARK: Final = "user.firebuild.whiteout"
 UNMOUNTABLE: Final = "user.firebuild.unmountable"
 """On the root of a layer with such whiteouts, which no kernel knows."""
-MAX_LAYERS: Final = 480
-"""That can be mounted as one tree: the kernel takes 500, and stacks overlays two deep."""
+MAX_LAYERS: Final = 240
+"""That can be mounted as one tree: mount(2) takes one page of options, and a name has up to 14 bytes."""
 _FOREIGN_CONTENT: Final = ("redirect", "metacopy")
 KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: FILE,

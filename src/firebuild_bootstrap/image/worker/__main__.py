@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firebuild_bootstrap.guest import kernel
-from firebuild_bootstrap.guest.overlay import mount_layers, resemble
+from firebuild_bootstrap.guest.overlay import flatten, mount_layers, resemble
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
@@ -101,6 +101,11 @@ def _copy(source: str, target: str, newest: int | None = None, layer: bool = Fal
         return apply(TreeSource(files, whiteouts=layer), root)._asdict()
 
 
+def _flatten(trees: str, target: str, newest: int | None = None) -> dict[str, Any]:
+    names = sorted(os.listdir(trees), key=int)
+    return flatten([f"{trees}/{name}" for name in names], target, newest=newest)._asdict()
+
+
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import measure
 
@@ -177,6 +182,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "pack": _pack,
     "pack-image": _pack_image,
     "copy": _copy,
+    "flatten": _flatten,
     "digest": _digest,
     "layer-digest": _layer_digest,
     "ext4": _ext4,
