@@ -238,26 +238,37 @@ class LayerTrees:
         return self.required(key)
 
     def digest(self, key: str, newest: int | None = None) -> str:
-        """Return `sha256:…` of the canonical archive of a layer: its diff id in the OCI image-spec.
+        """Return what `digests` returns of one layer."""
+        return self.digests([key], newest)[0]
 
-        To find it out the whole layer is read; it is kept beside it, so that this happens once.
+    def digests(self, keys: Sequence[str], newest: int | None = None) -> list[str]:
+        """Return `sha256:…` of the canonical archives of layers: their diff ids in the OCI image-spec.
+
+        To find one out the whole layer is read; it is kept beside it, so that this happens once.
 
         Args:
-            key: of the layer, which is held until `close`.
+            keys: of the layers, which are held until `close`.
             newest: as in `Trees.pack`.
 
         Raises:
             MachineError: there is no such layer, or it can't be read.
         """
-        tree = self.required(key)
-        known = tree.parent.parent / f"digest-{'real' if newest is None else newest}"
-        with suppress(OSError, UnicodeDecodeError):
-            if _DIGEST.fullmatch(found := known.read_text("ascii")):
-                return found
-        digest = self._trees.layer_digest(tree, newest=newest)
-        with suppress(OSError):  # a store that is read-only: then it is found out again
-            write_whole(known, digest.encode())
-        return digest
+        trees = {key: self.required(key) for key in keys}
+        name = f"digest-{'real' if newest is None else newest}"
+        found: dict[str, str] = {}
+        for key, tree in trees.items():
+            with suppress(OSError, UnicodeDecodeError):
+                if _DIGEST.fullmatch(known := (tree.parent.parent / name).read_text("ascii")):
+                    found[key] = known
+        missing = [key for key in trees if key not in found]
+        for key, digest in zip(missing, self._digests([trees[key] for key in missing], newest), strict=True):
+            found[key] = digest
+            with suppress(OSError):  # a store that is read-only: then it is found out again
+                write_whole(trees[key].parent.parent / name, digest.encode())
+        return [found[key] for key in keys]
+
+    def _digests(self, trees: Sequence[Path], newest: int | None) -> list[str]:
+        return self._trees.layer_digests(trees, newest=newest) if trees else []
 
     def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
         """Move a finished layer of a machine into the store, and hold it until `close`.

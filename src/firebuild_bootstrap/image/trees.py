@@ -33,7 +33,7 @@ def tree_of(directories: Sequence[Path]) -> Tree:
     return tuple(directories) if len(directories) > 1 else directories[0]
 
 
-_VERBS: Final = {"digest": "read", "layer-digest": "read", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {"digest": "read", "ext4": "make an ext4 file system of"}
 
 
 @dataclass(frozen=True)
@@ -217,10 +217,12 @@ class Trees:
             reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
 
-    def layer_digest(self, tree: Path, *, newest: int | None = None) -> str:
-        """Return the `sha256:…` of the archive of one layer of an overlay; `newest` as in `pack`."""
-        with self.tasks.task("computing the digest of a layer"):
-            return str(self._read(tree, None, "layer-digest", root=_TREE, newest=newest)["digest"])
+    def layer_digests(self, trees: Sequence[Path], *, newest: int | None = None) -> list[str]:
+        """Return the `sha256:…` of the archives of layers, each by itself; `newest` as in `pack`."""
+        binds = [Bind(tree, f"{_LAYERS}/{number}") for number, tree in enumerate(trees)]
+        with self.tasks.task("computing the digests of layers"):
+            reply = self._ask(binds, "read a layer", "layer-digests", trees=_LAYERS, newest=newest)
+        return [str(digest) for digest in reply["digests"]]
 
     def overlay_problem(self, directory: Path) -> str:
         """Try an overlay with its upper directory in `directory`; return why it fails, empty if it works."""

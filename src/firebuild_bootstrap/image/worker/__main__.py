@@ -102,8 +102,11 @@ def _copy(source: str, target: str, newest: int | None = None, layer: bool = Fal
 
 
 def _flatten(trees: str, target: str, newest: int | None = None) -> dict[str, Any]:
-    names = sorted(os.listdir(trees), key=int)
-    return flatten([f"{trees}/{name}" for name in names], target, newest=newest)._asdict()
+    return flatten(_numbered(trees), target, newest=newest)._asdict()
+
+
+def _numbered(directory: str) -> list[str]:
+    return [f"{directory}/{name}" for name in sorted(os.listdir(directory), key=int)]
 
 
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
@@ -124,10 +127,13 @@ def digest(root: str, *, times: bool = False) -> str:
     return target.digest
 
 
-def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
-    target = _Hashed()
-    write_layer(target, upper_entries(root, newest=newest))
-    return {"digest": target.digest}
+def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
+    digests = []
+    for tree in _numbered(trees):
+        target = _Hashed()
+        write_layer(target, upper_entries(tree, newest=newest))
+        digests.append(target.digest)
+    return {"digests": digests}
 
 
 def _ext4(root: str, image: str, **settings: Any) -> dict[str, Any]:
@@ -184,7 +190,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "copy": _copy,
     "flatten": _flatten,
     "digest": _digest,
-    "layer-digest": _layer_digest,
+    "layer-digests": _layer_digests,
     "ext4": _ext4,
     "overlay": _overlay,
 }
