@@ -47,6 +47,7 @@ def test_each_step_leaves_a_layer_of_its_own(build: Build, layers: Path) -> None
     for name in ("old/deep/file", "old/gone", "etc/hosts", "same", "suid"):
         (image / name).write_text(f"{name}\n")
     os.link(image / "same", image / "also")
+    os.link(image / "etc/hosts", image / "etc/other")
     (image / "suid").chmod(0o4755)
     (image / "etc/resolv.conf").symlink_to("/run/resolv.conf")
     (image / "etc").chmod(0o2711)

@@ -183,7 +183,13 @@ class Comparing(Layers):
         changed = {path for path, identity in after.items() if before.get(path) != identity}
         with Root(self._target) as root:
             borrowed = {each.path.strip("/"): each for each in self._before.values()}
-            changed -= {path for path, each in borrowed.items() if path in changed and _same(root, each)}
+            same = {path for path, each in borrowed.items() if path in changed and _same(root, each)}
+            # Their other names have changed as little.
+            files = {root.status(f"/{path}", follow=False) for path in same}
+            inodes = {(each.st_dev, each.st_ino) for each in files if each is not None and each.st_nlink > 1}
+            changed -= same
+            if inodes:
+                changed = {path for path in changed if _inode(root, path) not in inodes}
         gone = [path for path in before if path not in after and after.get(_above(path), 0) & 1]
         wanted = {""}
         for path in (*changed, *map(_above, gone)):
@@ -205,6 +211,11 @@ def _same(root: Root, before: Known) -> bool:
     with suppress(OSError), root.locate(before.path, follow=False) as place:
         return describe(place) == before
     return False
+
+
+def _inode(root: Root, path: str) -> tuple[int, int] | None:
+    found = root.status(f"/{path}", follow=False)
+    return (found.st_dev, found.st_ino) if found is not None and not stat.S_ISDIR(found.st_mode) else None
 
 
 def _above(path: str) -> str:
