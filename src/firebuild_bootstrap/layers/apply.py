@@ -25,7 +25,7 @@ from .tar import (
     Entry,
     LayerError,
 )
-from .tree import OVERLAY_MARKS, OWNER_MARK, is_kept, mark_owner
+from .tree import OWNER_MARK, is_kept, mark_owner
 
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -276,7 +276,7 @@ class _Application:
             mode &= 0o1777
         for name, value in entry.xattrs.items():
             try:
-                if name.startswith(OVERLAY_MARKS):  # the tree may become a layer of an overlay
+                if not is_kept(name):  # it may mean something to an overlay, or to the host as a label does
                     raise OSError(errno.EPERM, "it would mean something to the kernel")
                 os.setxattr(descriptor, name, value)
             except OSError:
