@@ -19,9 +19,9 @@ from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar
 from firebuild_bootstrap.layers.tar import BLOCK, PIECE
 from firebuild_bootstrap.layers.tar import Entry as Member
+from firebuild_bootstrap.wire import MAX_ID
 
 _BROKEN: Final[tuple[type[Exception], ...]] = (DamagedArchive, OSError)
-_LAST_ID: Final = 2**32 - 2  # -1 means "leave it" (chown(2))
 _KINDS: Final = {kind: tree_kind for tree_kind, kind in TAR_KINDS.items()}
 
 
@@ -115,7 +115,7 @@ class Archive:
         )
 
     def _owner(self, member: Member, name: str) -> tuple[int, int]:
-        if not all(0 <= number <= _LAST_ID for number in (member.uid, member.gid)):
+        if not all(0 <= number <= MAX_ID for number in (member.uid, member.gid)):
             raise self._error(f"{name!r} has the owner {member.uid}:{member.gid}, which no system has")
         return member.uid, member.gid
 

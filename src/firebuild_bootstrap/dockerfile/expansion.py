@@ -17,7 +17,7 @@ from typing import Final
 from firebuild_bootstrap.matching import BadPattern, Pattern
 
 MAX_WORD: Final = 1024 * 1024
-_MAX_NESTED: Final = 50
+_MAX_NESTED: Final = 50  # the lexer recurses, and so could exhaust the stack of Python
 # As Go's unicode.IsSpace.
 _SPACES: Final = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SPACE: Final = re.compile(f"[{_SPACES}]+")

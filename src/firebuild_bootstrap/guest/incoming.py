@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits
+from firebuild_bootstrap.wire import MAX_ID
 
 from .errors import ProtocolError
-from .users import MAX_ID
 
 _MAX_HEADER: Final = 1024 * 1024  # a path of 4 KiB, and all regions that a server of ours sends
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.wire import MAX_ID
 
 from .errors import StepError
 
 _MAX_FILE = 16 * 1024 * 1024
-MAX_ID = 2**32 - 2  # -1 means "leave it" in chown(2)
 
 
 @dataclass(frozen=True)
