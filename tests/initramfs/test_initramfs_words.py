@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.guest.init_errors import InitError
-from firebuild_bootstrap.guest.init_report import PREFIX, Report, say
+from firebuild_bootstrap.guest.init_report import PREFIX, InitError, Report, say
 from firebuild_bootstrap.guest.init_settings import (
     LINK_LOCAL,
     InitSettings,

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .init_errors import InitError
+from .init_report import InitError
 from .metadata import DEFAULT_ADDRESS
 
 _PREFIX = "firebuild."
