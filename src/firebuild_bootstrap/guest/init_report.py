@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-
 PREFIX = "firebuild-initramfs: "
 VERSION = 1
 _MAX_MESSAGE = 1000
