@@ -20,9 +20,8 @@ from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 
 from .caches import Caches
-from .copy import Copier
+from .copy import Copier, Incoming
 from .errors import ProtocolError, StepError
-from .incoming import Incoming
 from .kernel import wipe
 from .mounts import BadMount, MountPoint, make_place
 from .stop import Stop

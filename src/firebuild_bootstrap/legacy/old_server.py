@@ -23,8 +23,8 @@ from google.protobuf.message import DecodeError, Message
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.client import Client, failure
+from firebuild_bootstrap.guest.copy import Incoming
 from firebuild_bootstrap.guest.errors import GuestError, ProtocolError, ServerLost, StepError
-from firebuild_bootstrap.guest.incoming import Incoming
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.guest.stream import BATCH_BYTES, Stream
 from firebuild_bootstrap.layers import tar
