@@ -161,10 +161,10 @@ def test_a_build_without_size_limit_on_files_streams_them_from_disk(serve: Any, 
 @pytest.mark.parametrize(
     ("method", "request_bytes", "words"),
     [
-        ("Commands", b"\xff", "bytes that are no Empty"),
-        ("StdOut", b"\x0a\xff", "bytes that are no LogMessage"),
-        ("StdErr", b"\x0a\x01\xff", "bytes that are no LogMessage"),
-        ("Resource", b"\x0a\x05", "bytes that are no ResourceRequest"),
+        ("Commands", b"\xff", "bytes that are not a message Empty"),
+        ("StdOut", b"\x0a\xff", "bytes that are not a message LogMessage"),
+        ("StdErr", b"\x0a\x01\xff", "bytes that are not a message LogMessage"),
+        ("Resource", b"\x0a\x05", "bytes that are not a message ResourceRequest"),
         ("Ping", pb.PingRequest(id="x" * 140_000).SerializeToString(), "PingRequest of 140004 bytes; 131072"),
     ],
 )

@@ -32,7 +32,7 @@ class Incoming(NamedTuple):
         write: writes its content into an open file that is empty, before the next entry is asked for.
         from_directory: it belongs to a directory or archive, which is merged into the destination.
         keep_owner: it has an owner of its own unless the instruction has one.
-        of_tree: then it comes from an image or a stage, and is no member of an archive.
+        of_tree: then it comes from an image or a stage, and is not a member of an archive.
     """
 
     entry: tar.Entry
@@ -152,7 +152,7 @@ class _Base:
         root: which links can't leave.
         path: of the destination in it.
         owner: of directories that are missing.
-        kept: None where the root is no overlay.
+        kept: None where the root is not an overlay.
         replace: an entry takes the place of whatever is there.
     """
 
@@ -241,7 +241,7 @@ class Copier:
         root: the image.
         users: its users, for --chown by name.
         command: the instruction.
-        kept: None where the image is no overlay.
+        kept: None where the image is not an overlay.
 
     Raises:
         StepError: --chown or --chmod can't be resolved.
@@ -365,7 +365,7 @@ class Copier:
             os.close(descriptor)
 
     def _write(self, base: _Base, entry: Incoming, path: str, *, follow: bool = False) -> None:
-        """Write what is no directory."""
+        """Write what is not a directory."""
         what = entry.entry
         metadata = self._metadata(entry)
         name = posixpath.basename(path)

@@ -146,4 +146,4 @@ def _check_address(value: str, address: str) -> None:
     try:
         socket.inet_pton(socket.AF_INET, address)
     except OSError:
-        raise InitError("settings", f"ip={value}: {address!r} is no IPv4 address") from None
+        raise InitError("settings", f"ip={value}: {address!r} is not an IPv4 address") from None

@@ -137,7 +137,7 @@ def _is_number(text: str) -> bool:
 
 
 def _id(text: str) -> int | None:
-    """Read an id; None for what is none. Python refuses to read numbers of thousands of digits."""
+    """Read an id; None for anything else. Python refuses to read numbers of thousands of digits."""
     digits = text.lstrip("0") or "0"
     if not _is_number(text) or len(digits) > 10 or int(digits) > MAX_ID:
         return None

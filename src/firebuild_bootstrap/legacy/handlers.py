@@ -263,7 +263,7 @@ def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:
     try:
         return request.FromString(data)
     except DecodeError:
-        raise InputError(f"the guest sent bytes that are no {name}") from None
+        raise InputError(f"the guest sent bytes that are not a message {name}") from None
 
 
 def _joined(lines: Sequence[str]) -> bytes:

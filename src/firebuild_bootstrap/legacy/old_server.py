@@ -253,7 +253,7 @@ def _parsed(kind: type[_Message], data: bytes) -> _Message:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise ProtocolError(f"the server sent what is no {kind.DESCRIPTOR.name}: {error}") from error
+        raise ProtocolError(f"the server sent what is not a {kind.DESCRIPTOR.name}: {error}") from error
 
 
 class _Patience:

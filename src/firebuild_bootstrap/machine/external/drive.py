@@ -111,7 +111,7 @@ class ExternalDrive:
         if not self._fill:
             if not self._path.is_file():
                 raise InputError(
-                    f"{_SETTING}: {self._path} is no file",
+                    f"{_SETTING}: {self._path} is not a file",
                     hint="make it, or leave that to firebuild with fill_disk: true",
                 )
             Superblock.read(self._path)
@@ -122,7 +122,7 @@ class ExternalDrive:
                 hint="remove it, or set fill_disk: false if the machine is to use it as it is",
             )
         if not self._path.parent.is_dir() or not os.access(self._path.parent, os.W_OK):
-            raise InputError(f"{_SETTING}: {self._path.parent} is no directory that can be written to")
+            raise InputError(f"{_SETTING}: {self._path.parent} is not a directory that can be written to")
 
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the file from `layers`, if that is to be done, and note its state.

@@ -152,7 +152,7 @@ class FileTarget(_WholeDocuments):
         """See `Target.check`."""
         where = "machine.external.metadata.file"
         if not self._path.parent.is_dir():
-            raise InputError(f"{where}: {self._path.parent} is no directory", hint="make it first")
+            raise InputError(f"{where}: {self._path.parent} is not a directory", hint="make it first")
         if not os.access(self._path.parent, os.W_OK):
             raise InputError(f"{where}: no right to write in {self._path.parent}")
         if os.path.lexists(self._path) and not stat.S_ISREG(self._path.lstat().st_mode):
@@ -242,7 +242,7 @@ class FirecrackerTarget:
             ) from error
         if "state" not in found:
             raise MachineError(
-                f"machine.external.metadata.firecracker_socket: {self._path} is no Firecracker"
+                f"machine.external.metadata.firecracker_socket: {self._path} is not a Firecracker"
             )
 
     def put(self, document: Mapping[str, Any]) -> None:

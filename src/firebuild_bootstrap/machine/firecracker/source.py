@@ -226,7 +226,7 @@ class RunningSource:
                 hint="start a fresh one for each build",
             )
         if self._jail is not None and not self._jail.root.is_dir():
-            raise InputError(f"machine.firecracker.running.root: {self._jail.root} is no directory")
+            raise InputError(f"machine.firecracker.running.root: {self._jail.root} is not a directory")
 
     def prepare_place(self) -> WorkDirectory:
         """See `Source.prepare_place`."""
