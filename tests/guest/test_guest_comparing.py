@@ -164,6 +164,22 @@ def test_a_layer_holds_what_was_changed_and_the_way_to_it(image: Image) -> None:
     assert not (image.state / "unfinished").exists()
 
 
+def test_layers_that_are_there_lie_between_those_that_are_made(image: Image) -> None:
+    for step, name in ((3, "3"), (4, "etc/hosts"), (9, "later")):
+        file = image.state / f"between/{step}" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"between {step}")
+    comparing = Comparing(str(image.state), str(image.root))
+    seen = []
+    for number in (2, 5):
+        with comparing.step(number, linked=number == 2) as path:
+            seen.append([(image.root / "etc/hosts").read_text(), (image.root / "3").exists()])
+            Path(path, "new").touch()
+    assert seen == [["etc/hosts", False], ["between 4", True]]
+    assert changes(image.state / "upper/5") == ["file new"]
+    assert not (image.root / "later").exists()
+
+
 def test_a_file_of_the_network_stays_one_file_with_its_other_names(image: Image) -> None:
     etc = image.root / "etc"
 
