@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from firebuild_bootstrap.guest.copy import Copier
+from firebuild_bootstrap.guest.incoming import Incoming
 from firebuild_bootstrap.guest.overlay import Layers, mount_layers
+from firebuild_bootstrap.guest.users import Users
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root, remove_directory
 from firebuild_bootstrap.layers.tree import MAX_LAYERS, UNMOUNTABLE, upper_entries
 from firebuild_bootstrap.sandbox import Bind
@@ -219,3 +225,86 @@ def test_directories_of_a_lower_layer_are_removed_at_any_depth(tmp_path: Path) -
 
     privately(remove)
     assert stat.S_ISCHR((tmp_path / "upper/top").lstat().st_mode)
+
+
+def in_trees(*entries: tar.Entry) -> Iterator[Incoming]:
+    """What a COPY of directories sends; the content of a file is its path."""
+    for entry in entries:
+
+        def write(descriptor: int, content: bytes = entry.path.encode()) -> None:
+            os.write(descriptor, content)
+
+        yield Incoming(entry, write, from_directory=True)
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("target", "direct"),
+    [
+        ("/new/", ["/new"]),
+        ("/gone/", ["/gone"]),
+        ("/there/", ["/there/sub"]),
+        ("/link/", []),  # nothing is entered by a path with links
+        ("/", ["/sub"]),
+    ],
+)
+def test_a_copy_through_an_overlay_comes_out_as_one_into_a_directory(
+    tmp_path: Path, target: str, direct: list[str]
+) -> None:
+    """What the step itself makes, it fills in its layer: `direct` are the directories entered there."""
+    for name in ("plain", "lower/0"):
+        (tmp_path / name / "there/old").mkdir(parents=True)
+        (tmp_path / name / "there/old/deep").write_text("below")
+        (tmp_path / name / "link").symlink_to("there")
+        (tmp_path / name / "there/f").symlink_to("old/deep")
+    shutil.copytree(tmp_path / "lower/0/there", tmp_path / "lower/0/gone")
+    (tmp_path / "lower/1").mkdir()
+    os.mknod(tmp_path / "lower/1/gone", stat.S_IFCHR, 0)
+    again = tar.Entry("sub/f", tar.FILE, 0o4750, mtime_ns=4)
+    entries = (
+        tar.Entry("", tar.DIRECTORY, 0o755),
+        tar.Entry("f", tar.FILE, 0o600, mtime_ns=1),
+        tar.Entry("old", tar.DIRECTORY, 0o2775),
+        tar.Entry("old/deep", tar.FILE, 0o644),
+        tar.Entry("sub", tar.DIRECTORY, 0o1777, mtime_ns=2),
+        tar.Entry("sub/l", tar.SYMLINK, mtime_ns=3, linkname="../old"),
+        tar.Entry("sub/f", tar.FILE, 0o444),
+        tar.Entry("sub/g", tar.HARDLINK, linkname="sub/f"),
+        tar.Entry("sub/p", tar.FIFO, 0o622),
+        again,
+        tar.Entry("sub/l/through", tar.FILE, 0o666),
+        tar.Entry("sub/l", tar.FILE, 0o640),
+        tar.Entry("more/deep/f", tar.FILE, 0o640),
+    )
+    command = copy_command(target)
+    with Root(str(tmp_path / "plain")) as plain:
+        Copier(plain, Users(plain), command).copy(in_trees(*entries))
+    entered = []
+
+    def build() -> None:
+        layers = Layers(str(tmp_path), str(tmp_path / "image"))
+
+        def kept(path: str) -> int | None:
+            if (descriptor := layers.kept(path)) is not None:
+                entered.append(path)
+            return descriptor
+
+        with layers.step(1) as path, Root(path) as root:
+            Copier(root, Users(root), command, kept).copy(in_trees(*entries))
+            found.extend(described(Path(path)))
+
+    found: list[tuple[object, ...]] = []
+    privately(build)
+    assert found == list(described(tmp_path / "plain"))
+    assert set(direct) <= set(entered)
+
+
+def described(root: Path) -> Iterator[tuple[object, ...]]:
+    """All that a copy decides of each file, but for the time of what it was told no time of."""
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = path.read_text() if stat.S_ISREG(status.st_mode) else path.is_symlink() and path.readlink()
+        time = status.st_mtime_ns if status.st_mtime_ns < 10 else None
+        names = 1 if path.is_dir() else status.st_nlink  # an overlay does not count those of directories
+        yield str(path.relative_to(root)), status.st_mode, names, time, content

@@ -39,7 +39,6 @@ def test_a_tree_survives_the_trip_through_the_sandbox(rich_tree: Path, tmp_path:
     assert trees.pack(again, tmp_path / "p.tar").digest == packed.digest
 
 
-@pytest.mark.needs("mke2fs")
 def test_an_ext4_image_is_made_in_the_sandbox(rich_tree: Path, tmp_path: Path, trees: Trees) -> None:
     made = trees.ext4(rich_tree, tmp_path / "i", Ext4Options(size=20 * 2**20))
     assert made.size == (tmp_path / "i").stat().st_size == 20 * 2**20

@@ -169,7 +169,8 @@ class Executor:
                 Copier(root, Users(root), command).copy(self._host.files(command.source))
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                Copier(root, self._users, command).copy(self._host.files(command.source))
+                kept = self._layers.kept if self._layers is not None else None
+                Copier(root, self._users, command, kept).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)

@@ -35,6 +35,7 @@ _OPAQUE = frozenset(f"{mark}opaque" for mark in OVERLAY_MARKS)
 _NOT_KEPT = ("security.", *OVERLAY_MARKS)
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _MAX_COMPARED = 1 << 20
+_ENTER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def mount_layers(directory: str, names: Sequence[str], target: str, upper: str = "", work: str = "") -> None:
@@ -194,6 +195,24 @@ class Layers:
     def _finish(self, number: int) -> None:
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
+
+    def kept(self, path: str) -> int | None:
+        """Open the directory where the layer of the step at work keeps what it has of the directory `path`.
+
+        Returns:
+            its descriptor, which the caller closes; None where links lead to `path`, or the layer has nothing
+            of it. Where the step itself has made the directory, all of it is there.
+        """
+        descriptor = os.open(f"{self._directory}/unfinished/fs", _ENTER)
+        for name in path.strip("/").split("/"):
+            above = descriptor
+            try:
+                descriptor = os.open(name, _ENTER, dir_fd=above)
+            except OSError:
+                return None
+            finally:
+                os.close(above)
+        return descriptor
 
     def write(self, step: int, out: Sink) -> None:
         """Write the layer of a finished step as an archive.

@@ -160,15 +160,22 @@ class Trees:
             reply = self._read(root, archive.parent, "pack", **request)
         return PackedFile(reply["size"], reply["digest"])
 
-    def ext4(self, root: Tree, image: Path, options: Ext4Options) -> PackedFile:
-        """Write the tree `root` to the new file `image` as a checked ext4 file system.
+    def ext4(self, root: Tree, image: Path, options: Ext4Options, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `image` as an ext4 file system.
+
+        Args:
+            root: what is in it.
+            image: path of the file.
+            options: how the file system is made.
+            newest: see `tree_entries`.
 
         Raises:
             InputError: it does not fit into `options.size`.
         """
         name = f"{_OTHER}/{image.name}"
         with self._writing(image):
-            reply = self._read(root, image.parent, "ext4", root=_TREE, image=name, **options._asdict())
+            request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
+            reply = self._read(root, image.parent, "ext4", **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:

@@ -140,7 +140,7 @@ class TreeSource:
         """See `LayerReader.copy_to`."""
         source = cast(int, self._content)
         for offset, length in self._regions:
-            if _copy_region(source, descriptor, offset, length):
+            if copy_region(source, descriptor, offset, length):
                 raise changed(self.name)
         if not self._regions or sum(self._regions[-1]) < size:
             os.ftruncate(descriptor, size)
@@ -162,20 +162,32 @@ def copy_file(source: int, target: int, check: Callable[[], None] = lambda: None
     for start, end in _extents(source, size):
         for offset in range(start, end, _CHECKED):
             check()
-            if _copy_region(source, target, offset, min(end - offset, _CHECKED)):
+            if copy_region(source, target, offset, min(end - offset, _CHECKED)):
                 raise OSError(errno.EIO, "the file changed while it was read")
 
 
-def _copy_region(source: int, target: int, offset: int, length: int) -> int:
-    """Copy a part of a file to the same place in another, and return how many bytes of it were not there."""
+def copy_region(source: int, target: int, offset: int, length: int, place: int | None = None) -> int:
+    """Copy a part of a file, and return how many bytes of it were not there.
+
+    Args:
+        source: descriptor of the file.
+        target: descriptor of the other one.
+        offset: where the part begins.
+        length: how many bytes it has.
+        place: where it goes in the other file; to the same place when None.
+
+    Raises:
+        OSError: one of them can't be read or written.
+    """
+    place = offset if place is None else place
     # copy_file_range(2) shares blocks on file systems that can, and refuses some pairs of others.
     shared = True
     while length:
         try:
             if shared:
-                done = os.copy_file_range(source, target, length, offset, offset)
+                done = os.copy_file_range(source, target, length, offset, place)
             else:
-                os.lseek(target, offset, os.SEEK_SET)
+                os.lseek(target, place, os.SEEK_SET)
                 done = os.sendfile(target, source, offset, min(length, 1 << 30))
         except OSError as error:
             if not shared or error.errno not in _NOT_SHARED:
@@ -185,6 +197,7 @@ def _copy_region(source: int, target: int, offset: int, length: int) -> int:
         if not done:
             break
         offset += done
+        place += done
         length -= done
     return length
 

@@ -15,10 +15,11 @@ from firebuild_bootstrap.guest.overlay import flatten, mount_layers, resemble
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.layers.tar import LayerError, write_layer
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, LayerError, write_layer
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
 
 _WORK: Final = "work"
+_BLOCK: Final = 4096
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -110,19 +111,33 @@ def _numbered(directory: str) -> list[str]:
 
 
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
-    from firebuild_bootstrap.image.worker.ext4 import measure
+    size = 0
 
-    return {"size": measure(root).content, "digest": digest(root, times=times)}
+    def measured() -> Files:
+        nonlocal size
+        for entry, content in tree_entries(root):
+            size += -(-_bytes_of(entry) // _BLOCK) * _BLOCK
+            yield entry, content
+
+    return {"digest": _digest_of(measured(), times=times), "size": size}
+
+
+def _bytes_of(entry: Entry) -> int:
+    return {FILE: entry.stored, DIRECTORY: _BLOCK, SYMLINK: len(entry.linkname)}.get(entry.kind, 0)
 
 
 def digest(root: str, *, times: bool = False) -> str:
     """Return the `sha256:…` of the tree `root` as a layer.
 
     Args:
+        root: the tree.
         times: modification times count too; else all of them are 0.
     """
+    return _digest_of(tree_entries(root), times=times)
+
+
+def _digest_of(files: Files, *, times: bool) -> str:
     target = _Hashed()
-    files = tree_entries(root)
     write_layer(target, files if times else ((entry._replace(mtime_ns=0), data) for entry, data in files))
     return target.digest
 
@@ -136,11 +151,11 @@ def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
     return {"digests": digests}
 
 
-def _ext4(root: str, image: str, **settings: Any) -> dict[str, Any]:
+def _ext4(root: str, image: str, newest: int | None = None, **settings: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
     options = Ext4Options(**settings)
-    make_ext4(root, image, options)
+    make_ext4(tree_entries(root, newest=newest), image, options)
     if options.internal:
         return {"size": os.stat(image).st_size, "digest": ""}
     with open(image, "rb") as content:
