@@ -23,13 +23,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
+from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
 
@@ -58,6 +59,19 @@ class ArchiveLayer:
 
 
 @dataclass(frozen=True)
+class OutsideLayer:
+    """What a layer that came from outside was there: the blob that it is unpacked from.
+
+    Args:
+        diff_id: `sha256:…` of the archive without compression.
+        blob: the archive as it came.
+    """
+
+    diff_id: str
+    blob: Descriptor
+
+
+@dataclass(frozen=True)
 class StoredLayer:
     """A layer that is kept unpacked (`LayerTrees`), by its key there.
 
@@ -65,10 +79,12 @@ class StoredLayer:
         key: that key.
         step: number of the step that would make it, so that it lies on what the earlier ones make; 0 where it
             is there from the beginning.
+        outside: its blob, where it came from outside.
     """
 
     key: str
     step: int = 0
+    outside: OutsideLayer | None = field(default=None, compare=False)
 
 
 Layer = ArchiveLayer | StoredLayer
