@@ -65,11 +65,9 @@ _SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
 # Values that ask for what happens anyway.
 _DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
 
-_OUR_TYPES: Final = ("ext4", "tar", "dir", "local")
+_OUR_TYPES: Final = ("ext4", "tar", "dir", "oci", "docker", "local")
 _THEIR_TYPES: Final = {
     "image": "the image is kept in firebuild's store in any case: leave it out",
-    "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
-    "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
     "registry": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
@@ -91,6 +89,9 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("image",): ("images",),
     ("rmi",): ("images", "rm"),
     ("tag",): ("images", "tag"),
+    ("save",): ("images", "save"),
+    ("load",): ("images", "load"),
+    ("history",): ("images", "history"),
     ("inspect",): ("images", "inspect"),
     ("bases",): ("base",),
 }
@@ -105,9 +106,8 @@ _NOT_THERE: Final[dict[str, str]] = {
         "push": _NO_REGISTRY + "`firebuild images export` writes an image as a file",
         "pull": _NO_REGISTRY + "`firebuild base import` takes what `docker export` or mmdebstrap writes",
         "login logout search manifest trust": _NO_REGISTRY + "there is nothing to log in to",
-        "save export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
-        "load import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
-        "history": "`firebuild images inspect` shows layers, `firebuild cache du` the steps that made them",
+        "export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
+        "import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
         "rm": "`firebuild images rm` removes images, `firebuild rm-tree` directories that builds wrote",
         "events": "`firebuild build --progress rawjson` prints the events of a build",
         "info": "`firebuild config show` prints what is in force, `firebuild du` what is stored",
