@@ -155,7 +155,9 @@ class Handler(BaseHTTPRequestHandler):
     def serve(self) -> None:
         """Do what a registry does."""
         kind, _, name = self.path.rpartition("/")
-        if kind.endswith("/manifests") and name in self.server.manifests:
+        if self.command == "PUT":
+            self.take(kind, name)
+        elif kind.endswith("/manifests") and name in self.server.manifests:
             media_type, data = self.server.manifests[name]
             extra = {"Docker-Content-Digest": digest(data), "Content-Type": media_type}
             self.answer(200, data, **extra)
@@ -168,8 +170,18 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(206, data[begin:], **{"Content-Range": there})
             else:
                 self.answer(200, data)
+        elif self.command == "POST":
+            self.answer(202, Location="/uploads/1?state=x%2Fy")
         else:
             self.answer(404, b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "not here"}]}')
+
+    def take(self, kind: str, name: str) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if kind.endswith("/manifests"):
+            self.server.name(self.headers["Content-Type"], data, name)
+        else:
+            self.server.blobs[digest(data)] = data
+        self.answer(201)
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
