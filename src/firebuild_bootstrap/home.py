@@ -13,6 +13,7 @@ from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.bases import BaseStore, PullPolicy
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.forms import write_form
+from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
@@ -116,6 +117,7 @@ class Home:
             identify=self.image_id,
             pull=None if pull is None else lambda wanted: pull(self, wanted),
             policy=self.policy,
+            unpack=lambda image: self.intake.unpack(image) if image.record.layers else None,
             tasks=self.tasks,
         )
 
@@ -133,6 +135,11 @@ class Home:
     def cache(self) -> Cache:
         """The results of steps that builds share."""
         return Cache(self.layers, named=lambda: self.images.layer_keys(self.layers.root.name))
+
+    @cached_property
+    def intake(self) -> Intake:
+        """Takes images in that come from outside."""
+        return Intake(self.images, self.layers, self.blobs, naming=self.cache.naming, tasks=self.tasks)
 
     def image_id(self, image: StoredImage) -> str:
         """Return the id of an image; see `image_id`."""

@@ -122,6 +122,47 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 
 
 @images.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True))
+@click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
+@config_option
+def load(source: Path, name: str | None, config_file: Path | None) -> None:
+    """Take in the images of an OCI layout, a docker archive, or a root file system.
+
+    SOURCE is a directory, an archive (plain or compressed), or - for standard input. A root file system
+    needs a --name and becomes a base.
+    """
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.layouts import STDIN
+    from firebuild_bootstrap.machine.rootfs import unpack_notes
+
+    wanted = _tag(name) if name is not None else None
+    what = "standard input" if str(source) == "-" else one_line(str(source))
+    notes: dict[str, None] = {}
+    with watched(config_file) as home:
+
+        def root(path: Path) -> None:
+            if wanted is None:
+                raise InputError(
+                    f"{what} is a root file system, which has no name", hint="add --name NAME[:TAG]"
+                )
+            kept = home.bases.import_base(str(wanted), path)
+            click.echo(f"loaded {kept.name} (root file system)  {kept.digest}")
+
+        home.root.mkdir(parents=True, exist_ok=True)
+        loaded = home.intake.load(
+            STDIN if str(source) == "-" else source,
+            home.root,
+            name=wanted,
+            report=lambda lost: notes.update(dict.fromkeys(unpack_notes(lost, "the image"))),
+            root=root,
+        )
+        for note in notes:
+            click.echo(f"warning: {one_line(note)}", err=True)
+        for image in loaded.images:
+            click.echo(f"loaded {image.tag} ({loaded.kind})  {home.image_id(image)}")
+
+
+@images.command()
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
 @click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
 @config_option

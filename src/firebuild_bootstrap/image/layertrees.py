@@ -179,12 +179,36 @@ class LayerTrees:
         Raises:
             MachineError: it can't be unpacked, or the store not be written.
         """
-        tree = self.hold(key)
-        if tree is None:
-            with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
-                tree = self.hold(key) or self._unpack(archive, key, below)
-        info = self._info(tree.parent.parent) or {}
-        return tree, UnpackReport(**info.get("report", {}))
+        return self._unpacked(key, lambda _: archive, below, whiteouts=False)
+
+    def unpacked_from(
+        self, write: Callable[[Path], None], key: str, below: Sequence[Path] = ()
+    ) -> tuple[Path, UnpackReport]:
+        """Return the tree of a layer that comes from outside, as `unpacked` does.
+
+        Args:
+            write: writes its archive without compression to the path that it gets; asked when the layer is
+                not there yet. What it raises leaves nothing behind.
+            key: as for `unpacked`.
+            below: as for `unpacked`.
+
+        Raises:
+            DamagedArchiveError: the archive is damaged or leads out of the tree.
+            MachineError: it can't be unpacked, or the store not be written.
+        """
+
+        def written(staging: Path) -> Path:
+            archive = staging / "archive"
+            write(archive)
+            return archive
+
+        return self._unpacked(key, written, below, whiteouts=True)
+
+    def empty(self) -> Path:
+        """Return an empty directory: the kernel wants two for an overlay, also of a single layer."""
+        empty = self.root / "empty"
+        empty.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return empty
 
     def merged(self, layers: Sequence[Layer]) -> Tree:
         """Return what a reader of trees takes for the merged view of `layers`, held until `close`.
@@ -201,11 +225,7 @@ class LayerTrees:
             else self.required(layer.key)
             for layer in layers
         )
-        if not paths:
-            empty = self.root / "empty"
-            empty.mkdir(mode=0o755, parents=True, exist_ok=True)
-            return empty
-        return tree_of(paths)
+        return tree_of(paths or (self.empty(),))
 
     def digest(self, key: str, newest: int | None = None) -> str:
         """Return `sha256:…` of the canonical archive of a layer: its diff id in the OCI image-spec.
@@ -347,15 +367,30 @@ class LayerTrees:
             write_whole(known, json.dumps({"question": question, "problem": problem}).encode())
         return problem
 
-    def _unpack(self, archive: Path, key: str, below: Sequence[Path]) -> Path:
+    def _unpacked(
+        self, key: str, archive: Callable[[Path], Path], below: Sequence[Path], *, whiteouts: bool
+    ) -> tuple[Path, UnpackReport]:
+        tree = self.hold(key)
+        if tree is None:
+            with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
+                tree = self.hold(key) or self._unpack(archive, key, below, whiteouts=whiteouts)
+        info = self._info(tree.parent.parent) or {}
+        return tree, UnpackReport(**info.get("report", {}))
+
+    def _unpack(
+        self, archive: Callable[[Path], Path], key: str, below: Sequence[Path], *, whiteouts: bool
+    ) -> Path:
         with self._contents.stage() as staging:
+            path = archive(staging.path)
             layer = staging.path / "layer"
             layer.mkdir()
             if below:
-                report = self._trees.unpack_layer(archive, below, layer)
+                report = self._trees.unpack_layer(path, below, layer)
             else:
                 (layer / TREE).mkdir()
-                report = self._trees.unpack(archive, layer / TREE)
+                report = self._trees.unpack(path, layer / TREE, whiteouts=whiteouts)
+            if path.parent == staging.path:
+                path.unlink()
             self._publish(staging, key, report._asdict())
         return self.required(key)
 

@@ -121,6 +121,11 @@ class Reference:
         return reference
 
     @property
+    def full(self) -> str:
+        """The name with its registry, and the tag: `docker.io/library/debian:12`."""
+        return f"{'/'.join(_split(self.familiar))}:{self.tag}"
+
+    @property
     def spellings(self) -> tuple[str, ...]:
         """All spellings of the name, the shortest first."""
         domain, path = _split(self.familiar)

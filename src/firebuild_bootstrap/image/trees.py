@@ -83,6 +83,10 @@ class _UnmountableError(MachineError):
     """The layers of a tree can't be mounted as an overlay here."""
 
 
+class DamagedArchiveError(MachineError):
+    """An archive is not as its format wants it, or leads out of the tree."""
+
+
 class Trees:
     """Packs, unpacks, copies, measures and removes file trees; owners are those inside the sandbox.
 
@@ -123,9 +127,16 @@ class Trees:
         binds += [Bind(directory, _OTHER, read_only=False), Bind(archive, _ARCHIVE)]
         request = {"archive": _ARCHIVE, "root": _TREE, "whiteouts": True}
         request |= {"layers": _LAYERS, "mount": _TREE, "upper": _OTHER}
-        with self.tasks.task("unpacking a layer", total=file_size(archive)):
-            reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
-        return UnpackReport(**reply)
+        try:
+            with self.tasks.task("unpacking a layer", total=file_size(archive)):
+                reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
+            return UnpackReport(**reply)
+        except _UnmountableError:
+            # Directories that it changes files in, and does not name, come out with the usual mode then.
+            for left in list(directory.iterdir()):
+                self.remove(left)
+            (directory / "fs").mkdir()
+            return self.unpack_upper(archive, directory / "fs")
 
     def unpack_upper(self, archive: Path, directory: Path) -> UnpackReport:
         """Unpack a layer as it is, whiteouts included, so that it becomes one of an overlay.
@@ -283,9 +294,12 @@ class Trees:
         if reply.get("asked"):
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
-            kind = _UnmountableError if reply.get("unmountable") else MachineError
+            kind = _KINDS.get(reply.get("kind", ""), MachineError)
             raise kind(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
         return reply
+
+
+_KINDS: Final = {"unmountable": _UnmountableError, "damaged": DamagedArchiveError}
 
 
 def _not_removed(path: Path, reason: str) -> MachineError:

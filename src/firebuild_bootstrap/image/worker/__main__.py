@@ -33,7 +33,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             try:
                 _mount(layers, mount, upper)
             except OSError as error:
-                return {"error": f"{error.strerror}", "hint": "", "unmountable": True}
+                return {"error": f"{error.strerror}", "hint": "", "kind": "unmountable"}
         reply = _OPERATIONS[request.pop("operation")](**request)
         if upper:
             from firebuild_bootstrap.removal import remove_tree
@@ -42,7 +42,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             remove_tree(f"{upper}/{_WORK}")
         return reply
     except DamagedArchive as error:
-        return {"error": f"the archive is damaged: {error.message}", "hint": error.hint}
+        return {
+            "error": f"the archive is damaged: {error.message}",
+            "hint": error.hint,
+            "kind": "damaged",
+        }
     except LayerError as error:
         return {"error": error.message, "hint": error.hint, "asked": error.asked}
     except OSError as error:
