@@ -122,6 +122,22 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 
 
 @images.command()
+@click.argument("references", nargs=-1, required=True, metavar="NAME[:TAG|@DIGEST]...")
+@config_option
+def pull(references: tuple[str, ...], config_file: Path | None) -> None:
+    """Fetch images from their registries, or what is newer there, and keep them for FROM."""
+    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.image.names import Reference
+
+    wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
+    fetch = puller(settings_from(config_file))
+    with watched(config_file) as home:
+        for reference in wanted:
+            image = fetch(home, reference)
+            click.echo(f"pulled {reference}  {home.image_id(image)}")
+
+
+@images.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
 @config_option

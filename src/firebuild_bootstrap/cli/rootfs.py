@@ -26,6 +26,7 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
+from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.display import one_line
 
@@ -95,6 +96,16 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Build nothing: say what is wrong in the Dockerfile, and what is probably not meant.",
         ),
         click.option("--call", type=click.Choice(["build", "check"]), default="build", hidden=True),
+        click.option(
+            "--pull",
+            is_flag=False,
+            flag_value="",
+            envvar="FIREBUILD_PULL",
+            show_envvar=True,
+            metavar="[=missing|always|never]",
+            help="When a registry is asked for what FROM and --from name; by default the setting "
+            "registries.pull: missing. Alone it is always.",
+        ),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
         click.option(
             "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
@@ -210,6 +221,7 @@ class _Options:
     secrets: tuple[str, ...] = field(repr=False)
     labels: tuple[str, ...]
     target: str | None
+    pull: str | None
     no_cache: bool
     no_cache_filter: tuple[str, ...]
     explain_cache: bool
@@ -257,7 +269,7 @@ def _build(options: _Options) -> None:
         settings = settings_from(
             options.config_file, {name: value for name, value in chosen.items() if value}
         )
-        home = home_from(settings, check=interrupts.check, writable=True)
+        home = home_from(settings, check=interrupts.check, writable=True, pull=read_policy(options.pull))
         cleanup.enter_context(closing(home))
         wanted = _wanted(options, home, settings)
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))

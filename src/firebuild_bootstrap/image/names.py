@@ -166,7 +166,9 @@ def _refuse(what: str, text: str, why: str = "") -> NoReturn:
 
 
 # Environment variables that start like a setting and are none.
-RESERVED_ENVIRONMENT: Final = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
+RESERVED_ENVIRONMENT: Final = frozenset(
+    {"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG", "FIREBUILD_PULL"}
+)
 
 
 def default_home(environ: Mapping[str, str]) -> Path:

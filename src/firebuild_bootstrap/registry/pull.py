@@ -71,9 +71,9 @@ class Registries:
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Close all connections."""
-        while self._known:
-            self._known.popitem()[1].close()
+        """Close all connections; what is asked from now on opens new ones."""
+        for registry in self._known.values():
+            registry.close()
 
     def registry(self, host: str) -> Registry:
         """Return a registry by its name, HOST[:PORT]."""

@@ -137,12 +137,11 @@ class Registry:
         return self._around.seconds
 
     def close(self) -> None:
-        """Close the connections."""
-        for pools in self._pools.values():
-            for key in list(pools.pools.keys()):
-                with suppress(KeyError):
-                    pools.pools[key].close()
-            pools.clear()
+        """Close the connections, now: urllib3 would wait until nothing refers to a pool."""
+        while self._pools:
+            pools = self._pools.popitem()[1].pools
+            for pool in [pools[key] for key in pools.keys()]:  # noqa: SIM118 - not iterable
+                pool.close()
 
     def retry(self, action: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
         """Do something, and again after a while if what fails may pass; longer each time (RFC 9110, 10.2.3).

@@ -1,0 +1,87 @@
+"""Builds FROM images of a registry: when it is asked, how often, and what is said when it can't be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Cli
+from firebuild_bootstrap.home import Home
+from registry.servers import CA, Image, Small, digest, small_registry
+
+pytestmark = pytest.mark.needs("userns")
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> CA:
+    return CA.made(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def small(ca: CA, cli: Cli) -> Iterator[Small]:
+    with small_registry(ca.server_context()) as server:
+        hosts = {server.host: {"ca_file": str(ca.certificate)}}
+        Path("config.yml").write_text(json.dumps({"registries": {"hosts": hosts}}))
+        cli.setenv("FIREBUILD_CONFIG", Path("config.yml").absolute())
+        cli.monkeypatch.delenv("FIREBUILD_PULL")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def runnable(host_home: Path) -> Image:
+    """An image with a shell."""
+    base = Home(host_home).bases.resolve("host")
+    return Image((base.archive.read_bytes(),))
+
+
+def test_an_image_is_pulled_once_and_always_asks_for_nothing_but_its_digest(
+    small: Small, cli: Cli, runnable: Image
+) -> None:
+    named = small.add(runnable, "1")
+    Path("Dockerfile").write_text(
+        f"FROM {small.host}/team/base:1\nRUN echo made here > /made\n"
+        f"COPY --from={small.host}/team/base:1 /bin/sh /copied\n"
+    )
+    cli("build", "-t", "t/1", ".")
+    layer = digest(runnable.layers[0])
+    assert [path for path in small.asked() if layer in path] == [f"/v2/team/base/blobs/{layer}"]
+    small.requests.clear()
+    cli("build", "-t", "t/1", ".")
+    cli("build", "-t", "t/1", "--pull=never", ".")
+    assert not small.requests
+    cli("build", "-t", "t/1", "--pull", ".")
+    assert {(method, path) for method, path, _ in small.requests} == {("HEAD", "/v2/team/base/manifests/1")}
+    small.requests.clear()
+    Path("Dockerfile").write_text(f"FROM {small.host}/team/base@{named}\n")
+    cli("build", "-t", "t/2", "--build-context", f"x=docker-image://{small.host}/team/base:1", ".")
+    assert not small.requests
+
+
+def test_a_base_that_can_t_be_pulled_says_why_and_what_else_there_is(small: Small, cli: Cli) -> None:
+    Path("Dockerfile").write_text(f"FROM scratch\nCOPY --from={small.host}/none:1 / /\n")
+    done = cli("build", ".", status=2)
+    assert done.first == (
+        f"error: Dockerfile:2: {small.host}/none:1 is not in the store, and can't be pulled: {small.host}: "
+        "the manifest of none:1: it answered 404 Not Found: MANIFEST_UNKNOWN: not here"
+    )
+    assert "import one with `firebuild base import" in done.err
+    small.requests.clear()
+    assert "unknown base" in cli("build", "--pull=never", ".", status=2).first
+    assert not small.requests
+    assert "--pull: expected missing, always or never" in cli("build", "--pull=x", ".", status=2).first
+    cli.setenv("FIREBUILD_PULL", "never")
+    assert "unknown base" in cli("build", ".", status=2).first
+
+
+def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Image) -> None:
+    small.add(runnable, "1")
+    done = cli("pull", f"{small.host}/team/base:1")
+    assert done.out.startswith(f"pulled {small.host}/team/base:1  sha256:")
+    small.requests.clear()
+    assert cli("images", "pull", f"{small.host}/team/base:1").out == done.out
+    assert small.asked() == ["/v2/team/base/manifests/1"]
+    assert f"{small.host}/team/base:1" in cli("images", "list").out
+    assert "404 Not Found" in cli("images", "pull", f"{small.host}/none", status=2).first
