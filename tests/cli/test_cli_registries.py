@@ -67,7 +67,7 @@ def test_a_base_that_can_t_be_pulled_says_why_and_what_else_there_is(small: Smal
         f"error: Dockerfile:2: {small.host}/none:1 is not in the store, and can't be pulled: {small.host}: "
         "the manifest of none:1: it answered 404 Not Found: MANIFEST_UNKNOWN: not here"
     )
-    assert "import one with `firebuild base import" in done.err
+    assert f"`firebuild base import {small.host}/none:1 DIRECTORY-OR-TAR` makes a base of files" in done.err
     small.requests.clear()
     assert "unknown base" in cli("build", "--pull=never", ".", status=2).first
     assert not small.requests

@@ -82,7 +82,9 @@ def test_basic_is_sent_when_it_is_asked_for_and_at_once_from_then_on(small: Smal
 def test_a_refused_login_says_whose_it_was(small: Small, client: Client) -> None:
     small.behaviours.append(wants_basic)
     error = refused(client.registries(small.host), f"{small.host}/web:1")
-    assert error.message == f"{small.host}: the manifest of web:1: it refuses the login: status 401"
+    assert error.message == (
+        f"{small.host}: the manifest of web:1: it is not there, or wants a login: status 401"
+    )
     assert error.hint == (
         f"there is no login for {small.host}: `docker login {small.host}`, "
         "or username and password in registries.hosts"

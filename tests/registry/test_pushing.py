@@ -26,7 +26,7 @@ def manifest(client: Client) -> Manifest:
 
 
 def pushed(small: Small, client: Client, *related: str) -> str:
-    registries = client.registries(small.host, attempts=2)
+    registries = client.registries(small.host, attempts=3)
     others = tuple(map(Reference.parse, related))
     return push(
         registries, Reference.parse(f"{small.host}/web:1"), manifest(client), client.blobs, related=others

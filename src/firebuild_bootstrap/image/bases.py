@@ -321,12 +321,12 @@ class BaseStore:
         guess = f"did you mean {near[0]}? " if near else ""
         known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
-        hint = f"{guess}{known}; import one with {command}"
         if refused is None:
-            return InputError(f"unknown base {plain}", hint=hint)
+            return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+        remedy = f"{refused.hint}; " if refused.hint else ""
         return InputError(
             f"{plain} is not in the store, and can't be pulled: {refused.message}",
-            hint="; ".join(filter(None, (refused.hint, hint))),
+            hint=f"{remedy}{guess}{command} makes a base of files",
         )
 
 

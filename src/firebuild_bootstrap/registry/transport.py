@@ -129,7 +129,7 @@ class Registry:
         self._lock = threading.Lock()
         self._challenge: Mapping[str, Mapping[str, str]] = {}
         self._tokens: dict[tuple[str, ...], _Token] = {}
-        self._found: list[Credentials | None] = []
+        self._found: dict[str, Credentials | None] = {}
 
     @property
     def seconds(self) -> float:
@@ -241,13 +241,13 @@ class Registry:
             self._tokens.pop(scopes, None)
         renewed = self._authorization(scopes, repository, call.what)
         if not renewed:
-            raise self._unknown_user(401, body, call.what, repository)
+            raise self._unknown_user(401, body, call.what, self._credentials(repository))
         if call.body is not None and not isinstance(call.body, bytes):  # some of it has been read
             raise RegistryError(f"{self.host}: {call.what}: it wants a new login", status=401, passing=True)
         response = self._followed(call, renewed)
         if response.status == HTTPStatus.UNAUTHORIZED:
             body = self._drained(response)
-            raise self._unknown_user(401, body, call.what, repository)
+            raise self._unknown_user(401, body, call.what, self._credentials(repository))
         return response
 
     def _followed(self, call: _Call, authorization: str) -> Response:
@@ -261,10 +261,9 @@ class Registry:
             if not location:
                 raise RegistryError(f"{self.host}: {call.what}: it redirects to nowhere")
             target = urljoin(url, location)
-            if not is_safe(target):
+            if not is_safe(target) or _split(target).scheme < _split(url).scheme:  # http is less than https
                 raise RegistryError(
-                    f"{self.host}: {call.what}: it redirects to {_shown(target)}, "
-                    "which is neither https nor this machine"
+                    f"{self.host}: {call.what}: it redirects to {_shown(target)}, which is not https"
                 )
             url = target
         raise RegistryError(f"{self.host}: {call.what}: it redirects more than {_MAX_REDIRECTS} times")
@@ -353,10 +352,10 @@ class Registry:
 
     def _credentials(self, repository: str) -> Credentials | None:
         with self._lock:
-            if not self._found:
+            if repository not in self._found:
                 found = find_credentials(self.host, repository, self._settings, self._around.environ)
-                self._found.append(found)
-            return self._found[0]
+                self._found[repository] = found
+            return self._found[repository]
 
     def _authorization(self, scopes: tuple[str, ...], repository: str, what: str) -> str:
         """Return the header for what the registry has asked for so far; empty for nothing."""
@@ -386,7 +385,7 @@ class Registry:
                 f"{self.host}: {what}: it sends logins to {_shown(realm)}, "
                 "which is neither https nor this machine"
             )
-        fresh = self.retry(lambda: self._ask_for_token(realm, challenge, scopes, credentials, what))
+        fresh = self._ask_for_token(realm, challenge, scopes, credentials, what)
         with self._lock:
             self._tokens[scopes] = fresh
         return fresh.value
@@ -421,7 +420,7 @@ class Registry:
         response = self._exchange(call, call.url, authorization)
         body = self._drained(response) if response.status != 200 else b""
         if response.status in (400, 401, 403):
-            raise self._unknown_user(response.status, body, what, "", realm)
+            raise self._unknown_user(response.status, body, what, credentials, realm)
         if response.status != 200:
             raise self._refused(response, f"{what}: a login at {_shown(realm)}", body)
         try:
@@ -445,23 +444,19 @@ class Registry:
     # --- errors ---------------------------------------------------------------------------------
 
     def _unknown_user(
-        self, status: int, body: bytes, what: str, repository: str, realm: str = ""
+        self, status: int, body: bytes, what: str, credentials: Credentials | None, realm: str = ""
     ) -> RegistryError:
-        credentials = self._credentials(repository)
-        if credentials is None:
+        if credentials is None:  # whoever may not see something is not told whether it is there
+            why = "it is not there, or wants a login"
             hint = (
                 f"there is no login for {self.host}: `docker login {self.host}`, "
                 f"or username and password in registries.hosts"
             )
         else:
+            why = "it refuses the login" + (f" at {_shown(realm)}" if realm else "")
             hint = f"the login of {one_line(credentials.source)} is not enough for that"
-        at = f" at {_shown(realm)}" if realm else ""
-        said = _said(body)
-        return RegistryError(
-            f"{self.host}: {what}: it refuses the login{at}: {said or f'status {status}'}",
-            hint=hint,
-            status=status,
-        )
+        said = _said(body) or f"status {status}"
+        return RegistryError(f"{self.host}: {what}: {why}: {said}", hint=hint, status=status)
 
     def _refused(self, response: Response, what: str, body: bytes | None = None) -> RegistryError:
         if body is None:
@@ -515,7 +510,8 @@ class Registry:
             elif "expired" in words or "not yet valid" in words:
                 hint = "its certificate has to be renewed, or the clock of this machine be set"
             else:
-                issuer = missing_issuer(url, self._anchors())
+                direct = proxy_for(url, self._around.environ) is None
+                issuer = missing_issuer(url, self._anchors()) if direct else ""
                 of = f" of its issuer {issuer}" if issuer else ""
                 hint = f"set ca_file to the certificate{of}, or ca: provider, in {entry}"
                 words += f": the issuer {issuer} is missing" if issuer else ""
