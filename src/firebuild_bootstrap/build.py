@@ -413,8 +413,7 @@ class _Build:
                 results.archive,
                 cleanup,
                 identity=results.identity,
-                done=start.done,
-                without=start.linked,
+                done={*range(start.done), *start.linked},
             )
             machine = build.machine if target else self._machine(stage)
             making = results.begin(stage, start, first, self._parts[stage.index])

@@ -135,8 +135,7 @@ def lower(
     sent: Sent = _NOTHING,
     *,
     first: int = 2,
-    skip: int = 0,
-    without: Collection[int] = (),
+    done: Collection[int] = (),
     secrets: Mapping[str, Secret] = _NO_SECRETS,
     identity: Callable[[TreeRef], str] = canonical,
 ) -> tuple[WireStep, ...]:
@@ -147,8 +146,7 @@ def lower(
         trees: opens what files are taken from.
         sent: what was found before.
         first: the number of its first step.
-        skip: how many steps are done already.
-        without: places of others that are.
+        done: places of the steps that need not be executed.
         secrets: what the user has given, by id.
         identity: names what a tree holds, for caches that begin with it.
 
@@ -157,9 +155,9 @@ def lower(
     """
     steps: list[WireStep] = []
     errors = InputErrors()
-    for place, step in enumerate(stage.steps[skip:], skip):
+    for place, step in enumerate(stage.steps):
         number, location = first + place, step.origin.location
-        if place in without:
+        if place in done:
             continue
         with errors.collected():
             match step.operation:
@@ -241,11 +239,7 @@ def _found(step: Step, copy: Copy, trees: Trees, *, check: bool) -> ContextResou
         location=location,
     )
     if not copy.into and not copy.parents and len(resource.groups) > 1:
-        raise several_sources(
-            lambda message, *, hint: InputError(message, hint=hint, location=location),
-            copy.keyword,
-            copy.destination,
-        )
+        raise several_sources(copy.keyword, copy.destination, location)
     return resource
 
 

@@ -151,8 +151,7 @@ class Resolved:
         cleanup: ExitStack,
         *,
         identity: Callable[[TreeRef], str],
-        done: int = 0,
-        without: Collection[int] = (),
+        done: Collection[int] = (),
     ) -> Work:
         """Return what the guest of a stage has to do.
 
@@ -162,8 +161,7 @@ class Resolved:
             archives: finds what is done, and the images.
             cleanup: lets go of them.
             identity: names what a tree holds, for cache mounts that begin with it.
-            done: how many of its steps, from the first, `base` holds.
-            without: places of those after them that it holds, too.
+            done: places of its steps that `base` holds.
 
         Raises:
             InputError: a file that it wants of another stage or image is not there.
@@ -175,8 +173,7 @@ class Resolved:
             lambda tree: self._files(tree, archives, cleanup),
             self.sent,
             first=number + 1,
-            skip=done,
-            without=without,
+            done=done,
             secrets=self.secrets,
             identity=identity,
         )

@@ -466,7 +466,7 @@ def test_quiet_prints_the_id_alone(cli: Cli) -> None:
         "error: --quiet and --progress plain can't be used together"
     )
     assert cli("build", "--progress", "tty", *TAR, status=2).first == (
-        "error: --progress tty: there is no terminal"
+        "error: --progress tty: the output is not a terminal"
     )
 
 

@@ -15,10 +15,8 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Metadata, Owner, Root, set_metadata
 
 from .errors import StepError
-from .idmap import check_mapped
 from .incoming import Incoming
-from .modes import parse_mode
-from .users import Users
+from .users import Users, check_mapped, parse_mode
 
 _DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

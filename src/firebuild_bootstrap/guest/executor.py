@@ -14,14 +14,13 @@ from firebuild_bootstrap.layers.tar import LayerError, Sink
 from .copy import Copier
 from .enter import Launcher
 from .errors import GuestError, StepError
-from .idmap import check_mapped
 from .incoming import Incoming
 from .overlay import Layers
 from .provide import Provider, cleaning, lay_on
 from .run import run
 from .stop import Stop
 from .stream import Checkpoint, Stream
-from .users import Users
+from .users import Users, check_mapped
 
 
 class Host(Protocol):

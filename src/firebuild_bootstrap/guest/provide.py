@@ -22,12 +22,11 @@ from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 from .caches import Caches
 from .copy import Copier
 from .errors import ProtocolError, StepError
-from .idmap import check_mapped
 from .incoming import Incoming
 from .kernel import wipe
 from .mounts import BadMount, MountPoint, make_place
 from .stop import Stop
-from .users import Users
+from .users import Users, check_mapped
 
 _CACHES = "caches"
 Files = Callable[[str], Iterator[Incoming]]

@@ -81,11 +81,19 @@ class Place:
 class Walk:
     """The state of one walk: descriptors from the root to here, and the names still to go."""
 
-    def __init__(self, root: int, path: str, owner: Owner | None, created: list[str] | None) -> None:
+    def __init__(
+        self,
+        root: int,
+        path: str,
+        owner: Owner | None,
+        created: list[str] | None,
+        passed: list[str] | None = None,
+    ) -> None:
         self.stack = [os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)]
         self.names: list[str] = []
         self.rest = deque(_components(path))
         self.links = 0
+        self.passed = passed
         self.path = path
         self.owner = owner
         self.created = created
@@ -128,6 +136,8 @@ class Walk:
         kept = False
         try:
             mode = os.fstat(descriptor).st_mode
+            if self.passed is not None:
+                self.passed.append(self._path(name))
             if stat.S_ISLNK(mode):
                 self._follow(descriptor)
             elif stat.S_ISDIR(mode):
@@ -264,6 +274,7 @@ class Root:
         follow: bool = True,
         parents: Owner | None = None,
         created: list[str] | None = None,
+        passed: list[str] | None = None,
     ) -> Place:
         """Find the directory and name that `path` leads to; what is there need not exist.
 
@@ -272,8 +283,9 @@ class Root:
             follow: resolve a symbolic link in the last component, even one that leads nowhere.
             parents: create missing parents (mode 0755) for this owner; None makes them an error.
             created: is extended by the parents that were created.
+            passed: is extended by the links and directories on the way.
         """
-        walk = Walk(self._fd, path, parents, created)
+        walk = Walk(self._fd, path, parents, created, passed)
         try:
             return walk.run(follow)
         finally:

@@ -13,7 +13,6 @@ Only guests mount them: what a guest has written there means nothing to this hos
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
+from firebuild_bootstrap.guest.caches import try_lock
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.layertrees import TREE, Layer
 from firebuild_bootstrap.image.outputs import OutputType, require_e2fsprogs
@@ -190,33 +190,16 @@ class Drives:
         """Return a directory of the cache that nobody else has now, and the descriptor of its lock."""
         for number in range(_MOST_PRIVATE if mount.sharing == "private" else 1):
             place = folder / str(number)
-            if (lock := _try_lock(place)) is not None:
+            if (lock := try_lock(str(place))) is not None:
                 return place, lock
         place = folder / "0"
         if mount.sharing == "shared":
             self._notice(f"only one virtual machine at a time can have the cache mount {mount.id!r:.200}")
         with self._workspace.tasks.task(f"waiting for the cache mount {mount.id!r:.200}"):
-            while (lock := _try_lock(place)) is None:
+            while (lock := try_lock(str(place))) is None:
                 self._workspace.check()
                 time.sleep(_PAUSE)
         return place, lock
-
-
-def _try_lock(place: Path) -> int | None:
-    """Lock a cache; None where somebody else has it, or is removing it."""
-    place.mkdir(mode=0o700, exist_ok=True)
-    lock = -1
-    try:
-        lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removes caches takes the lock, and moves the directory away.
-        if os.path.samestat(os.fstat(lock), os.stat(place / "lock")):
-            return lock
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    if lock >= 0:
-        os.close(lock)
-    return None
 
 
 class SentLayers:

@@ -26,8 +26,7 @@ from firebuild_bootstrap.events import StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import packed
-from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.session import Session, StepEvents
 
 _PROGRESS_SECONDS: Final = 0.5
 # A piece of a layer is the largest that a guest sends, and has 1 MiB.
@@ -236,7 +235,7 @@ class _Guest:
         try:
             said = pb.FromGuest.FromString(data)
         except DecodeError:
-            raise InputError("the guest sent bytes that are no message of a session") from None
+            raise InputError("the guest sent bytes that are not a message of a session") from None
         match said.WhichOneof("message"):
             case "alive":
                 pass
