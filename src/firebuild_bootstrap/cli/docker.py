@@ -21,14 +21,12 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
-_NO_PUSH: Final = "firebuild pushes to no registry yet: "
 _OWN_CACHE: Final = "builds of one store share their cache without being told to: leave it out"
 _ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
 
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
 _POINTLESS_OPTIONS: Final = ("--cache-from",)
 _REFUSED_FLAGS: Final = {
-    "--push": _NO_PUSH + "`--output tar,dest=FILE` gives a file for a tool that does",
     "--provenance": _ATTEST,
     "--sbom": _ATTEST,
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
@@ -69,7 +67,7 @@ _THEIR_TYPES: Final = {
     "image": "the image is kept in firebuild's store in any case: leave it out",
     "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
     "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
-    "registry": _NO_PUSH + "`--output tar,dest=FILE` gives a file for a tool that does",
+    "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 
@@ -91,6 +89,7 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("rmi",): ("images", "rm"),
     ("tag",): ("images", "tag"),
     ("pull",): ("images", "pull"),
+    ("push",): ("images", "push"),
     ("inspect",): ("images", "inspect"),
     ("bases",): ("base",),
 }
@@ -102,7 +101,6 @@ _NOT_THERE: Final[dict[str, str]] = {
         "ps container stop kill restart pause unpause wait attach logs top": _CONTAINERS,
         "stats port rename update diff cp commit": _CONTAINERS,
         "network volume compose swarm stack service node": _CONTAINERS,
-        "push": _NO_PUSH + "`firebuild images export` writes an image as a file",
         "login logout": "logins of docker and podman count; settings have others in `registries`",
         "search manifest trust": "of what is in a registry there are pull and push",
         "save export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",

@@ -138,6 +138,24 @@ def pull(references: tuple[str, ...], config_file: Path | None) -> None:
 
 
 @images.command()
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@config_option
+def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+    """Push images to the registries that their names begin with.
+
+    `firebuild images tag` gives an image one more name.
+    """
+    from firebuild_bootstrap.cli.registries import push_image
+
+    settings = settings_from(config_file)
+    with watched(config_file) as home:
+        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        for each, image in found.items():
+            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+                click.echo(f"pushed {tag}  {digest}")
+
+
+@images.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True))
 @click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
 @config_option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -67,6 +67,30 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
         )
 
     return pull
+
+
+def push_image(
+    settings: BuildSettings, home: Home, image: StoredImage, tags: Sequence[Reference], tasks: Tasks
+) -> Iterator[tuple[Reference, str]]:
+    """Push an image under its tags.
+
+    Yields:
+        each tag that is at its registry now, with the digest of the manifest.
+
+    Raises:
+        InputError: a registry refuses it, or can't be asked.
+        MachineError: a layer can't be read.
+    """
+    from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.registry.push import push
+
+    with tasks.task("packing layers to push"):
+        manifest = home.outgoing.manifest(image)
+    base = image.record.base
+    related = (Reference.parse(base),) if base else ()
+    with closing(_registries(settings, home, tasks)) as registries:
+        for tag in tags:
+            yield tag, push(registries, tag, manifest, home.blobs, related=related)
 
 
 def _registries(settings: BuildSettings, home: Home, tasks: Tasks) -> Registries:
