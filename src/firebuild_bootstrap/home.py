@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
@@ -24,6 +24,9 @@ from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, expected
 from firebuild_bootstrap.sandbox.idmap import single
 from firebuild_bootstrap.solve.cache import Cache
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.outgoing import Outgoing
 
 IdChoice = Literal["auto", "full", "subids", "single"]
 
@@ -140,6 +143,13 @@ class Home:
     def intake(self) -> Intake:
         """Takes images in that come from outside."""
         return Intake(self.images, self.layers, self.blobs, naming=self.cache.naming, tasks=self.tasks)
+
+    @cached_property
+    def outgoing(self) -> Outgoing:
+        """Makes blobs and archives of images."""
+        from firebuild_bootstrap.image.outgoing import Outgoing
+
+        return Outgoing(self.layers, self.blobs, self.trees)
 
     def image_id(self, image: StoredImage) -> str:
         """Return the id of an image; see `image_id`."""

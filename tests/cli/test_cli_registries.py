@@ -10,7 +10,7 @@ import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.home import Home
-from registry.servers import CA, Image, Small, digest, small_registry
+from registry.servers import CA, Image, Small, always, digest, small_registry
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -85,3 +85,35 @@ def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Imag
     assert small.asked() == ["/v2/team/base/manifests/1"]
     assert f"{small.host}/team/base:1" in cli("images", "list").out
     assert "404 Not Found" in cli("images", "pull", f"{small.host}/none", status=2).first
+
+
+def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: Cli, runnable: Image) -> None:
+    small.add(runnable, "1")
+    base, tag = f"{small.host}/team/base:1", f"{small.host}/team/web:2"
+    Path("Dockerfile").write_text(f"FROM {base}\nRUN echo made here > /made\nCMD /bin/true\n")
+    done = cli("build", "-t", tag, "--push", "--output", "type=registry", ".")
+    named = digest(small.manifests["2"][1])
+    assert f"pushed {tag} as {named}" in done.out
+    first = json.loads(small.manifests["2"][1])["layers"][0]
+    assert first["digest"] == digest(runnable.layers[0])
+    assert not [path for path in small.asked("PUT") if digest(runnable.layers[0])[7:] in path]
+    small.requests.clear()
+    assert cli("push", tag).out == f"pushed {tag}  {named}\n"
+    assert small.asked("PUT") == ["/v2/team/web/manifests/2"]
+    cli("rmi", tag)
+    Path("Dockerfile").write_text(f"FROM {tag}\nRUN grep here /made\n")
+    cli("build", ".")
+
+
+def test_what_can_t_be_pushed_is_refused(small: Small, cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nLABEL a=b\n")
+    done = cli("build", "--push", ".", status=2)
+    assert done.err == (
+        "error: an image without a tag can't be pushed\n  hint: add --tag REGISTRY/NAME:TAG\n"
+    )
+    small.behaviours.append(
+        always("/uploads/", lambda handler: handler.answer(403, b'{"details": "read only"}'))
+    )
+    done = cli("build", "-t", f"{small.host}/web:1", "--push", ".", status=2)
+    assert "it answered 403 Forbidden: read only" in done.first
+    assert f"{small.host}/web:1" in cli("images", "list").out

@@ -62,11 +62,9 @@ _SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
 # Values that ask for what happens anyway.
 _DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
 
-_OUR_TYPES: Final = ("ext4", "tar", "dir", "local")
+_OUR_TYPES: Final = ("ext4", "tar", "dir", "oci", "docker", "local")
 _THEIR_TYPES: Final = {
     "image": "the image is kept in firebuild's store in any case: leave it out",
-    "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
-    "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
     "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
@@ -90,6 +88,9 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("tag",): ("images", "tag"),
     ("pull",): ("images", "pull"),
     ("push",): ("images", "push"),
+    ("save",): ("images", "save"),
+    ("load",): ("images", "load"),
+    ("history",): ("images", "history"),
     ("inspect",): ("images", "inspect"),
     ("bases",): ("base",),
 }
@@ -103,9 +104,8 @@ _NOT_THERE: Final[dict[str, str]] = {
         "network volume compose swarm stack service node": _CONTAINERS,
         "login logout": "logins of docker and podman count; settings have others in `registries`",
         "search manifest trust": "of what is in a registry there are pull and push",
-        "save export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
-        "load import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
-        "history": "`firebuild images inspect` shows layers, `firebuild cache du` the steps that made them",
+        "export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
+        "import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
         "rm": "`firebuild images rm` removes images, `firebuild rm-tree` directories that builds wrote",
         "events": "`firebuild build --progress rawjson` prints the events of a build",
         "info": "`firebuild config show` prints what is in force, `firebuild du` what is stored",

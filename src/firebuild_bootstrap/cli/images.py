@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     multiple=True,
     required=True,
     metavar="TYPE[,dest=PATH][,size=SIZE]",
-    help="ext4, tar or dir, as of `firebuild build`; - is a tar archive on standard output. Repeatable.",
+    help="ext4, tar, dir, oci or docker, as of `firebuild build`; - is a tar archive on standard output. "
+    "Repeatable.",
 )
 @config_option
 def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None:
@@ -113,6 +115,14 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
     with watched(config_file) as home:
         image = _held(home, tag)
         for spec in specs:
+            if spec.type.has_layers:
+                names = [((_tag(tag),), image)]
+                if spec.type is to_stdout:
+                    home.outgoing.write(names, sys.stdout.buffer, spec.type)
+                else:
+                    home.outgoing.deliver(names, spec)
+                    click.echo(os.fsencode(spec.dest or ""))
+                continue
             made = home.form(image, spec)
             deliver(made, spec, home.trees)
             if spec.type is to_stdout:
@@ -153,6 +163,74 @@ def push(tags: tuple[str, ...], config_file: Path | None) -> None:
         for each, image in found.items():
             for tag, digest in push_image(settings, home, image, (each,), home.tasks):
                 click.echo(f"pushed {tag}  {digest}")
+
+
+@images.command()
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@click.option(
+    "--output",
+    "-o",
+    "dest",
+    type=click.Path(path_type=Path),
+    help="File to write, by default standard output.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["docker", "oci"]),
+    default="docker",
+    show_default=True,
+    help="docker: for `docker load` and all that read OCI archives; oci: without Docker's manifest.json.",
+)
+@config_option
+def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path | None) -> None:
+    """Write images with their layers as one archive, as `docker save` does."""
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+
+    to_stdout = dest is None or str(dest) == "-"
+    if to_stdout and sys.stdout.isatty():
+        raise InputError(
+            "an archive would go to the terminal", hint="redirect standard output, or use -o FILE"
+        )
+    spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
+    check_paths([spec])
+    with watched(config_file) as home:
+        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        images = [((tag,), image) for tag, image in found.items()]
+        if to_stdout:
+            home.outgoing.write(images, sys.stdout.buffer, spec.type)
+        else:
+            home.outgoing.deliver(images, spec)
+
+
+@images.command()
+@click.argument("tag", shell_complete=complete_tags)
+@json_option
+@config_option
+def history(tag: str, as_json: bool, config_file: Path | None) -> None:
+    """Show how an image was made, the newest first: when, by which instruction, and the size of its layer.
+
+    What an image from outside says about itself nobody has verified.
+    """
+    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.progress import human_size
+
+    image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
+    steps = image.history()
+    if as_json:
+        click.echo(as_text([{**step, "size": size} for step, size in steps]), nl=False)
+        return
+    rows = [
+        (
+            one_line(str(step.get("created", ""))),
+            one_line(str(step.get("created_by", "")), 80),
+            human_size(size) if size is not None else "-",
+        )
+        for step, size in reversed(steps)
+    ]
+    print_table(("CREATED", "CREATED BY", "SIZE"), rows)
 
 
 @images.command()

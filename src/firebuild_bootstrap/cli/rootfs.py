@@ -495,7 +495,9 @@ class _Quiet:
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     """Write to standard output what is wanted there."""
-    if wanted.to_stdout is not None:
+    if wanted.to_stdout is not None and wanted.to_stdout.has_layers:
+        home.outgoing.write([(wanted.tags, image)], sys.stdout.buffer, wanted.to_stdout)
+    elif wanted.to_stdout is not None:
         path = image.output(wanted.to_stdout)
         assert path is not None  # it was asked for  # noqa: S101
         send(path)

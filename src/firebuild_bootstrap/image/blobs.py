@@ -2,6 +2,7 @@
 
     <home>/blobs/sha256/<hex>       a blob, whole and verified; its readers hold a shared lock on it
     <home>/blobs/partial/<...>      one that is being written, under a lock; stays after a cut, to be resumed
+    <home>/blobs/made/<hex>         which blob is the layer of that diff id, compressed here
     <home>/blobs/lock               held by a sweep, and by whoever makes a blob of what is written
 
 A blob appears by a rename, once its length and its digest are right. So whoever is killed leaves a part that
@@ -14,21 +15,23 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.content_store import unusable_store
+from firebuild_bootstrap.image.content_store import unusable_store, write_whole
 
 _DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _ALGORITHMS: Final = ("sha256", "sha512")
 _PIECE: Final = 1024 * 1024
 _PAUSE: Final = 0.05
 _PARTIAL: Final = "partial"
+_MADE: Final = "made"
 _FORGOTTEN: Final = 7 * 24 * 3600.0  # seconds after which nobody resumes a cut download
 
 
@@ -271,6 +274,58 @@ class BlobStore:
             writer.commit()
         return blob.digest
 
+    @contextmanager
+    def making(self) -> Iterator[Path]:
+        """Give an empty file to fill, on the file system of the store; removed unless it is adopted.
+
+        Raises:
+            InputError, MachineError: as `writer`.
+        """
+        path = self.root / _PARTIAL / f"new-{secrets.token_hex(8)}"
+        with _storing():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(0o600, exist_ok=False)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
+
+    def adopt(self, path: Path, digest: str) -> Path:
+        """Make a blob of a file of `making`, whose digest whoever wrote it has computed.
+
+        Returns:
+            its path; it is held.
+
+        Raises:
+            InputError, MachineError: as `writer`.
+        """
+        if (there := self.hold(digest)) is not None:
+            return there
+        with _storing():
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                return self._publish(digest, descriptor, path)
+            finally:
+                os.close(descriptor)
+
+    def made_of(self, diff_id: str) -> tuple[str, int] | None:
+        """Return digest and size of the blob that `note_made` was told of, which is held; None for none."""
+        made = self._noted(self.path(diff_id).name)
+        return made if made is not None and self.hold(made[0]) is not None else None
+
+    def _noted(self, name: str) -> tuple[str, int] | None:
+        try:
+            digest, size = (self.root / _MADE / name).read_text("ascii").split()
+            return (digest, int(size)) if self.path(digest).exists() else None
+        except (OSError, ValueError, InputError):  # a loss of power has spoiled it, or it never was there
+            return None
+
+    def note_made(self, diff_id: str, digest: str, size: int) -> None:
+        """Remember which blob is the compressed layer of a diff id; that of the last call counts."""
+        with _storing():
+            (self.root / _MADE).mkdir(mode=0o700, exist_ok=True)
+            write_whole(self.root / _MADE / self.path(diff_id).name, f"{digest} {size}".encode())
+
     def digests(self) -> list[str]:
         """Return the digests of all blobs, sorted."""
         found = (f"{kind}:{digits}" for kind in _ALGORITHMS for digits in _names(self.root / kind))
@@ -287,28 +342,33 @@ class BlobStore:
         """
         if not self.root.is_dir():
             return 0
-        freed = 0
+        with _storing(), self._changing(fcntl.LOCK_EX), ExitStack() as cleanup:
+            freed = self._sweep_blobs(cleanup) + self._sweep_parts(cleanup)
+            for name in _names(self.root / _MADE):
+                if self._noted(name) is None:
+                    (self.root / _MADE / name).unlink()
+        return freed
+
+    def _sweep_blobs(self, cleanup: ExitStack) -> int:
         locked: dict[str, int] = {}
-        with _storing(), self._changing(fcntl.LOCK_EX):
-            try:
-                for digest in self.digests():
-                    if (descriptor := _locked(self.path(digest))) is not None:
-                        locked[digest] = descriptor
-                # An image names its blobs before those who made it let go of them: what nobody holds is
-                # named by now, if at all.
-                for digest in locked.keys() - self._named():
-                    freed += os.fstat(locked[digest]).st_size
-                    self.path(digest).unlink()
-                for name in _names(self.root / _PARTIAL):
-                    path = self.root / _PARTIAL / name
-                    if (descriptor := _locked(path)) is not None:
-                        locked[name] = descriptor
-                        if os.fstat(descriptor).st_mtime < time.time() - _FORGOTTEN:
-                            freed += os.fstat(descriptor).st_size
-                            path.unlink()
-            finally:
-                for descriptor in locked.values():
-                    os.close(descriptor)
+        for digest in self.digests():
+            if (descriptor := _locked(self.path(digest), cleanup)) is not None:
+                locked[digest] = descriptor
+        # An image names its blobs before those who made it let go of them: what nobody holds is named by now,
+        # if at all.
+        unnamed = locked.keys() - self._named()
+        for digest in unnamed:
+            self.path(digest).unlink()
+        return sum(os.fstat(locked[digest]).st_size for digest in unnamed)
+
+    def _sweep_parts(self, cleanup: ExitStack) -> int:
+        freed = 0
+        for name in _names(self.root / _PARTIAL):
+            path = self.root / _PARTIAL / name
+            descriptor = _locked(path, cleanup)
+            if descriptor is not None and os.fstat(descriptor).st_mtime < time.time() - _FORGOTTEN:
+                freed += os.fstat(descriptor).st_size
+                path.unlink()
         return freed
 
     def _locked_part(self, path: Path) -> int:
@@ -335,8 +395,8 @@ class BlobStore:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._changing(fcntl.LOCK_SH):
             os.rename(part, target)
-            self._held[digest] = os.dup(descriptor)  # which shares the lock
             fcntl.flock(descriptor, fcntl.LOCK_SH)
+            self._held[digest] = os.dup(descriptor)  # which shares the lock
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -404,10 +464,10 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, cleanup: ExitStack) -> int | None:
     """Return the open file at `path` with an exclusive lock; None where it is gone, or somebody holds it."""
     descriptor = _opened(path, os.O_RDONLY)
-    if descriptor is not None and not _try_lock(descriptor):
-        os.close(descriptor)
+    if descriptor is None:
         return None
-    return descriptor
+    cleanup.callback(os.close, descriptor)
+    return descriptor if _try_lock(descriptor) else None

@@ -239,15 +239,34 @@ class LayerTrees:
         Raises:
             MachineError: there is no such layer, or it can't be read.
         """
-        tree = self.required(key)
-        known = tree.parent.parent / f"digest-{'real' if newest is None else newest}"
-        with suppress(OSError, UnicodeDecodeError):
-            if _DIGEST.fullmatch(found := known.read_text("ascii")):
-                return found
-        digest = self._trees.layer_digest(tree, newest=newest)
-        with suppress(OSError):  # a store that is read-only: then it is found out again
-            write_whole(known, digest.encode())
+        if found := self.known_digest(key, newest):
+            return found
+        digest = self._trees.layer_digest(self.required(key), newest=newest)
+        self.note_digest(key, digest, newest)
         return digest
+
+    def known_digest(self, key: str, newest: int | None = None) -> str:
+        """Return what `digest` does if it was found out before, or an empty text.
+
+        Raises:
+            MachineError: as `digest`.
+        """
+        with suppress(OSError, UnicodeDecodeError):
+            if _DIGEST.fullmatch(found := self._digest_file(key, newest).read_text("ascii")):
+                return found
+        return ""
+
+    def note_digest(self, key: str, digest: str, newest: int | None = None) -> None:
+        """Keep the digest of a layer beside it.
+
+        Raises:
+            MachineError: as `digest`.
+        """
+        with suppress(OSError):  # a store that is read-only: then it is found out again
+            write_whole(self._digest_file(key, newest), digest.encode())
+
+    def _digest_file(self, key: str, newest: int | None) -> Path:
+        return self.required(key).parent.parent / f"digest-{'real' if newest is None else newest}"
 
     def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
         """Move a finished layer of a machine into the store, and hold it until `close`.

@@ -16,7 +16,7 @@ from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import Descriptor
+from firebuild_bootstrap.image.oci import Descriptor, is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.trees import Trees
 
@@ -260,6 +260,15 @@ class StoredImage:
             else ArchiveLayer(self.directory / layer.archive, layer.digest)
             for layer in record.layers
         )
+
+    def history(self) -> list[tuple[Mapping[str, Any], int | None]]:
+        """Return how it was made, the oldest first, each with the bytes of its layer, if it made one."""
+        layers = iter(self.record.layers or ())
+        steps = list[tuple[Mapping[str, Any], int | None]]()
+        for step in self.record.history:
+            layer = next(layers, None) if is_layer_of(step) else None
+            steps.append((step, None if layer is None else layer.size))
+        return steps + [({}, layer.size) for layer in layers]
 
     def refreshed(self) -> StoredImage:
         """Return it with the forms that there are by now."""

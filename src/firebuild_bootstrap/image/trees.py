@@ -33,7 +33,12 @@ def tree_of(directories: Sequence[Path]) -> Tree:
     return tuple(directories) if len(directories) > 1 else directories[0]
 
 
-_VERBS: Final = {"digest": "read", "layer-digest": "read", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {
+    "digest": "read",
+    "layer-digest": "read",
+    "pack-layer": "pack",
+    "ext4": "make an ext4 file system of",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,14 @@ class PackedFile:
     """A file that was made from a tree: its size in bytes and `sha256:…` digest."""
 
     size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A layer that was packed: the digests of its archive, without compression and with it."""
+
+    diff_id: str
     digest: str
 
 
@@ -225,6 +238,19 @@ class Trees:
         """Return the `sha256:…` of the archive of one layer of an overlay; `newest` as in `pack`."""
         with self.tasks.task("computing the digest of a layer"):
             return str(self._read(tree, None, "layer-digest", root=_TREE, newest=newest)["digest"])
+
+    def pack_layer(self, tree: Path, blob: Path, *, newest: int | None = None) -> PackedLayer:
+        """Write the archive of one layer of an overlay into the existing file `blob`, compressed with gzip.
+
+        Args:
+            tree: the layer.
+            blob: the file.
+            newest: as in `pack`.
+        """
+        name = f"{_OTHER}/{blob.name}"
+        with self._writing(blob):
+            reply = self._read(tree, blob.parent, "pack-layer", root=_TREE, blob=name, newest=newest)
+        return PackedLayer(reply["diff_id"], reply["digest"])
 
     def overlay_problem(self, directory: Path) -> str:
         """Try an overlay with its upper directory in `directory`; return why it fails, empty if it works."""

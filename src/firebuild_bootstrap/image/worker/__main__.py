@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.overlay import mount_layers, resemble
@@ -17,6 +17,9 @@ from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import LayerError, write_layer
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.layers.compression import GzipWriter
 
 _WORK: Final = "work"
 
@@ -129,6 +132,17 @@ def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
     return {"digest": target.digest}
 
 
+def _pack_layer(root: str, blob: str, newest: int | None = None) -> dict[str, Any]:
+    from firebuild_bootstrap.layers.compression import GzipWriter
+
+    with open(blob, "r+b", buffering=0) as file:
+        compressed = _Hashed(file)
+        with GzipWriter(compressed) as archive:
+            plain = _Hashed(archive)
+            write_layer(plain, upper_entries(root, newest=newest))
+    return {"diff_id": plain.digest, "digest": compressed.digest}
+
+
 def _ext4(root: str, image: str, **settings: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
@@ -150,7 +164,7 @@ def _overlay(directory: str) -> dict[str, Any]:
 class _Hashed:
     """Where a layer goes that is hashed, and written to `file` if there is one."""
 
-    def __init__(self, file: io.FileIO | None = None) -> None:
+    def __init__(self, file: io.FileIO | GzipWriter | None = None) -> None:
         self._hash = hashlib.sha256()
         self._file = file
 
@@ -183,6 +197,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "copy": _copy,
     "digest": _digest,
     "layer-digest": _layer_digest,
+    "pack-layer": _pack_layer,
     "ext4": _ext4,
     "overlay": _overlay,
 }
