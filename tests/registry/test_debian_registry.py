@@ -24,6 +24,7 @@ Skopeo = Callable[..., str]
 pytestmark = [pytest.mark.needs("docker-registry"), pytest.mark.xdist_group("docker-registry")]
 
 LOGIN = {"username": USER, "password": {"env": "REGISTRY_PASSWORD"}}
+EMPTY_TAR = bytes(10240)
 IMAGE = Image((b"first layer " * 400_000, b"second layer"))
 
 
@@ -133,3 +134,50 @@ def test_skopeo_pulls_what_we_push_and_we_pull_what_it_pushes(
         assert (found.manifest.media_type, found.document.config.cmd) == (media_type, ("/bin/true",))
         assert found.document.diff_ids == tuple(map(digest, IMAGE.layers))
         empty.close()
+
+
+def test_a_mirror_is_asked_first_with_a_login_of_its_own(
+    client: Client, host: str, tmp_path: Path, ca: CA
+) -> None:
+    client.environ["REGISTRY_PASSWORD"] = PASSWORD
+    (tmp_path / "mirror").mkdir()
+    with debian_registry(tmp_path / "mirror", ca) as mirror:
+        own = client.registries(special={mirror: LOGIN})
+        push(own, Reference.parse(f"{mirror}/mirrored:1"), kept(IMAGE, client.blobs), client.blobs)
+        # Nobody logs in at the registry itself, which has no such image anyway.
+        mirrored = client.registries(special={host: {"mirrors": [mirror]}, mirror: LOGIN})
+        empty = BlobStore(tmp_path / "empty")
+        found = mirrored.pull(Reference.parse(f"{host}/mirrored:1"), empty, Platform.host())
+        assert found.manifest.data == IMAGE.manifest
+        assert empty.required(digest(IMAGE.layers[0])).read_bytes() == IMAGE.layers[0]
+        assert client.said == []
+        with pytest.raises(RegistryError, match="it is not there, or wants a login"):
+            mirrored.pull(Reference.parse(f"{host}/none:1"), empty, Platform.host())
+        (told,) = client.said
+        assert told.startswith(
+            f"{mirror} is of no use, {host} is asked instead: {mirror}: the manifest of none:1"
+        )
+        empty.close()
+
+
+@pytest.mark.needs("buildah", "root")
+def test_buildah_pulls_what_we_push(
+    registries: Registries, client: Client, host: str, tmp_path: Path, ca: CA
+) -> None:
+    push(
+        registries,
+        Reference.parse(f"{host}/buildah:1"),
+        kept(Image((EMPTY_TAR,)), client.blobs),
+        client.blobs,
+    )
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    (certificates / "ca.crt").write_bytes(ca.certificate.read_bytes())
+    (tmp_path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    store = ("--root", str(tmp_path / "root"), "--runroot", str(tmp_path / "run"), "--storage-driver", "vfs")
+    access = (f"--cert-dir={certificates}", f"--creds={USER}:{PASSWORD}")
+    policy = f"--signature-policy={tmp_path / 'policy.json'}"
+    command = ["buildah", *store, "pull", *access, policy, f"docker://{host}/buildah:1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == digest(Image((EMPTY_TAR,)).config).removeprefix("sha256:")
