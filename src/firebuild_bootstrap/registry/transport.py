@@ -455,7 +455,7 @@ class Registry:
         else:
             why = "it refuses the login" + (f" at {_shown(realm)}" if realm else "")
             hint = f"the login of {one_line(credentials.source)} is not enough for that"
-        said = _said(body) or f"status {status}"
+        said = _said(body) or f"{status} {HTTPStatus(status).phrase}"  # an answer to HEAD has no body
         return RegistryError(f"{self.host}: {what}: {why}: {said}", hint=hint, status=status)
 
     def _refused(self, response: Response, what: str, body: bytes | None = None) -> RegistryError:
