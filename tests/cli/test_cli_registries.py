@@ -117,3 +117,23 @@ def test_what_can_t_be_pushed_is_refused(small: Small, cli: Cli) -> None:
     done = cli("build", "-t", f"{small.host}/web:1", "--push", ".", status=2)
     assert "it answered 403 Forbidden: read only" in done.first
     assert f"{small.host}/web:1" in cli("images", "list").out
+
+
+def test_a_login_is_seen_nowhere(small: Small, cli: Cli, ca: CA) -> None:
+    login = {"username": "me", "password": {"env": "REGISTRY_PASSWORD"}, "ca_file": str(ca.certificate)}
+    Path("config.yml").write_text(json.dumps({"registries": {"hosts": {small.host: login}}}))
+    cli.setenv("REGISTRY_PASSWORD", "the-password")
+    cli.setenv("FIREBUILD_DEBUG", "1")
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+    small.behaviours.append(always("/", lambda handler: handler.answer(401, b"", **challenge)))
+    Path("Dockerfile").write_text(f"FROM {small.host}/web:1\n")
+    for command in (
+        ("build", "--progress", "rawjson", "."),
+        ("pull", f"{small.host}/web:1"),
+        ("config", "show"),
+    ):
+        done = cli(*command, status=0 if command[0] == "config" else 2)
+        assert "the-password" not in done.out + done.err
+        assert "bWU6dGhlLXBhc3N3b3Jk" not in done.out + done.err
+    sent = {headers.get("Authorization") for _, _, headers in small.requests}
+    assert sent == {None, "Basic bWU6dGhlLXBhc3N3b3Jk"}

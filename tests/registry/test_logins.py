@@ -167,6 +167,7 @@ def test_a_token_of_another_scope_ends_it(small: Small, client: Client) -> None:
     [
         (lambda handler: handler.answer(200, b"no token"), "to the login is not a token"),
         (lambda handler: handler.answer(200, b"[]"), "to the login is not a token"),
+        (lambda handler: handler.answer(200, b'{"expires_in": 1%s}' % (b"0" * 400)), "is not a token"),
         (lambda handler: handler.answer(200, b'{"token": "a\\r\\nHost: b"}'), "to the login is not a token"),
         (lambda handler: handler.answer(200, bytes(1 << 19)), "has more than 262144 bytes"),
         (lambda handler: handler.answer(418, b""), "it answered 418"),

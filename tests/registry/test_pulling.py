@@ -242,10 +242,10 @@ def test_a_head_or_a_body_that_drips_is_given_up(small: Small, client: Client) -
     small.add(LARGE, "1")
     blob, ended = LARGE.layers[0], threading.Event()
 
-    def drip(text: bytes) -> Callable[[Handler], None]:
+    def drip(text: bytes, first: bytes = b"HTTP/1.1 200 OK\r\n") -> Callable[[Handler], None]:
         def act(handler: Handler) -> None:
             handler.close_connection = True
-            handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            handler.wfile.write(first)
             try:
                 handler.wfile.write(text)
                 while not ended.wait(0.01):
@@ -260,6 +260,9 @@ def test_a_head_or_a_body_that_drips_is_given_up(small: Small, client: Client) -
     assert "no answer in time" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours.append(once("/manifests/", drip(b"Content-Type: text/plain\r\n\r\n")))
     assert "did not come in time" in str(failure(registries, client, f"{small.host}/web:1"))
+    refusal = b"Content-Type: text/plain\r\n\r\n"
+    small.behaviours.append(once("/manifests/", drip(refusal, b"HTTP/1.1 404 Not Found\r\n")))
+    assert "it answered 404 Not Found" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours.append(
         always(digest(blob), drip(f"Content-Length: {len(blob)}\r\n\r\n".encode() + blob[:100]))
     )

@@ -40,6 +40,7 @@ _MAX_REDIRECTS: Final = 5
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 60.0
 _PROGRESS: Final = 1 << 20
+_STORING: Final = 10
 # What may be otherwise a moment later (RFC 9110, section 15; 429 is of RFC 6585).
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -282,7 +283,7 @@ class Registry:
                 retries=False,
                 preload_content=False,
                 decode_content=False,
-                timeout=Timeout(self._around.seconds),
+                timeout=Timeout(connect=self._around.seconds, read=self._patience(call)),
             )
         except (HTTPError, OSError, ValueError) as error:
             raise self.failed(error, call.what, url) from None
@@ -294,6 +295,10 @@ class Registry:
                 "which was not asked for"
             )
         return response
+
+    def _patience(self, call: _Call) -> float:
+        # A registry verifies and stores what it was sent before it answers.
+        return self._around.seconds * (1 if call.body is None else _STORING)
 
     def is_ours(self, url: str) -> bool:
         """Tell whether a URL is of this registry itself."""
@@ -332,16 +337,16 @@ class Registry:
 
     def _drained(self, response: Response) -> bytes:
         """Return what is left of a short answer, after which its connection can be used again."""
-        body = b""
-        try:
-            while len(body) <= _MAX_ERROR and (chunk := response.read1(1 << 14, decode_content=False)):
+        body = bytearray()
+        end = self._around.clock() + self._around.seconds
+        with suppress(HTTPError, OSError):
+            while chunk := response.read1(1 << 14, decode_content=False):
                 body += chunk
-        except (HTTPError, OSError):
-            pass
-        if len(body) > _MAX_ERROR:
-            response.close()
+                if len(body) > _MAX_ERROR or self._around.clock() > end:
+                    response.close()
+                    break
         response.release_conn()
-        return body[:_MAX_ERROR]
+        return bytes(body[:_MAX_ERROR])
 
     # --- logins ---------------------------------------------------------------------------------
 
@@ -432,7 +437,7 @@ class Registry:
     def _read_token(self, answer: bytes, realm: str) -> _Token:
         token: object = None
         seconds = 60.0  # "For compatibility with older clients, a token should never be returned with less"
-        with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        with suppress(ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             document = json.loads(answer)
             token = document.get("token") or document.get("access_token")
             seconds = float(document.get("expires_in") or seconds)
