@@ -10,7 +10,7 @@ import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.home import Home
-from registry.servers import CA, Image, Small, always, digest, small_registry
+from registry.servers import CA, Image, Small, always, digest, once, small_registry
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -43,7 +43,7 @@ def test_an_image_is_pulled_once_and_always_asks_for_nothing_but_its_digest(
     named = small.add(runnable, "1")
     Path("Dockerfile").write_text(
         f"FROM {small.host}/team/base:1\nRUN echo made here > /made\n"
-        f"COPY --from={small.host}/team/base:1 /bin/sh /copied\n"
+        f"COPY --from={small.host}/team/other:1 /bin/sh /copied\n"
     )
     cli("build", "-t", "t/1", ".")
     layer = digest(runnable.layers[0])
@@ -53,7 +53,9 @@ def test_an_image_is_pulled_once_and_always_asks_for_nothing_but_its_digest(
     cli("build", "-t", "t/1", "--pull=never", ".")
     assert not small.requests
     cli("build", "-t", "t/1", "--pull", ".")
-    assert {(method, path) for method, path, _ in small.requests} == {("HEAD", "/v2/team/base/manifests/1")}
+    assert [(method, path) for method, path, _ in small.requests] == [
+        ("HEAD", f"/v2/team/{name}/manifests/1") for name in ("base", "other")
+    ]
     small.requests.clear()
     Path("Dockerfile").write_text(f"FROM {small.host}/team/base@{named}\n")
     cli("build", "-t", "t/2", "--build-context", f"x=docker-image://{small.host}/team/base:1", ".")
@@ -84,6 +86,11 @@ def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Imag
     assert cli("images", "pull", f"{small.host}/team/base:1").out == done.out
     assert small.asked() == ["/v2/team/base/manifests/1"]
     assert f"{small.host}/team/base:1" in cli("images", "list").out
+    small.add(Image((*runnable.layers, bytes(10240))), "1")
+    small.behaviours.append(once("/manifests/", lambda handler: handler.answer(503)))
+    cli.monkeypatch.setattr("firebuild_bootstrap.registry.transport._FIRST_PAUSE", 0.001)
+    newer = cli("images", "pull", f"{small.host}/team/base:1").out
+    assert newer != done.out
     assert "404 Not Found" in cli("images", "pull", f"{small.host}/none", status=2).first
 
 

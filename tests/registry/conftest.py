@@ -14,7 +14,9 @@ from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_bootstrap.registry.transport import Surroundings
-from registry.servers import CA, Small, small_registry
+from registry.servers import CA, USER, Small, small_registry
+
+LOGIN = {"username": USER, "password": {"env": "REGISTRY_PASSWORD"}}
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -21,6 +22,8 @@ from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
 
 USER, PASSWORD = "user", "secret-of-the-registry"
+AUTH = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+BASIC = f"Basic {AUTH}"
 # `htpasswd -nbB -C 5` of both
 HTPASSWD = "user:$2y$05$xa7oyO13azczrpdqUr3RTemi1x5vsiaRvE.HPMbzJ2vpau1rnkmOG\n"
 
@@ -286,3 +289,10 @@ def once(path: str, act: Callable[[Handler], None], *, times: int = 1) -> Behavi
 
 def always(path: str, act: Callable[[Handler], None]) -> Behaviour:
     return once(path, act, times=-1)
+
+
+def wants_basic(handler: Handler) -> bool:
+    if handler.headers.get("Authorization") == BASIC:
+        return False
+    handler.answer(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}', **{"WWW-Authenticate": 'Basic realm="x"'})
+    return True

@@ -13,17 +13,16 @@ from firebuild_bootstrap.events import TaskFinished, TaskStarted
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import DOCKER_MANIFEST, MANIFEST, Manifest, Platform, parse_manifest
+from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Repository
 from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.push import push
-from firebuild_bootstrap.registry.transport import RegistryError
-from registry.conftest import Client
+from registry.conftest import LOGIN, Client
 from registry.servers import CA, PASSWORD, USER, Image, debian_registry, digest
 
 Skopeo = Callable[..., str]
 pytestmark = [pytest.mark.needs("docker-registry"), pytest.mark.xdist_group("docker-registry")]
 
-LOGIN = {"username": USER, "password": {"env": "REGISTRY_PASSWORD"}}
 EMPTY_TAR = bytes(10240)
 IMAGE = Image((b"first layer " * 400_000, b"second layer"))
 

@@ -14,25 +14,15 @@ import pytest
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import Platform
+from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.credentials import Credentials, find_credentials
 from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.settings import RegistrySettings
-from firebuild_bootstrap.registry.transport import RegistryError
 from firebuild_pki import SecretError
-from registry.conftest import Client
-from registry.servers import PASSWORD, USER, Handler, Image, Small, always
+from registry.conftest import LOGIN, Client
+from registry.servers import AUTH, BASIC, PASSWORD, Handler, Image, Small, always, wants_basic
 
-BASIC = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-AUTH = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-LOGIN = {"username": USER, "password": {"env": "REGISTRY_PASSWORD"}}
 SECRETS = (PASSWORD, AUTH, "the-token", "an-identity-token")
-
-
-def wants_basic(handler: Handler) -> bool:
-    if handler.headers.get("Authorization") == BASIC:
-        return False
-    handler.answer(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}', **{"WWW-Authenticate": 'Basic realm="x"'})
-    return True
 
 
 def wants_token(realm: str, token: str = "the-token", error: str = "") -> Any:

@@ -13,8 +13,8 @@ from firebuild_bootstrap.events import TaskFinished, TaskStarted
 from firebuild_bootstrap.image.blobs import BlobError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import INDEX, MANIFEST, Platform, canonical
+from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Pulled, Registries, side_by_side
-from firebuild_bootstrap.registry.transport import RegistryError
 from registry.conftest import Client
 from registry.servers import CA, Handler, Image, Small, always, descriptor, digest, once, small_registry
 

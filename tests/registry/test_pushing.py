@@ -9,10 +9,10 @@ import pytest
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import Manifest, Platform, parse_manifest
+from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.push import push
-from firebuild_bootstrap.registry.transport import RegistryError
-from registry.conftest import Client
-from registry.servers import Handler, Image, Small, always, digest, once
+from registry.conftest import LOGIN, Client
+from registry.servers import PASSWORD, Handler, Image, Small, always, digest, once, wants_basic
 
 IMAGE = Image((b"first layer " * 40_000,))
 
@@ -91,9 +91,9 @@ def test_a_layer_of_the_base_is_taken_from_there(small: Small, client: Client) -
 
 def test_what_goes_elsewhere_or_becomes_something_else_is_refused(small: Small, client: Client) -> None:
     small.behaviours.append(
-        once("/uploads/", lambda handler: handler.answer(202, Location="https://registry.example/upload"))
+        once("/uploads/", lambda handler: handler.answer(202, Location="http://registry.example/upload?a=b"))
     )
-    with pytest.raises(RegistryError, match="it wants the data to go to another host"):
+    with pytest.raises(RegistryError, match="it wants data to go to http://registry"):
         pushed(small, client)
     small.behaviours.append(
         once(
@@ -123,3 +123,17 @@ def test_what_was_pushed_can_be_pulled(small: Small, client: Client) -> None:
     registries = client.registries(small.host)
     pulled = registries.pull(Reference.parse(f"{small.host}/web:1"), client.blobs, Platform.host())
     assert pulled.digest == named
+
+
+def test_data_may_go_to_another_host_and_no_login_goes_with_it(
+    small: Small, mirror: Small, client: Client
+) -> None:
+    def begins(handler: Handler) -> None:
+        handler.answer(202, Location=f"{mirror.url}/uploads/2?signature=x")
+
+    small.behaviours += [wants_basic, once("/blobs/uploads/", begins, times=-1)]
+    client.environ["REGISTRY_PASSWORD"] = PASSWORD
+    registries = client.registries(mirror.host, special={small.host: LOGIN})
+    push(registries, Reference.parse(f"{small.host}/web:1"), manifest(client), client.blobs)
+    assert {digest(IMAGE.config), digest(IMAGE.layers[0])} <= mirror.blobs.keys()
+    assert not any("Authorization" in headers for _, _, headers in mirror.requests)

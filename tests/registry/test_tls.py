@@ -10,9 +10,9 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_bootstrap.registry.tls import ca_anchors
-from firebuild_bootstrap.registry.transport import RegistryError
 from firebuild_pki import CASettings, Profile, SettingsError
 from firebuild_pki.config import Document, validate
 from registry.conftest import Client

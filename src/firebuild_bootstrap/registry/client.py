@@ -18,7 +18,8 @@ from urllib3.exceptions import HTTPError
 
 from firebuild_bootstrap.image.blobs import Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
-from firebuild_bootstrap.registry.transport import Readable, Registry, RegistryError, Response
+from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, shown_url
+from firebuild_bootstrap.registry.transport import Readable, Registry, Response
 from firebuild_pki.display import one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}
@@ -295,9 +296,10 @@ class Repository:
 
     def _location(self, response: Response, what: str) -> str:
         url = urljoin(f"{self.registry.base}/v2/", response.headers.get("Location", ""))
-        if not self.registry.is_ours(url):
-            # Whoever gets what is pushed gets the login, too.
-            raise RegistryError(f"{self.registry.host}: {what}: it wants the data to go to another host")
+        if is_downgrade(self.registry.base, url):
+            raise RegistryError(
+                f"{self.registry.host}: {what}: it wants data to go to {shown_url(url)}, which is not https"
+            )
         return url
 
     # --- requests -------------------------------------------------------------------------------

@@ -27,9 +27,10 @@ from firebuild_bootstrap.image.oci import (
     parse_config,
     parse_manifest,
 )
+from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
-from firebuild_bootstrap.registry.transport import Registry, RegistryError, Surroundings
+from firebuild_bootstrap.registry.transport import Registry, Surroundings
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")

@@ -7,7 +7,6 @@ another host. No exception of the HTTP library gets out, because those hold requ
 from __future__ import annotations
 
 import json
-import re
 import socket
 import ssl
 import threading
@@ -15,15 +14,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Final, Protocol, TypeVar
-from urllib.parse import SplitResult, unquote, urlencode, urljoin, urlsplit
+from urllib.parse import unquote, urlencode, urljoin, urlsplit
 
 from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Timeout, make_headers
 from urllib3.exceptions import HTTPError
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.registry.answers import (
+    RegistryError,
+    error_words,
+    is_downgrade,
+    origin_of,
+    read_challenges,
+    read_retry_after,
+    shown_url,
+    split_url,
+)
 from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, find_credentials
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
@@ -44,33 +51,6 @@ _STORING: Final = 10
 # What may be otherwise a moment later (RFC 9110, section 15; 429 is of RFC 6585).
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-# A challenge's scheme, or one of its parameters (RFC 9110, section 11.2).
-_CHALLENGE: Final = re.compile(r'([A-Za-z0-9_-]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+)))?')
-
-
-class RegistryError(InputError):
-    """A registry did not do what was asked of it.
-
-    Args:
-        message: which registry, what was asked, and what it said.
-        status: of its answer, 0 where there was none.
-        passing: whether it may be otherwise a moment later.
-        after: seconds that it asked to wait.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        status: int = 0,
-        passing: bool = False,
-        after: float = 0.0,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-        self.passing = passing
-        self.after = after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +215,7 @@ class Registry:
         response = self._followed(call, authorization)
         if response.status != HTTPStatus.UNAUTHORIZED or not self.is_ours(call.url):
             return response
-        challenge = _challenges(response.headers.getlist("WWW-Authenticate"))
+        challenge = read_challenges(response.headers.getlist("WWW-Authenticate"))
         body = self._drained(response)
         with self._lock:
             self._challenge = challenge
@@ -262,9 +242,9 @@ class Registry:
             if not location:
                 raise RegistryError(f"{self.host}: {call.what}: it redirects to nowhere")
             target = urljoin(url, location)
-            if not is_safe(target) or _split(target).scheme < _split(url).scheme:  # http is less than https
+            if is_downgrade(url, target):
                 raise RegistryError(
-                    f"{self.host}: {call.what}: it redirects to {_shown(target)}, which is not https"
+                    f"{self.host}: {call.what}: it redirects to {shown_url(target)}, which is not https"
                 )
             url = target
         raise RegistryError(f"{self.host}: {call.what}: it redirects more than {_MAX_REDIRECTS} times")
@@ -302,7 +282,7 @@ class Registry:
 
     def is_ours(self, url: str) -> bool:
         """Tell whether a URL is of this registry itself."""
-        return _origin(url) == _origin(self.base)
+        return origin_of(url) == origin_of(self.base)
 
     def _pool(self, url: str) -> PoolManager:
         """Return the connections for a URL; a client certificate is for the registry and its realm only."""
@@ -352,7 +332,7 @@ class Registry:
 
     def _realm_hosts(self) -> tuple[str, ...]:
         realm = self._challenge.get("bearer", {}).get("realm", "")
-        host = _split(realm).hostname if realm else None
+        host = split_url(realm).hostname if realm else None
         return (host,) if host else ()
 
     def _credentials(self, repository: str) -> Credentials | None:
@@ -387,7 +367,7 @@ class Registry:
         realm = challenge.get("realm", "")
         if not is_safe(realm):
             raise RegistryError(
-                f"{self.host}: {what}: it sends logins to {_shown(realm)}, "
+                f"{self.host}: {what}: it sends logins to {shown_url(realm)}, "
                 "which is neither https nor this machine"
             )
         fresh = self._ask_for_token(realm, challenge, scopes, credentials, what)
@@ -427,9 +407,9 @@ class Registry:
         if response.status in (400, 401, 403):
             raise self._unknown_user(response.status, body, what, credentials, realm)
         if response.status != 200:
-            raise self._refused(response, f"{what}: a login at {_shown(realm)}", body)
+            raise self._refused(response, f"{what}: a login at {shown_url(realm)}", body)
         try:
-            answer = self.read(response, _MAX_TOKEN, f"the token of {_shown(realm)}")
+            answer = self.read(response, _MAX_TOKEN, f"the token of {shown_url(realm)}")
         finally:
             response.release_conn()
         return self._read_token(answer, realm)
@@ -442,7 +422,7 @@ class Registry:
             token = document.get("token") or document.get("access_token")
             seconds = float(document.get("expires_in") or seconds)
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
-            raise RegistryError(f"{self.host}: the answer of {_shown(realm)} to the login is not a token")
+            raise RegistryError(f"{self.host}: the answer of {shown_url(realm)} to the login is not a token")
         # A token that ends on the way is of no use.
         return _Token(token, self._around.clock() + max(0.0, min(seconds, 3600.0) - 5.0))
 
@@ -458,9 +438,9 @@ class Registry:
                 f"or username and password in registries.hosts"
             )
         else:
-            why = "it refuses the login" + (f" at {_shown(realm)}" if realm else "")
+            why = "it refuses the login" + (f" at {shown_url(realm)}" if realm else "")
             hint = f"the login of {one_line(credentials.source)} is not enough for that"
-        said = _said(body) or f"{status} {HTTPStatus(status).phrase}"  # an answer to HEAD has no body
+        said = error_words(body) or f"{status} {HTTPStatus(status).phrase}"  # an answer to HEAD has no body
         return RegistryError(f"{self.host}: {what}: {why}: {said}", hint=hint, status=status)
 
     def _refused(self, response: Response, what: str, body: bytes | None = None) -> RegistryError:
@@ -471,8 +451,8 @@ class Registry:
             phrase = HTTPStatus(status).phrase
         except ValueError:
             phrase = "unknown status"
-        said = _said(body)
-        after = _retry_after(response.headers.get("Retry-After"))
+        said = error_words(body)
+        after = read_retry_after(response.headers.get("Retry-After"))
         wait = f"; it asks to wait for {after:g} seconds" if after else ""
         return RegistryError(
             f"{self.host}: {what}: it answered {status} {phrase}{f': {said}' if said else ''}{wait}",
@@ -539,67 +519,3 @@ class _Call:
     headers: Mapping[str, str]
     body: bytes | Readable | None = field(repr=False)
     what: str
-
-
-# --- what registries say ------------------------------------------------------------------------------
-
-
-def _challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Read WWW-Authenticate: each scheme in lower case, with its parameters."""
-    found: dict[str, dict[str, str]] = {}
-    current: dict[str, str] = {}
-    for header in headers:
-        for match in _CHALLENGE.finditer(header[:8192]):
-            name, quoted, plain = match[1].lower(), match[2], match[3]
-            if quoted is None and plain is None:
-                current = found.setdefault(name, {})
-            else:
-                current[name] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-    return {scheme: found[scheme] for scheme in ("bearer", "basic") if scheme in found}
-
-
-def _said(body: bytes) -> str:
-    """Return what is in the body of an error (distribution-spec, "Error Codes"), in one harmless line."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-    if not isinstance(document, dict):
-        return ""
-    errors = document.get("errors")
-    texts = []
-    for error in errors[:5] if isinstance(errors, list) else [document]:
-        if isinstance(error, dict):
-            parts = (error.get(name) for name in ("code", "message", "details", "error", "error_description"))
-            texts.append(": ".join(part for part in parts if isinstance(part, str) and part))
-    return one_line("; ".join(filter(None, texts)), 300)
-
-
-def _retry_after(text: str | None) -> float:
-    """Read Retry-After: seconds, or a date (RFC 9110, section 10.2.3)."""
-    if text is None:
-        return 0.0
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    with suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return 0.0
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return urlsplit("")
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = _split(url)
-    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
-    return parts.scheme, parts.hostname, port
-
-
-def _shown(url: str) -> str:
-    """Return a URL of others without what may be secret in it."""
-    parts = _split(url)
-    return one_line(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", 200) if parts.scheme else "nowhere"
