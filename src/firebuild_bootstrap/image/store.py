@@ -290,11 +290,15 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     record = image.record
     if record.source is not None:
         return record.source.config.digest
+    made = image.layers(layers.root.name)
+    layers.digests(
+        [one.key for one in made if isinstance(one, StoredLayer) and not one.outside], record.epoch
+    )
     diff_ids = [
         layer.digest
         if isinstance(layer, ArchiveLayer)
         else (layer.outside.diff_id if layer.outside else layers.digest(layer.key, record.epoch))
-        for layer in image.layers(layers.root.name)
+        for layer in made
     ]
     system, _, architecture = record.platform.partition("/")
     architecture, _, variant = architecture.partition("/")

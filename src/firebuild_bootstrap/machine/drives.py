@@ -25,7 +25,7 @@ from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.guest.caches import try_lock
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.layertrees import TREE, Layer
-from firebuild_bootstrap.image.outputs import OutputType, require_e2fsprogs
+from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import tree_of
 from firebuild_bootstrap.image.worker.ext4 import make_empty_ext4
 from firebuild_bootstrap.layers.tar import LayerError
@@ -62,9 +62,6 @@ class Drives:
         caches: where those of cache mounts are kept.
         size: bytes of the scratch drive; None for 16 GiB, which take space only as they are used.
         notice: told what the user should know.
-
-    Raises:
-        MachineError: e2fsprogs is missing.
     """
 
     def __init__(
@@ -75,7 +72,6 @@ class Drives:
         size: int | None = None,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        require_e2fsprogs("the machine's drives", ("mke2fs", "debugfs"))
         self._workspace = workspace
         self._size = SCRATCH_BYTES if size is None else size // _MIB * _MIB
         self._notice = notice
@@ -164,6 +160,8 @@ class Drives:
             make_empty_ext4(str(path), size, journal=journal)
         except LayerError as error:
             raise MachineError(f"{path}: {error.message}", hint=error.hint or None) from error
+        except OSError as error:
+            raise MachineError(f"{path} could not be written: {error.strerror}") from error
 
     def _cache(self, mount: CacheMount) -> CacheDrive:
         name = hashlib.sha256(mount.id.encode()).hexdigest()
