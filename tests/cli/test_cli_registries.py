@@ -70,6 +70,13 @@ def test_a_base_that_can_t_be_pulled_says_why_and_what_else_there_is(small: Smal
         "the manifest of none:1: it answered 404 Not Found: MANIFEST_UNKNOWN: not here"
     )
     assert f"`firebuild base import {small.host}/none:1 DIRECTORY-OR-TAR` makes a base of files" in done.err
+    Path("Dockerfile").write_text("FROM base\n")
+    context = f"base=docker-image://{small.host}/none:2"
+    assert (
+        "the manifest of none:2: it answered 404"
+        in cli("build", "--build-context", context, ".", status=2).first
+    )
+    Path("Dockerfile").write_text(f"FROM {small.host}/none:1\n")
     small.requests.clear()
     assert "unknown base" in cli("build", "--pull=never", ".", status=2).first
     assert not small.requests
