@@ -153,9 +153,7 @@ def test_a_mirror_is_asked_first_with_a_login_of_its_own(
         with pytest.raises(RegistryError, match="it is not there, or wants a login"):
             mirrored.pull(Reference.parse(f"{host}/none:1"), empty, Platform.host())
         (told,) = client.said
-        assert told.startswith(
-            f"{mirror} is of no use, {host} is asked instead: {mirror}: the manifest of none:1"
-        )
+        assert told.startswith(f"{mirror} failed, {host} is asked instead: {mirror}: the manifest of none:1")
         empty.close()
 
 

@@ -385,8 +385,8 @@ def test_mirrors_come_first_and_one_that_fails_is_said_once(
     assert client.blobs.required(digest(blob)).read_bytes() == blob
     pull(registries, client, f"{small.host}/team/web:1")
     refused, unreachable = client.said
-    assert refused.startswith(f"{mirror.host} is of no use, localhost:1 is asked instead: expected a blob")
-    assert unreachable.startswith(f"localhost:1 is of no use, {small.host} is asked instead: localhost:1: ")
+    assert refused.startswith(f"{mirror.host} failed, localhost:1 is asked instead: expected a blob")
+    assert unreachable.startswith(f"localhost:1 failed, {small.host} is asked instead: localhost:1: ")
 
 
 def test_names_without_a_registry_mean_the_default_one(small: Small, client: Client) -> None:

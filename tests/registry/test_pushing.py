@@ -1,4 +1,4 @@
-"""What is pushed, in which order, and what is no answer to it."""
+"""What is pushed, in which order, and which answers are refused."""
 
 from __future__ import annotations
 

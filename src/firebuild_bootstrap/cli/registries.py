@@ -31,7 +31,7 @@ def read_policy(given: str | None) -> str | None:
     """Read `--pull`: missing, always or never, or as Docker's flag; None where it was not given.
 
     Raises:
-        InputError: it is none of them.
+        InputError: it is something else.
     """
     if given is not None and given not in _POLICIES:
         raise InputError(f"--pull: expected missing, always or never, found {given!r:.100}")

@@ -87,7 +87,7 @@ def read_retry_after(text: str | None) -> float:
 
 
 def split_url(url: str) -> SplitResult:
-    """Split a URL; one that is none has no parts."""
+    """Split a URL; what is not a URL has no parts."""
     try:
         return urlsplit(url)
     except ValueError:

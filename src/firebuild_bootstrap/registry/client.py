@@ -220,7 +220,7 @@ class Repository:
                 end, before = clock() + self.registry.seconds, sink.offset
 
     def _piece(self, response: Response, what: str) -> bytes:
-        # What the sink raises, such as a full disk, is no failure of the connection.
+        # What the sink raises, such as a full disk, does not mean that the connection failed.
         try:
             return response.read1(_PIECE, decode_content=False)
         except (HTTPError, OSError) as error:

@@ -61,7 +61,7 @@ class Registries:
 
     Args:
         around: settings, environment and the like.
-        tasks: told of all that may take a while, and of mirrors that are of no use.
+        tasks: told of all that may take a while, and of mirrors that fail.
     """
 
     def __init__(self, around: Surroundings, tasks: Tasks) -> None:
@@ -129,7 +129,7 @@ class Registries:
 
         Raises:
             RegistryError: no registry has it, or can be asked.
-            InputError: it is no image for this platform, or not what its digest says.
+            InputError: it has no image for this platform, or not what its digest says.
             MachineError: the store can't be written.
         """
         sources = list(self.sources(reference))
@@ -227,7 +227,7 @@ class Registries:
             self._told.add(mirror.registry.host)
         if not told:
             self.tasks.warn(
-                f"{mirror.registry.host} is of no use, {other.registry.host} is asked instead: "
+                f"{mirror.registry.host} failed, {other.registry.host} is asked instead: "
                 f"{one_line(error.message)}"
             )
 

@@ -185,7 +185,7 @@ class Registry:
                 raise self._refused(response, what)
             yield response
         except BaseException:
-            response.close()  # what is left of it is no good for the next request
+            response.close()  # the rest of it would be taken for the next answer
             raise
         self._drained(response)
 
@@ -423,7 +423,7 @@ class Registry:
             seconds = float(document.get("expires_in") or seconds)
         if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
             raise RegistryError(f"{self.host}: the answer of {shown_url(realm)} to the login is not a token")
-        # A token that ends on the way is of no use.
+        # It must not end on the way.
         return _Token(token, self._around.clock() + max(0.0, min(seconds, 3600.0) - 5.0))
 
     # --- errors ---------------------------------------------------------------------------------
