@@ -185,7 +185,7 @@ def artifact(output: OutputSpec, target: Path, packed: PackedFile) -> Artifact:
 
 def _write(trees: Trees, root: Tree, output: OutputSpec, target: Path, epoch: int | None) -> PackedFile:
     if output.type is OutputType.EXT4:
-        return trees.ext4(root, target, Ext4Options(size=output.size, epoch=epoch))
+        return trees.ext4(root, target, Ext4Options(size=output.size), newest=epoch)
     if output.type is OutputType.TAR:
         return trees.pack(root, target, newest=epoch)
     target.mkdir()

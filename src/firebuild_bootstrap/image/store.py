@@ -290,11 +290,14 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     record = image.record
     if record.source is not None:
         return record.source.config.digest
+    made = image.layers(layers.root.name)
+    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
+    layers.digests(own, record.epoch)  # all of them at once
     diff_ids = [
         layer.digest
         if isinstance(layer, ArchiveLayer)
         else (layer.outside.diff_id if layer.outside else layers.digest(layer.key, record.epoch))
-        for layer in image.layers(layers.root.name)
+        for layer in made
     ]
     system, _, architecture = record.platform.partition("/")
     architecture, _, variant = architecture.partition("/")
