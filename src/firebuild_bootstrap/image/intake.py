@@ -206,21 +206,22 @@ class Intake:
     def _unpack(
         self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None
     ) -> None:
-        empty = self._layers.empty()
-        below = [empty]
+        keys, trees = list[str](), list[Path]()
         for layer in layers:
             if layer.outside is None:
                 return  # what is built on them is there, or lost
             write = partial(self._write, layer.outside)
             try:
-                tree, lost = self._layers.unpacked_from(write, layer.key, below[1:] and below)
+                below = self._layers.below(layer.key, keys, trees)
+                tree, lost = self._layers.unpacked_from(write, layer.key, below)
             except DamagedArchiveError as error:
                 raise InputError(
                     f"the layer {layer.outside.blob.digest} can't be unpacked: {error.message}",
                     hint="whoever made the image is broken or hostile; nothing of it was kept",
                 ) from error
             report(lost)
-            below.append(tree)
+            keys.append(layer.key)
+            trees.append(tree)
 
     def _write(self, layer: OutsideLayer, archive: Path) -> None:
         """Decompress the blob of a layer."""

@@ -230,7 +230,7 @@ class LayerTrees:
             match layer:
                 case ArchiveLayer(path, digest):
                     keys.append(chain_key(keys[-1] if keys else "", digest))
-                    below = (self.empty(), *self._folded(keys[:-1], trees)) if trees else ()
+                    below = self.below(keys[-1], keys[:-1], trees)
                     tree, report = self.unpacked(path, keys[-1], below)
                     reports.append(report)
                 case StoredLayer(key):
@@ -238,6 +238,21 @@ class LayerTrees:
                     tree = self.required(key)
             trees.append(tree)
         return self._folded(keys, trees), tuple(reports)
+
+    def below(self, key: str, keys: Sequence[str], trees: Sequence[Path]) -> tuple[Path, ...]:
+        """Return what `unpacked` takes as `below`.
+
+        Args:
+            key: of the layer that is to be unpacked, if it is not.
+            keys: of those below it, the lowest first.
+            trees: theirs.
+
+        Raises:
+            MachineError: they can't be merged into fewer.
+        """
+        if not trees or self.hold(key) is not None:
+            return ()
+        return (self.empty(), *self._folded(keys, trees))
 
     def merged(self, layers: Sequence[Layer]) -> Tree:
         """Return what a reader of trees takes for the merged view of `layers`, held until `close`.
@@ -287,16 +302,14 @@ class LayerTrees:
         Raises:
             MachineError: there is no such layer, or it can't be read.
         """
-        trees = {key: self.required(key) for key in keys}
-        found = {key: known for key in trees if (known := self.known_digest(key, newest))}
-        missing = [key for key in trees if key not in found]
-        for key, digest in zip(missing, self._digests([trees[key] for key in missing], newest), strict=True):
+        found = {key: self.known_digest(key, newest) for key in keys}
+        missing = [key for key, digest in found.items() if not digest]
+        read = [self.required(key) for key in missing]
+        made = self._trees.layer_digests(read, newest=newest) if read else []
+        for key, digest in zip(missing, made, strict=True):
             found[key] = digest
             self.note_digest(key, digest, newest)
         return [found[key] for key in keys]
-
-    def _digests(self, trees: Sequence[Path], newest: int | None) -> list[str]:
-        return self._trees.layer_digests(trees, newest=newest) if trees else []
 
     def known_digest(self, key: str, newest: int | None = None) -> str:
         """Return what `digest` does if it was found out before, or an empty text.

@@ -291,9 +291,8 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     if record.source is not None:
         return record.source.config.digest
     made = image.layers(layers.root.name)
-    layers.digests(
-        [one.key for one in made if isinstance(one, StoredLayer) and not one.outside], record.epoch
-    )
+    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
+    layers.digests(own, record.epoch)  # all of them at once
     diff_ids = [
         layer.digest
         if isinstance(layer, ArchiveLayer)

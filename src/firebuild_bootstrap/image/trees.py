@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,11 @@ def tree_of(directories: Sequence[Path]) -> Tree:
     return tuple(directories) if len(directories) > 1 else directories[0]
 
 
-_VERBS: Final = {"digest": "read", "pack-layer": "pack", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {
+    "digest": "read",
+    "pack-layer": "pack",
+    "ext4": "make an ext4 file system of",
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,18 @@ class Trees:
             reply = self._read(root, image.parent, "ext4", **request)
         return PackedFile(reply["size"], reply["digest"])
 
+    def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:
+        """Write a file system with trees, each at its path, to the new file `image`; see `ext4`.
+
+        Raises:
+            InputError: they do not fit into `options.size`.
+        """
+        binds = [Bind(tree, f"{_TREE}/{path}") for path, tree in trees.items()]
+        binds.append(Bind(image.parent, _OTHER, read_only=False))
+        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", **options._asdict()}
+        with self._writing(image):
+            self._ask(binds, f"make {image.name}", "ext4", **request)
+
     def pack_image(self, image: Path, archive: Path) -> PackedFile:
         """Write what is in the ext4 file system `image` to the new tar file `archive`, as `pack` does."""
         binds = [Bind(image, _TREE), Bind(archive.parent, _OTHER, read_only=False)]
@@ -259,7 +275,7 @@ class Trees:
             newest: as in `pack`.
         """
         name = f"{_OTHER}/{blob.name}"
-        with self._writing(blob):
+        with self.tasks.task("packing a layer", measure=lambda: file_size(blob)):
             reply = self._read(tree, blob.parent, "pack-layer", root=_TREE, blob=name, newest=newest)
         return PackedLayer(reply["diff_id"], reply["digest"])
 
