@@ -83,7 +83,7 @@ def store(
 
     older = _found(request, home)
     if older is not None and _is_same(older, record):
-        _write_forms(older.directory, layers, record, request, home)
+        _write_forms(older.directory, layers, older.record, request, home)
         return older.refreshed()
     with home.images.stage() as staging, ExitStack() as cleanup:
         for layer, described in zip(layers, record.layers or (), strict=True):

@@ -275,7 +275,7 @@ class Trees:
             newest: as in `pack`.
         """
         name = f"{_OTHER}/{blob.name}"
-        with self._writing(blob):
+        with self.tasks.task("packing a layer", measure=lambda: file_size(blob)):
             reply = self._read(tree, blob.parent, "pack-layer", root=_TREE, blob=name, newest=newest)
         return PackedLayer(reply["diff_id"], reply["digest"])
 
