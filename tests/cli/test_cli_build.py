@@ -442,8 +442,8 @@ def test_docker_s_ways_to_name_outputs(cli: Cli) -> None:
         (["type=cacheonly"], "there is no output of the type cacheonly"),
         (["type=cpio"], "found the type 'cpio'"),
         (["dest=x,mode=3"], "found the type 'dest=x'"),
-        (["type=local,dest=-"], "only tar and ext4 can go to standard output"),
-        (["tar,dest=-,dest=x"], "only tar and ext4 can go to standard output"),
+        (["type=local,dest=-"], "a file can go to standard output, and nowhere else then"),
+        (["tar,dest=-,dest=x"], "a file can go to standard output, and nowhere else then"),
         (["tar,dest=-", "ext4,dest=-"], "one output only can go to standard output"),
     ],
 )

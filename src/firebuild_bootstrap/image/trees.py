@@ -33,7 +33,12 @@ def tree_of(directories: Sequence[Path]) -> Tree:
     return tuple(directories) if len(directories) > 1 else directories[0]
 
 
-_VERBS: Final = {"digest": "read", "layer-digest": "read", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {
+    "digest": "read",
+    "layer-digest": "read",
+    "ext4": "make an ext4 file system of",
+    "readonly": "make an image of",
+}
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,20 @@ class Trees:
         with self._writing(image):
             request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
             reply = self._read(root, image.parent, "ext4", **request)
+        return PackedFile(reply["size"], reply["digest"])
+
+    def readonly(self, root: Tree, image: Path, form: str, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `image` as a read-only file system.
+
+        Args:
+            root: what is in it.
+            image: path of the file.
+            form: erofs or squashfs.
+            newest: see `tree_entries`.
+        """
+        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", "form": form, "newest": newest}
+        with self._writing(image):
+            reply = self._read(root, image.parent, "readonly", **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def pack_image(self, image: Path, archive: Path) -> PackedFile:

@@ -32,6 +32,7 @@ from firebuild_bootstrap.image.worker.ext4layout import (
     Plan,
     Space,
     TooManyGroupsError,
+    content_uuid,
     group_blocks,
     journal_superblock,
     place,
@@ -466,12 +467,8 @@ class Ext4Writer:
             file.seek(0)
             while count := file.readinto(piece):
                 found.update(piece[:count])
-        digest = bytearray(found.digest())
-        # Version 8 of RFC 9562 is for whatever makes sense to those who make them.
-        digest[6] = digest[6] & 0x0F | 0x80
-        digest[8] = digest[8] & 0x3F | 0x80
-        uuid, seed = bytes(digest[:16]), bytes(digest[16:])
-        return Identity(uuid, seed, label, crc32c(CRC_START, uuid))
+        uuid = content_uuid(found.digest())
+        return Identity(uuid, found.digest()[16:], label, crc32c(CRC_START, uuid))
 
     def _write_directories(self, identity: Identity) -> None:
         self._folders.seek(0)

@@ -168,6 +168,11 @@ class Identity(NamedTuple):
     checksum: int
 
 
+def content_uuid(digest: bytes) -> bytes:
+    """Return a UUID that begins as a digest does: of version 8, which RFC 9562 leaves to its maker."""
+    return bytes([*digest[:6], digest[6] & 0x0F | 0x80, digest[7], digest[8] & 0x3F | 0x80, *digest[9:16]])
+
+
 class TooManyGroupsError(Exception):
     """There is no room for the descriptors of all groups."""
 

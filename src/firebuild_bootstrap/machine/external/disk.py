@@ -9,7 +9,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer
-from firebuild_bootstrap.image.outputs import require_e2fsprogs
+from firebuild_bootstrap.image.outputs import require_program
 from firebuild_bootstrap.image.trees import file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.machine.rootfs import unpack_notes
@@ -38,7 +38,7 @@ class Disk:
     """
 
     def __init__(self, workspace: BuildDirectory, *, size: int | None = None) -> None:
-        require_e2fsprogs("the machine's drive", ("e2fsck",))
+        require_program("the machine's drive", "e2fsck", "e2fsprogs")
         self.path = workspace.path / "disk.ext4"
         self._workspace = workspace
         self._trees = workspace.trees()
