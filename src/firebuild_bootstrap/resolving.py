@@ -26,7 +26,6 @@ from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
-from firebuild_bootstrap.layers.tree import MAX_LAYERS
 from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
@@ -108,31 +107,6 @@ class Resolved:
     def base_name(self) -> str:
         """The base by its full name."""
         return self.base.name if self.base else "scratch"
-
-    def check_layers(self, stage: Stage) -> None:
-        """Make sure that the layers of a stage can be mounted: one for each step, and those of its base.
-
-        Raises:
-            InputError: they are too many, at the line of the first step beyond.
-        """
-        # One is the empty layer at the bottom.
-        room = max(MAX_LAYERS - 1 - self._depth(stage) + len(stage.steps), 0)
-        for step in stage.steps[room : room + 1]:
-            raise InputError(
-                f"there are more than {MAX_LAYERS - 1} layers with this instruction; no more can be mounted",
-                hint="join instructions (RUN a && b, COPY a b /dir/), or import the base as one archive",
-                location=step.origin.location,
-            )
-
-    def _depth(self, stage: Stage) -> int:
-        match stage.base:
-            case ImageRef(reference):
-                below = len(self.bases[reference].layers)
-            case StageRef(index):
-                below = self._depth(self.graph.stage(index))
-            case _:
-                below = 0
-        return below + len(stage.steps)
 
     def number(self, stage: Stage) -> int:
         """Return the number of a stage's FROM; its steps have those after it."""

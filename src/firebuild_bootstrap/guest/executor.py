@@ -100,6 +100,7 @@ class Executor:
             self._execute()
 
     def _execute(self) -> None:
+        notice = self._layers.notice if self._layers is not None else ""
         for number, command in enumerate(self._host.steps(), 1):
             self._stop.check()
             if isinstance(command, Checkpoint):
@@ -107,6 +108,9 @@ class Executor:
                 continue
             begun = self._clock()
             self._host.started(command.step)
+            if notice:
+                self._say(command, notice)
+                notice = ""
             try:
                 self._explained(command, command.step or number)
             except GuestError as error:
@@ -165,7 +169,8 @@ class Executor:
                 Copier(root, Users(root), command).copy(self._host.files(command.source))
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                Copier(root, self._users, command).copy(self._host.files(command.source))
+                kept = self._layers.kept if self._layers is not None else None
+                Copier(root, self._users, command, kept).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)
@@ -178,10 +183,7 @@ class Executor:
         def output(stream: Stream, data: bytes) -> None:
             self._host.write(command.step, stream, data)
 
-        def say(text: str) -> None:
-            output("stderr", f"firebuild: {text}\n".encode())
-
-        with self._provider.provide(command, say) as provided:
+        with self._provider.provide(command, lambda text: self._say(command, text)) as provided:
             borrow = _ignore if self._layers is None else self._layers.borrow
             run(
                 self._root,
@@ -193,6 +195,9 @@ class Executor:
                 provided=provided,
                 borrow=borrow,
             )
+
+    def _say(self, command: wire.AnyCommand, text: str) -> None:
+        self._host.write(command.step, "stderr", f"firebuild: {text}\n".encode())
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)

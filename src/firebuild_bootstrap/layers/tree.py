@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from .tar import (
@@ -38,8 +39,10 @@ OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.", "user.firebuild.")
 WHITEOUT_MARK: Final = "user.firebuild.whiteout"
 UNMOUNTABLE: Final = "user.firebuild.unmountable"
 """On the root of a layer with such whiteouts, which no kernel knows."""
-MAX_LAYERS: Final = 480
-"""That can be mounted as one tree: the kernel takes 500, and stacks overlays two deep."""
+OWNER_MARK: Final = "user.firebuild.owner"
+"""On a file whose owner can't exist, because one id is all there is: `UID:GID:BITS` (`mark_owner`)."""
+MAX_LAYERS: Final = 240
+"""That can be mounted as one tree: mount(2) takes one page of options, and a name has up to 14 bytes."""
 _FOREIGN_CONTENT: Final = ("redirect", "metacopy")
 KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: FILE,
@@ -52,6 +55,8 @@ KINDS: Final[dict[int, Kind]] = {
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a pipe put in the place of a file must not block.
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OWNER: Final = re.compile(rb"([0-9]{1,10}):([0-9]{1,10}):([246]000|0)")
+_NO_ID: Final = (1 << 32) - 1  # chown(2) takes it for "leave it"
 _PROBE: Final = 64
 _ZEROS: Final = bytes(HOLE_BYTES)
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -368,7 +373,8 @@ class _Entries(_Walk[tuple[Entry, Content]]):
         found = self._hold(descriptor)
         xattrs, notes = self._xattrs(path, descriptor)
         inner = f"{path}/" if path else ""
-        yield self._entry(path, DIRECTORY, status)._replace(xattrs=xattrs), b""
+        entry = self._owned(self._entry(path, DIRECTORY, status), descriptor)
+        yield entry._replace(xattrs=xattrs), b""
         if self._overlay:
             if notes.get("opaque") == b"y":
                 yield Entry(path, OPAQUE), b""
@@ -387,7 +393,7 @@ class _Entries(_Walk[tuple[Entry, Content]]):
 
     def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         try:
-            entry = self._entry(path, FILE, status)
+            entry = self._owned(self._entry(path, FILE, status), descriptor)
             if status.st_nlink > 1:
                 first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
                 if first != path:
@@ -401,6 +407,19 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             yield entry._replace(size=size, xattrs=xattrs, regions=regions), descriptor
         finally:
             os.close(descriptor)
+
+    def _owned(self, entry: Entry, descriptor: int) -> Entry:
+        """Return an entry with the owner, and the bits, that its file would have where all ids exist."""
+        if not has_one_id():
+            return entry
+        try:
+            found = _OWNER.fullmatch(os.getxattr(descriptor, OWNER_MARK))
+        except OSError:  # most have none
+            return entry
+        if found is None:
+            return entry
+        uid, gid, bits = (int(text, base) for text, base in zip(found.groups(), (10, 10, 8), strict=True))
+        return entry._replace(uid=uid, gid=gid, mode=entry.mode | bits) if max(uid, gid) < _NO_ID else entry
 
     def _entry(self, path: str, kind: Kind, status: os.stat_result) -> Entry:
         time = status.st_mtime_ns
@@ -441,6 +460,29 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             return "whiteout" in self._xattrs(name, descriptor)[1]
         finally:
             os.close(descriptor)
+
+
+@cache
+def has_one_id() -> bool:
+    """Whether nobody but root exists here: the sandbox of a user without subordinate ids (`ids: single`).
+
+    Owners are marks there, which all users that there are may set. Elsewhere a mark means nothing, or a RUN
+    that is not root could make a file of root's.
+    """
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return sum(int(line.split()[2]) for line in file) == 1
+
+
+def mark_owner(descriptor: int, entry: Entry) -> bool:
+    """Keep the owner of a file, and its set-user-ID and set-group-ID bits, as a mark, if owners are marks."""
+    if not has_one_id() or max(entry.uid, entry.gid) >= _NO_ID:
+        return False
+    bits = entry.mode & 0o6000 if entry.kind == FILE else 0
+    try:
+        os.setxattr(descriptor, OWNER_MARK, f"{entry.uid}:{entry.gid}:{bits:o}".encode())
+    except OSError:  # a file system that has no such attributes
+        return False
+    return True
 
 
 def is_kept(attribute: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firebuild_bootstrap.guest import kernel
-from firebuild_bootstrap.guest.overlay import mount_layers, resemble
+from firebuild_bootstrap.guest.overlay import flatten, mount_layers, resemble
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
@@ -102,6 +102,14 @@ def _copy(source: str, target: str, newest: int | None = None, layer: bool = Fal
         return apply(TreeSource(files, whiteouts=layer), root)._asdict()
 
 
+def _flatten(trees: str, target: str, newest: int | None = None) -> dict[str, Any]:
+    return flatten(_numbered(trees), target, newest=newest)._asdict()
+
+
+def _numbered(directory: str) -> list[str]:
+    return [f"{directory}/{name}" for name in sorted(os.listdir(directory), key=int)]
+
+
 def _digest(root: str, times: bool = False) -> dict[str, Any]:
     size = 0
 
@@ -134,10 +142,13 @@ def _digest_of(files: Files, *, times: bool) -> str:
     return target.digest
 
 
-def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
-    target = _Hashed()
-    write_layer(target, upper_entries(root, newest=newest))
-    return {"digest": target.digest}
+def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
+    digests = []
+    for tree in _numbered(trees):
+        target = _Hashed()
+        write_layer(target, upper_entries(tree, newest=newest))
+        digests.append(target.digest)
+    return {"digests": digests}
 
 
 def _ext4(root: str, image: str, newest: int | None = None, **settings: Any) -> dict[str, Any]:
@@ -203,8 +214,9 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "pack": _pack,
     "pack-image": _pack_image,
     "copy": _copy,
+    "flatten": _flatten,
     "digest": _digest,
-    "layer-digest": _layer_digest,
+    "layer-digests": _layer_digests,
     "ext4": _ext4,
     "readonly": _readonly,
     "overlay": _overlay,
