@@ -436,7 +436,7 @@ def trees(draw: st.DrawFn) -> list[Item]:
                 data = draw(st.binary(max_size=50)) * draw(st.sampled_from([0, 1, 99, 4096]))
                 found.append((entry._replace(size=len(data), xattrs=draw(XATTRS)), data))
             elif kind == "symlink":
-                text = os.fsdecode(draw(NAMES)) * draw(st.sampled_from([1, 9]))
+                text = os.fsdecode(draw(NAMES) * draw(st.sampled_from([1, 9])))
                 found.append((entry._replace(mode=0o777, linkname=text), b""))
             elif kind == "directory":
                 found.append((entry._replace(xattrs=draw(XATTRS)), b""))
