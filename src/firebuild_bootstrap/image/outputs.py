@@ -1,4 +1,4 @@
-"""Forms of a root file system, as an ext4 image or a tar archive; what is asked for, and its delivery."""
+"""Forms of an image (ext4, tar, directory, OCI archive, …): what is asked for, and its delivery."""
 
 from __future__ import annotations
 
@@ -19,19 +19,28 @@ from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
 
-_FORM: Final = "ext4, erofs, squashfs, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+_FORM: Final = (
+    "ext4, erofs, squashfs, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+)
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class OutputType(StrEnum):
-    """The form of a root file system."""
+    """The form of an image."""
 
     EXT4 = "ext4"
     TAR = "tar"
     DIR = "dir"
     EROFS = "erofs"
     SQUASHFS = "squashfs"
+    OCI = "oci"
+    DOCKER = "docker"
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether it holds the image with its layers, and not its root file system; it is not kept then."""
+        return self in (OutputType.OCI, OutputType.DOCKER)
 
     @property
     def file_name(self) -> str:
@@ -113,7 +122,7 @@ def check_destinations(specs: Sequence[OutputSpec]) -> None:
     """Refuse, before anything is built, a destination that could not be written at the end.
 
     Raises:
-        InputError: its parent is no directory, a directory is in the way of a file, or a directory to be
+        InputError: its parent is not a directory, a directory is in the way of a file, or a directory to be
             filled is not empty.
     """
     for spec in specs:
@@ -226,7 +235,7 @@ def _check_destination(kind: OutputType, dest: Path) -> None:
 
 def _require_room(kind: OutputType, dest: Path) -> None:
     if not dest.parent.is_dir():
-        raise InputError(f"--output dest={dest}: {dest.parent} is no directory", hint="make it first")
+        raise InputError(f"--output dest={dest}: {dest.parent} is not a directory", hint="make it first")
     if kind is not OutputType.DIR:
         if dest.is_dir():
             raise InputError(f"--output dest={dest}: it is a directory", hint="name the file to write")

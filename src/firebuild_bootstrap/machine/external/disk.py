@@ -34,7 +34,7 @@ class Disk:
         size: bytes of the drive; None for what the base takes and 2 GiB.
 
     Raises:
-        MachineError: e2fsprogs is missing.
+        MachineError: e2fsck is missing.
     """
 
     def __init__(self, workspace: BuildDirectory, *, size: int | None = None) -> None:
