@@ -190,7 +190,9 @@ class LayerTrees:
             match layer:
                 case ArchiveLayer(path, digest):
                     keys.append(chain_key(keys[-1] if keys else "", digest))
-                    below = (self.empty(), *self._folded(keys[:-1], trees)) if trees else ()
+                    below: tuple[Path, ...] = ()
+                    if trees and self.hold(keys[-1]) is None:
+                        below = (self.empty(), *self._folded(keys[:-1], trees))
                     tree, report = self.unpacked(path, keys[-1], below)
                     reports.append(report)
                 case StoredLayer(key):
@@ -261,14 +263,13 @@ class LayerTrees:
                 if _DIGEST.fullmatch(known := (tree.parent.parent / name).read_text("ascii")):
                     found[key] = known
         missing = [key for key in trees if key not in found]
-        for key, digest in zip(missing, self._digests([trees[key] for key in missing], newest), strict=True):
+        read = [trees[key] for key in missing]
+        made = self._trees.layer_digests(read, newest=newest) if read else []
+        for key, digest in zip(missing, made, strict=True):
             found[key] = digest
             with suppress(OSError):  # a store that is read-only: then it is found out again
                 write_whole(trees[key].parent.parent / name, digest.encode())
         return [found[key] for key in keys]
-
-    def _digests(self, trees: Sequence[Path], newest: int | None) -> list[str]:
-        return self._trees.layer_digests(trees, newest=newest) if trees else []
 
     def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
         """Move a finished layer of a machine into the store, and hold it until `close`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +177,18 @@ class Trees:
             request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
             reply = self._read(root, image.parent, "ext4", **request)
         return PackedFile(reply["size"], reply["digest"])
+
+    def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:
+        """Write a file system with trees, each at its path, to the new file `image`; see `ext4`.
+
+        Raises:
+            InputError: they do not fit into `options.size`.
+        """
+        binds = [Bind(tree, f"{_TREE}/{path}") for path, tree in trees.items()]
+        binds.append(Bind(image.parent, _OTHER, read_only=False))
+        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", **options._asdict()}
+        with self._writing(image):
+            self._ask(binds, f"make {image.name}", "ext4", **request)
 
     def pack_image(self, image: Path, archive: Path) -> PackedFile:
         """Write what is in the ext4 file system `image` to the new tar file `archive`, as `pack` does."""
