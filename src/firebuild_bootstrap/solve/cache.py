@@ -219,6 +219,12 @@ class Cache:
             entry = self._record(identity)
         return entry.size if entry is not None else 0
 
+    def text(self, identity: str) -> str:
+        """Return the instruction that made a layer; an empty text where nothing is known about it."""
+        with self._errors("read"):
+            entry = self._record(identity)
+        return entry.text if entry is not None else ""
+
     @contextmanager
     def naming(self, identities: Iterable[str]) -> Iterator[None]:
         """Publish, in the block, an image that needs these layers, which the caller holds.
