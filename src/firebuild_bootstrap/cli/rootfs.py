@@ -337,7 +337,7 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
-    from firebuild_bootstrap.dockerfile.stage import host_platform, normal_platform
+    from firebuild_bootstrap.image.platforms import host_platform, normal_platform
 
     host = host_platform()
     for platform in (one for text in given for one in text.split(",")):
