@@ -254,6 +254,8 @@ def test_a_build_that_is_killed_leaves_nothing_half_made(
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+        while True:  # until its worker has ended, too, which the kernel sees to a moment later
+            pipe.write(bytes(1 << 16))
     assert store.hold("sha256:1") is None
     until = time.monotonic() + 10
     while contents(store, "staging") and time.monotonic() < until:

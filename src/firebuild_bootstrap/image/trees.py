@@ -37,6 +37,7 @@ _VERBS: Final = {
     "digest": "read",
     "pack-layer": "pack",
     "ext4": "make an ext4 file system of",
+    "readonly": "make an image of",
 }
 
 
@@ -197,6 +198,20 @@ class Trees:
         with self._writing(image):
             request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
             reply = self._read(root, image.parent, "ext4", **request)
+        return PackedFile(reply["size"], reply["digest"])
+
+    def readonly(self, root: Tree, image: Path, form: str, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `image` as a read-only file system.
+
+        Args:
+            root: what is in it.
+            image: path of the file.
+            form: erofs or squashfs.
+            newest: see `tree_entries`.
+        """
+        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", "form": form, "newest": newest}
+        with self._writing(image):
+            reply = self._read(root, image.parent, "readonly", **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:

@@ -177,7 +177,18 @@ def _ext4(root: str, image: str, newest: int | None = None, **settings: Any) -> 
     make_ext4(tree_entries(root, newest=newest), image, options)
     if options.internal:
         return {"size": os.stat(image).st_size, "digest": ""}
-    with open(image, "rb") as content:
+    return _described(image)
+
+
+def _readonly(root: str, image: str, form: str, newest: int | None = None) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.readonly import make_readonly
+
+    make_readonly(form, root, image, newest)
+    return _described(image)
+
+
+def _described(file: str) -> dict[str, Any]:
+    with open(file, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
         return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
 
@@ -227,6 +238,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "layer-digests": _layer_digests,
     "pack-layer": _pack_layer,
     "ext4": _ext4,
+    "readonly": _readonly,
     "overlay": _overlay,
 }
 
