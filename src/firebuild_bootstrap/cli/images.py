@@ -375,6 +375,7 @@ def _usage(home: Home) -> Iterator[_Used]:
     for other in _entries(home.root, files=True):
         if other.name not in ("images", "bases", *kinds):
             kind = "cache" if other.name in ("cache", "cache-mounts", "layers") else "other"
+            kind = "blobs" if other.name == "blobs" else kind
             yield _Used(kind, other.name, allocated(other) - (named if other.name == "layers" else 0))
 
 
@@ -401,6 +402,7 @@ def _sweep(home: Home) -> None:
     from firebuild_bootstrap.machine.workspace import wait_for_removal
 
     home.images.sweep()
+    home.blobs.sweep()
     home.bases.sweep()
     home.workspace(f"prune-{secrets.token_hex(4)}").close()  # each new build removes what dead ones left
     wait_for_removal()

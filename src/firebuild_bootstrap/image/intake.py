@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
@@ -21,7 +22,11 @@ from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource
 from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
-from firebuild_bootstrap.layers.tree import MAX_LAYERS
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.layouts import ImageInFiles
+
+_MOST_LAYERS: Final = 256  # each is two open files while it is used; Docker makes 127
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ class Intake:
         spool: Path,
         *,
         name: Reference | None = None,
+        only: str | None = None,
         report: Callable[[UnpackReport], object] = lambda _: None,
         root: Callable[[Path], object] = lambda _: None,
     ) -> Loaded:
@@ -151,6 +157,7 @@ class Intake:
             source: an OCI image layout or docker archive, or a root file system.
             spool: as for `layouts.opened`.
             name: of the image, if there is one only; by default what it is called there.
+            only: take one image, and give it no name: that with this tag or digest, or the only one if empty.
             report: as for `take_in`.
             root: called with the path of a root file system, while that can be read.
 
@@ -166,6 +173,8 @@ class Intake:
                 root(path)
                 return Loaded("")
             found = layouts.images_in(files, self._platform)
+            if only is not None:
+                found = [_chosen(found, only, source)]
             if name is not None and len(found) > 1:
                 raise InputError(
                     f"{source} has {len(found)} images, and one name is given",
@@ -173,7 +182,7 @@ class Intake:
                 )
             images = []
             for each in found:
-                if not each.names and name is None:
+                if not each.names and name is None and only is None:
                     raise InputError(
                         f"{source} has an image without a name", hint="give it one: --name NAME[:TAG]"
                     )
@@ -182,7 +191,7 @@ class Intake:
                     each.copy_to(self._blobs, files)
                 images.append(
                     self.take_in(
-                        (name,) if name else each.names,
+                        () if only is not None else (name,) if name else each.names,
                         each.manifest,
                         each.document,
                         digests=each.digests,
@@ -249,6 +258,17 @@ class Intake:
             )
 
 
+def _chosen(found: Sequence[ImageInFiles], wanted: str, source: Path) -> ImageInFiles:
+    chosen = [each for each in found if not wanted or wanted in each.selectors]
+    if len(chosen) == 1:
+        return chosen[0]
+    there = ", ".join(sorted(tag for each in found for tag in each.selectors if ":" not in tag))
+    raise InputError(
+        f"{source} has {len(chosen)} images{f' called {wanted}' if wanted else ''}, and one is wanted",
+        hint=f"name one by its tag, PATH:TAG, or its digest, PATH@DIGEST; tags there are {there or 'none'}",
+    )
+
+
 def _check(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
     if len(manifest.layers) != len(document.diff_ids):
         raise InputError(
@@ -256,9 +276,9 @@ def _check(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
             f"and its configuration {len(document.diff_ids)}",
             hint="whoever made the image is broken or hostile",
         )
-    if len(manifest.layers) >= MAX_LAYERS:
+    if len(manifest.layers) > _MOST_LAYERS:
         raise InputError(
-            f"the image has {len(manifest.layers)} layers, and {MAX_LAYERS - 1} at most can be mounted",
+            f"the image has {len(manifest.layers)} layers, and {_MOST_LAYERS} at most are taken",
             hint="squash it, for example with `buildah commit --squash`",
         )
     found = document.platform
