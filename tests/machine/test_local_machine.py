@@ -21,8 +21,8 @@ from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
+from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.local import LocalMachine
-from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox

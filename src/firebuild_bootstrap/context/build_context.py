@@ -44,6 +44,7 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 
+# difflib compares with each of them in time proportional to its length: an error must not take seconds.
 _COMPARED_NAMES: Final = 10_000
 
 

@@ -31,10 +31,11 @@ from pathlib import Path
 from typing import IO, Final
 
 from firebuild_bootstrap.context.archive import Archive, is_archive
-from firebuild_bootstrap.context.entries import Entry, EntryKind, FetchLimits, Group, checked
+from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, checked
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
 from firebuild_pki.display import one_line
 
 _CHUNK: Final = 1024 * 1024
@@ -239,7 +240,7 @@ def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool 
     entry = Entry(
         source=remote.url,
         path=remote.name or "download",
-        kind=EntryKind.FILE,
+        kind=tar.FILE,
         mode=0o600,
         mtime_ns=remote.mtime_ns,
         size=remote.size,

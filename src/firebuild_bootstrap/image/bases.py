@@ -70,7 +70,7 @@ class Base:
         """The uncompressed tar archive of an imported base."""
         (layer,) = self.layers
         if not isinstance(layer, ArchiveLayer):
-            raise TypeError(f"{self.name} is no imported base")
+            raise TypeError(f"{self.name} is not an imported base")
         return layer.path
 
 

@@ -117,7 +117,7 @@ def check_destinations(specs: Sequence[OutputSpec]) -> None:
     """Refuse, before anything is built, a destination that could not be written at the end.
 
     Raises:
-        InputError: its parent is no directory, a directory is in the way of a file, or a directory to be
+        InputError: its parent is not a directory, a directory is in the way of a file, or a directory to be
             filled is not empty.
     """
     for spec in specs:
@@ -232,7 +232,7 @@ def _check_destination(kind: OutputType, dest: Path) -> None:
 
 def _require_room(kind: OutputType, dest: Path) -> None:
     if not dest.parent.is_dir():
-        raise InputError(f"--output dest={dest}: {dest.parent} is no directory", hint="make it first")
+        raise InputError(f"--output dest={dest}: {dest.parent} is not a directory", hint="make it first")
     if kind is not OutputType.DIR:
         if dest.is_dir():
             raise InputError(f"--output dest={dest}: it is a directory", hint="name the file to write")

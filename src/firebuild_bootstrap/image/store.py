@@ -54,7 +54,7 @@ class ImageLayer:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ImageLayer:
-        """Read it; KeyError or ValueError when it is none."""
+        """Read it; KeyError or ValueError when it is malformed."""
         if "key" in document:
             outside = None
             if "blob" in document:
@@ -62,7 +62,7 @@ class ImageLayer:
             return cls(size=int(document["size"]), key=str(document["key"]), outside=outside)
         archive = str(document["archive"])
         if "/" in archive:
-            raise ValueError(f"{archive!r} is no name of an archive")
+            raise ValueError(f"{archive!r} is not the name of an archive")
         return cls(size=int(document["size"]), archive=archive, digest=str(document["digest"]))
 
 
@@ -180,7 +180,7 @@ class ImageRecord:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ImageRecord:
-        """Read the document; KeyError, TypeError or ValueError when it is none."""
+        """Read the document; KeyError, TypeError or ValueError when it is malformed."""
         return cls(
             tag=document["tag"],
             build_id=document["build_id"],
@@ -340,7 +340,7 @@ class ImageStore:
         """Put the staged outputs under the record's tag, replacing an older image in one step.
 
         Raises:
-            InputError: a tag is none, or nobody may write in the store.
+            InputError: a tag is malformed, or nobody may write in the store.
             MachineError: the store can't be written; an older image is untouched.
         """
         tag, *others = (Reference.parse_tag(text) for text in (record.tag, *record.also_tagged))

@@ -205,7 +205,8 @@ class Cache:
             if done is not None:
                 return done
             for each in _names(entry.parent):
-                if _ID.fullmatch(each) and self._record(each) is None:
+                # A prune that is killed may leave the record of a layer that it has removed.
+                if _ID.fullmatch(each) and self._held(self._record(each)) is None:
                     raise MachineError(
                         f"{self._record_files / each}: somebody removed it while it was used",
                         hint="let only firebuild remove what is in the store",
