@@ -132,6 +132,40 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 
 
 @images.command()
+@click.argument("references", nargs=-1, required=True, metavar="NAME[:TAG|@DIGEST]...")
+@config_option
+def pull(references: tuple[str, ...], config_file: Path | None) -> None:
+    """Fetch images from their registries, or what is newer there, and keep them for FROM."""
+    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.image.names import Reference
+
+    wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
+    fetch = puller(settings_from(config_file))
+    with watched(config_file) as home:
+        for reference in wanted:
+            image = fetch(home, reference)
+            click.echo(f"pulled {reference}  {home.image_id(image)}")
+
+
+@images.command()
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@config_option
+def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+    """Push images to the registries that their names begin with.
+
+    `firebuild images tag` gives an image one more name.
+    """
+    from firebuild_bootstrap.cli.registries import push_image
+
+    settings = settings_from(config_file)
+    with watched(config_file) as home:
+        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        for each, image in found.items():
+            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+                click.echo(f"pushed {tag}  {digest}")
+
+
+@images.command()
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
 @click.option(
     "--output",

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import tempfile
 import time
@@ -36,6 +35,7 @@ from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
+from firebuild_pki.connections import client_context
 from firebuild_pki.display import one_line
 
 _CHUNK: Final = 1024 * 1024
@@ -202,22 +202,13 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=_tls()),
+        urllib.request.HTTPSHandler(context=client_context()),
         urllib.request.HTTPDefaultErrorHandler(),
         _NoDowngrade(),
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Not what this Python takes for granted: since 3.13 it refuses authorities without key identifiers,
-    # which RFC 5280 wants and many private ones lack, and takes an intermediate as an anchor.
-    context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
 
 
 def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool = False) -> Group:

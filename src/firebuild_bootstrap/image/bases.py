@@ -291,7 +291,12 @@ class BaseStore:
         else:
             pulls = stale and self._policy is PullPolicy.ALWAYS
         if pulls and self._pull is not None:
-            image = self._pull(wanted) or image
+            try:
+                image = self._pull(wanted) or image
+            except InputError as error:
+                if image is None:
+                    raise self._unknown(wanted, error) from error
+                raise
         if image is None:
             raise self._unknown(wanted)
         return image
@@ -306,7 +311,8 @@ class BaseStore:
             hint="build it again",
         )
 
-    def _unknown(self, wanted: Reference) -> InputError:
+    def _unknown(self, wanted: Reference, refused: InputError | None = None) -> InputError:
+        """Return the error for a base that is not there; `refused` says why it could not be pulled."""
         names = [base.name for base in self.list()]
         if self._images is not None:
             names += (str(name) for name in self._images.names() if not name.is_untagged)
@@ -315,7 +321,13 @@ class BaseStore:
         guess = f"did you mean {near[0]}? " if near else ""
         known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
-        return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+        if refused is None:
+            return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+        remedy = f"{refused.hint}; " if refused.hint else ""
+        return InputError(
+            f"{plain} is not in the store, and can't be pulled: {refused.message}",
+            hint=f"{remedy}{guess}{command} makes a base of files",
+        )
 
 
 def _has_digest(image: StoredImage, wanted: Reference) -> bool:
