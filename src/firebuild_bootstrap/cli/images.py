@@ -360,6 +360,30 @@ def du(as_json: bool, config_file: Path | None) -> None:
 images.add_command(du)
 
 
+@click.group(cls=Commands)
+def store() -> None:
+    """Look after the store as a whole."""
+
+
+@store.command()
+@config_option
+def check(config_file: Path | None) -> None:
+    """Read all that is stored, and compare it with its digests; changes nothing.
+
+    Exits with 6 where something is wrong, after a line for each.
+    """
+    from firebuild_bootstrap.errors import MachineError
+
+    with watched(config_file) as home:
+        found = list(home.intake.problems())
+        for problem in found:
+            click.echo(one_line(problem, 1000))
+        if found:
+            count = f"{len(found)} problem{'' if len(found) == 1 else 's'}"
+            raise MachineError(f"the store {home.root} has {count}", hint="each line says what to do")
+        click.echo(f"sound: {len(home.images.names())} images, {len(home.blobs.digests())} blobs")
+
+
 @dataclass(frozen=True)
 class _Used:
     """What one thing in the store takes, in bytes."""
