@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -154,7 +155,16 @@ def test_a_root_file_system_becomes_a_base(cli: Cli, tmp_path: Path) -> None:
     root = packed({"etc/passwd": b"root"}, tmp_path / "root.tar")
     assert "has no name" in cli("images", "load", root, status=2).err
     assert "loaded plain:latest (root file system)" in cli("images", "load", root, "--name", "plain").out
-    assert "plain:latest" in cli("base", "list").out
+    (tmp_path / "Dockerfile").write_text("FROM plain\nENV A=b\n")
+    for name in ("one.tar", "two.tar"):
+        cli("build", "-q", "-t", "on:1", f"--output=oci,dest={tmp_path / name}", tmp_path)
+    files = read(tmp_path / "one.tar")
+    manifest = document(files, json.loads(files["index.json"])["manifests"][0]["digest"])
+    base = json.loads(cli("base", "list", "--json").out)[0]
+    (diff_id,) = document(files, manifest["config"]["digest"])["rootfs"]["diff_ids"]
+    blob = files[f"blobs/{manifest['layers'][0]['digest'].replace(':', '/')}"]
+    assert described(gzip.decompress(blob), "")["digest"] == diff_id == base["digest"]
+    assert files == read(tmp_path / "two.tar")
 
 
 def test_a_form_with_layers_has_to_go_somewhere(cli: Cli, tmp_path: Path) -> None:
