@@ -176,6 +176,7 @@ class _Build:
                 if place >= cached[stage.index] and place not in results.linked(stage)
             ),
             resolved.secrets,
+            resolved.agents,
         )
         machine = self._machine(resolved.graph.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.context import BuildContext, FileTree, Resource
 from firebuild_bootstrap.context.snapshot import SnapshotRoot
@@ -31,6 +32,9 @@ from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 
+if TYPE_CHECKING:
+    from firebuild_bootstrap.sshagent import SshAgent
+
 Archives = Callable[[TreeRef], Path | None]
 """Returns the archive of an image or of a finished stage; None where it is empty."""
 
@@ -45,6 +49,7 @@ class Work:
         start: its FROM, as a step.
         commands: in order.
         resources: what they ask for, by name.
+        agents: the user's SSH agents, by the ids in the mounts of the commands.
         steps: number, line and text of each command.
         total: steps of the whole build.
     """
@@ -54,6 +59,7 @@ class Work:
     start: StepInfo
     commands: tuple[AnyCommand, ...] = ()
     resources: Mapping[str, Resource] = field(default_factory=dict)
+    agents: Mapping[str, SshAgent] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
 
@@ -74,6 +80,7 @@ class Resolved:
         contexts: the build contexts by name, the main one without.
         sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
         secrets: what the user has given, by id.
+        agents: the same of SSH agents.
         warnings: of build checks and others.
     """
 
@@ -82,6 +89,7 @@ class Resolved:
     contexts: Mapping[str, BuildContext]
     sent: Sent
     secrets: Mapping[str, Secret]
+    agents: Mapping[str, SshAgent] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
 
     @property
@@ -178,6 +186,7 @@ class Resolved:
             skip=done,
             without=without,
             secrets=self.secrets,
+            agents=self.agents,
             identity=identity,
         )
         return Work(
@@ -186,6 +195,7 @@ class Resolved:
             start=StepInfo(number, stage.origin.location.line, stage.origin.text),
             commands=tuple(step.command for step in steps),
             resources={name: resource for step in steps for name, resource in step.resources.items()},
+            agents=self.agents,
             steps=tuple(StepInfo(step.number, step.line, step.instruction) for step in steps),
             total=self.total,
         )
@@ -228,8 +238,10 @@ def resolve(
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
 
     graph, sent, empty = outside(graph, outside_trees, check=check)
-    check_runs(graph, outside_trees, request.secrets)
-    return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
+    check_runs(graph, outside_trees, request.secrets, request.agents)
+    return Resolved(
+        graph, found.bases, contexts, sent, request.secrets, request.agents, (*graph.warnings, *empty)
+    )
 
 
 def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ...], InputError | None]:
