@@ -53,6 +53,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "git": (_program("git"), "apt install git"),
     "userns": (_has_user_namespaces, "user namespaces must be allowed for this user"),
     "mke2fs": (_program("mke2fs"), "apt install e2fsprogs"),
+    "resize2fs": (_program("resize2fs"), "apt install e2fsprogs"),
     "e2fsck": (_program("e2fsck"), "apt install e2fsprogs"),
     "debugfs": (_program("debugfs"), "apt install e2fsprogs"),
     "busybox": (_program("busybox"), "apt install busybox-static"),

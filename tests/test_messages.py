@@ -128,5 +128,5 @@ def test_a_piece_may_be_written_in_another_way_than_ours() -> None:
     [messages.encode_piece(b"data")[:-1], b"\x3a", b"\x3a\xff\xff\xff\xff\xff\xff", b"\xff\xff"],
 )
 def test_what_is_damaged_is_refused(message: bytes) -> None:
-    with pytest.raises(WireError, match="no message of a session"):
+    with pytest.raises(WireError, match="not a message of a session"):
         messages.decode_to_guest(message)

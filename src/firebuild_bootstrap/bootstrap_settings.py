@@ -1,4 +1,4 @@
-"""The section `bootstrap` of the settings."""
+"""The section `bootstrap` of the settings, and the type of sizes in all sections."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from datetime import timedelta
 from ipaddress import ip_address
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from firebuild_bootstrap.sizes import ByteSize
+from firebuild_bootstrap.sizes import parse_size
 from firebuild_pki.config import PositiveDuration, Settings
 
 _CERTIFICATE_MARGIN = timedelta(minutes=10)
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+ByteSize = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(ge=1024)]
+"""A number of bytes, or a text such as `64MiB`."""
 
 
 def _loopback(value: str) -> str:

@@ -165,9 +165,6 @@ class _Build:
             self._phase(7)
             return self._store(resolved, results)
         # Nothing of it is started yet, but what it lacks shows now.
-        if self._settings.machine.driver != "external":  # its guest may know no layers
-            for stage in pending:
-                resolved.check_layers(stage)
         prepare(
             (
                 (step, resolved.sent.get((stage.index, place)))
@@ -178,7 +175,7 @@ class _Build:
             resolved.secrets,
             resolved.agents,
         )
-        machine = self._machine(resolved.graph.target)
+        machine = self._machine(results.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
 
         self._phase(2)
@@ -195,7 +192,7 @@ class _Build:
         # Steps 3 to 6, once for each stage that has something to execute.
         self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
         build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
-        self._schedule.run(pending, lambda stage: self._stage(stage, build))
+        self._schedule.run(pending, lambda stage: self._stage(stage, build), results.maker)
 
         self._phase(7)
         authority.close()  # its certificates are of no use any more
@@ -261,7 +258,7 @@ class _Build:
         cleanup: ExitStack,
     ) -> Start | None:
         """Start the target's machine beside the second step, if nothing else has to be done for it before."""
-        target = resolved.graph.target
+        target = results.target
         if tuple(pending) != (target,):
             return None
         start = results.start(target)
@@ -403,7 +400,7 @@ class _Build:
     def _stage(self, stage: Stage, build: _Stages) -> None:
         """Build one stage, and put its result where the others find it."""
         results, resolved = build.results, build.resolved
-        target = stage == resolved.graph.target
+        target = stage == results.target
         with ExitStack() as own:
             cleanup = build.cleanup if target else own
             start = (build.ahead if target else None) or results.start(stage)
@@ -414,8 +411,7 @@ class _Build:
                 results.archive,
                 cleanup,
                 identity=results.identity,
-                done=start.done,
-                without=start.linked,
+                done={*range(start.done), *start.linked},
             )
             machine = build.machine if target else self._machine(stage)
             making = results.begin(stage, start, first, self._parts[stage.index])

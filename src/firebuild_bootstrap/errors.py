@@ -46,7 +46,7 @@ class Location:
 
 UNUSABLE_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 """NUL and halves of characters: JSON can write them, no environment can hold them. Python makes such halves
-of bytes that are no UTF-8 (PEP 383)."""
+of bytes that are not UTF-8 (PEP 383)."""
 
 
 class _Described(BaseException):
@@ -217,14 +217,14 @@ _SURROUNDINGS = frozenset(
 
 
 def as_user_error(error: BaseException) -> BaseException:
-    """Return the error that explains this one: what a machine or its user did is no mistake of ours."""
+    """Return the error that explains this one: what a machine or its user did is not a mistake of ours."""
     if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
         where = f"{error.filename}: " if error.filename else ""
         return MachineError(f"{where}{error.strerror}", hint="free some space or rights there")
     if isinstance(error, UnicodeEncodeError) and any("\udc80" <= one <= "\udcff" for one in error.object):
-        # That is how Python shows bytes of arguments, environment and file names that are no UTF-8 (PEP 383).
+        # Python shows bytes of arguments, environment and file names that are not UTF-8 like this (PEP 383).
         return InputError(
-            "a name or a value that was given is no UTF-8 text", hint="FIREBUILD_DEBUG=1 shows where"
+            "a name or a value that was given is not UTF-8 text", hint="FIREBUILD_DEBUG=1 shows where"
         )
     return error
 

@@ -135,8 +135,7 @@ def lower(
     sent: Sent = _NOTHING,
     *,
     first: int = 2,
-    skip: int = 0,
-    without: Collection[int] = (),
+    done: Collection[int] = (),
     secrets: Mapping[str, Secret] = _NO_SECRETS,
     agents: Collection[str] = (),
     identity: Callable[[TreeRef], str] = canonical,
@@ -148,8 +147,7 @@ def lower(
         trees: opens what files are taken from.
         sent: what was found before.
         first: the number of its first step.
-        skip: how many steps are done already.
-        without: places of others that are.
+        done: places of the steps that need not be executed.
         secrets: what the user has given, by id.
         agents: ids of the SSH agents that the user has given.
         identity: names what a tree holds, for caches that begin with it.
@@ -159,9 +157,9 @@ def lower(
     """
     steps: list[WireStep] = []
     errors = InputErrors()
-    for place, step in enumerate(stage.steps[skip:], skip):
+    for place, step in enumerate(stage.steps):
         number, location = first + place, step.origin.location
-        if place in without:
+        if place in done:
             continue
         with errors.collected():
             match step.operation:
@@ -245,11 +243,7 @@ def _found(step: Step, copy: Copy, trees: Trees, *, check: bool) -> ContextResou
         location=location,
     )
     if not copy.into and not copy.parents and len(resource.groups) > 1:
-        raise several_sources(
-            lambda message, *, hint: InputError(message, hint=hint, location=location),
-            copy.keyword,
-            copy.destination,
-        )
+        raise several_sources(copy.keyword, copy.destination, location)
     return resource
 
 

@@ -202,14 +202,14 @@ def decode_to_guest(message: bytes) -> pb.ToGuest | memoryview:
     """Read what the host sent; a piece comes as its data.
 
     Raises:
-        WireError: it is no message.
+        WireError: it is not a message.
     """
     if (data := _plain_piece(message)) is not None:
         return data
     try:
         parsed = pb.ToGuest.FromString(message)
     except DecodeError as error:
-        raise WireError("no message of a session") from error
+        raise WireError("it is not a message of a session") from error
     return memoryview(parsed.piece.data) if parsed.HasField("piece") else parsed
 
 

@@ -1,6 +1,6 @@
 """What a user gives a build: the request, and secrets for RUN --mount=type=secret.
 
-The value of a secret is in memory only. It is no part of a command, key, event or message; the guest gets it
+The value of a secret is in memory only. It is not part of a command, key, event or message; the guest gets it
 over the mutual-TLS channel, as a resource of its own.
 """
 
@@ -59,7 +59,7 @@ class BuildRequest:
             keeps nothing.
 
     Raises:
-        InputError: a text of them contains a NUL, or what is no Unicode text. Values are not shown: they may
+        InputError: a text of them contains a NUL, or what is not Unicode text. Values are not shown: they may
             be secrets.
     """
 
@@ -98,7 +98,7 @@ class BuildRequest:
     @staticmethod
     def _check(what: str, text: str) -> None:
         if UNUSABLE_TEXT.search(text):
-            raise InputError(f"{what} contains a NUL, or bytes that are no UTF-8")
+            raise InputError(f"{what} contains a NUL, or bytes that are not UTF-8")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
-from firebuild_bootstrap.layers.tree import MAX_LAYERS
 from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
@@ -117,31 +116,6 @@ class Resolved:
         """The base by its full name."""
         return self.base.name if self.base else "scratch"
 
-    def check_layers(self, stage: Stage) -> None:
-        """Make sure that the layers of a stage can be mounted: one for each step, and those of its base.
-
-        Raises:
-            InputError: they are too many, at the line of the first step beyond.
-        """
-        # One is the empty layer at the bottom.
-        room = max(MAX_LAYERS - 1 - self._depth(stage) + len(stage.steps), 0)
-        for step in stage.steps[room : room + 1]:
-            raise InputError(
-                f"there are more than {MAX_LAYERS - 1} layers with this instruction; no more can be mounted",
-                hint="join instructions (RUN a && b, COPY a b /dir/), or import the base as one archive",
-                location=step.origin.location,
-            )
-
-    def _depth(self, stage: Stage) -> int:
-        match stage.base:
-            case ImageRef(reference):
-                below = len(self.bases[reference].layers)
-            case StageRef(index):
-                below = self._depth(self.graph.stage(index))
-            case _:
-                below = 0
-        return below + len(stage.steps)
-
     def number(self, stage: Stage) -> int:
         """Return the number of a stage's FROM; its steps have those after it."""
         before = self.graph.stages[: self.graph.stages.index(stage)]
@@ -159,8 +133,7 @@ class Resolved:
         cleanup: ExitStack,
         *,
         identity: Callable[[TreeRef], str],
-        done: int = 0,
-        without: Collection[int] = (),
+        done: Collection[int] = (),
     ) -> Work:
         """Return what the guest of a stage has to do.
 
@@ -170,8 +143,7 @@ class Resolved:
             archives: finds what is done, and the images.
             cleanup: lets go of them.
             identity: names what a tree holds, for cache mounts that begin with it.
-            done: how many of its steps, from the first, `base` holds.
-            without: places of those after them that it holds, too.
+            done: places of its steps that `base` holds.
 
         Raises:
             InputError: a file that it wants of another stage or image is not there.
@@ -183,8 +155,7 @@ class Resolved:
             lambda tree: self._files(tree, archives, cleanup),
             self.sent,
             first=number + 1,
-            skip=done,
-            without=without,
+            done=done,
             secrets=self.secrets,
             agents=self.agents,
             identity=identity,

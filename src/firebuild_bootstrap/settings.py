@@ -13,10 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
+from firebuild_bootstrap.bootstrap_settings import BootstrapSettings, ByteSize
 from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import CASettings, Document, Settings, load_document, validate
 
 

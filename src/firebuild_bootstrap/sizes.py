@@ -1,28 +1,23 @@
-"""Sizes as people write them in settings."""
+"""Sizes as people write them: in settings, options and instructions."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Final
 
-from pydantic import BeforeValidator, Field
+# As github.com/docker/go-units reads them (RAMInBytes): powers of 1024, whether there is an i or not. No more
+# digits than a float holds.
+_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s?([kmgtp])?(?:i?b)?", re.IGNORECASE | re.ASCII)
+_POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
-_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
-
-def parse_size(value: object) -> int:
-    """Read a number of bytes, or a text such as `64MiB`.
+def parse_size(text: str) -> int:
+    """Return the bytes that a text such as `64MiB`, `1.5g` or `4096` means.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is not a size.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = str(value)
-    for unit, factor in sorted(_SIZE_UNITS.items(), key=lambda item: -len(item[0])):
-        number = text.removesuffix(unit).strip()
-        if text.endswith(unit) and number.isdecimal():
-            return int(number) * factor
-    raise ValueError(f'expected a size such as 64MiB (B, KiB, MiB, GiB), found "{text}"')
-
-
-ByteSize = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str), Field(ge=1024)]
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"expected a size such as 64MiB, found {text!r:.80}")
+    return int(float(found[1]) * 1024 ** _POWERS[(found[2] or "").lower()])

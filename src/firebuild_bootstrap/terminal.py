@@ -247,6 +247,6 @@ class Screen:
 def _size_of(out: BinaryIO) -> tuple[int, int]:
     try:
         columns, rows = os.get_terminal_size(out.fileno())
-    except OSError:  # it is none, or it has gone
+    except OSError:  # it is not one, or it has gone
         columns, rows = 0, 0
     return columns or 80, rows or 24

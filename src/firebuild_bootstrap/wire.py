@@ -75,7 +75,7 @@ def parse_duration(text: str) -> float:
     """Read a Go duration such as `1m30s` and return seconds.
 
     Raises:
-        WireError: the text is no duration, or one of more than 292 years, which Go can't hold either.
+        WireError: the text is not a duration, or one of more than 292 years, which Go can't hold either.
     """
     if text == "0":
         return 0.0
@@ -293,9 +293,9 @@ class BootstrapBlock:
         try:
             seconds = float(host_time) if isinstance(host_time, str) else None
         except ValueError as error:
-            raise WireError(f"HostTime of the metadata: {host_time!r:.80} is no number") from error
+            raise WireError(f"HostTime of the metadata: {host_time!r:.80} is not a number") from error
         if seconds is not None and not 0 <= seconds < _MAX_TIME:
-            raise WireError(f"HostTime of the metadata: {host_time!r:.80} is no time")
+            raise WireError(f"HostTime of the metadata: {host_time!r:.80} is not a time")
         interval = document.get("PingInterval") or "5s"
         ping_interval = parse_duration(interval if isinstance(interval, str) else "")
         if ping_interval > _MAX_INTERVAL:

@@ -159,10 +159,10 @@ def test_one_file_in_the_way_is_named(cli: Cli) -> None:
 def test_a_directory_that_is_none_is_bad_input(cli: Cli) -> None:
     Path("file").write_text("")
     assert cli("ca", "issue", "--server", "b1", "--out", "file", status=2).first == (
-        "error: expected a directory, but file is none"
+        "error: expected a directory, but file is not one"
     )
     done = cli("ca", "issue", "--server", "b1", "--out", "file/below", status=2)
-    assert done.first == "error: expected a directory, but file is none"
+    assert done.first == "error: expected a directory, but file is not one"
 
 
 def test_a_refusal_of_the_ca_writes_nothing(cli: Cli, install: Install) -> None:

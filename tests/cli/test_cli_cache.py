@@ -87,7 +87,7 @@ def test_du_shows_what_there_is_and_prune_removes_it(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--max-size", "5G", "--max-size: expected a size such as 64MiB"),
+        ("--max-size", "5X", "--max-size: expected a size such as 64MiB"),
         ("--older-than", "yesterday", "--older-than: expected a duration such as 72h or 2w, found yesterday"),
         ("--older-than", "-1h", "--older-than: expected a duration of zero or more"),
     ],

@@ -126,10 +126,10 @@ def test_what_is_dear_is_not_removed(here: Cli, tmp_path: Path) -> None:
     assert refused(here, "rm-tree", "link") == "error: link is a symbolic link"
     here.setenv("FIREBUILD_HOME", Path("tree/home").absolute())
     here("images", "prune")
-    assert refused(here, "rm-tree", "tree") == "error: tree can't be removed: the store is in it, or is it"
+    assert refused(here, "rm-tree", "tree") == "error: tree can't be removed: it is the store, or holds it"
     here.setenv("HOME", Path("tree").absolute())
     here.setenv("FIREBUILD_HOME", tmp_path / "home")
-    assert "your home is in it" in refused(here, "rm-tree", "tree")
+    assert "it is your home, or holds it" in refused(here, "rm-tree", "tree")
     assert "the root of a file system" in refused(here, "rm-tree", "/proc")
 
 

@@ -13,7 +13,7 @@ import pytest
 from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, FetchLimits
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.dockerfile.graph import Download
-from firebuild_bootstrap.dockerfile.remote import file_name
+from firebuild_bootstrap.dockerfile.operations import file_name
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.lowering import WireStep, lower

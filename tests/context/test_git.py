@@ -191,7 +191,7 @@ def test_files_of_this_host_are_no_repository(server: Server, tmp_path: Path) ->
 
 
 def test_a_host_without_git_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no git on this host"):
+    with pytest.raises(InputError, match="the program git was not found"):
         clone(
             GitTree("https://host/a.git"),
             tmp_path,

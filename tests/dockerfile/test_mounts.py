@@ -91,7 +91,7 @@ def test_options_say_what_is_mounted(read: Read, bases: Bases, options: str, mou
         ("target", "expected target=VALUE, found 'target'"),
         ("target=/m,required", "required is not for the type bind"),
         ("target=/m,size=1m", "size is not for the type bind"),
-        ("type=tmpfs,target=/m,size=big", "size: expected a size such as 512m, found 'big'"),
+        ("type=tmpfs,target=/m,size=big", "size: expected a size such as 64MiB, found 'big'"),
         ("target=/m,sharing=shared", "sharing is not for the type bind"),
         ("type=cache,target=/c,sharing=maybe", "sharing: expected one of shared, private, locked"),
         ("target=/m,mode=0755", "mode is not for the type bind"),

@@ -6,7 +6,7 @@ import pytest
 
 from dockerfile.planning import Read
 from firebuild_bootstrap.dockerfile.graph import Copy, Download, GitTree
-from firebuild_bootstrap.dockerfile.remote import read_git
+from firebuild_bootstrap.dockerfile.operations import read_git
 from firebuild_bootstrap.errors import InputError, Location
 
 _COMMIT = "0123456789012345678901234567890123456789"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.comparing import Comparing
+from firebuild_bootstrap.guest.netfiles import network_files
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root
@@ -161,6 +162,22 @@ def test_a_layer_holds_what_was_changed_and_the_way_to_it(image: Image) -> None:
     image.check(5)
     assert changes(upper / "5") == ["directory etc", "file etc/hosts", "hardlink etc/name"]
     assert not (image.state / "unfinished").exists()
+
+
+def test_a_file_of_the_network_stays_one_file_with_its_other_names(image: Image) -> None:
+    etc = image.root / "etc"
+
+    def step(number: int, text: str) -> list[str]:
+        with image.comparing.step(number) as path, Root(path) as root, network_files(root):
+            assert (etc / "hosts").read_text() == Path("/etc/hosts").read_text()
+            if text:
+                (etc / "name").write_text(text)
+        image.check(number)
+        assert (etc / "hosts").samefile(etc / "name")
+        return changes(image.state / f"upper/{number}")
+
+    assert step(2, "") == []
+    assert step(3, "new") == ["directory etc", "file etc/hosts", "hardlink etc/name"]
 
 
 def test_what_was_lent_and_put_back_is_no_change(image: Image) -> None:

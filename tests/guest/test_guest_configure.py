@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.guest.configure import Paths, configure
-from firebuild_bootstrap.guest.entrypoint import Entrypoint
+from firebuild_bootstrap.guest.configure import Entrypoint, Paths, configure
 from firebuild_bootstrap.guest.errors import InputError
 
 pytestmark = pytest.mark.root

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from firebuild_bootstrap.guest.exchange import BadAnswer, TooLong, exchange
+from firebuild_bootstrap.guest.metadata import BadAnswer, TooLong, exchange
 
 
 def ask(*answer: bytes, limit: int = 1000, pieces: Iterable[bytes] | None = None) -> tuple[int, bytes, bytes]:
@@ -98,7 +98,7 @@ def test_anything_else_is_refused_in_words_without_the_body(answer: bytes, words
 
 
 def test_an_answer_that_drips_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firebuild_bootstrap.guest.exchange._ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr("firebuild_bootstrap.guest.metadata._ANSWER_SECONDS", 0.2)
     pieces = [b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 200]
 
     def dripping() -> Iterator[bytes]:

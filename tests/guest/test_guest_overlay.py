@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from firebuild_bootstrap.guest.copy import Copier
+from firebuild_bootstrap.guest.incoming import Incoming
 from firebuild_bootstrap.guest.overlay import Layers, mount_layers
+from firebuild_bootstrap.guest.users import Users
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root, remove_directory
-from firebuild_bootstrap.layers.tree import MAX_LAYERS, upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, UNMOUNTABLE, upper_entries
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, run_command, workdir_command
 from guest.server import a_file
@@ -47,6 +53,7 @@ def test_each_step_leaves_a_layer_of_its_own(build: Build, layers: Path) -> None
     for name in ("old/deep/file", "old/gone", "etc/hosts", "same", "suid"):
         (image / name).write_text(f"{name}\n")
     os.link(image / "same", image / "also")
+    os.link(image / "etc/hosts", image / "etc/other")
     (image / "suid").chmod(0o4755)
     (image / "etc/resolv.conf").symlink_to("/run/resolv.conf")
     (image / "etc").chmod(0o2711)
@@ -139,11 +146,10 @@ def test_a_run_sees_the_overlay_and_neither_its_layers_nor_their_names(build: Bu
 
 
 @pytest.mark.needs("bwrap")
-def test_layers_that_cannot_be_mounted_are_a_failed_step(build: Build, layers: Path) -> None:
-    for number in range(2, MAX_LAYERS + 1):
-        (layers / "lower" / str(number)).mkdir()
+def test_a_layer_that_cannot_be_mounted_is_a_failed_step(build: Build, layers: Path) -> None:
+    os.setxattr(layers / "lower/0", UNMOUNTABLE, b"y")
     abort = build.fail(workdir_command("/x", step=2))
-    assert f"{MAX_LAYERS + 1} layers, and {MAX_LAYERS} at most can be mounted" in abort.error
+    assert "a layer was made where no overlay can be" in abort.error
     assert (abort.step, abort.reason) == (2, "file")
 
 
@@ -152,24 +158,33 @@ def test_layers_that_cannot_be_mounted_are_a_failed_step(build: Build, layers: P
 
 @pytest.mark.root
 @pytest.mark.needs("root")
-def test_more_layers_than_one_mount_takes_are_stacked(tmp_path: Path) -> None:
-    for number in range(300):
-        (tmp_path / f"lower/{number}").mkdir(parents=True)
-        (tmp_path / f"lower/{number}/file").write_text(f"{number}")
-        (tmp_path / f"lower/{number}/{number}").touch()
+def test_as_many_layers_are_mounted_as_one_mount_takes_and_more_are_merged(tmp_path: Path) -> None:
+    first = 10_000 - MAX_LAYERS  # the longest names
+    for name in ("lower/0", *(f"upper/{number}/fs" for number in range(first, 10_000 - 1)), "image", "work"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "lower/0/other").symlink_to("file")
+    (tmp_path / "lower/0/null").touch()
     seen = []
 
     def build() -> None:
         layers = Layers(str(tmp_path), str(tmp_path / "image"))
-        for step in (2, 3):
+        layers._names += [f"upper/{number}/fs" for number in range(first, 10_000 - 1)]
+        for step in range(9_999, 9_999 + MAX_LAYERS + 2):
             with layers.step(step):
-                seen.append(((tmp_path / "image/file").read_text(), len(os.listdir(tmp_path / "image"))))
-                (tmp_path / "image/file").write_text(f"step {step}")
-                (tmp_path / f"image/{step}").unlink()
+                image = tmp_path / "image"
+                seen.append(((image / "file").read_text(), len(os.listdir(image))))
+                (image / "file").unlink()
+                (image / "file").write_text(f"step {step}")
+                (image / f"{step}").touch()
+                (image / f"{step - 1}").unlink(missing_ok=True)
+                folded.append(os.listdir(tmp_path / "folded") if step > 9_999 else [])
 
+    folded: list[list[str]] = []
     privately(build)
-    assert seen == [("299", 301), ("step 2", 300)]
-    assert sorted(os.listdir(tmp_path / "upper/3/fs")) == ["3", "file"]
+    assert seen[:3] == [("upper/9998/fs", 3), ("step 9999", 4), ("step 10000", 4)]
+    assert set(seen[3:]) == {(f"step {number}", 4) for number in range(10_001, 9_999 + MAX_LAYERS + 1)}
+    assert [folded[0], folded[1], folded[-2], folded[-1]] == [[], ["10000"], ["10000"], ["10240"]]
 
 
 @pytest.mark.root
@@ -210,3 +225,86 @@ def test_directories_of_a_lower_layer_are_removed_at_any_depth(tmp_path: Path) -
 
     privately(remove)
     assert stat.S_ISCHR((tmp_path / "upper/top").lstat().st_mode)
+
+
+def in_trees(*entries: tar.Entry) -> Iterator[Incoming]:
+    """What a COPY of directories sends; the content of a file is its path."""
+    for entry in entries:
+
+        def write(descriptor: int, content: bytes = entry.path.encode()) -> None:
+            os.write(descriptor, content)
+
+        yield Incoming(entry, write, from_directory=True)
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("target", "direct"),
+    [
+        ("/new/", ["/new"]),
+        ("/gone/", ["/gone"]),
+        ("/there/", ["/there/sub"]),
+        ("/link/", []),  # nothing is entered by a path with links
+        ("/", ["/sub"]),
+    ],
+)
+def test_a_copy_through_an_overlay_comes_out_as_one_into_a_directory(
+    tmp_path: Path, target: str, direct: list[str]
+) -> None:
+    """What the step itself makes, it fills in its layer: `direct` are the directories entered there."""
+    for name in ("plain", "lower/0"):
+        (tmp_path / name / "there/old").mkdir(parents=True)
+        (tmp_path / name / "there/old/deep").write_text("below")
+        (tmp_path / name / "link").symlink_to("there")
+        (tmp_path / name / "there/f").symlink_to("old/deep")
+    shutil.copytree(tmp_path / "lower/0/there", tmp_path / "lower/0/gone")
+    (tmp_path / "lower/1").mkdir()
+    os.mknod(tmp_path / "lower/1/gone", stat.S_IFCHR, 0)
+    again = tar.Entry("sub/f", tar.FILE, 0o4750, mtime_ns=4)
+    entries = (
+        tar.Entry("", tar.DIRECTORY, 0o755),
+        tar.Entry("f", tar.FILE, 0o600, mtime_ns=1),
+        tar.Entry("old", tar.DIRECTORY, 0o2775),
+        tar.Entry("old/deep", tar.FILE, 0o644),
+        tar.Entry("sub", tar.DIRECTORY, 0o1777, mtime_ns=2),
+        tar.Entry("sub/l", tar.SYMLINK, mtime_ns=3, linkname="../old"),
+        tar.Entry("sub/f", tar.FILE, 0o444),
+        tar.Entry("sub/g", tar.HARDLINK, linkname="sub/f"),
+        tar.Entry("sub/p", tar.FIFO, 0o622),
+        again,
+        tar.Entry("sub/l/through", tar.FILE, 0o666),
+        tar.Entry("sub/l", tar.FILE, 0o640),
+        tar.Entry("more/deep/f", tar.FILE, 0o640),
+    )
+    command = copy_command(target)
+    with Root(str(tmp_path / "plain")) as plain:
+        Copier(plain, Users(plain), command).copy(in_trees(*entries))
+    entered = []
+
+    def build() -> None:
+        layers = Layers(str(tmp_path), str(tmp_path / "image"))
+
+        def kept(path: str) -> int | None:
+            if (descriptor := layers.kept(path)) is not None:
+                entered.append(path)
+            return descriptor
+
+        with layers.step(1) as path, Root(path) as root:
+            Copier(root, Users(root), command, kept).copy(in_trees(*entries))
+            found.extend(described(Path(path)))
+
+    found: list[tuple[object, ...]] = []
+    privately(build)
+    assert found == list(described(tmp_path / "plain"))
+    assert set(direct) <= set(entered)
+
+
+def described(root: Path) -> Iterator[tuple[object, ...]]:
+    """All that a copy decides of each file, but for the time of what it was told no time of."""
+    for path in sorted(root.rglob("*")):
+        status = path.lstat()
+        content = path.read_text() if stat.S_ISREG(status.st_mode) else path.is_symlink() and path.readlink()
+        time = status.st_mtime_ns if status.st_mtime_ns < 10 else None
+        names = 1 if path.is_dir() else status.st_nlink  # an overlay does not count those of directories
+        yield str(path.relative_to(root)), status.st_mode, names, time, content

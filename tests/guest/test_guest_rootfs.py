@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.guest.errors import StepError
-from firebuild_bootstrap.guest.idmap import check_mapped, mapped
-from firebuild_bootstrap.guest.modes import parse_mode
-from firebuild_bootstrap.guest.users import Identity, Users
+from firebuild_bootstrap.guest.users import Identity, Users, check_mapped, mapped, parse_mode
 from firebuild_bootstrap.layers.root import Metadata, Root
 
 ME = (os.geteuid(), os.getegid())

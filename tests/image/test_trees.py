@@ -14,6 +14,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.image.worker import __main__ as worker
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
+from firebuild_bootstrap.layers.tree import OWNER_MARK
 from firebuild_bootstrap.sandbox import Host, Runtime, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single
 
@@ -38,24 +39,52 @@ def test_a_tree_survives_the_trip_through_the_sandbox(rich_tree: Path, tmp_path:
     assert trees.pack(again, tmp_path / "p.tar").digest == packed.digest
 
 
-@pytest.mark.needs("mke2fs")
 def test_an_ext4_image_is_made_in_the_sandbox(rich_tree: Path, tmp_path: Path, trees: Trees) -> None:
     made = trees.ext4(rich_tree, tmp_path / "i", Ext4Options(size=20 * 2**20))
     assert made.size == (tmp_path / "i").stat().st_size == 20 * 2**20
 
 
-def test_with_one_owner_the_rest_is_reported_and_no_foreign_setuid_is_kept(
-    make_tar: MakeTar, tmp_path: Path
+def test_with_one_owner_the_others_are_marks_and_no_foreign_setuid_is_on_the_disk(
+    make_tar: MakeTar, tmp_path: Path, trees: Trees
 ) -> None:
     alone = Trees(Sandbox(single(Host.current(), "")))
-    game = tarfile.TarInfo("game")
-    game.uid, game.gid, game.mode = 5, 60, 0o6755
-    root = tmp_path / "root"
+    members = []
+    for name, kind, mode in (
+        ("folder", tarfile.DIRTYPE, 0o2750),
+        ("folder/game", tarfile.REGTYPE, 0o6755),
+        ("folder/link", tarfile.SYMTYPE, 0o777),
+        ("folder/same", tarfile.LNKTYPE, 0o6755),
+        ("wrong", tarfile.REGTYPE, 0o644),
+    ):
+        member = tarfile.TarInfo(name)
+        member.uid, member.gid, member.mode, member.type = 5, 2**32 - 2, mode, kind
+        member.linkname = "folder/game" if kind in (tarfile.LNKTYPE, tarfile.SYMTYPE) else ""
+        members.append(member)
+    root, copy = tmp_path / "root", tmp_path / "copy"
     root.mkdir()
-    report = alone.unpack(make_tar((game, b"x")), root)
-    assert (report.foreign, report.stripped) == (1, 1)
-    status = (root / "game").stat()
+    copy.mkdir()
+    report = alone.unpack(make_tar(*((member, b"") for member in members)), root)
+    assert (report.foreign, report.stripped) == (1, 0)
+    assert report.examples["foreign"] == [f"folder/link (5:{2**32 - 2})"]
+    status = (root / "folder/game").stat()
     assert (status.st_uid, status.st_mode & 0o7777) == (os.getuid(), 0o755)
+    os.setxattr(root / "wrong", OWNER_MARK, b"5:9999999999:4000")  # as a RUN may
+    alone.copy(root, copy)
+
+    def owners(trees: Trees, root: Path) -> dict[str, tuple[int, int, int]]:
+        archive = tmp_path / "again.tar"
+        archive.unlink(missing_ok=True)
+        trees.pack(root, archive)
+        with tarfile.open(archive) as tar:
+            return {member.name.strip("/"): (member.uid, member.gid, member.mode) for member in tar}
+
+    kept = (5, 2**32 - 2, 0o6755)
+    here = owners(alone, root)
+    assert here == owners(alone, copy)
+    assert (here["folder"], here["folder/game"], here["folder/same"]) == ((*kept[:2], 0o2750), kept, kept)
+    assert (here["folder/link"][0], here["wrong"]) == (0, (0, 0, 0o644))
+    # Where there are others a mark means nothing: one of them could have made it.
+    assert 5 not in {uid for uid, _, _ in owners(trees, root).values()}
 
 
 def test_everything_is_removed_even_what_nobody_may_read(tmp_path: Path, trees: Trees) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 from firebuild_bootstrap.initramfs import initramfs_image
+from firebuild_bootstrap.layers.tree import tree_entries
 from guest.build import make_image
 from initramfs.archives import Found, read_initramfs, unpack
 
@@ -88,5 +89,6 @@ def context(tmp_path: Path) -> Path:
 @pytest.fixture
 def drive(tmp_path: Path) -> Path:
     """A small system without Python on a drive, with about 8 MiB of free space."""
-    make_ext4(str(make_image(tmp_path / "root")), str(tmp_path / "drive.img"), Ext4Options(free=8 << 20))
+    files = tree_entries(str(make_image(tmp_path / "root")))
+    make_ext4(files, str(tmp_path / "drive.img"), Ext4Options(free=8 << 20))
     return tmp_path / "drive.img"

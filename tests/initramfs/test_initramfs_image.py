@@ -17,7 +17,7 @@ import pytest
 
 import firebuild_bootstrap
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.initramfs import Compression, contents, image, initramfs_image
+from firebuild_bootstrap.initramfs import Compression, image, initramfs_image
 from firebuild_bootstrap.initramfs.runtime import PythonRuntime, RuntimeFile, compile_sources, find_python
 from initramfs.archives import Found, read_cpio, read_initramfs
 from initramfs.elves import make_elf, make_module
@@ -178,7 +178,7 @@ def test_a_missing_or_failing_compressor_is_named(tmp_path: Path, monkeypatch: p
 
 def test_another_architecture_is_refused(small: PythonRuntime) -> None:
     with pytest.raises(MachineError, match=r"on riscv64: supported are x86_64 and aarch64"):
-        contents.collect(small, environ={}, machine="riscv64")
+        image.collect(small, environ={}, machine="riscv64")
 
 
 def test_an_unusual_loader_finds_the_libraries_at_its_own_place(
@@ -189,7 +189,7 @@ def test_an_unusual_loader_finds_the_libraries_at_its_own_place(
     loader.write_bytes(b"loader")
     (tmp_path / "python").write_bytes(make_elf(interpreter=str(loader)))
     odd = replace(small, program=tmp_path / "python", files=())
-    found = {entry.path: entry.data for entry in contents.collect(odd, environ={}, machine="x86_64").entries}
+    found = {entry.path: entry.data for entry in image.collect(odd, environ={}, machine="x86_64").entries}
     assert found["lib/ld-linux.so"] == b"loader"
     assert found[str(loader.parent).strip("/")] == b"/lib"
 

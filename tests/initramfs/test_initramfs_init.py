@@ -95,7 +95,13 @@ def test_why_a_drive_can_not_be_mounted_is_told(
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: Patch) -> Path:
     """Where drives are mounted; the kernel has overlays."""
-    for name, path in (("SCRATCH", ""), ("LAYERS", "layers"), ("MOUNTS", "mounts"), ("CACHES", "caches")):
+    for name, path in (
+        ("SCRATCH", ""),
+        ("PLAIN", "image"),
+        ("LAYERS", "layers"),
+        ("MOUNTS", "mounts"),
+        ("CACHES", "caches"),
+    ):
         monkeypatch.setattr(init_system, name, str(tmp_path / path))
     (tmp_path / "filesystems").write_text("nodev\toverlay\n\text4\n")
     monkeypatch.setattr(init_system, "FILE_SYSTEMS", str(tmp_path / "filesystems"))
@@ -128,11 +134,21 @@ def test_the_image_is_a_layer_that_is_only_read_and_caches_outlive_the_machine(
     assert capsys.readouterr().out == "a cache mount begins anew: vde is broken\n"
 
 
-def test_a_kernel_without_overlays_is_told_from_a_drive_that_is_broken(places: Path) -> None:
+def test_without_overlays_the_image_is_the_base_of_a_plain_tree_on_the_scratch_drive(
+    places: Path, monkeypatch: Patch
+) -> None:
     (places / "filesystems").write_text("\text4\n")
-    with pytest.raises(InitError, match=r"has no overlay file system.* boot one with CONFIG_") as caught:
-        init_system.mount_drives("/dev/vda", "ext4", "/dev/vdb")
-    assert caught.value.status == "kernel"
+    mounted: list[tuple[str, ...]] = []
+    monkeypatch.setattr(init_system, "ROOT", str(places / "root"))
+    monkeypatch.setattr(init_system, "mount_drive", lambda *words, **_: mounted.append(words))
+    monkeypatch.setattr(kernel, "mount", lambda *words, flags: mounted.append((*words, str(flags))))
+    assert init_system.mount_drives("/dev/vda", "ext4", "/dev/vdb") == ()
+    assert mounted == [
+        ("/dev/vdb", "ext4", str(places)),
+        ("/dev/vda", "ext4", f"{places}/layers/base"),
+        (f"{places}/image", f"{places}/root", str(kernel.MS_BIND)),
+    ]
+    assert not (places / "layers/lower").exists()
 
 
 def test_a_drive_that_stays_in_use_is_told_and_made_read_only(tmp_path: Path, monkeypatch: Patch) -> None:

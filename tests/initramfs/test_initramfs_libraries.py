@@ -113,7 +113,7 @@ def test_a_static_python_is_refused_in_words() -> None:
 
 def test_a_script_in_place_of_python_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "python").write_text("#!/bin/sh\n")
-    with pytest.raises(MachineError, match="it is no ELF file"):
+    with pytest.raises(MachineError, match="it is not an ELF file"):
         finder().closure(tmp_path / "python", [])
     with pytest.raises(MachineError, match="No such file"):
         finder().closure(tmp_path / "missing", [])
@@ -122,8 +122,8 @@ def test_a_script_in_place_of_python_is_refused_in_words(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no ELF file"),
-        (b"\x7fELF", "no ELF file"),
+        (b"", "not an ELF file"),
+        (b"\x7fELF", "not an ELF file"),
         (b"\x7fELF\x01\x01" + bytes(80), "not for a 64-bit"),
         (make_elf(needed=["lib.so"])[:100], "broken"),
         (make_elf(needed=["lib.so"]).replace((0x400000).to_bytes(8, "little"), b"\xff" * 8), "broken"),

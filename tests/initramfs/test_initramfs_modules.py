@@ -111,5 +111,5 @@ def test_a_broken_module_is_named(directory: Path, data: bytes) -> None:
 
 
 def test_a_file_without_the_section_is_no_module() -> None:
-    with pytest.raises(ElfError, match="no kernel module"):
+    with pytest.raises(ElfError, match="not a kernel module"):
         read_modinfo(make_module().replace(b".modinfo", b".nothing"))

@@ -81,6 +81,30 @@ def test_the_target_is_built_with_what_it_needs_and_nothing_else(library: Librar
     assert [event.stage for event in library.of(StageStarted)] == ["tools", "extended"]
 
 
+def test_a_stage_without_steps_is_what_it_is_based_on_and_needs_no_machine(library: Library) -> None:
+    text = """
+FROM scratch AS made
+WORKDIR /x
+FROM made AS named
+ENV A=b
+FROM named AS again
+FROM scratch AS last
+COPY --from=again /x /y
+WORKDIR /{}
+FROM last
+LABEL of=the-last
+"""
+    image = library.build(text.format("z"))
+    assert {"x", "y", "z"} & members(library, image.output(OutputType.TAR)).keys() == {"y", "z"}
+    assert image.record.config.labels == {"of": "the-last"}
+    assert [event.stage for event in library.of(StageStarted)] == ["made", "last"]
+    library.build(text.format("other"), no_cache=False)
+    assert [event.stage for event in library.of(StageStarted)][2:] == ["last"]
+    assert library.build(text, target="again", no_cache=False).record.config.env["A"] == "b"
+    library.build(text.format("other"), no_cache=False, no_cache_stages=frozenset({"made"}))
+    assert [event.stage for event in library.of(StageStarted)][3:] == ["made", "last"]
+
+
 def test_a_file_that_a_stage_does_not_have_is_an_error_at_its_line(library: Library) -> None:
     with pytest.raises(InputError) as caught:
         library.build("FROM host AS one\nRUN true\nFROM scratch\nCOPY --from=one /bin/nothing-there /x\n")

@@ -56,6 +56,16 @@ def until_gone(builds: Path, seconds: float = 15.0) -> bool:
     return False
 
 
+def test_the_directories_of_builds_lie_apart_on_the_disk(tmp_path: Path, idmap: IdMap) -> None:
+    def flags(path: Path) -> str:
+        return subprocess.run(["lsattr", "-d", path], capture_output=True, text=True, check=False).stdout
+
+    if "e" not in flags(tmp_path).partition(" ")[0]:
+        pytest.skip("this file system is not ext4, or lsattr is missing")
+    with Workspace(tmp_path, "b-1", idmap):
+        assert "T" in flags(tmp_path / "builds").partition(" ")[0]
+
+
 def test_the_directory_is_private_and_gone_afterwards(tmp_path: Path, idmap: IdMap) -> None:
     with Workspace(tmp_path, "b-1", idmap) as workspace:
         assert workspace.path == tmp_path / "builds/b-1"

@@ -244,18 +244,19 @@ def test_a_guest_that_never_calls_is_lost(
 
 
 @pytest.mark.parametrize(
-    ("settings", "options", "words"),
+    ("settings", "run", "words"),
     [
-        ({"metadata": {"file": "/none/m.json"}}, [], "/none is no directory"),
-        ({"disk": "/none/d.img"}, [], "/none is no directory that can be written to"),
-        ({"metadata": {"firecracker_socket": "/none/s"}}, [], "firecracker_socket: "),
-        ({"bind": "192.0.2.1"}, [], "machine.external.bind has to be an address"),
+        ({"metadata": {"file": "/none/m.json"}}, "true", "/none is no directory"),
+        ({"disk": "/none/d.img"}, "true", "/none is no directory that can be written to"),
+        ({"metadata": {"firecracker_socket": "/none/s"}}, "true", "firecracker_socket: "),
+        ({"bind": "192.0.2.1"}, "true", "machine.external.bind has to be an address"),
+        ({}, "true\nFROM scratch\nCOPY --from=0 /x /x", "needs a machine for each of its stages"),
     ],
 )
 def test_what_can_not_work_is_said_before_anything_starts(
-    start: Start, settings: dict[str, Any], options: list[str], words: str
+    start: Start, settings: dict[str, Any], run: str, words: str
 ) -> None:
-    status, out, error = start(settings, *options).end()
+    status, out, error = start(settings, run=run).end()
     assert status in (2, 6)
     assert words in error.decode()
     assert b"metadata are in" not in out + error

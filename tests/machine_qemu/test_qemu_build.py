@@ -120,49 +120,75 @@ STAGES = """\
 FROM busybox AS made
 RUN --mount=type=cache,target=/c --mount=type=secret,id=token --network=none test -s /run/secrets/token; \\
  echo again >> /c/log; cat /c/log; mkdir -m 2750 -p /made/d; echo x > /made/d/x; ln /made/d/x /made/y; \\
- ln -s y /made/z; chown 7:8 /made/y; chmod 4711 /made/y; busybox mkfifo /p; rm /bin/tail; rm -r /etc; \\
- mkdir /etc
+ ln -s y /made/z; chown 7:8 /made/y; chmod 4711 /made/y; busybox mkfifo /p; rm /bin/tail
 COPY hello /made/hello
-RUN chmod 700 /bin; rm /made/d/x; echo more >> /made/hello; dd if=/dev/zero of=/made/big bs=1024k count=2
+RUN chmod 700 /bin; rm -r /made/z /srv; echo more >> /made/hello; \\
+ dd if=/dev/zero of=/made/big bs=1024k count=2
 FROM busybox
 COPY --from=made --chown=9:10 /made /srv
-RUN echo done > /srv/done
+RUN echo done > /srv/done; rm -r /etc; mkdir /etc
 """
 
 
+EPOCH = 1_600_000_000
+
+
 def layers_of(home: Path) -> dict[str, list[tuple[Entry, int]]]:
-    """What each cached step has changed, by its key: all but the times."""
+    """What each cached step has changed, by its key; no time is later than EPOCH."""
     found = {}
     [store] = (home / "layers").iterdir()
     for key in (store / "cache/keys").iterdir():
         entries = []
         for entry, content in upper_entries(str(store / "names" / os.readlink(key) / "layer/fs")):
             data = hash(os.pread(content, entry.size, 0)) if isinstance(content, int) else 0
-            entries.append((entry._replace(mtime_ns=0, xattrs=dict(entry.xattrs)), data))
+            entries.append(
+                (entry._replace(mtime_ns=min(entry.mtime_ns, EPOCH * 10**9), xattrs=dict(entry.xattrs)), data)
+            )
         found[key.name] = entries
     return found
 
 
+@pytest.fixture
+def no_overlays(kernel: Path, tmp_path: Path) -> str:
+    """The modules of the test's kernel but for that of overlays."""
+    [modules] = (kernel.parent.parent / "lib/modules").iterdir()
+    without = tmp_path / "modules" / modules.name
+    shutil.copytree(modules, without, copy_function=os.symlink, ignore=shutil.ignore_patterns("overlay.ko*"))
+    return str(without)
+
+
 @pytest.mark.root
-def test_stages_with_a_cache_and_a_secret_leave_the_same_layers_as_the_local_machine(
-    shared: Path, context: Path, configure: Any, tmp_path: Path
+def test_stages_with_a_cache_and_a_secret_leave_the_same_image_as_the_local_machine(
+    shared: Path, context: Path, configure: Any, tmp_path: Path, no_overlays: str
 ) -> None:
     needle = f"hunter2-{os.urandom(8).hex()}"
     (tmp_path / "token").write_text(needle)
     (context / "hello").write_text("hello\n")
-    options = ("--secret", f"id=token,src={tmp_path}/token")
+    os.utime(context / "hello", ns=(1, EPOCH * 10**9 - 1))
+    options = ("--secret", f"id=token,src={tmp_path}/token", "--iidfile", tmp_path / "id")
     base = busybox_base(tmp_path)
-    homes = {}
-    for driver in ("qemu", "local"):
-        firebuild = homes[driver] = Firebuild(tmp_path / driver)
-        firebuild.home.mkdir()
-        shutil.copytree(shared / "initramfs", firebuild.home / "initramfs")
-        firebuild("base", "import", "busybox", base)
-        words = arguments(context, STAGES, *options, "--config", configure(), "--machine", driver)
-        assert "CACHED" not in firebuild(*words).stdout
-    in_vm, locally = (layers_of(home.home) for home in homes.values())
-    assert len(in_vm) == 5
-    assert in_vm == locally
+    homes: dict[str, Firebuild] = {}
+
+    def build(name: str, *more: str | Path, driver: str = "qemu", **settings: Any) -> tuple[str, str]:
+        """Build it, and return the image's id and what was said."""
+        firebuild = homes.setdefault(name, Firebuild(tmp_path / name))
+        if not firebuild.home.exists():
+            firebuild.home.mkdir()
+            shutil.copytree(shared / "initramfs", firebuild.home / "initramfs")
+            firebuild("base", "import", "busybox", base)
+        words = arguments(context, STAGES, *options, *more, "--config", configure(**settings))
+        said = firebuild(*words, "--machine", driver, environ={"SOURCE_DATE_EPOCH": f"{EPOCH}"}).stdout
+        return (tmp_path / "id").read_text(), said
+
+    in_vm, said = build("qemu")
+    assert "CACHED" not in said + build("local", driver="local")[1]
+    assert layers_of(homes["qemu"].home) == layers_of(homes["local"].home)
+    assert len(layers_of(homes["qemu"].home)) == 5
+    assert in_vm == build("local", driver="local")[0]
+    by_comparing, said = build("plain", "--target", "made", kernel_modules=[no_overlays])
+    assert said.count("has no overlay file system") == 1
+    assert "CACHED" not in said
+    assert by_comparing == build("local", "--target", "made", driver="local")[0]
 
     serial = tmp_path / "serial"
     serial.unlink()

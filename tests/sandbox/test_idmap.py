@@ -101,14 +101,6 @@ def test_an_unreadable_file_of_subordinate_ids_is_an_error_that_names_it(tmp_pat
         candidates(host)
 
 
-def test_a_map_knows_which_owners_it_holds() -> None:
-    idmap = IdMap(IdMode.SUBIDS, (IdRange(0, 1000, 1), IdRange(1, 100000, 10)), (IdRange(0, 1000, 1),))
-    assert idmap.holds(0, 0)
-    assert idmap.holds(10, 0)
-    assert not idmap.holds(11, 0)
-    assert not idmap.holds(10, 1)
-
-
 def test_a_map_survives_the_trip_to_another_process(tmp_path: Path) -> None:
     for idmap in candidates(make_host(tmp_path)):
         assert IdMap.from_json(json.loads(json.dumps(idmap.as_json()))) == idmap

@@ -242,9 +242,9 @@ def forbidden() -> io.BytesIO:
     ("changes", "text"),
     [
         ({"open": gone}, "f has vanished since the build began"),
-        ({"open": forbidden}, "f cannot be read: [Errno 13] Permission denied"),
-        ({"size": 2}, "f has changed while it was sent: expected 2 bytes, found 3"),
-        ({"open": None}, "f: a file without content cannot be sent"),
+        ({"open": forbidden}, "f can't be read: [Errno 13] Permission denied"),
+        ({"size": 2}, "f changed while it was being sent: expected 2 bytes, found 3"),
+        ({"open": None}, "f: a file without content can't be sent"),
     ],
 )
 def test_a_file_that_cannot_be_sent_fails_the_call_and_the_build(

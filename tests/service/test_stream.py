@@ -242,7 +242,7 @@ def said(**message: Any) -> bytes:
         ),
         ([hello(3), said(layer=pb.Layer(data=b"x"))], "a layer that it was not asked for"),
         ([hello(3), b""], "a message that says nothing"),
-        ([hello(3), b"\xff"], "bytes that are no message of a session"),
+        ([hello(3), b"\xff"], "bytes that are not a message of a session"),
         ([hello(3), said(output=pb.Output(data=bytes(2_000_000)))], "; 1114112 are allowed"),
         ([hello(3), said(want=pb.Want(resource="\x1b" * 1000))], "the guest wants the files '\\x1b"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import BuildTimeout, GuestLost
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
-from firebuild_bootstrap.service.supervision import Watch
+from firebuild_bootstrap.service.limits import Watch
 
 
 def watch(now: float = 100.0, **limits: Any) -> Watch:

@@ -362,7 +362,7 @@ def test_kills_at_any_moment_lose_nothing_that_was_finished_and_leave_nothing_ha
     environ = {**os.environ, "PYTHONPATH": str(program.parents[1])}
     command = [sys.executable, str(program), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
 
 
 steps = st.lists(

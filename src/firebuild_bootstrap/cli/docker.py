@@ -163,7 +163,7 @@ class BuildCommand(click.Command):
                 words.append(f"{word}=" if word in optional else word)
         try:
             return super().parse_args(ctx, words)
-        except click.NoSuchOption as error:  # what is refused is no suggestion
+        except click.NoSuchOption as error:  # what is refused is not a suggestion
             shown = {name for one in self.params if not getattr(one, "hidden", False) for name in one.opts}
             near = [name for name in error.possibilities or () if name in shown]
             raise click.NoSuchOption(error.option_name, possibilities=near, ctx=ctx) from error
@@ -205,7 +205,7 @@ def translated_output(text: str, *, paths: bool) -> tuple[str, bool]:
 
     Args:
         text: `type=TYPE,dest=PATH`, a path alone, `-`, or our own form, which stays as it is.
-        paths: whether a word that is no type is a path.
+        paths: whether a word that is not a type is a path.
 
     Returns:
         our form without a destination of `-`, and whether there was one: the output goes to standard output.

@@ -73,7 +73,7 @@ def _directory(directory: Path) -> Iterator[None]:
         directory.parent.mkdir(parents=True, exist_ok=True)
         directory.mkdir(mode=0o700, exist_ok=True)
     except FileExistsError as error:
-        raise InputError(f"expected a directory, but {error.filename} is none") from error
+        raise InputError(f"expected a directory, but {error.filename} is not one") from error
     try:
         yield
     except BaseException:

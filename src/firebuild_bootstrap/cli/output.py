@@ -73,7 +73,7 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
 
     Args:
         texts: as they are given.
-        paths: whether a word that is no type is the path of a directory.
+        paths: whether a word that is not a type is the path of a directory.
 
     Returns:
         the outputs, and the type of the one that goes to standard output.

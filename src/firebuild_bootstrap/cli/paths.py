@@ -65,12 +65,12 @@ def check_can_be_made(directory: Path, what: str = "") -> None:
             mode = os.stat(nearest).st_mode
         except (FileNotFoundError, NotADirectoryError):
             if os.path.islink(nearest):
-                raise InputError(f"{what}{nearest} is a link that leads nowhere") from None
+                raise InputError(f"{what}{nearest} is a dangling symbolic link") from None
             continue
         except OSError as error:
             raise InputError(f"{what}{nearest} can't be used: {error.strerror}") from error
         if not stat.S_ISDIR(mode):
-            raise InputError(f"{what}expected a directory, but {nearest} is none")
+            raise InputError(f"{what}expected a directory, but {nearest} is not one")
         try:
             os.rmdir(tempfile.mkdtemp(prefix=".firebuild-", dir=nearest))
         except OSError as error:

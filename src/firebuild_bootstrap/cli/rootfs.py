@@ -395,7 +395,7 @@ def _names(given: tuple[str, ...]) -> frozenset[str]:
 def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.dockerfile.graph import ImageRef
-    from firebuild_bootstrap.dockerfile.remote import read_git, redacted, scheme
+    from firebuild_bootstrap.dockerfile.operations import read_git, redacted, scheme
     from firebuild_bootstrap.image.names import Reference
 
     sources: dict[str, BuildContextSource] = {}
@@ -451,7 +451,9 @@ def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
         return _Quiet()
     if wanted.progress == "tty":
         if not out.isatty():
-            raise InputError("--progress tty: there is no terminal", hint="--progress plain works everywhere")
+            raise InputError(
+                "--progress tty: the output is not a terminal", hint="--progress plain works everywhere"
+            )
         return make_renderer("auto", out.buffer, terminal=True)
     return make_renderer(wanted.progress, out.buffer, terminal=out.isatty())
 

@@ -319,7 +319,7 @@ def _size(text: str | None) -> int | None:
     if text is None:
         return None
     try:
-        return int(text) if text.isdecimal() else parse_size(text)
+        return parse_size(text)
     except ValueError as error:
         raise InputError(f"--max-size: {error}") from error
 
@@ -374,7 +374,7 @@ def _checked(given: Path, home: Home) -> Path:
     kept = {"the current directory": Path.cwd(), "your home": Path.home(), "the store": home.root.resolve()}
     for what, path in kept.items():
         if path.is_relative_to(real):
-            raise InputError(f"{given} can't be removed: {what} is in it, or is it")
+            raise InputError(f"{given} can't be removed: it is {what}, or holds it")
     if real.is_mount():
         raise InputError(
             f"{given} can't be removed: it is the root of a file system", hint="unmount it first"

@@ -39,7 +39,7 @@ from firebuild_bootstrap.context.tree import (
     only,
 )
 from firebuild_bootstrap.dockerfile.graph import Download, Files, FileSet, GitTree, Heredoc
-from firebuild_bootstrap.dockerfile.remote import redacted
+from firebuild_bootstrap.dockerfile.operations import redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
@@ -128,8 +128,8 @@ class FileTree:
             location: the instruction, for errors now and while the files are read later.
 
         Raises:
-            InputError: a source does not exist, or can't be read or downloaded. A pattern that matches
-                nothing is none.
+            InputError: a source does not exist, or can't be read or downloaded. It is not
+                an error that a pattern matches nothing.
         """
         tree = Tree(
             self._files,

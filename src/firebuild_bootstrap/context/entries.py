@@ -6,6 +6,7 @@ import io
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -16,6 +17,7 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 from firebuild_bootstrap.layers.tree import is_kept
+from firebuild_bootstrap.wire import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -138,7 +140,7 @@ def attributes_of(descriptor: int) -> Mapping[str, bytes]:
     try:
         names = os.listxattr(descriptor)
         return {name: os.getxattr(descriptor, name) for name in sorted(names) if _is_sent(name)}
-    except OSError:  # a file system without them, or somebody takes one away right now
+    except OSError:  # a file system without them, or one is removed meanwhile
         return NO_ATTRIBUTES
 
 
@@ -151,7 +153,7 @@ def kept(attributes: Mapping[str, bytes]) -> Mapping[str, bytes]:
     return {name: value for name, value in attributes.items() if is_kept(name)}
 
 
-def changed(name: str, how: str, location: Location | None) -> InputError:
+def changed(name: str, how: str, location: Location | None = None) -> InputError:
     """Return the error for content that is not what was announced."""
     return InputError(
         f"{name} changed while it was being sent: {how}",
@@ -170,9 +172,51 @@ def has_grown(size: int) -> str:
     return f"it has grown beyond its {size} bytes"
 
 
-def unreadable(name: str, error: Exception, location: Location | None) -> InputError:
+def unreadable(name: str, error: Exception, location: Location | None = None) -> InputError:
     """Return the error for content that can't be read."""
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{name} has vanished since the build began", location=location)
     return InputError(f"{name} can't be read: {error}", location=location)
+
+
+@contextmanager
+def reading(entry: Entry) -> Iterator[None]:
+    """Name the entry in errors of its content.
+
+    Raises:
+        InputError: in place of the errors of the system.
+    """
+    try:
+        yield
+    except (OSError, EOFError) as error:
+        raise unreadable(entry.source, error) from error
+
+
+def content_of(entry: Entry) -> BinaryIO:
+    """Open the content of a file.
+
+    Raises:
+        InputError: it has none, or can't be opened.
+    """
+    if entry.open is None:
+        raise InputError(f"{entry.source}: a file without content can't be sent")
+    with reading(entry):
+        return entry.open()
+
+
+def content(entry: Entry) -> Iterator[bytes]:
+    """Yield the content of a file in pieces of at most a megabyte.
+
+    Raises:
+        InputError: it has none, has vanished, can't be read or has changed.
+    """
+    sent = 0
+    with content_of(entry) as file, reading(entry):
+        while data := file.read(CHUNK_BYTES):
+            sent += len(data)
+            yield data
+    if sent != entry.size:
+        raise changed(entry.source, f"expected {entry.size} bytes, found {sent}")
 
 
 class Readable(Protocol):

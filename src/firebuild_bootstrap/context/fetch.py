@@ -33,7 +33,7 @@ from typing import IO, Final
 from firebuild_bootstrap.context.archive import Archive, is_archive
 from firebuild_bootstrap.context.entries import Entry, EntryKind, FetchLimits, Group, checked
 from firebuild_bootstrap.dockerfile.graph import GitTree
-from firebuild_bootstrap.dockerfile.remote import file_name, redacted
+from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_pki.display import one_line
 
@@ -301,7 +301,7 @@ class _Clone:
         self._environment = {**kept, **_ENVIRONMENT}
         self._program = shutil.which("git", path=environment.get("PATH"))
         if self._program is None:
-            raise self._error("there is no git on this host", "install it, or clone into the build context")
+            raise self._error("the program git was not found", "install it, or clone into the build context")
         self.path = Path(tempfile.mkdtemp(prefix="git-", dir=directory))
         self._git("init", "--quiet", "--template=")
         self._git("remote", "add", "origin", "--", tree.url)

@@ -66,7 +66,7 @@ class FileRoot(ABC):
         """Look at `parts` without following links.
 
         Raises:
-            OSError: it does not exist, or a directory on the way is none.
+            OSError: it does not exist, or something on the way is not a directory.
         """
 
     @abstractmethod
@@ -178,7 +178,7 @@ class ContextRoot(FileRoot):
         """Look at `parts` without following links.
 
         Raises:
-            OSError: it does not exist, or a directory on the way is none.
+            OSError: it does not exist, or something on the way is not a directory.
         """
         parts = tuple(parts)
         with self._directory(parts[:-1]) as parent:

@@ -191,7 +191,7 @@ class Origin:
     Args:
         location: for an ONBUILD trigger of a base that of FROM.
         text: without the bodies of heredocs.
-        base: the image or stage whose ONBUILD trigger it is; empty if it is none.
+        base: the image or stage whose ONBUILD trigger it is; empty if it is not one.
     """
 
     location: Location

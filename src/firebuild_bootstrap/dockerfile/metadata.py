@@ -156,7 +156,7 @@ def _ports(word: str) -> tuple[int, int, str]:
     The rules are those of BuildKit (convert_expose.go), and before it of go-connections' nat.ParsePortSpec.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: it is malformed; the message says why.
     """
     *ahead, ports = word.split(":")
     host_ports = ahead.pop() if ahead else ""
@@ -167,7 +167,7 @@ def _ports(word: str) -> tuple[int, int, str]:
     if address.startswith("[") and address.endswith("]"):
         address = address[1:-1]
     if address and ("%" in address or not _is_address(address)):
-        raise ValueError(f"{address!r} is no IP address")
+        raise ValueError(f"{address!r} is not an IP address")
     first, last = _port_range(ports)
     if host_ports:
         begin, end = _port_range(host_ports)
@@ -282,7 +282,7 @@ def read_trigger(text: str, at: Location) -> tuple[Instruction, str]:
     """Return the instruction of an ONBUILD, and the escape character that is in force in it.
 
     Raises:
-        InputError: it is none, or one that can't be a trigger; the location is `at`.
+        InputError: it is malformed, or can't be a trigger; the location is `at`.
     """
     parsed = parse(DockerfileSource(at.file, text), at)
     instruction, *others = parsed.instructions

@@ -28,6 +28,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, parse_bool, short
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.sizes import parse_size
 from firebuild_bootstrap.wire import absolute
 
 _TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")
@@ -54,9 +55,6 @@ _ONLY: Final = {
     "env": ("secret",),
     "from": ("bind", "cache", "tmpfs"),
 }
-# As github.com/docker/go-units reads sizes.
-_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s?([kmgtp])?(?:i?b)?", re.IGNORECASE | re.ASCII)
-_POWERS: Final = {"k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _MAX_MODE: Final = 2**32 - 1
 _MAX_ID: Final = 2**32 - 2  # one more means "leave it" (chown(2))
 
@@ -274,11 +272,10 @@ class _Options:
         return number
 
     def _size(self) -> int:
-        text = self._given.get("size", "0")
-        size = _SIZE.fullmatch(text)
-        if not size:
-            raise self._error(f"size: expected a size such as 512m, found {short(text)!r}")
-        return int(float(size[1]) * 1024 ** _POWERS.get((size[2] or "").lower(), 0))
+        try:
+            return parse_size(self._given.get("size", "0"))
+        except ValueError as error:
+            raise self._error(f"size: {error}") from error
 
     def _error(self, message: str, hint: str | None = None) -> InputError:
         return self._instruction.error(f"RUN --mount={short(self._text)}: {message}", hint=hint)

@@ -84,7 +84,7 @@ def normal_platform(text: str, host: str) -> str:
         host: the host's platform.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: it is not a platform; the message says why.
     """
     system, *rest = text.split("/")
     if not _SYSTEM.fullmatch(system) or not all(map(_PART.fullmatch, rest)) or len(rest) > 2:

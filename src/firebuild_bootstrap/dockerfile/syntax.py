@@ -196,7 +196,7 @@ def _parse(lines: list[str]) -> tuple[DockerfileAst, set[int]]:
     """Parse lines; the numbers are those of ONBUILDs that were parsed as what they hold.
 
     The parser knows no heredocs in ONBUILD. So an ONBUILD that seems to have one is parsed without its
-    keyword, except where that turns out to be no instruction but a line of something else.
+    keyword, except where that turns out not to be an instruction but a line of something else.
     """
     directives = _directives(lines)
     lines = [*directives, *lines[len(directives) :]]
@@ -242,7 +242,7 @@ def _instruction(
     texts = (*instruction.flags, *instruction.args, *(heredoc.content for heredoc in instruction.heredocs))
     for text in texts:
         if UNUSABLE_TEXT.search(text):
-            raise instruction.error(f"{node.name} contains a NUL or a character that is no Unicode text")
+            raise instruction.error(f"{node.name} contains a NUL or a character that is not Unicode text")
     return instruction
 
 
@@ -259,7 +259,7 @@ def guess(text: str, known: Iterable[str]) -> str | None:
 
 
 def parse_bool(text: str) -> bool | None:
-    """Read a switch as Go's strconv.ParseBool does; None if it is none."""
+    """Read a switch as Go's strconv.ParseBool does; None if it is not one."""
     if text in ("1", "t", "T", "TRUE", "true", "True"):
         return True
     return False if text in ("0", "f", "F", "FALSE", "false", "False") else None

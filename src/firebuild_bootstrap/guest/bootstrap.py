@@ -68,8 +68,8 @@ def bootstrap(
         scratch: see `Executor`.
         caches: see `Executor`.
         layers: the directory of the image's layers (overlay.py), which are mounted at `root_path` for each
-            step; without `lower` in it the image is there already, and what a step has changed is found
-            by comparing (comparing.py); empty where nobody wants layers.
+            step; without `lower` in it the image is there already, or its `base`, and what a step has
+            changed is found by comparing (comparing.py); empty where nobody wants layers.
         launcher: starts the helpers of RUNs.
 
     Raises:

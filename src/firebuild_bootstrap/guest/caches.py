@@ -143,6 +143,32 @@ class _Patience:
         self._caches.pause()
 
 
+def try_lock(place: str) -> int | None:
+    """Take the exclusive lock of a cache.
+
+    Args:
+        place: its directory, `<n>` above; made where it is missing.
+
+    Returns:
+        a descriptor that holds the lock; None where another has it, or is removing the cache.
+
+    Raises:
+        OSError: the directory can't be made or locked.
+    """
+    lock = _opened(place)
+    try:
+        _locked(lock, fcntl.LOCK_EX, _in_use)
+        if _linked(lock, place):
+            return lock
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
 def _in_use() -> None:
     raise BlockingIOError
 

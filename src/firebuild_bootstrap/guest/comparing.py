@@ -26,6 +26,7 @@ from firebuild_bootstrap.layers.tree import (
     tree_entries,
 )
 
+from .errors import StepError
 from .overlay import Known, Layers, describe, network_files, note
 from .provide import lay_on
 
@@ -40,6 +41,7 @@ Listing = dict[str, int]
 class Comparing(Layers):
     """The layers of steps that work on one plain tree.
 
+        base/                what the image starts from, where it is not there yet; nobody writes there
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       made at the end of a step
 
@@ -49,12 +51,29 @@ class Comparing(Layers):
 
     Raises:
         OSError: the file system takes nothing that could mean that a file was removed.
+        StepError: the image does not fit beside its base.
     """
 
     def __init__(self, directory: str, target: str) -> None:
         super().__init__(directory, target)
         self._listing: Listing | None = None
         self._nodes = self._can_make_nodes()
+        if os.path.isdir(f"{directory}/base"):
+            self._fill(f"{directory}/base")
+
+    def _fill(self, base: str) -> None:
+        began = time.monotonic()
+        try:
+            with Root(self._target) as root:
+                apply(TreeSource(tree_entries(base)), root, devices=True)
+        except (OSError, LayerError) as error:
+            reason = error.message if isinstance(error, LayerError) else error.strerror or str(error)
+            raise StepError(f"what the image starts from can't be copied to the drive: {reason}") from error
+        self.notice = (
+            f"the kernel {os.uname().release} has no overlay file system (CONFIG_OVERLAY_FS): what the image "
+            f"starts from was copied, in {time.monotonic() - began:.1f} s, and what steps change is found by "
+            "comparing"
+        )
 
     @contextmanager
     def step(self, number: int, *, linked: bool = False) -> Iterator[str]:
@@ -164,7 +183,13 @@ class Comparing(Layers):
         changed = {path for path, identity in after.items() if before.get(path) != identity}
         with Root(self._target) as root:
             borrowed = {each.path.strip("/"): each for each in self._before.values()}
-            changed -= {path for path, each in borrowed.items() if path in changed and _same(root, each)}
+            same = {path for path, each in borrowed.items() if path in changed and _same(root, each)}
+            # Their other names have changed as little.
+            files = {root.status(f"/{path}", follow=False) for path in same}
+            inodes = {(each.st_dev, each.st_ino) for each in files if each is not None and each.st_nlink > 1}
+            changed -= same
+            if inodes:
+                changed = {path for path in changed if _inode(root, path) not in inodes}
         gone = [path for path in before if path not in after and after.get(_above(path), 0) & 1]
         wanted = {""}
         for path in (*changed, *map(_above, gone)):
@@ -186,6 +211,11 @@ def _same(root: Root, before: Known) -> bool:
     with suppress(OSError), root.locate(before.path, follow=False) as place:
         return describe(place) == before
     return False
+
+
+def _inode(root: Root, path: str) -> tuple[int, int] | None:
+    found = root.status(f"/{path}", follow=False)
+    return (found.st_dev, found.st_ino) if found is not None and not stat.S_ISDIR(found.st_mode) else None
 
 
 def _above(path: str) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
+import json
+import posixpath
 import re
+import shlex
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from firebuild_bootstrap.layers.root import Metadata, Root
 
-from .entrypoint import Entrypoint
-from .environment import exports
 from .errors import GuestExit, InputError, StepError
-from .sshkeys import authorize, parse_keys
+from .users import Users
 
 _LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 _BEGIN, _END = "# begin of what vminit manages", "# end of what vminit manages"
@@ -161,3 +165,188 @@ def _text(document: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} of the metadata: expected text, found {type(value).__name__}")
     return value
+
+
+# --- entrypoint -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entrypoint:
+    """What to start: arguments, environment, directory and user; all of it may be empty."""
+
+    argv: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+    user: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> Entrypoint:
+        """Read `EntrypointJSON`.
+
+        Members (any case): `EntryPoint` and `Cmd`, lists of strings or objects with `Values`; `Env`, an
+        object; `User` and `Workdir`, strings or objects with `Value`.
+
+        Raises:
+            InputError: it is no JSON object or a member has another form.
+        """
+        try:
+            document = json.loads(text or "{}")
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"EntrypointJSON of the metadata is not JSON: {error}") from error
+        if not isinstance(document, dict):
+            raise InputError("EntrypointJSON of the metadata is not a JSON object")
+        members = {str(name).lower(): value for name, value in document.items()}
+        env = members.get("env") or {}
+        if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
+            raise InputError("Env in EntrypointJSON: expected an object of strings")
+        return cls(
+            argv=(*_strings(members, "EntryPoint"), *_strings(members, "Cmd")),
+            env=env,
+            workdir=_string(members, "Workdir") or "/",
+            user=_string(members, "User"),
+        )
+
+    def script(self, environment_file: str) -> str:
+        """Return a POSIX shell script that becomes the program; its arguments are added to the program's.
+
+        Args:
+            environment_file: a file to read variables from first.
+
+        Raises:
+            InputError: a value can't be in a script.
+        """
+        lines = ["#!/bin/sh", "set -e"]
+        quoted = _quote(environment_file)
+        lines.append(f"if [ -r {quoted} ]; then . {quoted}; fi")
+        lines += exports(self.env)
+        lines.append(f"cd {_quote(self.workdir)}")
+        program = " ".join(_quote(argument) for argument in self.argv)
+        lines.append(f'exec {self._become()}{program} "$@"')
+        return "\n".join(lines) + "\n"
+
+    def _become(self) -> str:
+        user, _, group = self.user.partition(":")
+        if user in ("", "0", "root") and group in ("", "0", "root"):
+            return ""
+        groups = "--clear-groups" if group or user.isdecimal() else "--init-groups"
+        return f"setpriv --reuid={_identity(user)} --regid={_identity(group or user)} {groups} -- "
+
+
+def _identity(text: str) -> str:
+    """Write a user or group for setpriv, which takes even a number for a name unless a plus precedes it."""
+    return f"+{text}" if text.isdecimal() and text.isascii() else _quote(text)
+
+
+def _quote(text: str) -> str:
+    if "\0" in text:
+        raise InputError(f"the metadata has a NUL in {text!r:.60}")
+    return shlex.quote(text)
+
+
+def _strings(members: Mapping[str, Any], name: str) -> Sequence[str]:
+    value = members.get(name.lower())
+    if isinstance(value, dict):
+        value = next((inner for key, inner in value.items() if key.lower() == "values"), None)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{name} in EntrypointJSON: expected a list of strings")
+    return value
+
+
+def _string(members: Mapping[str, Any], name: str) -> str:
+    value = members.get(name.lower())
+    if isinstance(value, dict):
+        value = next((inner for key, inner in value.items() if key.lower() == "value"), None)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{name} in EntrypointJSON: expected a string")
+    return value
+
+
+# --- variables ------------------------------------------------------------------------------------
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # POSIX, Base Definitions 3.231
+
+
+def exports(env: Mapping[str, str]) -> list[str]:
+    """Return one `export` per variable, sorted by name.
+
+    Raises:
+        InputError: a name is none, or a value contains NUL.
+    """
+    lines = []
+    for name, value in sorted(env.items()):
+        if not _NAME.fullmatch(name):
+            raise InputError(f"Env of the metadata: {name!r} is no name of a variable")
+        if not isinstance(value, str) or "\0" in value:
+            raise InputError(f"Env of the metadata: {name} is no text without NUL")
+        lines.append(f"export {name}={shlex.quote(value)}")
+    return lines
+
+
+# --- SSH keys -------------------------------------------------------------------------------------
+
+_KINDS = ("ssh-", "ecdsa-sha2-", "sk-ssh-", "sk-ecdsa-sha2-")
+_MAX_KEYS_FILE = 1024 * 1024
+
+
+def parse_keys(user: str, text: str) -> list[str]:
+    """Return the keys in `text`, one a line; empty lines and comments are left out.
+
+    Raises:
+        InputError: a line is no public key (`type base64 [comment]`); the message gives user and line.
+    """
+    keys = []
+    for number, line in enumerate(text.splitlines(), 1):
+        key = line.strip()
+        if not key or key.startswith("#"):
+            continue
+        fields = key.split()
+        if len(fields) < 2 or not fields[0].startswith(_KINDS) or not _is_base64(fields[1]):
+            raise InputError(f"SSHKeys of {user}, line {number}: expected `type base64 comment`")
+        if not key.isprintable():
+            raise InputError(f"SSHKeys of {user}, line {number}: a control character")
+        keys.append(key)
+    return keys
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        return bool(base64.b64decode(text, validate=True))
+    except (binascii.Error, ValueError):
+        return False
+
+
+def authorize(root: Root, name: str, keys: list[str]) -> None:
+    """Add keys to the user's `.ssh/authorized_keys`; those already there stay, none is added twice.
+
+    Raises:
+        InputError: there is no such user, no home, or a link or another thing is where a file should be.
+    """
+    identity = Users(root).home(name)
+    if identity is None:
+        raise InputError(f"Users of the metadata: the image has no user {name!r}")
+    owner = (identity.uid, identity.gid)
+    folder = posixpath.join("/", identity.home, ".ssh")
+    path = f"{folder}/authorized_keys"
+    if not root.is_directory(identity.home):
+        raise InputError(f"Users of the metadata: the home {identity.home} of {name} does not exist")
+    _refuse_link(root, folder, stat.S_IFDIR)
+    root.make_directory(folder, Metadata(owner, 0o700))
+    root.set_directory(folder, Metadata(owner, 0o700))
+    _refuse_link(root, path, stat.S_IFREG)
+    found = root.status(path, follow=False)
+    old = root.read(path, _MAX_KEYS_FILE).decode("utf-8", "surrogateescape") if found else ""
+    lines = old.removesuffix("\n").split("\n") if old else []
+    lines += [key for key in dict.fromkeys(keys) if key not in lines]
+    content = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+    root.write(path, [content], Metadata(owner, 0o600))
+
+
+def _refuse_link(root: Root, path: str, expected: int) -> None:
+    found = root.status(path, follow=False)
+    if found is not None and stat.S_IFMT(found.st_mode) != expected:
+        kind = "link" if stat.S_ISLNK(found.st_mode) else "thing of another kind"
+        raise InputError(f"{path}: a {kind} is there; keys are not written through it")

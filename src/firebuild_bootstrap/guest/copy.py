@@ -12,13 +12,11 @@ from typing import Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.layers.root import Metadata, Owner, Root, set_metadata
+from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata
 
 from .errors import StepError
-from .idmap import check_mapped
 from .incoming import Incoming
-from .modes import parse_mode
-from .users import Users
+from .users import Users, check_mapped, parse_mode
 
 _DIRECTORIES = ("", ".", "..")  # what a destination ends in that can be nothing else
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -41,25 +39,38 @@ class _Rules:
     change_mode: Callable[[int, bool], int] | None
 
 
+Kept = Callable[[str], int | None]
+"""Opens the directory of the step's layer for one that the step has made (`overlay.Layers.kept`)."""
+
+
 class _Base:
     """Where the entries of a tree go. Directories that entries were written into are kept open.
+
+    A directory that was made here is in the step's own layer as a whole. What is new in it is made there,
+    which takes half the time that it takes through an overlay. The overlay need not know: it looks a name up
+    when somebody asks for it, and nobody has asked for what did not exist.
 
     Args:
         root: which links can't leave.
         path: of the destination in it.
         owner: of directories that are missing.
+        kept: None where the root is no overlay.
         replace: an entry takes the place of whatever is there.
     """
 
-    def __init__(self, root: Root, path: str, owner: Owner, *, replace: bool = False) -> None:
+    def __init__(
+        self, root: Root, path: str, owner: Owner, kept: Kept | None = None, *, replace: bool = False
+    ) -> None:
         self.root = root
         self.path = path
         self.replace = replace
         self._owner = owner
+        self._kept = kept
+        self._made: set[str] = set()
         self._held: dict[str, int] = {}  # the last ones used, by their path; the newest at the end
 
     def join(self, path: str) -> str:
-        return posixpath.join(self.path, path)
+        return posixpath.join(self.path, path) if path else self.path
 
     def close(self) -> None:
         """Close the directories: what a path means may have changed."""
@@ -87,12 +98,33 @@ class _Base:
                 os.close(self._held.pop(next(iter(self._held))))
         return descriptor
 
+    def make(self, path: str) -> None:
+        """Make a directory below another that is there; its metadata come later.
+
+        Raises:
+            FileExistsError: something is there.
+        """
+        os.mkdir(posixpath.basename(path), 0o700, dir_fd=self.directory(posixpath.dirname(path)))
+        self._made.add(path)
+
+    def make_directory(self, path: str, metadata: Metadata) -> bool:
+        """Make `path` a directory as `Root.make_directory` does; links are followed unless this replaces."""
+        replace = self.replace and path != self.path
+        made = self.root.make_directory(path, metadata, parents=self._owner, replace=replace)
+        if made:
+            self.close()  # it may have taken the place of a link
+            self._made.add(path)
+        return made
+
     def _enter(self, parent: int, path: str, make: bool) -> int:
+        if path in self._made and self._kept is not None and (kept := self._kept(path)) is not None:
+            return kept
         with suppress(OSError):
             return os.open(posixpath.basename(path), _ENTER, dir_fd=parent)
         # A link or nothing: the long way, from the top.
-        if make:
-            self.root.make_directory(path, Metadata(self._owner, 0o755), parents=self._owner)
+        if make and self.root.make_directory(path, Metadata(self._owner, 0o755), parents=self._owner):
+            self._made.add(path)
+            return self._enter(parent, path, make)
         with self.root.locate(path) as found:
             return found.open(os.O_RDONLY | os.O_DIRECTORY)
 
@@ -111,13 +143,15 @@ class Copier:
         root: the image.
         users: its users, for --chown by name.
         command: the instruction.
+        kept: None where the image is no overlay.
 
     Raises:
         StepError: --chown or --chmod can't be resolved.
     """
 
-    def __init__(self, root: Root, users: Users, command: wire.CopyCommand) -> None:
+    def __init__(self, root: Root, users: Users, command: wire.CopyCommand, kept: Kept | None = None) -> None:
         self._root = root
+        self._kept = kept
         self._command = command
         owner = users.owner(command.chown) if command.chown is not None else (0, 0)
         check_mapped(f"--chown={command.chown or '0:0'}", *owner)
@@ -128,7 +162,7 @@ class Copier:
         into = command.target_is_directory or posixpath.basename(command.target) in _DIRECTORIES
         destination = wire.absolute(command.workdir, command.target)
         self._rules = _Rules(owner, destination, into, change_mode)
-        self._image = _Base(root, destination, owner)
+        self._image = _Base(root, destination, owner, kept)
         self._unpacked: _Base | None = None
         # Times of directories, set at the end because every entry written into one changes it.
         self._directories: dict[str, tuple[_Base, Metadata]] = {}
@@ -141,9 +175,11 @@ class Copier:
             StepError: an entry can't be written; the message names its place in the image.
             GuestError: the stream failed.
         """
+        umask = os.umask(0)  # no other thread of the guest makes files
         try:
             self._copy(entries)
         finally:
+            os.umask(umask)
             self._image.close()
             if self._unpacked is not None:
                 self._unpacked.close()
@@ -191,26 +227,27 @@ class Copier:
         if self._unpacked is None:
             destination = self._rules.destination
             self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
-            self._unpacked = _Base(self._root.below(destination), "/", self._rules.owner, replace=True)
+            below = self._root.below(destination)
+            self._unpacked = _Base(below, "/", self._rules.owner, self._kept_below(destination), replace=True)
         return self._unpacked
+
+    def _kept_below(self, destination: str) -> Kept | None:
+        kept = self._kept
+        return kept and (lambda path: kept(posixpath.join(destination, path.lstrip("/"))))
 
     def _directory(self, base: _Base, entry: Incoming, inner: str) -> None:
         metadata = self._metadata(entry, directory=True)
         path = base.join(inner)
         if inner:
             with suppress(FileExistsError):
-                os.mkdir(posixpath.basename(path), 0o700, dir_fd=base.directory(posixpath.dirname(path)))
+                base.make(path)
                 self._directories[inner] = (base, metadata)  # set at the end
                 return
-        created = base.root.make_directory(
-            path, metadata, parents=self._rules.owner, replace=base.replace and bool(inner)
-        )
+        created = base.make_directory(path, metadata)
         found = base.root.status(path, follow=False)
         # The destination itself keeps what it has; so does a directory that is reached through a link.
         if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
             self._directories[inner] = (base, metadata)
-        if created:
-            base.close()  # it may have taken the place of a link
 
     def _finish_directory(self, base: _Base, inner: str, metadata: Metadata) -> None:
         path = base.join(inner)
@@ -235,11 +272,14 @@ class Copier:
         metadata = self._metadata(entry)
         name = posixpath.basename(path)
         parent = base.directory(posixpath.dirname(path))
-        if what.kind == tar.FILE:
-            if name:
-                with suppress(FileExistsError):
+        if name and what.kind in (tar.FILE, tar.SYMLINK):
+            with suppress(FileExistsError):
+                if what.kind == tar.FILE:
                     _create(parent, name, entry.write, metadata)
-                    return
+                else:
+                    make_link(parent, name, what.linkname, metadata)
+                return
+        if what.kind == tar.FILE:
             self._replacing(base, parent, name)
             base.root.write(path, entry.write, metadata, follow=follow, replace=base.replace)
             return
@@ -300,7 +340,8 @@ def _create(parent: int, name: str, fill: Callable[[int], None], metadata: Metad
         FileExistsError: something is there.
         OSError: it can't be made or written.
     """
-    descriptor = os.open(name, _CREATE, 0o600, dir_fd=parent)
+    # Few files have to be given another mode afterwards: there is no umask (`Copier.copy`).
+    descriptor = os.open(name, _CREATE, (metadata.mode or 0) & 0o777, dir_fd=parent)
     try:
         fill(descriptor)
         set_metadata(descriptor, metadata)

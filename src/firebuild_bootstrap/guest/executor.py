@@ -15,14 +15,13 @@ from .agents import Reply
 from .copy import Copier
 from .enter import Launcher
 from .errors import GuestError, StepError
-from .idmap import check_mapped
 from .incoming import Incoming
 from .overlay import Layers
 from .provide import Provider, cleaning, lay_on
 from .run import run
 from .stop import Stop
 from .stream import Checkpoint, Stream
-from .users import Users
+from .users import Users, check_mapped
 
 
 class Host(Protocol):
@@ -110,6 +109,7 @@ class Executor:
             self._execute()
 
     def _execute(self) -> None:
+        notice = self._layers.notice if self._layers is not None else ""
         for number, command in enumerate(self._host.steps(), 1):
             self._stop.check()
             if isinstance(command, Checkpoint):
@@ -117,6 +117,9 @@ class Executor:
                 continue
             begun = self._clock()
             self._host.started(command.step)
+            if notice:
+                self._say(command, notice)
+                notice = ""
             try:
                 self._explained(command, command.step or number)
             except GuestError as error:
@@ -175,7 +178,8 @@ class Executor:
                 Copier(root, Users(root), command).copy(self._host.files(command.source))
             case wire.CopyCommand():
                 self._make_workdir(command, (0, 0))
-                Copier(root, self._users, command).copy(self._host.files(command.source))
+                kept = self._layers.kept if self._layers is not None else None
+                Copier(root, self._users, command, kept).copy(self._host.files(command.source))
             case wire.WorkdirCommand():
                 identity = self._users.identity(command.user)
                 check_mapped(f"USER {command.user}", identity.uid, identity.gid)
@@ -188,10 +192,7 @@ class Executor:
         def output(stream: Stream, data: bytes) -> None:
             self._host.write(command.step, stream, data)
 
-        def say(text: str) -> None:
-            output("stderr", f"firebuild: {text}\n".encode())
-
-        with self._provider.provide(command, say) as provided:
+        with self._provider.provide(command, lambda text: self._say(command, text)) as provided:
             borrow = _ignore if self._layers is None else self._layers.borrow
             run(
                 self._root,
@@ -203,6 +204,9 @@ class Executor:
                 provided=provided,
                 borrow=borrow,
             )
+
+    def _say(self, command: wire.AnyCommand, text: str) -> None:
+        self._host.write(command.step, "stderr", f"firebuild: {text}\n".encode())
 
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)

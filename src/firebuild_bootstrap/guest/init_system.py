@@ -17,6 +17,7 @@ from .init_report import say
 ROOT = "/image"
 SCRATCH = "/scratch"
 LAYERS = f"{SCRATCH}/layers"
+PLAIN = f"{SCRATCH}/image"
 MOUNTS = f"{SCRATCH}/mounts"
 CACHES = f"{SCRATCH}/caches"
 MODULES = "/vminit/modules"
@@ -112,6 +113,9 @@ def wait_for(condition: Callable[[], object], seconds: float) -> bool:
 def mount_drives(image: str, kind: str, scratch: str, caches: Sequence[str] = ()) -> tuple[str, ...]:
     """Mount all drives so that steps can work on layers (overlay.py), which go with the scratch drive.
 
+    Where the kernel has no overlays, the image's drive is the base that is copied to the scratch drive
+    (comparing.py).
+
     Args:
         image: the drive with the image, which is only read: layer 1, above an empty one.
         kind: of its file system.
@@ -122,21 +126,20 @@ def mount_drives(image: str, kind: str, scratch: str, caches: Sequence[str] = ()
         where drives are mounted that outlive this machine.
 
     Raises:
-        InitError: there is no such drive, or what is on it can't be mounted; or the kernel has no overlays.
+        InitError: there is no such drive, or what is on it can't be mounted.
     """
-    with open(FILE_SYSTEMS, encoding="ascii") as file:
-        if "overlay" not in file.read().split():
-            raise InitError(
-                "kernel",
-                f"the kernel {os.uname().release} has no overlay file system{missing_modules_hint()}: boot "
-                "one with CONFIG_OVERLAY_FS, and with its modules where that is one",
-            )
     # Nobody writes the zeros of a file that is new.
     mount_drive(scratch, "ext4", SCRATCH, data="noinit_itable")
-    for path in (f"{LAYERS}/lower/0", f"{LAYERS}/lower/1", MOUNTS, CACHES):
+    with open(FILE_SYSTEMS, encoding="ascii") as file:
+        overlays = "overlay" in file.read().split()
+    below = f"{LAYERS}/lower/1" if overlays else f"{LAYERS}/base"
+    for path in (f"{LAYERS}/lower/0" if overlays else PLAIN, below, MOUNTS, CACHES):
         os.makedirs(path)
     os.chmod(CACHES, 0o700)  # programs in it may have the rights of their owners
-    mount_drive(image, kind, f"{LAYERS}/lower/1", flags=kernel.MS_RDONLY)
+    mount_drive(image, kind, below, flags=kernel.MS_RDONLY)
+    if not overlays:
+        os.makedirs(ROOT, exist_ok=True)
+        kernel.mount(PLAIN, ROOT, flags=kernel.MS_BIND)
     kept = []
     for number, name in enumerate(caches, 1):
         device, target = f"{scratch[:-1]}{chr(ord(scratch[-1]) + number)}", f"{CACHES}/{name}"

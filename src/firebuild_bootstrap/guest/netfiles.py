@@ -60,7 +60,7 @@ def _lent(root: Root, path: str, content: bytes) -> Iterator[None]:
         finally:
             with unseen(place.directory):
                 written = loan.end(place)
-            os.close(loan.descriptor)
+            loan.close()
         if written is not None:
             _keep(root, path, *written)
 
@@ -72,22 +72,34 @@ class _Loan(NamedTuple):
         content: of the file.
         descriptor: of the file; while it is open no other file gets its inode number.
         own: the image's file or symbolic link; None where it has none.
+        linked: descriptor of the image's file where it has more names; -1 for none.
     """
 
     content: bytes
     descriptor: int
     own: Known | None
+    linked: int
 
     @classmethod
     def begin(cls, place: Place, content: bytes, own: Known | None) -> _Loan:
+        linked = -1
         if own is not None:
+            found = place.status()
+            if found is not None and stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+                linked = place.open(os.O_PATH)
             os.unlink(place.name, dir_fd=place.directory)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(place.name, flags, 0o644, dir_fd=place.directory)
         os.fchmod(descriptor, 0o644)  # whatever the umask
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
-        return cls(content, descriptor, own)
+        return cls(content, descriptor, own, linked)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for descriptor in (self.descriptor, self.linked):
+            if descriptor >= 0:
+                os.close(descriptor)
 
     def end(self, place: Place) -> tuple[bytes, bool] | None:
         """Put the image's own file back unless the RUN has put something else into its place.
@@ -104,9 +116,19 @@ class _Loan(NamedTuple):
         if ours and os.fstat(self.descriptor).st_size <= len(self.content) + _MAX_BYTES:
             written = self._written()
             os.unlink(place.name, dir_fd=place.directory)
-            if self.own is not None:
+            if self.own is not None and not self._link_back(place):
                 _restore(place, self.own)
         return written
+
+    def _link_back(self, place: Place) -> bool:
+        """Give the image's file its name back; False where it has no other one, and is gone therefore."""
+        if self.linked < 0:
+            return False
+        with suppress(OSError):  # on an overlay it may be another file by now
+            source = f"/proc/self/fd/{self.linked}"
+            os.link(source, place.name, dst_dir_fd=place.directory, follow_symlinks=True)
+            return True
+        return False
 
     def _written(self) -> tuple[bytes, bool] | None:
         with open(self.descriptor, "rb", closefd=False) as file:

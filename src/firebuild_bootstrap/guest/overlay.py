@@ -15,9 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-from firebuild_bootstrap.layers.root import Place, Root
-from firebuild_bootstrap.layers.tar import Sink, write_layer
-from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, upper_entries
+from firebuild_bootstrap.layers.apply import UnpackReport, apply
+from firebuild_bootstrap.layers.root import Place, Root, remove_directory
+from firebuild_bootstrap.layers.tar import LayerError, Sink, write_layer
+from firebuild_bootstrap.layers.tree import (
+    MAX_LAYERS,
+    OVERLAY_MARKS,
+    UNMOUNTABLE,
+    TreeSource,
+    tree_entries,
+    upper_entries,
+)
 
 from . import kernel
 
@@ -25,9 +33,9 @@ from . import kernel
 _OPTIONS = "index=off,metacopy=off,redirect_dir=nofollow"
 _OPAQUE = frozenset(f"{mark}opaque" for mark in OVERLAY_MARKS)
 _NOT_KEPT = ("security.", *OVERLAY_MARKS)
-_AT_ONCE = 240  # mount(2) takes one page of options, and each name has up to 10 bytes
 _FLAGS = kernel.MS_NOSUID | kernel.MS_NODEV
 _MAX_COMPARED = 1 << 20
+_ENTER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def mount_layers(directory: str, names: Sequence[str], target: str, upper: str = "", work: str = "") -> None:
@@ -48,12 +56,6 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
     with _inside(directory):
         if any(UNMOUNTABLE in os.listxattr(name) for name in names):
             raise OSError(errno.EOPNOTSUPP, "a layer was made where no overlay can be")
-        if len(names) > _AT_ONCE:
-            # The kernel stacks overlays two deep. The lowest stay the same from step to step.
-            if not os.path.isdir("folded"):
-                os.mkdir("folded", 0o700)
-                _mount(names[:_AT_ONCE], "folded", kernel.MS_RDONLY)
-            names = ["folded", *names[_AT_ONCE:]]
         if upper:
             # Nobody needs this root after a crash of the machine, and unmounting would write the whole disk.
             _mount(names, target, 0, f",volatile,upperdir={upper},workdir={work}")
@@ -65,6 +67,29 @@ def _mount(names: Sequence[str], target: str, flags: int, more: str = "") -> Non
     marks = "" if kernel.in_initial_user_namespace() else "userxattr,"
     data = f"{marks}{_OPTIONS},lowerdir={':'.join(reversed(names))}{more}"
     kernel.mount("overlay", target, "overlay", _FLAGS | flags, data)
+
+
+def flatten(trees: Sequence[str], target: str, *, newest: int | None = None) -> UnpackReport:
+    """Copy the merged view of layers into an empty directory, without a mount: their number does not matter.
+
+    Args:
+        trees: the lowest first, which is a whole tree.
+        target: the directory.
+        newest: see `tree_entries`.
+
+    Returns:
+        what could not be kept of the uppermost.
+
+    Raises:
+        LayerError, OSError: one can't be read, or the directory not be written.
+    """
+    report = UnpackReport()
+    devices = kernel.in_initial_user_namespace()
+    with Root(target) as root:
+        for number, tree in enumerate(trees):
+            files = upper_entries(tree, newest=newest) if number else tree_entries(tree, newest=newest)
+            report = apply(TreeSource(files, whiteouts=number > 0), root, devices=devices)
+    return report
 
 
 @contextmanager
@@ -85,6 +110,7 @@ class Layers:
         between/<step>/      what a step would make that need not be executed, before all later steps
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       what the step at work changes, or one that failed has changed
+        folded/<step>/       all that was below this step, merged, because it was too much for one mount
         work/                the kernel's own
 
     Args:
@@ -97,6 +123,8 @@ class Layers:
         self._target = target
         self._borrowed: list[str] = []
         self._before: dict[str, Known] = {}
+        self.notice = ""
+        """What the user should know, for the first step to say."""
         self._names = [f"lower/{name}" for name in _numbers(f"{directory}/lower")]
         self._between = _numbers(f"{directory}/between")
         for path in (target, f"{directory}/upper", f"{directory}/work"):
@@ -130,6 +158,8 @@ class Layers:
             return
         for name in (fs, work):
             os.makedirs(f"{self._directory}/{name}")
+        if len(self._names) > MAX_LAYERS:
+            self._fold(number)
         resemble(f"{self._directory}/{fs}", f"{self._directory}/{self._names[-1]}")
         mount_layers(self._directory, self._names, self._target, fs, work)
         try:
@@ -143,6 +173,18 @@ class Layers:
                 _forget(upper, path, self._before)
         self._finish(number)
 
+    def _fold(self, number: int) -> None:
+        """Merge all layers so far into one tree: a copy, but one in `MAX_LAYERS` steps."""
+        names, self._names = self._names, [f"folded/{number}"]
+        os.makedirs(target := f"{self._directory}/{self._names[0]}")
+        try:
+            flatten([f"{self._directory}/{name}" for name in names], target)
+        except LayerError as error:
+            raise OSError(errno.EIO, error.message) from error
+        if names[0].startswith("folded/"):
+            with Root(f"{self._directory}/folded") as root:
+                remove_directory(names[0].rpartition("/")[2], root.descriptor)
+
     def _apart(self) -> str:
         """Make the directory of a layer, for what is made apart."""
         path = f"{self._directory}/unfinished/fs"
@@ -153,6 +195,24 @@ class Layers:
     def _finish(self, number: int) -> None:
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
+
+    def kept(self, path: str) -> int | None:
+        """Open the directory where the layer of the step at work keeps what it has of the directory `path`.
+
+        Returns:
+            its descriptor, which the caller closes; None where links lead to `path`, or the layer has nothing
+            of it. Where the step itself has made the directory, all of it is there.
+        """
+        descriptor = os.open(f"{self._directory}/unfinished/fs", _ENTER)
+        for name in path.strip("/").split("/"):
+            above = descriptor
+            try:
+                descriptor = os.open(name, _ENTER, dir_fd=above)
+            except OSError:
+                return None
+            finally:
+                os.close(above)
+        return descriptor
 
     def write(self, step: int, out: Sink) -> None:
         """Write the layer of a finished step as an archive.

@@ -23,12 +23,11 @@ from .agents import AgentSockets, Ask
 from .caches import Caches
 from .copy import Copier
 from .errors import ProtocolError, StepError
-from .idmap import check_mapped
 from .incoming import Incoming
 from .kernel import wipe
 from .mounts import BadMount, MountPoint, make_place
 from .stop import Stop
-from .users import Users
+from .users import Users, check_mapped
 
 _CACHES = "caches"
 _ON_A_DRIVE = wire.BindMount | wire.CacheMount | wire.SshMount

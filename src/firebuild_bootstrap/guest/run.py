@@ -13,12 +13,11 @@ from firebuild_bootstrap.layers.root import Root
 
 from .enter import Launcher, Request
 from .errors import StepError
-from .idmap import check_mapped
 from .netfiles import network_files
 from .provide import Provided, mount_points
 from .stop import Stop
 from .stream import BATCH_BYTES, Stream
-from .users import Identity
+from .users import Identity, check_mapped
 
 Output = Callable[[Stream, bytes], None]
 

@@ -1,4 +1,4 @@
-"""USER and --chown: names and numbers, looked up in the image's own passwd and group files.
+"""USER, --chown and --chmod: users looked up in the image's own passwd and group files, ids, modes.
 
 The rules are those of the Dockerfile reference (USER, COPY --chown) and of what container engines do
 with an OCI `User`: an explicit group replaces the supplementary groups.
@@ -6,7 +6,8 @@ with an OCI `User`: an explicit group replaces the supplementary groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from firebuild_bootstrap.layers.root import Root
@@ -141,3 +142,127 @@ def _id(text: str) -> int | None:
     if not _is_number(text) or len(digits) > 10 or int(digits) > MAX_ID:
         return None
     return int(digits)
+
+
+# --- ids of this machine --------------------------------------------------------------------------
+
+# In a user namespace with one mapped uid, files and processes can have no other (user_namespaces(7)).
+_UID_MAP = "/proc/self/uid_map"
+_GID_MAP = "/proc/self/gid_map"
+
+
+def mapped(number: int, lines: Iterable[str]) -> bool:
+    """Say whether an id is in a map in the form of user_namespaces(7): inside, outside, length."""
+    for line in lines:
+        inside, _, length = (int(field) for field in line.split())
+        if inside <= number < inside + length:
+            return True
+    return False
+
+
+def check_mapped(
+    what: str,
+    uid: int,
+    gid: int,
+    groups: Iterable[int] = (),
+    *,
+    uid_map: str = _UID_MAP,
+    gid_map: str = _GID_MAP,
+) -> None:
+    """Make sure that a user and its groups can exist in this machine.
+
+    Args:
+        what: the instruction to name in the message.
+        uid: the user's id.
+        gid: the primary group's id.
+        groups: supplementary groups; of uid 0 they don't matter.
+        uid_map: the map to look into.
+        gid_map: the map to look into.
+
+    Raises:
+        StepError: an id is not mapped; the message says what to do.
+    """
+    wanted = [("uid", uid_map, uid), ("gid", gid_map, gid)]
+    if uid != 0:
+        wanted += [("gid", gid_map, group) for group in groups]
+    for kind, path, number in wanted:
+        with open(path, encoding="ascii") as file:
+            if not mapped(number, file):
+                raise StepError(
+                    f"{what}: {kind} {number} does not exist in this sandbox, which maps too few ids; "
+                    "build as root, or give your user subordinate ids in /etc/subuid and /etc/subgid"
+                )
+
+
+# --- --chmod --------------------------------------------------------------------------------------
+
+# Octal or symbolic (Dockerfile reference, COPY --chmod; chmod(1) in POSIX).
+_CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[ugo]|[rwxXst]*))+)")
+_ACTION = re.compile(r"([-+=])([ugo]|[rwxXst]*)")
+_UMASK = 0o022  # of every build step; applies where a clause names nobody
+_SHIFT = {"u": 6, "g": 3, "o": 0}
+_BITS = {"r": 4, "w": 2, "x": 1}
+
+
+def parse_mode(text: str) -> Callable[[int, bool], int]:
+    """Read a mode such as `0755`, `4755` or `u=rwX,go-w`.
+
+    Args:
+        text: the value of `--chmod`.
+
+    Returns:
+        A function that turns a mode (and whether it is a directory's) into the new mode.
+
+    Raises:
+        ValueError: the text is neither; the message says so.
+    """
+    if re.fullmatch(r"[0-7]{1,5}", text) and int(text, 8) <= 0o7777:
+        mode = int(text, 8)
+        return lambda _old, _directory: mode
+    clauses = [_CLAUSE.fullmatch(part) for part in text.split(",")]
+    if not all(clauses):
+        raise ValueError(f"--chmod={text}: expected a mode such as 755 or u=rwX,go=rX")
+    parsed = [(clause[1], _ACTION.findall(clause[2])) for clause in clauses if clause]
+
+    def change(old: int, directory: bool) -> int:
+        for who, actions in parsed:
+            for operator, permissions in actions:
+                old = _apply(old, directory, who, operator, permissions)
+        return old
+
+    return change
+
+
+def _apply(old: int, directory: bool, who: str, operator: str, permissions: str) -> int:
+    classes = "ugo" if not who or "a" in who else who
+    mask = _UMASK if not who else 0
+    wanted = _wanted(old, directory, classes, permissions) & ~mask
+    if operator == "+":
+        return old | wanted
+    if operator == "-":
+        return old & ~wanted
+    cleared = sum(7 << _SHIFT[name] for name in set(classes))
+    cleared |= 0o4000 if "u" in classes else 0
+    cleared |= 0o2000 if "g" in classes else 0
+    cleared |= 0o1000 if "o" in classes else 0
+    if directory:
+        # As chmod(1) of GNU: a directory keeps setuid and setgid unless they are named.
+        cleared &= ~0o6000
+    return (old & ~cleared) | wanted
+
+
+def _wanted(old: int, directory: bool, classes: str, permissions: str) -> int:
+    if permissions in _SHIFT:
+        triple = (old >> _SHIFT[permissions]) & 7
+    else:
+        triple = sum(_BITS[letter] for letter in set(permissions) if letter in _BITS)
+        if "X" in permissions and (directory or old & 0o111):
+            triple |= 1
+    wanted = 0
+    for name in classes:
+        wanted |= triple << _SHIFT[name]
+    if "s" in permissions:
+        wanted |= (0o4000 if "u" in classes else 0) | (0o2000 if "g" in classes else 0)
+    if "t" in permissions and "o" in classes:
+        wanted |= 0o1000
+    return wanted

@@ -89,7 +89,7 @@ class SnapshotDrives:
         with self._contents.stage() as staging:
             drive = staging.path / _DRIVE
             # What is in the guest's memory of it needs no room, and nobody writes to it.
-            options = Ext4Options(free=0, label="snapshot", internal=True)
+            options = Ext4Options(free=0, label="snapshot", journal=False, internal=True)
             self._trees.ext4(self._stored.merged(layers), drive, options)
             drive.chmod(0o444)  # another user may run the machine; others do not get into this directory
             (staging.path / _LAYERS).write_text("".join(f"{each}\n" for each in names), "utf-8")

@@ -42,6 +42,7 @@ _PAUSE: Final = 0.05
 _INFO: Final = "layer.json"
 _DURABLE: Final = "durable"
 _SIZE: Final = "size"
+_FOLDED: Final = 60  # layers, or a multiple of it; a machine mounts 240 with those that it makes
 TREE: Final = "fs"
 """Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
 
@@ -170,48 +171,104 @@ class LayerTrees:
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
 
+    def stack(self, layers: Sequence[Layer]) -> tuple[tuple[Path, ...], tuple[UnpackReport, ...]]:
+        """Return trees whose merged view `layers` are, the lowest first, held until `close`; few of them.
+
+        Where layers are many, the lowest are kept merged into one tree, which takes the room of a copy.
+
+        Args:
+            layers: the lowest first; above a stored one there is no archive.
+
+        Returns:
+            the trees; and what could not be kept of each archive.
+
+        Raises:
+            MachineError: one is not in the store, or an archive can't be unpacked.
+        """
+        keys, trees, reports = list[str](), list[Path](), list[UnpackReport]()
+        for layer in layers:
+            match layer:
+                case ArchiveLayer(path, digest):
+                    keys.append(chain_key(keys[-1] if keys else "", digest))
+                    below = (self.empty(), *self._folded(keys[:-1], trees)) if trees else ()
+                    tree, report = self.unpacked(path, keys[-1], below)
+                    reports.append(report)
+                case StoredLayer(key):
+                    keys.append(key)
+                    tree = self.required(key)
+            trees.append(tree)
+        return self._folded(keys, trees), tuple(reports)
+
     def merged(self, layers: Sequence[Layer]) -> Tree:
         """Return what a reader of trees takes for the merged view of `layers`, held until `close`.
 
         Args:
-            layers: the lowest first; only that one may be an archive. Without any it is an empty directory.
+            layers: as for `stack`. Without any it is an empty directory.
 
         Raises:
-            MachineError: one is not in the store, or the archive can't be unpacked.
+            MachineError: as `stack`.
         """
-        paths = tuple(
-            self.unpacked(layer.path, layer.digest)[0]
-            if isinstance(layer, ArchiveLayer)
-            else self.required(layer.key)
-            for layer in layers
-        )
-        if not paths:
-            empty = self.root / "empty"
-            empty.mkdir(mode=0o755, parents=True, exist_ok=True)
-            return empty
-        return tree_of(paths)
+        return tree_of(self.stack(layers)[0] or (self.empty(),))
+
+    def empty(self) -> Path:
+        """Return an empty directory."""
+        empty = self.root / "empty"
+        empty.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return empty
+
+    def _folded(self, keys: Sequence[str], trees: Sequence[Path]) -> tuple[Path, ...]:
+        """Return `trees`, or fewer with the same merged view, so that steps can still be mounted on them."""
+        if len(trees) <= 2 * _FOLDED:
+            return tuple(trees)
+        # By sixties, so that each further layer does not have all of them merged again.
+        count = (len(trees) - _FOLDED) // _FOLDED * _FOLDED
+        names = "\n".join(keys[:count])
+        key = f"folded:{hashlib.sha256(names.encode()).hexdigest()}"
+        tree = self.hold(key)
+        if tree is None:
+            with making(self.root, key, self._trees.tasks, "merges layers", self._check):
+                tree = self.hold(key) or self._fold(key, trees[:count])
+        return (tree, *trees[count:])
+
+    def _fold(self, key: str, trees: Sequence[Path]) -> Path:
+        with self._contents.stage() as staging:
+            (staging.path / "layer" / TREE).mkdir(parents=True)
+            self._trees.flatten(trees, staging.path / "layer" / TREE)
+            self._publish(staging, key, {})
+        return self.required(key)
 
     def digest(self, key: str, newest: int | None = None) -> str:
-        """Return `sha256:…` of the canonical archive of a layer: its diff id in the OCI image-spec.
+        """Return what `digests` returns of one layer."""
+        return self.digests([key], newest)[0]
 
-        To find it out the whole layer is read; it is kept beside it, so that this happens once.
+    def digests(self, keys: Sequence[str], newest: int | None = None) -> list[str]:
+        """Return `sha256:…` of the canonical archives of layers: their diff ids in the OCI image-spec.
+
+        To find one out the whole layer is read; it is kept beside it, so that this happens once.
 
         Args:
-            key: of the layer, which is held until `close`.
+            keys: of the layers, which are held until `close`.
             newest: as in `Trees.pack`.
 
         Raises:
             MachineError: there is no such layer, or it can't be read.
         """
-        tree = self.required(key)
-        known = tree.parent.parent / f"digest-{'real' if newest is None else newest}"
-        with suppress(OSError, UnicodeDecodeError):
-            if _DIGEST.fullmatch(found := known.read_text("ascii")):
-                return found
-        digest = self._trees.layer_digest(tree, newest=newest)
-        with suppress(OSError):  # a store that is read-only: then it is found out again
-            write_whole(known, digest.encode())
-        return digest
+        trees = {key: self.required(key) for key in keys}
+        name = f"digest-{'real' if newest is None else newest}"
+        found: dict[str, str] = {}
+        for key, tree in trees.items():
+            with suppress(OSError, UnicodeDecodeError):
+                if _DIGEST.fullmatch(known := (tree.parent.parent / name).read_text("ascii")):
+                    found[key] = known
+        missing = [key for key in trees if key not in found]
+        for key, digest in zip(missing, self._digests([trees[key] for key in missing], newest), strict=True):
+            found[key] = digest
+            with suppress(OSError):  # a store that is read-only: then it is found out again
+                write_whole(trees[key].parent.parent / name, digest.encode())
+        return [found[key] for key in keys]
+
+    def _digests(self, trees: Sequence[Path], newest: int | None) -> list[str]:
+        return self._trees.layer_digests(trees, newest=newest) if trees else []
 
     def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
         """Move a finished layer of a machine into the store, and hold it until `close`.

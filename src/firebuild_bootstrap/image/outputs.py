@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shlex
 import shutil
@@ -17,12 +16,11 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.tree import copy_file
+from firebuild_bootstrap.sizes import parse_size
 
 _FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE: Final = re.compile(r"(\d+)([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 class OutputType(StrEnum):
@@ -88,7 +86,10 @@ def parse_output(text: str) -> OutputSpec:
     if "size" in members and kind != OutputType.EXT4:
         raise InputError(f"--output {text}: only ext4 has a size")
     dest = Path(os.path.abspath(members["dest"])) if "dest" in members else None
-    return OutputSpec(OutputType(kind), dest, _parse_size(members.get("size", "0")))
+    try:
+        return OutputSpec(OutputType(kind), dest, parse_size(members.get("size", "0")))
+    except ValueError as error:
+        raise InputError(f"--output {text}: {error}") from error
 
 
 def parse_outputs(texts: Sequence[str]) -> tuple[OutputSpec, ...]:
@@ -177,7 +178,7 @@ def artifact(output: OutputSpec, target: Path, packed: PackedFile) -> Artifact:
 
 def _write(trees: Trees, root: Tree, output: OutputSpec, target: Path, epoch: int | None) -> PackedFile:
     if output.type is OutputType.EXT4:
-        return trees.ext4(root, target, Ext4Options(size=output.size, epoch=epoch))
+        return trees.ext4(root, target, Ext4Options(size=output.size), newest=epoch)
     if output.type is OutputType.TAR:
         return trees.pack(root, target, newest=epoch)
     target.mkdir()
@@ -213,13 +214,6 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
         raise MachineError(f"{spec.dest} could not be written: {error.strerror}") from error
     finally:
         trees.remove(partial)
-
-
-def _parse_size(text: str) -> int:
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise InputError(f"expected a size such as 512MiB or 2GiB, found {text!r}")
-    return int(found[1]) * _UNITS[found[2].upper()]
 
 
 def _check_destination(kind: OutputType, dest: Path) -> None:

@@ -215,9 +215,11 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
         InputError, MachineError: as `StoredImage.layers`; a layer is not there.
     """
     record = image.record
+    made = image.layers(layers.root.name)
+    layers.digests([layer.key for layer in made if isinstance(layer, StoredLayer)], record.epoch)
     diff_ids = [
         layer.digest if isinstance(layer, ArchiveLayer) else layers.digest(layer.key, record.epoch)
-        for layer in image.layers(layers.root.name)
+        for layer in made
     ]
     system, _, architecture = record.platform.partition("/")
     architecture, _, variant = architecture.partition("/")

@@ -33,7 +33,7 @@ def tree_of(directories: Sequence[Path]) -> Tree:
     return tuple(directories) if len(directories) > 1 else directories[0]
 
 
-_VERBS: Final = {"digest": "read", "layer-digest": "read", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {"digest": "read", "ext4": "make an ext4 file system of"}
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,22 @@ class Trees:
             reply = self._read(root, archive.parent, "pack", **request)
         return PackedFile(reply["size"], reply["digest"])
 
-    def ext4(self, root: Tree, image: Path, options: Ext4Options) -> PackedFile:
-        """Write the tree `root` to the new file `image` as a checked ext4 file system.
+    def ext4(self, root: Tree, image: Path, options: Ext4Options, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `image` as an ext4 file system.
+
+        Args:
+            root: what is in it.
+            image: path of the file.
+            options: how the file system is made.
+            newest: see `tree_entries`.
 
         Raises:
             InputError: it does not fit into `options.size`.
         """
         name = f"{_OTHER}/{image.name}"
         with self._writing(image):
-            reply = self._read(root, image.parent, "ext4", root=_TREE, image=name, **options._asdict())
+            request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
+            reply = self._read(root, image.parent, "ext4", **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def pack_image(self, image: Path, archive: Path) -> PackedFile:
@@ -197,8 +204,15 @@ class Trees:
         except _UnmountableError:
             if isinstance(source, Path):
                 raise
-            over = [self.copy(tree, target, newest=newest, layer=bool(n)) for n, tree in enumerate(source)]
-            return over[-1]
+            return self.flatten(source, target, newest=newest)
+
+    def flatten(self, layers: Sequence[Path], target: Path, *, newest: int | None = None) -> UnpackReport:
+        """Copy the merged view of any number of layers into a directory, as `copy`, but without a mount."""
+        binds = [Bind(layer, f"{_LAYERS}/{number}") for number, layer in enumerate(layers)]
+        binds.append(Bind(target, _OTHER, read_only=False))
+        request = {"trees": _LAYERS, "target": _OTHER, "newest": newest}
+        with self.tasks.task("merging layers"):
+            return UnpackReport(**self._ask(binds, "merge layers", "flatten", **request))
 
     def summary(self, root: Tree, *, times: bool = False) -> PackedFile:
         """Return the bytes that `root` takes in blocks of 4096, and its digest as a layer.
@@ -210,10 +224,12 @@ class Trees:
             reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
 
-    def layer_digest(self, tree: Path, *, newest: int | None = None) -> str:
-        """Return the `sha256:…` of the archive of one layer of an overlay; `newest` as in `pack`."""
-        with self.tasks.task("computing the digest of a layer"):
-            return str(self._read(tree, None, "layer-digest", root=_TREE, newest=newest)["digest"])
+    def layer_digests(self, trees: Sequence[Path], *, newest: int | None = None) -> list[str]:
+        """Return the `sha256:…` of the archives of layers, each by itself; `newest` as in `pack`."""
+        binds = [Bind(tree, f"{_LAYERS}/{number}") for number, tree in enumerate(trees)]
+        with self.tasks.task("computing the digests of layers"):
+            reply = self._ask(binds, "read a layer", "layer-digests", trees=_LAYERS, newest=newest)
+        return [str(digest) for digest in reply["digests"]]
 
     def overlay_problem(self, directory: Path) -> str:
         """Try an overlay with its upper directory in `directory`; return why it fails, empty if it works."""

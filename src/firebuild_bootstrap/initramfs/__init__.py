@@ -4,8 +4,7 @@ For the drivers of virtual machines: `initramfs_image` makes the file, `kernel_a
 and `GuestReport` reads how the machine ended.
 """
 
-from firebuild_bootstrap.initramfs.arguments import EMULATED, StaticAddress, kernel_arguments
+from firebuild_bootstrap.initramfs.boot import EMULATED, GuestReport, StaticAddress, kernel_arguments
 from firebuild_bootstrap.initramfs.image import Compression, initramfs_image
-from firebuild_bootstrap.initramfs.report import GuestReport
 
 __all__ = ["EMULATED", "Compression", "GuestReport", "StaticAddress", "initramfs_image", "kernel_arguments"]

@@ -75,7 +75,7 @@ def _sorted(entries: Iterable[Entry]) -> list[Entry]:
     found: dict[str, Entry] = {}
     for entry in entries:
         if posixpath.normpath(entry.path) != entry.path or entry.path.startswith(("/", "..")):
-            raise ValueError(f"{entry.path!r} is no path inside an archive")
+            raise ValueError(f"{entry.path!r} is not a path inside an archive")
         if entry.path in found:
             raise ValueError(f"two files want to be {entry.path!r}")
         found[entry.path] = entry

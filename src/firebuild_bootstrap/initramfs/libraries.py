@@ -52,7 +52,7 @@ def read_elf(data: bytes) -> Elf:
     """Read the headers and the dynamic section.
 
     Raises:
-        ElfError: it is no 64-bit little-endian ELF file, or a broken one.
+        ElfError: it is not a 64-bit little-endian ELF file, or is damaged.
     """
     header = _header(data)
     try:
@@ -75,7 +75,7 @@ def read_modinfo(data: bytes) -> dict[str, list[str]]:
     """Return the section `.modinfo` of a kernel module: each name with all of its values.
 
     Raises:
-        ElfError: it is no ELF file, or has no such section.
+        ElfError: it is not an ELF file, or has no such section.
     """
     header = _header(data)
     try:
@@ -88,12 +88,12 @@ def read_modinfo(data: bytes) -> dict[str, list[str]]:
                 return _pairs(data[section[4] : section[4] + section[5]])
     except (struct.error, ValueError, IndexError) as error:
         raise ElfError("it is a broken ELF file") from error
-    raise ElfError("it is no kernel module")
+    raise ElfError("it is not a kernel module")
 
 
 def _header(data: bytes) -> tuple[int, ...]:
     if data[:4] != _MAGIC or len(data) < _HEADER.size:
-        raise ElfError("it is no ELF file")
+        raise ElfError("it is not an ELF file")
     if (data[4], data[5]) != (_64_BIT, _LITTLE_ENDIAN):
         raise ElfError("it is not for a 64-bit little-endian machine")
     return _HEADER.unpack_from(data)

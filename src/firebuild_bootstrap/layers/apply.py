@@ -25,7 +25,7 @@ from .tar import (
     Entry,
     LayerError,
 )
-from .tree import OVERLAY_MARKS, is_kept
+from .tree import OVERLAY_MARKS, OWNER_MARK, is_kept, mark_owner
 
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -46,7 +46,8 @@ class UnpackReport(NamedTuple):
     Args:
         members: number of members written.
         devices: device nodes that were left out (outside of /dev, which every machine has its own of).
-        foreign: members whose owner does not exist in this id mapping and that belong to root now.
+        foreign: members whose owner does not exist in this id mapping, could not be kept as a mark
+            (`tree.mark_owner`) either, and that belong to root now.
         stripped: those of them that lost their setuid or setgid bit, which must not mean root.
         attributes: extended attributes that could not be set.
         examples: a few names for each of these lists, by the list's name.
@@ -247,13 +248,17 @@ class _Application:
     # --- metadata ---------------------------------------------------------------------------------
 
     def _finish(self, descriptor: int, entry: Entry) -> None:
+        marked = False
         # chown clears setuid, setgid and capabilities (chown(2)), so it comes first.
-        lost = self._own(entry, descriptor)
+        lost = not self._own(entry, descriptor)
         if entry.kind == DIRECTORY:
             _clear(descriptor, entry)
+        if lost and not (marked := mark_owner(descriptor, entry)):
+            self._lost("foreign", f"{entry.path} ({entry.uid}:{entry.gid})")
         mode = entry.mode
         if lost and mode & 0o6000 and entry.kind != DIRECTORY:
-            self._lost("stripped", entry.path)
+            if not marked:
+                self._lost("stripped", entry.path)
             mode &= 0o1777
         for name, value in entry.xattrs.items():
             try:
@@ -267,27 +272,27 @@ class _Application:
 
     def _finish_node(self, entry: Entry, parent: int, name: str) -> None:
         """Set the metadata of what is not opened: a link, a pipe, a device."""
-        lost = self._own(entry, name, parent)
+        lost = not self._own(entry, name, parent)
+        if lost:
+            self._lost("foreign", f"{entry.path} ({entry.uid}:{entry.gid})")
         if entry.kind != SYMLINK:
             # Not followed: nothing else has this name, which was made a moment ago.
             os.chmod(name, entry.mode & (0o1777 if lost else 0o7777), dir_fd=parent)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _own(self, entry: Entry, what: int | str, parent: int | None = None) -> bool:
-        """Give a file its owner; True when it does not exist in this mapping."""
+        """Give a file its owner; False when it does not exist in this mapping."""
         try:
             if isinstance(what, int):
                 os.chown(what, entry.uid, entry.gid)
             else:
                 os.chown(what, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         except OverflowError:
-            pass
+            return False
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.EPERM):
                 raise
-        else:
             return False
-        self._lost("foreign", f"{entry.path} ({entry.uid}:{entry.gid})")
         return True
 
 
@@ -295,7 +300,7 @@ def _clear(descriptor: int, entry: Entry) -> None:
     """Remove the attributes of a directory that was there: an overlay shows those of the upper one only."""
     with suppress(OSError):  # a file system without them
         for name in os.listxattr(descriptor):
-            if is_kept(name) and name not in entry.xattrs:
+            if (is_kept(name) and name not in entry.xattrs) or name == OWNER_MARK:
                 os.removexattr(descriptor, name)
 
 

@@ -81,11 +81,19 @@ class Place:
 class Walk:
     """The state of one walk: descriptors from the root to here, and the names still to go."""
 
-    def __init__(self, root: int, path: str, owner: Owner | None, created: list[str] | None) -> None:
+    def __init__(
+        self,
+        root: int,
+        path: str,
+        owner: Owner | None,
+        created: list[str] | None,
+        passed: list[str] | None = None,
+    ) -> None:
         self.stack = [os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)]
         self.names: list[str] = []
         self.rest = deque(_components(path))
         self.links = 0
+        self.passed = passed
         self.path = path
         self.owner = owner
         self.created = created
@@ -128,6 +136,8 @@ class Walk:
         kept = False
         try:
             mode = os.fstat(descriptor).st_mode
+            if self.passed is not None:
+                self.passed.append(self._path(name))
             if stat.S_ISLNK(mode):
                 self._follow(descriptor)
             elif stat.S_ISDIR(mode):
@@ -200,16 +210,33 @@ def unseen(directory: int) -> Iterator[None]:
 
 
 def set_metadata(descriptor: int, metadata: Metadata) -> None:
-    """Set owner, mode and time of what is open."""
+    """Set owner, mode and time of what is open, and of owner and mode only what is not right already."""
+    found = os.fstat(descriptor)
+    is_owned = (found.st_uid, found.st_gid) == metadata.owner
     # chown clears setuid, setgid and capabilities (chown(2)), so the rest comes after it.
-    os.fchown(descriptor, *metadata.owner)
+    if not is_owned:
+        os.fchown(descriptor, *metadata.owner)
     for name, value in metadata.xattrs.items():
         with suppress(OSError):
             os.setxattr(descriptor, name, value)
-    if metadata.mode is not None:
+    # An attribute may be an access control list, which is a mode as well (acl(5)).
+    is_right = is_owned and not metadata.xattrs and stat.S_IMODE(found.st_mode) == metadata.mode
+    if metadata.mode is not None and not is_right:
         os.fchmod(descriptor, metadata.mode)
     if metadata.mtime_ns is not None:
         os.utime(descriptor, ns=(metadata.mtime_ns, metadata.mtime_ns))
+
+
+def make_link(directory: int, name: str, text: str, metadata: Metadata) -> None:
+    """Make a symbolic link in the directory that is open; its mode can't be set on Linux.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    os.symlink(text, name, dir_fd=directory)
+    os.chown(name, *metadata.owner, dir_fd=directory, follow_symlinks=False)
+    if (time := metadata.mtime_ns) is not None:
+        os.utime(name, ns=(time, time), dir_fd=directory, follow_symlinks=False)
 
 
 class Root:
@@ -264,6 +291,7 @@ class Root:
         follow: bool = True,
         parents: Owner | None = None,
         created: list[str] | None = None,
+        passed: list[str] | None = None,
     ) -> Place:
         """Find the directory and name that `path` leads to; what is there need not exist.
 
@@ -272,8 +300,9 @@ class Root:
             follow: resolve a symbolic link in the last component, even one that leads nowhere.
             parents: create missing parents (mode 0755) for this owner; None makes them an error.
             created: is extended by the parents that were created.
+            passed: is extended by the links and directories on the way.
         """
-        walk = Walk(self._fd, path, parents, created)
+        walk = Walk(self._fd, path, parents, created, passed)
         try:
             return walk.run(follow)
         finally:
@@ -391,10 +420,7 @@ class Root:
     def symlink(self, path: str, text: str, metadata: Metadata, *, replace: bool = False) -> None:
         """Create a symbolic link as `write` does a file; its mode can't be set on Linux."""
         with self._replacing(path, follow=False, replace=replace) as (place, name):
-            os.symlink(text, name, dir_fd=place.directory)
-            os.chown(name, *metadata.owner, dir_fd=place.directory, follow_symlinks=False)
-            if (time := metadata.mtime_ns) is not None:
-                os.utime(name, ns=(time, time), dir_fd=place.directory, follow_symlinks=False)
+            make_link(place.directory, name, text, metadata)
 
     def node(
         self,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from abc import abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Final, Generic, NamedTuple, TypeVar, cast
 
 from .tar import (
@@ -38,8 +39,10 @@ OVERLAY_MARKS: Final = ("trusted.overlay.", "user.overlay.", "user.firebuild.")
 WHITEOUT_MARK: Final = "user.firebuild.whiteout"
 UNMOUNTABLE: Final = "user.firebuild.unmountable"
 """On the root of a layer with such whiteouts, which no kernel knows."""
-MAX_LAYERS: Final = 480
-"""That can be mounted as one tree: the kernel takes 500, and stacks overlays two deep."""
+OWNER_MARK: Final = "user.firebuild.owner"
+"""On a file whose owner can't exist, because one id is all there is: `UID:GID:BITS` (`mark_owner`)."""
+MAX_LAYERS: Final = 240
+"""That can be mounted as one tree: mount(2) takes one page of options, and a name has up to 14 bytes."""
 _FOREIGN_CONTENT: Final = ("redirect", "metacopy")
 KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: FILE,
@@ -52,6 +55,8 @@ KINDS: Final[dict[int, Kind]] = {
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: a pipe put in the place of a file must not block.
 _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OWNER: Final = re.compile(rb"([0-9]{1,10}):([0-9]{1,10}):([246]000|0)")
+_NO_ID: Final = (1 << 32) - 1  # chown(2) takes it for "leave it"
 _PROBE: Final = 64
 _ZEROS: Final = bytes(HOLE_BYTES)
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -135,7 +140,7 @@ class TreeSource:
         """See `LayerReader.copy_to`."""
         source = cast(int, self._content)
         for offset, length in self._regions:
-            if _copy_region(source, descriptor, offset, length):
+            if copy_region(source, descriptor, offset, length):
                 raise changed(self.name)
         if not self._regions or sum(self._regions[-1]) < size:
             os.ftruncate(descriptor, size)
@@ -157,20 +162,32 @@ def copy_file(source: int, target: int, check: Callable[[], None] = lambda: None
     for start, end in _extents(source, size):
         for offset in range(start, end, _CHECKED):
             check()
-            if _copy_region(source, target, offset, min(end - offset, _CHECKED)):
+            if copy_region(source, target, offset, min(end - offset, _CHECKED)):
                 raise OSError(errno.EIO, "the file changed while it was read")
 
 
-def _copy_region(source: int, target: int, offset: int, length: int) -> int:
-    """Copy a part of a file to the same place in another, and return how many bytes of it were not there."""
+def copy_region(source: int, target: int, offset: int, length: int, place: int | None = None) -> int:
+    """Copy a part of a file, and return how many bytes of it were not there.
+
+    Args:
+        source: descriptor of the file.
+        target: descriptor of the other one.
+        offset: where the part begins.
+        length: how many bytes it has.
+        place: where it goes in the other file; to the same place when None.
+
+    Raises:
+        OSError: one of them can't be read or written.
+    """
+    place = offset if place is None else place
     # copy_file_range(2) shares blocks on file systems that can, and refuses some pairs of others.
     shared = True
     while length:
         try:
             if shared:
-                done = os.copy_file_range(source, target, length, offset, offset)
+                done = os.copy_file_range(source, target, length, offset, place)
             else:
-                os.lseek(target, offset, os.SEEK_SET)
+                os.lseek(target, place, os.SEEK_SET)
                 done = os.sendfile(target, source, offset, min(length, 1 << 30))
         except OSError as error:
             if not shared or error.errno not in _NOT_SHARED:
@@ -180,6 +197,7 @@ def _copy_region(source: int, target: int, offset: int, length: int) -> int:
         if not done:
             break
         offset += done
+        place += done
         length -= done
     return length
 
@@ -355,7 +373,8 @@ class _Entries(_Walk[tuple[Entry, Content]]):
         found = self._hold(descriptor)
         xattrs, notes = self._xattrs(path, descriptor)
         inner = f"{path}/" if path else ""
-        yield self._entry(path, DIRECTORY, status)._replace(xattrs=xattrs), b""
+        entry = self._owned(self._entry(path, DIRECTORY, status), descriptor)
+        yield entry._replace(xattrs=xattrs), b""
         if self._overlay:
             if notes.get("opaque") == b"y":
                 yield Entry(path, OPAQUE), b""
@@ -374,7 +393,7 @@ class _Entries(_Walk[tuple[Entry, Content]]):
 
     def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         try:
-            entry = self._entry(path, FILE, status)
+            entry = self._owned(self._entry(path, FILE, status), descriptor)
             if status.st_nlink > 1:
                 first = self._first_names.setdefault((status.st_dev, status.st_ino), path)
                 if first != path:
@@ -388,6 +407,19 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             yield entry._replace(size=size, xattrs=xattrs, regions=regions), descriptor
         finally:
             os.close(descriptor)
+
+    def _owned(self, entry: Entry, descriptor: int) -> Entry:
+        """Return an entry with the owner, and the bits, that its file would have where all ids exist."""
+        if not has_one_id():
+            return entry
+        try:
+            found = _OWNER.fullmatch(os.getxattr(descriptor, OWNER_MARK))
+        except OSError:  # most have none
+            return entry
+        if found is None:
+            return entry
+        uid, gid, bits = (int(text, base) for text, base in zip(found.groups(), (10, 10, 8), strict=True))
+        return entry._replace(uid=uid, gid=gid, mode=entry.mode | bits) if max(uid, gid) < _NO_ID else entry
 
     def _entry(self, path: str, kind: Kind, status: os.stat_result) -> Entry:
         time = status.st_mtime_ns
@@ -428,6 +460,29 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             return "whiteout" in self._xattrs(name, descriptor)[1]
         finally:
             os.close(descriptor)
+
+
+@cache
+def has_one_id() -> bool:
+    """Whether nobody but root exists here: the sandbox of a user without subordinate ids (`ids: single`).
+
+    Owners are marks there, which all users that there are may set. Elsewhere a mark means nothing, or a RUN
+    that is not root could make a file of root's.
+    """
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return sum(int(line.split()[2]) for line in file) == 1
+
+
+def mark_owner(descriptor: int, entry: Entry) -> bool:
+    """Keep the owner of a file, and its set-user-ID and set-group-ID bits, as a mark, if owners are marks."""
+    if not has_one_id() or max(entry.uid, entry.gid) >= _NO_ID:
+        return False
+    bits = entry.mode & 0o6000 if entry.kind == FILE else 0
+    try:
+        os.setxattr(descriptor, OWNER_MARK, f"{entry.uid}:{entry.gid}:{bits:o}".encode())
+    except OSError:  # a file system that has no such attributes
+        return False
+    return True
 
 
 def is_kept(attribute: str) -> bool:

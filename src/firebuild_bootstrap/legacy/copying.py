@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, changed, content_of, reading
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.guest.modes import parse_mode
-from firebuild_bootstrap.service.packing import changed, content_of, reading
+from firebuild_bootstrap.guest.users import parse_mode
 
 from .scripts import lines, words
 
@@ -228,13 +227,13 @@ class Feed:
             while size:
                 data = self._file.read(min(size, wire.CHUNK_BYTES))
                 if not data:
-                    raise changed(entry, "it has become shorter")
+                    raise changed(entry.source, "it has become shorter")
                 self._hash.update(data)
                 size -= len(data)
                 yield data
             if last:
                 if self._file.read(1):
-                    raise changed(entry, "it has become longer")
+                    raise changed(entry.source, "it has become longer")
                 self.digests[index] = self._hash.hexdigest()
                 self._close_file()
 
@@ -243,7 +242,7 @@ class Feed:
         while True:
             entry, planned = next(self._entries, None), self._planned[self._next]
             if entry is None or _facts(entry) != _facts(planned):
-                raise changed(planned, "there is something else now")
+                raise changed(planned.source, "there is something else now")
             self._next += 1
             if self._next > index:
                 return content_of(entry)

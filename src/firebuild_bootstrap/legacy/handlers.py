@@ -16,12 +16,10 @@ from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, content
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.service.outcome import aborted
-from firebuild_bootstrap.service.packing import content
-from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.session import Session, StepEvents
 
 from .copying import plain
 from .old_guest import OldGuest, messages, too_old

@@ -13,7 +13,6 @@ Only guests mount them: what a guest has written there means nothing to this hos
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
@@ -23,9 +22,10 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
+from firebuild_bootstrap.guest.caches import try_lock
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.layertrees import TREE, Layer
-from firebuild_bootstrap.image.outputs import OutputType, require_e2fsprogs
+from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import tree_of
 from firebuild_bootstrap.image.worker.ext4 import make_empty_ext4
 from firebuild_bootstrap.layers.tar import LayerError
@@ -62,9 +62,6 @@ class Drives:
         caches: where those of cache mounts are kept.
         size: bytes of the scratch drive; None for 16 GiB, which take space only as they are used.
         notice: told what the user should know.
-
-    Raises:
-        MachineError: e2fsprogs is missing.
     """
 
     def __init__(
@@ -75,7 +72,6 @@ class Drives:
         size: int | None = None,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        require_e2fsprogs("the machine's drives", ("mke2fs", "debugfs"))
         self._workspace = workspace
         self._size = SCRATCH_BYTES if size is None else size // _MIB * _MIB
         self._notice = notice
@@ -164,6 +160,8 @@ class Drives:
             make_empty_ext4(str(path), size, journal=journal)
         except LayerError as error:
             raise MachineError(f"{path}: {error.message}", hint=error.hint or None) from error
+        except OSError as error:
+            raise MachineError(f"{path} could not be written: {error.strerror}") from error
 
     def _cache(self, mount: CacheMount) -> CacheDrive:
         name = hashlib.sha256(mount.id.encode()).hexdigest()
@@ -190,33 +188,16 @@ class Drives:
         """Return a directory of the cache that nobody else has now, and the descriptor of its lock."""
         for number in range(_MOST_PRIVATE if mount.sharing == "private" else 1):
             place = folder / str(number)
-            if (lock := _try_lock(place)) is not None:
+            if (lock := try_lock(str(place))) is not None:
                 return place, lock
         place = folder / "0"
         if mount.sharing == "shared":
             self._notice(f"only one virtual machine at a time can have the cache mount {mount.id!r:.200}")
         with self._workspace.tasks.task(f"waiting for the cache mount {mount.id!r:.200}"):
-            while (lock := _try_lock(place)) is None:
+            while (lock := try_lock(str(place))) is None:
                 self._workspace.check()
                 time.sleep(_PAUSE)
         return place, lock
-
-
-def _try_lock(place: Path) -> int | None:
-    """Lock a cache; None where somebody else has it, or is removing it."""
-    place.mkdir(mode=0o700, exist_ok=True)
-    lock = -1
-    try:
-        lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever removes caches takes the lock, and moves the directory away.
-        if os.path.samestat(os.fstat(lock), os.stat(place / "lock")):
-            return lock
-    except (BlockingIOError, FileNotFoundError):
-        pass
-    if lock >= 0:
-        os.close(lock)
-    return None
 
 
 class SentLayers:

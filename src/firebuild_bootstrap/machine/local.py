@@ -137,28 +137,20 @@ class LocalMachine:
         return (*((note,) if note else ()), *notes)
 
     def _stack(self, layers: Sequence[Layer]) -> tuple[str, ...]:
-        empty = self._work / "empty"
-        _make(self._work, empty, self._work / "lower")
-        # The kernel wants two lower directories where there is no upper one, as when the root is read.
-        lower, notes, below = [empty], list[str](), ""
+        _make(self._work, self._work / "lower")
         for layer in layers:
-            match layer:
-                case ArchiveLayer(path, digest):
-                    below = chain_key(below, digest)
-                    tree, report = self._stored.unpacked(path, below, lower[1:] and lower)
-                    notes += unpack_notes(report)
-                case StoredLayer(key, step) if step:
-                    self._between[step] = self._stored.required(key)
-                    continue
-                case StoredLayer(below):
-                    tree = self._stored.required(below)
-            lower.append(tree)
+            if isinstance(layer, StoredLayer) and layer.step:
+                self._between[layer.step] = self._stored.required(layer.key)
+        start = [layer for layer in layers if not (isinstance(layer, StoredLayer) and layer.step)]
+        trees, reports = self._stored.stack(start)
+        # The kernel wants two lower directories where there is no upper one, as when the root is read.
+        lower = (self._stored.empty(), *trees)
         for number in range(len(lower)):
             _make(self._work / "lower" / str(number))
         if self._between:
             _make(self._work / "between", *(self._work / "between" / str(step) for step in self._between))
-        self._lower = tuple(lower)
-        return tuple(notes)
+        self._lower = lower
+        return tuple(note for report in reports for note in unpack_notes(report))
 
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
         where = self._workspace.path

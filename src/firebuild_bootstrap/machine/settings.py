@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from firebuild_bootstrap.bootstrap_settings import ByteSize
 from firebuild_bootstrap.machine.external.settings import ExternalSettings
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
-from firebuild_bootstrap.sizes import ByteSize
 from firebuild_pki.config import Settings
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 _BUILD_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CLEANUP: Final = "firebuild_bootstrap.machine.cleanup"
 _NOT_FOR_CLEANUP: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# ioctl_iflags(2), of <linux/fs.h>; the kernel reads and writes an int, whatever the size in the number.
+_GET_FLAGS: Final = 0x80086601
+_SET_FLAGS: Final = 0x40086602
+_TOP_DIRECTORY: Final = 0x00020000
 
 
 class BuildDirectory:
@@ -191,6 +198,7 @@ class Workspace(BuildDirectory):
         builds = self.path.parent
         try:
             builds.mkdir(parents=True, exist_ok=True)
+            _spread(builds)
             retire_dead(builds.parent)
             with builds_locked(builds):
                 self.path.mkdir(mode=0o700)
@@ -211,6 +219,24 @@ class Workspace(BuildDirectory):
             stdin=lifeline,
             pass_fds=(self._lock,),  # the lock lives as long as the cleanup process
         )
+
+
+def _spread(builds: Path) -> None:
+    """Tell the file system that the directories of builds have nothing to do with each other.
+
+    ext4 then puts each into another part of the disk (chattr(1), T). Otherwise all are in one part, and
+    without a journal it passes over every inode that was freed there in the last minutes to make a file
+    (`recently_deleted` in the kernel's fs/ext4/ialloc.c): after the removal of another build's 20,000 files,
+    those of this one took 10 s instead of 0.4 s.
+    """
+    with suppress(OSError):  # a file system without such flags
+        descriptor = os.open(builds, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            (flags,) = struct.unpack("i", fcntl.ioctl(descriptor, _GET_FLAGS, bytes(4)))
+            if not flags & _TOP_DIRECTORY:
+                fcntl.ioctl(descriptor, _SET_FLAGS, struct.pack("i", flags | _TOP_DIRECTORY))
+        finally:
+            os.close(descriptor)
 
 
 def retire_dead(home: Path) -> None:

@@ -56,10 +56,6 @@ class IdMap:
     gids: tuple[IdRange, ...]
     note: str = ""
 
-    def holds(self, uid: int, gid: int) -> bool:
-        """Whether a file inside the sandbox can belong to `uid` and `gid`."""
-        return any(uid in entry for entry in self.uids) and any(gid in entry for entry in self.gids)
-
     @property
     def key(self) -> str:
         """A name of the map for directories whose files have its owners."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import grpc
 
 from firebuild_bootstrap.errors import FirebuildError
-from firebuild_bootstrap.service.certificates import PeerCertificate, Pin
 from firebuild_bootstrap.service.session import BuildEnded, Session
+from firebuild_bootstrap.service.tls import PeerCertificate, Pin
 
 if TYPE_CHECKING:
     _Context = grpc.ServicerContext

@@ -1,10 +1,12 @@
-"""The limits of one build's server, in one place."""
+"""The limits of one build's server, and when a guest counts as lost: pure time keeping, no threads."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -51,3 +53,98 @@ class Limits:
             build_timeout=settings.build_timeout.total_seconds(),
             max_log_bytes=settings.log_limit,
         )
+
+
+class Watch:
+    """Keeps the times of one build; every time is in seconds of one clock that only ever grows.
+
+    Args:
+        limits: how long each thing may take.
+        now: the time of the start.
+        refusals: says who else called, for the case that the guest never does.
+    """
+
+    def __init__(self, limits: Limits, now: float, refusals: Callable[[], str]) -> None:
+        self._limits = limits
+        self._ping_interval = limits.ping_interval
+        self._refusals = refusals
+        self._build_deadline = now + limits.build_timeout
+        self._initial_deadline = now + limits.initial_timeout
+        self._last_seen: float | None = None
+        self._connections = 0
+        self._disconnected = now
+        self._left = False
+        self._step = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the guest has made an authenticated call."""
+        return self._last_seen is not None
+
+    def restart(self, now: float) -> None:
+        """Give the guest the whole initial time again, from `now` on."""
+        self._initial_deadline = now + self._limits.initial_timeout
+
+    def seen(self, now: float) -> None:
+        """The guest made an authenticated call or takes what it asked for."""
+        self._last_seen = now
+
+    def opened(self) -> None:
+        """The guest has one more connection."""
+        self._connections += 1
+
+    def closed(self, now: float) -> None:
+        """The guest has one connection less."""
+        self._connections -= 1
+        self._disconnected = now
+
+    def left(self, now: float) -> None:
+        """The guest has ended its session."""
+        self._left = True
+        self._disconnected = now
+
+    def step_started(self, step: int) -> None:
+        """The guest works on `step` from now on; messages name it."""
+        self._step = step
+
+    def pings_every(self, seconds: float) -> None:
+        """The guest pings no more often than this, whatever it is told."""
+        self._ping_interval = max(self._ping_interval, seconds)
+
+    def deadline(self) -> tuple[float, Callable[[], FirebuildError]]:
+        """Return when the build ends unless something happens, and the error that it ends with then."""
+        deadlines: list[tuple[float, Callable[[], FirebuildError]]] = [
+            (self._build_deadline, self._took_too_long)
+        ]
+        if self._last_seen is None:
+            deadlines.append((self._initial_deadline, self._never_called))
+        else:
+            patience = self._ping_interval * self._limits.missed_pings
+            deadlines.append((self._last_seen + patience, self._fell_silent))
+            if self._connections == 0 or self._left:
+                deadlines.append((self._disconnected + self._limits.reconnect_grace, self._disconnected_))
+        return min(deadlines, key=lambda entry: entry[0])
+
+    def _where(self) -> str:
+        return f" during step {self._step}" if self._step else ""
+
+    def _took_too_long(self) -> FirebuildError:
+        return BuildTimeout(
+            f"the build took longer than {self._limits.build_timeout:g} seconds{self._where()}",
+            hint="raise bootstrap.build_timeout if the build really needs longer",
+        )
+
+    def _never_called(self) -> FirebuildError:
+        return GuestLost(
+            f"the guest did not call within {self._limits.initial_timeout:g} seconds; {self._refusals()}",
+            hint="look at the machine's console; raise bootstrap.initial_timeout for slow machines",
+        )
+
+    def _fell_silent(self) -> FirebuildError:
+        return GuestLost(
+            f"the guest fell silent{self._where()}: no call for {self._limits.missed_pings} ping intervals "
+            f"of {self._ping_interval:g} seconds"
+        )
+
+    def _disconnected_(self) -> FirebuildError:
+        return GuestLost(f"the guest closed its connection{self._where()} before it reported an end")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import BinaryIO, Final
+from typing import Final
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
@@ -19,10 +18,10 @@ from firebuild_bootstrap.context.entries import (
     EntryKind,
     FileOnDisk,
     attributes_of,
+    content,
     ended_early,
     has_grown,
 )
-from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.tree import data_regions
 from firebuild_bootstrap.messages import encode_piece
@@ -160,56 +159,3 @@ def _regions(entry: Entry, file: FileOnDisk, descriptor: int) -> Iterator[bytes]
     if os.pread(descriptor, 1, entry.size):
         raise file.changed(has_grown(entry.size))
     yield bytes(-(header.stored + table) % tar.BLOCK)
-
-
-# --- content ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def reading(entry: Entry) -> Iterator[None]:
-    """Turn what goes wrong with the content of a file into words.
-
-    Raises:
-        InputError: in place of the errors of the system.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise InputError(f"{entry.source} has vanished since the build began") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{entry.source} cannot be read: {error}") from error
-
-
-def content(entry: Entry) -> Iterator[bytes]:
-    """Yield the content of a file in pieces of at most a megabyte.
-
-    Raises:
-        InputError: it has none, has vanished, cannot be read or has changed.
-    """
-    sent = 0
-    with content_of(entry) as file, reading(entry):
-        while data := file.read(wire.CHUNK_BYTES):
-            sent += len(data)
-            yield data
-    if sent != entry.size:
-        raise changed(entry, f"expected {entry.size} bytes, found {sent}")
-
-
-def content_of(entry: Entry) -> BinaryIO:
-    """Open the content of a file.
-
-    Raises:
-        InputError: it has none, or cannot be opened.
-    """
-    if entry.open is None:
-        raise InputError(f"{entry.source}: a file without content cannot be sent")
-    with reading(entry):
-        return entry.open()
-
-
-def changed(entry: Entry, how: str) -> InputError:
-    """Return the error for a file that is not what it was when the build began."""
-    return InputError(
-        f"{entry.source} has changed while it was sent: {how}",
-        hint="do not change the build context during a build",
-    )

@@ -26,7 +26,6 @@ from OpenSSL import SSL
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.listening import format_address
-from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.relay import TlsStream, relay, relay_sockets
 from firebuild_bootstrap.service.reporting import Refusals
@@ -34,6 +33,7 @@ from firebuild_bootstrap.service.tls import (
     ALPN,
     CONTACT,
     Inspection,
+    Pin,
     client_context,
     handshake_problem,
     server_context,

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
-from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, PeerCertificate
+from firebuild_bootstrap.service.tls import NO_CERTIFICATE, PeerCertificate
 from firebuild_pki.display import error_text, one_line
 
 logger: Final = logging.getLogger("firebuild.service")

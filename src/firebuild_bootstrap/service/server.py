@@ -21,14 +21,13 @@ from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.listening import listen, parse_bind
-from firebuild_bootstrap.service.certificates import Pin
 from firebuild_bootstrap.service.guard import Guard
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
-from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_bootstrap.service.stream import NoLayers, Stream
+from firebuild_bootstrap.service.tls import Pin
 from firebuild_bootstrap.wire import AnyCommand, CopyCommand, mount_resources
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials

@@ -1,22 +1,21 @@
-"""The state of one build that all calls share: the first call, signs of life, the end."""
+"""The state of one build that all calls share: the first call, signs of life, its steps, the end."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from firebuild_bootstrap.errors import FirebuildError, InputError
-from firebuild_bootstrap.events import EventSink, GuestConnected
-from firebuild_bootstrap.service.certificates import WRONG_GUEST, PeerCertificate
-from firebuild_bootstrap.service.limits import Limits
-from firebuild_bootstrap.service.outcome import Outcome, failure
+from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
+from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, StepInfo, StepStarted
+from firebuild_bootstrap.service.limits import Limits, Watch
+from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
 from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
-from firebuild_bootstrap.service.supervision import Watch
+from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
 
 logger: Final = logging.getLogger("firebuild.service")
 _PIECE_BYTES: Final = 256 * 1024
@@ -254,3 +253,67 @@ class Session:
                     self._changed.wait(remaining)
                     continue
             self.fail(error())
+
+
+class StepEvents:
+    """Tells that steps begin and end, and knows which of them are left. Any thread may call.
+
+    Args:
+        session: takes the events.
+        steps: what is known about each.
+        total: the number of steps, `FROM` included.
+        stage: what they belong to, where the build has several.
+    """
+
+    def __init__(self, session: Session, steps: Sequence[StepInfo], total: int, stage: str = "") -> None:
+        self._session = session
+        self._steps = {step.number: step for step in steps}
+        self._total = total
+        self._stage = stage
+        self._left = set(self._steps)
+        self._failed: tuple[int, int] | None = None
+
+    def known(self, number: int) -> int:
+        """Return the number of a step that a guest names; 0 is what it says between steps.
+
+        Raises:
+            InputError: the build has no such step.
+        """
+        if number and number not in self._steps:
+            raise InputError(f"the guest reports about step {number}, which this build does not have")
+        return number
+
+    def started(self, number: int) -> None:
+        """A step began."""
+        step = self._steps[self.known(number)]
+        self._session.step_started(number)
+        self._session.events(
+            StepStarted(
+                step=number,
+                total=self._total,
+                instruction=step.instruction,
+                line=step.line,
+                stage=self._stage,
+            )
+        )
+
+    def finished(self, number: int, exit_code: int, seconds: float) -> None:
+        """A step ended, `seconds` after its begin."""
+        if exit_code:
+            self._failed = self._failed or (number, exit_code)
+        self._left.discard(number)
+        self._session.output.finish()
+        self._session.events(StepFinished(step=number, exit_code=exit_code, seconds=seconds))
+
+    def success(self) -> Outcome:
+        """Return the end of a build whose guest reports success: believed only if nothing is left to do."""
+        if self._failed is not None:
+            step, exit_code = self._failed
+            message = f"the guest reported success, though step {step} ended with status {exit_code}"
+        elif self._left:
+            step, exit_code = min(self._left), None
+            message = f"the guest reported success, but step {step} was not seen to end"
+        else:
+            return Outcome(ending=Ending.SUCCESS)
+        error = StepFailed(message, step=step, exit_code=exit_code)
+        return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=exit_code, reason="protocol")

@@ -25,8 +25,7 @@ from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.agents import Forwarding
 from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import packed
-from firebuild_bootstrap.service.session import Session
-from firebuild_bootstrap.service.steps import StepEvents
+from firebuild_bootstrap.service.session import Session, StepEvents
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent
@@ -267,7 +266,7 @@ class _Guest:
         try:
             said = pb.FromGuest.FromString(data)
         except DecodeError:
-            raise InputError("the guest sent bytes that are no message of a session") from None
+            raise InputError("the guest sent bytes that are not a message of a session") from None
         match said.WhichOneof("message"):
             case "alive":
                 pass

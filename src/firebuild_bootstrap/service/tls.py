@@ -1,18 +1,72 @@
-"""The TLS of the proxy: contexts from material in memory, and the reason of every failed handshake."""
+"""The TLS of the proxy: the certificates of peers, contexts from material in memory, failed handshakes."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from dataclasses import dataclass
 from typing import Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from OpenSSL import SSL, crypto
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import FirebuildError
-from firebuild_bootstrap.service.certificates import NO_CERTIFICATE, WRONG_GUEST, PeerCertificate, Pin
-from firebuild_pki import TLSMaterial, parse_certificates
+from firebuild_pki import TLSMaterial, parse_certificates, read_certificate
+from firebuild_pki.display import one_line
+
+WRONG_GUEST: Final = "its certificate is not the one that was issued for this build"
+_MAX_SUBJECT: Final = 256
+
+
+@dataclass(frozen=True)
+class PeerCertificate:
+    """What a log says about a certificate: its subject, and the SHA-256 of it in lower-case hexadecimal."""
+
+    subject: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, der: bytes) -> PeerCertificate:
+        """Describe an untrusted certificate; never raises."""
+        return cls(_subject(der), hashlib.sha256(der).hexdigest())
+
+
+NO_CERTIFICATE: Final = PeerCertificate("", "")
+
+
+class Pin:
+    """Recognises exactly one certificate.
+
+    Args:
+        fingerprint: its SHA-256 in hexadecimal, in any case, with or without colons.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint.replace(":", "").lower()
+
+    def matches(self, certificate: PeerCertificate) -> bool:
+        """Tell whether it is the one."""
+        return hmac.compare_digest(self._fingerprint, certificate.fingerprint)
+
+
+def _subject(der: bytes) -> str:
+    try:
+        certificate = read_certificate(der)
+        text = certificate.subject.rfc4514_string() or _alternative_names(certificate)
+    except Exception:  # untrusted input, and each parser fails with exceptions of its own
+        return "(no readable name)"
+    return one_line(text, _MAX_SUBJECT)
+
+
+def _alternative_names(certificate: x509.Certificate) -> str:
+    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    return ",".join(f"DNS={name}" for name in extension.value.get_values_for_type(x509.DNSName))
+
+
+# --- contexts and handshakes ----------------------------------------------------------------------
 
 ALPN: Final = b"h2"
 CONTACT: Final = wire.CONTACT_PROTOCOL.encode()
@@ -28,10 +82,10 @@ _VERIFY_PROBLEMS: Final = {
     19: "its certificate was issued by a CA that is not trusted",
     20: "its certificate was issued by a CA that is not trusted",
     21: "its certificate was issued by a CA that is not trusted",
-    24: "its certificate was issued by a certificate that is no CA",
+    24: "its certificate was issued by a certificate that is not a CA",
     25: "the path length of its chain exceeds what a CA allows",
     26: "its certificate is not meant for TLS clients",
-    79: "its certificate was issued by a certificate that is no CA",
+    79: "its certificate was issued by a certificate that is not a CA",
 }
 _TLS_PROBLEMS: Final = {
     "peer did not return a certificate": "it presented no certificate",

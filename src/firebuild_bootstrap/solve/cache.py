@@ -320,7 +320,7 @@ class Cache:
         try:
             identity = os.readlink(self._keys / key)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: it is no link
+            if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: it is not a link
                 raise
             return ""
         return identity if _ID.fullmatch(identity) else ""

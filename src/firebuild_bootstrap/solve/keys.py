@@ -270,6 +270,6 @@ def _clean(path: str) -> str:
 
 
 def _digest(*members: str) -> str:
-    # As JSON, so that no two lists of members look the same. A surrogate stands for a byte that is no UTF-8.
+    # As JSON, so that no two lists of members look the same. A surrogate stands for a byte that is not UTF-8.
     text = json.dumps([_FORM, *members], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -223,31 +223,43 @@ class Results:
     def pending(self) -> tuple[Stage, ...]:
         """Return the stages that have something to execute, in the order of the graph."""
         found: set[int] = set()
-        self._visit(self._graph.target, found)
+        self._visit(self.target, found)
         return tuple(stage for stage in self._graph.stages if stage.index in found)
+
+    @property
+    def target(self) -> Stage:
+        """The stage that makes the target's root file system."""
+        return self.maker(self._graph.target.index)
+
+    def maker(self, index: int) -> Stage:
+        """Return the stage that makes what a stage is: another one, where it has no step but its FROM."""
+        stage = self._graph.stage(index)
+        while not stage.steps and isinstance(stage.base, StageRef):
+            stage = self._graph.stage(stage.base.index)
+        return stage
 
     def _visit(self, stage: Stage, pending: set[int]) -> None:
         if stage.index in pending or stage.index in self._made:
             return
         start = self._start(stage)
         if isinstance(stage.base, StageRef) and (start is None or self._is_renewed(stage.base.index)):
-            self._visit(self._graph.stage(stage.base.index), pending)
+            self._visit(self.maker(stage.base.index), pending)
             start = self._start(stage)
         done = min(start.done, self._unrenewed(stage)) if start is not None else 0
         # With --no-cache the target runs, even if there is nothing to execute in it.
-        runs = stage == self._graph.target and self._shared.fresh(stage)
+        runs = stage == self.target and self._shared.fresh(stage)
         if start is not None and done == len(stage.steps) and not runs:
             self._made[stage.index] = start.layers
             self._tips[stage.index] = start
             return
         pending.add(stage.index)
         if isinstance(stage.base, StageRef):
-            self._visit(self._graph.stage(stage.base.index), pending)  # it counts as it is now
+            self._visit(self.maker(stage.base.index), pending)  # it counts as it is now
         linked = self._between(stage, done)
         for place, step in enumerate(stage.steps[done:], done):
             for tree in trees_of(step.operation) if place not in linked else ():
                 if isinstance(tree, StageRef):
-                    self._visit(self._graph.stage(tree.index), pending)
+                    self._visit(self.maker(tree.index), pending)
 
     def _unrenewed(self, stage: Stage) -> int:
         """Return how many steps of a stage, from the first, need nothing that is to be executed anew."""
@@ -261,8 +273,9 @@ class Results:
 
     def _is_renewed(self, index: int) -> bool:
         """Whether a stage is to be executed anew, at least in part, whatever the cache has."""
+        stage = self.maker(index)
+        index = stage.index
         if index not in self._renewed:
-            stage = self._graph.stage(index)
             self._renewed[index] = self._shared.fresh(stage) or self._unrenewed(stage) < len(stage.steps)
         return self._renewed[index]
 
@@ -296,9 +309,10 @@ class Results:
         """Return where a stage would begin now; None while its base is not there."""
         below = self._below(stage.base)
         keys = self._shared.keys[stage.index]
-        if below is not None and isinstance(stage.base, StageRef) and stage.base.index in self._tips:
+        made = self.maker(stage.base.index).index if isinstance(stage.base, StageRef) else -1
+        if below is not None and made in self._tips:
             # Whatever another build has made of it since: all stages of this one begin on the same.
-            start = self._tips[stage.base.index]
+            start = self._tips[made]
             chain = keys.steps
         else:
             bottom = self._bottom(stage)
@@ -333,7 +347,7 @@ class Results:
     def _below(self, base: TreeRef) -> tuple[Layer, ...] | None:
         match base:
             case StageRef(index):
-                return self._made.get(index)
+                return self._made.get(self.maker(index).index)
             case ImageRef(reference):
                 return self._bases[reference].layers
             case _:
@@ -402,7 +416,8 @@ class Results:
             self._made[stage.index] = (tree,)
 
     def _sources(self, step: Step) -> tuple[tuple[str, str], ...]:
-        indexes = {tree.index for tree in trees_of(step.operation) if isinstance(tree, StageRef)}
+        trees = trees_of(step.operation)
+        indexes = {self.maker(tree.index).index for tree in trees if isinstance(tree, StageRef)}
         known = (self._tips[index].tip for index in sorted(indexes) if index in self._tips)
         return tuple(entry.source for tip in known for entry in tip)
 
@@ -420,7 +435,7 @@ class Results:
                 layers = self._bases[reference].layers
                 name = f"image-{list(self._bases).index(reference)}.tar"
             case StageRef(index):
-                layers, name = self._made[index], f"stage-{index}.tar"
+                layers, name = self._made[self.maker(index).index], f"stage-{index}.tar"
             case _:
                 return None
         match layers:
@@ -437,7 +452,7 @@ class Results:
 
     def layers(self) -> tuple[Layer, ...] | None:
         """Return what the target is made of; None where its root file system is out of reach."""
-        return self._made.get(self._graph.target.index)
+        return self._made.get(self.target.index)
 
     def trim(self, limit: Callable[[], int]) -> None:
         """Let the cache have at most `limit()` bytes, if this build has put anything into it."""

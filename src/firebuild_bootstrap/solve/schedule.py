@@ -30,12 +30,18 @@ class Schedule:
         if self._failed.is_set():
             raise StageCancelled("another stage of the build has failed")
 
-    def run(self, stages: Sequence[Stage], work: Callable[[Stage], None]) -> None:
+    def run(
+        self,
+        stages: Sequence[Stage],
+        work: Callable[[Stage], None],
+        maker: Callable[[int], Stage] | None = None,
+    ) -> None:
         """Call `work` for each stage once it has returned for all that the stage needs.
 
         Args:
             stages: each after those that it needs.
             work: builds a stage; called from several threads.
+            maker: returns which stage makes what the one with an index is; itself by default.
 
         Raises:
             BaseException: what the first stage that failed raised; the others have ended by then.
@@ -45,13 +51,21 @@ class Schedule:
                 work(stage)
             return
         try:
-            self._side_by_side(stages, work)
+            self._side_by_side(stages, work, maker)
         finally:
             self._failed.clear()
 
-    def _side_by_side(self, stages: Sequence[Stage], work: Callable[[Stage], None]) -> None:
+    def _side_by_side(
+        self,
+        stages: Sequence[Stage],
+        work: Callable[[Stage], None],
+        maker: Callable[[int], Stage] | None,
+    ) -> None:
         wanted = {stage.index for stage in stages}
-        waiting = {stage.index: (stage, needs(stage) & wanted) for stage in stages}
+        made = {
+            stage.index: {maker(each).index if maker else each for each in needs(stage)} for stage in stages
+        }
+        waiting = {stage.index: (stage, made[stage.index] & wanted) for stage in stages}
         running: dict[Future[None], int] = {}
         first: BaseException | None = None
         with ThreadPoolExecutor(self._at_once, thread_name_prefix="stage") as pool:

@@ -11,14 +11,15 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from firebuild_bootstrap.guest import kernel
-from firebuild_bootstrap.guest.overlay import mount_layers, resemble
+from firebuild_bootstrap.guest.overlay import flatten, mount_layers, resemble
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.layers.tar import LayerError, write_layer
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, LayerError, write_layer
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
 
 _WORK: Final = "work"
+_BLOCK: Final = 4096
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -101,35 +102,60 @@ def _copy(source: str, target: str, newest: int | None = None, layer: bool = Fal
         return apply(TreeSource(files, whiteouts=layer), root)._asdict()
 
 
-def _digest(root: str, times: bool = False) -> dict[str, Any]:
-    from firebuild_bootstrap.image.worker.ext4 import measure
+def _flatten(trees: str, target: str, newest: int | None = None) -> dict[str, Any]:
+    return flatten(_numbered(trees), target, newest=newest)._asdict()
 
-    return {"size": measure(root).content, "digest": digest(root, times=times)}
+
+def _numbered(directory: str) -> list[str]:
+    return [f"{directory}/{name}" for name in sorted(os.listdir(directory), key=int)]
+
+
+def _digest(root: str, times: bool = False) -> dict[str, Any]:
+    size = 0
+
+    def measured() -> Files:
+        nonlocal size
+        for entry, content in tree_entries(root):
+            size += -(-_bytes_of(entry) // _BLOCK) * _BLOCK
+            yield entry, content
+
+    return {"digest": _digest_of(measured(), times=times), "size": size}
+
+
+def _bytes_of(entry: Entry) -> int:
+    return {FILE: entry.stored, DIRECTORY: _BLOCK, SYMLINK: len(entry.linkname)}.get(entry.kind, 0)
 
 
 def digest(root: str, *, times: bool = False) -> str:
     """Return the `sha256:…` of the tree `root` as a layer.
 
     Args:
+        root: the tree.
         times: modification times count too; else all of them are 0.
     """
+    return _digest_of(tree_entries(root), times=times)
+
+
+def _digest_of(files: Files, *, times: bool) -> str:
     target = _Hashed()
-    files = tree_entries(root)
     write_layer(target, files if times else ((entry._replace(mtime_ns=0), data) for entry, data in files))
     return target.digest
 
 
-def _layer_digest(root: str, newest: int | None = None) -> dict[str, Any]:
-    target = _Hashed()
-    write_layer(target, upper_entries(root, newest=newest))
-    return {"digest": target.digest}
+def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
+    digests = []
+    for tree in _numbered(trees):
+        target = _Hashed()
+        write_layer(target, upper_entries(tree, newest=newest))
+        digests.append(target.digest)
+    return {"digests": digests}
 
 
-def _ext4(root: str, image: str, **settings: Any) -> dict[str, Any]:
+def _ext4(root: str, image: str, newest: int | None = None, **settings: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
     options = Ext4Options(**settings)
-    make_ext4(root, image, options)
+    make_ext4(tree_entries(root, newest=newest), image, options)
     if options.internal:
         return {"size": os.stat(image).st_size, "digest": ""}
     with open(image, "rb") as content:
@@ -177,8 +203,9 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "pack": _pack,
     "pack-image": _pack_image,
     "copy": _copy,
+    "flatten": _flatten,
     "digest": _digest,
-    "layer-digest": _layer_digest,
+    "layer-digests": _layer_digests,
     "ext4": _ext4,
     "overlay": _overlay,
 }

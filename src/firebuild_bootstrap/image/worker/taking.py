@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable
 
+from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.matching import has_wildcard
-
-_MAX_LINKS = 40  # as many as Linux follows for one path (path_resolution(7))
 
 
 class Taken:
@@ -22,12 +20,12 @@ class Taken:
     """
 
     def __init__(self, root: str, patterns: Iterable[str]) -> None:
-        self._root = root
         self._whole: set[str] = set()
         self._passed = {""}
         self._matched: set[str] = set()
-        for pattern in patterns:
-            self._follow(pattern)
+        with Root(root) as tree:
+            for pattern in patterns:
+                self._take(pattern, tree)
 
     def __contains__(self, path: object) -> bool:
         """Whether something is among it."""
@@ -38,50 +36,44 @@ class Taken:
             above = above.rpartition("/")[0]
         return above in self._whole
 
-    def _follow(self, pattern: str, at: str = "") -> None:
-        ahead = deque(pattern.split("/"))
-        links = 0
-        while ahead:
-            name = ahead.popleft()
-            if name in ("", "."):
-                continue
-            if name == "..":
-                at = at.rpartition("/")[0]
-                continue
-            if has_wildcard(name) or "\\" in name:
-                self._match(at, last=not any(ahead))
-                return
-            path = f"{at}/{name}" if at else name
-            self._passed.add(path)
-            try:
-                target = os.readlink(f"{self._root}/{path}")
-            except OSError:  # it is no link, or not there
-                at = path
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                return
-            at = "" if target.startswith("/") else at
-            # What looks like a wildcard in the text of a link is none; then everything is taken, which does.
-            ahead.extendleft(reversed(target.split("/")))
-        self._whole.add(at)
-
-    def _match(self, at: str, *, last: bool) -> None:
-        """Take all that a wildcard in the directory `at` may mean."""
-        if not last:  # what matches may be links to anywhere
+    def _take(self, pattern: str, tree: Root) -> None:
+        names = pattern.split("/")
+        wild = [index for index, name in enumerate(names) if has_wildcard(name) or "\\" in name]
+        at = self._follow("/".join(names[: wild[0]] if wild else names), tree)
+        if at is None:
+            return
+        if not wild:
+            self._whole.add(at)
+        elif any(names[wild[0] + 1 :]):  # what matches may be links to anywhere
             self._whole.add("")
-            return
-        if at in self._matched:  # a link may be called as its text
-            return
-        self._matched.add(at)
-        self._whole.add(at)
+        elif at not in self._matched:
+            self._matched.add(at)
+            self._whole.add(at)
+            self._follow_links(at, tree)
+
+    def _follow_links(self, at: str, tree: Root) -> None:
+        """Take what links in the directory `at` lead to, any of which a wildcard may mean."""
         try:
-            names = os.listdir(f"{self._root}/{at}")
+            with tree.below(at) as directory:
+                links = [each.name for each in os.scandir(directory.descriptor) if each.is_symlink()]
         except OSError:
             return
-        for name in names:
-            if os.path.islink(f"{self._root}/{at}/{name}"):
-                if has_wildcard(name):
-                    self._whole.add("")
-                else:
-                    self._follow(name, at)
+        for name in links:
+            if (target := self._follow(f"{at}/{name}", tree)) is not None:
+                self._whole.add(target)
+
+    def _follow(self, path: str, tree: Root) -> str | None:
+        """Return where a path leads; None for nowhere."""
+        passed = [path]
+        try:
+            with tree.locate(path, passed=passed) as place:
+                passed.append(place.path)
+                return place.path.strip("/")
+        except OSError:
+            return None
+        finally:
+            for each in passed:
+                above = each.strip("/")
+                while above not in self._passed:
+                    self._passed.add(above)
+                    above = above.rpartition("/")[0]

@@ -38,7 +38,7 @@ class Disk:
     """
 
     def __init__(self, workspace: BuildDirectory, *, size: int | None = None) -> None:
-        require_e2fsprogs("the machine's drive", ("mke2fs", "e2fsck", "debugfs"))
+        require_e2fsprogs("the machine's drive", ("e2fsck",))
         self.path = workspace.path / "disk.ext4"
         self._workspace = workspace
         self._trees = workspace.trees()

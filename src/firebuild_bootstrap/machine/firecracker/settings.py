@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from firebuild_bootstrap.sizes import ByteSize
+from firebuild_bootstrap.bootstrap_settings import ByteSize
 from firebuild_pki.config import Settings
 
 _LIMIT = re.compile(r"[a-z0-9_.]+=[^=]+")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from firebuild_bootstrap.sizes import ByteSize
+from firebuild_bootstrap.bootstrap_settings import ByteSize
 from firebuild_pki.config import Settings
 
 

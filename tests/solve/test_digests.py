@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.context import BuildContext, Entry, EntryKind
-from firebuild_bootstrap.context import digests as module
-from firebuild_bootstrap.context.digests import FileSetDigest, StatIndex, digest_of
 from firebuild_bootstrap.dockerfile.graph import Files, Heredoc
+from firebuild_bootstrap.solve import inputs as module
+from firebuild_bootstrap.solve.inputs import StatIndex, digest_of
+from firebuild_bootstrap.solve.keys import Input
 
 LATER = 10**10  # nanoseconds after which no file counts as young any more
 
@@ -41,7 +42,7 @@ class Reads:
         return self.index.digest(file.status, opened)
 
 
-def digest(root: Path, *sources: str, index: StatIndex | None = None) -> FileSetDigest:
+def digest(root: Path, *sources: str, index: StatIndex | None = None) -> Input:
     with BuildContext(root) as context:
         resource = context.resource([Files(source) for source in sources or (".",)], check=False)
         return digest_of(resource.entries(), index or StatIndex(None, root))
@@ -115,15 +116,15 @@ def test_content_names_types_modes_and_links_count(root: Path, change: Callable[
     index = StatIndex(None, root, clock_ns=clock)
     before = digest(root, index=index)
     change(root)
-    assert digest(root, index=index).sha256 != before.sha256
+    assert digest(root, index=index).digest != before.digest
 
 
 def test_a_single_file_counts_by_its_name_and_not_by_its_directory(root: Path) -> None:
     (root / "other").mkdir()
     (root / "other" / "main.py").write_text("print()")
     assert digest(root, "src/main.py") == digest(root, "other/main.py")
-    assert digest(root, "src/main.py").sha256 != digest(root, "other").sha256
-    assert digest(root, "src/l*").sha256 == digest(root, "src/l?nk").sha256
+    assert digest(root, "src/main.py").digest != digest(root, "other").digest
+    assert digest(root, "src/l*").digest == digest(root, "src/l?nk").digest
 
 
 def test_what_has_no_file_on_this_machine_counts_by_its_content(root: Path) -> None:
@@ -140,7 +141,7 @@ def test_what_has_no_file_on_this_machine_counts_by_its_content(root: Path) -> N
         )
 
     index = StatIndex(None, root)
-    found = {digest_of([each], index).sha256 for each in (entry(b"a"), entry(b"b"), entry(b"a", (1, 2)))}
+    found = {digest_of([each], index).digest for each in (entry(b"a"), entry(b"b"), entry(b"a", (1, 2)))}
     assert len(found) == 3
     with BuildContext(root) as context:
         inline = context.resource([Heredoc("f", "text")])
@@ -204,15 +205,15 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(root: Path) -> N
 
 def test_extended_attributes_count_and_capabilities_of_a_context_do_not(root: Path) -> None:
     index = StatIndex(None, root, clock_ns=clock)
-    seen = [digest(root, index=index).sha256]
+    seen = [digest(root, index=index).digest]
     for name in ("src/main.py", "src/empty", "src"):
         for value in (b"1", b"2"):
             os.setxattr(root / name, "user.note", value)
-            seen.append(digest(root, index=index).sha256)
+            seen.append(digest(root, index=index).digest)
     assert len(set(seen)) == 7
     for name in ("src/main.py", "src/empty", "src"):
         os.removexattr(root / name, "user.note")
-    assert digest(root, index=index).sha256 == seen[0]
+    assert digest(root, index=index).digest == seen[0]
 
 
 def test_special_files_count_by_kind_and_device(root: Path) -> None:
@@ -225,7 +226,7 @@ def test_special_files_count_by_kind_and_device(root: Path) -> None:
         entry(EntryKind.CHARACTER, (1, 5)),
         entry(EntryKind.BLOCK_DEVICE, (1, 3)),
     )
-    assert len({digest_of([each], StatIndex(None, root)).sha256 for each in entries}) == 4
+    assert len({digest_of([each], StatIndex(None, root)).digest for each in entries}) == 4
 
 
 def test_a_damaged_index_counts_as_none(root: Path, tmp_path: Path) -> None:
