@@ -186,8 +186,11 @@ def _mpint(number: int) -> bytes:
 
 
 @contextmanager
-def reachable(agent: SshAgent) -> Iterator[dict[str, str]]:
-    """Yield this process's environment with `agent` in it, for programs of this host such as git."""
+def reachable(agent: SshAgent | None) -> Iterator[dict[str, str]]:
+    """Yield this process's environment, with `agent` in it if there is one, for programs such as git."""
+    if agent is None:
+        yield dict(os.environ)
+        return
     if isinstance(agent, SocketAgent):
         yield {**os.environ, "SSH_AUTH_SOCK": agent.path}
         return
