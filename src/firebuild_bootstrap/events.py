@@ -319,6 +319,10 @@ class Tasks:
                 meter.join()
             self._events(TaskFinished(task=number, seconds=time.monotonic() - began, bytes=done))
 
+    def warn(self, message: str) -> None:
+        """Say something that does not end the work."""
+        self._events(Notice(level="warning", message=message))
+
     def _measure(self, number: int, measure: Callable[[], int], ended: threading.Event) -> None:
         while not ended.wait(_MEASURE_SECONDS):
             try:

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.image.bases import BaseStore, PullPolicy
+from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.forms import write_form
+from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.image.store import ImageStore, StoredImage, image_id
 from firebuild_bootstrap.image.trees import Trees
@@ -21,6 +24,9 @@ from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox, expected
 from firebuild_bootstrap.sandbox.idmap import single
 from firebuild_bootstrap.solve.cache import Cache
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.outgoing import Outgoing
 
 IdChoice = Literal["auto", "full", "subids", "single"]
 
@@ -33,6 +39,9 @@ class Home:
         ids: the id mapping to use, or `auto` for the best that works here.
         check: called again and again while something long goes on; what it raises ends that.
         tasks: receives the progress of long work.
+        pull: fetches an image from its registry into this directory, as `image.bases.Pull`; None where no
+            registry can be asked.
+        policy: when it does.
     """
 
     def __init__(
@@ -42,11 +51,15 @@ class Home:
         ids: IdChoice = "auto",
         check: Callable[[], None] = lambda: None,
         tasks: Tasks | None = None,
+        pull: Callable[[Home, Reference], StoredImage | None] | None = None,
+        policy: PullPolicy = PullPolicy.MISSING,
     ) -> None:
         self.root = root
         self.check = check
         self.tasks = tasks or Tasks()
+        self.policy = policy
         self._ids = ids
+        self._pull = pull
 
     def limited(self, check: Callable[[], None], tasks: Tasks | None = None) -> Home:
         """Return the same directory for one build, which has to be closed.
@@ -60,7 +73,14 @@ class Home:
             self.check()
             check()
 
-        return Home(self.root, ids=self._ids, check=both, tasks=tasks or self.tasks)
+        return Home(
+            self.root,
+            ids=self._ids,
+            check=both,
+            tasks=tasks or self.tasks,
+            pull=self._pull,
+            policy=self.policy,
+        )
 
     @cached_property
     def idmap(self) -> IdMap:
@@ -92,9 +112,22 @@ class Home:
     @cached_property
     def bases(self) -> BaseStore:
         """What builds start from."""
+        pull = self._pull
         return BaseStore(
-            self.root, lambda: self.trees, images=self.images, identify=self.image_id, tasks=self.tasks
+            self.root,
+            lambda: self.trees,
+            images=self.images,
+            identify=self.image_id,
+            pull=None if pull is None else lambda wanted: pull(self, wanted),
+            policy=self.policy,
+            unpack=lambda image: self.intake.unpack(image) if image.record.layers else None,
+            tasks=self.tasks,
         )
+
+    @cached_property
+    def blobs(self) -> BlobStore:
+        """The blobs of images from outside, and of those that went out."""
+        return BlobStore(self.root, named=self.images.blob_digests, check=self.check)
 
     @cached_property
     def layers(self) -> LayerTrees:
@@ -105,6 +138,18 @@ class Home:
     def cache(self) -> Cache:
         """The results of steps that builds share."""
         return Cache(self.layers, named=lambda: self.images.layer_keys(self.layers.root.name))
+
+    @cached_property
+    def intake(self) -> Intake:
+        """Takes images in that come from outside."""
+        return Intake(self.images, self.layers, self.blobs, naming=self.cache.naming, tasks=self.tasks)
+
+    @cached_property
+    def outgoing(self) -> Outgoing:
+        """Makes blobs and archives of images."""
+        from firebuild_bootstrap.image.outgoing import Outgoing
+
+        return Outgoing(self.layers, self.blobs, self.trees)
 
     def image_id(self, image: StoredImage) -> str:
         """Return the id of an image; see `image_id`."""
@@ -153,7 +198,9 @@ class Home:
         workspace.sweep(self.root)
 
     def close(self) -> None:
-        """Let go of the bases, images and layers that builds hold."""
+        """Let go of the bases, images, blobs and layers that builds hold."""
         self.bases.close()
+        if "blobs" in vars(self):
+            self.blobs.close()
         if "layers" in vars(self):
             self.layers.close()

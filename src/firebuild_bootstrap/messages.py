@@ -9,11 +9,10 @@ from google.protobuf.message import DecodeError
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.wire import WireError
+from firebuild_bootstrap.wire import MAX_ID, WireError
 
 VERSION: Final = 3
 """What a guest says in its Hello; another version has another meaning of the messages."""
-_MAX_ID: Final = 2**32 - 2  # the kernel's last uid; 2^32 - 1 means "leave it" (chown(2))
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -158,8 +157,8 @@ def _decode_mount(mount: pb.Mount, workdir: str) -> wire.Mount:
 def _owned(access: pb.Mount.Access) -> dict[str, int]:
     return {
         "mode": _number("mode", access.mode, 0o7777),
-        "uid": _number("uid", access.uid, _MAX_ID),
-        "gid": _number("gid", access.gid, _MAX_ID),
+        "uid": _number("uid", access.uid, MAX_ID),
+        "gid": _number("gid", access.gid, MAX_ID),
     }
 
 

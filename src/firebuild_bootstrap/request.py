@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
 
@@ -136,7 +137,7 @@ class SecretResource:
         yield Entry(
             source=f"secret {one_line(self.identifier, 80)}",
             path="secret",
-            kind=EntryKind.FILE,
+            kind=tar.FILE,
             mode=0o400,
             mtime_ns=0,
             size=len(self.secret.value),

@@ -16,6 +16,7 @@ from pydantic import Field
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings, ByteSize
 from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT
 from firebuild_bootstrap.machine.settings import MachineSettings
+from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_pki.config import CASettings, Document, Settings, load_document, validate
 
 
@@ -49,6 +50,7 @@ class BuildSettings(Settings):
     machine: MachineSettings = MachineSettings()
     store: StoreSettings = StoreSettings()
     cache: CacheSettings = CacheSettings()
+    registries: RegistriesSettings = RegistriesSettings()
 
     @property
     def ca_provider(self) -> str:

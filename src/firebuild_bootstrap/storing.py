@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.forms import keep_form, reuse_forms, write_form
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
+from firebuild_bootstrap.image.oci import is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType, deliver
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
@@ -77,19 +78,12 @@ def store(
         layer_store=home.layers.root.name if any(isinstance(each, StoredLayer) for each in layers) else "",
         platform=resolved.graph.target.platform,
         epoch=request.epoch,
+        history=_history(layers, resolved, home, _created(request.epoch)),
     )
-
-    def write(directory: Path) -> None:
-        for spec in request.outputs:
-            made = write_form(
-                directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
-            )
-            home.check()
-            deliver(directory / made.path, spec, home.trees)
 
     older = _found(request, home)
     if older is not None and _is_same(older, record):
-        write(older.directory)
+        _write_forms(older.directory, layers, older.record, request, home)
         return older.refreshed()
     with home.images.stage() as staging, ExitStack() as cleanup:
         for layer, described in zip(layers, record.layers or (), strict=True):
@@ -99,12 +93,29 @@ def store(
                     keep_form(staging.path, _as_form(described))
         if older is not None and _is_made_of(older, record):
             reuse_forms(older.directory, staging.path)
-        write(staging.path)
+        _write_forms(staging.path, layers, record, request, home)
         with home.tasks.task("storing the image"):
             if record.layer_store:
                 keys = [layer.key for layer in layers if isinstance(layer, StoredLayer)]
                 cleanup.enter_context(home.cache.naming(keys))
             return home.images.commit(staging, record)
+
+
+def _write_forms(
+    directory: Path, layers: Sequence[Layer], record: ImageRecord, request: BuildRequest, home: Home
+) -> None:
+    """Write the forms that are asked for into the directory of an image, and to their destinations."""
+    for spec in request.outputs:
+        if spec.type.has_layers:
+            if spec.dest is not None:  # or it goes to standard output, once it is stored
+                image = StoredImage(request.tag, directory, directory, record)
+                home.outgoing.deliver([((request.tag, *request.also_tagged), image)], spec)
+            continue
+        made = write_form(
+            directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
+        )
+        home.check()
+        deliver(directory / made.path, spec, home.trees)
 
 
 def _is_of_base(layer: Layer, resolved: Resolved) -> bool:
@@ -132,10 +143,24 @@ def _in_one_piece(
 
 def _described(layer: Layer, resolved: Resolved, home: Home) -> ImageLayer:
     if isinstance(layer, StoredLayer):
-        return ImageLayer(home.cache.size(layer.key), key=layer.key)
+        size = home.layers.size(layer.key) if layer.outside else home.cache.size(layer.key)
+        return ImageLayer(size, key=layer.key, outside=layer.outside)
     # What a machine leaves as one archive is the image's tar form as well.
     name = _BASE if _is_of_base(layer, resolved) else OutputType.TAR.file_name
     return ImageLayer(layer.path.stat().st_size, archive=name, digest=layer.digest)
+
+
+def _history(
+    layers: Sequence[Layer], resolved: Resolved, home: Home, created: str
+) -> tuple[Mapping[str, Any], ...]:
+    """Say how each layer was made (config.md, "history"), after what the base says about itself."""
+    base = resolved.base
+    below = len(base.layers) if base is not None else 0
+    said = base.history if base is not None else ()
+    if sum(map(is_layer_of, said)) != below:  # nobody verifies what an image from outside says
+        said = tuple({"created": created, "created_by": f"FROM {resolved.base_name}"} for _ in range(below))
+    made = (home.cache.text(layer.key) if isinstance(layer, StoredLayer) else "" for layer in layers[below:])
+    return (*said, *({"created": created, "created_by": text or "firebuild"} for text in made))
 
 
 def _as_form(layer: ImageLayer) -> Artifact:

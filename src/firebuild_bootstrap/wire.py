@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 SERVICE: Final = "proto.RootfsServer"
+MAX_ID: Final = 2**32 - 2
+"""The last user or group id: one more is -1, which means "leave it" (chown(2))."""
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 # Old peers refuse chunks above 0.9 of a message; 1 MiB measured fastest with checksums.
 MAX_CHUNK_BYTES: Final = MAX_MESSAGE_BYTES * 9 // 10

@@ -45,7 +45,7 @@ def notes(found: object, doing: str) -> tuple[Note, ...]:
         doing: what was going on, as a noun.
 
     Raises:
-        ProviderError: they are no notes, or too many.
+        ProviderError: they are not notes, or too many.
     """
     expected = f"notes of {doing}"
     return () if found is None else tuple(_note(one, expected) for one in _some(found, expected))
@@ -81,7 +81,7 @@ def signed_certificate(found: object) -> SignedCertificate:
 
     Raises:
         MaterialError: it is something else, or one of its fields is.
-        ProviderError: its notes are no sentences.
+        ProviderError: its notes are not sentences.
     """
     answer = _expected(SignedCertificate, found)
     certificate, chain = _pem(answer.certificate_pem, "certificate"), _pem(answer.chain_pem, "chain")

@@ -1,7 +1,7 @@
 """Untrusted text, fit for a terminal or a log: what could move a cursor is shown, not obeyed.
 
 Providers, guests, servers, archives and file names bring text that firebuild did not write. Whatever of it
-reaches a person goes through here: control characters, bidirectional overrides and bytes that are no UTF-8
+reaches a person goes through here: control characters, bidirectional overrides and bytes that are not UTF-8
 come out as escapes of Python's string literals, and a long text is cut.
 """
 
@@ -66,7 +66,7 @@ def error_text(error: BaseException, limit: int = LINE_LIMIT) -> str:
 
 
 def escaped(text: str) -> str:
-    r"""Write what is not printable as an escape: `\x1b`, `\u202e`, and `\xff` for a byte that is no UTF-8."""
+    r"""Write what is not printable as escapes: `\x1b`, `\u202e`, and `\xff` for bytes that are not UTF-8."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else _escape(one) for one in text)

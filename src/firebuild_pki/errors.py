@@ -122,7 +122,7 @@ def causes(
 
     Args:
         error: where to begin; None yields nothing.
-        links: what an exception refers to; what is no exception is passed over. Its `__cause__` by default.
+        links: what an exception refers to; anything else is passed over. Its `__cause__` by default.
 
     Yields:
         each exception once, 100 at most: others shape these chains, and one may be a circle or endless.

@@ -81,6 +81,7 @@ def make_cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     for name in ("COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GRPC_VERBOSITY", "NONE")
+    monkeypatch.setenv("FIREBUILD_PULL", "never")
     monkeypatch.setenv("FIREBUILD_HOME", str(tmp_path / "home"))
     work = tmp_path / "work"
     work.mkdir()

@@ -47,14 +47,14 @@ ONE_OF_EACH = """
 --compress --cpu-period=1 --cpu-quota=1 --cpu-shares=1 --cpuset-cpus=0 --cpuset-mems=0 --debug
 --disable-content-trust --file=Dockerfile --force-rm --iidfile=iid --isolation=hyperv --label=a=b --load
 --memory=1g --memory-swap=2g --metadata-file=meta --network=host --no-cache --no-cache-filter=a
---output=type=tar --platform={platform} --policy=x --print=outline --progress=plain --provenance --pull --push
---quiet --rm --sbom --secret=id=a,src=b --security-opt=x --shm-size=1g --squash --ssh=default=key --stream
---tag=t/x --target=0 --ulimit=nofile=1
+--output=type=tar --platform={platform} --policy=x --print=outline --progress=plain --provenance --pull
+--push=false --quiet --rm --sbom --secret=id=a,src=b --security-opt=x --shm-size=1g --squash --ssh=default=key
+--stream --tag=t/x --target=0 --ulimit=nofile=1
 """
 REFUSED = """
 --add-host --allow --annotation --attest --builder --cache-to --cgroup-parent
 --cpu-period --cpu-quota --cpu-shares --cpuset-cpus --cpuset-mems --debug --disable-content-trust --isolation
---memory --memory-swap --network --policy --print --provenance --pull --push --sbom --security-opt
+--memory --memory-swap --network --policy --print --provenance --sbom --security-opt
 --shm-size --stream --ulimit
 """
 
@@ -185,10 +185,10 @@ def test_what_asks_for_the_default_is_accepted(cli: Cli) -> None:
             "ps container stop kill restart pause unpause wait attach logs top": "no containers",
             "stats port rename update diff cp commit network volume compose": "no containers",
             "swarm stack service node": "no containers",
-            "push pull login logout search manifest trust": "talks to no registry yet",
-            "save export": "firebuild images export",
-            "load import": "firebuild base import",
-            "history": "firebuild images inspect",
+            "login logout": "logins of docker and podman count",
+            "search manifest trust": "there are pull and push",
+            "export": "firebuild images export",
+            "import": "firebuild base import",
             "rm": "firebuild rm-tree",
             "events": "rawjson",
             "info version context": "",
@@ -219,8 +219,8 @@ def test_commands_that_are_called_otherwise_here_work(cli: Cli) -> None:
     assert cli("image", "rm", "c:1").out == "removed c:1\n"
     assert "d:latest" in cli("system", "df").out
     assert cli("system", "prune", "-f").out.startswith("freed ")
-    assert cli("image", "push", "d", status=2).first == (
-        "error: there is no `firebuild push`, as in `docker image push`"
+    assert cli("image", "trust", "d", status=2).first == (
+        "error: there is no `firebuild trust`, as in `docker image trust`"
     )
     assert cli("base", "ls").out.startswith("NAME")
     assert cli("frobnicate", status=2).first == "error: no such command 'frobnicate'"
@@ -441,14 +441,13 @@ def test_docker_s_ways_to_name_outputs(cli: Cli) -> None:
     ("outputs", "message"),
     [
         (["type=image"], "there is no output of the type image"),
-        (["type=docker,dest=x"], "there is no output of the type docker"),
-        (["type=oci,dest=x"], "there is no output of the type oci"),
-        (["type=registry"], "there is no output of the type registry"),
+        (["type=registry"], "an image without a tag can't be pushed"),
+        (["type=registry,dest=x"], "there is no output of the type registry"),
         (["type=cacheonly"], "there is no output of the type cacheonly"),
         (["type=cpio"], "found the type 'cpio'"),
         (["dest=x,mode=3"], "found the type 'dest=x'"),
-        (["type=local,dest=-"], "only tar and ext4 can go to standard output"),
-        (["tar,dest=-,dest=x"], "only tar and ext4 can go to standard output"),
+        (["type=local,dest=-"], "only files can go to standard output"),
+        (["tar,dest=-,dest=x"], "only files can go to standard output"),
         (["tar,dest=-", "ext4,dest=-"], "one output only can go to standard output"),
     ],
 )
@@ -656,4 +655,3 @@ def test_a_dockerfile_of_more_steps_than_layers_can_be_mounted_builds_and_an_ima
     kept = [[json.loads(cli("cache", "du", "--json").out)["entries"], cli("cache", "prune")][0] for _ in "12"]
     assert [len(rows) for rows in kept] == [274, 273]
     assert [sum("FROM folded:" in str(row) for row in rows) for rows in kept] == [1, 0]
-    assert built("again", *stages, "WORKDIR /x") == names | {"more", "more/file", "249/last", "x"}

@@ -131,7 +131,11 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
         ("FROM scratch\n", ["--target", "none"], "error: Dockerfile: --target: there is no stage 'none'"),
         ("FROM scratch\n", ["--build-arg", "=x"], "error: --build-arg: expected NAME=VALUE"),
         ("FROM scratch\n", ["--label", "=x"], "error: --label: expected NAME=VALUE"),
-        ("FROM scratch\n", ["--output", "cpio"], "error: --output cpio: expected ext4, tar or dir"),
+        (
+            "FROM scratch\n",
+            ["--output", "cpio"],
+            "error: --output cpio: expected ext4, tar, dir, oci or docker",
+        ),
         ("FROM scratch\n", ["--output", "tar,dest="], "error: --output tar,dest=: expected "),
         ("FROM scratch\n", ["--output", "tar,dest=none/x"], "error: --output dest="),
         ("FROM scratch\n", ["--output", "dir,dest=."], "error: --output dest="),

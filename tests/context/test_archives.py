@@ -15,7 +15,7 @@ import pytest
 import zstandard
 
 from context.tarballs import COMPRESSIONS, Find, add, error_of, member, one_file, read, tar
-from firebuild_bootstrap.context import EntryKind
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -28,8 +28,8 @@ def test_an_archive_is_known_by_its_content_and_not_by_its_name(
 ) -> None:
     data = tar(member("d/", tarfile.DIRTYPE), (member("d/f"), b"data"), format=format)
     directory, file = add(find, root, COMPRESSIONS[compression](data)).entries()
-    assert (directory.path, directory.kind, directory.from_directory) == ("d", EntryKind.DIRECTORY, True)
-    assert (file.path, file.kind, file.from_directory, file.size) == ("d/f", EntryKind.FILE, True, 4)
+    assert (directory.path, directory.kind, directory.from_directory) == ("d", DIRECTORY, True)
+    assert (file.path, file.kind, file.from_directory, file.size) == ("d/f", FILE, True, 4)
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
@@ -124,11 +124,11 @@ def test_links_are_kept(root: Path, find: Find) -> None:
     assert (first.path, second.path, second.kind, second.link_target) == (
         "d/first",
         "d/second",
-        EntryKind.HARDLINK,
+        HARDLINK,
         "d/first",
     )
     assert (soft.kind, soft.link_target, soft.open, soft.size) == (
-        EntryKind.SYMLINK,
+        SYMLINK,
         "../../etc/passwd",
         None,
         0,
@@ -149,7 +149,7 @@ def test_names_are_relative_to_the_destination(root: Path, find: Find, name: str
 def test_the_root_of_an_archive_says_nothing_about_the_destination(root: Path, find: Find) -> None:
     data = tar(member("./", tarfile.DIRTYPE, mode=0o700, uid=1234, gid=1234))
     (entry,) = add(find, root, data).entries()
-    assert (entry.path, entry.kind, entry.mode, entry.owner) == ("", EntryKind.DIRECTORY, 0o755, (0, 0))
+    assert (entry.path, entry.kind, entry.mode, entry.owner) == ("", DIRECTORY, 0o755, (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_is_no_archive_is_added_as_a_file(root: Path, find: Find, data: byt
     (entry,) = add(find, root, data).entries()
     assert (entry.path, entry.kind, entry.from_directory, entry.size) == (
         "archive",
-        EntryKind.FILE,
+        FILE,
         False,
         len(data),
     )

@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from context.finding import Find, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind
+from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.context.tree import IgnoreRules
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
 
 _NAMES = st.sampled_from(["a", "b", "c"])
 _FILES = st.lists(st.lists(_NAMES, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6)
@@ -122,7 +123,7 @@ def test_exactly_what_is_not_ignored_is_sent(
             if path.is_file() and not matcher.matches(str(path.relative_to(root)))
         }
         entries = list(context.resource([Files(".")]).entries())
-    assert {entry.path for entry in entries if entry.kind is EntryKind.FILE} == kept
+    assert {entry.path for entry in entries if entry.kind == tar.FILE} == kept
     seen = {""}
     for entry in entries[1:]:
         assert entry.path.rpartition("/")[0] in seen

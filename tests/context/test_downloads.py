@@ -10,12 +10,13 @@ from typing import Protocol
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, FetchLimits
+from firebuild_bootstrap.context import BuildContext, Entry, FetchLimits
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
 from firebuild_bootstrap.dockerfile.graph import Download
 from firebuild_bootstrap.dockerfile.operations import file_name
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.lowering import WireStep, lower
 
 HERE = Location("Dockerfile", 5)
@@ -49,7 +50,7 @@ def error_of(context: BuildContext, url: str, checksum: str = "") -> InputError:
 
 def test_a_download_becomes_a_private_file_named_after_the_url(web: Web, context: BuildContext) -> None:
     entry = download(context, f"{web.url}/dir/dated%20file.txt?token=1")
-    assert (entry.path, entry.kind, entry.from_directory) == ("dated file.txt", EntryKind.FILE, False)
+    assert (entry.path, entry.kind, entry.from_directory) == ("dated file.txt", tar.FILE, False)
     assert (entry.mode, entry.size) == (0o600, len(BODY))
     assert entry.mtime_ns == 1_445_412_480 * 10**9
     assert entry.open is not None

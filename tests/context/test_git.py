@@ -12,11 +12,12 @@ from threading import Thread
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, Entry, EntryKind, FetchLimits, open_named
+from firebuild_bootstrap.context import BuildContext, Entry, FetchLimits, open_named
 from firebuild_bootstrap.context.fetch import clone
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.sshagent import read_agents
 
 HERE = Location("Dockerfile", 2)
@@ -133,7 +134,7 @@ def test_a_repository_becomes_its_files_with_the_time_of_the_commit(
     assert content(entries["a"]) == b"2"
     assert content(entries["m/inner"]) == b"of the module"
     assert (entries["a"].mode, entries["run.sh"].mode, entries["d"].mode) == (0o644, 0o755, 0o755)
-    assert (entries["link"].kind, entries["link"].link_target) == (EntryKind.SYMLINK, "a")
+    assert (entries["link"].kind, entries["link"].link_target) == (tar.SYMLINK, "a")
     assert {entry.mtime_ns for entry in entries.values()} == {_TIME * 10**9}
     assert {entry.owner for entry in entries.values()} == {None}
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from context.finding import HERE, Find, content, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind, FileTree
+from firebuild_bootstrap.context import BuildContext, FileTree
 from firebuild_bootstrap.context.root import ContextRoot
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.legacy.copying import plain
 
 
@@ -132,19 +133,19 @@ def test_special_files_are_sent_and_never_opened(root: Path, find: Find) -> None
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(root / "socket"))
     found = {entry.path: entry for entry in find(".").entries()}
-    assert (found["fifo"].kind, found["fifo"].open) == (EntryKind.FIFO, None)
+    assert (found["fifo"].kind, found["fifo"].open) == (tar.FIFO, None)
     # As in BuildKit.
-    assert (found["socket"].kind, found["socket"].size) == (EntryKind.FILE, 0)
+    assert (found["socket"].kind, found["socket"].size) == (tar.FILE, 0)
     assert found["socket"].open is not None
     assert found["socket"].open().read() == b""
     (alone,) = find("fif*").entries()
-    assert (alone.kind, alone.path, alone.from_directory) == (EntryKind.FIFO, "fifo", False)
+    assert (alone.kind, alone.path, alone.from_directory) == (tar.FIFO, "fifo", False)
     try:
         os.mknod(root / "device", 0o20600, os.makedev(1, 3))
     except PermissionError:
         return
     (device,) = find("device").entries()
-    assert (device.kind, device.device) == (EntryKind.CHARACTER, (1, 3))
+    assert (device.kind, device.device) == (tar.CHARACTER, (1, 3))
 
 
 def test_a_guest_that_takes_no_packed_files_gets_no_special_ones(root: Path, find: Find) -> None:

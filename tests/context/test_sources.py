@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from context.finding import Find, content, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind
+from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.context.root import ContextRoot
 from firebuild_bootstrap.dockerfile.graph import Heredoc
+from firebuild_bootstrap.layers import tar
 
 
 def test_a_file_is_one_entry_with_its_name_mode_and_time(root: Path, find: Find) -> None:
@@ -22,7 +23,7 @@ def test_a_file_is_one_entry_with_its_name_mode_and_time(root: Path, find: Find)
     assert (entry.source, entry.path, entry.kind, entry.from_directory) == (
         "bin/tool",
         "tool",
-        EntryKind.FILE,
+        tar.FILE,
         False,
     )
     assert (entry.mode, entry.mtime_ns, entry.size, entry.owner) == (
@@ -40,14 +41,14 @@ def test_a_directory_means_its_contents_sorted_with_parents_first(root: Path, fi
     os.chmod(root / "src/a", 0o2750)
     entries = list(find("src").entries())
     assert [(entry.path, entry.kind) for entry in entries] == [
-        ("", EntryKind.DIRECTORY),
-        (".hidden", EntryKind.FILE),
-        ("a", EntryKind.DIRECTORY),
-        ("a/deep", EntryKind.DIRECTORY),
-        ("a/deep/file", EntryKind.FILE),
-        ("a.txt", EntryKind.FILE),
-        ("b", EntryKind.FILE),
-        ("empty", EntryKind.DIRECTORY),
+        ("", tar.DIRECTORY),
+        (".hidden", tar.FILE),
+        ("a", tar.DIRECTORY),
+        ("a/deep", tar.DIRECTORY),
+        ("a/deep/file", tar.FILE),
+        ("a.txt", tar.FILE),
+        ("b", tar.FILE),
+        ("empty", tar.DIRECTORY),
     ]
     assert all(entry.from_directory for entry in entries)
     assert entries[2].mode == 0o2750
@@ -82,16 +83,14 @@ def test_links_inside_a_tree_are_sent_as_links(root: Path, find: Find) -> None:
     (root / "src/to-directory").symlink_to("real")
     (root / "src/outside").symlink_to("/etc/passwd")
     (root / "src/dangling").symlink_to("nothing")
-    links = {
-        entry.path: entry.link_target for entry in find("src").entries() if entry.kind is EntryKind.SYMLINK
-    }
+    links = {entry.path: entry.link_target for entry in find("src").entries() if entry.kind == tar.SYMLINK}
     assert links == {
         "to-file": "real/file",
         "to-directory": "real",
         "outside": "/etc/passwd",
         "dangling": "nothing",
     }
-    assert not any(entry.open for entry in find("src").entries() if entry.kind is EntryKind.SYMLINK)
+    assert not any(entry.open for entry in find("src").entries() if entry.kind == tar.SYMLINK)
 
 
 def test_names_of_one_file_are_hard_links_to_the_first_that_is_visible(root: Path, find: Find) -> None:
@@ -100,11 +99,11 @@ def test_names_of_one_file_are_hard_links_to_the_first_that_is_visible(root: Pat
         os.link(root / "d/b", root / "d" / name)
     (root / ".dockerignore").write_text("d/a")
     found = {entry.path: entry for entry in find("d").entries()}
-    links = {path: entry.link_target for path, entry in found.items() if entry.kind is EntryKind.HARDLINK}
+    links = {path: entry.link_target for path, entry in found.items() if entry.kind == tar.HARDLINK}
     assert links == {"c": "b", "x/again": "b"}
-    assert found["b"].kind is EntryKind.FILE
+    assert found["b"].kind == tar.FILE
     assert all(entry.open is None for entry in found.values() if entry.path in links)
-    assert next(find("d/c").entries()).kind is EntryKind.FILE
+    assert next(find("d/c").entries()).kind == tar.FILE
 
 
 def test_a_source_that_is_a_link_is_followed_and_keeps_its_own_name(root: Path, find: Find) -> None:
@@ -113,7 +112,7 @@ def test_a_source_that_is_a_link_is_followed_and_keeps_its_own_name(root: Path, 
     (root / "directory").symlink_to("./real/../real")
     (root / "absolute").symlink_to("/real")
     (entry,) = find("link").entries()
-    assert (entry.kind, entry.path, entry.source) == (EntryKind.FILE, "link", "link")
+    assert (entry.kind, entry.path, entry.source) == (tar.FILE, "link", "link")
     assert content(find("link")) == b"content of real/file"
     assert paths(find("directory")) == ["", "file"]
     assert content(find("directory/file")) == b"content of real/file"

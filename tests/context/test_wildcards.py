@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from context.finding import Find, error_of, paths, put
-from firebuild_bootstrap.context import BuildContext, EntryKind
+from firebuild_bootstrap.context import BuildContext
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.layers import tar
 
 
 def test_a_missing_file_hints_at_the_nearest_names_in_its_directory(root: Path, find: Find) -> None:
@@ -57,7 +58,7 @@ def test_links_that_match_are_followed(root: Path, find: Find) -> None:
     put(root, "a/f")
     (root / "link").symlink_to("a/f")
     (entry,) = find("l*").entries()
-    assert (entry.kind, entry.path) == (EntryKind.FILE, "link")
+    assert (entry.kind, entry.path) == (tar.FILE, "link")
 
 
 def test_special_characters_can_be_escaped(root: Path, find: Find) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from dockerfile.planning import Plan
-from firebuild_bootstrap.context import Entry, EntryKind
+from firebuild_bootstrap.context import Entry
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.lowering import WireStep
 from firebuild_bootstrap.wire import (
     CopyCommand,
@@ -323,5 +324,5 @@ def test_an_archive_is_unpacked_by_add_and_not_by_copy(plan: Plan, context_dir: 
     assert [(entry.path, entry.from_directory) for entry in added] == [("inside", True)]
     assert added[0].owner is not None
     assert [(entry.path, entry.kind, entry.from_directory) for entry in copied] == [
-        ("a.tar", EntryKind.FILE, False)
+        ("a.tar", tar.FILE, False)
     ]

@@ -15,11 +15,14 @@ from hypothesis import strategies as st
 
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.comparing import Comparing
+from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.guest.netfiles import network_files
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries, upper_entries
+from firebuild_bootstrap.sandbox import Bind
+from guest.build import Build, run_command
 from support import privately
 
 
@@ -162,6 +165,55 @@ def test_a_layer_holds_what_was_changed_and_the_way_to_it(image: Image) -> None:
     image.check(5)
     assert changes(upper / "5") == ["directory etc", "file etc/hosts", "hardlink etc/name"]
     assert not (image.state / "unfinished").exists()
+
+
+@pytest.mark.needs("bwrap", "busybox")
+def test_a_base_is_copied_which_is_said_once_and_is_in_no_layer(build: Build) -> None:
+    layers = build.directory / "layers"
+    (layers / "base/etc").mkdir(parents=True)
+    (layers / "base/etc/of-the-base").write_text("base\n")
+    (layers / "base").chmod(0o755)
+    build.extra_binds = [Bind(layers, "/layers", read_only=False)]
+    build.arguments = ["--layers", "/layers"]
+    build.succeed(run_command("cat /etc/of-the-base; echo > /new", step=2), run_command("true", step=3))
+    assert build.server.stdout == b"base\n"
+    said = build.server.written("stderr").decode()
+    assert said.count("firebuild: the kernel") == said.count("was copied, in ") == 1
+    assert [changes(layers / f"upper/{step}") for step in (2, 3)] == [["file new"], []]
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_a_base_that_does_not_fit_is_an_error_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    (tmp_path / "state/base").mkdir(parents=True)
+    (tmp_path / "state/base/large").write_bytes(bytes(1 << 20))
+
+    def fill() -> None:
+        kernel.mount("tmpfs", str(tmp_path / "image"), "tmpfs", 0, "size=64k")
+        (tmp_path / "image/other").write_bytes(b"x" * 60_000)
+        with open(tmp_path / "state/base/large", "r+b") as file:
+            file.write(b"x" * 100_000)
+        with pytest.raises(StepError, match="can't be copied to the drive: No space left on device"):
+            Comparing(str(tmp_path / "state"), str(tmp_path / "image"))
+
+    privately(fill)
+
+
+def test_layers_that_are_there_lie_between_those_that_are_made(image: Image) -> None:
+    for step, name in ((3, "3"), (4, "etc/hosts"), (9, "later")):
+        file = image.state / f"between/{step}" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"between {step}")
+    comparing = Comparing(str(image.state), str(image.root))
+    seen = []
+    for number in (2, 5):
+        with comparing.step(number, linked=number == 2) as path:
+            seen.append([(image.root / "etc/hosts").read_text(), (image.root / "3").exists()])
+            Path(path, "new").touch()
+    assert seen == [["etc/hosts", False], ["between 4", True]]
+    assert changes(image.state / "upper/5") == ["file new"]
+    assert not (image.root / "later").exists()
 
 
 def test_a_file_of_the_network_stays_one_file_with_its_other_names(image: Image) -> None:

@@ -55,12 +55,12 @@ def test_variables_come_out_of_a_shell_as_they_went_in(image: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "1A", "A-B", "A=B", "A B", "$(id)", "Ä", "A\n"])
 def test_a_name_that_no_shell_takes_is_refused(image: Path, name: str) -> None:
-    assert "no name of a variable" in refusal(image, Env={name: "x"})
+    assert "not the name of a variable" in refusal(image, Env={name: "x"})
 
 
 @pytest.mark.parametrize("value", ["a\0b", 5, None])
 def test_a_value_that_is_no_text_is_refused(image: Path, value: Any) -> None:
-    assert "A is no text" in refusal(image, Env={"A": value})
+    assert "A is not text" in refusal(image, Env={"A": value})
 
 
 def test_the_hostname_and_its_addresses_are_written_and_own_lines_kept(image: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_hostname_without_addresses_is_a_loopback_name(image: Path) -> None:
     "name", ["-a", "a-", "a_b", "a..b", "a b", "a\n", ".", "x" * 65, "ä", "a;b", "x." * 30 + "y-"]
 )
 def test_what_is_no_hostname_is_refused(image: Path, name: str) -> None:
-    assert "is no host name" in refusal(image, LocalHostname=name)
+    assert "is not a host name" in refusal(image, LocalHostname=name)
 
 
 def test_what_is_no_address_is_refused(image: Path) -> None:
@@ -208,7 +208,7 @@ def test_no_entrypoint_no_runner(image: Path) -> None:
         ('{"Env": []}', ""),
         ('{"Env": {"A": 1}}', "Env in EntrypointJSON"),
         ('{"Cmd": ["a\\u0000"]}', "NUL"),
-        ('{"Cmd": ["a"], "Env": {"A B": ""}}', "no name of a variable"),
+        ('{"Cmd": ["a"], "Env": {"A B": ""}}', "not the name of a variable"),
     ],
 )
 def test_a_malformed_entrypoint_is_refused(image: Path, text: str, words: str) -> None:

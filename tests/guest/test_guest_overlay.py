@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.guest.copy import Copier
-from firebuild_bootstrap.guest.incoming import Incoming
+from firebuild_bootstrap.guest.copy import Copier, Incoming
 from firebuild_bootstrap.guest.overlay import Layers, mount_layers
 from firebuild_bootstrap.guest.users import Users
 from firebuild_bootstrap.layers import tar

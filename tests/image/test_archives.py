@@ -53,7 +53,7 @@ def test_rubbish_between_members_is_damage(make_tar: MakeTar, tmp_path: Path, ru
     archive = make_tar(("a", b"x"), ("b", b"y"))
     data = archive.read_bytes()
     archive.write_bytes(data[:1024] + rubbish + data[1024:])
-    with pytest.raises(InputError, match=r"tar is damaged: it is no tar archive, or broken"):
+    with pytest.raises(InputError, match=r"tar is damaged: it is not a tar archive, or broken"):
         check_root_archive(archive, archive)
 
 
@@ -84,7 +84,7 @@ def test_an_archive_that_ends_without_its_mark_was_cut_off(make_tar: MakeTar, tm
 
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello\n" * 500)
-    with pytest.raises(InputError, match="text is damaged: it is no tar archive"):
+    with pytest.raises(InputError, match="text is damaged: it is not a tar archive"):
         check_root_archive(tmp_path / "text", tmp_path / "text")
 
 

@@ -19,7 +19,14 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks, TaskStarted
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.image import layertrees
-from firebuild_bootstrap.image.layertrees import LayerTrees, chain_key, making
+from firebuild_bootstrap.image.layertrees import (
+    ArchiveLayer,
+    Layer,
+    LayerTrees,
+    StoredLayer,
+    chain_key,
+    making,
+)
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker.__main__ import answer
 from firebuild_bootstrap.image.worker.overlays import problem
@@ -108,6 +115,46 @@ def test_a_layer_above_others_becomes_what_it_changes(
     assert os.listdir(tree.parent) == ["fs"]
     assert chain_key("", "sha256:base") == "sha256:base"
     assert len(key) == 71
+
+
+def test_the_lowest_of_many_layers_are_kept_merged_and_the_view_is_the_same(
+    tmp_path: Path, make_tar: MakeTar, stored: Open, trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = (
+        ("dir/", ("dir/old", b"old"), ("dir/kept", b""), ("gone", b"")),
+        ("dir/", "dir/.wh.old", ".wh.gone", ("new", b"new")),
+        (("gone", b"again"),),
+        (".wh.dir", ("last", b"")),
+    )
+    layers: list[Layer] = [
+        ArchiveLayer(make_tar(*members, path=tmp_path / f"{number}.tar"), f"sha256:{number}")
+        for number, members in enumerate(archives)
+    ]
+    store = stored()
+    store.adopt("step", layer(tmp_path / "step"))
+    layers.append(StoredLayer("step"))
+
+    def view(store: LayerTrees) -> set[str]:
+        (tmp_path / "view.tar").unlink(missing_ok=True)
+        trees.pack(store.merged(layers), tmp_path / "view.tar")
+        with tarfile.open(tmp_path / "view.tar") as tar:
+            return {f"{each.name.strip('./')} {each.size}" for each in tar}
+
+    seen = view(store)
+    assert seen == {" 0", "gone 5", "new 3", "last 0", "file 4"}
+    kept = len(contents(store))
+    monkeypatch.setattr(layertrees, "_FOLDED", 1)
+    assert view(store) == seen
+    assert len(contents(store)) == kept + 1, "only what was not unpacked needs what is below it"
+    assert len(store.stack(layers)[0]) == 2
+    assert len(store.stack(layers)[1]) == 4
+    store.close()
+    for key in set(store.keys()) - {"step"}:
+        store.discard(key)
+    assert view(stored()) == seen
+    assert view(stored()) == seen
+    kinds = [key.partition(":")[0] for key in sorted(store.keys())]
+    assert kinds == ["folded"] * 2 + ["sha256"] * 4 + ["step"]
 
 
 def test_a_step_is_adopted_under_its_key_and_the_first_one_stays(tmp_path: Path, stored: Open) -> None:

@@ -74,7 +74,7 @@ def test_destinations_that_can_not_work_are_refused_before_the_build(tmp_path: P
     ]
     check_destinations(good)
     bad = {
-        OutputSpec(OutputType.TAR, tmp_path / "no/where"): "is no directory",
+        OutputSpec(OutputType.TAR, tmp_path / "no/where"): "is not a directory",
         OutputSpec(OutputType.TAR, tmp_path / "empty"): "it is a directory",
         OutputSpec(OutputType.DIR, tmp_path / "full"): "expected a new or empty directory",
         OutputSpec(OutputType.DIR, tmp_path / "full/x"): "expected a new or empty directory",

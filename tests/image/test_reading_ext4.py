@@ -169,7 +169,7 @@ def test_the_work_can_be_done_in_the_sandbox(trees: Trees, rich_tree: Path, tmp_
     assert members(tmp_path / "a.tar") == packed(rich_tree, tmp_path / "b.tar")
     assert made.size == (tmp_path / "a.tar").stat().st_size
     (tmp_path / "junk").write_bytes(b"no file system" * 1000)
-    with pytest.raises(MachineError, match="it is no ext4 file system"):
+    with pytest.raises(MachineError, match="it is not an ext4 file system"):
         trees.pack_image(tmp_path / "junk", tmp_path / "c.tar")
 
 
@@ -218,15 +218,15 @@ def loop(image: Path) -> None:
 
 EXTENT = struct.pack("<IHHI", 0, 2, 0, 9)
 DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
-    ("magic", overwrite(1024 + 0x38, b"\0\0"), "it is no ext4 file system"),
+    ("magic", overwrite(1024 + 0x38, b"\0\0"), "it is not an ext4 file system"),
     ("features", overwrite(1024 + 0x60, b"\xff\xff\xff\xff"), "it uses unknown features"),
     ("journal", overwrite(1024 + 0x60, struct.pack("<I", 0x2C6)), "it was not cleanly unmounted"),
     ("blocks", overwrite(1024 + 0x18, b"\x09\0\0\0"), "larger than 64 KiB"),
     ("groups", overwrite(1024 + 0x28, b"\0\0\0\0"), "its superblock makes no sense"),
     ("inode number", directory_block("", 24 + 0, b"\xff\xff\xff\x7f"), "there is no inode"),
     ("entry length", directory_block("", 24 + 4, b"\x03\0"), "the directory in inode 2 is damaged"),
-    ("entry name", directory_block("", 24 + 8, b"a/b"), "has a name that is none: b'a/b"),
-    ("root", inode_field("", 0, b"\xa4\x81"), "its root is no directory"),
+    ("entry name", directory_block("", 24 + 8, b"a/b"), "has an impossible name: b'a/b"),
+    ("root", inode_field("", 0, b"\xa4\x81"), "its root is not a directory"),
     ("inline", inode_field("file", 0x20, struct.pack("<I", 0x10000000)), "in a way that is not known"),
     ("old map", inode_field("file", 0x20, struct.pack("<I", 0)), "in a way that is not known"),
     ("extent magic", inode_field("file", 0x28, b"\0\0"), "the extents of inode .* are damaged"),

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,11 +13,12 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image import hostbase
-from firebuild_bootstrap.image.bases import BaseStore
+from firebuild_bootstrap.image.bases import BaseStore, Pull, PullPolicy
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.oci import CONFIG, MANIFEST, Descriptor
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
-from firebuild_bootstrap.image.store import ImageRecord, ImageStore, StoredImage
+from firebuild_bootstrap.image.store import ImageRecord, ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.sandbox import Bind, Link
 
@@ -37,6 +39,11 @@ def bases(tmp_path: Path, trees: Trees, images: ImageStore) -> Iterator[BaseStor
     store = BaseStore(tmp_path / "home", lambda: trees, images=images, clock=lambda: NOON)
     yield store
     store.close()
+
+
+RECORD = ImageRecord(
+    tag="app:1", build_id="b-1", created="2030-01-01T00:00:00+00:00", firebuild_version="0.1.0", layers=()
+)
 
 
 def commit(images: ImageStore, tag: str, outputs: dict[OutputType, bytes], *also: str) -> StoredImage:
@@ -379,3 +386,54 @@ def test_a_directory_with_an_oci_layout_is_no_root_directory(tmp_path: Path) -> 
         bases.import_base("x", layout)
     assert "docker export" in str(caught.value.hint)
     assert bases.list() == []
+
+
+def test_a_registry_is_asked_only_for_what_is_not_there(tmp_path: Path, trees: Trees) -> None:
+    images = ImageStore(tmp_path / "home", lambda: trees)
+    asked: list[str] = []
+
+    def pull(wanted: Reference) -> StoredImage | None:
+        asked.append(str(wanted))
+        if wanted.familiar == "nowhere":
+            return None
+        digest = wanted.digest or f"sha256:{'1' * 64}"
+        source = ImageSource(Descriptor(MANIFEST, digest, 1), Descriptor(CONFIG, f"sha256:{'2' * 64}", 1))
+        with images.stage() as staging:
+            record = replace(RECORD, tag=str(replace(wanted, digest="")))
+            images.commit(staging, replace(record, source=replace(source, pulled=True)))
+        return images.find(replace(wanted, digest=""), hold=True)
+
+    def store(policy: PullPolicy, pull: Pull | None = pull) -> BaseStore:
+        return BaseStore(tmp_path / "home", lambda: trees, images=images, pull=pull, policy=policy)
+
+    with pytest.raises(InputError, match="unknown base alpine:3"):
+        store(PullPolicy.NEVER).resolve("alpine:3")
+    with pytest.raises(InputError, match="unknown base nowhere:latest"):
+        store(PullPolicy.MISSING).resolve("nowhere")
+    assert asked == ["nowhere:latest"]
+    for policy in (PullPolicy.MISSING, PullPolicy.MISSING, PullPolicy.NEVER, PullPolicy.ALWAYS):
+        assert store(policy).resolve("alpine:3").name == "alpine:3"
+    assert asked[1:] == ["alpine:3", "alpine:3"]
+    # By a digest that is there nothing is pulled, whatever its tag; by another one it is.
+    assert store(PullPolicy.ALWAYS).resolve(f"alpine@sha256:{'1' * 64}").name == "alpine:3"
+    assert len(asked) == 3
+    store(PullPolicy.MISSING).resolve(f"alpine:3@sha256:{'3' * 64}")
+    assert asked[3:] == [f"alpine:3@sha256:{'3' * 64}"]
+    with pytest.raises(InputError, match="expected sha256:444"):
+        store(PullPolicy.NEVER).resolve(f"alpine:3@sha256:{'4' * 64}")
+    images.close()
+
+
+def test_what_was_built_here_is_never_pulled(tmp_path: Path, trees: Trees) -> None:
+    images = ImageStore(tmp_path / "home", lambda: trees)
+    with images.stage() as staging:
+        images.commit(staging, replace(RECORD, tag="app:1"))
+    bases = BaseStore(
+        tmp_path / "home",
+        lambda: trees,
+        images=images,
+        pull=lambda wanted: pytest.fail(f"{wanted} is asked for"),
+        policy=PullPolicy.ALWAYS,
+    )
+    assert bases.resolve("app:1").name == "app:1"
+    bases.close()

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.guest.init_errors import InitError
-from firebuild_bootstrap.guest.init_report import PREFIX, Report, say
+from firebuild_bootstrap.guest.init_report import PREFIX, InitError, Report, say
 from firebuild_bootstrap.guest.init_settings import (
     LINK_LOCAL,
     InitSettings,
@@ -93,10 +92,10 @@ def test_ip_is_read_as_the_kernel_reads_it(value: str, expected: NetworkSettings
         ("firebuild.mmds_timeout=soon", "expected seconds, found 'soon'"),
         ("firebuild.connect_timeout=-1", "expected seconds, found '-1'"),
         ("firebuild.end=explode", "expected reboot or poweroff, found 'explode'"),
-        ("ip=10.0.0", "'10.0.0' is no IPv4 address"),
-        ("ip=10.0.0.2::gateway", "'gateway' is no IPv4 address"),
+        ("ip=10.0.0", "'10.0.0' is not an IPv4 address"),
+        ("ip=10.0.0.2::gateway", "'gateway' is not an IPv4 address"),
         ("ip=::::::bootp", "expected dhcp or off in its place 7, found 'bootp'"),
-        ("ip=fd00::1", "no IPv4 address"),
+        ("ip=fd00::1", "not an IPv4 address"),
     ],
 )
 def test_a_wrong_setting_is_told_in_words(text: str, message: str) -> None:

@@ -100,7 +100,7 @@ def test_links_in_circles_are_an_error(make_tar: MakeTar, root: Path) -> None:
 
 
 def test_a_file_as_a_directory_is_an_error(make_tar: MakeTar, root: Path) -> None:
-    with pytest.raises(LayerError, match="f is needed as a directory and is none"):
+    with pytest.raises(LayerError, match="f is needed as a directory and is not one"):
         run(make_tar((info("f"), b""), (info("f/x"), b"")), root)
 
 

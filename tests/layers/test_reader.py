@@ -46,8 +46,8 @@ def test_an_archive_ends_with_zeros_or_with_the_file() -> None:
     ("archive", "why"),
     [
         (b"", "empty"),
-        (header("a") + b"?" * 512 + header("b"), "a header in it is none"),
-        (header("a") + b"?" * 100, "a header in it is none"),
+        (header("a") + b"?" * 512 + header("b"), "a header in it is malformed"),
+        (header("a") + b"?" * 100, "a header in it is malformed"),
         (header("a") + bytes(512) + header("b"), "a block of zeros stands between two members"),
         (header("a", size=5) + b"12345", "unexpected end of data"),
         (header("a", size=-512) + header("b"), "-512|invalid"),
@@ -227,7 +227,7 @@ def test_names_that_begin_with_wh_are_changes_only_where_layers_are_read() -> No
 
 @pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", ".wh..wh.x"])
 def test_whiteouts_of_nothing_are_damage(name: str) -> None:
-    with pytest.raises(DamagedArchive, match="no whiteout"):
+    with pytest.raises(DamagedArchive, match="not a whiteout"):
         list(LayerReader(io.BytesIO(header(name) + bytes(1024)), whiteouts=True))
 
 
@@ -249,7 +249,7 @@ def extended(data: bytes) -> bytes:
     ],
 )
 def test_extended_headers_that_are_none_are_damage(records: bytes) -> None:
-    with pytest.raises(DamagedArchive, match="an extended header in it is none"):
+    with pytest.raises(DamagedArchive, match="an extended header in it is malformed"):
         names(extended(records) + header("f") + bytes(1024))
 
 
@@ -260,8 +260,8 @@ def test_extended_headers_that_are_none_are_damage(records: bytes) -> None:
         (extended(b"6 a=b\n") + bytes(1024), "unexpected end of data"),
         (extended(b"9 uid=-1\n") + header("f") + bytes(1024), "for a number"),
         (extended(b"15 path=a/../..\n") + header("f"), "an extended header|leads out"),
-        (header("l", type=tarfile.SYMTYPE, linkname="t")[:-1] + b"?", "a header in it is none"),
-        (extended(b"16 linkpath=a\0b\n") + header("l", type=tarfile.SYMTYPE), "which is no path"),
+        (header("l", type=tarfile.SYMTYPE, linkname="t")[:-1] + b"?", "a header in it is malformed"),
+        (extended(b"16 linkpath=a\0b\n") + header("l", type=tarfile.SYMTYPE), "which is not a path"),
         (header("l", type=tarfile.SYMTYPE), "a link to ''"),
         (header("d", type=b"Y") + bytes(1024), "'d' has the unknown type b'Y'"),
     ],

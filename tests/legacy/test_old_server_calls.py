@@ -273,7 +273,7 @@ def test_no_call_says_anything_about_the_guest(local: Local) -> None:
 
 
 class Garbled(BuildServer):
-    """Answers with bytes that are no messages, but for some calls."""
+    """Answers with bytes that are not messages, but for some calls."""
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         def commands(_request: bytes, _context: grpc.ServicerContext) -> bytes:
@@ -297,14 +297,14 @@ class Garbled(BuildServer):
 def test_bytes_that_are_no_messages_end_the_build_in_words(pki: Pki, tmp_path: Path) -> None:
     server = Garbled(pki).start()
     local = Local(pki, server, make_image(tmp_path / "image", busybox=False))
-    with pytest.raises(GuestError, match="what is no CommandsResponse"), local.calls():
+    with pytest.raises(GuestError, match="what is not a CommandsResponse"), local.calls():
         pass
     server.commands = [encode_command(copy_command("/f"))]
-    with local.calls() as host, pytest.raises(GuestError, match="what is no ResourceChunk"):
+    with local.calls() as host, pytest.raises(GuestError, match="what is not a ResourceChunk"):
         list(host.steps())
     server.commands = [encode_command(run_command("true"))]
     with OldServer(local.client, local.stop, 0.05):
         assert local.stop.wait(10)
-    assert "what is no PingResponse" in str(local.stop.reason)
+    assert "what is not a PingResponse" in str(local.stop.reason)
     local.close()
     server.stop()

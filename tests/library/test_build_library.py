@@ -281,7 +281,7 @@ def test_bad_input_ends_in_the_first_phase(library: Library) -> None:
 
 
 def test_an_output_that_cannot_be_written_is_found_before_the_build(library: Library, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no directory"):
+    with pytest.raises(InputError, match="is not a directory"):
         library.build("FROM scratch\n", outputs=[f"tar,dest={tmp_path}/none/out.tar"])
     assert {event.phase for event in library.of(PhaseStarted)} == {1}
 

@@ -295,7 +295,7 @@ def test_layers_that_are_out_of_reach_are_told_with_the_remedy(library: Library)
         library.home.image_id(image)
     # Archives are named, and no more than that.
     record.write_text(text.replace('"base.tar"', '"../base.tar"'))
-    with pytest.raises(MachineError, match=r"image\.json is damaged: '../base.tar' is no name of an archive"):
+    with pytest.raises(MachineError, match=r"is damaged: '../base.tar' is not the name of an archive"):
         library.home.images.inspect(image.tag)
 
 

@@ -27,7 +27,7 @@ def test_two_builds_give_the_same_bytes_in_every_form_and_holes_stay_holes(libra
     )
     assert first.record.created == second.record.created == "2023-11-14T22:13:20+00:00"
     assert first.record.outputs == second.record.outputs
-    for kind in OutputType:
+    for kind in (OutputType.TAR, OutputType.DIR, OutputType.EXT4):
         path = first.output(kind)
         assert path is not None
         files = [path] if path.is_file() else [each for each in path.rglob("*") if not each.is_symlink()]

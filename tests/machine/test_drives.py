@@ -100,6 +100,24 @@ def test_a_snapshot_is_written_once_and_is_forgotten_when_nobody_has_it(
     assert not [*home.glob("drives/*/content/*")]
 
 
+def test_a_layer_between_those_of_steps_is_on_the_scratch_drive_and_in_what_is_kept(
+    drives: Callable[..., Drives], layers: list[Layer], workspace: Workspace, tmp_path: Path
+) -> None:
+    (tmp_path / "link/fs/etc").mkdir(parents=True)
+    (tmp_path / "link/fs/etc/linked").write_text("between")
+    with closing(workspace.layer_trees()) as stored:
+        stored.adopt("link", tmp_path / "link")
+    machine = drives()
+    machine.prepare([*layers, StoredLayer("link", step=5)])
+    assert (listed(machine.snapshot, "/etc"), listed(machine.scratch, "/")) == ({"kept"}, {"layers"})
+    assert listed(machine.scratch, "/layers/between/5/etc") == {"linked"}
+    machine.keep(tmp_path)
+    with tarfile.open(tmp_path / "rootfs.tar") as tar:
+        assert {name.strip("./") for name in tar.getnames()} == {"", "etc", "etc/kept", "etc/linked", "new"}
+    with pytest.raises(InputError, match=r"the layers of 1 cached steps do not fit into .* of 1048576 bytes"):
+        drives(size=1 << 20).prepare([*layers, StoredLayer("link", step=5)])
+
+
 def test_a_cache_mount_has_a_drive_that_one_machine_has_at_a_time(
     drives: Callable[..., Drives], tmp_path: Path
 ) -> None:
@@ -205,7 +223,7 @@ def test_a_layer_comes_out_as_it_was_sent(receiving: Receiving, tmp_path: Path, 
     for directory in receiving.given.values():
         assert as_layer(directory / "fs") == sent
     assert [path.name for path in (workspace.path / "layers").iterdir()] == ["upper"]
-    assert receiving.sent.trees == [directory / "fs" for directory in receiving.given.values()]
+    assert receiving.sent.trees == {step: found / "fs" for step, found in receiving.given.items()}
 
 
 def test_a_guest_without_layers_is_not_asked_again(receiving: Receiving) -> None:

@@ -21,8 +21,8 @@ from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
+from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.local import LocalMachine
-from firebuild_bootstrap.machine.log import BoundedLog
 from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox
@@ -243,7 +243,7 @@ def test_with_one_id_the_user_is_told_what_that_means(tmp_path: Path, host_base:
     alone = single(Host.current(), "install uidmap")
     machine = LocalMachine(Workspace(tmp_path, "build-1", alone))
     [note] = machine.prepare(whole(host_base))
-    assert note.startswith("files in the image can belong to root only: chown to other users needs")
+    assert note.startswith("a RUN can give files to root only: chown to other users needs")
     machine.close()
 
 

@@ -12,10 +12,11 @@ import pytest
 
 from cli.watching import Watch
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.context.entries import Entry, Resource
 from firebuild_bootstrap.events import Event, StepOutput
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.layertrees import ArchiveLayer
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.machine.local import LocalMachine
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.mmds import MetadataDocument, bootstrap_block
@@ -36,11 +37,11 @@ class Tree:
 
     def entries(self) -> Iterator[Entry]:
         if not self.single:
-            yield Entry("tree", "", EntryKind.DIRECTORY, 0o755, 0, from_directory=True)
+            yield Entry("tree", "", tar.DIRECTORY, 0o755, 0, from_directory=True)
         yield Entry(
             "tree/f",
             "f",
-            EntryKind.FILE,
+            tar.FILE,
             0o644,
             0,
             from_directory=not self.single,

@@ -9,8 +9,7 @@ from typing import IO
 import pytest
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.machine.log import BoundedLog
-from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
+from firebuild_bootstrap.machine.console import BoundedLog, check_copy, copied, open_copy
 
 SETTING = "machine.qemu.serial_log"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import Interrupted, MachineError
-from firebuild_bootstrap.machine.sparse import copy_sparse
+from firebuild_bootstrap.machine.external.drive import copy_sparse
 
 
 def test_copies_keep_data_and_holes(tmp_path: Path) -> None:

@@ -151,12 +151,12 @@ def test_a_file_that_somebody_put_in_its_place_stays(path: Path, workspace: Work
 
 
 def test_what_is_missing_is_named(tmp_path: Path, workspace: Workspace) -> None:
-    with pytest.raises(InputError, match="none is no directory that can be written to"):
+    with pytest.raises(InputError, match="none is not a directory that can be written to"):
         own(tmp_path / "none/drive.img", workspace).check()
     with pytest.raises(MachineError, match="can't be copied to"):
         own(tmp_path / "none/drive.img", workspace).prepare([])
     theirs = ExternalDrive(tmp_path / "none", fill=False, disk=Disk(workspace))
-    with pytest.raises(InputError, match="none is no file"):
+    with pytest.raises(InputError, match="none is not a file"):
         theirs.check()
     assert not theirs.released()
 

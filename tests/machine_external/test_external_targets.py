@@ -67,7 +67,7 @@ def test_a_file_that_was_replaced_by_somebody_else_stays(tmp_path: Path) -> None
 
 
 def test_a_file_that_can_not_be_written_is_refused_before(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metadata\.file: .*none is no directory"):
+    with pytest.raises(InputError, match=r"metadata\.file: .*none is not a directory"):
         FileTarget(tmp_path / "none/metadata.json").check()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "socket").symlink_to("/dev/null")
@@ -177,7 +177,7 @@ def test_where_no_firecracker_answers_nothing_is_sent(tmp_path: Path, api: Firec
         FirecrackerTarget(tmp_path / "none").check()
     assert "--api-sock" in str(caught.value.hint)
     api.identity = {"name": "something else"}
-    with pytest.raises(MachineError, match="is no Firecracker"):
+    with pytest.raises(MachineError, match="is not a Firecracker"):
         FirecrackerTarget(tmp_path / "fc.sock").check()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "dead"))

@@ -215,7 +215,7 @@ def http(status: int, body: str) -> bytes:
 def test_an_answer_that_is_no_object_is_an_error(
     answering: Callable[[bytes], FirecrackerApi], body: str
 ) -> None:
-    with pytest.raises(ApiError, match="answered GET / with something that is no JSON object"):
+    with pytest.raises(ApiError, match="answered GET / with something that is not a JSON object"):
         answering(http(200, body)).get("/")
 
 

@@ -108,7 +108,7 @@ def test_a_kernel_has_to_be_one_that_firecracker_boots(tmp_path: Path) -> None:
     packed.write_bytes(b"text")
     with pytest.raises(InputError, match="is something else"):
         check_kernel(str(packed), "x86_64")
-    with pytest.raises(InputError, match="is no kernel for aarch64"):
+    with pytest.raises(InputError, match="is not a kernel for aarch64"):
         check_kernel(str(packed), "aarch64")
 
 
@@ -119,7 +119,7 @@ def test_kvm_has_to_exist_and_to_be_open_to_this_user(
         check_kvm(tmp_path / "kvm")
     assert "the drivers local and qemu do without" in (caught.value.hint or "")
     (tmp_path / "kvm").touch()
-    with pytest.raises(MachineError, match="kvm is no device"):
+    with pytest.raises(MachineError, match="kvm is not a device"):
         check_kvm(tmp_path / "kvm")
     with pytest.raises(MachineError, match="can't be opened: Is a directory"):
         check_kvm(tmp_path)
@@ -199,7 +199,7 @@ def test_a_machine_is_made_without_starting_anything(
         ),
         ({"kernel": "/nowhere/vmlinux"}, f"{BLOCK}.kernel: /nowhere/vmlinux can't be read"),
         ({"kernel_args": ["two words"]}, "'two words' can't be an argument of a kernel"),
-        ({"kernel_modules": ["/nowhere"]}, f"{BLOCK}.kernel_modules: /nowhere is no directory"),
+        ({"kernel_modules": ["/nowhere"]}, f"{BLOCK}.kernel_modules: /nowhere is not a directory"),
         ({"serial_log": "/nowhere/log"}, f"{BLOCK}.serial_log: /nowhere/log can't be written"),
         ({"network__tap": "nowhere0"}, f"{BLOCK}.network.tap: nowhere0: there is no such interface"),
         ({"network__cni_config": "/nowhere", "network__cni": "x"}, "cni"),
@@ -291,7 +291,7 @@ def test_a_running_firecracker_has_to_be_fresh(
     with ended(subprocess.Popen([programs / "firecracker", "--api-sock", "fc.sock"], cwd=tmp_path)):
         until(path.exists, "the socket")
         make(running__socket=str(path))
-        with pytest.raises(InputError, match=r"running\.root: .*none is no directory"):
+        with pytest.raises(InputError, match=r"running\.root: .*none is not a directory"):
             make(running__socket=str(path), running__root=str(tmp_path / "none"))
         api = FirecrackerApi(path)
         api.put("/boot-source", {"kernel_image_path": str(programs / "vmlinux")})

@@ -182,8 +182,8 @@ def test_networks_are_found_by_name_in_the_order_of_the_files(cni: Cni) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "10.conf is no JSON object"),
-        ("[]", "10.conf is no JSON object"),
+        ("{", "10.conf is not a JSON object"),
+        ("[]", "10.conf is not a JSON object"),
         ('{"name": "fcnet", "plugins": {}}', "expected a list of objects in plugins"),
         ('{"name": "fcnet", "plugins": ["x"]}', "expected a list of objects in plugins"),
         ("\xff", "10.conf can't be read"),

@@ -91,7 +91,7 @@ def test_a_tap_that_exists_is_used_and_stays(host: Host) -> None:
     assert host.namespace.interfaces() == ["lo", "mytap"]
     host.block["network"] = {"tap": "lo"}
     _, err = host.firebuild(*host.arguments(), status=2)
-    assert "lo: it is no tap device" in err
+    assert "lo: it is not a tap device" in err
 
 
 @pytest.fixture

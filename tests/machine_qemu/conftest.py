@@ -52,9 +52,11 @@ def context(tmp_path: Path) -> Path:
 def configure(tmp_path: Path, kernel: Path) -> Any:
     """Writes a configuration with the test's kernel and what else is said."""
 
-    def write(ca: dict[str, Any] | None = None, disk_size: str | None = None, **qemu: Any) -> Path:
+    def write(
+        ca: dict[str, Any] | None = None, disk_size: str | None = None, ids: str = "auto", **qemu: Any
+    ) -> Path:
         block = {"kernel": str(kernel), "serial_log": str(tmp_path / "serial"), **qemu}
-        machine = {"driver": "qemu", "disk_size": disk_size, "qemu": block}
+        machine = {"driver": "qemu", "ids": ids, "disk_size": disk_size, "qemu": block}
         config = tmp_path / "config.yaml"
         bootstrap = {"initial_timeout": "3m"}  # a busy host boots slowly in software
         document = {"machine": machine, "bootstrap": bootstrap, **({"ca": ca} if ca else {})}

@@ -69,7 +69,7 @@ def test_a_kernel_without_modules_has_everything_built_in(tmp_path: Path) -> Non
 def test_named_modules_win_and_have_to_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = host_with(tmp_path, "6.1.0-1", modules=("6.1.0-1",))
     image, mine = root / "boot/vmlinuz-6.1.0-1", tmp_path / "mine"
-    with pytest.raises(InputError, match=r"machine\.qemu\.kernel_modules: .*/mine is no directory"):
+    with pytest.raises(InputError, match=r"machine\.qemu\.kernel_modules: .*/mine is not a directory"):
         find_kernel(image, [mine], root=root)
     mine.mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -94,7 +94,7 @@ def test_without_a_kernel_the_user_hears_how_to_get_one(tmp_path: Path) -> None:
         find_kernel(None, root=host)
     assert "machine.qemu.kernel is not set" in refused.value.message
     assert "vmlinuz-6.1.0-1 has no modules in" in refused.value.message
-    assert "vmlinuz-bad is no Linux kernel" in refused.value.message
+    assert "vmlinuz-bad is not a Linux kernel" in refused.value.message
     assert "apt-get download" in (refused.value.hint or "")
     with pytest.raises(InputError, match="/boot holds none"):
         find_kernel(None, root=tmp_path / "empty")

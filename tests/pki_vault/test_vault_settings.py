@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from firebuild_pki import NoteLevel, SettingsError
+from firebuild_pki.addresses import is_safe
 from firebuild_pki.config import redacted
 from firebuild_pki.provider import Note, Profile
-from firebuild_pki.providers.vault.settings import VaultSettings, is_safe, settings_notes
+from firebuild_pki.providers.vault.settings import VaultSettings, settings_notes
 from pki_vault.tools import ca_settings, raises
 
 BLOCK: dict[str, Any] = {

@@ -23,8 +23,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource
+from firebuild_bootstrap.context.entries import Entry, Resource
 from firebuild_bootstrap.events import Event, PeerRefused
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_pki import TLSMaterial
@@ -40,7 +41,7 @@ def file_entry(path: str = "f", data: bytes = b"abc", **changes: Any) -> Entry:
     entry = Entry(
         source=path,
         path=path,
-        kind=EntryKind.FILE,
+        kind=tar.FILE,
         mode=0o644,
         mtime_ns=1,
         size=len(data),

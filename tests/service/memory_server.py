@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
 from firebuild_pki import open_authority
 
@@ -30,7 +31,7 @@ class _File:
         yield Entry(
             source="zeros",
             path="zeros",
-            kind=EntryKind.FILE,
+            kind=tar.FILE,
             mode=0o644,
             mtime_ns=0,
             size=self.path.stat().st_size,

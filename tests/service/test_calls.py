@@ -17,7 +17,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError, StepFailed
 from firebuild_bootstrap.events import (
     Event,
@@ -27,6 +27,7 @@ from firebuild_bootstrap.events import (
     StepOutput,
     StepStarted,
 )
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_pki import open_authority
@@ -41,7 +42,7 @@ class Parcel:
         yield from self.content
 
 
-def entry_of(kind: EntryKind, path: str, **changes: Any) -> Entry:
+def entry_of(kind: tar.Kind, path: str, **changes: Any) -> Entry:
     entry = Entry(source=path, path=path, kind=kind, mode=0o755, mtime_ns=0, from_directory=True)
     return dataclasses.replace(entry, **changes)
 
@@ -113,11 +114,11 @@ def test_a_failing_welcome_ends_the_build_before_any_command_is_told(serve: Any,
 def test_a_resource_arrives_complete_with_checksums(serve: Any) -> None:
     large = os.urandom(2 * wire.CHUNK_BYTES + 5)
     entries = (
-        entry_of(EntryKind.DIRECTORY, "d"),
+        entry_of(tar.DIRECTORY, "d"),
         file_entry("d/large", large, from_directory=True, mode=0o4755, mtime_ns=77),
         file_entry("d/empty", b"", from_directory=True),
-        entry_of(EntryKind.SYMLINK, "d/link", link_target="../etc"),
-        entry_of(EntryKind.HARDLINK, "d/hard", link_target="d/large", owner=(5, 6)),
+        entry_of(tar.SYMLINK, "d/link", link_target="../etc"),
+        entry_of(tar.HARDLINK, "d/hard", link_target="d/large", owner=(5, 6)),
     )
     running = serve(parcels={"step-2": Parcel(entries)})
     chunks = list(running.caller().resource("step-2"))
@@ -160,10 +161,10 @@ def test_a_build_without_size_limit_on_files_streams_them_from_disk(serve: Any, 
 @pytest.mark.parametrize(
     ("method", "request_bytes", "words"),
     [
-        ("Commands", b"\xff", "bytes that are no Empty"),
-        ("StdOut", b"\x0a\xff", "bytes that are no LogMessage"),
-        ("StdErr", b"\x0a\x01\xff", "bytes that are no LogMessage"),
-        ("Resource", b"\x0a\x05", "bytes that are no ResourceRequest"),
+        ("Commands", b"\xff", "bytes that are not a message Empty"),
+        ("StdOut", b"\x0a\xff", "bytes that are not a message LogMessage"),
+        ("StdErr", b"\x0a\x01\xff", "bytes that are not a message LogMessage"),
+        ("Resource", b"\x0a\x05", "bytes that are not a message ResourceRequest"),
         ("Ping", pb.PingRequest(id="x" * 140_000).SerializeToString(), "PingRequest of 140004 bytes; 131072"),
     ],
 )
@@ -196,7 +197,7 @@ def test_a_guest_may_ask_for_the_commands_again_and_again(serve: Any) -> None:
 
 
 def test_an_old_guest_is_told_places_that_it_can_not_misunderstand(serve: Any) -> None:
-    entries = (entry_of(EntryKind.DIRECTORY, "d"), file_entry("d/f", b"x", from_directory=True, mode=0o4755))
+    entries = (entry_of(tar.DIRECTORY, "d"), file_entry("d/f", b"x", from_directory=True, mode=0o4755))
     running = serve(parcels={"step-2": Parcel(entries)})
     guest = running.caller(hello=False)
     sources = [json.loads(command).get("Source") for command in guest.commands()]

@@ -12,7 +12,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.dockerfile.graph import Files
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
@@ -65,7 +65,7 @@ def entries(context: Path, *sources: str) -> Iterator[Entry]:
 def one(name: str, content: bytes, **fields: object) -> Entry:
     kept = {"from_directory": True, "mode": 0o644, "mtime_ns": 5, **fields}
     size = len(content)
-    return Entry(name, name, EntryKind.FILE, size=size, open=lambda: io.BytesIO(content), **kept)  # type: ignore[arg-type]
+    return Entry(name, name, tar.FILE, size=size, open=lambda: io.BytesIO(content), **kept)  # type: ignore[arg-type]
 
 
 def test_entries_of_every_kind_and_size_arrive_as_they_are(context: Path) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind
+from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import GuestConnected, StepFinished, StepOutput, StepProgress, StepStarted
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import LayerReader
 from firebuild_bootstrap.service import Ending, Limits
 
@@ -38,7 +39,7 @@ class File:
         yield Entry(
             source=self.name,
             path=self.name,
-            kind=EntryKind.FILE,
+            kind=tar.FILE,
             mode=0o644,
             mtime_ns=0,
             size=len(self.content),

@@ -12,6 +12,7 @@ import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import BuildTimeout, GuestLost
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
 from firebuild_bootstrap.service.limits import Watch
 
@@ -181,11 +182,11 @@ def test_a_build_that_takes_too_long_is_ended_while_the_guest_pings(serve: Any) 
 def test_a_long_transfer_is_a_sign_of_life(serve: Any) -> None:
     class Slow:
         def entries(self) -> Any:
-            from firebuild_bootstrap.context.entries import Entry, EntryKind
+            from firebuild_bootstrap.context.entries import Entry
 
             for number in range(10):
                 time.sleep(0.1)
-                yield Entry(str(number), str(number), EntryKind.DIRECTORY, 0o755, 0, from_directory=True)
+                yield Entry(str(number), str(number), tar.DIRECTORY, 0o755, 0, from_directory=True)
 
     running = serve(parcels={"step-2": Slow()}, limits=Limits(ping_interval=0.1, missed_pings=4))
     chunks = list(running.caller().resource("step-2"))

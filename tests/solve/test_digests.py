@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, Entry, EntryKind
+from firebuild_bootstrap.context import BuildContext, Entry
 from firebuild_bootstrap.dockerfile.graph import Files, Heredoc
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.solve import inputs as module
 from firebuild_bootstrap.solve.inputs import StatIndex, digest_of
 from firebuild_bootstrap.solve.keys import Input
@@ -132,7 +133,7 @@ def test_what_has_no_file_on_this_machine_counts_by_its_content(root: Path) -> N
         return Entry(
             "x",
             "x",
-            EntryKind.FILE,
+            tar.FILE,
             0o644,
             0,
             size=len(content),
@@ -217,14 +218,14 @@ def test_extended_attributes_count_and_capabilities_of_a_context_do_not(root: Pa
 
 
 def test_special_files_count_by_kind_and_device(root: Path) -> None:
-    def entry(kind: EntryKind, device: tuple[int, int] = (0, 0)) -> Entry:
+    def entry(kind: tar.Kind, device: tuple[int, int] = (0, 0)) -> Entry:
         return Entry("x", "x", kind, 0o644, 0, device=device)
 
     entries = (
-        entry(EntryKind.FIFO),
-        entry(EntryKind.CHARACTER, (1, 3)),
-        entry(EntryKind.CHARACTER, (1, 5)),
-        entry(EntryKind.BLOCK_DEVICE, (1, 3)),
+        entry(tar.FIFO),
+        entry(tar.CHARACTER, (1, 3)),
+        entry(tar.CHARACTER, (1, 5)),
+        entry(tar.BLOCK_DEVICE, (1, 3)),
     )
     assert len({digest_of([each], StatIndex(None, root)).digest for each in entries}) == 4
 

@@ -21,15 +21,12 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
-_NO_REGISTRY: Final = "firebuild talks to no registry yet: "
 _OWN_CACHE: Final = "builds of one store share their cache without being told to: leave it out"
 _ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
 
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
 _POINTLESS_OPTIONS: Final = ("--cache-from",)
 _REFUSED_FLAGS: Final = {
-    "--push": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
-    "--pull": _NO_REGISTRY + "`firebuild base import` keeps a newer base",
     "--provenance": _ATTEST,
     "--sbom": _ATTEST,
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
@@ -63,12 +60,10 @@ _SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
 # Values that ask for what happens anyway.
 _DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
 
-_OUR_TYPES: Final = ("ext4", "tar", "dir", "local")
+_OUR_TYPES: Final = ("ext4", "tar", "dir", "oci", "docker", "local")
 _THEIR_TYPES: Final = {
     "image": "the image is kept in firebuild's store in any case: leave it out",
-    "docker": "`--output tar,dest=FILE`, and then `docker import FILE`",
-    "oci": "not there yet; `--output tar,dest=FILE` is the whole root file system",
-    "registry": _NO_REGISTRY + "`--output tar,dest=FILE` gives a file for a tool that does",
+    "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 
@@ -89,6 +84,11 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("image",): ("images",),
     ("rmi",): ("images", "rm"),
     ("tag",): ("images", "tag"),
+    ("pull",): ("images", "pull"),
+    ("push",): ("images", "push"),
+    ("save",): ("images", "save"),
+    ("load",): ("images", "load"),
+    ("history",): ("images", "history"),
     ("inspect",): ("images", "inspect"),
     ("bases",): ("base",),
 }
@@ -100,12 +100,10 @@ _NOT_THERE: Final[dict[str, str]] = {
         "ps container stop kill restart pause unpause wait attach logs top": _CONTAINERS,
         "stats port rename update diff cp commit": _CONTAINERS,
         "network volume compose swarm stack service node": _CONTAINERS,
-        "push": _NO_REGISTRY + "`firebuild images export` writes an image as a file",
-        "pull": _NO_REGISTRY + "`firebuild base import` takes what `docker export` or mmdebstrap writes",
-        "login logout search manifest trust": _NO_REGISTRY + "there is nothing to log in to",
-        "save export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
-        "load import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
-        "history": "`firebuild images inspect` shows layers, `firebuild cache du` the steps that made them",
+        "login logout": "logins of docker and podman count; settings have others in `registries`",
+        "search manifest trust": "of what is in a registry there are pull and push",
+        "export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
+        "import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
         "rm": "`firebuild images rm` removes images, `firebuild rm-tree` directories that builds wrote",
         "events": "`firebuild build --progress rawjson` prints the events of a build",
         "info": "`firebuild config show` prints what is in force, `firebuild du` what is stored",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     multiple=True,
     required=True,
     metavar="TYPE[,dest=PATH][,size=SIZE]",
-    help="ext4, tar or dir, as of `firebuild build`; - is a tar archive on standard output. Repeatable.",
+    help="ext4, tar, dir, oci or docker, as of `firebuild build`; - is a tar archive on standard output. "
+    "Repeatable.",
 )
 @config_option
 def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None:
@@ -113,12 +115,163 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
     with watched(config_file) as home:
         image = _held(home, tag)
         for spec in specs:
+            if spec.type.has_layers:
+                names = [((_tag(tag),), image)]
+                if spec.type is to_stdout:
+                    home.outgoing.write(names, sys.stdout.buffer, spec.type)
+                else:
+                    home.outgoing.deliver(names, spec)
+                    click.echo(os.fsencode(spec.dest or ""))
+                continue
             made = home.form(image, spec)
             deliver(made, spec, home.trees)
             if spec.type is to_stdout:
                 send(made)
             elif to_stdout is None:
                 click.echo(os.fsencode(spec.dest or made))
+
+
+@images.command()
+@click.argument("references", nargs=-1, required=True, metavar="NAME[:TAG|@DIGEST]...")
+@config_option
+def pull(references: tuple[str, ...], config_file: Path | None) -> None:
+    """Fetch images from their registries, or what is newer there, and keep them for FROM."""
+    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.image.names import Reference
+
+    wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
+    fetch = puller(settings_from(config_file))
+    with watched(config_file) as home:
+        for reference in wanted:
+            image = fetch(home, reference)
+            click.echo(f"pulled {reference}  {home.image_id(image)}")
+
+
+@images.command()
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@config_option
+def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+    """Push images to the registries that their names begin with.
+
+    `firebuild images tag` gives an image one more name.
+    """
+    from firebuild_bootstrap.cli.registries import push_image
+
+    settings = settings_from(config_file)
+    with watched(config_file) as home:
+        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        for each, image in found.items():
+            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+                click.echo(f"pushed {tag}  {digest}")
+
+
+@images.command()
+@click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@click.option(
+    "--output",
+    "-o",
+    "dest",
+    type=click.Path(path_type=Path),
+    help="File to write, by default standard output.",
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["docker", "oci"]),
+    default="docker",
+    show_default=True,
+    help="docker: for `docker load` and all that read OCI archives; oci: without Docker's manifest.json.",
+)
+@config_option
+def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path | None) -> None:
+    """Write images with their layers as one archive, as `docker save` does."""
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+
+    to_stdout = dest is None or str(dest) == "-"
+    if to_stdout and sys.stdout.isatty():
+        raise InputError(
+            "an archive would go to the terminal", hint="redirect standard output, or use -o FILE"
+        )
+    spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
+    check_paths([spec])
+    with watched(config_file) as home:
+        found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
+        images = [((tag,), image) for tag, image in found.items()]
+        if to_stdout:
+            home.outgoing.write(images, sys.stdout.buffer, spec.type)
+        else:
+            home.outgoing.deliver(images, spec)
+
+
+@images.command()
+@click.argument("tag", shell_complete=complete_tags)
+@json_option
+@config_option
+def history(tag: str, as_json: bool, config_file: Path | None) -> None:
+    """Show how an image was made, the newest first: when, by which instruction, and the size of its layer.
+
+    What an image from outside says about itself nobody has verified.
+    """
+    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.progress import human_size
+
+    image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
+    steps = image.history()
+    if as_json:
+        click.echo(as_text([{**step, "size": size} for step, size in steps]), nl=False)
+        return
+    rows = [
+        (
+            one_line(str(step.get("created", ""))),
+            one_line(str(step.get("created_by", "")), 80),
+            human_size(size) if size is not None else "-",
+        )
+        for step, size in reversed(steps)
+    ]
+    print_table(("CREATED", "CREATED BY", "SIZE"), rows)
+
+
+@images.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True, allow_dash=True))
+@click.option("--name", "-t", "--tag", help="NAME[:TAG] of the image, by default what it is called there.")
+@config_option
+def load(source: Path, name: str | None, config_file: Path | None) -> None:
+    """Take in the images of an OCI layout, a docker archive, or a root file system.
+
+    SOURCE is a directory, an archive (plain or compressed), or - for standard input. A root file system
+    needs a --name and becomes a base.
+    """
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.layouts import STDIN
+    from firebuild_bootstrap.machine.rootfs import unpack_notes
+
+    wanted = _tag(name) if name is not None else None
+    what = "standard input" if str(source) == "-" else one_line(str(source))
+    notes: dict[str, None] = {}
+    with watched(config_file) as home:
+
+        def root(path: Path) -> None:
+            if wanted is None:
+                raise InputError(
+                    f"{what} is a root file system, which has no name", hint="add --name NAME[:TAG]"
+                )
+            kept = home.bases.import_base(str(wanted), path)
+            click.echo(f"loaded {kept.name} (root file system)  {kept.digest}")
+
+        home.root.mkdir(parents=True, exist_ok=True)
+        loaded = home.intake.load(
+            STDIN if str(source) == "-" else source,
+            home.root,
+            name=wanted,
+            report=lambda lost: notes.update(dict.fromkeys(unpack_notes(lost, "the image"))),
+            root=root,
+        )
+        for note in notes:
+            click.echo(f"warning: {one_line(note)}", err=True)
+        for image in loaded.images:
+            click.echo(f"loaded {image.tag} ({loaded.kind})  {home.image_id(image)}")
 
 
 @images.command()

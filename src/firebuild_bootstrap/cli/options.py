@@ -65,6 +65,7 @@ class _Unwritten:
         self.machine = _Section(self, "machine", driver="local", ids="auto", at_once=2)
         self.store = _Section(self, "store", path=None)
         self.bootstrap = _Section(self, "bootstrap", bind="127.0.0.1")
+        self.registries = _Section(self, "registries", pull="missing")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loaded, name)
@@ -92,6 +93,7 @@ def home_from(
     *,
     writable: bool = False,
     tasks: Tasks | None = None,
+    pull: str | None = None,
 ) -> Home:
     """Return where bases and images are: the setting, $FIREBUILD_HOME, or the user's data directory.
 
@@ -102,18 +104,28 @@ def home_from(
         check: called again and again while something long goes on; what it raises ends that.
         writable: whether something will be written there.
         tasks: receives the progress of long work.
+        pull: when FROM asks a registry, instead of the setting.
 
     Raises:
         InputError: the directory can't be used for that.
     """
     from firebuild_bootstrap.cli.paths import check_store
+    from firebuild_bootstrap.cli.registries import puller
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.bases import PullPolicy
     from firebuild_bootstrap.image.names import default_home
 
     chosen = settings.store.path
     root = Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
     check_store(root, writable=writable, setting="store.path" if chosen else "FIREBUILD_HOME")
-    home = Home(root, ids=settings.machine.ids, check=check, tasks=tasks)
+    home = Home(
+        root,
+        ids=settings.machine.ids,
+        check=check,
+        tasks=tasks,
+        pull=puller(settings),
+        policy=PullPolicy(pull or settings.registries.pull),
+    )
     home.sweep()
     return home
 

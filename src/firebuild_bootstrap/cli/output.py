@@ -88,7 +88,10 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
     to_stdout = [spec for spec, (_, stdout) in zip(specs, translated, strict=True) if stdout]
     for spec in to_stdout:
         if spec.type is OutputType.DIR or spec.dest is not None:
-            raise InputError("--output: only tar and ext4 can go to standard output, and nowhere else then")
+            raise InputError("--output: only files can go to standard output, and nowhere else then")
+    for spec in specs:
+        if spec.type.has_layers and spec.dest is None and spec not in to_stdout:
+            raise InputError(f"--output {spec.type.value}: it is not kept", hint="add dest=FILE, or dest=-")
     if len(to_stdout) > 1:
         raise InputError("--output: one output only can go to standard output")
     if to_stdout and sys.stdout.isatty():

@@ -26,12 +26,13 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
+from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.stdin import Given
-    from firebuild_bootstrap.events import Event
+    from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
+_REGISTRY: Final = ("registry", "type=registry")
 
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
@@ -104,6 +106,16 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Build nothing: say what is wrong in the Dockerfile, and what is probably not meant.",
         ),
         click.option("--call", type=click.Choice(["build", "check"]), default="build", hidden=True),
+        click.option(
+            "--pull",
+            is_flag=False,
+            flag_value="",
+            envvar="FIREBUILD_PULL",
+            show_envvar=True,
+            metavar="[=missing|always|never]",
+            help="When a registry is asked for what FROM and --from name; by default the setting "
+            "registries.pull: missing. Alone it is always.",
+        ),
         click.option("--target", metavar="STAGE", help="Stage to build; the last one by default."),
         click.option(
             "--no-cache", is_flag=True, help="Execute every step, and keep what comes of it for later builds."
@@ -128,6 +140,11 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             show_default=default_output,
             help="ext4, tar or dir, kept with the image; repeatable. dest: also write it there, - is "
             "standard output. size: of an ext4 image, for example 2GiB.",
+        ),
+        click.option(
+            "--push",
+            is_flag=True,
+            help="Push the image under its tags, as --output type=registry does.",
         ),
         click.option(
             "--progress",
@@ -220,12 +237,14 @@ class _Options:
     agents: tuple[str, ...]
     labels: tuple[str, ...]
     target: str | None
+    pull: str | None
     no_cache: bool
     no_cache_filter: tuple[str, ...]
     explain_cache: bool
     platforms: tuple[str, ...]
     outputs: tuple[str, ...]
     paths_as_outputs: bool
+    push: bool
     progress: Progress
     quiet: bool
     metadata_file: Path | None
@@ -243,12 +262,14 @@ class _Wanted:
     Args:
         tags: the names of the image; one made up where none was given.
         to_stdout: the output that goes to standard output.
+        push: whether the image goes to the registries of its tags.
         progress: how events are shown.
     """
 
     tags: tuple[Reference, ...]
     outputs: tuple[OutputSpec, ...]
     to_stdout: OutputType | None
+    push: bool
     keep_failed: Path | None
     progress: Progress
 
@@ -267,7 +288,7 @@ def _build(options: _Options) -> None:
         settings = settings_from(
             options.config_file, {name: value for name, value in chosen.items() if value}
         )
-        home = home_from(settings, check=interrupts.check, writable=True)
+        home = home_from(settings, check=interrupts.check, writable=True, pull=read_policy(options.pull))
         cleanup.enter_context(closing(home))
         wanted = _wanted(options, home, settings)
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
@@ -278,6 +299,8 @@ def _build(options: _Options) -> None:
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
             interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
+            if image is not None and wanted.push:
+                _push(image, wanted.tags, settings, home, events)
         if image is None:
             return
         if options.metadata_file is not None:
@@ -285,6 +308,20 @@ def _build(options: _Options) -> None:
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
+
+
+def _push(
+    image: StoredImage,
+    tags: tuple[Reference, ...],
+    settings: BuildSettings,
+    home: Home,
+    events: EventSink,
+) -> None:
+    from firebuild_bootstrap.cli.registries import push_image
+    from firebuild_bootstrap.events import Notice, Tasks
+
+    for tag, digest in push_image(settings, home, image, tags, Tasks(events)):
+        events(Notice(level="info", message=f"pushed {tag} as {digest}"))
 
 
 def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
@@ -296,13 +333,17 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
         complain_about_remote(options.context)
     _check_platforms(options.platforms)
     tags = tuple(map(Reference.parse_tag, options.tags)) or (_untagged(),)
-    outputs, to_stdout = read_outputs(options.outputs, paths=options.paths_as_outputs)
+    written = tuple(text for text in options.outputs if text not in _REGISTRY)
+    push = options.push or written != options.outputs
+    if push and not options.tags:
+        raise InputError("an image without a tag can't be pushed", hint="add --tag REGISTRY/NAME:TAG")
+    outputs, to_stdout = read_outputs(written, paths=options.paths_as_outputs)
     progress = _progress(options)
     _check_destinations(options, outputs, to_stdout, settings)
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
         check_can_be_made(keep_failed, "--keep-on-failure: ")
-    return _Wanted(tags, outputs, to_stdout, keep_failed, progress)
+    return _Wanted(tags, outputs, to_stdout, push, keep_failed, progress)
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
@@ -473,7 +514,9 @@ class _Quiet:
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     """Write to standard output what is wanted there."""
-    if wanted.to_stdout is not None:
+    if wanted.to_stdout is not None and wanted.to_stdout.has_layers:
+        home.outgoing.write([(wanted.tags, image)], sys.stdout.buffer, wanted.to_stdout)
+    elif wanted.to_stdout is not None:
         path = image.output(wanted.to_stdout)
         assert path is not None  # it was asked for  # noqa: S101
         send(path)

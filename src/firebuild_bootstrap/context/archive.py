@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Final
 
-from firebuild_bootstrap.context.entries import TAR_KINDS, Entry, EntryKind, checked, kept
+from firebuild_bootstrap.context.entries import Entry, checked, kept
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar
 from firebuild_bootstrap.layers.tar import BLOCK, PIECE
 from firebuild_bootstrap.layers.tar import Entry as Member
+from firebuild_bootstrap.wire import MAX_ID
 
 _BROKEN: Final[tuple[type[Exception], ...]] = (DamagedArchive, OSError)
-_LAST_ID: Final = 2**32 - 2  # -1 means "leave it" (chown(2))
-_KINDS: Final = {kind: tree_kind for tree_kind, kind in TAR_KINDS.items()}
 
 
 def is_archive(content: io.BufferedReader) -> bool:
@@ -94,8 +94,8 @@ class Archive:
     def _entry(self, reader: _Reader, member: Member, names: set[str]) -> Entry:
         name = reader.layer.name
         path = self._text(member.path, name)
-        kind = _KINDS[member.kind]
-        if kind is EntryKind.HARDLINK and member.linkname not in names:
+        kind = member.kind
+        if kind == tar.HARDLINK and member.linkname not in names:
             raise self._error(f"{name!r} is a hard link to {member.linkname!r}, which is not before it")
         index = reader.index
         return Entry(
@@ -109,13 +109,13 @@ class Archive:
             link_target=self._text(member.linkname, name),
             owner=self._owner(member, name) if path else (0, 0),
             member=True,
-            open=partial(self._open, reader, index, member) if kind is EntryKind.FILE else None,
+            open=partial(self._open, reader, index, member) if kind == tar.FILE else None,
             device=member.device,
             attributes=kept(member.xattrs) if member.xattrs else None,
         )
 
     def _owner(self, member: Member, name: str) -> tuple[int, int]:
-        if not all(0 <= number <= _LAST_ID for number in (member.uid, member.gid)):
+        if not all(0 <= number <= MAX_ID for number in (member.uid, member.gid)):
             raise self._error(f"{name!r} has the owner {member.uid}:{member.gid}, which no system has")
         return member.uid, member.gid
 

@@ -47,6 +47,7 @@ from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent
 
+# difflib compares with each of them in time proportional to its length: an error must not take seconds.
 _COMPARED_NAMES: Final = 10_000
 
 

@@ -8,7 +8,6 @@ import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
@@ -23,21 +22,13 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
-class EntryKind(Enum):
-    """What an entry becomes in the image."""
+SPECIAL: Final = frozenset((tar.FIFO, tar.CHARACTER, tar.BLOCK_DEVICE))
+"""Kinds that only guests know that take files packed."""
 
-    FILE = "file"
-    DIRECTORY = "directory"
-    SYMLINK = "symlink"
-    HARDLINK = "hardlink"
-    FIFO = "fifo"
-    CHARACTER = "character device"
-    BLOCK_DEVICE = "block device"
 
-    @property
-    def special(self) -> bool:
-        """Whether only guests that take files packed know it."""
-        return self in (EntryKind.FIFO, EntryKind.CHARACTER, EntryKind.BLOCK_DEVICE)
+def kind_name(kind: tar.Kind) -> str:
+    """Return what to call a kind of entry; cache keys have it, too."""
+    return f"{kind} device" if kind in (tar.CHARACTER, tar.BLOCK_DEVICE) else kind
 
 
 class FileOnDisk(Protocol):
@@ -91,7 +82,7 @@ class Entry:
 
     source: str
     path: str
-    kind: EntryKind
+    kind: tar.Kind
     mode: int
     mtime_ns: int
     from_directory: bool = False
@@ -120,15 +111,6 @@ class Resource(Protocol):
         ...
 
 
-TAR_KINDS: Final[Mapping[EntryKind, tar.Kind]] = {
-    EntryKind.FILE: tar.FILE,
-    EntryKind.DIRECTORY: tar.DIRECTORY,
-    EntryKind.SYMLINK: tar.SYMLINK,
-    EntryKind.HARDLINK: tar.HARDLINK,
-    EntryKind.FIFO: tar.FIFO,
-    EntryKind.CHARACTER: tar.CHARACTER,
-    EntryKind.BLOCK_DEVICE: tar.BLOCK_DEVICE,
-}
 NO_ATTRIBUTES: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 
@@ -363,7 +345,7 @@ def heredoc_group(source: Heredoc, mtime_ns: int) -> Group:
     entry = Entry(
         source=source.name,
         path=posixpath.basename(source.name),
-        kind=EntryKind.FILE,
+        kind=tar.FILE,
         mode=0o644,
         mtime_ns=mtime_ns,
         size=len(content),

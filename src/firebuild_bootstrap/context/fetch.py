@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import signal
-import ssl
 import subprocess
 import tempfile
 import time
@@ -31,10 +30,12 @@ from pathlib import Path
 from typing import IO, Final
 
 from firebuild_bootstrap.context.archive import Archive, is_archive
-from firebuild_bootstrap.context.entries import Entry, EntryKind, FetchLimits, Group, checked
+from firebuild_bootstrap.context.entries import Entry, FetchLimits, Group, checked
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
+from firebuild_pki.connections import client_context
 from firebuild_pki.display import one_line
 
 _CHUNK: Final = 1024 * 1024
@@ -201,22 +202,13 @@ def _opener() -> urllib.request.OpenerDirector:
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=_tls()),
+        urllib.request.HTTPSHandler(context=client_context()),
         urllib.request.HTTPDefaultErrorHandler(),
         _NoDowngrade(),
         urllib.request.HTTPErrorProcessor(),
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _tls() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Not what this Python takes for granted: since 3.13 it refuses authorities without key identifiers,
-    # which RFC 5280 wants and many private ones lack, and takes an intermediate as an anchor.
-    context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
-    return context
 
 
 def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool = False) -> Group:
@@ -239,7 +231,7 @@ def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool 
     entry = Entry(
         source=remote.url,
         path=remote.name or "download",
-        kind=EntryKind.FILE,
+        kind=tar.FILE,
         mode=0o600,
         mtime_ns=remote.mtime_ns,
         size=remote.size,

@@ -19,8 +19,8 @@ from firebuild_bootstrap.errors import InputError
 # As many links as Linux follows for one path (path_resolution(7)).
 _MAX_LINKS: Final = 40
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: a FIFO put in the place of a file must not block the build.
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
+# O_NONBLOCK: a FIFO put in the place of a file must not block the build.
 _CONTENT: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Parts = tuple[str, ...]

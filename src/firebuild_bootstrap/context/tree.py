@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from firebuild_bootstrap.context.entries import Entry, EntryKind, changed, checked, unreadable
+from firebuild_bootstrap.context.entries import SPECIAL, Entry, changed, checked, unreadable
 from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
 
 
@@ -297,7 +298,7 @@ class Tree:
         return Entry(
             source=name,
             path="",
-            kind=EntryKind.DIRECTORY,
+            kind=tar.DIRECTORY,
             mode=0o755,
             mtime_ns=node.status.st_mtime_ns,
             from_directory=True,
@@ -326,7 +327,7 @@ class Tree:
             return Entry(
                 source=node.path,
                 path=path,
-                kind=EntryKind.DIRECTORY if node.is_directory else EntryKind.SYMLINK,
+                kind=tar.DIRECTORY if node.is_directory else tar.SYMLINK,
                 mode=stat.S_IMODE(node.status.st_mode),
                 mtime_ns=node.status.st_mtime_ns,
                 from_directory=True,
@@ -342,7 +343,7 @@ class Tree:
         # Built once: a context has many files.
         file = ContextFile(self, node) if node.is_file else None
         in_context = isinstance(self.root, ContextRoot)
-        opened = None if kind.special else io.BytesIO if file is None else file.open
+        opened = None if kind in SPECIAL else io.BytesIO if file is None else file.open
         return Entry(
             source=source,
             path=path,
@@ -351,7 +352,7 @@ class Tree:
             mtime_ns=status.st_mtime_ns,
             from_directory=from_directory,
             owner=self._owner(node),
-            device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind.special else (0, 0),
+            device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind in SPECIAL else (0, 0),
             size=0 if file is None else status.st_size,
             open=opened,
             file=file if in_context else None,
@@ -395,12 +396,12 @@ class Tree:
             ) from error
 
 
-_KINDS: Final = {
-    stat.S_IFREG: EntryKind.FILE,
-    stat.S_IFIFO: EntryKind.FIFO,
-    stat.S_IFCHR: EntryKind.CHARACTER,
-    stat.S_IFBLK: EntryKind.BLOCK_DEVICE,
-    stat.S_IFSOCK: EntryKind.FILE,  # an empty one, as in BuildKit
+_KINDS: Final[Mapping[int, tar.Kind]] = {
+    stat.S_IFREG: tar.FILE,
+    stat.S_IFIFO: tar.FIFO,
+    stat.S_IFCHR: tar.CHARACTER,
+    stat.S_IFBLK: tar.BLOCK_DEVICE,
+    stat.S_IFSOCK: tar.FILE,  # an empty one, as in BuildKit
 }
 
 
@@ -452,9 +453,9 @@ class ContextFile(NamedTuple):
 
 def _linked(entry: Entry, status: os.stat_result, first_names: dict[tuple[int, int], str]) -> Entry:
     """Return a hard link in place of an entry that is another name of a file."""
-    if status.st_nlink < 2 or entry.kind is not EntryKind.FILE:
+    if status.st_nlink < 2 or entry.kind != tar.FILE:
         return entry
     first = first_names.setdefault((status.st_dev, status.st_ino), entry.path)
     if first == entry.path:
         return entry
-    return replace(entry, kind=EntryKind.HARDLINK, link_target=first, size=0, open=None, file=None)
+    return replace(entry, kind=tar.HARDLINK, link_target=first, size=0, open=None, file=None)

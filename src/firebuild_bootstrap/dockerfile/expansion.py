@@ -9,15 +9,16 @@ lines that double a variable again and again would otherwise fill any memory.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.matching import BadPattern, Pattern
 
 MAX_WORD: Final = 1024 * 1024
-_MAX_NESTED: Final = 50
+_MAX_NESTED: Final = 50  # the lexer recurses, and so could exhaust the stack of Python
 # As Go's unicode.IsSpace.
 _SPACES: Final = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _SPACE: Final = re.compile(f"[{_SPACES}]+")
@@ -325,3 +326,71 @@ class _Words:
             self._words.append(word)
         self._word = []
         return self._words
+
+
+class Expander:
+    """Expands variables in the words of one instruction, all with the same values.
+
+    Every method raises `InputError` if a substitution is malformed, `${name:?message}` finds nothing, or
+    the variables hold too much.
+
+    Args:
+        instruction: whose words they are; errors point at it.
+        values: the variables as they are before the instruction.
+        escape: the escape character of the Dockerfile.
+        budget: what the variables of the Dockerfile may still put in.
+        missing: called with the variables of a word or heredoc that have no value.
+    """
+
+    def __init__(
+        self,
+        instruction: Instruction,
+        values: Mapping[str, str],
+        escape: str,
+        budget: Budget,
+        missing: Callable[[Iterable[str]], None] = lambda _: None,
+    ) -> None:
+        self._instruction = instruction
+        self._values = values
+        self._escape = escape
+        self._budget = budget
+        self._missing = missing
+
+    def has_variables(self, text: str) -> bool:
+        """Tell whether `text` is more than plain characters, which is a mistake where nothing is expanded."""
+        try:
+            return Lexer(text, {}, self._escape, self._budget).word() != text
+        except ExpansionError:
+            return True
+
+    def word(self, text: str) -> str:
+        """Return `text` as one word: quotes removed, variables replaced."""
+        return self.looked_up(text)[0]
+
+    def looked_up(self, text: str) -> tuple[str, Lexer]:
+        """Return `text` as one word, and what knows the variables that were looked up for it."""
+        lexer = Lexer(text, self._values, self._escape, self._budget)
+        try:
+            word = lexer.word()
+        except ExpansionError as error:
+            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+        self._missing(lexer.missing)
+        return word, lexer
+
+    def words(self, text: str) -> list[str]:
+        """Return `text` as words: what an unquoted variable holds is split at white space."""
+        try:
+            return Lexer(text, self._values, self._escape, self._budget).words()
+        except ExpansionError as error:
+            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
+
+    def body(self, text: str) -> str:
+        """Return the body of a heredoc: variables replaced, quotes left alone."""
+        try:
+            # Always a backslash, whatever the escape directive says: heredocs follow the shell.
+            lexer = Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False)
+            body = lexer.word()
+        except ExpansionError as error:
+            raise self._instruction.error(f"in a heredoc: {error}") from error
+        self._missing(lexer.missing)
+        return body

@@ -15,11 +15,10 @@ from firebuild_bootstrap.dockerfile.stage import StageState, declare_args
 from firebuild_bootstrap.dockerfile.syntax import DockerfileSource, Instruction, parse, read_flags, short
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import Healthcheck
-from firebuild_bootstrap.wire import WireError, parse_duration
+from firebuild_bootstrap.wire import MAX_ID, WireError, parse_duration
 
 _NO_TRIGGERS: Final = ("FROM", "MAINTAINER", "ONBUILD")
 _PORT: Final = re.compile(r"\+?0*\d{1,5}", re.ASCII)
-_MAX_ID: Final = 2**32 - 2  # one more means "leave it" (chown(2))
 _REAL_TIME: Final = re.compile(r"RT(MIN(\+\d{1,2})?|MAX(-\d{1,2})?)", re.ASCII)
 
 
@@ -89,9 +88,9 @@ def require_ids(instruction: Instruction, what: str, text: str) -> None:
     """
     for part in text.split(":"):
         digits = part.lstrip("0")
-        if part.isascii() and part.isdecimal() and (len(digits) > 10 or int(digits or "0") > _MAX_ID):
+        if part.isascii() and part.isdecimal() and (len(digits) > 10 or int(digits or "0") > MAX_ID):
             raise instruction.error(
-                f"{what} {short(text)}: an id is {_MAX_ID} at most", hint="take a smaller one"
+                f"{what} {short(text)}: an id is {MAX_ID} at most", hint="take a smaller one"
             )
 
 

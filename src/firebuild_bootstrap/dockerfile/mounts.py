@@ -29,7 +29,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, parse_bool, short
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.sizes import parse_size
-from firebuild_bootstrap.wire import absolute
+from firebuild_bootstrap.wire import MAX_ID, absolute
 
 _TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")
 _ALIASES: Final = {
@@ -56,7 +56,6 @@ _ONLY: Final = {
     "from": ("bind", "cache", "tmpfs"),
 }
 _MAX_MODE: Final = 2**32 - 1
-_MAX_ID: Final = 2**32 - 2  # one more means "leave it" (chown(2))
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class _Options:
         text = self._given.get(key)
         if text is None:
             return default
-        digits, most = ("[0-7]{1,12}", _MAX_MODE) if base == 8 else ("[0-9]{1,12}", _MAX_ID)
+        digits, most = ("[0-7]{1,12}", _MAX_MODE) if base == 8 else ("[0-9]{1,12}", MAX_ID)
         if not re.fullmatch(digits, text) or (number := int(text, base)) > most:
             what = "an octal mode" if base == 8 else "a number"
             raise self._error(f"{key}: expected {what}, found {short(text)!r}")

@@ -14,6 +14,7 @@ from typing import Final
 
 from e2b_dockerfile_utils import DockerfileHeredoc, chomp_heredoc_content, parse_heredoc
 
+from firebuild_bootstrap.dockerfile.expansion import Expander
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
     Copy,
@@ -29,7 +30,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.dockerfile.metadata import command_line, one_word, require_ids
 from firebuild_bootstrap.dockerfile.mounts import MountScope, check_run, read_mounts
-from firebuild_bootstrap.dockerfile.stage import Expander, StageState
+from firebuild_bootstrap.dockerfile.stage import StageState
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, parse_bool, read_flags, short
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
-from firebuild_bootstrap.dockerfile.expansion import Budget, ExpansionError, Lexer
+from firebuild_bootstrap.dockerfile.expansion import Budget, Expander
 from firebuild_bootstrap.dockerfile.graph import Diagnostic, Step, TreeRef
 from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
@@ -114,74 +114,6 @@ def platform_args(platform: str, stage: str) -> dict[str, str]:
         args[f"{side}ARCH"] = architecture
         args[f"{side}VARIANT"] = variant
     return args
-
-
-class Expander:
-    """Expands variables in the words of one instruction, all with the same values.
-
-    Every method raises `InputError` if a substitution is malformed, `${name:?message}` finds nothing, or
-    the variables hold too much.
-
-    Args:
-        instruction: whose words they are; errors point at it.
-        values: the variables as they are before the instruction.
-        escape: the escape character of the Dockerfile.
-        budget: what the variables of the Dockerfile may still put in.
-        missing: called with the variables of a word or heredoc that have no value.
-    """
-
-    def __init__(
-        self,
-        instruction: Instruction,
-        values: Mapping[str, str],
-        escape: str,
-        budget: Budget,
-        missing: Callable[[Iterable[str]], None] = lambda _: None,
-    ) -> None:
-        self._instruction = instruction
-        self._values = values
-        self._escape = escape
-        self._budget = budget
-        self._missing = missing
-
-    def has_variables(self, text: str) -> bool:
-        """Tell whether `text` is more than plain characters, which is a mistake where nothing is expanded."""
-        try:
-            return Lexer(text, {}, self._escape, self._budget).word() != text
-        except ExpansionError:
-            return True
-
-    def word(self, text: str) -> str:
-        """Return `text` as one word: quotes removed, variables replaced."""
-        return self.looked_up(text)[0]
-
-    def looked_up(self, text: str) -> tuple[str, Lexer]:
-        """Return `text` as one word, and what knows the variables that were looked up for it."""
-        lexer = Lexer(text, self._values, self._escape, self._budget)
-        try:
-            word = lexer.word()
-        except ExpansionError as error:
-            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
-        self._missing(lexer.missing)
-        return word, lexer
-
-    def words(self, text: str) -> list[str]:
-        """Return `text` as words: what an unquoted variable holds is split at white space."""
-        try:
-            return Lexer(text, self._values, self._escape, self._budget).words()
-        except ExpansionError as error:
-            raise self._instruction.error(f"failed to process {short(text)!r}: {error}") from error
-
-    def body(self, text: str) -> str:
-        """Return the body of a heredoc: variables replaced, quotes left alone."""
-        try:
-            # Always a backslash, whatever the escape directive says: heredocs follow the shell.
-            lexer = Lexer(text, self._values, "\\", self._budget, limit=self._budget.left, quotes=False)
-            body = lexer.word()
-        except ExpansionError as error:
-            raise self._instruction.error(f"in a heredoc: {error}") from error
-        self._missing(lexer.missing)
-        return body
 
 
 class Variables:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from firebuild_bootstrap.dockerfile import metadata, operations
-from firebuild_bootstrap.dockerfile.expansion import Budget, Lexer
+from firebuild_bootstrap.dockerfile.expansion import Budget, Expander, Lexer
 from firebuild_bootstrap.dockerfile.graph import (
     ContextRef,
     Copy,
@@ -32,7 +32,6 @@ from firebuild_bootstrap.dockerfile.lint import Lint
 from firebuild_bootstrap.dockerfile.mounts import check_run
 from firebuild_bootstrap.dockerfile.stage import (
     PROXY_ARGS,
-    Expander,
     StageState,
     Variables,
     declare_args,

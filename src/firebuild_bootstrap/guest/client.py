@@ -122,7 +122,7 @@ class Client:
             contact = first_contact(self._block, self._context, self._stop, timeout)
         self.close()
         # The certificate is the server's own, which the guest has verified: gRPC's core takes an anchor that
-        # is no CA for itself alone, so each connection has to show that very one.
+        # is not a CA for itself alone, so each connection has to show that very one.
         credentials = grpc.ssl_channel_credentials(
             root_certificates=contact.certificate,
             private_key=self._block.key.encode(),
@@ -137,7 +137,7 @@ class Client:
         clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         hint = f" (the name, the CA or the validity does not fit; the guest's clock says {clock})"
         return (
-            f"no build to be had from the server {self._block.host_port} "
+            f"can't join the build of the server {self._block.host_port} "
             f"as {self._block.server_name}: {why}{hint if refused else ''}"
         )
 

@@ -42,6 +42,7 @@ class Comparing(Layers):
     """The layers of steps that work on one plain tree.
 
         base/                what the image starts from, where it is not there yet; nobody writes there
+        between/<step>/      as `Layers` has it
         upper/<step>/fs/     what a finished step has changed
         unfinished/fs/       made at the end of a step
 
@@ -91,6 +92,9 @@ class Comparing(Layers):
         Raises:
             OSError: the image can't be read, or a layer not be written.
         """
+        while self._between and self._between[0] < number:
+            lay_on(f"{self._directory}/between/{self._between.pop(0)}", self._target)
+            self._listing = None
         if linked:
             path = self._apart()
             yield path

@@ -129,7 +129,7 @@ def _hostname(text: str) -> str:
     labels = text.split(".")
     if text and (len(text) > 64 or not all(_LABEL.fullmatch(label) for label in labels)):
         # 64 bytes is what the kernel takes (gethostname(2)); the rest is RFC 1123, section 2.1.
-        raise InputError(f"LocalHostname of the metadata: {text!r:.80} is no host name")
+        raise InputError(f"LocalHostname of the metadata: {text!r:.80} is not a host name")
     return text
 
 
@@ -143,7 +143,7 @@ def _addresses(document: Mapping[str, Any]) -> Iterator[str]:
             yield str(ipaddress.ip_address(text))
         except ValueError as error:
             raise InputError(
-                f"IP of interface {mac!r} in the metadata: {text!r:.60} is no address"
+                f"IP of interface {mac!r} in the metadata: {text!r:.60} is not an address"
             ) from error
 
 
@@ -187,7 +187,7 @@ class Entrypoint:
         object; `User` and `Workdir`, strings or objects with `Value`.
 
         Raises:
-            InputError: it is no JSON object or a member has another form.
+            InputError: it is not a JSON object or a member has another form.
         """
         try:
             document = json.loads(text or "{}")
@@ -274,14 +274,14 @@ def exports(env: Mapping[str, str]) -> list[str]:
     """Return one `export` per variable, sorted by name.
 
     Raises:
-        InputError: a name is none, or a value contains NUL.
+        InputError: a name is malformed, or a value contains NUL.
     """
     lines = []
     for name, value in sorted(env.items()):
         if not _NAME.fullmatch(name):
-            raise InputError(f"Env of the metadata: {name!r} is no name of a variable")
+            raise InputError(f"Env of the metadata: {name!r} is not the name of a variable")
         if not isinstance(value, str) or "\0" in value:
-            raise InputError(f"Env of the metadata: {name} is no text without NUL")
+            raise InputError(f"Env of the metadata: {name} is not text without NUL")
         lines.append(f"export {name}={shlex.quote(value)}")
     return lines
 
@@ -296,7 +296,7 @@ def parse_keys(user: str, text: str) -> list[str]:
     """Return the keys in `text`, one a line; empty lines and comments are left out.
 
     Raises:
-        InputError: a line is no public key (`type base64 [comment]`); the message gives user and line.
+        InputError: a line is not a public key (`type base64 [comment]`); the message gives user and line.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -12,10 +12,9 @@ from firebuild_bootstrap.layers.root import Metadata, Root
 from firebuild_bootstrap.layers.tar import LayerError, Sink
 
 from .agents import Reply
-from .copy import Copier
+from .copy import Copier, Incoming
 from .enter import Launcher
 from .errors import GuestError, StepError
-from .incoming import Incoming
 from .overlay import Layers
 from .provide import Provider, cleaning, lay_on
 from .run import run

@@ -16,9 +16,8 @@ from typing import NoReturn
 
 from . import init_system as system
 from .errors import GuestError, GuestExit
-from .init_errors import InitError
 from .init_network import bring_up
-from .init_report import Report, say
+from .init_report import InitError, Report, say
 from .init_settings import InitSettings, parse_command_line
 from .metadata import MetadataClient
 

@@ -8,7 +8,7 @@ import struct
 import time
 from typing import NamedTuple
 
-from .init_errors import InitError
+from .init_report import InitError
 from .init_settings import NetworkSettings, class_netmask
 
 _CLIENT_PORT, _SERVER_PORT = 68, 67

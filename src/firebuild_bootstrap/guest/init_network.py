@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from .init_dhcp import request_lease
-from .init_errors import InitError
+from .init_report import InitError
 from .init_settings import NetworkSettings, same_network
 from .init_system import missing_modules_hint, wait_for
 

@@ -1,4 +1,4 @@
-"""The last line on the serial console: how the machine ended, for the host to read (docs/initramfs.md)."""
+"""How a machine ended: its failures, and the report on the serial console (docs/initramfs.md)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ PREFIX = "firebuild-initramfs: "
 VERSION = 1
 _MAX_MESSAGE = 1000
 _CONSOLE = "/dev/console"
+
+
+class InitError(Exception):
+    """A stage of the init failed.
+
+    Args:
+        status: which one; the word of the report (docs/initramfs.md).
+        message: what was expected and what was found.
+    """
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
 
 
 class Report(NamedTuple):

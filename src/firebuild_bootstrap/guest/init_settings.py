@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .init_errors import InitError
+from .init_report import InitError
 from .metadata import DEFAULT_ADDRESS
 
 _PREFIX = "firebuild."
@@ -146,4 +146,4 @@ def _check_address(value: str, address: str) -> None:
     try:
         socket.inet_pton(socket.AF_INET, address)
     except OSError:
-        raise InitError("settings", f"ip={value}: {address!r} is no IPv4 address") from None
+        raise InitError("settings", f"ip={value}: {address!r} is not an IPv4 address") from None

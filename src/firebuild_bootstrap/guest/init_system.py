@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from . import kernel
-from .init_errors import InitError
-from .init_report import say
+from .init_report import InitError, say
 
 ROOT = "/image"
 SCRATCH = "/scratch"

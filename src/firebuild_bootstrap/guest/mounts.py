@@ -136,7 +136,7 @@ def _mount_dev(root: Root) -> None:
     for name, descriptor in devices.items():
         _write(root, f"/dev/{name}", b"", 0o666)
         # The node is the machine's own, with its owner and mode: the root of a RUN must not change them.
-        # A read-only mount forbids that and, as devices are no files, no write to them.
+        # A read-only mount forbids that and, as devices are not files, no write to them.
         _bind_read_only(root, f"/proc/self/fd/{descriptor}", f"/dev/{name}")
         os.close(descriptor)
     for name, text in _DEVICE_LINKS.items():
@@ -274,7 +274,7 @@ def make_place(
         created: is extended by what is made; links that lead nowhere are followed only with it.
 
     Raises:
-        OSError: something can't be made, or a parent is no directory.
+        OSError: something can't be made, or a parent is not a directory.
         BadMount: it is in /proc.
     """
     names = path.strip("/").split("/")

@@ -141,7 +141,7 @@ class _Loan(NamedTuple):
 
 
 def _restore(place: Place, own: Known) -> None:
-    """Make a file or symbolic link as it was: what tells no change from it is no part of a layer."""
+    """Make a file or symbolic link as it was: what tells no change from it is not part of a layer."""
     name, directory = place.name, place.directory
     if stat.S_ISLNK(own.mode):
         os.symlink(os.fsdecode(own.content), name, dir_fd=directory)

@@ -21,9 +21,8 @@ from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 
 from .agents import AgentSockets, Ask
 from .caches import Caches
-from .copy import Copier
+from .copy import Copier, Incoming
 from .errors import ProtocolError, StepError
-from .incoming import Incoming
 from .kernel import wipe
 from .mounts import BadMount, MountPoint, make_place
 from .stop import Stop
@@ -194,7 +193,7 @@ class _Work:
         if mount.resource:
             self._receive(mount.resource, path)
             if not os.path.isdir(path) or os.path.islink(path):
-                raise StepError(f"cache mount {mount.target}: what it begins with is no directory")
+                raise StepError(f"cache mount {mount.target}: what it begins with is not a directory")
             return
         os.mkdir(path, 0o700)
         os.chown(path, mount.uid, mount.gid)

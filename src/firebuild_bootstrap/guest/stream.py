@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.layers.tar import Sink
 
     from .agents import Reply
-    from .incoming import Incoming
+    from .copy import Incoming
 
 Stream = Literal["stdout", "stderr"]
 BATCH_BYTES = 64 * 1024
@@ -200,7 +200,7 @@ class Session:
 
     def files(self, resource: str) -> Iterator[Incoming]:
         """Yield the files of the COPY that was yielded last, or those of a mount, by the resource's name."""
-        from .incoming import packed
+        from .copy import packed
 
         if resource:
             self._put(pb.FromGuest(want=pb.Want(resource=resource)))

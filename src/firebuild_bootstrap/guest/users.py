@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.wire import MAX_ID
 
 from .errors import StepError
 
 _MAX_FILE = 16 * 1024 * 1024
-MAX_ID = 2**32 - 2  # -1 means "leave it" in chown(2)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _is_number(text: str) -> bool:
 
 
 def _id(text: str) -> int | None:
-    """Read an id; None for what is none. Python refuses to read numbers of thousands of digits."""
+    """Read an id; None for anything else. Python refuses to read numbers of thousands of digits."""
     digits = text.lstrip("0") or "0"
     if not _is_number(text) or len(digits) > 10 or int(digits) > MAX_ID:
         return None

@@ -61,7 +61,7 @@ def check_root_archive(archive: Path, source: Path) -> None:
     except DamagedArchive as error:
         if not names:
             _refuse_others(archive, source)
-        raise _damaged(source, f"it is no tar archive, or broken: {error}") from error
+        raise _damaged(source, f"it is not a tar archive, or broken: {error}") from error
     refuse_container_image(source, names)
     if not names:
         _refuse_others(archive, source)  # some begin with zeros, like an empty archive

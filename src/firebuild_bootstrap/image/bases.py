@@ -6,9 +6,10 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,11 +24,24 @@ from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 
 _ARCHIVE: Final = "rootfs.tar"
+Pull = Callable[[Reference], StoredImage | None]
+"""Fetches an image from its registry into the store of images, holds it there, and returns it.
+
+None where no registry has it. What else goes wrong is raised.
+"""
 HOST_CONFIG: Final = ImageConfig(cmd=("/bin/sh",))
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+class PullPolicy(StrEnum):
+    """When a registry is asked. What was imported, built or loaded here is never pulled."""
+
+    MISSING = "missing"
+    ALWAYS = "always"
+    NEVER = "never"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +54,7 @@ class Base:
         digest: `sha256:…` of the archive; of an image of several layers, of their names in the store.
         size: bytes of all layers.
         imported: RFC 3339, in UTC.
+        history: how it was made, as in an OCI image configuration, as far as that is known.
     """
 
     name: str
@@ -48,13 +63,14 @@ class Base:
     size: int
     imported: str
     config: ImageConfig
+    history: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def archive(self) -> Path:
         """The uncompressed tar archive of an imported base."""
         (layer,) = self.layers
         if not isinstance(layer, ArchiveLayer):
-            raise TypeError(f"{self.name} is no imported base")
+            raise TypeError(f"{self.name} is not an imported base")
         return layer.path
 
 
@@ -65,6 +81,9 @@ class BaseStore:
         trees: asked for what packs directories with their owners, when there is one to pack.
         images: finished images, which FROM may name too.
         identify: returns the id of an image, `sha256:…`, for FROM with a digest.
+        pull: fetches what is not there; None where no registry can be asked.
+        policy: when it does.
+        unpack: makes sure that the layers of an image which came from outside are unpacked, and holds them.
         clock: tells the time of an import.
         tasks: told of all that may take a while.
     """
@@ -76,6 +95,9 @@ class BaseStore:
         *,
         images: ImageStore | None = None,
         identify: Callable[[StoredImage], str] = lambda _: "",
+        pull: Pull | None = None,
+        policy: PullPolicy = PullPolicy.MISSING,
+        unpack: Callable[[StoredImage], None] = lambda _: None,
         clock: Callable[[], datetime] = _now,
         tasks: Tasks | None = None,
     ) -> None:
@@ -83,6 +105,9 @@ class BaseStore:
         self._trees = trees
         self._images = images
         self._identify = identify
+        self._pull = pull if policy is not PullPolicy.NEVER else None
+        self._policy = policy
+        self._unpack = unpack
         self._clock = clock
         self._tasks = tasks or Tasks()
 
@@ -174,7 +199,7 @@ class BaseStore:
         self._contents.sweep()
 
     def resolve(self, reference: str) -> Base:
-        """Return what FROM names: a base, or else a finished image. Held until `close`.
+        """Return what FROM names: a base, a finished image, or else one of a registry. Held until `close`.
 
         The layers of an image that are in the store of layers are not held: whoever uses them does that.
 
@@ -225,9 +250,7 @@ class BaseStore:
         return next(filter(self._contents.has, keys), keys[0])
 
     def _image(self, wanted: Reference) -> Base:
-        image = self._images.find(wanted, hold=True) if self._images is not None else None
-        if image is None:
-            raise self._unknown(wanted)
+        image = self._found(wanted)
         record = image.record
         if record.layers is None:
             old = self._old_layer(image)
@@ -235,8 +258,9 @@ class BaseStore:
             _check_digest(wanted, f"the image {image.tag}", old.digest)
         else:
             layers = image.layers(store_name(self._trees()))
-            if wanted.digest:
+            if wanted.digest and not _has_digest(image, wanted):
                 _check_digest(wanted, f"the image {image.tag}", self._identify(image))
+            self._unpack(image)
         match layers:
             case (ArchiveLayer(_, digest),):
                 pass
@@ -250,7 +274,32 @@ class BaseStore:
             size=record.size,
             imported=record.created,
             config=record.config,
+            history=record.history,
         )
+
+    def _found(self, wanted: Reference) -> StoredImage:
+        """Return an image of the store, pulled before if the policy says so."""
+        images = self._images
+        image = images.find(wanted, hold=True) if images is not None else None
+        if images is not None and wanted.digest and (image is None or not _has_digest(image, wanted)):
+            image = images.find_digest(wanted, hold=True) or image
+        stale = image is not None and image.record.source is not None and image.record.source.pulled
+        if image is None:
+            pulls = True
+        elif wanted.digest:
+            pulls = stale and not _has_digest(image, wanted)
+        else:
+            pulls = stale and self._policy is PullPolicy.ALWAYS
+        if pulls and self._pull is not None:
+            try:
+                image = self._pull(wanted) or image
+            except InputError as error:
+                if image is None:
+                    raise self._unknown(wanted, error) from error
+                raise
+        if image is None:
+            raise self._unknown(wanted)
+        return image
 
     def _old_layer(self, image: StoredImage) -> ArchiveLayer:
         """Return the tar output of an image that an earlier version has built."""
@@ -262,7 +311,8 @@ class BaseStore:
             hint="build it again",
         )
 
-    def _unknown(self, wanted: Reference) -> InputError:
+    def _unknown(self, wanted: Reference, refused: InputError | None = None) -> InputError:
+        """Return the error for a base that is not there; `refused` says why it could not be pulled."""
         names = [base.name for base in self.list()]
         if self._images is not None:
             names += (str(name) for name in self._images.names() if not name.is_untagged)
@@ -271,7 +321,17 @@ class BaseStore:
         guess = f"did you mean {near[0]}? " if near else ""
         known = f"known are {', '.join(names)}" if names else "there are none yet"
         command = f"`firebuild base import {plain.removesuffix(':latest')} DIRECTORY-OR-TAR`"
-        return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+        if refused is None:
+            return InputError(f"unknown base {plain}", hint=f"{guess}{known}; import one with {command}")
+        remedy = f"{refused.hint}; " if refused.hint else ""
+        return InputError(
+            f"{plain} is not in the store, and can't be pulled: {refused.message}",
+            hint=f"{remedy}{guess}{command} makes a base of files",
+        )
+
+
+def _has_digest(image: StoredImage, wanted: Reference) -> bool:
+    return image.record.source is not None and wanted.digest in image.record.source.names
 
 
 def _check_digest(wanted: Reference, what: str, digest: str) -> None:

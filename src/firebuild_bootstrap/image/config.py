@@ -34,7 +34,8 @@ class ImageConfig:
     """How a program in the image is meant to run; inherited by images built on it.
 
     `shell` is the SHELL in force at the end, None for the default `/bin/sh -c`. `onbuild` holds the
-    instructions (as written) that a child image executes right after its FROM.
+    instructions (as written) that a child image executes right after its FROM. `others` are members that
+    mean nothing to us (`StopTimeout`, `ArgsEscaped`, …); images built on it have them, too.
     """
 
     env: Mapping[str, str] = field(default_factory=dict)
@@ -50,11 +51,13 @@ class ImageConfig:
     healthcheck: Healthcheck | None = None
     author: str = ""
     onbuild: tuple[str, ...] = ()
+    others: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the `config` object with OCI's key names; empty members are left out."""
         health = self.healthcheck
         members: dict[str, Any] = {
+            **self.others,
             "User": self.user,
             "ExposedPorts": {port: {} for port in self.exposed_ports},
             "Env": [f"{name}={value}" for name, value in self.env.items()],
@@ -97,7 +100,29 @@ class ImageConfig:
             healthcheck=_health_from_json(inner.mapping("Healthcheck")),
             author=inner.text("author") or outer.text("author") or outer.text("Author"),
             onbuild=inner.strings("OnBuild") or (),
+            others=inner.others(),
         )
+
+
+_KNOWN: Final = frozenset(
+    (
+        *(
+            "User",
+            "ExposedPorts",
+            "Env",
+            "Entrypoint",
+            "Cmd",
+            "Volumes",
+            "WorkingDir",
+            "Labels",
+            "StopSignal",
+        ),
+        *("Healthcheck", "Shell", "OnBuild"),
+        # What stands around `config` in the configuration of an image.
+        *("author", "Author", "architecture", "os", "variant", "os.version", "os.features", "created"),
+        *("config", "Config", "rootfs", "history"),
+    )
+)
 
 
 def _env(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -170,6 +195,9 @@ class _Members:
         if value is not None and not (isinstance(value, dict) and all(map(_is_text, value))):
             raise self._wrong(name, "an object", value)
         return value or {}
+
+    def others(self) -> dict[str, Any]:
+        return {name: value for name, value in self._members.items() if name not in _KNOWN and value}
 
     def labels(self) -> dict[str, str]:
         labels = dict(self.mapping("Labels"))

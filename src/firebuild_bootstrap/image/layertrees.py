@@ -23,13 +23,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
+from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
 
@@ -59,6 +60,19 @@ class ArchiveLayer:
 
 
 @dataclass(frozen=True)
+class OutsideLayer:
+    """What a layer that came from outside was there: the blob that it is unpacked from.
+
+    Args:
+        diff_id: `sha256:…` of the archive without compression.
+        blob: the archive as it came.
+    """
+
+    diff_id: str
+    blob: Descriptor
+
+
+@dataclass(frozen=True)
 class StoredLayer:
     """A layer that is kept unpacked (`LayerTrees`), by its key there.
 
@@ -66,10 +80,12 @@ class StoredLayer:
         key: that key.
         step: number of the step that would make it, so that it lies on what the earlier ones make; 0 where it
             is there from the beginning.
+        outside: its blob, where it came from outside.
     """
 
     key: str
     step: int = 0
+    outside: OutsideLayer | None = field(default=None, compare=False)
 
 
 Layer = ArchiveLayer | StoredLayer
@@ -164,12 +180,36 @@ class LayerTrees:
         Raises:
             MachineError: it can't be unpacked, or the store not be written.
         """
-        tree = self.hold(key)
-        if tree is None:
-            with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
-                tree = self.hold(key) or self._unpack(archive, key, below)
-        info = self._info(tree.parent.parent) or {}
-        return tree, UnpackReport(**info.get("report", {}))
+        return self._unpacked(key, lambda _: archive, below, whiteouts=False)
+
+    def unpacked_from(
+        self, write: Callable[[Path], None], key: str, below: Sequence[Path] = ()
+    ) -> tuple[Path, UnpackReport]:
+        """Return the tree of a layer that comes from outside, as `unpacked` does.
+
+        Args:
+            write: writes its archive without compression to the path that it gets; asked when the layer is
+                not there yet. What it raises leaves nothing behind.
+            key: as for `unpacked`.
+            below: as for `unpacked`.
+
+        Raises:
+            DamagedArchiveError: the archive is damaged or leads out of the tree.
+            MachineError: it can't be unpacked, or the store not be written.
+        """
+
+        def written(staging: Path) -> Path:
+            archive = staging / "archive"
+            write(archive)
+            return archive
+
+        return self._unpacked(key, written, below, whiteouts=True)
+
+    def empty(self) -> Path:
+        """Return an empty directory: the kernel wants two for an overlay, also of a single layer."""
+        empty = self.root / "empty"
+        empty.mkdir(mode=0o755, parents=True, exist_ok=True)
+        return empty
 
     def stack(self, layers: Sequence[Layer]) -> tuple[tuple[Path, ...], tuple[UnpackReport, ...]]:
         """Return trees whose merged view `layers` are, the lowest first, held until `close`; few of them.
@@ -190,7 +230,7 @@ class LayerTrees:
             match layer:
                 case ArchiveLayer(path, digest):
                     keys.append(chain_key(keys[-1] if keys else "", digest))
-                    below = (self.empty(), *self._folded(keys[:-1], trees)) if trees else ()
+                    below = self.below(keys[-1], keys[:-1], trees)
                     tree, report = self.unpacked(path, keys[-1], below)
                     reports.append(report)
                 case StoredLayer(key):
@@ -198,6 +238,21 @@ class LayerTrees:
                     tree = self.required(key)
             trees.append(tree)
         return self._folded(keys, trees), tuple(reports)
+
+    def below(self, key: str, keys: Sequence[str], trees: Sequence[Path]) -> tuple[Path, ...]:
+        """Return what `unpacked` takes as `below`.
+
+        Args:
+            key: of the layer that is to be unpacked, if it is not.
+            keys: of those below it, the lowest first.
+            trees: theirs.
+
+        Raises:
+            MachineError: they can't be merged into fewer.
+        """
+        if not trees or self.hold(key) is not None:
+            return ()
+        return (self.empty(), *self._folded(keys, trees))
 
     def merged(self, layers: Sequence[Layer]) -> Tree:
         """Return what a reader of trees takes for the merged view of `layers`, held until `close`.
@@ -209,12 +264,6 @@ class LayerTrees:
             MachineError: as `stack`.
         """
         return tree_of(self.stack(layers)[0] or (self.empty(),))
-
-    def empty(self) -> Path:
-        """Return an empty directory."""
-        empty = self.root / "empty"
-        empty.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return empty
 
     def _folded(self, keys: Sequence[str], trees: Sequence[Path]) -> tuple[Path, ...]:
         """Return `trees`, or fewer with the same merged view, so that steps can still be mounted on them."""
@@ -253,22 +302,37 @@ class LayerTrees:
         Raises:
             MachineError: there is no such layer, or it can't be read.
         """
-        trees = {key: self.required(key) for key in keys}
-        name = f"digest-{'real' if newest is None else newest}"
-        found: dict[str, str] = {}
-        for key, tree in trees.items():
-            with suppress(OSError, UnicodeDecodeError):
-                if _DIGEST.fullmatch(known := (tree.parent.parent / name).read_text("ascii")):
-                    found[key] = known
-        missing = [key for key in trees if key not in found]
-        for key, digest in zip(missing, self._digests([trees[key] for key in missing], newest), strict=True):
+        found = {key: self.known_digest(key, newest) for key in keys}
+        missing = [key for key, digest in found.items() if not digest]
+        read = [self.required(key) for key in missing]
+        made = self._trees.layer_digests(read, newest=newest) if read else []
+        for key, digest in zip(missing, made, strict=True):
             found[key] = digest
-            with suppress(OSError):  # a store that is read-only: then it is found out again
-                write_whole(trees[key].parent.parent / name, digest.encode())
+            self.note_digest(key, digest, newest)
         return [found[key] for key in keys]
 
-    def _digests(self, trees: Sequence[Path], newest: int | None) -> list[str]:
-        return self._trees.layer_digests(trees, newest=newest) if trees else []
+    def known_digest(self, key: str, newest: int | None = None) -> str:
+        """Return what `digest` does if it was found out before, or an empty text.
+
+        Raises:
+            MachineError: as `digest`.
+        """
+        with suppress(OSError, UnicodeDecodeError):
+            if _DIGEST.fullmatch(found := self._digest_file(key, newest).read_text("ascii")):
+                return found
+        return ""
+
+    def note_digest(self, key: str, digest: str, newest: int | None = None) -> None:
+        """Keep the digest of a layer beside it.
+
+        Raises:
+            MachineError: as `digest`.
+        """
+        with suppress(OSError):  # a store that is read-only: then it is found out again
+            write_whole(self._digest_file(key, newest), digest.encode())
+
+    def _digest_file(self, key: str, newest: int | None) -> Path:
+        return self.required(key).parent.parent / f"digest-{'real' if newest is None else newest}"
 
     def adopt(self, key: str, directory: Path, ready: Callable[[], None] = lambda: None) -> Path:
         """Move a finished layer of a machine into the store, and hold it until `close`.
@@ -388,15 +452,30 @@ class LayerTrees:
             write_whole(known, json.dumps({"question": question, "problem": problem}).encode())
         return problem
 
-    def _unpack(self, archive: Path, key: str, below: Sequence[Path]) -> Path:
+    def _unpacked(
+        self, key: str, archive: Callable[[Path], Path], below: Sequence[Path], *, whiteouts: bool
+    ) -> tuple[Path, UnpackReport]:
+        tree = self.hold(key)
+        if tree is None:
+            with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
+                tree = self.hold(key) or self._unpack(archive, key, below, whiteouts=whiteouts)
+        info = self._info(tree.parent.parent) or {}
+        return tree, UnpackReport(**info.get("report", {}))
+
+    def _unpack(
+        self, archive: Callable[[Path], Path], key: str, below: Sequence[Path], *, whiteouts: bool
+    ) -> Path:
         with self._contents.stage() as staging:
+            path = archive(staging.path)
             layer = staging.path / "layer"
             layer.mkdir()
             if below:
-                report = self._trees.unpack_layer(archive, below, layer)
+                report = self._trees.unpack_layer(path, below, layer)
             else:
                 (layer / TREE).mkdir()
-                report = self._trees.unpack(archive, layer / TREE)
+                report = self._trees.unpack(path, layer / TREE, whiteouts=whiteouts)
+            if path.parent == staging.path:
+                path.unlink()
             self._publish(staging, key, report._asdict())
         return self.required(key)
 

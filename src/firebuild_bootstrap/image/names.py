@@ -64,6 +64,16 @@ class Reference:
         return f"{self.name or self.familiar}:{self.tag}" + (f"@{self.digest}" if self.digest else "")
 
     @property
+    def registry(self) -> str:
+        """The registry that has it, HOST[:PORT]; `docker.io` for names without one."""
+        return _split(self.familiar)[0]
+
+    @property
+    def repository(self) -> str:
+        """Its name at the registry: `library/debian`."""
+        return _split(self.familiar)[1]
+
+    @property
     def is_untagged(self) -> bool:
         """Whether it was made up for an image without a name."""
         return self.familiar.startswith(f"{UNTAGGED}/")
@@ -111,6 +121,11 @@ class Reference:
         return reference
 
     @property
+    def full(self) -> str:
+        """The name with its registry, and the tag: `docker.io/library/debian:12`."""
+        return f"{'/'.join(_split(self.familiar))}:{self.tag}"
+
+    @property
     def spellings(self) -> tuple[str, ...]:
         """All spellings of the name, the shortest first."""
         domain, path = _split(self.familiar)
@@ -151,7 +166,9 @@ def _refuse(what: str, text: str, why: str = "") -> NoReturn:
 
 
 # Environment variables that start like a setting and are none.
-RESERVED_ENVIRONMENT: Final = frozenset({"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG"})
+RESERVED_ENVIRONMENT: Final = frozenset(
+    {"FIREBUILD_HOME", "FIREBUILD_CONFIG", "FIREBUILD_DEBUG", "FIREBUILD_PULL"}
+)
 
 
 def default_home(environ: Mapping[str, str]) -> Path:

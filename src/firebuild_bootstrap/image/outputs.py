@@ -1,4 +1,4 @@
-"""Forms of a root file system: ext4 image, tar archive or directory; what is asked for, and its delivery."""
+"""Forms of an image (ext4, tar, directory, OCI or docker archive): what is asked for, and its delivery."""
 
 from __future__ import annotations
 
@@ -18,17 +18,24 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
 
-_FORM: Final = "ext4, tar or dir, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+_FORM: Final = "ext4, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class OutputType(StrEnum):
-    """The form of a root file system."""
+    """The form of an image."""
 
     EXT4 = "ext4"
     TAR = "tar"
     DIR = "dir"
+    OCI = "oci"
+    DOCKER = "docker"
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether it holds the image with its layers, and not its root file system; it is not kept then."""
+        return self in (OutputType.OCI, OutputType.DOCKER)
 
     @property
     def file_name(self) -> str:
@@ -110,7 +117,7 @@ def check_destinations(specs: Sequence[OutputSpec]) -> None:
     """Refuse, before anything is built, a destination that could not be written at the end.
 
     Raises:
-        InputError: its parent is no directory, a directory is in the way of a file, or a directory to be
+        InputError: its parent is not a directory, a directory is in the way of a file, or a directory to be
             filled is not empty.
     """
     for spec in specs:
@@ -225,7 +232,7 @@ def _check_destination(kind: OutputType, dest: Path) -> None:
 
 def _require_room(kind: OutputType, dest: Path) -> None:
     if not dest.parent.is_dir():
-        raise InputError(f"--output dest={dest}: {dest.parent} is no directory", hint="make it first")
+        raise InputError(f"--output dest={dest}: {dest.parent} is not a directory", hint="make it first")
     if kind is not OutputType.DIR:
         if dest.is_dir():
             raise InputError(f"--output dest={dest}: it is a directory", hint="name the file to write")

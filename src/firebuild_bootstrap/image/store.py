@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +14,9 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
-from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.oci import Descriptor, is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.trees import Trees
 
@@ -28,12 +29,14 @@ class ImageLayer:
         size: bytes that it takes.
         key: in the store of layers; empty for an archive.
         archive: file name of the archive, `digest` is `sha256:…` of it.
+        outside: what a layer that came from outside was, and is again when the image goes out.
     """
 
     size: int
     key: str = ""
     archive: str = ""
     digest: str = ""
+    outside: OutsideLayer | None = None
 
     @property
     def identity(self) -> str:
@@ -42,18 +45,68 @@ class ImageLayer:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as in `image.json`."""
-        kept = {"key": self.key} if self.key else {"archive": self.archive, "digest": self.digest}
+        kept: dict[str, Any] = {"archive": self.archive, "digest": self.digest}
+        if self.key:
+            kept = {"key": self.key}
+        if self.outside is not None:
+            kept |= {"diff_id": self.outside.diff_id, "blob": self.outside.blob.as_json()}
         return {**kept, "size": self.size}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ImageLayer:
-        """Read it; KeyError or ValueError when it is none."""
+        """Read it; KeyError or ValueError when it is malformed."""
         if "key" in document:
-            return cls(size=int(document["size"]), key=str(document["key"]))
+            outside = None
+            if "blob" in document:
+                outside = OutsideLayer(str(document["diff_id"]), Descriptor.from_json(document["blob"]))
+            return cls(size=int(document["size"]), key=str(document["key"]), outside=outside)
         archive = str(document["archive"])
         if "/" in archive:
-            raise ValueError(f"{archive!r} is no name of an archive")
+            raise ValueError(f"{archive!r} is not the name of an archive")
         return cls(size=int(document["size"]), archive=archive, digest=str(document["digest"]))
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """What an image that came from outside is there: its own manifest and configuration, which are blobs.
+
+    Args:
+        digests: more digests that name it, such as that of the index which it was chosen from.
+        origin: where it is from, for display.
+        pulled: it is from a registry, which may have a newer one by now.
+    """
+
+    manifest: Descriptor
+    config: Descriptor
+    digests: tuple[str, ...] = ()
+    origin: str = ""
+    pulled: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All digests by which FROM may name it."""
+        return frozenset((self.manifest.digest, self.config.digest, *self.digests))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as in `image.json`."""
+        return {
+            "manifest": self.manifest.as_json(),
+            "config": self.config.as_json(),
+            "digests": list(self.digests),
+            "origin": self.origin,
+            "pulled": self.pulled,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> ImageSource:
+        """Read it; KeyError, TypeError or ValueError when it is none."""
+        return cls(
+            manifest=Descriptor.from_json(document["manifest"]),
+            config=Descriptor.from_json(document["config"]),
+            digests=tuple(map(str, document["digests"])),
+            origin=str(document["origin"]),
+            pulled=bool(document["pulled"]),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +124,8 @@ class ImageRecord:
         layer_store: in which `LayerTrees` those with a key are, see `store_name`.
         platform: `OS/ARCHITECTURE[/VARIANT]`.
         epoch: SOURCE_DATE_EPOCH of the build, in seconds; None for the real times.
+        source: of an image that came from outside; None for one that was built here.
+        history: how it was made, as in an OCI image configuration.
     """
 
     tag: str
@@ -88,6 +143,8 @@ class ImageRecord:
     layer_store: str = ""
     platform: str = ""
     epoch: int | None = None
+    source: ImageSource | None = None
+    history: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def size(self) -> int:
@@ -117,11 +174,13 @@ class ImageRecord:
             "layers": [layer.as_json() for layer in self.layers],
             **({"layer_store": self.layer_store} if self.layer_store else {}),
             **({"source_date_epoch": self.epoch} if self.epoch is not None else {}),
+            **({"source": self.source.as_json()} if self.source is not None else {}),
+            **({"history": [dict(each) for each in self.history]} if self.history else {}),
         }
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ImageRecord:
-        """Read the document; KeyError, TypeError or ValueError when it is none."""
+        """Read the document; KeyError, TypeError or ValueError when it is malformed."""
         return cls(
             tag=document["tag"],
             build_id=document["build_id"],
@@ -141,6 +200,8 @@ class ImageRecord:
             layer_store=str(document.get("layer_store", "")),
             platform=str(document.get("platform", "")),
             epoch=int(document["source_date_epoch"]) if "source_date_epoch" in document else None,
+            source=ImageSource.from_json(document["source"]) if "source" in document else None,
+            history=tuple(dict(each) for each in document.get("history", ())),
         )
 
 
@@ -179,7 +240,9 @@ class StoredImage:
                 f"the image {self.tag} is of an earlier version, which kept outputs and no layers",
                 hint="build it again",
             )
-        if record.layer_store not in ("", store):
+        # Those from outside are unpacked again where they are wanted with other owners.
+        own = any(layer.key and layer.outside is None for layer in record.layers)
+        if own and record.layer_store not in ("", store):
             raise InputError(
                 f"the layers of the image {self.tag} belong to the id mapping {record.layer_store}, "
                 f"and the one in use is {store}",
@@ -192,11 +255,20 @@ class StoredImage:
                     hint=f"build {self.tag} again",
                 )
         return tuple(
-            StoredLayer(layer.key)
+            StoredLayer(layer.key, outside=layer.outside)
             if layer.key
             else ArchiveLayer(self.directory / layer.archive, layer.digest)
             for layer in record.layers
         )
+
+    def history(self) -> list[tuple[Mapping[str, Any], int | None]]:
+        """Return how it was made, the oldest first, each with the bytes of its layer, if it made one."""
+        layers = iter(self.record.layers or ())
+        steps = list[tuple[Mapping[str, Any], int | None]]()
+        for step in self.record.history:
+            layer = next(layers, None) if is_layer_of(step) else None
+            steps.append((step, None if layer is None else layer.size))
+        return steps + [({}, layer.size) for layer in layers]
 
     def refreshed(self) -> StoredImage:
         """Return it with the forms that there are by now."""
@@ -207,18 +279,24 @@ class StoredImage:
 def image_id(image: StoredImage, layers: LayerTrees) -> str:
     """Return the id of an image, `sha256:…`: the digest of its OCI image configuration, without a time.
 
-    It depends on configuration, platform and files alone. The digest of a layer is that of its canonical
-    archive (its diff id), with no time after SOURCE_DATE_EPOCH; of a base that of the imported archive. To
-    find it out the layer is read, once.
+    One that came from outside has that of its own configuration. Else it depends on configuration, platform
+    and files alone. The digest of a layer is that of its canonical archive (its diff id), with no time after
+    SOURCE_DATE_EPOCH; of a base that of the imported archive; of one from outside its own. To find it out the
+    layer is read, once.
 
     Raises:
         InputError, MachineError: as `StoredImage.layers`; a layer is not there.
     """
     record = image.record
+    if record.source is not None:
+        return record.source.config.digest
     made = image.layers(layers.root.name)
-    layers.digests([layer.key for layer in made if isinstance(layer, StoredLayer)], record.epoch)
+    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
+    layers.digests(own, record.epoch)  # all of them at once
     diff_ids = [
-        layer.digest if isinstance(layer, ArchiveLayer) else layers.digest(layer.key, record.epoch)
+        layer.digest
+        if isinstance(layer, ArchiveLayer)
+        else (layer.outside.diff_id if layer.outside else layers.digest(layer.key, record.epoch))
         for layer in made
     ]
     system, _, architecture = record.platform.partition("/")
@@ -262,7 +340,7 @@ class ImageStore:
         """Put the staged outputs under the record's tag, replacing an older image in one step.
 
         Raises:
-            InputError: a tag is none, or nobody may write in the store.
+            InputError: a tag is malformed, or nobody may write in the store.
             MachineError: the store can't be written; an older image is untouched.
         """
         tag, *others = (Reference.parse_tag(text) for text in (record.tag, *record.also_tagged))
@@ -281,17 +359,31 @@ class ImageStore:
 
         Whoever holds an image that has lost its name needs them too, until nobody does and it is swept.
         """
+        return frozenset(
+            layer.key
+            for record in self._records()
+            for layer in record.layers or ()
+            if layer.key and (record.layer_store == store or layer.outside is not None)
+        )
+
+    def blob_digests(self) -> frozenset[str]:
+        """Return the digests of all blobs that an image needs, held or named as for `layer_keys`."""
         found: set[str] = set()
+        for record in self._records():
+            if record.source is not None:
+                found |= {record.source.manifest.digest, record.source.config.digest}
+            outside = (layer.outside for layer in record.layers or ())
+            found.update(each.blob.digest for each in outside if each is not None)
+        return frozenset(found)
+
+    def _records(self) -> Iterator[ImageRecord]:
         for directory in self._contents.contents():
             try:
-                record = ImageRecord.from_json(json.loads((directory / "image.json").read_text("utf-8")))
+                yield ImageRecord.from_json(json.loads((directory / "image.json").read_text("utf-8")))
             except (FileNotFoundError, PermissionError):  # gone by now, or another user's, who has own layers
                 continue
             except (KeyError, TypeError, ValueError, RecursionError, InputError):
                 continue  # it is damaged, and of no use to anybody
-            if record.layer_store == store:
-                found.update(layer.key for layer in record.layers or () if layer.key)
-        return frozenset(found)
 
     def find(self, tag: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return an image, or None; with `hold` its files stay until `close`.
@@ -318,6 +410,18 @@ class ImageStore:
                 self._contents.release(directory)
         named = replace(record, tag=str(tag), also_tagged=())
         return StoredImage(tag, directory, self._contents.link(key), named).refreshed()
+
+    def find_digest(self, wanted: Reference, *, hold: bool = False) -> StoredImage | None:
+        """Return the image of a name, with whatever tag, whose manifest, index or id has the wanted digest.
+
+        Raises:
+            MachineError: as `find`.
+        """
+        for tag in self.names():
+            image = self.find(tag) if tag.familiar == wanted.familiar or tag.is_untagged else None
+            if image is not None and image.record.source and wanted.digest in image.record.source.names:
+                return self.find(tag, hold=hold)
+        return None
 
     def inspect(self, tag: Reference) -> StoredImage:
         """Return an image.

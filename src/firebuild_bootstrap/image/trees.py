@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,11 @@ def tree_of(directories: Sequence[Path]) -> Tree:
     return tuple(directories) if len(directories) > 1 else directories[0]
 
 
-_VERBS: Final = {"digest": "read", "ext4": "make an ext4 file system of"}
+_VERBS: Final = {
+    "digest": "read",
+    "pack-layer": "pack",
+    "ext4": "make an ext4 file system of",
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,14 @@ class PackedFile:
     """A file that was made from a tree: its size in bytes and `sha256:…` digest."""
 
     size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A layer that was packed: the digests of its archive, without compression and with it."""
+
+    diff_id: str
     digest: str
 
 
@@ -83,6 +95,10 @@ class _UnmountableError(MachineError):
     """The layers of a tree can't be mounted as an overlay here."""
 
 
+class DamagedArchiveError(MachineError):
+    """An archive is not as its format wants it, or leads out of the tree."""
+
+
 class Trees:
     """Packs, unpacks, copies, measures and removes file trees; owners are those inside the sandbox.
 
@@ -123,9 +139,16 @@ class Trees:
         binds += [Bind(directory, _OTHER, read_only=False), Bind(archive, _ARCHIVE)]
         request = {"archive": _ARCHIVE, "root": _TREE, "whiteouts": True}
         request |= {"layers": _LAYERS, "mount": _TREE, "upper": _OTHER}
-        with self.tasks.task("unpacking a layer", total=file_size(archive)):
-            reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
-        return UnpackReport(**reply)
+        try:
+            with self.tasks.task("unpacking a layer", total=file_size(archive)):
+                reply = self._ask(binds, f"unpack {archive}", "unpack", **request)
+            return UnpackReport(**reply)
+        except _UnmountableError:
+            # Directories that it changes files in, and does not name, come out with the usual mode then.
+            for left in list(directory.iterdir()):
+                self.remove(left)
+            (directory / "fs").mkdir()
+            return self.unpack_upper(archive, directory / "fs")
 
     def unpack_upper(self, archive: Path, directory: Path) -> UnpackReport:
         """Unpack a layer as it is, whiteouts included, so that it becomes one of an overlay.
@@ -177,6 +200,18 @@ class Trees:
             request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
             reply = self._read(root, image.parent, "ext4", **request)
         return PackedFile(reply["size"], reply["digest"])
+
+    def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:
+        """Write a file system with trees, each at its path, to the new file `image`; see `ext4`.
+
+        Raises:
+            InputError: they do not fit into `options.size`.
+        """
+        binds = [Bind(tree, f"{_TREE}/{path}") for path, tree in trees.items()]
+        binds.append(Bind(image.parent, _OTHER, read_only=False))
+        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", **options._asdict()}
+        with self._writing(image):
+            self._ask(binds, f"make {image.name}", "ext4", **request)
 
     def pack_image(self, image: Path, archive: Path) -> PackedFile:
         """Write what is in the ext4 file system `image` to the new tar file `archive`, as `pack` does."""
@@ -230,6 +265,19 @@ class Trees:
         with self.tasks.task("computing the digests of layers"):
             reply = self._ask(binds, "read a layer", "layer-digests", trees=_LAYERS, newest=newest)
         return [str(digest) for digest in reply["digests"]]
+
+    def pack_layer(self, tree: Path, blob: Path, *, newest: int | None = None) -> PackedLayer:
+        """Write the archive of one layer of an overlay into the existing file `blob`, compressed with gzip.
+
+        Args:
+            tree: the layer.
+            blob: the file.
+            newest: as in `pack`.
+        """
+        name = f"{_OTHER}/{blob.name}"
+        with self.tasks.task("packing a layer", measure=lambda: file_size(blob)):
+            reply = self._read(tree, blob.parent, "pack-layer", root=_TREE, blob=name, newest=newest)
+        return PackedLayer(reply["diff_id"], reply["digest"])
 
     def overlay_problem(self, directory: Path) -> str:
         """Try an overlay with its upper directory in `directory`; return why it fails, empty if it works."""
@@ -299,9 +347,12 @@ class Trees:
         if reply.get("asked"):
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
-            kind = _UnmountableError if reply.get("unmountable") else MachineError
+            kind = _KINDS.get(reply.get("kind", ""), MachineError)
             raise kind(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
         return reply
+
+
+_KINDS: Final = {"unmountable": _UnmountableError, "damaged": DamagedArchiveError}
 
 
 def _not_removed(path: Path, reason: str) -> MachineError:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.guest.init_report import PREFIX
 
 # Without it, a kernel under software emulation measures its clock, and now and then never ends doing so.
 EMULATED: Final = ("tsc_early_khz=2600000",)
@@ -107,7 +108,6 @@ def kernel_arguments(
 
 # --- the report -----------------------------------------------------------------------------------
 
-_PREFIX: Final = "firebuild-initramfs: "
 _PANIC: Final = re.compile(r"Kernel panic - not syncing: ([^\r\n]*)")
 _UNPACKING: Final = re.compile(r"Initramfs unpacking failed: ([^\r\n]*)")
 _REMEDY: Final = "give the machine 256 MiB of memory, and a kernel that knows the initramfs's compression"
@@ -160,7 +160,7 @@ class GuestReport:
 
     @classmethod
     def _parse_line(cls, line: str) -> Self | None:
-        _, found, text = line.partition(_PREFIX)
+        _, found, text = line.partition(PREFIX)
         if not found:
             return None
         try:

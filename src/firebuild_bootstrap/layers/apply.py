@@ -332,7 +332,7 @@ class _Descent:
         It belongs to this object and stays valid until the next call.
 
         Raises:
-            LayerError: something on the way is no directory, links go in circles, or it is too deep.
+            LayerError: something on the way is not a directory, links go in circles, or it is too deep.
             FileNotFoundError: it is missing, and is not to be made.
         """
         paths, descriptors = self._paths, self._descriptors
@@ -381,7 +381,7 @@ class _Descent:
             if error.errno == errno.ELOOP:
                 raise LayerError(f"/{path}: its symbolic links go in circles") from error
             if error.errno == errno.ENOTDIR:
-                raise LayerError(f"/{path} is needed as a directory and is none") from error
+                raise LayerError(f"/{path} is needed as a directory and is not one") from error
             raise
 
     def _push(self, path: str, descriptor: int) -> None:

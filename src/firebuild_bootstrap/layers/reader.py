@@ -308,7 +308,7 @@ class LayerReader:
         if not block and not self._begun:
             raise DamagedArchive("it is empty")
         if block.strip(b"\0"):
-            raise DamagedArchive("a header in it is none")
+            raise DamagedArchive("a header in it is malformed")
         if not complete:
             raise DamagedArchive("unexpected end of data")
         self.marked = len(block) == BLOCK
@@ -334,7 +334,7 @@ class LayerReader:
         elif kind in (SYMLINK, HARDLINK):
             link = os.fsdecode(records.get("linkpath") or raw[8].partition(b"\0")[0])
             if "\0" in link or not link:
-                raise DamagedArchive(f"{name!r:.200} is a link to {link!r:.200}, which is no path")
+                raise DamagedArchive(f"{name!r:.200} is a link to {link!r:.200}, which is not a path")
             link = clean_path(link) if kind == HARDLINK else link
         device = (0, 0)
         if kind in (CHARACTER, BLOCK_DEVICE):
@@ -444,7 +444,7 @@ def _check(block: bytes, stored: bytes) -> None:
         return
     # Some old tars added signed characters (POSIX.1-2017, pax, "ustar Interchange Format").
     if found != sum(struct.unpack("504b", block[:148] + block[156:])) + 256:
-        raise DamagedArchive("a header in it is none")
+        raise DamagedArchive("a header in it is malformed")
 
 
 def _number(field: bytes, what: str) -> int:
@@ -458,7 +458,7 @@ def _number(field: bytes, what: str) -> int:
     try:
         return int(text, 8) if text else 0
     except ValueError:
-        raise DamagedArchive(f"a header in it is none: its {what} is {text!r}") from None
+        raise DamagedArchive(f"a header in it is malformed: its {what} is {text!r}") from None
 
 
 def _integer(text: bytes) -> int:
@@ -483,11 +483,11 @@ def _records(data: bytes) -> tuple[dict[str, bytes], list[bytes]]:
         if not length.isdigit():
             if not data[at:].strip(b"\0"):  # some pad it, and count that
                 break
-            raise DamagedArchive("an extended header in it is none")
+            raise DamagedArchive("an extended header in it is malformed")
         end = at + int(length)
         keyword, equals, value = data[space + 1 : end - 1].partition(b"=")
         if end > len(data) or end <= space + 2 or data[end - 1] != 0x0A or not equals or not keyword:
-            raise DamagedArchive("an extended header in it is none")
+            raise DamagedArchive("an extended header in it is malformed")
         at = end
         name = os.fsdecode(keyword)
         if name in _SPARSE_0_0:
@@ -512,7 +512,7 @@ def _member_name(raw: tuple[bytes, ...], records: dict[str, bytes]) -> bytes:
 def _time(text: bytes | None, otherwise: int) -> int:
     """Return a time in nanoseconds, exactly as it is written.
 
-    What 64 bits can't hold becomes the nearest time that they can (1677 to 2262), and what is no time 1970.
+    What 64 bits can't hold becomes the nearest time that they can (1677 to 2262), anything else 1970.
     """
     number: float = otherwise * _SECOND
     if text:
@@ -567,5 +567,5 @@ def _whiteout(path: str) -> Entry | None:
         return None
     name = name[len(WHITEOUT_PREFIX) :]
     if name in ("", ".", "..") or name.startswith(WHITEOUT_PREFIX):
-        raise DamagedArchive(f"{path!r:.200} is no whiteout")
+        raise DamagedArchive(f"{path!r:.200} is not a whiteout")
     return Entry(f"{parent}/{name}" if parent else name, WHITEOUT)

@@ -245,7 +245,7 @@ class Root:
     All paths given to methods are absolute in the image or relative to its `/`.
 
     Raises:
-        OSError: `path` is no directory or can't be opened. All methods raise OSError for what the system
+        OSError: `path` is not a directory or can't be opened. All methods raise OSError for what the system
             refuses; its `filename` is the path inside the image.
     """
 
@@ -325,7 +325,7 @@ class Root:
         """Return the content of a regular file.
 
         Raises:
-            OSError: it does not exist, is no regular file (EINVAL) or is longer than `limit` bytes (EFBIG).
+            OSError: it does not exist, is not a regular file (EINVAL) or longer than `limit` bytes (EFBIG).
         """
         with self.locate(path) as place:
             found = place.status()
@@ -562,7 +562,7 @@ def _directory(name: str, parent: int) -> int:
 
 
 def _unlinked(name: str, parent: int) -> bool:
-    """Remove what is no directory, and say whether it was none."""
+    """Remove what is not a directory, and say whether that was so."""
     if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
         return False
     os.unlink(name, dir_fd=parent)

@@ -85,7 +85,7 @@ class Entry(NamedTuple):
     """One file of a tree, or one change to it. (A tuple, because a layer has tens of thousands.)
 
     Args:
-        path: below the root, without a leading slash; empty for the root itself. Bytes that are no UTF-8 are
+        path: below the root, without a leading slash; empty for the root itself. Bytes that are not UTF-8 are
             kept as `os.fsdecode` keeps them.
         kind: what it is. `whiteout` removes what is at `path` in the layers below, `opaque` everything in
             the directory `path`.

@@ -17,9 +17,18 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, changed, content_of, reading
+from firebuild_bootstrap.context.entries import (
+    SPECIAL,
+    Entry,
+    Resource,
+    changed,
+    content_of,
+    kind_name,
+    reading,
+)
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.users import parse_mode
+from firebuild_bootstrap.layers import tar
 
 from .scripts import lines, words
 
@@ -34,9 +43,9 @@ def plain(entries: Iterable[Entry]) -> Iterator[Entry]:
         InputError: one is something that it can't make.
     """
     for entry in entries:
-        if entry.kind.special:
+        if entry.kind in SPECIAL:
             raise InputError(
-                f"{entry.source!r} is a {entry.kind.value}, and the guest is too old to make one",
+                f"{entry.source!r} is a {kind_name(entry.kind)}, and the guest is too old to make one",
                 hint="leave it out with --exclude or .dockerignore",
             )
         yield entry
@@ -78,10 +87,10 @@ class Batch:
         if self.single or not entry.from_directory or entry.member != self.archive:
             return False
         held = self.entries.get(entry.path)
-        if held is not None or (entry.path in self.entries and entry.kind is not EntryKind.DIRECTORY):
+        if held is not None or (entry.path in self.entries and entry.kind != tar.DIRECTORY):
             return False
         above = (self.entries.get(path) for path in parents(entry.path))
-        return all(found is None or found[1].kind is EntryKind.DIRECTORY for found in above)
+        return all(found is None or found[1].kind == tar.DIRECTORY for found in above)
 
     def add(self, index: int, entry: Entry) -> None:
         """Add an entry, and the directories above it that were not mentioned."""
@@ -138,7 +147,7 @@ def files(found: Iterable[Batch]) -> list[File]:
     result = []
     for batch in found:
         for path, held in batch.entries.items():
-            if held is not None and held[1].kind is EntryKind.FILE:
+            if held is not None and held[1].kind == tar.FILE:
                 index, entry = held
                 staged = batch.staged(path)
                 result.append(File(index, entry, staged, tuple(_pieces(index, entry.size, staged))))
@@ -171,7 +180,7 @@ def directories(found: Iterable[Batch]) -> list[Piece]:
         for batch in found
         if not batch.single
         for path, held in batch.entries.items()
-        if held is None or held[1].kind is EntryKind.DIRECTORY
+        if held is None or held[1].kind == tar.DIRECTORY
     ]
     # A mentioned directory may come after one that its child made necessary.
     return [Piece(""), *(Piece(path) for path in sorted(paths, key=lambda path: path.count("/")))]
@@ -415,7 +424,7 @@ class Placing:
         """Yield what waits as a thing of its own: not the other names of a file."""
         odd = {file.staged: file.arrived for file in self.files}
         for batch, path, entry in self._found():
-            if entry is None or entry.kind is not EntryKind.HARDLINK:
+            if entry is None or entry.kind != tar.HARDLINK:
                 staged = batch.staged(path)
                 yield odd.get(staged, staged), entry
 
@@ -432,7 +441,7 @@ class Placing:
 
     def _links(self) -> Iterator[str]:
         for batch, path, entry in self._found():
-            if entry is not None and entry.kind is EntryKind.SYMLINK:
+            if entry is not None and entry.kind == tar.SYMLINK:
                 yield f"ln -s -- {words((entry.link_target, batch.staged(path)))} || failed"
 
     def _moded(self) -> Iterator[str]:
@@ -441,8 +450,8 @@ class Placing:
         for staged, entry in self._everything():
             if entry is None:
                 modes[0o755].append(staged)
-            elif entry.kind is not EntryKind.SYMLINK:
-                directory = entry.kind is EntryKind.DIRECTORY
+            elif entry.kind != tar.SYMLINK:
+                directory = entry.kind == tar.DIRECTORY
                 modes[change(entry.mode, directory) if change else entry.mode].append(staged)
         for mode, paths in modes.items():
             yield from lines(f"chmod {mode:o}", paths)
@@ -450,7 +459,7 @@ class Placing:
     def _timed(self) -> Iterator[str]:
         times: defaultdict[int, list[str]] = defaultdict(list)
         for staged, entry in self._everything():
-            if entry is not None and entry.kind is not EntryKind.DIRECTORY:
+            if entry is not None and entry.kind != tar.DIRECTORY:
                 times[entry.mtime_ns].append(staged)
         for mtime, paths in times.items():
             yield from lines(f"stamp {_time(mtime)}", paths)
@@ -467,14 +476,14 @@ class Placing:
             return
         yield "A=1" if batch.archive else "A="
         for path, held in batch.entries.items():
-            if held is not None and held[1].kind is EntryKind.HARDLINK:
+            if held is not None and held[1].kind == tar.HARDLINK:
                 yield from _hard_link(batch, path, held[1].link_target)
         yield f"tree {batch.number}"
 
     def _timed_directories(self) -> Iterator[str]:
         last: dict[str, str] = {}
         for batch, path, entry in self._found():
-            if entry is not None and entry.kind is EntryKind.DIRECTORY:
+            if entry is not None and entry.kind == tar.DIRECTORY:
                 line = f"timed {_time(entry.mtime_ns)} {batch.number} {shlex.quote(path)} || failed"
                 last[path or f"/{batch.number}"] = f"A={'1' if batch.archive else ''}; {line}"
         yield from last.values()

@@ -16,8 +16,9 @@ from google.protobuf.message import DecodeError, Message
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.context.entries import Entry, EntryKind, Resource, content
+from firebuild_bootstrap.context.entries import Entry, Resource, content
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
 
@@ -36,10 +37,10 @@ _SMALL_BYTES: Final = 128 * 1024
 _COMMANDS_AT_ONCE: Final = 2
 _LOOK_SECONDS: Final = 0.1
 _KINDS: Final = {
-    EntryKind.FILE: pb.ENTRY_KIND_FILE,
-    EntryKind.DIRECTORY: pb.ENTRY_KIND_DIRECTORY,
-    EntryKind.SYMLINK: pb.ENTRY_KIND_SYMLINK,
-    EntryKind.HARDLINK: pb.ENTRY_KIND_HARDLINK,
+    tar.FILE: pb.ENTRY_KIND_FILE,
+    tar.DIRECTORY: pb.ENTRY_KIND_DIRECTORY,
+    tar.SYMLINK: pb.ENTRY_KIND_SYMLINK,
+    tar.HARDLINK: pb.ENTRY_KIND_HARDLINK,
 }
 
 
@@ -172,7 +173,7 @@ class Handlers:
                 f"the guest asked for the resource {path!r:.200}, which this build does not have"
             )
         for number, entry in enumerate(plain(self._resources[path].entries()), start=1):
-            data = content(entry) if entry.kind is EntryKind.FILE else ()
+            data = content(entry) if entry.kind == tar.FILE else ()
             yield from messages(_header(command, entry, f"{path}-{number}"), data)
 
     def stdout(self, message: pb.LogMessage, context: grpc.ServicerContext) -> pb.Empty:
@@ -235,7 +236,7 @@ def _header(command: wire.CopyCommand, entry: Entry, identity: str) -> pb.Resour
         targetPath=command.target,
         targetWorkdir=command.workdir,
         fileMode=entry.mode,
-        isDir=entry.kind is EntryKind.DIRECTORY,
+        isDir=entry.kind == tar.DIRECTORY,
         targetUser=f"{uid}:{gid}" if keeps else command.chown or "0:0",
         id=identity,
         kind=_KINDS[entry.kind],
@@ -262,7 +263,7 @@ def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:
     try:
         return request.FromString(data)
     except DecodeError:
-        raise InputError(f"the guest sent bytes that are no {name}") from None
+        raise InputError(f"the guest sent bytes that are not a message {name}") from None
 
 
 def _joined(lines: Sequence[str]) -> bytes:

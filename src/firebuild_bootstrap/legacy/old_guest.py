@@ -287,7 +287,7 @@ class MarkReader:
         return bool(self._held)
 
     def rest(self) -> str:
-        """Return what was held back after all: it was no mark."""
+        """Return what was held back after all: it was not a mark."""
         held, self._held = self._held, ""
         return held
 

@@ -23,8 +23,8 @@ from google.protobuf.message import DecodeError, Message
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.client import Client, failure
+from firebuild_bootstrap.guest.copy import Incoming
 from firebuild_bootstrap.guest.errors import GuestError, ProtocolError, ServerLost, StepError
-from firebuild_bootstrap.guest.incoming import Incoming
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.guest.stream import BATCH_BYTES, Stream
 from firebuild_bootstrap.layers import tar
@@ -257,7 +257,7 @@ def _parsed(kind: type[_Message], data: bytes) -> _Message:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise ProtocolError(f"the server sent what is no {kind.DESCRIPTOR.name}: {error}") from error
+        raise ProtocolError(f"the server sent what is not a {kind.DESCRIPTOR.name}: {error}") from error
 
 
 class _Patience:

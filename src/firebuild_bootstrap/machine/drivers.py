@@ -99,9 +99,16 @@ def check_several(settings: MachineSettings) -> None:
         )
 
 
-def puts_layers_between(settings: MachineSettings) -> bool:
-    """Tell whether a machine can put a layer that is there on those that its steps have made by then."""
-    return settings.driver == "local"
+def puts_layers_between(settings: MachineSettings, overlay_problem: Callable[[], str]) -> bool:
+    """Tell whether a machine can put a layer that is there on those that its steps have made by then.
+
+    Args:
+        settings: of the machine.
+        overlay_problem: says why this host can mount no overlays, empty where it can.
+    """
+    if settings.driver == "local":
+        return not overlay_problem()
+    return settings.driver != "external"  # the scratch drive of another one is its operator's
 
 
 def keeps_caches(settings: MachineSettings) -> bool:

@@ -1,7 +1,8 @@
 """The drives of a virtual machine that works on layers, and the layers that its guest sends.
 
-The first is a snapshot of what its steps start from, read-only (`image.drives`). The second is empty, and
-goes with the machine. The others hold cache mounts, one each, and outlive the build:
+The first is a snapshot of what its steps start from, read-only (`image.drives`). The second is empty but for
+layers that lie between those that the steps make, and goes with the machine. The others hold cache mounts,
+one each, and outlive the build:
 
     <home>/cache-mounts/vm/<SHA-256 of the id>/
         id          the id, as it is in the Dockerfile
@@ -24,10 +25,10 @@ from typing import Final, NoReturn
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.guest.caches import try_lock
 from firebuild_bootstrap.image.content_store import write_whole
-from firebuild_bootstrap.image.layertrees import TREE, Layer
+from firebuild_bootstrap.image.layertrees import TREE, Layer, StoredLayer
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import tree_of
-from firebuild_bootstrap.image.worker.ext4 import make_empty_ext4
+from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_empty_ext4
 from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.machine.base import FINISHED, StepLayer, Taken, finished_layers
 from firebuild_bootstrap.machine.rootfs import unpack_notes
@@ -80,6 +81,7 @@ class Drives:
         self._snapshots = workspace.snapshot_drives(self._stored)
         self._directory = caches
         self._layers: tuple[Layer, ...] = ()
+        self._between: dict[int, Path] = {}
         self._locks: list[int] = []
         self._received: SentLayers | None = None
         self.snapshot = Path()
@@ -95,18 +97,24 @@ class Drives:
         """Make them ready.
 
         Args:
-            layers: what the steps start from, the lowest first.
+            layers: what the steps start from, the lowest first; and those of steps that need not be executed,
+                which the guest finds on the scratch drive (guest/overlay.py).
             caches: cache mounts that the steps use; those of this machine wait for those of others.
 
         Returns:
             notes for the user.
 
         Raises:
+            InputError: layers do not fit on the scratch drive.
             MachineError: the host's disk is full.
         """
-        self._layers = tuple(layers)
-        self.snapshot, report = self._snapshots.hold(layers)
-        self._make(self.scratch, self._size, journal=False)
+        for layer in layers:
+            if isinstance(layer, StoredLayer) and layer.step:
+                self._between[layer.step] = self._stored.required(layer.key)
+            else:
+                self._layers += (layer,)
+        self.snapshot, report = self._snapshots.hold(self._layers)
+        self._make_scratch()
         ids = {mount.id: mount for mount in caches}
         for mount in (ids[each] for each in sorted(ids)[:MAX_CACHES]):
             self.caches += (self._cache(mount),)
@@ -144,8 +152,9 @@ class Drives:
         if not self.scratch.exists():
             return
         lower = self._stored.merged(self._layers)
-        made = self._received.trees if self._received is not None else []
-        tree = tree_of((*((lower,) if isinstance(lower, Path) else lower), *made))
+        made = self._between | (self._received.trees if self._received is not None else {})
+        lowest = (lower,) if isinstance(lower, Path) else lower
+        tree = tree_of((*lowest, *(made[step] for step in sorted(made))))
         self._trees.pack(tree, into / OutputType.TAR.file_name)
 
     def close(self) -> None:
@@ -154,6 +163,21 @@ class Drives:
             os.close(self._locks.pop())
         self._snapshots.close()
         self._stored.close()
+
+    def _make_scratch(self) -> None:
+        if not self._between:
+            self._make(self.scratch, self._size, journal=False)
+            return
+        places = {f"layers/between/{step}": tree for step, tree in self._between.items()}
+        try:
+            options = Ext4Options(free=0, size=self._size, label="", journal=False, internal=True)
+            self._trees.ext4_of(places, self.scratch, options)
+        except InputError as error:
+            raise InputError(
+                f"the layers of {len(places)} cached steps do not fit into the machine's drive "
+                f"of {self._size} bytes",
+                hint="raise machine.disk_size",
+            ) from error
 
     def _make(self, path: Path, size: int, *, journal: bool) -> None:
         try:
@@ -223,8 +247,8 @@ class SentLayers:
         self._size = 0
         self._file = -1
         self._none = False
-        self.trees: list[Path] = []
-        """Those that have come so far, in their order."""
+        self.trees: dict[int, Path] = {}
+        """Those that have come so far, by their steps."""
 
     def wanted(self, _step: int, /) -> bool:
         """Say whether the guest has to send the layer of a step: until it has none."""
@@ -282,4 +306,4 @@ class SentLayers:
             raise MachineError(f"the layer of step {step} was not unpacked") from None
         for note in unpack_notes(report, f"step {step}"):
             self._notice(note)
-        self.trees.append(self._taken(step, directory) or directory / TREE)
+        self.trees[step] = self._taken(step, directory) or directory / TREE

@@ -24,7 +24,7 @@ from firebuild_bootstrap.machine.base import (
     Taken,
     finished_layers,
 )
-from firebuild_bootstrap.machine.log import BoundedLog, keep_console
+from firebuild_bootstrap.machine.console import BoundedLog, keep_console
 from firebuild_bootstrap.machine.rootfs import fill_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.sandbox.holders import end_holders
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
@@ -281,3 +281,42 @@ def _new_id_map(program: str, pid: int, ranges: Sequence[IdRange]) -> None:
         raise MachineError(
             f"{program} failed: {error.stderr.strip()}", hint="compare /etc/subuid and /etc/subgid with it"
         ) from error
+
+
+def end_holders(descriptor: int) -> list[int]:
+    """Send SIGKILL to the other processes that have the pipe `descriptor` open and return their ids.
+
+    Only processes that this user may look into are found (proc(5), /proc/pid/fd): its own, and those of
+    user namespaces that it made.
+    """
+    wanted = _identity(os.fstat(descriptor))
+    ended = []
+    for name in os.listdir("/proc"):
+        if name.isdecimal() and int(name) != os.getpid() and _holds(name, wanted):
+            # The number may belong to another process by now, so it is looked at again once it is held.
+            with suppress(ProcessLookupError):
+                held = os.pidfd_open(int(name))
+                try:
+                    if _holds(name, wanted):
+                        signal.pidfd_send_signal(held, signal.SIGKILL)
+                        ended.append(int(name))
+                finally:
+                    os.close(held)
+    return ended
+
+
+def _holds(process: str, wanted: tuple[int, int]) -> bool:
+    folder = f"/proc/{process}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:  # it has ended, or is another user's
+        return False
+    for name in names:
+        with suppress(OSError):
+            if _identity(os.stat(f"{folder}/{name}")) == wanted:
+                return True
+    return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -123,7 +123,7 @@ def candidates(host: Host) -> list[IdMap]:
 def single(host: Host, missing: str) -> IdMap:
     """Return the map that knows one owner; `missing` says what a better one would need."""
     note = (
-        "files in the image can belong to root only: chown to other users needs subordinate ids "
+        "a RUN can give files to root only: chown to other users needs subordinate ids "
         f"({missing}), or run as root"
     )
     return IdMap(IdMode.SINGLE, (IdRange(0, host.uid, 1),), (IdRange(0, host.gid, 1),), note)

@@ -13,9 +13,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import (
     NO_ATTRIBUTES,
-    TAR_KINDS,
     Entry,
-    EntryKind,
     FileOnDisk,
     attributes_of,
     content,
@@ -72,7 +70,7 @@ def _group(from_directory: bool, keep_owner: bool, of_tree: bool) -> bytes:
 
 def _parts(entry: Entry) -> Iterable[bytes]:
     """Return an entry of the archive in parts of at most a megabyte."""
-    if entry.kind is not EntryKind.FILE:
+    if entry.kind != tar.FILE:
         return (tar.encode(_header(entry), 0)[0],)
     if entry.file is None:
         return _stream(entry)
@@ -89,7 +87,7 @@ def _header(
         attributes = entry.attributes
     return tar.Entry(
         entry.path,
-        TAR_KINDS[entry.kind],
+        entry.kind,
         entry.mode,
         uid,
         gid,

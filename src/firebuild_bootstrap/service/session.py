@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,6 @@ from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
 from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
 
-logger: Final = logging.getLogger("firebuild.service")
 _PIECE_BYTES: Final = 256 * 1024
 
 

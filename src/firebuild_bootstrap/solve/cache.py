@@ -205,7 +205,8 @@ class Cache:
             if done is not None:
                 return done
             for each in _names(entry.parent):
-                if _ID.fullmatch(each) and self._record(each) is None:
+                # A prune that is killed may leave the record of a layer that it has removed.
+                if _ID.fullmatch(each) and self._held(self._record(each)) is None:
                     raise MachineError(
                         f"{self._record_files / each}: somebody removed it while it was used",
                         hint="let only firebuild remove what is in the store",
@@ -217,6 +218,12 @@ class Cache:
         with self._errors("read"):
             entry = self._record(identity)
         return entry.size if entry is not None else 0
+
+    def text(self, identity: str) -> str:
+        """Return the instruction that made a layer; an empty text where nothing is known about it."""
+        with self._errors("read"):
+            entry = self._record(identity)
+        return entry.text if entry is not None else ""
 
     @contextmanager
     def naming(self, identities: Iterable[str]) -> Iterator[None]:

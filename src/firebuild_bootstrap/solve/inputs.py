@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.context import BuildContext
-from firebuild_bootstrap.context.entries import Entry, EntryKind, attributes_of
+from firebuild_bootstrap.context.entries import SPECIAL, Entry, attributes_of, kind_name
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
     ContextRef,
@@ -31,6 +31,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 )
 from firebuild_bootstrap.image.bases import Base
 from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
+from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.lowering import Sent, literal
 from firebuild_bootstrap.solve.keys import Input, Parts, inputs_of
 
@@ -38,7 +39,7 @@ _MAGIC: Final = b"firebuild stat index 2\n"
 _STATUS: Final = struct.Struct("<QQQQQL")
 _DIGEST: Final = 32
 _RECORD: Final = _STATUS.size + _DIGEST
-_MAX_ENTRIES: Final = 500_000
+_MAX_ENTRIES: Final = 500_000  # 40 MB: every build reads the whole index
 _MAX_INDEXES: Final = 64
 _CHUNK: Final = 1 << 20
 _EMPTY: Final = hashlib.sha256().digest()
@@ -230,15 +231,15 @@ def digest_of(entries: Iterable[Entry], index: StatIndex, name: str = "") -> Inp
     files: list[tuple[str, bytes]] = []
     for entry in entries:
         content = _EMPTY
-        if entry.kind is EntryKind.FILE:
+        if entry.kind == tar.FILE:
             content = _of_file(entry, index)
         if entry.attributes is not None:
             content = _with(entry.attributes, content)
         owner = "" if entry.owner is None else f"{entry.owner[0]}:{entry.owner[1]}"
         # No member holds a NUL, and their number is always the same.
-        kind = f"{entry.kind.value}\0{entry.from_directory:d}\0{entry.mode:o}\0{owner}"
+        kind = f"{kind_name(entry.kind)}\0{entry.from_directory:d}\0{entry.mode:o}\0{owner}"
         text = f"{entry.path}\0{kind}\0{entry.link_target}\0"
-        if entry.kind.special:
+        if entry.kind in SPECIAL:
             text += "{}:{}\0".format(*entry.device)
         line = hashlib.sha256(text.encode() + content).digest()
         whole.update(line)

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.guest import kernel
 from firebuild_bootstrap.guest.overlay import flatten, mount_layers, resemble
@@ -17,6 +17,9 @@ from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, LayerError, write_layer
 from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.layers.compression import GzipWriter
 
 _WORK: Final = "work"
 _BLOCK: Final = 4096
@@ -34,7 +37,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             try:
                 _mount(layers, mount, upper)
             except OSError as error:
-                return {"error": f"{error.strerror}", "hint": "", "unmountable": True}
+                return {"error": f"{error.strerror}", "hint": "", "kind": "unmountable"}
         reply = _OPERATIONS[request.pop("operation")](**request)
         if upper:
             from firebuild_bootstrap.removal import remove_tree
@@ -43,7 +46,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             remove_tree(f"{upper}/{_WORK}")
         return reply
     except DamagedArchive as error:
-        return {"error": f"the archive is damaged: {error.message}", "hint": error.hint}
+        return {
+            "error": f"the archive is damaged: {error.message}",
+            "hint": error.hint,
+            "kind": "damaged",
+        }
     except LayerError as error:
         return {"error": error.message, "hint": error.hint, "asked": error.asked}
     except OSError as error:
@@ -151,6 +158,17 @@ def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
     return {"digests": digests}
 
 
+def _pack_layer(root: str, blob: str, newest: int | None = None) -> dict[str, Any]:
+    from firebuild_bootstrap.layers.compression import GzipWriter
+
+    with open(blob, "r+b", buffering=0) as file:
+        compressed = _Hashed(file)
+        with GzipWriter(compressed) as archive:
+            plain = _Hashed(archive)
+            write_layer(plain, upper_entries(root, newest=newest))
+    return {"diff_id": plain.digest, "digest": compressed.digest}
+
+
 def _ext4(root: str, image: str, newest: int | None = None, **settings: Any) -> dict[str, Any]:
     from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 
@@ -172,7 +190,7 @@ def _overlay(directory: str) -> dict[str, Any]:
 class _Hashed:
     """Where a layer goes that is hashed, and written to `file` if there is one."""
 
-    def __init__(self, file: io.FileIO | None = None) -> None:
+    def __init__(self, file: io.FileIO | GzipWriter | None = None) -> None:
         self._hash = hashlib.sha256()
         self._file = file
 
@@ -206,6 +224,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "flatten": _flatten,
     "digest": _digest,
     "layer-digests": _layer_digests,
+    "pack-layer": _pack_layer,
     "ext4": _ext4,
     "overlay": _overlay,
 }

@@ -73,7 +73,7 @@ class Ext4Image:
     """An image, open for reading.
 
     Raises:
-        LayerError: it is no ext4 file system, was not cleanly unmounted, or uses features that are not known.
+        LayerError: it is not an ext4 file system, was not unmounted, or uses unknown features.
     """
 
     def __init__(self, path: str) -> None:
@@ -84,7 +84,7 @@ class Ext4Image:
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         field = _fields(self._bytes[_SUPERBLOCK : 2 * _SUPERBLOCK])
         if field(0x38, "H") != _MAGIC:
-            raise self._broken("it is no ext4 file system")
+            raise self._broken("it is not an ext4 file system")
         features = field(0x60, "I")
         if features & ~_KNOWN:
             raise self._broken(f"it uses unknown features ({features & ~_KNOWN:#x})")
@@ -193,7 +193,7 @@ class Ext4Image:
             if number == 0 or name in (b".", b".."):
                 continue
             if not name or b"/" in name or b"\0" in name:
-                raise self._broken(f"the directory in inode {inode} has a name that is none: {name!r}")
+                raise self._broken(f"the directory in inode {inode} has an impossible name: {name!r}")
             yield name, number
 
     def _attributes(self, entries: bytes, values: bytes, inode: int) -> Iterator[tuple[str, bytes]]:

@@ -74,7 +74,7 @@ def walk_image(image: Ext4Image) -> Iterator[tuple[str, Inode]]:
     """
     root = image.inode(ROOT_INODE)
     if not stat.S_ISDIR(root.mode):
-        raise LayerError(f"{image.path} cannot be read as ext4: its root is no directory")
+        raise LayerError(f"{image.path} cannot be read as ext4: its root is not a directory")
     yield "", root
     seen = {ROOT_INODE}
     stack = [("", iter(_entries(image, root)))]

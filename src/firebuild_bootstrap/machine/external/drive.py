@@ -12,17 +12,15 @@ from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer
+from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.machine.external.disk import Disk
-from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
-from firebuild_bootstrap.machine.sparse import copy_sparse
+from firebuild_bootstrap.machine.external.targets import Note, OutsideFile
 
 _OFFSET: Final = 1024
 _FIELDS: Final = struct.Struct("<44x I 4x H 2x H H 36x I")  # s_mtime, s_mnt_count, s_magic, s_state, incompat
 _MAGIC: Final = 0xEF53
 _CLEANLY_UNMOUNTED: Final = 0x0001
 _NEEDS_RECOVERY: Final = 0x0004
-
-
 _SETTING: Final = "machine.external.disk"
 _POLL_SECONDS: Final = 0.1
 
@@ -113,7 +111,7 @@ class ExternalDrive:
         if not self._fill:
             if not self._path.is_file():
                 raise InputError(
-                    f"{_SETTING}: {self._path} is no file",
+                    f"{_SETTING}: {self._path} is not a file",
                     hint="make it, or leave that to firebuild with fill_disk: true",
                 )
             Superblock.read(self._path)
@@ -124,7 +122,7 @@ class ExternalDrive:
                 hint="remove it, or set fill_disk: false if the machine is to use it as it is",
             )
         if not self._path.parent.is_dir() or not os.access(self._path.parent, os.W_OK):
-            raise InputError(f"{_SETTING}: {self._path.parent} is no directory that can be written to")
+            raise InputError(f"{_SETTING}: {self._path.parent} is not a directory that can be written to")
 
     def prepare(self, layers: Sequence[Layer]) -> tuple[str, ...]:
         """Make the file from `layers`, if that is to be done, and note its state.
@@ -210,3 +208,25 @@ class ExternalDrive:
             self._disk.path.unlink()
         except OSError as error:
             raise MachineError(f"{_SETTING}: {self._path} can't be made: {error.strerror}") from error
+
+
+def copy_sparse(source: Path, target: Path, check: Callable[[], None] = lambda: None) -> None:
+    """Copy a file to the new file `target`, mode 0600; holes stay holes.
+
+    Args:
+        check: called between pieces; what it raises ends the copy and removes the target.
+
+    Raises:
+        MachineError: the disk is full, or a file can't be read or written.
+    """
+    try:
+        with open(source, "rb") as reading:
+            descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                with open(descriptor, "wb") as writing:
+                    copy_file(reading.fileno(), writing.fileno(), check)
+            except BaseException:
+                target.unlink()
+                raise
+    except OSError as error:
+        raise MachineError(f"{source} can't be copied to {target}: {error.strerror}") from error

@@ -11,17 +11,62 @@ import sys
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.machine.external.outside import Note, OutsideFile
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
 from firebuild_bootstrap.machine.firecracker.api import SECRET_PATH, ApiError, FirecrackerApi
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, compact_json, merge
+
+Note = Callable[[Sequence[str]], None]
+"""Writes down a command that cleans up after a build that could not do so itself."""
+
+
+class OutsideFile:
+    """A file that appears complete, and is removed as long as it is still the one that was made.
+
+    Args:
+        path: where it appears.
+        note: told, before something is made, how to remove it.
+    """
+
+    def __init__(self, path: Path, note: Note = lambda _: None) -> None:
+        self.path = path
+        self._note = note
+        self._made: tuple[int, int] | None = None
+
+    def announce_part(self, part: Path) -> None:
+        """Say that the file `part` is about to be filled, which will become this one."""
+        self._note(["rm", "-f", "--", str(part)])
+
+    def appear(self, part: Path, move: Callable[[Path, Path], None]) -> None:
+        """Make the complete file `part` this one with `move`: a rename, or a link.
+
+        Raises:
+            OSError: it can't be moved there.
+        """
+        details = part.stat()
+        self._note(["find", str(self.path), "-maxdepth", "0", "-inum", str(details.st_ino), "-delete"])
+        move(part, self.path)
+        self._made = details.st_dev, details.st_ino
+
+    def stay(self) -> bool:
+        """Let the file stay for good; whether it was there to be removed."""
+        made, self._made = self._made, None
+        return made is not None
+
+    def remove(self) -> None:
+        """Remove it, unless it was replaced. Raises nothing; idempotent."""
+        made, self._made = self._made, None
+        with suppress(OSError):
+            details = self.path.lstat()
+            if made == (details.st_dev, details.st_ino):
+                os.unlink(self.path)
+
 
 _TOO_LARGE: Final = 413
 
@@ -107,7 +152,7 @@ class FileTarget(_WholeDocuments):
         """See `Target.check`."""
         where = "machine.external.metadata.file"
         if not self._path.parent.is_dir():
-            raise InputError(f"{where}: {self._path.parent} is no directory", hint="make it first")
+            raise InputError(f"{where}: {self._path.parent} is not a directory", hint="make it first")
         if not os.access(self._path.parent, os.W_OK):
             raise InputError(f"{where}: no right to write in {self._path.parent}")
         if os.path.lexists(self._path) and not stat.S_ISREG(self._path.lstat().st_mode):
@@ -197,7 +242,7 @@ class FirecrackerTarget:
             ) from error
         if "state" not in found:
             raise MachineError(
-                f"machine.external.metadata.firecracker_socket: {self._path} is no Firecracker"
+                f"machine.external.metadata.firecracker_socket: {self._path} is not a Firecracker"
             )
 
     def put(self, document: Mapping[str, Any]) -> None:

@@ -56,7 +56,7 @@ class FirecrackerApi:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise ApiError(f"Firecracker answered GET {path} with something that is no JSON object")
+            raise ApiError(f"Firecracker answered GET {path} with something that is not a JSON object")
         return answer
 
     def put(self, path: str, body: Mapping[str, Any]) -> None:

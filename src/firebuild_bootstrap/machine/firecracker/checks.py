@@ -114,7 +114,7 @@ def check_kernel(name: str | None, machine: str | None = None) -> Path:
         raise InputError(f"{setting}: {path} can't be read: {error.strerror}") from error
     if (machine or os.uname().machine) == "aarch64":
         if head[0x38:0x3C] != b"ARM\x64":
-            raise InputError(f"{setting}: {path} is no kernel for aarch64 (Image, uncompressed)")
+            raise InputError(f"{setting}: {path} is not a kernel for aarch64 (Image, uncompressed)")
     elif head[:4] != b"\x7fELF":
         packed = head[0x202:0x206] == b"HdrS"
         raise InputError(
@@ -129,12 +129,12 @@ def check_modules(directories: Sequence[str]) -> None:
     """Make sure that there are directories to take kernel modules from.
 
     Raises:
-        InputError: one is none.
+        InputError: one is not a directory.
     """
     for name in directories:
         if not Path(name).is_dir():
             raise InputError(
-                f"machine.firecracker.kernel_modules: {name} is no directory",
+                f"machine.firecracker.kernel_modules: {name} is not a directory",
                 hint="name the directory of one kernel, such as /lib/modules/6.1.0",
             )
 
@@ -169,7 +169,7 @@ def check_kvm(device: Path = KVM) -> None:
 def _check_working(device: Path, descriptor: int) -> None:
     try:
         if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            raise MachineError(f"{device} is no device")
+            raise MachineError(f"{device} is not a device")
         if (found := fcntl.ioctl(descriptor, _KVM_GET_API_VERSION, 0)) != _KVM_API:
             raise MachineError(f"{device}: expected version {_KVM_API} of the API of KVM, found {found}")
         os.close(fcntl.ioctl(descriptor, _KVM_CREATE_VM, 0))

@@ -207,7 +207,7 @@ def _read(path: Path) -> CniConfig:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
     if document is None:
-        raise InputError(f"{path} is no JSON object", hint="correct it, or move it away")
+        raise InputError(f"{path} is not a JSON object", hint="correct it, or move it away")
     plugins = document.get("plugins", [document])
     if not isinstance(plugins, list) or not all(isinstance(one, dict) for one in plugins):
         raise InputError(f"{path}: expected a list of objects in plugins")

@@ -21,6 +21,7 @@ from firebuild_bootstrap.machine.base import (
     Taken,
     no_instruction,
 )
+from firebuild_bootstrap.machine.console import keep_console
 from firebuild_bootstrap.machine.drives import CacheDrive, Drives
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, FirecrackerMetadata
 from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
@@ -29,7 +30,6 @@ from firebuild_bootstrap.machine.firecracker.process import Process
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.firecracker.source import Source
 from firebuild_bootstrap.machine.leftovers import Leftovers
-from firebuild_bootstrap.machine.log import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.store import MetadataWriter
 from firebuild_bootstrap.wire import CacheMount

@@ -10,6 +10,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.initramfs import kernel_arguments
+from firebuild_bootstrap.machine.console import check_copy
 from firebuild_bootstrap.machine.drives import VM_CACHES, Drives
 from firebuild_bootstrap.machine.firecracker import checks
 from firebuild_bootstrap.machine.firecracker.cni import CniNetwork
@@ -25,7 +26,6 @@ from firebuild_bootstrap.machine.firecracker.source import (
     Source,
 )
 from firebuild_bootstrap.machine.leftovers import Leftovers
-from firebuild_bootstrap.machine.serial import check_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 

@@ -78,7 +78,7 @@ def find(name: str, among: Sequence[Interface]) -> Interface | None:
 
 
 def tap_owner(name: str) -> int | None:
-    """Return whose the tap device `name` is, -1 when no user's; None when it is no tap device."""
+    """Return whose the tap device `name` is, -1 when no user's; None when it is not a tap device."""
     try:
         flags = int((_NET / name / "tun_flags").read_text("ascii"), 16)
         owner = int((_NET / name / "owner").read_text("ascii"))
@@ -181,7 +181,7 @@ class ExistingTap:
             )
         owner = self._owner(self._name)
         if owner is None:
-            raise InputError(f"{where}: it is no tap device")
+            raise InputError(f"{where}: it is not a tap device")
         # The kernel lets any user open one without an owner, and members of a group one of that group.
         if self._uid != 0 and owner not in (-1, self._uid):
             raise InputError(

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import IO, Final, Protocol
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.machine.console import BoundedLog, copied
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, connect
-from firebuild_bootstrap.machine.log import BoundedLog
-from firebuild_bootstrap.machine.serial import copied
 
 # FcExitCode of Firecracker (src/vmm/src/lib.rs).
 _STATUSES: Final = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine.console import open_copy
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi, is_socket
 from firebuild_bootstrap.machine.firecracker.checks import OLDEST, check_version
 from firebuild_bootstrap.machine.firecracker.chroot import (
@@ -22,7 +23,6 @@ from firebuild_bootstrap.machine.firecracker.chroot import (
 from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Process, StartedProcess
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
-from firebuild_bootstrap.machine.serial import open_copy
 
 _SOCKET: Final = "api.sock"
 _STAT: Final = "firecracker.stat"
@@ -226,7 +226,7 @@ class RunningSource:
                 hint="start a fresh one for each build",
             )
         if self._jail is not None and not self._jail.root.is_dir():
-            raise InputError(f"machine.firecracker.running.root: {self._jail.root} is no directory")
+            raise InputError(f"machine.firecracker.running.root: {self._jail.root} is not a directory")
 
     def prepare_place(self) -> WorkDirectory:
         """See `Source.prepare_place`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Program, bare_command
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.sandbox import Runtime, Sandbox

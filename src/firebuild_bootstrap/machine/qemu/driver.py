@@ -25,8 +25,8 @@ from firebuild_bootstrap.machine.base import (
     Taken,
     no_instruction,
 )
+from firebuild_bootstrap.machine.console import BoundedLog, check_copy, copied, keep_console, open_copy
 from firebuild_bootstrap.machine.drives import VM_CACHES, Drives
-from firebuild_bootstrap.machine.log import BoundedLog, keep_console
 from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
 from firebuild_bootstrap.machine.qemu.command import (
     GUEST,
@@ -41,7 +41,6 @@ from firebuild_bootstrap.machine.qemu.kernel import Kernel, find_kernel
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
-from firebuild_bootstrap.machine.serial import check_copy, copied, open_copy
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator

@@ -59,7 +59,7 @@ def find_kernel(image: Path | None, modules: Sequence[Path] = (), *, root: Path 
     named = tuple(directory.expanduser().absolute() for directory in modules)
     wrong = next((directory for directory in named if not directory.is_dir()), None)
     if wrong is not None:
-        raise InputError(f"machine.qemu.kernel_modules: {wrong} is no directory")
+        raise InputError(f"machine.qemu.kernel_modules: {wrong} is not a directory")
     return Kernel(image, release, named or _find_modules(image, release, root))
 
 
@@ -67,7 +67,7 @@ def read_release(image: Path) -> str:
     """Return the release of a kernel image; empty where it does not tell.
 
     Raises:
-        InputError: it can't be read, or is no kernel for x86-64.
+        InputError: it can't be read, or is not a kernel for x86-64.
     """
     try:
         with open(image, "rb") as file:
@@ -80,7 +80,7 @@ def read_release(image: Path) -> str:
             hint="machine.qemu.kernel names a vmlinuz or bzImage that this user may read",
         ) from error
     if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
-        raise InputError(f"{image} is no Linux kernel for x86-64 (bzImage or vmlinux)", hint=_HOW)
+        raise InputError(f"{image} is not a Linux kernel for x86-64 (bzImage or vmlinux)", hint=_HOW)
     start = struct.unpack_from("<H", head, _VERSION_AT)[0] + 0x200
     text = head[start:].partition(b"\0")[0].decode("ascii", "replace")
     found = _RELEASE.match(text)
@@ -89,7 +89,7 @@ def read_release(image: Path) -> str:
 
 def _release_of_vmlinux(image: Path, head: bytes, descriptor: int) -> str:
     if len(head) < 20 or struct.unpack_from("<H", head, 18)[0] != _ELF_X86_64:
-        raise InputError(f"{image} is no program for x86-64, so no kernel to boot here", hint=_HOW)
+        raise InputError(f"{image} is not a program for x86-64, so no kernel to boot here", hint=_HOW)
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
         found = _BANNER.search(content)
         return found[1].decode("ascii") if found else ""

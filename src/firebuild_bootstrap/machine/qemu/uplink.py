@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.machine.log import BoundedLog
+from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.qemu.command import CONFINED, Program
 from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE
 from firebuild_bootstrap.machine.qemu.namespace import MachineNamespace

@@ -340,7 +340,7 @@ def find_path(start: Found, pool: Pool, now: datetime, *, beside: Sequence[Found
         beside: more certificates that may be between the two; never trusted.
 
     Raises:
-        CAError: an issuer is missing, is no CA, or is not valid now.
+        CAError: an issuer is missing, is not a CA, or is not valid now.
     """
     anchors = [one for one in pool.trusted if one.valid_at(now)]
     if not anchors:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firebuild_pki.connections import client_context
 from firebuild_pki.errors import CAError, ProviderError, SecretError
 from firebuild_pki.providers.vault.nodes import Budget, Nodes, Timing
 from firebuild_pki.providers.vault.settings import (
@@ -128,11 +129,7 @@ def make_context(settings: TLSSettings, environ: Mapping[str, str]) -> ssl.SSLCo
     Raises:
         CAError: a file is missing, unreadable, of the wrong kind, or readable by everybody.
     """
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=_anchors(settings.ca_file))
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Not what this Python takes for granted: since 3.13 it refuses authorities without key identifiers,
-    # which RFC 5280 wants and many private ones lack, and takes an intermediate as an anchor.
-    context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
+    context = client_context(_anchors(settings.ca_file))
     if settings.cert_file and settings.key_file:
         certificate, key = os.path.expanduser(settings.cert_file), os.path.expanduser(settings.key_file)
         _must_be_private(key)

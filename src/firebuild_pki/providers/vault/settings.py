@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from firebuild_pki.addresses import is_safe
 from firebuild_pki.provider import Note, NoteLevel, Profile
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings, write_duration
 
@@ -50,22 +50,6 @@ def check_address(text: str) -> str:
             "plain http is for loopback addresses only: 127.0.0.0/8, ::1 and localhost",
         )
     return text.rstrip("/")
-
-
-def is_safe(url: str) -> bool:
-    """Tell whether a token may be sent to an address: https, or plain http to a loopback address."""
-    parts = _split(url)
-    if parts is None or not parts.hostname:
-        return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine by its mere spelling; nothing is looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def base_of(url: str) -> tuple[str, str]:

@@ -11,25 +11,24 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 from hvac.adapters import RawAdapter
 from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import PoolManager
 from urllib3.exceptions import HTTPError
 
-from firebuild_pki.errors import causes
-from firebuild_pki.providers.vault.settings import base_of, is_loopback, is_safe
+from firebuild_pki import addresses
+from firebuild_pki.addresses import is_safe
+from firebuild_pki.connections import POOLS, connection_words, speaks_tls, wrapped
+from firebuild_pki.providers.vault.settings import base_of
 
 MAX_ANSWER = 4 << 20
 """Bytes; a chain of CA certificates takes a few thousand."""
@@ -71,7 +70,7 @@ class NodeFailed(Exception):
 
 def failure_of(address: str, error: Exception) -> Failure:
     """Explain an exception of the HTTP library; what it wraps decides."""
-    chain = list(causes(error, _links))
+    chain = wrapped(error)
     for cause in chain:
         if isinstance(cause, ssl.SSLError):
             return _tls_fault(address, cause)
@@ -82,24 +81,8 @@ def failure_of(address: str, error: Exception) -> Failure:
 
 def _connection_failure(address: str, chain: list[BaseException]) -> Failure:
     names = {type(cause).__name__ for cause in chain}
-    if "ProxyError" in names:
-        return Failure(address, "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain))
-    if any("Timeout" in name for name in names):
-        return Failure(address, "no answer in time")
-    if "IncompleteRead" in names:
-        return Failure(address, "the answer was cut off")
-    if names & {"InvalidURL", "LocationParseError", "InvalidHeader"}:
-        return Failure(address, "not a usable address", lasting=True)
-    return Failure(address, _last_words(chain))
-
-
-def _last_words(chain: list[BaseException]) -> str:
-    for cause in chain:
-        if isinstance(cause, OSError) and cause.strerror and cause.errno is not None:
-            return cause.strerror.lower()
-    if any(type(cause).__name__ == "RemoteDisconnected" for cause in chain):
-        return "the connection was closed without an answer"
-    return "the connection failed"
+    lasting = bool(names & {"InvalidURL", "LocationParseError", "InvalidHeader"})
+    return Failure(address, "not a usable address" if lasting else connection_words(chain), lasting=lasting)
 
 
 def _tls_fault(address: str, error: ssl.SSLError) -> Failure:
@@ -130,11 +113,6 @@ def _name_fault(address: str, error: socket.gaierror) -> Failure:
     return Failure(address, "its name is unknown", lasting=True, hint="look at the setting address")
 
 
-def _links(error: BaseException) -> list[object]:
-    # requests and urllib3 wrap what happened in several layers: arguments, `reason`, cause, context
-    return [*error.args, getattr(error, "reason", None), error.__cause__, error.__context__]
-
-
 class Adapter(HTTPAdapter):
     """Uses one TLS context for all connections, whatever requests thinks of certificates.
 
@@ -151,12 +129,12 @@ class Adapter(HTTPAdapter):
         """Make the manager of direct connections."""
         kwargs.update(self._pool)
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
+        self.poolmanager.pool_classes_by_scheme = POOLS
 
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         """Make the manager of connections through a proxy."""
         manager = super().proxy_manager_for(proxy, **kwargs, **self._pool)
-        manager.pool_classes_by_scheme = _POOLS
+        manager.pool_classes_by_scheme = POOLS
         return manager
 
     def build_connection_pool_key_attributes(self, request: requests.PreparedRequest, *_: Any) -> Any:
@@ -174,80 +152,6 @@ class Adapter(HTTPAdapter):
             for pool in [manager.pools[key] for key in manager.pools.keys()]:  # noqa: SIM118 - not iterable
                 pool.close()
         super().close()
-
-
-class _Watched(HTTPConnection):
-    """Bounds the wait for the head of an answer as a whole; a socket's timeout is for each byte."""
-
-    def getresponse(self) -> Any:
-        watchdog = _Watchdog(self.sock, self.timeout)
-        try:
-            response = super().getresponse()
-        except (OSError, HTTPException):
-            if watchdog.has_bitten:
-                raise TimeoutError from None
-            raise
-        finally:
-            watchdog.cancel()
-        if watchdog.has_bitten:  # in the middle of the head, which then looks complete
-            response.close()
-            raise TimeoutError
-        return response
-
-
-class _WatchedTLS(_Watched, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Watched
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
-
-
-_POOLS = {"http": _Pool, "https": _TLSPool}
-
-
-class _Watchdog:
-    def __init__(self, watched: socket.socket | None, seconds: float | None) -> None:
-        self.has_bitten = False
-        self._watched = watched
-        self._timer = threading.Timer(seconds or 0, self._bite)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _bite(self) -> None:
-        self.has_bitten = True
-        with suppress(OSError):  # it is closed already
-            # not ssl's own, which is for one thread only
-            socket.socket.shutdown(self._watched, socket.SHUT_RDWR)  # type: ignore[arg-type]
-
-
-def speaks_tls(host: str, port: int, seconds: float) -> bool:
-    """Tell whether a port answers a TLS ClientHello with a record of TLS.
-
-    Nothing but that one message is sent, and the connection is closed at the first bytes of the answer.
-
-    Args:
-        seconds: how long to wait for the connection, and for the answer.
-    """
-    sent = ssl.MemoryBIO()
-    handshake = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), sent, server_hostname=host)
-    with suppress(ssl.SSLWantReadError):
-        handshake.do_handshake()
-    try:
-        with socket.create_connection((host, port), seconds) as connection:
-            connection.sendall(sent.read())
-            answer = connection.recv(2)
-    except OSError:
-        return False
-    # Alert or handshake, and the major version of all of TLS (RFC 8446, section 5.1).
-    return len(answer) == 2 and answer[0] in (0x15, 0x16) and answer[1] == 0x03
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +222,7 @@ class Transport:
         environ: Mapping[str, str],
         monotonic: Callable[[], float],
     ) -> None:
-        self._environ = {name.lower(): value for name, value in environ.items() if value}
+        self._environ = environ
         self._monotonic = monotonic
         self._session = requests.Session()
         self._session.trust_env = False
@@ -349,13 +253,8 @@ class Transport:
         raise NodeFailed(Failure(address, f"it redirects more than {MAX_REDIRECTS} times"))
 
     def proxy_for(self, address: str) -> str | None:
-        """Find the proxy for an address; never one for plain http, which would show it the token."""
-        parts = urlsplit(address)
-        host = parts.hostname or ""
-        proxy = self._environ.get("https_proxy") or self._environ.get("all_proxy")
-        if parts.scheme != "https" or is_loopback(host) or not proxy:
-            return None
-        return None if _is_excluded(host, self._environ.get("no_proxy", "")) else proxy
+        """Find the proxy for an address; see `addresses.proxy_for`."""
+        return addresses.proxy_for(address, self._environ)
 
     def close(self) -> None:
         """Close the connections."""
@@ -413,11 +312,6 @@ class Transport:
             if self._monotonic() > end:
                 raise TimeoutError
         return body
-
-
-def _is_excluded(host: str, no_proxy: str) -> bool:
-    entries = [entry.strip().lower().lstrip(".") for entry in no_proxy.split(",")]
-    return any(entry and (entry in {"*", host} or host.endswith(f".{entry}")) for entry in entries)
 
 
 def _redirected(address: str, location: str) -> tuple[str, str]:

@@ -1,0 +1,114 @@
+"""How the command line asks registries: for what FROM names, and with what was built."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+
+from firebuild_bootstrap.errors import InputError
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.events import Tasks
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.store import StoredImage
+    from firebuild_bootstrap.registry.pull import Registries
+    from firebuild_bootstrap.settings import BuildSettings
+
+_PAUSE: Final = 0.1
+# As Docker's `--pull`, a flag, is written.
+_POLICIES: Final = {
+    **dict.fromkeys(("", "1", "t", "T", "TRUE", "true", "True", "always"), "always"),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False", "missing"), "missing"),
+    "never": "never",
+}
+
+
+def read_policy(given: str | None) -> str | None:
+    """Read `--pull`: missing, always or never, or as Docker's flag; None where it was not given.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if given is not None and given not in _POLICIES:
+        raise InputError(f"--pull: expected missing, always or never, found {given!r:.100}")
+    return None if given is None else _POLICIES[given]
+
+
+def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
+    """Return what pulls an image into a store; its connections and logins serve all of one build."""
+    known: list[tuple[Home, Registries]] = []
+
+    def pull(home: Home, wanted: Reference) -> StoredImage:
+        from firebuild_bootstrap.image.oci import Platform
+
+        if not known or known[-1][0] is not home:
+            known.append((home, _registries(settings, home, home.tasks)))
+        with closing(known[-1][1]) as registries:
+            digest = wanted.digest
+            there = home.images.find(wanted, hold=True)
+            if there is not None and there.record.source is not None and not digest:
+                digest = registries.digest(wanted)
+                if there.record.source.pulled and digest in there.record.source.names:
+                    return there
+            pulled = registries.pull(wanted, home.blobs, Platform.host(), digest=digest)
+        # What is named by its digest is not the newest of its tag.
+        tags = () if wanted.digest else (wanted,)
+        return home.intake.take_in(
+            tags,
+            pulled.manifest,
+            pulled.document,
+            digests=(pulled.digest,),
+            origin=str(registries.repository(wanted)),
+            pulled=True,
+        )
+
+    return pull
+
+
+def push_image(
+    settings: BuildSettings, home: Home, image: StoredImage, tags: Sequence[Reference], tasks: Tasks
+) -> Iterator[tuple[Reference, str]]:
+    """Push an image under its tags.
+
+    Yields:
+        each tag that is at its registry now, with the digest of the manifest.
+
+    Raises:
+        InputError: a registry refuses it, or can't be asked.
+        MachineError: a layer can't be read.
+    """
+    from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.registry.push import push
+
+    with tasks.task("packing layers to push"):
+        manifest = home.outgoing.manifest(image)
+    base = image.record.base
+    related = (Reference.parse(base),) if base else ()
+    with closing(_registries(settings, home, tasks)) as registries:
+        for tag in tags:
+            yield tag, push(registries, tag, manifest, home.blobs, related=related)
+
+
+def _registries(settings: BuildSettings, home: Home, tasks: Tasks) -> Registries:
+    from firebuild_bootstrap.registry.pull import Registries
+    from firebuild_bootstrap.registry.tls import ca_anchors
+    from firebuild_bootstrap.registry.transport import Surroundings
+
+    def pause(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            home.check()
+            time.sleep(min(left, _PAUSE))
+
+    around = Surroundings(
+        settings=settings.registries,
+        environ=os.environ,
+        anchors=lambda: ca_anchors(settings.ca, check=home.check),
+        check=home.check,
+        pause=pause,
+    )
+    return Registries(around, tasks)

@@ -1,0 +1,269 @@
+"""Images that come from outside: from their blobs to layers that builds start from, and to a record."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
+from firebuild_bootstrap.image.names import UNTAGGED, Reference
+from firebuild_bootstrap.image.oci import ImageDocument, Manifest, Platform
+from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource, ImageStore, StoredImage
+from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
+from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.layers.reader import DamagedArchive
+from firebuild_bootstrap.layers.tree import MAX_LAYERS
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was in a file or directory.
+
+    Args:
+        kind: what it is, for people; empty for a root file system, which has no image in it.
+        images: those that are in the store now, held until that is closed.
+    """
+
+    kind: str
+    images: tuple[StoredImage, ...] = ()
+
+
+class Intake:
+    """Takes images in.
+
+    Args:
+        images: where their records go.
+        layers: where their layers are unpacked.
+        blobs: where they have come to.
+        naming: the block in which an image is published that needs the layers of these keys, see `Cache`.
+        tasks: told of all that may take a while.
+    """
+
+    def __init__(
+        self,
+        images: ImageStore,
+        layers: LayerTrees,
+        blobs: BlobStore,
+        *,
+        naming: Callable[[Iterable[str]], AbstractContextManager[None]],
+        tasks: Tasks,
+    ) -> None:
+        self._images = images
+        self._layers = layers
+        self._blobs = blobs
+        self._naming = naming
+        self._tasks = tasks
+        self._platform = Platform.host()
+
+    def take_in(
+        self,
+        tags: Sequence[Reference],
+        manifest: Manifest,
+        document: ImageDocument,
+        *,
+        digests: Sequence[str] = (),
+        origin: str = "",
+        pulled: bool = False,
+        report: Callable[[UnpackReport], object] = lambda _: None,
+    ) -> StoredImage:
+        """Unpack the layers of an image whose blobs are in the store, and keep it under its names.
+
+        Nothing is kept of an image that is refused, but for layers and blobs that the next `prune` removes.
+
+        Args:
+            tags: its names; without any it is called by its digest.
+            manifest: `Manifest.blobs` are held by the caller.
+            document: its configuration.
+            digests: more digests that FROM may name it by, such as that of its index.
+            origin: where it is from, for display.
+            pulled: it is from a registry.
+            report: told what each layer could not keep.
+
+        Returns:
+            the image, held until the store of images is closed.
+
+        Raises:
+            InputError: the image is not what it says, a layer is damaged, or unpacks to too much.
+            MachineError: a blob is not there, or the store can't be written.
+        """
+        _check(manifest, document, self._platform)
+        source = ImageSource(
+            replace(manifest.descriptor, digest=self._blobs.add(manifest.data)),
+            replace(manifest.config, digest=self._blobs.add(document.data)),
+            tuple(digests),
+            origin,
+            pulled,
+        )
+        outside = map(OutsideLayer, document.diff_ids, manifest.layers)
+        layers, key = list[ImageLayer](), ""
+        for each in outside:
+            key = chain_key(key, each.diff_id)
+            layers.append(ImageLayer(each.blob.size, key=key, outside=each))
+        self._unpack(layers, report)
+        layers = [replace(layer, size=self._layers.size(layer.key)) for layer in layers]
+        tag, *others = tags or (Reference.parse(f"{UNTAGGED}/{manifest.digest[7:19]}"),)
+        found = [self._images.find(each, hold=True) for each in (tag, *others)]
+        if found[0] and all(each and each.record.source == source for each in found):
+            return found[0]
+        with self._images.stage() as staging, self._naming([layer.key for layer in layers]):
+            self._images.commit(
+                staging,
+                ImageRecord(
+                    tag=str(tag),
+                    also_tagged=tuple(map(str, others)),
+                    build_id="",
+                    created=document.created or datetime.now(UTC).isoformat(timespec="seconds"),
+                    firebuild_version=version("firebuild"),
+                    config=document.config,
+                    layers=tuple(layers),
+                    layer_store=self._layers.root.name if layers else "",
+                    platform=str(document.platform),
+                    source=source,
+                    history=document.history,
+                ),
+            )
+            image = self._images.find(tag, hold=True)
+        if image is None:
+            raise MachineError(f"the image {tag} was removed while it was stored", hint="try again")
+        return image
+
+    def load(
+        self,
+        source: Path,
+        spool: Path,
+        *,
+        name: Reference | None = None,
+        report: Callable[[UnpackReport], object] = lambda _: None,
+        root: Callable[[Path], object] = lambda _: None,
+    ) -> Loaded:
+        """Take all images in that a directory or archive has.
+
+        Args:
+            source: an OCI image layout or docker archive, or a root file system.
+            spool: as for `layouts.opened`.
+            name: of the image, if there is one only; by default what it is called there.
+            report: as for `take_in`.
+            root: called with the path of a root file system, while that can be read.
+
+        Raises:
+            InputError: as `take_in`; it is neither; an image has no name.
+            MachineError: as `take_in`.
+        """
+        from firebuild_bootstrap.image import layouts
+
+        with layouts.opened(source, spool) as (files, path):
+            kind = layouts.kind_of(files)
+            if not kind:
+                root(path)
+                return Loaded("")
+            found = layouts.images_in(files, self._platform)
+            if name is not None and len(found) > 1:
+                raise InputError(
+                    f"{source} has {len(found)} images, and one name is given",
+                    hint="leave --name out: they keep their own names",
+                )
+            images = []
+            for each in found:
+                if not each.names and name is None:
+                    raise InputError(
+                        f"{source} has an image without a name", hint="give it one: --name NAME[:TAG]"
+                    )
+                _check(each.manifest, each.document, self._platform)  # before a byte of it is copied
+                with self._tasks.task("copying the layers"):
+                    each.copy_to(self._blobs, files)
+                images.append(
+                    self.take_in(
+                        (name,) if name else each.names,
+                        each.manifest,
+                        each.document,
+                        digests=each.digests,
+                        origin=f"{kind} {source}",
+                        report=report,
+                    )
+                )
+        return Loaded(kind, tuple(images))
+
+    def unpack(self, image: StoredImage) -> None:
+        """Make sure that the layers of an image which came from outside are unpacked, and hold them.
+
+        A loss of power may have taken them, or they are wanted for other owners than before; their blobs are
+        there.
+
+        Raises:
+            InputError, MachineError: as `take_in`.
+        """
+        self._unpack(image.record.layers or ())
+
+    def _unpack(
+        self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None
+    ) -> None:
+        keys, trees = list[str](), list[Path]()
+        for layer in layers:
+            if layer.outside is None:
+                return  # what is built on them is there, or lost
+            write = partial(self._write, layer.outside)
+            try:
+                below = self._layers.below(layer.key, keys, trees)
+                tree, lost = self._layers.unpacked_from(write, layer.key, below)
+            except DamagedArchiveError as error:
+                raise InputError(
+                    f"the layer {layer.outside.blob.digest} can't be unpacked: {error.message}",
+                    hint="whoever made the image is broken or hostile; nothing of it was kept",
+                ) from error
+            report(lost)
+            keys.append(layer.key)
+            trees.append(tree)
+
+    def _write(self, layer: OutsideLayer, archive: Path) -> None:
+        """Decompress the blob of a layer."""
+        from firebuild_bootstrap.image.layouts import decompress_bounded
+
+        what = f"the layer {layer.blob.digest}"
+        path = self._blobs.required(layer.blob.digest)
+        try:
+            with (
+                self._tasks.task("decompressing a layer", measure=lambda: file_size(archive)),
+                open(archive, "wb+") as out,
+            ):
+                decompress_bounded(path, out)
+                out.seek(0)
+                digest = f"sha256:{hashlib.file_digest(out, 'sha256').hexdigest()}"
+        except DamagedArchive as error:
+            raise InputError(f"{what} is damaged: {error.message}", hint=error.hint) from error
+        except OSError as error:
+            raise MachineError(f"{path} can't be read: {error.strerror}") from error
+        if digest != layer.diff_id:
+            raise InputError(
+                f"{what} unpacks to an archive with the digest {digest}, and the image's configuration "
+                f"says {layer.diff_id}",
+                hint="whoever made the image is broken or hostile; nothing of it was kept",
+            )
+
+
+def _check(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
+    if len(manifest.layers) != len(document.diff_ids):
+        raise InputError(
+            f"the manifest of the image has {len(manifest.layers)} layers, "
+            f"and its configuration {len(document.diff_ids)}",
+            hint="whoever made the image is broken or hostile",
+        )
+    if len(manifest.layers) >= MAX_LAYERS:
+        raise InputError(
+            f"the image has {len(manifest.layers)} layers, and {MAX_LAYERS - 1} at most can be mounted",
+            hint="squash it, for example with `buildah commit --squash`",
+        )
+    found = document.platform
+    # Its variant is what it was made for; many images that run on more say none.
+    if (found.os, found.architecture) not in {(each.os, each.architecture) for each in host.runs()}:
+        raise InputError(
+            f"the image is for {found}, and this machine is {host}", hint="take the image for this platform"
+        )

@@ -1,0 +1,513 @@
+"""Images in files: OCI image layouts and docker archives, in a directory or a tar archive; read and written.
+
+A docker archive (`docker save`) is the same thing to us: its `manifest.json` names a configuration and layers
+by their paths, from which a manifest with digests is made. What Docker writes since version 25 is both, as is
+what is written here for `docker load`.
+
+All of it may be hostile: nothing is followed out of the directory or archive, what a name means is never
+ambiguous, and no byte is believed that has another digest than what named it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import posixpath
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, Final, Protocol, cast
+
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.oci import (
+    CONFIG,
+    IMAGE_NAME,
+    INDEX,
+    LAYER,
+    MAX_DOCUMENT,
+    MAX_MEMBERS,
+    REF_NAME,
+    Descriptor,
+    ImageDocument,
+    Index,
+    Manifest,
+    Platform,
+    canonical,
+    parse_config,
+    parse_manifest,
+)
+from firebuild_bootstrap.layers.compression import decompressed
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerWriter, Sink
+
+_LAYOUT: Final = "oci-layout"
+_INDEX: Final = "index.json"
+_DOCKER: Final = "manifest.json"
+_ROOTS: Final = ("bin", "etc", "lib", "usr")
+_MAX_FILES: Final = 20_000  # an archive with more is that of a root file system
+_DEPTH: Final = 3  # indexes in indexes
+_PIECE: Final = 1024 * 1024
+_FREE: Final = 1 << 30
+_RATIO: Final = 200
+
+
+STDIN: Final = Path("/dev/stdin")
+
+
+class Files(Protocol):
+    """Files by their paths, which are relative and without `..`."""
+
+    def open(self, path: str) -> IO[bytes]:
+        """Open one.
+
+        Raises:
+            InputError: it is not there, or no regular file.
+        """
+        ...
+
+    def has(self, path: str) -> bool:
+        """Whether there is one, or a directory at the top."""
+        ...
+
+
+class FilesInDirectory:
+    """The files of a directory; links are not followed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def has(self, path: str) -> bool:
+        """See `Files`."""
+        return os.path.lexists(self._root / path)
+
+    def open(self, path: str) -> IO[bytes]:
+        """See `Files`."""
+        *parents, name = path.split("/")
+        at = -1
+        try:
+            at = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            for parent in parents:
+                below = os.open(
+                    parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at
+                )
+                os.close(at)
+                at = below
+            # A pipe without a writer would be waited for.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = open(os.open(name, flags, dir_fd=at), "rb")  # noqa: SIM115 - the caller closes it
+        except OSError as error:
+            raise InputError(f"{self._root}: {path} can't be read: {error.strerror}") from error
+        finally:
+            if at >= 0:
+                os.close(at)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise InputError(f"{self._root}: {path} is not a regular file")
+        return file
+
+
+class FilesInArchive:
+    """The files of a tar archive without compression.
+
+    Args:
+        file: stays open, and can be read at any place.
+        name: what to call it in messages.
+
+    Raises:
+        InputError: a name comes twice.
+        DamagedArchive: it is damaged.
+    """
+
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._file = file
+        self._name = name
+        self._places: dict[str, tuple[int, int]] = {}
+        self._links: dict[str, str] = {}
+        self._top: set[str] = set()
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        reader = LayerReader(file.fileno())
+        for entry in reader:
+            self._top.add(entry.path.partition("/")[0])
+            if entry.path in self._places or entry.path in self._links:
+                raise InputError(f"{name}: {entry.path} comes twice in the archive", hint="make it again")
+            if entry.kind == FILE and entry.regions is None:
+                self._places[entry.path] = (reader.position, entry.size)
+            elif entry.kind == SYMLINK:  # `docker save` had them for layers that come twice
+                self._links[entry.path] = posixpath.normpath(
+                    posixpath.join(posixpath.dirname(entry.path), entry.linkname)
+                )
+            elif entry.kind == HARDLINK:
+                self._links[entry.path] = entry.linkname
+            if len(self._places) + len(self._links) > _MAX_FILES:
+                break
+
+    def has(self, path: str) -> bool:
+        """See `Files`."""
+        return path in self._places or path in self._links or path in self._top
+
+    def open(self, path: str) -> IO[bytes]:
+        """See `Files`."""
+        place = self._places.get(self._links.get(path, path))
+        if place is None:
+            raise InputError(f"{self._name}: {path} is not a file in the archive", hint="make it again")
+        return io.BufferedReader(_Part(self._file.fileno(), *place), _PIECE)
+
+
+@contextmanager
+def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
+    """Open a directory or archive, which may be compressed, or be a pipe.
+
+    Args:
+        source: the path of it.
+        spool: an existing directory on whose file system there is room for what has to be decompressed.
+
+    Yields:
+        its files, and a path that leads to the directory or archive itself.
+
+    Raises:
+        InputError: it is not there, damaged, unpacks to too much, or has a name twice.
+        MachineError: there is no room.
+    """
+    if source.is_dir():
+        yield FilesInDirectory(source), source
+        return
+    with ExitStack() as cleanup:
+        try:
+            file = cleanup.enter_context(open(source, "rb", buffering=0))
+        except OSError as error:
+            raise InputError(f"{source} can't be read: {error.strerror}") from error
+        try:
+            counted = _Counted(file)
+            reader = decompressed(counted.buffered)
+            if reader is counted.buffered and stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                archive: IO[bytes] = file
+            else:
+                # Nobody else sees it, and it is gone whoever is killed.
+                archive = cleanup.enter_context(TemporaryFile(dir=spool))
+                counted.copy_bounded(reader, archive)
+            yield FilesInArchive(archive, str(source)), Path(f"/proc/self/fd/{archive.fileno()}")
+        except DamagedArchive as error:
+            raise InputError(f"{source} is damaged: {error.message}", hint=error.hint) from error
+
+
+def decompress_bounded(source: Path, out: IO[bytes]) -> None:
+    """Write what is compressed in the file `source`, unless it is far more than that holds.
+
+    Raises:
+        InputError: it is more than `most_of` allows.
+        MachineError: it can't be written.
+        DamagedArchive: the compressed data is damaged.
+        OSError: the source can't be read.
+    """
+    with open(source, "rb", buffering=0) as file:
+        counted = _Counted(file)
+        counted.copy_bounded(decompressed(counted.buffered), out)
+
+
+class _Counted(io.RawIOBase):
+    """A file, and how much of it was read."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__()
+        self._file = file
+        self._count = 0
+        self.buffered: io.BufferedReader = io.BufferedReader(cast(io.RawIOBase, self), 64 * 1024)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        done = self._file.readinto(buffer)
+        self._count += done
+        return done
+
+    def copy_bounded(self, reader: IO[bytes], out: IO[bytes]) -> None:
+        """Copy what the decompressor of this file gives; see `decompress_bounded`."""
+        size = 0
+        compressed = reader is not self.buffered
+        while piece := reader.read(_PIECE):
+            size += len(piece)
+            if compressed and size > (most := most_of(self._count)):
+                raise InputError(
+                    f"more than {most >> 20} MiB come out of {self._count} bytes that are compressed",
+                    hint="it is made to fill disks, or has large files of zeros: unpack it before",
+                )
+            try:
+                out.write(piece)
+            except OSError as error:
+                reason = f"an archive can't be unpacked: {error.strerror}"
+                raise MachineError(reason, hint="free some space") from error
+
+
+def most_of(size: int) -> int:
+    """Return how many bytes may come out of `size` that are compressed.
+
+    gzip makes text 10 times smaller, and zeros 1030 times: a database file of zeros has room in what is free.
+    """
+    return _FREE + _RATIO * size
+
+
+class _Part(io.RawIOBase):
+    """A part of a file."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._start = offset
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")[: max(self._size - self._at, 0)]
+        done = os.preadv(self._descriptor, [view], self._start + self._at) if view else 0
+        self._at += done
+        return done
+
+
+@dataclass(frozen=True)
+class ImageInFiles:
+    """An image in a layout or archive.
+
+    Args:
+        names: how it is called there.
+        manifest: its manifest.
+        document: its configuration.
+        digests: more digests that name it: that of the index it was chosen from.
+        paths: where its blobs are, by their digests.
+    """
+
+    names: tuple[Reference, ...]
+    manifest: Manifest
+    document: ImageDocument
+    digests: tuple[str, ...]
+    paths: dict[str, str]
+
+    def copy_to(self, blobs: BlobStore, files: Files) -> None:
+        """Copy its blobs into a store, where they are held.
+
+        Raises:
+            InputError: one is not there, or is not what its digest says.
+            MachineError: the store can't be written.
+        """
+        for blob in self.manifest.blobs:
+            with files.open(self.paths[blob.digest]) as source, blobs.writer(blob) as writer:
+                source.seek(writer.offset)
+                while not writer.complete and (piece := source.read(_PIECE)):
+                    writer.write(piece)
+                writer.commit()
+
+
+def kind_of(files: Files) -> str:
+    """Say what images are in there as, for people; an empty text where there are none."""
+    if any(map(files.has, _ROOTS)):  # a root file system that happens to have such a file
+        return ""
+    if files.has(_LAYOUT):
+        return "OCI image layout"
+    return "docker archive" if files.has(_DOCKER) else ""
+
+
+def images_in(files: Files, platform: Platform) -> list[ImageInFiles]:
+    """Return all images of a layout or docker archive.
+
+    Args:
+        files: of which `kind_of` says something.
+        platform: which to choose where there are several for one name.
+
+    Raises:
+        InputError: a document in it is missing, damaged, or not what its digest says.
+    """
+    found = _of_layout(files, platform) if files.has(_LAYOUT) else _of_docker(files)
+    if not found:
+        raise InputError("there is no image in it", hint="an empty layout holds nothing to start from")
+    return found
+
+
+def _document(files: Files, path: str) -> bytes:
+    with files.open(path) as file:
+        data = file.read(MAX_DOCUMENT + 1)
+    if len(data) > MAX_DOCUMENT:
+        raise InputError(f"{path} is larger than {MAX_DOCUMENT >> 20} MiB", hint="no image needs that")
+    return data
+
+
+def _path_of(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
+# --- OCI image layouts ----------------------------------------------------------------------------
+
+
+def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
+    version = _json(_document(files, _LAYOUT), _LAYOUT)
+    if not isinstance(version, dict) or version.get("imageLayoutVersion") != "1.0.0":
+        raise InputError(f"{_LAYOUT}: expected imageLayoutVersion 1.0.0, found {version!r:.100}")
+    index = parse_manifest(_document(files, _INDEX), INDEX)
+    if not isinstance(index, Index):
+        raise InputError(f"{_INDEX} is no index", hint="make the layout again")
+    groups: dict[tuple[Reference, ...], list[Descriptor]] = {}
+    for entry in index.manifests:
+        groups.setdefault(_names(entry), []).append(entry)
+    found = []
+    for names, entries in groups.items():
+        chosen, digests = Index(tuple(entries)).choose(platform), list[str]()
+        manifest: Manifest | Index = index
+        for _ in range(_DEPTH):
+            data = chosen.check(_document(files, _path_of(chosen.digest)))
+            manifest = parse_manifest(data, chosen.media_type)
+            if isinstance(manifest, Manifest):
+                break
+            digests.append(chosen.digest)
+            chosen = manifest.choose(platform)
+        if not isinstance(manifest, Manifest):
+            raise InputError("there are indexes in indexes in the layout", hint="make it again")
+        document = parse_config(manifest.config.check(_document(files, _path_of(manifest.config.digest))))
+        paths = {blob.digest: _path_of(blob.digest) for blob in manifest.blobs}
+        found.append(ImageInFiles(names, manifest, document, tuple(digests), paths))
+    return found
+
+
+def _names(entry: Descriptor) -> tuple[Reference, ...]:
+    """Return how an entry of `index.json` is called; a tag alone is no name."""
+    name = entry.annotations.get(IMAGE_NAME) or entry.annotations.get(REF_NAME, "")
+    if not any(sign in name for sign in ":/"):
+        return ()
+    return (replace(Reference.parse(name, what="the name of an image"), digest=""),)
+
+
+# --- docker archives ------------------------------------------------------------------------------
+
+
+def _of_docker(files: Files) -> list[ImageInFiles]:
+    entries = _json(_document(files, _DOCKER), _DOCKER)
+    if not isinstance(entries, list) or len(entries) > MAX_MEMBERS:
+        raise InputError(f"{_DOCKER}: expected a list of at most {MAX_MEMBERS} images")
+    return [_docker_image(files, entry) for entry in entries]
+
+
+def _docker_image(files: Files, entry: object) -> ImageInFiles:
+    if not isinstance(entry, dict):
+        raise InputError(f"{_DOCKER}: expected an object for each image, found {entry!r:.100}")
+    config_path = _text(entry.get("Config"))
+    document = parse_config(_document(files, config_path))
+    config = Descriptor(CONFIG, document.digest, len(document.data))
+    paths = {config.digest: config_path}
+    layers = []
+    for path in map(_text, _list(entry, "Layers")):
+        with files.open(path) as file:
+            layer = _described(file)
+        paths[layer.digest] = path
+        layers.append(layer)
+    names = tuple(
+        replace(Reference.parse(_text(name), what="the name of an image"), digest="")
+        for name in _list(entry, "RepoTags")
+    )
+    return ImageInFiles(names, Manifest.made_of(config, layers), document, (), paths)
+
+
+def _described(file: IO[bytes]) -> Descriptor:
+    digest, size, start = hashlib.sha256(), 0, b""
+    while piece := file.read(_PIECE):
+        start = start or piece[:4]
+        digest.update(piece)
+        size += len(piece)
+    kind = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}.get(start[:2], "")
+    return Descriptor(f"{LAYER}{kind}", f"sha256:{digest.hexdigest()}", size)
+
+
+def _list(entry: dict[str, Any], name: str) -> list[Any]:
+    found = entry.get(name)
+    found = [] if found is None else found
+    if not isinstance(found, list) or len(found) > MAX_MEMBERS:
+        raise InputError(f"{_DOCKER}: {name}: expected a list of at most {MAX_MEMBERS}, found {found!r:.100}")
+    return found
+
+
+def _text(found: object) -> str:
+    """Return a path or name of `manifest.json`; no path in it leads out of the archive."""
+    if not isinstance(found, str) or not found or ".." in found.split("/") or found.startswith("/"):
+        raise InputError(f"{_DOCKER}: expected the path of a file in the archive, found {found!r:.100}")
+    return found
+
+
+def _json(data: bytes, path: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is no JSON, or nested too deeply") from error
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_archive(
+    out: Sink, images: Sequence[tuple[Sequence[Reference], Manifest]], blobs: BlobStore, *, docker: bool
+) -> None:
+    """Write images as a tar archive with an OCI image layout, the same bytes for the same images.
+
+    Args:
+        out: gets it.
+        images: their names and manifests; what these name is in `blobs`.
+        blobs: where it is.
+        docker: for `docker load` as well, with its `manifest.json`.
+
+    Raises:
+        MachineError: a blob is not there.
+        OSError: `out` can't be written.
+    """
+    entries = [
+        replace(manifest.descriptor, annotations=_annotations(name, alone=len(images) == 1))
+        for names, manifest in images
+        for name in names or (None,)
+    ]
+    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [entry.as_json() for entry in entries]}
+    writer = LayerWriter(out)
+    small = {_LAYOUT: canonical({"imageLayoutVersion": "1.0.0"}), _INDEX: canonical(index)}
+    if docker:
+        small[_DOCKER] = canonical([_docker_entry(names, manifest) for names, manifest in images])
+    for path, data in small.items():
+        writer.add(Entry(path, FILE, 0o644, size=len(data)), data)
+    named = {blob.digest: blob for _, manifest in images for blob in (manifest.descriptor, *manifest.blobs)}
+    for folder in sorted({"blobs", *(f"blobs/{digest.partition(':')[0]}" for digest in named)}):
+        writer.add(Entry(folder, DIRECTORY, 0o755))
+    for digest in sorted(named):
+        with open(blobs.required(digest), "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != named[digest].size:
+                raise MachineError(f"{file.name}: somebody has changed it", hint="load the image again")
+            writer.add(Entry(_path_of(digest), FILE, 0o644, size=size), file.fileno())
+    writer.close()
+
+
+def _annotations(name: Reference | None, *, alone: bool) -> dict[str, str]:
+    """Name an entry as containerd does; skopeo and umoci go by the tag, which several images may share."""
+    if name is None or name.is_untagged:
+        return {}
+    return {IMAGE_NAME: name.full, REF_NAME: name.tag if alone else str(name)}
+
+
+def _docker_entry(names: Sequence[Reference], manifest: Manifest) -> dict[str, Any]:
+    return {
+        "Config": _path_of(manifest.config.digest),
+        "RepoTags": [f"{name.familiar}:{name.tag}" for name in names if not name.is_untagged],
+        "Layers": [_path_of(layer.digest) for layer in manifest.layers],
+    }

@@ -1,0 +1,467 @@
+"""Manifests, indexes and configurations of images, as OCI and Docker have them.
+
+What is read here comes from registries and archives: its size, its depth and the number of its parts are
+bounded, and every error says which document is wrong, and where. The sources of the rules: descriptor.md,
+manifest.md, image-index.md and config.md of the OCI image specification, and Docker's "Image Manifest
+Version 2, Schema 2".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
+from firebuild_bootstrap.image.blobs import BlobError, digest_of
+from firebuild_bootstrap.image.config import ImageConfig
+
+MAX_DOCUMENT: Final = 4 * 1024 * 1024
+"""Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""
+MAX_MEMBERS: Final = 1024
+"""Layers of a manifest, and images of an index."""
+_MAX_HISTORY: Final = 10_000
+_MAX_TEXT: Final = 4096
+
+_OCI: Final = "application/vnd.oci.image"
+_DOCKER: Final = "application/vnd.docker"
+MANIFEST: Final = f"{_OCI}.manifest.v1+json"
+INDEX: Final = f"{_OCI}.index.v1+json"
+CONFIG: Final = f"{_OCI}.config.v1+json"
+LAYER: Final = f"{_OCI}.layer.v1.tar"
+DOCKER_MANIFEST: Final = f"{_DOCKER}.distribution.manifest.v2+json"
+DOCKER_LIST: Final = f"{_DOCKER}.distribution.manifest.list.v2+json"
+DOCKER_CONFIG: Final = f"{_DOCKER}.container.image.v1+json"
+MANIFESTS: Final = (MANIFEST, DOCKER_MANIFEST)
+INDEXES: Final = (INDEX, DOCKER_LIST)
+ACCEPTED: Final = (*MANIFESTS, *INDEXES)
+"""What a registry may answer with, for the header Accept."""
+_OLD: Final = (f"{_DOCKER}.distribution.manifest.v1+json", f"{_DOCKER}.distribution.manifest.v1+prettyjws")
+# How layers are compressed is found out from their first bytes, whatever their type says.
+_LAYERS: Final = re.compile(
+    r"application/vnd\.oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+(gzip|zstd))?"
+    r"|application/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.(gzip|zstd))?"
+    r"|application/vnd\.docker\.image\.rootfs\.diff\.tar"
+)
+_DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+"""Annotation of a manifest in the index of a layout: how it is called there (annotations.md)."""
+IMAGE_NAME: Final = "io.containerd.image.name"
+"""The same by its full name, as containerd, docker and nerdctl write it."""
+
+
+@dataclass(frozen=True, order=True)
+class Platform:
+    """What an image is for, normalized as containerd does (github.com/containerd/platforms)."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
+
+    @classmethod
+    def of(cls, os: str, architecture: str, variant: str = "") -> Platform:
+        """Return a platform whose names are spelled as containerd spells them."""
+        architecture, _, implied = _ALIASES.get(architecture.lower(), architecture.lower()).partition("/")
+        variant = (variant or implied).lower()
+        return cls(os.lower(), architecture, _VARIANTS.get(architecture, {}).get(variant, variant))
+
+    @classmethod
+    def parse(cls, text: str) -> Platform:
+        """Read `OS/ARCHITECTURE[/VARIANT]`.
+
+        Raises:
+            InputError: it is none.
+        """
+        parts = text.split("/")
+        if not 2 <= len(parts) <= 3 or not all(parts):
+            raise InputError(f"expected a platform such as linux/amd64, found {text!r:.100}")
+        return cls.of(*parts)
+
+    @classmethod
+    def host(cls, machine: str | None = None) -> Platform:
+        """Return the platform of this host; `machine` is what `uname -m` says."""
+        name = machine or os.uname().machine
+        return cls.of("linux", {"armv7l": "arm/v7", "armv6l": "arm/v6", "i686": "386"}.get(name, name))
+
+    def runs(self) -> Iterator[Platform]:
+        """Yield the platforms whose programs this one executes, the best first, as containerd's `Only`."""
+        yield self
+        system, architecture, variant = self.os, self.architecture, self.variant
+        versions = ("v8", "v7", "v6", "v5")
+        match architecture:
+            case "amd64":
+                level = int(variant[1:]) if re.fullmatch("v[2-9]", variant) else 1
+                yield from (
+                    Platform(system, "amd64", f"v{n}" if n > 1 else "") for n in range(level - 1, 0, -1)
+                )
+                yield Platform(system, "386")
+            case "arm64":
+                if variant:
+                    yield Platform(system, "arm64")
+                yield from (Platform(system, "arm", version) for version in versions)
+            case "arm" if variant in versions:
+                yield from (
+                    Platform(system, "arm", version) for version in versions[versions.index(variant) + 1 :]
+                )
+
+
+_ALIASES: Final = {
+    "i386": "386",
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "armhf": "arm/v7",
+    "armel": "arm/v6",
+}
+_VARIANTS: Final = {
+    "amd64": {"v1": ""},
+    "arm64": {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9", "v9.0": "v9"},
+    "arm": {"": "v7", "5": "v5", "6": "v6", "7": "v7", "8": "v8"},
+}
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What names a blob: its type, its digest and its size in bytes.
+
+    Args:
+        platform: of a manifest in an index; None where it says none.
+        annotations: of an index's manifest or a layer.
+    """
+
+    media_type: str
+    digest: str
+    size: int
+    platform: Platform | None = None
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as in a manifest."""
+        document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        if self.platform is not None:
+            document["platform"] = {"os": self.platform.os, "architecture": self.platform.architecture}
+            if self.platform.variant:
+                document["platform"]["variant"] = self.platform.variant
+        if self.annotations:
+            document["annotations"] = dict(self.annotations)
+        return document
+
+    @classmethod
+    def from_json(cls, document: object, what: str = "a descriptor") -> Descriptor:
+        """Read one.
+
+        Raises:
+            InputError: it is none; `what` names it in the message.
+        """
+        members = _Object(document, what)
+        digest = members.text("digest")
+        if _DIGEST.fullmatch(digest) is None:
+            raise InputError(f"{what}: expected a sha256 or sha512 digest, found {digest!r:.200}")
+        platform = members.get("platform")
+        return cls(
+            media_type=members.text("mediaType"),
+            digest=digest,
+            size=members.number("size"),
+            platform=None if platform is None else _platform(_Object(platform, f"{what}: platform")),
+            annotations=members.texts("annotations"),
+        )
+
+    def check(self, data: bytes) -> bytes:
+        """Return `data`, which is what it describes.
+
+        Raises:
+            BlobError: length or digest are others.
+        """
+        found = digest_of(data, self.digest.partition(":")[0])
+        if len(data) != self.size or found != self.digest:
+            raise BlobError(
+                f"expected {self.size} bytes with the digest {self.digest}, found {len(data)} with {found}",
+                hint="whoever sent it is broken or hostile; nothing of it was kept",
+            )
+        return data
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One image: its configuration and its layers, the lowest first; `data` are its own bytes."""
+
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+    media_type: str = MANIFEST
+    data: bytes = b""
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of its bytes."""
+        return digest_of(self.data)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        """What names it."""
+        return Descriptor(self.media_type, self.digest, len(self.data))
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Everything that it names, each once."""
+        return tuple({blob.digest: blob for blob in (self.config, *self.layers)}.values())
+
+    @classmethod
+    def made_of(cls, config: Descriptor, layers: Sequence[Descriptor]) -> Manifest:
+        """Write a manifest: the same parts give the same bytes."""
+        document = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.as_json(),
+            "layers": [layer.as_json() for layer in layers],
+        }
+        return cls(config, tuple(layers), MANIFEST, canonical(document))
+
+
+@dataclass(frozen=True)
+class Index:
+    """Several images under one name, for platforms."""
+
+    manifests: tuple[Descriptor, ...]
+    media_type: str = INDEX
+    data: bytes = b""
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of its bytes."""
+        return digest_of(self.data)
+
+    def choose(self, platform: Platform) -> Descriptor:
+        """Return the manifest (or index) for a platform, as containerd chooses.
+
+        An exact match is best, then what the platform executes as well: linux/arm/v6 on linux/arm/v7,
+        linux/386 on linux/amd64. An entry without a platform is taken where there is no other.
+
+        Raises:
+            InputError: there is none; the hint lists what there is.
+        """
+        for wanted in platform.runs():
+            for each in self.manifests:
+                if each.platform == wanted and _is_image(each):
+                    return each
+        unsaid = [each for each in self.manifests if each.platform is None and _is_image(each)]
+        if len(unsaid) == 1:
+            return unsaid[0]
+        there = sorted({str(each.platform) for each in self.manifests if each.platform and _is_image(each)})
+        raise InputError(
+            f"there is no image for {platform} in the index",
+            hint=f"it has {', '.join(there[:20])}" if there else "it has none for any platform",
+        )
+
+
+@dataclass(frozen=True)
+class ImageDocument:
+    """The configuration of an image (config.md).
+
+    Args:
+        platform: what it is for.
+        config: how a program in it is meant to run.
+        diff_ids: digests of the layers without compression, the lowest first.
+        history: how it was made, as it says itself; not verified by anybody.
+        created: RFC 3339; empty where it says nothing.
+        data: its own bytes.
+    """
+
+    platform: Platform
+    config: ImageConfig
+    diff_ids: tuple[str, ...]
+    history: tuple[Mapping[str, Any], ...] = ()
+    created: str = ""
+    data: bytes = b""
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of its bytes: what Docker calls the id of an image."""
+        return digest_of(self.data)
+
+    @classmethod
+    def made_of(
+        cls,
+        platform: Platform,
+        config: ImageConfig,
+        diff_ids: Sequence[str],
+        *,
+        history: Sequence[Mapping[str, Any]] = (),
+        created: str = "",
+    ) -> ImageDocument:
+        """Write a configuration: the same parts give the same bytes."""
+        members = config.as_json()
+        author = members.pop("author", "")
+        document = {
+            **({"created": created} if created else {}),
+            **({"author": author} if author else {}),
+            "architecture": platform.architecture,
+            "os": platform.os,
+            **({"variant": platform.variant} if platform.variant else {}),
+            "config": members,
+            "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},
+            **({"history": [dict(each) for each in history]} if history else {}),
+        }
+        return cls(platform, config, tuple(diff_ids), tuple(history), created, canonical(document))
+
+
+def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
+    """Read a manifest or an index of OCI or Docker.
+
+    Args:
+        data: its bytes; `Descriptor.check` has compared them with what named them.
+        media_type: what whoever sent it says that it is, without parameters; empty for nothing.
+
+    Raises:
+        InputError: it is neither, or not as its format wants it.
+    """
+    members = _parsed(data, "the manifest")
+    own = members.text("mediaType", "")
+    if media_type in _OLD or own in _OLD or members.get("schemaVersion") == 1:
+        raise InputError(
+            "the manifest is of Docker's schema 1, which has no verifiable layers",
+            hint="push the image again with a tool of this decade",
+        )
+    # "manifests" and "layers" in one document mean two images to two readers (CVE-2021-41190).
+    both = "manifests" in members and ("layers" in members or "config" in members)
+    known = [kind for kind in (own, media_type) if kind in ACCEPTED]
+    if both or len(set(known)) > 1:
+        raise InputError("the manifest claims to be an index as well", hint="do not trust who sent it")
+    kind = known[0] if known else (INDEX if "manifests" in members else MANIFEST)
+    if kind in INDEXES:
+        found = members.objects("manifests", MAX_MEMBERS)
+        return Index(tuple(Descriptor.from_json(*each) for each in found), kind, data)
+    config = Descriptor.from_json(members.get("config"), "the manifest: config")
+    if config.media_type not in (CONFIG, DOCKER_CONFIG, "application/octet-stream"):
+        raise InputError(
+            f"the manifest is no image but an artifact of the type {config.media_type!r:.200}",
+            hint="name an image",
+        )
+    layers = tuple(Descriptor.from_json(*each) for each in members.objects("layers", MAX_MEMBERS))
+    for layer in layers:
+        if _LAYERS.fullmatch(layer.media_type) is None:
+            raise InputError(f"the manifest has a layer of the unknown type {layer.media_type!r:.200}")
+    return Manifest(config, layers, kind, data)
+
+
+def parse_config(data: bytes) -> ImageDocument:
+    """Read the configuration of an image.
+
+    Raises:
+        InputError: it is none, or not as its format wants it.
+    """
+    what = "the image configuration"
+    members = _parsed(data, what)
+    rootfs = _Object(members.get("rootfs"), f"{what}: rootfs")
+    diff_ids = rootfs.get("diff_ids")
+    diff_ids = [] if diff_ids is None else diff_ids  # Go writes null for an empty list
+    if not isinstance(diff_ids, list) or len(diff_ids) > MAX_MEMBERS:
+        raise InputError(f"{what}: rootfs.diff_ids: expected at most {MAX_MEMBERS} digests")
+    for each in diff_ids:
+        if not isinstance(each, str) or _DIGEST.fullmatch(each) is None:
+            raise InputError(f"{what}: rootfs.diff_ids: expected a digest, found {each!r:.200}")
+    history = tuple(_history(*each) for each in members.objects("history", _MAX_HISTORY))
+    return ImageDocument(
+        platform=_platform(members),
+        config=ImageConfig.from_json(members.whole),
+        diff_ids=tuple(diff_ids),
+        history=history,
+        created=members.text("created", ""),
+        data=data,
+    )
+
+
+def canonical(document: object) -> bytes:
+    """Return a document as JSON in one form: sorted, without spaces, in UTF-8."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def is_layer_of(history: Mapping[str, Any]) -> bool:
+    """Whether an entry of the history has made a layer."""
+    return not history.get("empty_layer", False)
+
+
+def _is_image(entry: Descriptor) -> bool:
+    """Whether an entry of an index is an image; BuildKit puts attestations beside them."""
+    unknown = entry.platform is not None and entry.platform.os == "unknown"
+    return entry.media_type in ACCEPTED and not unknown
+
+
+def _platform(members: _Object) -> Platform:
+    return Platform.of(members.text("os"), members.text("architecture"), members.text("variant", ""))
+
+
+def _history(entry: object, what: str) -> Mapping[str, Any]:
+    members = _Object(entry, what)
+    texts = ("created", "created_by", "author", "comment")
+    found: dict[str, Any] = {name: text for name in texts if (text := members.text(name, "", most=1 << 20))}
+    return found | ({"empty_layer": True} if members.get("empty_layer") is True else {})
+
+
+def parse_object(data: bytes, what: str) -> dict[str, Any]:
+    """Read a JSON object of at most `MAX_DOCUMENT` bytes; `what` names it in messages.
+
+    Raises:
+        InputError: it is larger, no JSON, nested too deeply, or no object.
+    """
+    return _parsed(data, what).whole
+
+
+def _parsed(data: bytes, what: str) -> _Object:
+    if len(data) > MAX_DOCUMENT:
+        raise InputError(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")
+    try:
+        return _Object(json.loads(data), what)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is damaged: it is no JSON, or nested too deeply") from error
+
+
+class _Object:
+    """A JSON object from outside, whose members are checked when they are read; null counts as absent."""
+
+    def __init__(self, members: object, what: str) -> None:
+        if not isinstance(members, dict):
+            raise InputError(f"{what}: expected an object, found {members!r:.80}")
+        self.whole: dict[str, Any] = members
+        self._what = what
+
+    def __contains__(self, name: str) -> bool:
+        return self.whole.get(name) is not None
+
+    def get(self, name: str) -> Any:
+        return self.whole.get(name)
+
+    def text(self, name: str, default: str | None = None, *, most: int = _MAX_TEXT) -> str:
+        value = self.whole.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str) or len(value) > most or UNUSABLE_TEXT.search(value):
+            raise InputError(f"{self._what}: {name}: expected a text, found {value!r:.80}")
+        return value
+
+    def number(self, name: str) -> int:
+        value = self.whole.get(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise InputError(f"{self._what}: {name}: expected a number of bytes, found {value!r:.80}")
+        return value
+
+    def texts(self, name: str) -> dict[str, str]:
+        value = self.whole.get(name)
+        if value is None:
+            return {}
+        found = _Object(value, f"{self._what}: {name}")
+        return {key: found.text(key, most=MAX_DOCUMENT) for key in found.whole}
+
+    def objects(self, name: str, most: int) -> list[tuple[object, str]]:
+        """Return a list, each with what to call it in messages."""
+        value = self.whole.get(name)
+        value = [] if value is None else value
+        if not isinstance(value, list) or len(value) > most:
+            raise InputError(f"{self._what}: {name}: expected a list of at most {most}, found {value!r:.80}")
+        return [(each, f"{self._what}: {name}[{number}]") for number, each in enumerate(value)]

@@ -1,0 +1,282 @@
+"""Pulling an image: its manifest, its configuration, its layers, from a registry or one of its mirrors.
+
+What was pulled once is in the store of blobs by its digest, and is not fetched again.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, TypeVar
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.events import Tasks
+from firebuild_bootstrap.image.blobs import BlobError, BlobStore
+from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.oci import (
+    MAX_DOCUMENT,
+    Descriptor,
+    ImageDocument,
+    Index,
+    Manifest,
+    Platform,
+    parse_config,
+    parse_manifest,
+)
+from firebuild_bootstrap.registry.answers import RegistryError
+from firebuild_bootstrap.registry.client import Received, Repository
+from firebuild_bootstrap.registry.credentials import HUB
+from firebuild_bootstrap.registry.transport import Registry, Surroundings
+from firebuild_pki.display import one_line
+
+T = TypeVar("T")
+
+# An index may name another one; more levels are a loop, or no image (image-index.md).
+_MAX_NESTED: Final = 3
+_OFFICIAL: Final = "library/"
+_Job = Callable[[Callable[[], None]], None]
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An image whose blobs are in the store, held there.
+
+    Args:
+        digest: what its tag names at the registry: of the manifest, or of an index with it.
+        manifest: for one platform.
+        document: its configuration.
+    """
+
+    digest: str
+    manifest: Manifest
+    document: ImageDocument
+
+
+class Registries:
+    """The registries that images are pulled from and pushed to.
+
+    Args:
+        around: settings, environment and the like.
+        tasks: told of all that may take a while, and of mirrors that fail.
+    """
+
+    def __init__(self, around: Surroundings, tasks: Tasks) -> None:
+        self.around = around
+        self.tasks = tasks
+        self._known: dict[str, Registry] = {}
+        self._told: set[str] = set()
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close all connections; what is asked from now on opens new ones."""
+        for registry in self._known.values():
+            registry.close()
+
+    def registry(self, host: str) -> Registry:
+        """Return a registry by its name, HOST[:PORT]."""
+        with self._lock:
+            if host not in self._known:
+                self._known[host] = Registry(host, self.around)
+            return self._known[host]
+
+    def place(self, reference: Reference) -> tuple[str, str]:
+        """Return the registry that a reference means, and the repository there."""
+        settings = self.around.settings
+        host, path = reference.registry, reference.repository
+        if host != HUB:
+            return host, path
+        short = path.removeprefix(_OFFICIAL)
+        if "/" not in short:
+            path = f"{settings.namespace}/{short}".removeprefix("/")
+        return settings.default, path
+
+    def repository(self, reference: Reference, *, push: bool = False, also: Sequence[str] = ()) -> Repository:
+        """Return the repository that a reference means, no mirror."""
+        host, path = self.place(reference)
+        return Repository(self.registry(host), path, push=push, also=tuple(also))
+
+    def sources(self, reference: Reference) -> Iterator[Repository]:
+        """Yield the repositories to pull from: the mirrors in order, the registry itself last."""
+        host, path = self.place(reference)
+        for mirror in self.around.settings.of(host).mirrors:
+            name, _, prefix = mirror.partition("/")
+            yield Repository(self.registry(name), f"{prefix}/{path}".removeprefix("/"))
+        yield Repository(self.registry(host), path)
+
+    # --- pulling --------------------------------------------------------------------------------
+
+    def digest(self, reference: Reference) -> str:
+        """Return what a tag names at the registry, by one request.
+
+        Raises:
+            RegistryError: it has no such tag, or does not answer.
+        """
+        with self.tasks.task(f"asking for {reference}"):
+            return self._first(list(self.sources(reference)), lambda one: one.digest(_wanted(reference)))[1]
+
+    def pull(self, reference: Reference, blobs: BlobStore, platform: Platform, *, digest: str = "") -> Pulled:
+        """Fetch an image, or what is missing of it.
+
+        Args:
+            reference: its tag, or its digest.
+            blobs: keeps what comes.
+            platform: which image of an index.
+            digest: what the tag names, where that is known.
+
+        Raises:
+            RegistryError: no registry has it, or can be asked.
+            InputError: it has no image for this platform, or not what its digest says.
+            MachineError: the store can't be written.
+        """
+        sources = list(self.sources(reference))
+        with self.tasks.task(f"asking for {reference}"):
+            wanted = digest or _wanted(reference)
+            sources, received = self._manifest(sources, wanted, blobs)
+            top = wanted if ":" in wanted else received.digest
+            manifest = self._chosen(sources, received, blobs, platform)
+            if manifest.config.size > MAX_DOCUMENT:
+                raise InputError(f"{reference}: its configuration has {manifest.config.size} bytes")
+            self._fetch(sources, manifest.config, blobs)
+            document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
+        if len(document.diff_ids) != len(manifest.layers):
+            raise InputError(
+                f"{reference}: its manifest has {len(manifest.layers)} layers, "
+                f"and its configuration {len(document.diff_ids)}",
+                hint="whoever made it is broken or hostile",
+            )
+        layers = list({layer.digest: layer for layer in manifest.layers}.values())
+        count = len(layers)
+
+        def job(number: int, layer: Descriptor) -> _Job:
+            what = f"pulling {reference}, layer {number} of {count}"
+            return lambda check: self._fetch(sources, layer, blobs, what=what, check=check)
+
+        jobs = [job(number, layer) for number, layer in enumerate(layers, 1)]
+        side_by_side(jobs, self.around.settings.connections, self.around.check)
+        return Pulled(top, manifest, document)
+
+    def _chosen(
+        self, sources: list[Repository], received: Received, blobs: BlobStore, platform: Platform
+    ) -> Manifest:
+        for _ in range(_MAX_NESTED):
+            found = parse_manifest(received.data, received.media_type)
+            if not isinstance(found, Index):
+                return found
+            entry = found.choose(platform)
+            if entry.size > MAX_DOCUMENT:
+                raise InputError(
+                    f"the manifest {entry.digest} has {entry.size} bytes; {MAX_DOCUMENT} are allowed"
+                )
+            _, received = self._manifest(sources, entry.digest, blobs)
+            entry.check(received.data)
+            received = replace(received, media_type=entry.media_type)
+        raise InputError("the index names an index that names an index, and so on")
+
+    def _manifest(
+        self, sources: list[Repository], wanted: str, blobs: BlobStore
+    ) -> tuple[list[Repository], Received]:
+        if ":" in wanted and blobs.hold(wanted) is not None:
+            return sources, Received(blobs.read(wanted, MAX_DOCUMENT), "")
+        rest, received = self._first(sources, lambda one: one.manifest(wanted))
+        blobs.add(received.data)
+        return rest, received
+
+    def _fetch(
+        self,
+        sources: list[Repository],
+        blob: Descriptor,
+        blobs: BlobStore,
+        *,
+        what: str = "",
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        with blobs.writer(blob) as writer:
+
+            def fetch(one: Repository) -> None:
+                one.fetch(blob, writer, clock=self.around.clock, check=check or self.around.check)
+                writer.commit()
+
+            if writer.complete:
+                with suppress(BlobError):
+                    writer.commit()
+                    return
+            if not what:
+                self._first(sources, fetch)
+                return
+            with self.tasks.task(what, total=blob.size, measure=lambda: writer.offset):
+                self._first(sources, fetch)
+
+    def _first(self, sources: list[Repository], ask: Callable[[Repository], T]) -> tuple[list[Repository], T]:
+        """Return what the first source answers, and from which on they are worth asking."""
+        for place, source in enumerate(sources):
+            try:
+                return sources[place:], ask(source)
+            except (RegistryError, BlobError) as error:
+                if place + 1 == len(sources):
+                    raise
+                self._tell(source, sources[place + 1], error)
+        raise AssertionError("there is always the registry itself")
+
+    def _tell(self, mirror: Repository, other: Repository, error: InputError) -> None:
+        with self._lock:
+            told = mirror.registry.host in self._told
+            self._told.add(mirror.registry.host)
+        if not told:
+            self.tasks.warn(
+                f"{mirror.registry.host} failed, {other.registry.host} is asked instead: "
+                f"{one_line(error.message)}"
+            )
+
+
+def side_by_side(jobs: Sequence[_Job], several: int, check: Callable[[], None]) -> None:
+    """Do several things at a time; the first failure ends the others, and is raised.
+
+    Nobody waits for a thread that waits for the network: it ends at its next piece.
+
+    Args:
+        jobs: each gets a function to call at each piece of its work, which may raise.
+        several: how many at a time.
+        check: called again and again; what it raises ends all.
+    """
+    pending = queue.SimpleQueue[_Job]()
+    for job in jobs:
+        pending.put(job)
+    failures: list[BaseException] = []
+    ended = threading.Event()
+    work = partial(_work, pending, failures, ended)
+    count = min(several, len(jobs))
+    threads = [threading.Thread(target=work, name=f"transfer-{n}", daemon=True) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive() and not failures:
+                check()
+                thread.join(0.05)
+    finally:
+        ended.set()
+    if failures:
+        raise failures[0]
+
+
+def _work(pending: queue.SimpleQueue[_Job], failures: list[BaseException], ended: threading.Event) -> None:
+    def stopped() -> None:
+        if ended.is_set():
+            raise RegistryError("it was stopped")
+
+    with suppress(queue.Empty):
+        while not ended.is_set():
+            job = pending.get_nowait()
+            try:
+                job(stopped)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+
+def _wanted(reference: Reference) -> str:
+    return reference.digest or reference.tag

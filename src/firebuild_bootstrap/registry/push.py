@@ -1,0 +1,67 @@
+"""Pushing an image: what the registry does not have yet of its blobs, then its manifest under its tag.
+
+The order is that of the distribution specification ("Push"): a manifest whose blobs are not there is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.oci import Descriptor, Manifest
+from firebuild_bootstrap.registry.client import Received, Repository
+from firebuild_bootstrap.registry.pull import Registries, side_by_side
+
+
+def push(
+    registries: Registries,
+    reference: Reference,
+    manifest: Manifest,
+    blobs: BlobStore,
+    *,
+    related: Sequence[Reference] = (),
+) -> str:
+    """Push an image and return the digest of its manifest.
+
+    Args:
+        reference: under which tag.
+        manifest: what it is.
+        blobs: has its configuration and its layers.
+        related: images that may share layers with it, such as its base: if they are in the same registry,
+            it takes the layers from there.
+
+    Raises:
+        RegistryError: the registry refuses it, or can't be asked.
+        MachineError: a blob is not in the store.
+    """
+    host, path = registries.place(reference)
+    places = (registries.place(other) for other in related)
+    also = tuple(dict.fromkeys(there for where, there in places if where == host and there != path))
+    repository = registries.repository(reference, push=True, also=also)
+    # Held by this thread: the threads below only read.
+    paths = {blob.digest: blobs.required(blob.digest) for blob in manifest.blobs}
+    count = len(paths)
+
+    def job(number: int, blob: Descriptor) -> Callable[[Callable[[], None]], None]:
+        def send(check: Callable[[], None]) -> None:
+            if repository.has(blob) or any(_mounted(repository, blob, source) for source in also):
+                return
+            sent = [0]
+            what = f"pushing {reference}, blob {number} of {count}"
+            with registries.tasks.task(what, total=blob.size, measure=lambda: sent[0]):
+                repository.upload(blob, paths[blob.digest], lambda size: sent.__setitem__(0, size), check)
+
+        return send
+
+    jobs = [job(number, blob) for number, blob in enumerate(manifest.blobs, 1)]
+    side_by_side(jobs, registries.around.settings.connections, registries.around.check)
+    with registries.tasks.task(f"pushing the manifest of {reference}"):
+        repository.put_manifest(reference.tag, Received(manifest.data, manifest.media_type))
+    return manifest.digest
+
+
+def _mounted(repository: Repository, blob: Descriptor, source: str) -> bool:
+    # A mount of what the source does not have begins an upload: asked for only where it helps.
+    there = Repository(repository.registry, source)
+    return there.has(blob) and repository.mount(blob, source)

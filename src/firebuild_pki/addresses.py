@@ -1,0 +1,46 @@
+"""Which addresses a secret may be sent to, and by which proxy."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+
+def is_safe(url: str) -> bool:
+    """Tell whether a secret may be sent to an address: https, or plain http to a loopback address."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    if not parts.hostname or any(one.isspace() for one in url):
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine by its mere spelling; nothing is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
+    """Find the proxy for an address: HTTPS_PROXY or ALL_PROXY, unless NO_PROXY excludes its host.
+
+    There is never one for plain http, which would show it the secrets.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    values = {name.lower(): value for name, value in environ.items() if value}
+    proxy = values.get("https_proxy") or values.get("all_proxy")
+    if parts.scheme != "https" or is_loopback(host) or not proxy:
+        return None
+    return None if _is_excluded(host, values.get("no_proxy", "")) else proxy
+
+
+def _is_excluded(host: str, no_proxy: str) -> bool:
+    entries = [entry.strip().lower().lstrip(".") for entry in no_proxy.split(",")]
+    return any(entry and (entry in {"*", host} or host.endswith(f".{entry}")) for entry in entries)

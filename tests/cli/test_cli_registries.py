@@ -1,0 +1,153 @@
+"""Builds FROM images of a registry: when it is asked, how often, and what is said when it can't be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Cli
+from firebuild_bootstrap.home import Home
+from registry.servers import CA, Image, Small, always, digest, once, small_registry
+
+pytestmark = pytest.mark.needs("userns")
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> CA:
+    return CA.made(tmp_path_factory.mktemp("ca"))
+
+
+@pytest.fixture
+def small(ca: CA, cli: Cli) -> Iterator[Small]:
+    with small_registry(ca.server_context()) as server:
+        hosts = {server.host: {"ca_file": str(ca.certificate)}}
+        Path("config.yml").write_text(json.dumps({"registries": {"hosts": hosts}}))
+        cli.setenv("FIREBUILD_CONFIG", Path("config.yml").absolute())
+        cli.monkeypatch.delenv("FIREBUILD_PULL")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def runnable(host_home: Path) -> Image:
+    """An image with a shell."""
+    base = Home(host_home).bases.resolve("host")
+    return Image((base.archive.read_bytes(),))
+
+
+def test_an_image_is_pulled_once_and_always_asks_for_nothing_but_its_digest(
+    small: Small, cli: Cli, runnable: Image
+) -> None:
+    named = small.add(runnable, "1")
+    Path("Dockerfile").write_text(
+        f"FROM {small.host}/team/base:1\nRUN echo made here > /made\n"
+        f"COPY --from={small.host}/team/other:1 /bin/sh /copied\n"
+    )
+    cli("build", "-t", "t/1", ".")
+    layer = digest(runnable.layers[0])
+    assert [path for path in small.asked() if layer in path] == [f"/v2/team/base/blobs/{layer}"]
+    small.requests.clear()
+    cli("build", "-t", "t/1", ".")
+    cli("build", "-t", "t/1", "--pull=never", ".")
+    assert not small.requests
+    cli("build", "-t", "t/1", "--pull", ".")
+    assert [(method, path) for method, path, _ in small.requests] == [
+        ("HEAD", f"/v2/team/{name}/manifests/1") for name in ("base", "other")
+    ]
+    small.requests.clear()
+    Path("Dockerfile").write_text(f"FROM {small.host}/team/base@{named}\n")
+    cli("build", "-t", "t/2", "--build-context", f"x=docker-image://{small.host}/team/base:1", ".")
+    assert not small.requests
+
+
+def test_a_base_that_can_t_be_pulled_says_why_and_what_else_there_is(small: Small, cli: Cli) -> None:
+    Path("Dockerfile").write_text(f"FROM scratch\nCOPY --from={small.host}/none:1 / /\n")
+    done = cli("build", ".", status=2)
+    assert done.first == (
+        f"error: Dockerfile:2: {small.host}/none:1 is not in the store, and can't be pulled: {small.host}: "
+        "the manifest of none:1: it answered 404 Not Found: MANIFEST_UNKNOWN: not here"
+    )
+    assert f"`firebuild base import {small.host}/none:1 DIRECTORY-OR-TAR` makes a base of files" in done.err
+    Path("Dockerfile").write_text("FROM base\n")
+    context = f"base=docker-image://{small.host}/none:2"
+    assert (
+        "the manifest of none:2: it answered 404"
+        in cli("build", "--build-context", context, ".", status=2).first
+    )
+    Path("Dockerfile").write_text(f"FROM {small.host}/none:1\n")
+    small.requests.clear()
+    assert "unknown base" in cli("build", "--pull=never", ".", status=2).first
+    assert not small.requests
+    assert "--pull: expected missing, always or never" in cli("build", "--pull=x", ".", status=2).first
+    cli.setenv("FIREBUILD_PULL", "never")
+    assert "unknown base" in cli("build", ".", status=2).first
+
+
+def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Image) -> None:
+    small.add(runnable, "1")
+    done = cli("pull", f"{small.host}/team/base:1")
+    assert done.out.startswith(f"pulled {small.host}/team/base:1  sha256:")
+    small.requests.clear()
+    assert cli("images", "pull", f"{small.host}/team/base:1").out == done.out
+    assert small.asked() == ["/v2/team/base/manifests/1"]
+    assert f"{small.host}/team/base:1" in cli("images", "list").out
+    small.add(Image((*runnable.layers, bytes(10240))), "1")
+    small.behaviours.append(once("/manifests/", lambda handler: handler.answer(503)))
+    cli.monkeypatch.setattr("firebuild_bootstrap.registry.transport._FIRST_PAUSE", 0.001)
+    newer = cli("images", "pull", f"{small.host}/team/base:1").out
+    assert newer != done.out
+    assert "404 Not Found" in cli("images", "pull", f"{small.host}/none", status=2).first
+
+
+def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: Cli, runnable: Image) -> None:
+    small.add(runnable, "1")
+    base, tag = f"{small.host}/team/base:1", f"{small.host}/team/web:2"
+    Path("Dockerfile").write_text(f"FROM {base}\nRUN echo made here > /made\nCMD /bin/true\n")
+    done = cli("build", "-t", tag, "--push", "--output", "type=registry", ".")
+    named = digest(small.manifests["2"][1])
+    assert f"pushed {tag} as {named}" in done.out
+    first = json.loads(small.manifests["2"][1])["layers"][0]
+    assert first["digest"] == digest(runnable.layers[0])
+    assert not [path for path in small.asked("PUT") if digest(runnable.layers[0])[7:] in path]
+    small.requests.clear()
+    assert cli("push", tag).out == f"pushed {tag}  {named}\n"
+    assert small.asked("PUT") == ["/v2/team/web/manifests/2"]
+    cli("rmi", tag)
+    Path("Dockerfile").write_text(f"FROM {tag}\nRUN grep here /made\n")
+    cli("build", ".")
+
+
+def test_what_can_t_be_pushed_is_refused(small: Small, cli: Cli) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nLABEL a=b\n")
+    done = cli("build", "--push", ".", status=2)
+    assert done.err == (
+        "error: an image without a tag can't be pushed\n  hint: add --tag REGISTRY/NAME:TAG\n"
+    )
+    small.behaviours.append(
+        always("/uploads/", lambda handler: handler.answer(403, b'{"details": "read only"}'))
+    )
+    done = cli("build", "-t", f"{small.host}/web:1", "--push", ".", status=2)
+    assert "it answered 403 Forbidden: read only" in done.first
+    assert f"{small.host}/web:1" in cli("images", "list").out
+
+
+def test_a_login_is_seen_nowhere(small: Small, cli: Cli, ca: CA) -> None:
+    login = {"username": "me", "password": {"env": "REGISTRY_PASSWORD"}, "ca_file": str(ca.certificate)}
+    Path("config.yml").write_text(json.dumps({"registries": {"hosts": {small.host: login}}}))
+    cli.setenv("REGISTRY_PASSWORD", "the-password")
+    cli.setenv("FIREBUILD_DEBUG", "1")
+    challenge = {"WWW-Authenticate": 'Basic realm="x"'}
+    small.behaviours.append(always("/", lambda handler: handler.answer(401, b"", **challenge)))
+    Path("Dockerfile").write_text(f"FROM {small.host}/web:1\n")
+    for command in (
+        ("build", "--progress", "rawjson", "."),
+        ("pull", f"{small.host}/web:1"),
+        ("config", "show"),
+    ):
+        done = cli(*command, status=0 if command[0] == "config" else 2)
+        assert "the-password" not in done.out + done.err
+        assert "bWU6dGhlLXBhc3N3b3Jk" not in done.out + done.err
+    sent = {headers.get("Authorization") for _, _, headers in small.requests}
+    assert sent == {None, "Basic bWU6dGhlLXBhc3N3b3Jk"}

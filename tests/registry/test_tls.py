@@ -1,0 +1,132 @@
+"""Whose CA vouches for a registry, and what is said of a certificate that is refused."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.registry.answers import RegistryError
+from firebuild_bootstrap.registry.settings import RegistriesSettings
+from firebuild_bootstrap.registry.tls import ca_anchors
+from firebuild_pki import CASettings, Profile, SettingsError
+from firebuild_pki.config import Document, validate
+from registry.conftest import Client
+from registry.servers import CA, Image, Small, small_registry
+
+
+def ask(client: Client, host: str, **special: Any) -> str:
+    return client.registries(special={host: special}).digest(Reference.parse(f"{host}/web:1"))
+
+
+def test_a_refused_certificate_names_its_issuer_and_the_setting(small: Small, client: Client) -> None:
+    with pytest.raises(RegistryError) as caught:
+        ask(client, small.host, ca_file=None)
+    assert "its TLS certificate is not accepted: " in caught.value.message
+    assert "the issuer CN=firebuild root " in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("set ca_file to the certificate of its issuer CN=firebuild root ")
+    assert caught.value.hint.endswith(f", or ca: provider, in registries.hosts of {small.host}")
+
+
+def test_another_ca_does_not_vouch(small: Small, client: Client, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with pytest.raises(RegistryError, match="is missing"):
+        ask(client, small.host, ca_file=str(CA.made(tmp_path / "other").certificate))
+
+
+def test_a_certificate_for_another_name_is_refused(ca: CA, client: Client, tmp_path: Path) -> None:
+    other = CA.made(tmp_path, "registry.example")
+    with small_registry(other.server_context()) as server, pytest.raises(RegistryError) as caught:
+        ask(client, server.host, ca_file=str(other.certificate))
+    assert "hostname mismatch" in caught.value.message
+    assert caught.value.hint == "use a name that the certificate has"
+
+
+def test_the_ca_of_builds_can_vouch(small: Small, client: Client, ca: CA) -> None:
+    small.add(Image(), "1")
+    block = {"provider": "file", "file": {"ca_cert": str(ca.certificate), "ca_key": str(ca.key)}}
+    settings = validate(CASettings, Document({"ca": block}), at="ca")
+    client.anchors = lambda: ca_anchors(settings, check=lambda: None)
+    assert ask(client, small.host, ca_file=None, ca="provider")
+    with pytest.raises(InputError, match="needs a provider whose CA outlives a build, and this is embedded"):
+        ca_anchors(CASettings.model_validate({}), check=lambda: None)
+
+
+def test_a_client_certificate_is_shown_to_the_registry_and_to_nobody_else(
+    mirror: Small, client: Client, ca: CA, tmp_path: Path
+) -> None:
+    own = CA.made(tmp_path, "client", Profile.GUEST)
+    context = ca.server_context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(own.certificate)
+    certificate, key = map(str, own.pair)
+    with small_registry(context) as server:
+        server.add(Image(), "1")
+        with pytest.raises(RegistryError) as caught:
+            ask(client, server.host)
+        assert caught.value.hint is None or "set cert_file and key_file" in caught.value.hint
+        assert ask(client, server.host, cert_file=certificate, key_file=key)
+
+
+def test_files_that_are_no_use_are_named(small: Small, client: Client, ca: CA, tmp_path: Path) -> None:
+    certificate, key = map(str, ca.pair)
+    (tmp_path / "open").write_bytes(ca.pair[1].read_bytes())
+    (tmp_path / "open").chmod(0o644)
+    (tmp_path / "binary").write_bytes(b"\xff")
+    for special, why in (
+        ({"ca_file": str(tmp_path / "none")}, "No such file"),
+        ({"ca_file": key}, "has no PEM certificates"),
+        ({"ca_file": str(tmp_path / "binary")}, "has no PEM certificates"),
+        ({"cert_file": certificate, "key_file": str(tmp_path / "open")}, "is open to every user"),
+        (
+            {"cert_file": certificate, "key_file": str(tmp_path / "none")},
+            "cert_file or key_file can't be read",
+        ),
+        ({"cert_file": key, "key_file": key}, "cert_file and key_file can't be used"),
+    ):
+        with pytest.raises(InputError, match=why):
+            ask(client, small.host, **special)
+
+
+def test_a_proxy_is_asked_to_connect_and_its_password_is_not_shown(client: Client) -> None:
+    with small_registry(None) as proxy:
+        for url in (proxy.host, f"http://me:secret-of-the-proxy@{proxy.host}"):
+            client.environ["HTTPS_PROXY"] = url
+            with pytest.raises(RegistryError) as caught:
+                client.registries(attempts=1).digest(Reference.parse("registry.example/web:1"))
+            assert "the proxy in HTTPS_PROXY did not connect to it" in caught.value.message
+            assert "secret-of-the-proxy" not in str(caught.value)
+        assert not proxy.requests  # it has refused CONNECT, and got nothing else
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"default": "https://registry.example"}, "expected HOST"),
+        ({"default": "registry.example/path"}, "expected HOST"),
+        (
+            {"hosts": {"a.example": {"address": "http://a.example"}}},
+            "plain http is for loopback addresses only",
+        ),
+        ({"hosts": {"a.example": {"address": "https://u:p@a.example"}}}, "user name or password"),
+        ({"hosts": {"a.example": {"address": "a.example"}}}, "expected an address such as"),
+        ({"hosts": {"a.example": {"address": "https://a.example/v2"}}}, "something after the host"),
+        ({"hosts": {"a.example": {"mirrors": ["b.example/"]}}}, "expected HOST"),
+        ({"hosts": {"a.example": {"username": "me"}}}, "username and password together"),
+        ({"hosts": {"a.example": {"username": "a:b", "password": {"env": "P"}}}}, "without a colon"),
+        (
+            {"hosts": {"a.example": {"username": "a", "password": {"env": "P"}, "token": {"env": "T"}}}},
+            "found both",
+        ),
+        ({"hosts": {"a.example": {"password": "literal"}}}, "reference to a secret"),
+        ({"hosts": {"a.example": {"cert_file": "x"}}}, "cert_file and key_file together"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused(section: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        validate(RegistriesSettings, Document({"registries": section}), at="registries")
