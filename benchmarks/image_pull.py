@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import Manifest, Platform, parse_manifest
+from firebuild_bootstrap.image.oci import Manifest, parse_manifest
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.push import push
 from firebuild_bootstrap.registry.settings import RegistriesSettings

@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/proxy_throughput.py [--runs 5] [--mib 512] [--files 20000] [--case NAME ...]
 
 Server and client are processes of their own and speak mutual TLS, as host and guest do. `bare` is a Python
-gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them. `direct` is a session
-with the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would;
-all three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that
-a busy machine slows all; the ratios are what counts.
+gRPC server that sends the same bytes in messages of 1 MiB to a client that drops them; where `written`, it
+writes them to one file as they come, which is what `guest` has to be held against. `direct` is a session with
+the server behind the proxy, `passed` through the proxy as our guests get it, `relayed` as others would; all
+three are dropped. `guest` is vminit's own code, which verifies and writes it. The runs alternate, so that a
+busy machine slows all; the ratios are what counts.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from firebuild_pki import TLSMaterial, open_authority
 from firebuild_pki.grpc_credentials import server_credentials
 
 CASES = ("one", "many", "sparse")
-WAYS = ("bare", "direct", "passed", "relayed", "guest")
+WAYS = ("bare", "written", "direct", "passed", "relayed", "guest")
 MIB = 1 << 20
 
 
@@ -131,8 +132,11 @@ def receive(way: str, told: dict[str, Any], size: int) -> float:
     elif way == "passed":
         seconds = client.connect(dropped)
     else:
-        with channel(told.get(way, block.host_port), block) as opened:
-            seconds = dropped_bytes(opened, size) if way == "bare" else dropped(opened)
+        with channel(told.get(way, told["bare"] if way == "written" else block.host_port), block) as opened:
+            if way in ("bare", "written"):
+                seconds = bare_bytes(opened, size, written=way == "written")
+            else:
+                seconds = dropped(opened)
     client.close()
     stop.close()
     return seconds
@@ -171,15 +175,17 @@ def dropped(opened: grpc.Channel) -> float:
     return seconds
 
 
-def dropped_bytes(opened: grpc.Channel, size: int) -> float:
-    """Receive the bare stream."""
+def bare_bytes(opened: grpc.Channel, size: int, *, written: bool) -> float:
+    """Receive the bare stream, and drop it or write it to the disk."""
     method: Any = opened.unary_stream("/bench/stream")
     call = method(str(size).encode(), timeout=600)
     next(call)
-    began = time.monotonic()
-    for _ in call:
-        pass
-    return time.monotonic() - began
+    with tempfile.TemporaryFile(dir=".", buffering=0) as file:
+        began = time.monotonic()
+        for data in call:
+            if written:
+                file.write(data)
+        return time.monotonic() - began
 
 
 def as_guest(client: Client, stop: Stop) -> float:

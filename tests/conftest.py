@@ -56,6 +56,8 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "git": (_program("git"), "apt install git"),
     "userns": (_has_user_namespaces, "user namespaces must be allowed for this user"),
     "mke2fs": (_program("mke2fs"), "apt install e2fsprogs"),
+    "mkfs.erofs": (_program("mkfs.erofs"), "apt install erofs-utils"),
+    "sqfstar": (_program("sqfstar"), "apt install squashfs-tools"),
     "resize2fs": (_program("resize2fs"), "apt install e2fsprogs"),
     "e2fsck": (_program("e2fsck"), "apt install e2fsprogs"),
     "debugfs": (_program("debugfs"), "apt install e2fsprogs"),

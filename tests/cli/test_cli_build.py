@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cli.conftest import Cli
 from firebuild_bootstrap.cli import stdin as stdin_module
 from firebuild_bootstrap.cli.app import app
-from firebuild_bootstrap.dockerfile.stage import host_platform
+from firebuild_bootstrap.image.platforms import host_platform
 
 pytestmark = pytest.mark.needs("userns")
 

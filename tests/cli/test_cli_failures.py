@@ -157,7 +157,6 @@ def test_ctrl_c_outside_a_build_ends_with_130(cli: Cli) -> None:
     assert cli("base", "list", status=130).err.strip() == "error: interrupted"
 
 
-@pytest.mark.needs("mke2fs")
 @pytest.mark.needs("userns")
 @pytest.mark.parametrize(
     ("module", "error", "message"),

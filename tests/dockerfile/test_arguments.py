@@ -6,9 +6,9 @@ import pytest
 
 from dockerfile.planning import Bases, Plan, Planned
 from firebuild_bootstrap.dockerfile import parse_assignments
-from firebuild_bootstrap.dockerfile.stage import host_platform, normal_platform
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.platforms import host_platform, normal_platform
 from firebuild_bootstrap.wire import DEFAULT_PATH, RunCommand
 
 

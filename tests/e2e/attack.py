@@ -15,6 +15,7 @@ from functools import partial
 LIBC = ctypes.CDLL(None, use_errno=True)
 ARM = os.uname().machine == "aarch64"
 KEYCTL, CLONE, OPEN_BY_HANDLE, INIT_MODULE = (219, 220, 265, 105) if ARM else (250, 56, 304, 175)
+PIDFD_GETFD = 438
 NEW_USER, NEW_NS, NEW_PID = 0x10000000, 0x00020000, 0x20000000
 ATTACH, BIND, REMOUNT = 16, 4096, 32
 
@@ -151,6 +152,79 @@ def changes() -> dict[str, str]:
     return found
 
 
+def remote_memory(number: int) -> int:
+    """Read from or write to the memory of process 1, where its program is, past ptrace(2)."""
+    here = ctypes.create_string_buffer(64)
+    local = (ctypes.c_size_t * 2)(ctypes.addressof(here), 64)
+    there = (ctypes.c_size_t * 2)(0x400000, 64)
+    return call(number, 1, local, 1, there, 1, 0)
+
+
+def stolen_descriptor() -> int:
+    """Duplicate a descriptor of process 1."""
+    found = [call(PIDFD_GETFD, os.pidfd_open(1), number, 0) for number in range(64)]
+    return max(found)
+
+
+def keys_of_others() -> str:
+    """Read what the kernel says of keys that this process can see, and look for those of the caller."""
+    with open("/proc/keys") as file:
+        return " ".join(line for line in file if "user" in line.split()[7:8]) or "none"
+
+
+def sniffer() -> int:
+    """Listen on all interfaces, as a sniffer does."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as listener:
+        return listener.fileno()
+
+
+def hunts() -> dict[str, str]:
+    """Ways to the memory, files and keys of others that no program of an image needs."""
+    zeros = ctypes.create_string_buffer(128)
+    tests: dict[str, Callable[[], object]] = {
+        "process_vm_readv": lambda: remote_memory(270 if ARM else 310),
+        "process_vm_writev": lambda: remote_memory(271 if ARM else 311),
+        "pidfd_getfd": stolen_descriptor,
+        "kcmp": lambda: call(272 if ARM else 312, os.getpid(), 1, 0, 0, 0),
+        "seize": lambda: LIBC.ptrace(0x4206, 1, None, None),
+        "environ": lambda: read("/proc/1/environ"),
+        "auxv": lambda: read("/proc/1/auxv"),
+        "map_files": lambda: os.listdir("/proc/1/map_files") or None,
+        "stack": lambda: read("/proc/1/stack"),
+        "syscall": lambda: read("/proc/1/syscall"),
+        "clear_refs": lambda: write("/proc/1/clear_refs", "1"),
+        "kcore": lambda: read("/proc/kcore") or None,
+        "fsopen": lambda: call(430, b"tmpfs", 0),
+        "open_tree": lambda: call(428, -100, b"/", 1),
+        "move_mount": lambda: call(429, -100, b"/proc", -100, b"/mnt", 0),
+        "mount_setattr": lambda: call(442, -100, b"/proc", 0, zeros, 32),
+        "pivot_root": lambda: LIBC.syscall(ctypes.c_long(41 if ARM else 155), b"/", b"/"),
+        "setns of a pidfd": lambda: LIBC.setns(os.pidfd_open(1), NEW_NS),
+        "fanotify": lambda: call(262 if ARM else 300, 0x10, 0),
+        "bpf": lambda: call(280 if ARM else 321, 5, zeros, 128),
+        "perf_event_open": lambda: call(241 if ARM else 298, zeros, 1, -1, -1, 0),
+        "kexec": lambda: call(104 if ARM else 246, 0, 0, None, 0),
+        "quotactl": lambda: call(60 if ARM else 179, 0x800002, b"/dev/vda", 0, None),
+        "acct": lambda: LIBC.acct(b"/etc/passwd"),
+        "syslog": lambda: LIBC.klogctl(3, zeros, 100),
+        "sniff": sniffer,
+        "debugfs": lambda: LIBC.mount(b"x", b"/mnt", b"debugfs", 0, None),
+        "bpffs": lambda: LIBC.mount(b"x", b"/mnt", b"bpf", 0, None),
+        "overlay": lambda: LIBC.mount(b"x", b"/mnt", b"overlay", 0, b"lowerdir=/:/proc"),
+        "mqueue": lambda: LIBC.mount(b"x", b"/mnt", b"mqueue", 0, None),
+        "bind": lambda: LIBC.mount(b"/proc", b"/mnt", None, BIND, None),
+        "cgroup": lambda: write("/sys/fs/cgroup/cgroup.procs", "1"),
+        "release_agent": lambda: write("/sys/fs/cgroup/release_agent", "/x"),
+        "uevent_helper": lambda: write("/sys/kernel/uevent_helper", "/x"),
+        "modprobe": lambda: write("/proc/sys/kernel/modprobe", "/x"),
+        "binfmt_misc": lambda: write("/proc/sys/fs/binfmt_misc/register", ":x:M::x::/x:"),
+        "ns_last_pid": lambda: write("/proc/sys/kernel/ns_last_pid", "1"),
+        "oom_score_adj": lambda: write("/proc/1/oom_score_adj", "1000"),
+        "priority of 1": lambda: LIBC.setpriority(0, 1, -20),
+    }
+    return {name: in_child(test) for name, test in tests.items()}
+
+
 def devices() -> dict[str, str]:
     return {
         "null": outcome(partial(write, "/dev/null", "x")),
@@ -187,6 +261,9 @@ def main() -> None:
         "mounts": mounts,
         "attempts": attempts(),
         "changes": changes(),
+        "hunts": hunts(),
+        "keys": outcome(keys_of_others),
+        "shared memory": " ".join(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else "",
         "devices": devices(),
         "after chroot": in_child(out_of_the_root),
         "key": key(sys.argv[2]),

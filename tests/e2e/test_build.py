@@ -220,7 +220,7 @@ def test_metadata_file_holds_what_inspect_shows(firebuild: Firebuild, context: P
     assert written["config"]["Labels"] == {"a": "b", "c": "d"}
 
 
-@pytest.mark.needs("mke2fs", "e2fsck", "debugfs")
+@pytest.mark.needs("e2fsck", "debugfs")
 def test_the_ext4_image_is_clean_and_holds_owners(firebuild: Firebuild, context: Path) -> None:
     (context / "suid").write_text("x")
     (context / "suid").chmod(0o4750)

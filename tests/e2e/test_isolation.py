@@ -144,6 +144,12 @@ def test_what_reaches_the_kernel_or_the_host_is_refused(findings: dict[str, Any]
     assert findings["attempts"][attempt] in refusals, findings["attempts"]
 
 
+def test_no_other_way_leads_to_memory_files_or_keys_of_others(findings: dict[str, Any]) -> None:
+    refused = re.compile("E[A-Z]+|None")
+    assert {name: how for name, how in findings["hunts"].items() if not refused.fullmatch(how)} == {}
+    assert (findings["keys"], findings["shared memory"]) == ("none", "")
+
+
 def test_nothing_that_the_hosts_kernel_has_once_for_all_can_be_changed(findings: dict[str, Any]) -> None:
     changed = {what: outcome for what, outcome in findings["changes"].items() if not outcome.startswith("E")}
     assert changed == {}

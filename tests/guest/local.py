@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.client import Client
 from firebuild_bootstrap.guest.errors import GuestError
 from firebuild_bootstrap.guest.executor import Executor
@@ -37,7 +38,7 @@ class Local:
         self.root.close()
         self.stop.close()
 
-    def execute(self, *commands: wire.AnyCommand | str) -> None:
+    def execute(self, *commands: wire.AnyCommand | pb.ToGuest | str) -> None:
         self.server.commands = list(commands)
         self.server.old = self.server.old or any(isinstance(command, str) for command in commands)
         with self.calls() if self.server.old else join(self.client, self.stop, 5.0) as host:
@@ -51,7 +52,7 @@ class Local:
     def calls(self) -> OldServer:
         return OldServer(self.client, self.stop, 5.0)
 
-    def refusal(self, *commands: wire.AnyCommand | str) -> GuestError:
+    def refusal(self, *commands: wire.AnyCommand | pb.ToGuest | str) -> GuestError:
         with pytest.raises(GuestError) as caught:
             self.execute(*commands)
         return caught.value

@@ -20,6 +20,7 @@ from firebuild_bootstrap.guest.netfiles import network_files
 from firebuild_bootstrap.guest.overlay import mount_layers
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.layers.tree import TreeSource, statuses, tree_entries, upper_entries
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, run_command
@@ -272,6 +273,11 @@ def test_a_step_that_fails_leaves_no_layer(image: Image) -> None:
     with pytest.raises(KeyError), image.comparing.step(2):
         raise KeyError
     assert os.listdir(image.state / "upper") == []
+
+
+def test_a_name_that_means_a_whiteout_fails_the_step_that_made_it(image: Image) -> None:
+    with pytest.raises(LayerError, match=r"/other/\.wh\.x can't be kept in a layer"), image.comparing.step(2):
+        (image.root / "other/.wh.x").mkdir()
 
 
 def test_a_layer_that_cannot_be_written_is_a_failed_step(image: Image) -> None:

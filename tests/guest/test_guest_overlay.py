@@ -6,16 +6,18 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from firebuild_bootstrap import wire
 from firebuild_bootstrap.guest.copy import Copier, Incoming
 from firebuild_bootstrap.guest.overlay import Layers, mount_layers
 from firebuild_bootstrap.guest.users import Users
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root, remove_directory
-from firebuild_bootstrap.layers.tree import MAX_LAYERS, UNMOUNTABLE, upper_entries
+from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, run_command, workdir_command
 from guest.server import a_file
@@ -131,6 +133,27 @@ def test_a_step_that_fails_leaves_its_layer_unfinished(build: Build, layers: Pat
 
 
 @pytest.mark.needs("bwrap", "busybox")
+@pytest.mark.parametrize(
+    "command",
+    [
+        run_command("echo > /etc/.wh.x", step=3),
+        copy_command("/etc/.wh.x", step=3),
+        copy_command("/etc/.wh.x", step=3, link=True),
+        workdir_command("/etc/.wh.x/more", step=3),
+    ],
+)
+def test_a_name_that_means_a_whiteout_fails_the_step_that_made_it(
+    build: Build, layers: Path, command: wire.AnyCommand
+) -> None:
+    build.server.resources["files"] = a_file("f", b"content")
+    abort = build.fail(workdir_command("/work"), command)
+    assert "/etc/.wh.x can't be kept in a layer" in abort.error
+    assert "give it another name" in abort.error
+    assert (abort.step, abort.reason) == (3, "file")
+    assert os.listdir(layers / "upper") == ["2"]
+
+
+@pytest.mark.needs("bwrap", "busybox")
 def test_a_run_sees_the_overlay_and_neither_its_layers_nor_their_names(build: Build, layers: Path) -> None:
     build.succeed(
         run_command("echo x > /x", step=2),
@@ -203,6 +226,37 @@ def test_a_root_that_is_still_in_use_is_taken_away_nevertheless(tmp_path: Path) 
 
     privately(build)
     assert os.listdir(tmp_path / "upper") == ["1"]
+
+
+@pytest.mark.root
+@pytest.mark.needs("root")
+def test_marks_that_a_step_sets_itself_change_neither_its_layer_nor_those_above(tmp_path: Path) -> None:
+    for name in ("lower/0", "lower/1/d"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lower/1/d/below").touch()
+    image = tmp_path / "image"
+
+    def build() -> None:
+        layers = Layers(str(tmp_path), str(image))
+        with layers.step(1):
+            (image / "empty").touch()
+            for mark in ("user.firebuild.", "trusted.overlay.", "user.overlay."):
+                for path, names in (
+                    (image, "unmountable"),
+                    (image / "empty", "whiteout"),
+                    (image / "d", "opaque"),
+                ):
+                    with suppress(OSError):
+                        os.setxattr(path, mark + names, b"y")
+        with layers.step(2):
+            assert sorted(os.listdir(image)) == ["d", "empty"]
+            assert os.listdir(image / "d") == ["below"]
+
+    privately(build)
+    entries = upper_entries(str(tmp_path / "upper/1/fs"), marks=(OVERLAY_MARKS[0],))
+    assert [(item.path, item.kind) for item, _ in entries] == [
+        *(("", "directory"), ("d", "directory"), ("empty", "file")),
+    ]
 
 
 @pytest.mark.root

@@ -47,6 +47,8 @@ def test_an_empty_resource_is_no_error(local: Local) -> None:
 def test_attributes_and_special_files_arrive(local: Local) -> None:
     def attributed(entry: tar.Entry, content: bytes = b"") -> bytes:
         xattrs = {"user.note": b"kept", "user.empty": b"", "no-namespace": b"refused by the kernel"}
+        # An overlay would take a directory for one that hides those below, and its packing stop.
+        xattrs |= {f"{name}": b"y" for name in ("user.overlay.opaque", "trusted.overlay.redirect")}
         return tar.encode(entry._replace(xattrs=xattrs), len(content))[0] + content.ljust(
             512 if content else 0, b"\0"
         )

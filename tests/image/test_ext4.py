@@ -6,7 +6,6 @@ import io
 import os
 import random
 import stat
-import string
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -167,16 +166,15 @@ def test_times_from_1901_to_2446_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [200, 800, 30_000])
 def test_names_in_large_directories_are_found_by_their_hash(tmp_path: Path, count: int) -> None:
-    chance = random.Random(7)
-    letters = string.printable.replace("/", "").encode() + bytes(range(128, 256))
-    names = {bytes(chance.choices(letters, k=chance.randrange(3, 60))) for _ in range(count)} - {b".", b".."}
+    letters = bytes(set(range(1, 256)) - {ord("/")})
+    names = {b"%x" % number + letters[number % 190 :][: 30 + number % 64] for number in range(count)}
     names |= {b"n" * 255, b"\xff" * 32, b"a\nb" + b"c" * 28 + b"\xfe"}
     entries = [Entry(os.fsdecode(b"many/" + name), "fifo", 0o600) for name in sorted(names)]
     image = write(
         [(each, b"") for each in [ROOT, Entry("many", "directory", 0o700), *entries]], tmp_path / "i"
     )
     opened = Ext4Image(str(image))
-    assert dict(opened.entries(inodes(image)["many"])).keys() == names
+    assert dict(opened.entries(opened.inode(11))).keys() == names
     assert "Hash Version: 1" in debugfs(image, "htree_dump /many")  # e2fsck has compared all hashes
 
 
@@ -280,15 +278,14 @@ def test_contents_go_round_the_copies_of_the_superblock(tmp_path: Path) -> None:
     """Of the groups 1 and 3, at 128 and 384 MiB; and what looks like one stretch is several extents."""
     zeros: Readable = Zeros()
     files: list[tuple[Entry, Content]] = [(ROOT, b"")]
-    files += [(Entry("large", "file", 0o600, size=450 * MIB), zeros)]
-    # A small one over the border, too.
-    files += [(Entry(f"small{number}", "file", 0o600, size=200_000), bytes(200_000)) for number in range(9)]
-    (tmp_path / "i").touch()
-    with pytest.raises(FileExistsError):
-        write([], tmp_path / "i")
+    files += [(Entry("a", "file", 0o600, size=127 * MIB), zeros)]
+    files += [(Entry(f"b{number}", "file", 0o600, size=200_000), bytes(200_000)) for number in range(9)]
+    files += [(Entry("large", "file", 0o600, size=270 * MIB), zeros)]
     # Zeros take no space when they are written to a file system that can tell; most can't.
     image = write(files, tmp_path / "k", free=0)
-    assert sum(each.length for each in Ext4Image(str(image)).extents(inodes(image)["large"])) == 450 * 256
+    opened, found = Ext4Image(str(image)), inodes(image)
+    assert sum(each.length for each in opened.extents(found["large"])) == 270 * 256
+    assert [len(opened.extents(found[f"b{number}"])) for number in range(9)].count(2) == 1
     image.unlink()
 
 
@@ -371,6 +368,10 @@ def test_device_nodes_need_no_privileges(tmp_path: Path) -> None:
         ([ROOT, ROOT], "the root is not the first entry, or not a directory"),
         ([ROOT, Entry("a", "fifo"), Entry("a/b", "fifo")], "/a/b is not beside the other entries"),
         ([ROOT, Entry("n" * 256, "fifo")], "has more than 255 bytes"),
+        ([ROOT, Entry("..", "fifo")], "'..' can't be the name of a file"),
+        ([ROOT, Entry("a\0b", "fifo")], "can't be the name of a file"),
+        ([ROOT, Entry("a", "fifo"), Entry("a", "fifo")], "/a is not in the order of the names"),
+        ([ROOT, Entry("b", "directory"), Entry("a", "fifo")], "/a is not in the order of the names"),
         ([ROOT, Entry("a", "whiteout")], "/a: a whiteout can't be in a file system"),
         (
             [ROOT, Entry("l", "symlink", linkname="x" * 4096)],
@@ -388,6 +389,20 @@ def test_what_ext4_can_not_hold_is_refused_and_nothing_is_left(
     with pytest.raises(LayerError, match=complaint):
         write([(entry, b"") for entry in entries], tmp_path / "i")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_room_for_more_files_than_a_group_has(tmp_path: Path) -> None:
+    image = write([(ROOT, b"")], tmp_path / "i", inodes=40_000, free=0)
+    assert int(debugfs(image, "stats").split("Free inodes:")[1].split()[0]) >= 40_000
+
+
+def test_a_file_that_is_there_already_stays(tmp_path: Path) -> None:
+    (tmp_path / "i").write_text("mine")
+    with pytest.raises(FileExistsError):
+        write([(ROOT, b"")], tmp_path / "i")
+    assert (tmp_path / "i").read_text() == "mine"
+    with pytest.raises(LayerError, match="has 16 TiB at most"):
+        make_empty_ext4(str(tmp_path / "j"), (16 << 40) + 1, journal=True)
 
 
 def test_a_terabyte_of_contents_needs_a_size_beforehand(tmp_path: Path) -> None:
@@ -436,7 +451,7 @@ def trees(draw: st.DrawFn) -> list[Item]:
                 data = draw(st.binary(max_size=50)) * draw(st.sampled_from([0, 1, 99, 4096]))
                 found.append((entry._replace(size=len(data), xattrs=draw(XATTRS)), data))
             elif kind == "symlink":
-                text = os.fsdecode(draw(NAMES)) * draw(st.sampled_from([1, 9]))
+                text = os.fsdecode(draw(NAMES) * draw(st.sampled_from([1, 9])))
                 found.append((entry._replace(mode=0o777, linkname=text), b""))
             elif kind == "directory":
                 found.append((entry._replace(xattrs=draw(XATTRS)), b""))

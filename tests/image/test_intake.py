@@ -20,7 +20,8 @@ from firebuild_bootstrap.image import layouts as reading
 from firebuild_bootstrap.image.intake import Loaded
 from firebuild_bootstrap.image.layertrees import StoredLayer
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import MAX_DOCUMENT, Platform
+from firebuild_bootstrap.image.oci import MAX_DOCUMENT
+from firebuild_bootstrap.image.platforms import Platform
 from image.layouts import Made, blob_path, described, layer, packed, written
 
 pytestmark = pytest.mark.needs("bwrap")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -115,6 +116,12 @@ def test_a_layer_above_others_becomes_what_it_changes(
     assert os.listdir(tree.parent) == ["fs"]
     assert chain_key("", "sha256:base") == "sha256:base"
     assert len(key) == 71
+
+
+def test_a_whiteout_in_a_base_removes_nothing_and_is_no_file(make_tar: MakeTar, stored: Open) -> None:
+    tree, report = stored().unpacked(make_tar("dir/", "dir/.wh.old", ("new", b"new")), "sha256:base")
+    assert report.members == 2
+    assert (os.listdir(tree / "dir"), sorted(os.listdir(tree))) == ([], ["dir", "new"])
 
 
 def test_the_lowest_of_many_layers_are_kept_merged_and_the_view_is_the_same(
@@ -247,8 +254,12 @@ def test_a_build_that_is_killed_leaves_nothing_half_made(
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+        while True:  # until its worker has ended, too, which the kernel sees to a moment later
+            pipe.write(bytes(1 << 16))
     assert store.hold("sha256:1") is None
-    store.settle()
+    until = time.monotonic() + 10
+    while contents(store, "staging") and time.monotonic() < until:
+        store.settle()  # its worker ends a moment later than the build itself
     assert contents(store, "staging") == []
     archive.unlink()
     archive.write_bytes(content)

@@ -22,10 +22,10 @@ from firebuild_bootstrap.image.oci import (
     ImageDocument,
     Index,
     Manifest,
-    Platform,
     parse_config,
     parse_manifest,
 )
+from firebuild_bootstrap.image.platforms import Platform
 
 AMD64 = Platform("linux", "amd64")
 
@@ -131,9 +131,9 @@ def test_a_missing_platform_is_told_with_those_there_are(there: list[str], hint:
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        (b"", "is no JSON"),
+        (b"", "is not JSON"),
         (b"[" * 100_000, "nested too deeply"),
-        (b"\xff{}", "is no JSON"),
+        (b"\xff{}", "is not JSON"),
         (b"[]", "expected an object"),
         (b" " * (MAX_DOCUMENT + 1), "larger than 4 MiB"),
         (b'{"schemaVersion":1,"fsLayers":[]}', "schema 1"),
@@ -142,7 +142,7 @@ def test_a_missing_platform_is_told_with_those_there_are(there: list[str], hint:
         (manifest(config=None), "config: expected an object"),
         (
             manifest(config=blob("c", "application/vnd.cncf.helm.config.v1+json")),
-            "is no image but an artifact",
+            "is not an image but an artifact",
         ),
         (manifest(layers="x"), "layers: expected a list"),
         (manifest(layers=[blob("x")] * 1025), "a list of at most 1024"),

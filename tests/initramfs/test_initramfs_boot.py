@@ -27,7 +27,7 @@ from firebuild_bootstrap.initramfs.cpio import Entry, file, write_archive
 from initramfs.conftest import Kernel, alone
 from initramfs.hosting import Happened, Scenario, run
 
-pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("mke2fs"), pytest.mark.needs("busybox")]
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("busybox")]
 
 NETWORK = "user,id=n0,net=169.254.0.0/16,host=169.254.169.254"
 _SECONDS = 100.0  # on an idle machine 5 are enough

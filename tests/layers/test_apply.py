@@ -341,6 +341,24 @@ def test_a_whiteout_removes_what_the_layers_below_have_and_nothing_of_its_own(ro
     assert found == ["d", "d/new", "e", "e/new", "kept", "was"]
 
 
+def test_directories_without_end_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.layers.apply._REMEMBERED", 10 * 512)
+    many = [(Entry(f"d{number}", DIRECTORY, 0o755), b"") for number in range(9)]
+    with_attributes = [(Entry("d", DIRECTORY, 0o755, xattrs={"user.x": bytes(4096)}), b"")]
+    for entries in (many, with_attributes):
+        archive = io.BytesIO()
+        write_layer(archive, entries)
+        archive.seek(0)
+        with Root(str(root)) as target:
+            assert apply(LayerReader(archive), target).members == len(entries)
+        archive.seek(0)
+        more = io.BytesIO()
+        write_layer(more, [*entries, (Entry("more", DIRECTORY, 0o755), b""), (Entry("x", DIRECTORY), b"")])
+        more.seek(0)
+        with Root(str(root)) as target, pytest.raises(LayerError, match="so many directories"):
+            apply(LayerReader(more), target)
+
+
 def test_a_whiteout_leads_no_further_than_a_link_in_the_tree(root: Path) -> None:
     (root.parent / "outside/precious").touch()
     (root / "door").symlink_to("../outside")

@@ -225,7 +225,28 @@ def test_names_that_begin_with_wh_are_changes_only_where_layers_are_read() -> No
     assert found == [Entry("d/gone", WHITEOUT), Entry("d", OPAQUE)]
 
 
-@pytest.mark.parametrize("name", [".wh.", ".wh..", ".wh...", ".wh..wh.x"])
+@pytest.mark.parametrize("device", [(-1, 0), (0, -1), (1 << 12, 0), (0, 1 << 20), (1 << 60, 1 << 60)])
+def test_a_device_that_no_kernel_has_is_damage(device: tuple[int, int]) -> None:
+    block = bytearray(header("null", type=tarfile.CHRTYPE))
+    for at, number in zip((329, 337), device, strict=True):
+        block[at : at + 8] = (number if number < 0 else number | 1 << 63).to_bytes(
+            8, "big", signed=number < 0
+        )
+    block[148:156] = b"%06o\0 " % (sum(block) - sum(block[148:156]) + 8 * 32)
+    with pytest.raises(DamagedArchive, match=rf"'null' can't be the device {device[0]}:{device[1]}"):
+        list(LayerReader(io.BytesIO(bytes(block) + bytes(1024))))
+
+
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE])
+def test_a_whiteout_is_one_whatever_kind_of_file_it_is(kind: bytes) -> None:
+    archive = header("d/.wh.gone", type=kind, linkname="x") + header("f") + bytes(1024)
+    found = list(LayerReader(io.BytesIO(archive), whiteouts=True))
+    assert [(entry.path, entry.kind) for entry in found] == [("d/gone", WHITEOUT), ("f", "file")]
+
+
+@pytest.mark.parametrize(
+    "name", [".wh.", ".wh..", ".wh...", ".wh..wh.x", ".wh.d/f", "a/.wh.d/.wh.f", ".wh.d/.wh..wh..opq"]
+)
 def test_whiteouts_of_nothing_are_damage(name: str) -> None:
     with pytest.raises(DamagedArchive, match="not a whiteout"):
         list(LayerReader(io.BytesIO(header(name) + bytes(1024)), whiteouts=True))

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,18 @@ from firebuild_bootstrap.image.worker.__main__ import digest
 from firebuild_bootstrap.layers.apply import UnpackReport, apply
 from firebuild_bootstrap.layers.reader import LayerReader
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.layers.tar import Entry, LayerError, LayerWriter, write_layer
-from firebuild_bootstrap.layers.tree import Files, TreeSource, data_regions, tree_entries, upper_entries
+from firebuild_bootstrap.layers.tar import WHITEOUT, Entry, LayerError, LayerWriter, write_layer
+from firebuild_bootstrap.layers.tree import (
+    UNMOUNTABLE,
+    WHITEOUT_MARK,
+    Files,
+    TreeSource,
+    check_names,
+    data_regions,
+    statuses,
+    tree_entries,
+    upper_entries,
+)
 
 
 def packed(root: Path, newest: int | None = None) -> bytes:
@@ -348,6 +359,43 @@ def test_a_file_whose_name_would_mean_a_whiteout_is_refused(tmp_path: Path) -> N
     with pytest.raises(LayerError, match="can't be kept in a layer"):
         changes(tmp_path)
     assert len(packed(tmp_path)) > 0  # of a whole tree it is a file like any other
+
+
+def test_a_reserved_name_is_found_at_any_depth_and_in_any_kind(tmp_path: Path) -> None:
+    for name in ("a/b", "a/.why", "a/x.wh.", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to(".wh.text")
+    check_names(str(tmp_path))
+    deep = tmp_path / "a"
+    for _ in range(200):
+        deep = deep / "d"
+        deep.mkdir()
+    makers: list[Callable[[Path], None]] = [Path.mkdir, Path.touch, os.mkfifo]
+    for number, make in enumerate(makers):
+        make(deep / f".wh.{number}")
+        with pytest.raises(LayerError, match=rf"^/a/(d/){{200}}\.wh\.{number} can't be kept"):
+            check_names(str(tmp_path))
+        os.rename(deep / f".wh.{number}", deep / f"{number}")
+
+
+@pytest.mark.parametrize("known", [0, 2])
+def test_a_directory_of_many_names_gives_the_same_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int
+) -> None:
+    for number in range(3):
+        deep = tmp_path / f"a{number}/b/c"
+        deep.mkdir(parents=True)
+        (deep / "file").write_bytes(b"content")
+        os.link(deep / "file", deep / "name")
+        (deep / "gone").touch()
+        os.setxattr(deep / "gone", WHITEOUT_MARK, b"y")
+    assert WHITEOUT not in dict(changes(tmp_path)).values(), "a mark means nothing where overlays are mounted"
+    os.setxattr(tmp_path, UNMOUNTABLE, b"y")
+    assert list(dict(changes(tmp_path)).values()).count(WHITEOUT) == 3
+    expected = packed(tmp_path), changes(tmp_path), list(statuses(str(tmp_path)))
+    monkeypatch.setattr("firebuild_bootstrap.layers.tree._KNOWN", known)
+    monkeypatch.setattr("firebuild_bootstrap.layers.tree._HELD", 2)
+    assert (packed(tmp_path), changes(tmp_path), list(statuses(str(tmp_path)))) == expected
 
 
 @pytest.mark.root

@@ -24,7 +24,7 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType
 from firebuild_bootstrap.image.store import ImageRecord, StoredImage
 
-pytestmark = pytest.mark.needs("userns", "mke2fs", "debugfs")
+pytestmark = pytest.mark.needs("userns", "debugfs")
 
 TAR, DIR, EXT4 = (OutputSpec(kind) for kind in (OutputType.TAR, OutputType.DIR, OutputType.EXT4))
 EPOCH = 1_700_000_000

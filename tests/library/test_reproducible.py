@@ -9,7 +9,7 @@ import pytest
 from cli.library import Library
 from firebuild_bootstrap.image.outputs import OutputType
 
-pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("mke2fs"), pytest.mark.needs("debugfs")]
+pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("debugfs")]
 
 DOCKERFILE = """
 FROM host

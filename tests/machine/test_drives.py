@@ -284,6 +284,8 @@ def test_no_layer_gets_out_of_its_directory(receiving: Receiving, tmp_path: Path
         [(info("h", tarfile.LNKTYPE, linkname=f"{away}/precious"), b"")],
         [(info("null", tarfile.CHRTYPE, devmajor=1, devminor=3), b"")],
         [(info("d", tarfile.DIRTYPE, pax_headers={"SCHILY.xattr.user.overlay.redirect": "/etc"}), b"")],
+        [(info("d", tarfile.DIRTYPE, pax_headers={"SCHILY.xattr.security.selinux": "unconfined_t"}), b"")],
+        [(info("d", tarfile.DIRTYPE, pax_headers={"SCHILY.xattr.user.firebuild.owner": "0:0:4000"}), b"")],
     )
     for step, members in enumerate(hostile):
         receiving.sent.write(step, archive(*members))

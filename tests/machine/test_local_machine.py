@@ -159,7 +159,7 @@ def test_a_layer_that_is_not_there_is_named(machine: LocalMachine) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.needs("root", "mke2fs", "debugfs")
+@pytest.mark.needs("root", "debugfs")
 def test_without_overlays_layers_are_written_over_each_other(
     below: list[Layer], tmp_path: Path, idmap: IdMap
 ) -> None:

@@ -199,7 +199,6 @@ def test_an_unprivileged_build_leaves_nothing_of_its_subordinate_ids(as_tester: 
 
 @pytest.mark.needs("tester")
 @pytest.mark.needs("newuidmap")
-@pytest.mark.needs("mke2fs")
 def test_an_unprivileged_user_builds_images_with_the_right_owners(as_tester: AsTester) -> None:
     script = textwrap.dedent("""
         import os, subprocess, tarfile

@@ -155,7 +155,6 @@ def test_the_guest_dials_what_is_advertised(
 
 
 @pytest.mark.needs("debugfs")
-@pytest.mark.needs("mke2fs")
 def test_the_image_is_what_the_machine_left_on_its_drive(
     start: Start, tool: Tool, watched: WatchedFile, tmp_path: Path
 ) -> None:
@@ -178,7 +177,6 @@ def test_the_image_is_what_the_machine_left_on_its_drive(
 
 
 @pytest.mark.needs("debugfs")
-@pytest.mark.needs("mke2fs")
 @pytest.mark.parametrize("options", [[], ["--keep-on-failure"]])
 def test_a_machine_that_keeps_its_drive_leaves_no_image(
     start: Start, tool: Tool, watched: WatchedFile, tmp_path: Path, firebuild: Firebuild, options: list[str]
@@ -209,7 +207,6 @@ def test_ctrl_c_takes_everything_back(start: Start, watched: WatchedFile, tmp_pa
     assert not (tmp_path / "drive.img").exists()
 
 
-@pytest.mark.needs("mke2fs")
 def test_a_killed_firebuild_leaves_neither_key_nor_drive(
     start: Start, watched: WatchedFile, tmp_path: Path, firebuild: Firebuild
 ) -> None:

@@ -15,7 +15,7 @@ from firebuild_bootstrap.image.layertrees import ArchiveLayer
 from firebuild_bootstrap.machine.external.disk import Disk
 from firebuild_bootstrap.machine.workspace import Workspace
 
-pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("mke2fs"), pytest.mark.needs("debugfs")]
+pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("debugfs")]
 
 
 def debugfs(disk: Path, *commands: str) -> str:

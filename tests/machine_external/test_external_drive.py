@@ -16,7 +16,7 @@ from firebuild_bootstrap.machine.external.drive import ExternalDrive, Superblock
 from firebuild_bootstrap.machine.workspace import Workspace
 from machine_external.tool import debugfs, mount, unmount
 
-pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("mke2fs"), pytest.mark.needs("debugfs")]
+pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("debugfs")]
 
 
 def own(path: Path, workspace: Workspace, **options: object) -> ExternalDrive:

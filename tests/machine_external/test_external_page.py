@@ -52,7 +52,6 @@ def programs(tmp_path: Path) -> Path:
 
 @pytest.mark.root
 @pytest.mark.needs("userns")
-@pytest.mark.needs("mke2fs")
 @pytest.mark.needs("curl")
 @pytest.mark.needs("ip")
 def test_the_script_builds_an_image_in_a_machine_of_its_own(

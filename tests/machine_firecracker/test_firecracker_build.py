@@ -31,7 +31,7 @@ from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.settings import BuildSettings, load_settings
 from machine_firecracker.fc_tools import FakeNetwork, requests, until
 
-pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("mke2fs"), pytest.mark.needs("debugfs")]
+pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("debugfs")]
 DOCKERFILE = """
 FROM host
 COPY greeting /srv/greeting

@@ -16,7 +16,7 @@ import yaml
 
 from machine_firecracker.fc_tools import FirecrackerCli, NetworkNamespace, install, requests, until
 
-pytestmark = [pytest.mark.needs("root"), pytest.mark.needs("bwrap"), pytest.mark.needs("mke2fs")]
+pytestmark = [pytest.mark.needs("root"), pytest.mark.needs("bwrap")]
 STUCK = "FROM host\nRUN echo ready; sleep 600\n"
 
 

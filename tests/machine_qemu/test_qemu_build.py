@@ -30,7 +30,7 @@ from machine_qemu.processes import eventually, is_running, machines_of
 from support import Firebuild
 
 pytestmark = [
-    pytest.mark.needs("userns", "mke2fs", "e2fsck", "busybox"),
+    pytest.mark.needs("userns", "e2fsck", "busybox"),
     pytest.mark.xdist_group("qemu"),
     pytest.mark.timeout(400),
 ]

@@ -15,7 +15,7 @@ from machine_qemu.images import arguments, read_ext4
 from support import Firebuild
 
 pytestmark = [
-    pytest.mark.needs("userns", "mke2fs", "e2fsck", "busybox"),
+    pytest.mark.needs("userns", "e2fsck", "busybox"),
     pytest.mark.xdist_group("qemu"),
     pytest.mark.timeout(400),
 ]

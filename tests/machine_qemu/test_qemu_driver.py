@@ -21,7 +21,7 @@ from firebuild_bootstrap.sandbox import detect
 from machine_qemu.fake_qemu import fake_qemu
 from machine_qemu.kernels import bzimage, require
 
-pytestmark = [pytest.mark.needs("userns", "mke2fs", "e2fsck"), pytest.mark.xdist_group("qemu")]
+pytestmark = [pytest.mark.needs("userns", "e2fsck"), pytest.mark.xdist_group("qemu")]
 
 REPORT = 'firebuild-initramfs: {"version": 1, "status": "%s", "exit": %s, "message": "%s"}'
 SUCCESS = f"echo '{REPORT % ('success', 0, '')}'"

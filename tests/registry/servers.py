@@ -16,7 +16,8 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from firebuild_bootstrap.image.oci import CONFIG, INDEX, LAYER, MANIFEST, Platform, canonical
+from firebuild_bootstrap.image.oci import CONFIG, INDEX, LAYER, MANIFEST, canonical
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_pki import Profile
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem

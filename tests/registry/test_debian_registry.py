@@ -12,7 +12,8 @@ import pytest
 from firebuild_bootstrap.events import TaskFinished, TaskStarted
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import DOCKER_MANIFEST, MANIFEST, Manifest, Platform, parse_manifest
+from firebuild_bootstrap.image.oci import DOCKER_MANIFEST, MANIFEST, Manifest, parse_manifest
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Repository
 from firebuild_bootstrap.registry.pull import Registries

@@ -13,7 +13,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import Platform
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.credentials import Credentials, find_credentials
 from firebuild_bootstrap.registry.pull import Registries

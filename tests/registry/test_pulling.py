@@ -12,7 +12,8 @@ from firebuild_bootstrap.errors import InputError, Interrupted
 from firebuild_bootstrap.events import TaskFinished, TaskStarted
 from firebuild_bootstrap.image.blobs import BlobError
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import INDEX, MANIFEST, Platform, canonical
+from firebuild_bootstrap.image.oci import INDEX, MANIFEST, canonical
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Pulled, Registries, side_by_side
 from registry.conftest import Client

@@ -8,7 +8,8 @@ import pytest
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import Manifest, Platform, parse_manifest
+from firebuild_bootstrap.image.oci import Manifest, parse_manifest
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.push import push
 from registry.conftest import LOGIN, Client

@@ -359,13 +359,48 @@ def test_a_guest_that_speaks_of_steps_that_do_not_exist_ends_the_build(
 
 
 @pytest.mark.parametrize(
+    ("number", "milliseconds", "words"),
+    [
+        (-1, 0, "step 2 ended with status -1"),
+        (256, 0, "step 2 ended with status 256"),
+        (0, -1, "step 2 took -0.001 seconds"),
+        (0, 2**63 - 1, "step 2 took 9.22337e+15 seconds"),
+    ],
+)
+def test_no_step_can_end_so(serve: Any, number: int, milliseconds: int, words: str) -> None:
+    running = serve(commands=[RUN])
+    ended = pb.StepEvent(kind=pb.StepEvent.FINISHED, exit_code=number, duration_ms=milliseconds)
+    with pytest.raises(grpc.RpcError):
+        running.caller().unary("StdOut", pb.LogMessage(step=2, event=ended))
+    outcome = running.outcome()
+    assert (outcome.ending, running.of(StepFinished)) == (Ending.SERVER_ERROR, [])
+    assert words in outcome.message
+
+
+def test_no_build_is_given_up_with_such_a_status(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    with pytest.raises(grpc.RpcError):
+        running.caller().unary("Abort", pb.AbortRequest(error="x", exit_code=-2, reason="command"))
+    assert "step 0 ended with status -2" in running.outcome().message
+
+
+def test_a_step_begins_and_ends_once_however_often_that_is_reported(serve: Any) -> None:
+    running = serve(commands=[RUN])
+    guest = running.caller()
+    for _ in range(3):
+        guest.report(2)
+        guest.report(2, 0)
+    assert (len(running.of(StepStarted)), len(running.of(StepFinished))) == (1, 1)
+
+
+@pytest.mark.parametrize(
     ("ends", "words", "exit_code"),
     [
         ({}, "success, but step 2 was not seen to end", None),
         ({2: 0}, "success, but step 3 was not seen to end", None),
         ({3: 0}, "success, but step 2 was not seen to end", None),
         ({2: 7, 3: 0}, "success, though step 2 ended with status 7", 7),
-        ({2: 0, 3: -1}, "success, though step 3 ended with status -1", -1),
+        ({2: 0, 3: 255}, "success, though step 3 ended with status 255", 255),
     ],
 )
 def test_success_is_believed_only_of_a_guest_that_has_nothing_left(

@@ -113,7 +113,7 @@ def test_files_of_mounts_come_when_they_are_wanted(serve: Any) -> None:
     running = serve(commands=[replace(RUN, mounts=mounts)], parcels=parcels)
     guest = running.guest()
     guest.hear("run")
-    for number in ("2", "1", "1"):
+    for number in ("2", *("1",) * 10):
         guest.say(want=pb.Want(resource=f"step-3-mount-{number}"))
         assert names(guest.files()) == [number]
     guest.say(want=pb.Want(resource="step-2"))
@@ -166,6 +166,19 @@ def test_a_step_that_fails_ends_the_build_with_what_the_guest_says(serve: Any) -
     assert isinstance(outcome.error, StepFailed)
     assert "\x1b" not in outcome.message
     assert running.of(StepFinished)[-1].exit_code == 7
+
+
+def test_no_files_are_sent_without_end(serve: Any) -> None:
+    mount = wire.BindMount(target="/a", resource="m")
+    running = serve(commands=[replace(RUN, mounts=(mount,))], parcels={"m": File(name="f")})
+    guest = running.guest()
+    guest.hear("run")
+    for _ in range(10):
+        guest.say(want=pb.Want(resource="m"))
+        guest.files()
+    guest.say(want=pb.Want(resource="m"))
+    assert guest.end()[0] is grpc.StatusCode.ABORTED
+    assert "the guest wants the files 'm' of step 3 more than 10 times" in running.outcome().message
 
 
 @pytest.mark.parametrize(("step", "finished"), [(3, [1]), (0, [])])
@@ -236,11 +249,13 @@ def said(**message: Any) -> bytes:
         ([hello(3), hello(3)], "the guest sent hello, where done or want was due"),
         ([hello(3), said(done=pb.Done(step=4))], "says that step 4 is done, and works on step 3"),
         ([hello(3), said(done=pb.Done())], "says that step 0 is done, and works on step 3"),
-        ([hello(3), said(done=pb.Done(step=3, duration_ms=-1))], "says of step 3 status 0 after -1 ms"),
+        ([hello(3), said(done=pb.Done(step=3, duration_ms=-1))], "says that step 3 took -0.001 seconds"),
+        ([hello(3), said(done=pb.Done(step=3, duration_ms=2**63 - 1))], "step 3 took 9.22337e+15 seconds"),
         (
             [hello(3), said(done=pb.Done(step=3, failure=pb.Failure(exit_code=256, reason="command")))],
-            "says of step 3 status 256 after 0 ms",
+            "says that step 3 ended with status 256",
         ),
+        ([hello(3), said(done=pb.Done(failure=pb.Failure(exit_code=-1)))], "step 0 ended with status -1"),
         ([hello(3), said(layer=pb.Layer(data=b"x"))], "a layer that it was not asked for"),
         ([hello(3), b""], "a message that says nothing"),
         ([hello(3), b"\xff"], "bytes that are not a message of a session"),

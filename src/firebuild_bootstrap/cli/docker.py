@@ -60,7 +60,7 @@ _SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
 # Values that ask for what happens anyway.
 _DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
 
-_OUR_TYPES: Final = ("ext4", "tar", "dir", "oci", "docker", "local")
+_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "local")
 _THEIR_TYPES: Final = {
     "image": "the image is kept in firebuild's store in any case: leave it out",
     "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",

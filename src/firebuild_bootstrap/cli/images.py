@@ -69,7 +69,13 @@ def inspect(tag: str, config_file: Path | None) -> None:
 
 @images.command()
 @click.argument("tag", shell_complete=complete_tags)
-@click.option("--output", "-o", "kind", type=click.Choice(["ext4", "tar", "dir"]), help="Only this one.")
+@click.option(
+    "--output",
+    "-o",
+    "kind",
+    type=click.Choice(["ext4", "tar", "dir", "erofs", "squashfs"]),
+    help="Only this one.",
+)
 @config_option
 def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     """Print where the forms of an image are, one a line; the same paths after it was built again.
@@ -98,8 +104,8 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     multiple=True,
     required=True,
     metavar="TYPE[,dest=PATH][,size=SIZE]",
-    help="ext4, tar, dir, oci or docker, as of `firebuild build`; - is a tar archive on standard output. "
-    "Repeatable.",
+    help="ext4, erofs, squashfs, tar, dir, oci or docker, as of `firebuild build`; - is a tar archive on "
+    "standard output. Repeatable.",
 )
 @config_option
 def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None:

@@ -43,7 +43,7 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
     known: list[tuple[Home, Registries]] = []
 
     def pull(home: Home, wanted: Reference) -> StoredImage:
-        from firebuild_bootstrap.image.oci import Platform
+        from firebuild_bootstrap.image.platforms import Platform
 
         if not known or known[-1][0] is not home:
             known.append((home, _registries(settings, home, home.tasks)))

@@ -138,8 +138,8 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             multiple=True,
             metavar="TYPE[,dest=PATH][,size=SIZE]",
             show_default=default_output,
-            help="ext4, tar or dir, kept with the image; repeatable. dest: also write it there, - is "
-            "standard output. size: of an ext4 image, for example 2GiB.",
+            help="ext4, erofs, squashfs, tar or dir, kept with the image; repeatable. dest: also write it "
+            "there, - is standard output. size: of an ext4 image, for example 2GiB.",
         ),
         click.option(
             "--push",
@@ -347,7 +347,7 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
-    from firebuild_bootstrap.dockerfile.stage import host_platform, normal_platform
+    from firebuild_bootstrap.image.platforms import host_platform, normal_platform
 
     host = host_platform()
     for platform in (one for text in given for one in text.split(",")):

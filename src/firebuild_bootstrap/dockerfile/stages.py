@@ -35,8 +35,6 @@ from firebuild_bootstrap.dockerfile.stage import (
     StageState,
     Variables,
     declare_args,
-    host_platform,
-    normal_platform,
     platform_args,
     starting_config,
 )
@@ -52,6 +50,7 @@ from firebuild_bootstrap.dockerfile.syntax import (
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.platforms import host_platform, normal_platform
 
 _STAGE_NAME: Final = re.compile(r"[a-z][a-z0-9-_.]*")
 

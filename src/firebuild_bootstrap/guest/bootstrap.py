@@ -112,6 +112,7 @@ def _build(
         try:
             with Root(root_path) as root:
                 kept = _layers(layers, root_path)
+                scratch = scratch or layers  # not in the image, which is there only while a step is at work
                 Executor(
                     root, host, stop, layers=kept, launcher=launcher, scratch=scratch, caches=caches
                 ).execute()

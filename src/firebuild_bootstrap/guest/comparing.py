@@ -8,7 +8,6 @@ file when it is changed.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
@@ -91,6 +90,7 @@ class Comparing(Layers):
 
         Raises:
             OSError: the image can't be read, or a layer not be written.
+            LayerError: the block has made what no layer can hold.
         """
         while self._between and self._between[0] < number:
             lay_on(f"{self._directory}/between/{self._between.pop(0)}", self._target)
@@ -107,11 +107,8 @@ class Comparing(Layers):
         for path in network_files():
             self.borrow(path)
         yield self._target
-        try:
-            after = self._look()
-            self._write(number, self._listing, after)
-        except LayerError as error:
-            raise OSError(errno.EIO, error.message) from error
+        after = self._look()
+        self._write(number, self._listing, after)
         self._listing = after
 
     def borrow(self, path: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Literal
 
+_LONGEST = 4000
+
 Reason = Literal["command", "file", "protocol", "internal"]
 
 
@@ -22,7 +24,8 @@ class GuestError(Exception):
     """Anything that ends the guest in a way that can be explained.
 
     Args:
-        message: what was expected and what was found; never a key.
+        message: what was expected and what was found, 4000 characters at most: a server may have sent
+            the value; never a key.
         reason: what kind of failure the server is told.
         exit_code: exit status of a failed RUN, else 0.
         exit_status: what `vminit` exits with.
@@ -38,8 +41,10 @@ class GuestError(Exception):
         exit_code: int = 0,
         exit_status: int | None = None,
     ) -> None:
-        super().__init__(message)
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]}…{message[-_LONGEST // 2 :]}"
         self.message = message
+        super().__init__(message)
         self.reason = reason
         self.exit_code = exit_code
         self.exit_status = self.default_exit if exit_status is None else exit_status

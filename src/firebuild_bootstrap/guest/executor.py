@@ -145,6 +145,8 @@ class Executor:
                 self._one(command, root)
         except OSError as error:
             raise StepError(f"{error.filename or 'the image'}: {error.strerror or error}") from error
+        except LayerError as error:
+            raise StepError(": ".join(filter(None, (error.message, error.hint)))) from error
 
     @contextmanager
     def _layer(self, command: wire.AnyCommand, number: int) -> Iterator[Root]:

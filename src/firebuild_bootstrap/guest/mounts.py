@@ -322,6 +322,8 @@ def _check_place(root: Root, target: str, point: int, kind: int) -> None:
 def _mount_proc(root: Root) -> None:
     with _target(root, "/proc", os.O_DIRECTORY) as proc:
         kernel.mount("proc", proc, "proc", _PLAIN)
+    # Not through the descriptor from before, which leads to the directory below the mount.
+    with _target(root, "/proc", os.O_DIRECTORY) as proc:
         names = os.listdir(proc)
     _forbid_user_namespaces(root)
     for name in _PROC_HIDDEN:

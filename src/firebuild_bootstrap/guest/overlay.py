@@ -22,7 +22,9 @@ from firebuild_bootstrap.layers.tree import (
     MAX_LAYERS,
     OVERLAY_MARKS,
     UNMOUNTABLE,
+    Files,
     TreeSource,
+    check_names,
     tree_entries,
     upper_entries,
 )
@@ -64,9 +66,19 @@ def mount_layers(directory: str, names: Sequence[str], target: str, upper: str =
 
 
 def _mount(names: Sequence[str], target: str, flags: int, more: str = "") -> None:
-    marks = "" if kernel.in_initial_user_namespace() else "userxattr,"
-    data = f"{marks}{_OPTIONS},lowerdir={':'.join(reversed(names))}{more}"
+    kind = "" if own_mark() == OVERLAY_MARKS[0] else "userxattr,"
+    data = f"{kind}{_OPTIONS},lowerdir={':'.join(reversed(names))}{more}"
     kernel.mount("overlay", target, "overlay", _FLAGS | flags, data)
+
+
+def own_mark() -> str:
+    """Return what the names of the notes begin with that the kernel makes for an overlay of this process."""
+    return OVERLAY_MARKS[0 if kernel.in_initial_user_namespace() else 1]
+
+
+def changes(upper: str, newest: int | None = None) -> Files:
+    """Yield what a layer changes that an overlay of this user namespace has made; see `upper_entries`."""
+    return upper_entries(upper, newest=newest, marks=(own_mark(),))
 
 
 def flatten(trees: Sequence[str], target: str, *, newest: int | None = None) -> UnpackReport:
@@ -87,7 +99,7 @@ def flatten(trees: Sequence[str], target: str, *, newest: int | None = None) -> 
     devices = kernel.in_initial_user_namespace()
     with Root(target) as root:
         for number, tree in enumerate(trees):
-            files = upper_entries(tree, newest=newest) if number else tree_entries(tree, newest=newest)
+            files = changes(tree, newest=newest) if number else tree_entries(tree, newest=newest)
             report = apply(TreeSource(files, whiteouts=number > 0), root, devices=devices)
     return report
 
@@ -145,6 +157,7 @@ class Layers:
 
         Raises:
             OSError: the root can't be mounted.
+            LayerError: the block has made what no layer can hold.
         """
         fs, work = "unfinished/fs", f"work/{number}"
         self._borrowed.clear()
@@ -168,6 +181,8 @@ class Layers:
             yield self._target
         finally:
             _unmount(self._target)
+        with suppress(OSError):  # a RUN may have given it to its root
+            os.removexattr(f"{self._directory}/{fs}", UNMOUNTABLE)
         with Root(f"{self._directory}/{fs}") as upper:
             for path in self._borrowed:
                 _forget(upper, path, self._before)
@@ -193,6 +208,7 @@ class Layers:
         return path
 
     def _finish(self, number: int) -> None:
+        check_names(f"{self._directory}/unfinished/fs")
         os.rename(f"{self._directory}/unfinished", f"{self._directory}/upper/{number}")
         self._names.append(f"upper/{number}/fs")
 
@@ -221,7 +237,7 @@ class Layers:
             LayerError: it can't be one.
             OSError: it can't be read.
         """
-        write_layer(out, upper_entries(f"{self._directory}/upper/{step}/fs"))
+        write_layer(out, changes(f"{self._directory}/upper/{step}/fs"))
 
     def borrow(self, path: str) -> None:
         """Take note, while a step is at work, of what is moved or made for a RUN and put right again.

@@ -240,7 +240,7 @@ class BlobStore:
         `BlobWriter.offset`. Where the blob is there already, that is its whole length.
 
         Raises:
-            InputError: the digest is none, or nobody may write in the store.
+            InputError: the digest is malformed, or nobody may write in the store.
             MachineError: the store can't be written.
         """
         target = self.path(blob.digest)

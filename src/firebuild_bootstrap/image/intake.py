@@ -16,7 +16,8 @@ from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
 from firebuild_bootstrap.image.names import UNTAGGED, Reference
-from firebuild_bootstrap.image.oci import ImageDocument, Manifest, Platform
+from firebuild_bootstrap.image.oci import ImageDocument, Manifest
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport

@@ -180,7 +180,7 @@ class LayerTrees:
         Raises:
             MachineError: it can't be unpacked, or the store not be written.
         """
-        return self._unpacked(key, lambda _: archive, below, whiteouts=False)
+        return self._unpacked(key, lambda _: archive, below)
 
     def unpacked_from(
         self, write: Callable[[Path], None], key: str, below: Sequence[Path] = ()
@@ -203,7 +203,7 @@ class LayerTrees:
             write(archive)
             return archive
 
-        return self._unpacked(key, written, below, whiteouts=True)
+        return self._unpacked(key, written, below)
 
     def empty(self) -> Path:
         """Return an empty directory: the kernel wants two for an overlay, also of a single layer."""
@@ -453,18 +453,16 @@ class LayerTrees:
         return problem
 
     def _unpacked(
-        self, key: str, archive: Callable[[Path], Path], below: Sequence[Path], *, whiteouts: bool
+        self, key: str, archive: Callable[[Path], Path], below: Sequence[Path]
     ) -> tuple[Path, UnpackReport]:
         tree = self.hold(key)
         if tree is None:
             with making(self.root, key, self._trees.tasks, "unpacks the base", self._check):
-                tree = self.hold(key) or self._unpack(archive, key, below, whiteouts=whiteouts)
+                tree = self.hold(key) or self._unpack(archive, key, below)
         info = self._info(tree.parent.parent) or {}
         return tree, UnpackReport(**info.get("report", {}))
 
-    def _unpack(
-        self, archive: Callable[[Path], Path], key: str, below: Sequence[Path], *, whiteouts: bool
-    ) -> Path:
+    def _unpack(self, archive: Callable[[Path], Path], key: str, below: Sequence[Path]) -> Path:
         with self._contents.stage() as staging:
             path = archive(staging.path)
             layer = staging.path / "layer"
@@ -473,7 +471,7 @@ class LayerTrees:
                 report = self._trees.unpack_layer(path, below, layer)
             else:
                 (layer / TREE).mkdir()
-                report = self._trees.unpack(path, layer / TREE, whiteouts=whiteouts)
+                report = self._trees.unpack(path, layer / TREE, whiteouts=True)
             if path.parent == staging.path:
                 path.unlink()
             self._publish(staging, key, report._asdict())

@@ -38,11 +38,11 @@ from firebuild_bootstrap.image.oci import (
     ImageDocument,
     Index,
     Manifest,
-    Platform,
     canonical,
     parse_config,
     parse_manifest,
 )
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerWriter, Sink
@@ -363,7 +363,7 @@ def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
         raise InputError(f"{_LAYOUT}: expected imageLayoutVersion 1.0.0, found {version!r:.100}")
     index = parse_manifest(_document(files, _INDEX), INDEX)
     if not isinstance(index, Index):
-        raise InputError(f"{_INDEX} is no index", hint="make the layout again")
+        raise InputError(f"{_INDEX} is not an index", hint="make the layout again")
     groups: dict[tuple[Reference, ...], list[Descriptor]] = {}
     for entry in index.manifests:
         groups.setdefault(_names(entry), []).append(entry)
@@ -387,7 +387,7 @@ def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
 
 
 def _names(entry: Descriptor) -> tuple[Reference, ...]:
-    """Return how an entry of `index.json` is called; a tag alone is no name."""
+    """Return how an entry of `index.json` is called; a tag alone is not a name."""
     name = entry.annotations.get(IMAGE_NAME) or entry.annotations.get(REF_NAME, "")
     if not any(sign in name for sign in ":/"):
         return ()
@@ -453,7 +453,7 @@ def _json(data: bytes, path: str) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is no JSON, or nested too deeply") from error
+        raise InputError(f"{path} is damaged: it is not JSON, or nested too deeply") from error
 
 
 # --- writing --------------------------------------------------------------------------------------

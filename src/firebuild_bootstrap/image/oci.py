@@ -9,15 +9,15 @@ Version 2, Schema 2".
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.blobs import BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.platforms import Platform
 
 MAX_DOCUMENT: Final = 4 * 1024 * 1024
 """Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""
@@ -54,79 +54,6 @@ IMAGE_NAME: Final = "io.containerd.image.name"
 """The same by its full name, as containerd, docker and nerdctl write it."""
 
 
-@dataclass(frozen=True, order=True)
-class Platform:
-    """What an image is for, normalized as containerd does (github.com/containerd/platforms)."""
-
-    os: str
-    architecture: str
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(filter(None, (self.os, self.architecture, self.variant)))
-
-    @classmethod
-    def of(cls, os: str, architecture: str, variant: str = "") -> Platform:
-        """Return a platform whose names are spelled as containerd spells them."""
-        architecture, _, implied = _ALIASES.get(architecture.lower(), architecture.lower()).partition("/")
-        variant = (variant or implied).lower()
-        return cls(os.lower(), architecture, _VARIANTS.get(architecture, {}).get(variant, variant))
-
-    @classmethod
-    def parse(cls, text: str) -> Platform:
-        """Read `OS/ARCHITECTURE[/VARIANT]`.
-
-        Raises:
-            InputError: it is none.
-        """
-        parts = text.split("/")
-        if not 2 <= len(parts) <= 3 or not all(parts):
-            raise InputError(f"expected a platform such as linux/amd64, found {text!r:.100}")
-        return cls.of(*parts)
-
-    @classmethod
-    def host(cls, machine: str | None = None) -> Platform:
-        """Return the platform of this host; `machine` is what `uname -m` says."""
-        name = machine or os.uname().machine
-        return cls.of("linux", {"armv7l": "arm/v7", "armv6l": "arm/v6", "i686": "386"}.get(name, name))
-
-    def runs(self) -> Iterator[Platform]:
-        """Yield the platforms whose programs this one executes, the best first, as containerd's `Only`."""
-        yield self
-        system, architecture, variant = self.os, self.architecture, self.variant
-        versions = ("v8", "v7", "v6", "v5")
-        match architecture:
-            case "amd64":
-                level = int(variant[1:]) if re.fullmatch("v[2-9]", variant) else 1
-                yield from (
-                    Platform(system, "amd64", f"v{n}" if n > 1 else "") for n in range(level - 1, 0, -1)
-                )
-                yield Platform(system, "386")
-            case "arm64":
-                if variant:
-                    yield Platform(system, "arm64")
-                yield from (Platform(system, "arm", version) for version in versions)
-            case "arm" if variant in versions:
-                yield from (
-                    Platform(system, "arm", version) for version in versions[versions.index(variant) + 1 :]
-                )
-
-
-_ALIASES: Final = {
-    "i386": "386",
-    "x86_64": "amd64",
-    "x86-64": "amd64",
-    "aarch64": "arm64",
-    "armhf": "arm/v7",
-    "armel": "arm/v6",
-}
-_VARIANTS: Final = {
-    "amd64": {"v1": ""},
-    "arm64": {"8": "", "v8": "", "v8.0": "", "9": "v9", "9.0": "v9", "v9.0": "v9"},
-    "arm": {"": "v7", "5": "v5", "6": "v6", "7": "v7", "8": "v8"},
-}
-
-
 @dataclass(frozen=True)
 class Descriptor:
     """What names a blob: its type, its digest and its size in bytes.
@@ -158,7 +85,7 @@ class Descriptor:
         """Read one.
 
         Raises:
-            InputError: it is none; `what` names it in the message.
+            InputError: it is malformed; `what` names it in the message.
         """
         members = _Object(document, what)
         digest = members.text("digest")
@@ -340,7 +267,7 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
     config = Descriptor.from_json(members.get("config"), "the manifest: config")
     if config.media_type not in (CONFIG, DOCKER_CONFIG, "application/octet-stream"):
         raise InputError(
-            f"the manifest is no image but an artifact of the type {config.media_type!r:.200}",
+            f"the manifest is not an image but an artifact of the type {config.media_type!r:.200}",
             hint="name an image",
         )
     layers = tuple(Descriptor.from_json(*each) for each in members.objects("layers", MAX_MEMBERS))
@@ -354,7 +281,7 @@ def parse_config(data: bytes) -> ImageDocument:
     """Read the configuration of an image.
 
     Raises:
-        InputError: it is none, or not as its format wants it.
+        InputError: it is malformed, or not as its format wants it.
     """
     what = "the image configuration"
     members = _parsed(data, what)
@@ -419,7 +346,7 @@ def _parsed(data: bytes, what: str) -> _Object:
     try:
         return _Object(json.loads(data), what)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is damaged: it is no JSON, or nested too deeply") from error
+        raise InputError(f"{what} is damaged: it is not JSON, or nested too deeply") from error
 
 
 class _Object:

@@ -21,10 +21,10 @@ from firebuild_bootstrap.image.oci import (
     Descriptor,
     ImageDocument,
     Manifest,
-    Platform,
     parse_manifest,
 )
 from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.layers.compression import GzipWriter

@@ -1,4 +1,4 @@
-"""Forms of an image (ext4, tar, directory, OCI or docker archive): what is asked for, and its delivery."""
+"""Forms of an image (ext4, tar, directory, OCI archive, …): what is asked for, and its delivery."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees, file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
+from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
 
-_FORM: Final = "ext4, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+_FORM: Final = (
+    "ext4, erofs, squashfs, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+)
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -29,6 +32,8 @@ class OutputType(StrEnum):
     EXT4 = "ext4"
     TAR = "tar"
     DIR = "dir"
+    EROFS = "erofs"
+    SQUASHFS = "squashfs"
     OCI = "oci"
     DOCKER = "docker"
 
@@ -131,32 +136,28 @@ def check_programs(specs: Sequence[OutputSpec]) -> None:
     Raises:
         MachineError: one is missing.
     """
-    if any(spec.type is OutputType.EXT4 for spec in specs):
-        require_e2fsprogs(
-            "an ext4 image",
-            ("mke2fs", "e2fsck", "debugfs"),
-            "choose `--output tar` or `--output dir`",
-        )
+    for spec in specs:
+        program, package = PROGRAMS.get(spec.type.value, ("", ""))
+        if program:
+            require_program(f"--output {spec.type.value}", program, package)
 
 
-def require_e2fsprogs(what: str, programs: Sequence[str], otherwise: str = "") -> None:
-    """Make sure that programs of the package e2fsprogs are there.
+def require_program(what: str, program: str, package: str) -> None:
+    """Make sure that a program is there for what runs in a sandbox.
 
     Args:
-        what: needs them.
-        programs: their names.
-        otherwise: what to do where they can't be installed.
+        what: needs it.
+        program: its name.
+        package: of Debian, that has it.
 
     Raises:
-        MachineError: one is missing.
+        MachineError: it is missing.
     """
-    for name in programs:
-        if shutil.which(name, path=PROGRAMS_PATH) is None:
-            remedy = "install the package e2fsprogs"
-            raise MachineError(
-                f"{what} needs the program {name}, which was not found",
-                hint=f"{remedy}, or {otherwise}" if otherwise else remedy,
-            )
+    if shutil.which(program, path=PROGRAMS_PATH) is None:
+        raise MachineError(
+            f"{what} needs the program {program}, which was not found",
+            hint=f"install the package {package}",
+        )
 
 
 def export_tree(
@@ -188,6 +189,8 @@ def _write(trees: Trees, root: Tree, output: OutputSpec, target: Path, epoch: in
         return trees.ext4(root, target, Ext4Options(size=output.size), newest=epoch)
     if output.type is OutputType.TAR:
         return trees.pack(root, target, newest=epoch)
+    if output.type is not OutputType.DIR:
+        return trees.readonly(root, target, output.type.value, newest=epoch)
     target.mkdir()
     trees.copy(root, target, newest=epoch)
     return trees.summary(target)

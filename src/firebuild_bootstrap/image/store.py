@@ -99,7 +99,7 @@ class ImageSource:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> ImageSource:
-        """Read it; KeyError, TypeError or ValueError when it is none."""
+        """Read it; KeyError, TypeError or ValueError when it is malformed."""
         return cls(
             manifest=Descriptor.from_json(document["manifest"]),
             config=Descriptor.from_json(document["config"]),

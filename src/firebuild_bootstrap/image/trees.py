@@ -37,6 +37,7 @@ _VERBS: Final = {
     "digest": "read",
     "pack-layer": "pack",
     "ext4": "make an ext4 file system of",
+    "readonly": "make an image of",
 }
 
 
@@ -70,8 +71,7 @@ def allocated(path: Path) -> int:
         with suppress(OSError):
             return os.lstat(path).st_blocks * 512
         return 0
-    seen: set[tuple[int, int]] = set()
-    size = 0
+    size = 0.0
     folders: list[str | Path] = [path]
     while folders:
         # Not os.walk, which takes twice as long: a build waits for this.
@@ -81,14 +81,13 @@ def allocated(path: Path) -> int:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:  # gone by now
                     continue
-                if entry.is_dir(follow_symlinks=False):
+                folder = entry.is_dir(follow_symlinks=False)
+                if folder:
                     folders.append(entry.path)
-                elif status.st_nlink > 1:
-                    if (status.st_dev, status.st_ino) in seen:
-                        continue
-                    seen.add((status.st_dev, status.st_ino))
-                size += status.st_blocks * 512  # whatever the block size is: stat(2)
-    return size
+                # In units of 512 bytes whatever the block size is (stat(2)). Each name of a file counts for
+                # its part: a layer may have millions, too many to remember.
+                size += status.st_blocks * 512 / (1 if folder else status.st_nlink)
+    return round(size)
 
 
 class _UnmountableError(MachineError):
@@ -199,6 +198,20 @@ class Trees:
         with self._writing(image):
             request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
             reply = self._read(root, image.parent, "ext4", **request)
+        return PackedFile(reply["size"], reply["digest"])
+
+    def readonly(self, root: Tree, image: Path, form: str, *, newest: int | None = None) -> PackedFile:
+        """Write the tree `root` to the new file `image` as a read-only file system.
+
+        Args:
+            root: what is in it.
+            image: path of the file.
+            form: erofs or squashfs.
+            newest: see `tree_entries`.
+        """
+        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", "form": form, "newest": newest}
+        with self._writing(image):
+            reply = self._read(root, image.parent, "readonly", **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:

@@ -25,7 +25,7 @@ from .tar import (
     Entry,
     LayerError,
 )
-from .tree import OVERLAY_MARKS, OWNER_MARK, is_kept, mark_owner
+from .tree import OWNER_MARK, is_kept, mark_owner
 
 _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,7 +35,11 @@ _OWNER: Final = (0, 0)
 # terabytes; what fits are 8,000 directories with the shortest names, and 700 with the longest.
 _DEEPEST: Final = 64 * 1024 * 1024
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
+# Of directories, whose attributes are set when everything is in them: some hundred thousand of them.
+_REMEMBERED: Final = 512 * 1024 * 1024
+_ENTRY_BYTES: Final = 512  # of one of them without its name and extended attributes
 _EXAMPLES: Final = 3
+_LONGEST: Final = 4096  # characters of one
 _SHOWN: Final = 80
 _Loss = Literal["devices", "foreign", "stripped", "attributes"]
 
@@ -108,7 +112,10 @@ class _Application:
         self._examples: dict[str, list[str]] = {}
         # Finished last, because every new file changes the time of its directory.
         self._directories: dict[str, Entry] = {}
-        self._written: set[str] = set()  # whiteouts mean the layers below, and not this one
+        self._remembered = 0
+        # Whiteouts mean the layers below, and not this one; where nothing is below they mean nothing.
+        self._removes = layer.whiteouts and not marks and bool(os.listdir(root.descriptor))
+        self._written: set[int] = set()  # hashes of paths, which are keyed and take a third of the memory
 
     def run(self) -> UnpackReport:
         try:
@@ -131,13 +138,13 @@ class _Application:
         self._counts[what] += 1
         names = self._examples.setdefault(what, [])
         if len(names) < _EXAMPLES:
-            names.append(name)
+            names.append(name[:_LONGEST])
 
     def _entry(self, entry: Entry) -> None:
         if entry.kind in (WHITEOUT, OPAQUE):
             if self._marks:
                 self._mark(entry)
-            else:
+            elif self._removes:
                 self._remove(entry)
             return
         if entry.kind in (CHARACTER, BLOCK_DEVICE) and not self._devices:
@@ -154,8 +161,8 @@ class _Application:
             except FileExistsError:
                 self._clear_way(parent, name)
                 self._write(entry, self._place.directory(parent), name)
-        if self._layer.whiteouts:
-            self._written.add(entry.path)
+        if self._removes:
+            self._written.add(hash(entry.path))
         self._counts["members"] += 1
 
     def _directory(self, entry: Entry) -> None:
@@ -169,6 +176,13 @@ class _Application:
                     self._clear_way(parent, name)
                     os.mkdir(name, 0o700, dir_fd=self._place.directory(parent))
         self._directories[entry.path] = entry
+        attributes = sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        self._remembered += _ENTRY_BYTES + len(entry.path) + attributes
+        if self._remembered > _REMEMBERED:
+            raise LayerError(
+                f"a layer with so many directories can't be unpacked: {len(self._directories)}, with names "
+                f"and attributes of more than {_REMEMBERED >> 20} MiB"
+            )
 
     def _write(self, entry: Entry, parent: int, name: str) -> None:
         if entry.kind == FILE:
@@ -229,7 +243,7 @@ class _Application:
             os.close(descriptor)
         for name in names:
             path = f"{parent}/{name}" if parent else name
-            if path not in self._written:
+            if hash(path) not in self._written:
                 self._clear_way(parent, name)
 
     def _clear_way(self, parent: str, name: str) -> None:
@@ -262,7 +276,7 @@ class _Application:
             mode &= 0o1777
         for name, value in entry.xattrs.items():
             try:
-                if name.startswith(OVERLAY_MARKS):  # the tree may become a layer of an overlay
+                if not is_kept(name):  # it may mean something to an overlay, or to the host as a label does
                     raise OSError(errno.EPERM, "it would mean something to the kernel")
                 os.setxattr(descriptor, name, value)
             except OSError:

@@ -44,6 +44,7 @@ FIRST_TIME_NS: Final = -(2**63)
 LAST_TIME_NS: Final = 2**63 - 1
 
 _LARGEST_FILE: Final = 2**63 - 1  # what off_t holds
+_MAJORS, _MINORS = 1 << 12, 1 << 20  # of the kernel (linux/kdev_t.h)
 _SECOND: Final = 10**9
 _LONGEST_PATH: Final = 64 * 1024  # bytes; every step on it costs its length in those who walk it
 _RECORDS: Final = 4096  # of one extended header; extended attributes are records
@@ -60,6 +61,7 @@ _KINDS: Final[dict[bytes, Kind]] = {
     b"5": DIRECTORY,
     b"6": FIFO,
 }
+_RESERVED: Final = f"/{WHITEOUT_PREFIX}"
 _GNU_LONG: Final = {b"L": "path", b"K": "linkpath"}
 _TIME: Final = re.compile(rb"(-?)(\d{1,11})(?:\.(\d*))?")
 _SPARSE_0_0: Final = ("GNU.sparse.offset", "GNU.sparse.numbytes")
@@ -90,6 +92,9 @@ class Limits(NamedTuple):
 
 NO_LIMITS: Final = Limits()
 """Only headers are bounded: for what the user brings and trusts to fit."""
+LAYER_LIMITS: Final = Limits(entries=4_000_000)
+"""For a layer of an image or a step, whoever made it: large ones have some hundred thousand files. Whoever
+unpacks one has to remember something of each."""
 
 
 class _Header(NamedTuple):
@@ -327,18 +332,21 @@ class LayerReader:
         if raw[7] == b"\0" and name.endswith("/"):  # V7 knows no directories
             kind = DIRECTORY
         link, size, regions = "", 0, None
+        is_reserved = self.whiteouts and _RESERVED in f"/{path}"
         if kind == FILE:
             size, regions = self._file(name, header)
-            if self.whiteouts and (found := _whiteout(path)) is not None:
-                return found
         elif kind in (SYMLINK, HARDLINK):
             link = os.fsdecode(records.get("linkpath") or raw[8].partition(b"\0")[0])
             if "\0" in link or not link:
                 raise DamagedArchive(f"{name!r:.200} is a link to {link!r:.200}, which is not a path")
             link = clean_path(link) if kind == HARDLINK else link
+        if is_reserved:
+            return _whiteout(path)
         device = (0, 0)
         if kind in (CHARACTER, BLOCK_DEVICE):
             device = (_number(raw[11], "device"), _number(raw[12], "device"))
+            if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
+                raise DamagedArchive(f"{name!r:.200} can't be the device {device[0]}:{device[1]}")
         return Entry(
             path,
             kind,
@@ -559,13 +567,13 @@ def _regions(name: str, numbers: list[int], size: int, stored: int) -> Regions:
     return tuple(found)
 
 
-def _whiteout(path: str) -> Entry | None:
+def _whiteout(path: str) -> Entry:
+    """Return what a name means that has the prefix in it, whatever file it is, as containerd has it."""
     parent, _, name = path.rpartition("/")
-    if name == OPAQUE_NAME:
-        return Entry(parent, OPAQUE)
-    if not name.startswith(WHITEOUT_PREFIX):
-        return None
-    name = name[len(WHITEOUT_PREFIX) :]
-    if name in ("", ".", "..") or name.startswith(WHITEOUT_PREFIX):
-        raise DamagedArchive(f"{path!r:.200} is not a whiteout")
-    return Entry(f"{parent}/{name}" if parent else name, WHITEOUT)
+    if _RESERVED not in f"/{parent}":
+        if name == OPAQUE_NAME:
+            return Entry(parent, OPAQUE)
+        name = name[len(WHITEOUT_PREFIX) :]
+        if name not in ("", ".", "..") and not name.startswith(WHITEOUT_PREFIX):
+            return Entry(f"{parent}/{name}" if parent else name, WHITEOUT)
+    raise DamagedArchive(f"{path!r:.200} is not a whiteout")

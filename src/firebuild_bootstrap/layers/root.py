@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from types import MappingProxyType, TracebackType
 from typing import NamedTuple
 
+from .tree import is_kept
+
 _MAX_LINKS = 40  # as in the kernel (path_resolution(7))
 _PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -33,7 +35,8 @@ class Metadata(NamedTuple):
         owner: uid and gid.
         mode: 0 to 0o7777; None leaves it.
         mtime_ns: modification time in nanoseconds since 1970; None for now.
-        xattrs: extended attributes by name; those that the file system or the kernel refuse are left out.
+        xattrs: extended attributes by name; those that the file system or the kernel refuse are left out, and
+            those that would mean something to an overlay, or belong to the building host.
     """
 
     owner: Owner = (0, 0)
@@ -218,7 +221,8 @@ def set_metadata(descriptor: int, metadata: Metadata) -> None:
         os.fchown(descriptor, *metadata.owner)
     for name, value in metadata.xattrs.items():
         with suppress(OSError):
-            os.setxattr(descriptor, name, value)
+            if is_kept(name):
+                os.setxattr(descriptor, name, value)
     # An attribute may be an access control list, which is a mode as well (acl(5)).
     is_right = is_owned and not metadata.xattrs and stat.S_IMODE(found.st_mode) == metadata.mode
     if metadata.mode is not None and not is_right:

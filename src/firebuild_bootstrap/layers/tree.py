@@ -61,6 +61,7 @@ _PROBE: Final = 64
 _ZEROS: Final = bytes(HOLE_BYTES)
 _NOT_SHARED: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _CHECKED: Final = 64 << 20
+_KNOWN: Final = 10_000  # names of one directory with their statuses
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
 
 T = TypeVar("T")
@@ -83,20 +84,27 @@ def tree_entries(root: int | str, *, newest: int | None = None, only: Container[
         LayerError: a directory can't be read.
         OSError: anything else can't.
     """
-    return _Entries(newest, overlay=False, only=only).run(root)
+    return _Entries(newest, only=only).run(root)
 
 
-def upper_entries(upper: int | str, *, newest: int | None = None) -> Files:
+def upper_entries(
+    upper: int | str, *, newest: int | None = None, marks: tuple[str, ...] = OVERLAY_MARKS[:2]
+) -> Files:
     """Yield what an overlay has changed, from its upper directory, as a layer: `tree_entries` and whiteouts.
 
     In a directory whiteouts come before its other entries, as the OCI image specification asks for. The
     overlay is not mounted any more or nothing changes in it; `redirect_dir` and `metacopy` were off.
 
+    Args:
+        upper: the directory.
+        newest: as for `tree_entries`.
+        marks: what the kernel's own notes begin with; others are attributes that anybody can set.
+
     Raises:
         LayerError: as `tree_entries`; also where a file has a name that means a whiteout in a layer, or where
             the upper directory refers to files elsewhere.
     """
-    return _Entries(newest, overlay=True).run(upper)
+    return _Entries(newest, marks=marks).run(upper)
 
 
 def statuses(root: int | str) -> Iterator[tuple[str, os.stat_result]]:
@@ -111,6 +119,25 @@ def statuses(root: int | str) -> Iterator[tuple[str, os.stat_result]]:
         LayerError: a directory can't be read.
     """
     return _Statuses().run(root)
+
+
+def check_names(root: int | str) -> None:
+    """Make sure that no name in the tree of a layer means a whiteout in its archive; no file is opened.
+
+    Raises:
+        LayerError: one does, or a directory can't be read.
+    """
+    for path in _Reserved().run(root):
+        raise reserved(path)
+
+
+def reserved(path: str) -> LayerError:
+    """Return the error for a file whose name means something else in the archive of a layer."""
+    return LayerError(
+        f"/{path} can't be kept in a layer, where names that begin with {WHITEOUT_PREFIX} mean that a file "
+        "was removed",
+        "give it another name",
+    )
 
 
 class TreeSource:
@@ -303,16 +330,29 @@ class _Walk(Generic[T]):
     def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[T]:
         """Yield what there is to say about something in the current directory."""
 
-    def _hold(self, descriptor: int) -> list[tuple[str, os.stat_result]]:
-        """Take over the descriptor of the next level, and return what it holds."""
+    def _hold(self, descriptor: int) -> Callable[[], Iterable[tuple[str, os.stat_result]]]:
+        """Take over the descriptor of the next level, and return what says what it holds, in order.
+
+        While that is asked the level is the last one. Of many names the status is not kept, but found anew:
+        it takes ten times the memory of the name.
+        """
+        self._keep(descriptor)
+        names = sorted(os.listdir(descriptor), key=os.fsencode)
+
+        def look() -> Iterator[tuple[str, os.stat_result]]:
+            for name in names:
+                yield name, os.stat(name, dir_fd=self._parent(), follow_symlinks=False)
+
+        if len(names) > _KNOWN:
+            return look
+        known = list(look())
+        return lambda: known
+
+    def _keep(self, descriptor: int) -> None:
         self._descriptors.append(descriptor)  # closed with all others
         if len(self._descriptors) > _HELD and (far := self._descriptors[-_HELD]) >= 0:
             os.close(far)
             self._descriptors[-_HELD] = -1
-        return [
-            (name, os.stat(name, dir_fd=descriptor, follow_symlinks=False))
-            for name in sorted(os.listdir(descriptor), key=os.fsencode)
-        ]
 
     def _down(self, path: str, found: Iterable[tuple[str, os.stat_result]]) -> None:
         self._levels.append(_Level(f"{path}/" if path else "", iter(found)))
@@ -333,7 +373,7 @@ class _Statuses(_Walk[tuple[str, os.stat_result]]):
     def _directory(
         self, path: str, descriptor: int, status: os.stat_result
     ) -> Iterator[tuple[str, os.stat_result]]:
-        self._down(path, self._hold(descriptor))
+        self._down(path, self._hold(descriptor)())
         yield path, status
 
     def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[tuple[str, os.stat_result]]:
@@ -344,12 +384,34 @@ class _Statuses(_Walk[tuple[str, os.stat_result]]):
             yield path, status
 
 
+class _Reserved(_Walk[str]):
+    """Yields the names that are reserved: what is a directory tells the list of names, without stat(2)."""
+
+    def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Iterator[str]:
+        self._keep(descriptor)
+        inner = f"{path}/" if path else ""
+        below = []
+        with os.scandir(descriptor) as found:
+            for each in found:
+                if each.name.startswith(WHITEOUT_PREFIX):
+                    yield inner + each.name
+                if each.is_dir(follow_symlinks=False):
+                    below.append((each.name, status))
+        self._down(path, below)
+
+    def _visit(self, path: str, name: str, status: os.stat_result) -> Iterator[str]:
+        yield from self._directory(path, _enter(path, name, self._parent()), status)
+
+
 class _Entries(_Walk[tuple[Entry, Content]]):
-    def __init__(self, newest: int | None, *, overlay: bool, only: Container[str] | None = None) -> None:
+    def __init__(
+        self, newest: int | None, *, marks: tuple[str, ...] = (), only: Container[str] | None = None
+    ) -> None:
         super().__init__()
         self._newest = None if newest is None else newest * 10**9
-        self._overlay = overlay
+        self._marks = marks
         self._only = only
+        self._marked = False
         self._first_names: dict[tuple[int, int], str] = {}
 
     def _visit(self, path: str, name: str, status: os.stat_result) -> Files:
@@ -372,24 +434,23 @@ class _Entries(_Walk[tuple[Entry, Content]]):
     def _directory(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         found = self._hold(descriptor)
         xattrs, notes = self._xattrs(path, descriptor)
+        if not path:
+            self._marked = UNMOUNTABLE in _attributes(descriptor)
         inner = f"{path}/" if path else ""
         entry = self._owned(self._entry(path, DIRECTORY, status), descriptor)
         yield entry._replace(xattrs=xattrs), b""
-        if self._overlay:
+        if self._marks:
             if notes.get("opaque") == b"y":
                 yield Entry(path, OPAQUE), b""
-            removed = {name for name, status in found if self._is_whiteout(descriptor, name, status)}
-            for name, _ in found:
+            removed = {name for name, status in found() if self._is_whiteout(descriptor, name, status)}
+            for name, _ in found():
                 if name in removed:
                     yield Entry(inner + name, WHITEOUT), b""
                 elif name.startswith(WHITEOUT_PREFIX):
-                    raise LayerError(
-                        f"/{inner}{name} can't be kept in a layer, where names that begin with "
-                        f"{WHITEOUT_PREFIX} mean that a file was removed",
-                        "give it another name",
-                    )
-            found = [each for each in found if each[0] not in removed]
-        self._down(path, found)
+                    raise reserved(inner + name)
+            self._down(path, (each for each in found() if each[0] not in removed))
+        else:
+            self._down(path, found())
 
     def _file(self, path: str, descriptor: int, status: os.stat_result) -> Files:
         try:
@@ -429,18 +490,15 @@ class _Entries(_Walk[tuple[Entry, Content]]):
 
     def _xattrs(self, path: str, descriptor: int) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Return the attributes that belong to an image, and the overlay's own notes without their prefix."""
-        try:
-            names = os.listxattr(descriptor)
-        except OSError:  # a file system without extended attributes
-            return {}, {}
+        names = _attributes(descriptor)
         if not names:
             return {}, {}
         kept = sorted(filter(is_kept, names))
         found = {name: os.getxattr(descriptor, name) for name in kept}
         notes: dict[str, bytes] = {}
-        if self._overlay:
+        if self._marks:
             for name in names:
-                if name.startswith(OVERLAY_MARKS):
+                if name.startswith(self._marks):
                     notes[name.split(".", 2)[2]] = os.getxattr(descriptor, name)
             for note in _FOREIGN_CONTENT:
                 if note in notes:
@@ -457,9 +515,18 @@ class _Entries(_Walk[tuple[Entry, Content]]):
             return False
         descriptor = os.open(name, _OPEN, dir_fd=directory)
         try:
-            return "whiteout" in self._xattrs(name, descriptor)[1]
+            # Everybody may give a file our own mark, which means nothing where overlays are mounted.
+            names = {f"{mark}whiteout" for mark in self._marks} | ({WHITEOUT_MARK} if self._marked else set())
+            return not names.isdisjoint(_attributes(descriptor))
         finally:
             os.close(descriptor)
+
+
+def _attributes(descriptor: int) -> list[str]:
+    try:
+        return os.listxattr(descriptor)
+    except OSError:  # a file system without extended attributes
+        return []
 
 
 @cache

@@ -44,6 +44,7 @@ Stream = Literal["stdout", "stderr"]
 _TOO_OLD: Final = "the guest's vminit is too old to build this image"
 _HINT: Final = "use a current vminit, or put what is missing into the base"
 # The guest stops reading at such output, and what still writes is ended by SIGPIPE.
+_STATUS: Final = re.compile("[0-9]{1,3}")
 _CUT_OFF: Final = re.compile(r"UTF-8|broken pipe|\b141\b")
 _NOT_UTF8: Final = (
     "an old vminit can't pass on output that is not UTF-8: put dd and base64 into the base, or let the step "
@@ -393,7 +394,7 @@ class Progress:
         self._events.started(step)
 
     def _finish(self, mark: Mark) -> None:
-        code = int(mark.value) if mark.value.isdecimal() else 1
+        code = int(mark.value) if _STATUS.fullmatch(mark.value) else 1
         if code:
             self._fail(StepFailed(f"the command exited with status {code}", step=mark.step, exit_code=code))
             return

@@ -20,10 +20,10 @@ def fill_tree(trees: Trees, stored: LayerTrees, layers: Sequence[Layer], root: P
         MachineError: one is damaged or not in the store, or the disk is full.
     """
     notes = list[str]()
-    for number, layer in enumerate(layers):
+    for layer in layers:
         match layer:
             case ArchiveLayer(path):
-                notes += unpack_notes(trees.unpack(path, root, whiteouts=number > 0))
+                notes += unpack_notes(trees.unpack(path, root, whiteouts=True))
             case StoredLayer(key):
                 trees.copy(stored.required(key), root, layer=True)
     return tuple(notes)

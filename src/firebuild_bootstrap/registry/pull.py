@@ -23,10 +23,10 @@ from firebuild_bootstrap.image.oci import (
     ImageDocument,
     Index,
     Manifest,
-    Platform,
     parse_config,
     parse_manifest,
 )
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB

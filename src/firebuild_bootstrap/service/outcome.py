@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, StepFailed
+from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_pki.display import block
 
+_MAX_STATUS: Final = 255
 _MAX_REASON: Final = 4000  # characters of what a guest says about its failure
 
 
@@ -63,10 +64,24 @@ def aborted(text: str, *, step: int, exit_code: int, reason: str) -> Outcome:
         step: number of the step, 0 between steps.
         exit_code: exit status of its command; of other failures it means nothing.
         reason: see `Outcome`.
+
+    Raises:
+        InputError: no command ends with such a status.
     """
+    check_status(step, exit_code)
     status = exit_code if reason == "command" else None
     error = StepFailed(block(text, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=status)
     return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=status, reason=reason)
+
+
+def check_status(step: int, exit_code: int) -> None:
+    """Refuse what a guest says of the end of a command if no command ends so.
+
+    Raises:
+        InputError: it is not from 0 to 255.
+    """
+    if not 0 <= exit_code <= _MAX_STATUS:
+        raise InputError(f"the guest says that step {step} ended with status {exit_code}")
 
 
 def failure(error: FirebuildError) -> Outcome:

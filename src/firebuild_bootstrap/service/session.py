@@ -12,11 +12,12 @@ from typing import Final, Literal
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, StepInfo, StepStarted
 from firebuild_bootstrap.service.limits import Limits, Watch
-from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
+from firebuild_bootstrap.service.outcome import Ending, Outcome, check_status, failure
 from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
 
 _PIECE_BYTES: Final = 256 * 1024
+_LONGEST: Final = 366 * 24 * 3600.0
 
 
 class BuildEnded(Exception):
@@ -269,6 +270,7 @@ class StepEvents:
         self._total = total
         self._stage = stage
         self._left = set(self._steps)
+        self._begun: set[int] = set()
         self._failed: tuple[int, int] | None = None
 
     def known(self, number: int) -> int:
@@ -282,9 +284,12 @@ class StepEvents:
         return number
 
     def started(self, number: int) -> None:
-        """A step began."""
+        """A step began; only the first word of it is an event, or a guest could make millions of them."""
         step = self._steps[self.known(number)]
         self._session.step_started(number)
+        if number in self._begun:
+            return
+        self._begun.add(number)
         self._session.events(
             StepStarted(
                 step=number,
@@ -296,10 +301,19 @@ class StepEvents:
         )
 
     def finished(self, number: int, exit_code: int, seconds: float) -> None:
-        """A step ended, `seconds` after its begin."""
+        """A step ended, `seconds` after its begin; only the first word of it counts.
+
+        Raises:
+            InputError: it can't have ended so.
+        """
+        check_status(number, exit_code)
+        if not 0 <= seconds <= _LONGEST:
+            raise InputError(f"the guest says that step {number} took {seconds:g} seconds")
+        if number not in self._left:
+            return
+        self._left.remove(number)
         if exit_code:
             self._failed = self._failed or (number, exit_code)
-        self._left.discard(number)
         self._session.output.finish()
         self._session.events(StepFinished(step=number, exit_code=exit_code, seconds=seconds))
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.guest import kernel
-from firebuild_bootstrap.guest.overlay import flatten, mount_layers, resemble
+from firebuild_bootstrap.guest.overlay import changes, flatten, mount_layers, own_mark, resemble
 from firebuild_bootstrap.layers.apply import apply
-from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
+from firebuild_bootstrap.layers.reader import LAYER_LIMITS, NO_LIMITS, DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, LayerError, write_layer
-from firebuild_bootstrap.layers.tree import OVERLAY_MARKS, Files, TreeSource, tree_entries, upper_entries
+from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.layers.compression import GzipWriter
@@ -73,14 +73,15 @@ def _mount(layers: str, target: str, upper: str) -> None:
 
 def _unpack(archive: str, root: str, whiteouts: bool = False) -> dict[str, Any]:
     with open(archive, "rb") as source, Root(root) as target:
-        return apply(LayerReader(source.fileno(), whiteouts=whiteouts), target)._asdict()
+        limits = LAYER_LIMITS if whiteouts else NO_LIMITS
+        return apply(LayerReader(source.fileno(), limits, whiteouts=whiteouts), target)._asdict()
 
 
 def _unpack_upper(archive: str, root: str) -> dict[str, Any]:
-    trusted, unprivileged = OVERLAY_MARKS[:2]
-    marks = trusted if kernel.in_initial_user_namespace() else unprivileged
     with open(archive, "rb") as source, Root(root) as target:
-        return apply(LayerReader(source.fileno(), whiteouts=True), target, marks=marks)._asdict()
+        return apply(
+            LayerReader(source.fileno(), LAYER_LIMITS, whiteouts=True), target, marks=own_mark()
+        )._asdict()
 
 
 def _pack(
@@ -104,7 +105,7 @@ def _pack_image(image: str, archive: str) -> dict[str, Any]:
 
 
 def _copy(source: str, target: str, newest: int | None = None, layer: bool = False) -> dict[str, Any]:
-    files = upper_entries(source, newest=newest) if layer else tree_entries(source, newest=newest)
+    files = changes(source, newest=newest) if layer else tree_entries(source, newest=newest)
     with Root(target) as root:
         return apply(TreeSource(files, whiteouts=layer), root)._asdict()
 
@@ -153,7 +154,7 @@ def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
     digests = []
     for tree in _numbered(trees):
         target = _Hashed()
-        write_layer(target, upper_entries(tree, newest=newest))
+        write_layer(target, changes(tree, newest=newest))
         digests.append(target.digest)
     return {"digests": digests}
 
@@ -165,7 +166,7 @@ def _pack_layer(root: str, blob: str, newest: int | None = None) -> dict[str, An
         compressed = _Hashed(file)
         with GzipWriter(compressed) as archive:
             plain = _Hashed(archive)
-            write_layer(plain, upper_entries(root, newest=newest))
+            write_layer(plain, changes(root, newest=newest))
     return {"diff_id": plain.digest, "digest": compressed.digest}
 
 
@@ -176,7 +177,18 @@ def _ext4(root: str, image: str, newest: int | None = None, **settings: Any) -> 
     make_ext4(tree_entries(root, newest=newest), image, options)
     if options.internal:
         return {"size": os.stat(image).st_size, "digest": ""}
-    with open(image, "rb") as content:
+    return _described(image)
+
+
+def _readonly(root: str, image: str, form: str, newest: int | None = None) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.readonly import make_readonly
+
+    make_readonly(form, root, image, newest)
+    return _described(image)
+
+
+def _described(file: str) -> dict[str, Any]:
+    with open(file, "rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
         return {"size": os.fstat(content.fileno()).st_size, "digest": f"sha256:{found}"}
 
@@ -226,6 +238,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "layer-digests": _layer_digests,
     "pack-layer": _pack_layer,
     "ext4": _ext4,
+    "readonly": _readonly,
     "overlay": _overlay,
 }
 

@@ -32,6 +32,7 @@ from firebuild_bootstrap.image.worker.ext4layout import (
     Plan,
     Space,
     TooManyGroupsError,
+    content_uuid,
     group_blocks,
     journal_superblock,
     place,
@@ -57,6 +58,8 @@ from firebuild_bootstrap.layers.tree import copy_region
 _MIB: Final = 1 << 20
 _BLOCKS_PER_MIB: Final = _MIB // BLOCK_SIZE
 _LOST_AND_FOUND: Final = "lost+found"
+_NO_NAMES: Final = (b"", b".", b"..")
+_MOST_BYTES: Final = BLOCK_SIZE << 32  # the resize inode has no room for larger numbers of blocks
 _MAX_SIZE: Final = (1 << 32) - 1  # blocks of a file
 _BYTES_PER_INODE: Final = 16384  # of a file system of a given size, as mke2fs has it
 _COPIED: Final = 256 * 1024  # contents that do not pass through the memory of this process
@@ -105,8 +108,9 @@ def make_ext4(files: Iterable[tuple[Entry, Content]], image: str, options: Ext4O
         LayerError: they do not fit into the size, or are nothing that ext4 can hold.
         OSError: the disk is full.
     """
+    writer = Ext4Writer(image, options)  # fails where there is such a file, which stays
     try:
-        with Ext4Writer(image, options) as writer:
+        with writer:
             for entry, content in files:
                 writer.add(entry, content)
             writer.finish()
@@ -144,6 +148,7 @@ class _Folder:
         self.entry = entry
         self.attributes = attributes
         self.entries = bytearray()
+        self.last = b""
         self.folders = 0
 
 
@@ -158,6 +163,8 @@ class Ext4Writer:
     def __init__(self, image: str, options: Ext4Options) -> None:
         self._asked = options.size
         self._options = options = options._replace(size=-(-options.size // _MIB) * _MIB)
+        if options.size > _MOST_BYTES:
+            raise LayerError("an ext4 file system has 16 TiB at most", "ask for less", asked=True)
         self._space = Space(options.size)
         with ExitStack() as stack:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -173,9 +180,8 @@ class Ext4Writer:
         self._next = FIRST_INODE
         self._open: list[_Folder] = []
         self._prefix = ""  # of the paths in the innermost directory
-        self._closed = array(
-            "Q"
-        )  # of each finished directory: inode, that of the one above, length of its entries
+        # Of each finished directory: its inode, that of the one above, the length of its entries.
+        self._closed = array("Q")
         # Blocks that lack their checksum: of maps, with the inode, and of attributes, with 0.
         self._unchecked = array("Q")
         self._numbers: dict[str, int] = {}  # of files that may get another name
@@ -196,7 +202,7 @@ class Ext4Writer:
             content: of a regular file.
 
         Raises:
-            LayerError: ext4 can't hold it, it is apart from the rest of its directory, or the content
+            LayerError: ext4 can't hold it, it is not where the order of `tree_entries` has it, or the content
                 is shorter than announced.
             OSError: the disk is full, or the content can't be read.
         """
@@ -208,9 +214,7 @@ class Ext4Writer:
             raise LayerError(f"/{path} comes before the root")
         if path == _LOST_AND_FOUND:
             self._has_lost_and_found = True
-        name = os.fsencode(base)
-        if len(name) > nodes.MAX_NAME:
-            raise LayerError(f"/{path}: its name has more than {nodes.MAX_NAME} bytes, which ext4 can't hold")
+        name = self._name(path, base) if path else b""
         if kind == HARDLINK:
             number = self._link(entry)
             file_type = _TYPES[FILE][1]
@@ -229,6 +233,18 @@ class Ext4Writer:
             else:
                 self._add_other(entry, mode | entry.mode, attributes)
         self._open[-1].entries += nodes.dirent(number, name, file_type)
+
+    def _name(self, path: str, base: str) -> bytes:
+        name = os.fsencode(base)
+        if len(name) > nodes.MAX_NAME:
+            raise LayerError(f"/{path}: its name has more than {nodes.MAX_NAME} bytes, which ext4 can't hold")
+        if name in _NO_NAMES or b"\0" in name:
+            raise LayerError(f"{path!r} can't be the name of a file")
+        folder = self._open[-1]
+        if name <= folder.last:  # so none is there twice
+            raise LayerError(f"/{path} is not in the order of the names in its directory")
+        folder.last = name
+        return name
 
     def _go_to(self, entry: Entry, parent: str) -> None:
         """Leave directories until the one is reached that an entry is in."""
@@ -442,7 +458,13 @@ class Ext4Writer:
             raise LayerError("there is not even a root directory")
         root = self._open[0].entry
         if not self._has_lost_and_found:
-            self.add(Entry(_LOST_AND_FOUND, DIRECTORY, 0o700, 0, 0, root.mtime_ns))
+            while len(self._open) > 1:
+                self._leave()
+            self._enter(
+                Entry(_LOST_AND_FOUND, DIRECTORY, 0o700, 0, 0, root.mtime_ns),
+                _LOST_AND_FOUND.encode(),
+                (0, b""),
+            )
         while self._open:
             self._leave()
         self._inodes.write(self._new_inodes)
@@ -466,12 +488,8 @@ class Ext4Writer:
             file.seek(0)
             while count := file.readinto(piece):
                 found.update(piece[:count])
-        digest = bytearray(found.digest())
-        # Version 8 of RFC 9562 is for whatever makes sense to those who make them.
-        digest[6] = digest[6] & 0x0F | 0x80
-        digest[8] = digest[8] & 0x3F | 0x80
-        uuid, seed = bytes(digest[:16]), bytes(digest[16:])
-        return Identity(uuid, seed, label, crc32c(CRC_START, uuid))
+        uuid = content_uuid(found.digest())
+        return Identity(uuid, found.digest()[16:], label, crc32c(CRC_START, uuid))
 
     def _write_directories(self, identity: Identity) -> None:
         self._folders.seek(0)

@@ -119,8 +119,6 @@ class Space:
             self.at += self.prefix
             self._next += 1
             self._limit = self._groups[self._next] * GROUP
-            if self.at > self._limit:  # no group is smaller than its prefix
-                raise AssertionError
 
 
 class Plan(NamedTuple):
@@ -166,6 +164,11 @@ class Identity(NamedTuple):
     hash_seed: bytes
     label: bytes
     checksum: int
+
+
+def content_uuid(digest: bytes) -> bytes:
+    """Return a UUID that begins as a digest does: of version 8, which RFC 9562 leaves to its maker."""
+    return bytes([*digest[:6], digest[6] & 0x0F | 0x80, digest[7], digest[8] & 0x3F | 0x80, *digest[9:16]])
 
 
 class TooManyGroupsError(Exception):

@@ -11,7 +11,7 @@ from firebuild_bootstrap.image.worker.extfs import ROOT_INODE, Ext4Image, FileCo
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerError, Regions
 from firebuild_bootstrap.layers.tree import KINDS, Files, find_regions, is_kept
 
-# mke2fs makes it anew in every file system; what e2fsck puts there is kept.
+# Every new file system has one; what e2fsck puts there is kept.
 _LOST_AND_FOUND: Final = "lost+found"
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer
-from firebuild_bootstrap.image.outputs import require_e2fsprogs
+from firebuild_bootstrap.image.outputs import require_program
 from firebuild_bootstrap.image.trees import file_size
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.machine.rootfs import unpack_notes
@@ -34,11 +34,11 @@ class Disk:
         size: bytes of the drive; None for what the base takes and 2 GiB.
 
     Raises:
-        MachineError: e2fsprogs is missing.
+        MachineError: e2fsck is missing.
     """
 
     def __init__(self, workspace: BuildDirectory, *, size: int | None = None) -> None:
-        require_e2fsprogs("the machine's drive", ("e2fsck",))
+        require_program("the machine's drive", "e2fsck", "e2fsprogs")
         self.path = workspace.path / "disk.ext4"
         self._workspace = workspace
         self._trees = workspace.trees()

@@ -1,0 +1,115 @@
+"""A server with the right certificate that sends what it must not: an error in words, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from firebuild_bootstrap import wire
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.sandbox import Bind
+from guest.build import Build, copy_command, run_command
+from guest.local import Local
+from guest.server import END, group, member, piece
+
+ONE, TREE = group(), group(from_directory=True)
+
+
+def run(**fields: Any) -> pb.ToGuest:
+    step = {"number": 2, "text": "RUN x", "workdir": "/", "user": "0:0", **fields.pop("step", {})}
+    fields = {"argv": ["/bin/true"], "network": "default", **fields}
+    return pb.ToGuest(run=pb.Run(step=pb.Step(**step), **fields))
+
+
+def secret(**fields: Any) -> pb.Mount:
+    return pb.Mount(target="/m", resource="r", secret=pb.Mount.Secret(**fields))
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (pb.ToGuest(), "the server sent nothing where a step was due"),
+        (piece(b"x"), "the server sent files where a step was due"),
+        (ONE, "the server sent group where a step was due"),
+        (pb.ToGuest(files_end=pb.FilesEnd()), "the server sent files_end where a step was due"),
+        (run(step={"number": -(2**31)}), "a step has the number -2147483648"),
+        (run(step={"workdir": "\0"}), "workdir: '\\x00' contains a NUL"),
+        (run(step={"workdir": "/" + "n" * 1_000_000}), "File name too long"),
+        (run(step={"user": "x" * 1_000_000}), "USER xxx"),
+        (run(step={"user": "9" * 5000}), "ids go from 0 to 4294967294"),
+        (run(argv=[]), "the command is empty"),
+        (run(argv=["a\0b"]), "contains a NUL or a broken character"),
+        (run(env=[pb.Variable(name="a=b")]), "the environment has an impossible name"),
+        (run(network="lan"), "network: expected default, none, host, found 'lan'"),
+        (run(mounts=[pb.Mount(target="/m")]), "a mount of a kind that is not known"),
+        (run(mounts=[pb.Mount(target="/m", bind=pb.Mount.Bind())]), "a bind mount without a resource"),
+        (run(mounts=[pb.Mount(target="/../proc", tmpfs=pb.Mount.Tmpfs())]), "/proc"),
+        (run(mounts=[pb.Mount(target="/m", tmpfs=pb.Mount.Tmpfs(size=-1))]), "size of a mount: expected a"),
+        (run(mounts=[secret(access=pb.Mount.Access(mode=-1))]), "mode of a mount: expected a number from 0"),
+        (run(mounts=[secret(access=pb.Mount.Access(uid=2**40))]), "uid of a mount: expected a number from 0"),
+        (run(mounts=[secret(env="A=B")]), "expected the name of a variable"),
+    ],
+)
+def test_a_step_that_no_step_can_be_is_refused(local: Local, message: pb.ToGuest, words: str) -> None:
+    error = local.refusal(message)
+    assert words in error.message
+    assert len(error.message) < 4100, "the server sees no more of what it has sent"
+    assert error.exit_status == 1
+    assert local.tree() == {}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        [ONE, piece(member("s", kind=tar.DIRECTORY)), END],
+        [ONE, piece(member("s") + member("t")), END],
+        [ONE, piece(member("s", size=wire.MAX_SECRET_BYTES + 1)), END],
+    ],
+)
+def test_what_is_no_secret_is_refused(local: Local, files: list[pb.ToGuest]) -> None:
+    local.server.resources["r"] = files
+    error = local.refusal(run(mounts=[secret(access=pb.Mount.Access(mode=0o400))]))
+    assert error.reason == "protocol"
+    assert "secret" in error.message
+
+
+@pytest.mark.parametrize("target", ["/t", "../../../t", "/../t/"])
+def test_files_stay_in_the_image_whatever_links_come_with_them(local: Local, target: str) -> None:
+    outside = local.image.parent / "outside"
+    outside.mkdir()
+    up = member("l", kind=tar.SYMLINK, linkname="../" * 40 + str(outside)[1:])
+    stream = [TREE, piece(up + member("l/evil", b"x")), END]
+    local.copy(stream, target)
+    assert os.listdir(outside) == []
+    inside = local.image / str(outside)[1:] / "evil"
+    assert inside.read_text() == "x"
+
+
+@pytest.mark.needs("bwrap", "busybox")
+def test_a_link_that_comes_for_a_bind_mount_shows_nothing_of_the_machine(build: Build) -> None:
+    build.server.resources["r"] = [ONE, piece(member("s", kind=tar.SYMLINK, linkname="/run/firebuild")), END]
+    abort = build.fail(run_command("ls /m", mounts=(wire.BindMount(target="/m", resource="r"),)))
+    assert "what was sent is neither a file nor a directory" in abort.error
+    assert build.server.stdout == b""
+
+
+@pytest.mark.needs("bwrap", "busybox")
+def test_layers_need_no_scratch_directory_for_mounts(build: Build) -> None:
+    directory = build.directory / "layers"
+    for name in ("lower/0", "lower/1"):
+        (directory / name).mkdir(parents=True)
+    build.extra_binds = [
+        Bind(directory, "/layers", read_only=False),
+        Bind(build.image, "/layers/lower/1"),
+    ]
+    build.arguments = ["--layers", "/layers"]
+    build.server.resources |= {"r": [ONE, piece(member("s", b"bound")), END], "files": []}
+    build.succeed(
+        run_command("cat /m", mounts=(wire.BindMount(target="/m", resource="r"),)), copy_command("/x", step=3)
+    )
+    assert build.server.stdout == b"bound"
+    assert sorted(os.listdir(directory / "upper/2/fs")) == []

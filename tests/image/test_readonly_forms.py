@@ -1,0 +1,89 @@
+"""EROFS and squashfs, as their own tools read them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.image.worker import readonly
+from firebuild_bootstrap.image.worker.__main__ import digest
+from firebuild_bootstrap.image.worker.readonly import PROGRAMS, make_readonly
+from firebuild_bootstrap.layers.tar import LayerError
+
+FORMS = [
+    pytest.param("erofs", marks=pytest.mark.needs("mkfs.erofs")),
+    pytest.param("squashfs", marks=pytest.mark.needs("sqfstar")),
+]
+
+
+def unpacked(form: str, image: Path, target: Path) -> Path:
+    command = {
+        "erofs": ["fsck.erofs", f"--extract={target}", str(image)],
+        "squashfs": ["unsquashfs", "-quiet", "-no-progress", "-dest", str(target), str(image)],
+    }[form]
+    subprocess.run(command, capture_output=True, check=True)
+    return target
+
+
+@pytest.fixture
+def tree(rich_tree: Path) -> Path:
+    """The rich tree, with times of whole seconds, as squashfs has them, and a root that is not as usual."""
+    for folder, names, files in os.walk(rich_tree, topdown=False):
+        for path in (*(f"{folder}/{name}" for name in (*names, *files)), folder):
+            os.utime(path, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
+    rich_tree.chmod(0o750)
+    os.utime(rich_tree, (1_500_000_000, 1_500_000_000))
+    return rich_tree
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("form", FORMS)
+def test_the_image_holds_the_tree(form: str, tree: Path, tmp_path: Path, trees: Trees) -> None:
+    made = trees.readonly(tree, tmp_path / "i", form)
+    assert made.size == (tmp_path / "i").stat().st_size
+    found = unpacked(form, tmp_path / "i", tmp_path / "out")
+    if form == "squashfs":  # fsck.erofs unpacks neither attributes nor hard links
+        assert digest(str(found), times=True) == digest(str(tree), times=True)
+    assert (found.stat().st_mode, found.stat().st_mtime) == (tree.stat().st_mode, 1_500_000_000)
+    assert (found / "file").read_bytes() == (tree / "file").read_bytes()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_tree_gives_the_same_bytes(form: str, tree: Path, tmp_path: Path) -> None:
+    (tree / "late").touch()
+    for number in range(300):  # so that the root is not in the first block of inodes
+        (tree / f"some-{number}").touch()
+    os.utime(tree / "late", (2**33, 2**33))
+    for number, newest in enumerate([None, None, 1_000_000_000]):
+        moved = tree.rename(tmp_path / f"tree{number}")
+        make_readonly(form, str(moved), str(tmp_path / f"i{number}"), newest)
+        moved.rename(tree)
+    images = [(tmp_path / f"i{number}").read_bytes() for number in range(3)]
+    assert images[0] == images[1] != images[2]
+    found = unpacked(form, tmp_path / "i2", tmp_path / "out")
+    assert {path.lstat().st_mtime for path in found.rglob("*")} == {1_000_000_000}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_the_program_says_is_passed_on(
+    form: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(LayerError, match=r"(mkfs.erofs|sqfstar) failed: .*(No such file|failed to open)"):
+        make_readonly(form, str(tree), str(tmp_path / "missing/i"), None)
+    program = tmp_path / "bin" / PROGRAMS[form][0]
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec <&-; exit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    (tree / "large").write_bytes(os.urandom(1 << 20))  # more than a pipe holds
+    with pytest.raises(LayerError, match=r"(mkfs.erofs|sqfstar) failed: it ended with 3"):
+        make_readonly(form, str(tree), str(tmp_path / "i"), None)
+    monkeypatch.setattr(readonly, "_SYSTEM", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(LayerError, match=r"the program .* was not found") as caught:
+        make_readonly(form, str(tree), str(tmp_path / "i"), None)
+    assert caught.value.hint == f"install the package {PROGRAMS[form][1]}"
