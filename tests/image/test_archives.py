@@ -117,7 +117,7 @@ def test_an_image_with_layers_is_recognised(make_tar: MakeTar, names: tuple[str,
     archive = make_tar(*((name, b"") for name in names if not name.endswith("/")), "blobs/x/")
     with pytest.raises(InputError, match=f"{kind}.*, expected the files of a root directory") as caught:
         check_root_archive(archive, archive)
-    assert "docker export" in str(caught.value.hint)
+    assert "firebuild images load" in str(caught.value.hint)
 
 
 def test_a_root_directory_may_have_a_file_like_those_of_images(make_tar: MakeTar) -> None:

@@ -141,8 +141,8 @@ def test_a_platform_is_chosen_from_indexes_in_the_layout(home: Home, tmp_path: P
     entry["annotations"] = {"org.opencontainers.image.ref.name": "docker.io/acme/web:2"}
     files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode()
     (image,) = load(home, packed(files, tmp_path / "image.tar")).images
-    assert str(image.tag) == "docker.io/acme/web:2"
-    assert home.bases.resolve(f"acme/web@{entry['digest']}").name == "docker.io/acme/web:2"
+    assert str(image.tag) == "acme/web:2"
+    assert home.bases.resolve(f"acme/web@{entry['digest']}").name == "acme/web:2"
     with pytest.raises(InputError, match="the image is for linux/s390x, and this machine is"):
         load(home, packed(other.layout(), tmp_path / "other.tar"))
 
@@ -309,7 +309,7 @@ def test_links_and_pipes_in_a_layout_are_not_followed(home: Home, tmp_path: Path
 
 def test_an_image_of_too_many_layers_is_refused_at_once(home: Home, tmp_path: Path) -> None:
     empty = layer({})
-    with pytest.raises(InputError, match="the image has 480 layers, and 239 at most"):
+    with pytest.raises(InputError, match="the image has 480 layers, and 256 at most"):
         load(home, packed(Made([empty] * 480).layout(), tmp_path / "image.tar"))
 
 

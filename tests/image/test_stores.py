@@ -384,7 +384,7 @@ def test_a_directory_with_an_oci_layout_is_no_root_directory(tmp_path: Path) -> 
     bases = BaseStore(tmp_path / "home", lambda: pytest.fail("nothing is packed"))
     with pytest.raises(InputError, match="is an OCI image layout") as caught:
         bases.import_base("x", layout)
-    assert "docker export" in str(caught.value.hint)
+    assert "firebuild images load" in str(caught.value.hint)
     assert bases.list() == []
 
 

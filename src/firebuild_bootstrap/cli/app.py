@@ -15,7 +15,7 @@ from firebuild_bootstrap.cli.ca import ca, plugin
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
-from firebuild_bootstrap.cli.images import du, images
+from firebuild_bootstrap.cli.images import du, images, store
 from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.rootfs import build, rootfs
@@ -35,7 +35,7 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (build, rootfs, base, images, cache, du, rm_tree, config, ca, plugin, initramfs):
+for command in (build, rootfs, base, images, cache, du, store, rm_tree, config, ca, plugin, initramfs):
     app.add_command(command)
 
 

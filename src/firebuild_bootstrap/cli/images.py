@@ -366,6 +366,30 @@ def du(as_json: bool, config_file: Path | None) -> None:
 images.add_command(du)
 
 
+@click.group(cls=Commands)
+def store() -> None:
+    """Look after the store as a whole."""
+
+
+@store.command()
+@config_option
+def check(config_file: Path | None) -> None:
+    """Read all that is stored, and compare it with its digests; changes nothing.
+
+    Exits with 6 where something is wrong, after a line for each.
+    """
+    from firebuild_bootstrap.errors import MachineError
+
+    with watched(config_file) as home:
+        found = list(home.intake.problems())
+        for problem in found:
+            click.echo(one_line(problem, 1000))
+        if found:
+            count = f"{len(found)} problem{'' if len(found) == 1 else 's'}"
+            raise MachineError(f"the store {home.root} has {count}", hint="each line says what to do")
+        click.echo(f"sound: {len(home.images.names())} images, {len(home.blobs.digests())} blobs")
+
+
 @dataclass(frozen=True)
 class _Used:
     """What one thing in the store takes, in bytes."""
@@ -415,6 +439,7 @@ def _usage(home: Home) -> Iterator[_Used]:
     for other in _entries(home.root, files=True):
         if other.name not in ("images", "bases", *kinds):
             kind = "cache" if other.name in ("cache", "cache-mounts", "layers") else "other"
+            kind = "blobs" if other.name == "blobs" else kind
             yield _Used(kind, other.name, allocated(other) - (named if other.name == "layers" else 0))
 
 
@@ -441,6 +466,7 @@ def _sweep(home: Home) -> None:
     from firebuild_bootstrap.machine.workspace import wait_for_removal
 
     home.images.sweep()
+    home.blobs.sweep()
     home.bases.sweep()
     home.workspace(f"prune-{secrets.token_hex(4)}").close()  # each new build removes what dead ones left
     wait_for_removal()

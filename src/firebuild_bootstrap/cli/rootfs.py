@@ -32,6 +32,7 @@ from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.cli.stdin import Given
+    from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
@@ -292,7 +293,7 @@ def _build(options: _Options) -> None:
         cleanup.enter_context(closing(home))
         wanted = _wanted(options, home, settings)
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
-        request = _request(options, wanted, source)
+        request = _request(options, wanted, source, home)
         if options.check or options.call == "check":
             _check(request, home)
             return
@@ -392,7 +393,7 @@ def _check_destinations(
     check_paths(outputs)
 
 
-def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
+def _request(options: _Options, wanted: _Wanted, source: Given, home: Home) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.request import BuildRequest, read_secrets
 
@@ -402,7 +403,7 @@ def _request(options: _Options, wanted: _Wanted, source: Given) -> BuildRequest:
         dockerfile=source.dockerfile,
         source=source.source,
         context=source.context,
-        build_contexts=_build_contexts(options.build_contexts),
+        build_contexts=_build_contexts(options.build_contexts, home),
         tag=wanted.tags[0],
         also_tagged=wanted.tags[1:],
         build_args=build_args,
@@ -433,7 +434,7 @@ def _names(given: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for name in names if name)
 
 
-def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:
+def _build_contexts(texts: tuple[str, ...], home: Home) -> dict[str, BuildContextSource]:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.dockerfile.operations import read_git, redacted, scheme
@@ -443,11 +444,15 @@ def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:
     for name, text in parse_assignments(texts, "--build-context").items():
         what = f"--build-context {one_line(name, 80)}"
         if not text:
-            raise InputError(f"{what}: expected NAME=DIR, NAME=docker-image://IMAGE or NAME=GIT-URL")
+            forms = "NAME=DIR, NAME=docker-image://IMAGE, NAME=oci-layout://PATH or NAME=GIT-URL"
+            raise InputError(f"{what}: expected {forms}")
         image = text.removeprefix("docker-image://")
         if image != text:
             Reference.parse(image, what=f"{what}: an image")
             sources[name] = ImageRef(image)
+            continue
+        if text.startswith("oci-layout://"):
+            sources[name] = _image_of_layout(text.removeprefix("oci-layout://"), home)
             continue
         try:
             repository = read_git(text)
@@ -460,6 +465,23 @@ def _build_contexts(texts: tuple[str, ...]) -> dict[str, BuildContextSource]:
             )
         sources[name] = repository or Path(text)
     return sources
+
+
+def _image_of_layout(text: str, home: Home) -> ImageRef:
+    """Take in an image of `PATH[:TAG][@DIGEST]`; its name is its digest, and `images prune` removes it."""
+    from firebuild_bootstrap.dockerfile.graph import ImageRef
+
+    path, _, digest = text.partition("@")
+    before, colon, tag = path.rpartition(":")
+    if colon and "/" not in tag:
+        path = before
+    else:
+        tag = ""
+    home.root.mkdir(parents=True, exist_ok=True)
+    loaded = home.intake.load(Path(path), home.root, only=digest or tag)
+    if not loaded.images:
+        raise InputError(f"{path} is not an OCI image layout", hint="without oci-layout:// it is a directory")
+    return ImageRef(str(loaded.images[0].tag))
 
 
 def _check(request: BuildRequest, home: Home) -> None:

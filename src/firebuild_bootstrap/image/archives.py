@@ -83,14 +83,11 @@ def refuse_container_image(source: Path, names: Set[str]) -> None:
     )
     for members, kind in kinds:
         if members <= names and not names & _ROOTS:
-            raise InputError(f"{source} is {kind}, expected the files of a root directory", hint=_EXPORT)
+            raise InputError(f"{source} is {kind}, expected the files of a root directory", hint=_LOAD)
 
 
 _ROOTS: Final = frozenset({"bin", "etc", "lib", "usr"})
-_EXPORT: Final = (
-    "make a container of the image and export its files: `docker create IMAGE`, `docker export CONTAINER` "
-    "(the same with podman), or `buildah from IMAGE`, `buildah mount CONTAINER`"
-)
+_LOAD: Final = "`firebuild images load` takes images with their layers, and FROM names them then"
 _ZIP_HINT: Final = "unpack it, and import the directory"
 # What people take for an archive of a root directory: offset, first bytes, what it is, and what to do.
 _OTHERS: Final[tuple[tuple[int, bytes, str, str], ...]] = (

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
@@ -22,7 +23,11 @@ from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource
 from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
-from firebuild_bootstrap.layers.tree import MAX_LAYERS
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.image.layouts import ImageInFiles
+
+_MOST_LAYERS: Final = 256  # each is two open files while it is used; Docker makes 127
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ class Intake:
         spool: Path,
         *,
         name: Reference | None = None,
+        only: str | None = None,
         report: Callable[[UnpackReport], object] = lambda _: None,
         root: Callable[[Path], object] = lambda _: None,
     ) -> Loaded:
@@ -152,6 +158,7 @@ class Intake:
             source: an OCI image layout or docker archive, or a root file system.
             spool: as for `layouts.opened`.
             name: of the image, if there is one only; by default what it is called there.
+            only: take one image, and give it no name: that with this tag or digest, or the only one if empty.
             report: as for `take_in`.
             root: called with the path of a root file system, while that can be read.
 
@@ -167,6 +174,8 @@ class Intake:
                 root(path)
                 return Loaded("")
             found = layouts.images_in(files, self._platform)
+            if only is not None:
+                found = [_chosen(found, only, source)]
             if name is not None and len(found) > 1:
                 raise InputError(
                     f"{source} has {len(found)} images, and one name is given",
@@ -174,7 +183,7 @@ class Intake:
                 )
             images = []
             for each in found:
-                if not each.names and name is None:
+                if not each.names and name is None and only is None:
                     raise InputError(
                         f"{source} has an image without a name", hint="give it one: --name NAME[:TAG]"
                     )
@@ -183,7 +192,7 @@ class Intake:
                     each.copy_to(self._blobs, files)
                 images.append(
                     self.take_in(
-                        (name,) if name else each.names,
+                        () if only is not None else (name,) if name else each.names,
                         each.manifest,
                         each.document,
                         digests=each.digests,
@@ -203,6 +212,47 @@ class Intake:
             InputError, MachineError: as `take_in`.
         """
         self._unpack(image.record.layers or ())
+
+    def problems(self) -> Iterator[str]:
+        """Read all blobs, images and layers, and say what is wrong with them, with what to do.
+
+        Layers that came from outside are unpacked again where they are missing, so their blobs count.
+        """
+        for digest in self._blobs.digests():
+            if (path := self._blobs.hold(digest)) is not None and (
+                found := _digest_of(path, digest)
+            ) != digest:
+                remedy = "remove it, and load or pull its images again"
+                yield f"{path}: its bytes have the digest {found}: {remedy}"
+        for tag in self._images.names():
+            try:
+                image = self._images.find(tag, hold=True)
+            except MachineError as error:
+                yield str(error)
+                continue
+            for problem in self._problems_of(image) if image is not None else ():
+                yield f"{tag}: {problem}: remove it, and build, load or pull it again"
+
+    def _problems_of(self, image: StoredImage) -> Iterator[str]:
+        source, layers = image.record.source, image.record.layers or ()
+        needed = [source.manifest, source.config] if source is not None else []
+        for blob in (*needed, *(layer.outside.blob for layer in layers if layer.outside is not None)):
+            if self._blobs.hold(blob.digest) is None:
+                yield f"its blob {blob.digest} is missing"
+        for layer in layers:
+            path = image.directory / layer.archive
+            if layer.archive and (not path.is_file() or _digest_of(path, layer.digest) != layer.digest):
+                yield f"{path} is missing, or somebody has changed it"
+            if (
+                not layer.key
+                or layer.outside is not None
+                or image.record.layer_store != self._layers.root.name
+            ):
+                continue  # those of another id mapping can't be read in this one
+            if self._layers.hold(layer.key) is None:
+                yield f"its layer {layer.key} is missing"
+            elif not self._layers.is_as_it_was(layer.key, image.record.epoch):
+                yield f"somebody has changed its layer {layer.key}"
 
     def _unpack(
         self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None
@@ -250,6 +300,23 @@ class Intake:
             )
 
 
+def _digest_of(path: Path, like: str) -> str:
+    algorithm = like.partition(":")[0]
+    with open(path, "rb") as file:
+        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+
+
+def _chosen(found: Sequence[ImageInFiles], wanted: str, source: Path) -> ImageInFiles:
+    chosen = [each for each in found if not wanted or wanted in each.selectors]
+    if len(chosen) == 1:
+        return chosen[0]
+    there = ", ".join(sorted(tag for each in found for tag in each.selectors if ":" not in tag))
+    raise InputError(
+        f"{source} has {len(chosen)} images{f' called {wanted}' if wanted else ''}, and one is wanted",
+        hint=f"name one by its tag, PATH:TAG, or its digest, PATH@DIGEST; tags there are {there or 'none'}",
+    )
+
+
 def _check(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
     if len(manifest.layers) != len(document.diff_ids):
         raise InputError(
@@ -257,9 +324,9 @@ def _check(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
             f"and its configuration {len(document.diff_ids)}",
             hint="whoever made the image is broken or hostile",
         )
-    if len(manifest.layers) >= MAX_LAYERS:
+    if len(manifest.layers) > _MOST_LAYERS:
         raise InputError(
-            f"the image has {len(manifest.layers)} layers, and {MAX_LAYERS - 1} at most can be mounted",
+            f"the image has {len(manifest.layers)} layers, and {_MOST_LAYERS} at most are taken",
             hint="squash it, for example with `buildah commit --squash`",
         )
     found = document.platform

@@ -322,6 +322,15 @@ class LayerTrees:
                 return found
         return ""
 
+    def is_as_it_was(self, key: str, newest: int | None = None) -> bool:
+        """Whether a layer still has the digest that was found out before, if it was; it is read for that.
+
+        Raises:
+            MachineError: as `digest`.
+        """
+        known = self.known_digest(key, newest)
+        return not known or self._trees.layer_digests([self.required(key)], newest=newest) == [known]
+
     def note_digest(self, key: str, digest: str, newest: int | None = None) -> None:
         """Keep the digest of a layer beside it.
 

@@ -294,6 +294,7 @@ class ImageInFiles:
         document: its configuration.
         digests: more digests that name it: that of the index it was chosen from.
         paths: where its blobs are, by their digests.
+        tag: how an index calls it, if not by a whole name.
     """
 
     names: tuple[Reference, ...]
@@ -301,6 +302,13 @@ class ImageInFiles:
     document: ImageDocument
     digests: tuple[str, ...]
     paths: dict[str, str]
+    tag: str = ""
+
+    @property
+    def selectors(self) -> frozenset[str]:
+        """The tags and digests by which one of several is chosen."""
+        tags = (self.tag, *(name.tag for name in self.names), *map(str, self.names))
+        return frozenset(filter(None, (*tags, self.manifest.digest, *self.digests)))
 
     def copy_to(self, blobs: BlobStore, files: Files) -> None:
         """Copy its blobs into a store, where they are held.
@@ -364,11 +372,11 @@ def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
     index = parse_manifest(_document(files, _INDEX), INDEX)
     if not isinstance(index, Index):
         raise InputError(f"{_INDEX} is not an index", hint="make the layout again")
-    groups: dict[tuple[Reference, ...], list[Descriptor]] = {}
+    groups: dict[tuple[tuple[Reference, ...], str], list[Descriptor]] = {}
     for entry in index.manifests:
-        groups.setdefault(_names(entry), []).append(entry)
+        groups.setdefault((_names(entry), entry.annotations.get(REF_NAME, "")), []).append(entry)
     found = []
-    for names, entries in groups.items():
+    for (names, tag), entries in groups.items():
         chosen, digests = Index(tuple(entries)).choose(platform), list[str]()
         manifest: Manifest | Index = index
         for _ in range(_DEPTH):
@@ -382,7 +390,7 @@ def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
             raise InputError("there are indexes in indexes in the layout", hint="make it again")
         document = parse_config(manifest.config.check(_document(files, _path_of(manifest.config.digest))))
         paths = {blob.digest: _path_of(blob.digest) for blob in manifest.blobs}
-        found.append(ImageInFiles(names, manifest, document, tuple(digests), paths))
+        found.append(ImageInFiles(names, manifest, document, tuple(digests), paths, tag))
     return found
 
 
@@ -391,7 +399,7 @@ def _names(entry: Descriptor) -> tuple[Reference, ...]:
     name = entry.annotations.get(IMAGE_NAME) or entry.annotations.get(REF_NAME, "")
     if not any(sign in name for sign in ":/"):
         return ()
-    return (replace(Reference.parse(name, what="the name of an image"), digest=""),)
+    return (replace(Reference.parse(name, what="the name of an image"), digest="", name=""),)
 
 
 # --- docker archives ------------------------------------------------------------------------------
@@ -418,7 +426,7 @@ def _docker_image(files: Files, entry: object) -> ImageInFiles:
         paths[layer.digest] = path
         layers.append(layer)
     names = tuple(
-        replace(Reference.parse(_text(name), what="the name of an image"), digest="")
+        replace(Reference.parse(_text(name), what="the name of an image"), digest="", name="")
         for name in _list(entry, "RepoTags")
     )
     return ImageInFiles(names, Manifest.made_of(config, layers), document, (), paths)

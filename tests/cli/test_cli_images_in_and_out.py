@@ -1,0 +1,207 @@
+"""Images in and out as files, with the tools that others use: skopeo and umoci; `e2e` has buildah."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from image.layouts import Made, described, layer, packed, written
+
+from .conftest import Cli
+
+pytestmark = pytest.mark.needs("bwrap", "busybox")
+DOCKERFILE = "FROM acme/web:1\nRUN rm /etc/one && echo new > /etc/new\nENV C=d\n"
+
+
+def made() -> Made:
+    """Return an image that commands can be run in."""
+    programs = {f"bin/{name}": Path("/bin/busybox").read_bytes() for name in ("sh", "rm", "true")}
+    bottom = layer({"bin/": None, **programs, "etc/": None, "etc/one": "1"})
+    top = layer({"etc/two": "2"})
+    return Made([bottom, top], {"Env": ["PATH=/bin", "A=b"], "Cmd": ["sh"], "StopTimeout": 7}, "acme/web:1")
+
+
+def run(*arguments: str | Path) -> str:
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def read(archive: Path) -> dict[str, bytes]:
+    with tarfile.open(archive) as opened:
+        return {each.name: opened.extractfile(each).read() for each in opened if each.isfile()}  # type: ignore[union-attr]
+
+
+def document(files: dict[str, bytes], digest: str) -> Any:
+    return json.loads(files[f"blobs/{digest.replace(':', '/')}"])
+
+
+@pytest.fixture
+def built(cli: Cli, tmp_path: Path) -> Path:
+    """Build an image on one that was loaded, and write it in both forms."""
+    image = made()
+    cli("images", "load", packed(image.layout(), tmp_path / "in.tar"))
+    (tmp_path / "Dockerfile").write_text(DOCKERFILE)
+    outputs = [f"--output=type={kind},dest={tmp_path / f'{kind}.tar'}" for kind in ("oci", "docker")]
+    cli("build", "-q", "-t", "app:1", *outputs, tmp_path)
+    return tmp_path
+
+
+@pytest.mark.needs("skopeo", "umoci")
+def test_the_tools_of_others_read_what_is_written(built: Path, cli: Cli) -> None:
+    files = read(built / "oci.tar")
+    (entry,) = json.loads(files["index.json"])["manifests"]
+    assert entry["annotations"]["org.opencontainers.image.ref.name"] == "1"
+    manifest = document(files, entry["digest"])
+    config = document(files, manifest["config"]["digest"])
+    # What was loaded is there as it came.
+    assert manifest["layers"][:2] == made().manifest["layers"]
+    assert config["config"]["StopTimeout"] == 7
+    assert config["config"]["Env"] == ["PATH=/bin", "A=b", "C=d"]
+    assert len(config["history"]) == len(config["rootfs"]["diff_ids"]) == 3
+    assert "RUN rm /etc/one" in config["history"][-1]["created_by"]
+    for source in (f"oci-archive:{built}/oci.tar", f"docker-archive:{built}/docker.tar:app:1"):
+        found = json.loads(run("skopeo", "inspect", "--config", source))
+        assert found["rootfs"] == config["rootfs"]
+    layout = f"oci:{built}/layout:1"
+    run("skopeo", "--insecure-policy", "copy", f"oci-archive:{built}/oci.tar", layout)
+    run("umoci", "unpack", "--rootless", "--image", f"{built}/layout:1", built / "bundle")
+    etc = built / "bundle/rootfs/etc"
+    assert {each.name: each.read_text() for each in etc.iterdir()} == {"new": "new\n", "two": "2"}
+
+
+@pytest.mark.needs("skopeo", "umoci")
+def test_what_the_tools_of_others_write_is_read(tmp_path: Path, cli: Cli) -> None:
+    source = (
+        f"oci:{written(made().layout(**{'org.opencontainers.image.ref.name': '1'}), tmp_path / 'made')}:1"
+    )
+    for form in ("docker-archive:{}/skopeo.tar:acme/web:1", "oci-archive:{}/oci.tar:acme/web:1"):
+        run("skopeo", "--insecure-policy", "copy", source, form.format(tmp_path))
+    assert "loaded acme/web:1 (docker archive)" in cli("images", "load", tmp_path / "skopeo.tar").out
+    assert "loaded acme/web:1 (OCI image layout)" in cli("images", "load", tmp_path / "oci.tar").out
+    run("umoci", "config", "--image", f"{tmp_path}/made:1", "--tag", "2", "--config.user", "7")
+    assert "named:2" in cli("images", "load", "-t", "named:2", "--", tmp_path / "oci.tar").out
+    (tmp_path / "Dockerfile").write_text("FROM other\nRUN true\n")
+    layout = f"--build-context=other=oci-layout://{tmp_path}/made"
+    cli("build", "-q", "-t", "on:1", layout + ":2", tmp_path)
+    assert json.loads(cli("images", "inspect", "on:1").out)["config"]["User"] == "7"
+    refused = cli("build", layout, tmp_path, status=2)
+    assert "has 2 images, and one is wanted" in refused.err
+    assert "tags there are 1, 2" in refused.err
+    assert "has 0 images called 9" in cli("build", layout + ":9", tmp_path, status=2).err
+    (tmp_path / "empty").mkdir()
+    no_layout = cli("build", f"--build-context=other=oci-layout://{tmp_path}/empty", tmp_path, status=2)
+    assert "is not an OCI image layout" in no_layout.err
+
+
+def test_images_are_saved_and_loaded_again(built: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    cli("images", "save", "app:1", "acme/web:1", "-o", built / "both.tar")
+    entries = json.loads(read(built / "both.tar")["manifest.json"])
+    assert [entry["RepoTags"] for entry in entries] == [["app:1"], ["acme/web:1"]]
+    identity = json.loads(cli("images", "inspect", "acme/web:1").out)["id"]
+    assert identity == described(made().config_data, "")["digest"]
+    assert (
+        cli("images", "export", "app:1", "-o", f"oci,dest={built / 'again.tar'}").out.strip().endswith("tar")
+    )
+    assert (built / "again.tar").read_bytes() == (built / "oci.tar").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    # What is built again is the same file, also on standard output.
+    cli("build", "-q", "-t", "app:1", f"--output=type=oci,dest={built / 'third.tar'}", built)
+    assert (built / "third.tar").read_bytes() == (built / "oci.tar").read_bytes()
+    cli("images", "rm", "app:1", "acme/web:1")
+    out = cli("images", "load", built / "both.tar").out
+    assert "loaded app:1 (OCI image layout)" in out
+    assert json.loads(cli("images", "inspect", "acme/web:1").out)["id"] == identity
+    steps = json.loads(cli("images", "history", "--json", "app:1").out)
+    assert [step["created_by"].split(" ")[0] for step in steps] == ["FROM", "FROM", "RUN"]
+    assert "RUN rm /etc/one" in cli("history", "app:1").out
+    cli("images", "rm", "app:1", "acme/web:1")
+    cli("cache", "prune", "--all", "--force")
+    cli("images", "prune")
+    blobs = cli.home / "blobs"
+    assert [path for path in blobs.rglob("*") if path.is_file()] == [blobs / "lock"]
+
+
+def test_an_archive_goes_to_standard_output(built: Path, cli: Cli) -> None:
+    environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
+    firebuild = [str(Path(sys.executable).parent / "firebuild")]
+    for command in (
+        ["build", "-q", "-t", "app:1", "-o", "type=oci,dest=-", str(built)],
+        ["images", "save", "app:1", "--format", "oci"],
+        ["images", "export", "app:1", "--output", "type=oci,dest=-"],
+    ):
+        done = subprocess.run([*firebuild, *command], capture_output=True, check=True, env=environ)
+        assert done.stdout == (built / "oci.tar").read_bytes()
+    piped = subprocess.run(
+        [*firebuild, "images", "load", "-", "--name", "piped"],
+        input=(built / "docker.tar").read_bytes(),
+        capture_output=True,
+        check=True,
+        env=environ,
+    )
+    assert b"loaded piped:latest" in piped.stdout
+
+
+def test_a_root_file_system_becomes_a_base(cli: Cli, tmp_path: Path) -> None:
+    root = packed({"etc/passwd": b"root"}, tmp_path / "root.tar")
+    assert "has no name" in cli("images", "load", root, status=2).err
+    assert "loaded plain:latest (root file system)" in cli("images", "load", root, "--name", "plain").out
+    assert "plain:latest" in cli("base", "list").out
+
+
+def test_a_form_with_layers_has_to_go_somewhere(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    assert "add dest=FILE" in cli("build", "--output", "oci", tmp_path, status=2).err
+
+
+def test_a_check_of_the_store_tells_what_is_wrong_with_it(built: Path, cli: Cli) -> None:
+    assert "sound: 2 images, " in cli("store", "check").out
+    image = json.loads(cli("images", "inspect", "app:1").out)
+    first, second, own = image["layers"]
+    trees = cli.home / "layers" / image["layer_store"] / "names"
+    (trees / own["key"] / "layer/fs/etc/new").write_text("changed")
+    (cli.home / "blobs" / first["blob"]["digest"].replace(":", "/")).write_bytes(b"changed")
+    (cli.home / "blobs" / second["blob"]["digest"].replace(":", "/")).unlink()
+    done = cli("store", "check", status=6)
+    assert [line.partition(": ")[2].partition(" sha256")[0][:24] for line in done.out.splitlines()] == [
+        "its bytes have the digest"[:24],
+        "its blob",
+        "its blob",
+        "somebody has changed its layer"[:24],
+    ]
+    (trees / own["key"]).unlink()
+    (cli.home / "images/names/acme/web/1/image.json").write_text("{")
+    done = cli("store", "check", status=6)
+    assert f"its layer {own['key']} is missing" in done.out
+    assert "image.json is damaged" in done.out
+
+
+def test_a_load_that_is_killed_leaves_a_sound_store(tmp_path: Path, cli: Cli) -> None:
+    data = packed(made().docker(), tmp_path / "in.tar").read_bytes()
+    firebuild = [str(Path(sys.executable).parent / "firebuild"), "images", "load", str(tmp_path / "in.tar")]
+    environ = {**os.environ, "FIREBUILD_HOME": str(cli.home)}
+    # It is killed as soon as the first file of each kind is there.
+    for pattern in ("blobs/partial/*", "blobs/sha256/*", "layers/*/staging/*/*", "layers/*/names/*"):
+        process = subprocess.Popen(
+            firebuild, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not list(cli.home.glob(pattern)):
+            pass
+        process.kill()
+        process.wait()
+        cli("store", "check")
+    assert "loaded acme/web:1" in cli("images", "load", tmp_path / "in.tar").out
+    assert (tmp_path / "in.tar").read_bytes() == data
+    cli("store", "check")
+    cli("images", "rm", "acme/web:1")
+    cli("cache", "prune", "--all", "--force")
+    cli("images", "prune")
+    assert list(cli.home.glob("blobs/*/*")) == []
