@@ -80,6 +80,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "shellcheck": (_program("shellcheck"), "apt install shellcheck"),
     "systemd": (Path("/usr/lib/systemd/systemd").exists, "apt install systemd"),
     "openrc": ((OPENRC / "sbin/openrc-init").exists, f"sudo tests/initramfs/fetch openrc {OPENRC}"),
+    "ssh-agent": (_program("ssh-agent"), "apt install openssh-client"),
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),

@@ -33,6 +33,7 @@ RUN = pb.Run(step=pb.Step(number=3, workdir="/"), argv=["true"], network="defaul
                 wire.TmpfsMount(target="/t", size=2**40),
                 wire.SecretMount(resource="step-3-mount-3", env="TOKEN", uid=2**32 - 2),
                 wire.SecretMount(resource="step-3-mount-4", target="/run/secrets/s"),
+                wire.SshMount(target="/a", id="\nwork", mode=0o666, uid=2, gid=3),
             ),
             network="host",
         ),
@@ -82,6 +83,7 @@ CACHE = pb.Mount.Cache(id="i", sharing="shared")
             mounted(cache=pb.Mount.Cache(sharing="shared", access=pb.Mount.Access(mode=0o10000))),
             "mode of a mount: expected a number from 0 to 4095, found 4096",
         ),
+        (mounted(target="", ssh=pb.Mount.Ssh(id="a")), "nothing can be mounted on '/'"),
         (mounted(resource="r", secret=pb.Mount.Secret(env="A=B")), "secret mount: expected the name of a"),
         (mounted(target="", resource="r", secret=pb.Mount.Secret()), "secret mount: expected the name of a"),
         (

@@ -173,6 +173,7 @@ class _Build:
                 if place >= cached[stage.index] and place not in results.linked(stage)
             ),
             resolved.secrets,
+            resolved.agents,
         )
         machine = self._machine(results.target)
         ahead = self._start_ahead(resolved, pending, results, machine, cleanup)
@@ -227,13 +228,18 @@ class _Build:
     def _resolve(self, cleanup: ExitStack) -> Resolved:
         request = self._request
         check_destinations(request.outputs)
+        agent = request.agents.get("default")  # as in BuildKit
         context = BuildContext(
-            request.context, request.dockerfile, downloads=self._directory, tasks=self._home.tasks
+            request.context,
+            request.dockerfile,
+            downloads=self._directory,
+            tasks=self._home.tasks,
+            agent=agent,
         )
         contexts = {"": cleanup.enter_context(context)}
         for name, source in request.build_contexts.items():
             if not isinstance(source, ImageRef):
-                named = open_named(name, source, self._directory, self._home.tasks)
+                named = open_named(name, source, self._directory, self._home.tasks, agent)
                 contexts[name] = cleanup.enter_context(named)
         # Whoever makes keys of files looks at all of them: once more would take as long as all the rest.
         resolved = resolve(request, contexts, self._home.bases, check=False)

@@ -37,7 +37,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
-from firebuild_bootstrap.request import Secret, SecretResource, missing_secret
+from firebuild_bootstrap.request import Secret, SecretResource, missing_agent, missing_secret
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 Trees = Callable[[TreeRef], FileTree]
@@ -71,8 +71,8 @@ class LoweredMounts:
     Args:
         mounts: of the command.
         resources: what they ask for, by name.
-        env: variables that the command has besides: those of secrets that are not given are empty, as in
-            BuildKit.
+        env: variables that the command has besides: those of secrets that are not given are empty, and
+            SSH_AUTH_SOCK names the first ssh mount even if there is no agent, as in BuildKit.
     """
 
     mounts: tuple[wire.Mount, ...] = ()
@@ -137,6 +137,7 @@ def lower(
     first: int = 2,
     done: Collection[int] = (),
     secrets: Mapping[str, Secret] = _NO_SECRETS,
+    agents: Collection[str] = (),
     identity: Callable[[TreeRef], str] = canonical,
 ) -> tuple[WireStep, ...]:
     """Turn a stage into what its guest executes.
@@ -148,10 +149,11 @@ def lower(
         first: the number of its first step.
         done: places of the steps that need not be executed.
         secrets: what the user has given, by id.
+        agents: ids of the SSH agents that the user has given.
         identity: names what a tree holds, for caches that begin with it.
 
     Raises:
-        InputError: a source can't be found or read, or a required secret is not given; all of them.
+        InputError: a source can't be found or read, or a required secret or agent is not given; all of them.
     """
     steps: list[WireStep] = []
     errors = InputErrors()
@@ -166,7 +168,9 @@ def lower(
                     if resource.groups:  # BuildKit makes no destination either
                         steps.append(_lowered(step, number, {f"step-{number}": resource}))
                 case Run() as run:
-                    mounts = lower_mounts(run, number, trees, secrets, identity=identity, location=location)
+                    mounts = lower_mounts(
+                        run, number, trees, secrets, agents=agents, identity=identity, location=location
+                    )
                     steps.append(_lowered(step, number, mounts.resources, mounts))
                 case Workdir():
                     steps.append(_lowered(step, number))
@@ -249,6 +253,7 @@ def lower_mounts(
     trees: Trees,
     secrets: Mapping[str, Secret],
     *,
+    agents: Collection[str] = (),
     identity: Callable[[TreeRef], str] = canonical,
     location: Location | None = None,
 ) -> LoweredMounts:
@@ -259,13 +264,14 @@ def lower_mounts(
         number: of its step.
         trees: opens what binds and caches take files from.
         secrets: what the user has given, by id.
+        agents: ids of the SSH agents that the user has given.
         identity: names what a tree holds; a cache that begins with other files is another one.
         location: of the RUN, for errors.
 
     Raises:
-        InputError: a source does not exist, a required secret is not given, or an SSH agent is required.
+        InputError: a source does not exist, or a required secret or agent is not given.
     """
-    lowering = _Lowering(run, number, trees, secrets, identity, location)
+    lowering = _Lowering(run, number, trees, secrets, agents, identity, location)
     mounts = tuple(
         lowered
         for place, mount in enumerate(run.mounts, 1)
@@ -274,13 +280,16 @@ def lower_mounts(
     return LoweredMounts(mounts, lowering.resources, lowering.env)
 
 
-def check_runs(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> None:
+def check_runs(
+    graph: Graph, trees: Trees, secrets: Mapping[str, Secret], agents: Collection[str] = ()
+) -> None:
     """Make sure of all that a RUN needs and that no stage has to be finished for; of secrets see `prepare`.
 
     Args:
         graph: what there is to do.
         trees: opens build contexts.
         secrets: what the user has given, by id.
+        agents: ids of the SSH agents that the user has given.
 
     Raises:
         InputError: what `lower_mounts` would raise, or one is longer than a message can be; all of them.
@@ -293,10 +302,17 @@ def check_runs(graph: Graph, trees: Trees, secrets: Mapping[str, Secret]) -> Non
             known = tuple(
                 mount
                 for mount in run.mounts
-                if not _is_from_elsewhere(mount) and not _is_missing(mount, secrets)
+                if not _is_from_elsewhere(mount) and _missing(mount, secrets, agents) is None
             )
             with errors.collected():
-                lower_mounts(replace(run, mounts=known), 0, trees, secrets, location=step.origin.location)
+                lower_mounts(
+                    replace(run, mounts=known),
+                    0,
+                    trees,
+                    secrets,
+                    agents=agents,
+                    location=step.origin.location,
+                )
     errors.raise_all()
 
 
@@ -311,15 +327,20 @@ def _check_size(step: Step, run: Run) -> None:
         )
 
 
-def prepare(steps: Iterable[tuple[Step, ContextResource | None]], secrets: Mapping[str, Secret]) -> None:
-    """Get what only steps need that are executed, before anything starts: secrets, and downloads.
+def prepare(
+    steps: Iterable[tuple[Step, ContextResource | None]],
+    secrets: Mapping[str, Secret],
+    agents: Collection[str] = (),
+) -> None:
+    """Get what only steps need that are executed, before anything starts: secrets, agents and downloads.
 
     Args:
         steps: those that are not cached, each with what it sends if that is known.
         secrets: what the user has given, by id.
+        agents: ids of the SSH agents that the user has given.
 
     Raises:
-        InputError: a required secret is not given, or a download fails; all of them.
+        InputError: a required secret or agent is not given, or a download fails; all of them.
     """
     errors = InputErrors()
     for step, sent in steps:
@@ -327,8 +348,8 @@ def prepare(steps: Iterable[tuple[Step, ContextResource | None]], secrets: Mappi
         mounts = step.operation.mounts if isinstance(step.operation, Run) else ()
         with errors.collected():
             for mount in mounts:
-                if isinstance(mount, SecretMount) and _is_missing(mount, secrets):
-                    raise missing_secret(mount.id, location)
+                if (missing := _missing(mount, secrets, agents, location)) is not None:
+                    raise missing
             for group in sent.groups if sent is not None else ():
                 if group.fetch is not None:
                     group.fetch()
@@ -345,8 +366,17 @@ def _is_from_elsewhere(mount: Mount) -> bool:
     return isinstance(mount, BindMount | CacheMount) and isinstance(mount.tree, ImageRef | StageRef)
 
 
-def _is_missing(mount: Mount, secrets: Mapping[str, Secret]) -> bool:
-    return isinstance(mount, SecretMount) and mount.required and mount.id not in secrets
+def _missing(
+    mount: Mount, secrets: Mapping[str, Secret], agents: Collection[str], location: Location | None = None
+) -> InputError | None:
+    """Return the error for a mount that requires what the user has not given."""
+    match mount:
+        case SecretMount(required=True) if mount.id not in secrets:
+            return missing_secret(mount.id, location)
+        case SshMount(required=True) if mount.id not in agents:
+            return missing_agent(mount.id, location)
+        case _:
+            return None
 
 
 @dataclass
@@ -355,6 +385,7 @@ class _Lowering:
     number: int
     trees: Trees
     secrets: Mapping[str, Secret]
+    agents: Collection[str]
     identity: Callable[[TreeRef], str]
     location: Location | None
     resources: dict[str, Resource] = field(default_factory=dict)
@@ -367,6 +398,8 @@ class _Lowering:
                 wire.mount_target(self.run.workdir, mount.target)
             except wire.WireError as error:
                 raise InputError(f"RUN --mount: {error}", location=self.location) from error
+        if (missing := _missing(mount, self.secrets, self.agents, self.location)) is not None:
+            raise missing
         match mount:
             case BindMount(target, tree, source, writable):
                 self._send(name, tree, source)
@@ -377,14 +410,8 @@ class _Lowering:
                 return wire.TmpfsMount(target=target, size=size)
             case SecretMount():
                 return self._secret(mount, name)
-            case SshMount(required=required):
-                if required:
-                    raise InputError(
-                        "RUN --mount=type=ssh is not supported yet: no SSH agent can be forwarded",
-                        hint="clone into the build context before, or pass a key as a secret",
-                        location=self.location,
-                    )
-                return None  # as BuildKit does where no agent is given
+            case SshMount():
+                return self._agent(mount)
 
     def _send(self, name: str, tree: TreeRef, source: str) -> None:
         files = self.trees(tree)
@@ -414,8 +441,6 @@ class _Lowering:
     def _secret(self, mount: SecretMount, name: str) -> wire.SecretMount | None:
         secret = self.secrets.get(mount.id)
         if secret is None:
-            if mount.required:
-                raise missing_secret(mount.id, self.location)
             if mount.env:
                 self.env[mount.env] = ""
             return None
@@ -427,6 +452,15 @@ class _Lowering:
             mode=mount.mode & _MODE,
             uid=mount.uid,
             gid=mount.gid,
+        )
+
+    def _agent(self, mount: SshMount) -> wire.SshMount | None:
+        if "SSH_AUTH_SOCK" not in {*self.run.env, *self.run.args}:
+            self.env.setdefault("SSH_AUTH_SOCK", mount.target)
+        if mount.id not in self.agents:
+            return None
+        return wire.SshMount(
+            target=mount.target, id=mount.id, mode=mount.mode & _MODE, uid=mount.uid, gid=mount.gid
         )
 
 

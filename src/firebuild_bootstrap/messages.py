@@ -112,9 +112,11 @@ def _encode_mount(mount: wire.Mount) -> pb.Mount:
         case wire.SecretMount():
             secret = pb.Mount.Secret(env=mount.env, access=_access(mount))
             return pb.Mount(target=mount.target, resource=mount.resource, secret=secret)
+        case wire.SshMount():
+            return pb.Mount(target=mount.target, ssh=pb.Mount.Ssh(id=mount.id, access=_access(mount)))
 
 
-def _access(mount: wire.CacheMount | wire.SecretMount) -> pb.Mount.Access:
+def _access(mount: wire.CacheMount | wire.SecretMount | wire.SshMount) -> pb.Mount.Access:
     return pb.Mount.Access(mode=mount.mode, uid=mount.uid, gid=mount.gid)
 
 
@@ -146,6 +148,8 @@ def _decode_mount(mount: pb.Mount, workdir: str) -> wire.Mount:
             if "=" in env or not (env or target):
                 raise WireError(f"secret mount: expected the name of a variable, found {env!r:.80}")
             return wire.SecretMount(resource=resource, target=target, env=env, **_owned(mount.secret.access))
+        case "ssh":
+            return wire.SshMount(target=target, id=mount.ssh.id, **_owned(mount.ssh.access))
         case _:
             raise WireError("a mount of a kind that is not known")
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.dockerfile import DockerfileSource
@@ -23,6 +23,9 @@ from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.sshagent import SshAgent
 
 BuildContextSource = Path | ImageRef | GitTree
 """A directory, an image, or a repository."""
@@ -44,6 +47,7 @@ class BuildRequest:
         also_tagged: more names to store it under.
         build_args: values for ARG; None is a name without a value.
         secrets: of the user by id, for RUN --mount=type=secret.
+        agents: SSH agents of the user by id, for RUN --mount=type=ssh; `default` is also that of git.
         labels: added to the image, over those of the Dockerfile.
         target: stage to build, by name or index; None for the last.
         outputs: the forms to write at once; without any the image alone is stored.
@@ -68,6 +72,7 @@ class BuildRequest:
     also_tagged: tuple[Reference, ...] = ()
     build_args: Mapping[str, str | None] = field(default_factory=dict)
     secrets: Mapping[str, Secret] = field(default_factory=dict)
+    agents: Mapping[str, SshAgent] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     outputs: tuple[OutputSpec, ...]
@@ -146,6 +151,16 @@ def missing_secret(identifier: str, location: Location | None = None) -> InputEr
     return InputError(
         f"RUN --mount=type=secret: the secret {name} is required, and was not given",
         hint=f"give it: --secret id={name},src=FILE or --secret id={name},env=NAME",
+        location=location,
+    )
+
+
+def missing_agent(identifier: str, location: Location | None = None) -> InputError:
+    """Return the error for an agent that the RUN at `location` requires and the user has not given."""
+    name = one_line(identifier, 80)
+    return InputError(
+        f"RUN --mount=type=ssh: the SSH agent {name} is required, and was not given",
+        hint=f"give it: --ssh {name} for that of SSH_AUTH_SOCK, or --ssh {name}=SOCKET or {name}=KEY",
         location=location,
     )
 

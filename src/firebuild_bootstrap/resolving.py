@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.context import BuildContext, FileTree, Resource
 from firebuild_bootstrap.context.snapshot import SnapshotRoot
@@ -30,6 +31,9 @@ from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 
+if TYPE_CHECKING:
+    from firebuild_bootstrap.sshagent import SshAgent
+
 Archives = Callable[[TreeRef], Path | None]
 """Returns the archive of an image or of a finished stage; None where it is empty."""
 
@@ -44,6 +48,7 @@ class Work:
         start: its FROM, as a step.
         commands: in order.
         resources: what they ask for, by name.
+        agents: the user's SSH agents, by the ids in the mounts of the commands.
         steps: number, line and text of each command.
         total: steps of the whole build.
     """
@@ -53,6 +58,7 @@ class Work:
     start: StepInfo
     commands: tuple[AnyCommand, ...] = ()
     resources: Mapping[str, Resource] = field(default_factory=dict)
+    agents: Mapping[str, SshAgent] = field(default_factory=dict)
     steps: tuple[StepInfo, ...] = ()
     total: int
 
@@ -73,6 +79,7 @@ class Resolved:
         contexts: the build contexts by name, the main one without.
         sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
         secrets: what the user has given, by id.
+        agents: the same of SSH agents.
         warnings: of build checks and others.
     """
 
@@ -81,6 +88,7 @@ class Resolved:
     contexts: Mapping[str, BuildContext]
     sent: Sent
     secrets: Mapping[str, Secret]
+    agents: Mapping[str, SshAgent] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
 
     @property
@@ -149,6 +157,7 @@ class Resolved:
             first=number + 1,
             done=done,
             secrets=self.secrets,
+            agents=self.agents,
             identity=identity,
         )
         return Work(
@@ -157,6 +166,7 @@ class Resolved:
             start=StepInfo(number, stage.origin.location.line, stage.origin.text),
             commands=tuple(step.command for step in steps),
             resources={name: resource for step in steps for name, resource in step.resources.items()},
+            agents=self.agents,
             steps=tuple(StepInfo(step.number, step.line, step.instruction) for step in steps),
             total=self.total,
         )
@@ -199,8 +209,10 @@ def resolve(
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
 
     graph, sent, empty = outside(graph, outside_trees, check=check)
-    check_runs(graph, outside_trees, request.secrets)
-    return Resolved(graph, found.bases, contexts, sent, request.secrets, (*graph.warnings, *empty))
+    check_runs(graph, outside_trees, request.secrets, request.agents)
+    return Resolved(
+        graph, found.bases, contexts, sent, request.secrets, request.agents, (*graph.warnings, *empty)
+    )
 
 
 def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ...], InputError | None]:

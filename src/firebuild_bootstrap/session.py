@@ -141,6 +141,7 @@ class Sessions:
         return BootstrapServer(
             commands=work.commands,
             resources=work.resources,
+            agents=work.agents,
             steps=work.steps,
             total_steps=work.total,
             stage=work.title,

@@ -152,10 +152,23 @@ class SecretMount:
     gid: int = 0
 
 
-Mount = BindMount | CacheMount | TmpfsMount | SecretMount
+@dataclass(frozen=True, kw_only=True)
+class SshMount:
+    """A socket at `target` that leads to the user's SSH agent `id`."""
+
+    target: str
+    id: str
+    mode: int = 0o600
+    uid: int = 0
+    gid: int = 0
+
+
+Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 SHARING: Final = ("shared", "private", "locked")
 NETWORKS: Final = ("default", "none", "host")
 MAX_SECRET_BYTES: Final = 500 * 1024  # as in BuildKit
+MAX_AGENT_MESSAGE: Final = 256 * 1024  # as in OpenSSH (AGENT_MAX_LEN), in either direction
+MAX_AGENT_REQUESTS: Final = 32  # that wait for a reply, and connections of a RUN to its agents
 
 
 @dataclass(frozen=True, kw_only=True)

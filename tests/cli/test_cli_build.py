@@ -26,6 +26,8 @@ from pathlib import Path
 import click
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cli.conftest import Cli
 from firebuild_bootstrap.cli import stdin as stdin_module
@@ -46,14 +48,14 @@ ONE_OF_EACH = """
 --disable-content-trust --file=Dockerfile --force-rm --iidfile=iid --isolation=hyperv --label=a=b --load
 --memory=1g --memory-swap=2g --metadata-file=meta --network=host --no-cache --no-cache-filter=a
 --output=type=tar --platform={platform} --policy=x --print=outline --progress=plain --provenance --pull
---push=false --quiet --rm --sbom --secret=id=a,src=b --security-opt=x --shm-size=1g --squash --ssh=default
+--push=false --quiet --rm --sbom --secret=id=a,src=b --security-opt=x --shm-size=1g --squash --ssh=default=key
 --stream --tag=t/x --target=0 --ulimit=nofile=1
 """
 REFUSED = """
 --add-host --allow --annotation --attest --builder --cache-to --cgroup-parent
 --cpu-period --cpu-quota --cpu-shares --cpuset-cpus --cpuset-mems --debug --disable-content-trust --isolation
 --memory --memory-swap --network --policy --print --provenance --sbom --security-opt
---shm-size --ssh --stream --ulimit
+--shm-size --stream --ulimit
 """
 
 
@@ -135,6 +137,9 @@ def test_build_and_rootfs_take_the_same_options(cli: Cli) -> None:
 def test_every_option_of_docker_is_done_or_answered_by_its_name(cli: Cli, option: str) -> None:
     Path("Dockerfile").write_text("FROM scratch\n")
     Path("b").write_text("a secret")
+    Path("key").write_bytes(
+        Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    )
     name = option.partition("=")[0]
     option = option.format(platform=host_platform())
     if name not in REFUSED.split():
@@ -507,7 +512,7 @@ def test_another_platform_is_refused(cli: Cli) -> None:
 
 def test_the_help_names_no_option_that_does_nothing(cli: Cli) -> None:
     shown = cli("build", "--help").out
-    assert "--ssh" not in shown
+    assert "--add-host" not in shown
     assert "--cache-from" not in shown
     for word in ("local, qemu, firecracker", "size", "2GiB", "embedded"):
         assert word in " ".join(shown.split())

@@ -12,11 +12,13 @@ from threading import Thread
 
 import pytest
 
-from firebuild_bootstrap.context import BuildContext, Entry, FetchLimits
+from firebuild_bootstrap.context import BuildContext, Entry, FetchLimits, open_named
 from firebuild_bootstrap.context.fetch import clone
 from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.sshagent import read_agents
 
 HERE = Location("Dockerfile", 2)
 _TIME = 1_600_000_000
@@ -55,6 +57,7 @@ class Server:
     """Two repositories behind a web server, one a submodule of the other."""
 
     def __init__(self, directory: Path, port: int) -> None:
+        self.directory = directory
         self.url = f"http://127.0.0.1:{port}/main.git"
         module = directory / "module"
         self._commit(module, {"inner": "of the module"})
@@ -143,6 +146,34 @@ def test_refs_directories_and_submodules_are_chosen(server: Server, context: Bui
     assert list(sent(context, GitTree(server.url, "v1", "d"))) == ["", "b"]
     without = sent(context, GitTree(server.url, submodules=False), "d", "*.sh")
     assert list(without) == ["", ".gitmodules", "a", "link", "m"]
+
+
+@pytest.mark.needs("ssh-agent")
+def test_git_is_given_the_agent_of_the_build_for_ssh(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of ssh stands one that asks the agent for its keys, and goes no further than this host."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    words = 'shift $(($# - 1)); ssh-add -L > "$0.keys" && exec sh -c "$1"'
+    (tools / "ssh").write_text(f"#!/bin/sh\ncase $* in *-G*) exit 1; esac\n{words}\n")
+    (tools / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    words_of_keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tools / "id")]
+    subprocess.run(words_of_keygen, check=True)
+    agent = read_agents([f"default={tools}/id"], {})["default"]
+    tree = GitTree(f"ssh://git@host{server.directory}/module.git")
+    with BuildContext(tmp_path, agent=agent) as context:
+        assert content(sent(context, tree)["inner"]) == b"of the module"
+    public = (tools / "id.pub").read_text().split()[:2]
+    assert (tools / "ssh.keys").read_text().split()[:2] == public
+    (tools / "ssh.keys").unlink()
+    with open_named("n", tree, lambda: tmp_path, Tasks(), agent) as named:
+        assert named.root.joinpath("inner").read_text() == "of the module"
+    assert (tools / "ssh.keys").read_text().split()[:2] == public
+    with BuildContext(tmp_path) as context, pytest.raises(InputError, match="can't be fetched"):
+        sent(context, tree)
 
 
 def test_the_git_directory_is_kept_on_request(server: Server, context: BuildContext) -> None:

@@ -90,19 +90,31 @@ def test_a_secret_is_sent_where_it_is_given_and_required_only_then(context: Buil
         SecretMount("none", "/n"),
         SecretMount("none", env="N"),
         TmpfsMount("/t", 9),
-        SshMount(target="/agent"),
+        SshMount("none", "/none"),
+        SshMount(target="/agent", mode=0o100620, uid=5, gid=6),
+        agents={"default"},
         secrets={"s": Secret(b"hunter2")},
     )
     assert found.mounts == (
         wire.SecretMount(resource="step-7-mount-1", target="/s", env="S", mode=0o440, uid=3, gid=4),
         wire.TmpfsMount(target="/t", size=9),
+        wire.SshMount(target="/agent", id="default", mode=0o620, uid=5, gid=6),
     )
-    assert found.env == {"N": ""}
+    assert found.env == {"N": "", "SSH_AUTH_SOCK": "/none"}
     assert "hunter2" not in repr(found)
     for mount in (SecretMount("none", "/n", required=True), SshMount(target="/agent", required=True)):
         with pytest.raises(InputError) as caught:
             lowered(context, mount)
         assert caught.value.location == HERE
+
+
+@pytest.mark.parametrize("kind", ["env", "args"])
+def test_a_variable_of_the_dockerfile_wins_over_the_socket_of_an_agent(
+    context: BuildContext, kind: str
+) -> None:
+    variables: dict[str, Any] = {kind: {"SSH_AUTH_SOCK": "mine"}}
+    run = Run(argv=("x",), mounts=(SshMount(target="/agent"),), **variables)
+    assert lower_mounts(run, 7, lambda _: context, {}, agents={"default"}).env == {}
 
 
 @pytest.mark.parametrize("target", ["/proc/x", "/dev"])

@@ -116,7 +116,7 @@ def test_a_failing_run_shows_exit_code_line_and_last_output(firebuild: Firebuild
         ("FROM nowhere\n", "Dockerfile:1"),
         ("FROM host\nRUNN true\n", "Dockerfile:2"),
         ("FROM host\nCOPY missing /\n", "Dockerfile:2"),
-        ("FROM host\nRUN --mount=type=ssh,required true\n", "not supported yet"),
+        ("FROM host\nRUN --mount=type=ssh,required true\n", "Dockerfile:2"),
         ("FROM host\nRUN --mount=type=secret,id=token,required true\n", "Dockerfile:2"),
         ("", "Dockerfile"),
     ],

@@ -101,6 +101,7 @@ def test_a_run_has_all_mounts_and_leaves_no_trace_of_them(anywhere: Build) -> No
         echo kept > /c/file; echo gone > /t/file
         busybox df -k /t | busybox tail -n 1 | busybox awk '{print $2}'
         ls -A /dev / | busybox grep firebuild || true
+        test "$(busybox stat -c %F-%a-%u /srv/agent)" = socket-620-0
         test -z "$(ls -A /.firebuild* 2>/dev/null)"
     """
     build.succeed(
@@ -113,6 +114,7 @@ def test_a_run_has_all_mounts_and_leaves_no_trace_of_them(anywhere: Build) -> No
             wire.TmpfsMount(target="/t", size=65536),
             secret(target="/run/secrets/s", mode=0o440),
             secret(2, env="TOKEN"),
+            wire.SshMount(target="agent", id="default", mode=0o620),
             workdir="/srv",
             env={"TOKEN": "less", "KEPT": "kept"},
         )
@@ -250,6 +252,7 @@ def test_links_of_the_image_lead_a_mount_nowhere_else(build: Build) -> None:
     [
         (bind("/etc/passwd"), "there is a file in the image, and a directory can't be mounted on it"),
         (bind("/bin", 2), "there is a directory in the image, and a file can't be mounted on it"),
+        (wire.SshMount(target="/bin", id="a"), "there is a directory in the image, and a file can't be"),
         (wire.TmpfsMount(target="/etc/passwd/x"), "Not a directory"),
         (wire.TmpfsMount(target="/loop/x"), "Too many levels of symbolic links"),
     ],

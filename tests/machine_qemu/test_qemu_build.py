@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_bootstrap.layers.tar import Entry
@@ -118,7 +120,8 @@ def test_a_user_without_root_builds_with_certificates_of_openbao_and_the_guest_i
 
 STAGES = """\
 FROM busybox AS made
-RUN --mount=type=cache,target=/c --mount=type=secret,id=token --network=none test -s /run/secrets/token; \\
+RUN --mount=type=cache,target=/c --mount=type=secret,id=token --mount=type=ssh,required \\
+ --network=none test -s /run/secrets/token && test -S $SSH_AUTH_SOCK || exit 1; \\
  echo again >> /c/log; cat /c/log; mkdir -m 2750 -p /made/d; echo x > /made/d/x; ln /made/d/x /made/y; \\
  ln -s y /made/z; chown 7:8 /made/y; chmod 4711 /made/y; busybox mkfifo /p; rm /bin/tail
 COPY --link hello /made/hello
@@ -165,7 +168,12 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_image_as_the_local_mach
     (tmp_path / "token").write_text(needle)
     (context / "hello").write_text("hello\n")
     os.utime(context / "hello", ns=(1, EPOCH * 10**9 - 1))
-    options = ("--secret", f"id=token,src={tmp_path}/token", "--iidfile", tmp_path / "id")
+    key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    (tmp_path / "key").write_bytes(key)
+    options = (
+        *("--secret", f"id=token,src={tmp_path}/token", "--ssh", f"default={tmp_path}/key"),
+        *("--iidfile", tmp_path / "id"),
+    )
     base = busybox_base(tmp_path)
     homes: dict[str, Firebuild] = {}
 
@@ -203,7 +211,9 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_image_as_the_local_mach
         words = arguments(context, STAGES, *options, "--config", configure(), "--machine", driver)
         assert firebuild(*words).stdout.count("CACHED") == 5
     assert not serial.exists()
-    assert [path for path in firebuild.home.rglob("*") if path.is_file() and contains(path, needle)] == []
+    kept = [path for path in firebuild.home.rglob("*") if path.is_file()]
+    for secret in (needle, key.decode().splitlines()[2]):
+        assert [path for path in kept if contains(path, secret)] == []
     used = json.loads(firebuild("cache", "du", "--json").stdout)["entries"]
     assert sorted(row["kind"] for row in used) == ["base", "drive", "mount", *["step"] * 5]
     firebuild("cache", "prune", "--all")

@@ -154,7 +154,7 @@ class ResourceChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ...) -> None: ...
 
 class ToGuest(_message.Message):
-    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end")
+    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end", "agent_reply")
     RUN_FIELD_NUMBER: _ClassVar[int]
     APPLY_FIELD_NUMBER: _ClassVar[int]
     WORKDIR_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class ToGuest(_message.Message):
     GROUP_FIELD_NUMBER: _ClassVar[int]
     PIECE_FIELD_NUMBER: _ClassVar[int]
     FILES_END_FIELD_NUMBER: _ClassVar[int]
+    AGENT_REPLY_FIELD_NUMBER: _ClassVar[int]
     run: Run
     apply: Apply
     workdir: Workdir
@@ -171,23 +172,26 @@ class ToGuest(_message.Message):
     group: Group
     piece: Piece
     files_end: FilesEnd
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ...) -> None: ...
+    agent_reply: AgentReply
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ..., agent_reply: _Optional[_Union[AgentReply, _Mapping]] = ...) -> None: ...
 
 class FromGuest(_message.Message):
-    __slots__ = ("hello", "alive", "output", "want", "done", "layer")
+    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     WANT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    AGENT_REQUEST_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     alive: Alive
     output: Output
     want: Want
     done: Done
     layer: Layer
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ...) -> None: ...
+    agent_request: AgentRequest
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version",)
@@ -238,7 +242,7 @@ class Variable(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
 
 class Mount(_message.Message):
-    __slots__ = ("target", "resource", "bind", "cache", "tmpfs", "secret")
+    __slots__ = ("target", "resource", "bind", "cache", "tmpfs", "secret", "ssh")
     class Bind(_message.Message):
         __slots__ = ("writable",)
         WRITABLE_FIELD_NUMBER: _ClassVar[int]
@@ -267,6 +271,13 @@ class Mount(_message.Message):
         env: str
         access: Mount.Access
         def __init__(self, env: _Optional[str] = ..., access: _Optional[_Union[Mount.Access, _Mapping]] = ...) -> None: ...
+    class Ssh(_message.Message):
+        __slots__ = ("id", "access")
+        ID_FIELD_NUMBER: _ClassVar[int]
+        ACCESS_FIELD_NUMBER: _ClassVar[int]
+        id: str
+        access: Mount.Access
+        def __init__(self, id: _Optional[str] = ..., access: _Optional[_Union[Mount.Access, _Mapping]] = ...) -> None: ...
     class Access(_message.Message):
         __slots__ = ("mode", "uid", "gid")
         MODE_FIELD_NUMBER: _ClassVar[int]
@@ -282,13 +293,15 @@ class Mount(_message.Message):
     CACHE_FIELD_NUMBER: _ClassVar[int]
     TMPFS_FIELD_NUMBER: _ClassVar[int]
     SECRET_FIELD_NUMBER: _ClassVar[int]
+    SSH_FIELD_NUMBER: _ClassVar[int]
     target: str
     resource: str
     bind: Mount.Bind
     cache: Mount.Cache
     tmpfs: Mount.Tmpfs
     secret: Mount.Secret
-    def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., bind: _Optional[_Union[Mount.Bind, _Mapping]] = ..., cache: _Optional[_Union[Mount.Cache, _Mapping]] = ..., tmpfs: _Optional[_Union[Mount.Tmpfs, _Mapping]] = ..., secret: _Optional[_Union[Mount.Secret, _Mapping]] = ...) -> None: ...
+    ssh: Mount.Ssh
+    def __init__(self, target: _Optional[str] = ..., resource: _Optional[str] = ..., bind: _Optional[_Union[Mount.Bind, _Mapping]] = ..., cache: _Optional[_Union[Mount.Cache, _Mapping]] = ..., tmpfs: _Optional[_Union[Mount.Tmpfs, _Mapping]] = ..., secret: _Optional[_Union[Mount.Secret, _Mapping]] = ..., ssh: _Optional[_Union[Mount.Ssh, _Mapping]] = ...) -> None: ...
 
 class Apply(_message.Message):
     __slots__ = ("step", "target", "target_is_directory", "chown", "chmod", "link")
@@ -355,6 +368,24 @@ class Want(_message.Message):
     RESOURCE_FIELD_NUMBER: _ClassVar[int]
     resource: str
     def __init__(self, resource: _Optional[str] = ...) -> None: ...
+
+class AgentRequest(_message.Message):
+    __slots__ = ("number", "id", "message")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    id: str
+    message: bytes
+    def __init__(self, number: _Optional[int] = ..., id: _Optional[str] = ..., message: _Optional[bytes] = ...) -> None: ...
+
+class AgentReply(_message.Message):
+    __slots__ = ("number", "message")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    message: bytes
+    def __init__(self, number: _Optional[int] = ..., message: _Optional[bytes] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("step", "duration_ms", "failure")

@@ -34,8 +34,6 @@ _REFUSED_FLAGS: Final = {
     "--disable-content-trust": "nothing is signed or pulled, so there is nothing to distrust: leave it out",
 }
 _REFUSED_OPTIONS: Final = {
-    "--ssh": "forwarding of SSH agents is not supported yet: RUN --mount=type=ssh is not either;"
-    " clone into the build context before",
     "--cache-to": _OWN_CACHE,
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.progress import Renderer
     from firebuild_bootstrap.request import BuildContextSource, BuildRequest
     from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_bootstrap.sshagent import SshAgent
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
@@ -90,6 +91,14 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             multiple=True,
             metavar="id=ID[,src=FILE|,env=NAME]",
             help="A secret for RUN --mount=type=secret, from a file or a variable; repeatable.",
+        ),
+        click.option(
+            "--ssh",
+            "agents",
+            multiple=True,
+            metavar="default|ID[=SOCKET|KEY[,KEY...]]",
+            help="An SSH agent for RUN --mount=type=ssh, by its socket (without one, that of SSH_AUTH_SOCK) "
+            "or made of private keys; repeatable.",
         ),
         click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Label for the image."),
         click.option(
@@ -226,6 +235,7 @@ class _Options:
     tags: tuple[str, ...]
     build_args: tuple[str, ...]
     secrets: tuple[str, ...] = field(repr=False)
+    agents: tuple[str, ...]
     labels: tuple[str, ...]
     target: str | None
     pull: str | None
@@ -398,6 +408,7 @@ def _request(options: _Options, wanted: _Wanted, source: Given, home: Home) -> B
         also_tagged=wanted.tags[1:],
         build_args=build_args,
         secrets=read_secrets(options.secrets, os.environ),
+        agents=_agents(options.agents),
         labels={name: value or "" for name, value in labels.items()},
         target=options.target,
         no_cache=options.no_cache,
@@ -407,6 +418,14 @@ def _request(options: _Options, wanted: _Wanted, source: Given, home: Home) -> B
         epoch=_epoch(build_args),
         keep_failed=wanted.keep_failed,
     )
+
+
+def _agents(given: tuple[str, ...]) -> dict[str, SshAgent]:
+    if not given:
+        return {}
+    from firebuild_bootstrap.sshagent import read_agents
+
+    return read_agents(given, os.environ)
 
 
 def _names(given: tuple[str, ...]) -> frozenset[str]:

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from firebuild_bootstrap.context.entries import (
     ContextResource,
@@ -44,6 +44,9 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 
+if TYPE_CHECKING:
+    from firebuild_bootstrap.sshagent import SshAgent
+
 # difflib compares with each of them in time proportional to its length: an error must not take seconds.
 _COMPARED_NAMES: Final = 10_000
 
@@ -61,6 +64,7 @@ class FileTree:
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: receives the progress of downloads.
+        agent: the SSH agent of git; that of the environment by default.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class FileTree:
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
+        agent: SshAgent | None = None,
     ) -> None:
         self._files = root
         self.label = label
@@ -85,6 +90,7 @@ class FileTree:
         self._limits = limits or FetchLimits()
         self._clock_ns = clock_ns
         self._tasks = tasks or Tasks()
+        self._agent = agent
         self._opened: list[FileRoot] = []
 
     @property
@@ -176,11 +182,10 @@ class FileTree:
         return remote_group(remote, location, unpack=unpack)
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
-        from firebuild_bootstrap.context.fetch import clone  # few builds have one
-
         shown = redacted(source.url)
-        with self._tasks.task(f"fetching {shown}"):
-            path = clone(source, self._download_directory(), location=location, limits=self._limits)
+        path = _clone(
+            source, self._download_directory(), location, self._limits, tasks=self._tasks, agent=self._agent
+        )
         root = ContextRoot(path)
         self._opened.append(root)
         tree = Tree(
@@ -331,6 +336,7 @@ class BuildContext(FileTree):
         limits: FetchLimits | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
+        agent: SshAgent | None = None,
     ) -> None:
         super().__init__(
             ContextRoot(root),
@@ -341,12 +347,33 @@ class BuildContext(FileTree):
             limits=limits,
             clock_ns=clock_ns,
             tasks=tasks,
+            agent=agent,
         )
         self.root = root
 
 
+def _clone(
+    source: GitTree,
+    directory: Path,
+    location: Location | None,
+    limits: FetchLimits,
+    *,
+    tasks: Tasks,
+    agent: SshAgent | None,
+) -> Path:
+    from firebuild_bootstrap.context.fetch import clone  # few builds have one
+    from firebuild_bootstrap.sshagent import reachable
+
+    with tasks.task(f"fetching {redacted(source.url)}"), reachable(agent) as environment:
+        return clone(source, directory, location=location, limits=limits, environment=environment)
+
+
 def open_named(
-    name: str, source: Path | GitTree, downloads: Callable[[], Path], tasks: Tasks
+    name: str,
+    source: Path | GitTree,
+    downloads: Callable[[], Path],
+    tasks: Tasks,
+    agent: SshAgent | None = None,
 ) -> BuildContext:
     """Open what `--build-context NAME=…` names.
 
@@ -355,17 +382,14 @@ def open_named(
         source: its directory, or a repository that is fetched now.
         downloads: returns an existing directory for that.
         tasks: receives the progress.
+        agent: the SSH agent of git; that of the environment by default.
 
     Raises:
         InputError: the directory or its ignore file can't be read, or the repository not be fetched.
     """
     if isinstance(source, GitTree):
-        from firebuild_bootstrap.context.fetch import clone  # few builds have one
-
-        with tasks.task(f"fetching {redacted(source.url)}"):
-            root = clone(
-                source, downloads(), location=Location(f"--build-context {name}"), limits=FetchLimits()
-            )
+        location = Location(f"--build-context {name}")
+        root = _clone(source, downloads(), location, FetchLimits(), tasks=tasks, agent=agent)
         # Resolved inside the repository, whatever links are in it.
         with closing(ContextRoot(root)) as inside:
             try:

@@ -11,6 +11,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Metadata, Root
 from firebuild_bootstrap.layers.tar import LayerError, Sink
 
+from .agents import Reply
 from .copy import Copier, Incoming
 from .enter import Launcher
 from .errors import GuestError, StepError
@@ -38,6 +39,14 @@ class Host(Protocol):
 
         Raises:
             GuestError: they did not come whole.
+        """
+        ...
+
+    def ask_agent(self, identifier: str, request: bytes, reply: Reply, /) -> None:
+        """Have one of the user's SSH agents asked, and `reply` called with what it says, if it does.
+
+        Raises:
+            GuestError: the server is lost.
         """
         ...
 
@@ -87,7 +96,7 @@ class Executor:
         self._stop = stop
         self._clock = clock
         self._users = Users(root)
-        self._provider = Provider(root, host.files, stop, scratch=scratch, caches=caches)
+        self._provider = Provider(root, host.files, host.ask_agent, stop, scratch=scratch, caches=caches)
 
     def execute(self) -> None:
         """Execute all steps, up to the first that fails.

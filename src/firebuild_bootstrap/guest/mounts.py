@@ -45,6 +45,7 @@ class MountPoint(NamedTuple):
         mode: of the file of a secret.
         uid: its owner.
         gid: its group.
+        socket: the source is a socket.
     """
 
     target: str
@@ -55,6 +56,7 @@ class MountPoint(NamedTuple):
     mode: int = 0
     uid: int = 0
     gid: int = 0
+    socket: bool = False
 
 
 class BadMount(Exception):
@@ -236,7 +238,7 @@ def _mount_one(root: Root, mount: MountPoint, source: str | None) -> int:
             stack.callback(os.close, descriptor)
             source = f"/proc/self/fd/{descriptor}"
         kind = stat.S_IFDIR if source is None else stat.S_IFMT(os.stat(source).st_mode)
-        if kind not in (stat.S_IFDIR, stat.S_IFREG):
+        if kind not in (stat.S_IFSOCK if mount.socket else stat.S_IFDIR, stat.S_IFREG):
             raise BadMount(f"mount {mount.target}: what was sent is neither a file nor a directory")
         try:
             make_place(root, mount.target, directory=kind == stat.S_IFDIR, may=_outside_of(root))

@@ -1,4 +1,4 @@
-"""What the mounts of a RUN need before it begins: files of binds, caches, secrets, and places to mount them.
+"""What the mounts of a RUN need before it begins: files of binds, caches, secrets, sockets, and mount points.
 
 The files are kept where no RUN sees them: in a directory outside of the image, or where the machine has none,
 in one of the image's root that is hidden while a RUN executes, and is gone when the build is.
@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from firebuild_bootstrap import wire
@@ -19,6 +19,7 @@ from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
 
+from .agents import AgentSockets, Ask
 from .caches import Caches
 from .copy import Copier, Incoming
 from .errors import ProtocolError, StepError
@@ -28,6 +29,7 @@ from .stop import Stop
 from .users import Users, check_mapped
 
 _CACHES = "caches"
+_ON_A_DRIVE = wire.BindMount | wire.CacheMount | wire.SshMount
 Files = Callable[[str], Iterator[Incoming]]
 
 
@@ -56,6 +58,7 @@ class Provider:
     Args:
         root: the image.
         files: yields those of a resource.
+        ask: asks the user's SSH agents.
         stop: ends waiting for a cache.
         scratch: an existing directory that no RUN sees; empty for one in the image.
         caches: directory of cache mounts that outlive the build; empty where they don't.
@@ -65,6 +68,7 @@ class Provider:
         self,
         root: Root,
         files: Files,
+        ask: Ask,
         stop: Stop,
         *,
         scratch: str = "",
@@ -72,6 +76,7 @@ class Provider:
     ) -> None:
         self._root = root
         self._files = files
+        self._ask = ask
         self._stop = stop
         self._outside = scratch
         self._caches = caches
@@ -107,11 +112,13 @@ class Provider:
         with ExitStack() as stack:
             work = _Work(command, self._files, stack)
             try:
-                if any(isinstance(mount, wire.BindMount | wire.CacheMount) for mount in command.mounts):
+                if any(isinstance(mount, _ON_A_DRIVE) for mount in command.mounts):
                     scratch = self._scratch()
-                    work.binds(stack.enter_context(_directory(scratch)))
-                    folder = self._caches or os.path.join(scratch, _CACHES)
-                    work.caches(Caches(folder, self._stop), say)
+                    folder = stack.enter_context(_directory(scratch))
+                    work.binds(folder)
+                    caches = self._caches or os.path.join(scratch, _CACHES)
+                    work.caches(Caches(caches, self._stop), say)
+                    work.agents(folder, stack.enter_context(closing(AgentSockets(self._ask))))
                 work.others()
                 yield Provided(
                     tuple(work.mounts),
@@ -191,6 +198,14 @@ class _Work:
         os.mkdir(path, 0o700)
         os.chown(path, mount.uid, mount.gid)
         os.chmod(path, mount.mode)
+
+    def agents(self, folder: str, sockets: AgentSockets) -> None:
+        for number, mount in enumerate(self._command.mounts):
+            if isinstance(mount, wire.SshMount):
+                check_mapped(f"ssh mount {mount.target}", mount.uid, mount.gid)
+                path = os.path.join(folder, str(number))
+                sockets.add(path, mount)
+                self.mounts.append(MountPoint(self._target(mount.target), path, socket=True))
 
     def others(self) -> None:
         """Provide for what takes no room on a drive."""

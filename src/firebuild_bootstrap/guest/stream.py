@@ -6,6 +6,7 @@ next one of the host when the one before was taken.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -26,6 +27,7 @@ from .stop import Stop
 if TYPE_CHECKING:
     from firebuild_bootstrap.layers.tar import Sink
 
+    from .agents import Reply
     from .copy import Incoming
 
 Stream = Literal["stdout", "stderr"]
@@ -130,6 +132,8 @@ class Session:
         self._outgoing: queue.Queue[pb.FromGuest | _Output] = queue.Queue(_WAITING)
         self._incoming: queue.Queue[_Incoming | None] = queue.Queue(_AHEAD)
         method: Any = channel.stream_stream(wire.method("Session"))
+        self._asked = itertools.count(1)
+        self._asking: dict[int, Reply] = {}
         self._call = method(self._messages())
         self._reader = threading.Thread(target=self._read, name="session", daemon=True)
         self._reader.start()
@@ -242,7 +246,7 @@ class Session:
             for data in self._call:
                 begun = True
                 try:
-                    self._incoming.put(messages.decode_to_guest(data))
+                    self._take(messages.decode_to_guest(data))
                 except wire.WireError as error:
                     self._stop.set(ProtocolError(f"the server sent what can't be read: {error}"))
         except grpc.RpcError as error:
@@ -251,6 +255,12 @@ class Session:
         if begun and not self._leaving:
             self._stop.set(self._lost())
         self._incoming.put(None)
+
+    def _take(self, message: _Incoming) -> None:
+        if isinstance(message, memoryview) or not message.HasField("agent_reply"):
+            self._incoming.put(message)
+        elif (reply := self._asking.pop(message.agent_reply.number, None)) is not None:
+            reply(message.agent_reply.message)
 
     # --- what the host is told --------------------------------------------------------------------
 
@@ -261,9 +271,17 @@ class Session:
         """Pass on output of the step at work; waits while the host is slow."""
         self._put(_Output(stream == "stderr", data))
 
+    def ask_agent(self, identifier: str, request: bytes, reply: Reply, /) -> None:
+        """Ask one of the user's SSH agents; `reply` is called by the thread that reads, and must not wait."""
+        number = next(self._asked)
+        self._asking[number] = reply
+        message = pb.AgentRequest(number=number, id=identifier, message=request)
+        self._put(pb.FromGuest(agent_request=message))
+
     def finished(self, step: int, exit_code: int, seconds: float) -> None:
         """Say that a step is done; why one has failed is for `abort`."""
         self._seconds = seconds
+        self._asking.clear()  # nobody is there any more
         if not exit_code:
             self._put(pb.FromGuest(done=self._done(step)))
 

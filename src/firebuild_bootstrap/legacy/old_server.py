@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -227,6 +227,10 @@ class OldServer:
     def files(self, resource: str) -> Iterator[Incoming]:
         """Yield the file of the step that was the last to be yielded."""
         yield self._arrived.pop(resource)
+
+    def ask_agent(self, identifier: str, _request: bytes, _reply: object, /) -> NoReturn:
+        """Refuse: an old server knows no ssh mounts."""
+        raise ProtocolError(f"an old server has no SSH agent {identifier!r}")
 
     def _messages(self, resource: str) -> Iterator[pb.ResourceChunk]:
         """Ask for a resource, by the command's source alone."""

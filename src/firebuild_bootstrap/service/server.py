@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
@@ -34,6 +34,7 @@ from firebuild_pki.grpc_credentials import server_credentials
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.legacy.handlers import Handlers
+    from firebuild_bootstrap.sshagent import SshAgent
 
 # What a guest can make the server keep is bounded (docs/wire-protocol.md): each worker holds one message, and
 # a call that waits for a worker what HTTP/2 lets through before anybody reads. Our guest opens four at most.
@@ -60,6 +61,7 @@ class BootstrapServer:
         bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
         on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
         layers: takes the layers of finished steps.
+        agents: SSH agents of the user by id; a RUN reaches those that it mounts.
         runtime_directory: where to make the private directory of the inner socket.
     """
 
@@ -78,6 +80,7 @@ class BootstrapServer:
         bind: str = "127.0.0.1",
         on_guest_connected: Callable[[], None] = lambda: None,
         layers: LayerSink | None = None,
+        agents: Mapping[str, SshAgent] = MappingProxyType({}),
         runtime_directory: Path | None = None,
     ) -> None:
         _check_resources(commands, resources)
@@ -90,7 +93,12 @@ class BootstrapServer:
         total = max((step.number for step in steps), default=0) if total_steps is None else total_steps
         told = StepEvents(self._session, steps, total, stage)
         self._stream = Stream(
-            self._session, commands=commands, resources=resources, steps=told, layers=layers or NoLayers()
+            self._session,
+            commands=commands,
+            resources=resources,
+            steps=told,
+            layers=layers or NoLayers(),
+            agents=agents,
         )
         self._old_calls = _OldCalls(
             lambda handlers: handlers(self._session, commands=commands, resources=resources, steps=told)

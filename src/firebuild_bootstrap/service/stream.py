@@ -8,12 +8,10 @@ send when the other has taken the last.
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -21,12 +19,16 @@ from google.protobuf.message import DecodeError
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
-from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.events import StepProgress
+from firebuild_bootstrap.errors import FirebuildError, InputError
+from firebuild_bootstrap.events import Notice, StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
+from firebuild_bootstrap.service.agents import Forwarding
 from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.session import Session, StepEvents
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.sshagent import SshAgent
 
 _PROGRESS_SECONDS: Final = 0.5
 # A piece of a layer is the largest that a guest sends, and has 1 MiB.
@@ -58,6 +60,7 @@ class Stream:
         resources: by the names that the commands have for them.
         steps: takes the begin and end of steps.
         layers: takes their layers.
+        agents: SSH agents of the user by id; a RUN reaches those that it mounts.
     """
 
     def __init__(
@@ -68,12 +71,14 @@ class Stream:
         resources: Mapping[str, Resource],
         steps: StepEvents,
         layers: LayerSink,
+        agents: Mapping[str, SshAgent],
     ) -> None:
         self._session = session
         self._commands = commands
         self._resources = resources
         self._steps = steps
         self._layers = layers
+        self._agents = agents
         self._begun = threading.Lock()  # held for ever by the one guest that there is
 
     def generic_handler(self) -> grpc.GenericRpcHandler:
@@ -93,26 +98,26 @@ class Stream:
         self._session.speaks("a session")
         guest = _Guest(requests, self._session, self._layers)
         with self._session.at_end(guest.wake), guest:
-            if guest.answer("hello").hello.version != messages.VERSION:
+            if (yield from guest.answer("hello")).hello.version != messages.VERSION:
                 raise InputError("the guest's vminit speaks another version of the session")
             for command in self._commands:
                 if not (yield from self._step(command, guest)):
                     return
                 yield from self._layer(command.step, guest)
             yield pb.ToGuest(finish=pb.Finish()).SerializeToString()
-            if self._succeeded(guest.answer("done").done, 0):
+            if self._succeeded((yield from guest.answer("done")).done, 0):
                 self._session.end(self._steps.success())
 
     def _step(self, command: wire.AnyCommand, guest: _Guest) -> Generator[bytes, None, bool]:
         """Have one step done; return whether it is."""
         number = command.step
         self._steps.started(number)
-        guest.works_on(number)
+        guest.works_on(number, self._forwarding(command, guest))
         yield messages.encode(command).SerializeToString()
         if isinstance(command, wire.CopyCommand):
             yield from self._files(number, self._resources[command.source], guest)
         left = dict.fromkeys(wire.mount_resources(command), _MOST_WANTS)
-        while (said := guest.answer("done", "want")).HasField("want"):
+        while (said := (yield from guest.answer("done", "want"))).HasField("want"):
             name = said.want.resource
             if name not in left:
                 raise InputError(
@@ -125,6 +130,15 @@ class Stream:
                 )
             yield from self._files(number, self._resources[name], guest)
         return self._succeeded(said.done, number)
+
+    def _forwarding(self, command: wire.AnyCommand, guest: _Guest) -> Forwarding:
+        mounts = command.mounts if isinstance(command, wire.RunCommand) else ()
+        mounted = {mount.id for mount in mounts if isinstance(mount, wire.SshMount)}
+        return Forwarding(
+            {name: self._agents[name] for name in mounted},
+            guest.notify,
+            lambda message: self._session.events(Notice(level="warning", message=message)),
+        )
 
     def _files(self, step: int, resource: Resource, guest: _Guest) -> Iterator[bytes]:
         sent, told = 0, time.monotonic()
@@ -158,14 +172,15 @@ class Stream:
         if self._layers.wanted(step):
             guest.sends_layer_of(step)
             yield pb.ToGuest(checkpoint=pb.Checkpoint(step=step)).SerializeToString()
-            guest.answer("layer")
+            yield from guest.answer("layer")
         self._layers.finished(step)
 
 
 class _Guest:
     """What the guest says, read in a thread of its own while the block runs.
 
-    What the sending thread has to know is handed over as one answer; a guest has only one at a time.
+    What the sending thread has to know is handed over as one answer; a guest has only one at a time. What
+    clients of a RUN ask SSH agents comes beside it, and so do the replies.
     """
 
     def __init__(self, requests: Iterator[bytes], session: Session, layers: LayerSink) -> None:
@@ -175,7 +190,10 @@ class _Guest:
         self._step = 0
         self._layer_of = 0
         self._error: Exception | None = None
-        self._answers: queue.Queue[pb.FromGuest | None] = queue.Queue(1)
+        self._changed = threading.Condition()
+        self._answer: pb.FromGuest | None = None
+        self._woken = False
+        self._agents = Forwarding({}, self.notify, lambda _: None)
         self._thread = threading.Thread(target=self._read, name="firebuild-guest", daemon=True)
 
     def __enter__(self) -> None:
@@ -183,10 +201,12 @@ class _Guest:
 
     def __exit__(self, *error: object) -> None:
         """Leave the thread alone: it ends with the call, which ends after this."""
+        self._agents.close()
 
-    def works_on(self, step: int) -> None:
-        """Take the output that comes for that of `step`."""
+    def works_on(self, step: int, agents: Forwarding) -> None:
+        """Take the output that comes for that of `step`, until it is done, and have its `agents` asked."""
         self._step = step
+        self._agents = agents
 
     def sends_layer_of(self, step: int) -> None:
         """Take the pieces of a layer that come for that of `step`."""
@@ -194,23 +214,31 @@ class _Guest:
 
     @property
     def has_answered(self) -> bool:
-        """Whether `answer` would return at once."""
-        return not self._answers.empty()
+        """Whether `answer` would return or raise at once."""
+        return self._answer is not None or self._woken
 
     def wake(self) -> None:
         """Let `answer` look whether the build has ended."""
-        with suppress(queue.Full):
-            self._answers.put_nowait(None)
+        with self._changed:
+            self._woken = True
+            self._changed.notify()
 
-    def answer(self, *due: str) -> pb.FromGuest:
-        """Wait for what is due.
+    def notify(self) -> None:
+        """Let `answer` look for replies of agents."""
+        with self._changed:
+            self._changed.notify()
+
+    def answer(self, *due: str) -> Generator[bytes, None, pb.FromGuest]:
+        """Wait for what is due, and meanwhile yield the replies of SSH agents.
 
         Raises:
             BuildEnded: the build has ended.
             FirebuildError: something else came, or the reading failed.
         """
         while True:
-            said = self._answers.get()
+            with self._changed:
+                self._changed.wait_for(lambda: self.has_answered or self._agents.has_replies)
+                said, self._answer, self._woken = self._answer, None, False
             if self._error is not None:
                 raise self._error
             self._session.touch()
@@ -219,6 +247,7 @@ class _Guest:
                 if what not in due:
                     raise InputError(f"the guest sent {what}, where {' or '.join(due)} was due")
                 return said
+            yield from self._agents.replies()
 
     def _read(self) -> None:
         try:
@@ -230,6 +259,8 @@ class _Guest:
         except Exception as error:
             self._error = error
             self.wake()
+            if isinstance(error, FirebuildError):
+                self._session.fail(error)  # the other thread may wait for a guest that takes nothing
             return
         self._session.left()
 
@@ -247,16 +278,21 @@ class _Guest:
                 self._output(said.output)
             case "layer":
                 self._layer(said)
+            case "agent_request":
+                self._agents.ask(said.agent_request)
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:
                 self._answered(what, said)
 
     def _answered(self, what: str, said: pb.FromGuest) -> None:
-        try:
-            self._answers.put_nowait(said)
-        except queue.Full:
-            raise InputError(f"the guest sent {what} before it was asked again") from None
+        if what == "done":
+            self._agents.close()
+        with self._changed:
+            if self._answer is not None:
+                raise InputError(f"the guest sent {what} before it was asked again")
+            self._answer = said
+            self._changed.notify()
 
     def _output(self, output: pb.Output) -> None:
         self._session.pass_on(self._step, "stderr" if output.stderr else "stdout", output.data)
