@@ -134,9 +134,12 @@ def test_the_layer_of_a_step_is_taken_where_it_is_wanted(serve: Any) -> None:
     guest.say(layer=pb.Layer(data=b"a" * 1000))
     guest.say(layer=pb.Layer(data=b"b"))
     assert sink.told == [3]
+    # Who is killed now has not been told that step 4 is finished, and loses its layer.
+    assert [event.step for event in running.of(StepFinished)] == [3]
     guest.say(layer=pb.Layer(last=True))
     guest.hear("finish")
     assert (sink.told, sink.written) == ([3, 4], b"a" * 1000 + b"b")
+    assert [event.step for event in running.of(StepFinished)] == [3, 4]
 
 
 def test_progress_is_told_of_files_that_take_long(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

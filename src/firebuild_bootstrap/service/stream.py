@@ -101,15 +101,18 @@ class Stream:
             if (yield from guest.answer("hello")).hello.version != messages.VERSION:
                 raise InputError("the guest's vminit speaks another version of the session")
             for command in self._commands:
-                if not (yield from self._step(command, guest)):
+                done = yield from self._step(command, guest)
+                if not self._succeeded(done, command.step):
                     return
                 yield from self._layer(command.step, guest)
+                # Only now: what is said to be finished is not lost, whoever is killed.
+                self._steps.finished(command.step, 0, done.duration_ms / 1000)
             yield pb.ToGuest(finish=pb.Finish()).SerializeToString()
             if self._succeeded((yield from guest.answer("done")).done, 0):
                 self._session.end(self._steps.success())
 
-    def _step(self, command: wire.AnyCommand, guest: _Guest) -> Generator[bytes, None, bool]:
-        """Have one step done; return whether it is."""
+    def _step(self, command: wire.AnyCommand, guest: _Guest) -> Generator[bytes, None, pb.Done]:
+        """Have one step done; return what the guest says of its end."""
         number = command.step
         self._steps.started(number)
         guest.works_on(number, self._forwarding(command, guest))
@@ -129,7 +132,7 @@ class Stream:
                     f"the guest wants the files {name!r:.200} of step {number} more than {_MOST_WANTS} times"
                 )
             yield from self._files(number, self._resources[name], guest)
-        return self._succeeded(said.done, number)
+        return said.done
 
     def _forwarding(self, command: wire.AnyCommand, guest: _Guest) -> Forwarding:
         mounts = command.mounts if isinstance(command, wire.RunCommand) else ()
@@ -154,17 +157,15 @@ class Stream:
         yield pb.ToGuest(files_end=pb.FilesEnd()).SerializeToString()
 
     def _succeeded(self, done: pb.Done, step: int) -> bool:
-        """Take note of the end of a step, 0 for all of them; where it has failed, the build ends."""
+        """Whether a step, 0 for all of them, has succeeded; where it has failed, the build ends."""
         failure = done.failure if done.HasField("failure") else None
         if done.step != step and (done.step or failure is None):
             raise InputError(f"the guest says that step {done.step} is done, and works on step {step}")
-        said = 0 if failure is None else failure.exit_code
-        if done.step:
-            exit_code = 0 if failure is None else said or 1
-            self._steps.finished(step, exit_code, done.duration_ms / 1000)
         if failure is None:
             return True
-        end = aborted(failure.error, step=done.step, exit_code=said, reason=failure.reason)
+        if done.step:
+            self._steps.finished(step, failure.exit_code or 1, done.duration_ms / 1000)
+        end = aborted(failure.error, step=done.step, exit_code=failure.exit_code, reason=failure.reason)
         self._session.end(end)
         return False
 
