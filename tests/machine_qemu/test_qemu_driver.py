@@ -199,7 +199,7 @@ def test_a_machine_whose_network_has_ended_does_not_start(make: Make) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kernel": "/etc/passwd"}, "no Linux kernel"),
+        ({"kernel": "/etc/passwd"}, "is not a Linux kernel"),
         ({"program": "no-such-qemu"}, "no program no-such-qemu"),
         ({"serial_log": "/no/such/log"}, "serial_log: /no/such/log can't be written"),
         ({"network": "user", "name_servers": ["127.0.0.1"]}, "can't reach 127.0.0.1"),
