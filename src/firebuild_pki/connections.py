@@ -33,6 +33,12 @@ def client_context(anchors: str | None = None) -> ssl.SSLContext:
     return context
 
 
+def is_cut(error: ssl.SSLError) -> bool:
+    """Whether a peer closed the connection without a word of TLS; OpenSSL 3 has several errors for that."""
+    ended = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    return ended or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+
+
 def wrapped(error: BaseException) -> list[BaseException]:
     """Return an exception of requests or urllib3 and all that it wraps, in several layers of them."""
     return list(

@@ -204,17 +204,18 @@ def test_a_server_that_wants_a_client_certificate_says_so(
 
 
 @pytest.mark.parametrize(
-    ("error", "words", "lasting"),
+    ("error", "reason", "words", "lasting"),
     [
-        (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] alert"), "TLS failed", True),
-        (ssl.SSLEOFError(8, "EOF"), "the connection ended during the TLS handshake", False),
-        (OSError("no number"), "the connection failed", False),
-        (TimeoutError(), "no answer in time", False),
+        (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] alert"), "", "TLS failed", True),
+        (ssl.SSLEOFError(8, "EOF"), "", "the connection was cut off", False),
+        (ssl.SSLError(1, "EOF"), "UNEXPECTED_EOF_WHILE_READING", "the connection was cut off", False),
+        (OSError("no number"), "", "the connection failed", False),
+        (TimeoutError(), "", "no answer in time", False),
     ],
 )
-def test_faults_of_the_connection_in_words(error: Exception, words: str, lasting: bool) -> None:
+def test_faults_of_the_connection_in_words(error: Exception, reason: str, words: str, lasting: bool) -> None:
     if isinstance(error, ssl.SSLError):
-        error.reason = ""
+        error.reason = reason
     failure = failure_of("https://vault.example", error)
     assert (words in failure.reason, failure.lasting) == (True, lasting)
 

@@ -35,7 +35,7 @@ from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, 
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
 from firebuild_pki.addresses import is_safe, proxy_for
-from firebuild_pki.connections import POOLS, connection_words, wrapped
+from firebuild_pki.connections import POOLS, connection_words, is_cut, wrapped
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")
@@ -486,8 +486,8 @@ class Registry:
     def _tls_fault(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
         reason = (error.reason or "").lower().replace("_", " ")
         entry = f"registries.hosts of {self.host}"
-        if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-            return "the connection ended during the TLS handshake", None, True
+        if is_cut(error):
+            return "the connection was cut off", None, True
         if isinstance(error, ssl.SSLCertVerificationError):
             words = error.verify_message.rstrip(".").lower()
             if "mismatch" in words or "not valid for" in words:

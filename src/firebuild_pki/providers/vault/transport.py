@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError
 
 from firebuild_pki import addresses
 from firebuild_pki.addresses import is_safe
-from firebuild_pki.connections import POOLS, connection_words, speaks_tls, wrapped
+from firebuild_pki.connections import POOLS, connection_words, is_cut, speaks_tls, wrapped
 from firebuild_pki.providers.vault.settings import base_of
 
 MAX_ANSWER = 4 << 20
@@ -87,8 +87,8 @@ def _connection_failure(address: str, chain: list[BaseException]) -> Failure:
 
 def _tls_fault(address: str, error: ssl.SSLError) -> Failure:
     reason = (error.reason or "").lower()
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Failure(address, "the connection ended during the TLS handshake")
+    if is_cut(error):
+        return Failure(address, "the connection was cut off")
     if isinstance(error, ssl.SSLCertVerificationError):
         words = error.verify_message.rstrip(".").lower()
         hint = "set tls.ca_file to the CA certificate of Vault"
