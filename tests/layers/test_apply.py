@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.layers.apply import UnpackReport, apply
-from firebuild_bootstrap.layers.reader import LayerReader
+from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
 from firebuild_bootstrap.layers.tar import (
     DIRECTORY,
@@ -171,6 +171,29 @@ def test_hard_links_share_their_file_and_never_lead_out(make_tar: MakeTar, root:
         run(make_tar((info("h", tarfile.LNKTYPE, linkname="missing"), b"")), root)
     with pytest.raises(LayerError, match="'h' is a hard link to '/'"):
         run(make_tar((info("h", tarfile.LNKTYPE, linkname="/"), b"")), root)
+
+
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        ([(info("h", tarfile.LNKTYPE, linkname="missing"), b"")], "'h' is a hard link to 'missing'"),
+        ([(info("d", tarfile.DIRTYPE), b""), (info("h", tarfile.LNKTYPE, linkname="d"), b"")], "link to 'd'"),
+        ([(info("f"), b""), (info("h", tarfile.LNKTYPE, linkname="f/x"), b"")], "f is needed as a directory"),
+        ([(info("f"), b""), (info("f/x"), b"")], "f is needed as a directory"),
+        ([(info("l", tarfile.SYMTYPE, linkname="l"), b""), (info("l/x"), b"")], "links go in circles"),
+        ([(info("n" * 256), b"")], "'nnn.*n' is a longer name, or link, than Linux has"),
+        ([(info("n" * 256 + "/x"), b"")], "'nnn.*n' is a longer name, or link, than Linux has"),
+        (
+            [(info("l", tarfile.SYMTYPE, linkname="n" * 5000), b"")],
+            "'l' is a longer name, or link, than Linux",
+        ),
+    ],
+)
+def test_what_fits_into_no_tree_is_the_fault_of_the_archive(
+    make_tar: MakeTar, root: Path, members: list[tuple[tarfile.TarInfo, bytes]], said: str
+) -> None:
+    with pytest.raises(DamagedArchive, match=said):
+        run(make_tar(*members), root)
 
 
 def test_devices_are_left_out_and_counted_but_those_of_dev(make_tar: MakeTar, root: Path) -> None:

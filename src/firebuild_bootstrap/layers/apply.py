@@ -11,6 +11,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple, Protocol
 
+from .reader import DamagedArchive
 from .root import Root, remove_directory
 from .tar import (
     BLOCK_DEVICE,
@@ -41,6 +42,19 @@ _ENTRY_BYTES: Final = 512  # of one of them without its name and extended attrib
 _EXAMPLES: Final = 3
 _LONGEST: Final = 4096  # characters of one
 _SHOWN: Final = 80
+# What a hard link fails with because of the file system, and not of what the archive says.
+_OF_THE_DISK: Final = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+        errno.EMLINK,
+        errno.EROFS,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+    )
+)
 _Loss = Literal["devices", "foreign", "stripped", "attributes"]
 
 
@@ -96,7 +110,8 @@ def apply(layer: EntrySource, root: Root, *, devices: bool = False, marks: str =
             kept, in the way of the kernel (Documentation/filesystems/overlayfs.rst).
 
     Raises:
-        LayerError: the layer is damaged, beyond its limits, or does not fit into the tree.
+        DamagedArchive: the layer is damaged, beyond its limits, or does not fit into the tree.
+        LayerError: a hard link could not be made.
         OSError: the file system refused something.
     """
     return _Application(layer, root, devices=devices, marks=marks).run()
@@ -120,7 +135,13 @@ class _Application:
     def run(self) -> UnpackReport:
         try:
             for entry in self._layer:
-                self._entry(entry)
+                try:
+                    self._entry(entry)
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    name = f"{entry.path[:_SHOWN]!r}"
+                    raise DamagedArchive(f"{name} is a longer name, or link, than Linux has") from error
             for path in self._place.made:
                 self._directories.setdefault(path, Entry(path, DIRECTORY, 0o755))
             for path in sorted(self._directories, reverse=True):  # children first: a mode may lock them out
@@ -179,7 +200,7 @@ class _Application:
         attributes = sum(len(name) + len(value) for name, value in entry.xattrs.items())
         self._remembered += _ENTRY_BYTES + len(entry.path) + attributes
         if self._remembered > _REMEMBERED:
-            raise LayerError(
+            raise DamagedArchive(
                 f"a layer with so many directories can't be unpacked: {len(self._directories)}, with names "
                 f"and attributes of more than {_REMEMBERED >> 20} MiB"
             )
@@ -216,7 +237,8 @@ class _Application:
             raise
         except OSError as error:
             link = f"a hard link to {entry.linkname or '/'!r}"
-            raise LayerError(f"the archive's member {entry.path!r} is {link}: {error.strerror}") from error
+            failure = LayerError if error.errno in _OF_THE_DISK else DamagedArchive
+            raise failure(f"its member {entry.path!r} is {link}: {error.strerror}") from error
         finally:
             os.close(parent)
 
@@ -346,7 +368,7 @@ class _Descent:
         It belongs to this object and stays valid until the next call.
 
         Raises:
-            LayerError: something on the way is not a directory, links go in circles, or it is too deep.
+            DamagedArchive: something on the way is not a directory, links go in circles, or it is too deep.
             FileNotFoundError: it is missing, and is not to be made.
         """
         paths, descriptors = self._paths, self._descriptors
@@ -357,7 +379,7 @@ class _Descent:
             parent = descriptors[-1] if descriptors else self._top
             way = f"{paths[-1]}/{name}" if paths else name
             if self._size + len(way) > _DEEPEST:
-                raise LayerError(f"/{path[:_SHOWN]}… is too deep: more than {len(paths)} directories")
+                raise DamagedArchive(f"/{path[:_SHOWN]}… is too deep: more than {len(paths)} directories")
             self._push(way, self._enter(parent, name, way, make))
         return descriptors[-1] if descriptors else self._top
 
@@ -393,9 +415,9 @@ class _Descent:
                 return place.open(os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise LayerError(f"/{path}: its symbolic links go in circles") from error
+                raise DamagedArchive(f"/{path}: its symbolic links go in circles") from error
             if error.errno == errno.ENOTDIR:
-                raise LayerError(f"/{path} is needed as a directory and is not one") from error
+                raise DamagedArchive(f"/{path} is needed as a directory and is not one") from error
             raise
 
     def _push(self, path: str, descriptor: int) -> None:
