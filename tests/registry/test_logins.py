@@ -281,6 +281,10 @@ def test_a_registry_token_is_sent_as_it_is(small: Small, client: Client) -> None
         ("{", "DOCKER_AUTH_CONFIG is not a JSON object"),
         ("[]", "DOCKER_AUTH_CONFIG is not a JSON object"),
         (json.dumps({"auths": {"registry.example": {"auth": "%%%"}}}), "an entry of auths is not in base64"),
+        (
+            json.dumps({"auths": {"registry.example": {"registrytoken": "a\nb"}}}),
+            "a registrytoken in auths can't be a header of HTTP",
+        ),
         (json.dumps({"credHelpers": {"registry.example": "../x"}}), "can't be the name of a program"),
         (json.dumps({"credsStore": "not-there"}), "docker-credential-not-there can't be started"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -301,6 +302,10 @@ def test_redirects_are_followed_a_few_times_and_never_to_plain_http(small: Small
     assert "it redirects to http://localhost:1, which is not https" in str(error)
     small.behaviours[:] = [always("/blobs/", lambda handler: handler.answer(302, Location=handler.path))]
     assert "it redirects more than 5 times" in str(failure(registries, client, f"{small.host}/web:1"))
+    for location in ("//[bad", "https://[::1", "https://registry.example:port/"):
+        answer = partial(Handler.answer, status=307, Location=location)
+        small.behaviours[:] = [always("/blobs/", answer)]
+        assert "redirects to nowhere" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours[:] = [always("/manifests/", lambda handler: handler.answer(302))]
     assert "it redirects to nowhere" in str(failure(registries, client, f"{small.host}/web:1"))
     small.behaviours[:] = [

@@ -47,7 +47,7 @@ def test_blobs_come_before_the_manifest(small: Small, client: Client) -> None:
 
 def test_a_connection_that_is_cut_and_a_login_that_ends_are_tried_again(small: Small, client: Client) -> None:
     def hang_up(handler: Handler) -> None:
-        handler.rfile.read(1000)
+        handler.rfile.read(1)  # the smallest blob has few bytes, and more would be waited for
         handler.close_connection = True
 
     def ends(handler: Handler) -> None:
@@ -96,6 +96,10 @@ def test_what_goes_elsewhere_or_becomes_something_else_is_refused(small: Small, 
     )
     with pytest.raises(RegistryError, match="it wants data to go to http://registry"):
         pushed(small, client)
+    small.behaviours[:] = [always("/blobs/uploads/", lambda handler: handler.answer(202, Location="//[bad"))]
+    with pytest.raises(RegistryError, match="it wants data to go to nowhere"):
+        pushed(small, client)
+    small.behaviours.clear()
     small.behaviours.append(
         once(
             "/manifests/",

@@ -31,13 +31,13 @@ _REFUSED_FLAGS: Final = {
     "--sbom": _ATTEST,
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
     "--stream": "the context is read where it is: leave it out",
-    "--disable-content-trust": "nothing is signed or pulled, so there is nothing to distrust: leave it out",
+    "--disable-content-trust": "images are not signed here, so there is nothing to distrust: leave it out",
 }
 _REFUSED_OPTIONS: Final = {
     "--cache-to": _OWN_CACHE,
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
-    "--annotation": "an image here has no manifest to annotate: use --label",
+    "--annotation": "annotations are not written: use --label",
     "--attest": _ATTEST,
     "--print": "not there yet; `firebuild images inspect` shows what a build made",
     "--policy": "policies are not there yet",

@@ -331,15 +331,6 @@ def _history(entry: object, what: str) -> Mapping[str, Any]:
     return found | ({"empty_layer": True} if members.get("empty_layer") is True else {})
 
 
-def parse_object(data: bytes, what: str) -> dict[str, Any]:
-    """Read a JSON object of at most `MAX_DOCUMENT` bytes; `what` names it in messages.
-
-    Raises:
-        InputError: it is larger, no JSON, nested too deeply, or no object.
-    """
-    return _parsed(data, what).whole
-
-
 def _parsed(data: bytes, what: str) -> _Object:
     if len(data) > MAX_DOCUMENT:
         raise InputError(f"{what} is larger than {MAX_DOCUMENT >> 20} MiB")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_pki.addresses import is_safe
@@ -92,6 +92,16 @@ def split_url(url: str) -> SplitResult:
         return urlsplit(url)
     except ValueError:
         return urlsplit("")
+
+
+def joined(base: str, location: str) -> str:
+    """Return where a Location leads; an empty text, which nothing is sent to, for what is not a URL."""
+    try:
+        target = urljoin(base, location)
+        urlsplit(target).port  # noqa: B018 - the port is read here
+    except ValueError:
+        return ""
+    return target
 
 
 def origin_of(url: str) -> tuple[str, str | None, int | None]:

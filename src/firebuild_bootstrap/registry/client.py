@@ -12,13 +12,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
-from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from urllib3.exceptions import HTTPError
 
 from firebuild_bootstrap.image.blobs import Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
-from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, shown_url
+from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, joined, shown_url
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
 from firebuild_pki.display import one_line
 
@@ -295,7 +295,7 @@ class Repository:
             return
 
     def _location(self, response: Response, what: str) -> str:
-        url = urljoin(f"{self.registry.base}/v2/", response.headers.get("Location", ""))
+        url = joined(f"{self.registry.base}/v2/", response.headers.get("Location", ""))
         if is_downgrade(self.registry.base, url):
             raise RegistryError(
                 f"{self.registry.host}: {what}: it wants data to go to {shown_url(url)}, which is not https"

@@ -183,6 +183,8 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
             raise InputError(f"{one_line(source)}: an entry of auths is not in base64") from None
         username, _, password = decoded.rstrip("\0").partition(":")
     found = Credentials(source, username, password, text("identitytoken"), text("registrytoken"))
+    if not (found.registry_token.isascii() and found.registry_token.isprintable()):
+        raise InputError(f"{one_line(source)}: a registrytoken in auths can't be a header of HTTP")
     return found if password or found.identity_token or found.registry_token else None
 
 

@@ -25,6 +25,7 @@ from firebuild_bootstrap.registry.answers import (
     RegistryError,
     error_words,
     is_downgrade,
+    joined,
     origin_of,
     read_challenges,
     read_retry_after,
@@ -241,7 +242,7 @@ class Registry:
             self._drained(response)
             if not location:
                 raise RegistryError(f"{self.host}: {call.what}: it redirects to nowhere")
-            target = urljoin(url, location)
+            target = joined(url, location)
             if is_downgrade(url, target):
                 raise RegistryError(
                     f"{self.host}: {call.what}: it redirects to {shown_url(target)}, which is not https"

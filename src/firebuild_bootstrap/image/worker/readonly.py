@@ -59,7 +59,8 @@ def _squashfs(files: Files, image: str) -> None:
     root, content = next(files)
     # In an archive it takes no notice of the root.
     options = f"-root-mode {root.mode:o} -root-uid {root.uid} -root-gid {root.gid}"
-    options += " -mkfs-time 0 -noI -quiet -no-progress"
+    # While it looks for duplicates, sqfstar 4.5 writes a damaged image once in some hundred times.
+    options += " -mkfs-time 0 -noI -quiet -no-progress -no-duplicates"
     entries = (
         (_readable(entry)._replace(mtime_ns=_in_range(entry.mtime_ns)), data)
         for entry, data in chain([(root, content)], files)
