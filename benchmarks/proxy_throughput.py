@@ -41,6 +41,7 @@ from firebuild_bootstrap.guest.executor import Executor
 from firebuild_bootstrap.guest.stop import Stop
 from firebuild_bootstrap.guest.stream import join
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.machine.workspace import spread
 from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial, open_authority
 from firebuild_pki.grpc_credentials import server_credentials
@@ -255,6 +256,7 @@ def table(cases: list[str], runs: int, mib: int = 512, files: int = 20_000) -> I
     """Measure, and yield the lines of a table as they come."""
     directory = Path(tempfile.mkdtemp(prefix="firebuild-bench-"))
     try:
+        spread(directory)  # as those of builds: what the last case made is not in the way
         (directory / "context").mkdir()
         make_context(directory / "context", mib, files)
         yield "| what | way | seconds | bare : this | CPU seconds | receiver's memory | server's so far |"

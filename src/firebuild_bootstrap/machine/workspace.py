@@ -198,7 +198,7 @@ class Workspace(BuildDirectory):
         builds = self.path.parent
         try:
             builds.mkdir(parents=True, exist_ok=True)
-            _spread(builds)
+            spread(builds)
             retire_dead(builds.parent)
             with builds_locked(builds):
                 self.path.mkdir(mode=0o700)
@@ -221,8 +221,8 @@ class Workspace(BuildDirectory):
         )
 
 
-def _spread(builds: Path) -> None:
-    """Tell the file system that the directories of builds have nothing to do with each other.
+def spread(builds: Path) -> None:
+    """Tell the file system that the directories in `builds` have nothing to do with each other.
 
     ext4 then puts each into another part of the disk (chattr(1), T). Otherwise all are in one part, and
     without a journal it passes over every inode that was freed there in the last minutes to make a file
