@@ -216,10 +216,11 @@ def test_a_guest_that_gives_up_after_a_step_ends_the_build_with_its_words(librar
 
     library.watch = ask_to_end
     with pytest.raises(StepFailed) as caught:
-        library.build("FROM host\nRUN true\n")
+        library.build("FROM host\nRUN true\nRUN sleep 30\n")
     assert caught.value.__cause__ is None  # not itself, either: that chain would have no end
     [failed] = library.of(BuildFailed)
-    assert (failed.exit_status, failed.step, failed.message) == (1, 0, str(caught.value))
+    assert (failed.exit_status, failed.message) == (1, str(caught.value))
+    assert failed.step in (0, 3)  # between the steps, or at the begin of the next
     assert guests() == []
 
 

@@ -27,7 +27,7 @@ from machine_qemu import lonely_host
 from machine_qemu.images import arguments, busybox_base
 from machine_qemu.kernels import require
 from machine_qemu.processes import eventually, is_running, machines_of
-from support import Firebuild
+from support import Firebuild, await_end_of_processes
 
 pytestmark = [
     pytest.mark.needs("userns", "e2fsck", "busybox"),
@@ -108,6 +108,7 @@ def test_a_user_without_root_builds_with_certificates_of_openbao_and_the_guest_i
         said = firebuild(*rootfs, "--output", "tar")
         assert '"status": "success"' in (home / "serial").read_text()
         assert [path.name for path in (home / "store/builds").iterdir()] == ["lock"]
+        await_end_of_processes(home)
     assert '"VMMID"' in said
     assert "Bootstrap" not in said
     assert "PRIVATE KEY" not in said
