@@ -23,6 +23,7 @@ from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource
 from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
+from firebuild_bootstrap.layers.tar import Hashed
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.layouts import ImageInFiles
@@ -283,18 +284,17 @@ class Intake:
         try:
             with (
                 self._tasks.task("decompressing a layer", measure=lambda: file_size(archive)),
-                open(archive, "wb+") as out,
+                open(archive, "wb") as file,
             ):
+                out = Hashed(file)
                 decompress_bounded(path, out)
-                out.seek(0)
-                digest = f"sha256:{hashlib.file_digest(out, 'sha256').hexdigest()}"
         except DamagedArchive as error:
             raise InputError(f"{what} is damaged: {error.message}", hint=error.hint) from error
         except OSError as error:
             raise MachineError(f"{path} can't be read: {error.strerror}") from error
-        if digest != layer.diff_id:
+        if out.digest != layer.diff_id:
             raise InputError(
-                f"{what} unpacks to an archive with the digest {digest}, and the image's configuration "
+                f"{what} unpacks to an archive with the digest {out.digest}, and the image's configuration "
                 f"says {layer.diff_id}",
                 hint="whoever made the image is broken or hostile; nothing of it was kept",
             )

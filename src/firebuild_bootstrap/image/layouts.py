@@ -197,7 +197,7 @@ def opened(source: Path, spool: Path) -> Iterator[tuple[Files, Path]]:
             raise InputError(f"{source} is damaged: {error.message}", hint=error.hint) from error
 
 
-def decompress_bounded(source: Path, out: IO[bytes]) -> None:
+def decompress_bounded(source: Path, out: Sink) -> None:
     """Write what is compressed in the file `source`, unless it is far more than that holds.
 
     Raises:
@@ -228,7 +228,7 @@ class _Counted(io.RawIOBase):
         self._count += done
         return done
 
-    def copy_bounded(self, reader: IO[bytes], out: IO[bytes]) -> None:
+    def copy_bounded(self, reader: IO[bytes], out: Sink) -> None:
         """Copy what the decompressor of this file gives; see `decompress_bounded`."""
         size = 0
         compressed = reader is not self.buffered

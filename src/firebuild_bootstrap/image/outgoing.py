@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -23,11 +21,12 @@ from firebuild_bootstrap.image.oci import (
     Manifest,
     parse_manifest,
 )
-from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+from firebuild_bootstrap.image.outputs import OutputSpec, OutputType, whole_or_not
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.layers.compression import GzipWriter
+from firebuild_bootstrap.layers.tar import Hashed
 
 _PIECE = 1024 * 1024
 
@@ -98,20 +97,14 @@ class Outgoing:
         dest = spec.dest
         if dest is None:
             raise InputError(f"--output {spec.type.value}: it has to go to a file", hint="add dest=FILE")
-        partial = dest.with_name(f".{secrets.token_hex(8)}.partial")
-        try:
-            with (
-                self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial)),
-                open(partial, "xb") as file,
-            ):
-                self.write(images, file, spec.type)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(partial, dest)
-        except OSError as error:
-            raise MachineError(f"{dest} could not be written: {error.strerror}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with (
+            whole_or_not(dest, self._trees) as partial,
+            self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial)),
+            open(partial, "xb") as file,
+        ):
+            self.write(images, file, spec.type)
+            file.flush()
+            os.fsync(file.fileno())
 
     def _layer(self, layer: Layer, epoch: int | None) -> tuple[str, Descriptor]:
         """Return the diff id of a layer and its blob, which is made unless it is there."""
@@ -136,16 +129,15 @@ class Outgoing:
                 with (
                     self._trees.tasks.task("compressing a layer", total=layer.path.stat().st_size),
                     open(layer.path, "rb") as source,
-                    open(path, "r+b") as out,
-                    GzipWriter(out) as writer,
+                    open(path, "r+b") as file,
                 ):
-                    while piece := source.read(_PIECE):
-                        writer.write(piece)
-                with open(path, "rb") as made:
-                    digest = f"sha256:{hashlib.file_digest(made, 'sha256').hexdigest()}"
+                    out = Hashed(file)
+                    with GzipWriter(out) as writer:
+                        while piece := source.read(_PIECE):
+                            writer.write(piece)
             except OSError as error:
                 raise MachineError(f"{layer.path} could not be compressed: {error.strerror}") from error
-            return self._keep(path, layer.digest, digest)
+            return self._keep(path, layer.digest, out.digest)
 
     def _made(self, diff_id: str) -> Descriptor | None:
         made = self._blobs.made_of(diff_id)

@@ -6,7 +6,8 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -210,18 +211,29 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
     if spec.dest is None:
         return
     _check_destination(spec.type, spec.dest)
-    # Short, because a long name of the destination would be too long with anything added to it.
-    partial = spec.dest.with_name(f".{secrets.token_hex(8)}.partial")
-    try:
+    with whole_or_not(spec.dest, trees) as partial:
         if spec.type is OutputType.DIR:
             partial.mkdir()
             trees.copy(source, partial)
         else:
             with trees.tasks.task(f"copying to {spec.dest}", measure=lambda: file_size(partial)):
                 _copy_file(source, partial)
-        os.rename(partial, spec.dest)
+
+
+@contextmanager
+def whole_or_not(dest: Path, trees: Trees) -> Iterator[Path]:
+    """Give a path beside `dest` to write to, which becomes `dest` at the end, unless something fails.
+
+    Raises:
+        MachineError: it could not be written; nothing of it is left.
+    """
+    # Short, because a long name of the destination would be too long with anything added to it.
+    partial = dest.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        yield partial
+        os.rename(partial, dest)
     except OSError as error:
-        raise MachineError(f"{spec.dest} could not be written: {error.strerror}") from error
+        raise MachineError(f"{dest} could not be written: {error.strerror}") from error
     finally:
         trees.remove(partial)
 

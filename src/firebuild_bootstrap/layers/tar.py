@@ -127,6 +127,34 @@ class Sink(Protocol):
         """Take all of `data`, and keep no reference to it: the memory is used again."""
 
 
+class _Writable(Protocol):
+    """A file, which may take a part of what it is given."""
+
+    def write(self, data: memoryview, /) -> int: ...
+
+
+class Hashed:
+    """A `Sink` that hashes what it is given, and writes it to `file` if there is one."""
+
+    def __init__(self, file: _Writable | None = None) -> None:
+        import hashlib  # vminit, which imports this module, hashes nothing
+
+        self._hash = hashlib.sha256()
+        self._file = file
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> None:
+        """See `Sink`."""
+        self._hash.update(data)
+        rest = memoryview(data)
+        while self._file is not None and rest:
+            rest = rest[self._file.write(rest) :]
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of everything written."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+
 class Readable(Protocol):
     """A stream of bytes."""
 

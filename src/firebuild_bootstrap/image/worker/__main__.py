@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import sys
@@ -15,11 +14,11 @@ from firebuild_bootstrap.guest.overlay import changes, flatten, mount_layers, ow
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.reader import LAYER_LIMITS, NO_LIMITS, DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.root import Root
-from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, LayerError, write_layer
+from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, SYMLINK, Entry, Hashed, LayerError, write_layer
 from firebuild_bootstrap.layers.tree import Files, TreeSource, tree_entries
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.layers.compression import GzipWriter
+    pass
 
 _WORK: Final = "work"
 _BLOCK: Final = 4096
@@ -145,7 +144,7 @@ def digest(root: str, *, times: bool = False) -> str:
 
 
 def _digest_of(files: Files, *, times: bool) -> str:
-    target = _Hashed()
+    target = Hashed()
     write_layer(target, files if times else ((entry._replace(mtime_ns=0), data) for entry, data in files))
     return target.digest
 
@@ -153,7 +152,7 @@ def _digest_of(files: Files, *, times: bool) -> str:
 def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
     digests = []
     for tree in _numbered(trees):
-        target = _Hashed()
+        target = Hashed()
         write_layer(target, changes(tree, newest=newest))
         digests.append(target.digest)
     return {"digests": digests}
@@ -163,9 +162,9 @@ def _pack_layer(root: str, blob: str, newest: int | None = None) -> dict[str, An
     from firebuild_bootstrap.layers.compression import GzipWriter
 
     with open(blob, "r+b", buffering=0) as file:
-        compressed = _Hashed(file)
+        compressed = Hashed(file)
         with GzipWriter(compressed) as archive:
-            plain = _Hashed(archive)
+            plain = Hashed(archive)
             write_layer(plain, changes(root, newest=newest))
     return {"diff_id": plain.digest, "digest": compressed.digest}
 
@@ -199,29 +198,9 @@ def _overlay(directory: str) -> dict[str, Any]:
     return {"problem": problem(directory)}
 
 
-class _Hashed:
-    """Where a layer goes that is hashed, and written to `file` if there is one."""
-
-    def __init__(self, file: io.FileIO | GzipWriter | None = None) -> None:
-        self._hash = hashlib.sha256()
-        self._file = file
-
-    def write(self, data: bytes | bytearray | memoryview, /) -> None:
-        """See `Sink`."""
-        self._hash.update(data)
-        rest = memoryview(data)
-        while self._file is not None and rest:
-            rest = rest[self._file.write(rest) :]
-
-    @property
-    def digest(self) -> str:
-        """`sha256:…` of everything written."""
-        return f"sha256:{self._hash.hexdigest()}"
-
-
 def _write(archive: str, files: Files) -> dict[str, Any]:
     with open(archive, "wb", buffering=0) as file:
-        target = _Hashed(file)
+        target = Hashed(file)
         written = write_layer(target, files)
         os.fsync(file.fileno())
     return {"members": written.entries, "size": written.size, "digest": target.digest}
