@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from http.client import HTTPException
 from typing import Any
 
@@ -14,6 +15,8 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from firebuild_pki.errors import causes
+
+_CUT = "unexpected eof while reading"
 
 
 def client_context(anchors: str | None = None) -> ssl.SSLContext:
@@ -33,10 +36,37 @@ def client_context(anchors: str | None = None) -> ssl.SSLContext:
     return context
 
 
-def is_cut(error: ssl.SSLError) -> bool:
-    """Whether a peer closed the connection without a word of TLS; OpenSSL 3 has several errors for that."""
-    ended = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
-    return ended or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+class TlsFault(Enum):
+    """Why TLS with a server failed, as far as what to do about it differs."""
+
+    CUT = auto()
+    NAME = auto()
+    TIME = auto()
+    ISSUER = auto()
+    PLAIN = auto()
+    REFUSED = auto()
+    OTHER = auto()
+
+
+def tls_fault(error: ssl.SSLError) -> tuple[TlsFault, str]:
+    """Return what kind of fault it is, and the words for it; a connection that was cut may hold next time."""
+    reason = (error.reason or "").lower().replace("_", " ")
+    # OpenSSL 3 has several errors for a peer that closes the connection without a word of TLS.
+    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or reason == _CUT:
+        return TlsFault.CUT, "the connection was cut off"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        words = error.verify_message.rstrip(".").lower()
+        kind = TlsFault.ISSUER
+        if "mismatch" in words or "not valid for" in words:
+            kind = TlsFault.NAME
+        elif "expired" in words or "not yet valid" in words:
+            kind = TlsFault.TIME
+        return kind, f"its TLS certificate is not accepted: {words}"
+    if "wrong version" in reason or "http request" in reason or "record layer" in reason:
+        return TlsFault.PLAIN, "it does not speak TLS"
+    if "alert" in reason:
+        return TlsFault.REFUSED, f"it refused the TLS connection: {reason}"
+    return TlsFault.OTHER, f"TLS failed: {reason or 'unknown reason'}"
 
 
 def wrapped(error: BaseException) -> list[BaseException]:

@@ -36,7 +36,7 @@ from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, 
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
 from firebuild_pki.addresses import is_safe, proxy_for
-from firebuild_pki.connections import POOLS, connection_words, is_cut, wrapped
+from firebuild_pki.connections import POOLS, TlsFault, connection_words, tls_fault, wrapped
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")
@@ -474,7 +474,7 @@ class Registry:
         at = "" if self.is_ours(url) else f" at {one_line(host, 100)}"
         for cause in chain:
             if isinstance(cause, ssl.SSLError):
-                words, hint, passing = self._tls_fault(url, cause)
+                words, hint, passing = self._tls_failure(url, cause)
                 return RegistryError(f"{self.host}: {what}{at}: {words}", hint=hint, passing=passing)
             if isinstance(cause, socket.gaierror):
                 return RegistryError(
@@ -484,33 +484,27 @@ class Registry:
                 )
         return RegistryError(f"{self.host}: {what}{at}: {connection_words(chain)}", passing=True)
 
-    def _tls_fault(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
-        reason = (error.reason or "").lower().replace("_", " ")
+    def _tls_failure(self, url: str, error: ssl.SSLError) -> tuple[str, str | None, bool]:
+        """Return words, a hint, and whether it may be otherwise a moment later."""
+        fault, words = tls_fault(error)
+        hint: str | None = None
         entry = f"registries.hosts of {self.host}"
-        if is_cut(error):
-            return "the connection was cut off", None, True
-        if isinstance(error, ssl.SSLCertVerificationError):
-            words = error.verify_message.rstrip(".").lower()
-            if "mismatch" in words or "not valid for" in words:
+        match fault:
+            case TlsFault.NAME:
                 hint = "use a name that the certificate has"
-            elif "expired" in words or "not yet valid" in words:
+            case TlsFault.TIME:
                 hint = "its certificate has to be renewed, or the clock of this machine be set"
-            else:
+            case TlsFault.ISSUER:
                 direct = proxy_for(url, self._around.environ) is None
                 issuer = missing_issuer(url, self._anchors()) if direct else ""
                 of = f" of its issuer {issuer}" if issuer else ""
                 hint = f"set ca_file to the certificate{of}, or ca: provider, in {entry}"
                 words += f": the issuer {issuer} is missing" if issuer else ""
-            return f"its TLS certificate is not accepted: {words}", hint, False
-        if "wrong version" in reason or "http request" in reason or "record layer" in reason:
-            plain_hint = None
-            if is_safe(plain := f"http://{urlsplit(url).netloc}"):
-                plain_hint = f"if it speaks plain http, set address: {plain} in {entry}"
-            return "it does not speak TLS", plain_hint, False
-        if "alert" in reason:
-            hint = f"set cert_file and key_file in {entry} to a client certificate that it accepts"
-            return f"it refused the TLS connection: {reason}", hint, False
-        return f"TLS failed: {reason or 'unknown reason'}", None, False
+            case TlsFault.PLAIN if is_safe(plain := f"http://{urlsplit(url).netloc}"):
+                hint = f"if it speaks plain http, set address: {plain} in {entry}"
+            case TlsFault.REFUSED:
+                hint = f"set cert_file and key_file in {entry} to a client certificate that it accepts"
+        return words, hint, fault is TlsFault.CUT
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from urllib3.exceptions import HTTPError
 
 from firebuild_pki import addresses
 from firebuild_pki.addresses import is_safe
-from firebuild_pki.connections import POOLS, connection_words, is_cut, speaks_tls, wrapped
+from firebuild_pki.connections import POOLS, TlsFault, connection_words, speaks_tls, tls_fault, wrapped
 from firebuild_pki.providers.vault.settings import base_of
 
 MAX_ANSWER = 4 << 20
@@ -73,7 +73,7 @@ def failure_of(address: str, error: Exception) -> Failure:
     chain = wrapped(error)
     for cause in chain:
         if isinstance(cause, ssl.SSLError):
-            return _tls_fault(address, cause)
+            return _tls_failure(address, cause)
         if isinstance(cause, socket.gaierror):
             return _name_fault(address, cause)
     return _connection_failure(address, chain)
@@ -85,26 +85,18 @@ def _connection_failure(address: str, chain: list[BaseException]) -> Failure:
     return Failure(address, "not a usable address" if lasting else connection_words(chain), lasting=lasting)
 
 
-def _tls_fault(address: str, error: ssl.SSLError) -> Failure:
-    reason = (error.reason or "").lower()
-    if is_cut(error):
-        return Failure(address, "the connection was cut off")
-    if isinstance(error, ssl.SSLCertVerificationError):
-        words = error.verify_message.rstrip(".").lower()
-        hint = "set tls.ca_file to the CA certificate of Vault"
-        if "mismatch" in words or "not valid for" in words:
-            hint = "use an address that the certificate names, or set tls.server_name to a name in it"
-        elif "expired" in words or "not yet valid" in words:
-            hint = "renew Vault's own certificate, or set the clock of this machine"
-        return Failure(address, f"its TLS certificate is not accepted: {words}", lasting=True, hint=hint)
-    if "wrong_version" in reason or "http_request" in reason or "record_layer" in reason:
-        hint = "is it plain http, or another service?"
-        return Failure(address, "it does not speak TLS", lasting=True, hint=hint)
-    if "alert" in reason:
-        words = reason.replace("_", " ")
-        hint = "set tls.cert_file and tls.key_file to a client certificate that Vault accepts"
-        return Failure(address, f"it refused the TLS connection: {words}", lasting=True, hint=hint)
-    return Failure(address, "TLS failed: " + (reason.replace("_", " ") or "unknown reason"), lasting=True)
+_TLS_HINTS = {
+    TlsFault.NAME: "use an address that the certificate names, or set tls.server_name to a name in it",
+    TlsFault.TIME: "renew Vault's own certificate, or set the clock of this machine",
+    TlsFault.ISSUER: "set tls.ca_file to the CA certificate of Vault",
+    TlsFault.PLAIN: "is it plain http, or another service?",
+    TlsFault.REFUSED: "set tls.cert_file and tls.key_file to a client certificate that Vault accepts",
+}
+
+
+def _tls_failure(address: str, error: ssl.SSLError) -> Failure:
+    fault, words = tls_fault(error)
+    return Failure(address, words, lasting=fault is not TlsFault.CUT, hint=_TLS_HINTS.get(fault))
 
 
 def _name_fault(address: str, error: socket.gaierror) -> Failure:
