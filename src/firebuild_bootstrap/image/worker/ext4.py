@@ -305,6 +305,32 @@ class Ext4Writer:
             self._inodes.write(self._new_inodes)
             self._new_inodes = bytearray()
 
+    def _put_node(
+        self,
+        entry: Entry,
+        mode: int,
+        attributes: tuple[int, bytes],
+        *,
+        size: int,
+        blocks: int,
+        flags: int,
+        content: bytes,
+    ) -> None:
+        attribute_block, inner = attributes
+        self._put_inode(
+            nodes.inode(
+                mode,
+                (entry.uid, entry.gid),
+                entry.mtime_ns,
+                size=size,
+                blocks=blocks + (1 if attribute_block else 0),
+                flags=flags,
+                content=content,
+                attribute_block=attribute_block,
+                attributes=inner,
+            )
+        )
+
     # Contents. --------------------------------------------------------------------------------------------
 
     def _add_file(self, entry: Entry, content: Content, mode: int, attributes: tuple[int, bytes]) -> None:
@@ -327,22 +353,18 @@ class Ext4Writer:
             extents, further = self._put(data, self._next)
         else:
             extents, further, count = self._put_regions(entry, content)
-        self._put_inode(
-            nodes.inode(
-                mode,
-                (entry.uid, entry.gid),
-                entry.mtime_ns,
-                size=size,
-                blocks=count + further + (1 if attributes[0] else 0),
-                flags=nodes.EXTENTS_FLAG,
-                content=extents,
-                attribute_block=attributes[0],
-                attributes=attributes[1],
-            )
+        self._put_node(
+            entry,
+            mode,
+            attributes,
+            size=size,
+            blocks=count + further,
+            flags=nodes.EXTENTS_FLAG,
+            content=extents,
         )
 
     def _add_other(self, entry: Entry, mode: int, attributes: tuple[int, bytes]) -> None:
-        data, size, flags, blocks = b"", 0, 0, 1 if attributes[0] else 0
+        data, size, flags, blocks = b"", 0, 0, 0
         if entry.kind == SYMLINK:
             text = os.fsencode(entry.linkname)
             size = len(text)
@@ -356,19 +378,7 @@ class Ext4Writer:
                 blocks += 1
         elif entry.kind != FIFO:
             data = nodes.device(entry.path, *entry.device)
-        self._put_inode(
-            nodes.inode(
-                mode,
-                (entry.uid, entry.gid),
-                entry.mtime_ns,
-                size=size,
-                blocks=blocks,
-                flags=flags,
-                content=data,
-                attribute_block=attributes[0],
-                attributes=attributes[1],
-            )
-        )
+        self._put_node(entry, mode, attributes, size=size, blocks=blocks, flags=flags, content=data)
 
     def _attributes(self, entry: Entry) -> tuple[int, bytes]:
         """Return the block of further attributes, if any, and what goes into the inode."""
