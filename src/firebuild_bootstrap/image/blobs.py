@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.content_store import unusable_store, write_whole
+from firebuild_bootstrap.image.content_store import try_lock, unusable_store, write_whole
 
-_DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+"""Those that can be verified (image-spec, descriptor.md, "Registered algorithms")."""
 _ALGORITHMS: Final = ("sha256", "sha512")
 _PIECE: Final = 1024 * 1024
 _PAUSE: Final = 0.05
@@ -173,7 +174,7 @@ class BlobStore:
         Raises:
             InputError: `digest` is none that can be verified.
         """
-        if _DIGEST.fullmatch(digest) is None:
+        if DIGEST.fullmatch(digest) is None:
             raise InputError(
                 f"expected a digest such as sha256:…, found {digest!r:.200}",
                 hint="sha256 and sha512 can be verified, with lower-case digits",
@@ -329,7 +330,7 @@ class BlobStore:
     def digests(self) -> list[str]:
         """Return the digests of all blobs, sorted."""
         found = (f"{kind}:{digits}" for kind in _ALGORITHMS for digits in _names(self.root / kind))
-        return sorted(filter(_DIGEST.fullmatch, found))
+        return sorted(filter(DIGEST.fullmatch, found))
 
     def sweep(self) -> int:
         """Remove blobs that no image names and nobody holds, and parts that nobody has resumed for a week.
@@ -379,7 +380,7 @@ class BlobStore:
             with _storing():
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                while not (locked := _try_lock(descriptor)) and _is_at(descriptor, path):
+                while not (locked := try_lock(descriptor)) and _is_at(descriptor, path):
                     self._check()
                     time.sleep(_PAUSE)
                 if locked and _is_at(descriptor, path):
@@ -456,18 +457,10 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _locked(path: Path, cleanup: ExitStack) -> int | None:
     """Return the open file at `path` with an exclusive lock; None where it is gone, or somebody holds it."""
     descriptor = _opened(path, os.O_RDONLY)
     if descriptor is None:
         return None
     cleanup.callback(os.close, descriptor)
-    return descriptor if _try_lock(descriptor) else None
+    return descriptor if try_lock(descriptor) else None

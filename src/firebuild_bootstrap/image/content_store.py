@@ -293,6 +293,15 @@ def unusable_store(what: str, error: OSError) -> FirebuildError:
     return MachineError(message, hint=_SPACE)
 
 
+def try_lock(descriptor: int) -> bool:
+    """Take the exclusive lock of an open file; False where somebody else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _lock(directory: Path, how: int) -> int:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

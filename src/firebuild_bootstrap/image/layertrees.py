@@ -15,7 +15,6 @@ as long as the machine runs, and beyond that once it is known to be on the disk,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +28,13 @@ from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.content_store import ContentStore, Staging, sync_file_system, write_whole
+from firebuild_bootstrap.image.content_store import (
+    ContentStore,
+    Staging,
+    sync_file_system,
+    try_lock,
+    write_whole,
+)
 from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
@@ -516,9 +521,9 @@ def making(
     path = root / f"making-{hashlib.sha256(key.encode()).hexdigest()[0]}"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if not _locked(descriptor):
+        if not try_lock(descriptor):
             with tasks.task(f"waiting for another build that {what}"):
-                while not _locked(descriptor):
+                while not try_lock(descriptor):
                     check()
                     time.sleep(_PAUSE)
         yield
@@ -534,14 +539,6 @@ def store_name(trees: Trees) -> str:
 def chain_key(below: str, digest: str) -> str:
     """Return the key of a layer on top of the one with the key `below`: the ChainID of OCI's image-spec."""
     return f"sha256:{hashlib.sha256(f'{below} {digest}'.encode()).hexdigest()}" if below else digest
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _name(key: str) -> tuple[str]:

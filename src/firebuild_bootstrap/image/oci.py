@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
-from firebuild_bootstrap.image.blobs import BlobError, digest_of
+from firebuild_bootstrap.image.blobs import DIGEST, BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
 
@@ -46,7 +46,6 @@ _LAYERS: Final = re.compile(
     r"|application/vnd\.docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.(gzip|zstd))?"
     r"|application/vnd\.docker\.image\.rootfs\.diff\.tar"
 )
-_DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 """Annotation of a manifest in the index of a layout: how it is called there (annotations.md)."""
@@ -89,7 +88,7 @@ class Descriptor:
         """
         members = _Object(document, what)
         digest = members.text("digest")
-        if _DIGEST.fullmatch(digest) is None:
+        if DIGEST.fullmatch(digest) is None:
             raise InputError(f"{what}: expected a sha256 or sha512 digest, found {digest!r:.200}")
         platform = members.get("platform")
         return cls(
@@ -291,7 +290,7 @@ def parse_config(data: bytes) -> ImageDocument:
     if not isinstance(diff_ids, list) or len(diff_ids) > MAX_MEMBERS:
         raise InputError(f"{what}: rootfs.diff_ids: expected at most {MAX_MEMBERS} digests")
     for each in diff_ids:
-        if not isinstance(each, str) or _DIGEST.fullmatch(each) is None:
+        if not isinstance(each, str) or DIGEST.fullmatch(each) is None:
             raise InputError(f"{what}: rootfs.diff_ids: expected a digest, found {each!r:.200}")
     history = tuple(_history(*each) for each in members.objects("history", _MAX_HISTORY))
     return ImageDocument(

@@ -292,11 +292,11 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
         return record.source.config.digest
     made = image.layers(layers.root.name)
     own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
-    layers.digests(own, record.epoch)  # all of them at once
+    found = dict(zip(own, layers.digests(own, record.epoch), strict=True))
     diff_ids = [
         layer.digest
         if isinstance(layer, ArchiveLayer)
-        else (layer.outside.diff_id if layer.outside else layers.digest(layer.key, record.epoch))
+        else (layer.outside.diff_id if layer.outside else found[layer.key])
         for layer in made
     ]
     system, _, architecture = record.platform.partition("/")

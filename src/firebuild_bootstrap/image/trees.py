@@ -176,11 +176,7 @@ class Trees:
             newest: see `tree_entries`.
             only: patterns of `dockerfile.graph.Files`: all that they mean is there; None for everything.
         """
-        name = f"{_OTHER}/{archive.name}"
-        request = {"root": _TREE, "archive": name, "newest": newest, "only": only}
-        with self._writing(archive):
-            reply = self._read(root, archive.parent, "pack", **request)
-        return PackedFile(reply["size"], reply["digest"])
+        return self._write("pack", root, archive, "archive", newest=newest, only=only)
 
     def ext4(self, root: Tree, image: Path, options: Ext4Options, *, newest: int | None = None) -> PackedFile:
         """Write the tree `root` to the new file `image` as an ext4 file system.
@@ -194,11 +190,7 @@ class Trees:
         Raises:
             InputError: it does not fit into `options.size`.
         """
-        name = f"{_OTHER}/{image.name}"
-        with self._writing(image):
-            request = {"root": _TREE, "image": name, "newest": newest, **options._asdict()}
-            reply = self._read(root, image.parent, "ext4", **request)
-        return PackedFile(reply["size"], reply["digest"])
+        return self._write("ext4", root, image, "image", newest=newest, **options._asdict())
 
     def readonly(self, root: Tree, image: Path, form: str, *, newest: int | None = None) -> PackedFile:
         """Write the tree `root` to the new file `image` as a read-only file system.
@@ -209,9 +201,13 @@ class Trees:
             form: erofs or squashfs.
             newest: see `tree_entries`.
         """
-        request = {"root": _TREE, "image": f"{_OTHER}/{image.name}", "form": form, "newest": newest}
-        with self._writing(image):
-            reply = self._read(root, image.parent, "readonly", **request)
+        return self._write("readonly", root, image, "image", form=form, newest=newest)
+
+    def _write(self, operation: str, root: Tree, file: Path, name: str, **request: Any) -> PackedFile:
+        """Have the worker write the new file, whose path is the member `name` of what it is asked."""
+        request |= {"root": _TREE, name: f"{_OTHER}/{file.name}"}
+        with self._writing(file):
+            reply = self._read(root, file.parent, operation, **request)
         return PackedFile(reply["size"], reply["digest"])
 
     def ext4_of(self, trees: Mapping[str, Path], image: Path, options: Ext4Options) -> None:

@@ -16,14 +16,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from urllib3.exceptions import HTTPError
 
-from firebuild_bootstrap.image.blobs import Described, digest_of
+from firebuild_bootstrap.image.blobs import DIGEST, Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
 from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, joined, shown_url
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
 from firebuild_pki.display import one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
 _PIECE: Final = 1 << 16
 # Less than this within the time that an answer may take is a connection that has died.
@@ -100,7 +99,7 @@ class Repository:
         def head() -> str:
             with self._send("HEAD", path, what, headers=_ACCEPT) as response:
                 found: str = response.headers.get("Docker-Content-Digest", "")
-                return found if _DIGEST.fullmatch(found) else ""
+                return found if DIGEST.fullmatch(found) else ""
 
         # The header is not required of registries.
         return self.registry.retry(head) or self.manifest(reference).digest
@@ -128,7 +127,7 @@ class Repository:
             return Received(data, media_type)
 
         found = self.registry.retry(get)
-        if _DIGEST.fullmatch(reference):
+        if DIGEST.fullmatch(reference):
             actual = digest_of(found.data, reference.partition(":")[0])
             if actual != reference:
                 raise RegistryError(f"{self.registry.host}: {what} is another one: its digest is {actual}")
