@@ -32,7 +32,7 @@ def test_each_builds_on_what_the_other_has_built(tmp_path: Path, form: str) -> N
 
     buildah = ("buildah", "--root", tmp_path / "storage", "--runroot", tmp_path / "run")
     (tmp_path / "bin").mkdir()
-    for name in ("sh", "rm", "cat", "ls"):
+    for name in ("sh", "rm"):
         shutil.copy("/bin/busybox", tmp_path / "bin" / name)
     (tmp_path / "one").write_text("FROM scratch\nCOPY bin /bin\nRUN echo 1 > /one && echo 2 > /two\n")
     (tmp_path / "two").write_text("FROM acme/web:1\nRUN rm /one && echo 3 > /three\n")
@@ -45,5 +45,6 @@ def test_each_builds_on_what_the_other_has_built(tmp_path: Path, form: str) -> N
     run(*buildah, "pull", f"{archive}/second.tar")
     run(*buildah, "bud", "--pull-never", "-f", "three", "-t", "last:1", ".")
     container = run(*buildah, "from", "--pull-never", "last:1").strip()
-    shown = run(*buildah, "run", "--isolation", "chroot", container, "--", "/bin/ls", "/")
-    assert set(shown.split()) & {"one", "two", "three", "four"} == {"three", "four"}
+    # By its status: what a program writes there does not always reach us, as its chroot ends with it.
+    look = "test ! -e /one && test ! -e /two && test -e /three && test -e /four"
+    run(*buildah, "run", "--isolation", "chroot", container, "--", "/bin/sh", "-c", look)
