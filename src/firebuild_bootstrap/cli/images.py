@@ -251,7 +251,6 @@ def load(source: Path, name: str | None, config_file: Path | None) -> None:
     """
     from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.layouts import STDIN
-    from firebuild_bootstrap.machine.rootfs import unpack_notes
 
     wanted = _tag(name) if name is not None else None
     what = "standard input" if str(source) == "-" else one_line(str(source))
@@ -271,7 +270,7 @@ def load(source: Path, name: str | None, config_file: Path | None) -> None:
             STDIN if str(source) == "-" else source,
             home.root,
             name=wanted,
-            report=lambda lost: notes.update(dict.fromkeys(unpack_notes(lost, "the image"))),
+            report=lambda lost: notes.update(dict.fromkeys(lost.notes("the image"))),
             root=root,
         )
         for note in notes:
