@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_pki.conformance import Feature, ProviderConformance, base
-from firebuild_pki.conformance.suite import GROUPS
+from firebuild_pki.conformance import GROUPS, Feature, ProviderConformance, base
 
 PATH = Path(__file__).parents[2] / "docs" / "conformance.md"
 PAGE = PATH.read_text(encoding="utf-8")

@@ -282,7 +282,7 @@ def _build(options: _Options) -> None:
     with interrupts.installed(), ExitStack() as cleanup:
         from firebuild_bootstrap.build import build_image
         from firebuild_bootstrap.cli.failure import error_first
-        from firebuild_bootstrap.cli.imagejson import as_text, image_document, write_atomically
+        from firebuild_bootstrap.cli.output import as_text, image_document, write_atomically
         from firebuild_bootstrap.cli.stdin import given
 
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}

@@ -71,7 +71,7 @@ def from_host(name: str, config_file: Path | None) -> None:
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
@@ -179,7 +179,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
     What was not used for longest is the first of them.
     """
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.drives import snapshot_drives
     from firebuild_bootstrap.progress import human_size
