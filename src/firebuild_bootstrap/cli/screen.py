@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import click
 
@@ -25,10 +25,9 @@ def width() -> int:
     return min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns or MAX_WIDTH, MAX_WIDTH)
 
 
-def coloured(environ: Mapping[str, str] | None = None) -> bool:
+def coloured() -> bool:
     """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
-    known = os.environ if environ is None else environ
-    return sys.stdout.isatty() and not known.get("NO_COLOR") and known.get("TERM") != "dumb"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def styled(text: str, **style: bool | str) -> str:

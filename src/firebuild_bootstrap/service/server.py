@@ -20,7 +20,7 @@ from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
-from firebuild_bootstrap.listening import listen, parse_bind
+from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service.guard import Guard
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.outcome import Outcome
@@ -58,7 +58,6 @@ class BootstrapServer:
         total_steps: for the events; the highest number in `steps` unless given.
         stage: for the events, where a build has several.
         limits: times and sizes.
-        bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
         on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
         layers: takes the layers of finished steps.
         agents: SSH agents of the user by id; a RUN reaches those that it mounts.
@@ -77,7 +76,6 @@ class BootstrapServer:
         total_steps: int | None = None,
         stage: str = "",
         limits: Limits | None = None,
-        bind: str = "127.0.0.1",
         on_guest_connected: Callable[[], None] = lambda: None,
         layers: LayerSink | None = None,
         agents: Mapping[str, SshAgent] = MappingProxyType({}),
@@ -85,7 +83,6 @@ class BootstrapServer:
     ) -> None:
         _check_resources(commands, resources)
         self._limits = limits or Limits()
-        self._bind = parse_bind(bind)
         self._credentials = ProxyCredentials(server=server_material, guest=guest_material)
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
@@ -116,8 +113,8 @@ class BootstrapServer:
         """Begin to serve.
 
         Args:
-            listener: a listening socket to use instead of `bind`, for guests that cannot reach an address of
-                this process's own network.
+            listener: a listening socket, in whatever network the guest can reach; None for a free port on
+                this host's loopback interface.
 
         Returns:
             `host:port` of the public port.
@@ -135,7 +132,7 @@ class BootstrapServer:
                 refusals=self._session.refusals,
                 observer=self._session,
             )
-            host_port = proxy.start(listener or listen(*self._bind))
+            host_port = proxy.start(listener or listen("127.0.0.1"))
             started.callback(proxy.stop)
             self._session.start()
             self._running = (proxy, server)
