@@ -19,7 +19,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, Resource, content
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.service.outcome import aborted
+from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
 
 from .copying import plain

@@ -21,7 +21,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
-from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
+from firebuild_bootstrap.service.reporting import Ending, Outcome, failure
 from firebuild_bootstrap.service.session import Session, StepEvents
 
 from . import copying, scripts

@@ -12,8 +12,15 @@ from typing import Final, Literal
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, StepInfo, StepStarted
 from firebuild_bootstrap.service.limits import Limits, Watch
-from firebuild_bootstrap.service.outcome import Ending, Outcome, check_status, failure
-from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
+from firebuild_bootstrap.service.reporting import (
+    BoundedOutput,
+    Ending,
+    Outcome,
+    Refusals,
+    SerialSink,
+    check_status,
+    failure,
+)
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
 
 _PIECE_BYTES: Final = 256 * 1024
