@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,6 +26,7 @@ from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial
 from firebuild_pki.display import one_line
 

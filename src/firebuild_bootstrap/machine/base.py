@@ -6,11 +6,11 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.mmds.store import MetadataWriter

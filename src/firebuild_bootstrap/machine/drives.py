@@ -18,7 +18,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -33,6 +32,7 @@ from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.machine.base import FINISHED, StepLayer, Taken, finished_layers
 from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CacheMount
 
 VM_CACHES: Final = "cache-mounts/vm"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
+from firebuild_bootstrap.values import dataclass
 
 # Ids are letters, digits and underscores.
 _INTERFACE: Final = "eth0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -23,6 +22,7 @@ from firebuild_bootstrap.machine.firecracker.chroot import (
 from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Process, StartedProcess
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.values import dataclass
 
 _SOCKET: Final = "api.sock"
 _STAT: Final = "firecracker.stat"
