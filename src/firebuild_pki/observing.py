@@ -88,6 +88,8 @@ class Observers:
         reason: str | None = None,
     ) -> None:
         """Hand an event to each observer; one that fails does not keep it from the others."""
+        if not self.listeners:
+            return
         event = CAEvent(kind, self.clock(), self.provider, self.build_id, profile, names, reason=reason)
         if certificate is not None:
             event = replace(

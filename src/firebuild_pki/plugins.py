@@ -219,11 +219,17 @@ def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
 def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
+    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
+        return _manager(plugin, entry.name)
+
+
+@lru_cache(maxsize=16)
+def _manager(plugin: Any, name: str) -> pluggy.PluginManager:
+    """Look for the hooks of a plugin; once, because pluggy looks at every name in its module."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
-        manager.register(plugin, entry.name)
-        manager.check_pending()
+    manager.register(plugin, name)
+    manager.check_pending()
     return manager
 
 
