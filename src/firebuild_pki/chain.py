@@ -46,6 +46,7 @@ _EC_PARAMETERS: Final = bytes.fromhex(
 _MAX_PATHS: Final = 64
 _MAX_LINKS: Final = 1_000
 _quiet = threading.RLock()
+_is_quiet = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,21 @@ class Chain:
 def quiet_parsing() -> Iterator[None]:
     """Keep cryptography's remarks about odd certificates off stderr: serial numbers of zero, NULL parameters.
 
-    They are for programmers, come with lines of source, and name no certificate.
+    They are for programmers, come with lines of source, and name no certificate. Within such a block, another
+    one costs nothing.
     """
-    with _quiet, warnings.catch_warnings():  # the filters are the whole process's, hence the lock
-        warnings.simplefilter("ignore")
-        yield
+    global _is_quiet  # noqa: PLW0603 - the filters are the whole process's, hence the lock
+    with _quiet:
+        if _is_quiet:  # whoever has the lock made it so
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _is_quiet = True
+            try:
+                yield
+            finally:
+                _is_quiet = False
 
 
 def read_certificate(data: bytes) -> x509.Certificate:
@@ -98,10 +109,10 @@ def serial_of(certificate: x509.Certificate) -> int:
 
 def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """Return the value of an extension, None if there is none."""
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+    for extension in certificate.extensions:
+        if extension.oid == kind.oid and isinstance(extension.value, kind):
+            return extension.value
+    return None
 
 
 def error_message(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from firebuild_pki.chain import Chain
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.identity import Identity
-from firebuild_pki.keys import KeyType, PrivateKey, generate_key, is_usable, private_key_pem
+from firebuild_pki.keys import Keys, PrivateKey, is_usable, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignRequest
 from firebuild_pki.verify import Expectation, Trust, Verified, public_key_bytes, verify_certificate
@@ -34,7 +34,7 @@ class Order:
     Args:
         identity: names of the build's two ends.
         profile: which of the ends.
-        key_type: kind of key to make.
+        keys: where a new key comes from.
         clock: the current time, UTC; asked after the provider answered.
         ttl: wanted lifetime from now on.
         deadline: latest moment at which the build may need the certificate.
@@ -42,7 +42,7 @@ class Order:
 
     identity: Identity
     profile: Profile
-    key_type: KeyType
+    keys: Keys
     clock: Clock
     ttl: timedelta
     deadline: datetime
@@ -52,7 +52,7 @@ class Order:
         cls,
         identity: Identity,
         profile: Profile,
-        key_type: KeyType,
+        keys: Keys,
         clock: Clock,
         *,
         ttl: timedelta | None,
@@ -71,7 +71,7 @@ class Order:
             ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
         if ttl <= timedelta(0):
             raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
-        return cls(identity, profile, key_type, clock, ttl, deadline)
+        return cls(identity, profile, keys, clock, ttl, deadline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Issued:
 
 def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     """Make a key, have it signed, check the answer."""
-    key = generate_key(order.key_type)
+    key = order.keys.take()
     names = (order.identity.of(order.profile),)
     csr = make_csr(key, names)
     request = SignRequest(csr, order.profile, names, order.ttl, order.identity.build_id)

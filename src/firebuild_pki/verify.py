@@ -39,6 +39,7 @@ from firebuild_pki.chain import (
     identifier_problem,
     key_problem,
     parse_certificates,
+    quiet_parsing,
 )
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.leaf_checks import check_leaf, is_ca
@@ -223,7 +224,8 @@ def _holds(chain: Chain, expected: Expectation, links: Links) -> bool:
 def _readable(what: str) -> Iterator[None]:
     """Turn what cryptography raises about odd certificates into an error of ours, in words of ours."""
     try:
-        yield
+        with quiet_parsing():
+            yield
     except MaterialError:
         raise
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
@@ -329,12 +331,17 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
 
 def _identifiers(chain: Chain) -> list[str]:
     # RFC 5280 sections 4.2.1.1 and 4.2.1.2; VERIFY_X509_STRICT, Python's default since 3.13, insists
-    below = [(one, x509.AuthorityKeyIdentifier, "authority") for one in chain.certificates]
-    above = [(one, x509.SubjectKeyIdentifier, "subject") for one in (*chain.issuers, chain.anchor)]
+    below = [
+        (one, "authority")
+        for one in chain.certificates
+        if extension_of(one, x509.AuthorityKeyIdentifier) is None
+    ]
+    above = [
+        (one, "subject") for one in chain.authorities if extension_of(one, x509.SubjectKeyIdentifier) is None
+    ]
     return [
         f"strict TLS libraries may refuse {describe(certificate)}: it has no {word} key identifier"
-        for certificate, kind, word in (*below, *above)
-        if not any(isinstance(extension.value, kind) for extension in certificate.extensions)
+        for certificate, word in (*below, *above)
     ]
 
 
