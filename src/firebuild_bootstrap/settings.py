@@ -6,7 +6,6 @@ of the command line.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,6 @@ class CacheSettings(Settings):
     max_size: ByteSize | None = None
     """What they may take on the disk, after each build; what was not used for longest goes first. Without it,
     20GiB, or a quarter of the disk if that is less."""
-
-    def limit(self, home: Path) -> int:
-        """Return the limit in bytes for a store at `home`, which exists."""
-        if self.max_size is not None:
-            return self.max_size
-        disk = os.statvfs(home)
-        return min(20 << 30, disk.f_blocks * disk.f_frsize // 4)
 
 
 class BuildSettings(Settings):

@@ -82,8 +82,9 @@ class PluginCatalog:
         providers: Iterable[EntryPoint] | None = None,
         observers: Iterable[EntryPoint] | None = None,
     ) -> None:
-        self._providers = _entries(PROVIDER_GROUP, providers)
-        self._observers = _entries(OBSERVER_GROUP, observers)
+        installed = _installed(_path_state()) if providers is None or observers is None else ()
+        self._providers = _sorted(_of(installed, PROVIDER_GROUP) if providers is None else providers)
+        self._observers = _sorted(_of(installed, OBSERVER_GROUP) if observers is None else observers)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PluginCatalog):
@@ -155,8 +156,11 @@ def load_provider(name: str) -> ProviderSpec:
     return PluginCatalog().load_provider(name)
 
 
-def _entries(group: str, given: Iterable[EntryPoint] | None) -> tuple[EntryPoint, ...]:
-    found = [one for one in _installed(_path_state()) if one.group == group] if given is None else given
+def _of(found: Iterable[EntryPoint], group: str) -> Iterator[EntryPoint]:
+    return (one for one in found if one.group == group)
+
+
+def _sorted(found: Iterable[EntryPoint]) -> tuple[EntryPoint, ...]:
     return tuple(sorted(found, key=lambda entry: entry.name))
 
 
@@ -219,11 +223,17 @@ def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
 def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
+    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
+        return _manager(plugin, entry.name)
+
+
+@lru_cache(maxsize=16)
+def _manager(plugin: Any, name: str) -> pluggy.PluginManager:
+    """Look for the hooks of a plugin; once, because pluggy looks at every name in its module."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
-        manager.register(plugin, entry.name)
-        manager.check_pending()
+    manager.register(plugin, name)
+    manager.check_pending()
     return manager
 
 

@@ -18,7 +18,7 @@ import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Final, Protocol, cast
@@ -46,6 +46,7 @@ from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
 from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerWriter, Sink
+from firebuild_bootstrap.values import dataclass
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"

@@ -18,11 +18,12 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.registry.settings import RegistrySettings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 HUB: Final = "docker.io"

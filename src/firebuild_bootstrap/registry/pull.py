@@ -9,7 +9,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -31,6 +31,7 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")

@@ -6,13 +6,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal
 
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
 from firebuild_bootstrap.service.tls import NO_CERTIFICATE, PeerCertificate
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import block, error_text, one_line
 
 logger: Final = logging.getLogger("firebuild.service")
