@@ -22,8 +22,8 @@ from pydantic import BaseModel
 
 from firebuild_pki import hookspecs
 from firebuild_pki.errors import ProviderConflict, ProviderLoadError, ProviderNotFound
+from firebuild_pki.positions import nearest
 from firebuild_pki.provider import API_VERSION, Capability, ProviderSpec
-from firebuild_pki.spelling import nearest
 from firebuild_pki.wrapping import described, harmless, one_text
 
 PROVIDER_GROUP = "firebuild_pki.providers"
