@@ -21,8 +21,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.listening import listen
-from firebuild_bootstrap.service import BootstrapServer, Ending, Limits
+from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial, open_authority
+from support import ending_of
 
 
 def port_of(address: str) -> int:
@@ -93,7 +94,7 @@ def test_the_answer_to_success_gets_through_although_the_server_stops_at_once(se
     stopper.start()
     running.caller().success()
     stopper.join()
-    assert running.server.wait(0).ending is Ending.SUCCESS
+    assert ending_of(running.server.wait(0)) == "success"
 
 
 def test_waiting_ends_when_the_server_is_stopped(serve: Any) -> None:

@@ -6,10 +6,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Final, Literal
 
-from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, InputError, StepFailed
+from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
 from firebuild_bootstrap.service.tls import NO_CERTIFICATE, PeerCertificate
 from firebuild_bootstrap.values import dataclass
@@ -171,29 +170,17 @@ _MAX_STATUS: Final = 255
 _MAX_REASON: Final = 4000  # characters of what a guest says about its failure
 
 
-class Ending(StrEnum):
-    """The five ways in which a build ends."""
-
-    SUCCESS = "success"
-    ABORTED = "aborted"
-    LOST = "lost"
-    TIMEOUT = "timeout"
-    SERVER_ERROR = "server-error"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The end of a build.
 
     Args:
-        ending: which of the five it is.
-        error: what to raise for it; None on success only.
+        error: what to raise for it, whose class tells the kind of end; None on success only.
         step: number of the step that failed, 0 where none was running.
         exit_code: exit status of a failed RUN, else None.
         reason: why the guest gave up: `command`, `file`, `protocol` or `internal`; empty from old guests.
     """
 
-    ending: Ending
     error: FirebuildError | None = None
     step: int = 0
     exit_code: int | None = None
@@ -229,7 +216,7 @@ def aborted(text: str, *, step: int, exit_code: int, reason: str) -> Outcome:
     check_status(step, exit_code)
     status = exit_code if reason == "command" else None
     error = StepFailed(block(text, _MAX_REASON) or "the guest gave no reason", step=step, exit_code=status)
-    return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=status, reason=reason)
+    return Outcome(error=error, step=step, exit_code=status, reason=reason)
 
 
 def check_status(step: int, exit_code: int) -> None:
@@ -244,11 +231,4 @@ def check_status(step: int, exit_code: int) -> None:
 
 def failure(error: FirebuildError) -> Outcome:
     """Return the outcome that belongs to an error which the guest did not report itself."""
-    step = getattr(error, "step", 0)
-    match error:
-        case GuestLost():
-            return Outcome(ending=Ending.LOST, error=error)
-        case BuildTimeout():
-            return Outcome(ending=Ending.TIMEOUT, error=error)
-        case _:
-            return Outcome(ending=Ending.SERVER_ERROR, error=error, step=step)
+    return Outcome(error=error, step=getattr(error, "step", 0))

@@ -14,7 +14,6 @@ from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, 
 from firebuild_bootstrap.service.limits import Limits, Watch
 from firebuild_bootstrap.service.reporting import (
     BoundedOutput,
-    Ending,
     Outcome,
     Refusals,
     SerialSink,
@@ -333,6 +332,6 @@ class StepEvents:
             step, exit_code = min(self._left), None
             message = f"the guest reported success, but step {step} was not seen to end"
         else:
-            return Outcome(ending=Ending.SUCCESS)
+            return Outcome()
         error = StepFailed(message, step=step, exit_code=exit_code)
-        return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=exit_code, reason="protocol")
+        return Outcome(error=error, step=step, exit_code=exit_code, reason="protocol")
