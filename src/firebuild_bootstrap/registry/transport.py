@@ -118,6 +118,11 @@ class Registry:
         """How long an answer may take."""
         return self._around.seconds
 
+    @property
+    def chunk_size(self) -> int:
+        """Bytes that are sent at a time; 0 for a whole blob."""
+        return self._settings.chunk_size or 0
+
     def close(self) -> None:
         """Close the connections, now: urllib3 would wait until nothing refers to a pool."""
         while self._pools:
