@@ -501,8 +501,10 @@ class LayerTrees:
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
             good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return None
+        except OSError as error:  # too many open files: that says nothing about the tree
+            raise MachineError(f"{content / _INFO} can't be read: {error.strerror}") from error
         return info if good else None
 
 
