@@ -262,7 +262,7 @@ class Intake:
         for layer in layers:
             if layer.outside is None:
                 return  # what is built on them is there, or lost
-            write = partial(self._write, layer.outside)
+            write = partial(self.decompress, layer.outside)
             try:
                 below = self._layers.below(layer.key, keys, trees)
                 tree, lost = self._layers.unpacked_from(write, layer.key, below)
@@ -275,8 +275,13 @@ class Intake:
             keys.append(layer.key)
             trees.append(tree)
 
-    def _write(self, layer: OutsideLayer, archive: Path) -> None:
-        """Decompress the blob of a layer."""
+    def decompress(self, layer: OutsideLayer, archive: Path) -> None:
+        """Decompress the blob of a layer, which is in the store, into a new file, and verify what comes out.
+
+        Raises:
+            InputError: it is damaged, more than `layouts.most_of` allows, or not the layer that it claims.
+            MachineError: the blob is not there, or the disk is full.
+        """
         from firebuild_bootstrap.image.layouts import decompress_bounded
 
         what = f"the layer {layer.blob.digest}"
