@@ -299,9 +299,8 @@ class Intake:
             raise MachineError(f"{path} can't be read: {error.strerror}") from error
         if out.digest != layer.diff_id:
             raise InputError(
-                f"{what} unpacks to an archive with the digest {out.digest}, and the image's configuration "
-                f"says {layer.diff_id}",
-                hint="whoever made the image is broken or hostile; nothing of it was kept",
+                f"{what} unpacks to an archive with the digest {out.digest}, and not {layer.diff_id}",
+                hint="whoever made it is broken or hostile; nothing of it was kept",
             )
 
 

@@ -295,6 +295,7 @@ class Cache:
         everything: bool = False,
         max_size: int | None = None,
         older_than: float | None = None,
+        imported: bool = False,
         dry_run: bool = False,
         sweep: bool = True,
     ) -> list[Entry]:
@@ -307,6 +308,7 @@ class Cache:
             max_size: of the rest, least recently used first, until all but what images need takes at most so
                 many bytes. Bases without a layer on them are then like all others.
             older_than: of the rest what was not used for so many seconds; the same goes for bases.
+            imported: of the rest what came from remote caches.
             dry_run: remove nothing.
             sweep: free the space at once; `LayerTrees.settle` does it otherwise.
 
@@ -319,7 +321,7 @@ class Cache:
         if not self.trees.root.is_dir():
             return []
         removed: list[Entry] = []
-        plain = max_size is None and older_than is None
+        plain = max_size is None and older_than is None and not imported
         oldest = self._clock() - older_than if older_than is not None else 0.0
         with self._changing():
             survey = self._survey()
@@ -332,6 +334,7 @@ class Cache:
                     or not use.found
                     or (max_size is not None and total > max_size)
                     or use.last_used < oldest
+                    or (imported and entry.origin)
                     or (plain and entry.is_base)
                 )
                 if not wanted or use.in_use or use.named or survey.layers[entry.id]:
