@@ -48,7 +48,7 @@ def build(home: Path, work: Path, *options: str) -> float:
     if not home.exists():
         subprocess.run([FIREBUILD, "base", "from-host", "host"], env=environ, check=True, capture_output=True)
     began = time.perf_counter()
-    command = [FIREBUILD, "build", "--quiet", "--tag", "app:1", *options, work / "context"]
+    command = [str(FIREBUILD), "build", "--quiet", "--tag", "app:1", *options, str(work / "context")]
     subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
