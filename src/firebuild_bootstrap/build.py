@@ -29,7 +29,6 @@ from firebuild_bootstrap.events import (
 )
 from firebuild_bootstrap.failures import failure_event
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import check_destinations, check_programs
 from firebuild_bootstrap.image.store import StoredImage
 from firebuild_bootstrap.lowering import has_caches, prepare
@@ -167,7 +166,7 @@ class _Build:
         if not pending:  # all that there is to do was done by earlier builds
             self._phase(7)
             image = self._store(resolved, results)
-            self._share(resolved, results, cleanup)
+            self._share(results, cleanup)
             return image
         results.settled()
         # Nothing of it is started yet, but what it lacks shows now.
@@ -204,7 +203,7 @@ class _Build:
         authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
         image = self._store(resolved, results, authority)
-        self._share(resolved, results, cleanup)
+        self._share(results, cleanup)
         return image
 
     def _phase(self, number: int) -> None:
@@ -292,20 +291,18 @@ class _Build:
             )
         return self._remote_caches
 
-    def _share(self, resolved: Resolved, results: Results, cleanup: ExitStack) -> None:
+    def _share(self, results: Results, cleanup: ExitStack) -> None:
         """Write the results of the steps to the remote caches that the request names.
 
         Raises:
             FirebuildError: one can't be written, and its errors are not to be ignored.
         """
-        request, base = self._request, resolved.base
+        request = self._request
         if not request.cache_to:
             return
         remote = self._remote(cleanup)
         named = [request.tag, *request.also_tagged]
         named += [spec.reference for spec in request.cache_from if spec.reference is not None]
-        if base is not None:
-            named.append(Reference.parse(base.name))
         for spec in request.cache_to:
             remote.export(results.exported(remote, every=spec.mode == "max"), spec, named)
 
