@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -416,6 +417,10 @@ class Results:
         base = self._graph.bottom(stage)
         return self._bases[base.reference].layers if isinstance(base, ImageRef) else ()
 
+    @cached_property
+    def _all_keys(self) -> frozenset[str]:
+        return frozenset(parts.key for keys in self._shared.keys.values() for parts in keys.steps)
+
     def _on(self, stage: Stage) -> str:
         """Return what a layer names as its parent that lies on the image at the very bottom of a stage.
 
@@ -448,14 +453,17 @@ class Results:
             below, on = on, above(on, identity, linked=parts.linked)
             if place in start.linked:
                 continue
+            sources = self._sources(step)
+            # What a stage has without a key, because its files changed meanwhile, has none elsewhere, either.
+            usual = self._all_keys.issuperset(dict(sources))
             planned = PlannedStep(
                 number=first + place,
-                key=parts.key,
+                key=parts.key if usual else secrets.token_hex(32),
                 identity=identity,
                 parent=LINKED if parts.linked else below,
                 base=base,
                 text=step.origin.text,
-                sources=self._sources(step),
+                sources=sources,
                 sure=not takes_files(step.operation),
             )
             steps.append((planned, step, parts))
@@ -529,12 +537,10 @@ class Results:
         """
         self._remote = remote
         keys = self._shared.keys
-        known = {parts.key for stage in self._graph.stages for parts in keys[stage.index].steps}
         exported: dict[str, Entry] = {}
         for stage in self._graph.stages if every else (self.target,):
             for parts, entry in zip(keys[stage.index].chain, self._results_of(stage), strict=False):
-                # What has no key that anybody could ask for, nor what was made of such.
-                if entry is None or entry.key != parts.key or not known.issuperset(dict(entry.sources)):
+                if entry is None or entry.key != parts.key:  # nobody could ask for it
                     break
                 exported[entry.id] = entry
         self._remote = None
