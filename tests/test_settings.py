@@ -154,4 +154,6 @@ def test_settings_that_nobody_has_written_are_those_of_the_models(monkeypatch: p
         loaded.store.path,
     )
     assert unwritten.bootstrap.bind == loaded.bootstrap.bind
-    assert (machine.qemu, unwritten.cache) == (loaded.machine.qemu, loaded.cache)
+    assert (machine.qemu, unwritten.cache.max_size) == (loaded.machine.qemu, loaded.cache.max_size)
+    cache = unwritten.cache
+    assert (cache.import_from, cache.export_to) == (loaded.cache.import_from, loaded.cache.export_to)

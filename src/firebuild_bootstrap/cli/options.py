@@ -66,6 +66,7 @@ class _Unwritten:
         self.store = _Section(self, "store", path=None)
         self.bootstrap = _Section(self, "bootstrap", bind="127.0.0.1")
         self.registries = _Section(self, "registries", pull="missing")
+        self.cache = _Section(self, "cache", import_from=(), export_to=())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loaded, name)
