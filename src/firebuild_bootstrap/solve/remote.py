@@ -38,7 +38,6 @@ from firebuild_bootstrap.image.remotecache import (
     read_json,
 )
 from firebuild_bootstrap.image.trees import DamagedArchiveError
-from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Registries, side_by_side
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
@@ -302,7 +301,7 @@ class RemoteCaches:
         with self._cache.trees.unpacking(write) as (directory, report):
             self._cache.import_(entry, directory, base)
         self._taken[entry.id] = entry.origin
-        notes = unpack_notes(report, f"the cached step {entry.text}")
+        notes = report.notes(f"the cached step {entry.text}")
         for note in notes:
             self._tasks.warn(note)
         if not notes:  # or another archive would come out of the tree
