@@ -12,12 +12,13 @@ class TestStep(ProviderConformance):
         return {"provider": "step", "step": {"lifetime": "8h"}}
 ```
 
-docs/conformance.md lists the checks.
+`KeyStoreConformance` is the same for key stores. docs/conformance.md lists the checks.
 """
 
 from __future__ import annotations
 
 from firebuild_pki.conformance.contract import Feature
+from firebuild_pki.conformance.keystores import KeyStoreConformance
 from firebuild_pki.conformance.suite import ProviderConformance
 
-__all__ = ["Feature", "ProviderConformance"]
+__all__ = ["Feature", "KeyStoreConformance", "ProviderConformance"]

@@ -70,8 +70,11 @@ def _about_pairs(opened: ReadyPairs, settings: FileSettings, now: datetime) -> I
 
 
 def _about_key(about: str, key: LoadedKey, owner: Found, *, given: bool) -> Iterator[Note]:
-    state = "encrypted" if key.encrypted else "not encrypted"
     setting = key.source.setting
+    if key.opened is not None:
+        yield _ok(about, f"the key {key.source.path} fits {owner.name}; it stays in its store", setting)
+        return
+    state = "encrypted" if key.encrypted else "not encrypted"
     yield _ok(about, f"the key in {key.source.real_path} fits {owner.name}; it is {state}", setting)
     if given and not key.encrypted:
         setting = f"{setting}_passphrase"
@@ -129,8 +132,10 @@ class FileProvider(CAProvider):
             self._ca = load_signing_ca(self._settings, self._context)
 
     def close(self) -> None:
-        """Forget the keys."""
-        self._ca = self._pairs = None
+        """Forget the keys; one in a store is closed."""
+        ca, self._ca, self._pairs = self._ca, None, None
+        if ca is not None:
+            ca.key.close()
 
     def check(self) -> Sequence[Note]:
         """Tell what was read, and what expires soon."""

@@ -10,6 +10,7 @@ from cryptography import x509
 
 from firebuild_pki.chain import Links
 from firebuild_pki.errors import CAError, MaterialError
+from firebuild_pki.keystores import scheme_of
 from firebuild_pki.provider import ProviderContext, SignRequest, TrustBundle
 from firebuild_pki.providers.file.certificates import (
     Found,
@@ -24,6 +25,7 @@ from firebuild_pki.providers.file.certificates import (
     load_pool,
     must_be_ca,
     must_be_valid,
+    open_stored_key,
 )
 from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings
@@ -103,10 +105,16 @@ def load_signing_ca(settings: FileSettings, context: ProviderContext) -> Signing
     """
     now = context.clock()
     held = load_certificates(Source("ca_cert", str(settings.ca_cert)))
-    key = load_key(Source("ca_key", str(settings.ca_key)), settings.ca_key_passphrase, context.environ)
-    pool = load_pool(settings, held)
-    fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
-    return SigningCA(key, *_anchored(fitting, pool, now))
+    source, secret = Source("ca_key", str(settings.ca_key)), settings.ca_key_passphrase
+    stored = scheme_of(source.path) is not None
+    key = open_stored_key(source, secret, context) if stored else load_key(source, secret, context.environ)
+    try:
+        pool = load_pool(settings, held)
+        fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
+        return SigningCA(key, *_anchored(fitting, pool, now))
+    except CAError:
+        key.close()
+        raise
 
 
 def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> tuple[Found, Path]:
