@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from firebuild_bootstrap.errors import GuestLost, StepFailed
 from firebuild_bootstrap.events import (
@@ -26,9 +25,12 @@ from firebuild_bootstrap.machine.base import Machine, Taken
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
-from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial
 from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.settings import BuildSettings
 
 # Between the guest's last call and the end of its machine, which may still have to write its drive.
 _STOP_SECONDS: Final = 60.0

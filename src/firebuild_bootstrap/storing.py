@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved
+from firebuild_bootstrap.values import dataclass
 
 _BASE: Final = "base.tar"
 

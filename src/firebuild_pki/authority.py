@@ -25,6 +25,7 @@ from firebuild_pki.documents import Document
 from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
 from firebuild_pki.guarded import make_provider, settings_notes
 from firebuild_pki.issuing import Identity, Issued, Order, by_ready_pair, by_signing, random_build_id
+from firebuild_pki.keys import Keys
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.plugins import Observer
 from firebuild_pki.provider import (
@@ -74,6 +75,7 @@ class Authority:
         self._remarks: list[str] = []
         # Names and certificates, for revoking them; the keys are not kept.
         self._issued: dict[str, _Revocable] = {}
+        self._keys = Keys(settings.key_type)
         self._provider = make_provider(settings, context, check)
         self._observers = Observers(
             tuple(Listener(*selected) for selected in settings.selected_observers),
@@ -198,6 +200,7 @@ class Authority:
                     self._revoke_all()
             finally:  # an interruption must not leave a token behind
                 self._closed = True
+                self._keys.drop()
                 self._close_provider()
                 self._observers.tell(EventKind.CLOSED)
                 self._observers.close()
@@ -223,9 +226,11 @@ class Authority:
             for note in settings_notes(self._settings, self._provider):
                 self._warn(f"ca.{self.provider_name}: {note}")
             abandon = self._close_provider
-            self._provider.open()
+            if Capability.SIGN in self.capabilities:
+                self._keys.begin(2)  # the server's and the first guest's
+            bundle = self._provider.opened()
             with named(self.provider_name):
-                trust = verify_trust(self._provider.trust_bundle(), self._clock())
+                trust = verify_trust(bundle, self._clock())
             for warning in trust.warnings:
                 self._warn(warning)
             return trust
@@ -237,10 +242,8 @@ class Authority:
     def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
         with self._lock:
             self._require_open()
-            key_type = self._settings.key_type
-            order = Order.placed(self._identity, profile, key_type, self._clock, ttl=ttl, deadline=deadline)
-            ready = Capability.READY_PAIRS in self.capabilities
-            obtain = by_ready_pair if ready else by_signing
+            order = Order.placed(self._identity, profile, self._keys, self._clock, ttl=ttl, deadline=deadline)
+            obtain = by_signing if Capability.SIGN in self.capabilities else by_ready_pair
             try:
                 with named(self.provider_name):
                     issued = obtain(self._provider, self._trust, order)
@@ -410,6 +413,8 @@ class Observers:
         reason: str | None = None,
     ) -> None:
         """Hand an event to each observer; one that fails does not keep it from the others."""
+        if not self.listeners:
+            return
         event = CAEvent(kind, self.clock(), self.provider, self.build_id, profile, names, reason=reason)
         if certificate is not None:
             event = replace(

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from firebuild_pki.chain import Chain
 from firebuild_pki.errors import CAError, IdentityError, MaterialError
-from firebuild_pki.keys import KeyType, PrivateKey, generate_key, is_usable, private_key_pem
+from firebuild_pki.keys import Keys, PrivateKey, is_usable, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignRequest
 from firebuild_pki.verify import Expectation, Trust, Verified, public_key_bytes, verify_certificate
@@ -35,7 +35,7 @@ class Order:
     Args:
         identity: names of the build's two ends.
         profile: which of the ends.
-        key_type: kind of key to make.
+        keys: where a new key comes from.
         clock: the current time, UTC; asked after the provider answered.
         ttl: wanted lifetime from now on.
         deadline: latest moment at which the build may need the certificate.
@@ -43,7 +43,7 @@ class Order:
 
     identity: Identity
     profile: Profile
-    key_type: KeyType
+    keys: Keys
     clock: Clock
     ttl: timedelta
     deadline: datetime
@@ -53,7 +53,7 @@ class Order:
         cls,
         identity: Identity,
         profile: Profile,
-        key_type: KeyType,
+        keys: Keys,
         clock: Clock,
         *,
         ttl: timedelta | None,
@@ -72,7 +72,7 @@ class Order:
             ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
         if ttl <= timedelta(0):
             raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
-        return cls(identity, profile, key_type, clock, ttl, deadline)
+        return cls(identity, profile, keys, clock, ttl, deadline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Issued:
 
 def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     """Make a key, have it signed, check the answer."""
-    key = generate_key(order.key_type)
+    key = order.keys.take()
     names = (order.identity.of(order.profile),)
     csr = make_csr(key, names)
     request = SignRequest(csr, order.profile, names, order.ttl, order.identity.build_id)
@@ -150,6 +150,8 @@ def _lasting(
 
     BoringSSL takes the first anchor with a fitting name and key; if it has expired, it looks for no other.
     """
+    if all(one.not_valid_after_utc >= deadline for one in anchors):
+        return list(anchors)
     key = public_key_bytes(reached.public_key())
     return [
         one

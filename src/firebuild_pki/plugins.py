@@ -92,9 +92,11 @@ class PluginCatalog:
         observers: Iterable[EntryPoint] | None = None,
         key_stores: Iterable[EntryPoint] | None = None,
     ) -> None:
-        self._providers = _entries(PROVIDER_GROUP, providers)
-        self._observers = _entries(OBSERVER_GROUP, observers)
-        self._key_stores = _entries(KEY_STORE_GROUP, key_stores)
+        given = {PROVIDER_GROUP: providers, OBSERVER_GROUP: observers, KEY_STORE_GROUP: key_stores}
+        installed = _installed(_path_state()) if None in given.values() else ()
+        self._providers, self._observers, self._key_stores = (
+            _sorted(_of(installed, group) if entries is None else entries) for group, entries in given.items()
+        )
 
     def __eq__(self, other: object) -> bool:
         return self._entries == other._entries if isinstance(other, PluginCatalog) else NotImplemented
@@ -195,8 +197,11 @@ def load_provider(name: str) -> ProviderSpec:
     return PluginCatalog().load_provider(name)
 
 
-def _entries(group: str, given: Iterable[EntryPoint] | None) -> tuple[EntryPoint, ...]:
-    found = [one for one in _installed(_path_state()) if one.group == group] if given is None else given
+def _of(found: Iterable[EntryPoint], group: str) -> Iterator[EntryPoint]:
+    return (one for one in found if one.group == group)
+
+
+def _sorted(found: Iterable[EntryPoint]) -> tuple[EntryPoint, ...]:
     return tuple(sorted(found, key=lambda entry: entry.name))
 
 
@@ -259,11 +264,17 @@ def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
 def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
+    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
+        return _manager(plugin, entry.name)
+
+
+@lru_cache(maxsize=16)
+def _manager(plugin: Any, name: str) -> pluggy.PluginManager:
+    """Look for the hooks of a plugin; once, because pluggy looks at every name in its module."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
-        manager.register(plugin, entry.name)
-        manager.check_pending()
+    manager.register(plugin, name)
+    manager.check_pending()
     return manager
 
 

@@ -9,12 +9,12 @@ that say what became of it.
 from __future__ import annotations
 
 import binascii
+import dataclasses
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from firebuild_bootstrap import wire
@@ -23,6 +23,7 @@ from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
 from firebuild_bootstrap.service.session import Session, StepEvents
+from firebuild_bootstrap.values import dataclass
 
 from . import copying, scripts
 
@@ -52,7 +53,7 @@ _NOT_UTF8: Final = (
 )
 
 
-@dataclass(eq=False)
+@dataclasses.dataclass(eq=False)
 class Shipment:
     """What one COPY or ADD sends, in portions that are asked for one after the other.
 

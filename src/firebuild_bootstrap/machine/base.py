@@ -7,11 +7,11 @@ import signal
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.machine.workspace import BuildDirectory

@@ -19,7 +19,6 @@ import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -35,6 +34,7 @@ from firebuild_bootstrap.layers.tar import LayerError
 from firebuild_bootstrap.machine.base import FINISHED, GuestOptions, Machine, Taken
 from firebuild_bootstrap.machine.console import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CacheMount
 
 VM_CACHES: Final = "cache-mounts/vm"

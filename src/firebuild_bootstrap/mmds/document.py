@@ -6,11 +6,12 @@ Names and nesting are those that guests in the field read; see docs/mmds.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, size_of
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import BootstrapBlock
 
 if TYPE_CHECKING:

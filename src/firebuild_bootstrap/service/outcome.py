@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, InputError, StepFailed
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import block
 
 _MAX_STATUS: Final = 255

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -42,6 +42,7 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Registries, side_by_side
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _PARENT: Final = re.compile("[0-9a-z:+-]{0,8192}")

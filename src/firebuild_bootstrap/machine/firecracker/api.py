@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, DataStore, compact_json
+from firebuild_bootstrap.values import dataclass
 
 # The one path whose bodies Firecracker never writes to its log.
 SECRET_PATH: Final = "/mmds"  # noqa: S105 - a path

@@ -11,7 +11,6 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +19,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.values import dataclass
 
 _SEARCH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _NET: Final = Path("/sys/class/net")

@@ -12,7 +12,6 @@ import stat
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +23,7 @@ from firebuild_bootstrap.machine.firecracker.checks import OLDEST, check_version
 from firebuild_bootstrap.machine.firecracker.process import ForeignProcess, Process, StartedProcess
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.values import dataclass
 
 _SOCKET: Final = "api.sock"
 _STAT: Final = "firecracker.stat"
