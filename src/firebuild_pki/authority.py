@@ -336,6 +336,7 @@ def open_authority(
         lambda text: report(f"ca-provider({settings.provider}): {one_line(text)}"),
         patient,
         settings.name_suffix,
+        settings.catalog.load_key_store,
     )
     return Authority(settings, identity, context, check)
 

@@ -106,7 +106,7 @@ def step_server():
 
 
 def test_the_example_works_as_it_stands(tmp_path: Path) -> None:
-    example, not_installed = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    example, not_installed, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     imports = "from importlib.metadata import EntryPoint\nfrom firebuild_pki import PluginCatalog\n"
     head, tail = example.split("\n\n\ndef section")
     code = f"{imports}{head}\n\n{not_installed}\n\ndef section{tail}"

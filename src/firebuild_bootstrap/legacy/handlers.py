@@ -1,6 +1,6 @@
 """The seven calls of guests that know no `Session`: old ones, and ours of earlier versions.
 
-Who may call is decided in `service.guard`. Guests of ours get the steps as commands in JSON, and files as
+Who may call is decided in `service.server`. Guests of ours get the steps as commands in JSON, and files as
 entries that say what they are; what is told to those that do not announce themselves is in old_guest.py.
 """
 

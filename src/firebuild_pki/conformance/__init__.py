@@ -12,7 +12,7 @@ class TestStep(ProviderConformance):
         return {"provider": "step", "step": {"lifetime": "8h"}}
 ```
 
-docs/conformance.md lists the checks.
+`KeyStoreConformance` is the same for key stores. docs/conformance.md lists the checks.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from __future__ import annotations
 from firebuild_pki.conformance.certificates import CertificateChecks, ChainChecks
 from firebuild_pki.conformance.contract import Feature
 from firebuild_pki.conformance.handshakes import FrameworkChecks, HandshakeChecks
+from firebuild_pki.conformance.keystores import KeyStoreConformance
 from firebuild_pki.conformance.life import LifeChecks, RefusalChecks
 from firebuild_pki.conformance.secrecy import SecrecyChecks, SettingsChecks
 
-__all__ = ["Feature", "ProviderConformance"]
+__all__ = ["Feature", "KeyStoreConformance", "ProviderConformance"]
 
 
 GROUPS = (

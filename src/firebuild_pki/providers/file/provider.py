@@ -10,6 +10,7 @@ from cryptography import x509
 
 from firebuild_pki.chain import Links
 from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError
+from firebuild_pki.keystores import scheme_of
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -36,6 +37,7 @@ from firebuild_pki.providers.file.certificates import (
     load_pool,
     must_be_ca,
     must_be_valid,
+    open_stored_key,
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
 from firebuild_pki.providers.file.reading import Source
@@ -89,8 +91,11 @@ def _about_pairs(opened: ReadyPairs, settings: FileSettings, now: datetime) -> I
 
 
 def _about_key(about: str, key: LoadedKey, owner: Found, *, given: bool) -> Iterator[Note]:
-    state = "encrypted" if key.encrypted else "not encrypted"
     setting = key.source.setting
+    if key.opened is not None:
+        yield _ok(about, f"the key {key.source.path} fits {owner.name}; it stays in its store", setting)
+        return
+    state = "encrypted" if key.encrypted else "not encrypted"
     yield _ok(about, f"the key in {key.source.real_path} fits {owner.name}; it is {state}", setting)
     if given and not key.encrypted:
         setting = f"{setting}_passphrase"
@@ -148,8 +153,10 @@ class FileProvider(CAProvider):
             self._ca = load_signing_ca(self._settings, self._context)
 
     def close(self) -> None:
-        """Forget the keys."""
-        self._ca = self._pairs = None
+        """Forget the keys; one in a store is closed."""
+        ca, self._ca, self._pairs = self._ca, None, None
+        if ca is not None:
+            ca.key.close()
 
     def check(self) -> Sequence[Note]:
         """Tell what was read, and what expires soon."""
@@ -271,10 +278,16 @@ def load_signing_ca(settings: FileSettings, context: ProviderContext) -> Signing
     """
     now = context.clock()
     held = load_certificates(Source("ca_cert", str(settings.ca_cert)))
-    key = load_key(Source("ca_key", str(settings.ca_key)), settings.ca_key_passphrase, context.environ)
-    pool = load_pool(settings, held)
-    fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
-    return SigningCA(key, *_anchored(fitting, pool, now))
+    source, secret = Source("ca_key", str(settings.ca_key)), settings.ca_key_passphrase
+    stored = scheme_of(source.path) is not None
+    key = open_stored_key(source, secret, context) if stored else load_key(source, secret, context.environ)
+    try:
+        pool = load_pool(settings, held)
+        fitting = for_key(key, held, (*pool.known, *pool.anchors), now)
+        return SigningCA(key, *_anchored(fitting, pool, now))
+    except CAError:
+        key.close()
+        raise
 
 
 def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> tuple[Found, Path]:
