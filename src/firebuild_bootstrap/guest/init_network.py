@@ -13,8 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from .init_report import InitError
-from .init_settings import NetworkSettings, class_netmask, same_network
+from .init_settings import InitError, NetworkSettings, class_netmask, same_network
 from .init_system import missing_modules_hint, wait_for
 
 _SIOCADDRT = 0x890B

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from . import kernel
-from .init_report import InitError, say
+from .init_settings import InitError, say
 
 ROOT = "/image"
 SCRATCH = "/scratch"
