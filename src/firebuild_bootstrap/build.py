@@ -304,7 +304,10 @@ class _Build:
         named = [request.tag, *request.also_tagged]
         named += [spec.reference for spec in request.cache_from if spec.reference is not None]
         for spec in request.cache_to:
-            remote.export(results.exported(remote, every=spec.mode == "max"), spec, named)
+            if steps := results.exported(remote, every=spec.mode == "max"):
+                remote.export(steps, spec, named)
+            else:  # as in BuildKit, what is there stays
+                self._info(f"no step is written to the cache {spec}: there is none that others could use")
 
     def _start_ahead(
         self,

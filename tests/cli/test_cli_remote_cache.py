@@ -296,7 +296,10 @@ def test_a_base_that_was_built_here_has_the_same_key_where_it_was_pulled(machine
     again = machines.build(context, "--cache-from", f"type=local,src={shared}")
     assert again.executed == []
     context = machines.use("third", "FROM scratch\nLABEL a=b\n")
-    machines.build(context, "--cache-to", f"type=local,dest={shared}")  # nothing but the settings of an image
+    before = (shared / "index.json").read_bytes()
+    none = machines.build(context, "--cache-to", f"type=local,dest={shared}")
+    assert "no step is written to the cache" in none.done.out
+    assert (shared / "index.json").read_bytes() == before
 
 
 def test_caches_are_named_as_in_buildx(cli: Cli) -> None:
