@@ -143,9 +143,10 @@ def test_the_longer_chain_is_found_and_what_contradicts_the_store_is_not(
     assert second.find(other, on="")
     assert second.fetch(second.find(A, B))
     assert [each.id for each in second.cache.find([A.key, B.key], BASE)] == [each.id for each in made[:2]]
-    second.cache.commit(
+    renewed = second.cache.commit(
         B.key, layer(second.home, "renewed", "renewed"), parent=made[0], replace=True, base=BASE
     )
+    assert [each.id for each in second.find(A, B, C)] == [made[0].id, renewed.id]
     assert second.find(other, on="") == []
     # From a cache that has more than the store, no result of it is lost.
     third = tmp_path / "third"
