@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +50,7 @@ from firebuild_bootstrap.solve.reasons import LastBuild
 from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
@@ -510,7 +511,7 @@ class _Build:
             self._info(f"all steps succeeded; nothing is stored: {why}")
             return None
         image = store(layers, request, resolved, origin, self._home, notice=self._notice)
-        results.trim(lambda: self._settings.cache.limit(self._home.root))
+        results.trim(lambda: _cache_limit(self._settings.cache.max_size, self._home.root))
         wanted = {spec.type for spec in request.outputs[:1]}
         first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
@@ -523,6 +524,14 @@ class _Build:
             )
         )
         return image
+
+
+def _cache_limit(written: int | None, home: Path) -> int:
+    """Return how many bytes the cache below `home` may have: by default 20 GiB, or a quarter of the disk."""
+    if written is not None:
+        return written
+    disk = os.statvfs(home)
+    return min(20 << 30, disk.f_blocks * disk.f_frsize // 4)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal
 
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import escaped
 
 _MEASURE_SECONDS: Final = 0.5

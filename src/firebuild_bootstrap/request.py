@@ -10,7 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +21,7 @@ from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
 

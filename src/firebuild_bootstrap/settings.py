@@ -6,7 +6,6 @@ of the command line.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -50,13 +49,6 @@ class CacheSettings(Settings):
     """Caches of other machines that builds use, as --cache-from names them, instead of these."""
     export_to: tuple[Annotated[str, AfterValidator(partial(_check_cache, export=True))], ...] = ()
     """Where builds write their cache for other machines, as --cache-to names it, instead of these."""
-
-    def limit(self, home: Path) -> int:
-        """Return the limit in bytes for a store at `home`, which exists."""
-        if self.max_size is not None:
-            return self.max_size
-        disk = os.statvfs(home)
-        return min(20 << 30, disk.f_blocks * disk.f_frsize // 4)
 
 
 class BuildSettings(Settings):

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -28,6 +28,7 @@ from firebuild_bootstrap.cli.options import (
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
 from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -298,7 +299,7 @@ def _build(options: _Options) -> None:
     with interrupts.installed(), ExitStack() as cleanup:
         from firebuild_bootstrap.build import build_image
         from firebuild_bootstrap.cli.failure import error_first
-        from firebuild_bootstrap.cli.imagejson import as_text, image_document, write_atomically
+        from firebuild_bootstrap.cli.output import as_text, image_document, write_atomically
         from firebuild_bootstrap.cli.stdin import given
 
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}

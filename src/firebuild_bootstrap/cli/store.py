@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from firebuild_bootstrap.cli.options import (
     watched,
 )
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def from_host(name: str, config_file: Path | None) -> None:
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
@@ -182,7 +182,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     What was not used for longest is the first of them. The origin is the cache of another machine from which
     the result of a step came.
     """
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.drives import snapshot_drives
     from firebuild_bootstrap.progress import human_size

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import reduce
@@ -22,6 +22,7 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
+from firebuild_bootstrap.values import dataclass
 
 _ARCHIVE: Final = "rootfs.tar"
 Pull = Callable[[Reference], StoredImage | None]

@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -38,6 +38,7 @@ from firebuild_bootstrap.image.content_store import (
 from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.values import dataclass
 
 # Raised where trees that exist would come out otherwise now.
 _FORM: Final = 1
@@ -520,8 +521,10 @@ class LayerTrees:
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
             good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return None
+        except OSError as error:  # too many open files: that says nothing about the tree
+            raise MachineError(f"{content / _INFO} can't be read: {error.strerror}") from error
         return info if good else None
 
 

@@ -14,7 +14,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
@@ -34,6 +34,7 @@ from firebuild_bootstrap.image.oci import (
     canonical,
     parse_manifest,
 )
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 RECORDS: Final = "application/vnd.firebuild.cache.records.v1+json"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import Descriptor, is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.values import dataclass
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -23,8 +22,9 @@ from firebuild_bootstrap.image.oci import (
     MAX_DOCUMENT,
     Descriptor,
     ImageDocument,
-    Index,
     Manifest,
+    check_image,
+    choose_image,
     parse_config,
     parse_manifest,
 )
@@ -33,12 +33,11 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")
 
-# An index may name another one; more levels are a loop, or no image (image-index.md).
-_MAX_NESTED: Final = 3
 _OFFICIAL: Final = "library/"
 _PAUSE: Final = 0.1
 _Job = Callable[[Callable[[], None]], None]
@@ -140,17 +139,17 @@ class Registries:
             wanted = digest or _wanted(reference)
             sources, received = self._manifest(sources, wanted, blobs)
             top = wanted if ":" in wanted else received.digest
-            manifest = self._chosen(sources, received, blobs, platform)
+            manifest, _ = choose_image(
+                parse_manifest(received.data, received.media_type),
+                platform,
+                lambda entry: self._manifest(sources, entry.digest, blobs)[1].data,
+            )
             if manifest.config.size > MAX_DOCUMENT:
                 raise InputError(f"{reference}: its configuration has {manifest.config.size} bytes")
             self._fetch(sources, manifest.config, blobs)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
-        if len(document.diff_ids) != len(manifest.layers):
-            raise InputError(
-                f"{reference}: its manifest has {len(manifest.layers)} layers, "
-                f"and its configuration {len(document.diff_ids)}",
-                hint="whoever made it is broken or hostile",
-            )
+        check_image(manifest, document, platform)
+        blobs.make_room(manifest.layers)
         layers = list({layer.digest: layer for layer in manifest.layers}.values())
         count = len(layers)
 
@@ -161,23 +160,6 @@ class Registries:
         jobs = [job(number, layer) for number, layer in enumerate(layers, 1)]
         side_by_side(jobs, self.around.settings.connections, self.around.check)
         return Pulled(top, manifest, document)
-
-    def _chosen(
-        self, sources: list[Repository], received: Received, blobs: BlobStore, platform: Platform
-    ) -> Manifest:
-        for _ in range(_MAX_NESTED):
-            found = parse_manifest(received.data, received.media_type)
-            if not isinstance(found, Index):
-                return found
-            entry = found.choose(platform)
-            if entry.size > MAX_DOCUMENT:
-                raise InputError(
-                    f"the manifest {entry.digest} has {entry.size} bytes; {MAX_DOCUMENT} are allowed"
-                )
-            _, received = self._manifest(sources, entry.digest, blobs)
-            entry.check(received.data)
-            received = replace(received, media_type=entry.media_type)
-        raise InputError("the index names an index that names an index, and so on")
 
     def _manifest(
         self, sources: list[Repository], wanted: str, blobs: BlobStore

@@ -32,7 +32,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +39,7 @@ from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image.content_store import unusable_store
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import allocated
+from firebuild_bootstrap.values import dataclass
 
 ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
 KEY: Final = re.compile("[0-9a-f]{64}")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,11 +38,11 @@ from firebuild_bootstrap.image.remotecache import (
     read_json,
 )
 from firebuild_bootstrap.image.trees import DamagedArchiveError
-from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Registries, side_by_side
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _PARENT: Final = re.compile("[0-9a-z:+-]{0,8192}")
@@ -305,7 +305,7 @@ class RemoteCaches:
         with self._cache.trees.unpacking(write) as (directory, report):
             self._cache.import_(entry, directory, base)
         self._taken[entry.id] = entry.origin
-        notes = unpack_notes(report, f"the cached step {entry.text}")
+        notes = report.notes(f"the cached step {entry.text}")
         for note in notes:
             self._tasks.warn(note)
         if not notes:  # or another archive would come out of the tree

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,7 @@ from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
 from firebuild_bootstrap.solve.inputs import takes_files
 from firebuild_bootstrap.solve.keys import Parts, StageKeys
 from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.solve.remote import RemoteCaches
