@@ -35,6 +35,7 @@ from firebuild_bootstrap.image.oci import (
     parse_manifest,
 )
 from firebuild_bootstrap.values import dataclass
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 RECORDS: Final = "application/vnd.firebuild.cache.records.v1+json"
