@@ -35,7 +35,6 @@ from firebuild_bootstrap.image.oci import (
     parse_manifest,
 )
 from firebuild_bootstrap.values import dataclass
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 RECORDS: Final = "application/vnd.firebuild.cache.records.v1+json"

@@ -43,7 +43,6 @@ from firebuild_bootstrap.registry.pull import Registries, side_by_side
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts
 from firebuild_bootstrap.values import dataclass
-from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _PARENT: Final = re.compile("[0-9a-z:+-]{0,8192}")
