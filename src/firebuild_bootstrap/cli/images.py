@@ -41,7 +41,7 @@ def images() -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file))
@@ -52,7 +52,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     rows = []
     for image in found:
         forms = ", ".join(output.type.value for output in image.record.outputs) or "-"
-        rows.append((str(image.tag), image.record.created, human_size(image.record.size), forms))
+        rows.append((str(image.tag), moment(image.record.created), human_size(image.record.size), forms))
     print_table(("TAG", "CREATED", "SIZE", "OUTPUTS"), rows)
 
 
@@ -220,7 +220,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
     What an image from outside says about itself nobody has verified.
     """
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
@@ -230,7 +230,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
         return
     rows = [
         (
-            one_line(str(step.get("created", ""))),
+            moment(str(step.get("created", ""))),
             one_line(str(step.get("created_by", "")), 80),
             human_size(size) if size is not None else "-",
         )
