@@ -6,7 +6,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final, NamedTuple
@@ -265,6 +265,7 @@ class Copier:
         # Times of directories, set at the end because every entry written into one changes it.
         self._directories: dict[str, tuple[_Base, Metadata]] = {}
         self._is_directory = False  # the destination, for certain
+        self._at = ""  # the entry at work, below the destination
 
     def copy(self, entries: Iterable[Incoming]) -> None:
         """Write all entries in their order.
@@ -284,15 +285,30 @@ class Copier:
                 self._unpacked.root.close()
 
     def _copy(self, entries: Iterable[Incoming]) -> None:
+        # Not a context manager: for each of thousands of small files, that takes as long as writing it.
         for entry in entries:
-            with _explained(self._rules.destination):
+            self._at = ""
+            try:
                 if entry.from_directory:
                     self._tree_entry(entry)
                 else:
                     self._single(entry)
+            except OSError as error:
+                raise self._explained(error) from error
         for inner, (base, metadata) in sorted(self._directories.items(), reverse=True):
-            with _explained(posixpath.join(self._rules.destination, inner)):
+            self._at = inner
+            try:
                 self._finish_directory(base, inner, metadata)
+            except OSError as error:
+                raise self._explained(error) from error
+
+    def _explained(self, error: OSError) -> StepError:
+        path = posixpath.join(self._rules.destination, self._at).rstrip("/") or "/"
+        if isinstance(error, IsADirectoryError):
+            return StepError(f"{path}: a directory is there, and a file or link can't replace it")
+        if isinstance(error, NotADirectoryError):
+            return StepError(f"{path}: a file is where a directory is needed")
+        return StepError(f"{path}: {error.strerror or error}")
 
     # --- placing ------------------------------------------------------------------------------
 
@@ -304,17 +320,17 @@ class Copier:
                 self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
                 self._is_directory = True
             destination = posixpath.join(destination, posixpath.basename(entry.entry.path))
-        with _explained(destination):
-            self._write(self._image, entry, destination, follow=True)
+        self._at = destination
+        self._write(self._image, entry, destination, follow=True)
 
     def _tree_entry(self, entry: Incoming) -> None:
         inner = _inner(entry.entry.path)
         base = self._image if entry.of_tree or not entry.keep_owner else self._archive_base()
-        with _explained(posixpath.join(self._rules.destination, inner)):
-            if entry.entry.kind == tar.DIRECTORY:
-                self._directory(base, entry, inner)
-            else:
-                self._write(base, entry, base.join(inner))
+        self._at = inner
+        if entry.entry.kind == tar.DIRECTORY:
+            self._directory(base, entry, inner)
+        else:
+            self._write(base, entry, base.join(inner))
 
     def _archive_base(self) -> _Base:
         """An archive is unpacked as if the destination were the root, which BuildKit makes it by chroot(2).
@@ -368,15 +384,17 @@ class Copier:
         """Write what is not a directory."""
         what = entry.entry
         metadata = self._metadata(entry)
-        name = posixpath.basename(path)
-        parent = base.directory(posixpath.dirname(path))
+        above, name = posixpath.split(path)
+        parent = base.directory(above)
         if name and what.kind in (tar.FILE, tar.SYMLINK):
-            with suppress(FileExistsError):
+            try:
                 if what.kind == tar.FILE:
                     _create(parent, name, entry.write, metadata)
                 else:
                     make_link(parent, name, what.linkname, metadata)
                 return
+            except FileExistsError:
+                pass  # it is replaced
         if what.kind == tar.FILE:
             self._replacing(base, parent, name)
             base.root.write(path, entry.write, metadata, follow=follow, replace=base.replace)
@@ -448,16 +466,3 @@ def _create(parent: int, name: str, fill: Callable[[int], None], metadata: Metad
         raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
-    path = path.rstrip("/") or "/"
-    try:
-        yield
-    except IsADirectoryError as error:
-        raise StepError(f"{path}: a directory is there, and a file or link can't replace it") from error
-    except NotADirectoryError as error:
-        raise StepError(f"{path}: a file is where a directory is needed") from error
-    except OSError as error:
-        raise StepError(f"{path}: {error.strerror or error}") from error
