@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.apply import DEEPEST, ENTRY_BYTES, REMEMBERED
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits
-from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata
+from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata, settle
 from firebuild_bootstrap.wire import MAX_ID
 
 from .errors import ProtocolError, StepError
@@ -125,6 +126,7 @@ _NODES: Final[dict[str, int]] = {
     tar.BLOCK_DEVICE: stat.S_IFBLK,
 }
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
+_SHOWN: Final = 80
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class _Base:
         self._owner = owner
         self._kept = kept
         self._made: set[str] = set()
+        self._remembered = 0  # bytes, of the directories of the entries and of those that were made
         self._held: dict[str, int] = {}  # the last ones used, by their path; the newest at the end
 
     def join(self, path: str) -> str:
@@ -182,9 +185,12 @@ class _Base:
             path: absolute in the root and clean.
             make: make it, and the directories above it, where they are missing.
         """
-        missing = []
+        missing, size = [], 0
         while path != "/" and path not in self._held:
             missing.append(path)
+            size += len(path)
+            if size > DEEPEST:
+                raise StepError(f"{missing[0][:_SHOWN]!r}… is too deep: more than {len(missing)} directories")
             path = posixpath.dirname(path)
         descriptor = self.root.descriptor
         if path != "/":
@@ -203,7 +209,7 @@ class _Base:
             FileExistsError: something is there.
         """
         os.mkdir(posixpath.basename(path), 0o700, dir_fd=self.directory(posixpath.dirname(path)))
-        self._made.add(path)
+        self._note(path)
 
     def make_directory(self, path: str, metadata: Metadata) -> bool:
         """Make `path` a directory as `Root.make_directory` does; links are followed unless this replaces."""
@@ -211,18 +217,44 @@ class _Base:
         made = self.root.make_directory(path, metadata, parents=self._owner, replace=replace)
         if made:
             self.close()  # it may have taken the place of a link
-            self._made.add(path)
+            self._note(path)
         return made
+
+    def _note(self, path: str) -> None:
+        self._made.add(path)
+        self.remember(len(path))
+
+    def remember(self, size: int) -> None:
+        """Count one more directory, with so many bytes of names and extended attributes.
+
+        Raises:
+            StepError: there are too many.
+        """
+        self._remembered += ENTRY_BYTES + size
+        if self._remembered > REMEMBERED:
+            raise StepError(
+                f"so many directories can't be copied: their names and attributes take more than "
+                f"{REMEMBERED >> 20} MiB"
+            )
 
     def _enter(self, parent: int, path: str, make: bool) -> int:
         if path in self._made and self._kept is not None and (kept := self._kept(path)) is not None:
             return kept
-        with suppress(OSError):
-            return os.open(posixpath.basename(path), _ENTER, dir_fd=parent)
-        # A link or nothing: the long way, from the top.
-        if make and self.root.make_directory(path, Metadata(self._owner, 0o755), parents=self._owner):
-            self._made.add(path)
-            return self._enter(parent, path, make)
+        name, metadata = posixpath.basename(path), Metadata(self._owner)
+        try:
+            return os.open(name, _ENTER, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+            os.mkdir(name, 0o755, dir_fd=parent)
+            self._note(path)
+            descriptor = self._enter(parent, path, make)
+            settle(descriptor, metadata)
+            return descriptor
+        except OSError:
+            pass  # a link: the long way, from the top
+        if make and self.root.make_directory(path, metadata, parents=self._owner):
+            self._note(path)
         with self.root.locate(path) as found:
             return found.open(os.O_RDONLY | os.O_DIRECTORY)
 
@@ -351,17 +383,24 @@ class Copier:
 
     def _directory(self, base: _Base, entry: Incoming, inner: str) -> None:
         metadata = self._metadata(entry, directory=True)
+        if not inner and entry.entry.mode == 0o755 and self._rules.change_mode is None:
+            metadata = metadata._replace(mode=None)  # what servers say where nobody has described it
         path = base.join(inner)
         if inner:
             with suppress(FileExistsError):
                 base.make(path)
-                self._directories[inner] = (base, metadata)  # set at the end
+                self._later(base, inner, metadata)
                 return
         created = base.make_directory(path, metadata)
         found = base.root.status(path, follow=False)
         # The destination itself keeps what it has; so does a directory that is reached through a link.
         if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
-            self._directories[inner] = (base, metadata)
+            self._later(base, inner, metadata)
+
+    def _later(self, base: _Base, inner: str, metadata: Metadata) -> None:
+        """Have a directory's metadata set at the end."""
+        base.remember(len(inner) + sum(len(name) + len(value) for name, value in metadata.xattrs.items()))
+        self._directories[inner] = (base, metadata)
 
     def _finish_directory(self, base: _Base, inner: str, metadata: Metadata) -> None:
         path = base.join(inner)
@@ -425,7 +464,7 @@ class Copier:
             base.close()
 
     def _parent(self) -> Metadata:
-        return Metadata(self._rules.owner, 0o755)
+        return Metadata(self._rules.owner)
 
     # --- metadata -----------------------------------------------------------------------------
 
