@@ -36,7 +36,7 @@ from firebuild_bootstrap.image.platforms import host_platform
 
 pytestmark = pytest.mark.needs("userns")
 
-DOCS = Path(__file__).parents[2] / "docs/docker.md"
+DOCS = Path(__file__).parents[2] / "docs/from-docker.md"
 SCRATCH = "FROM scratch\nCOPY . /\n"
 TAR = ("--output", "tar")
 

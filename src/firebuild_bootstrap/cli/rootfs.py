@@ -215,8 +215,8 @@ def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.
 
     CONTEXT is a directory, by default the current one; with -, an archive of it or a Dockerfile comes from
-    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/docker.md says which
-    options of Docker are there; the others are refused by their name.
+    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/from-docker.md says
+    which options of docker, buildah and kaniko are there; the others are refused by their name.
     """
     if path is not None and context is not None:
         raise InputError(f"the build context is given twice: {path} and --context {context}")
