@@ -76,7 +76,7 @@ _PUSHED: Final = (
     "the id of the image goes to --iidfile, all else to --metadata-file; a push prints the digest"
 )
 
-# Of buildah and of kaniko's executor what `docker build` does not have. Flags may have a value: =true, =false.
+# Of buildah and kaniko what `docker build` does not have. Flags may have a value: =true, =false.
 _OTHER_FLAGS: Final[dict[str, dict[str, str]]] = {
     "buildah": {
         "--all-platforms": _PLATFORM,
