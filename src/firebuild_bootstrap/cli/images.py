@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from firebuild_bootstrap.cli.options import (
     home_from,
     json_option,
     settings_from,
+    warn,
     watched,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
@@ -45,7 +47,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file))
-    found = home.images.list()
+    found = home.images.list(warn)
     if as_json:
         click.echo(as_text([_document(home, image) for image in found]), nl=False)
         return
@@ -372,22 +374,36 @@ def store() -> None:
 
 
 @store.command()
+@click.option("--repair", is_flag=True, help="Remove what is damaged and of no use any more.")
 @config_option
-def check(config_file: Path | None) -> None:
-    """Read all that is stored, and compare it with its digests; changes nothing.
+def check(repair: bool, config_file: Path | None) -> None:
+    """Read all that is stored, and compare it with its digests.
 
-    Exits with 6 where something is wrong, after a line for each.
+    Nothing is changed without --repair, but for digests of layers that nobody has read yet: they are noted
+    for the next check. A store that can't be written is checked, too.
+
+    Exits with 6 where something is wrong, after a line for each that says what to do.
     """
+    from firebuild_bootstrap.checking import StoreCheck
     from firebuild_bootstrap.errors import MachineError
 
-    with watched(config_file) as home:
-        found = list(home.intake.problems())
+    with watched(config_file, writable=repair) as home:
+        checking = StoreCheck(home)
+        # Nothing is removed while any of it is being read.
+        found = list(dict.fromkeys(checking.findings()))
+        left = 0
         for problem in found:
-            click.echo(one_line(problem, 1000))
-        if found:
-            count = f"{len(found)} problem{'' if len(found) == 1 else 's'}"
+            mended = repair and problem.repair is not None and problem.repair() is not False
+            click.echo(one_line(f"{'repaired: ' if mended else ''}{problem}", 1000))
+            left += problem.lost or not mended
+        for what in checking.unread:
+            click.echo(one_line(f"not checked: {what}", 1000))
+        if left:
+            count = f"{left} problem{'' if left == 1 else 's'}"
             raise MachineError(f"the store {home.root} has {count}", hint="each line says what to do")
-        click.echo(f"sound: {len(home.images.names())} images, {len(home.blobs.digests())} blobs")
+        counts = [(checking.read[kind], kind) for kind in ("images", "bases", "blobs", "layers")]
+        read = ", ".join(f"{count} {kind if count != 1 else kind[:-1]}" for count, kind in counts)
+        click.echo(f"{'repaired' if found else 'sound'}: {read}")
 
 
 @dataclass(frozen=True)
@@ -419,15 +435,11 @@ def _held(home: Home, tag: str) -> StoredImage:
 def _usage(home: Home) -> Iterator[_Used]:
     from firebuild_bootstrap.image.trees import allocated
 
-    for image in home.images.list():
-        # What it has in common with its base is shown there, and its other layers below.
-        shared = sum(
-            allocated(archive)
-            for layer in image.record.layers or ()
-            if layer.archive and (archive := image.directory / layer.archive).stat().st_nlink > 1
-        )
-        yield _Used("image", str(image.tag), allocated(image.directory) - shared)
-    for base in home.bases.list():
+    listed = home.images.list(warn)
+    names = Counter(image.directory for image in listed)
+    for image in listed:  # what several share is divided among them
+        yield _Used("image", str(image.tag), allocated(image.directory) // names[image.directory])
+    for base in home.bases.list(warn):
         yield _Used("base", base.name, allocated(base.archive.parent))
     kinds = {"builds": "build", "failed": "failed", "removing": "removing"}
     for folder, kind in kinds.items():

@@ -17,6 +17,7 @@ from firebuild_bootstrap.cli.options import (
     home_from,
     json_option,
     settings_from,
+    warn,
     watched,
 )
 from firebuild_bootstrap.errors import InputError
@@ -75,7 +76,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
-    bases = home_from(settings_from(config_file)).bases.list()
+    bases = home_from(settings_from(config_file)).bases.list(warn)
     if as_json:
         click.echo(as_text([_document(found) for found in bases]), nl=False)
         return
