@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from firebuild_bootstrap.sandbox.bwrap import Sandbox, end_holders, find_bwrap
+from firebuild_bootstrap.sandbox.bwrap import Sandbox, end_holders, end_orphans, find_bwrap
 from firebuild_bootstrap.sandbox.detect import detect, expected, probe
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess
@@ -20,6 +20,7 @@ __all__ = [
     "SandboxProcess",
     "detect",
     "end_holders",
+    "end_orphans",
     "expected",
     "find_bwrap",
     "find_runtime",
