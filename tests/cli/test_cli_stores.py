@@ -138,6 +138,43 @@ def test_an_image_with_a_damaged_record_is_named_with_the_remedy(cli: Cli) -> No
     cli("images", "rm", "t/damaged:1")
 
 
+def test_images_are_pruned_by_age_label_and_number(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    for day, tag in enumerate(("t/old:1", "t/old:2", "t/old:3", "t/kept:1")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(day * 86400))
+        cli("build", "-q", "-t", tag, "--label", f"day={day}", ".")
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    cli("build", "-q", "-t", "t/new:1", ".")
+    cli("build", "-q", ".")
+
+    def wanted(*options: str) -> list[str]:
+        lines = cli("images", "prune", "--dry-run", *options).out.splitlines()
+        return [line.removeprefix("would remove ") for line in lines if "untagged" not in line]
+
+    assert wanted() == []
+    assert cli("images", "prune", "--dry-run").out.startswith("would remove untagged/")
+    assert wanted("--all") == ["t/kept:1", "t/new:1", "t/old:1", "t/old:2", "t/old:3"]
+    for until in ("24h", "2020-01-01", "2020-01-01T00:00:00Z", str(4 * 86400)):
+        assert wanted("-a", "--filter", f"until={until}") == ["t/kept:1", "t/old:1", "t/old:2", "t/old:3"]
+    assert wanted("-a", "--filter", f"until={86400}") == ["t/old:1", "t/old:2"]
+    assert wanted("-a", "--filter", "label=day=2") == ["t/old:3"]
+    assert wanted("-a", "--filter", "label=day", "--filter", "label!=day=2", "--keep", "1") == [
+        "t/old:1", "t/old:2",
+    ]  # fmt: skip
+    assert wanted("-a", "--keep", "2") == ["t/old:1"]
+    assert "--all would remove every image" in cli("images", "prune", "--all", status=2).err
+    for mistake, message in {
+        "until=x": "expected a duration",
+        "dangling=1": "expected until=",
+        "label": "",
+    }.items():
+        assert message in cli("images", "prune", "--filter", mistake, status=2).err
+    assert "removed t/old:1\n" in cli("images", "prune", "-a", "--keep=2").out
+    cli("images", "prune", "--all", "--force")
+    assert cli("images", "list", "--json").out == "[]\n"
+    assert cli("cache", "prune", "--filter", "until=1h", "--keep-storage", "1GiB", "-n").out == ""
+
+
 def test_the_store_is_where_the_settings_say(cli: Cli, tree: Path, tmp_path: Path) -> None:
     Path("firebuild.yaml").write_text(f"store: {{path: {tmp_path / 'elsewhere'}}}\n")
     cli("base", "import", "tiny", tree, "--config", "firebuild.yaml")

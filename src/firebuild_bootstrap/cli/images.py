@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,16 @@ from firebuild_bootstrap.cli.options import (
     watched,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
+from firebuild_bootstrap.cli.store import age_of, read_filters
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.store import StoredImage
+
+
+_FILTERS = ("until", "label", "label!")
 
 
 @click.group(cls=Commands)
@@ -310,28 +315,57 @@ def tag_(tag: str, new: str, config_file: Path | None) -> None:
 
 
 @images.command()
+@click.option("--all", "-a", "everything", is_flag=True, help="Also images that have a name.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="until=…|label=…|label!=…",
+    help="Only images that were made before: until=72h, or a time. Only those with a label, or without: "
+    "label=NAME[=VALUE], label!=NAME[=VALUE]. Repeatable: all have to be so.",
+)
+@click.option(
+    "--keep", type=click.IntRange(min=0), metavar="N", help="Keep the N newest images of each name."
+)
 @click.option("--failed", is_flag=True, help="Also what --keep-on-failure kept in the store.")
 @click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
-@click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
+@click.option("--force", "-f", is_flag=True, help="Needed where --all leaves no image with a name.")
 @config_option
-def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
+def prune(
+    *,
+    everything: bool,
+    filters: tuple[str, ...],
+    keep: int | None,
+    failed: bool,
+    dry_run: bool,
+    force: bool,
+    config_file: Path | None,
+) -> None:
     """Remove images that were built without a tag, and what crashed builds left behind.
 
-    Images with a name and bases stay; `firebuild images rm` and `firebuild base rm` remove those.
+    Images with a name stay without --all. Bases stay; `firebuild base rm` removes those. Nothing that a
+    running build uses is removed.
     """
+    from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 
     settings = settings_from(config_file)
+    read_filters(filters, *_FILTERS)
     # Before it may be written: then the removal of what dead builds left begins in the background.
     before = 0 if dry_run else allocated(home_from(settings, writable=False).root)
     home = home_from(settings, writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
-    for tag in home.images.names():
-        if tag.is_untagged:
-            if not dry_run:
+    if everything and not (filters or keep or force or dry_run):
+        raise InputError(
+            "--all would remove every image of the store",
+            hint="say which with --filter until=72h or --keep 3, try it with --dry-run, or insist: --force",
+        )
+    for tag in _unwanted(home, everything, filters, keep or 0):
+        if not dry_run:
+            with suppress(InputError):  # somebody was faster
                 home.images.remove(tag)
-            click.echo(f"{verb} {tag}")
+        click.echo(f"{verb} {tag}")
     for directory in _entries(home.root / "failed") if failed else ():
         if not dry_run:
             home.trees.remove(directory)
@@ -339,6 +373,42 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
     if not dry_run:
         _sweep(home)
         click.echo(f"freed {human_size(max(before - allocated(home.root), 0))}")
+
+
+def _unwanted(home: Home, everything: bool, filters: tuple[str, ...], keep: int) -> list[Reference]:
+    """Return the images to remove: those without a name, or all, but for what the filters and `keep` keep."""
+    given = read_filters(filters, *_FILTERS)
+    if not (everything or given or keep):
+        return [tag for tag in home.images.names() if tag.is_untagged]  # also damaged ones
+    age = age_of(given)
+    newest = datetime.now(UTC).timestamp() - (age or 0.0)
+    kept = Counter[str]()
+    unwanted = []
+    for image in sorted(home.images.list(warn), key=_created, reverse=True):
+        if not (everything or image.tag.is_untagged):
+            continue
+        kept[image.tag.name] += 1
+        labels = image.record.config.labels
+        if (
+            (kept[image.tag.name] > keep or image.tag.is_untagged)
+            and (age is None or _created(image) <= newest)
+            and all(_has(labels, text) for name, text in given if name == "label")
+            and not any(_has(labels, text) for name, text in given if name == "label!")
+        ):
+            unwanted.append(image.tag)
+    return sorted(unwanted)
+
+
+def _created(image: StoredImage) -> float:
+    """Return when an image was made, in seconds; 0.0 where an image from outside says nothing readable."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(image.record.created).astimezone().timestamp()
+    return 0.0
+
+
+def _has(labels: Mapping[str, str], text: str) -> bool:
+    name, equals, value = text.partition("=")
+    return name in labels and (not equals or labels[name] == value)
 
 
 @click.command()
