@@ -6,12 +6,14 @@ import json
 import os
 import tarfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.cli.options import MACHINES
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.machine.settings import MachineSettings
 
 pytestmark = pytest.mark.needs("userns")
@@ -136,6 +138,42 @@ def test_an_image_with_a_damaged_record_is_named_with_the_remedy(cli: Cli) -> No
     assert "image.json is damaged" in done.err
     assert "hint: remove t/damaged:1 and build it again" in done.err
     cli("images", "rm", "t/damaged:1")
+
+
+def test_an_image_that_is_removed_while_it_is_exported_is_delivered_whole(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    form = Home.form
+
+    def then_removed(home: Home, image: StoredImage, *arguments: Any, **options: Any) -> Path:
+        made = form(home, image, *arguments, **options)
+        remove(image)
+        return made
+
+    def remove(image: StoredImage) -> None:
+        other = ImageStore(cli.home, lambda: Home(cli.home).trees)
+        other.remove(image.tag)
+        other.sweep()
+
+    cli("build", "-q", "-t", "t/a:1", ".")
+    monkeypatch.setattr(Home, "form", then_removed)
+    cli("images", "export", "t/a:1", "--output", f"tar,dest={tmp_path / 'a.tar'}")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert "Dockerfile" in archive.getnames()
+    assert cli("images", "list", "--json").out == "[]\n"
+
+    hold = ImageStore.hold
+
+    def held_and_removed(store: ImageStore, image: StoredImage) -> bool:
+        done = hold(store, image)
+        remove(image)
+        return done
+
+    monkeypatch.setattr(ImageStore, "hold", held_and_removed)
+    assert cli("build", "-q", "-t", "t/a:1", ".").out.startswith("sha256:")
+    cli("build", "-t", "t/a:1", "-o", "tar,dest=-", ".")
+    assert cli("images", "list", "--json").out == "[]\n"
 
 
 def test_images_are_pruned_by_age_label_and_number(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

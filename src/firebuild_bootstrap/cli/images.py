@@ -137,9 +137,10 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
                     click.echo(os.fsencode(spec.dest or ""))
                 continue
             made = home.form(image, spec)
-            deliver(made, spec, home.trees)
+            held = image.directory / made.name  # what its name leads to may be removed meanwhile
+            deliver(held, spec, home.trees)
             if spec.type is to_stdout:
-                send(made)
+                send(held)
             elif to_stdout is None:
                 click.echo(os.fsencode(spec.dest or made))
 

@@ -300,6 +300,8 @@ def _build(options: _Options) -> None:
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
             interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
+            if image is not None:
+                home.images.hold(image)
             if image is not None and wanted.push:
                 _push(image, wanted.tags, settings, home, events)
         if image is None:
@@ -539,9 +541,7 @@ def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     if wanted.to_stdout is not None and wanted.to_stdout.has_layers:
         home.outgoing.write([(wanted.tags, image)], sys.stdout.buffer, wanted.to_stdout)
     elif wanted.to_stdout is not None:
-        path = image.output(wanted.to_stdout)
-        assert path is not None  # it was asked for  # noqa: S101
-        send(path)
+        send(image.directory / wanted.to_stdout.file_name)
     elif wanted.progress == "quiet":
         click.echo(home.image_id(image))
 

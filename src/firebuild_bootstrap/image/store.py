@@ -411,6 +411,10 @@ class ImageStore:
         named = replace(record, tag=str(tag), also_tagged=())
         return StoredImage(tag, directory, self._contents.link(key), named).refreshed()
 
+    def hold(self, image: StoredImage) -> bool:
+        """Keep the files of an image until `close`, whoever removes its name; False where it is gone."""
+        return self._contents.hold(self._key(image.tag)) == image.directory.resolve()
+
     def find_digest(self, wanted: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return the image of a name, with whatever tag, whose manifest, index or id has the wanted digest.
 
