@@ -74,6 +74,41 @@ def test_a_store_on_a_read_only_file_system_is_checked(store: Cli) -> None:
     assert "read-only" in store("store", "check", "--repair", status=2).err
 
 
+@pytest.fixture
+def small_disk(cli: Cli) -> Iterator[None]:
+    cli.home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", cli.home], check=True)
+    yield
+    subprocess.run(["umount", cli.home], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("small_disk")
+def test_a_disk_that_is_full_ends_a_command_and_harms_nothing(cli: Cli, tmp_path: Path) -> None:
+    shutil.copy("/bin/busybox", "sh")
+    Path("large").write_bytes(os.urandom(3_000_000))
+    Path("Dockerfile").write_text("FROM scratch\nCOPY sh /bin/sh\nCOPY large /\n")
+    cli("build", "-q", "-t", "app:1", ".")
+    saved = tmp_path / "app.tar"
+    full = "No space left on device"
+    for form in ("tar", "ext4", "dir", f"oci,dest={saved}"):
+        done = cli("images", "export", "app:1", "--output", form, status=6)
+        assert full in done.err
+        assert "hint: `firebuild du` shows what the store takes" in done.err
+        assert problems(cli, left=False)[0].startswith("sound: 1 image, ")
+    assert not saved.exists()
+    Path("more").write_text("FROM app:1\nCOPY large /again\n")
+    assert full in cli("build", "-t", "app:2", "-f", "more", ".", status=1).err
+    assert full in cli("base", "import", "tree", ".", status=6).err
+    assert problems(cli, left=False)[0].startswith("sound: 1 image, 0 bases, ")
+    cli("images", "rm", "app:1")
+    cli("cache", "prune", "--all")
+    cli("images", "prune")
+    Path("large").write_bytes(b"small")
+    cli("build", "-q", "-t", "app:2", "--output", f"oci,dest={saved}", ".")
+    assert problems(cli, left=False)[0].startswith("sound: 1 image, ")
+
+
 def test_what_is_of_no_use_is_repaired_and_the_next_build_makes_it_again(store: Cli) -> None:
     problems(store, left=False)
     form = one(store, "images/content/*/rootfs.ext4")

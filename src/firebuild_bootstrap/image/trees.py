@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -357,10 +358,15 @@ class Trees:
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
             kind = _KINDS.get(reply.get("kind", ""), MachineError)
-            raise kind(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
+            full = os.strerror(errno.ENOSPC) in reply["error"]
+            hint = reply["hint"] or (_FULL if full else None)
+            raise kind(f"could not {task}: {reply['error']}", hint=hint)
         return reply
 
 
+_FULL: Final = (
+    "`firebuild du` shows what the store takes, `firebuild cache prune` and `images prune` free some"
+)
 _KINDS: Final = {"unmountable": _UnmountableError, "damaged": DamagedArchiveError}
 
 
