@@ -21,12 +21,10 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
-_OWN_CACHE: Final = "builds of one store share their cache without being told to: leave it out"
 _ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
 
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
 _POINTLESS_FLAGS_OF_KANIKO: Final = ("--cleanup", "--force", "--no-push-cache")
-_POINTLESS_OPTIONS: Final = ("--cache-from",)
 _REFUSED_FLAGS: Final = {
     "--provenance": _ATTEST,
     "--sbom": _ATTEST,
@@ -36,7 +34,6 @@ _REFUSED_FLAGS: Final = {
     "--disable-content-trust": "images are not signed here, so there is nothing to distrust: leave it out",
 }
 _REFUSED_OPTIONS: Final = {
-    "--cache-to": _OWN_CACHE,
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
     "--annotation": "annotations are not written: use --label",
@@ -163,7 +160,7 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
         "--azure-container-registry-config": _LOGINS,
         "--bucket": "download the context, and give it on standard input: `firebuild build - < FILE`",
         "--cache-dir": "FIREBUILD_HOME, or store.path in the configuration, says where the store is",
-        "--cache-repo": _OWN_CACHE,
+        "--cache-repo": "--cache-to type=registry,ref=NAME, and --cache-from with the same",
         "--context-sub-path": "name that directory as the context",
         "--credential-helpers": _LOGINS,
         "--custom-platform": _PLATFORM,
@@ -275,8 +272,6 @@ def docker_options(function: FunctionT) -> FunctionT:
     """Add the options of other tools that are accepted for nothing or answered by their names."""
     for name in (*_POINTLESS_FLAGS, *_POINTLESS_FLAGS_OF_KANIKO):
         function = click.option(name, is_flag=True, hidden=True, expose_value=False)(function)
-    for name in _POINTLESS_OPTIONS:
-        function = click.option(name, multiple=True, hidden=True, expose_value=False)(function)
     for name in (*_REFUSED_FLAGS, *_REFUSED_OPTIONS):
         names = [name, _SHORT[name]] if name in _SHORT else [name]
         kind: dict[str, Any] = {"is_flag": True} if name in _REFUSED_FLAGS else {"multiple": True}
