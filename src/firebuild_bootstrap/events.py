@@ -149,7 +149,10 @@ class StepStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepCached(Event):
-    """A step need not be executed: its result is in the cache."""
+    """A step need not be executed: its result is in the cache.
+
+    `origin` is the remote cache that another machine has put it into; empty for that of the store.
+    """
 
     type: ClassVar[str] = "step-cached"
     step: int
@@ -157,6 +160,7 @@ class StepCached(Event):
     instruction: str
     line: int
     stage: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepStarted,
 )
-from firebuild_bootstrap.failures import FailureArtifacts, explained
+from firebuild_bootstrap.failures import FailureArtifacts, explained, located
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.machine.base import Machine, Taken
@@ -194,7 +194,8 @@ class Sessions:
             raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)
         if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
             raise GuestLost(outcome.error.message, hint=silence)
-        outcome.raise_for_failure()
+        if outcome.error is not None:
+            raise located(outcome.error, outcome.step, work.steps, self.dockerfile)
 
 
 def _await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[], None]) -> Outcome:

@@ -18,7 +18,6 @@ from firebuild_bootstrap.image.oci import is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType, deliver
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
-from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved
 from firebuild_bootstrap.values import dataclass
@@ -133,7 +132,7 @@ def _in_one_piece(
         return layer
     if request.epoch is not None or any(spec.type is not OutputType.TAR for spec in request.outputs):
         _, report = home.layers.unpacked(layer.path, layer.digest)
-        for note in unpack_notes(report, "the machine's drive"):
+        for note in report.notes("the machine's drive"):
             notice(note)
     if request.epoch is None:
         return layer

@@ -66,7 +66,7 @@ class _Unwritten:
     def __init__(self) -> None:
         self.machine = _Section(self, "machine", driver="local", ids="auto", at_once=2)
         self.store = _Section(self, "store", path=None)
-        self.cache = _Section(self, "cache", max_size=None)
+        self.cache = _Section(self, "cache", max_size=None, import_from=(), export_to=())
         self.bootstrap = _Section(
             self,
             "bootstrap",

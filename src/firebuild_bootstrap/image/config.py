@@ -129,10 +129,10 @@ _KNOWN: Final = frozenset(
 def _env(pairs: tuple[str, ...]) -> dict[str, str]:
     env: dict[str, str] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise InputError(f"Env of the image configuration: expected NAME=value, found {pair!r}")
-        env[name] = value
+        # One without = has an empty value (BuildKit, parseKeyValue); one without a name is nothing.
+        name, _, value = pair.partition("=")
+        if name:
+            env[name] = value
     return env
 
 
