@@ -20,12 +20,12 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import SPACE, try_lock, unusable_store, write_whole
+from firebuild_bootstrap.values import dataclass
 
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 """Those that can be verified (image-spec, descriptor.md, "Registered algorithms")."""

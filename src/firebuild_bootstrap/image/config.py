@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, TypeGuard
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
+from firebuild_bootstrap.values import dataclass
 
 _HEALTH_NUMBERS: Final = {
     "Interval": "interval_ns",

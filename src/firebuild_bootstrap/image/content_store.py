@@ -17,13 +17,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.removal import remove_tree
+from firebuild_bootstrap.values import dataclass
 
 Key = tuple[str, ...]
 # What is wrong with the path that was named, and not with the machine behind it.

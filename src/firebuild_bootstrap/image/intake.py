@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.layers.tar import Hashed
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.layouts import ImageInFiles
@@ -262,7 +263,7 @@ class Intake:
         for layer in layers:
             if layer.outside is None:
                 return  # what is built on them is there, or lost
-            write = partial(self._write, layer.outside)
+            write = partial(self.decompress, layer.outside)
             try:
                 below = self._layers.below(layer.key, keys, trees)
                 tree, lost = self._layers.unpacked_from(write, layer.key, below)
@@ -275,8 +276,13 @@ class Intake:
             keys.append(layer.key)
             trees.append(tree)
 
-    def _write(self, layer: OutsideLayer, archive: Path) -> None:
-        """Decompress the blob of a layer."""
+    def decompress(self, layer: OutsideLayer, archive: Path) -> None:
+        """Decompress the blob of a layer, which is in the store, into a new file, and verify what comes out.
+
+        Raises:
+            InputError: it is damaged, more than `layouts.most_of` allows, or not the layer that it claims.
+            MachineError: the blob is not there, or the disk is full.
+        """
         from firebuild_bootstrap.image.layouts import decompress_bounded
 
         what = f"the layer {layer.blob.digest}"
@@ -294,9 +300,8 @@ class Intake:
             raise MachineError(f"{path} can't be read: {error.strerror}") from error
         if out.digest != layer.diff_id:
             raise InputError(
-                f"{what} unpacks to an archive with the digest {out.digest}, and the image's configuration "
-                f"says {layer.diff_id}",
-                hint="whoever made the image is broken or hostile; nothing of it was kept",
+                f"{what} unpacks to an archive with the digest {out.digest}, and not {layer.diff_id}",
+                hint="whoever made it is broken or hostile; nothing of it was kept",
             )
         if not archive.stat().st_size:  # as some builders of old wrote a step that changes nothing
             archive.write_bytes(bytes(1024))

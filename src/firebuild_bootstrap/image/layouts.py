@@ -17,7 +17,7 @@ import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Final, Protocol, cast
@@ -55,6 +55,7 @@ from firebuild_bootstrap.layers.tar import (
     LayerWriter,
     Sink,
 )
+from firebuild_bootstrap.values import dataclass
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"

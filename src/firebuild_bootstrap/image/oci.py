@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.blobs import DIGEST, BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.values import dataclass
 
 MAX_DOCUMENT: Final = 4 * 1024 * 1024
 """Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""
@@ -239,12 +240,18 @@ class ImageDocument:
         return cls(platform, config, tuple(diff_ids), tuple(history), created, canonical(document))
 
 
-def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
+def parse_manifest(
+    data: bytes,
+    media_type: str = "",
+    *,
+    configs: Sequence[str] = (CONFIG, DOCKER_CONFIG, "application/octet-stream"),
+) -> Manifest | Index:
     """Read a manifest or an index of OCI or Docker.
 
     Args:
         data: its bytes; `Descriptor.check` has compared them with what named them.
         media_type: what whoever sent it says that it is, without parameters; empty for nothing.
+        configs: types of what its configuration may be; by default those of images.
 
     Raises:
         InputError: it is neither, or not as its format wants it.
@@ -266,10 +273,11 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
         found = members.objects("manifests", MAX_MEMBERS)
         return Index(tuple(Descriptor.from_json(*each) for each in found), kind, data)
     config = Descriptor.from_json(members.get("config"), "the manifest: config")
-    if config.media_type not in (CONFIG, DOCKER_CONFIG, "application/octet-stream"):
+    if config.media_type not in configs:
         raise InputError(
-            f"the manifest is not an image but an artifact of the type {config.media_type!r:.200}",
-            hint="name an image",
+            f"the manifest is not {'an image' if CONFIG in configs else 'a cache'} "
+            f"but an artifact of the type {config.media_type!r:.200}",
+            hint=f"name one of the type {configs[0]}",
         )
     layers = tuple(Descriptor.from_json(*each) for each in members.objects("layers", MAX_MEMBERS))
     for layer in layers:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
@@ -17,6 +16,7 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMode, Runtime, Sandbox, find_runtime
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _TREE: Final = "/tree"

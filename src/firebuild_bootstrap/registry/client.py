@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -20,6 +19,7 @@ from firebuild_bootstrap.image.blobs import DIGEST, Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
 from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, joined, shown_url
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}

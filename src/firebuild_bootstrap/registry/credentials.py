@@ -20,12 +20,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import IO, Any, Final, cast
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.registry.settings import RegistrySettings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 HUB: Final = "docker.io"

@@ -5,13 +5,14 @@ What was pulled once is in the store of blobs by its digest, and is not fetched 
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import Tasks
@@ -32,11 +33,13 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")
 
 _OFFICIAL: Final = "library/"
+_PAUSE: Final = 0.1
 _Job = Callable[[Callable[[], None]], None]
 
 
@@ -212,6 +215,32 @@ class Registries:
                 f"{mirror.registry.host} failed, {other.registry.host} is asked instead: "
                 f"{one_line(error.message)}"
             )
+
+
+def connected(settings: Any, check: Callable[[], None], tasks: Tasks) -> Registries:
+    """Return the registries as the settings of a build have them, which the caller closes.
+
+    Args:
+        settings: the whole settings, for their sections `registries` and `ca`.
+        check: called again and again; what it raises ends the work.
+        tasks: as for `Registries`.
+    """
+    from firebuild_bootstrap.registry.tls import ca_anchors
+
+    def pause(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            check()
+            time.sleep(min(left, _PAUSE))
+
+    around = Surroundings(
+        settings=settings.registries,
+        environ=os.environ,
+        anchors=lambda: ca_anchors(settings.ca, check=check),
+        check=check,
+        pause=pause,
+    )
+    return Registries(around, tasks)
 
 
 def side_by_side(jobs: Sequence[_Job], several: int, check: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from typing import Final, Protocol, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -34,6 +34,7 @@ from firebuild_bootstrap.registry.answers import (
 from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, find_credentials
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import is_safe, proxy_for
 from firebuild_pki.connections import (
     TlsFault,
