@@ -152,7 +152,7 @@ def home_from(
 
 
 @contextmanager
-def watched(config_file: Path | None) -> Iterator[Home]:
+def watched(config_file: Path | None, *, writable: bool = True) -> Iterator[Home]:
     """Give what `home_from` does to a command that may take long, which shows on standard error.
 
     Standard output is for what comes of it.
@@ -166,7 +166,7 @@ def watched(config_file: Path | None) -> Iterator[Home]:
         if sys.stderr is not None:  # or the caller has closed it
             renderer = make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())
             tasks = Tasks(EventBus(cleanup.enter_context(closing(renderer))))
-        yield cleanup.enter_context(closing(home_from(settings, writable=True, tasks=tasks)))
+        yield cleanup.enter_context(closing(home_from(settings, writable=writable, tasks=tasks)))
 
 
 def complete_tags(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
