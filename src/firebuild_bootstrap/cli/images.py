@@ -125,7 +125,7 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
     specs, to_stdout = read_outputs(outputs, paths=True)
     check_paths(specs)
     check_programs(specs)
-    with watched(config_file) as home:
+    with watched(config_file, writable=False) as home:
         image = _held(home, tag)
         for spec in specs:
             if spec.type.has_layers:
@@ -209,7 +209,7 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
         )
     spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
     check_paths([spec])
-    with watched(config_file) as home:
+    with watched(config_file, writable=False) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
