@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -43,6 +42,8 @@ class Position:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Find the name that a misspelt word was meant to be, if one is near enough."""
+    import difflib  # for mistakes only
+
     matches = difflib.get_close_matches(word, sorted(known), n=1)
     return matches[0] if matches else None
 
