@@ -19,7 +19,12 @@ from image.layouts import Made, described, layer, packed, written
 from .conftest import Cli
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
-DOCKERFILE = "FROM acme/web:1\nRUN rm /etc/one && echo new > /etc/new\nENV C=d\n"
+DOCKERFILE = """
+FROM acme/web:1
+MAINTAINER somebody
+RUN rm /etc/one && echo new > /etc/new
+ENV C=d
+"""
 
 
 def made() -> Made:
@@ -67,10 +72,21 @@ def test_the_tools_of_others_read_what_is_written(built: Path, cli: Cli) -> None
     assert manifest["layers"][:2] == made().manifest["layers"]
     assert config["config"]["StopTimeout"] == 7
     assert config["config"]["Env"] == ["PATH=/bin", "A=b", "C=d"]
-    assert len(config["history"]) == len(config["rootfs"]["diff_ids"]) == 3
-    assert "RUN rm /etc/one" in config["history"][-1]["created_by"]
+    assert len(config["rootfs"]["diff_ids"]) == 3
+    *said, maintainer, run_, env = config["history"]
+    assert ["empty_layer" in each for each in (*said, maintainer, run_, env)] == [False] * 2 + [
+        True,
+        False,
+        True,
+    ]
+    assert run_ == {"created": config["created"], "created_by": DOCKERFILE.splitlines()[3]}
+    assert env == {"created": config["created"], "created_by": "ENV C=d", "empty_layer": True}
+    assert config["author"] == "somebody"
+    assert manifest["config"]["digest"] == json.loads(cli("images", "inspect", "app:1").out)["id"]
     for source in (f"oci-archive:{built}/oci.tar", f"docker-archive:{built}/docker.tar:app:1"):
-        found = json.loads(run("skopeo", "inspect", "--config", source))
+        raw = run("skopeo", "inspect", "--config", "--raw", source)
+        assert described(raw.encode(), "")["digest"] == manifest["config"]["digest"]
+        found = json.loads(raw)
         assert found["rootfs"] == config["rootfs"]
     layout = f"oci:{built}/layout:1"
     run("skopeo", "--insecure-policy", "copy", f"oci-archive:{built}/oci.tar", layout)
@@ -109,20 +125,26 @@ def test_images_are_saved_and_loaded_again(built: Path, cli: Cli, monkeypatch: p
     assert [entry["RepoTags"] for entry in entries] == [["app:1"], ["acme/web:1"]]
     identity = json.loads(cli("images", "inspect", "acme/web:1").out)["id"]
     assert identity == described(made().config_data, "")["digest"]
+    own = json.loads(cli("images", "inspect", "app:1").out)["id"]
     assert (
         cli("images", "export", "app:1", "-o", f"oci,dest={built / 'again.tar'}").out.strip().endswith("tar")
     )
     assert (built / "again.tar").read_bytes() == (built / "oci.tar").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     # What is built again is the same file, also on standard output.
-    cli("build", "-q", "-t", "app:1", f"--output=type=oci,dest={built / 'third.tar'}", built)
+    again = cli("build", "-q", "-t", "app:1", f"--output=type=oci,dest={built / 'third.tar'}", built)
+    assert again.out.strip() == cli("build", "-q", built).out.strip() == own
     assert (built / "third.tar").read_bytes() == (built / "oci.tar").read_bytes()
     cli("images", "rm", "app:1", "acme/web:1")
     out = cli("images", "load", built / "both.tar").out
     assert "loaded app:1 (OCI image layout)" in out
     assert json.loads(cli("images", "inspect", "acme/web:1").out)["id"] == identity
+    # Whoever gets the image calls it as its builder did.
+    assert json.loads(cli("images", "inspect", "app:1").out)["id"] == own
     steps = json.loads(cli("images", "history", "--json", "app:1").out)
-    assert [step["created_by"].split(" ")[0] for step in steps] == ["FROM", "FROM", "RUN"]
+    assert [step["created_by"].split(" ")[0] for step in steps] == [
+        *("FROM", "FROM", "MAINTAINER", "RUN", "ENV"),
+    ]
     assert "RUN rm /etc/one" in cli("history", "app:1").out
     cli("images", "rm", "app:1", "acme/web:1")
     cli("cache", "prune", "--all", "--force")

@@ -17,13 +17,11 @@ from firebuild_bootstrap.image.oci import (
     LAYER,
     MAX_DOCUMENT,
     Descriptor,
-    ImageDocument,
     Manifest,
     parse_manifest,
 )
 from firebuild_bootstrap.image.outputs import OutputSpec, OutputType, whole_or_not
-from firebuild_bootstrap.image.platforms import Platform
-from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.image.store import StoredImage, configuration
 from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.layers.compression import GzipWriter
 from firebuild_bootstrap.layers.tar import Hashed
@@ -64,15 +62,9 @@ class Outgoing:
                 self._blobs.required(blob.digest)
             return manifest
         layers = [self._layer(layer, record.epoch) for layer in image.layers(self._layers.root.name)]
-        document = ImageDocument.made_of(
-            Platform.parse(record.platform),
-            record.config,
-            [diff_id for diff_id, _ in layers],
-            history=record.history,
-            created=record.created,
-        )
-        config = Descriptor(CONFIG, self._blobs.add(document.data), len(document.data))
-        manifest = Manifest.made_of(config, [blob for _, blob in layers])
+        data = configuration(image, self._layers)  # the diff ids are known by now
+        config = Descriptor(CONFIG, self._blobs.add(data), len(data))
+        manifest = Manifest.made_of(config, layers)
         self._blobs.add(manifest.data)
         return manifest
 
@@ -106,20 +98,20 @@ class Outgoing:
             file.flush()
             os.fsync(file.fileno())
 
-    def _layer(self, layer: Layer, epoch: int | None) -> tuple[str, Descriptor]:
-        """Return the diff id of a layer and its blob, which is made unless it is there."""
+    def _layer(self, layer: Layer, epoch: int | None) -> Descriptor:
+        """Return the blob of a layer, which is made unless it is there."""
         if isinstance(layer, ArchiveLayer):
-            return layer.digest, self._of_archive(layer)
+            return self._of_archive(layer)
         if layer.outside is not None:
             self._blobs.required(layer.outside.blob.digest)
-            return layer.outside.diff_id, layer.outside.blob
+            return layer.outside.blob
         diff_id = self._layers.known_digest(layer.key, epoch)
         if diff_id and (blob := self._made(diff_id)):
-            return diff_id, blob
+            return blob
         with self._blobs.making() as path:
             packed = self._trees.pack_layer(self._layers.required(layer.key), path, newest=epoch)
             self._layers.note_digest(layer.key, packed.diff_id, epoch)
-            return packed.diff_id, self._keep(path, packed.diff_id, packed.digest)
+            return self._keep(path, packed.diff_id, packed.digest)
 
     def _of_archive(self, layer: ArchiveLayer) -> Descriptor:
         if blob := self._made(layer.digest):
