@@ -189,6 +189,55 @@ def test_a_root_file_system_becomes_a_base(cli: Cli, tmp_path: Path) -> None:
     assert files == read(tmp_path / "two.tar")
 
 
+@pytest.mark.needs("skopeo")
+def test_layers_go_out_as_they_are_asked_for_and_the_image_is_the_same(built: Path, cli: Cli) -> None:
+    identity = json.loads(cli("images", "inspect", "app:1").out)["id"]
+    ways = {"plain": "uncompressed", "zstd": "zstd,compression-level=1", "all": "zstd,force-compression=true"}
+    outputs = [f"--output=type=oci,dest={built / name},compression={how}" for name, how in ways.items()]
+    cli("images", "export", "app:1", *outputs)
+    found = {}
+    for name in ("oci.tar", *ways):
+        files = read(built / name)
+        manifest = document(files, json.loads(files["index.json"])["manifests"][0]["digest"])
+        assert manifest["config"]["digest"] == identity
+        found[name] = [layer["mediaType"].rpartition(".")[2] for layer in manifest["layers"]]
+        run(
+            "skopeo", "--insecure-policy", "copy", f"oci-archive:{built / name}", f"oci:{built}/{name}-read:1"
+        )
+    theirs = [layer["mediaType"].rpartition(".")[2] for layer in made().manifest["layers"]]
+    assert found == {
+        "oci.tar": [*theirs, "tar+gzip"],
+        "plain": [*theirs, "tar"],
+        "zstd": [*theirs, "tar+zstd"],
+        "all": ["tar+zstd"] * 3,
+    }
+    # An image from outside, too, is what it was, in other blobs.
+    cli(
+        "images",
+        "export",
+        "acme/web:1",
+        f"--output=oci,dest={built / 'web'},compression=zstd,force-compression=true",
+    )
+    cli("images", "export", "acme/web:1", f"--output=oci,dest={built / 'web0'},compression=zstd")
+    files = read(built / "web")
+    manifest = document(files, json.loads(files["index.json"])["manifests"][0]["digest"])
+    assert manifest["config"]["digest"] == made().manifest["config"]["digest"]
+    digest = described(json.dumps(made().manifest).encode(), "")["digest"]
+    assert json.loads(read(built / "web0")["index.json"])["manifests"][0]["digest"] == digest
+    # One that was changed is not passed on.
+    (blob,) = (cli.home / "blobs/sha256").glob(made().manifest["layers"][0]["digest"].removeprefix("sha256:"))
+    blob.write_bytes(gzip.compress(b"other"))
+    refused = cli(
+        *("images", "export", "acme/web:1"),
+        f"--output=oci,dest={built / 'bad'},compression=uncompressed,force-compression=true",
+        status=6,
+    )
+    assert "somebody has changed it" in refused.err
+    assert not [*built.glob("bad*"), *built.glob(".*.partial")]
+    refused = cli("images", "export", "app:1", "--output=registry", status=2)
+    assert "`firebuild images push`" in refused.err
+
+
 def test_a_form_with_layers_has_to_go_somewhere(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
     assert "add dest=FILE" in cli("build", "--output", "oci", tmp_path, status=2).err

@@ -9,6 +9,7 @@ import pytest
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import (
     Artifact,
+    Compression,
     OutputSpec,
     OutputType,
     check_destinations,
@@ -44,6 +45,14 @@ def test_sizes_have_units_of_1024(text: str, size: int) -> None:
         ("tar,dest=/a,dest=/b", "found 'dest=/b'"),
         ("tar,size=5", "only ext4 has a size"),
         ("ext4,size=big", "found 'big'"),
+        ("registry,dest=/x", "a registry has no dest"),
+        ("tar,compression=zstd", "only oci, docker and registry have layers to compress"),
+        ("oci,compression=estargz", "expected gzip, zstd, uncompressed, found 'estargz'"),
+        ("oci,compression-level=10", "expected a number from 0 to 9 for gzip, found '10'"),
+        ("oci,compression=zstd,compression-level=-1", "expected a number from 0 to 22 for zstd, found '-1'"),
+        ("oci,compression=uncompressed,compression-level=1", "from 0 to 0 for uncompressed"),
+        ("oci,force-compression=yes", "force-compression: expected true or false, found 'yes'"),
+        ("oci,compression=zstd,compression=zstd", "found 'compression=zstd'"),
     ],
 )
 def test_a_wrong_output_is_named(text: str, named: str) -> None:
@@ -51,7 +60,16 @@ def test_a_wrong_output_is_named(text: str, named: str) -> None:
         parse_output(text)
 
 
+def test_layers_are_compressed_as_buildkit_exporters_are_told() -> None:
+    assert parse_output("oci").compression == Compression("gzip", 6)
+    given = "docker,compression=zstd,compression-level=19,force-compression=true"
+    assert parse_output(given).compression == Compression("zstd", 19, force=True)
+    kinds = {"gzip": "+gzip", "zstd": "+zstd", "uncompressed": ""}
+    assert {kind: parse_output(f"registry,compression={kind}").compression.suffix for kind in kinds} == kinds
+
+
 def test_no_output_can_be_asked_for_twice() -> None:
+    assert len(parse_outputs(["oci,dest=/a", "oci,dest=/b,compression=zstd"])) == 2
     assert len(parse_outputs(["tar", "dir"])) == 2
     with pytest.raises(InputError, match="--output tar is given twice"):
         parse_outputs(["tar", "tar,dest=/x"])

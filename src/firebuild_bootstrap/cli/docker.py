@@ -60,10 +60,9 @@ _SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
 # Values that ask for what happens anyway.
 _DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
 
-_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "local")
+_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "registry", "local")
 _THEIR_TYPES: Final = {
     "image": "the image is kept in firebuild's store in any case: leave it out",
-    "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 

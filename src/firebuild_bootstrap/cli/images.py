@@ -113,9 +113,12 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 
     Without dest= it prints where in the store the form is.
     """
-    from firebuild_bootstrap.image.outputs import check_programs, deliver
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.outputs import OutputType, check_programs, deliver
 
     specs, to_stdout = read_outputs(outputs, paths=True)
+    if any(spec.type is OutputType.REGISTRY for spec in specs):
+        raise InputError("--output registry: an export goes to files", hint="`firebuild images push`")
     check_paths(specs)
     check_programs(specs)
     with watched(config_file) as home:
@@ -123,15 +126,15 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
         for spec in specs:
             if spec.type.has_layers:
                 names = [((_tag(tag),), image)]
-                if spec.type is to_stdout:
-                    home.outgoing.write(names, sys.stdout.buffer, spec.type)
+                if spec is to_stdout:
+                    home.outgoing.write(names, sys.stdout.buffer, spec)
                 else:
                     home.outgoing.deliver(names, spec)
                     click.echo(os.fsencode(spec.dest or ""))
                 continue
             made = home.form(image, spec)
             deliver(made, spec, home.trees)
-            if spec.type is to_stdout:
+            if spec is to_stdout:
                 send(made)
             elif to_stdout is None:
                 click.echo(os.fsencode(spec.dest or made))
@@ -205,7 +208,7 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
-            home.outgoing.write(images, sys.stdout.buffer, spec.type)
+            home.outgoing.write(images, sys.stdout.buffer, spec)
         else:
             home.outgoing.deliver(images, spec)
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.outputs import Compression
     from firebuild_bootstrap.image.store import StoredImage
     from firebuild_bootstrap.registry.pull import Registries
     from firebuild_bootstrap.settings import BuildSettings
@@ -70,9 +71,15 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
 
 
 def push_image(
-    settings: BuildSettings, home: Home, image: StoredImage, tags: Sequence[Reference], tasks: Tasks
+    settings: BuildSettings,
+    home: Home,
+    image: StoredImage,
+    tags: Sequence[Reference],
+    tasks: Tasks,
+    *,
+    compression: Compression | None = None,
 ) -> Iterator[tuple[Reference, str]]:
-    """Push an image under its tags.
+    """Push an image under its tags, its layers compressed with gzip unless something else is wanted.
 
     Yields:
         each tag that is at its registry now, with the digest of the manifest.
@@ -85,7 +92,7 @@ def push_image(
     from firebuild_bootstrap.registry.push import push
 
     with tasks.task("packing layers to push"):
-        manifest = home.outgoing.manifest(image)
+        manifest = home.outgoing.manifest(image, *filter(None, [compression]))
     base = image.record.base
     related = (Reference.parse(base),) if base else ()
     with closing(_registries(settings, home, tasks)) as registries:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -21,8 +22,13 @@ from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
 
 _FORM: Final = (
-    "ext4, erofs, squashfs, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
+    "ext4, erofs, squashfs, tar, dir, oci, docker or registry, with ,dest=PATH and (ext4) ,size=2GiB or "
+    "(oci, docker, registry) ,compression=gzip|zstd|uncompressed,compression-level=N,force-compression=true "
+    "after it if wanted"
 )
+_LEVELS: Final = {"gzip": (6, 9), "zstd": (3, 22), "uncompressed": (0, 0)}
+"""What compresses layers: the level by default, and the highest."""
+_COMPRESSION: Final = ("compression", "compression-level", "force-compression")
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -37,16 +43,37 @@ class OutputType(StrEnum):
     SQUASHFS = "squashfs"
     OCI = "oci"
     DOCKER = "docker"
+    REGISTRY = "registry"
 
     @property
     def has_layers(self) -> bool:
         """Whether it holds the image with its layers, and not its root file system; it is not kept then."""
-        return self in (OutputType.OCI, OutputType.DOCKER)
+        return self in (OutputType.OCI, OutputType.DOCKER, OutputType.REGISTRY)
 
     @property
     def file_name(self) -> str:
         """What it is called inside the store."""
         return "rootfs" if self is OutputType.DIR else f"rootfs.{self.value}"
+
+
+@dataclass(frozen=True)
+class Compression:
+    """How layers are compressed that go out, as BuildKit's exporters have it.
+
+    Args:
+        kind: gzip, zstd or uncompressed.
+        level: of gzip 0 to 9, of zstd 0 to 22.
+        force: layers that came from outside are compressed like this, too, and not left as they came.
+    """
+
+    kind: str = "gzip"
+    level: int = _LEVELS["gzip"][0]
+    force: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What the media type of a layer ends with (layer.md of the OCI image specification)."""
+        return "" if self.kind == "uncompressed" else f"+{self.kind}"
 
 
 @dataclass(frozen=True)
@@ -57,11 +84,13 @@ class OutputSpec:
         type: its form.
         dest: where a copy goes besides the store.
         size: bytes of an ext4 image, an error where they are too few; 0 leaves it to its content.
+        compression: of the layers, where it has them.
     """
 
     type: OutputType
     dest: Path | None = None
     size: int = 0
+    compression: Compression = Compression()
 
 
 @dataclass(frozen=True)
@@ -82,7 +111,7 @@ class Artifact:
 
 
 def parse_output(text: str) -> OutputSpec:
-    """Read one `--output TYPE[,dest=PATH][,size=SIZE]`.
+    """Read one `--output TYPE[,dest=PATH][,size=SIZE][,compression=KIND…]`.
 
     Raises:
         InputError: another type or key, an empty path or no size; the message shows what is expected.
@@ -93,27 +122,46 @@ def parse_output(text: str) -> OutputSpec:
     members: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if key not in ("dest", "size") or not equals or not value or key in members:
+        if key not in ("dest", "size", *_COMPRESSION) or not equals or not value or key in members:
             raise InputError(f"--output {text}: expected {_FORM}, found {pair!r}")
         members[key] = value
     if "size" in members and kind != OutputType.EXT4:
         raise InputError(f"--output {text}: only ext4 has a size")
+    if "dest" in members and kind == OutputType.REGISTRY:
+        raise InputError(f"--output {text}: a registry has no dest", hint="the tags say where it goes")
+    if not OutputType(kind).has_layers and any(name in members for name in _COMPRESSION):
+        raise InputError(f"--output {text}: only oci, docker and registry have layers to compress")
     dest = Path(os.path.abspath(members["dest"])) if "dest" in members else None
     try:
-        return OutputSpec(OutputType(kind), dest, parse_size(members.get("size", "0")))
+        size = parse_size(members.get("size", "0"))
+        return OutputSpec(OutputType(kind), dest, size, _compression(*map(members.get, _COMPRESSION)))
     except ValueError as error:
         raise InputError(f"--output {text}: {error}") from error
+
+
+def _compression(kind: str | None, level: str | None, force: str | None) -> Compression:
+    kind = "gzip" if kind is None else kind
+    if kind not in _LEVELS:
+        raise ValueError(f"compression: expected {', '.join(_LEVELS)}, found {kind!r}")
+    usual, highest = _LEVELS[kind]
+    if level is not None and not (re.fullmatch("[0-9]{1,2}", level) and int(level) <= highest):
+        raise ValueError(
+            f"compression-level: expected a number from 0 to {highest} for {kind}, found {level!r}"
+        )
+    if force not in (None, "true", "false"):
+        raise ValueError(f"force-compression: expected true or false, found {force!r}")
+    return Compression(kind, usual if level is None else int(level), force == "true")
 
 
 def parse_outputs(texts: Sequence[str]) -> tuple[OutputSpec, ...]:
     """Read all `--output`.
 
     Raises:
-        InputError: as `parse_output`, or one type comes twice.
+        InputError: as `parse_output`, or one type comes twice; archives may, with several destinations.
     """
     specs = tuple(parse_output(text) for text in texts)
-    types = [spec.type for spec in specs]
-    twice = next((kind for kind in types if types.count(kind) > 1), None)
+    keys = [(spec.type, spec.dest if spec.type.has_layers else None) for spec in specs]
+    twice = next((kind for kind, dest in keys if keys.count((kind, dest)) > 1), None)
     if twice is not None:
         raise InputError(f"--output {twice.value} is given twice", hint="copy the file afterwards")
     return specs
