@@ -61,7 +61,7 @@ def test_a_wrong_output_is_named(text: str, named: str) -> None:
 
 
 def test_layers_are_compressed_as_buildkit_exporters_are_told() -> None:
-    assert parse_output("oci").compression == Compression("gzip", 6)
+    assert parse_output("oci").compression == Compression("gzip", 4)
     given = "docker,compression=zstd,compression-level=19,force-compression=true"
     assert parse_output(given).compression == Compression("zstd", 19, force=True)
     kinds = {"gzip": "+gzip", "zstd": "+zstd", "uncompressed": ""}

@@ -26,8 +26,9 @@ _FORM: Final = (
     "(oci, docker, registry) ,compression=gzip|zstd|uncompressed,compression-level=N,force-compression=true "
     "after it if wanted"
 )
-_LEVELS: Final = {"gzip": (6, 9), "zstd": (3, 22), "uncompressed": (0, 0)}
-"""What compresses layers: the level by default, and the highest."""
+_LEVELS: Final = {"gzip": (4, 9), "zstd": (3, 22), "uncompressed": (0, 0)}
+"""What compresses layers: the level by default, and the highest. Those of gzip are libdeflate's, whose 4 comes
+within a hundredth of what zlib's 6 gives, in a quarter of the time."""
 _COMPRESSION: Final = ("compression", "compression-level", "force-compression")
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
