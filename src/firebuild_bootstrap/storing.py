@@ -17,7 +17,7 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.forms import keep_form, reuse_forms, write_form
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
 from firebuild_bootstrap.image.oci import is_layer_of
-from firebuild_bootstrap.image.outputs import Artifact, OutputType, deliver
+from firebuild_bootstrap.image.outputs import Artifact, Deliveries, OutputType
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.machine.rootfs import unpack_notes
@@ -108,17 +108,18 @@ def _write_forms(
     directory: Path, layers: Sequence[Layer], record: ImageRecord, request: BuildRequest, home: Home
 ) -> None:
     """Write the forms that are asked for into the directory of an image, and to their destinations."""
-    for spec in request.outputs:
-        if spec.type.has_layers:
-            if spec.dest is not None:  # or it goes to standard output, once it is stored
-                image = StoredImage(request.tag, directory, directory, record)
-                home.outgoing.deliver([((request.tag, *request.also_tagged), image)], spec)
-            continue
-        made = write_form(
-            directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
-        )
-        home.check()
-        deliver(directory / made.path, spec, home.trees)
+    with Deliveries(home.trees) as deliveries:
+        for spec in request.outputs:
+            if spec.type.has_layers:
+                if spec.dest is not None:  # or it goes to standard output, once it is stored
+                    image = StoredImage(request.tag, directory, directory, record)
+                    home.outgoing.deliver([((request.tag, *request.also_tagged), image)], spec, deliveries)
+                continue
+            made = write_form(
+                directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
+            )
+            home.check()
+            deliveries.copy(directory / made.path, spec)
 
 
 def _is_of_base(layer: Layer, resolved: Resolved) -> bool:

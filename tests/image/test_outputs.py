@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,39 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import (
     Artifact,
     Compression,
+    Deliveries,
     OutputSpec,
     OutputType,
     check_destinations,
-    deliver,
     parse_output,
     parse_outputs,
 )
 from firebuild_bootstrap.image.trees import Trees
 
 pytestmark = pytest.mark.needs("bwrap")
+
+
+def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
+    with Deliveries(trees) as deliveries:
+        deliveries.copy(source, spec)
+
+
+def test_outputs_appear_together_or_not_at_all(tmp_path: Path, trees: Trees) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"new")
+    dests = [tmp_path / name / "dest" for name in ("a", "b")]
+    for dest in dests:
+        dest.parent.mkdir()
+        dest.write_bytes(b"old")
+    for failing in (True, False):
+        with suppress(InterruptedError), Deliveries(trees) as deliveries:
+            for dest in dests:
+                deliveries.copy(source, OutputSpec(OutputType.TAR, dest))
+                assert dest.read_bytes() == b"old"
+            if failing:
+                raise InterruptedError
+        assert [dest.read_bytes() for dest in dests] == [b"old" if failing else b"new"] * 2
+        assert [os.listdir(dest.parent) for dest in dests] == [["dest"]] * 2
 
 
 def test_an_output_is_a_type_with_a_destination_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +97,8 @@ def test_no_output_can_be_asked_for_twice() -> None:
     assert len(parse_outputs(["tar", "dir"])) == 2
     with pytest.raises(InputError, match="--output tar is given twice"):
         parse_outputs(["tar", "tar,dest=/x"])
+    with pytest.raises(InputError, match="--output dest=/x is given twice"):
+        parse_outputs(["tar,dest=/x", "oci,dest=/x"])
 
 
 def test_an_artifact_is_described_in_json() -> None:

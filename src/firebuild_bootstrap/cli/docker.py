@@ -62,7 +62,7 @@ _DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")
 
 _OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "registry", "local")
 _THEIR_TYPES: Final = {
-    "image": "the image is kept in firebuild's store in any case: leave it out",
+    "image": "the image is kept in firebuild's store in any case: leave it out, or type=registry pushes it",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 

@@ -21,7 +21,7 @@ from firebuild_bootstrap.image.oci import (
     Manifest,
     parse_manifest,
 )
-from firebuild_bootstrap.image.outputs import Compression, OutputSpec, OutputType, whole_or_not
+from firebuild_bootstrap.image.outputs import Compression, Deliveries, OutputSpec, OutputType
 from firebuild_bootstrap.image.store import StoredImage, configuration
 from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.layers.compression import compressing, decompressed
@@ -86,20 +86,20 @@ class Outgoing:
         made = [(names, self.manifest(image, spec.compression)) for names, image in images]
         write_archive(out, made, self._blobs, docker=spec.type is OutputType.DOCKER)
 
-    def deliver(self, images: Sequence[tuple[Sequence[Reference], StoredImage]], spec: OutputSpec) -> None:
-        """Write an archive to `spec.dest` so that it is there completely or not at all.
+    def deliver(
+        self,
+        images: Sequence[tuple[Sequence[Reference], StoredImage]],
+        spec: OutputSpec,
+        deliveries: Deliveries,
+    ) -> None:
+        """Write an archive for `spec.dest`.
 
         Raises:
-            InputError, MachineError: as `manifest`, or it can't be written; nothing of it is left.
+            InputError, MachineError: as `manifest`, or it can't be written.
         """
-        dest = spec.dest
-        if dest is None:
+        if spec.dest is None:
             raise InputError(f"--output {spec.type.value}: it has to go to a file", hint="add dest=FILE")
-        with (
-            whole_or_not(dest, self._trees) as partial,
-            self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial)),
-            open(partial, "xb") as file,
-        ):
+        with deliveries.writing(spec.dest) as partial, open(partial, "xb") as file:
             self.write(images, file, spec)
             file.flush()
             os.fsync(file.fileno())

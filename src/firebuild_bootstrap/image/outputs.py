@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.trees import PackedFile, Tree, Trees, file_size
@@ -27,8 +27,8 @@ _FORM: Final = (
     "after it if wanted"
 )
 _LEVELS: Final = {"gzip": (4, 9), "zstd": (3, 22), "uncompressed": (0, 0)}
-"""What compresses layers: the level by default, and the highest. Those of gzip are libdeflate's, whose 4 comes
-within a hundredth of what zlib's 6 gives, in a quarter of the time."""
+"""What compresses layers: the level by default, and the highest. Those of gzip are libdeflate's:
+its 4 comes within a hundredth of what zlib's 6 gives, in a quarter of the time."""
 _COMPRESSION: Final = ("compression", "compression-level", "force-compression")
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -158,13 +158,18 @@ def parse_outputs(texts: Sequence[str]) -> tuple[OutputSpec, ...]:
     """Read all `--output`.
 
     Raises:
-        InputError: as `parse_output`, or one type comes twice; archives may, with several destinations.
+        InputError: as `parse_output`, or a destination or a type comes twice; archives may, with several
+            destinations.
     """
     specs = tuple(parse_output(text) for text in texts)
     keys = [(spec.type, spec.dest if spec.type.has_layers else None) for spec in specs]
     twice = next((kind for kind, dest in keys if keys.count((kind, dest)) > 1), None)
     if twice is not None:
         raise InputError(f"--output {twice.value} is given twice", hint="copy the file afterwards")
+    dests = [spec.dest for spec in specs if spec.dest is not None]
+    same = next((dest for dest in dests if dests.count(dest) > 1), None)
+    if same is not None:
+        raise InputError(f"--output dest={same} is given twice", hint="name a file for each output")
     return specs
 
 
@@ -246,45 +251,68 @@ def _write(trees: Trees, root: Tree, output: OutputSpec, target: Path, epoch: in
     return trees.summary(target)
 
 
-def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
-    """Copy an output to its destination so that it is there completely or not at all.
+class Deliveries:
+    """Outputs that appear at their destinations together, each complete, once all of them are written.
+
+    Used as a context manager: where its block fails, nothing of them is left.
 
     Args:
-        source: the output in the store.
-        trees: copies directories with their owners.
-
-    Raises:
-        InputError: as `check_destinations`.
-        MachineError: the copy could not be written; nothing of it is left.
+        trees: copies directories with their owners, and removes them.
     """
-    if spec.dest is None:
-        return
-    _check_destination(spec.type, spec.dest)
-    with whole_or_not(spec.dest, trees) as partial:
-        if spec.type is OutputType.DIR:
-            partial.mkdir()
-            trees.copy(source, partial)
-        else:
-            with trees.tasks.task(f"copying to {spec.dest}", measure=lambda: file_size(partial)):
+
+    def __init__(self, trees: Trees) -> None:
+        self._trees = trees
+        self._partial: dict[Path, Path] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for dest, partial in self._partial.items() if kind is None else ():
+                with _writing(dest):
+                    os.rename(partial, dest)
+        finally:
+            for partial in self._partial.values():
+                self._trees.remove(partial)
+
+    @contextmanager
+    def writing(self, dest: Path) -> Iterator[Path]:
+        """Give a path beside `dest` to write to, which becomes `dest` in the end.
+
+        Raises:
+            MachineError: it could not be written.
+        """
+        # Short, because a long name of the destination would be too long with anything added to it.
+        partial = self._partial[dest] = dest.with_name(f".{secrets.token_hex(8)}.partial")
+        task = self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial))
+        with _writing(dest), task:
+            yield partial
+
+    def copy(self, source: Path, spec: OutputSpec) -> None:
+        """Copy an output in the store to its destination, if it has one.
+
+        Raises:
+            InputError: as `check_destinations`.
+            MachineError: the copy could not be written.
+        """
+        if spec.dest is None:
+            return
+        _check_destination(spec.type, spec.dest)
+        with self.writing(spec.dest) as partial:
+            if spec.type is OutputType.DIR:
+                partial.mkdir()
+                self._trees.copy(source, partial)
+            else:
                 _copy_file(source, partial)
 
 
 @contextmanager
-def whole_or_not(dest: Path, trees: Trees) -> Iterator[Path]:
-    """Give a path beside `dest` to write to, which becomes `dest` at the end, unless something fails.
-
-    Raises:
-        MachineError: it could not be written; nothing of it is left.
-    """
-    # Short, because a long name of the destination would be too long with anything added to it.
-    partial = dest.with_name(f".{secrets.token_hex(8)}.partial")
+def _writing(dest: Path) -> Iterator[None]:
     try:
-        yield partial
-        os.rename(partial, dest)
+        yield
     except OSError as error:
         raise MachineError(f"{dest} could not be written: {error.strerror}") from error
-    finally:
-        trees.remove(partial)
 
 
 def _check_destination(kind: OutputType, dest: Path) -> None:
