@@ -10,7 +10,7 @@ from typing import IO, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.blobs import BlobStore
-from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.layouts import write_archive
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import (
@@ -21,13 +21,12 @@ from firebuild_bootstrap.image.oci import (
     Manifest,
     parse_manifest,
 )
-from firebuild_bootstrap.image.outputs import Compression, Deliveries, OutputSpec, OutputType
+from firebuild_bootstrap.image.outputs import GZIP, Compression, Deliveries, OutputSpec, OutputType
 from firebuild_bootstrap.image.store import StoredImage, configuration
 from firebuild_bootstrap.image.trees import Trees, file_size
 from firebuild_bootstrap.layers.compression import compressing, decompressed
 from firebuild_bootstrap.layers.tar import Hashed, LayerError
 
-_GZIP: Final = Compression()
 _PIECE: Final = 1024 * 1024
 
 
@@ -48,7 +47,7 @@ class Outgoing:
         self._blobs = blobs
         self._trees = trees
 
-    def manifest(self, image: StoredImage, compression: Compression = _GZIP) -> Manifest:
+    def manifest(self, image: StoredImage, compression: Compression = GZIP) -> Manifest:
         """Return the manifest of an image; all that it names is in the store of blobs, and held.
 
         Raises:
@@ -104,6 +103,15 @@ class Outgoing:
             file.flush()
             os.fsync(file.fileno())
 
+    def of_step(self, key: str) -> tuple[str, Descriptor]:
+        """Return the diff id of the layer of a step, and its blob, which is held.
+
+        Raises:
+            MachineError: the layer is not there, or the disk is full.
+        """
+        blob = self._layer(StoredLayer(key), None, GZIP)
+        return self._layers.digest(key), blob
+
     def _layer(self, layer: Layer, epoch: int | None, compression: Compression) -> Descriptor:
         """Return the blob of a layer, which is made unless it is there."""
         if isinstance(layer, ArchiveLayer):
@@ -154,19 +162,14 @@ class Outgoing:
             return self._keep(path, diff_id, out.digest, compression)
 
     def _made(self, diff_id: str, compression: Compression) -> Descriptor | None:
-        made = self._blobs.made_of(diff_id, _form(compression))
+        made = self._blobs.made_of(diff_id, compression.form)
         return None if made is None else Descriptor(f"{LAYER}{compression.suffix}", *made)
 
     def _keep(self, path: Path, diff_id: str, digest: str, compression: Compression) -> Descriptor:
         size = path.stat().st_size
         self._blobs.adopt(path, digest)
-        self._blobs.note_made(diff_id, _form(compression), digest, size)
+        self._blobs.note_made(diff_id, compression.form, digest, size)
         return Descriptor(f"{LAYER}{compression.suffix}", digest, size)
-
-
-def _form(compression: Compression) -> str:
-    """Name how a blob was made. The number is raised where the same data would come out otherwise now."""
-    return f"{compression.kind}-{compression.level}-1"
 
 
 def _compression_of(media_type: str) -> str:

@@ -9,7 +9,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
@@ -20,6 +19,7 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
+from firebuild_bootstrap.values import dataclass
 
 _FORM: Final = (
     "ext4, erofs, squashfs, tar, dir, oci, docker or registry, with ,dest=PATH and (ext4) ,size=2GiB or "
@@ -76,6 +76,15 @@ class Compression:
         """What the media type of a layer ends with (layer.md of the OCI image specification)."""
         return "" if self.kind == "uncompressed" else f"+{self.kind}"
 
+    @property
+    def form(self) -> str:
+        """What names how a blob was made. The 1 is raised where the same data would come out otherwise."""
+        return f"{self.kind}-{self.level}-1"
+
+
+GZIP: Final = Compression()
+"""How layers go out unless something else is asked for."""
+
 
 @dataclass(frozen=True)
 class OutputSpec:
@@ -91,7 +100,7 @@ class OutputSpec:
     type: OutputType
     dest: Path | None = None
     size: int = 0
-    compression: Compression = Compression()
+    compression: Compression = GZIP
 
 
 @dataclass(frozen=True)

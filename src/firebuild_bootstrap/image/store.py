@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from firebuild_bootstrap.image.oci import (
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.values import dataclass
 
 _CONFIGURATION: Final = "configuration.json"
 
@@ -300,33 +301,19 @@ def configuration(image: StoredImage, layers: LayerTrees) -> bytes:
     with suppress(OSError, ValueError, RecursionError, InputError):
         with open(path, "rb") as file:
             data = file.read(MAX_DOCUMENT + 1)
-        if len(parse_config(data).diff_ids) == len(
-            record.layers or ()
-        ):  # a loss of power may have spoiled it
+        # A loss of power may have spoiled it.
+        if len(parse_config(data).diff_ids) == len(record.layers or ()):
             return data
     document = ImageDocument.made_of(
         Platform.parse(record.platform),
         record.config,
-        _diff_ids(image, layers),
+        diff_ids_of(image, layers),
         history=record.history,
         created=record.created,
     )
     with suppress(OSError):  # a store that is read-only: then it is written again, and comes out the same
         write_whole(path, document.data)
     return document.data
-
-
-def _diff_ids(image: StoredImage, layers: LayerTrees) -> list[str]:
-    """Return the digests of the layers: of a stored one that of its canonical archive, with no late time."""
-    made = image.layers(layers.root.name)
-    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
-    found = dict(zip(own, layers.digests(own, image.record.epoch), strict=True))
-    return [
-        layer.digest
-        if isinstance(layer, ArchiveLayer)
-        else (layer.outside.diff_id if layer.outside else found[layer.key])
-        for layer in made
-    ]
 
 
 def image_id(image: StoredImage, layers: LayerTrees) -> str:
@@ -337,6 +324,23 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     """
     source = image.record.source
     return source.config.digest if source is not None else digest_of(configuration(image, layers))
+
+
+def diff_ids_of(image: StoredImage, layers: LayerTrees) -> list[str]:
+    """Return the digests of the layers of an image without compression, the lowest first.
+
+    Raises:
+        InputError, MachineError: as `StoredImage.layers`; a layer is not there.
+    """
+    made = image.layers(layers.root.name)
+    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
+    found = dict(zip(own, layers.digests(own, image.record.epoch), strict=True))
+    return [
+        layer.digest
+        if isinstance(layer, ArchiveLayer)
+        else (layer.outside.diff_id if layer.outside else found[layer.key])
+        for layer in made
+    ]
 
 
 class ImageStore:
