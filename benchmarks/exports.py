@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--root", type=Path)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         work = Path(name)
         os.environ["FIREBUILD_HOME"] = str(work / "home")
         tree = asked.root or work / "root"

@@ -98,7 +98,7 @@ class Outgoing:
         """
         if spec.dest is None:
             raise InputError(f"--output {spec.type.value}: it has to go to a file", hint="add dest=FILE")
-        with deliveries.writing(spec.dest) as partial, open(partial, "xb") as file:
+        with deliveries.writing(spec.dest) as partial, open(partial, "r+b") as file:
             self.write(images, file, spec)
             file.flush()
             os.fsync(file.fileno())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Self
@@ -30,6 +31,7 @@ _LEVELS: Final = {"gzip": (4, 9), "zstd": (3, 22), "uncompressed": (0, 0)}
 """What compresses layers: the level by default, and the highest. Those of gzip are libdeflate's:
 its 4 comes within a hundredth of what zlib's 6 gives, in a quarter of the time."""
 _COMPRESSION: Final = ("compression", "compression-level", "force-compression")
+_PARTIAL: Final = re.compile(r"\.[0-9a-f]{16}\.partial")
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -271,32 +273,40 @@ class Deliveries:
 
     def __init__(self, trees: Trees) -> None:
         self._trees = trees
-        self._partial: dict[Path, Path] = {}
+        self._partial: dict[Path, tuple[Path, int]] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            for dest, partial in self._partial.items() if kind is None else ():
+            for dest, (partial, _lock) in self._partial.items() if kind is None else ():
                 with _writing(dest):
                     os.rename(partial, dest)
         finally:
-            for partial in self._partial.values():
-                self._trees.remove(partial)
+            with ExitStack() as cleanup:
+                for partial, lock in self._partial.values():
+                    cleanup.callback(os.close, lock)
+                    cleanup.callback(self._trees.remove, partial)
 
     @contextmanager
-    def writing(self, dest: Path) -> Iterator[Path]:
-        """Give a path beside `dest` to write to, which becomes `dest` in the end.
+    def writing(self, dest: Path, *, directory: bool = False) -> Iterator[Path]:
+        """Give an empty file or directory beside `dest` to fill, which becomes `dest` in the end.
+
+        It is locked meanwhile: one without a lock is of somebody who was killed, and the next to write in the
+        same directory removes it.
 
         Raises:
             MachineError: it could not be written.
         """
-        # Short, because a long name of the destination would be too long with anything added to it.
-        partial = self._partial[dest] = dest.with_name(f".{secrets.token_hex(8)}.partial")
-        task = self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial))
-        with _writing(dest), task:
-            yield partial
+        with _writing(dest):
+            for left in dest.parent.glob(".*.partial"):
+                if _PARTIAL.fullmatch(left.name):
+                    _remove_dead(left, self._trees)
+            partial, lock = _locked_partial(dest.parent, directory=directory)
+            self._partial[dest] = partial, lock
+            with self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial)):
+                yield partial
 
     def copy(self, source: Path, spec: OutputSpec) -> None:
         """Copy an output in the store to its destination, if it has one.
@@ -308,9 +318,8 @@ class Deliveries:
         if spec.dest is None:
             return
         _check_destination(spec.type, spec.dest)
-        with self.writing(spec.dest) as partial:
+        with self.writing(spec.dest, directory=spec.type is OutputType.DIR) as partial:
             if spec.type is OutputType.DIR:
-                partial.mkdir()
                 self._trees.copy(source, partial)
             else:
                 _copy_file(source, partial)
@@ -322,6 +331,29 @@ def _writing(dest: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise MachineError(f"{dest} could not be written: {error.strerror}") from error
+
+
+def _locked_partial(parent: Path, *, directory: bool) -> tuple[Path, int]:
+    while True:
+        # Short, because a long name of the destination would be too long with anything added to it.
+        partial = parent / f".{secrets.token_hex(8)}.partial"
+        partial.mkdir() if directory else partial.touch(exist_ok=False)
+        with suppress(FileNotFoundError):
+            lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if partial.exists():  # nobody has taken it for a dead one's
+                return partial, lock
+            os.close(lock)
+
+
+def _remove_dead(partial: Path, trees: Trees) -> None:
+    with suppress(OSError, MachineError):  # another user's
+        lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            trees.remove(partial)
+        finally:
+            os.close(lock)
 
 
 def _check_destination(kind: OutputType, dest: Path) -> None:
@@ -353,6 +385,6 @@ def _removal(dest: Path) -> str | None:
 
 def _copy_file(source: Path, target: Path) -> None:
     """Copy what holds data; holes stay holes, so that a large image with free space takes little."""
-    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+    with open(source, "rb", buffering=0) as reader, open(target, "r+b", buffering=0) as writer:
         copy_file(reader.fileno(), writer.fileno())
         os.fsync(writer.fileno())
