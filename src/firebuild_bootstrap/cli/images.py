@@ -145,10 +145,8 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
         if to_stdout is None:
             for path in paths:
                 click.echo(os.fsencode(path))
-        elif to_stdout.type.has_layers:
-            home.outgoing.write(names, sys.stdout.buffer, to_stdout)
         else:
-            send(image.directory / to_stdout.type.file_name)
+            send(names, to_stdout, home)
 
 
 @images.command()
@@ -219,7 +217,7 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
-            home.outgoing.write(images, sys.stdout.buffer, spec)
+            send(images, spec, home)
         else:
             with Deliveries(home.trees) as deliveries:
                 home.outgoing.deliver(images, spec, deliveries)

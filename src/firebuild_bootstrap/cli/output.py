@@ -19,6 +19,8 @@ from firebuild_bootstrap.terminal import json_text
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import OutputSpec
     from firebuild_bootstrap.image.store import StoredImage
 
@@ -120,9 +122,20 @@ def check_paths(specs: Sequence[OutputSpec]) -> None:
     check_destinations(specs)
 
 
-def send(path: Path) -> None:
-    """Write a file to standard output."""
-    with open(path, "rb") as file:
+def send(images: Sequence[tuple[Sequence[Reference], StoredImage]], spec: OutputSpec, home: Home) -> None:
+    """Write an output to standard output.
+
+    Args:
+        images: as `Outgoing.write` takes them; a single one where `spec` is a form without layers, which has
+            been written.
+        spec: which output.
+        home: where they are.
+    """
+    if spec.type.has_layers:
+        home.outgoing.write(images, sys.stdout.buffer, spec)
+        return
+    ((_, image),) = images
+    with open(image.directory / spec.type.file_name, "rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
     sys.stdout.buffer.flush()
 

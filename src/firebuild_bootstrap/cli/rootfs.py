@@ -577,10 +577,8 @@ class _Quiet:
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     """Write to standard output what is wanted there."""
-    if wanted.to_stdout is not None and wanted.to_stdout.type.has_layers:
-        home.outgoing.write([(wanted.tags, image)], sys.stdout.buffer, wanted.to_stdout)
-    elif wanted.to_stdout is not None:
-        send(image.directory / wanted.to_stdout.type.file_name)
+    if wanted.to_stdout is not None:
+        send([(wanted.tags, image)], wanted.to_stdout, home)
     elif wanted.progress == "quiet":
         click.echo(home.image_id(image))
 
