@@ -142,12 +142,15 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 @config_option
 def pull(references: tuple[str, ...], config_file: Path | None) -> None:
     """Fetch images from their registries, or what is newer there, and keep them for FROM."""
-    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.cli.registries import prefetch, puller
     from firebuild_bootstrap.image.names import Reference
 
     wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
-    fetch = puller(settings_from(config_file))
+    settings = settings_from(config_file)
+    fetch = puller(settings)
     with watched(config_file) as home:
+        if len(wanted) > 1:
+            prefetch(settings, home, wanted)
         for reference in wanted:
             image = fetch(home, reference)
             click.echo(f"pulled {reference}  {home.image_id(image)}")

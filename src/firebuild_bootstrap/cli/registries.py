@@ -67,6 +67,20 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
     return pull
 
 
+def prefetch(settings: BuildSettings, home: Home, wanted: Sequence[Reference]) -> None:
+    """Bring what is missing of several images into the store of blobs, side by side, for `puller`.
+
+    Raises:
+        InputError: one is not there, or can't be used here; none is pulled then.
+        MachineError: the store can't be written.
+    """
+    from firebuild_bootstrap.image.platforms import Platform
+    from firebuild_bootstrap.registry.pull import connected
+
+    with closing(connected(settings, home.check, home.tasks)) as registries:
+        registries.pull_several(list(dict.fromkeys(wanted)), home.blobs, Platform.host())
+
+
 def push_image(
     settings: BuildSettings,
     home: Home,
