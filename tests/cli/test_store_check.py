@@ -64,7 +64,7 @@ def read_only(store: Cli) -> Iterator[None]:
     subprocess.run(["mount", "--bind", store.home, store.home], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", store.home], check=True)
     yield
-    subprocess.run(["umount", store.home], check=True)
+    subprocess.run(["umount", "--lazy", store.home], check=True)
 
 
 @pytest.mark.root
@@ -79,7 +79,8 @@ def small_disk(cli: Cli) -> Iterator[None]:
     cli.home.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", cli.home], check=True)
     yield
-    subprocess.run(["umount", cli.home], check=True)
+    # The clean-up in the background may be there still.
+    subprocess.run(["umount", "--lazy", cli.home], check=True)
 
 
 @pytest.mark.root
