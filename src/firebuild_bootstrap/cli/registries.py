@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.outputs import Compression
     from firebuild_bootstrap.image.store import StoredImage
     from firebuild_bootstrap.registry.pull import Registries
     from firebuild_bootstrap.settings import BuildSettings
@@ -89,9 +90,10 @@ def push_image(
     tags: Sequence[Reference],
     tasks: Tasks,
     *,
+    compression: Compression | None = None,
     related: Sequence[Reference] = (),
 ) -> Iterator[tuple[Reference, str]]:
-    """Push an image under its tags.
+    """Push an image under its tags, its layers compressed with gzip unless something else is wanted.
 
     Args:
         related: caches that may have some of its layers in the same registry, as its base may.
@@ -104,11 +106,12 @@ def push_image(
         MachineError: a layer can't be read.
     """
     from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.outputs import GZIP
     from firebuild_bootstrap.registry.pull import connected
     from firebuild_bootstrap.registry.push import push
 
     with tasks.task("packing layers to push"):
-        manifest = home.outgoing.manifest(image)
+        manifest = home.outgoing.manifest(image, compression or GZIP)
     base = image.record.base
     related = (*((Reference.parse(base),) if base else ()), *related)
     with closing(connected(settings, home.check, tasks)) as registries:

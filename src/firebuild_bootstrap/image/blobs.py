@@ -343,9 +343,9 @@ class BlobStore:
             finally:
                 os.close(descriptor)
 
-    def made_of(self, diff_id: str) -> tuple[str, int] | None:
+    def made_of(self, diff_id: str, form: str) -> tuple[str, int] | None:
         """Return digest and size of the blob that `note_made` was told of, which is held; None for none."""
-        made = self._noted(self.path(diff_id).name)
+        made = self._noted(f"{self.path(diff_id).name}.{form}")
         return made if made is not None and self.hold(made[0]) is not None else None
 
     def _noted(self, name: str) -> tuple[str, int] | None:
@@ -355,11 +355,19 @@ class BlobStore:
         except (OSError, ValueError, InputError):  # a loss of power has spoiled it, or it never was there
             return None
 
-    def note_made(self, diff_id: str, digest: str, size: int) -> None:
-        """Remember which blob is the compressed layer of a diff id; that of the last call counts."""
+    def note_made(self, diff_id: str, form: str, digest: str, size: int) -> None:
+        """Remember which blob is the layer of a diff id in a form; that of the last call counts.
+
+        Args:
+            diff_id: of the layer.
+            form: how it is compressed, as a part of a file name.
+            digest: of the blob.
+            size: its bytes.
+        """
         with _storing():
             (self.root / _MADE).mkdir(mode=0o700, exist_ok=True)
-            write_whole(self.root / _MADE / self.path(diff_id).name, f"{digest} {size}".encode())
+            note = self.root / _MADE / f"{self.path(diff_id).name}.{form}"
+            write_whole(note, f"{digest} {size}".encode())
 
     def digests(self) -> list[str]:
         """Return the digests of all blobs, sorted."""
