@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -268,17 +269,20 @@ def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
     with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
-        return _manager(plugin, entry.name)
+        # An object of a plugin's own class may have no hash, or one of its own.
+        return (_module_manager if type(plugin) is ModuleType else _manager)(plugin, entry.name)
 
 
-@lru_cache(maxsize=16)
 def _manager(plugin: Any, name: str) -> pluggy.PluginManager:
-    """Look for the hooks of a plugin; once, because pluggy looks at every name in its module."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
     manager.check_pending()
     return manager
+
+
+_module_manager = lru_cache(maxsize=16)(_manager)
+"""Looks for the hooks of a module once, because pluggy looks at every name in it."""
 
 
 @contextmanager
