@@ -24,8 +24,8 @@ from pydantic import BaseModel
 
 from firebuild_pki import hookspecs
 from firebuild_pki.errors import ProviderConflict, ProviderLoadError, ProviderNotFound
+from firebuild_pki.positions import nearest
 from firebuild_pki.provider import API_VERSION, Capability, ProviderSpec
-from firebuild_pki.spelling import nearest
 from firebuild_pki.wrapping import described, harmless, one_text
 
 if TYPE_CHECKING:
