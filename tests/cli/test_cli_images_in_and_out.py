@@ -193,3 +193,29 @@ def test_a_load_that_is_killed_leaves_a_sound_store(tmp_path: Path, cli: Cli) ->
     cli("cache", "prune", "--all", "--force")
     cli("images", "prune")
     assert list(cli.home.glob("blobs/*/*")) == []
+
+
+@pytest.mark.needs("root")
+def test_what_is_there_already_can_be_had_from_a_store_that_is_read_only(cli: Cli, tmp_path: Path) -> None:
+    source = packed(Made([layer({"etc/": None, "etc/one": "1"})]).docker(), tmp_path / "in.tar")
+    cli("images", "load", source)
+    cli("images", "export", "made:1", "-o", "tar")
+    firebuild = Path(sys.executable).with_name("firebuild")
+    script = f"""
+        mount --bind {cli.home} {cli.home} && mount -o remount,bind,ro {cli.home} || exit 99
+        for command in "save made:1 -o saved.tar" "export made:1 -o oci,dest=oci.tar" \\
+            "export made:1 -o tar,dest=rootfs.tar" "export made:1 -o ext4,dest=rootfs.ext4"; do
+            {firebuild} images $command > /dev/null; echo "${{command##*[=/ ]}} $?"
+        done
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "FIREBUILD_HOME": str(cli.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["saved.tar 0", "oci.tar 0", "rootfs.tar 0", "rootfs.ext4 6"]
+    assert "the form can't be stored: Read-only file system" in done.stderr
+    assert {path.name for path in tmp_path.glob("*.tar")} == {"in.tar", "saved.tar", "oci.tar", "rootfs.tar"}

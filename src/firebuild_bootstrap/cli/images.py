@@ -48,7 +48,7 @@ def images() -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file))
@@ -59,7 +59,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     rows = []
     for image in found:
         forms = ", ".join(output.type.value for output in image.record.outputs) or "-"
-        rows.append((str(image.tag), image.record.created, human_size(image.record.size), forms))
+        rows.append((str(image.tag), moment(image.record.created), human_size(image.record.size), forms))
     print_table(("TAG", "CREATED", "SIZE", "OUTPUTS"), rows)
 
 
@@ -125,7 +125,7 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
     specs, to_stdout = read_outputs(outputs, paths=True)
     check_paths(specs)
     check_programs(specs)
-    with watched(config_file) as home:
+    with watched(config_file, writable=False) as home:
         image = _held(home, tag)
         for spec in specs:
             if spec.type.has_layers:
@@ -209,7 +209,7 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
         )
     spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
     check_paths([spec])
-    with watched(config_file) as home:
+    with watched(config_file, writable=False) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
@@ -228,7 +228,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
     What an image from outside says about itself nobody has verified.
     """
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
@@ -238,7 +238,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
         return
     rows = [
         (
-            one_line(str(step.get("created", ""))),
+            moment(str(step.get("created", ""))),
             one_line(str(step.get("created_by", "")), 80),
             human_size(size) if size is not None else "-",
         )

@@ -73,14 +73,14 @@ def from_host(name: str, config_file: Path | None) -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     bases = home_from(settings_from(config_file)).bases.list(warn)
     if as_json:
         click.echo(as_text([_document(found) for found in bases]), nl=False)
         return
-    rows = [(found.name, found.imported, human_size(found.size), found.digest) for found in bases]
+    rows = [(found.name, moment(found.imported), human_size(found.size), found.digest) for found in bases]
     print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
 
 

@@ -11,6 +11,7 @@ can't tell.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -165,6 +166,9 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES):  # what is there already can be had all the same
+            yield
+            return
         raise MachineError(f"{directory}: nothing can be written there: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -366,7 +366,7 @@ def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
     raise MachineError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
 
 
-def expected(host: Host | None = None) -> IdMap:
+def expected() -> IdMap:
     """Return what `detect` would, without trying it where it has no choice.
 
     A sandbox that can't be made says so itself then; to make one only to see that costs a cached build a
@@ -375,7 +375,7 @@ def expected(host: Host | None = None) -> IdMap:
     Raises:
         MachineError: as `detect`.
     """
-    host = host or Host.current()
+    host = Host.current()
     best, *others = candidates(host)
     return detect(host) if others else best
 
