@@ -13,6 +13,7 @@ from firebuild_bootstrap.errors import InputError
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.store import StoredImage
     from firebuild_bootstrap.registry.pull import Registries
@@ -70,27 +71,43 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
 
 
 def push_image(
-    settings: BuildSettings, home: Home, image: StoredImage, tags: Sequence[Reference], tasks: Tasks
+    settings: BuildSettings,
+    home: Home,
+    image: StoredImage,
+    tags: Sequence[Reference],
+    tasks: Tasks,
+    *,
+    attestations: Attestations,
 ) -> Iterator[tuple[Reference, str]]:
-    """Push an image under its tags.
+    """Push an image under its tags, with what is said about it, if that is wanted.
 
     Yields:
-        each tag that is at its registry now, with the digest of the manifest.
+        each tag that is at its registry now, with the digest of the manifest, or of the index that names the
+        statements as well.
 
     Raises:
         InputError: a registry refuses it, or can't be asked.
         MachineError: a layer can't be read.
     """
+    from firebuild_bootstrap.cli.accounting import statements_about
+    from firebuild_bootstrap.image.attestations import attested, package_url
     from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.platforms import Platform
     from firebuild_bootstrap.registry.push import push
 
     with tasks.task("packing layers to push"):
         manifest = home.outgoing.manifest(image)
+    platform = image.record.platform
     base = image.record.base
     related = (Reference.parse(base),) if base else ()
     with closing(_registries(settings, home, tasks)) as registries:
         for tag in tags:
-            yield tag, push(registries, tag, manifest, home.blobs, related=related)
+            about = None
+            if attestations:
+                name = package_url(tag.familiar, tag.tag, platform)
+                made = statements_about(home, image, [name], manifest.digest, attestations)
+                about = attested(manifest, Platform.parse(platform), made, home.blobs)
+            yield tag, push(registries, tag, manifest, home.blobs, attested=about, related=related)
 
 
 def _registries(settings: BuildSettings, home: Home, tasks: Tasks) -> Registries:

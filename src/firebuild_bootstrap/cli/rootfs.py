@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
+from firebuild_bootstrap.cli.accounting import attest_options, attested_digests, packages_of
 from firebuild_bootstrap.cli.docker import (
     BuildCommand,
     complain_about_remote,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
     from firebuild_bootstrap.image.store import StoredImage
@@ -186,6 +188,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             shell_complete=complete_machines,
             help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
         ),
+        attest_options,
         config_option,
         docker_options,
     )
@@ -246,6 +249,9 @@ class _Options:
     outputs: tuple[str, ...]
     paths_as_outputs: bool
     push: bool
+    attest: tuple[str, ...]
+    provenance: str | None
+    sbom: str | None
     progress: Progress
     quiet: bool
     metadata_file: Path | None
@@ -264,6 +270,7 @@ class _Wanted:
         tags: the names of the image; one made up where none was given.
         to_stdout: the output that goes to standard output.
         push: whether the image goes to the registries of its tags.
+        attestations: what is to be said about it.
         progress: how events are shown.
     """
 
@@ -271,6 +278,7 @@ class _Wanted:
     outputs: tuple[OutputSpec, ...]
     to_stdout: OutputType | None
     push: bool
+    attestations: Attestations
     keep_failed: Path | None
     progress: Progress
 
@@ -300,12 +308,16 @@ def _build(options: _Options) -> None:
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
             interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
+            if image is not None and wanted.attestations.sbom:
+                packages_of(home, image)
             if image is not None and wanted.push:
-                _push(image, wanted.tags, settings, home, events)
+                _push(image, wanted, settings, home, events)
         if image is None:
             return
         if options.metadata_file is not None:
-            write_atomically(options.metadata_file, as_text(image_document(image, home.image_id(image))))
+            attested = attested_digests(home, image, wanted.attestations)
+            document = {**image_document(image, home.image_id(image)), **attested}
+            write_atomically(options.metadata_file, as_text(document))
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
@@ -313,7 +325,7 @@ def _build(options: _Options) -> None:
 
 def _push(
     image: StoredImage,
-    tags: tuple[Reference, ...],
+    wanted: _Wanted,
     settings: BuildSettings,
     home: Home,
     events: EventSink,
@@ -321,13 +333,15 @@ def _push(
     from firebuild_bootstrap.cli.registries import push_image
     from firebuild_bootstrap.events import Notice, Tasks
 
-    for tag, digest in push_image(settings, home, image, tags, Tasks(events)):
+    pushed = push_image(settings, home, image, wanted.tags, Tasks(events), attestations=wanted.attestations)
+    for tag, digest in pushed:
         events(Notice(level="info", message=f"pushed {tag} as {digest}"))
 
 
 def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     """Read what can be read without the Dockerfile, and try all paths that are written in the end."""
     from firebuild_bootstrap.cli.paths import check_can_be_made
+    from firebuild_bootstrap.image.attestations import read_attestations
     from firebuild_bootstrap.image.names import Reference
 
     if options.context != "-" and not os.path.exists(options.context):
@@ -344,7 +358,8 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
         check_can_be_made(keep_failed, "--keep-on-failure: ")
-    return _Wanted(tags, outputs, to_stdout, push, keep_failed, progress)
+    attestations = read_attestations(options.attest, options.provenance, options.sbom)
+    return _Wanted(tags, outputs, to_stdout, push, attestations, keep_failed, progress)
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
@@ -416,6 +431,7 @@ def _request(options: _Options, wanted: _Wanted, source: Given, home: Home) -> B
         explain_cache=options.explain_cache,
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
+        attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
     )
 
