@@ -3,7 +3,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
-CFSSL := plugins/firebuild-pki-cfssl
 
 .PHONY: demo test check format proto tables lock package clean
 
@@ -18,7 +17,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mypy tests benchmarks examples
-	MYPYPATH=$(CFSSL)/src:$(CFSSL)/tests $(BIN)/mypy $(CFSSL)/tests
+	for plugin in $(wildcard plugins/*); do MYPYPATH=$$plugin/src:$$plugin/tests $(BIN)/mypy $$plugin/tests || exit; done
 	$(BIN)/python scripts/option-tables --check
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto

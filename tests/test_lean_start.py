@@ -76,7 +76,9 @@ def test_a_build_that_is_cached_whole_imports_nothing_that_executes_or_checks_se
 ) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     build = ("build", "--tag", "lean", str(tmp_path))
-    assert "grpc" in imported_by(tmp_path / "home", "firebuild_bootstrap.cli.app", *build)
+    imported = imported_by(tmp_path / "home", "firebuild_bootstrap.cli.app", *build)
+    assert "grpc" in imported
+    assert "firebuild_bootstrap.settings" not in imported  # nobody has written any
     heavy = {"pydantic", "cryptography", "grpc", "google.protobuf", "yaml", "asyncio", "ssl", "http.client"}
     assert not heavy & imported_by(tmp_path / "home", "firebuild_bootstrap.cli.app", *build)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -51,10 +51,12 @@ from firebuild_bootstrap.solve.reasons import LastBuild
 from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.session import Sessions
     from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_bootstrap.solve.remote import RemoteCaches
     from firebuild_pki import Authority, TLSMaterial
 
 _PHASES: Final = {
@@ -124,6 +126,7 @@ class _Build:
         self._warnings_shown = 0
         self._failure_reported = False
         self._working = ExitStack()
+        self._remote_caches: RemoteCaches | None = None
 
     @cached_property
     def _workspace(self) -> Workspace:
@@ -159,7 +162,7 @@ class _Build:
         self._home.retire_dead()
         resolved = self._resolve(cleanup)
         results = self._results(resolved)
-        pending = results.pending()
+        pending = self._pending(results, cleanup)
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
         executed = frozenset(
             (stage.index, place)
@@ -172,7 +175,10 @@ class _Build:
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
             self._phase(7)
-            return self._store(resolved, results, executed)
+            image = self._store(resolved, results, executed)
+            self._share(results, cleanup)
+            return image
+        results.settled()
         # Nothing of it is started yet, but what it lacks shows now.
         prepare(
             (
@@ -206,7 +212,9 @@ class _Build:
         self._phase(7)
         authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
-        return self._store(resolved, results, executed, authority)
+        image = self._store(resolved, results, executed, authority)
+        self._share(results, cleanup)
+        return image
 
     def _phase(self, number: int) -> None:
         """Announce a phase of the build once; stages reach it one by one."""
@@ -262,6 +270,51 @@ class _Build:
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
+
+    def _pending(self, results: Results, cleanup: ExitStack) -> tuple[Stage, ...]:
+        """Return the stages that have something to execute, after the remote caches were asked if need be."""
+        request, pending = self._request, results.pending()
+        every = any(spec.mode == "max" for spec in request.cache_to)
+        if not request.cache_from or request.no_cache or not (pending or every):
+            return pending
+        remote = self._remote(cleanup)
+        remote.load(request.cache_from)
+        return results.ask(remote)
+
+    def _remote(self, cleanup: ExitStack) -> RemoteCaches:
+        """Return the remote caches of this build, which are opened once."""
+        if self._remote_caches is None:
+            from firebuild_bootstrap.registry.pull import connected
+            from firebuild_bootstrap.solve.remote import RemoteCaches
+
+            home = self._home
+            registries = connected(self._settings, home.check, home.tasks)
+            cleanup.callback(registries.close)
+            self._remote_caches = RemoteCaches(
+                home.cache,
+                home.blobs,
+                home.intake,
+                home.outgoing,
+                registries=registries,
+                tasks=home.tasks,
+                check=home.check,
+            )
+        return self._remote_caches
+
+    def _share(self, results: Results, cleanup: ExitStack) -> None:
+        """Write the results of the steps to the remote caches that the request names.
+
+        Raises:
+            FirebuildError: one can't be written, and its errors are not to be ignored.
+        """
+        request = self._request
+        if not request.cache_to:
+            return
+        remote = self._remote(cleanup)
+        named = [request.tag, *request.also_tagged]
+        named += [spec.reference for spec in request.cache_from if spec.reference is not None]
+        for spec in request.cache_to:
+            remote.export(results.exported(remote, every=spec.mode == "max"), spec, named)
 
     def _start_ahead(
         self,
@@ -343,7 +396,7 @@ class _Build:
             )
         )
         for stage in resolved.graph.stages:
-            number = resolved.number(stage)
+            number, origins = resolved.number(stage), results.origins(stage)
             for place in (*range(cached[stage.index]), *sorted(results.linked(stage))):
                 step = stage.steps[place]
                 self.events(
@@ -353,6 +406,7 @@ class _Build:
                         instruction=step.origin.text,
                         line=step.origin.location.line,
                         stage=resolved.title(stage),
+                        origin=origins.get(place, ""),
                     )
                 )
 
@@ -481,7 +535,7 @@ class _Build:
             provenance=(lambda: predicate(request, resolved, course)) if request.attestations.kept else None,
             notice=self._notice,
         )
-        results.trim(lambda: self._settings.cache.limit(self._home.root))
+        results.trim(lambda: _cache_limit(self._settings.cache.max_size, self._home.root))
         wanted = {spec.type for spec in request.outputs[:1]}
         first = next((output for output in image.record.outputs if output.type in wanted), None)
         self.events(
@@ -494,6 +548,14 @@ class _Build:
             )
         )
         return image
+
+
+def _cache_limit(written: int | None, home: Path) -> int:
+    """Return how many bytes the cache below `home` may have: by default 20 GiB, or a quarter of the disk."""
+    if written is not None:
+        return written
+    disk = os.statvfs(home)
+    return min(20 << 30, disk.f_blocks * disk.f_frsize // 4)
 
 
 @dataclass(frozen=True)

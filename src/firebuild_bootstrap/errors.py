@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+from firebuild_bootstrap.values import dataclass
 
 _MAX_REPORTED: Final = 10
 

@@ -13,10 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Final, Literal
 
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import escaped
 
 _MEASURE_SECONDS: Final = 0.5
@@ -148,7 +149,10 @@ class StepStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepCached(Event):
-    """A step need not be executed: its result is in the cache."""
+    """A step need not be executed: its result is in the cache.
+
+    `origin` is the remote cache that another machine has put it into; empty for that of the store.
+    """
 
     type: ClassVar[str] = "step-cached"
     step: int
@@ -156,6 +160,7 @@ class StepCached(Event):
     instruction: str
     line: int
     stage: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

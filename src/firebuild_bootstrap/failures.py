@@ -54,6 +54,16 @@ def explained(
     )
 
 
+def located(
+    error: FirebuildError, number: int, steps: Sequence[StepInfo], dockerfile: Path
+) -> FirebuildError:
+    """Return the error with the place of the step `number`, where it has none of its own; 0 is no step."""
+    line = next((step.line for step in steps if step.number == number), 0)
+    if line and error.location is None:
+        error.location = Location(str(dockerfile), line)
+    return error
+
+
 def failure_event(error: BaseException) -> BuildFailed:
     """Return the event that tells of a build's failure."""
     return BuildFailed(

@@ -17,7 +17,7 @@ from firebuild_bootstrap.image.intake import Intake
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
-from firebuild_bootstrap.image.store import ImageStore, StoredImage, image_id
+from firebuild_bootstrap.image.store import ImageStore, StoredImage, diff_ids_of, image_id
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.machine import workspace
 from firebuild_bootstrap.machine.workspace import Workspace
@@ -118,6 +118,7 @@ class Home:
             lambda: self.trees,
             images=self.images,
             identify=self.image_id,
+            diff_ids=lambda image: diff_ids_of(image, self.layers),
             pull=None if pull is None else lambda wanted: pull(self, wanted),
             policy=self.policy,
             unpack=lambda image: self.intake.unpack(image) if image.record.layers else None,

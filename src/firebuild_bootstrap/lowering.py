@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -38,6 +39,7 @@ from firebuild_bootstrap.dockerfile.operations import several_sources
 from firebuild_bootstrap.errors import InputError, InputErrors, Location
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.request import Secret, SecretResource, missing_agent, missing_secret
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES, AnyCommand, CopyCommand, RunCommand, WorkdirCommand
 
 Trees = Callable[[TreeRef], FileTree]
@@ -379,7 +381,7 @@ def _missing(
             return None
 
 
-@dataclass
+@dataclasses.dataclass
 class _Lowering:
     run: Run
     number: int

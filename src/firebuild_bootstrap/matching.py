@@ -15,8 +15,9 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+from firebuild_bootstrap.values import dataclass
 
 _WILDCARDS: Final = frozenset("*?[")
 _SPECIAL: Final = frozenset("*?[]\\")

@@ -403,7 +403,8 @@ class PlainRenderer:
         self._show_header()
 
     def _step_cached(self, event: StepCached) -> None:
-        self._line(f"{_header(event)}  CACHED", _DIM)
+        origin = f" from {one_line(event.origin, 100)}" if event.origin else ""
+        self._line(f"{_header(event)}  CACHED{origin}", _DIM)
 
     def _show_header(self) -> None:
         if self._work.step is not None:

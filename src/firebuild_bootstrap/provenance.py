@@ -12,7 +12,6 @@ import os
 import platform
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +34,7 @@ from firebuild_bootstrap.image.layertrees import ArchiveLayer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import host_platform
 from firebuild_bootstrap.solve.keys import inputs_of
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.bases import Base

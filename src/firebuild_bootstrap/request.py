@@ -10,7 +10,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,10 +22,12 @@ from firebuild_bootstrap.image.attestations import NONE, Attestations
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_SECRET_BYTES
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.image.remotecache import CacheSpec
     from firebuild_bootstrap.sshagent import SshAgent
 
 BuildContextSource = Path | ImageRef | GitTree
@@ -55,6 +57,8 @@ class BuildRequest:
         no_cache: execute each step, whatever the cache has; what comes of it replaces that.
         no_cache_stages: the same for these stages, by name or index.
         explain_cache: report why steps are not cached.
+        cache_from: remote caches that are asked for what the store does not have.
+        cache_to: where the results of this build's steps go as well, for other machines.
         epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
             None for the real times.
         attestations: what is to be said about the image.
@@ -81,6 +85,8 @@ class BuildRequest:
     no_cache: bool = False
     no_cache_stages: frozenset[str] = frozenset()
     explain_cache: bool = False
+    cache_from: tuple[CacheSpec, ...] = ()
+    cache_to: tuple[CacheSpec, ...] = ()
     epoch: int | None = None
     attestations: Attestations = NONE
     keep_failed: Path | None = None

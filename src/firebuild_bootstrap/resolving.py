@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.lowering import Sent, check_runs, lower, outside
 from firebuild_bootstrap.request import BuildRequest, Secret
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import AnyCommand, CacheMount, RunCommand
 
 if TYPE_CHECKING:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from firebuild_bootstrap.errors import GuestLost, StepFailed
 from firebuild_bootstrap.events import (
@@ -19,16 +18,19 @@ from firebuild_bootstrap.events import (
     StepFinished,
     StepStarted,
 )
-from firebuild_bootstrap.failures import FailureArtifacts, explained
+from firebuild_bootstrap.failures import FailureArtifacts, explained, located
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.machine.base import Machine, Taken
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
-from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial
 from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.settings import BuildSettings
 
 # Between the guest's last call and the end of its machine, which may still have to write its drive.
 _STOP_SECONDS: Final = 60.0
@@ -192,7 +194,8 @@ class Sessions:
             raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)
         if isinstance(outcome.error, GuestLost) and (silence := machine.silence()):
             raise GuestLost(outcome.error.message, hint=silence)
-        outcome.raise_for_failure()
+        if outcome.error is not None:
+            raise located(outcome.error, outcome.step, work.steps, self.dockerfile)
 
 
 def _await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[], None]) -> Outcome:

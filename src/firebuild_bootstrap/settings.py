@@ -6,15 +6,18 @@ of the command line.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from firebuild_bootstrap.bootstrap_settings import BootstrapSettings, ByteSize
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT
+from firebuild_bootstrap.image.remotecache import parse_cache
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_pki.config import CASettings, Document, Settings, load_document, validate
@@ -27,6 +30,14 @@ class StoreSettings(Settings):
     """Directory; by default $FIREBUILD_HOME, or firebuild in the user's data directory."""
 
 
+def _check_cache(text: str, *, export: bool) -> str:
+    try:
+        parse_cache(text, export=export)
+    except InputError as error:
+        raise PydanticCustomError("cache", "{text}", {"text": error.message, "hint": error.hint}) from error
+    return text
+
+
 class CacheSettings(Settings):
     """The section `cache`: results of steps that later builds use."""
 
@@ -34,12 +45,10 @@ class CacheSettings(Settings):
     """What they may take on the disk, after each build; what was not used for longest goes first. Without it,
     20GiB, or a quarter of the disk if that is less."""
 
-    def limit(self, home: Path) -> int:
-        """Return the limit in bytes for a store at `home`, which exists."""
-        if self.max_size is not None:
-            return self.max_size
-        disk = os.statvfs(home)
-        return min(20 << 30, disk.f_blocks * disk.f_frsize // 4)
+    import_from: tuple[Annotated[str, AfterValidator(partial(_check_cache, export=False))], ...] = ()
+    """Caches of other machines that builds use, as --cache-from names them, instead of these."""
+    export_to: tuple[Annotated[str, AfterValidator(partial(_check_cache, export=True))], ...] = ()
+    """Where builds write their cache for other machines, as --cache-to names it, instead of these."""
 
 
 class BuildSettings(Settings):

@@ -16,11 +16,12 @@ import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.agents import AgentSockets, Reply
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_AGENT_MESSAGE, SshMount
 from firebuild_pki.display import one_line
 

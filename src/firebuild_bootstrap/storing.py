@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +19,9 @@ from firebuild_bootstrap.image.oci import is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType, deliver
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
-from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved
+from firebuild_bootstrap.values import dataclass
 
 _BASE: Final = "base.tar"
 
@@ -141,7 +140,7 @@ def _in_one_piece(
         return layer
     if request.epoch is not None or any(spec.type is not OutputType.TAR for spec in request.outputs):
         _, report = home.layers.unpacked(layer.path, layer.digest)
-        for note in unpack_notes(report, "the machine's drive"):
+        for note in report.notes("the machine's drive"):
             notice(note)
     if request.epoch is None:
         return layer

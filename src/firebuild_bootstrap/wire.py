@@ -9,8 +9,10 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final
+
+from firebuild_bootstrap.values import dataclass
 
 SERVICE: Final = "proto.RootfsServer"
 MAX_ID: Final = 2**32 - 2

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         AuthorityClosed,
         CAError,
         IdentityError,
+        KeyStoreError,
         MaterialError,
         Problem,
         ProviderConflict,
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from firebuild_pki.guarded import check_settings
     from firebuild_pki.hookspecs import hookimpl
     from firebuild_pki.keys import KeyType
+    from firebuild_pki.keystores import (
+        KeyStoreContext,
+        KeyStoreSpec,
+        SignatureAlgorithm,
+        StoredKey,
+        ecdsa_der,
+        open_key,
+    )
     from firebuild_pki.material import TLSMaterial
     from firebuild_pki.plugins import (
         InstalledPlugin,
@@ -67,6 +76,7 @@ _HOMES = {
         "AuthorityClosed",
         "CAError",
         "IdentityError",
+        "KeyStoreError",
         "MaterialError",
         "Problem",
         "ProviderConflict",
@@ -80,6 +90,14 @@ _HOMES = {
     "guarded": ("check_settings",),
     "hookspecs": ("hookimpl",),
     "keys": ("KeyType",),
+    "keystores": (
+        "KeyStoreContext",
+        "KeyStoreSpec",
+        "SignatureAlgorithm",
+        "StoredKey",
+        "ecdsa_der",
+        "open_key",
+    ),
     "material": ("TLSMaterial",),
     "plugins": ("InstalledPlugin", "PluginCatalog", "installed_providers", "load_provider"),
     "provider": (
@@ -119,6 +137,9 @@ __all__ = [
     "EventKind",
     "IdentityError",
     "InstalledPlugin",
+    "KeyStoreContext",
+    "KeyStoreError",
+    "KeyStoreSpec",
     "KeyType",
     "MaterialError",
     "Note",
@@ -138,18 +159,22 @@ __all__ = [
     "Settings",
     "SettingsError",
     "SignRequest",
+    "SignatureAlgorithm",
     "SignedCertificate",
+    "StoredKey",
     "TLSMaterial",
     "TrustBundle",
     "UnsupportedOperation",
     "ca_json_schema",
     "check_settings",
+    "ecdsa_der",
     "hookimpl",
     "installed_providers",
     "load_document",
     "load_provider",
     "new_plugin",
     "open_authority",
+    "open_key",
     "order_chain",
     "parse_certificates",
     "parse_document",

@@ -1,4 +1,4 @@
-"""The facade: open an authority, issue material for server and guest, close it.
+"""The facade: open an authority, issue material for server and guest, tell observers, close it.
 
 Everything a provider returns goes through `verify.py` before anyone else sees it.
 """
@@ -8,25 +8,28 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
+from pydantic import BaseModel
 
-from firebuild_pki.chain import parse_certificates
+from firebuild_pki.chain import parse_certificates, serial_of
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
 from firebuild_pki.guarded import make_provider, settings_notes
-from firebuild_pki.identity import Identity, random_build_id
-from firebuild_pki.issuing import Issued, Order, by_ready_pair, by_signing
+from firebuild_pki.issuing import Identity, Issued, Order, by_ready_pair, by_signing, random_build_id
+from firebuild_pki.keys import Keys
 from firebuild_pki.material import TLSMaterial
-from firebuild_pki.observing import Listener, Observers
+from firebuild_pki.plugins import Observer
 from firebuild_pki.provider import (
+    CAEvent,
     Capability,
     Clock,
     EventKind,
@@ -36,7 +39,8 @@ from firebuild_pki.provider import (
     utc_now,
 )
 from firebuild_pki.verify import Trust, verify_trust
-from firebuild_pki.wrapping import named
+from firebuild_pki.worker import Unanswered, Worker
+from firebuild_pki.wrapping import described, named
 from firebuild_pki.x509 import fingerprint, to_pem
 
 _logger = logging.getLogger(__name__)
@@ -71,6 +75,7 @@ class Authority:
         self._remarks: list[str] = []
         # Names and certificates, for revoking them; the keys are not kept.
         self._issued: dict[str, _Revocable] = {}
+        self._keys = Keys(settings.key_type)
         self._provider = make_provider(settings, context, check)
         self._observers = Observers(
             tuple(Listener(*selected) for selected in settings.selected_observers),
@@ -195,6 +200,7 @@ class Authority:
                     self._revoke_all()
             finally:  # an interruption must not leave a token behind
                 self._closed = True
+                self._keys.drop()
                 self._close_provider()
                 self._observers.tell(EventKind.CLOSED)
                 self._observers.close()
@@ -220,9 +226,11 @@ class Authority:
             for note in settings_notes(self._settings, self._provider):
                 self._warn(f"ca.{self.provider_name}: {note}")
             abandon = self._close_provider
-            self._provider.open()
+            if Capability.SIGN in self.capabilities:
+                self._keys.begin(2)  # the server's and the first guest's
+            bundle = self._provider.opened()
             with named(self.provider_name):
-                trust = verify_trust(self._provider.trust_bundle(), self._clock())
+                trust = verify_trust(bundle, self._clock())
             for warning in trust.warnings:
                 self._warn(warning)
             return trust
@@ -234,10 +242,8 @@ class Authority:
     def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
         with self._lock:
             self._require_open()
-            key_type = self._settings.key_type
-            order = Order.placed(self._identity, profile, key_type, self._clock, ttl=ttl, deadline=deadline)
-            ready = Capability.READY_PAIRS in self.capabilities
-            obtain = by_ready_pair if ready else by_signing
+            order = Order.placed(self._identity, profile, self._keys, self._clock, ttl=ttl, deadline=deadline)
+            obtain = by_signing if Capability.SIGN in self.capabilities else by_ready_pair
             try:
                 with named(self.provider_name):
                     issued = obtain(self._provider, self._trust, order)
@@ -330,5 +336,107 @@ def open_authority(
         lambda text: report(f"ca-provider({settings.provider}): {one_line(text)}"),
         patient,
         settings.name_suffix,
+        settings.catalog.load_key_store,
     )
     return Authority(settings, identity, context, check)
+
+
+# --- observers ------------------------------------------------------------------------------------
+
+OBSERVER_LIMIT = timedelta(seconds=10)
+"""How long an observer is waited for."""
+
+
+class Listener:
+    """An observer with its settings, in a thread of its own.
+
+    Args:
+        observer: the plugin.
+        settings: its block in the configuration.
+    """
+
+    def __init__(self, observer: Observer, settings: BaseModel | None) -> None:
+        self.name = observer.name
+        self._notify = observer.notify
+        self._settings = settings
+        self._worker = Worker(f"ca-observer({observer.name})", OBSERVER_LIMIT, lambda: None)
+
+    def hear(self, event: CAEvent) -> None:
+        """Hand over an event.
+
+        Raises:
+            ProviderError: the observer failed; the message says how.
+            Unanswered: it did not end in time.
+        """
+        self._worker.call("noting it", lambda: self._note(event))
+
+    def _note(self, event: CAEvent) -> None:
+        try:
+            self._notify(event=event, settings=self._settings)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failure = described(error)
+        else:
+            return
+        raise ProviderError(failure)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.finish(lambda: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """The observers that the configuration names, and what all their events have in common.
+
+    Args:
+        listeners: the observers.
+        provider: name of the provider.
+        build_id: the build.
+        clock: the current time.
+        warn: called with one sentence when an observer fails.
+    """
+
+    listeners: tuple[Listener, ...]
+    provider: str
+    build_id: str
+    clock: Clock
+    warn: Callable[[str], None]
+
+    def tell(
+        self,
+        kind: EventKind,
+        profile: Profile | None = None,
+        certificate: x509.Certificate | None = None,
+        names: tuple[str, ...] = (),
+        reason: str | None = None,
+    ) -> None:
+        """Hand an event to each observer; one that fails does not keep it from the others."""
+        if not self.listeners:
+            return
+        event = CAEvent(kind, self.clock(), self.provider, self.build_id, profile, names, reason=reason)
+        if certificate is not None:
+            event = replace(
+                event,
+                serial=f"{serial_of(certificate):x}",
+                fingerprint_sha256=fingerprint(certificate),
+                not_before=certificate.not_valid_before_utc,
+                not_after=certificate.not_valid_after_utc,
+            )
+        for listener in self.listeners:
+            with self._warning(listener, kind):
+                listener.hear(event)
+
+    def close(self) -> None:
+        """End the observers' threads."""
+        for listener in self.listeners:
+            with self._warning(listener, "the end"):
+                listener.close()
+
+    @contextmanager
+    def _warning(self, listener: Listener, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (ProviderError, Unanswered) as error:
+            self.warn(f'the observer "{listener.name}" failed on "{what}": {error}')

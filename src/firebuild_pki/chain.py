@@ -46,6 +46,7 @@ _EC_PARAMETERS: Final = bytes.fromhex(
 _MAX_PATHS: Final = 64
 _MAX_LINKS: Final = 1_000
 _quiet = threading.RLock()
+_is_quiet = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,21 @@ class Chain:
 def quiet_parsing() -> Iterator[None]:
     """Keep cryptography's remarks about odd certificates off stderr: serial numbers of zero, NULL parameters.
 
-    They are for programmers, come with lines of source, and name no certificate.
+    They are for programmers, come with lines of source, and name no certificate. Within such a block, another
+    one costs nothing.
     """
-    with _quiet, warnings.catch_warnings():  # the filters are the whole process's, hence the lock
-        warnings.simplefilter("ignore")
-        yield
+    global _is_quiet  # noqa: PLW0603 - the filters are the whole process's, hence the lock
+    with _quiet:
+        if _is_quiet:  # whoever has the lock made it so
+            yield
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _is_quiet = True
+            try:
+                yield
+            finally:
+                _is_quiet = False
 
 
 def read_certificate(data: bytes) -> x509.Certificate:
@@ -98,10 +109,10 @@ def serial_of(certificate: x509.Certificate) -> int:
 
 def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """Return the value of an extension, None if there is none."""
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+    for extension in certificate.extensions:
+        if extension.oid == kind.oid and isinstance(extension.value, kind):
+            return extension.value
+    return None
 
 
 def error_message(error: BaseException) -> str:
@@ -145,9 +156,21 @@ class Links:
 
     def __init__(self) -> None:
         self.proven: set[tuple[object, ...]] = set()
-        """What path validation has passed of ways up from the leaf; see `verify.py`."""
+        """What path validation has passed above the leaf; see `verify.py`."""
         self._known: dict[tuple[x509.Certificate, x509.Certificate], str | None] = {}
         self._roots: dict[x509.Certificate, bool] = {}
+        self._read: tuple[bytes | str, list[x509.Certificate]] = (b"", [])
+
+    def read(self, pem: bytes | str, what: str = "chain") -> list[x509.Certificate]:
+        """Read PEM certificates, also none; those that came the last time are not parsed again.
+
+        Raises:
+            MaterialError: as for `parse_certificates`.
+        """
+        if pem != self._read[0]:
+            blank = isinstance(pem, bytes | str) and not pem.strip()
+            self._read = (pem, [] if blank else parse_certificates(pem, what))
+        return self._read[1]
 
     def is_root(self, certificate: x509.Certificate) -> bool:
         """Tell a root; see `is_self_signed`."""
@@ -278,20 +301,25 @@ _OTHER_KEY: Final = "the signature is of another key"
 
 
 def _link_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
+    problem = claim_problem(below, above)
+    if problem is not None:
+        return problem
+    return identifier_problem(below, above) if _signed_by(below, above) else _OTHER_KEY
+
+
+def claim_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
+    """Tell why a signature of one certificate's key on another could not be accepted; it is not verified."""
     if below.issuer != above.subject:
         return f'it was issued by "{one_text(below.issuer.rfc4514_string(), 300)}"'
     problem = signature_problem(below)
     if problem is not None:
         return f"{describe(below)} {problem}"
     problem = key_problem(above)
-    if problem is not None:
-        return f"{describe(above)} {problem}"
-    if not _signed_by(below, above):
-        return _OTHER_KEY
-    return _identifier_problem(below, above)
+    return None if problem is None else f"{describe(above)} {problem}"
 
 
-def _identifier_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
+def identifier_problem(below: x509.Certificate, above: x509.Certificate) -> str | None:
+    """Tell why a certificate's key identifiers mean another issuer than the one above; None if they fit."""
     # RFC 5280 section 4.2.1.1; OpenSSL and BoringSSL take an issuer that does not match for an unrelated one
     authority = extension_of(below, x509.AuthorityKeyIdentifier)
     own = extension_of(above, x509.SubjectKeyIdentifier)
@@ -379,7 +407,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
     if certificate.subject != certificate.issuer:
         return False
     if has_forgotten_signature(certificate):
-        return _identifier_problem(certificate, certificate) is None
+        return identifier_problem(certificate, certificate) is None
     return _signed_by(certificate, certificate)
 
 

@@ -63,6 +63,10 @@ class ProviderError(CAError):
     """A provider failed while doing its work; the original exception is ``__cause__``."""
 
 
+class KeyStoreError(CAError):
+    """A key store cannot open a key, or sign with it."""
+
+
 class UnsupportedOperation(CAError):
     """The provider does not have the capability that was asked for."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from firebuild_pki import crossing
 from firebuild_pki.config import CASettings
@@ -33,6 +33,8 @@ from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import as_ca_error
 
 ResultT = TypeVar("ResultT")
+
+_READING: Final = "reading the trust bundle"
 
 
 class GuardedProvider(CAProvider):
@@ -64,10 +66,10 @@ class GuardedProvider(CAProvider):
         self._name = spec.name
         self._worker = Worker(f"ca-provider({spec.name})", limit, check)
         try:
-            self._provider: CAProvider | None = self._call(
-                "making the provider", lambda: spec.factory(settings, context), _provider
+            self._provider: CAProvider | None = None
+            self._capabilities = self._in_time(
+                "making the provider", lambda: self._make(spec, settings, context)
             )
-            self._capabilities = self._settled(spec.capabilities)
         except BaseException:
             self.discard()
             raise
@@ -80,9 +82,13 @@ class GuardedProvider(CAProvider):
         """See `CAProvider.validate`."""
         return self._notes("looking at the settings", self._made.validate)
 
-    def open(self) -> None:
-        """See `CAProvider.open`."""
-        self._call("opening the provider", self._made.open, crossing.nothing)
+    def opened(self) -> TrustBundle:
+        """Open the provider and return its trust bundle, in one call of its thread; in place of `open`."""
+        made = self._made
+        doing = "opening the provider"
+        opening = self._guarded(doing, made.open, crossing.nothing)
+        reading = self._guarded(_READING, made.trust_bundle, crossing.trust_bundle)
+        return self._in_time(doing, lambda: (opening(), reading())[1])
 
     def close(self) -> None:
         """Close the provider, end its thread, and let go of the provider.
@@ -112,7 +118,7 @@ class GuardedProvider(CAProvider):
 
     def trust_bundle(self) -> TrustBundle:
         """See `CAProvider.trust_bundle`."""
-        return self._call("reading the trust bundle", self._made.trust_bundle, crossing.trust_bundle)
+        return self._call(_READING, self._made.trust_bundle, crossing.trust_bundle)
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """See `CAProvider.sign`."""
@@ -137,11 +143,12 @@ class GuardedProvider(CAProvider):
             raise AuthorityClosed("the provider is closed", provider=self._name)
         return self._provider
 
-    def _settled(self, promised: frozenset[Capability]) -> frozenset[Capability]:
-        doing = "asking for the capabilities"
-        said = self._call(doing, self._made.capabilities, crossing.capabilities)
-        found = promised if said is None else said
-        if found <= promised and len(found & {Capability.SIGN, Capability.READY_PAIRS}) == 1:
+    def _make(self, spec: ProviderSpec, settings: object, context: ProviderContext) -> frozenset[Capability]:
+        made = self._guarded("making the provider", lambda: spec.factory(settings, context), _provider)()
+        self._provider = made
+        said = self._guarded("asking for the capabilities", made.capabilities, crossing.capabilities)()
+        found = spec.capabilities if said is None else said
+        if found <= spec.capabilities and len(found & {Capability.SIGN, Capability.READY_PAIRS}) == 1:
             return found
         raise ProviderError(
             "expected exactly one of the capabilities sign and ready-pairs, among those of its "
@@ -155,8 +162,11 @@ class GuardedProvider(CAProvider):
     def _call(
         self, doing: str, function: Callable[[], object], made_ours: Callable[[object], ResultT]
     ) -> ResultT:
+        return self._in_time(doing, self._guarded(doing, function, made_ours))
+
+    def _in_time(self, doing: str, call: Callable[[], ResultT]) -> ResultT:
         try:
-            return self._worker.call(doing, self._guarded(doing, function, made_ours))
+            return self._worker.call(doing, call)
         except Unanswered as error:
             hint = "look at the backend, or raise ca.call_timeout"
             message = str(error)

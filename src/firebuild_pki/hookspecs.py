@@ -1,8 +1,9 @@
 """Everything a plugin can plug into. This page is the whole contract; the types are next door.
 
 A plugin is a module (or any object) with functions that carry `hookimpl`, announced by an entry
-point: group ``firebuild_pki.providers`` for providers, ``firebuild_pki.observers`` for observers.
-The entry point's name is the name used in the configuration. An implementation may take fewer
+point: group ``firebuild_pki.providers`` for providers, ``firebuild_pki.observers`` for observers,
+``firebuild_pki.key_stores`` for key stores. The entry point's name is the name used in the
+configuration; of a key store, the scheme of its URIs. An implementation may take fewer
 arguments than the specification, which is how the specification can grow.
 """
 
@@ -16,6 +17,7 @@ import pluggy
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from firebuild_pki.keystores import KeyStoreSpec
     from firebuild_pki.provider import CAEvent, ProviderSpec
 
 PROJECT = "firebuild_pki"
@@ -30,6 +32,16 @@ def register_ca_providers() -> ProviderSpec | Sequence[ProviderSpec]:
 
     Returns:
         A spec whose name is that of the entry point, or a list that contains one.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def register_key_stores() -> KeyStoreSpec | Sequence[KeyStoreSpec]:
+    """Describe one store of keys or several; called once, after a setting named a key with its scheme.
+
+    Returns:
+        A spec whose scheme is the name of the entry point, or a list that contains one.
     """
     raise NotImplementedError
 

@@ -1,7 +1,9 @@
-"""From a provider's answer to verified `TLSMaterial`: by signing, or with a ready pair."""
+"""The names of a build's two ends, and their verified `TLSMaterial`: a signed one, or a ready pair."""
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,9 +14,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from firebuild_pki.chain import Chain
-from firebuild_pki.errors import CAError, MaterialError
-from firebuild_pki.identity import Identity
-from firebuild_pki.keys import KeyType, PrivateKey, generate_key, is_usable, private_key_pem
+from firebuild_pki.errors import CAError, IdentityError, MaterialError
+from firebuild_pki.keys import Keys, PrivateKey, is_usable, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.provider import CAProvider, Clock, Profile, ReadyPair, SignRequest
 from firebuild_pki.verify import Expectation, Trust, Verified, public_key_bytes, verify_certificate
@@ -34,7 +35,7 @@ class Order:
     Args:
         identity: names of the build's two ends.
         profile: which of the ends.
-        key_type: kind of key to make.
+        keys: where a new key comes from.
         clock: the current time, UTC; asked after the provider answered.
         ttl: wanted lifetime from now on.
         deadline: latest moment at which the build may need the certificate.
@@ -42,7 +43,7 @@ class Order:
 
     identity: Identity
     profile: Profile
-    key_type: KeyType
+    keys: Keys
     clock: Clock
     ttl: timedelta
     deadline: datetime
@@ -52,7 +53,7 @@ class Order:
         cls,
         identity: Identity,
         profile: Profile,
-        key_type: KeyType,
+        keys: Keys,
         clock: Clock,
         *,
         ttl: timedelta | None,
@@ -71,7 +72,7 @@ class Order:
             ttl = max(DEFAULT_TTL, deadline - now + DEADLINE_MARGIN)
         if ttl <= timedelta(0):
             raise CAError(f"expected a lifetime above zero, found {ttl.total_seconds():g} s")
-        return cls(identity, profile, key_type, clock, ttl, deadline)
+        return cls(identity, profile, keys, clock, ttl, deadline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Issued:
 
 def by_signing(provider: CAProvider, trust: Trust, order: Order) -> Issued:
     """Make a key, have it signed, check the answer."""
-    key = generate_key(order.key_type)
+    key = order.keys.take()
     names = (order.identity.of(order.profile),)
     csr = make_csr(key, names)
     request = SignRequest(csr, order.profile, names, order.ttl, order.identity.build_id)
@@ -149,6 +150,8 @@ def _lasting(
 
     BoringSSL takes the first anchor with a fitting name and key; if it has expired, it looks for no other.
     """
+    if all(one.not_valid_after_utc >= deadline for one in anchors):
+        return list(anchors)
     key = public_key_bytes(reached.public_key())
     return [
         one
@@ -157,3 +160,58 @@ def _lasting(
         or one.not_valid_after_utc >= deadline
         or (one.subject, public_key_bytes(one.public_key())) != (reached.subject, key)
     ]
+
+
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+MAX_NAME = 253
+"""Upper bound of a DNS name in text form, RFC 1035 section 3.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """DNS names of the server and the guest of one build.
+
+    Args:
+        build_id: one DNS label (RFC 1123): lower-case letters, digits and inner dashes, at most 63.
+        suffix: domain that the names are below.
+
+    Raises:
+        IdentityError: they do not make DNS names.
+    """
+
+    build_id: str
+    suffix: str
+
+    def __post_init__(self) -> None:
+        if not _LABEL.fullmatch(self.build_id):
+            raise IdentityError(
+                f'expected a build id that is a DNS label, found "{self.build_id}"',
+                hint="use 1 to 63 lower-case letters, digits and dashes, no dash at the ends",
+            )
+        if not all(_LABEL.fullmatch(label) for label in self.suffix.split(".")):
+            raise IdentityError(
+                f'expected a lower-case domain as name suffix, found "{self.suffix}"',
+                hint="for example firebuild.internal",
+            )
+        if len(self.guest) > MAX_NAME:
+            raise IdentityError(f"the name {self.guest} is longer than {MAX_NAME} characters")
+
+    @property
+    def server(self) -> str:
+        """Name of the server, which the guest checks."""
+        return f"{self.build_id}.{self.suffix}"
+
+    @property
+    def guest(self) -> str:
+        """Name of the guest."""
+        return f"guest.{self.server}"
+
+    def of(self, profile: Profile) -> str:
+        """Name of one end."""
+        return self.server if profile is Profile.SERVER else self.guest
+
+
+def random_build_id() -> str:
+    """Make up an id that no other build has."""
+    return secrets.token_hex(8)

@@ -1,21 +1,23 @@
 """Finding plugins by entry point, and loading the one that is wanted.
 
 A provider's name is the name of its entry point in the group ``firebuild_pki.providers``; an
-observer's is that in ``firebuild_pki.observers``. Nothing is imported until it is asked for by
-name, so that a broken plugin fails only where it is selected.
+observer's is that in ``firebuild_pki.observers``, a key store's scheme that in
+``firebuild_pki.key_stores``. Nothing is imported until it is asked for by name, so that a broken
+plugin fails only where it is selected.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 from pydantic import BaseModel
@@ -26,8 +28,15 @@ from firebuild_pki.provider import API_VERSION, Capability, ProviderSpec
 from firebuild_pki.spelling import nearest
 from firebuild_pki.wrapping import described, harmless, one_text
 
+if TYPE_CHECKING:
+    from firebuild_pki.keystores import KeyStoreSpec
+
+_Spec = TypeVar("_Spec", ProviderSpec, "KeyStoreSpec")
+
 PROVIDER_GROUP = "firebuild_pki.providers"
 OBSERVER_GROUP = "firebuild_pki.observers"
+KEY_STORE_GROUP = "firebuild_pki.key_stores"
+_GROUPS = frozenset({PROVIDER_GROUP, OBSERVER_GROUP, KEY_STORE_GROUP})
 
 NOTHING_INSTALLED = (
     "nothing is installed under that entry-point group; a source tree must be installed to count"
@@ -74,6 +83,7 @@ class PluginCatalog:
     Args:
         providers: entry points to use instead of those installed in this environment.
         observers: the same for observers.
+        key_stores: the same for key stores.
     """
 
     def __init__(
@@ -81,17 +91,23 @@ class PluginCatalog:
         *,
         providers: Iterable[EntryPoint] | None = None,
         observers: Iterable[EntryPoint] | None = None,
+        key_stores: Iterable[EntryPoint] | None = None,
     ) -> None:
-        self._providers = _entries(PROVIDER_GROUP, providers)
-        self._observers = _entries(OBSERVER_GROUP, observers)
+        given = {PROVIDER_GROUP: providers, OBSERVER_GROUP: observers, KEY_STORE_GROUP: key_stores}
+        installed = _installed(_path_state()) if None in given.values() else ()
+        self._providers, self._observers, self._key_stores = (
+            _sorted(_of(installed, group) if entries is None else entries) for group, entries in given.items()
+        )
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PluginCatalog):
-            return NotImplemented
-        return (self._providers, self._observers) == (other._providers, other._observers)
+        return self._entries == other._entries if isinstance(other, PluginCatalog) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self._providers, self._observers))
+        return hash(self._entries)
+
+    @property
+    def _entries(self) -> tuple[tuple[EntryPoint, ...], ...]:
+        return (self._providers, self._observers, self._key_stores)
 
     @property
     def provider_names(self) -> frozenset[str]:
@@ -111,6 +127,10 @@ class PluginCatalog:
         """List the installed observers by name, without importing any."""
         return tuple(_describe(entry) for entry in self._observers)
 
+    def key_stores(self) -> tuple[InstalledPlugin, ...]:
+        """List the installed key stores by scheme, without importing any."""
+        return tuple(_describe(entry) for entry in self._key_stores)
+
     def load_provider(self, name: str) -> ProviderSpec:
         """Import one provider's plugin and ask it for its spec.
 
@@ -124,8 +144,31 @@ class PluginCatalog:
         manager = _register(entry, "provider")
         with _loading(entry, "its hook failed"):
             results = manager.hook.register_ca_providers()
-            specs = [_plain(entry, spec) for result in results for spec in _flat(entry, result)]
-        return _spec_named(entry, specs)
+            found = [
+                one
+                for result in results
+                for one in _flat(entry, result, ProviderSpec, "register_ca_providers")
+            ]
+            specs = [_plain(entry, spec) for spec in found]
+        return _spec_named(entry, [(spec.name, spec) for spec in specs], "provider")
+
+    def load_key_store(self, scheme: str) -> KeyStoreSpec:
+        """Import one key store's plugin and ask it for its spec.
+
+        Raises:
+            ProviderNotFound, ProviderConflict, ProviderLoadError: as for `load_provider`.
+        """
+        from firebuild_pki.keystores import KeyStoreSpec  # only those who have such a key need it
+
+        entry = _select(self._key_stores, scheme, "key store")
+        manager = _register(entry, "key store")
+        with _loading(entry, "its hook failed"):
+            results = manager.hook.register_key_stores()
+            found = [
+                one for result in results for one in _flat(entry, result, KeyStoreSpec, "register_key_stores")
+            ]
+            specs = [_plain_store(entry, spec) for spec in found]
+        return _spec_named(entry, [(spec.scheme, spec) for spec in specs], "key store")
 
     def load_observer(self, name: str) -> Observer:
         """Import one observer's plugin and ask it for the model of its settings.
@@ -155,8 +198,11 @@ def load_provider(name: str) -> ProviderSpec:
     return PluginCatalog().load_provider(name)
 
 
-def _entries(group: str, given: Iterable[EntryPoint] | None) -> tuple[EntryPoint, ...]:
-    found = [one for one in _installed(_path_state()) if one.group == group] if given is None else given
+def _of(found: Iterable[EntryPoint], group: str) -> Iterator[EntryPoint]:
+    return (one for one in found if one.group == group)
+
+
+def _sorted(found: Iterable[EntryPoint]) -> tuple[EntryPoint, ...]:
     return tuple(sorted(found, key=lambda entry: entry.name))
 
 
@@ -182,7 +228,7 @@ def _installed(_state: tuple[object, ...]) -> tuple[EntryPoint, ...]:
     seen: set[tuple[str, str]] = set()
     for distribution in metadata.distributions():
         text = distribution.read_text("entry_points.txt") or ""
-        if PROVIDER_GROUP not in text and OBSERVER_GROUP not in text:
+        if not any(group in text for group in _GROUPS):
             continue
         place = str(distribution.locate_file(""))
         try:
@@ -194,7 +240,7 @@ def _installed(_state: tuple[object, ...]) -> tuple[EntryPoint, ...]:
         if known not in seen and not shadowed:
             seen.add(known)
             found += distribution.entry_points
-    return tuple(one for one in found if one.group in {PROVIDER_GROUP, OBSERVER_GROUP})
+    return tuple(one for one in found if one.group in _GROUPS)
 
 
 def _describe(entry: EntryPoint) -> InstalledPlugin:
@@ -219,12 +265,21 @@ def _select(entries: Sequence[EntryPoint], name: str, kind: str) -> EntryPoint:
 def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
+    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
+        # An object of a plugin's own class may have no hash, or one of its own.
+        return (_module_manager if type(plugin) is ModuleType else _manager)(plugin, entry.name)
+
+
+def _manager(plugin: Any, name: str) -> pluggy.PluginManager:
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
-        manager.register(plugin, entry.name)
-        manager.check_pending()
+    manager.register(plugin, name)
+    manager.check_pending()
     return manager
+
+
+_module_manager = lru_cache(maxsize=16)(_manager)
+"""Looks for the hooks of a module once, because pluggy looks at every name in it."""
 
 
 @contextmanager
@@ -257,51 +312,65 @@ def _loading(entry: EntryPoint, what: str, hint: str | None = None) -> Iterator[
 
 def _plain(entry: EntryPoint, spec: ProviderSpec) -> ProviderSpec:
     """Copy a spec, which may be of a plugin's own class, with every field of the type that it has to be."""
-    kinds: dict[str, type | tuple[type, ...]] = {
-        "name": str,
-        "summary": str,
-        "capabilities": (set, frozenset),
-        "api_version": int,
-    }
-    found = {name: getattr(spec, name) for name in (*kinds, "settings_model", "factory")}
-    for name, kind in kinds.items():
-        if not isinstance(found[name], kind):
-            message = f"{name} of its ProviderSpec is of the wrong type, {type(found[name]).__name__}"
-            raise _load_error(entry, message)
-    model = found["settings_model"]
+    kinds: dict[str, type | tuple[type, ...]] = {"name": str, "summary": str, "api_version": int}
+    found = _fields(entry, spec, "ProviderSpec", {**kinds, "capabilities": (set, frozenset)})
+    model, factory = spec.settings_model, spec.factory
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise _load_error(entry, "settings_model of its ProviderSpec is not a pydantic model")
-    if not callable(found["factory"]):
+    if not callable(factory):
         raise _load_error(entry, "factory of its ProviderSpec cannot be called")
     return ProviderSpec(
         name=str.__str__(found["name"]),
         settings_model=model,
-        factory=found["factory"],
+        factory=factory,
         summary=one_text(str.__str__(found["summary"])),
         capabilities=frozenset(map(Capability, found["capabilities"])),
         api_version=int(found["api_version"]),
     )
 
 
-def _flat(entry: EntryPoint, result: object) -> Sequence[ProviderSpec]:
-    specs: list[ProviderSpec] = []
+def _plain_store(entry: EntryPoint, spec: KeyStoreSpec) -> KeyStoreSpec:
+    found = _fields(entry, spec, "KeyStoreSpec", {"scheme": str, "summary": str, "api_version": int})
+    open_key = spec.open_key
+    if not callable(open_key):
+        raise _load_error(entry, "open_key of its KeyStoreSpec cannot be called")
+    return type(spec)(
+        scheme=str.__str__(found["scheme"]),
+        open_key=open_key,
+        summary=one_text(str.__str__(found["summary"])),
+        api_version=int(found["api_version"]),
+    )
+
+
+def _fields(
+    entry: EntryPoint, spec: object, what: str, kinds: Mapping[str, type | tuple[type, ...]]
+) -> dict[str, Any]:
+    found = {name: getattr(spec, name) for name in kinds}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind):
+            message = f"{name} of its {what} is of the wrong type, {type(found[name]).__name__}"
+            raise _load_error(entry, message)
+    return found
+
+
+def _flat(entry: EntryPoint, result: object, kind: type[_Spec], hook: str) -> Sequence[_Spec]:
+    specs: list[_Spec] = []
     for spec in result if isinstance(result, list | tuple) else [result]:
-        if not isinstance(spec, ProviderSpec):
-            found = type(spec).__name__
-            message = f"register_ca_providers must return ProviderSpec objects, found {found}"
+        if not isinstance(spec, kind):
+            message = f"{hook} must return {kind.__name__} objects, found {type(spec).__name__}"
             raise _load_error(entry, message)
         specs.append(spec)
     return specs
 
 
-def _spec_named(entry: EntryPoint, specs: Sequence[ProviderSpec]) -> ProviderSpec:
-    matching = [spec for spec in specs if spec.name == entry.name]
+def _spec_named(entry: EntryPoint, specs: Sequence[tuple[str, _Spec]], kind: str) -> _Spec:
+    matching = [spec for name, spec in specs if name == entry.name]
     if not matching:
-        names = ", ".join(spec.name for spec in specs) or "nothing"
+        names = ", ".join(name for name, _ in specs) or "nothing"
         raise _load_error(
             entry,
-            f'expected it to register a provider called "{entry.name}", found {names}',
-            "the name of the entry point and of the ProviderSpec must be the same" if specs else _hook_hint(),
+            f'expected it to register a {kind} called "{entry.name}", found {names}',
+            "the name of the entry point and that of the spec must be the same" if specs else _hook_hint(),
         )
     if len(matching) > 1:
         raise ProviderConflict(f"{_describe(entry)} registers it twice", provider=entry.name)

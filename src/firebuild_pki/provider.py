@@ -18,6 +18,8 @@ from firebuild_pki.errors import ProviderLoadError, UnsupportedOperation
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from firebuild_pki.keystores import KeyStoreSpec
+
 API_VERSION = 1
 """Version of this contract; a provider names the one that it was written for."""
 
@@ -65,6 +67,7 @@ class ProviderContext:
         patient: whether to try again what fails now and may work later; not where a user waits for a
             verdict, as in ``firebuild ca check``.
         name_suffix: domain that all names of the build are below; empty where it is not known.
+        key_store: finds the key store of a scheme, for `open_key`; None where there are none.
     """
 
     clock: Clock
@@ -72,6 +75,7 @@ class ProviderContext:
     report: Callable[[str], None] = field(default=lambda _: None, repr=False)
     patient: bool = True
     name_suffix: str = ""
+    key_store: Callable[[str], KeyStoreSpec] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

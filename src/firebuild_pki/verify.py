@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -31,10 +32,14 @@ from firebuild_pki.chain import (
     Chain,
     Links,
     chain_remarks,
+    claim_problem,
     describe,
     error_message,
+    extension_of,
+    identifier_problem,
     key_problem,
     parse_certificates,
+    quiet_parsing,
 )
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.leaf_checks import check_leaf, is_ca
@@ -115,7 +120,8 @@ def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
         raise MaterialError(f"expected a TrustBundle, found {type(bundle).__name__}")
     with _readable("the trust bundle"):
         anchors = parse_certificates(bundle.anchors_pem, "trust anchors")
-        intermediates = _optional(bundle.intermediates_pem, "intermediates")
+        links = Links()
+        intermediates = links.read(bundle.intermediates_pem, "intermediates")
         for certificate in (*anchors, *intermediates):
             if not is_ca(certificate):
                 raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
@@ -127,6 +133,7 @@ def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
             kept,
             tuple(dict.fromkeys(one for one in intermediates if one not in out)),
             tuple(f"{reason.message}; it is left out of the trust bundle" for reason in out.values()),
+            links,
         )
 
 
@@ -142,12 +149,12 @@ def verify_certificate(
         MaterialError: a must failed; the message says what was expected and what was found.
     """
     with _readable("the certificate"):
-        found = [*parse_certificates(certificate_pem, "certificate"), *_optional(chain_pem, "chain")]
+        found = [*parse_certificates(certificate_pem, "certificate"), *trust.links.read(chain_pem)]
         leaf = _leaf_with_key(found, expected.public_key)
         found.remove(leaf)
         _must_be_valid(leaf, expected.now)
         about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
-        chain, reason = _path_that_holds(leaf, [*found, *trust.intermediates], trust, expected)
+        chain, reason = _path_that_holds(leaf, found, trust, expected)
         warnings = [*about.warnings, *_lifetime(leaf, expected), *reason, *_identifiers(chain)]
         if expected.exact and tuple(found) != chain.issuers:  # operators' own files may be in any order
             warnings += chain_remarks(leaf, found)
@@ -155,26 +162,70 @@ def verify_certificate(
 
 
 def _path_that_holds(
-    leaf: x509.Certificate, pool: Sequence[x509.Certificate], trust: Trust, expected: Expectation
+    leaf: x509.Certificate, found: Sequence[x509.Certificate], trust: Trust, expected: Expectation
 ) -> tuple[Chain, list[str]]:
+    # Nearly every chain holds as it was returned. The search verifies each signature that validation verifies
+    # again; it is for those that do not, and to say why.
+    for chain in _returned_chains(leaf, tuple(found), trust.anchors):
+        if _holds(chain, expected, trust.links):
+            return chain, []
     refused: list[tuple[datetime, MaterialError]] = []
-    for chain in trust.links.paths(leaf, pool, trust.anchors):
+    for chain in trust.links.paths(leaf, [*found, *trust.intermediates], trust.anchors):
         try:
-            for issuer in chain.authorities:
-                _must_be_valid(issuer, expected.now)
-            _must_cover_build(chain, expected)
-            return chain, _must_validate(chain, expected, trust.links)
+            _must_last(chain, expected)
+            return chain, _must_validate(chain, expected)
         except MaterialError as error:
             refused.append((min(one.not_valid_after_utc for one in chain.authorities), error))
     # of several editions of a CA, what is wrong with the latest is what can be mended
     raise max(refused, key=lambda one: one[0])[1]
 
 
+def _returned_chains(
+    leaf: x509.Certificate, issuers: tuple[x509.Certificate, ...], anchors: Sequence[x509.Certificate]
+) -> Iterator[Chain]:
+    """Yield the chains that the issuers make as they were returned, if their names are in order."""
+    path = (leaf, *issuers)
+    if any(below.issuer != above.subject for below, above in pairwise(path)):
+        return
+    if any(one.issuer == one.subject for one in path):
+        return
+    names = [one.subject for one in anchors]
+    if any(one.issuer in names for one in path[:-1]):  # there may be a shorter way
+        return
+    for anchor, name in zip(anchors, names, strict=True):
+        if name == path[-1].issuer:
+            yield Chain(leaf, issuers, anchor)
+
+
+def _holds(chain: Chain, expected: Expectation, links: Links) -> bool:
+    """Tell whether a chain passes every check, strictly; no for one that has to be looked at more closely."""
+    authorities = chain.authorities
+    proven = not links.proven.isdisjoint({authorities, (expected.profile, *authorities)})
+    steps = list(pairwise((chain.leaf, *authorities)))
+    if any(claim_problem(*step) or identifier_problem(*step) for step in (steps[:1] if proven else steps)):
+        return False
+    if key_problem(chain.leaf) is not None or (not proven and has_name_constraints(chain)):
+        return False
+    try:
+        _must_last(chain, expected)
+        to_validate = Chain(chain.leaf, (), chain.issuer) if proven else chain
+        if _path_failure(PolicyBuilder(), to_validate, expected) is not None:
+            return False
+    except MaterialError:
+        return False
+    # What is above the leaf is the same for all leaves of an authority, but for its dates. Its extended key
+    # usages are about one kind of leaf.
+    restricted = any(extension_of(ca, x509.ExtendedKeyUsage) for ca in authorities)
+    links.proven.add((expected.profile, *authorities) if restricted else authorities)
+    return True
+
+
 @contextmanager
 def _readable(what: str) -> Iterator[None]:
     """Turn what cryptography raises about odd certificates into an error of ours, in words of ours."""
     try:
-        yield
+        with quiet_parsing():
+            yield
     except MaterialError:
         raise
     except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
@@ -183,12 +234,6 @@ def _readable(what: str) -> Iterator[None]:
     else:
         return
     raise failure
-
-
-def _optional(pem: bytes | str, what: str) -> list[x509.Certificate]:
-    if isinstance(pem, bytes | str) and not pem.strip():
-        return []
-    return parse_certificates(pem, what)
 
 
 def public_key_bytes(key: PublicKeyTypes) -> bytes:
@@ -230,7 +275,10 @@ def _out_of_date(certificate: x509.Certificate, now: datetime) -> MaterialError 
     return None
 
 
-def _must_cover_build(chain: Chain, expected: Expectation) -> None:
+def _must_last(chain: Chain, expected: Expectation) -> None:
+    """Make sure that the CAs are valid, and that all of the chain is until the end of the build."""
+    for issuer in chain.authorities:
+        _must_be_valid(issuer, expected.now)
     for certificate in (chain.anchor, *reversed(chain.certificates)):  # a leaf ends with its CA
         end = certificate.not_valid_after_utc
         if end < expected.deadline:
@@ -254,7 +302,7 @@ def _lifetime(leaf: x509.Certificate, expected: Expectation) -> list[str]:
     ]
 
 
-def _must_validate(chain: Chain, expected: Expectation, links: Links) -> list[str]:
+def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     refuses = f"path validation refuses the chain of {describe(chain.leaf)}"
     problem = key_problem(chain.leaf)
     if problem is not None:
@@ -265,15 +313,8 @@ def _must_validate(chain: Chain, expected: Expectation, links: Links) -> list[st
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
     strict = PolicyBuilder()
-    way_up, last_step = (expected.profile, *chain.authorities), Chain(chain.leaf, (), chain.issuer)
-    if way_up in links.proven and _path_failure(strict, last_step, expected) is None:
-        return []
     reason = _path_failure(strict, chain, expected)
     if reason is None:
-        # What is above the leaf is the same for all of an authority. Names hang on the leaf, so paths with
-        # name constraints are looked at each time, and so are dates, by `_must_be_valid`.
-        if not constrained:
-            links.proven.add(way_up)
         return []
     lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
     refusal = _path_failure(lenient, chain, expected)
@@ -290,12 +331,17 @@ def _must_validate(chain: Chain, expected: Expectation, links: Links) -> list[st
 
 def _identifiers(chain: Chain) -> list[str]:
     # RFC 5280 sections 4.2.1.1 and 4.2.1.2; VERIFY_X509_STRICT, Python's default since 3.13, insists
-    below = [(one, x509.AuthorityKeyIdentifier, "authority") for one in chain.certificates]
-    above = [(one, x509.SubjectKeyIdentifier, "subject") for one in (*chain.issuers, chain.anchor)]
+    below = [
+        (one, "authority")
+        for one in chain.certificates
+        if extension_of(one, x509.AuthorityKeyIdentifier) is None
+    ]
+    above = [
+        (one, "subject") for one in chain.authorities if extension_of(one, x509.SubjectKeyIdentifier) is None
+    ]
     return [
         f"strict TLS libraries may refuse {describe(certificate)}: it has no {word} key identifier"
-        for certificate, kind, word in (*below, *above)
-        if not any(isinstance(extension.value, kind) for extension in certificate.extensions)
+        for certificate, word in (*below, *above)
     ]
 
 

@@ -6,11 +6,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent import futures
-from concurrent.futures import Future
-from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 ResultT = TypeVar("ResultT")
 
@@ -20,6 +17,36 @@ _FAREWELL_SECONDS = 5.0
 
 class Unanswered(Exception):
     """A call did not end in time, or an earlier one has not ended yet, or the thread has ended."""
+
+
+class _Job(Generic[ResultT]):
+    """A call on its way: one lock, held until it has ended. A `Future` costs a quarter of a certificate."""
+
+    def __init__(self, function: Callable[[], ResultT]) -> None:
+        self._function = function
+        self._ended = threading.Lock()
+        self._ended.acquire()
+        self._error: BaseException | None = None
+        self.done = False
+
+    def run(self) -> None:
+        try:
+            self._result = self._function()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.done = True
+            self._ended.release()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for the end, or for some seconds; by one thread, once it has ended no more."""
+        self._ended.acquire(timeout=seconds)
+
+    def result(self) -> ResultT:
+        error, self._error = self._error, None  # its traceback leads to this job: no cycle
+        if error is not None:
+            raise error
+        return self._result
 
 
 class Worker:
@@ -37,8 +64,8 @@ class Worker:
     def __init__(self, name: str, limit: timedelta, check: Callable[[], None]) -> None:
         self._limit = limit.total_seconds()
         self._check = check
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
-        self._late: tuple[str, Future[Any]] | None = None
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._late: tuple[str, _Job[Any]] | None = None
         self._finished = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -62,7 +89,7 @@ class Worker:
         try:
             return self._wait(doing, job, self._limit, self._check)
         finally:
-            if not job.done():
+            if not job.done:
                 self._late = (doing, job)
 
     def finish(self, function: Callable[[], None]) -> None:
@@ -83,31 +110,26 @@ class Worker:
 
     def _left_behind(self) -> str | None:
         """Name the call that was not waited for and goes on; once it has ended, the thread is free again."""
-        if self._late is not None and self._late[1].done():
+        if self._late is not None and self._late[1].done:
             self._late = None  # with whatever it returned
         return self._late and self._late[0]
 
-    def _submit(self, function: Callable[[], ResultT]) -> Future[ResultT]:
-        job: Future[ResultT] = Future()
-        self._jobs.put((job, function))
+    def _submit(self, function: Callable[[], ResultT]) -> _Job[ResultT]:
+        job = _Job(function)
+        self._jobs.put(job)
         return job
 
-    def _wait(self, doing: str, job: Future[ResultT], limit: float, check: Callable[[], None]) -> ResultT:
+    def _wait(self, doing: str, job: _Job[ResultT], limit: float, check: Callable[[], None]) -> ResultT:
         end = time.monotonic() + limit
-        while not job.done():
+        while not job.done:
             check()
             left = end - time.monotonic()
             if left <= 0:
                 raise Unanswered(f"{doing} did not end within {limit:g} s")
-            with suppress(futures.TimeoutError):
-                job.exception(min(left, _POLL_SECONDS))
+            job.wait(min(left, _POLL_SECONDS))
         return job.result()
 
     def _work(self) -> None:
-        while (work := self._jobs.get()) is not None:
-            job, function = work
-            try:
-                job.set_result(function())
-            except BaseException as error:
-                job.set_exception(error)
-            del work, job, function  # what they hold must not live until the next call
+        while (job := self._jobs.get()) is not None:
+            job.run()
+            del job  # what it holds must not live until the next call

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from cli.conftest import Cli
 from firebuild_bootstrap.cli.app import app
-from firebuild_bootstrap.cli.imagejson import write_atomically
+from firebuild_bootstrap.cli.output import write_atomically
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image import outputs
 

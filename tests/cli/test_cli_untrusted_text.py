@@ -10,7 +10,7 @@ import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.cli.failure import report
-from firebuild_bootstrap.cli.imagejson import as_text
+from firebuild_bootstrap.cli.output import as_text
 from firebuild_bootstrap.cli.screen import print_table
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_pki import CAError, ProviderError

@@ -18,6 +18,7 @@ from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.solve.inputs import Inputs
 from firebuild_bootstrap.sshagent import read_agents
 
 HERE = Location("Dockerfile", 2)
@@ -180,6 +181,17 @@ def test_the_git_directory_is_kept_on_request(server: Server, context: BuildCont
     entries = sent(context, GitTree(server.url, "v1", keep_git_dir=True))
     assert ".git/HEAD" in entries
     assert content(entries["a"]) == b"1"
+
+
+def test_a_commit_has_one_digest_wherever_it_is_fetched(server: Server, tmp_path: Path) -> None:
+    digests = []
+    for name, ref in (("one", "v1"), ("two", "v1"), ("three", "main")):
+        (tmp_path / name).mkdir()
+        tree = GitTree(server.url, ref, keep_git_dir=True)
+        with BuildContext(tmp_path / name) as context:
+            resource = context.resource([tree], location=HERE)
+            digests.append(Inputs({}, {}, {(0, 0): resource}, tmp_path / "stat").commit(tree))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_commit_has_to_be_the_expected_one(server: Server, context: BuildContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.blobs import BlobError, BlobStore, digest_of
+from firebuild_bootstrap.image.blobs import BlobError, BlobStore, allow_open_files, digest_of
 from firebuild_bootstrap.image.oci import LAYER, Descriptor
 
 DATA = b"a layer" * 1000
@@ -191,3 +192,19 @@ def test_a_store_that_can_not_be_written_is_the_users_to_mend(tmp_path: Path) ->
     (tmp_path / "blobs").write_text("a file")
     with pytest.raises(InputError, match="the store can't be used"):
         BlobStore(tmp_path).add(DATA)
+
+
+def test_many_layers_raise_the_limit_of_open_files_as_far_as_that_may_be(blobs: BlobStore) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        blobs.make_room([described(DATA)])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 600
+        allow_open_files(100)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (612, before[1])
+        with pytest.raises(
+            MachineError, match=f"need {before[1] + 513} open files, and this process may have"
+        ):
+            allow_open_files(before[1] + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -7,8 +7,10 @@ import io
 import json
 import lzma
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from firebuild_bootstrap.image import layouts as reading
 from firebuild_bootstrap.image.intake import Loaded
 from firebuild_bootstrap.image.layertrees import StoredLayer
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import MAX_DOCUMENT
+from firebuild_bootstrap.image.oci import LAYER, MAX_DOCUMENT
 from firebuild_bootstrap.image.platforms import Platform
 from image.layouts import Made, blob_path, described, layer, packed, written
 
@@ -94,17 +96,37 @@ def test_an_image_in_any_form_is_the_same_image(
     assert [home.layers.hold(key) is not None for key in keys] == [True, True]
 
 
-@pytest.mark.parametrize("compress", [zstandard.compress, lzma.compress, gzip.compress, lambda data: data])
-def test_layers_may_be_compressed_in_every_way(
-    home: Home, tmp_path: Path, compress: Callable[[bytes], bytes]
+@pytest.mark.parametrize(
+    ("compress", "kind"),
+    [
+        (zstandard.compress, "+zstd"),
+        (lzma.compress, ""),
+        (partial(gzip.compress, mtime=0), "+gzip"),
+        (lambda data: data, ""),
+    ],
+)
+def test_layers_may_be_compressed_in_every_way_and_their_media_types_say_how(
+    home: Home, tmp_path: Path, compress: Callable[[bytes], bytes], kind: str
 ) -> None:
     files = GOOD.docker()
     for path in ("layer0/layer.tar", "layer1/layer.tar"):
         files[path] = compress(files[path])
     archive = tmp_path / "image.tar"
     archive.write_bytes(compress(layer(files)))
-    load(home, archive)
+    (image,) = load(home, archive).images
     assert files_of(home, "made:1", tmp_path) == MERGED
+    blobs = [each.outside.blob for each in image.record.layers or () if each.outside]
+    assert [blob.media_type for blob in blobs] == [f"{LAYER}{kind}"] * 2
+    # What has no media type becomes an archive without compression.
+    kept = BOTTOM if compress is lzma.compress else compress(BOTTOM)
+    assert home.blobs.required(blobs[0].digest).read_bytes() == kept
+
+
+def test_layers_of_no_bytes_and_variables_without_values_are_taken(home: Home, tmp_path: Path) -> None:
+    made = Made([BOTTOM, b"", TOP], {"Env": ["PLAIN"]})
+    (image,) = load(home, packed(made.docker(), tmp_path / "image.tar")).images
+    assert files_of(home, "made:1", tmp_path) == MERGED
+    assert image.record.config.env == {"PLAIN": ""}
 
 
 def test_a_link_to_a_layer_in_the_archive_is_followed_there(home: Home, tmp_path: Path) -> None:
@@ -309,8 +331,14 @@ def test_links_and_pipes_in_a_layout_are_not_followed(home: Home, tmp_path: Path
 
 def test_an_image_of_too_many_layers_is_refused_at_once(home: Home, tmp_path: Path) -> None:
     empty = layer({})
-    with pytest.raises(InputError, match="the image has 480 layers, and 256 at most"):
-        load(home, packed(Made([empty] * 480).layout(), tmp_path / "image.tar"))
+    with pytest.raises(InputError, match="layers: expected a list of at most 1024"):
+        load(home, packed(Made([empty] * 1025).layout(), tmp_path / "image.tar"))
+
+
+def test_an_error_about_a_layer_names_no_file_of_the_store(home: Home, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        load(home, packed(Made([b"text" * 200]).layout(), tmp_path / "image.tar"))
+    assert re.fullmatch(r"the layer sha256:\w+ can't be unpacked: the archive [^/]+", caught.value.message)
 
 
 def test_indexes_in_indexes_end_somewhere(home: Home, tmp_path: Path) -> None:
@@ -321,7 +349,7 @@ def test_indexes_in_indexes_end_somewhere(home: Home, tmp_path: Path) -> None:
         files[blob_path(index)] = inner = index
         kind = "application/vnd.oci.image.index.v1+json"
     files["index.json"] = inner
-    with pytest.raises(InputError, match="indexes in indexes"):
+    with pytest.raises(InputError, match="more than 3 indexes in indexes"):
         load(home, packed(files, tmp_path / "image.tar"))
 
 

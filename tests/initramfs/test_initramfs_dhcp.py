@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from firebuild_bootstrap.guest.init_dhcp import Reply, decode, encode, settings_of
+from firebuild_bootstrap.guest.init_network import Reply, decode, encode, settings_of
 from firebuild_bootstrap.guest.init_settings import NetworkSettings
 
 HARDWARE = bytes.fromhex("525400123456")

@@ -14,11 +14,11 @@ from firebuild_bootstrap.guest.init_report import InitError
 
 _NETWORK = """
 import json, sys
-from firebuild_bootstrap.guest import init_dhcp
+from firebuild_bootstrap.guest import init_network
 from firebuild_bootstrap.guest.init_report import InitError
 from firebuild_bootstrap.guest.init_network import bring_up
 from firebuild_bootstrap.guest.init_settings import parse_ip
-init_dhcp._ATTEMPT_SECONDS = (0.1, 0.1)
+init_network._ATTEMPT_SECONDS = (0.1, 0.1)
 ip, host, resolv_conf = sys.argv[1:]
 error = ""
 try:
@@ -90,7 +90,7 @@ def serve(server, script):
         options = {53: bytes([kind]), 1: bytes([255, 255, 255, 0])}
         if kind == 2:
             options[54] = bytes([127, 0, 0, 1])
-        server.sendto(init_dhcp.encode(2, number, packet[28:34], options, bytes([10, 0, 0, 9])), client)
+        server.sendto(init_network.encode(2, number, packet[28:34], options, bytes([10, 0, 0, 9])), client)
 up = init_network.Interface.set_up
 def set_up(interface):
     up(interface)
@@ -101,7 +101,7 @@ def set_up(interface):
         script = [(5, 0), (2, 1), (2, 0), (6, 0), (2, 0), (5, 0), (2, 0), (5, 0)]
         threading.Thread(target=serve, args=(server, script), daemon=True).start()
 init_network.Interface.set_up = set_up
-init_dhcp._ATTEMPT_SECONDS = (0.3, 0.3, 5.0, 5.0)
+init_network._ATTEMPT_SECONDS = (0.3, 0.3, 5.0, 5.0)
 """
 
 

@@ -123,6 +123,21 @@ def test_a_file_that_changes_while_it_is_sent_is_not_cached(cached: Library) -> 
     assert content(image, "source") == "new"
 
 
+def test_what_another_stage_takes_of_a_file_that_changed_is_not_cached_either(cached: Library) -> None:
+    def change(event: Event) -> None:
+        if isinstance(event, StepStarted) and event.step == 2:
+            (cached.context / "source").write_text("new")
+
+    cached.watch = change
+    text = "FROM scratch AS sent\nCOPY source /source\nFROM scratch\nCOPY --from=sent /source /taken\n"
+    (cached.context / "source").write_text("old")
+    build(cached, text)
+    cached.watch = lambda _: None
+    (cached.context / "source").write_text("old")
+    image, executed, _ = build(cached, text)
+    assert (content(image, "taken"), executed) == ("old", [1, 2, 3, 4])
+
+
 def test_a_stage_of_the_cache_can_be_built_on_and_copied_from(cached: Library) -> None:
     build(cached, target="tools")
     image, executed, found = build(

@@ -240,11 +240,6 @@ def test_a_guest_that_has_sent_layers_has_to_send_the_next(receiving: Receiving)
     assert list(receiving.given) == [1]
 
 
-def test_success_without_layers_is_none(drives: Callable[..., Drives]) -> None:
-    with pytest.raises(MachineError, match="success, but did not send the layer of every step"):
-        drives().no_layers()
-
-
 def test_a_layer_without_an_end_is_cut_off(receiving: Receiving) -> None:
     piece = bytes(1 << 18)
     with pytest.raises(InputError, match="more than 1048576 bytes as the layer of step 1"):

@@ -23,7 +23,6 @@ from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.machine.base import GuestOptions, Machine, MachineExit
 from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.local import LocalMachine
-from firebuild_bootstrap.machine.rootfs import unpack_notes
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.sandbox import Host, IdMap, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single
@@ -248,10 +247,10 @@ def test_with_one_id_the_user_is_told_what_that_means(tmp_path: Path, host_base:
 
 
 def test_what_a_base_loses_is_said_in_words() -> None:
-    assert unpack_notes(UnpackReport(members=5)) == ()
+    assert UnpackReport(members=5).notes() == ()
     examples = {"foreign": ["a (7:7)", "b (7:7)", "c (7:7)"], "stripped": ["a"], "devices": ["d"]}
     report = UnpackReport(foreign=4, stripped=1, devices=1, attributes=1, examples=examples)
-    foreign, stripped, devices, attributes = unpack_notes(report)
+    foreign, stripped, devices, attributes = report.notes()
     assert foreign.startswith("4 files of the base belong to root now")
     assert foreign.endswith("a (7:7), b (7:7), c (7:7), …")
     assert stripped.startswith("1 of them lost their setuid or setgid bit")

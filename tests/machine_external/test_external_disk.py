@@ -12,7 +12,7 @@ import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer
-from firebuild_bootstrap.machine.external.disk import Disk
+from firebuild_bootstrap.machine.external.drive import Disk
 from firebuild_bootstrap.machine.workspace import Workspace
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("debugfs")]

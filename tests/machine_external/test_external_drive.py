@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
-from firebuild_bootstrap.machine.external.disk import Disk
-from firebuild_bootstrap.machine.external.drive import ExternalDrive, Superblock
+from firebuild_bootstrap.machine.external.drive import Disk, ExternalDrive, Superblock
 from firebuild_bootstrap.machine.workspace import Workspace
 from machine_external.tool import debugfs, mount, unmount
 

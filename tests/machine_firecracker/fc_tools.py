@@ -15,7 +15,7 @@ from typing import Any
 
 from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
-from firebuild_bootstrap.machine.firecracker.network import Link
+from firebuild_bootstrap.machine.firecracker.network import Link, Network
 from support import REPO
 
 SECONDS = 30.0
@@ -44,7 +44,7 @@ LOOPBACK = Link("fctest0", "127.0.0.1", StaticAddress("172.16.0.2/30", "172.16.0
 
 
 @dataclass
-class FakeNetwork:
+class FakeNetwork(Network):
     """A network without devices: the emulated guest shares this host's loopback."""
 
     link: Link = LOOPBACK

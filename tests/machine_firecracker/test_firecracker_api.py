@@ -14,14 +14,12 @@ import pytest
 
 from firebuild_bootstrap.machine.firecracker.api import (
     ApiError,
+    Configuration,
     FirecrackerApi,
     FirecrackerMetadata,
-    is_socket,
-)
-from firebuild_bootstrap.machine.firecracker.configuration import (
-    Configuration,
     ask_to_end,
     configure,
+    is_socket,
     start,
 )
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings

@@ -14,7 +14,7 @@ import pytest
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.machine.firecracker import checks
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, start
 from firebuild_bootstrap.machine.firecracker.checks import (
     check_kernel,
     check_kvm,
@@ -23,8 +23,7 @@ from firebuild_bootstrap.machine.firecracker.checks import (
     find_program,
     program_version,
 )
-from firebuild_bootstrap.machine.firecracker.configuration import start
-from firebuild_bootstrap.machine.firecracker.factory import firecracker_machine
+from firebuild_bootstrap.machine.firecracker.driver import firecracker_machine
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import Workspace
 from firebuild_bootstrap.settings import load_settings

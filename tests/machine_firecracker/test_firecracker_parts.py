@@ -18,19 +18,21 @@ import pytest
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.firecracker import process
 from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
-from firebuild_bootstrap.machine.firecracker.chroot import (
-    Jail,
-    SharedDirectory,
-    jail_directory,
-    jailer_command,
-)
 from firebuild_bootstrap.machine.firecracker.process import (
     ForeignProcess,
     StartedProcess,
     describe_status,
 )
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings, JailerSettings
-from firebuild_bootstrap.machine.firecracker.source import JailedSource, Program, RunningSource
+from firebuild_bootstrap.machine.firecracker.source import (
+    Jail,
+    JailedSource,
+    Program,
+    RunningSource,
+    WorkDirectory,
+    jail_directory,
+    jailer_command,
+)
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from machine_firecracker.fc_tools import ended, until
 
@@ -161,7 +163,7 @@ def test_a_jail_that_cannot_take_files_is_an_error(
 
 
 def test_without_a_jail_files_stay_where_they_are(drive: Path) -> None:
-    shared = SharedDirectory()
+    shared = WorkDirectory()
     assert shared.show(drive, "x") == shared.expose(drive, "x") == shared.share(drive, "x") == str(drive)
     shared.take_back(drive, "x")
     assert drive.exists()
@@ -326,6 +328,6 @@ def test_a_foreign_process_that_is_busy_lives(
 def test_files_for_a_running_firecracker_without_a_jail_stay(tmp_path: Path) -> None:
     block = {"running": {"socket": str(tmp_path / "s")}}
     source = RunningSource(FirecrackerSettings.model_validate(block))
-    assert isinstance(source.prepare_place(), SharedDirectory)
+    assert type(source.prepare_place()) is WorkDirectory
     assert source.is_silent
     source.clear()

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from firebuild_bootstrap.machine.qemu import holder, routes
+from firebuild_bootstrap.machine.qemu import holder
 
 Held = tuple[Callable[..., None], socket.socket, dict[str, Any]]
 
@@ -123,9 +123,9 @@ def test_what_the_routes_close_is_closed_after_the_gateway_is_known(monkeypatch:
         return data
 
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    monkeypatch.setattr(routes, "Interface", lambda control, name: _Interface(name, asked))
+    monkeypatch.setattr(holder, "Interface", lambda control, name: _Interface(name, asked))
     reading, writing = os.pipe()
-    os.close(routes.open_uplink(writing))
+    os.close(holder.open_uplink(writing))
     os.close(reading)
     os.close(writing)
     assert asked[0] == (0x400454CA, struct.pack("16sH22x", b"uplink", 0x1002))

@@ -15,7 +15,6 @@ from firebuild_pki import (
     ProviderLoadError,
     SettingsError,
     ca_json_schema,
-    observing,
     open_authority,
     redacted,
 )
@@ -141,7 +140,7 @@ def test_an_observer_with_a_broken_model_is_refused(name: str, message: str) -> 
 
 
 def test_an_observer_that_does_not_return_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observing, "LIMIT", timedelta(seconds=0.2))
+    monkeypatch.setattr("firebuild_pki.authority.OBSERVER_LIMIT", timedelta(seconds=0.2))
     characters.MORNING.clear()
     try:
         settings = ca_settings({"observers": ["snorer"]}, catalog_of(observers=["snorer"]))

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from firebuild_pki.conformance import Feature, ProviderConformance, base
-from firebuild_pki.conformance.suite import GROUPS
+from firebuild_pki.conformance import GROUPS, Feature, ProviderConformance, base
 
 PATH = Path(__file__).parents[2] / "docs" / "conformance.md"
 PAGE = PATH.read_text(encoding="utf-8")
@@ -107,7 +106,7 @@ def step_server():
 
 
 def test_the_example_works_as_it_stands(tmp_path: Path) -> None:
-    example, not_installed = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    example, not_installed, *_ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     imports = "from importlib.metadata import EntryPoint\nfrom firebuild_pki import PluginCatalog\n"
     head, tail = example.split("\n\n\ndef section")
     code = f"{imports}{head}\n\n{not_installed}\n\ndef section{tail}"

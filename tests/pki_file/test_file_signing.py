@@ -21,7 +21,7 @@ from firebuild_pki import (
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.keys import generate_key
 from firebuild_pki.provider import utc_now
-from firebuild_pki.providers.file.signing import SigningCA
+from firebuild_pki.providers.file.provider import SigningCA
 from firebuild_pki.x509 import make_csr
 from pki.tools import certificates, leaf_of
 from pki_file.operator_files import CA, Shop, later, opened, settings_of

@@ -154,12 +154,14 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.serve()
 
-    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
     def serve(self) -> None:
         """Do what a registry does."""
         kind, _, name = self.path.rpartition("/")
-        if self.command == "PUT":
+        if kind == "/uploads":
+            self.upload(name)
+        elif self.command == "PUT":
             self.take(kind, name)
         elif kind.endswith("/manifests") and name in self.server.manifests:
             media_type, data = self.server.manifests[name]
@@ -175,9 +177,37 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.answer(200, data)
         elif self.command == "POST":
-            self.answer(202, Location="/uploads/1?state=x%2Fy")
+            number = str(len(self.server.uploads) + 1)
+            self.server.uploads[number] = bytearray()
+            self.answer(202, b"", Location=f"/uploads/{number}?state=x%2Fy", **self.server.begins)
         else:
             self.answer(404, b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "not here"}]}')
+
+    def upload(self, name: str) -> None:
+        """Take a blob or a part of one, or say how much there is (end-5, end-6, end-13)."""
+        number = name.partition("?")[0]
+        if self.command == "PUT":
+            self.server.uploads.setdefault(number, bytearray())
+        taken = self.server.uploads.get(number)
+        if taken is None or self.command == "DELETE":
+            self.answer(404 if taken is None else 204)
+            return
+        begin, left = len(taken), int(self.headers.get("Content-Length", "0"))
+        place = self.headers.get("Content-Range", "0-")
+        while left and (piece := self.rfile.read1(min(left, 1 << 16))):
+            taken += piece
+            left -= len(piece)
+        if left:
+            self.close_connection = True
+        elif self.command == "PUT":
+            self.server.blobs[digest(bytes(taken))] = bytes(self.server.uploads.pop(number))
+            self.answer(201)
+        elif self.command == "PATCH" and place.partition("-")[0] != str(begin):
+            del taken[begin:]
+            self.answer(416)
+        else:
+            where = {"Location": f"/uploads/{number}?state=z", "Range": f"0-{max(len(taken) - 1, 0)}"}
+            self.answer(202 if self.command == "PATCH" else 204, b"", **where)
 
     def take(self, kind: str, name: str) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
@@ -215,6 +245,8 @@ class Small(ThreadingHTTPServer):
         self.behaviours: list[Behaviour] = []
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.blobs: dict[str, bytes] = {}
+        self.uploads: dict[str, bytearray] = {}
+        self.begins: dict[str, str] = {}  # headers of what begins an upload
         self._tls = tls
         super().__init__(("127.0.0.1", 0), Handler)
 

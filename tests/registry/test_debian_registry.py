@@ -118,6 +118,32 @@ def test_what_is_not_there_is_said_in_the_words_of_the_registry(
     assert not Repository(registries.registry(host), "none").has(kept(IMAGE, client.blobs).config)
 
 
+@pytest.mark.parametrize(
+    ("chunk_size", "place", "goes_on"),
+    [("1MiB", 2 << 20, 2 << 20), ("1MiB", 2_200_000, 0), (None, 2_200_000, 0)],
+)
+def test_a_layer_that_is_cut_on_its_way_there_arrives(
+    client: Client, host: str, chunk_size: str | None, place: int, goes_on: int
+) -> None:
+    """This registry goes on after whole chunks, and knows nothing of an upload that was cut in one."""
+    client.environ["REGISTRY_PASSWORD"] = PASSWORD
+    registries = client.registries(special={host: {**LOGIN, "chunk_size": chunk_size}})
+    large = bytes(range(256)) * (3 << 12) + f"{chunk_size} {place}".encode()
+    layer = kept(Image((large,)), client.blobs).layers[0]
+    sent, after = [0, 0], list[int]()
+
+    def check() -> None:
+        if sent[-2] >= place and not after:  # the end of a chunk is read twice
+            after.append(len(sent))
+            raise RegistryError("the connection was cut off", passing=True)
+
+    repository = Repository(registries.registry(host), "cut", push=True)
+    repository.upload(layer, client.blobs.required(layer.digest), sent.append, check)
+    assert repository.has(layer)
+    first = sent[after[0]]
+    assert goes_on <= first <= goes_on + (1 << 16)
+
+
 @pytest.mark.needs("skopeo")
 def test_skopeo_pulls_what_we_push_and_we_pull_what_it_pushes(
     registries: Registries, client: Client, host: str, tmp_path: Path, skopeo: Skopeo

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import InputError, Interrupted
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.registry import credentials
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.credentials import Credentials, find_credentials
 from firebuild_bootstrap.registry.pull import Registries
@@ -195,6 +197,22 @@ def test_no_secret_follows_a_redirect_to_another_host(small: Small, mirror: Smal
     assert not any("Authorization" in headers for _, _, headers in mirror.requests)
 
 
+def test_whoever_a_redirect_leads_to_names_no_realm_for_our_logins(
+    small: Small, mirror: Small, client: Client
+) -> None:
+    small.add(Image(), "1")
+    small.behaviours += [
+        wants_basic,
+        always("/blobs/", lambda handler: handler.answer(307, Location=f"{mirror.url}{handler.path}")),
+    ]
+    mirror.behaviours.append(wants_token(f"{mirror.url}/realm"))
+    registries = client.registries(mirror.host, special={small.host: LOGIN})
+    with pytest.raises(RegistryError, match="it answered 401 Unauthorized"):
+        registries.pull(Reference.parse(f"{small.host}/web:1"), client.blobs, Platform.host())
+    assert [path for path in mirror.asked() if "realm" in path] == []
+    assert not any("Authorization" in headers for _, _, headers in mirror.requests)
+
+
 def test_a_registry_that_asks_for_nothing_known_is_refused(small: Small, client: Client) -> None:
     challenge = {"WWW-Authenticate": "Negotiate, Digest realm=x"}
     small.behaviours.append(always("/", lambda handler: handler.answer(401, b"", **challenge)))
@@ -301,6 +319,10 @@ def test_odd_sections_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "auth.json").write_bytes(b"\xff")
     with pytest.raises(InputError, match="can't be read for credentials: it is not UTF-8 text"):
         found({"HOME": "/none", "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")})
+    with open(tmp_path / "auth.json", "wb") as file:
+        file.truncate((1 << 20) + 1)
+    with pytest.raises(InputError, match="can't be read for credentials: more than 1048576 bytes"):
+        found({"HOME": "/none", "REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")})
     with pytest.raises(InputError, match="can't be read for credentials: Is a directory"):
         found({"HOME": "/none", "REGISTRY_AUTH_FILE": str(tmp_path)})
 
@@ -338,3 +360,50 @@ def test_programs_for_credentials_are_asked_on_standard_input(tmp_path: Path) ->
         assert PASSWORD not in str(caught.value)
     assert log.read_text().splitlines()[0] == f"{program} get registry.example"
     assert PASSWORD not in log.read_text()
+
+
+def test_a_program_for_credentials_is_bounded_in_output_and_time_and_ends_with_its_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, pid = tmp_path / "docker-credential-tests", tmp_path / "pid"
+    config = json.dumps({"credsStore": "tests"})
+    environ = {"HOME": "/none", "PATH": f"{tmp_path}:/bin:/usr/bin", "DOCKER_AUTH_CONFIG": config}
+
+    def behaves(script: str) -> None:
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+
+    behaves("cat /dev/zero")
+    with pytest.raises(InputError, match="the answer of docker-credential-tests has more than 65536 bytes"):
+        found(environ)
+    # A child that keeps the pipe open is not waited for, and does not stay.
+    behaves(f'sleep 600 & echo $! > {pid}; echo \'{{"Username": "me", "Secret": "{PASSWORD}"}}\'')
+    assert found(environ).username == "me"
+    assert ended(int(pid.read_text()))
+    # One that closes its output goes on until it ends, or somebody is tired of it.
+    behaves(f"echo $$ > {pid}; exec >&-; sleep 600")
+
+    def interrupted() -> None:
+        if pid.exists() and pid.read_text():
+            raise Interrupted("the build was interrupted")
+
+    pid.unlink()
+    with pytest.raises(Interrupted):
+        find_credentials("registry.example", "web", RegistrySettings(), environ, interrupted)
+    assert ended(int(pid.read_text()))
+    monkeypatch.setattr(credentials, "_HELPER_SECONDS", 0.1)
+    with pytest.raises(InputError, match=r"docker-credential-tests gave no answer in 0\.1 seconds"):
+        found(environ)
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended, or does now that it was killed."""
+    for _ in range(500):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state in "ZX":
+            return True
+        time.sleep(0.01)
+    return False

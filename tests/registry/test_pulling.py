@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
-from firebuild_bootstrap.errors import InputError, Interrupted
+from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.events import TaskFinished, TaskStarted
 from firebuild_bootstrap.image.blobs import BlobError
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import INDEX, MANIFEST, canonical
+from firebuild_bootstrap.image.oci import INDEX, LAYER, MANIFEST, Descriptor, canonical
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.pull import Pulled, Registries, side_by_side
@@ -350,7 +351,7 @@ def test_documents_that_claim_too_much_are_refused(small: Small, client: Client)
     index("0", MANIFEST, image.manifest)
     for level in range(3):
         index(str(level + 1), INDEX, small.manifests[str(level)][1])
-    with pytest.raises(InputError, match="an index that names an index"):
+    with pytest.raises(InputError, match="more than 3 indexes in indexes"):
         pull(registries, client, f"{small.host}/web:3")
     odd = canonical(
         {
@@ -360,7 +361,7 @@ def test_documents_that_claim_too_much_are_refused(small: Small, client: Client)
         }
     )
     small.name(MANIFEST, odd, "odd")
-    with pytest.raises(InputError, match="its manifest has 0 layers, and its configuration 2"):
+    with pytest.raises(InputError, match="manifest of the image has 0 layers, and its configuration 2"):
         pull(registries, client, f"{small.host}/web:odd")
     large = canonical(
         {
@@ -372,6 +373,32 @@ def test_documents_that_claim_too_much_are_refused(small: Small, client: Client)
     small.name(MANIFEST, large, "large")
     with pytest.raises(InputError, match="its configuration has 5242880 bytes"):
         pull(registries, client, f"{small.host}/web:large")
+
+
+def test_what_can_not_be_used_is_refused_before_a_layer_comes(
+    small: Small, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Platform.parse("linux/s390x")
+    small.add(Image((b"theirs",), other), "other")
+    image = Image()
+    small.add(image, "1")
+    registries = client.registries(small.host)
+    with pytest.raises(InputError, match=f"the image is for linux/s390x, and this machine is {HOST}"):
+        pull(registries, client, f"{small.host}/web:other")
+    # What is there already, in part or whole, needs no room.
+    for data in (image.layers[1], small.manifests["1"][1], image.config):
+        client.blobs.add(data)
+    first = Descriptor(LAYER, digest(image.layers[0]), len(image.layers[0]))
+    with client.blobs.writer(first) as writer:
+        writer.write(image.layers[0][:8000])
+    disk = os.statvfs_result((4096, 4096, 9, 9, 9, *os.statvfs("/")[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    with pytest.raises(MachineError) as caught:
+        pull(registries, client, f"{small.host}/web:1")
+    assert caught.value.message == (
+        f"the layers that are missing have 40,000 bytes, and the disk of {client.blobs.root} has 36,864 free"
+    )
+    assert not [path for path in small.asked() if any(digest(layer) in path for layer in image.layers)]
 
 
 def test_mirrors_come_first_and_one_that_fails_is_said_once(

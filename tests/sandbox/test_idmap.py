@@ -9,7 +9,7 @@ import pytest
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.sandbox import Host, IdMap, IdMode, IdRange, detect
-from firebuild_bootstrap.sandbox.detect import remedy
+from firebuild_bootstrap.sandbox.bwrap import remedy
 from firebuild_bootstrap.sandbox.idmap import candidates
 
 BWRAP = Path("/usr/bin/bwrap")

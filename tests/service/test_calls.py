@@ -27,6 +27,7 @@ from firebuild_bootstrap.events import (
     StepOutput,
     StepStarted,
 )
+from firebuild_bootstrap.failures import located
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.legacy.handlers import HELLO
 from firebuild_bootstrap.service import Ending, Limits, StepInfo
@@ -595,3 +596,6 @@ def test_a_guest_that_would_ignore_mounts_never_hears_of_the_command(
     error = running.outcome().error
     assert isinstance(error, InputError)
     assert "too old for this Dockerfile: step 2 has --mount or --network" in str(error)
+    assert str(located(error, running.outcome().step, [StepInfo(2, 7, "RUN x")], Path("D"))).startswith(
+        "D:7: "
+    )

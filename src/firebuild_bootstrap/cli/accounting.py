@@ -72,7 +72,7 @@ def provenance(tag: str, mode: str, config_file: Path | None) -> None:
 @config_option
 def sbom(tag: str, config_file: Path | None) -> None:
     """Print the packages that are found in an image, as a CycloneDX document; it is made once and kept."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
 
     with watched(config_file) as home:
         _, image = _held(home, tag)
@@ -86,7 +86,7 @@ def provenance_text(home: Home, image: StoredImage, name: Reference, mode: Mode 
         InputError: the image has none.
         MachineError: it is damaged, or a layer can't be read.
     """
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.image.attestations import PROVENANCE, Mode, provenance_of, statement
 
     predicate = provenance_of(image, mode or Mode.MAX)
@@ -112,7 +112,7 @@ def packages_of(home: Home, image: StoredImage) -> dict[str, Any]:
 
 def attested_digests(home: Home, image: StoredImage, wanted: Attestations) -> dict[str, Any]:
     """Return `sha256:…` of what the commands above print, for `--metadata-file`."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.image.attestations import has_provenance
 
     texts = {}

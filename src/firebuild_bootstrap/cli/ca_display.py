@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from firebuild_bootstrap.cli.screen import INDENT, beside, beside_head, indented, styled
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
 from firebuild_pki.display import one_line
 from firebuild_pki.preflighting import CertificateFacts, ListedProvider, certificate_facts

@@ -21,17 +21,14 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
-_OWN_CACHE: Final = "builds of one store share their cache without being told to: leave it out"
 
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
-_POINTLESS_OPTIONS: Final = ("--cache-from",)
 _REFUSED_FLAGS: Final = {
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
     "--stream": "the context is read where it is: leave it out",
     "--disable-content-trust": "images are not signed here, so there is nothing to distrust: leave it out",
 }
 _REFUSED_OPTIONS: Final = {
-    "--cache-to": _OWN_CACHE,
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
     "--annotation": "annotations are not written: use --label",
@@ -118,8 +115,6 @@ def docker_options(function: FunctionT) -> FunctionT:
     """Add the options of `docker build` that are accepted for nothing or answered by their names."""
     for name in _POINTLESS_FLAGS:
         function = click.option(name, is_flag=True, hidden=True, expose_value=False)(function)
-    for name in _POINTLESS_OPTIONS:
-        function = click.option(name, multiple=True, hidden=True, expose_value=False)(function)
     for name in (*_REFUSED_FLAGS, *_REFUSED_OPTIONS):
         names = [name, _SHORT[name]] if name in _SHORT else [name]
         kind: dict[str, Any] = {"is_flag": True} if name in _REFUSED_FLAGS else {"multiple": True}

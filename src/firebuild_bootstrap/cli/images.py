@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from firebuild_bootstrap.cli.options import (
     watched,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def images() -> None:
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
@@ -62,7 +62,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
 @config_option
 def inspect(tag: str, config_file: Path | None) -> None:
     """Print all that is known about an image, as JSON."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
 
     home = home_from(settings_from(config_file))
     click.echo(as_text(_document(home, home.images.inspect(_tag(tag)))), nl=False)
@@ -231,7 +231,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
 
     What an image from outside says about itself nobody has verified.
     """
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
@@ -263,7 +263,6 @@ def load(source: Path, name: str | None, config_file: Path | None) -> None:
     """
     from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.layouts import STDIN
-    from firebuild_bootstrap.machine.rootfs import unpack_notes
 
     wanted = _tag(name) if name is not None else None
     what = "standard input" if str(source) == "-" else one_line(str(source))
@@ -283,7 +282,7 @@ def load(source: Path, name: str | None, config_file: Path | None) -> None:
             STDIN if str(source) == "-" else source,
             home.root,
             name=wanted,
-            report=lambda lost: notes.update(dict.fromkeys(unpack_notes(lost, "the image"))),
+            report=lambda lost: notes.update(dict.fromkeys(lost.notes("the image"))),
             root=root,
         )
         for note in notes:
@@ -359,7 +358,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
     Holes take nothing, and what images share is counted once in the total.
     """
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
@@ -413,7 +412,7 @@ class _Used:
 
 def _document(home: Home, image: StoredImage) -> dict[str, Any]:
     """Describe an image; without an id where that can't be found out any more."""
-    from firebuild_bootstrap.cli.imagejson import image_document
+    from firebuild_bootstrap.cli.output import image_document
     from firebuild_bootstrap.errors import FirebuildError
 
     identity = ""

@@ -6,7 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import Authority, CASettings, IdentityError, TLSMaterial, open_authority
 from firebuild_pki.config import PositiveDuration
 from firebuild_pki.display import one_line

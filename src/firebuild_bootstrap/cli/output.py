@@ -1,4 +1,4 @@
-"""What `--output` says; and standard output, with errors that are distinguishable from those of files."""
+"""What `--output` says, standard output and files that commands write; errors say which of them failed."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import io
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firebuild_bootstrap.cli.docker import translated_output
 from firebuild_bootstrap.errors import InputError, OutputError
+from firebuild_bootstrap.terminal import json_text
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.store import StoredImage
 
 _STDOUT = 1
 
@@ -121,3 +124,37 @@ def send(path: Path) -> None:
     with open(path, "rb") as file:
         shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
     sys.stdout.buffer.flush()
+
+
+def image_document(image: StoredImage, identity: str = "") -> dict[str, Any]:
+    """Return the image's record, with the absolute paths of its outputs and its id, if that is known."""
+    document = {**({"id": identity} if identity else {}), **image.record.as_json()}
+    for output in document["outputs"]:
+        output["path"] = str(image.location / output["path"])
+    return document
+
+
+def as_text(document: Any) -> str:
+    """Return a document as the command prints it."""
+    return json_text(document, indent=2) + "\n"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is there completely or as it was before.
+
+    Raises:
+        InputError: it can't be written.
+    """
+    try:
+        # Its name is short, or a long one of the file would be too long with anything added to it.
+        descriptor, partial = tempfile.mkstemp(prefix=".firebuild-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+    except OSError as error:
+        raise InputError(f"{path} can't be written: {error.strerror}") from error

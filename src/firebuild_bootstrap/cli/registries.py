@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.registry.pull import Registries
     from firebuild_bootstrap.settings import BuildSettings
 
-_PAUSE: Final = 0.1
 # As Docker's `--pull`, a flag, is written.
 _POLICIES: Final = {
     **dict.fromkeys(("", "1", "t", "T", "TRUE", "true", "True", "always"), "always"),
@@ -45,9 +42,10 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
 
     def pull(home: Home, wanted: Reference) -> StoredImage:
         from firebuild_bootstrap.image.platforms import Platform
+        from firebuild_bootstrap.registry.pull import connected
 
         if not known or known[-1][0] is not home:
-            known.append((home, _registries(settings, home, home.tasks)))
+            known.append((home, connected(settings, home.check, home.tasks)))
         with closing(known[-1][1]) as registries:
             digest = wanted.digest
             there = home.images.find(wanted, hold=True)
@@ -78,8 +76,12 @@ def push_image(
     tasks: Tasks,
     *,
     attestations: Attestations,
+    related: Sequence[Reference] = (),
 ) -> Iterator[tuple[Reference, str]]:
     """Push an image under its tags, with what is said about it, if that is wanted.
+
+    Args:
+        related: caches that may have some of its layers in the same registry, as its base may.
 
     Yields:
         each tag that is at its registry now, with the digest of the manifest, or of the index that names the
@@ -93,14 +95,15 @@ def push_image(
     from firebuild_bootstrap.image.attestations import attested, package_url
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.platforms import Platform
+    from firebuild_bootstrap.registry.pull import connected
     from firebuild_bootstrap.registry.push import push
 
     with tasks.task("packing layers to push"):
         manifest = home.outgoing.manifest(image)
     platform = image.record.platform
     base = image.record.base
-    related = (Reference.parse(base),) if base else ()
-    with closing(_registries(settings, home, tasks)) as registries:
+    related = (*((Reference.parse(base),) if base else ()), *related)
+    with closing(connected(settings, home.check, tasks)) as registries:
         for tag in tags:
             about = None
             if attestations:
@@ -108,24 +111,3 @@ def push_image(
                 made = statements_about(home, image, [name], manifest.digest, attestations)
                 about = attested(manifest, Platform.parse(platform), made, home.blobs)
             yield tag, push(registries, tag, manifest, home.blobs, attested=about, related=related)
-
-
-def _registries(settings: BuildSettings, home: Home, tasks: Tasks) -> Registries:
-    from firebuild_bootstrap.registry.pull import Registries
-    from firebuild_bootstrap.registry.tls import ca_anchors
-    from firebuild_bootstrap.registry.transport import Surroundings
-
-    def pause(seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            home.check()
-            time.sleep(min(left, _PAUSE))
-
-    around = Surroundings(
-        settings=settings.registries,
-        environ=os.environ,
-        anchors=lambda: ca_anchors(settings.ca, check=home.check),
-        check=home.check,
-        pause=pause,
-    )
-    return Registries(around, tasks)

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -29,6 +29,7 @@ from firebuild_bootstrap.cli.options import (
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
 from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.remotecache import CacheSpec
     from firebuild_bootstrap.image.store import StoredImage
     from firebuild_bootstrap.progress import Renderer
     from firebuild_bootstrap.request import BuildContextSource, BuildRequest
@@ -129,6 +131,19 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             multiple=True,
             metavar="STAGE[,STAGE]",
             help="The same for these stages, by name or index.",
+        ),
+        click.option(
+            "--cache-from",
+            multiple=True,
+            metavar="type=registry,ref=REF|type=local,src=DIR",
+            help="A cache of other machines that is asked for what the store does not have; repeatable.",
+        ),
+        click.option(
+            "--cache-to",
+            multiple=True,
+            metavar="type=registry,ref=REF|type=local,dest=DIR[,mode=min|max]",
+            help="Write the results of the steps there for other machines: those of the last stage, or with "
+            "mode=max of every stage; repeatable.",
         ),
         click.option("--explain-cache", is_flag=True, help="Tell of each stage why it is not cached."),
         click.option(
@@ -244,6 +259,8 @@ class _Options:
     pull: str | None
     no_cache: bool
     no_cache_filter: tuple[str, ...]
+    cache_from: tuple[str, ...]
+    cache_to: tuple[str, ...]
     explain_cache: bool
     platforms: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -290,7 +307,7 @@ def _build(options: _Options) -> None:
     with interrupts.installed(), ExitStack() as cleanup:
         from firebuild_bootstrap.build import build_image
         from firebuild_bootstrap.cli.failure import error_first
-        from firebuild_bootstrap.cli.imagejson import as_text, image_document, write_atomically
+        from firebuild_bootstrap.cli.output import as_text, image_document, write_atomically
         from firebuild_bootstrap.cli.stdin import given
 
         chosen = {"ca.provider": options.ca, "machine.driver": options.machine}
@@ -301,7 +318,7 @@ def _build(options: _Options) -> None:
         cleanup.enter_context(closing(home))
         wanted = _wanted(options, home, settings)
         source = cleanup.enter_context(given(options.context, options.dockerfile, home))
-        request = _request(options, wanted, source, home)
+        request = _request(options, wanted, source, home, settings)
         if options.check or options.call == "check":
             _check(request, home)
             return
@@ -311,7 +328,7 @@ def _build(options: _Options) -> None:
             if image is not None and wanted.attestations.sbom:
                 packages_of(home, image)
             if image is not None and wanted.push:
-                _push(image, wanted, settings, home, events)
+                _push(image, request, settings, home, events)
         if image is None:
             return
         if options.metadata_file is not None:
@@ -325,7 +342,7 @@ def _build(options: _Options) -> None:
 
 def _push(
     image: StoredImage,
-    wanted: _Wanted,
+    request: BuildRequest,
     settings: BuildSettings,
     home: Home,
     events: EventSink,
@@ -333,7 +350,11 @@ def _push(
     from firebuild_bootstrap.cli.registries import push_image
     from firebuild_bootstrap.events import Notice, Tasks
 
-    pushed = push_image(settings, home, image, wanted.tags, Tasks(events), attestations=wanted.attestations)
+    tags = (request.tag, *request.also_tagged)
+    caches = [spec.reference for spec in request.cache_to if spec.reference is not None]
+    pushed = push_image(
+        settings, home, image, tags, Tasks(events), attestations=request.attestations, related=caches
+    )
     for tag, digest in pushed:
         events(Notice(level="info", message=f"pushed {tag} as {digest}"))
 
@@ -408,7 +429,9 @@ def _check_destinations(
     check_paths(outputs)
 
 
-def _request(options: _Options, wanted: _Wanted, source: Given, home: Home) -> BuildRequest:
+def _request(
+    options: _Options, wanted: _Wanted, source: Given, home: Home, settings: BuildSettings
+) -> BuildRequest:
     from firebuild_bootstrap.dockerfile import parse_assignments
     from firebuild_bootstrap.request import BuildRequest, read_secrets
 
@@ -429,11 +452,25 @@ def _request(options: _Options, wanted: _Wanted, source: Given, home: Home) -> B
         no_cache=options.no_cache,
         no_cache_stages=_names(options.no_cache_filter),
         explain_cache=options.explain_cache,
+        cache_from=_caches("--cache-from", options.cache_from, settings.cache.import_from),
+        cache_to=_caches("--cache-to", options.cache_to, settings.cache.export_to),
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
         attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
     )
+
+
+def _caches(option: str, given: tuple[str, ...], settings: tuple[str, ...]) -> tuple[CacheSpec, ...]:
+    """Read the remote caches that options name, or else the settings."""
+    if not given and not settings:
+        return ()
+    from firebuild_bootstrap.image.remotecache import parse_cache
+
+    try:
+        return tuple(parse_cache(text, export=option == "--cache-to") for text in given or settings)
+    except InputError as error:
+        raise InputError(f"{option}: {error.message}", hint=error.hint) from error
 
 
 def _agents(given: tuple[str, ...]) -> dict[str, SshAgent]:

@@ -12,7 +12,6 @@ import select
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +27,7 @@ from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.sandbox import Host, Sandbox
 from firebuild_bootstrap.sandbox.idmap import IdMode, single
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _DOCKERFILE_LIMIT: Final = 16 << 20

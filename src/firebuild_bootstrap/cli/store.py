@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from firebuild_bootstrap.cli.options import (
     watched,
 )
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def from_host(name: str, config_file: Path | None) -> None:
 @config_option
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.progress import human_size
 
@@ -157,6 +157,7 @@ class _Row:
     last_used: float
     in_use: bool
     named: bool = False
+    origin: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -168,6 +169,7 @@ class _Row:
             "last_used": _time(self.last_used),
             "in_use": self.in_use,
             "image": self.named,
+            "origin": self.origin,
         }
 
 
@@ -177,9 +179,10 @@ class _Row:
 def du(as_json: bool, config_file: Path | None) -> None:
     """Show what is in the cache: results of steps, unpacked bases, drives of machines, cache mounts.
 
-    What was not used for longest is the first of them.
+    What was not used for longest is the first of them. The origin is the cache of another machine from which
+    the result of a step came.
     """
-    from firebuild_bootstrap.cli.imagejson import as_text
+    from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.drives import snapshot_drives
     from firebuild_bootstrap.progress import human_size
@@ -202,22 +205,32 @@ def du(as_json: bool, config_file: Path | None) -> None:
             _time(row.created) or "-",
             _time(row.last_used) or "-",
             "yes" if row.in_use else "image" if row.named else "no",
+            one_line(row.origin, _WIDTH) or "-",
         )
         for row in rows
     ]
-    header = ("KEY", "STEP", "SIZE", "CREATED", "LAST USED", "IN USE")
-    print_table(header, [*cells, ("total", f"{len(rows)} entries", human_size(total), "", "", "")])
+    header = ("KEY", "STEP", "SIZE", "CREATED", "LAST USED", "IN USE", "ORIGIN")
+    print_table(header, [*cells, ("total", f"{len(rows)} entries", human_size(total), "", "", "", "")])
 
 
 @cache.command()
 @click.option("--all", "-a", "everything", is_flag=True, help="All that no build uses at this moment.")
 @click.option("--max-size", metavar="SIZE", help="Until no more is left than, for example, 5GiB.")
 @click.option("--older-than", metavar="DURATION", help="What was not used for, for example, 72h or 2w.")
+@click.option(
+    "--imported", is_flag=True, help="What came from caches of other machines, which still have it."
+)
 @click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
 @click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
 @config_option
 def prune(
-    everything: bool, max_size: str | None, older_than: str | None, dry_run: bool, config_file: Path | None
+    *,
+    everything: bool,
+    max_size: str | None,
+    older_than: str | None,
+    imported: bool,
+    dry_run: bool,
+    config_file: Path | None,
 ) -> None:
     """Remove from the cache, what was not used for longest first; nothing that a running build uses.
 
@@ -227,7 +240,7 @@ def prune(
     """
     from firebuild_bootstrap.progress import human_size
 
-    limits = _Limits(everything, _size(max_size), _seconds(older_than))
+    limits = _Limits(everything, _size(max_size), _seconds(older_than), imported)
     home = home_from(settings_from(config_file), writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
     freed = 0
@@ -243,6 +256,7 @@ class _Limits:
     everything: bool
     max_size: int | None
     older_than: float | None
+    imported: bool
 
 
 def _prune(home: Home, limits: _Limits, *, dry_run: bool) -> list[tuple[str, str, int]]:
@@ -255,6 +269,7 @@ def _prune(home: Home, limits: _Limits, *, dry_run: bool) -> list[tuple[str, str
         everything=limits.everything,
         max_size=None if limits.max_size is None else max(limits.max_size - left, 0),
         older_than=limits.older_than,
+        imported=limits.imported,
         dry_run=dry_run,
     )
     removed = [("base" if entry.is_base else "step", _text(entry), entry.size) for entry in layers]
@@ -293,7 +308,9 @@ def _of_layer(use: Usage, bases: dict[str, str]) -> _Row:
     text = f"FROM {bases[entry.id]}" if entry.id in bases else _text(entry)
     kind = "base" if entry.is_base else "step"
     key = entry.key or entry.id.removeprefix("sha256:")
-    return _Row(kind, key, text, entry.size, entry.created, use.last_used, use.in_use, use.named)
+    return _Row(
+        kind, key, text, entry.size, entry.created, use.last_used, use.in_use, use.named, entry.origin
+    )
 
 
 def _text(entry: Entry) -> str:

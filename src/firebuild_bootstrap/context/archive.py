@@ -6,10 +6,10 @@ go out in the archive's order, straight from the compressed stream; nothing is u
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO, Final
 
@@ -20,6 +20,7 @@ from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, starts_like_tar
 from firebuild_bootstrap.layers.tar import BLOCK, PIECE
 from firebuild_bootstrap.layers.tar import Entry as Member
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
 
 _BROKEN: Final[tuple[type[Exception], ...]] = (DamagedArchive, OSError)
@@ -162,7 +163,7 @@ class Archive:
         )
 
 
-@dataclass
+@dataclasses.dataclass
 class _Reader:
     """An archive and where it stands: `index` counts members from 0."""
 

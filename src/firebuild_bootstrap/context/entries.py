@@ -7,7 +7,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
@@ -16,6 +16,7 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 from firebuild_bootstrap.layers.tree import is_kept
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CHUNK_BYTES
 
 if TYPE_CHECKING:

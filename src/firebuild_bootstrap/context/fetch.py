@@ -23,7 +23,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -35,6 +34,7 @@ from firebuild_bootstrap.dockerfile.graph import GitTree
 from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.connections import client_context
 from firebuild_pki.display import one_line
 

@@ -9,12 +9,12 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from firebuild_bootstrap.context.entries import attributes_of
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 
 # As many links as Linux follows for one path (path_resolution(7)).
 _MAX_LINKS: Final = 40

@@ -11,7 +11,7 @@ import posixpath
 import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +20,7 @@ from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
+from firebuild_bootstrap.values import dataclass
 
 
 @dataclass(frozen=True)

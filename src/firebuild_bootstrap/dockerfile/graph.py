@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.values import dataclass
 
 # --- trees that files come from -----------------------------------------------------------------
 

@@ -7,16 +7,18 @@ instruction for that one.
 
 from __future__ import annotations
 
+import dataclasses
 import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.graph import Diagnostic
 from firebuild_bootstrap.dockerfile.syntax import DIRECTIVE, Instruction, ParsedDockerfile, guess, parse_bool
 from firebuild_bootstrap.errors import InputError, Location
+from firebuild_bootstrap.values import dataclass
 
 _SECRET: Final = re.compile(
     "(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)", re.IGNORECASE
@@ -73,7 +75,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 
-@dataclass
+@dataclasses.dataclass
 class Lint:
     """Collects warnings.
 

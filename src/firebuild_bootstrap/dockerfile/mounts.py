@@ -10,7 +10,6 @@ import csv
 import posixpath
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.graph import (
@@ -29,6 +28,7 @@ from firebuild_bootstrap.dockerfile.graph import (
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, guess, parse_bool, short
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.sizes import parse_size
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID, absolute
 
 _TYPES: Final = ("bind", "cache", "tmpfs", "secret", "ssh")

@@ -9,7 +9,6 @@ import posixpath
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from e2b_dockerfile_utils import DockerfileHeredoc, chomp_heredoc_content, parse_heredoc
@@ -34,6 +33,7 @@ from firebuild_bootstrap.dockerfile.stage import StageState
 from firebuild_bootstrap.dockerfile.syntax import Flags, Instruction, parse_bool, read_flags, short
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import absolute
 
 _OCTAL: Final = re.compile(r"0*[0-7]{1,4}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -21,6 +22,7 @@ from e2b_dockerfile_utils import (
 
 from firebuild_bootstrap.dockerfile.graph import Diagnostic
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
+from firebuild_bootstrap.values import dataclass
 
 KEYWORDS: Final = (
     *(
@@ -315,7 +317,7 @@ _FLAGS: Final[dict[str, dict[str, _Kind]]] = {
 }
 
 
-@dataclass
+@dataclasses.dataclass
 class Flags:
     """The flags of one instruction, as they are written.
 

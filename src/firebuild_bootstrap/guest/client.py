@@ -165,6 +165,8 @@ def _options(block: wire.BootstrapBlock, token: str, silence: float) -> list[tup
         # What comes ahead of what is read: the core would let it grow to hundreds of megabytes on a fast
         # connection, where the guest is what is slow.
         ("grpc.http2.lookahead_bytes", wire.MAX_MESSAGE_BYTES),
+        # A piece of files in one frame of HTTP/2, in place of 64, each of which the core looks at by itself.
+        ("grpc.http2.max_frame_size", wire.CHUNK_BYTES),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),

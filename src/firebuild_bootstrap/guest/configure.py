@@ -12,10 +12,11 @@ import shlex
 import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from firebuild_bootstrap.layers.root import Metadata, Root
+from firebuild_bootstrap.values import dataclass
 
 from .errors import GuestExit, InputError, StepError
 from .users import Users

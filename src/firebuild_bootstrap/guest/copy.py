@@ -7,7 +7,6 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import chain
 from typing import Final, NamedTuple
 
@@ -16,6 +15,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits
 from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
 
 from .errors import ProtocolError, StepError

@@ -8,12 +8,13 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
-from .init_dhcp import request_lease
 from .init_report import InitError
-from .init_settings import NetworkSettings, same_network
+from .init_settings import NetworkSettings, class_netmask, same_network
 from .init_system import missing_modules_hint, wait_for
 
 _SIOCADDRT = 0x890B
@@ -137,3 +138,142 @@ class Interface:
 
 def _sockaddr(address: str) -> bytes:
     return struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
+
+
+# --- DHCP: as much as a machine needs that lives for one build: one lease, never renewed (RFC 2131) ------
+
+_CLIENT_PORT, _SERVER_PORT = 68, 67
+_REQUEST, _REPLY = 1, 2
+_DISCOVER, _OFFER, _ASK, _ACK, _NAK = 1, 2, 3, 5, 6
+_BROADCAST = 0x8000
+_COOKIE = b"\x63\x82\x53\x63"
+_HEADER = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
+_OPTION_MASK, _OPTION_ROUTER, _OPTION_DNS, _OPTION_ADDRESS = 1, 3, 6, 50
+_OPTION_TYPE, _OPTION_SERVER, _OPTION_WANTED, _OPTION_END = 53, 54, 55, 255
+_NOTHING = bytes(4)
+_ATTEMPT_SECONDS = (0.5, 1.0, 2.0, 4.0)
+_MAX_PACKET = 4096
+
+
+class Reply(NamedTuple):
+    """What a server said: which kind of message, the address for us, and the options by number."""
+
+    kind: int
+    address: bytes
+    options: dict[int, bytes]
+
+
+def request_lease(device: str, *, ports: tuple[int, int] = (_CLIENT_PORT, _SERVER_PORT)) -> NetworkSettings:
+    """Ask on `device` for addresses.
+
+    Args:
+        device: an interface that is up.
+        ports: of the client and of the server.
+
+    Raises:
+        InitError: nobody answered.
+        OSError: the interface can't be used.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(device))
+        link.bind(("", ports[0]))
+        with open(f"/sys/class/net/{device}/address", encoding="ascii") as file:
+            hardware = bytes.fromhex(file.read().strip().replace(":", ""))
+        for seconds in _ATTEMPT_SECONDS:
+            transaction = int.from_bytes(os.urandom(4), "big")
+            conversation = _Conversation(link, hardware, transaction, ports[1], seconds)
+            lease = conversation.lease()
+            if lease is not None:
+                return lease
+    raise InitError("network", f"no DHCP server answered on {device} in {sum(_ATTEMPT_SECONDS):g} seconds")
+
+
+class _Conversation:
+    """One attempt: discover, offer, request, acknowledgement."""
+
+    def __init__(
+        self, link: socket.socket, hardware: bytes, transaction: int, port: int, seconds: float
+    ) -> None:
+        self._link = link
+        self._hardware = hardware
+        self._transaction = transaction
+        self._port = port
+        self._deadline = time.monotonic() + seconds
+
+    def lease(self) -> NetworkSettings | None:
+        self._send({_OPTION_TYPE: bytes([_DISCOVER])})
+        offer = self._receive((_OFFER,))
+        if offer is None:
+            return None
+        wanted = {_OPTION_TYPE: bytes([_ASK]), _OPTION_ADDRESS: offer.address}
+        if _OPTION_SERVER in offer.options:
+            wanted[_OPTION_SERVER] = offer.options[_OPTION_SERVER]
+        self._send(wanted)
+        answer = self._receive((_ACK, _NAK))
+        return settings_of(answer) if answer is not None and answer.kind == _ACK else None
+
+    def _send(self, options: dict[int, bytes]) -> None:
+        options = {**options, _OPTION_WANTED: bytes([_OPTION_MASK, _OPTION_ROUTER, _OPTION_DNS])}
+        packet = encode(_REQUEST, self._transaction, self._hardware, options)
+        self._link.sendto(packet, ("255.255.255.255", self._port))
+
+    def _receive(self, kinds: tuple[int, ...]) -> Reply | None:
+        while (left := self._deadline - time.monotonic()) > 0:
+            self._link.settimeout(left)
+            try:
+                packet = self._link.recv(_MAX_PACKET)
+            except TimeoutError:
+                break
+            reply = decode(packet, self._transaction)
+            if reply is not None and reply.kind in kinds:
+                return reply
+        return None
+
+
+def encode(
+    operation: int, transaction: int, hardware: bytes, options: dict[int, bytes], address: bytes = _NOTHING
+) -> bytes:
+    """Write a message; replies to it are asked for by broadcast, because there is no address yet."""
+    header = _HEADER.pack(
+        *(operation, 1, len(hardware), 0, transaction, 0, _BROADCAST),
+        *(_NOTHING, address, _NOTHING, _NOTHING, hardware, b"", b"", _COOKIE),
+    )
+    fields = [bytes([number, len(value)]) + value for number, value in options.items()]
+    return header + b"".join(fields) + bytes([_OPTION_END])
+
+
+def decode(packet: bytes, transaction: int) -> Reply | None:
+    """Read a server's message; None when it is malformed or meant for somebody else."""
+    if len(packet) < _HEADER.size:
+        return None
+    header = _HEADER.unpack_from(packet)
+    if (header[0], header[4], header[-1]) != (_REPLY, transaction, _COOKIE):
+        return None
+    options: dict[int, bytes] = {}
+    place = _HEADER.size
+    while place + 1 < len(packet) and packet[place] != _OPTION_END:
+        if packet[place] == 0:  # padding
+            place += 1
+            continue
+        number, length = packet[place : place + 2]
+        options[number] = packet[place + 2 : place + 2 + length]
+        place += 2 + length
+    return Reply((options.get(_OPTION_TYPE) or b"\0")[0], header[8], options)
+
+
+def settings_of(reply: Reply) -> NetworkSettings:
+    """Return what an acknowledgement gives us."""
+    address = socket.inet_ntoa(reply.address)
+    mask, routers, servers = (
+        _addresses(reply.options.get(number, b"")) for number in (_OPTION_MASK, _OPTION_ROUTER, _OPTION_DNS)
+    )
+    netmask = mask[0] if mask else class_netmask(address)
+    return NetworkSettings(
+        "static", address, netmask, routers[0] if routers else "", name_servers=tuple(servers[:2])
+    )
+
+
+def _addresses(data: bytes) -> list[str]:
+    return [socket.inet_ntoa(data[place : place + 4]) for place in range(0, len(data) - 3, 4)]

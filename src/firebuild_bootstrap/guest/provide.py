@@ -11,13 +11,14 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.apply import apply
 from firebuild_bootstrap.layers.root import Root, remove_directory, unseen
 from firebuild_bootstrap.layers.tree import TreeSource, tree_entries
+from firebuild_bootstrap.values import dataclass
 
 from .agents import AgentSockets, Ask
 from .caches import Caches

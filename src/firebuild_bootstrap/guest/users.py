@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
 
 from .errors import StepError

@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +23,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.content_store import write_whole
 from firebuild_bootstrap.image.oci import CONFIG, INDEX, Descriptor, Index, Manifest, canonical
 from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.blobs import BlobStore

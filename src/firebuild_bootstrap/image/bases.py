@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +17,12 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key
-from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, store_name
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, chain_key, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.store import ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
+from firebuild_bootstrap.values import dataclass
 
 _ARCHIVE: Final = "rootfs.tar"
 Pull = Callable[[Reference], StoredImage | None]
@@ -51,7 +52,8 @@ class Base:
     Args:
         name: with its tag, `debian:12`.
         layers: what it is made of, the lowest first: of an imported one a single archive.
-        digest: `sha256:…` of the archive; of an image of several layers, of their names in the store.
+        digest: names its files, wherever they came from: `sha256:…` of the archive; of several layers their
+            ChainID (OCI image-spec, config.md).
         size: bytes of all layers.
         imported: RFC 3339, in UTC.
         history: how it was made, as in an OCI image configuration, as far as that is known.
@@ -85,6 +87,7 @@ class BaseStore:
         trees: asked for what packs directories with their owners, when there is one to pack.
         images: finished images, which FROM may name too.
         identify: returns the id of an image, `sha256:…`, for FROM with a digest.
+        diff_ids: returns the digests of the layers of an image without compression, the lowest first.
         pull: fetches what is not there; None where no registry can be asked.
         policy: when it does.
         unpack: makes sure that the layers of an image which came from outside are unpacked, and holds them.
@@ -99,6 +102,7 @@ class BaseStore:
         *,
         images: ImageStore | None = None,
         identify: Callable[[StoredImage], str] = lambda _: "",
+        diff_ids: Callable[[StoredImage], Sequence[str]] = lambda _: (),
         pull: Pull | None = None,
         policy: PullPolicy = PullPolicy.MISSING,
         unpack: Callable[[StoredImage], None] = lambda _: None,
@@ -109,6 +113,7 @@ class BaseStore:
         self._trees = trees
         self._images = images
         self._identify = identify
+        self._diff_ids = diff_ids
         self._pull = pull if policy is not PullPolicy.NEVER else None
         self._policy = policy
         self._unpack = unpack
@@ -269,8 +274,7 @@ class BaseStore:
             case (ArchiveLayer(_, digest),):
                 pass
             case _:
-                names = json.dumps([layer.identity for layer in record.layers or ()])
-                digest = f"sha256:{hashlib.sha256(names.encode()).hexdigest()}"
+                digest = reduce(chain_key, self._diff_ids(image), "")
         return Base(
             name=str(image.tag),
             layers=layers,

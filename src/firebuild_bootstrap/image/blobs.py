@@ -15,16 +15,17 @@ import fcntl
 import hashlib
 import os
 import re
+import resource
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.content_store import try_lock, unusable_store, write_whole
+from firebuild_bootstrap.image.content_store import SPACE, try_lock, unusable_store, write_whole
+from firebuild_bootstrap.values import dataclass
 
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 """Those that can be verified (image-spec, descriptor.md, "Registered algorithms")."""
@@ -33,6 +34,7 @@ _PIECE: Final = 1024 * 1024
 _PAUSE: Final = 0.05
 _PARTIAL: Final = "partial"
 _MADE: Final = "made"
+_OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _FORGOTTEN: Final = 7 * 24 * 3600.0  # seconds after which nobody resumes a cut download
 
 
@@ -248,7 +250,7 @@ class BlobStore:
         if self.hold(blob.digest) is not None:
             yield BlobWriter(blob, -1, lambda: target)
             return
-        path = self.root / _PARTIAL / blob.digest.replace(":", "-")
+        path = self._part(blob.digest)
         descriptor = self._locked_part(path)
         try:
             if self.hold(blob.digest) is not None:  # whoever was waited for has made it
@@ -262,6 +264,33 @@ class BlobStore:
                 if _is_at(descriptor, path) and not os.fstat(descriptor).st_size:
                     os.unlink(path)
             os.close(descriptor)
+
+    def make_room(self, blobs: Sequence[Described]) -> None:
+        """See to it that so many blobs can be held, and that there is room for what is missing of them.
+
+        Raises:
+            MachineError: the disk has less free space, or this process may not open so many files.
+        """
+        allow_open_files(2 * len(blobs))
+        missing = sum(self._missing(blob) for blob in {blob.digest: blob for blob in blobs}.values())
+        there = next(path for path in (self.root, *self.root.parents) if path.exists())
+        disk = os.statvfs(there)
+        free = disk.f_bavail * disk.f_frsize
+        if disk.f_blocks and missing > free:  # some file systems do not say what they have
+            raise MachineError(
+                f"the layers that are missing have {missing:,} bytes, "
+                f"and the disk of {there} has {free:,} free",
+                hint=SPACE,
+            )
+
+    def _missing(self, blob: Described) -> int:
+        for path in (self.path(blob.digest), self._part(blob.digest)):
+            with suppress(OSError):
+                return max(blob.size - path.stat().st_size, 0)
+        return blob.size
+
+    def _part(self, digest: str) -> Path:
+        return self.root / _PARTIAL / digest.replace(":", "-")
 
     def add(self, data: bytes) -> str:
         """Keep a small blob, which is held, and return its digest.
@@ -424,6 +453,26 @@ class _Small:
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     """Return the digest of some bytes, `sha256:…`."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+def allow_open_files(held: int) -> None:
+    """Let this process hold so many open files beside what it has open anyway.
+
+    Each layer that is in use is an open file with a lock on it, and most systems allow 1024 unless asked.
+
+    Raises:
+        MachineError: it may not open so many.
+    """
+    wanted = held + _OTHER_FILES
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if most != resource.RLIM_INFINITY and most < wanted:
+        raise MachineError(
+            f"the layers of this image need {wanted} open files, and this process may have {most}",
+            hint=f"raise the limit: `ulimit -Hn {wanted}` as root, or LimitNOFILE= of its service",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 @contextmanager

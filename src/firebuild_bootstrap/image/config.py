@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Final, TypeGuard
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
+from firebuild_bootstrap.values import dataclass
 
 _HEALTH_NUMBERS: Final = {
     "Interval": "interval_ns",
@@ -128,10 +129,10 @@ _KNOWN: Final = frozenset(
 def _env(pairs: tuple[str, ...]) -> dict[str, str]:
     env: dict[str, str] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not name or not equals:
-            raise InputError(f"Env of the image configuration: expected NAME=value, found {pair!r}")
-        env[name] = value
+        # One without = has an empty value (BuildKit, parseKeyValue); one without a name is nothing.
+        name, _, value = pair.partition("=")
+        if name:
+            env[name] = value
     return env
 
 

@@ -17,13 +17,13 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.removal import remove_tree
+from firebuild_bootstrap.values import dataclass
 
 Key = tuple[str, ...]
 # What is wrong with the path that was named, and not with the machine behind it.
@@ -31,7 +31,7 @@ _OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OF_THE_PATH: Final = _OF_RIGHTS | {
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
-_SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
+SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
@@ -68,12 +68,12 @@ class ContentStore:
         self._remove = remove
         self._durable = durable
         self._sweeping = sweeping
-        self._held: list[tuple[Path, int]] = []
+        self._held: dict[Path, tuple[int, int]] = {}  # the lock, and how often it was given out
 
     def close(self) -> None:
         """Let go of the entries that `hold` gave out."""
         while self._held:
-            os.close(self._held.pop()[1])
+            os.close(self._held.popitem()[1][0])
 
     @contextmanager
     def stage(self) -> Iterator[Staging]:
@@ -136,22 +136,28 @@ class ContentStore:
         for _attempt in range(_ATTEMPTS):
             try:
                 content = link.resolve(strict=True)
+                if content in self._held:  # a build may ask for the same layer again and again
+                    lock, count = self._held[content]
+                    self._held[content] = lock, count + 1
+                    return content
                 lock = _lock(content, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except (FileNotFoundError, NotADirectoryError, BlockingIOError):
                 if not link.is_symlink():
                     return None
                 continue  # it was replaced at this moment
             if link.resolve() == content:  # it is not removed from now on
-                self._held.append((content, lock))
+                self._held[content] = lock, 1
                 return content
             os.close(lock)
         return None
 
     def release(self, content: Path) -> None:
         """Let go of a directory that `hold` gave out."""
-        held = next(entry for entry in self._held if entry[0] == content)
-        self._held.remove(held)
-        os.close(held[1])
+        lock, count = self._held.pop(content)
+        if count > 1:
+            self._held[content] = lock, count - 1
+        else:
+            os.close(lock)
 
     def names(self) -> list[Key]:
         """Return the names of all entries, sorted."""
@@ -280,7 +286,7 @@ class ContentStore:
         if error.errno in _OF_RIGHTS:
             return self._unusable(error)
         where = error.filename or self.root  # a path inside the store, not of the user
-        return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=_SPACE)
+        return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=SPACE)
 
 
 def unusable_store(what: str, error: OSError) -> FirebuildError:
@@ -290,7 +296,7 @@ def unusable_store(what: str, error: OSError) -> FirebuildError:
         return InputError(
             message, hint="get the right to write there, or set FIREBUILD_HOME to another directory"
         )
-    return MachineError(message, hint=_SPACE)
+    return MachineError(message, hint=SPACE)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -16,7 +16,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +33,7 @@ from firebuild_bootstrap.image.trees import Trees, allocated
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.removal import remove_tree
+from firebuild_bootstrap.values import dataclass
 
 _DRIVE: Final = "snapshot.ext4"
 _LAYERS: Final = "layers"

@@ -17,7 +17,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.content_store import sync_file_system, write_whole
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree, Trees
+from firebuild_bootstrap.values import dataclass
 
 _LOCK: Final = "forms.lock"
 _MAKING: Final = "making-"

@@ -5,30 +5,29 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.blobs import BlobStore
+from firebuild_bootstrap.image.blobs import BlobStore, allow_open_files
 from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
 from firebuild_bootstrap.image.names import UNTAGGED, Reference
-from firebuild_bootstrap.image.oci import ImageDocument, Manifest
+from firebuild_bootstrap.image.oci import ImageDocument, Manifest, check_image
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import DamagedArchiveError, file_size
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.layers.tar import Hashed
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.layouts import ImageInFiles
-
-_MOST_LAYERS: Final = 256  # each is two open files while it is used; Docker makes 127
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class Intake:
             InputError: the image is not what it says, a layer is damaged, or unpacks to too much.
             MachineError: a blob is not there, or the store can't be written.
         """
-        _check(manifest, document, self._platform)
+        check_image(manifest, document, self._platform)
         source = ImageSource(
             replace(manifest.descriptor, digest=self._blobs.add(manifest.data)),
             replace(manifest.config, digest=self._blobs.add(document.data)),
@@ -188,7 +187,8 @@ class Intake:
                     raise InputError(
                         f"{source} has an image without a name", hint="give it one: --name NAME[:TAG]"
                     )
-                _check(each.manifest, each.document, self._platform)  # before a byte of it is copied
+                check_image(each.manifest, each.document, self._platform)  # before a byte of it is copied
+                self._blobs.make_room(each.manifest.blobs)
                 with self._tasks.task("copying the layers"):
                     each.copy_to(self._blobs, files)
                 images.append(
@@ -259,24 +259,30 @@ class Intake:
         self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None
     ) -> None:
         keys, trees = list[str](), list[Path]()
+        allow_open_files(2 * len(layers))
         for layer in layers:
             if layer.outside is None:
                 return  # what is built on them is there, or lost
-            write = partial(self._write, layer.outside)
+            write = partial(self.decompress, layer.outside)
             try:
                 below = self._layers.below(layer.key, keys, trees)
                 tree, lost = self._layers.unpacked_from(write, layer.key, below)
             except DamagedArchiveError as error:
                 raise InputError(
-                    f"the layer {layer.outside.blob.digest} can't be unpacked: {error.message}",
+                    f"the layer {layer.outside.blob.digest} can't be unpacked: {error.reason}",
                     hint="whoever made the image is broken or hostile; nothing of it was kept",
                 ) from error
             report(lost)
             keys.append(layer.key)
             trees.append(tree)
 
-    def _write(self, layer: OutsideLayer, archive: Path) -> None:
-        """Decompress the blob of a layer."""
+    def decompress(self, layer: OutsideLayer, archive: Path) -> None:
+        """Decompress the blob of a layer, which is in the store, into a new file, and verify what comes out.
+
+        Raises:
+            InputError: it is damaged, more than `layouts.most_of` allows, or not the layer that it claims.
+            MachineError: the blob is not there, or the disk is full.
+        """
         from firebuild_bootstrap.image.layouts import decompress_bounded
 
         what = f"the layer {layer.blob.digest}"
@@ -294,10 +300,11 @@ class Intake:
             raise MachineError(f"{path} can't be read: {error.strerror}") from error
         if out.digest != layer.diff_id:
             raise InputError(
-                f"{what} unpacks to an archive with the digest {out.digest}, and the image's configuration "
-                f"says {layer.diff_id}",
-                hint="whoever made the image is broken or hostile; nothing of it was kept",
+                f"{what} unpacks to an archive with the digest {out.digest}, and not {layer.diff_id}",
+                hint="whoever made it is broken or hostile; nothing of it was kept",
             )
+        if not archive.stat().st_size:  # as some builders of old wrote a step that changes nothing
+            archive.write_bytes(bytes(1024))
 
 
 def _digest_of(path: Path, like: str) -> str:
@@ -315,23 +322,3 @@ def _chosen(found: Sequence[ImageInFiles], wanted: str, source: Path) -> ImageIn
         f"{source} has {len(chosen)} images{f' called {wanted}' if wanted else ''}, and one is wanted",
         hint=f"name one by its tag, PATH:TAG, or its digest, PATH@DIGEST; tags there are {there or 'none'}",
     )
-
-
-def _check(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
-    if len(manifest.layers) != len(document.diff_ids):
-        raise InputError(
-            f"the manifest of the image has {len(manifest.layers)} layers, "
-            f"and its configuration {len(document.diff_ids)}",
-            hint="whoever made the image is broken or hostile",
-        )
-    if len(manifest.layers) > _MOST_LAYERS:
-        raise InputError(
-            f"the image has {len(manifest.layers)} layers, and {_MOST_LAYERS} at most are taken",
-            hint="squash it, for example with `buildah commit --squash`",
-        )
-    found = document.platform
-    # Its variant is what it was made for; many images that run on more say none.
-    if (found.os, found.architecture) not in {(each.os, each.architecture) for each in host.runs()}:
-        raise InputError(
-            f"the image is for {found}, and this machine is {host}", hint="take the image for this platform"
-        )

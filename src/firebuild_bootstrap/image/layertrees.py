@@ -22,7 +22,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -38,6 +38,7 @@ from firebuild_bootstrap.image.content_store import (
 from firebuild_bootstrap.image.oci import Descriptor
 from firebuild_bootstrap.image.trees import Tree, Trees, allocated, tree_of
 from firebuild_bootstrap.layers.apply import UnpackReport
+from firebuild_bootstrap.values import dataclass
 
 # Raised where trees that exist would come out otherwise now.
 _FORM: Final = 1
@@ -383,6 +384,25 @@ class LayerTrees:
             tree = content / "layer" / TREE
         return tree
 
+    @contextmanager
+    def unpacking(self, write: Callable[[Path], None]) -> Iterator[tuple[Path, UnpackReport]]:
+        """Unpack the layer of a step that comes from outside; give the directory that `adopt` takes.
+
+        Args:
+            write: writes its archive without compression to the path that it gets.
+
+        Raises:
+            DamagedArchiveError: the archive is damaged or leads out of the tree.
+            MachineError: it can't be unpacked, or the store not be written.
+        """
+        with self._contents.stage() as staging:
+            archive, layer = staging.path / "archive", staging.path / "layer"
+            write(archive)
+            (layer / TREE).mkdir(parents=True)
+            report = self._trees.unpack_upper(archive, layer / TREE)
+            archive.unlink()
+            yield layer, report
+
     def keys(self) -> dict[str, float]:
         """Return all keys, with the time (seconds since 1970) of their last use; 0 without a tree."""
         found = {}
@@ -501,8 +521,10 @@ class LayerTrees:
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
             good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             return None
+        except OSError as error:  # too many open files: that says nothing about the tree
+            raise MachineError(f"{content / _INFO} can't be read: {error.strerror}") from error
         return info if good else None
 
 

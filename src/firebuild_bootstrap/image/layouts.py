@@ -10,7 +10,6 @@ ambiguous, and no byte is believed that has another digest than what named it.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -18,7 +17,7 @@ import posixpath
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Final, Protocol, cast
@@ -39,20 +38,32 @@ from firebuild_bootstrap.image.oci import (
     Index,
     Manifest,
     canonical,
+    choose_image,
     parse_config,
     parse_manifest,
 )
 from firebuild_bootstrap.image.platforms import Platform
-from firebuild_bootstrap.layers.compression import decompressed
+from firebuild_bootstrap.layers.compression import compression_of, decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
-from firebuild_bootstrap.layers.tar import DIRECTORY, FILE, HARDLINK, SYMLINK, Entry, LayerWriter, Sink
+from firebuild_bootstrap.layers.tar import (
+    DIRECTORY,
+    FILE,
+    HARDLINK,
+    SYMLINK,
+    Entry,
+    Hashed,
+    LayerWriter,
+    Sink,
+)
+from firebuild_bootstrap.values import dataclass
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"
 _DOCKER: Final = "manifest.json"
 _ROOTS: Final = ("bin", "etc", "lib", "usr")
 _MAX_FILES: Final = 20_000  # an archive with more is that of a root file system
-_DEPTH: Final = 3  # indexes in indexes
+# Suffixes of the media type of layers, by how these are compressed (image-spec, layer.md).
+_TYPES: Final = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
 _PIECE: Final = 1024 * 1024
 _FREE: Final = 1 << 30
 _RATIO: Final = 200
@@ -64,7 +75,7 @@ STDIN: Final = Path("/dev/stdin")
 class Files(Protocol):
     """Files by their paths, which are relative and without `..`."""
 
-    def open(self, path: str) -> IO[bytes]:
+    def open(self, path: str) -> io.BufferedReader:
         """Open one.
 
         Raises:
@@ -87,7 +98,7 @@ class FilesInDirectory:
         """See `Files`."""
         return os.path.lexists(self._root / path)
 
-    def open(self, path: str) -> IO[bytes]:
+    def open(self, path: str) -> io.BufferedReader:
         """See `Files`."""
         *parents, name = path.split("/")
         at = -1
@@ -152,7 +163,7 @@ class FilesInArchive:
         """See `Files`."""
         return path in self._places or path in self._links or path in self._top
 
-    def open(self, path: str) -> IO[bytes]:
+    def open(self, path: str) -> io.BufferedReader:
         """See `Files`."""
         place = self._places.get(self._links.get(path, path))
         if place is None:
@@ -214,7 +225,7 @@ def decompress_bounded(source: Path, out: Sink) -> None:
 class _Counted(io.RawIOBase):
     """A file, and how much of it was read."""
 
-    def __init__(self, file: io.FileIO) -> None:
+    def __init__(self, file: io.FileIO | io.BufferedReader) -> None:
         super().__init__()
         self._file = file
         self._count = 0
@@ -228,8 +239,8 @@ class _Counted(io.RawIOBase):
         self._count += done
         return done
 
-    def copy_bounded(self, reader: IO[bytes], out: Sink) -> None:
-        """Copy what the decompressor of this file gives; see `decompress_bounded`."""
+    def copy_bounded(self, reader: IO[bytes], out: Sink) -> int:
+        """Copy what the decompressor of this file gives, and return its size; see `decompress_bounded`."""
         size = 0
         compressed = reader is not self.buffered
         while piece := reader.read(_PIECE):
@@ -244,6 +255,7 @@ class _Counted(io.RawIOBase):
             except OSError as error:
                 reason = f"an archive can't be unpacked: {error.strerror}"
                 raise MachineError(reason, hint="free some space") from error
+        return size
 
 
 def most_of(size: int) -> int:
@@ -294,6 +306,8 @@ class ImageInFiles:
         document: its configuration.
         digests: more digests that name it: that of the index it was chosen from.
         paths: where its blobs are, by their digests.
+        unpacked: digests of layers that are there in a compression without a media type, such as xz, and
+            become archives without any.
         tag: how an index calls it, if not by a whole name.
     """
 
@@ -302,6 +316,7 @@ class ImageInFiles:
     document: ImageDocument
     digests: tuple[str, ...]
     paths: dict[str, str]
+    unpacked: frozenset[str] = frozenset()
     tag: str = ""
 
     @property
@@ -318,8 +333,13 @@ class ImageInFiles:
             MachineError: the store can't be written.
         """
         for blob in self.manifest.blobs:
-            with files.open(self.paths[blob.digest]) as source, blobs.writer(blob) as writer:
-                source.seek(writer.offset)
+            with files.open(self.paths[blob.digest]) as file, blobs.writer(blob) as writer:
+                source: IO[bytes] = file
+                if blob.digest in self.unpacked and not writer.complete:
+                    writer.restart()
+                    source = decompressed(file)
+                else:
+                    file.seek(writer.offset)
                 while not writer.complete and (piece := source.read(_PIECE)):
                     writer.write(piece)
                 writer.commit()
@@ -377,20 +397,12 @@ def _of_layout(files: Files, platform: Platform) -> list[ImageInFiles]:
         groups.setdefault((_names(entry), entry.annotations.get(REF_NAME, "")), []).append(entry)
     found = []
     for (names, tag), entries in groups.items():
-        chosen, digests = Index(tuple(entries)).choose(platform), list[str]()
-        manifest: Manifest | Index = index
-        for _ in range(_DEPTH):
-            data = chosen.check(_document(files, _path_of(chosen.digest)))
-            manifest = parse_manifest(data, chosen.media_type)
-            if isinstance(manifest, Manifest):
-                break
-            digests.append(chosen.digest)
-            chosen = manifest.choose(platform)
-        if not isinstance(manifest, Manifest):
-            raise InputError("there are indexes in indexes in the layout", hint="make it again")
+        manifest, (_, *digests) = choose_image(
+            Index(tuple(entries)), platform, lambda entry: _document(files, _path_of(entry.digest))
+        )
         document = parse_config(manifest.config.check(_document(files, _path_of(manifest.config.digest))))
         paths = {blob.digest: _path_of(blob.digest) for blob in manifest.blobs}
-        found.append(ImageInFiles(names, manifest, document, tuple(digests), paths, tag))
+        found.append(ImageInFiles(names, manifest, document, tuple(digests), paths, tag=tag))
     return found
 
 
@@ -419,27 +431,28 @@ def _docker_image(files: Files, entry: object) -> ImageInFiles:
     document = parse_config(_document(files, config_path))
     config = Descriptor(CONFIG, document.digest, len(document.data))
     paths = {config.digest: config_path}
-    layers = []
+    layers, unpacked = [], set()
     for path in map(_text, _list(entry, "Layers")):
         with files.open(path) as file:
-            layer = _described(file)
+            kind = compression_of(file)
+            layer = _described(file, kind)
         paths[layer.digest] = path
         layers.append(layer)
+        if kind not in _TYPES:
+            unpacked.add(layer.digest)
     names = tuple(
         replace(Reference.parse(_text(name), what="the name of an image"), digest="", name="")
         for name in _list(entry, "RepoTags")
     )
-    return ImageInFiles(names, Manifest.made_of(config, layers), document, (), paths)
+    return ImageInFiles(names, Manifest.made_of(config, layers), document, (), paths, frozenset(unpacked))
 
 
-def _described(file: IO[bytes]) -> Descriptor:
-    digest, size, start = hashlib.sha256(), 0, b""
-    while piece := file.read(_PIECE):
-        start = start or piece[:4]
-        digest.update(piece)
-        size += len(piece)
-    kind = {b"\x1f\x8b": "+gzip", b"\x28\xb5": "+zstd"}.get(start[:2], "")
-    return Descriptor(f"{LAYER}{kind}", f"sha256:{digest.hexdigest()}", size)
+def _described(file: io.BufferedReader, kind: str) -> Descriptor:
+    """Return what a layer of a docker archive is as a blob, whose media type says how it is compressed."""
+    out, counted = Hashed(), _Counted(file)
+    reader = counted.buffered if kind in _TYPES else decompressed(counted.buffered)
+    size = counted.copy_bounded(reader, out)
+    return Descriptor(f"{LAYER}{_TYPES.get(kind, '')}", out.digest, size)
 
 
 def _list(entry: dict[str, Any], name: str) -> list[Any]:

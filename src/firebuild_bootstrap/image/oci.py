@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError
 from firebuild_bootstrap.image.blobs import DIGEST, BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.values import dataclass
 
 MAX_DOCUMENT: Final = 4 * 1024 * 1024
 """Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""
 MAX_MEMBERS: Final = 1024
-"""Layers of a manifest, and images of an index."""
+"""Layers of a manifest, and images of an index: two open files for each layer are half of the 4096 that the
+kernel lets every process have (`INR_OPEN_MAX`), and its overlays end at 500 layers (`OVL_MAX_STACK`)."""
+_MAX_INDEXES: Final = 3  # one in the other; more are a loop, or no image (image-index.md)
 _MAX_HISTORY: Final = 10_000
 _MAX_TEXT: Final = 4096
 
@@ -237,12 +240,18 @@ class ImageDocument:
         return cls(platform, config, tuple(diff_ids), tuple(history), created, canonical(document))
 
 
-def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
+def parse_manifest(
+    data: bytes,
+    media_type: str = "",
+    *,
+    configs: Sequence[str] = (CONFIG, DOCKER_CONFIG, "application/octet-stream"),
+) -> Manifest | Index:
     """Read a manifest or an index of OCI or Docker.
 
     Args:
         data: its bytes; `Descriptor.check` has compared them with what named them.
         media_type: what whoever sent it says that it is, without parameters; empty for nothing.
+        configs: types of what its configuration may be; by default those of images.
 
     Raises:
         InputError: it is neither, or not as its format wants it.
@@ -264,16 +273,69 @@ def parse_manifest(data: bytes, media_type: str = "") -> Manifest | Index:
         found = members.objects("manifests", MAX_MEMBERS)
         return Index(tuple(Descriptor.from_json(*each) for each in found), kind, data)
     config = Descriptor.from_json(members.get("config"), "the manifest: config")
-    if config.media_type not in (CONFIG, DOCKER_CONFIG, "application/octet-stream"):
+    if config.media_type not in configs:
         raise InputError(
-            f"the manifest is not an image but an artifact of the type {config.media_type!r:.200}",
-            hint="name an image",
+            f"the manifest is not {'an image' if CONFIG in configs else 'a cache'} "
+            f"but an artifact of the type {config.media_type!r:.200}",
+            hint=f"name one of the type {configs[0]}",
         )
     layers = tuple(Descriptor.from_json(*each) for each in members.objects("layers", MAX_MEMBERS))
     for layer in layers:
         if _LAYERS.fullmatch(layer.media_type) is None:
             raise InputError(f"the manifest has a layer of the unknown type {layer.media_type!r:.200}")
     return Manifest(config, layers, kind, data)
+
+
+def choose_image(
+    document: Manifest | Index, platform: Platform, fetch: Callable[[Descriptor], bytes]
+) -> tuple[Manifest, tuple[str, ...]]:
+    """Return the manifest for a platform, from an index or indexes in it.
+
+    Args:
+        document: where to begin.
+        platform: as for `Index.choose`.
+        fetch: returns the bytes that a descriptor names; they are verified here.
+
+    Returns:
+        the manifest, and the digests of the indexes that led there, the outermost first.
+
+    Raises:
+        InputError: there is none for this platform, or one is not what its descriptor says.
+    """
+    passed: list[str] = []
+    while isinstance(document, Index):
+        if len(passed) == _MAX_INDEXES:
+            raise InputError(
+                f"there are more than {_MAX_INDEXES} indexes in indexes", hint="whoever made it is broken"
+            )
+        passed.append(document.digest)
+        entry = document.choose(platform)
+        if entry.size > MAX_DOCUMENT:
+            raise InputError(
+                f"the manifest {entry.digest} has {entry.size} bytes; {MAX_DOCUMENT} are allowed"
+            )
+        document = parse_manifest(entry.check(fetch(entry)), entry.media_type)
+    return document, tuple(passed)
+
+
+def check_image(manifest: Manifest, document: ImageDocument, host: Platform) -> None:
+    """Compare the two halves of an image with each other and with this machine.
+
+    Raises:
+        InputError: they do not fit each other, or the image is for another machine.
+    """
+    if len(manifest.layers) != len(document.diff_ids):
+        raise InputError(
+            f"the manifest of the image has {len(manifest.layers)} layers, "
+            f"and its configuration {len(document.diff_ids)}",
+            hint="whoever made the image is broken or hostile",
+        )
+    found = document.platform
+    # Its variant is what it was made for; many images that run on more say none.
+    if (found.os, found.architecture) not in {(each.os, each.architecture) for each in host.runs()}:
+        raise InputError(
+            f"the image is for {found}, and this machine is {host}", hint="take the image for this platform"
+        )
 
 
 def parse_config(data: bytes) -> ImageDocument:

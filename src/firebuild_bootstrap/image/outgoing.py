@@ -9,7 +9,7 @@ from typing import IO
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.blobs import BlobStore
-from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees
+from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, StoredLayer
 from firebuild_bootstrap.image.layouts import write_archive
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import (
@@ -105,6 +105,15 @@ class Outgoing:
             self.write(images, file, spec.type)
             file.flush()
             os.fsync(file.fileno())
+
+    def of_step(self, key: str) -> tuple[str, Descriptor]:
+        """Return the diff id of the layer of a step, and its blob, which is held.
+
+        Raises:
+            MachineError: the layer is not there, or the disk is full.
+        """
+        _, blob = self._layer(StoredLayer(key), None)
+        return self._layers.digest(key), blob
 
     def _layer(self, layer: Layer, epoch: int | None) -> tuple[str, Descriptor]:
         """Return the diff id of a layer and its blob, which is made unless it is there."""

@@ -8,7 +8,6 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.image.worker.readonly import PROGRAMS
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.sizes import parse_size
+from firebuild_bootstrap.values import dataclass
 
 _FORM: Final = (
     "ext4, erofs, squashfs, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import Descriptor, is_layer_of
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.values import dataclass
 
 
 @dataclass(frozen=True)
@@ -290,15 +291,7 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     record = image.record
     if record.source is not None:
         return record.source.config.digest
-    made = image.layers(layers.root.name)
-    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
-    found = dict(zip(own, layers.digests(own, record.epoch), strict=True))
-    diff_ids = [
-        layer.digest
-        if isinstance(layer, ArchiveLayer)
-        else (layer.outside.diff_id if layer.outside else found[layer.key])
-        for layer in made
-    ]
+    diff_ids = diff_ids_of(image, layers)
     system, _, architecture = record.platform.partition("/")
     architecture, _, variant = architecture.partition("/")
     document = {
@@ -310,6 +303,23 @@ def image_id(image: StoredImage, layers: LayerTrees) -> str:
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def diff_ids_of(image: StoredImage, layers: LayerTrees) -> list[str]:
+    """Return the digests of the layers of an image without compression, the lowest first.
+
+    Raises:
+        InputError, MachineError: as `StoredImage.layers`; a layer is not there.
+    """
+    made = image.layers(layers.root.name)
+    own = [layer.key for layer in made if isinstance(layer, StoredLayer) and not layer.outside]
+    found = dict(zip(own, layers.digests(own, image.record.epoch), strict=True))
+    return [
+        layer.digest
+        if isinstance(layer, ArchiveLayer)
+        else (layer.outside.diff_id if layer.outside else found[layer.key])
+        for layer in made
+    ]
 
 
 class ImageStore:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
@@ -17,6 +16,7 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.sandbox import Bind, IdMode, Runtime, Sandbox, find_runtime
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _TREE: Final = "/tree"
@@ -95,7 +95,11 @@ class _UnmountableError(MachineError):
 
 
 class DamagedArchiveError(MachineError):
-    """An archive is not as its format wants it, or leads out of the tree."""
+    """An archive is not as its format wants it, or leads out of the tree; `reason` names no file of ours."""
+
+    def __init__(self, message: str, *, hint: str | None = None, reason: str) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class Trees:
@@ -268,6 +272,11 @@ class Trees:
             reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
 
+    def packages(self, root: Tree) -> dict[str, Any]:
+        """Return the packages that are found in a tree; see `worker.packages.packages`."""
+        with self.tasks.task("looking for packages"):
+            return self._read(root, None, "packages", root=_TREE)
+
     def layer_digests(self, trees: Sequence[Path], *, newest: int | None = None) -> list[str]:
         """Return the `sha256:…` of the archives of layers, each by itself; `newest` as in `pack`."""
         binds = [Bind(tree, f"{_LAYERS}/{number}") for number, tree in enumerate(trees)]
@@ -356,12 +365,14 @@ class Trees:
         if reply.get("asked"):
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
-            kind = _KINDS.get(reply.get("kind", ""), MachineError)
-            raise kind(f"could not {task}: {reply['error']}", hint=reply["hint"] or None)
+            message, hint = f"could not {task}: {reply['error']}", reply["hint"] or None
+            if reply.get("kind") == "damaged":
+                raise DamagedArchiveError(message, hint=hint, reason=reply["error"])
+            raise _KINDS.get(reply.get("kind", ""), MachineError)(message, hint=hint)
         return reply
 
 
-_KINDS: Final = {"unmountable": _UnmountableError, "damaged": DamagedArchiveError}
+_KINDS: Final = {"unmountable": _UnmountableError}
 
 
 def _not_removed(path: Path, reason: str) -> MachineError:

@@ -11,11 +11,11 @@ import ipaddress
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.init_report import PREFIX
+from firebuild_bootstrap.values import dataclass
 
 # Without it, a kernel under software emulation measures its clock, and now and then never ends doing so.
 EMULATED: Final = ("tsc_early_khz=2600000",)
@@ -56,7 +56,7 @@ def kernel_arguments(
     *,
     console: str = "ttyS0",
     reboot: str = "t",
-    network: StaticAddress | None = StaticAddress(),
+    network: StaticAddress | None = StaticAddress(),  # noqa: B008 - frozen
     root: str = "/dev/vda",
     scratch: str = "",
     caches: Sequence[str] = (),

@@ -8,8 +8,9 @@ from __future__ import annotations
 import posixpath
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import IO, Final
+
+from firebuild_bootstrap.values import dataclass
 
 _MAGIC: Final = b"070701"
 _TRAILER: Final = "TRAILER!!!"

@@ -16,7 +16,6 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -29,6 +28,7 @@ from firebuild_bootstrap.initramfs.cpio import write_archive
 from firebuild_bootstrap.initramfs.libraries import LibraryFinder
 from firebuild_bootstrap.initramfs.modules import ModuleSet, read_modules
 from firebuild_bootstrap.initramfs.runtime import PythonRuntime, compile_sources, find_python
+from firebuild_bootstrap.values import dataclass
 
 MACHINES: Final = ("x86_64", "aarch64")
 _LAYOUT: Final = 1  # raised when the same inputs give another archive

@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.values import dataclass
 
 _MAGIC: Final = b"\x7fELF"
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")

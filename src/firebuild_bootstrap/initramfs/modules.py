@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +10,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.initramfs.libraries import ElfError, read_modinfo
 from firebuild_bootstrap.layers.compression import decompress
 from firebuild_bootstrap.layers.reader import DamagedArchive
+from firebuild_bootstrap.values import dataclass
 
 # One of the two buses is enough; the file systems may be compiled in; the last feeds the random numbers.
 _NEEDED: Final = ("virtio_blk", "virtio_net")

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import firebuild_bootstrap
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.values import dataclass
 
 # A process of its own that always does the same: what is shared and interned shows in compiled code.
 _WORKER: Final = """
@@ -54,6 +54,7 @@ _ENCODINGS: Final = re.compile(
 _OWN: Final = (
     "__init__.py",
     "messages.py",
+    "values.py",
     "wire.py",
     "_proto",
     "guest",

@@ -78,6 +78,23 @@ class UnpackReport(NamedTuple):
     attributes: int = 0
     examples: Mapping[str, list[str]] = MappingProxyType({})
 
+    def notes(self, source: str = "the base") -> tuple[str, ...]:
+        """Say in words what unpacking `source` could not keep."""
+        texts = {
+            "foreign": f"files of {source} belong to root now, because their owners don't exist in this "
+            "build's id mapping",
+            "stripped": "of them lost their setuid or setgid bit, which would have meant root",
+            "devices": f"device nodes of {source} were left out, which a sandbox can't make",
+            "attributes": f"extended attributes of {source} could not be set",
+        }
+        notes = []
+        for what, text in texts.items():
+            count, names = getattr(self, what), self.examples.get(what, [])
+            if count:
+                more = ", …" if count > len(names) else ""
+                notes.append(f"{count} {text}: {', '.join(names)}{more}")
+        return tuple(notes)
+
 
 class EntrySource(Protocol):
     """What `apply` reads: a `LayerReader`, or a `TreeSource`."""

@@ -98,19 +98,25 @@ class _Zstandard:
 
 _DAMAGED_DATA: Final = (EOFError, OSError, ValueError, lzma.LZMAError, zlib.error)
 # By content and not by name; the numbers are those of the formats' own specifications.
-_FORMATS: Final[tuple[tuple[bytes, Callable[[], _Decoder]], ...]] = (
-    (b"\x1f\x8b", _Gzip),
-    (b"BZh", bz2.BZ2Decompressor),
-    (b"\xfd7zXZ\x00", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
-    (b"\x28\xb5\x2f\xfd", _Zstandard),
+_FORMATS: Final[tuple[tuple[bytes, str, Callable[[], _Decoder]], ...]] = (
+    (b"\x1f\x8b", "gzip", _Gzip),
+    (b"BZh", "bzip2", bz2.BZ2Decompressor),
+    (b"\xfd7zXZ\x00", "xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ)),
+    (b"\x28\xb5\x2f\xfd", "zstd", _Zstandard),
     # Frames to be skipped, which pzstd begins with and zstd:chunked ends with (RFC 8878, 3.1.2).
-    *((bytes((0x50 + number,)) + b"\x2a\x4d\x18", _Zstandard) for number in range(16)),
+    *((bytes((0x50 + number,)) + b"\x2a\x4d\x18", "zstd", _Zstandard) for number in range(16)),
 )
 _MAGIC_BYTES: Final = 6
 
 
 def _decoder(start: bytes) -> Callable[[], _Decoder] | None:
-    return next((decoder for magic, decoder in _FORMATS if start.startswith(magic)), None)
+    return next((decoder for magic, _, decoder in _FORMATS if start.startswith(magic)), None)
+
+
+def compression_of(source: io.BufferedReader) -> str:
+    """Return how the beginning of a file is compressed: gzip, bzip2, xz or zstd; empty for not at all."""
+    start = source.peek(_MAGIC_BYTES)
+    return next((name for magic, name, _ in _FORMATS if start.startswith(magic)), "")
 
 
 class _Decompressed(io.RawIOBase):

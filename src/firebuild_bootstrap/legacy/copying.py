@@ -8,12 +8,13 @@ have to be.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import posixpath
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO, Final
 
 from firebuild_bootstrap import wire
@@ -29,6 +30,7 @@ from firebuild_bootstrap.context.entries import (
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.guest.users import parse_mode
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.values import dataclass
 
 from .scripts import lines, words
 
@@ -68,7 +70,7 @@ class Piece:
     last: bool = False
 
 
-@dataclass
+@dataclasses.dataclass
 class Batch:
     """Entries that can lie in one directory before they are merged into the destination.
 

@@ -23,7 +23,7 @@ from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
 
 from .copying import plain
-from .old_guest import OldGuest, messages, too_old
+from .old_guest import OldGuest, TooOld, messages
 from .scripts import encode_command
 
 HELLO: Final = ("firebuild-guest", "1")
@@ -129,12 +129,12 @@ class Handlers:
     def _told(self, extended: bool) -> Sequence[str]:
         for command in self._commands:
             if isinstance(command, wire.RunCommand) and (command.mounts or command.network != "default"):
-                raise too_old(f"step {command.step} has --mount or --network, which it does not know")
+                raise TooOld("has --mount or --network, which it does not know", command.step)
         if extended:
             self._texts = self._texts or tuple(map(encode_command, self._commands))
             # Each is a string of the answer: its tag and its length take up to six bytes more.
             if sum(len(text.encode()) + 6 for text in self._texts) > wire.MAX_MESSAGE_BYTES:
-                raise too_old("the steps take more than one message of the protocol")
+                raise TooOld("the steps take more than one message of the protocol")
             return self._texts
         if self._old is None:
             self._old = OldGuest(self._commands, self._resources, session=self._session, events=self._steps)

@@ -9,12 +9,12 @@ that say what became of it.
 from __future__ import annotations
 
 import binascii
+import dataclasses
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from firebuild_bootstrap import wire
@@ -23,6 +23,7 @@ from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
 from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
 from firebuild_bootstrap.service.session import Session, StepEvents
+from firebuild_bootstrap.values import dataclass
 
 from . import copying, scripts
 
@@ -52,7 +53,7 @@ _NOT_UTF8: Final = (
 )
 
 
-@dataclass(eq=False)
+@dataclasses.dataclass(eq=False)
 class Shipment:
     """What one COPY or ADD sends, in portions that are asked for one after the other.
 
@@ -103,7 +104,7 @@ class OldGuest:
             self.commands += self._rewritten(command, resources)
         # Old guests take messages up to nine tenths of what the protocol allows.
         if sum(map(len, map(str.encode, self.commands))) > wire.MAX_CHUNK_BYTES - 64 * 1024:
-            raise too_old("the Dockerfile has too many steps for one message of the protocol")
+            raise TooOld("the Dockerfile has too many steps for one message of the protocol")
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -116,7 +117,7 @@ class OldGuest:
         match command:
             case wire.RunCommand():
                 if command.script is None and "=" in command.argv[0]:
-                    raise too_old(f"step {command.step} runs {command.argv[0]!r}, whose name contains '='")
+                    raise TooOld(f"runs {command.argv[0]!r}, whose name contains '='", command.step)
                 yield self._script(command.step, command.original, scripts.run(command, self._staging))
             case wire.WorkdirCommand():
                 yield self._script(command.step, f"RUN {command.original}", scripts.workdir(command))
@@ -140,7 +141,7 @@ class OldGuest:
         """Return a RUN for a script; old guests expand variables in the last argument, and only there."""
         text = scripts.library(nonce=self._nonce, staging=self._staging, step=step) + script
         if len(text.encode()) > scripts.MAX_SCRIPT_BYTES:
-            raise too_old(f"step {step} is longer than the {scripts.MAX_SCRIPT_BYTES} bytes that it can take")
+            raise TooOld(f"is longer than the {scripts.MAX_SCRIPT_BYTES} bytes that it can take", step)
         command = wire.RunCommand(step=step, original=original, argv=("/bin/sh", "-c", text, "firebuild"))
         return scripts.encode_command(command, extended=False)
 
@@ -224,11 +225,15 @@ def _cut(data: bytes) -> Iterator[bytes]:
         yield data[offset : offset + wire.CHUNK_BYTES]
 
 
-def too_old(why: str) -> FirebuildError:
-    """Return the error for a Dockerfile that such a guest can't execute."""
-    return InputError(
-        f"the guest's vminit is too old for this Dockerfile: {why}", hint="use a current vminit"
-    )
+class TooOld(InputError):
+    """The Dockerfile is more than such a guest can execute; `step` is the number of the step, 0 for all."""
+
+    def __init__(self, why: str, step: int = 0) -> None:
+        what = f"step {step} " if step else ""
+        super().__init__(
+            f"the guest's vminit is too old for this Dockerfile: {what}{why}", hint="use a current vminit"
+        )
+        self.step = step
 
 
 # --- marks ----------------------------------------------------------------------------------------

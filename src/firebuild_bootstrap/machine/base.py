@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
+from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.machine.workspace import BuildDirectory
     from firebuild_bootstrap.mmds.store import MetadataWriter
     from firebuild_bootstrap.wire import CacheMount
 
@@ -92,34 +94,31 @@ Taken = Callable[[int, Path], Path | None]
 where it did not take it."""
 
 
-def finished_layers(directory: Path) -> tuple[StepLayer, ...]:
-    """Return the layers of finished steps that are in the directory of a machine."""
-    upper = directory / FINISHED
-    if not upper.is_dir():
-        return ()
-    return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))
-
-
-class Machine(Protocol):
+class Machine(ABC):
     """One build's machine, from empty to stopped.
 
     The order is listen, metadata.put, prepare, start, wait or stop, layers or tree, close. `close` is always
     allowed.
+
+    Args:
+        workspace: its directory, which is closed with it.
     """
 
-    @property
-    def metadata(self) -> MetadataWriter:
-        """Where the guest reads its metadata from."""
-        ...
+    metadata: MetadataWriter
+    """Where the guest reads its metadata from."""
 
+    def __init__(self, workspace: BuildDirectory) -> None:
+        self._workspace = workspace
+
+    @abstractmethod
     def listen(self) -> Listening:
         """Open the port that the guest calls; the caller closes the socket.
 
         Raises:
             FirebuildError: the address can't be had.
         """
-        ...
 
+    @abstractmethod
     def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
         """Make ready what the machine starts from.
 
@@ -133,36 +132,36 @@ class Machine(Protocol):
         Raises:
             MachineError: it can't be prepared.
         """
-        ...
 
-    def receiver(self, taken: Taken) -> LayerSink | None:
+    def receiver(self, taken: Taken) -> LayerSink | None:  # noqa: ARG002
         """Return what takes the layers that the guest sends; None where they are on this host anyway.
 
         Args:
             taken: is given each, as soon as it is complete.
         """
-        ...
+        return None
 
+    @abstractmethod
     def start(self, options: GuestOptions = ...) -> None:
         """Start vminit.
 
         Raises:
             MachineError: it can't be started.
         """
-        ...
 
     def poll(self) -> MachineExit | None:
-        """Return how the machine ended, or None while it runs."""
-        ...
+        """Return how the machine ended, or None while it runs (or was never started)."""
+        return self.wait(0)
 
+    @abstractmethod
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the end and return what `poll` says then."""
-        ...
 
+    @abstractmethod
     def stop(self, grace: float = 5.0) -> MachineExit | None:
         """End the machine: politely first, by force after `grace` seconds. Nothing of it runs afterwards."""
-        ...
 
+    @abstractmethod
     def tree(self) -> ArchiveLayer | None:
         """Return the whole root file system of a machine that has ended, where its steps left no layers.
 
@@ -171,7 +170,6 @@ class Machine(Protocol):
         Raises:
             MachineError: it can't be read, or the disk is full.
         """
-        ...
 
     def layers(self) -> tuple[StepLayer, ...]:
         """Return what each finished step has changed, in their order; the machine has to be stopped.
@@ -179,8 +177,12 @@ class Machine(Protocol):
         They are gone with the machine unless somebody takes them. None where the steps work on one root
         file system and are not kept apart, and none that `receiver` has given to others.
         """
-        ...
+        upper = self._workspace.path / FINISHED
+        if not upper.is_dir():
+            return ()
+        return tuple(StepLayer(step, upper / str(step)) for step in sorted(map(int, os.listdir(upper))))
 
+    @abstractmethod
     def keep(self, into: Path) -> tuple[str, ...]:
         """Put what is left of a machine that has failed and is stopped into the directory `into`.
 
@@ -193,24 +195,14 @@ class Machine(Protocol):
         Raises:
             MachineError: the disk is full.
         """
-        ...
 
     def silence(self) -> str:
         """Say what it means that a guest is lost, and what to do, where its console is known to be empty.
 
         Empty where the console holds something, or is not known.
         """
-        ...
+        return ""
 
+    @abstractmethod
     def close(self) -> None:
         """Stop, and remove everything that belongs to the machine. Idempotent."""
-        ...
-
-
-def no_instruction(remedy: str) -> str:
-    """Say what an empty console means under KVM: every kernel that runs writes to it in its first second."""
-    return (
-        "its console is empty: the guest has not run one instruction. Most likely /dev/kvm opens here but"
-        " runs no guest, as in a virtual machine without nested virtualisation (`kvm-ok` tells);"
-        f" {remedy}"
-    )

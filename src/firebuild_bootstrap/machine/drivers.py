@@ -47,7 +47,7 @@ def make_machine(
 
             return qemu_machine(settings, workspace, store=store, notice=notice)
         case "firecracker":
-            from firebuild_bootstrap.machine.firecracker.factory import firecracker_machine
+            from firebuild_bootstrap.machine.firecracker.driver import firecracker_machine
 
             return firecracker_machine(settings, workspace, store=store, notice=notice)
         case "external":

@@ -17,22 +17,24 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.guest.caches import try_lock
 from firebuild_bootstrap.image.content_store import write_whole
-from firebuild_bootstrap.image.layertrees import TREE, Layer, StoredLayer
+from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, LayerSink, StoredLayer
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import tree_of
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_empty_ext4
+from firebuild_bootstrap.initramfs import Compression, StaticAddress, initramfs_image, kernel_arguments
 from firebuild_bootstrap.layers.tar import LayerError
-from firebuild_bootstrap.machine.base import FINISHED, StepLayer, Taken, finished_layers
-from firebuild_bootstrap.machine.rootfs import unpack_notes
+from firebuild_bootstrap.machine.base import FINISHED, GuestOptions, Machine, Taken
+from firebuild_bootstrap.machine.console import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CacheMount
 
 VM_CACHES: Final = "cache-mounts/vm"
@@ -118,7 +120,7 @@ class Drives:
         ids = {mount.id: mount for mount in caches}
         for mount in (ids[each] for each in sorted(ids)[:MAX_CACHES]):
             self.caches += (self._cache(mount),)
-        notes = unpack_notes(report)
+        notes = report.notes()
         if len(ids) > MAX_CACHES:
             notes += (f"a machine keeps {MAX_CACHES} cache mounts; the others last as long as this stage",)
         return notes
@@ -127,21 +129,6 @@ class Drives:
         """Return what takes the layers that the guest sends; see `Machine.receiver`."""
         self._received = SentLayers(self._workspace, self._size, taken, self._notice)
         return self._received
-
-    def layers(self) -> tuple[StepLayer, ...]:
-        """Return the layers that nobody has taken yet; see `Machine.layers`."""
-        return finished_layers(self._workspace.path)
-
-    def no_layers(self) -> NoReturn:
-        """Fail, because a guest has not sent the layer of every step, whatever it said of their success.
-
-        Raises:
-            MachineError: always.
-        """
-        raise MachineError(
-            "the guest reported success, but did not send the layer of every step",
-            hint="its vminit has to be of this version of firebuild: have the initramfs made anew",
-        )
 
     def keep(self, into: Path) -> None:
         """Write what the finished steps have made into the directory `into`, as one archive.
@@ -304,6 +291,102 @@ class SentLayers:
             raise MachineError(f"{error.filename or unfinished}: {error.strerror}") from error
         except Interrupted:  # whoever waits for the end of the session tells of it
             raise MachineError(f"the layer of step {step} was not unpacked") from None
-        for note in unpack_notes(report, f"step {step}"):
+        for note in report.notes(f"step {step}"):
             self._notice(note)
         self.trees[step] = self._taken(step, directory) or directory / TREE
+
+
+class VirtualMachine(Machine):
+    """A `Machine` that boots the initramfs, works on drives, and whose guest sends the layers of its steps.
+
+    Args:
+        workspace: the build's directory.
+        drives: all its drives.
+        store: the directory of bases and images.
+        compression: of the initramfs.
+        kernel_args: what the user adds to the kernel's command line.
+        kernel_modules: directories of the kernel's modules.
+        notice: told what the user should know besides.
+    """
+
+    def __init__(
+        self,
+        workspace: BuildDirectory,
+        drives: Drives,
+        *,
+        store: Path,
+        compression: str,
+        kernel_args: Sequence[str],
+        kernel_modules: Sequence[Path],
+        notice: Callable[[str], None],
+    ) -> None:
+        super().__init__(workspace)
+        self._drives = drives
+        self._home = store
+        self._compression = Compression(compression)
+        self._kernel_args = kernel_args
+        self._kernel_modules = kernel_modules
+        self._notice = notice
+        self._initramfs = Path()
+
+    def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
+        """Make the drives and the guest's initramfs; see `Machine.prepare`."""
+        notes = self._drives.prepare(layers, caches)
+        self._initramfs = initramfs_image(
+            self._home, compression=self._compression, kernel_modules=self._kernel_modules
+        )
+        return notes
+
+    def receiver(self, taken: Taken) -> LayerSink:
+        """Return what takes the layers; see `Machine.receiver`."""
+        return self._drives.receiver(taken)
+
+    def tree(self) -> ArchiveLayer | None:
+        """Fail: its guest has to send the layer of every step, whatever it said of their success."""
+        raise MachineError(
+            "the guest reported success, but did not send the layer of every step",
+            hint="its vminit has to be of this version of firebuild: have the initramfs made anew",
+        )
+
+    def keep(self, into: Path) -> tuple[str, ...]:
+        """Keep what finished steps have made, and the end of the console; see `Machine.keep`."""
+        keep_console(self._console(), into)
+        self._drives.keep(into)
+        return ()
+
+    @abstractmethod
+    def _console(self) -> str:
+        """Return the last that it wrote to its serial console, empty before it is started."""
+
+    def _has_own_console(self) -> bool:
+        """Tell whether the user sends what the kernel writes somewhere else."""
+        return any(argument.startswith("console=") for argument in self._kernel_args)
+
+    def _arguments(
+        self,
+        options: GuestOptions,
+        network: StaticAddress | None,
+        mmds: str,
+        *platform: str,
+        reboot: str = "t",
+    ) -> str:
+        """Return the kernel's command line; `platform` is what this kind of machine needs in it."""
+        return kernel_arguments(
+            reboot=reboot,
+            network=network,
+            scratch="/dev/vdb",
+            caches=[cache.name for cache in self._drives.caches],
+            mmds=f"http://{mmds}",
+            mmds_timeout=options.mmds_timeout,
+            connect_timeout=options.connect_timeout,
+            extra=(*platform, *self._kernel_args),
+        )
+
+
+def no_instruction(remedy: str) -> str:
+    """Say what an empty console means under KVM: every kernel that runs writes to it in its first second."""
+    return (
+        "its console is empty: the guest has not run one instruction. Most likely /dev/kvm opens here but"
+        " runs no guest, as in a virtual machine without nested virtualisation (`kvm-ok` tells);"
+        f" {remedy}"
+    )

@@ -12,23 +12,20 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, StoredLayer, chain_key
+from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, LayerTrees, StoredLayer, chain_key
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.trees import Tree, tree_of
+from firebuild_bootstrap.image.trees import Tree, Trees, tree_of
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Listening,
+    Machine,
     MachineExit,
-    StepLayer,
-    Taken,
-    finished_layers,
 )
 from firebuild_bootstrap.machine.console import BoundedLog, keep_console
-from firebuild_bootstrap.machine.rootfs import fill_tree, unpack_notes
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
-from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
+from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.sandbox import Bind, SandboxProcess
 from firebuild_bootstrap.wire import CacheMount
 
@@ -42,7 +39,7 @@ _SCRATCH: Final = "/run/scratch"
 _CACHES: Final = "/run/caches"
 
 
-class LocalMachine:
+class LocalMachine(Machine):
     """A `Machine` in a sandbox: its own processes, host names and mounts, but the host's kernel and network.
 
     Args:
@@ -59,7 +56,7 @@ class LocalMachine:
         bind: str = "127.0.0.1",
         caches: Path | None = None,
     ) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
         self._bind = bind
         self._scratch = workspace.path / "scratch"
         self._caches = self._scratch / "caches"
@@ -72,16 +69,11 @@ class LocalMachine:
         self._lower: tuple[Path, ...] | None = None
         self._between: dict[int, Path] = {}
         self._root = workspace.path / "rootfs"
-        self._store = DataStore()
-        self._emulator = MetadataEmulator(self._store, workspace.path / "mmds" / _SOCKET)
+        self.metadata: DataStore = DataStore()
+        self._emulator = MetadataEmulator(self.metadata, workspace.path / "mmds" / _SOCKET)
         self._process: SandboxProcess | None = None
         self._notes: tuple[str, ...] | None = None
         self._log: BoundedLog | None = None
-
-    @property
-    def metadata(self) -> MetadataWriter:
-        """The metadata of this machine, served on a UNIX socket that only its sandbox sees."""
-        return self._store
 
     def listen(self) -> Listening:
         """Open a port on this host; see `Machine.listen`."""
@@ -150,13 +142,13 @@ class LocalMachine:
         if self._between:
             _make(self._work / "between", *(self._work / "between" / str(step) for step in self._between))
         self._lower = lower
-        return tuple(note for report in reports for note in unpack_notes(report))
+        return tuple(note for report in reports for note in report.notes())
 
     def _copy(self, layers: Sequence[Layer], problem: str) -> tuple[str, ...]:
         where = self._workspace.path
         note = f"the base is copied for this build, because {where} allows no overlay: {problem}"
         _make(self._root, self._work)
-        return (note, *fill_tree(self._trees, self._stored, layers, self._root))
+        return (note, *_fill(self._trees, self._stored, layers, self._root))
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start vminit in the sandbox, unless that was done ahead; see `Machine.start`."""
@@ -189,13 +181,6 @@ class LocalMachine:
         if self._process.stdout is not None:
             self._log = BoundedLog(self._process.stdout)
 
-    def receiver(self, taken: Taken) -> None:
-        """Nothing: its layers are on this host from the beginning; see `Machine.receiver`."""
-
-    def poll(self) -> MachineExit | None:
-        """Return how vminit ended, or None while it runs (or was never started)."""
-        return self.wait(0)
-
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
         code = None if self._process is None else self._process.wait(timeout)
@@ -221,10 +206,6 @@ class LocalMachine:
         path = self._workspace.path / OutputType.TAR.file_name
         return ArchiveLayer(path, self._trees.pack(self._tree(), path).digest)
 
-    def layers(self) -> tuple[StepLayer, ...]:
-        """Return the upper directories of the finished steps; see `Machine.layers`."""
-        return finished_layers(self._workspace.path)
-
     def _tree(self) -> Tree:
         """Return the root file system as it is: all layers, that of an unfinished step included."""
         if self._lower is None:
@@ -242,10 +223,6 @@ class LocalMachine:
             keep_console(self._log.text(), into)
         return ()
 
-    def silence(self) -> str:
-        """Nothing: vminit runs on this host's kernel; see `Machine.silence`."""
-        return ""
-
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
         try:
@@ -254,6 +231,18 @@ class LocalMachine:
         finally:
             self._stored.close()
             self._workspace.close()
+
+
+def _fill(trees: Trees, stored: LayerTrees, layers: Sequence[Layer], root: Path) -> tuple[str, ...]:
+    """Write `layers`, the lowest first, over each other into the empty directory `root`; return notes."""
+    notes = list[str]()
+    for layer in layers:
+        match layer:
+            case ArchiveLayer(path):
+                notes += trees.unpack(path, root, whiteouts=True).notes()
+            case StoredLayer(key):
+                trees.copy(stored.required(key), root, layer=True)
+    return tuple(notes)
 
 
 def _make(*directories: Path, mode: int = 0o755) -> None:

@@ -5,204 +5,95 @@ Names and nesting are those that guests in the field read; see docs/mmds.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Mapping
+from dataclasses import field, fields
+from typing import TYPE_CHECKING, Any, Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, size_of
-from firebuild_bootstrap.wire import BootstrapBlock, WireError
+from firebuild_bootstrap.values import dataclass
+from firebuild_bootstrap.wire import BootstrapBlock
 
 if TYPE_CHECKING:
     from firebuild_pki import TLSMaterial
-
-
-_T = TypeVar("_T")
 
 
 BOOTSTRAP_WIPE: Final[Mapping[str, Any]] = {"latest": {"meta-data": {"Bootstrap": None}}}
 """The merge patch that takes the credentials out of the metadata and leaves everything else."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MachineInfo:
-    """What the machine is made of; `mem_mib` is in MiB, `vmlinux` names the kernel."""
+class _Members:
+    """An object of the document: the fields of a dataclass, under the names in their metadata."""
 
-    cpu: int = 0
-    cpu_template: str = ""
-    ht_enabled: bool = False
-    kernel_args: str = ""
-    mem_mib: int = 0
-    vmlinux: str = ""
+    def to_json(self: Any) -> dict[str, Any]:
+        """Return the object; numbers and truth values are strings, too."""
+        return {entry.metadata["name"]: _leaf(getattr(self, entry.name)) for entry in fields(self)}
 
-    def to_json(self) -> dict[str, str]:
-        """Return the `Machine` object."""
-        return {
-            "CPU": str(self.cpu),
-            "CPUTemplate": self.cpu_template,
-            "HTEnabled": "true" if self.ht_enabled else "false",
-            "KernelArgs": self.kernel_args,
-            "Mem": str(self.mem_mib),
-            "VMLinux": self.vmlinux,
-        }
 
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> MachineInfo:
-        """Read the `Machine` object; what is absent keeps its default."""
-        return cls(
-            cpu=number_of(document, "CPU"),
-            cpu_template=text_of(document, "CPUTemplate"),
-            ht_enabled=text_of(document, "HTEnabled") == "true",
-            kernel_args=text_of(document, "KernelArgs"),
-            mem_mib=number_of(document, "Mem"),
-            vmlinux=text_of(document, "VMLinux"),
-        )
+def _leaf(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _leaf(member) for name, member in value.items()}
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, BootstrapBlock):
+        return value.as_json()
+    return value.to_json() if isinstance(value, _Members) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriveInfo:
-    """One drive; `path_on_host` is the file behind it."""
+class MachineInfo(_Members):
+    """The object `Machine`: what the machine is made of; `mem_mib` is in MiB, `vmlinux` names the kernel."""
 
-    drive_id: str = ""
-    is_read_only: bool = False
-    is_root_device: bool = False
-    part_uuid: str = ""
-    path_on_host: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the object below the drive's id."""
-        return {
-            "DriveID": self.drive_id,
-            "IsReadOnly": "true" if self.is_read_only else "false",
-            "IsRootDevice": "true" if self.is_root_device else "false",
-            "PartUUID": self.part_uuid,
-            "PathOnHost": self.path_on_host,
-        }
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> DriveInfo:
-        """Read the object; what is absent keeps its default."""
-        return cls(
-            drive_id=text_of(document, "DriveID"),
-            is_read_only=text_of(document, "IsReadOnly") == "true",
-            is_root_device=text_of(document, "IsRootDevice") == "true",
-            part_uuid=text_of(document, "PartUUID"),
-            path_on_host=text_of(document, "PathOnHost"),
-        )
+    cpu: int = field(default=0, metadata={"name": "CPU"})
+    cpu_template: str = field(default="", metadata={"name": "CPUTemplate"})
+    ht_enabled: bool = field(default=False, metadata={"name": "HTEnabled"})
+    kernel_args: str = field(default="", metadata={"name": "KernelArgs"})
+    mem_mib: int = field(default=0, metadata={"name": "Mem"})
+    vmlinux: str = field(default="", metadata={"name": "VMLinux"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterfaceInfo:
-    """One network interface; `name_servers` is a comma-separated list."""
+class DriveInfo(_Members):
+    """One drive, by its id; `path_on_host` is the file behind it."""
 
-    gateway: str = ""
-    host_device_name: str = ""
-    if_name: str = ""
-    ip: str = ""
-    ip_addr: str = ""
-    ip_mask: str = ""
-    ip_net: str = ""
-    name_servers: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the object below the interface's MAC address."""
-        return {wire_name: getattr(self, name) for name, wire_name in _INTERFACE_NAMES.items()}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> InterfaceInfo:
-        """Read the object; what is absent is empty."""
-        return cls(**{name: text_of(document, wire_name) for name, wire_name in _INTERFACE_NAMES.items()})
-
-
-_INTERFACE_NAMES: Final = {
-    "gateway": "Gateway",
-    "host_device_name": "HostDeviceName",
-    "if_name": "IfName",
-    "ip": "IP",
-    "ip_addr": "IPAddr",
-    "ip_mask": "IPMask",
-    "ip_net": "IPNet",
-    "name_servers": "NameServers",
-}
+    drive_id: str = field(default="", metadata={"name": "DriveID"})
+    is_read_only: bool = field(default=False, metadata={"name": "IsReadOnly"})
+    is_root_device: bool = field(default=False, metadata={"name": "IsRootDevice"})
+    part_uuid: str = field(default="", metadata={"name": "PartUUID"})
+    path_on_host: str = field(default="", metadata={"name": "PathOnHost"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkInfo:
-    """The machine's network; `interfaces` is by MAC address."""
+class InterfaceInfo(_Members):
+    """One network interface, by its MAC address; `name_servers` is a comma-separated list."""
 
-    cni_network_name: str = ""
-    interfaces: Mapping[str, InterfaceInfo] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the `Network` object."""
-        interfaces = {mac: interface.to_json() for mac, interface in self.interfaces.items()}
-        return {"CniNetworkName": self.cni_network_name, "Interfaces": interfaces}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> NetworkInfo:
-        """Read the `Network` object."""
-        return cls(
-            cni_network_name=text_of(document, "CniNetworkName"),
-            interfaces=objects_of(document, "Interfaces", InterfaceInfo.from_json),
-        )
+    gateway: str = field(default="", metadata={"name": "Gateway"})
+    host_device_name: str = field(default="", metadata={"name": "HostDeviceName"})
+    if_name: str = field(default="", metadata={"name": "IfName"})
+    ip: str = field(default="", metadata={"name": "IP"})
+    ip_addr: str = field(default="", metadata={"name": "IPAddr"})
+    ip_mask: str = field(default="", metadata={"name": "IPMask"})
+    ip_net: str = field(default="", metadata={"name": "IPNet"})
+    name_servers: str = field(default="", metadata={"name": "NameServers"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserInfo:
-    """A user to set up; `ssh_keys` holds authorised keys, one a line."""
+class NetworkInfo(_Members):
+    """The object `Network`; `interfaces` is by MAC address."""
 
-    ssh_keys: str = ""
-
-    def to_json(self) -> dict[str, str]:
-        """Return the object below the user's name."""
-        return {"SSHKeys": self.ssh_keys}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> UserInfo:
-        """Read the object."""
-        return cls(ssh_keys=text_of(document, "SSHKeys"))
-
-
-def text_of(document: Mapping[str, Any], name: str) -> str:
-    """Return a member that is text, empty where it is absent."""
-    value = document.get(name, "")
-    if not isinstance(value, str):
-        raise WireError(f"{name} of the metadata: expected a string, found {type(value).__name__}")
-    return value
-
-
-def number_of(document: Mapping[str, Any], name: str) -> int:
-    """Return a member that is a whole number in text, 0 where it is absent."""
-    found = text_of(document, name) or "0"
-    if not (found.isascii() and found.isdigit()):
-        raise WireError(f"{name} of the metadata: expected a whole number, found {found!r:.40}")
-    return int(found)
-
-
-def object_of(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a member that is an object, empty where it is absent."""
-    value = document.get(name, {})
-    if not isinstance(value, Mapping):
-        raise WireError(f"{name} of the metadata: expected an object, found {type(value).__name__}")
-    return value
-
-
-def texts_of(document: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Return a member that is an object of texts."""
-    inner = object_of(document, name)
-    return {key: text_of(inner, key) for key in inner}
-
-
-def objects_of(
-    document: Mapping[str, Any], name: str, read: Callable[[Mapping[str, Any]], _T]
-) -> dict[str, _T]:
-    """Return a member that is an object of objects, each of them read."""
-    inner = object_of(document, name)
-    return {key: read(object_of(inner, key)) for key in inner}
+    cni_network_name: str = field(default="", metadata={"name": "CniNetworkName"})
+    interfaces: Mapping[str, InterfaceInfo] = field(default_factory=dict, metadata={"name": "Interfaces"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class MetadataDocument:
+class UserInfo(_Members):
+    """A user to set up, by name; `ssh_keys` holds authorised keys, one a line."""
+
+    ssh_keys: str = field(default="", metadata={"name": "SSHKeys"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetadataDocument(_Members):
     """All metadata of one machine.
 
     Args:
@@ -218,55 +109,23 @@ class MetadataDocument:
         users: users by name.
     """
 
-    bootstrap: BootstrapBlock | None = None
-    vmm_id: str = ""
-    drives: Mapping[str, DriveInfo] = field(default_factory=dict)
-    entrypoint_json: str = ""
-    env: Mapping[str, str] = field(default_factory=dict)
-    local_hostname: str = ""
-    machine: MachineInfo = field(default_factory=MachineInfo)
-    network: NetworkInfo = field(default_factory=NetworkInfo)
-    image_tag: str = ""
-    users: Mapping[str, UserInfo] = field(default_factory=dict)
+    bootstrap: BootstrapBlock | None = field(default=None, metadata={"name": "Bootstrap"})
+    vmm_id: str = field(default="", metadata={"name": "VMMID"})
+    drives: Mapping[str, DriveInfo] = field(default_factory=dict, metadata={"name": "Drives"})
+    entrypoint_json: str = field(default="", metadata={"name": "EntrypointJSON"})
+    env: Mapping[str, str] = field(default_factory=dict, metadata={"name": "Env"})
+    local_hostname: str = field(default="", metadata={"name": "LocalHostname"})
+    machine: MachineInfo = field(default_factory=MachineInfo, metadata={"name": "Machine"})
+    network: NetworkInfo = field(default_factory=NetworkInfo, metadata={"name": "Network"})
+    image_tag: str = field(default="", metadata={"name": "ImageTag"})
+    users: Mapping[str, UserInfo] = field(default_factory=dict, metadata={"name": "Users"})
 
     def to_json(self) -> dict[str, Any]:
         """Return the whole document, `latest` at the top; `Bootstrap` is left out where there is none."""
-        members: dict[str, Any] = {
-            "VMMID": self.vmm_id,
-            "Drives": {name: drive.to_json() for name, drive in self.drives.items()},
-            "EntrypointJSON": self.entrypoint_json,
-            "Env": dict(self.env),
-            "LocalHostname": self.local_hostname,
-            "Machine": self.machine.to_json(),
-            "Network": self.network.to_json(),
-            "ImageTag": self.image_tag,
-            "Users": {name: user.to_json() for name, user in self.users.items()},
-        }
-        if self.bootstrap is not None:
-            members["Bootstrap"] = self.bootstrap.as_json()
+        members = super().to_json()
+        if self.bootstrap is None:
+            del members["Bootstrap"]
         return {"latest": {"meta-data": members}}
-
-    @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> MetadataDocument:
-        """Read what `to_json` wrote, or what another host wrote; unknown members are ignored.
-
-        Raises:
-            WireError: a member has the wrong type; the message names it, never its value.
-        """
-        found = object_of(object_of(document, "latest"), "meta-data")
-        bootstrap = object_of(found, "Bootstrap")
-        return cls(
-            bootstrap=BootstrapBlock.from_json(bootstrap) if bootstrap else None,
-            vmm_id=text_of(found, "VMMID"),
-            drives=objects_of(found, "Drives", DriveInfo.from_json),
-            entrypoint_json=text_of(found, "EntrypointJSON"),
-            env=texts_of(found, "Env"),
-            local_hostname=text_of(found, "LocalHostname"),
-            machine=MachineInfo.from_json(object_of(found, "Machine")),
-            network=NetworkInfo.from_json(object_of(found, "Network")),
-            image_tag=text_of(found, "ImageTag"),
-            users=objects_of(found, "Users", UserInfo.from_json),
-        )
 
     def check_size(self, limit: int = STORE_LIMIT) -> None:
         """Make sure that the document fits into the metadata service before it is sent there.

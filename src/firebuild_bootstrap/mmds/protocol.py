@@ -13,12 +13,13 @@ import re
 import secrets
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from firebuild_bootstrap.mmds.store import DataStore, ResourceNotFound, compact_json
+from firebuild_bootstrap.values import dataclass
 
 MAX_REQUEST_BYTES: Final = 2500
 TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - a path

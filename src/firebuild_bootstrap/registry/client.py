@@ -7,9 +7,8 @@ https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#endpoint
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Final, Protocol
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -20,11 +19,17 @@ from firebuild_bootstrap.image.blobs import DIGEST, Described, digest_of
 from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
 from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, joined, shown_url
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
+_UPLOADED: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
+_BYTES: Final = {"Content-Type": "application/octet-stream"}
 _PIECE: Final = 1 << 16
+# What whoever refuses a whole blob is offered: chunks of 64 MiB, then 16, 4 and 1.
+_LARGE_CHUNK: Final = 64 << 20
+_SMALL_CHUNK: Final = 1 << 20
 # Less than this within the time that an answer may take is a connection that has died.
 _LEAST: Final = 16 << 10
 
@@ -94,10 +99,10 @@ class Repository:
             RegistryError: there is none, or the registry does not answer.
         """
 
-        path, what = self._path(f"manifests/{reference}"), self._manifest(reference)
+        path, what = self.path(f"manifests/{reference}"), self._manifest(reference)
 
         def head() -> str:
-            with self._send("HEAD", path, what, headers=_ACCEPT) as response:
+            with self.send("HEAD", path, what, headers=_ACCEPT) as response:
                 found: str = response.headers.get("Docker-Content-Digest", "")
                 return found if DIGEST.fullmatch(found) else ""
 
@@ -113,10 +118,10 @@ class Repository:
         Raises:
             RegistryError: there is none, it is another one, or too long.
         """
-        path, what = self._path(f"manifests/{reference}"), self._manifest(reference)
+        path, what = self.path(f"manifests/{reference}"), self._manifest(reference)
 
         def get() -> Received:
-            with self._send("GET", path, what, headers=_ACCEPT) as response:
+            with self.send("GET", path, what, headers=_ACCEPT) as response:
                 announced = _length(response)
                 if announced is not None and announced > MAX_DOCUMENT:
                     raise RegistryError(
@@ -139,11 +144,11 @@ class Repository:
         Raises:
             RegistryError: the registry refuses it, or stored something else.
         """
-        path, what = self._path(f"manifests/{reference}"), f"pushing {self._manifest(reference)}"
+        path, what = self.path(f"manifests/{reference}"), f"pushing {self._manifest(reference)}"
 
         def put() -> None:
             headers = {"Content-Type": manifest.media_type}
-            with self._send(
+            with self.send(
                 "PUT", path, what, expected=(201, 200, 202), headers=headers, body=manifest.data
             ) as response:
                 stored = response.headers.get("Docker-Content-Digest", manifest.digest)
@@ -171,13 +176,13 @@ class Repository:
             RegistryError: the registry has no such blob, another one, or does not send it on.
             firebuild_bootstrap.image.blobs.BlobError: what it sends is too long.
         """
-        path, what = self._path(f"blobs/{blob.digest}"), f"the blob {blob.digest} of {self.name}"
+        path, what = self.path(f"blobs/{blob.digest}"), f"the blob {blob.digest} of {self.name}"
 
         def get() -> None:
             begin = sink.offset
             headers = {"Range": f"bytes={begin}-"} if begin else {}
             expected = (200, 206, 416) if begin else (200,)
-            with self._send("GET", path, what, expected=expected, headers=headers) as response:
+            with self.send("GET", path, what, expected=expected, headers=headers) as response:
                 if response.status == 416 or (response.status == 206 and _begin(response) != begin):
                     sink.restart()
                     raise RegistryError(
@@ -233,8 +238,8 @@ class Repository:
         """
 
         def head() -> bool:
-            path, what = self._path(f"blobs/{blob.digest}"), f"the blob {blob.digest} of {self.name}"
-            with self._send("HEAD", path, what, expected=(200, 404)) as response:
+            path, what = self.path(f"blobs/{blob.digest}"), f"the blob {blob.digest} of {self.name}"
+            with self.send("HEAD", path, what, expected=(200, 404)) as response:
                 return response.status == 200
 
         return self.registry.retry(head)
@@ -245,12 +250,12 @@ class Repository:
         Raises:
             RegistryError: it refuses to take blobs at all.
         """
-        path = self._path(f"blobs/uploads/?{urlencode({'mount': blob.digest, 'from': source})}")
+        path = self.path(f"blobs/uploads/?{urlencode({'mount': blob.digest, 'from': source})}")
         what = f"taking the blob {blob.digest} from {source} to {self.name}"
 
         def post() -> str:
-            with self._send("POST", path, what, expected=(201, 202)) as response:
-                return "" if response.status == 201 else self._location(response, what)
+            with self.send("POST", path, what, expected=(201, 202)) as response:
+                return "" if response.status == 201 else self.location(response, what)
 
         upload = self.registry.retry(post)
         if upload:  # it has begun an upload instead, which nobody needs (end-13 is OPTIONAL)
@@ -260,7 +265,8 @@ class Repository:
     def upload(
         self, blob: Described, path: Path, count: Callable[[int], None], check: Callable[[], None]
     ) -> None:
-        """Write a blob, in one piece after a POST (end-4a, end-6).
+        """Write a blob: whole after a POST (end-4a, end-6), or in chunks (end-5) where the settings say so or
+        it is refused as too large. One that was cut off goes on where the registry has got to (end-13).
 
         Args:
             path: its content.
@@ -270,30 +276,22 @@ class Repository:
         Raises:
             RegistryError: the registry refuses it, or its connections break.
         """
-        what = f"pushing the blob {blob.digest} to {self.name}"
-
-        def put() -> None:
-            with self._send("POST", self._path("blobs/uploads/"), what, expected=(202,)) as response:
-                target = self._location(response, what)
-            parts = urlsplit(target)
-            query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), ("digest", blob.digest)])
-            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
-            with open(path, "rb") as file:
-                body = _Counted(file, count, check)
-                url = parts._replace(query=query).geturl()
-                with self._send("PUT", url, what, expected=(201, 204), headers=headers, body=body):
-                    pass
-
-        self.registry.retry(put)
+        upload = _Upload(self, blob, path, count, check)
+        self.registry.retry(upload.run, lambda: upload.offset)
 
     def _cancel(self, upload: str) -> None:
         try:
-            with self._send("DELETE", upload, "ending an upload", expected=(204, 202, 200)):
+            with self.send("DELETE", upload, "ending an upload", expected=(204, 202, 200)):
                 pass
         except RegistryError:  # it forgets uploads by itself
             return
 
-    def _location(self, response: Response, what: str) -> str:
+    def location(self, response: Response, what: str) -> str:
+        """Return where an answer wants data to go: https, or where the registry itself is.
+
+        Raises:
+            RegistryError: it is neither.
+        """
         url = joined(f"{self.registry.base}/v2/", response.headers.get("Location", ""))
         if is_downgrade(self.registry.base, url):
             raise RegistryError(
@@ -306,10 +304,11 @@ class Repository:
     def _manifest(self, reference: str) -> str:
         return f"the manifest of {self.name}{'@' if ':' in reference else ':'}{reference}"
 
-    def _path(self, below: str) -> str:
+    def path(self, below: str) -> str:
+        """Return the path of something of this repository."""
         return f"/v2/{self.name}/{below}"
 
-    def _send(
+    def send(
         self,
         method: str,
         url: str,
@@ -319,6 +318,7 @@ class Repository:
         headers: Mapping[str, str] | None = None,
         body: bytes | Readable | None = None,
     ) -> AbstractContextManager[Response]:
+        """Send a request for this repository, see `Registry.send`."""
         return self.registry.send(
             method,
             url,
@@ -341,18 +341,147 @@ def _begin(response: Response) -> int:
     return int(found[1]) if found else -1
 
 
-class _Counted:
-    """A file that tells how much of it was read."""
+class _Upload:
+    """One blob on its way, see `Repository.upload`; `offset` are the bytes that the registry says to have."""
 
-    def __init__(self, file: IO[bytes], count: Callable[[int], None], check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        blob: Described,
+        path: Path,
+        count: Callable[[int], None],
+        check: Callable[[], None],
+    ) -> None:
+        self.offset = 0
+        self._repository = repository
+        self._blob = blob
+        self._path = path
+        self._count = count
+        self._check = check
+        self._what = f"pushing the blob {blob.digest} to {repository.name}"
+        self._url = ""
+        self._resumed = False
+        self._chunk = repository.registry.chunk_size
+        self._least = 0  # bytes of a chunk that the registry wants at least
+
+    def run(self) -> None:
+        """Send what is left."""
+        if self._url:
+            self._resume()
+            if not self._url and self._repository.has(self._blob):  # only its last answer was lost
+                return
+        while True:
+            if not self._url:
+                self._begin()
+            try:
+                while self._chunk and self._blob.size - self.offset > self._chunk:
+                    self._patch()
+                self._put()
+            except RegistryError as error:
+                if self._resumed and error.status in (400, 416):  # it has other bytes than it said
+                    self._forget()
+                elif error.status == 413 and self._smaller():
+                    self._resume()
+                else:
+                    raise
+            else:
+                return
+
+    def _begin(self) -> None:
+        path = self._repository.path("blobs/uploads/")
+        with self._repository.send("POST", path, self._what, expected=(202,)) as response:
+            self._url = self._repository.location(response, self._what)
+            least = response.headers.get("OCI-Chunk-Min-Length", "")
+        self._least = int(least) if re.fullmatch("[0-9]{1,12}", least) else 0
+        self._chunk = self._chunk and max(self._chunk, self._least)
+
+    def _resume(self) -> None:
+        """Ask how much the registry has; where it does not know, all begins anew."""
+        try:
+            with self._repository.send("GET", self._url, self._what, expected=(204, 200, 202)) as response:
+                has = _received(response)
+                self._url = self._repository.location(response, self._what)
+        except RegistryError as error:
+            if error.passing:
+                raise
+            has = 0
+        # Some say 0-0 for nothing as well as for one byte.
+        if 1 < has <= self._blob.size:
+            self.offset, self._resumed = has, True
+        else:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._url, self.offset, self._resumed = "", 0, False
+
+    def _patch(self) -> None:
+        size = self._chunk
+        headers = self._headers(size)
+        with self._sent("PATCH", self._url, size, headers, expected=(202, 204, 201)) as response:
+            self._url = self._repository.location(response, self._what)
+            has = _received(response) or self.offset + size
+        if not self.offset < has <= self.offset + size:
+            raise RegistryError(
+                f"{self._repository.registry.host}: {self._what}: it has {has} bytes, "
+                f"and {self.offset + size} were sent"
+            )
+        self.offset = has
+
+    def _put(self) -> None:
+        parts = urlsplit(self._url)
+        query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), ("digest", self._blob.digest)])
+        size = self._blob.size - self.offset
+        headers = self._headers(size) if self.offset and size else _BYTES | {"Content-Length": str(size)}
+        with self._sent("PUT", parts._replace(query=query).geturl(), size, headers, expected=(201, 204)):
+            pass
+
+    def _headers(self, size: int) -> dict[str, str]:
+        place = {"Content-Length": str(size), "Content-Range": f"{self.offset}-{self.offset + size - 1}"}
+        return _BYTES | place
+
+    @contextmanager
+    def _sent(
+        self, method: str, url: str, size: int, headers: Mapping[str, str], *, expected: tuple[int, ...]
+    ) -> Iterator[Response]:
+        with open(self._path, "rb") as file:
+            file.seek(self.offset)
+            body = _Counted(file, size, lambda sent: self._count(self.offset + sent), self._check)
+            with self._repository.send(
+                method, url, self._what, expected=expected, headers=headers, body=body
+            ) as response:
+                yield response
+
+    def _smaller(self) -> bool:
+        """Choose smaller chunks, as whoever is in front of the registry may take; False for none."""
+        size = min(self._chunk or self._blob.size, 4 * _LARGE_CHUNK) // 4
+        if size < max(_SMALL_CHUNK, self._least):
+            return False
+        self._chunk = size
+        return True
+
+
+def _received(response: Response) -> int:
+    """Return how many bytes of an upload a registry has: its header is `0-LAST`, without a unit."""
+    found = _UPLOADED.fullmatch(response.headers.get("Range", ""))
+    return int(found[1]) + 1 if found else 0
+
+
+class _Counted:
+    """A part of a file that tells how much of it was read."""
+
+    def __init__(
+        self, file: IO[bytes], size: int, count: Callable[[int], None], check: Callable[[], None]
+    ) -> None:
         self._file = file
+        self._size = size
         self._count = count
         self._check = check
         self._read = 0
 
     def read(self, size: int = -1) -> bytes:
         self._check()
-        data = self._file.read(size)
+        left = self._size - self._read
+        data = self._file.read(left if size < 0 else min(size, left))
         self._read += len(data)
         self._count(self._read)
         return data

@@ -14,15 +14,19 @@ import binascii
 import json
 import os
 import re
+import select
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import field
+from functools import partial
+from typing import IO, Any, Final, cast
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.registry.settings import RegistrySettings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 HUB: Final = "docker.io"
@@ -34,6 +38,7 @@ _MAX_FILE: Final = 1 << 20
 _MAX_ANSWER: Final = 64 << 10
 _HELPER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
 _HELPER_SECONDS: Final = 60.0
+_HELPER_PAUSE: Final = 0.2
 # What docker-credential-helpers print for a registry that they do not know (credentials/error.go).
 _NOT_FOUND: Final = ("credentials not found", "no credentials server url", "no credentials username")
 
@@ -65,7 +70,11 @@ class Credentials:
 
 
 def find_credentials(
-    host: str, repository: str, settings: RegistrySettings, environ: Mapping[str, str]
+    host: str,
+    repository: str,
+    settings: RegistrySettings,
+    environ: Mapping[str, str],
+    check: Callable[[], None] = lambda: None,
 ) -> Credentials | None:
     """Return who logs in at a registry, or None for nobody.
 
@@ -74,6 +83,7 @@ def find_credentials(
         repository: what is pulled or pushed there; podman's files may have a login of its own for it.
         settings: what is special about the registry.
         environ: environment variables, usually `os.environ`.
+        check: called again and again while a program for credentials is waited for; may raise.
 
     Raises:
         InputError: a file is malformed, or a program for credentials fails.
@@ -86,7 +96,7 @@ def find_credentials(
         return Credentials(where, settings.username, settings.password.resolve(environ))
     wanted = tuple(_keys(host, repository))
     for source, document in _documents(environ):
-        found = _of_document(document, wanted, source, environ)
+        found = _of_document(document, wanted, source, partial(_ask, environ=environ, check=check))
         if found is not None:
             return found
     return None
@@ -105,8 +115,13 @@ def _documents(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, A
         yield "DOCKER_AUTH_CONFIG", _document("DOCKER_AUTH_CONFIG", text)
     for path in _paths(environ):
         try:
-            with open(path, encoding="utf-8") as file:
-                text = file.read(_MAX_FILE)
+            with open(path, "rb") as file:
+                data = file.read(_MAX_FILE + 1)
+            if len(data) > _MAX_FILE:
+                raise InputError(
+                    f"{one_line(path)} can't be read for credentials: more than {_MAX_FILE} bytes"
+                )
+            text = data.decode()
         except (FileNotFoundError, NotADirectoryError):
             continue
         except (OSError, UnicodeDecodeError) as error:
@@ -138,17 +153,20 @@ def _document(source: str, text: str) -> Mapping[str, Any]:
 
 
 def _of_document(
-    document: Mapping[str, Any], wanted: Sequence[str], source: str, environ: Mapping[str, str]
+    document: Mapping[str, Any],
+    wanted: Sequence[str],
+    source: str,
+    ask: Callable[[str, str], Credentials | None],
 ) -> Credentials | None:
     helpers, auths, store = (document.get(key) for key in ("credHelpers", "auths", "credsStore"))
     helpers = _by_host(helpers)
     for key in wanted:
         if isinstance(helper := helpers.get(key), str):
-            return _ask(helper, key, environ)
+            return ask(helper, key)
     if isinstance(store, str) and store:
         for key in wanted:
             # A store knows hosts; it would be asked in vain for each part of a path.
-            if "/" not in key and (found := _ask(store, key, environ)) is not None:
+            if "/" not in key and (found := ask(store, key)) is not None:
                 return found
     known = _by_host(auths)
     for key in wanted:
@@ -188,7 +206,7 @@ def _of_entry(entry: Mapping[str, object], source: str) -> Credentials | None:
     return found if password or found.identity_token or found.registry_token else None
 
 
-def _ask(helper: str, key: str, environ: Mapping[str, str]) -> Credentials | None:
+def _ask(helper: str, key: str, environ: Mapping[str, str], check: Callable[[], None]) -> Credentials | None:
     """Ask a program for credentials: it reads the registry, and writes JSON.
 
     https://github.com/docker/docker-credential-helpers#development
@@ -197,7 +215,7 @@ def _ask(helper: str, key: str, environ: Mapping[str, str]) -> Credentials | Non
     if _HELPER.fullmatch(helper) is None:
         raise InputError(f"{one_line(program)} can't be the name of a program for credentials")
     server = _HUB_KEY if key in (HUB, OLD_HUB) else key
-    status, text = _run(program, server, environ)
+    status, text = _run(program, server, environ, check)
     if status:
         if any(known in text.lower() for known in _NOT_FOUND):
             return None
@@ -213,7 +231,8 @@ def _ask(helper: str, key: str, environ: Mapping[str, str]) -> Credentials | Non
     return Credentials(program, username, secret)
 
 
-def _run(program: str, server: str, environ: Mapping[str, str]) -> tuple[int, str]:
+def _run(program: str, server: str, environ: Mapping[str, str], check: Callable[[], None]) -> tuple[int, str]:
+    """Run a program of bounded output and time; what it has started ends with it."""
     try:
         process = subprocess.Popen(
             [program, "get"],
@@ -230,10 +249,44 @@ def _run(program: str, server: str, environ: Mapping[str, str]) -> tuple[int, st
         ) from None
     with process:
         try:
-            out, _ = process.communicate(server.encode(), timeout=_HELPER_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise InputError(f"{program} gave no answer in {_HELPER_SECONDS:g} seconds") from None
+            answer = _conversation(program, process, server, check)
         finally:
+            # Before it is waited for: until then nobody else can have got its number.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, out[:_MAX_ANSWER].decode("utf-8", "replace")
+    return process.returncode, answer.decode("utf-8", "replace")
+
+
+def _conversation(
+    program: str, process: subprocess.Popen[bytes], server: str, check: Callable[[], None]
+) -> bytes:
+    """Send one line, and return what comes until the program ends, which is not waited for."""
+    asked, answers = cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
+    with suppress(BrokenPipeError):  # it does not read what it is asked
+        asked.write(server.encode())
+        asked.close()
+    answer = bytearray()
+    end = time.monotonic() + _HELPER_SECONDS
+    output, ended = answers.fileno(), os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(output, select.POLLIN)
+        poll.register(ended, select.POLLIN)
+        while True:
+            check()
+            ready = {descriptor for descriptor, _ in poll.poll(_HELPER_PAUSE * 1000)}
+            # What the program has written is read before its end counts; what its children write is not.
+            if output in ready:
+                piece = os.read(output, _MAX_ANSWER)
+                answer += piece
+                if len(answer) > _MAX_ANSWER:
+                    raise InputError(f"the answer of {program} has more than {_MAX_ANSWER} bytes")
+                if not piece:
+                    poll.unregister(output)
+            elif ended in ready:
+                break
+            if time.monotonic() > end:
+                raise InputError(f"{program} gave no answer in {_HELPER_SECONDS:g} seconds")
+    finally:
+        os.close(ended)
+    return bytes(answer)

@@ -5,13 +5,14 @@ What was pulled once is in the store of blobs by its digest, and is not fetched 
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import Tasks
@@ -21,8 +22,9 @@ from firebuild_bootstrap.image.oci import (
     MAX_DOCUMENT,
     Descriptor,
     ImageDocument,
-    Index,
     Manifest,
+    check_image,
+    choose_image,
     parse_config,
     parse_manifest,
 )
@@ -31,13 +33,13 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")
 
-# An index may name another one; more levels are a loop, or no image (image-index.md).
-_MAX_NESTED: Final = 3
 _OFFICIAL: Final = "library/"
+_PAUSE: Final = 0.1
 _Job = Callable[[Callable[[], None]], None]
 
 
@@ -137,17 +139,17 @@ class Registries:
             wanted = digest or _wanted(reference)
             sources, received = self._manifest(sources, wanted, blobs)
             top = wanted if ":" in wanted else received.digest
-            manifest = self._chosen(sources, received, blobs, platform)
+            manifest, _ = choose_image(
+                parse_manifest(received.data, received.media_type),
+                platform,
+                lambda entry: self._manifest(sources, entry.digest, blobs)[1].data,
+            )
             if manifest.config.size > MAX_DOCUMENT:
                 raise InputError(f"{reference}: its configuration has {manifest.config.size} bytes")
             self._fetch(sources, manifest.config, blobs)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
-        if len(document.diff_ids) != len(manifest.layers):
-            raise InputError(
-                f"{reference}: its manifest has {len(manifest.layers)} layers, "
-                f"and its configuration {len(document.diff_ids)}",
-                hint="whoever made it is broken or hostile",
-            )
+        check_image(manifest, document, platform)
+        blobs.make_room(manifest.layers)
         layers = list({layer.digest: layer for layer in manifest.layers}.values())
         count = len(layers)
 
@@ -158,23 +160,6 @@ class Registries:
         jobs = [job(number, layer) for number, layer in enumerate(layers, 1)]
         side_by_side(jobs, self.around.settings.connections, self.around.check)
         return Pulled(top, manifest, document)
-
-    def _chosen(
-        self, sources: list[Repository], received: Received, blobs: BlobStore, platform: Platform
-    ) -> Manifest:
-        for _ in range(_MAX_NESTED):
-            found = parse_manifest(received.data, received.media_type)
-            if not isinstance(found, Index):
-                return found
-            entry = found.choose(platform)
-            if entry.size > MAX_DOCUMENT:
-                raise InputError(
-                    f"the manifest {entry.digest} has {entry.size} bytes; {MAX_DOCUMENT} are allowed"
-                )
-            _, received = self._manifest(sources, entry.digest, blobs)
-            entry.check(received.data)
-            received = replace(received, media_type=entry.media_type)
-        raise InputError("the index names an index that names an index, and so on")
 
     def _manifest(
         self, sources: list[Repository], wanted: str, blobs: BlobStore
@@ -230,6 +215,32 @@ class Registries:
                 f"{mirror.registry.host} failed, {other.registry.host} is asked instead: "
                 f"{one_line(error.message)}"
             )
+
+
+def connected(settings: Any, check: Callable[[], None], tasks: Tasks) -> Registries:
+    """Return the registries as the settings of a build have them, which the caller closes.
+
+    Args:
+        settings: the whole settings, for their sections `registries` and `ca`.
+        check: called again and again; what it raises ends the work.
+        tasks: as for `Registries`.
+    """
+    from firebuild_bootstrap.registry.tls import ca_anchors
+
+    def pause(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            check()
+            time.sleep(min(left, _PAUSE))
+
+    around = Surroundings(
+        settings=settings.registries,
+        environ=os.environ,
+        anchors=lambda: ca_anchors(settings.ca, check=check),
+        check=check,
+        pause=pause,
+    )
+    return Registries(around, tasks)
 
 
 def side_by_side(jobs: Sequence[_Job], several: int, check: Callable[[], None]) -> None:

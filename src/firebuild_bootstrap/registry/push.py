@@ -6,6 +6,7 @@ The order is that of the distribution specification ("Push"): a manifest whose b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from firebuild_bootstrap.image.attestations import Attested
 from firebuild_bootstrap.image.blobs import BlobStore
@@ -23,6 +24,7 @@ def push(
     *,
     attested: Attested | None = None,
     related: Sequence[Reference] = (),
+    fetch: Callable[[Descriptor], Path] | None = None,
 ) -> str:
     """Push an image and return the digest of what its tag names: its manifest, or an index.
 
@@ -33,6 +35,7 @@ def push(
         attested: what is said about it; the tag names the index of that then.
         related: images that may share layers with it, such as its base: if they are in the same registry,
             it takes the layers from there.
+        fetch: brings a blob to the store that is not there, and that the registry does not have either.
 
     Raises:
         RegistryError: the registry refuses it, or can't be asked.
@@ -45,17 +48,19 @@ def push(
     # Held by this thread: the threads below only read.
     manifests = (manifest,) if attested is None else (manifest, attested.attestation)
     needed = tuple({blob.digest: blob for each in manifests for blob in each.blobs}.values())
-    paths = {blob.digest: blobs.required(blob.digest) for blob in needed}
+    take = blobs.required if fetch is None else blobs.hold
+    paths = {blob.digest: take(blob.digest) for blob in needed}
     count = len(paths)
 
     def job(number: int, blob: Descriptor) -> Callable[[Callable[[], None]], None]:
         def send(check: Callable[[], None]) -> None:
             if repository.has(blob) or any(_mounted(repository, blob, source) for source in also):
                 return
+            path = paths[blob.digest] or (fetch(blob) if fetch is not None else blobs.required(blob.digest))
             sent = [0]
             what = f"pushing {reference}, blob {number} of {count}"
             with registries.tasks.task(what, total=blob.size, measure=lambda: sent[0]):
-                repository.upload(blob, paths[blob.digest], lambda size: sent.__setitem__(0, size), check)
+                repository.upload(blob, path, lambda size: sent.__setitem__(0, size), check)
 
         return send
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from firebuild_bootstrap.bootstrap_settings import ByteSize
 from firebuild_pki.addresses import is_safe
 from firebuild_pki.config import PositiveDuration, SecretRef, Settings
 
@@ -75,6 +76,9 @@ class RegistrySettings(Settings):
     """PEM file of the client certificate's private key; other users must not be able to read it."""
     key_passphrase: SecretRef | None = None
     """Where the passphrase of an encrypted key_file is."""
+    chunk_size: Annotated[ByteSize, Field(ge=1 << 20)] | None = None
+    """How much of a layer is sent at a time, such as 64MiB, where the registry or a proxy before it takes no
+    more; by default a layer is sent whole, and in chunks once that is refused as too large."""
     username: str | None = None
     """Who logs in, instead of whom the files of docker or podman name."""
     password: SecretRef | None = None

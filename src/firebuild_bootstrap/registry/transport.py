@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from http import HTTPStatus
 from typing import Final, Protocol, TypeVar
 from urllib.parse import unquote, urlencode, urljoin, urlsplit
@@ -35,6 +35,7 @@ from firebuild_bootstrap.registry.answers import (
 from firebuild_bootstrap.registry.credentials import HUB, OLD_HUB, Credentials, find_credentials
 from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySettings
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import is_safe, proxy_for
 from firebuild_pki.connections import POOLS, TlsFault, connection_words, tls_fault, wrapped
 from firebuild_pki.display import one_line
@@ -117,6 +118,11 @@ class Registry:
     def seconds(self) -> float:
         """How long an answer may take."""
         return self._around.seconds
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes that are sent at a time; 0 for a whole blob."""
+        return self._settings.chunk_size or 0
 
     def close(self) -> None:
         """Close the connections, now: urllib3 would wait until nothing refers to a pool."""
@@ -213,8 +219,9 @@ class Registry:
 
     def _logged_in(self, call: _Call, scopes: tuple[str, ...], repository: str) -> Response:
         authorization = self._authorization(scopes, repository, call.what)
-        response = self._followed(call, authorization)
-        if response.status != HTTPStatus.UNAUTHORIZED or not self.is_ours(call.url):
+        response, url = self._followed(call, authorization)
+        # Whoever a redirect leads to names no realm for the logins of this registry.
+        if response.status != HTTPStatus.UNAUTHORIZED or not self.is_ours(url):
             return response
         challenge = read_challenges(response.headers.getlist("WWW-Authenticate"))
         body = self._drained(response)
@@ -226,18 +233,19 @@ class Registry:
             raise self._unknown_user(401, body, call.what, self._credentials(repository))
         if call.body is not None and not isinstance(call.body, bytes):  # some of it has been read
             raise RegistryError(f"{self.host}: {call.what}: it wants a new login", status=401, passing=True)
-        response = self._followed(call, renewed)
-        if response.status == HTTPStatus.UNAUTHORIZED:
+        response, url = self._followed(call, renewed)
+        if response.status == HTTPStatus.UNAUTHORIZED and self.is_ours(url):
             body = self._drained(response)
             raise self._unknown_user(401, body, call.what, self._credentials(repository))
         return response
 
-    def _followed(self, call: _Call, authorization: str) -> Response:
+    def _followed(self, call: _Call, authorization: str) -> tuple[Response, str]:
+        """Return the answer at the end of redirects, and where that is."""
         url = call.url
         for _ in range(_MAX_REDIRECTS + 1):
             response = self._exchange(call, url, authorization if self.is_ours(url) else "")
             if response.status not in _REDIRECTS or call.method not in ("GET", "HEAD"):
-                return response
+                return response, url
             location = response.headers.get("Location")
             self._drained(response)
             if not location:
@@ -339,7 +347,9 @@ class Registry:
     def _credentials(self, repository: str) -> Credentials | None:
         with self._lock:
             if repository not in self._found:
-                found = find_credentials(self.host, repository, self._settings, self._around.environ)
+                found = find_credentials(
+                    self.host, repository, self._settings, self._around.environ, self._around.check
+                )
                 self._found[repository] = found
             return self._found[repository]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from firebuild_bootstrap.sandbox.bwrap import Sandbox, end_holders, find_bwrap
-from firebuild_bootstrap.sandbox.detect import detect, expected, probe
+from firebuild_bootstrap.sandbox.bwrap import Sandbox, detect, end_holders, expected, find_bwrap, probe
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess
 from firebuild_bootstrap.sandbox.runtime import Bind, Link, Runtime, find_runtime

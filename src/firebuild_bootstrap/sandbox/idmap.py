@@ -10,12 +10,13 @@ import json
 import os
 import pwd
 import shutil
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.values import dataclass
 
 _MAX_RANGES: Final = 340  # of one map; user_namespaces(7)
 

@@ -9,11 +9,12 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Final
 
 import firebuild_bootstrap
+from firebuild_bootstrap.values import dataclass
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")
 _SETTINGS: Final = ("ld.so.cache", "resolv.conf", "hosts", "nsswitch.conf", "alternatives")

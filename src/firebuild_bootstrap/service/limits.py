@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost
+from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:

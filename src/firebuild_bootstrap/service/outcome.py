@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost, InputError, StepFailed
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import block
 
 _MAX_STATUS: Final = 255
@@ -86,10 +86,11 @@ def check_status(step: int, exit_code: int) -> None:
 
 def failure(error: FirebuildError) -> Outcome:
     """Return the outcome that belongs to an error which the guest did not report itself."""
+    step = getattr(error, "step", 0)
     match error:
         case GuestLost():
             return Outcome(ending=Ending.LOST, error=error)
         case BuildTimeout():
             return Outcome(ending=Ending.TIMEOUT, error=error)
         case _:
-            return Outcome(ending=Ending.SERVER_ERROR, error=error)
+            return Outcome(ending=Ending.SERVER_ERROR, error=error, step=step)

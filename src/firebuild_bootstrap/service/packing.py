@@ -68,8 +68,8 @@ def _group(from_directory: bool, keep_owner: bool, of_tree: bool) -> bytes:
     return pb.ToGuest(group=group).SerializeToString()
 
 
-def _parts(entry: Entry) -> Iterable[bytes]:
-    """Return an entry of the archive in parts of at most a megabyte."""
+def _parts(entry: Entry) -> Iterable[bytes | memoryview]:
+    """Return an entry of the archive in parts of at most a megabyte, each to be taken before the next."""
     if entry.kind != tar.FILE:
         return (tar.encode(_header(entry), 0)[0],)
     if entry.file is None:
@@ -125,7 +125,7 @@ def _stream(entry: Entry) -> Iterator[bytes]:
     yield bytes(-entry.size % tar.BLOCK)
 
 
-def _large(entry: Entry, file: FileOnDisk) -> Iterator[bytes]:
+def _large(entry: Entry, file: FileOnDisk) -> Iterator[bytes | memoryview]:
     descriptor = file.descriptor()
     try:
         yield from _regions(entry, file, descriptor)
@@ -135,22 +135,24 @@ def _large(entry: Entry, file: FileOnDisk) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def _regions(entry: Entry, file: FileOnDisk, descriptor: int) -> Iterator[bytes]:
-    """Yield a file without its holes."""
+def _regions(entry: Entry, file: FileOnDisk, descriptor: int) -> Iterator[bytes | memoryview]:
+    """Yield a file without its holes; what was yielded is gone with the next."""
     regions = data_regions(descriptor, entry.size)
     if regions is not None and len(regions) > _MAX_REGIONS:
         regions = None
     header = _header(entry, regions, attributes_of(descriptor))
     head, table = tar.encode(header, header.stored)
     yield head
+    # One piece of memory for all, which stays in the core's cache; each piece is copied into its message.
+    buffer = memoryview(bytearray(min(entry.size, wire.CHUNK_BYTES)))
     for begin, length in ((0, entry.size),) if regions is None else regions:
         at, end = begin, begin + length
         while at < end:
-            data = os.pread(descriptor, min(wire.CHUNK_BYTES, end - at), at)
-            if not data:
+            size = os.preadv(descriptor, [buffer[: end - at]], at)
+            if not size:
                 raise file.changed(ended_early(entry.size - at, entry.size))
-            at += len(data)
-            yield data
+            at += size
+            yield buffer[:size]
     missing = entry.size - os.fstat(descriptor).st_size  # the end of it may be a hole
     if missing > 0:
         raise file.changed(ended_early(missing, entry.size))

@@ -18,7 +18,6 @@ import logging
 import secrets
 import socket
 import threading
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Final, Protocol
 
@@ -38,6 +37,7 @@ from firebuild_bootstrap.service.tls import (
     handshake_problem,
     server_context,
 )
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial
 
 logger: Final = logging.getLogger("firebuild.service")

@@ -28,7 +28,7 @@ from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_bootstrap.service.stream import NoLayers, Stream
 from firebuild_bootstrap.service.tls import Pin
-from firebuild_bootstrap.wire import AnyCommand, CopyCommand, mount_resources
+from firebuild_bootstrap.wire import CHUNK_BYTES, AnyCommand, CopyCommand, mount_resources
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
 
@@ -199,6 +199,8 @@ class BootstrapServer:
                 # A guest waits with its next call then, as HTTP/2 tells it (RFC 9113, section 5.1.2).
                 ("grpc.max_concurrent_streams", _CALLS_PER_CONNECTION),
                 ("grpc.http2.lookahead_bytes", _UNREAD_BYTES),
+                # A piece of files goes to TLS at once; by default it goes in sixteen parts.
+                ("grpc.http2.write_buffer_size", CHUNK_BYTES),
                 # Who is passed through shakes hands here (proxy.py).
                 ("grpc.server_handshake_timeout_ms", round(self._limits.handshake_timeout * 1000)),
                 # A guest asks for signs of life, as often as it wants; HTTP/2 bounds the answers that wait.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import hmac
-from dataclasses import dataclass
 from typing import Final
 
 from cryptography import x509
@@ -14,6 +14,7 @@ from OpenSSL import SSL, crypto
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial, parse_certificates, read_certificate
 from firebuild_pki.display import one_line
 
@@ -96,7 +97,7 @@ _TLS_PROBLEMS: Final = {
 }
 
 
-@dataclass
+@dataclasses.dataclass
 class Inspection:
     """What the verification of one peer finds.
 

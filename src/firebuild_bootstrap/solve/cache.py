@@ -32,19 +32,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import FirebuildError, MachineError
+from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image.content_store import unusable_store
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import allocated
+from firebuild_bootstrap.values import dataclass
 
-_ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
-_KEY: Final = re.compile("[0-9a-f]{64}")
+ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
+KEY: Final = re.compile("[0-9a-f]{64}")
 _MAX_RECORD: Final = 64 * 1024
-_MAX_TEXT: Final = 300
+MAX_TEXT: Final = 300
 LINKED: Final = "link"
 """The parent of a layer that is made on the empty tree, and lies on whatever comes before it."""
 
@@ -62,6 +62,7 @@ class Entry:
         text: the instruction, for display.
         created: seconds since 1970; 0 where that is not known.
         sources: layers of other stages that went into it: their keys and ids.
+        origin: the remote cache that it came from; empty for one that was made here.
         path: its tree; not there yet in what `usage` and `prune` return.
     """
 
@@ -72,6 +73,7 @@ class Entry:
     text: str
     created: float
     sources: tuple[tuple[str, str], ...] = ()
+    origin: str = ""
     path: Path = Path()
 
     @property
@@ -169,6 +171,8 @@ class Cache:
         identity: str = "",
         base: str = "",
         replace: bool = False,
+        created: float | None = None,
+        origin: str = "",
     ) -> Entry:
         """Make `directory` the result of `key`.
 
@@ -186,6 +190,8 @@ class Cache:
             identity: a `new_id`, so that several who do the same make one entry.
             base: what the first of its chain lies on, as for `find`.
             replace: this result is to be found, and no other.
+            created: when it was made, in seconds since 1970; None for now.
+            origin: see `Entry`.
 
         Raises:
             MachineError, InputError: the store can't be written, or somebody removed the parent. `directory`
@@ -196,9 +202,10 @@ class Cache:
             key=key,
             parent=parent if isinstance(parent, str) else parent.id,
             size=allocated(directory) if size is None else size,
-            text=text[:_MAX_TEXT],
-            created=self._clock(),
+            text=text[:MAX_TEXT],
+            created=self._clock() if created is None else created,
             sources=tuple(sources),
+            origin=origin,
         )
         with self._changing():
             done = self._held(self._record(entry.id))
@@ -206,12 +213,44 @@ class Cache:
                 return done
             for each in _names(entry.parent):
                 # A prune that is killed may leave the record of a layer that it has removed.
-                if _ID.fullmatch(each) and self._held(self._record(each)) is None:
+                if ID.fullmatch(each) and self._held(self._record(each)) is None:
                     raise MachineError(
                         f"{self._record_files / each}: somebody removed it while it was used",
                         hint="let only firebuild remove what is in the store",
                     )
             return self._add(entry, directory, base, replace=replace)
+
+    def import_(self, entry: Entry, directory: Path, base: str = "") -> Entry:
+        """Keep a layer that came from a remote cache, under the id that it had there.
+
+        Args:
+            entry: what the remote cache says of it.
+            directory: the directory of `LayerTrees.unpacking`.
+            base: as for `commit`.
+
+        Raises:
+            InputError: it contradicts what is here.
+            MachineError: as `commit`.
+        """
+        done = self.commit(
+            entry.key,
+            directory,
+            parent=entry.parent,
+            text=entry.text,
+            sources=entry.sources,
+            identity=entry.id,
+            base=base,
+            created=entry.created,
+            origin=entry.origin,
+        )
+        if (done.key, done.parent) != (entry.key, entry.parent):
+            raise InputError(f"the layer {entry.id} is another one here")
+        return done
+
+    def entry(self, identity: str) -> Entry | None:
+        """Return a layer that is there, held until the store of layers is closed; None where it is not."""
+        with self._errors("read"):
+            return self._held(self._record(identity))
 
     def size(self, identity: str) -> int:
         """Return the bytes that a layer takes; 0 where nothing is known about it."""
@@ -256,6 +295,7 @@ class Cache:
         everything: bool = False,
         max_size: int | None = None,
         older_than: float | None = None,
+        imported: bool = False,
         dry_run: bool = False,
         sweep: bool = True,
     ) -> list[Entry]:
@@ -268,6 +308,7 @@ class Cache:
             max_size: of the rest, least recently used first, until all but what images need takes at most so
                 many bytes. Bases without a layer on them are then like all others.
             older_than: of the rest what was not used for so many seconds; the same goes for bases.
+            imported: of the rest what came from remote caches.
             dry_run: remove nothing.
             sweep: free the space at once; `LayerTrees.settle` does it otherwise.
 
@@ -280,7 +321,7 @@ class Cache:
         if not self.trees.root.is_dir():
             return []
         removed: list[Entry] = []
-        plain = max_size is None and older_than is None
+        plain = max_size is None and older_than is None and not imported
         oldest = self._clock() - older_than if older_than is not None else 0.0
         with self._changing():
             survey = self._survey()
@@ -293,6 +334,7 @@ class Cache:
                     or not use.found
                     or (max_size is not None and total > max_size)
                     or use.last_used < oldest
+                    or (imported and entry.origin)
                     or (plain and entry.is_base)
                 )
                 if not wanted or use.in_use or use.named or survey.layers[entry.id]:
@@ -330,7 +372,7 @@ class Cache:
             if error.errno not in (errno.ENOENT, errno.EINVAL):  # EINVAL: it is not a link
                 raise
             return ""
-        return identity if _ID.fullmatch(identity) else ""
+        return identity if ID.fullmatch(identity) else ""
 
     def _record(self, identity: str) -> Entry | None:
         """Return what is known about a layer, or None if nothing is."""
@@ -346,7 +388,7 @@ class Cache:
         for identity in used:
             if not self.trees.path(identity).is_dir():
                 continue
-            if _ID.fullmatch(identity) is None:
+            if ID.fullmatch(identity) is None:
                 entries[identity] = Entry(
                     identity, "", "", self.trees.size(identity), f"FROM {identity}", 0.0
                 )
@@ -398,7 +440,7 @@ class Cache:
         while below is not None:
             names = _names(below.parent)
             for name in reversed(names):
-                below = self._record(name) if _ID.fullmatch(name) and name != base else None
+                below = self._record(name) if ID.fullmatch(name) and name != base else None
                 if below is not None:
                     yield below
 
@@ -440,7 +482,7 @@ class Cache:
             if not (self._record_files / (self._identity(name) or "missing")).exists():
                 (self._keys / name).unlink()
         for name in names:
-            orphan = _ID.fullmatch(name) and not (self._record_files / name).exists()
+            orphan = ID.fullmatch(name) and not (self._record_files / name).exists()
             if name not in named and (orphan or name not in there):
                 self.trees.discard(name, unused=True)
 
@@ -530,7 +572,7 @@ class _Survey:
             # A base need not be there: it can be unpacked again.
             parents = _names(entry.parent)
             lies_well = all(
-                each in found or each in self.named or _ID.fullmatch(each) is None for each in parents
+                each in found or each in self.named or ID.fullmatch(each) is None for each in parents
             )
             if lies_well and self._cache.leads_to(entry) and not self._cache.outdated(entry):
                 found.add(entry.id)
@@ -564,12 +606,13 @@ def _document(entry: Entry) -> str:
 def _entry(identity: str, document: dict[str, Any]) -> Entry:
     return Entry(
         id=identity,
-        key=_text(document["key"], _KEY),
+        key=_text(document["key"], KEY),
         parent=str(document["parent"]),
         size=int(document["size"]),
         text=str(document["text"]),
         created=float(document["created"]),
-        sources=tuple((_text(key, _KEY), _text(layer, _ID)) for key, layer in document["sources"]),
+        sources=tuple((_text(key, KEY), _text(layer, ID)) for key, layer in document["sources"]),
+        origin=str(document.get("origin", "")),
     )
 
 

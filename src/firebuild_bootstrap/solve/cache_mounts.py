@@ -13,11 +13,11 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.image.trees import allocated
+from firebuild_bootstrap.values import dataclass
 
 _MAX_ID: Final = 4096
 

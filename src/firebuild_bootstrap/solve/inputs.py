@@ -95,7 +95,10 @@ class Inputs:
 
     def commit(self, tree: GitTree) -> str:
         """Return the digest of what was fetched: with its files it is as good as the commit's."""
-        return digest_of(self._fetched[tree].entries(), self._nothing).digest
+        entries = self._fetched[tree].entries()
+        if tree.keep_git_dir:
+            entries = (entry for entry in entries if _is_of_commit(entry.path))
+        return digest_of(entries, self._nothing).digest
 
     def unchanged(self, operation: Operation, parts: Parts) -> bool:
         """Tell whether the files that an operation took are still those that its key was made of."""
@@ -129,6 +132,11 @@ def takes_files(operation: Operation) -> bool:
         case Run():
             return any(isinstance(each, BindMount) and _of_context(each) for each in inputs_of(operation))
     return False
+
+
+def _is_of_commit(path: str) -> bool:
+    """Whether a file tells of a commit. Of `.git` only HEAD does: the index has times and inodes."""
+    return ".git" not in path.split("/")[:-1] or path.endswith(".git/HEAD")
 
 
 def _of_context(taken: Files | BindMount) -> bool:

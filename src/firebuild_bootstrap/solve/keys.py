@@ -20,7 +20,7 @@ import hashlib
 import json
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
@@ -46,6 +46,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     canonical,
 )
 from firebuild_bootstrap.dockerfile.stage import PROXY_ARGS
+from firebuild_bootstrap.values import dataclass
 
 _FORM: Final = "firebuild-3"
 """Has to change when the same operation comes to have another result."""

@@ -14,7 +14,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.sandbox import IdMap, Sandbox
 from firebuild_bootstrap.solve.cache import Cache, Entry
+from firebuild_bootstrap.values import dataclass
 
 _FILE: Final = "plan"
 

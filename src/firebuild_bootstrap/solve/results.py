@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.dockerfile.graph import (
     BindMount,
@@ -41,6 +43,10 @@ from firebuild_bootstrap.solve.cache import LINKED, Cache, Entry, above, new_id
 from firebuild_bootstrap.solve.inputs import takes_files
 from firebuild_bootstrap.solve.keys import Parts, StageKeys
 from firebuild_bootstrap.solve.rescue import Plan, PlannedStep
+from firebuild_bootstrap.values import dataclass
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.solve.remote import RemoteCaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +219,7 @@ class Results:
         self._renewed: dict[int, bool] = {}
         self._packing = threading.Lock()
         self._committed = False
+        self._remote: RemoteCaches | None = None
         for base in bases.values():  # what images are made of must stay, whoever removes and prunes them
             for layer in base.layers:
                 if isinstance(layer, StoredLayer):
@@ -225,6 +232,59 @@ class Results:
         found: set[int] = set()
         self._visit(self.target, found)
         return tuple(stage for stage in self._graph.stages if stage.index in found)
+
+    def ask(self, remote: RemoteCaches) -> tuple[Stage, ...]:
+        """Look at remote caches as well, and bring the layers here that are of use; see `pending`.
+
+        What is executed afterwards begins on what is here: `settled`.
+
+        Raises:
+            MachineError: the store can't be written.
+        """
+        self._remote, self._committed = remote, True
+        while True:
+            for known in (self._made, self._tips, self._renewed):
+                known.clear()
+            pending = self.pending()
+            if remote.fetch(self._needed(pending).items()):
+                return pending
+
+    def settled(self) -> None:
+        """Look at no remote cache from now on: what is of use is here."""
+        self._remote = None
+
+    def _needed(self, pending: Sequence[Stage]) -> dict[str, str]:
+        """Return the ids of the layers that have to be here, each with what the first below it lies on."""
+        needed: dict[str, str] = {}
+
+        def need(stage: Stage, layers: Sequence[Layer]) -> None:
+            on = self._on(stage)
+            needed.update((layer.key, on) for layer in layers if isinstance(layer, StoredLayer))
+
+        if not pending:
+            need(self.target, self._made[self.target.index])
+        for stage in pending:
+            if (start := self._start(stage)) is not None:
+                need(stage, start.layers)
+            done = self.cached(stage)
+            linked = self._linked(stage, done)
+            needed.update((entry.id, "") for entry in linked.values())
+            for place, step in enumerate(stage.steps[done:], done):
+                for tree in trees_of(step.operation) if place not in linked else ():
+                    if isinstance(tree, StageRef) and (maker := self.maker(tree.index)).index in self._made:
+                        need(maker, self._made[maker.index])
+        return needed
+
+    def origins(self, stage: Stage) -> dict[int, str]:
+        """Return the remote caches that cached steps of a stage come from, by the places of the steps."""
+        if self._remote is None or (start := self._start(stage)) is None:
+            return {}
+        done = min(start.done, self._unrenewed(stage))
+        own = start.layers[len(start.layers) - start.done :][:done]
+        ids = {place: layer.key for place, layer in enumerate(own) if isinstance(layer, StoredLayer)}
+        ids |= {place: entry.id for place, entry in self._between(stage, done).items()}
+        found = {place: self._remote.origin(identity) for place, identity in ids.items()}
+        return {place: origin for place, origin in found.items() if origin}
 
     @property
     def target(self) -> Stage:
@@ -315,8 +375,7 @@ class Results:
             start = self._tips[made]
             chain = keys.steps
         else:
-            bottom = self._bottom(stage)
-            start = Start(bottom, on=_identity(bottom))
+            start = Start(self._bottom(stage), on=self._on(stage))
             chain = keys.chain
         before = len(chain) - len(stage.steps)
         entries = self._find(chain[:before] if self._shared.fresh(stage) else chain, start.on)
@@ -326,7 +385,8 @@ class Results:
 
     def _find(self, chain: Sequence[Parts], on: str) -> list[Entry]:
         linked = frozenset(parts.key for parts in chain if parts.linked)
-        return self._shared.cache.find([parts.key for parts in chain], on, linked)
+        found = self._shared.cache.find([parts.key for parts in chain], on, linked)
+        return found if self._remote is None else self._remote.longer(found, chain, on)
 
     def _between(self, stage: Stage, done: int) -> dict[int, Entry]:
         """Return those of `_linked` that the machine puts between the layers that it makes."""
@@ -358,6 +418,18 @@ class Results:
         base = self._graph.bottom(stage)
         return self._bases[base.reference].layers if isinstance(base, ImageRef) else ()
 
+    @cached_property
+    def _all_keys(self) -> frozenset[str]:
+        return frozenset(parts.key for keys in self._shared.keys.values() for parts in keys.steps)
+
+    def _on(self, stage: Stage) -> str:
+        """Return what a layer names as its parent that lies on the image at the very bottom of a stage.
+
+        It is the same wherever the image came from.
+        """
+        base = self._graph.bottom(stage)
+        return self._bases[base.reference].digest if isinstance(base, ImageRef) else ""
+
     # --- afterwards -----------------------------------------------------------------------------
 
     def begin(self, stage: Stage, start: Start, first: int, workspace: BuildDirectory) -> Making:
@@ -372,7 +444,7 @@ class Results:
         Raises:
             MachineError: the plan for that can't be written.
         """
-        base = _identity(self._bottom(stage))
+        base = self._on(stage)
         steps, on = [], start.on
         # What is there is as good as what a machine makes that can't put it between.
         there = self._linked(stage, start.done)
@@ -382,14 +454,17 @@ class Results:
             below, on = on, above(on, identity, linked=parts.linked)
             if place in start.linked:
                 continue
+            sources = self._sources(step)
+            # What a stage has without a key, because its files changed meanwhile, has none elsewhere, either.
+            usual = self._all_keys.issuperset(dict(sources))
             planned = PlannedStep(
                 number=first + place,
-                key=parts.key,
+                key=parts.key if usual else secrets.token_hex(32),
                 identity=identity,
                 parent=LINKED if parts.linked else below,
                 base=base,
                 text=step.origin.text,
-                sources=self._sources(step),
+                sources=sources,
                 sure=not takes_files(step.operation),
             )
             steps.append((planned, step, parts))
@@ -454,6 +529,35 @@ class Results:
         """Return what the target is made of; None where its root file system is out of reach."""
         return self._made.get(self.target.index)
 
+    def exported(self, remote: RemoteCaches, *, every: bool) -> list[Entry]:
+        """Return what goes to a remote cache: parents before what lies on them, and each once.
+
+        Args:
+            remote: knows what is not here.
+            every: of every stage; otherwise of that which makes the target's root file system.
+        """
+        self._remote = remote
+        keys = self._shared.keys
+        exported: dict[str, Entry] = {}
+        for stage in self._graph.stages if every else (self.target,):
+            for parts, entry in zip(keys[stage.index].chain, self._results_of(stage), strict=False):
+                if entry is None or entry.key != parts.key:  # nobody could ask for it
+                    break
+                exported[entry.id] = entry
+        self._remote = None
+        return list(exported.values())
+
+    def _results_of(self, stage: Stage) -> Iterable[Entry | None]:
+        """Return what this build has of a stage, from the base up."""
+        made = self._made.get(self.maker(stage.index).index)
+        if made is None:
+            return self._find(self._shared.keys[stage.index].chain, self._on(stage))
+        own = made[len(self._bottom(stage)) :]
+        remote = self._remote
+        return (
+            remote.entry(layer.key) if remote and isinstance(layer, StoredLayer) else None for layer in own
+        )
+
     def trim(self, limit: Callable[[], int]) -> None:
         """Let the cache have at most `limit()` bytes, if this build has put anything into it."""
         if self._committed:
@@ -470,14 +574,3 @@ def taken_of(operation: Operation, tree: TreeRef) -> Iterator[str]:
             for mount in mounts:
                 if isinstance(mount, BindMount | CacheMount) and mount.tree == tree:
                     yield literal(mount.source)
-
-
-def _identity(layers: Sequence[Layer]) -> str:
-    """Return what a layer on top of `layers` names as its parent in the cache."""
-    match layers:
-        case (*_, StoredLayer(key)):
-            return key
-        case (*_, ArchiveLayer(_, digest)):
-            return digest
-        case _:
-            return ""

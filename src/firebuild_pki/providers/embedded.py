@@ -8,7 +8,7 @@ from cryptography import x509
 
 from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.hookspecs import hookimpl
-from firebuild_pki.keys import KeyType, generate_key
+from firebuild_pki.keys import Keys, KeyType
 from firebuild_pki.provider import (
     CAProvider,
     ProviderContext,
@@ -49,10 +49,12 @@ class EmbeddedProvider(CAProvider):
         """Make the keys and the CA certificates."""
         settings = self._settings
         validity = Validity.starting(self._clock(), settings.ca_lifetime, backdate=settings.backdate)
-        root = make_root(generate_key(settings.key_type), validity, with_intermediate=settings.intermediate)
+        keys = Keys(settings.key_type)
+        keys.begin(2 if settings.intermediate else 0)
+        root = make_root(keys.take(), validity, with_intermediate=settings.intermediate)
         self._root, self._issuer = root.certificate, root
         if settings.intermediate:
-            self._issuer = make_intermediate(generate_key(settings.key_type), root, validity)
+            self._issuer = make_intermediate(keys.take(), root, validity)
 
     def close(self) -> None:
         """Forget the keys."""

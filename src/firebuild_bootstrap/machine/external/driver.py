@@ -12,25 +12,23 @@ from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Listening,
+    Machine,
     MachineExit,
-    StepLayer,
     Taken,
-    finished_layers,
 )
 from firebuild_bootstrap.machine.drives import SCRATCH_BYTES, SentLayers
-from firebuild_bootstrap.machine.external.disk import Disk
-from firebuild_bootstrap.machine.external.drive import ExternalDrive
+from firebuild_bootstrap.machine.external.drive import Disk, ExternalDrive
 from firebuild_bootstrap.machine.external.settings import ExternalSettings, split_host_port
 from firebuild_bootstrap.machine.external.targets import Target, make_target
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
+from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.wire import CacheMount
 
 _ENDED: Final = MachineExit(0)
 
 
-class ExternalMachine:
+class ExternalMachine(Machine):
     """A `Machine` that firebuild neither starts nor ends.
 
     "Start" means that the metadata are written: whoever waits for them finds everything else ready. Nobody
@@ -59,14 +57,14 @@ class ExternalMachine:
         info: Callable[[str], None] = lambda _: None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
         self._settings = settings
         self._notice = notice
         self._info = info
         self._limit = disk_size or SCRATCH_BYTES
         self._leftovers = Leftovers(workspace.path)
         self._target = make_target(settings.metadata, self._note)
-        self._metadata = _Announced(self._target)
+        self.metadata: _Announced = _Announced(self._target)
         self._drive: ExternalDrive | None = None
         self._address = ""
         if settings.disk is not None:
@@ -79,11 +77,6 @@ class ExternalMachine:
             )
             self._drive.check()
         self._target.check()
-
-    @property
-    def metadata(self) -> MetadataWriter:
-        """The metadata of this machine, which leave this process with `start`."""
-        return self._metadata
 
     def listen(self) -> Listening:
         """Open the configured port, on any address; mutual TLS keeps others out. See `Machine.listen`."""
@@ -111,7 +104,7 @@ class ExternalMachine:
 
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: ARG002, B008 - frozen
         """Write the metadata; see `Machine.start`. The operator chooses the options."""
-        self._metadata.announce()
+        self.metadata.announce()
         self._info(
             f"the metadata are in {self._target.description}; start the machine now, its guest calls "
             f"{self._address}"
@@ -134,10 +127,6 @@ class ExternalMachine:
         """Return what takes the layers, if its guest has some; see `Machine.receiver`."""
         return SentLayers(self._workspace, self._limit, taken, self._notice)
 
-    def layers(self) -> tuple[StepLayer, ...]:
-        """Return the layers that nobody has taken; see `Machine.layers`."""
-        return finished_layers(self._workspace.path)
-
     def tree(self) -> ArchiveLayer | None:
         """Read the drive; None without one. See `Machine.tree`."""
         if self._drive is None:
@@ -152,10 +141,6 @@ class ExternalMachine:
         self._target.remove()
         self._leftovers.forget()
         return (f"the machine's drive stays where it is: {path}",)
-
-    def silence(self) -> str:
-        """Nothing: its console is not here; see `Machine.silence`."""
-        return ""
 
     def close(self) -> None:
         """Remove the metadata, the drive if firebuild made it, and the build's directory."""

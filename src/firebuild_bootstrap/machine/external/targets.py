@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine.external.settings import MetadataTarget
@@ -71,33 +71,32 @@ class OutsideFile:
 _TOO_LARGE: Final = 413
 
 
-class Target(Protocol):
+class Target(ABC):
     """A `MetadataWriter` that can be checked before, and taken back after the build."""
 
     @property
+    @abstractmethod
     def description(self) -> str:
         """Where the document is, in words."""
-        ...
 
+    @abstractmethod
     def check(self) -> None:
         """Find out whether the document can be written; writes nothing.
 
         Raises:
             FirebuildError: it can't.
         """
-        ...
 
+    @abstractmethod
     def put(self, document: Mapping[str, Any]) -> None:
         """Write the document."""
-        ...
 
+    @abstractmethod
     def patch(self, merge_patch: Mapping[str, Any]) -> None:
         """Change what was written by a JSON merge patch (RFC 7396)."""
-        ...
 
-    def remove(self) -> None:
+    def remove(self) -> None:  # noqa: B027 - what was read was read
         """Take back what can be taken back, the private key above all. Raises nothing; idempotent."""
-        ...
 
 
 def make_target(target: MetadataTarget, note: Note = lambda _: None) -> Target:
@@ -113,7 +112,7 @@ def make_target(target: MetadataTarget, note: Note = lambda _: None) -> Target:
     return StreamTarget()
 
 
-class _WholeDocuments(ABC):
+class _WholeDocuments(Target):
     """Keeps the document, for targets that are only ever given a whole one."""
 
     def __init__(self) -> None:
@@ -121,15 +120,18 @@ class _WholeDocuments(ABC):
         self._lock = threading.Lock()
 
     def put(self, document: Mapping[str, Any]) -> None:
+        """Write the document."""
         with self._lock:
-            self._write(compact_json(document).encode() + b"\n")
-            self._document = document
+            self._replace(document)
 
     def patch(self, merge_patch: Mapping[str, Any]) -> None:
+        """Write the whole document again, changed."""
         with self._lock:
-            document = merge(self._document, merge_patch)
-            self._write(compact_json(document).encode() + b"\n")
-            self._document = document
+            self._replace(merge(self._document, merge_patch))
+
+    def _replace(self, document: Any) -> None:
+        self._write(compact_json(document).encode() + b"\n")
+        self._document = document
 
     @abstractmethod
     def _write(self, text: bytes) -> None: ...
@@ -206,9 +208,6 @@ class StreamTarget(_WholeDocuments):
                 "or set machine.external.metadata to {file: PATH} or {firecracker_socket: PATH}",
             )
 
-    def remove(self) -> None:
-        """Nothing: what was read was read."""
-
     @property
     def _out(self) -> BinaryIO:
         return self._given or sys.stdout.buffer
@@ -218,7 +217,7 @@ class StreamTarget(_WholeDocuments):
         self._out.flush()
 
 
-class FirecrackerTarget:
+class FirecrackerTarget(Target):
     """The metadata store of a Firecracker that was started elsewhere."""
 
     def __init__(self, path: Path) -> None:

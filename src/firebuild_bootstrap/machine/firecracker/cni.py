@@ -11,16 +11,16 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
-from firebuild_bootstrap.machine.firecracker.network import Link, guest_address, ip, mac_of
+from firebuild_bootstrap.machine.firecracker.network import Link, Network, guest_address, ip, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.values import dataclass
 
 _INTERFACE: Final = "eth0"
 _NAMESPACES: Final = Path("/run/netns")
@@ -45,7 +45,7 @@ class CniConfig:
         return json.dumps(request if previous is None else {**request, "prevResult": previous})
 
 
-class CniNetwork:
+class CniNetwork(Network):
     """A network by its name; see `Network`. Needs root.
 
     Args:
@@ -93,9 +93,6 @@ class CniNetwork:
         for plugin in config.plugins:
             self._note_deletion(config, plugin, result)
         return self._link(result or {})
-
-    def close(self) -> None:
-        """See `Network.close`: everything is on the list of leftovers."""
 
     def _add(
         self, config: CniConfig, plugin: Mapping[str, Any], previous: Mapping[str, Any] | None

@@ -4,35 +4,46 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
-from firebuild_bootstrap.initramfs import Compression, GuestReport, initramfs_image, kernel_arguments
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.initramfs import GuestReport, kernel_arguments
 from firebuild_bootstrap.listening import format_address, listen
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Listening,
     MachineExit,
-    StepLayer,
-    Taken,
-    no_instruction,
 )
-from firebuild_bootstrap.machine.console import keep_console
-from firebuild_bootstrap.machine.drives import CacheDrive, Drives
-from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, FirecrackerMetadata
-from firebuild_bootstrap.machine.firecracker.configuration import Configuration, ask_to_end, configure, start
-from firebuild_bootstrap.machine.firecracker.network import Link, Network
+from firebuild_bootstrap.machine.console import check_copy
+from firebuild_bootstrap.machine.drives import VM_CACHES, CacheDrive, Drives, VirtualMachine, no_instruction
+from firebuild_bootstrap.machine.firecracker import checks
+from firebuild_bootstrap.machine.firecracker.api import (
+    ApiError,
+    Configuration,
+    FirecrackerApi,
+    FirecrackerMetadata,
+    ask_to_end,
+    configure,
+    start,
+)
+from firebuild_bootstrap.machine.firecracker.cni import CniNetwork
+from firebuild_bootstrap.machine.firecracker.network import ExistingTap, Link, Network, OwnTap
 from firebuild_bootstrap.machine.firecracker.process import Process
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
-from firebuild_bootstrap.machine.firecracker.source import Source
+from firebuild_bootstrap.machine.firecracker.source import (
+    SERIAL_LOG,
+    JailedSource,
+    PlainSource,
+    Program,
+    RunningSource,
+    Source,
+)
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
-from firebuild_bootstrap.mmds.store import MetadataWriter
-from firebuild_bootstrap.wire import CacheMount
 
 _READY_SECONDS: Final = 10.0
 _LOG_LINE: Final = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+ \[[^\]]*\] ")
@@ -42,19 +53,15 @@ _KERNEL_ARGUMENTS: Final = ("i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
 _PCI: Final = (1, 13)
 
 
-class FirecrackerMachine:
-    """A `Machine` in a microVM.
+class FirecrackerMachine(VirtualMachine):
+    """A `Machine` in a microVM; see `VirtualMachine` for the other arguments.
 
     Args:
-        workspace: the build's directory; it is closed with the machine.
         settings: the block `machine.firecracker`.
-        drives: all its drives.
         source: where the Firecracker comes from.
         network: where its network comes from.
         kernel: what it boots.
-        store: the directory of bases and images, where they are kept.
         leftovers: all that is outside of the workspace.
-        notice: told what could not be cleaned up.
     """
 
     def __init__(
@@ -70,26 +77,25 @@ class FirecrackerMachine:
         leftovers: Leftovers,
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._workspace = workspace
+        super().__init__(
+            workspace,
+            drives,
+            store=store,
+            compression=settings.initrd_compression,
+            kernel_args=settings.kernel_args,
+            kernel_modules=[Path(path) for path in settings.kernel_modules],
+            notice=notice,
+        )
         self._settings = settings
-        self._drives = drives
         self._source = source
         self._network = network
         self._kernel = kernel
-        self._store = store
         self._leftovers = leftovers
-        self._notice = notice
-        self._metadata = FirecrackerMetadata()
+        self.metadata: FirecrackerMetadata = FirecrackerMetadata()
         self._link: Link | None = None
-        self._initramfs: Path | None = None
         self._api: FirecrackerApi | None = None
         self._process: Process | None = None
         self._ended: MachineExit | None = None
-
-    @property
-    def metadata(self) -> MetadataWriter:
-        """The metadata of this machine, in Firecracker's own store."""
-        return self._metadata
 
     def listen(self) -> Listening:
         """Make the network and open the port on its host side; see `Machine.listen`."""
@@ -97,34 +103,20 @@ class FirecrackerMachine:
         listener = listen(self._link.host)
         return Listening(listener, format_address(listener.getsockname()))
 
-    def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
-        """Make the drives and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._drives.prepare(layers, caches)
-        self._initramfs = initramfs_image(
-            self._store,
-            compression=Compression(self._settings.initrd_compression),
-            kernel_modules=[Path(path) for path in self._settings.kernel_modules],
-        )
-        return notes
-
     def start(self, options: GuestOptions = GuestOptions()) -> None:  # noqa: B008 - frozen
         """Start Firecracker, tell it everything, and let it boot; see `Machine.start`."""
-        if self._link is None or self._initramfs is None:
+        if self._link is None or not self._initramfs.name:
             raise MachineError("the machine has no network or no drive yet")
         configuration = self._configuration(self._link, self._initramfs, options)
         self._process, self._api = self._source.launch(self._link.namespace)
         try:
             self._api.await_ready(_READY_SECONDS, self._check_alive)
             configure(self._api, configuration)
-            self._metadata.connect(self._api)
+            self.metadata.connect(self._api)
             start(self._api)
         except ApiError as error:
             self._check_alive()  # its last words say more than that it does not answer
             raise MachineError(f"{error.message}{self._words()}", hint=error.hint) from error
-
-    def poll(self) -> MachineExit | None:
-        """Return how the machine ended, or None while it runs (or was never started)."""
-        return self.wait(0)
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
@@ -144,29 +136,9 @@ class FirecrackerMachine:
             self._process.kill()
         return self.wait()
 
-    def receiver(self, taken: Taken) -> LayerSink:
-        """Return what takes the layers; see `Machine.receiver`."""
-        return self._drives.receiver(taken)
-
-    def layers(self) -> tuple[StepLayer, ...]:
-        """Return the layers that nobody has taken; see `Machine.layers`."""
-        return self._drives.layers()
-
-    def tree(self) -> ArchiveLayer | None:
-        """Fail: its guest has to send layers; see `Machine.tree`."""
-        self._drives.no_layers()
-
-    def keep(self, into: Path) -> tuple[str, ...]:
-        """Keep what finished steps have made, and the end of the console; see `Machine.keep`."""
-        if self._process is not None:
-            keep_console(self._process.serial(), into)
-        self._drives.keep(into)
-        return ()
-
     def silence(self) -> str:
         """Explain an empty console; see `Machine.silence`."""
-        taken = any(argument.startswith("console=") for argument in self._settings.kernel_args)
-        if self._process is None or self._source.is_silent or taken:
+        if self._process is None or self._source.is_silent or self._has_own_console():
             return ""
         # Firecracker's own log comes on the same stream.
         if any(line.strip() and not _LOG_LINE.match(line) for line in self._process.serial().splitlines()):
@@ -204,16 +176,8 @@ class FirecrackerMachine:
             self._notice(f"a cache mount is lost: {error.message}")
 
     def _configuration(self, link: Link, initramfs: Path, options: GuestOptions) -> Configuration:
-        arguments = kernel_arguments(
-            reboot="k",
-            network=link.guest,
-            scratch="/dev/vdb",
-            caches=[cache.name for cache in self._drives.caches],
-            mmds=f"http://{self._settings.mmds_address}",
-            mmds_timeout=options.mmds_timeout,
-            connect_timeout=options.connect_timeout,
-            extra=(*_platform_arguments(self._source.version), *self._settings.kernel_args),
-        )
+        platform = _platform_arguments(self._source.version)
+        arguments = self._arguments(options, link.guest, self._settings.mmds_address, *platform, reboot="k")
         place = self._source.prepare_place()
         return Configuration(
             settings=self._settings,
@@ -235,8 +199,11 @@ class FirecrackerMachine:
             trouble = self._process.trouble() or "firecracker ended"
             raise MachineError(f"{trouble} before its guest could boot{self._words()}")
 
+    def _console(self) -> str:
+        return self._process.serial() if self._process is not None else ""
+
     def _words(self) -> str:
-        words = self._process.serial().strip() if self._process is not None else ""
+        words = self._console().strip()
         return f"; it said: {words[-1000:]}" if words else ""
 
 
@@ -258,3 +225,113 @@ def _exit_of(process: Process) -> MachineExit:
 def _last_line(process: Process) -> str:
     lines = process.serial().strip().splitlines()
     return f": {lines[-1]}" if lines else ""
+
+
+_WHERE: Final = "machine.firecracker"
+# The jailer's rule for ids.
+_NOT_IN_IDS: Final = re.compile(r"[^A-Za-z0-9-]")
+_ID_LENGTH: Final = 64
+
+
+def firecracker_machine(
+    settings: MachineSettings,
+    workspace: BuildDirectory,
+    *,
+    store: Path,
+    notice: Callable[[str], None],
+) -> FirecrackerMachine:
+    """Make the machine of one build; see `machine.drivers.make_machine`.
+
+    Raises:
+        FirebuildError: what is missing or wrong, and what to do about it.
+    """
+    block = settings.firecracker
+    leftovers = Leftovers(workspace.path)
+    machine_id = _NOT_IN_IDS.sub("-", workspace.path.name)[:_ID_LENGTH]
+    kernel = checks.check_kernel(block.kernel)
+    kernel_arguments(extra=block.kernel_args)  # an impossible one is better known now
+    checks.check_modules(block.kernel_modules)
+    source = _source(block, machine_id, workspace.path, leftovers)
+    network = _network(block, machine_id, leftovers)
+    network.check()
+    return FirecrackerMachine(
+        workspace,
+        block,
+        drives=Drives(workspace, caches=store / VM_CACHES, size=settings.disk_size, notice=notice),
+        source=source,
+        network=network,
+        kernel=kernel,
+        store=store,
+        leftovers=leftovers,
+        notice=notice,
+    )
+
+
+def _source(block: FirecrackerSettings, machine_id: str, directory: Path, leftovers: Leftovers) -> Source:
+    if block.running.socket is not None:
+        return _running(block)
+    path = checks.find_program(block.program, f"{_WHERE}.program")
+    program = Program(
+        settings=block,
+        path=path,
+        version=checks.program_version(path),
+        machine_id=machine_id,
+        directory=directory,
+        leftovers=leftovers,
+    )
+    check_copy(block.serial_log, SERIAL_LOG)
+    if not block.jailer.enabled:
+        checks.check_kvm()
+        return PlainSource(program)
+    jailed = JailedSource(program, _jailer(block, path))
+    checks.check_socket_path(jailed.socket, f"{_WHERE}.jailer.chroot_base")
+    checks.check_kvm()
+    return jailed
+
+
+def _jailer(block: FirecrackerSettings, program: Path) -> Path:
+    if os.geteuid() != 0:
+        raise InputError(
+            f"{_WHERE}.jailer: the jailer needs root", hint="run firebuild as root, or do without"
+        )
+    if "firecracker" not in program.name:
+        raise InputError(
+            f"{_WHERE}.program: the jailer starts what has firecracker in its name only, found {program}",
+            hint="rename it",
+        )
+    jailer = checks.find_program(block.jailer.program, f"{_WHERE}.jailer.program")
+    checks.program_version(jailer)
+    return jailer
+
+
+def _running(block: FirecrackerSettings) -> RunningSource:
+    if block.jailer.enabled or block.network.cni is not None:
+        raise InputError(
+            f"{_WHERE}.running: a Firecracker that runs already has its jail and its network namespace",
+            hint="leave jailer and network.cni out",
+        )
+    checks.check_socket_path(
+        Path(block.running.socket or "").expanduser().absolute(), f"{_WHERE}.running.socket"
+    )
+    source = RunningSource(block)
+    source.check()
+    return source
+
+
+def _network(block: FirecrackerSettings, machine_id: str, leftovers: Leftovers) -> Network:
+    uid, gid = _user(block)
+    if block.network.tap is not None:
+        return ExistingTap(block.network, uid=uid)
+    if block.network.cni is not None:
+        return CniNetwork(block.network, uid=uid, gid=gid, name=machine_id, leftovers=leftovers)
+    return OwnTap(block.network, uid=uid, name=machine_id, leftovers=leftovers)
+
+
+def _user(block: FirecrackerSettings) -> tuple[int, int]:
+    """Return who Firecracker is, as far as it is known."""
+    if block.jailer.enabled:
+        return block.jailer.uid or 0, block.jailer.gid or 0
+    running = block.running
+    uid = os.geteuid() if running.socket is None or running.uid is None else running.uid
+    gid = os.getegid() if running.socket is None or running.gid is None else running.gid
+    return uid, gid

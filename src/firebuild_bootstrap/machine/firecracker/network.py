@@ -8,23 +8,22 @@ import os
 import shutil
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
+from firebuild_bootstrap.values import dataclass
 
 _SEARCH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 _NET: Final = Path("/sys/class/net")
 _IFF_TAP: Final = 0x2  # linux/if_tun.h
-
-
 _TUN: Final = Path("/dev/net/tun")
 _MAX_TRIES: Final = 4096
 _CAP_NET_ADMIN: Final = 12
@@ -106,31 +105,30 @@ class Link:
     namespace: str = ""
 
 
-class Network(Protocol):
+class Network(ABC):
     """Where a machine's `Link` comes from."""
 
+    @abstractmethod
     def check(self) -> None:
         """Make sure that `connect` will work, as far as that can be known; nothing is changed.
 
         Raises:
             FirebuildError: what is missing, and what to do about it.
         """
-        ...
 
+    @abstractmethod
     def connect(self) -> Link:
         """Make the link; what it makes is on the machine's list of leftovers.
 
         Raises:
             FirebuildError: it can't be made.
         """
-        ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most hold nothing
         """Let go of what is held in this process. Idempotent."""
-        ...
 
 
-class ExistingTap:
+class ExistingTap(Network):
     """A tap device that was made elsewhere.
 
     Args:
@@ -166,9 +164,6 @@ class ExistingTap:
         host = self._find()
         guest = guest_address(self._settings, host)
         return Link(self._name, str(host.ip), guest, self._settings.mac or mac_of(guest, self._name))
-
-    def close(self) -> None:
-        """See `Network.close`: nothing is held."""
 
     def _find(self) -> IPv4Interface:
         every = self._look()
@@ -215,7 +210,7 @@ class ExistingTap:
         return found[0]
 
 
-class OwnTap:
+class OwnTap(Network):
     """A tap device for one machine, with four addresses out of a pool. Needs root.
 
     Args:

@@ -9,10 +9,11 @@ import socket
 import struct
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.console import BoundedLog, copied
@@ -41,35 +42,35 @@ _PAUSE: Final = 0.05
 _SERIAL_BYTES: Final = 64 * 1024
 
 
-class Process(Protocol):
+class Process(ABC):
     """A running Firecracker."""
 
+    @abstractmethod
     def wait(self, timeout: float | None) -> bool:
         """Wait up to `timeout` seconds for its end and say whether it has ended."""
-        ...
 
+    @abstractmethod
     def kill(self) -> None:
         """End it by force; nothing of it runs afterwards.
 
         Raises:
             MachineError: it can't be ended.
         """
-        ...
 
     def trouble(self) -> str:
-        """Say in words why it ended, when its end was not that of its guest; empty otherwise."""
-        ...
+        """Say in words why it ended, where that was not with its guest; empty where only its parent knows."""
+        return ""
 
+    @abstractmethod
     def serial(self) -> str:
         """Return the last that it and its guest wrote."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of it. Idempotent."""
-        ...
 
 
-class StartedProcess:
+class StartedProcess(Process):
     """A Firecracker of our own; its standard output is the guest's serial console.
 
     Args:
@@ -134,7 +135,7 @@ class StartedProcess:
         self._log.finish(_LOG_SECONDS)
 
 
-class ForeignProcess:
+class ForeignProcess(Process):
     """A Firecracker that was started elsewhere, known by its API socket.
 
     Args:
@@ -168,10 +169,6 @@ class ForeignProcess:
             raise MachineError(
                 f"the Firecracker at {self._api.path} does not end", hint="end it: its guest may still run"
             )
-
-    def trouble(self) -> str:
-        """See `Process.trouble`: only its parent knows."""
-        return ""
 
     def serial(self) -> str:
         """See `Process.serial`."""

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +18,7 @@ from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Program, bare_command
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
+from firebuild_bootstrap.values import dataclass
 
 KVM: Final = Path("/dev/kvm")
 # The kernel finds no root file system there, so this is the last that it does.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.sandbox import Bind
+from firebuild_bootstrap.values import dataclass
 
 PROGRAM: Final = "qemu-system-x86_64"
 # The guest's network: this machine's loopback interface is at the address of the metadata service.

@@ -8,25 +8,19 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
-from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
+from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.initramfs import (
     EMULATED,
-    Compression,
     GuestReport,
     StaticAddress,
-    initramfs_image,
-    kernel_arguments,
 )
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Listening,
     MachineExit,
-    StepLayer,
-    Taken,
-    no_instruction,
 )
-from firebuild_bootstrap.machine.console import BoundedLog, check_copy, copied, keep_console, open_copy
-from firebuild_bootstrap.machine.drives import VM_CACHES, Drives
+from firebuild_bootstrap.machine.console import BoundedLog, check_copy, copied, open_copy
+from firebuild_bootstrap.machine.drives import VM_CACHES, Drives, VirtualMachine, no_instruction
 from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
 from firebuild_bootstrap.machine.qemu.command import (
     GUEST,
@@ -44,7 +38,7 @@ from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name
 from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
-from firebuild_bootstrap.mmds.store import DataStore, MetadataWriter
+from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.wire import CacheMount
 
 _MMDS_PORT: Final = 80
@@ -91,22 +85,18 @@ def qemu_machine(
     )
 
 
-class QemuMachine:
+class QemuMachine(VirtualMachine):
     """A `Machine` under QEMU, without root.
 
     QEMU runs in a sandbox that has no network but its own loopback interface, where this process serves
     metadata and the bootstrap server. The guest sees that interface at the address of the metadata service,
-    and nothing else.
+    and nothing else. See `VirtualMachine` for the other arguments.
 
     Args:
-        workspace: the build's directory; it is closed with the machine.
-        drives: all its drives.
         settings: the block `machine.qemu`.
-        store: the directory of bases and images.
         program: QEMU.
         kernel: what to boot.
         name_servers: of RUN steps that have a network.
-        notice: told what the user should know besides.
     """
 
     def __init__(
@@ -121,27 +111,26 @@ class QemuMachine:
         name_servers: tuple[str, ...] = (),
         notice: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._workspace = workspace
-        self._drives = drives
+        super().__init__(
+            workspace,
+            drives,
+            store=store,
+            compression=settings.initrd_compression,
+            kernel_args=settings.kernel_args,
+            kernel_modules=kernel.modules,
+            notice=notice,
+        )
         self._settings = settings
-        self._home = store
         self._program = program
         self._kernel = kernel
         self._name_servers = name_servers
-        self._notice = notice
-        self._store = DataStore()
-        self._initramfs = Path()
+        self.metadata: DataStore = DataStore()
         self._accelerator = Accelerator.TCG
         self._namespace: MachineNamespace | None = None
         self._emulator: MetadataEmulator | None = None
         self._uplink: Uplink | None = None
         self._log: BoundedLog | None = None
         self._report = GuestReport("none")
-
-    @property
-    def metadata(self) -> MetadataWriter:
-        """The metadata of this machine, served in its own network."""
-        return self._store
 
     def listen(self) -> Listening:
         """Make the machine's network and open the port in it; see `Machine.listen`."""
@@ -151,18 +140,13 @@ class QemuMachine:
         if self._namespace.uplink is not None:
             self._uplink = Uplink(sandbox, runtime, self._program, self._namespace.uplink)
         metadata, bootstrap = self._namespace.listeners
-        self._emulator = MetadataEmulator(self._store, metadata)
+        self._emulator = MetadataEmulator(self.metadata, metadata)
         self._emulator.start()
         return Listening(bootstrap, f"{HOST}:{bootstrap.getsockname()[1]}")
 
     def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
-        """Make the drives and the guest's initramfs; see `Machine.prepare`."""
-        notes = self._drives.prepare(layers, caches)
-        self._initramfs = initramfs_image(
-            self._home,
-            compression=Compression(self._settings.initrd_compression),
-            kernel_modules=self._kernel.modules,
-        )
+        """Make the drives and the guest's initramfs, and choose who executes its code."""
+        notes = super().prepare(layers, caches)
         self._accelerator, why = self._choose_accelerator()
         slow = f"the machine runs in software and is slow: {why} (docs/qemu.md)"
         return (*notes, *([slow] if why else []))
@@ -172,15 +156,6 @@ class QemuMachine:
         if self._namespace is None:
             raise MachineError("the machine has no network yet")
         emulated = EMULATED if self._accelerator is Accelerator.TCG else ()
-        append = kernel_arguments(
-            network=self._network(),
-            scratch="/dev/vdb",
-            caches=[cache.name for cache in self._drives.caches],
-            mmds=f"http://{HOST}",
-            mmds_timeout=options.mmds_timeout,
-            connect_timeout=options.connect_timeout,
-            extra=("pci=off", *emulated, *self._settings.kernel_args),
-        )
         command = machine_command(
             self._program,
             Hardware(self._accelerator, self._settings.memory, self._settings.vcpus),
@@ -188,7 +163,7 @@ class QemuMachine:
             initrd=path_of(1),
             snapshot=path_of(2),
             drives=[path_of(3 + number) for number in range(len(self._drives.paths))],
-            append=append,
+            append=self._arguments(options, self._network(), HOST, "pci=off", *emulated),
         )
         files = [HandedFile(path) for path in (self._kernel.image, self._initramfs, self._drives.snapshot)]
         self._log = BoundedLog(
@@ -199,10 +174,6 @@ class QemuMachine:
             [*files, *(HandedFile(path, writable=True) for path in self._drives.paths)],
             [KVM] if self._accelerator is Accelerator.KVM else [],
         )
-
-    def poll(self) -> MachineExit | None:
-        """Return how the machine ended, or None while it runs (or was never started)."""
-        return self.wait(0)
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
@@ -229,29 +200,9 @@ class QemuMachine:
         self._namespace.process.kill()
         return self.wait()
 
-    def receiver(self, taken: Taken) -> LayerSink:
-        """Return what takes the layers; see `Machine.receiver`."""
-        return self._drives.receiver(taken)
-
-    def layers(self) -> tuple[StepLayer, ...]:
-        """Return the layers that nobody has taken; see `Machine.layers`."""
-        return self._drives.layers()
-
-    def tree(self) -> ArchiveLayer | None:
-        """Fail: its guest has to send layers; see `Machine.tree`."""
-        self._drives.no_layers()
-
-    def keep(self, into: Path) -> tuple[str, ...]:
-        """Keep what finished steps have made, and the end of the console; see `Machine.keep`."""
-        self._drives.keep(into)
-        if self._log is not None:
-            keep_console(self._log.text(), into)
-        return ()
-
     def silence(self) -> str:
         """Explain an empty console; see `Machine.silence`."""
-        taken = any(argument.startswith("console=") for argument in self._settings.kernel_args)
-        if self._log is None or self._log.text().strip() or taken:
+        if self._log is None or self._log.text().strip() or self._has_own_console():
             return ""
         if self._accelerator is Accelerator.KVM:
             return no_instruction("set machine.qemu.accelerator to tcg, or to auto, which tries KVM before")
@@ -274,6 +225,9 @@ class QemuMachine:
             self._drives.close()
             self._workspace.close()
 
+    def _console(self) -> str:
+        return self._log.text() if self._log is not None else ""
+
     def _choose_accelerator(self) -> tuple[Accelerator, str]:
         if self._settings.accelerator != "auto":
             return Accelerator(self._settings.accelerator), ""
@@ -282,7 +236,7 @@ class QemuMachine:
         return choose(trial, self._home / "qemu-kvm.json")
 
     def _has_write_errors(self) -> bool:
-        return self._log is not None and _WRITE_ERROR in self._log.text()
+        return _WRITE_ERROR in self._console()
 
     def _write_error_text(self) -> str:
         """Name the cause that the guest can't know: to it, a full disk of this host is a broken drive."""

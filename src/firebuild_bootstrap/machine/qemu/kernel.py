@@ -7,11 +7,11 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.values import dataclass
 
 _HOW: Final = (
     "on Debian: `apt-get download` the linux-image package that `apt-cache depends "

@@ -8,13 +8,13 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final, cast
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, READY
 from firebuild_bootstrap.sandbox import Bind, Runtime, Sandbox
+from firebuild_bootstrap.values import dataclass
 
 _HOLDER: Final = "firebuild_bootstrap.machine.qemu.holder"
 _START_SECONDS: Final = 60.0

@@ -11,9 +11,8 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine.console import BoundedLog
 from firebuild_bootstrap.machine.qemu.command import CONFINED, Program
-from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE
+from firebuild_bootstrap.machine.qemu.holder import FIRST_FILE, NETWORK
 from firebuild_bootstrap.machine.qemu.namespace import MachineNamespace
-from firebuild_bootstrap.machine.qemu.routes import NETWORK
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
 
 TUN: Final = Path("/dev/net/tun")

@@ -1,4 +1,4 @@
-"""Certificates in files, each with the file that it came from."""
+"""Certificates and keys of the operator, each with the file or the store that it came from."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from firebuild_pki.chain import (
     read_certificate,
     signature_problem,
 )
-from firebuild_pki.errors import CAError, SecretError
+from firebuild_pki.errors import CAError, KeyStoreError, SecretError
 from firebuild_pki.keys import PrivateKey
+from firebuild_pki.keystores import OpenKey, open_key
 from firebuild_pki.leaf_checks import is_ca
+from firebuild_pki.provider import ProviderContext
 from firebuild_pki.providers.file.reading import (
     CERTIFICATE_LABELS,
     KEY_LABELS,
@@ -45,20 +47,45 @@ LEAF_CURVES = {"secp256r1": "P-256", "secp384r1": "P-384"}
 
 @dataclass(frozen=True, slots=True)
 class LoadedKey:
-    """A private key out of a file.
+    """A private key out of a file, or in a key store.
 
     Args:
-        source: the file.
+        source: the file, or the URI.
         key: the key itself.
         encrypted: whether a passphrase was needed.
+        opened: what the store gave, to be closed; None for a file.
     """
 
     source: Source
     key: PrivateKey
     encrypted: bool
+    opened: OpenKey | None = None
+
+    def close(self) -> None:
+        """Let go of a key that is in a store."""
+        if self.opened is not None:
+            self.opened.close()
 
     def __repr__(self) -> str:
         return f"LoadedKey({str(self.source)!r}, {kind_of_key(self.key.public_key())!r})"
+
+
+def open_stored_key(source: Source, secret: SecretRef | None, context: ProviderContext) -> LoadedKey:
+    """Open a key that stays in its store.
+
+    Raises:
+        CAError: there is no such store, it cannot open the key, or the key is of a kind that cannot be used.
+    """
+    try:
+        opened = open_key(source.path, secret, context)
+    except KeyStoreError as error:
+        error.message = f"{source.setting} {error.message}"
+        raise
+    try:
+        return LoadedKey(source, _usable(source, opened.key, CURVES), encrypted=False, opened=opened)
+    except CAError:
+        opened.close()
+        raise
 
 
 def load_key(
@@ -245,7 +272,7 @@ def for_key(key: LoadedKey, among: Sequence[Found], elsewhere: Iterable[Found], 
     public = key.key.public_key()
     fitting = [one for one in among if one.fits(public)]
     if not fitting:
-        raise _misfit(key.source, among, [one for one in elsewhere if one.fits(public)])
+        raise _misfit(key, among, [one for one in elsewhere if one.fits(public)])
     fitting.sort(key=lambda one: (one.valid_at(now), one.certificate.not_valid_after_utc), reverse=True)
     best = fitting[0]
     if best.certificate.public_key_algorithm_oid == PublicKeyAlgorithmOID.RSASSA_PSS:
@@ -254,16 +281,16 @@ def for_key(key: LoadedKey, among: Sequence[Found], elsewhere: Iterable[Found], 
     return fitting
 
 
-def _misfit(key: Source, among: Sequence[Found], elsewhere: Sequence[Found]) -> CAError:
+def _misfit(key: LoadedKey, among: Sequence[Found], elsewhere: Sequence[Found]) -> CAError:
     names = " and ".join(one.name for one in among)
     source = among[0].source
-    hint = (
-        "these two have to print the same: "
-        f"openssl pkey -in {key.quoted} -pubout; openssl x509 -in {source.quoted} -noout -pubkey"
-    )
+    certificate = f"openssl x509 -in {source.quoted} -noout -pubkey"
+    hint = f"these two have to print the same: openssl pkey -in {key.source.quoted} -pubout; {certificate}"
+    if key.opened is not None:
+        hint = f"the store has to show the public key that this prints: {certificate}"
     if elsewhere:
         hint = f"it fits {elsewhere[0].name} in {elsewhere[0].source}"
-    return key.wrong(f"the key does not fit {names} in {source}", hint)
+    return key.source.wrong(f"the key does not fit {names} in {source}", hint)
 
 
 def _parsed(source: Source, number: int, block: Block) -> Found:

@@ -7,12 +7,25 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
+from pydantic_core import PydanticCustomError
 
+from firebuild_pki.keystores import has_secret
 from firebuild_pki.provider import Note, NoteLevel
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
 
 FilePath = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _without_secret(value: str) -> str:
+    if has_secret(value):
+        text = "the URI holds a secret itself (not shown)"
+        hint = "take it out, and say in ca_key_passphrase where it is: {env: NAME} or {file: PATH}"
+        raise PydanticCustomError("secret_in_uri", "{text}", {"text": text, "hint": hint})
+    return value
+
+
+KeyPlace = Annotated[FilePath, AfterValidator(_without_secret)]
 
 
 class FileSettings(Settings):
@@ -20,10 +33,11 @@ class FileSettings(Settings):
 
     ca_cert: FilePath | None = None
     """The CA's certificate (PEM). May hold its issuers too, in any order."""
-    ca_key: FilePath | None = None
-    """The CA's private key (PEM: PKCS#8, PKCS#1 or SEC1), which no other user may be able to read."""
+    ca_key: KeyPlace | None = None
+    """The CA's private key: a file (PEM: PKCS#8, PKCS#1 or SEC1) that no other user may be able to read, or
+    the URI of a key that stays in its store, such as pkcs11:token=ca;object=issuer."""
     ca_key_passphrase: SecretRef | None = None
-    """Passphrase of the CA's key, if it is encrypted."""
+    """Passphrase of the CA's key if it is encrypted, or the PIN of its store."""
     chain: FilePath | None = None
     """More CA certificates between ca_cert and the anchor (PEM), in any order."""
     anchors: tuple[FilePath, ...] = ()

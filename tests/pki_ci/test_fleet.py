@@ -1,0 +1,292 @@
+"""The pages are true: their settings, commands and jobs, and what builds cost Vault and a registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import requests
+import yaml
+
+from baoserver import DevServer, JwtIssuer
+from baoserver.auth import enable_jwt, write_policy
+from baoserver.pki import add_role, mount_pki
+from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.settings import BuildSettings, load_settings
+from firebuild_pki import SettingsError, check_settings
+from registry.servers import CA, Image, small_registry
+from support import BIN, REPO
+
+FLEET = REPO / "docs/fleet.md"
+PAGES = sorted([*REPO.glob("docs/**/*.md"), REPO / "README.md"])
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"(?:^(?:    .*)?\n)+", re.MULTILINE)
+
+
+def fenced(page: Path) -> dict[str, str]:
+    """The blocks of a page by their titles, a comment in the first line."""
+    found = FENCED.finditer(page.read_text())
+    return {match[2].split("\n", 1)[0].lstrip("# ").split(" ")[0].rstrip(":"): match[2] for match in found}
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """All blocks of code of a page."""
+    text = page.read_text()
+    yield from (match[2] for match in FENCED.finditer(text))
+    for match in INDENTED.finditer(FENCED.sub("", text)):
+        yield re.sub(r"^    ", "", match[0], flags=re.MULTILINE)
+
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+def settings_in(page: Path) -> Iterator[dict[str, Any]]:
+    """The configuration files, or parts of them, of a page: what has sections of settings only."""
+    for block in blocks(page):
+        try:
+            document = yaml.safe_load(block)
+        except yaml.YAMLError:
+            continue
+        if isinstance(document, dict) and set(document) <= set(BuildSettings.model_fields):
+            yield document
+
+
+# A page may show a part of a file, or name a plugin that it tells how to write.
+PARTIAL = ("this setting is required", "nor an installed plugin", "no installed observer")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_settings_of_a_page_are_those_of_the_models(page: Path, tmp_path: Path) -> None:
+    for number, document in enumerate(settings_in(page)):
+        file = tmp_path / f"{number}.yml"
+        file.write_text(yaml.safe_dump(document))
+        try:
+            load_settings(file, {})
+        except SettingsError as error:
+            wrong = [line for line in str(error).splitlines() if not any(words in line for words in PARTIAL)]
+            if "…" not in str(document):
+                assert not wrong, page.name
+
+
+def environments() -> dict[str, dict[str, str]]:
+    """What each job of the fleet sets."""
+    found = fenced(FLEET)
+    (github,) = yaml.safe_load(found[".github/workflows/image.yml"])["jobs"].values()
+    (pod,) = yaml.safe_load(found["job.yaml"])["spec"]["template"]["spec"]["containers"]
+    nomad = dict(re.findall(r'^ +(FIREBUILD_\w+) += "(.*)"$', found["image.nomad.hcl"], re.MULTILINE))
+    return {
+        "github": github["env"],
+        "gitlab": yaml.safe_load(found[".gitlab-ci.yml"])["image"]["variables"],
+        "nomad": nomad,
+        "kubernetes": {each["name"]: each["value"] for each in pod["env"]},
+    }
+
+
+@pytest.mark.parametrize("scheduler", ["github", "gitlab", "nomad", "kubernetes"])
+def test_what_a_job_sets_completes_the_settings_of_the_fleet(scheduler: str, tmp_path: Path) -> None:
+    file = tmp_path / "firebuild.yaml"
+    file.write_text(fenced(FLEET)["firebuild.yaml"])
+    environ = {**environments()[scheduler], "VAULT_JWT": "x"}
+    settings = load_settings(file, environ)
+    assert not [note for note in check_settings(settings.ca, environ) if note.fatal]
+    assert settings.cache.import_from == ("registry.example/team/web:cache",)
+    auth = settings.ca.model_extra["vault"].auth if settings.ca.model_extra else None
+    assert auth is None or auth.method == ("kubernetes" if scheduler == "kubernetes" else "jwt")
+
+
+def test_the_commands_of_jobs_that_are_lists_of_words_are_those_of_the_parser() -> None:
+    found = fenced(FLEET)
+    (pod,) = yaml.safe_load(found["job.yaml"])["spec"]["template"]["spec"]["containers"]
+    args = re.search(r"args += (\[.*\])", found["image.nomad.hcl"])
+    assert args is not None
+    for words in (pod["command"], ["firebuild", *json.loads(args[1])]):
+        assert words[0] == "firebuild"
+        parse(words[1:])
+
+
+# --- commands ---------------------------------------------------------------------------------------
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """The words of each command `firebuild` in the code of a page."""
+    for block in blocks(page):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.search(r"(?:^|[;&|(`] ?|\$ |[A-Z_]+=\S+ |- )firebuild (\S.*)", line.strip())
+            # Neither what is left out, nor what a reader fills in, nor forms of commands.
+            if found is None or re.search(r"…|\$\{|\[", line):
+                continue
+            try:
+                words = shlex.split(found[1], comments=True)
+            except ValueError:
+                continue
+            end = min((words.index(sign) for sign in words if sign in ENDS), default=None)
+            if words[:end]:
+                yield words[:end]
+
+
+ENDS = frozenset({"|", ">", "&&", ";", "||", "2>", "2>&1", "&", ">>", "<"})
+
+
+def parse(words: list[str]) -> None:
+    """Read a command as `firebuild` does; nothing of it is done."""
+    command: click.Command = app
+    context = click.Context(app, info_name="firebuild")
+    while isinstance(command, click.Group):
+        _, found, words = command.resolve_command(context, words)
+        assert found is not None
+        if not isinstance(found, click.Group):
+            found.make_context(found.name, words, parent=context)
+            return
+        command, context = found, click.Context(found, info_name=found.name, parent=context)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_commands_of_a_page_are_those_of_the_parser(page: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in commands_in(page):
+        try:
+            parse(words)
+        except click.ClickException as error:
+            if "does not exist" in error.message:  # a file that the reader has
+                continue
+            raise AssertionError(
+                f"{page.name}: firebuild {' '.join(words)}: {error.format_message()}"
+            ) from error
+
+
+def test_there_are_commands_and_settings_to_check() -> None:
+    assert len([*commands_in(FLEET)]) >= 3
+    assert len([*settings_in(FLEET)]) == 1
+    assert sum(len([*commands_in(page)]) for page in PAGES) > 60
+    with pytest.raises(click.ClickException):
+        parse(["build", "--cache-form", "x"])
+
+
+# --- what it costs ----------------------------------------------------------------------------------
+
+
+class Counting(ThreadingHTTPServer):
+    """Passes requests on to Vault, and remembers them."""
+
+    daemon_threads = True
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.seen: list[str] = []
+        super().__init__(("127.0.0.1", 0), Passing)
+
+
+class Passing(BaseHTTPRequestHandler):
+    server: Counting
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        pass
+
+    def do_GET(self) -> None:
+        self.server.seen.append(f"{self.command} {self.path}")
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name: value for name, value in self.headers.items() if name != "Host"}
+        answer = requests.request(
+            self.command, self.server.target + self.path, data=body, headers=headers, timeout=30
+        )
+        self.send_response(answer.status_code)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.send_header("Content-Type", answer.headers.get("Content-Type", ""))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_POST = do_PUT = do_GET  # noqa: N815
+
+
+@contextmanager
+def counting(target: str) -> Iterator[Counting]:
+    with Counting(target) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+DOCKERFILE = """\
+FROM {base} AS build
+RUN echo made > /made
+FROM {base}
+COPY --from=build /made /made
+RUN cat /made > /read
+"""
+
+
+@pytest.mark.needs("bao", "userns")
+def test_what_a_build_costs_is_what_the_page_says(tmp_path: Path, vault: DevServer) -> None:
+    mount_pki(vault.api, "fleet")
+    for use in ("server", "guest"):
+        add_role(vault.api, f"fleet-{use}", mount="fleet", use="server" if use == "server" else "client")
+    issuer = JwtIssuer()
+    # The smallest policy of docs/providers/vault.md.
+    [policy] = re.findall(r"```hcl\n(.*?)```", (REPO / "docs/providers/vault.md").read_text(), re.DOTALL)
+    rules = policy.replace("pki/", "fleet/").replace("/firebuild-", "/fleet-")
+    enable_jwt(vault.api, issuer, write_policy(vault.api, "fleet", rules), mount="fleet-jwt")
+    host = tmp_path / "host"
+    archive = Home(host).bases.create_from_host("host").archive
+    ca = CA.made(tmp_path)
+    with counting(vault.address) as bao, small_registry(ca.server_context()) as registry:
+        registry.add(Image((archive.read_bytes(),)), "base")
+        base, ref = f"{registry.host}/base:base", f"{registry.host}/web:cache"
+        (tmp_path / "Dockerfile").write_text(DOCKERFILE.format(base=base))
+        auth = {"method": "jwt", "role": "builds", "mount": "fleet-jwt", "jwt": {"env": "JWT"}}
+        roles = {"server_role": "fleet-server", "guest_role": "fleet-guest", "mount": "fleet"}
+        settings = {
+            "ca": {
+                "provider": "vault",
+                "vault": {"address": f"http://127.0.0.1:{bao.server_address[1]}", "auth": auth, **roles},
+            },
+            "registries": {"hosts": {registry.host: {"ca_file": str(ca.certificate)}}},
+            "cache": {"import_from": [ref], "export_to": [f"type=registry,ref={ref},mode=max"]},
+        }
+        (tmp_path / "firebuild.yml").write_text(json.dumps(settings))
+
+        def build(store: str) -> tuple[list[str], dict[str, int]]:
+            bao.seen.clear()
+            registry.requests.clear()
+            jwt = issuer.token(sub="me", aud="https://vault.example")
+            environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "JWT": jwt}
+            environ |= {"FIREBUILD_HOME": str(tmp_path / store)}
+            command = [
+                str(BIN / "firebuild"),
+                "build",
+                "--config",
+                str(tmp_path / "firebuild.yml"),
+                "-t",
+                "web:1",
+            ]
+            done = subprocess.run(
+                [*command, str(tmp_path)], env=environ, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            asked: dict[str, int] = {"base": 0, "cache": 0}
+            for path in registry.asked():
+                asked["base" if "/base/" in path else "cache"] += 1
+            return list(bao.seen), asked
+
+        layers, stages, blobs = 3, 2, 4  # with that of the records
+        seen, asked = build("a")
+        assert len(seen) == 8 + stages, seen
+        assert asked == {"base": 3, "cache": 1 + 1 + 3 * blobs + 1}
+        seen, asked = build("b")
+        assert seen == []
+        assert asked == {"base": 3, "cache": 2 + (layers - 1) + 1}
+        seen, asked = build("b")
+        assert (seen, asked) == ([], {"base": 0, "cache": 1 + 1})

@@ -1,0 +1,120 @@
+"""Frozen dataclasses of ours are dataclasses like any other."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import FrozenInstanceError, asdict, field, replace
+from typing import Any
+
+import pytest
+
+from firebuild_bootstrap.values import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    x: int
+    y: int = 2
+    names: list[str] = field(default_factory=list)
+    note: str = field(default="", repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    title: str
+    size: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child(Named):
+    parent: Named | None = None
+    made: int = field(init=False, default=7)
+    doubled: list[int] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "doubled", [2 * self.size])
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    a: str
+    b: int = 1
+
+
+@dataclass
+class Empty:
+    pass
+
+
+@dataclass
+class Own:
+    value: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Own) and self.value.lower() == other.value.lower()
+
+    def __repr__(self) -> str:
+        return "own"
+
+
+def test_arguments_come_by_place_and_name_with_their_defaults() -> None:
+    assert asdict(Point(1)) == {"x": 1, "y": 2, "names": [], "note": ""}
+    assert asdict(Point(1, note="n", y=3, names=["a"])) == {"x": 1, "y": 3, "names": ["a"], "note": "n"}
+    assert Point(1).names is not Point(1).names
+    assert (Slotted("s").a, Slotted("s").b) == ("s", 1)
+
+
+def test_what_init_does_not_take_is_there_all_the_same() -> None:
+    child = Child(title="t", size=2)
+    assert (child.made, child.doubled, child.parent) == (7, [4], None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Named("t"),  # type: ignore[call-arg]
+        lambda: Point(y=1),  # type: ignore[call-arg]
+        lambda: Child(title="t", made=1),  # type: ignore[call-arg]
+    ],
+)
+def test_wrong_arguments_are_refused_by_the_name_of_the_class(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"(Named|Point|Child)\.__init__"):
+        wrong()
+
+
+def test_values_are_equal_and_hash_by_the_fields_that_count() -> None:
+    assert Named(title="t") == Named(title="t")
+    assert hash(Named(title="t")) == hash(Named(title="t"))
+    assert Named(title="t") != Named(title="u")
+    assert Named(title="t") != Child(title="t")
+    assert Point(1, note="a") == Point(1, note="b")
+    assert Empty() == Empty()
+    assert len({Slotted("a"), Slotted("a", 1), Slotted("b")}) == 2
+
+
+def test_what_a_class_defines_itself_stays() -> None:
+    assert Own("A") == Own("a")
+    assert repr(Own("A")) == "own"
+
+
+def test_fields_show_in_a_repr_unless_they_should_not() -> None:
+    assert repr(Point(1, note="secret")) == "Point(x=1, y=2, names=[])"
+    assert repr(Slotted("a")) == "Slotted(a='a', b=1)"
+
+
+@pytest.mark.parametrize("value", [Named(title="t"), Slotted("a")])
+def test_nothing_can_be_changed(value: Any) -> None:
+    name = dataclasses.fields(value)[0].name
+    with pytest.raises(FrozenInstanceError, match=f"cannot change '{name}' of a frozen"):
+        setattr(value, name, "new")
+    with pytest.raises(FrozenInstanceError):
+        delattr(value, name)
+
+
+def test_values_are_replaced_copied_and_matched() -> None:
+    assert replace(Point(1), y=5) == Point(1, 5)
+    assert copy.copy(Named(title="t")) == Named(title="t")
+    match Slotted("a", 3):
+        case Slotted(a, b):
+            assert (a, b) == ("a", 3)
