@@ -220,7 +220,7 @@ def test_statements_go_with_an_image_whose_own_digest_stays(
     reference = Reference.parse(f"{host}/team/attested:1")
     named = push(registries, reference, manifest, client.blobs, attested=about)
     assert named == about.index.digest == registries.digest(reference)
-    index = json.loads(skopeo("inspect", "--raw", f"docker://{reference}"))
+    index = json.loads(skopeo("inspect", f"docker://{reference}", "--raw"))
     image, attestation = index["manifests"]
     assert image["digest"] == manifest.digest
     assert attestation["platform"] == {"os": "unknown", "architecture": "unknown"}
@@ -228,7 +228,7 @@ def test_statements_go_with_an_image_whose_own_digest_stays(
         "vnd.docker.reference.type": "attestation-manifest",
         "vnd.docker.reference.digest": manifest.digest,
     }
-    raw = skopeo("inspect", "--raw", f"docker://{host}/team/attested@{attestation['digest']}")
+    raw = skopeo("inspect", f"docker://{host}/team/attested@{attestation['digest']}", "--raw")
     layers = json.loads(raw)["layers"]
     assert [layer["annotations"]["in-toto.io/predicate-type"] for layer in layers] == [PROVENANCE, SBOM]
     assert {layer["mediaType"] for layer in layers} == {"application/vnd.in-toto+json"}
