@@ -127,6 +127,7 @@ class _Build:
         self._failure_reported = False
         self._working = ExitStack()
         self._remote_caches: RemoteCaches | None = None
+        self._asked = ""
 
     @cached_property
     def _workspace(self) -> Workspace:
@@ -279,6 +280,7 @@ class _Build:
             return pending
         remote = self._remote(cleanup)
         remote.load(request.cache_from)
+        self._asked = ", ".join(map(str, request.cache_from))
         return results.ask(remote)
 
     def _remote(self, cleanup: ExitStack) -> RemoteCaches:
@@ -314,7 +316,10 @@ class _Build:
         named = [request.tag, *request.also_tagged]
         named += [spec.reference for spec in request.cache_from if spec.reference is not None]
         for spec in request.cache_to:
-            remote.export(results.exported(remote, every=spec.mode == "max"), spec, named)
+            if steps := results.exported(remote, every=spec.mode == "max"):
+                remote.export(steps, spec, named)
+            else:  # as in BuildKit, what is there stays
+                self._info(f"no step is written to the cache {spec}: there is none that others could use")
 
     def _start_ahead(
         self,
@@ -422,7 +427,8 @@ class _Build:
             if self._request.explain_cache and stage in pending and place < len(parts):
                 base = stage.origin.text.partition(" ")[2]
                 why = last.why(stage.title, place, parts[place], base)
-                self._info(f"not cached: {stage.steps[place].origin.text}: {why}")
+                others = f", nor in {self._asked}" if self._asked else ""
+                self._info(f"not cached{others}: {stage.steps[place].origin.text}: {why}")
             for number, each in enumerate(parts):
                 last.note(stage.title, number, each)
         last.save()

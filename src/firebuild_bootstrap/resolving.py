@@ -22,7 +22,7 @@ from firebuild_bootstrap.dockerfile.graph import (
     TreeRef,
 )
 from firebuild_bootstrap.dockerfile.lint import Lint
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.image.bases import Base, BaseStore
 from firebuild_bootstrap.image.config import ImageConfig
@@ -241,7 +241,9 @@ def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ..
         graph = _read(request, source, _Found(bases), lint, every_stage=request.target is None)
     except InputError as error:
         return tuple(sorted(lint.found, key=lambda each: each.location.line)), error
-    return graph.warnings, None
+    here = Location(str(request.dockerfile))
+    unused = (f"the build context {name} is named by no FROM and no --from" for name in graph.unused_contexts)
+    return (*graph.warnings, *(Diagnostic(here, message) for message in unused)), None
 
 
 def _read(

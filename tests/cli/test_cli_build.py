@@ -36,7 +36,7 @@ from firebuild_bootstrap.image.platforms import host_platform
 
 pytestmark = pytest.mark.needs("userns")
 
-DOCS = Path(__file__).parents[2] / "docs/docker.md"
+DOCS = Path(__file__).parents[2] / "docs/from-docker.md"
 SCRATCH = "FROM scratch\nCOPY . /\n"
 TAR = ("--output", "tar")
 
@@ -542,6 +542,10 @@ def test_check_says_what_is_probably_not_meant_and_builds_nothing(cli: Cli) -> N
     assert cli("rootfs", "--check", "--target", "a").out.splitlines()[-1].startswith("check complete, 2 ")
     Path("Dockerfile").write_text("FROM scratch\n")
     assert cli("build", "--call=check", ".").out == "check complete, no warnings found\n"
+    assert cli("build", "--check", "--build-context", "spare=.", ".").out.splitlines() == [
+        "Dockerfile: the build context spare is named by no FROM and no --from",
+        "check complete, 1 warning found",
+    ]
     assert json.loads(cli("images", "list", "--json").out) == []
     assert nothing_is_left(cli)
 

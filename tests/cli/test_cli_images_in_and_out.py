@@ -172,28 +172,6 @@ def test_a_form_with_layers_has_to_go_somewhere(cli: Cli, tmp_path: Path) -> Non
     assert "add dest=FILE" in cli("build", "--output", "oci", tmp_path, status=2).err
 
 
-def test_a_check_of_the_store_tells_what_is_wrong_with_it(built: Path, cli: Cli) -> None:
-    assert "sound: 2 images, " in cli("store", "check").out
-    image = json.loads(cli("images", "inspect", "app:1").out)
-    first, second, own = image["layers"]
-    trees = cli.home / "layers" / image["layer_store"] / "names"
-    (trees / own["key"] / "layer/fs/etc/new").write_text("changed")
-    (cli.home / "blobs" / first["blob"]["digest"].replace(":", "/")).write_bytes(b"changed")
-    (cli.home / "blobs" / second["blob"]["digest"].replace(":", "/")).unlink()
-    done = cli("store", "check", status=6)
-    assert [line.partition(": ")[2].partition(" sha256")[0][:24] for line in done.out.splitlines()] == [
-        "its bytes have the digest"[:24],
-        "its blob",
-        "its blob",
-        "somebody has changed its layer"[:24],
-    ]
-    (trees / own["key"]).unlink()
-    (cli.home / "images/names/acme/web/1/image.json").write_text("{")
-    done = cli("store", "check", status=6)
-    assert f"its layer {own['key']} is missing" in done.out
-    assert "image.json is damaged" in done.out
-
-
 def test_a_load_that_is_killed_leaves_a_sound_store(tmp_path: Path, cli: Cli) -> None:
     data = packed(made().docker(), tmp_path / "in.tar").read_bytes()
     firebuild = [str(Path(sys.executable).parent / "firebuild"), "images", "load", str(tmp_path / "in.tar")]
@@ -215,3 +193,29 @@ def test_a_load_that_is_killed_leaves_a_sound_store(tmp_path: Path, cli: Cli) ->
     cli("cache", "prune", "--all", "--force")
     cli("images", "prune")
     assert list(cli.home.glob("blobs/*/*")) == []
+
+
+@pytest.mark.needs("root")
+def test_what_is_there_already_can_be_had_from_a_store_that_is_read_only(cli: Cli, tmp_path: Path) -> None:
+    source = packed(Made([layer({"etc/": None, "etc/one": "1"})]).docker(), tmp_path / "in.tar")
+    cli("images", "load", source)
+    cli("images", "export", "made:1", "-o", "tar")
+    firebuild = Path(sys.executable).with_name("firebuild")
+    script = f"""
+        mount --bind {cli.home} {cli.home} && mount -o remount,bind,ro {cli.home} || exit 99
+        for command in "save made:1 -o saved.tar" "export made:1 -o oci,dest=oci.tar" \\
+            "export made:1 -o tar,dest=rootfs.tar" "export made:1 -o ext4,dest=rootfs.ext4"; do
+            {firebuild} images $command > /dev/null; echo "${{command##*[=/ ]}} $?"
+        done
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "FIREBUILD_HOME": str(cli.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["saved.tar 0", "oci.tar 0", "rootfs.tar 0", "rootfs.ext4 6"]
+    assert "the form can't be stored: Read-only file system" in done.stderr
+    assert {path.name for path in tmp_path.glob("*.tar")} == {"in.tar", "saved.tar", "oci.tar", "rootfs.tar"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,16 @@ from guest.pki import SERVER_NAME, Pki
 from guest.server import BuildServer
 
 BUSYBOX = Path("/bin/busybox")
+# Of what is made in a directory: u::rwx, u:1:rwx, g::r-x, m::rwx, o::--- (linux/posix_acl_xattr.h).
+DEFAULT_ACL = struct.pack(
+    "<I" + 5 * "HHI",
+    2,
+    *(1, 7, 2**32 - 1),
+    *(2, 7, 1),
+    *(4, 5, 2**32 - 1),
+    *(16, 7, 2**32 - 1),
+    *(32, 0, 2**32 - 1),
+)
 
 
 def run_command(shell: str, step: int = 2, **fields: Any) -> wire.RunCommand:

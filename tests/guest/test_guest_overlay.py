@@ -19,7 +19,7 @@ from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.layers.root import Root, remove_directory
 from firebuild_bootstrap.layers.tree import MAX_LAYERS, OVERLAY_MARKS, UNMOUNTABLE, upper_entries
 from firebuild_bootstrap.sandbox import Bind
-from guest.build import Build, copy_command, run_command, workdir_command
+from guest.build import DEFAULT_ACL, Build, copy_command, run_command, workdir_command
 from guest.server import a_file
 from support import privately
 
@@ -311,6 +311,7 @@ def test_a_copy_through_an_overlay_comes_out_as_one_into_a_directory(
         (tmp_path / name / "there/old/deep").write_text("below")
         (tmp_path / name / "link").symlink_to("there")
         (tmp_path / name / "there/f").symlink_to("old/deep")
+        os.setxattr(tmp_path / name / "there", "system.posix_acl_default", DEFAULT_ACL)
     shutil.copytree(tmp_path / "lower/0/there", tmp_path / "lower/0/gone")
     (tmp_path / "lower/1").mkdir()
     os.mknod(tmp_path / "lower/1/gone", stat.S_IFCHR, 0)
@@ -350,6 +351,10 @@ def test_a_copy_through_an_overlay_comes_out_as_one_into_a_directory(
     found: list[tuple[object, ...]] = []
     privately(build)
     assert found == list(described(tmp_path / "plain"))
+    inherits = target in ("/there/", "/link/")
+    assert {"there", "there/sub", "there/sub/f"} <= {
+        str(path) for path, *_, lists in found if lists
+    } or not inherits
     assert set(direct) <= set(entered)
 
 
@@ -360,4 +365,6 @@ def described(root: Path) -> Iterator[tuple[object, ...]]:
         content = path.read_text() if stat.S_ISREG(status.st_mode) else path.is_symlink() and path.readlink()
         time = status.st_mtime_ns if status.st_mtime_ns < 10 else None
         names = 1 if path.is_dir() else status.st_nlink  # an overlay does not count those of directories
-        yield str(path.relative_to(root)), status.st_mode, names, time, content
+        lists = [name for name in os.listxattr(path, follow_symlinks=False) if "acl" in name]
+        values = {name: os.getxattr(path, name) for name in lists}
+        yield str(path.relative_to(root)), status.st_mode, names, time, content, values

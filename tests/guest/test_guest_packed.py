@@ -7,12 +7,15 @@ import resource
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.root import Place, Root
+from guest.build import DEFAULT_ACL, workdir_command
 from guest.local import Local
 from guest.server import END, group, member, piece
 
@@ -132,6 +135,74 @@ def test_what_a_packed_stream_must_not_be(local: Local, stream: list[pb.ToGuest]
 def test_a_file_that_is_not_complete_is_removed_again(local: Local) -> None:
     local.refused([TREE, piece(member("f", b"", size=2_000_000)[:512] + bytes(1_000_000))], "/t")
     assert local.tree() == {"t": "dir"}
+
+
+def test_missing_parents_are_each_made_from_the_one_above(
+    local: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the top, their number would count twice: minutes, where thousands are missing."""
+    walks = []
+    locate = Root.locate
+
+    def counted(root: Root, path: str, **options: Any) -> Place:
+        walks.append(path)
+        return locate(root, path, **options)
+
+    monkeypatch.setattr(Root, "locate", counted)
+    local.copy([TREE, piece(member("/".join("d" * 400) + "/f", b"F")), END], "/t", chown="7:8")
+    assert len(walks) < 10
+    made = Path(local.image, "t", *"d" * 400)
+    assert (made / "f").read_text() == "F"
+    assert local.owner("t/d/d") == (7, 8)
+    assert local.mode("t/d/d") == 0o755
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([tar.Entry(f"d{number}", tar.DIRECTORY, 0o755) for number in range(20)], "so many directories"),
+        ([tar.Entry("d", tar.DIRECTORY, 0o755, xattrs={"user.x": bytes(9000)})], "so many directories"),
+        ([tar.Entry("/".join("d" * 20), tar.FIFO, 0o644)], "so many directories"),
+        ([tar.Entry("/".join("d" * 1000), tar.FIFO, 0o644)], "is too deep: more than 11 directories"),
+    ],
+)
+def test_directories_of_a_copy_are_bounded(
+    local: Local, monkeypatch: pytest.MonkeyPatch, entries: list[tar.Entry], message: str
+) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.guest.copy.REMEMBERED", 8192)
+    monkeypatch.setattr("firebuild_bootstrap.guest.copy.DEEPEST", 20_000)
+    stream = b"".join(tar.encode(entry, 0)[0] for entry in entries)
+    assert message in local.refused([TREE, piece(stream), END], "/t").message
+
+
+def test_directories_that_nobody_describes_are_what_mkdir_makes(local: Local) -> None:
+    """As in BuildKit: where a default access control list says what others may, that holds."""
+    (local.image / "lists").mkdir()
+    os.setxattr(local.image / "lists", "system.posix_acl_default", DEFAULT_ACL)
+    (local.image / "group").mkdir()
+    (local.image / "group").chmod(0o2775)
+    stream = [
+        TREE,
+        piece(
+            b"".join(
+                (member("", kind=tar.DIRECTORY, mode=0o755), member("d", kind=tar.DIRECTORY, mode=0o755))
+            )
+        ),
+        piece(member("e/f", b"F", mode=0o644)),
+        END,
+    ]
+    umask = os.umask(0o077)
+    try:
+        for target in ("/lists/a/b", "/group/a/b"):
+            local.copy(stream, target)
+        local.copy(stream, "/lists/c", chmod="755")
+        local.execute(workdir_command("/lists/work"), workdir_command("/plain/work"))
+    finally:
+        os.umask(umask)
+    assert [local.mode(f"lists/{name}") for name in ("a", "a/b", "a/b/e", "work")] == [0o750] * 4
+    assert [local.mode(f"lists/{name}") for name in ("a/b/d", "c", "a/b/e/f")] == [0o755, 0o755, 0o644]
+    assert [local.mode(f"group/{name}") for name in ("a", "a/b", "a/b/e", "a/b/d")] == [0o2755] * 3 + [0o755]
+    assert [local.mode(name) for name in ("plain", "plain/work")] == [0o755] * 2
 
 
 def test_a_deep_tree_takes_few_descriptors(local: Local) -> None:

@@ -365,7 +365,7 @@ def test_a_whiteout_removes_what_the_layers_below_have_and_nothing_of_its_own(ro
 
 
 def test_directories_without_end_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firebuild_bootstrap.layers.apply._REMEMBERED", 10 * 512)
+    monkeypatch.setattr("firebuild_bootstrap.layers.apply.REMEMBERED", 10 * 512)
     many = [(Entry(f"d{number}", DIRECTORY, 0o755), b"") for number in range(9)]
     with_attributes = [(Entry("d", DIRECTORY, 0o755, xattrs={"user.x": bytes(4096)}), b"")]
     for entries in (many, with_attributes):
@@ -380,6 +380,16 @@ def test_directories_without_end_are_refused(root: Path, monkeypatch: pytest.Mon
         more.seek(0)
         with Root(str(root)) as target, pytest.raises(LayerError, match="so many directories"):
             apply(LayerReader(more), target)
+
+
+def test_directories_that_no_entry_describes_are_bounded_too(
+    make_tar: MakeTar, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firebuild_bootstrap.layers.apply._MOST_MADE", 6)
+    run(make_tar((info("a/b/c/f"), b""), (info("d/e/f/f"), b"")), root)
+    archive = make_tar((info("g/h/i/f"), b""), (info("k/l/m/n/f"), b""))
+    with pytest.raises(LayerError, match="needs more than 6 directories that it does not have"):
+        run(archive, root)
 
 
 def test_a_whiteout_leads_no_further_than_a_link_in_the_tree(root: Path) -> None:
@@ -429,7 +439,7 @@ def test_a_tree_may_be_deeper_than_descriptors_and_paths_are_long(tmp_path: Path
 def test_a_path_whose_directories_would_fill_the_memory_is_refused(
     make_tar: MakeTar, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("firebuild_bootstrap.layers.apply._DEEPEST", 10_000)
+    monkeypatch.setattr("firebuild_bootstrap.layers.apply.DEEPEST", 10_000)
     archive = make_tar((info("/".join("e" * 90)), b""), (info("/".join("d" * 5000)), b""))
     with (
         open(archive, "rb") as source,

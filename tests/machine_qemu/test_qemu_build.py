@@ -192,12 +192,15 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_image_as_the_local_mach
     # One layer is there from the beginning, and lies between those that the machine makes.
     (context / "alone").write_text("FROM scratch\nCOPY --link hello /made/hello\n")
     build("qemu", "-f", context / "alone", driver="local")
-    in_vm, said = build("qemu")
+    cache = f"{tmp_path}/shared"
+    in_vm, said = build("qemu", "--cache-to", f"type=local,dest={cache},mode=max")
     assert said.count("CACHED") == 1
     assert "CACHED" not in build("local", driver="local")[1]
     assert layers_of(homes["qemu"].home) == layers_of(homes["local"].home)
     assert len(layers_of(homes["qemu"].home)) == 5
     assert in_vm == build("local", driver="local")[0]
+    fetched, said = build("other", "--cache-from", f"type=local,src={cache}", driver="local")
+    assert (fetched, said.count(f"CACHED from {cache}")) == (in_vm, 5)
     # Neither what the kernel can do nor what this user may do tells.
     least: dict[str, Any] = {"kernel_modules": [no_overlays], "ids": "single"}
     build("plain", "-f", context / "alone", driver="local", **least)

@@ -233,8 +233,8 @@ def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.
 
     CONTEXT is a directory, by default the current one; with -, an archive of it or a Dockerfile comes from
-    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/docker.md says which
-    options of Docker are there; the others are refused by their name.
+    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/from-docker.md says
+    which options of docker, buildah and kaniko are there; the others are refused by their name.
     """
     if path is not None and context is not None:
         raise InputError(f"the build context is given twice: {path} and --context {context}")
@@ -325,6 +325,8 @@ def _build(options: _Options) -> None:
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
             interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
+            if image is not None:
+                home.images.hold(image)
             if image is not None and wanted.attestations.sbom:
                 packages_of(home, image)
             if image is not None and wanted.push:
@@ -592,9 +594,7 @@ def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     if wanted.to_stdout is not None and wanted.to_stdout.has_layers:
         home.outgoing.write([(wanted.tags, image)], sys.stdout.buffer, wanted.to_stdout)
     elif wanted.to_stdout is not None:
-        path = image.output(wanted.to_stdout)
-        assert path is not None  # it was asked for  # noqa: S101
-        send(path)
+        send(image.directory / wanted.to_stdout.file_name)
     elif wanted.progress == "quiet":
         click.echo(home.image_id(image))
 

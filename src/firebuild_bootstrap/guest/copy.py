@@ -6,15 +6,16 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
 from typing import Final, NamedTuple
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.layers import tar
+from firebuild_bootstrap.layers.apply import DEEPEST, ENTRY_BYTES, REMEMBERED
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader, Limits
-from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata
+from firebuild_bootstrap.layers.root import Metadata, Owner, Root, make_link, set_metadata, settle
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_ID
 
@@ -125,6 +126,7 @@ _NODES: Final[dict[str, int]] = {
     tar.BLOCK_DEVICE: stat.S_IFBLK,
 }
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
+_SHOWN: Final = 80
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class _Base:
         self._owner = owner
         self._kept = kept
         self._made: set[str] = set()
+        self._remembered = 0  # bytes, of the directories of the entries and of those that were made
         self._held: dict[str, int] = {}  # the last ones used, by their path; the newest at the end
 
     def join(self, path: str) -> str:
@@ -182,9 +185,12 @@ class _Base:
             path: absolute in the root and clean.
             make: make it, and the directories above it, where they are missing.
         """
-        missing = []
+        missing, size = [], 0
         while path != "/" and path not in self._held:
             missing.append(path)
+            size += len(path)
+            if size > DEEPEST:
+                raise StepError(f"{missing[0][:_SHOWN]!r}… is too deep: more than {len(missing)} directories")
             path = posixpath.dirname(path)
         descriptor = self.root.descriptor
         if path != "/":
@@ -203,7 +209,7 @@ class _Base:
             FileExistsError: something is there.
         """
         os.mkdir(posixpath.basename(path), 0o700, dir_fd=self.directory(posixpath.dirname(path)))
-        self._made.add(path)
+        self._note(path)
 
     def make_directory(self, path: str, metadata: Metadata) -> bool:
         """Make `path` a directory as `Root.make_directory` does; links are followed unless this replaces."""
@@ -211,18 +217,44 @@ class _Base:
         made = self.root.make_directory(path, metadata, parents=self._owner, replace=replace)
         if made:
             self.close()  # it may have taken the place of a link
-            self._made.add(path)
+            self._note(path)
         return made
+
+    def _note(self, path: str) -> None:
+        self._made.add(path)
+        self.remember(len(path))
+
+    def remember(self, size: int) -> None:
+        """Count one more directory, with so many bytes of names and extended attributes.
+
+        Raises:
+            StepError: there are too many.
+        """
+        self._remembered += ENTRY_BYTES + size
+        if self._remembered > REMEMBERED:
+            raise StepError(
+                f"so many directories can't be copied: their names and attributes take more than "
+                f"{REMEMBERED >> 20} MiB"
+            )
 
     def _enter(self, parent: int, path: str, make: bool) -> int:
         if path in self._made and self._kept is not None and (kept := self._kept(path)) is not None:
             return kept
-        with suppress(OSError):
-            return os.open(posixpath.basename(path), _ENTER, dir_fd=parent)
-        # A link or nothing: the long way, from the top.
-        if make and self.root.make_directory(path, Metadata(self._owner, 0o755), parents=self._owner):
-            self._made.add(path)
-            return self._enter(parent, path, make)
+        name, metadata = posixpath.basename(path), Metadata(self._owner)
+        try:
+            return os.open(name, _ENTER, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+            os.mkdir(name, 0o755, dir_fd=parent)
+            self._note(path)
+            descriptor = self._enter(parent, path, make)
+            settle(descriptor, metadata)
+            return descriptor
+        except OSError:
+            pass  # a link: the long way, from the top
+        if make and self.root.make_directory(path, metadata, parents=self._owner):
+            self._note(path)
         with self.root.locate(path) as found:
             return found.open(os.O_RDONLY | os.O_DIRECTORY)
 
@@ -265,6 +297,7 @@ class Copier:
         # Times of directories, set at the end because every entry written into one changes it.
         self._directories: dict[str, tuple[_Base, Metadata]] = {}
         self._is_directory = False  # the destination, for certain
+        self._at = ""  # the entry at work, below the destination
 
     def copy(self, entries: Iterable[Incoming]) -> None:
         """Write all entries in their order.
@@ -284,15 +317,30 @@ class Copier:
                 self._unpacked.root.close()
 
     def _copy(self, entries: Iterable[Incoming]) -> None:
+        # Not a context manager: for each of thousands of small files, that takes as long as writing it.
         for entry in entries:
-            with _explained(self._rules.destination):
+            self._at = ""
+            try:
                 if entry.from_directory:
                     self._tree_entry(entry)
                 else:
                     self._single(entry)
+            except OSError as error:
+                raise self._explained(error) from error
         for inner, (base, metadata) in sorted(self._directories.items(), reverse=True):
-            with _explained(posixpath.join(self._rules.destination, inner)):
+            self._at = inner
+            try:
                 self._finish_directory(base, inner, metadata)
+            except OSError as error:
+                raise self._explained(error) from error
+
+    def _explained(self, error: OSError) -> StepError:
+        path = posixpath.join(self._rules.destination, self._at).rstrip("/") or "/"
+        if isinstance(error, IsADirectoryError):
+            return StepError(f"{path}: a directory is there, and a file or link can't replace it")
+        if isinstance(error, NotADirectoryError):
+            return StepError(f"{path}: a file is where a directory is needed")
+        return StepError(f"{path}: {error.strerror or error}")
 
     # --- placing ------------------------------------------------------------------------------
 
@@ -304,17 +352,17 @@ class Copier:
                 self._root.make_directory(destination, self._parent(), parents=self._rules.owner)
                 self._is_directory = True
             destination = posixpath.join(destination, posixpath.basename(entry.entry.path))
-        with _explained(destination):
-            self._write(self._image, entry, destination, follow=True)
+        self._at = destination
+        self._write(self._image, entry, destination, follow=True)
 
     def _tree_entry(self, entry: Incoming) -> None:
         inner = _inner(entry.entry.path)
         base = self._image if entry.of_tree or not entry.keep_owner else self._archive_base()
-        with _explained(posixpath.join(self._rules.destination, inner)):
-            if entry.entry.kind == tar.DIRECTORY:
-                self._directory(base, entry, inner)
-            else:
-                self._write(base, entry, base.join(inner))
+        self._at = inner
+        if entry.entry.kind == tar.DIRECTORY:
+            self._directory(base, entry, inner)
+        else:
+            self._write(base, entry, base.join(inner))
 
     def _archive_base(self) -> _Base:
         """An archive is unpacked as if the destination were the root, which BuildKit makes it by chroot(2).
@@ -335,17 +383,24 @@ class Copier:
 
     def _directory(self, base: _Base, entry: Incoming, inner: str) -> None:
         metadata = self._metadata(entry, directory=True)
+        if not inner and entry.entry.mode == 0o755 and self._rules.change_mode is None:
+            metadata = metadata._replace(mode=None)  # what servers say where nobody has described it
         path = base.join(inner)
         if inner:
             with suppress(FileExistsError):
                 base.make(path)
-                self._directories[inner] = (base, metadata)  # set at the end
+                self._later(base, inner, metadata)
                 return
         created = base.make_directory(path, metadata)
         found = base.root.status(path, follow=False)
         # The destination itself keeps what it has; so does a directory that is reached through a link.
         if created or (inner and found is not None and stat.S_ISDIR(found.st_mode)):
-            self._directories[inner] = (base, metadata)
+            self._later(base, inner, metadata)
+
+    def _later(self, base: _Base, inner: str, metadata: Metadata) -> None:
+        """Have a directory's metadata set at the end."""
+        base.remember(len(inner) + sum(len(name) + len(value) for name, value in metadata.xattrs.items()))
+        self._directories[inner] = (base, metadata)
 
     def _finish_directory(self, base: _Base, inner: str, metadata: Metadata) -> None:
         path = base.join(inner)
@@ -368,15 +423,17 @@ class Copier:
         """Write what is not a directory."""
         what = entry.entry
         metadata = self._metadata(entry)
-        name = posixpath.basename(path)
-        parent = base.directory(posixpath.dirname(path))
+        above, name = posixpath.split(path)
+        parent = base.directory(above)
         if name and what.kind in (tar.FILE, tar.SYMLINK):
-            with suppress(FileExistsError):
+            try:
                 if what.kind == tar.FILE:
                     _create(parent, name, entry.write, metadata)
                 else:
                     make_link(parent, name, what.linkname, metadata)
                 return
+            except FileExistsError:
+                pass  # it is replaced
         if what.kind == tar.FILE:
             self._replacing(base, parent, name)
             base.root.write(path, entry.write, metadata, follow=follow, replace=base.replace)
@@ -407,7 +464,7 @@ class Copier:
             base.close()
 
     def _parent(self) -> Metadata:
-        return Metadata(self._rules.owner, 0o755)
+        return Metadata(self._rules.owner)
 
     # --- metadata -----------------------------------------------------------------------------
 
@@ -448,16 +505,3 @@ def _create(parent: int, name: str, fill: Callable[[int], None], metadata: Metad
         raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _explained(path: str) -> Iterator[None]:
-    path = path.rstrip("/") or "/"
-    try:
-        yield
-    except IsADirectoryError as error:
-        raise StepError(f"{path}: a directory is there, and a file or link can't replace it") from error
-    except NotADirectoryError as error:
-        raise StepError(f"{path}: a file is where a directory is needed") from error
-    except OSError as error:
-        raise StepError(f"{path}: {error.strerror or error}") from error

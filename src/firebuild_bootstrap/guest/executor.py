@@ -212,7 +212,7 @@ class Executor:
     def _make_workdir(self, command: wire.AnyCommand, owner: tuple[int, int]) -> None:
         path = wire.absolute("/", command.workdir)
         try:
-            self._root.make_directory(path, Metadata(owner, 0o755), parents=owner)
+            self._root.make_directory(path, Metadata(owner), parents=owner)
         except OSError as error:
             raise StepError(f"WORKDIR {path}: {error.strerror or error}") from error
 

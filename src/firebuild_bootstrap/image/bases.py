@@ -16,7 +16,7 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key
+from firebuild_bootstrap.image.content_store import ContentStore, Key, readable
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, chain_key, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
@@ -181,10 +181,21 @@ class BaseStore:
 
         return self._keep(name, fill, HOST_CONFIG)
 
-    def list(self) -> list[Base]:
-        """Return all bases, sorted by name."""
-        found = (self._read(key) for key in self._contents.names())
-        return [base for base in found if base is not None]
+    def list(self, damaged: Callable[[MachineError], object] = lambda _: None) -> list[Base]:
+        """Return all bases that can be read, sorted by name.
+
+        Args:
+            damaged: told of each of the others.
+        """
+        return list(readable(self._contents.names(), self._read, damaged))
+
+    def find(self, reference: Reference) -> Base | None:
+        """Return the base of a name, held until `close`, or None.
+
+        Raises:
+            MachineError: its `base.json` is damaged.
+        """
+        return self._read(self._key(reference), hold=True)
 
     def remove(self, name: str) -> None:
         """Remove a base.
@@ -217,7 +228,7 @@ class BaseStore:
             MachineError: the store is damaged.
         """
         wanted = Reference.parse(reference, what="a base such as debian or debian:12")
-        base = self._read(self._key(wanted), hold=True)
+        base = self.find(wanted)
         if base is None:
             return self._image(wanted)
         _check_digest(wanted, f"the base {base.name}", base.digest)

@@ -15,17 +15,18 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.values import dataclass
 
 Key = tuple[str, ...]
+FoundT = TypeVar("FoundT")
 # What is wrong with the path that was named, and not with the machine behind it.
 _OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OF_THE_PATH: Final = _OF_RIGHTS | {
@@ -287,6 +288,20 @@ class ContentStore:
             return self._unusable(error)
         where = error.filename or self.root  # a path inside the store, not of the user
         return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=SPACE)
+
+
+def readable(
+    keys: Iterable[Key], read: Callable[[Key], FoundT | None], damaged: Callable[[MachineError], object]
+) -> Iterator[FoundT]:
+    """Yield what `read` returns of entries, and pass the errors of damaged ones on."""
+    for key in keys:
+        try:
+            found = read(key)
+        except MachineError as error:
+            damaged(error)
+            continue
+        if found is not None:
+            yield found
 
 
 def unusable_store(what: str, error: OSError) -> FirebuildError:

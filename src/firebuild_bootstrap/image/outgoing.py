@@ -100,7 +100,7 @@ class Outgoing:
         with (
             whole_or_not(dest, self._trees) as partial,
             self._trees.tasks.task(f"writing {dest}", measure=lambda: file_size(partial)),
-            open(partial, "xb") as file,
+            open(partial, "r+b") as file,
         ):
             self.write(images, file, spec.type)
             file.flush()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,7 @@ from firebuild_bootstrap.values import dataclass
 _FORM: Final = (
     "ext4, erofs, squashfs, tar, dir, oci or docker, with ,dest=PATH and (ext4) ,size=2GiB after it if wanted"
 )
+_PARTIAL: Final = re.compile(r"\.[0-9a-f]{16}\.partial")
 # Where the programs are that run in a sandbox (its PATH), whatever the PATH of this process says.
 PROGRAMS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -211,9 +214,8 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
     if spec.dest is None:
         return
     _check_destination(spec.type, spec.dest)
-    with whole_or_not(spec.dest, trees) as partial:
+    with whole_or_not(spec.dest, trees, directory=spec.type is OutputType.DIR) as partial:
         if spec.type is OutputType.DIR:
-            partial.mkdir()
             trees.copy(source, partial)
         else:
             with trees.tasks.task(f"copying to {spec.dest}", measure=lambda: file_size(partial)):
@@ -221,14 +223,22 @@ def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
 
 
 @contextmanager
-def whole_or_not(dest: Path, trees: Trees) -> Iterator[Path]:
-    """Give a path beside `dest` to write to, which becomes `dest` at the end, unless something fails.
+def whole_or_not(dest: Path, trees: Trees, *, directory: bool = False) -> Iterator[Path]:
+    """Give an empty file or directory beside `dest` to fill, which becomes `dest` unless something fails.
+
+    It is locked meanwhile: one without a lock is of somebody who was killed, and the next to write in the
+    same directory removes it.
 
     Raises:
         MachineError: it could not be written; nothing of it is left.
     """
-    # Short, because a long name of the destination would be too long with anything added to it.
-    partial = dest.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        for left in dest.parent.glob(".*.partial"):
+            if _PARTIAL.fullmatch(left.name):
+                _remove_dead(left, trees)
+        partial, lock = _locked_partial(dest.parent, directory=directory)
+    except OSError as error:
+        raise MachineError(f"{dest} could not be written: {error.strerror}") from error
     try:
         yield partial
         os.rename(partial, dest)
@@ -236,6 +246,30 @@ def whole_or_not(dest: Path, trees: Trees) -> Iterator[Path]:
         raise MachineError(f"{dest} could not be written: {error.strerror}") from error
     finally:
         trees.remove(partial)
+        os.close(lock)
+
+
+def _locked_partial(parent: Path, *, directory: bool) -> tuple[Path, int]:
+    while True:
+        # Short, because a long name of the destination would be too long with anything added to it.
+        partial = parent / f".{secrets.token_hex(8)}.partial"
+        partial.mkdir() if directory else partial.touch(exist_ok=False)
+        with suppress(FileNotFoundError):
+            lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if partial.exists():  # nobody has taken it for a dead one's
+                return partial, lock
+            os.close(lock)
+
+
+def _remove_dead(partial: Path, trees: Trees) -> None:
+    with suppress(OSError, MachineError):  # another user's
+        lock = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            trees.remove(partial)
+        finally:
+            os.close(lock)
 
 
 def _check_destination(kind: OutputType, dest: Path) -> None:
@@ -267,6 +301,6 @@ def _removal(dest: Path) -> str | None:
 
 def _copy_file(source: Path, target: Path) -> None:
     """Copy what holds data; holes stay holes, so that a large image with free space takes little."""
-    with open(source, "rb", buffering=0) as reader, open(target, "xb", buffering=0) as writer:
+    with open(source, "rb", buffering=0) as reader, open(target, "r+b", buffering=0) as writer:
         copy_file(reader.fileno(), writer.fileno())
         os.fsync(writer.fileno())

@@ -12,7 +12,7 @@ from typing import Any
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging
+from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging, readable
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.names import Reference
@@ -421,6 +421,10 @@ class ImageStore:
         named = replace(record, tag=str(tag), also_tagged=())
         return StoredImage(tag, directory, self._contents.link(key), named).refreshed()
 
+    def hold(self, image: StoredImage) -> bool:
+        """Keep the files of an image until `close`, whoever removes its name; False where it is gone."""
+        return self._contents.hold(self._key(image.tag)) == image.directory.resolve()
+
     def find_digest(self, wanted: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return the image of a name, with whatever tag, whose manifest, index or id has the wanted digest.
 
@@ -445,10 +449,14 @@ class ImageStore:
             raise self._unknown(tag)
         return found
 
-    def list(self) -> list[StoredImage]:
-        """Return all images that can be read, sorted by tag."""
-        found = (self._find(key) for key in self._contents.names())
-        return sorted((image for image in found if image is not None), key=lambda image: image.tag)
+    def list(self, damaged: Callable[[MachineError], object] = lambda _: None) -> list[StoredImage]:
+        """Return all images that can be read, sorted by tag.
+
+        Args:
+            damaged: told of each of the others.
+        """
+        found = readable(self._contents.names(), self._find, damaged)
+        return sorted(found, key=lambda image: image.tag)
 
     def names(self) -> tuple[Reference, ...]:
         """Return the names of all images, sorted; no image is read for that."""

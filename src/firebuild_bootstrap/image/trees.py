@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -366,12 +367,17 @@ class Trees:
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
             message, hint = f"could not {task}: {reply['error']}", reply["hint"] or None
+            if os.strerror(errno.ENOSPC) in reply["error"]:
+                hint = hint or _FULL
             if reply.get("kind") == "damaged":
                 raise DamagedArchiveError(message, hint=hint, reason=reply["error"])
             raise _KINDS.get(reply.get("kind", ""), MachineError)(message, hint=hint)
         return reply
 
 
+_FULL: Final = (
+    "`firebuild du` shows what the store takes, `firebuild cache prune` and `images prune` free some"
+)
 _KINDS: Final = {"unmountable": _UnmountableError}
 
 

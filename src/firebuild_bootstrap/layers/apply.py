@@ -32,13 +32,17 @@ _ENTER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOTED: Final = 16 * 1024 * 1024
 _OWNER: Final = (0, 0)
-# Of the paths of one entry and all directories above it. A path of 16 MiB (`reader.Limits.header`) would take
-# terabytes; what fits are 8,000 directories with the shortest names, and 700 with the longest.
-_DEEPEST: Final = 64 * 1024 * 1024
+DEEPEST: Final = 64 * 1024 * 1024
+"""Bytes of the paths of one entry and all directories above it: 8,000 with the shortest names, 700 with the
+longest. A path of 16 MiB (`reader.Limits.header`) would take terabytes.
+"""
 _HELD: Final = 128  # directories that are open at once, however deep a tree is
-# Of directories, whose attributes are set when everything is in them: some hundred thousand of them.
-_REMEMBERED: Final = 512 * 1024 * 1024
-_ENTRY_BYTES: Final = 512  # of one of them without its name and extended attributes
+REMEMBERED: Final = 512 * 1024 * 1024
+"""Bytes of directories, whose attributes are set when everything is in them: some hundred thousand."""
+ENTRY_BYTES: Final = 512
+"""Of one of them without its name and extended attributes."""
+# Directories that no entry describes: one name of a kilobyte asks for 500 of them, and compresses to nothing.
+_MOST_MADE: Final = 1_000_000
 _EXAMPLES: Final = 3
 _LONGEST: Final = 4096  # characters of one
 _SHOWN: Final = 80
@@ -215,11 +219,11 @@ class _Application:
                     os.mkdir(name, 0o700, dir_fd=self._place.directory(parent))
         self._directories[entry.path] = entry
         attributes = sum(len(name) + len(value) for name, value in entry.xattrs.items())
-        self._remembered += _ENTRY_BYTES + len(entry.path) + attributes
-        if self._remembered > _REMEMBERED:
+        self._remembered += ENTRY_BYTES + len(entry.path) + attributes
+        if self._remembered > REMEMBERED:
             raise DamagedArchive(
                 f"a layer with so many directories can't be unpacked: {len(self._directories)}, with names "
-                f"and attributes of more than {_REMEMBERED >> 20} MiB"
+                f"and attributes of more than {REMEMBERED >> 20} MiB"
             )
 
     def _write(self, entry: Entry, parent: int, name: str) -> None:
@@ -368,6 +372,7 @@ class _Descent:
         self.made: list[str] = []
         """Directories that were missing, as far as their paths fit into 16 MiB."""
         self._noted = 0
+        self._missing = 0
         self._size = 0  # of all `paths`
 
     def close(self) -> None:
@@ -395,7 +400,7 @@ class _Descent:
         for name in path[done:].split("/") if path[done:] else ():
             parent = descriptors[-1] if descriptors else self._top
             way = f"{paths[-1]}/{name}" if paths else name
-            if self._size + len(way) > _DEEPEST:
+            if self._size + len(way) > DEEPEST:
                 raise DamagedArchive(f"/{path[:_SHOWN]}… is too deep: more than {len(paths)} directories")
             self._push(way, self._enter(parent, name, way, make))
         return descriptors[-1] if descriptors else self._top
@@ -416,6 +421,11 @@ class _Descent:
         except FileNotFoundError:
             if not make:
                 raise
+            self._missing += 1
+            if self._missing > _MOST_MADE:
+                raise DamagedArchive(
+                    f"it needs more than {_MOST_MADE} directories that it does not have"
+                ) from None
             os.mkdir(name, 0o755, dir_fd=parent)
             self._noted += len(path)
             if self._noted < _NOTED:  # one long name may make thousands of directories

@@ -13,7 +13,7 @@ import re
 import stat
 import struct
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, NamedTuple
 
 from .tar import (
@@ -168,13 +168,12 @@ class LayerReader:
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes of the stored content of the current file, b"" behind its end."""
-        for _, piece in self._pieces(size):
-            return bytes(piece)
-        return b""
+        return bytes(self._piece(size)[1]) if self._regions else b""
 
     def pieces(self) -> Iterator[tuple[int, memoryview]]:
         """Yield the content of the current file, as (offset in the file, data); holes are left out."""
-        return self._pieces(PIECE)
+        while self._regions:
+            yield self._piece(PIECE)
 
     def copy_to(self, descriptor: int, size: int) -> None:
         """Write the content of the current file into an empty file of `size` bytes; holes stay holes."""
@@ -186,7 +185,7 @@ class LayerReader:
                 end = offset + length
                 del self._regions[0]
                 continue
-            offset, piece = next(self._pieces(PIECE))
+            offset, piece = self._piece(PIECE)
             end = offset + len(piece)
             while piece:
                 written = os.pwrite(descriptor, piece, offset)
@@ -205,19 +204,19 @@ class LayerReader:
         while self._read(PIECE):
             pass
 
-    def _pieces(self, most: int) -> Iterator[tuple[int, memoryview]]:
-        while self._regions:
-            offset, length = self._regions[0]
-            if self._at == len(self._data) and not self._fill(PIECE):
-                raise DamagedArchive("unexpected end of data")
-            size = min(length, most, len(self._data) - self._at)
-            piece = memoryview(self._data)[self._at : self._at + size]
-            self._at += size
-            if size == length:
-                del self._regions[0]
-            else:
-                self._regions[0] = (offset + size, length - size)
-            yield offset, piece
+    def _piece(self, most: int) -> tuple[int, memoryview]:
+        """Return what comes next of the regions that are left: where it belongs, and up to `most` bytes."""
+        offset, length = self._regions[0]
+        if self._at == len(self._data) and not self._fill(PIECE):
+            raise DamagedArchive("unexpected end of data")
+        size = min(length, most, len(self._data) - self._at)
+        piece = memoryview(self._data)[self._at : self._at + size]
+        self._at += size
+        if size == length:
+            del self._regions[0]
+        else:
+            self._regions[0] = (offset + size, length - size)
+        return offset, piece
 
     def _copy_in_kernel(self, target: int, offset: int, length: int) -> None:
         os.lseek(target, offset, os.SEEK_SET)
@@ -230,8 +229,10 @@ class LayerReader:
             length -= done
 
     def _pass_content(self) -> None:
-        missing = sum(length for _, length in self._regions) + self._passed
-        self._regions = []
+        missing = self._passed
+        if self._regions:
+            missing += sum(length for _, length in self._regions)
+            self._regions = []
         self._passed = 0
         have = len(self._data) - self._at
         if missing <= have:
@@ -288,14 +289,11 @@ class LayerReader:
         regions_0_0: list[bytes] = []
         for _ in range(_CHAIN):
             block = self._take(BLOCK)
-            if len(block) < BLOCK or not block.strip(b"\0"):
+            if len(block) < BLOCK or not (block[0] or block.strip(b"\0")):
                 self._end(block, complete=not records)
                 return None
             self._begun = True
-            raw = _RAW.unpack(block)
-            kind: bytes = raw[7]
-            _check(block, raw[6])
-            size = _number(raw[4], "size")
+            raw, kind, size = _fields(block)
             if kind in (b"x", b"X"):
                 found, regions_0_0 = _records(self._extension(size))
                 records.update(found)
@@ -381,8 +379,10 @@ class LayerReader:
             _check_count(table.count(b",") // 2 if table else 0)
             numbers = [_integer(text) for text in (table.split(b",") if table else header.regions_0_0)]
         regions = None if numbers is None else _regions(name, numbers, size, stored)
-        self._regions = [(0, size)] if regions is None and size else list(regions or ())
-        data = sum(length for _, length in self._regions)
+        if regions is None:
+            self._regions, data = [(0, size)] if size else [], size
+        else:
+            self._regions, data = list(regions), sum(length for _, length in regions)
         self._passed = stored - data + padding
         self._content -= data
         if self._content < 0:
@@ -423,6 +423,8 @@ def clean_path(name: str) -> str:
     """
     if "\0" in name:
         raise DamagedArchive(f"{name!r:.200} has a NUL in its name")
+    if "//" not in name and "/." not in name and not name.startswith((".", "/")):
+        return name.removesuffix("/")
     parts: list[str] = []
     for part in name.split("/"):
         if part == "..":
@@ -446,6 +448,14 @@ def starts_like_tar(block: bytes) -> bool:
     return True
 
 
+@lru_cache(16)  # the headers of extended headers are all alike, half of all in many archives
+def _fields(block: bytes) -> tuple[tuple[bytes, ...], bytes, int]:
+    """Return the fields of a header, and of these the type and the size."""
+    raw = _RAW.unpack(block)
+    _check(block, raw[6])
+    return raw, raw[7], _number(raw[4], "size")
+
+
 def _check(block: bytes, stored: bytes) -> None:
     found = _number(stored, "checksum")
     if found == checksum(block) - sum(stored) + 256:
@@ -455,6 +465,7 @@ def _check(block: bytes, stored: bytes) -> None:
         raise DamagedArchive("a header in it is malformed")
 
 
+@lru_cache(4096)
 def _number(field: bytes, what: str) -> int:
     """Return a number of a header: octal digits, or the binary form of GNU tar and star."""
     if field[0] & 0x80:

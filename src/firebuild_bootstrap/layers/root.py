@@ -26,6 +26,7 @@ Owner = tuple[int, int]
 
 
 _NO_XATTRS: Mapping[str, bytes] = MappingProxyType({})
+_DEFAULT_LIST = "system.posix_acl_default"
 
 
 class Metadata(NamedTuple):
@@ -33,7 +34,7 @@ class Metadata(NamedTuple):
 
     Args:
         owner: uid and gid.
-        mode: 0 to 0o7777; None leaves it.
+        mode: 0 to 0o7777; None leaves it, and gives a new directory what mkdir(2) makes of 0755.
         mtime_ns: modification time in nanoseconds since 1970; None for now.
         xattrs: extended attributes by name; those that the file system or the kernel refuse are left out, and
             those that would mean something to an overlay, or belong to the building host.
@@ -190,7 +191,7 @@ class Walk:
             return
         descriptor = os.open(name, _DIRECTORY, dir_fd=self.stack[-1])
         try:
-            set_metadata(descriptor, Metadata(self.owner, 0o755))
+            settle(descriptor, Metadata(self.owner))
         finally:
             os.close(descriptor)
         if self.created is not None:
@@ -229,6 +230,19 @@ def set_metadata(descriptor: int, metadata: Metadata) -> None:
         os.fchmod(descriptor, metadata.mode)
     if metadata.mtime_ns is not None:
         os.utime(descriptor, ns=(metadata.mtime_ns, metadata.mtime_ns))
+
+
+def settle(descriptor: int, metadata: Metadata) -> None:
+    """Set the metadata of a directory that was made a moment ago with 0755, and has no mode of its own.
+
+    It inherits the set-group-ID bit, and where there is one a default access control list, which takes the
+    place of the umask (mkdir(2), acl(5)): BuildKit leaves it at that, and so do we.
+    """
+    mode: int | None = 0o755 | (os.fstat(descriptor).st_mode & stat.S_ISGID)
+    with suppress(OSError):  # a file system without them
+        if _DEFAULT_LIST in os.listxattr(descriptor):
+            mode = None
+    set_metadata(descriptor, metadata._replace(mode=mode))
 
 
 def make_link(directory: int, name: str, text: str, metadata: Metadata) -> None:
@@ -361,7 +375,7 @@ class Root:
         """
         with self.locate(path, follow=not replace, parents=parents) as place:
             try:
-                os.mkdir(place.name, 0o700, dir_fd=place.directory)
+                os.mkdir(place.name, 0o755 if metadata.mode is None else 0o700, dir_fd=place.directory)
             except FileExistsError:
                 found = place.status()
                 if found is not None and replace and not stat.S_ISDIR(found.st_mode):
@@ -370,7 +384,7 @@ class Root:
                 if found is None or not stat.S_ISDIR(found.st_mode):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
                 return False
-            self._apply(place, metadata)
+            self._apply(place, metadata, settle if metadata.mode is None else set_metadata)
             return True
 
     def set_directory(self, path: str, metadata: Metadata) -> None:
@@ -379,10 +393,12 @@ class Root:
             self._apply(place, metadata)
 
     @staticmethod
-    def _apply(place: Place, metadata: Metadata) -> None:
+    def _apply(
+        place: Place, metadata: Metadata, setter: Callable[[int, Metadata], None] = set_metadata
+    ) -> None:
         descriptor = place.open(os.O_RDONLY | os.O_DIRECTORY)
         try:
-            set_metadata(descriptor, metadata)
+            setter(descriptor, metadata)
         finally:
             os.close(descriptor)
 

@@ -60,7 +60,7 @@ _BUFFERED: Final = 256 * 1024
 _SECOND: Final = 10**9
 _MAGIC: Final = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\0" + bytes(167)
 _EXTENDED: Final = b"././@PaxHeader"
-_NAMES: Final = ("path", "linkpath", "GNU.sparse.name")
+_NAMES: Final = frozenset(("path", "linkpath", "GNU.sparse.name"))
 MAX_REGIONS: Final = 500_000
 """Parts with data that one file may have: their list is in memory."""
 
@@ -343,7 +343,7 @@ def _number(records: dict[str, bytes], keyword: str, number: int, limit: int) ->
 def _extended(records: Mapping[str, bytes]) -> bytes:
     """Return an extended header with `records`, in the order of their names."""
     lines = [_record(name, records[name]) for name in sorted(records)]
-    if not all(_is_utf8(records[name]) for name in _NAMES if name in records):
+    if not (_NAMES.isdisjoint(records) or all(_is_utf8(records[name]) for name in _NAMES & records.keys())):
         lines.insert(0, _record("hdrcharset", b"BINARY"))
     data = b"".join(lines)
     return _extended_header(len(data)) + data + bytes(-len(data) % BLOCK)
@@ -379,10 +379,17 @@ def _header(
 ) -> bytes:
     """Return a header; `numbers` are mode, uid, gid, size and seconds of the modification time."""
     head = b"%b%07o\0%07o\0%07o\0%011o\0%011o\0" % (name.ljust(100, b"\0"), *numbers)
+    tail, sum_of_tail = _tail(kind, link, device)
+    return head + b"%06o\0 " % (checksum(head) + sum_of_tail + 256) + tail
+
+
+@lru_cache(256)  # of files, all are alike
+def _tail(kind: bytes, link: bytes, device: tuple[int, int]) -> tuple[bytes, int]:
+    """Return what follows the checksum in a header, and its part of the checksum."""
     tail = kind + link.ljust(100, b"\0") + _MAGIC
     if device != (0, 0):
         tail = tail[:173] + b"%07o\0%07o\0" % device + bytes(167)
-    return head + b"%06o\0 " % (checksum(head) + checksum(tail) + 256) + tail
+    return tail, checksum(tail)
 
 
 def checksum(data: bytes) -> int:

@@ -349,6 +349,35 @@ class Cache:
             self.trees.sweep()
         return removed
 
+    def damaged_records(self) -> list[Path]:
+        """Return the records of layers that are there, but can't be understood.
+
+        Raises:
+            MachineError, InputError: the store can't be read.
+        """
+        with self._errors("read"):
+            names = os.listdir(self._record_files) if self._record_files.is_dir() else []
+            there = filter(self.trees.is_there, filter(ID.fullmatch, sorted(names)))
+            return [self._record_files / name for name in there if self._record(name) is None]
+
+    def forget(self, identity: str) -> bool:
+        """Remove a layer, also where an image names it; False where a build uses it.
+
+        Raises:
+            MachineError, InputError: the store can't be written.
+        """
+        with self._changing():
+            return self._drop(self._record(identity) or Entry(identity, "", "", 0, "", 0.0))
+
+    def forget_orphans(self) -> None:
+        """Remove records, keys and layers that do not belong together.
+
+        Raises:
+            MachineError, InputError: the store can't be written.
+        """
+        with self._changing():
+            self._drop_orphans(self.named())
+
     # --- records ---------------------------------------------------------------------------------
 
     def _at(self, key: str, parent: str) -> Entry | None:

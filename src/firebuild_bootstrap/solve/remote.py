@@ -226,9 +226,12 @@ class RemoteCaches:
             # What contradicts the results that are here, would not be found if it were here, either.
             if record is None or self._cache.outdated(record.entry):
                 return
-            entry = self._cache.entry(record.entry.id) or record.entry
-            if entry.key != record.entry.key or entry.parent != record.entry.parent:
-                return
+            here, entry = self._cache.entry(record.entry.id), record.entry
+            if here is not None:
+                # What another result has replaced here, such as one of --no-cache, is not wanted any more.
+                if (here.key, here.parent) != (entry.key, entry.parent) or not self._cache.leads_to(here):
+                    return
+                entry = here
             yield entry
             on = above(on, entry.id, linked=entry.linked)
 
