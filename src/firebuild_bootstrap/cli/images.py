@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.accounting import attest_options
+from firebuild_bootstrap.cli.docker import BuildCommand, Commands
 from firebuild_bootstrap.cli.options import (
     complete_tags,
     config_option,
@@ -170,21 +171,32 @@ def pull(references: tuple[str, ...], config_file: Path | None) -> None:
             click.echo(f"pulled {reference}  {home.image_id(image)}")
 
 
-@images.command()
+@images.command(cls=BuildCommand)
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@attest_options
 @config_option
-def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+def push(
+    tags: tuple[str, ...],
+    attest: tuple[str, ...],
+    provenance: str | None,
+    sbom: str | None,
+    config_file: Path | None,
+) -> None:
     """Push images to the registries that their names begin with.
 
     `firebuild images tag` gives an image one more name.
     """
     from firebuild_bootstrap.cli.registries import push_image
+    from firebuild_bootstrap.image.attestations import read_attestations
 
+    attestations = read_attestations(attest, provenance, sbom)
     settings = settings_from(config_file)
     with watched(config_file) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         for each, image in found.items():
-            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+            for tag, digest in push_image(
+                settings, home, image, (each,), home.tasks, attestations=attestations
+            ):
                 click.echo(f"pushed {tag}  {digest}")
 
 

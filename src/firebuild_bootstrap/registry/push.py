@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from firebuild_bootstrap.image.attestations import Attested
 from firebuild_bootstrap.image.blobs import BlobStore, Described
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import Descriptor, Manifest
@@ -34,15 +35,17 @@ def push(
     manifest: Manifest,
     blobs: BlobStore,
     *,
+    attested: Attested | None = None,
     related: Sequence[Reference] = (),
     fetch: Callable[[Descriptor], Path] | None = None,
 ) -> str:
-    """Push an image and return the digest of its manifest.
+    """Push an image and return the digest of what its tag names: its manifest, or an index.
 
     Args:
         reference: under which tag.
         manifest: what it is.
         blobs: has its configuration and its layers.
+        attested: what is said about it; the tag names the index of that then.
         related: images that may share layers with it, such as its base: if they are in the same registry,
             it takes the layers from there.
         fetch: brings a blob to the store that is not there, and that the registry does not have either.
@@ -56,8 +59,10 @@ def push(
     also = tuple(dict.fromkeys(there for where, there in places if where == host and there != path))
     repository = registries.repository(reference, push=True, also=also)
     # Held by this thread: the threads below only read.
+    manifests = (manifest,) if attested is None else (manifest, attested.attestation)
+    needed = tuple({blob.digest: blob for each in manifests for blob in each.blobs}.values())
     take = blobs.required if fetch is None else blobs.hold
-    paths = {blob.digest: take(blob.digest) for blob in manifest.blobs}
+    paths = {blob.digest: take(blob.digest) for blob in needed}
     count = len(paths)
 
     def job(number: int, blob: Descriptor) -> Callable[[Callable[[], None]], None]:
@@ -72,11 +77,16 @@ def push(
 
         return send
 
-    jobs = [job(number, blob) for number, blob in enumerate(manifest.blobs, 1)]
+    jobs = [job(number, blob) for number, blob in enumerate(needed, 1)]
     side_by_side(jobs, registries.around.settings.connections, registries.around.check)
     with registries.tasks.task(f"pushing the manifest of {reference}"):
-        repository.put_manifest(reference.tag, Received(manifest.data, manifest.media_type))
-    return manifest.digest
+        if attested is None:
+            repository.put_manifest(reference.tag, Received(manifest.data, manifest.media_type))
+            return manifest.digest
+        for each in manifests:
+            repository.put_manifest(each.digest, Received(each.data, each.media_type))
+        repository.put_manifest(reference.tag, Received(attested.index.data, attested.index.media_type))
+        return attested.index.digest
 
 
 def _mounted(repository: Repository, blob: Descriptor, source: str) -> bool:
