@@ -445,7 +445,7 @@ def test_docker_s_ways_to_name_outputs(cli: Cli) -> None:
         (["type=docker"], "--output docker: it is not kept"),
         (["oci"], "--output oci: it is not kept"),
         (["type=registry"], "an image without a tag can't be pushed"),
-        (["type=registry,dest=x"], "there is no output of the type registry"),
+        (["type=registry,dest=x"], "a registry has no dest"),
         (["type=cacheonly"], "there is no output of the type cacheonly"),
         (["type=cpio"], "found the type 'cpio'"),
         (["dest=x,mode=3"], "found the type 'dest=x'"),

@@ -99,6 +99,10 @@ def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Imag
     newer = cli("images", "pull", f"{small.host}/team/base:1").out
     assert newer != done.out
     assert "404 Not Found" in cli("images", "pull", f"{small.host}/none", status=2).first
+    small.add(runnable, "2")
+    several = [f"{small.host}/team/base:{tag}" for tag in (2, 1, 2)]
+    pulled = [line.split()[1] for line in cli("pull", *several).out.splitlines()]
+    assert pulled == several
 
 
 def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: Cli, runnable: Image) -> None:

@@ -18,7 +18,7 @@ from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Repository
 from firebuild_bootstrap.registry.pull import Registries
-from firebuild_bootstrap.registry.push import push
+from firebuild_bootstrap.registry.push import Upload, push
 from registry.conftest import LOGIN, Client
 from registry.servers import CA, PASSWORD, USER, Image, debian_registry, digest
 
@@ -139,7 +139,7 @@ def test_a_layer_that_is_cut_on_its_way_there_arrives(
             raise RegistryError("the connection was cut off", passing=True)
 
     repository = Repository(registries.registry(host), "cut", push=True)
-    repository.upload(layer, client.blobs.required(layer.digest), sent.append, check)
+    Upload(repository, layer, client.blobs.required(layer.digest), sent.append, check).send()
     assert repository.has(layer)
     first = sent[after[0]]
     assert goes_on <= first <= goes_on + (1 << 16)

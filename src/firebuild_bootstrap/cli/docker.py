@@ -204,10 +204,9 @@ _DEFAULTS: Final[dict[str, tuple[str, ...]]] = {
     "--compressed-caching": ("false",),
 }
 
-_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "local")
+_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "registry", "local")
 _THEIR_TYPES: Final = {
-    "image": "the image is kept in firebuild's store in any case: leave it out",
-    "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",
+    "image": "the image is kept in firebuild's store in any case: leave it out, or type=registry pushes it",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 

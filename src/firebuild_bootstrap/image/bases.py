@@ -357,7 +357,11 @@ def _has_digest(image: StoredImage, wanted: Reference) -> bool:
 
 def _check_digest(wanted: Reference, what: str, digest: str) -> None:
     if wanted.digest and wanted.digest != digest:
-        raise InputError(f"{what} has the digest {digest}, expected {wanted.digest}")
+        raise InputError(
+            f"{what} has the digest {digest}, expected {wanted.digest}",
+            hint="name that one; ids that firebuild printed before they were digests of the configuration "
+            "name nothing any more",
+        )
 
 
 def _names_in(directory: Path) -> frozenset[str]:

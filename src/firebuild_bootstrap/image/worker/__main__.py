@@ -158,12 +158,12 @@ def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
     return {"digests": digests}
 
 
-def _pack_layer(root: str, blob: str, newest: int | None = None) -> dict[str, Any]:
-    from firebuild_bootstrap.layers.compression import GzipWriter
+def _pack_layer(root: str, blob: str, kind: str, level: int, newest: int | None = None) -> dict[str, Any]:
+    from firebuild_bootstrap.layers.compression import compressing
 
     with open(blob, "r+b", buffering=0) as file:
         compressed = Hashed(file)
-        with GzipWriter(compressed) as archive:
+        with compressing(compressed, kind, level) as archive:
             plain = Hashed(archive)
             write_layer(plain, changes(root, newest=newest))
     return {"diff_id": plain.digest, "digest": compressed.digest}
