@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.accounting import attest_options
+from firebuild_bootstrap.cli.docker import BuildCommand, Commands
 from firebuild_bootstrap.cli.options import (
     complete_tags,
     config_option,
@@ -120,29 +121,35 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 
     Without dest= it prints where in the store the form is.
     """
-    from firebuild_bootstrap.image.outputs import check_programs, deliver
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.outputs import Deliveries, OutputType, check_programs
 
     specs, to_stdout = read_outputs(outputs, paths=True)
+    if any(spec.type is OutputType.REGISTRY for spec in specs):
+        raise InputError("--output registry: an export goes to files", hint="`firebuild images push`")
     check_paths(specs)
     check_programs(specs)
     with watched(config_file, writable=False) as home:
         image = _held(home, tag)
-        for spec in specs:
-            if spec.type.has_layers:
-                names = [((_tag(tag),), image)]
-                if spec.type is to_stdout:
-                    home.outgoing.write(names, sys.stdout.buffer, spec.type)
-                else:
-                    home.outgoing.deliver(names, spec)
-                    click.echo(os.fsencode(spec.dest or ""))
-                continue
-            made = home.form(image, spec)
-            held = image.directory / made.name  # what its name leads to may be removed meanwhile
-            deliver(held, spec, home.trees)
-            if spec.type is to_stdout:
-                send(held)
-            elif to_stdout is None:
-                click.echo(os.fsencode(spec.dest or made))
+        names = [((_tag(tag),), image)]
+        paths = []
+        with Deliveries(home.trees) as deliveries:
+            for spec in specs:
+                if not spec.type.has_layers:
+                    made = home.form(image, spec)
+                    # What its name leads to may be removed meanwhile.
+                    deliveries.copy(image.directory / made.name, spec)
+                    paths.append(spec.dest or made)
+                elif spec.dest is not None:
+                    home.outgoing.deliver(names, spec, deliveries)
+                    paths.append(spec.dest)
+        if to_stdout is None:
+            for path in paths:
+                click.echo(os.fsencode(path))
+        elif to_stdout.type.has_layers:
+            home.outgoing.write(names, sys.stdout.buffer, to_stdout)
+        else:
+            send(image.directory / to_stdout.type.file_name)
 
 
 @images.command()
@@ -150,32 +157,46 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 @config_option
 def pull(references: tuple[str, ...], config_file: Path | None) -> None:
     """Fetch images from their registries, or what is newer there, and keep them for FROM."""
-    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.cli.registries import prefetch, puller
     from firebuild_bootstrap.image.names import Reference
 
     wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
-    fetch = puller(settings_from(config_file))
+    settings = settings_from(config_file)
+    fetch = puller(settings)
     with watched(config_file) as home:
+        if len(wanted) > 1:
+            prefetch(settings, home, wanted)
         for reference in wanted:
             image = fetch(home, reference)
             click.echo(f"pulled {reference}  {home.image_id(image)}")
 
 
-@images.command()
+@images.command(cls=BuildCommand)
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@attest_options
 @config_option
-def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+def push(
+    tags: tuple[str, ...],
+    attest: tuple[str, ...],
+    provenance: str | None,
+    sbom: str | None,
+    config_file: Path | None,
+) -> None:
     """Push images to the registries that their names begin with.
 
     `firebuild images tag` gives an image one more name.
     """
     from firebuild_bootstrap.cli.registries import push_image
+    from firebuild_bootstrap.image.attestations import read_attestations
 
+    attestations = read_attestations(attest, provenance, sbom)
     settings = settings_from(config_file)
     with watched(config_file) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         for each, image in found.items():
-            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+            for tag, digest in push_image(
+                settings, home, image, (each,), home.tasks, attestations=attestations
+            ):
                 click.echo(f"pushed {tag}  {digest}")
 
 
@@ -200,7 +221,7 @@ def push(tags: tuple[str, ...], config_file: Path | None) -> None:
 def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path | None) -> None:
     """Write images with their layers as one archive, as `docker save` does."""
     from firebuild_bootstrap.errors import InputError
-    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
 
     to_stdout = dest is None or str(dest) == "-"
     if to_stdout and sys.stdout.isatty():
@@ -213,9 +234,10 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
-            home.outgoing.write(images, sys.stdout.buffer, spec.type)
+            home.outgoing.write(images, sys.stdout.buffer, spec)
         else:
-            home.outgoing.deliver(images, spec)
+            with Deliveries(home.trees) as deliveries:
+                home.outgoing.deliver(images, spec, deliveries)
 
 
 @images.command()

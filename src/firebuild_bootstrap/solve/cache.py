@@ -258,11 +258,11 @@ class Cache:
             entry = self._record(identity)
         return entry.size if entry is not None else 0
 
-    def text(self, identity: str) -> str:
-        """Return the instruction that made a layer; an empty text where nothing is known about it."""
+    def created(self, identity: str) -> float:
+        """Return when a layer was made, in seconds since 1970; 0 where nothing is known about it."""
         with self._errors("read"):
             entry = self._record(identity)
-        return entry.text if entry is not None else ""
+        return entry.created if entry is not None else 0
 
     @contextmanager
     def naming(self, identities: Iterable[str]) -> Iterator[None]:

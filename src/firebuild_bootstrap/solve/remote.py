@@ -29,6 +29,7 @@ from firebuild_bootstrap.image.layertrees import OutsideLayer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import MAX_DOCUMENT, Descriptor, Manifest, canonical
 from firebuild_bootstrap.image.outgoing import Outgoing
+from firebuild_bootstrap.image.outputs import GZIP
 from firebuild_bootstrap.image.remotecache import (
     MOST_RECORDS,
     RECORDS,
@@ -310,7 +311,8 @@ class RemoteCaches:
             self._tasks.warn(note)
         if not notes:  # or another archive would come out of the tree
             self._cache.trees.note_digest(entry.id, record.diff_id)
-            self._blobs.note_made(record.diff_id, record.blob.digest, record.blob.size)
+            if record.blob.media_type.endswith(GZIP.suffix):
+                self._blobs.note_made(record.diff_id, GZIP.form, record.blob.digest, record.blob.size)
 
     # --- what others are to have ----------------------------------------------------------------
 
