@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -137,9 +137,10 @@ class StoreCheck:
             path = image.directory / layer.archive
             if layer.archive and not _has(path, layer.digest):
                 yield Finding(f"image {tag}: {path} is missing, or somebody has changed it", _again(tag))
-            if layer.key and layer.outside is None and image.record.layer_store == self._layer_store:
+            stored = self._stored if layer.key and layer.outside is None else None
+            if stored is not None and image.record.layer_store == stored.root.name:
                 self._needed.setdefault(layer.key, []).append(str(tag))
-                if not self._home.layers.is_there(layer.key):
+                if not stored.is_there(layer.key):
                     yield Finding(f"image {tag}: its layer {layer.key} is missing", _again(tag))
         for form in kept_forms(image.directory, untouched=True):
             if not _has(image.directory / form.path, form.digest):
@@ -149,19 +150,20 @@ class StoreCheck:
                     partial(forget_form, image.directory, form.type),
                 )
 
-    @property
-    def _layer_store(self) -> str:
-        return self._home.layers.root.name
+    @cached_property
+    def _stored(self) -> LayerTrees | None:
+        """The layers of this id mapping; None where no sandbox can be made that reads them."""
+        try:
+            return self._home.layers
+        except FirebuildError as error:
+            self.unread.append(f"layers, because {error.message}")
+            return None
 
     def _layers(self) -> Iterator[Finding]:
         stores = self._home.root / "layers"
         others = [path.name for path in stores.iterdir()] if stores.is_dir() else []
-        if not others:
-            return
-        try:
-            layers = self._home.layers
-        except FirebuildError as error:  # no sandbox can be made here
-            self.unread.append(f"layers, because {error.message}")
+        layers = self._stored if others else None
+        if layers is None:
             return
         self.unread += [
             f"layers of the id mapping {name}, which machine.ids may choose"
@@ -178,26 +180,22 @@ class StoreCheck:
                 changed = layers.changed(keys)
             except FirebuildError as error:
                 if len(keys) == 1:
-                    yield Finding(f"layer {keys[0]}: {error.message}", self._without(keys[0]), None)
+                    yield self._useless(keys[0], f"layer {keys[0]}: {error.message}")
                 else:  # which one it is
                     for key in keys:
                         yield from self._of_layers([key])
                 return
         self.read["layers"] += len(keys)
         for key in changed:
-            yield Finding(
-                f"somebody has changed the layer {key}",
-                self._without(key),
-                partial(self._home.cache.forget, key),
-                lost=key in self._needed,
-            )
+            yield self._useless(key, f"somebody has changed the layer {key}")
 
-    def _without(self, key: str) -> str:
+    def _useless(self, key: str, what: str) -> Finding:
         again = f"; then build {', '.join(images)} again" if (images := self._needed.get(key)) else ""
-        return f"--repair removes it, unless a build uses it{again}"
+        remedy = f"--repair removes it, unless a build uses it{again}"
+        return Finding(what, remedy, partial(self._home.cache.forget, key), lost=key in self._needed)
 
     def _records(self) -> Iterator[Finding]:
-        if (self._home.root / "layers").is_dir():
+        if (self._home.root / "layers").is_dir() and self._stored is not None:
             for path in self._home.cache.damaged_records():
                 yield Finding(f"{path} is damaged", "--repair removes it", self._home.cache.forget_orphans)
 

@@ -74,7 +74,7 @@ def test_a_build_tells_of_all_that_went_in_and_of_no_secret(
     Path("a").write_text("of the context\n")
     Path("secret").write_text(f"{SECRET}\n")
     dockerfile = (
-        "FROM host\nARG WHERE\nARG TOKEN\nCOPY a /a\nCOPY --from=more n /n\n"
+        "FROM host\nARG WHERE\nARG TOKEN\nCOPY a /a\nCOPY --from=more n /n\nCOPY --from=repo inside /r\n"
         f"ADD {login}/file?token={PASSWORD} /file\nADD {login}/main.git#main /git\n"
         "RUN --mount=type=secret,id=key test -s /run/secrets/key\n"
     )
@@ -82,6 +82,7 @@ def test_a_build_tells_of_all_that_went_in_and_of_no_secret(
     options = (
         *("--build-arg", f"WHERE=https://u:{PASSWORD}@host/x?t={PASSWORD}", "--build-arg", f"TOKEN={SECRET}"),
         *("--secret", "id=key,src=secret", "--label", "team=a", "--build-context", "more=named"),
+        *("--build-context", f"repo={login}/main.git#main"),
     )
     cli("build", "-t", "told/1", *options, "--metadata-file", "meta", ".")
     text = cli("images", "provenance", "told/1").out
@@ -99,9 +100,9 @@ def test_a_build_tells_of_all_that_went_in_and_of_no_secret(
     given = definition["externalParameters"]
     assert given["args"] == {"TOKEN": "[secret key]", "WHERE": "https://host/x"}
     assert given["secrets"] == [{"id": "key"}]
-    assert (given["labels"], given["contexts"]) == ({"team": "a"}, ["more"])
+    assert (given["labels"], given["contexts"]) == ({"team": "a"}, ["more", "repo"])
 
-    materials = {each.get("uri", each.get("name")): each for each in definition["resolvedDependencies"]}
+    materials = {each.get("name") or each["uri"]: each for each in definition["resolvedDependencies"]}
     commit = subprocess.run(
         ["git", "rev-parse", "main"],
         cwd=tmp_path / "served/main.git",
@@ -113,12 +114,14 @@ def test_a_build_tells_of_all_that_went_in_and_of_no_secret(
     downloaded = hashlib.sha256(b"downloaded\n").hexdigest()
     assert materials[f"http://{server}/file"]["digest"] == {"sha256": downloaded}
     assert materials[f"git+http://{server}/main.git@main"]["digest"] == {"gitCommit": commit}
+    assert materials["context repo"]["uri"] == f"git+http://{server}/main.git@main"
+    assert materials["context repo"]["digest"]["gitCommit"] == commit
     assert materials["host:latest"]["mediaType"] == "application/x-tar"
     before = materials["context"]["digest"], materials["context more"]["digest"]
 
     metadata_of = statement["predicate"]["runDetails"]["metadata"]
     assert metadata_of["firebuild_ca"]["issued"] is True
-    assert metadata_of["firebuild_cache"]["executed"] == 5
+    assert metadata_of["firebuild_cache"]["executed"] == 6
     assert metadata_of["firebuild_completeness"] == {"parameters": True, "resolvedDependencies": False}
 
     least = json.loads(cli("images", "provenance", "told/1", "--mode", "min").out)["predicate"]
@@ -129,7 +132,7 @@ def test_a_build_tells_of_all_that_went_in_and_of_no_secret(
     cli("build", "-t", "told/2", *options, ".")
     again = provenance(cli, "told/2")["predicate"]
     assert again["runDetails"]["metadata"]["firebuild_ca"] == {"provider": "embedded", "issued": False}
-    assert again["runDetails"]["metadata"]["firebuild_cache"]["cached"] == 5
+    assert again["runDetails"]["metadata"]["firebuild_cache"]["cached"] == 6
     cli("build", "-t", "told/1", *options, ".")
     assert provenance(cli, "told/1") == statement
 

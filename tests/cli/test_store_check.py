@@ -79,7 +79,7 @@ def read_only(store: Cli) -> Iterator[None]:
     subprocess.run(["mount", "-o", "remount,bind,ro", store.home], check=True)
     yield
     await_end_of_processes(store.home)
-    subprocess.run(["umount", store.home], check=True)
+    subprocess.run(["umount", "--lazy", store.home], check=True)
 
 
 @pytest.mark.root
@@ -95,7 +95,7 @@ def small_disk(cli: Cli) -> Iterator[None]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", cli.home], check=True)
     yield
     await_end_of_processes(cli.home)
-    subprocess.run(["umount", cli.home], check=True)
+    subprocess.run(["umount", "--lazy", cli.home], check=True)
 
 
 @pytest.mark.root
@@ -225,3 +225,42 @@ def test_records_of_images_and_bases_are_named_and_hide_no_others(store: Cli) ->
     store("images", "rm", "app:1", "acme/web:1")
     store("base", "rm", "tiny:latest")
     assert problems(store, left=False)[0].startswith("sound: 0 images, 0 bases, ")
+
+
+def test_what_can_not_be_read_is_said(store: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = next(iter(store.home.glob("blobs/sha256/*")))
+    blob.unlink()
+    blob.mkdir()
+    archive = one(store, "bases/content/*/rootfs.tar")
+    archive.unlink()
+    archive.mkdir()
+    form = one(store, "images/content/*/base.tar")
+    form.unlink()
+    form.mkdir()
+    unpacked = one(store, "layers/*/content/*/layer/fs/one")
+    (unpacked.parent / ".wh.odd").touch()
+    (store.home / "drives/1-x/names").mkdir(parents=True)
+    (store.home / "drives/1-x/names/gone").symlink_to("../content/gone")
+    lines = problems(store)
+    assert [line[:26] for line in lines] == [
+        "blobs/sha256/IDIDIDID: Is ",
+        "bases/content/ID/rootfs.ta",
+        "images/content/ID/base.tar",
+        "layer ID: could not read a",
+        "drive gone: its files are ",
+    ]
+    assert all("so it can't be checked: do that as the user" in line for line in lines[:3])
+    assert "--repair removes it, unless a build uses it" in lines[3]
+    repaired = problems(store, "--repair")
+    assert [line.startswith("repaired: ") for line in repaired] == [False, False, False, True, True]
+    assert "drive gone" not in "".join(problems(store))
+    shutil.rmtree(store.home / "bases")
+    monkeypatch.setenv("FIREBUILD_MACHINE__IDS", "full" if os.geteuid() else "subids")
+    assert any(line.startswith("not checked: layers, because machine.ids") for line in problems(store))
+
+
+def test_a_base_whose_files_are_gone_is_named(store: Cli) -> None:
+    shutil.rmtree(one(store, "bases/content/*"))
+    assert problems(store) == [
+        "base tiny:latest: its files are gone: `firebuild base rm tiny:latest`, and import it again"
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -97,8 +98,9 @@ def packages_of(home: Home, image: StoredImage) -> dict[str, Any]:
     """Return the list of packages of an image, which is made unless it is there.
 
     Raises:
-        InputError, MachineError: a layer is not there or can't be read, or the store can't be written.
+        InputError, MachineError: a layer is not there or can't be read.
     """
+    from firebuild_bootstrap.errors import MachineError
     from firebuild_bootstrap.image.attestations import keep_sbom, sbom_of
 
     found = sbom_of(image)
@@ -106,7 +108,8 @@ def packages_of(home: Home, image: StoredImage) -> dict[str, Any]:
         from firebuild_bootstrap.image.sbom import make_sbom
 
         found = make_sbom(image, home.image_id(image), home.layers, home.trees)
-        keep_sbom(image.directory, found)
+        with suppress(MachineError):  # a store that is read-only: then it is made again
+            keep_sbom(image.directory, found)
     return found
 
 

@@ -39,14 +39,11 @@ def make_sbom(image: StoredImage, identity: str, layers: LayerTrees, trees: Tree
         InputError, MachineError: as `StoredImage.layers`; it can't be read.
     """
     found = trees.packages(layers.merged(image.layers(layers.root.name)))
-    created = image.record.created
-    if image.record.epoch is not None:
-        created = datetime.fromtimestamp(image.record.epoch, UTC).isoformat(timespec="seconds")
     return document(
         identity,
         str(image.tag),
         package_url(image.tag.familiar, image.tag.tag, image.record.platform),
-        created,
+        image.record.created,  # SOURCE_DATE_EPOCH, if there was one
         found,
     )
 
