@@ -72,8 +72,7 @@ def store(
         tag=str(request.tag),
         also_tagged=tuple(map(str, request.also_tagged)),
         build_id=origin.build_id,
-        created=next((each["created"] for each in reversed(history) if "created" in each), None)
-        or _time(time.time() if request.epoch is None else request.epoch),
+        created=_newest(history, request, resolved),
         firebuild_version=version("firebuild"),
         base=resolved.reference,
         base_digest=resolved.base.digest if resolved.base else "",
@@ -173,8 +172,9 @@ def _history(
     below = len(base.layers) if base is not None else 0
     said = base.history if base is not None else ()
     if base is not None and sum(map(is_layer_of, said)) != below:  # nobody verifies what comes from outside
-        when = base.imported if epoch is None else _time(epoch)
-        said = ({"created": when, "created_by": f"FROM {base.name}"},) * below
+        # When it was imported is no property of it: another machine makes the same image of the same base.
+        dated = {} if epoch is None else {"created": _time(epoch)}
+        said = ({**dated, "created_by": f"FROM {base.name}"},) * below
     chain = resolved.graph.chain(resolved.graph.target)
     instructions = [each for stage in chain for each in stage.instructions]
     own = layers[below:]
@@ -193,6 +193,14 @@ def _history(
         entry: dict[str, Any] = {"created": when} if when else {}
         found.append({**entry, "created_by": text, **({} if is_step else {"empty_layer": True})})
     return tuple(found)
+
+
+def _newest(history: Sequence[Mapping[str, Any]], request: BuildRequest, resolved: Resolved) -> str:
+    """Return when an image was made: with its newest layer; where none has a time, when its base came."""
+    dated = next((each["created"] for each in reversed(history) if "created" in each), None)
+    if dated is not None or request.epoch is not None:
+        return dated or _time(request.epoch or 0)
+    return resolved.base.imported if resolved.base is not None else _time(time.time())
 
 
 def _made(layer: Layer, home: Home) -> float:

@@ -107,7 +107,7 @@ def test_version_is_one_line(cli: Cli) -> None:
 
 
 def test_a_mistake_of_ours_is_one_line_and_a_hint(cli: Cli) -> None:
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("the first line\n  and the second")
 
     cli.monkeypatch.setattr(BaseStore, "list", broken)
@@ -133,7 +133,7 @@ def test_debugging_changes_nothing_about_a_mistake_of_the_user(cli: Cli) -> None
 
 
 def test_want_of_room_or_rights_is_nobody_s_internal_error(cli: Cli) -> None:
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "/some/file")
 
     cli.monkeypatch.setattr(BaseStore, "list", full)
@@ -143,7 +143,7 @@ def test_want_of_room_or_rights_is_nobody_s_internal_error(cli: Cli) -> None:
 
 
 def test_an_operating_system_error_without_a_file_is_told_all_the_same(cli: Cli) -> None:
-    def exhausted(_: object) -> None:
+    def exhausted(*_: object) -> None:
         raise OSError(24, "Too many open files")
 
     cli.monkeypatch.setattr(BaseStore, "list", exhausted)
@@ -151,7 +151,7 @@ def test_an_operating_system_error_without_a_file_is_told_all_the_same(cli: Cli)
 
 
 def test_ctrl_c_outside_a_build_ends_with_130(cli: Cli) -> None:
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     cli.monkeypatch.setattr(BaseStore, "list", interrupted)
