@@ -12,13 +12,33 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from firebuild_bootstrap.errors import BuildTimeout, GuestLost, StepFailed
 from firebuild_bootstrap.guest import kernel
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.service import Outcome
 
 BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
 # Where `tests/initramfs/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
 OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-tests/openrc"))
+
+
+def ending_of(outcome: Outcome) -> str:
+    """Name the kind of end that an outcome is."""
+    match outcome.error:
+        case None:
+            return "success"
+        case StepFailed():
+            return "aborted"
+        case GuestLost():
+            return "lost"
+        case BuildTimeout():
+            return "timeout"
+        case _:
+            return "server-error"
 
 
 def unique_seconds() -> str:

@@ -26,20 +26,6 @@ def listen(host: str, port: int = 0) -> socket.socket:
         ) from error
 
 
-def parse_bind(bind: str) -> tuple[str, int]:
-    """Read `127.0.0.1`, `127.0.0.1:0`, `::1` or `[::1]:0`; without a port it is 0.
-
-    Raises:
-        InputError: the port is not a number from 0 to 65535.
-    """
-    host, colon, port = bind.rpartition(":")
-    if not colon or (":" in host and not host.endswith("]")):
-        host, port = bind, "0"
-    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise InputError(f"bootstrap.bind: expected host:port with a port from 0 to 65535, found {bind!r}")
-    return host.strip("[]"), int(port)
-
-
 def format_address(address: tuple[object, ...]) -> str:
     """Write a socket address as `127.0.0.1:80` or `[::1]:80`."""
     host, port = str(address[0]), address[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -12,10 +13,11 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.attestations import has_provenance, keep_provenance
 from firebuild_bootstrap.image.forms import keep_form, reuse_forms, write_form
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
 from firebuild_bootstrap.image.oci import is_layer_of
-from firebuild_bootstrap.image.outputs import Artifact, OutputType, deliver
+from firebuild_bootstrap.image.outputs import Artifact, Deliveries, OutputType
 from firebuild_bootstrap.image.store import ImageLayer, ImageRecord, StoredImage
 from firebuild_bootstrap.layers.tree import copy_file
 from firebuild_bootstrap.request import BuildRequest
@@ -41,6 +43,7 @@ def store(
     origin: Origin,
     home: Home,
     *,
+    provenance: Callable[[], Mapping[str, Any]] | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> StoredImage:
     """Store layers as one image, after the forms of it that are wanted are written.
@@ -51,10 +54,12 @@ def store(
         resolved: what was built.
         origin: by which build.
         home: where.
+        provenance: returns what is kept beside the image about its build; None for nothing.
         notice: told what a form could not keep.
 
     Returns:
-        the image. One under the same names that is the same is left as it is, with its forms.
+        the image. One under the same names that is the same is left as it is, with its forms, and with the
+        provenance of the build that made it.
 
     Raises:
         InputError: the files need more than the size that is asked for.
@@ -62,11 +67,13 @@ def store(
         Interrupted: `home.check` raised it.
     """
     layers = [_in_one_piece(layer, request, resolved, home, notice) for layer in layers]
+    history = _history(layers, request.epoch, resolved, home)
     record = ImageRecord(
         tag=str(request.tag),
         also_tagged=tuple(map(str, request.also_tagged)),
         build_id=origin.build_id,
-        created=_created(request.epoch),
+        created=next((each["created"] for each in reversed(history) if "created" in each), None)
+        or _time(time.time() if request.epoch is None else request.epoch),
         firebuild_version=version("firebuild"),
         base=resolved.reference,
         base_digest=resolved.base.digest if resolved.base else "",
@@ -77,12 +84,14 @@ def store(
         layer_store=home.layers.root.name if any(isinstance(each, StoredLayer) for each in layers) else "",
         platform=resolved.graph.target.platform,
         epoch=request.epoch,
-        history=_history(layers, resolved, home, _created(request.epoch)),
+        history=history,
     )
 
     older = _found(request, home)
     if older is not None and _is_same(older, record):
         _write_forms(older.directory, layers, older.record, request, home)
+        if provenance is not None and not has_provenance(older.directory):
+            keep_provenance(older.directory, provenance())
         return older.refreshed()
     with home.images.stage() as staging, ExitStack() as cleanup:
         for layer, described in zip(layers, record.layers or (), strict=True):
@@ -93,6 +102,8 @@ def store(
         if older is not None and _is_made_of(older, record):
             reuse_forms(older.directory, staging.path)
         _write_forms(staging.path, layers, record, request, home)
+        if provenance is not None:
+            keep_provenance(staging.path, provenance())
         with home.tasks.task("storing the image"):
             if record.layer_store:
                 keys = [layer.key for layer in layers if isinstance(layer, StoredLayer)]
@@ -104,17 +115,18 @@ def _write_forms(
     directory: Path, layers: Sequence[Layer], record: ImageRecord, request: BuildRequest, home: Home
 ) -> None:
     """Write the forms that are asked for into the directory of an image, and to their destinations."""
-    for spec in request.outputs:
-        if spec.type.has_layers:
-            if spec.dest is not None:  # or it goes to standard output, once it is stored
-                image = StoredImage(request.tag, directory, directory, record)
-                home.outgoing.deliver([((request.tag, *request.also_tagged), image)], spec)
-            continue
-        made = write_form(
-            directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
-        )
-        home.check()
-        deliver(directory / made.path, spec, home.trees)
+    with Deliveries(home.trees) as deliveries:
+        for spec in request.outputs:
+            if spec.type.has_layers:
+                if spec.dest is not None:  # or it goes to standard output, once it is stored
+                    image = StoredImage(request.tag, directory, directory, record)
+                    home.outgoing.deliver([((request.tag, *request.also_tagged), image)], spec, deliveries)
+                continue
+            made = write_form(
+                directory, lambda: home.layers.merged(layers), spec, home.trees, epoch=request.epoch
+            )
+            home.check()
+            deliveries.copy(directory / made.path, spec)
 
 
 def _is_of_base(layer: Layer, resolved: Resolved) -> bool:
@@ -150,16 +162,54 @@ def _described(layer: Layer, resolved: Resolved, home: Home) -> ImageLayer:
 
 
 def _history(
-    layers: Sequence[Layer], resolved: Resolved, home: Home, created: str
+    layers: Sequence[Layer], epoch: int | None, resolved: Resolved, home: Home
 ) -> tuple[Mapping[str, Any], ...]:
-    """Say how each layer was made (config.md, "history"), after what the base says about itself."""
+    """Say how the image was made (config.md, "history"), after what the base says about itself.
+
+    A layer is from when it was made, and what adds none from when that below it was: so what comes from the
+    cache again is the same image again, as with BuildKit. With SOURCE_DATE_EPOCH nothing is younger.
+    """
     base = resolved.base
     below = len(base.layers) if base is not None else 0
     said = base.history if base is not None else ()
-    if sum(map(is_layer_of, said)) != below:  # nobody verifies what an image from outside says
-        said = tuple({"created": created, "created_by": f"FROM {resolved.base_name}"} for _ in range(below))
-    made = (home.cache.text(layer.key) if isinstance(layer, StoredLayer) else "" for layer in layers[below:])
-    return (*said, *({"created": created, "created_by": text or "firebuild"} for text in made))
+    if base is not None and sum(map(is_layer_of, said)) != below:  # nobody verifies what comes from outside
+        when = base.imported if epoch is None else _time(epoch)
+        said = ({"created": when, "created_by": f"FROM {base.name}"},) * below
+    chain = resolved.graph.chain(resolved.graph.target)
+    instructions = [each for stage in chain for each in stage.instructions]
+    own = layers[below:]
+    if below + sum(is_step for _, is_step in instructions) != len(layers):
+        # A machine has left its root in one piece, base and all.
+        said = tuple({**each, "empty_layer": True} for each in said)
+        instructions = [(text, False) for text, _ in instructions] + [("firebuild", True)] * len(layers)
+        own = layers
+    found = [dict(each) if epoch is None else _no_younger(each, epoch) for each in said]
+    made, when = iter(own), found[-1].get("created", "") if found else ""
+    for text, is_step in instructions:
+        if is_step:
+            when = _time(_made(next(made), home) if epoch is None else epoch)
+        elif epoch is not None:
+            when = _time(epoch)
+        entry: dict[str, Any] = {"created": when} if when else {}
+        found.append({**entry, "created_by": text, **({} if is_step else {"empty_layer": True})})
+    return tuple(found)
+
+
+def _made(layer: Layer, home: Home) -> float:
+    """Return when a layer was made; one that is not in the cache comes from the machine just now."""
+    return (home.cache.created(layer.key) if isinstance(layer, StoredLayer) else 0) or time.time()
+
+
+def _no_younger(step: Mapping[str, Any], epoch: int) -> dict[str, Any]:
+    """Return an entry of a history with a time that is no later; one that can't be read is later."""
+    try:
+        moment = datetime.fromisoformat(step["created"])
+        late = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() > epoch
+    except KeyError:
+        return dict(step)
+    except (ValueError, OverflowError):
+        late = True
+    return {**step, "created": _time(epoch)} if late else dict(step)
 
 
 def _as_form(layer: ImageLayer) -> Artifact:
@@ -198,10 +248,10 @@ def _is_made_of(image: StoredImage, record: ImageRecord) -> bool:
 
 
 def _is_same(image: StoredImage, record: ImageRecord) -> bool:
-    same = image.record.config == record.config and image.record.platform == record.platform
+    old = image.record
+    same = (old.config, old.platform, old.history) == (record.config, record.platform, record.history)
     return same and _is_made_of(image, record)
 
 
-def _created(epoch: int | None) -> str:
-    moment = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
-    return moment.isoformat(timespec="seconds")
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat()

@@ -31,10 +31,9 @@ from firebuild_pki.documents import Document, load_document, parse_document
 from firebuild_pki.errors import CAError, Problem, SettingsError
 from firebuild_pki.keys import KeyType
 from firebuild_pki.plugins import NOTHING_INSTALLED, Observer, PluginCatalog
-from firebuild_pki.positions import KeyPath, kind_of
+from firebuild_pki.positions import KeyPath, kind_of, nearest
 from firebuild_pki.provider import Note, ProviderSpec
 from firebuild_pki.settings import Duration, PositiveDuration, SecretRef, Settings
-from firebuild_pki.spelling import nearest
 from firebuild_pki.validation import Diagnostic, parse_strictly, relocated, validate, without_empty
 from firebuild_pki.wrapping import as_ca_error
 

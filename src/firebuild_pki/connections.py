@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import stat
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, make_headers
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from firebuild_pki.errors import causes
+from firebuild_pki.display import one_line
+from firebuild_pki.errors import CAError, causes
 
 _CUT = "unexpected eof while reading"
 
@@ -34,6 +41,146 @@ def client_context(anchors: str | None = None) -> ssl.SSLContext:
     # which RFC 5280 wants and many private ones lack, and takes an intermediate as an anchor.
     context.verify_flags = ssl.VERIFY_X509_TRUSTED_FIRST | ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
+
+
+def tls_context(
+    *,
+    ca_file: str | Path | None = None,
+    cert_file: str | Path | None = None,
+    key_file: str | Path | None = None,
+    passphrase: str = "",
+    settings: tuple[str, str, str, str] = ("ca_file", "cert_file", "key_file", ""),
+) -> ssl.SSLContext:
+    """Return a context for connections to a server, of files that settings name; verification is always on.
+
+    Args:
+        ca_file: PEM certificates to trust instead of the system's.
+        cert_file: PEM certificate of this client, with its chain.
+        key_file: its private key.
+        passphrase: of an encrypted key.
+        settings: what these are called, for messages; no name for what there is no setting for.
+
+    Raises:
+        CAError: a file is missing, unreadable, of the wrong kind, or a key that everybody can read.
+    """
+    context = client_context(None if ca_file is None else read_anchors(ca_file, settings[0]))
+    if cert_file is not None and key_file is not None:
+        load_pair(context, cert_file, key_file, passphrase, settings=settings[1:])
+    return context
+
+
+def read_anchors(path: str | Path, setting: str) -> str:
+    """Return the PEM certificates in the file that a setting names.
+
+    Raises:
+        CAError: it can't be read, or has none.
+    """
+    text = ""
+    try:
+        text = Path(path).expanduser().read_text("ascii")
+        client_context(text or "-")
+    except OSError as error:
+        if isinstance(error, ssl.SSLError):
+            raise _no_certificates(path, setting) from None
+        raise CAError(f"cannot read {setting} {one_line(str(path))}: {error.strerror}") from error
+    except ValueError:  # what is not ASCII, too
+        raise _no_certificates(path, setting) from None
+    return text
+
+
+def _no_certificates(path: str | Path, setting: str) -> CAError:
+    return CAError(f"expected PEM certificates in {setting} {one_line(str(path))}, found none")
+
+
+def load_pair(
+    context: ssl.SSLContext,
+    cert_file: str | Path,
+    key_file: str | Path,
+    passphrase: str,
+    *,
+    settings: tuple[str, str, str] = ("cert_file", "key_file", "key_passphrase"),
+) -> None:
+    """Have a context show a client certificate.
+
+    Raises:
+        CAError: as `tls_context`.
+    """
+    certificate, key = map(os.path.expanduser, (cert_file, key_file))
+    names = " and ".join(settings[:2])
+    asked: list[bool] = []
+
+    def password() -> str:  # without one OpenSSL would ask for it at the terminal
+        asked.append(True)
+        return passphrase
+
+    setting, path = settings[0], certificate
+    try:
+        os.stat(path)
+        setting, path = settings[1], key
+        mode = os.stat(path).st_mode
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            raise CAError(
+                f"{setting} {one_line(key)} is open to every user (mode {stat.S_IMODE(mode):04o})",
+                hint=f"chmod 600 {one_line(key)}",
+            )
+        context.load_cert_chain(certificate, key, password=password)
+    except ssl.SSLError as error:
+        if asked:
+            why = "the passphrase is not that of the key" if passphrase else "the key is encrypted"
+            hint = f"set {settings[2]} to its passphrase" if settings[2] else "store it without a passphrase"
+            raise CAError(f"{names} cannot be used: {why}", hint=hint) from None
+        reason = (error.reason or "neither is in the PEM format").replace("_", " ").lower()
+        raise CAError(f"{names} cannot be used: {reason}", hint=f"look at {names}") from None
+    except OSError as error:
+        raise CAError(f"cannot read {setting} {one_line(path)}: {error.strerror}") from error
+
+
+def make_pool(
+    context: ssl.SSLContext, proxy: str | None, *, several: int = 1, server_name: str | None = None
+) -> PoolManager:
+    """Return what keeps connections, whose time limits are for the whole head of an answer.
+
+    Args:
+        proxy: its URL, with a user and password where it wants them.
+        several: connections that are kept for each host.
+        server_name: to expect in certificates instead of the host.
+    """
+    pool: PoolManager
+    if proxy is None:
+        pool = PoolManager(ssl_context=context, maxsize=several, server_hostname=server_name)
+    else:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        headers = None
+        if parts.username is not None:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            headers = make_headers(proxy_basic_auth=pair)
+        bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        pool = ProxyManager(
+            bare,
+            ssl_context=context,
+            maxsize=several,
+            proxy_headers=headers,
+            server_hostname=server_name,
+        )
+    pool.pool_classes_by_scheme = POOLS
+    return pool
+
+
+def close_now(manager: PoolManager) -> None:
+    """Close the connections of a pool, now: urllib3 would wait until nothing refers to it, and errors do."""
+    for pool in [manager.pools[key] for key in manager.pools.keys()]:  # noqa: SIM118 - not iterable
+        pool.close()
+
+
+def read_retry_after(text: str | None) -> float:
+    """Read Retry-After: seconds, or a date (RFC 9110, section 10.2.3); 0 for nothing of the kind."""
+    if text is None:
+        return 0.0
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    with suppress(ValueError, OverflowError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return 0.0
 
 
 class TlsFault(Enum):
@@ -85,6 +232,8 @@ def connection_words(chain: Sequence[BaseException]) -> str:
         return "no answer in time"
     if "IncompleteRead" in names:
         return "the answer was cut off"
+    if "BadStatusLine" in names:
+        return "it does not answer in HTTP"
     return _last_words(chain)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-import ssl
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ssl
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class TLSMaterial:
         Args:
             server_side: whether the context is for the server.
         """
+        import ssl  # gRPC does without
+
         protocol = ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from importlib.metadata import EntryPoint
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -23,8 +24,8 @@ from pydantic import BaseModel
 
 from firebuild_pki import hookspecs
 from firebuild_pki.errors import ProviderConflict, ProviderLoadError, ProviderNotFound
+from firebuild_pki.positions import nearest
 from firebuild_pki.provider import API_VERSION, Capability, ProviderSpec
-from firebuild_pki.spelling import nearest
 from firebuild_pki.wrapping import described, harmless, one_text
 
 if TYPE_CHECKING:
@@ -224,22 +225,25 @@ def _installed(_state: tuple[object, ...]) -> tuple[EntryPoint, ...]:
     that mention a group of ours are.
     """
     found: list[EntryPoint] = []
-    seen: set[tuple[str, str]] = set()
-    for distribution in metadata.distributions():
+    first = None
+    for distribution in metadata.distributions(path=list(dict.fromkeys(sys.path))):
+        place = str(distribution.locate_file(""))
+        first = first or place
         text = distribution.read_text("entry_points.txt") or ""
         if not any(group in text for group in _GROUPS):
             continue
-        place = str(distribution.locate_file(""))
-        try:
-            known = (distribution.name, place)
-            shadowed = str(metadata.distribution(known[0]).locate_file("")) != place
-        except Exception:  # without METADATA, each version of Python fails in its own way
-            known, shadowed = (text, place), False
-        # As when importing, the first of a name counts, and a directory may be on the path twice.
-        if known not in seen and not shadowed:
-            seen.add(known)
+        # As when importing, the first of a name counts. Its name takes longer to read than all the rest, and
+        # nothing is before what is in the first directory.
+        if place == first or not _is_shadowed(distribution, place):
             found += distribution.entry_points
     return tuple(one for one in found if one.group in _GROUPS)
+
+
+def _is_shadowed(distribution: metadata.Distribution, place: str) -> bool:
+    try:
+        return str(metadata.distribution(distribution.name).locate_file("")) != place
+    except Exception:  # without METADATA, each version of Python fails in its own way
+        return False
 
 
 def _describe(entry: EntryPoint) -> InstalledPlugin:
@@ -265,17 +269,20 @@ def _register(entry: EntryPoint, kind: str) -> pluggy.PluginManager:
     with _loading(entry, f"importing {entry.value} failed"):
         plugin: Any = entry.load()
     with _loading(entry, f"not a usable {kind} plugin", _hook_hint()):
-        return _manager(plugin, entry.name)
+        # An object of a plugin's own class may have no hash, or one of its own.
+        return (_module_manager if type(plugin) is ModuleType else _manager)(plugin, entry.name)
 
 
-@lru_cache(maxsize=16)
 def _manager(plugin: Any, name: str) -> pluggy.PluginManager:
-    """Look for the hooks of a plugin; once, because pluggy looks at every name in its module."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name)
     manager.check_pending()
     return manager
+
+
+_module_manager = lru_cache(maxsize=16)(_manager)
+"""Looks for the hooks of a module once, because pluggy looks at every name in it."""
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Where settings are written: paths of keys, positions in files, and the words for both."""
+"""Where settings are written, and the words for it: paths of keys, positions in files, known names."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from firebuild_pki.errors import Problem
@@ -37,3 +38,20 @@ class Position:
     def problem(self, path: KeyPath, message: str, hint: str | None = None) -> Problem:
         """Describe a mistake at this position."""
         return Problem(self.source, self.line, self.column, dotted(path), message, hint)
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Find the name that a misspelt word was meant to be, if one is near enough."""
+    import difflib  # for mistakes only
+
+    matches = difflib.get_close_matches(word, sorted(known), n=1)
+    return matches[0] if matches else None
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Word a hint for a misspelt name: the nearest known one, else all of them, else None."""
+    names = sorted(known)
+    match = closest(word, names)
+    if match is not None:
+        return f'did you mean "{match}"?'
+    return f"known are: {', '.join(names)}" if names else None

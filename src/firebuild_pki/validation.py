@@ -14,9 +14,8 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from firebuild_pki.documents import Document
 from firebuild_pki.errors import Problem, SettingsError
-from firebuild_pki.positions import KeyPath, kind_of
+from firebuild_pki.positions import KeyPath, closest, kind_of, nearest
 from firebuild_pki.settings import write_duration
-from firebuild_pki.spelling import closest, nearest
 from firebuild_pki.wrapping import one_text
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

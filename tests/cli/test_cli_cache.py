@@ -56,7 +56,17 @@ def test_du_shows_what_there_is_and_prune_removes_it(cli: Cli) -> None:
     assert by_step[key("b")]["created"].endswith("+00:00")
     table = cli("cache", "du").out
     assert "\x1b" not in table
-    assert table.splitlines()[0].split() == ["KEY", "STEP", "SIZE", "CREATED", "LAST", "USED", "IN", "USE"]
+    assert table.splitlines()[0].split() == [
+        "KEY",
+        "STEP",
+        "SIZE",
+        "CREATED",
+        "LAST",
+        "USED",
+        "IN",
+        "USE",
+        "ORIGIN",
+    ]
     assert table.splitlines()[-1].split()[:3] == ["total", "5", "entries"]
     assert "cache " in cli("du").out
 

@@ -19,7 +19,12 @@ from image.layouts import Made, described, layer, packed, written
 from .conftest import Cli
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
-DOCKERFILE = "FROM acme/web:1\nRUN rm /etc/one && echo new > /etc/new\nENV C=d\n"
+DOCKERFILE = """
+FROM acme/web:1
+MAINTAINER somebody
+RUN rm /etc/one && echo new > /etc/new
+ENV C=d
+"""
 
 
 def made() -> Made:
@@ -67,10 +72,21 @@ def test_the_tools_of_others_read_what_is_written(built: Path, cli: Cli) -> None
     assert manifest["layers"][:2] == made().manifest["layers"]
     assert config["config"]["StopTimeout"] == 7
     assert config["config"]["Env"] == ["PATH=/bin", "A=b", "C=d"]
-    assert len(config["history"]) == len(config["rootfs"]["diff_ids"]) == 3
-    assert "RUN rm /etc/one" in config["history"][-1]["created_by"]
+    assert len(config["rootfs"]["diff_ids"]) == 3
+    *said, maintainer, run_, env = config["history"]
+    assert ["empty_layer" in each for each in (*said, maintainer, run_, env)] == [False] * 2 + [
+        True,
+        False,
+        True,
+    ]
+    assert run_ == {"created": config["created"], "created_by": DOCKERFILE.splitlines()[3]}
+    assert env == {"created": config["created"], "created_by": "ENV C=d", "empty_layer": True}
+    assert config["author"] == "somebody"
+    assert manifest["config"]["digest"] == json.loads(cli("images", "inspect", "app:1").out)["id"]
     for source in (f"oci-archive:{built}/oci.tar", f"docker-archive:{built}/docker.tar:app:1"):
-        found = json.loads(run("skopeo", "inspect", "--config", source))
+        raw = run("skopeo", "inspect", "--config", "--raw", source)
+        assert described(raw.encode(), "")["digest"] == manifest["config"]["digest"]
+        found = json.loads(raw)
         assert found["rootfs"] == config["rootfs"]
     layout = f"oci:{built}/layout:1"
     run("skopeo", "--insecure-policy", "copy", f"oci-archive:{built}/oci.tar", layout)
@@ -109,20 +125,26 @@ def test_images_are_saved_and_loaded_again(built: Path, cli: Cli, monkeypatch: p
     assert [entry["RepoTags"] for entry in entries] == [["app:1"], ["acme/web:1"]]
     identity = json.loads(cli("images", "inspect", "acme/web:1").out)["id"]
     assert identity == described(made().config_data, "")["digest"]
+    own = json.loads(cli("images", "inspect", "app:1").out)["id"]
     assert (
         cli("images", "export", "app:1", "-o", f"oci,dest={built / 'again.tar'}").out.strip().endswith("tar")
     )
     assert (built / "again.tar").read_bytes() == (built / "oci.tar").read_bytes()
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     # What is built again is the same file, also on standard output.
-    cli("build", "-q", "-t", "app:1", f"--output=type=oci,dest={built / 'third.tar'}", built)
+    again = cli("build", "-q", "-t", "app:1", f"--output=type=oci,dest={built / 'third.tar'}", built)
+    assert again.out.strip() == cli("build", "-q", built).out.strip() == own
     assert (built / "third.tar").read_bytes() == (built / "oci.tar").read_bytes()
     cli("images", "rm", "app:1", "acme/web:1")
     out = cli("images", "load", built / "both.tar").out
     assert "loaded app:1 (OCI image layout)" in out
     assert json.loads(cli("images", "inspect", "acme/web:1").out)["id"] == identity
+    # Whoever gets the image calls it as its builder did.
+    assert json.loads(cli("images", "inspect", "app:1").out)["id"] == own
     steps = json.loads(cli("images", "history", "--json", "app:1").out)
-    assert [step["created_by"].split(" ")[0] for step in steps] == ["FROM", "FROM", "RUN"]
+    assert [step["created_by"].split(" ")[0] for step in steps] == [
+        *("FROM", "FROM", "MAINTAINER", "RUN", "ENV"),
+    ]
     assert "RUN rm /etc/one" in cli("history", "app:1").out
     cli("images", "rm", "app:1", "acme/web:1")
     cli("cache", "prune", "--all", "--force")
@@ -167,31 +189,58 @@ def test_a_root_file_system_becomes_a_base(cli: Cli, tmp_path: Path) -> None:
     assert files == read(tmp_path / "two.tar")
 
 
+@pytest.mark.needs("skopeo")
+def test_layers_go_out_as_they_are_asked_for_and_the_image_is_the_same(built: Path, cli: Cli) -> None:
+    identity = json.loads(cli("images", "inspect", "app:1").out)["id"]
+    ways = {"plain": "uncompressed", "zstd": "zstd,compression-level=1", "all": "zstd,force-compression=true"}
+    outputs = [f"--output=type=oci,dest={built / name},compression={how}" for name, how in ways.items()]
+    cli("images", "export", "app:1", *outputs)
+    found = {}
+    for name in ("oci.tar", *ways):
+        files = read(built / name)
+        manifest = document(files, json.loads(files["index.json"])["manifests"][0]["digest"])
+        assert manifest["config"]["digest"] == identity
+        found[name] = [layer["mediaType"].rpartition(".")[2] for layer in manifest["layers"]]
+        run(
+            "skopeo", "--insecure-policy", "copy", f"oci-archive:{built / name}", f"oci:{built}/{name}-read:1"
+        )
+    theirs = [layer["mediaType"].rpartition(".")[2] for layer in made().manifest["layers"]]
+    assert found == {
+        "oci.tar": [*theirs, "tar+gzip"],
+        "plain": [*theirs, "tar"],
+        "zstd": [*theirs, "tar+zstd"],
+        "all": ["tar+zstd"] * 3,
+    }
+    # An image from outside, too, is what it was, in other blobs.
+    cli(
+        "images",
+        "export",
+        "acme/web:1",
+        f"--output=oci,dest={built / 'web'},compression=zstd,force-compression=true",
+    )
+    cli("images", "export", "acme/web:1", f"--output=oci,dest={built / 'web0'},compression=zstd")
+    files = read(built / "web")
+    manifest = document(files, json.loads(files["index.json"])["manifests"][0]["digest"])
+    assert manifest["config"]["digest"] == made().manifest["config"]["digest"]
+    digest = described(json.dumps(made().manifest).encode(), "")["digest"]
+    assert json.loads(read(built / "web0")["index.json"])["manifests"][0]["digest"] == digest
+    # One that was changed is not passed on.
+    (blob,) = (cli.home / "blobs/sha256").glob(made().manifest["layers"][0]["digest"].removeprefix("sha256:"))
+    blob.write_bytes(gzip.compress(b"other"))
+    refused = cli(
+        *("images", "export", "acme/web:1"),
+        f"--output=oci,dest={built / 'bad'},compression=uncompressed,force-compression=true",
+        status=6,
+    )
+    assert "somebody has changed it" in refused.err
+    assert not [*built.glob("bad*"), *built.glob(".*.partial")]
+    refused = cli("images", "export", "app:1", "--output=registry", status=2)
+    assert "`firebuild images push`" in refused.err
+
+
 def test_a_form_with_layers_has_to_go_somewhere(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
     assert "add dest=FILE" in cli("build", "--output", "oci", tmp_path, status=2).err
-
-
-def test_a_check_of_the_store_tells_what_is_wrong_with_it(built: Path, cli: Cli) -> None:
-    assert "sound: 2 images, " in cli("store", "check").out
-    image = json.loads(cli("images", "inspect", "app:1").out)
-    first, second, own = image["layers"]
-    trees = cli.home / "layers" / image["layer_store"] / "names"
-    (trees / own["key"] / "layer/fs/etc/new").write_text("changed")
-    (cli.home / "blobs" / first["blob"]["digest"].replace(":", "/")).write_bytes(b"changed")
-    (cli.home / "blobs" / second["blob"]["digest"].replace(":", "/")).unlink()
-    done = cli("store", "check", status=6)
-    assert [line.partition(": ")[2].partition(" sha256")[0][:24] for line in done.out.splitlines()] == [
-        "its bytes have the digest"[:24],
-        "its blob",
-        "its blob",
-        "somebody has changed its layer"[:24],
-    ]
-    (trees / own["key"]).unlink()
-    (cli.home / "images/names/acme/web/1/image.json").write_text("{")
-    done = cli("store", "check", status=6)
-    assert f"its layer {own['key']} is missing" in done.out
-    assert "image.json is damaged" in done.out
 
 
 def test_a_load_that_is_killed_leaves_a_sound_store(tmp_path: Path, cli: Cli) -> None:
@@ -215,3 +264,29 @@ def test_a_load_that_is_killed_leaves_a_sound_store(tmp_path: Path, cli: Cli) ->
     cli("cache", "prune", "--all", "--force")
     cli("images", "prune")
     assert list(cli.home.glob("blobs/*/*")) == []
+
+
+@pytest.mark.needs("root")
+def test_what_is_there_already_can_be_had_from_a_store_that_is_read_only(cli: Cli, tmp_path: Path) -> None:
+    source = packed(Made([layer({"etc/": None, "etc/one": "1"})]).docker(), tmp_path / "in.tar")
+    cli("images", "load", source)
+    cli("images", "export", "made:1", "-o", "tar")
+    firebuild = Path(sys.executable).with_name("firebuild")
+    script = f"""
+        mount --bind {cli.home} {cli.home} && mount -o remount,bind,ro {cli.home} || exit 99
+        for command in "save made:1 -o saved.tar" "export made:1 -o oci,dest=oci.tar" \\
+            "export made:1 -o tar,dest=rootfs.tar" "export made:1 -o ext4,dest=rootfs.ext4"; do
+            {firebuild} images $command > /dev/null; echo "${{command##*[=/ ]}} $?"
+        done
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "FIREBUILD_HOME": str(cli.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["saved.tar 0", "oci.tar 0", "rootfs.tar 0", "rootfs.ext4 6"]
+    assert "the form can't be stored: Read-only file system" in done.stderr
+    assert {path.name for path in tmp_path.glob("*.tar")} == {"in.tar", "saved.tar", "oci.tar", "rootfs.tar"}

@@ -132,7 +132,7 @@ def test_a_shell_that_is_missing_is_called_missing(cli: Cli) -> None:
         (
             "FROM scratch\n",
             ["--output", "cpio"],
-            "error: --output cpio: expected ext4, erofs, squashfs, tar, dir, oci or docker",
+            "error: --output cpio: expected ext4, erofs, squashfs, tar, dir, oci, docker or registry",
         ),
         ("FROM scratch\n", ["--output", "tar,dest="], "error: --output tar,dest=: expected "),
         ("FROM scratch\n", ["--output", "tar,dest=none/x"], "error: --output dest="),

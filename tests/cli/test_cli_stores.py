@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.cli.options import MACHINES
+from firebuild_bootstrap.cli.screen import moment
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.store import ImageStore, StoredImage
 from firebuild_bootstrap.machine.settings import MachineSettings
 
 pytestmark = pytest.mark.needs("userns")
@@ -99,14 +103,27 @@ def test_a_file_that_is_no_archive_is_refused(cli: Cli) -> None:
     assert cli("base", "import", "tiny", "notes.txt", status=2).err.startswith("error: notes.txt is damaged")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("2026-11-28T20:04:00.123456789Z", "2026-11-28 20:04"),
+        ("2026-11-28T01:04:00+02:00", "2026-11-27 23:04"),
+        ("0001-01-01T00:00:00+14:00", "0001-01-01T00:0…"),
+        ("yesterday", "yesterday"),
+        ("\x1b[2J" + "x" * 40, "\\x1b[2Jxxxxxxxx…"),
+    ],
+)
+def test_a_table_shows_times_of_any_image_in_one_width(text: str, shown: str) -> None:
+    assert moment(text) == shown
+
+
 def test_an_image_is_listed_inspected_and_removed(cli: Cli) -> None:
     assert cli("images", "list").out == "TAG  CREATED  SIZE  OUTPUTS\n"
     Path("Dockerfile").write_text("FROM scratch\nLABEL a=b\n")
     cli("rootfs", "--tag", "t/kept:1", "--output", "tar", "--output", "dir")
     header, row = cli("images", "list").out.splitlines()
     assert header.split() == ["TAG", "CREATED", "SIZE", "OUTPUTS"]
-    assert row.startswith("t/kept:1  2")
-    assert row.endswith("tar, dir")
+    assert re.fullmatch(r"t/kept:1  20\d\d-\d\d-\d\d \d\d:\d\d  .+  tar, dir", row)
     shown = json.loads(cli("images", "inspect", "t/kept:1").out)
     assert {output["type"]: Path(output["path"]).exists() for output in shown["outputs"]} == {
         "tar": True,
@@ -136,6 +153,79 @@ def test_an_image_with_a_damaged_record_is_named_with_the_remedy(cli: Cli) -> No
     assert "image.json is damaged" in done.err
     assert "hint: remove t/damaged:1 and build it again" in done.err
     cli("images", "rm", "t/damaged:1")
+
+
+def test_an_image_that_is_removed_while_it_is_exported_is_delivered_whole(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path("Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    form = Home.form
+
+    def then_removed(home: Home, image: StoredImage, *arguments: Any, **options: Any) -> Path:
+        made = form(home, image, *arguments, **options)
+        remove(image)
+        return made
+
+    def remove(image: StoredImage) -> None:
+        other = ImageStore(cli.home, lambda: Home(cli.home).trees)
+        other.remove(image.tag)
+        other.sweep()
+
+    cli("build", "-q", "-t", "t/a:1", ".")
+    monkeypatch.setattr(Home, "form", then_removed)
+    cli("images", "export", "t/a:1", "--output", f"tar,dest={tmp_path / 'a.tar'}")
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert "Dockerfile" in archive.getnames()
+    assert cli("images", "list", "--json").out == "[]\n"
+
+    hold = ImageStore.hold
+
+    def held_and_removed(store: ImageStore, image: StoredImage) -> bool:
+        done = hold(store, image)
+        remove(image)
+        return done
+
+    monkeypatch.setattr(ImageStore, "hold", held_and_removed)
+    assert cli("build", "-q", "-t", "t/a:1", ".").out.startswith("sha256:")
+    cli("build", "-t", "t/a:1", "-o", "tar,dest=-", ".")
+    assert cli("images", "list", "--json").out == "[]\n"
+
+
+def test_images_are_pruned_by_age_label_and_number(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("Dockerfile").write_text("FROM scratch\n")
+    for day, tag in enumerate(("t/old:1", "t/old:2", "t/old:3", "t/kept:1")):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", str(day * 86400))
+        cli("build", "-q", "-t", tag, "--label", f"day={day}", ".")
+    monkeypatch.delenv("SOURCE_DATE_EPOCH")
+    cli("build", "-q", "-t", "t/new:1", ".")
+    cli("build", "-q", ".")
+
+    def wanted(*options: str) -> list[str]:
+        lines = cli("images", "prune", "--dry-run", *options).out.splitlines()
+        return [line.removeprefix("would remove ") for line in lines if "untagged" not in line]
+
+    assert wanted() == []
+    assert cli("images", "prune", "--dry-run").out.startswith("would remove untagged/")
+    assert wanted("--all") == ["t/kept:1", "t/new:1", "t/old:1", "t/old:2", "t/old:3"]
+    for until in ("24h", "2020-01-01", "2020-01-01T00:00:00Z", str(4 * 86400)):
+        assert wanted("-a", "--filter", f"until={until}") == ["t/kept:1", "t/old:1", "t/old:2", "t/old:3"]
+    assert wanted("-a", "--filter", f"until={86400}") == ["t/old:1", "t/old:2"]
+    assert wanted("-a", "--filter", "label=day=2") == ["t/old:3"]
+    assert wanted("-a", "--filter", "label=day", "--filter", "label!=day=2", "--keep", "1") == [
+        "t/old:1", "t/old:2",
+    ]  # fmt: skip
+    assert wanted("-a", "--keep", "2") == ["t/old:1"]
+    assert "--all would remove every image" in cli("images", "prune", "--all", status=2).err
+    for mistake, message in {
+        "until=x": "expected a duration",
+        "dangling=1": "expected until=",
+        "label": "",
+    }.items():
+        assert message in cli("images", "prune", "--filter", mistake, status=2).err
+    assert "removed t/old:1\n" in cli("images", "prune", "-a", "--keep=2").out
+    cli("images", "prune", "--all", "--force")
+    assert cli("images", "list", "--json").out == "[]\n"
+    assert cli("cache", "prune", "--filter", "until=1h", "--keep-storage", "1GiB", "-n").out == ""
 
 
 def test_the_store_is_where_the_settings_say(cli: Cli, tree: Path, tmp_path: Path) -> None:

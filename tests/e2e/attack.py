@@ -201,6 +201,8 @@ def hunts() -> dict[str, str]:
         "pivot_root": lambda: LIBC.syscall(ctypes.c_long(41 if ARM else 155), b"/", b"/"),
         "setns of a pidfd": lambda: LIBC.setns(os.pidfd_open(1), NEW_NS),
         "fanotify": lambda: call(262 if ARM else 300, 0x10, 0),
+        "io_uring": lambda: call(425, 4, zeros),
+        "userfaultfd": lambda: call(282 if ARM else 323, 1),
         "bpf": lambda: call(280 if ARM else 321, 5, zeros, 128),
         "perf_event_open": lambda: call(241 if ARM else 298, zeros, 1, -1, -1, 0),
         "kexec": lambda: call(104 if ARM else 246, 0, 0, None, 0),

@@ -124,3 +124,42 @@ def test_an_unknown_machine_has_no_keys_to_leave(monkeypatch: pytest.MonkeyPatch
     kernel.leave_session_keyring()
     monkeypatch.undo()
     assert keyring() == before
+
+
+NO_NEW_PRIVS = 38  # PR_SET_NO_NEW_PRIVS, which a sandbox sets
+
+
+def test_system_calls_that_no_build_needs_are_refused_and_others_are_not() -> None:
+    def attempts() -> bytes:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0)
+        kernel.refuse_system_calls()
+        refused = (*kernel._REFUSED_EVERYWHERE, *kernel._REFUSED[os.uname().machine])
+        found = set()
+        for number in refused:
+            libc.syscall(ctypes.c_long(number), 0, None, 0, 0, 0)
+            found.add(errno.errorcode[ctypes.get_errno()])
+        # The numbers beside them, with arguments that do no harm.
+        for number in (424, 428, min(kernel._REFUSED[os.uname().machine]) - 1):
+            libc.syscall(ctypes.c_long(number), -1, None, 0, 0, 0)
+            found.add(f"beside {errno.errorcode[ctypes.get_errno()] == 'ENOSYS'}")
+        return " ".join(sorted(found)).encode()
+
+    assert aside(attempts) == b"ENOSYS beside False"
+
+
+def test_a_kernel_without_filters_keeps_its_system_calls_and_one_that_forbids_them_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Libc:
+        number = errno.EINVAL
+
+        def prctl(self, *arguments: object) -> int:
+            ctypes.set_errno(self.number)
+            return -1
+
+    monkeypatch.setattr(kernel, "_libc", Libc)
+    kernel.refuse_system_calls()
+    monkeypatch.setattr(Libc, "number", errno.EACCES)
+    with pytest.raises(OSError, match="seccomp"):
+        kernel.refuse_system_calls()

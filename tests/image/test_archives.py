@@ -88,6 +88,26 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
         check_root_archive(tmp_path / "text", tmp_path / "text")
 
 
+@pytest.mark.parametrize("target", ["d", "implied", "implied/deep", "."])
+def test_a_hard_link_to_a_directory_is_refused_when_it_is_imported(tmp_path: Path, target: str) -> None:
+    with tarfile.open(tmp_path / "linked", "w") as tar:
+        for name, kind in {
+            "d": tarfile.DIRTYPE,
+            "file": tarfile.REGTYPE,
+            "implied/deep/f": tarfile.REGTYPE,
+        }.items():
+            entry = tarfile.TarInfo(name)
+            entry.type = kind
+            tar.addfile(entry)
+        good, bad = tarfile.TarInfo("good"), tarfile.TarInfo("bad")
+        good.type = bad.type = tarfile.LNKTYPE
+        good.linkname, bad.linkname = "file", target
+        tar.addfile(good)
+        tar.addfile(bad)
+    with pytest.raises(InputError, match=r"its member 'bad' is a hard link to .*, which is a directory"):
+        check_root_archive(tmp_path / "linked", tmp_path / "linked")
+
+
 def test_an_empty_archive_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "empty", "w"):
         pass

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,40 @@ import pytest
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.outputs import (
     Artifact,
+    Compression,
+    Deliveries,
     OutputSpec,
     OutputType,
     check_destinations,
-    deliver,
     parse_output,
     parse_outputs,
 )
 from firebuild_bootstrap.image.trees import Trees
 
 pytestmark = pytest.mark.needs("bwrap")
+
+
+def deliver(source: Path, spec: OutputSpec, trees: Trees) -> None:
+    with Deliveries(trees) as deliveries:
+        deliveries.copy(source, spec)
+
+
+def test_outputs_appear_together_or_not_at_all(tmp_path: Path, trees: Trees) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"new")
+    dests = [tmp_path / name / "dest" for name in ("a", "b")]
+    for dest in dests:
+        dest.parent.mkdir()
+        dest.write_bytes(b"old")
+    for failing in (True, False):
+        with suppress(InterruptedError), Deliveries(trees) as deliveries:
+            for dest in dests:
+                deliveries.copy(source, OutputSpec(OutputType.TAR, dest))
+                assert dest.read_bytes() == b"old"
+            if failing:
+                raise InterruptedError
+        assert [dest.read_bytes() for dest in dests] == [b"old" if failing else b"new"] * 2
+        assert [os.listdir(dest.parent) for dest in dests] == [["dest"]] * 2
 
 
 def test_an_output_is_a_type_with_a_destination_and_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,6 +69,14 @@ def test_sizes_have_units_of_1024(text: str, size: int) -> None:
         ("tar,dest=/a,dest=/b", "found 'dest=/b'"),
         ("tar,size=5", "only ext4 has a size"),
         ("ext4,size=big", "found 'big'"),
+        ("registry,dest=/x", "a registry has no dest"),
+        ("tar,compression=zstd", "only oci, docker and registry have layers to compress"),
+        ("oci,compression=estargz", "expected gzip, zstd, uncompressed, found 'estargz'"),
+        ("oci,compression-level=10", "expected a number from 0 to 9 for gzip, found '10'"),
+        ("oci,compression=zstd,compression-level=-1", "expected a number from 0 to 22 for zstd, found '-1'"),
+        ("oci,compression=uncompressed,compression-level=1", "from 0 to 0 for uncompressed"),
+        ("oci,force-compression=yes", "force-compression: expected true or false, found 'yes'"),
+        ("oci,compression=zstd,compression=zstd", "found 'compression=zstd'"),
     ],
 )
 def test_a_wrong_output_is_named(text: str, named: str) -> None:
@@ -51,10 +84,21 @@ def test_a_wrong_output_is_named(text: str, named: str) -> None:
         parse_output(text)
 
 
+def test_layers_are_compressed_as_buildkit_exporters_are_told() -> None:
+    assert parse_output("oci").compression == Compression("gzip", 4)
+    given = "docker,compression=zstd,compression-level=19,force-compression=true"
+    assert parse_output(given).compression == Compression("zstd", 19, force=True)
+    kinds = {"gzip": "+gzip", "zstd": "+zstd", "uncompressed": ""}
+    assert {kind: parse_output(f"registry,compression={kind}").compression.suffix for kind in kinds} == kinds
+
+
 def test_no_output_can_be_asked_for_twice() -> None:
+    assert len(parse_outputs(["oci,dest=/a", "oci,dest=/b,compression=zstd"])) == 2
     assert len(parse_outputs(["tar", "dir"])) == 2
     with pytest.raises(InputError, match="--output tar is given twice"):
         parse_outputs(["tar", "tar,dest=/x"])
+    with pytest.raises(InputError, match="--output dest=/x is given twice"):
+        parse_outputs(["tar,dest=/x", "oci,dest=/x"])
 
 
 def test_an_artifact_is_described_in_json() -> None:

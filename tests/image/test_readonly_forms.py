@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
+from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.image.worker import readonly
 from firebuild_bootstrap.image.worker.__main__ import digest
 from firebuild_bootstrap.image.worker.readonly import PROGRAMS, make_readonly
 from firebuild_bootstrap.layers.tar import LayerError
+from firebuild_bootstrap.sandbox import Host, Sandbox
+from firebuild_bootstrap.sandbox.idmap import single
+from layers.trees import MakeTar
 
 FORMS = [
     pytest.param("erofs", marks=pytest.mark.needs("mkfs.erofs")),
@@ -85,6 +90,58 @@ def test_the_same_tree_gives_the_same_bytes(form: str, tree: Path, tmp_path: Pat
     assert images[0] == images[1] != images[2]
     found = unpacked(form, tmp_path / "i2", tmp_path / "out")
     assert {path.lstat().st_mtime for path in found.rglob("*")} == {1_000_000_000}
+
+
+def test_erofs_is_written_from_an_archive_where_the_program_reads_one(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As real ones of 1.7 and newer do; Debian 13 has one, with which the tests above run as well."""
+    program = tmp_path / "bin/mkfs.erofs"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\n[ $1 != --version ] || { echo "mkfs.erofs (erofs-utils) 1.8.6"; exit; }\n'
+        f'echo $SOURCE_DATE_EPOCH "$@" > {tmp_path}/said; cat > "$4"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    for name, mtime_ns in (("zeros", 120), ("digits", 123), ("whole", 10**9)):
+        (tree / name).touch()
+        os.utime(tree / name, ns=(0, mtime_ns))
+    with (tree / "sparse").open("wb") as file:
+        file.truncate(1 << 20)
+    os.utime(tree / "sparse", (0, 2_000_000_000))
+    make_readonly("erofs", str(tree), str(tmp_path / "i"), None)
+    assert (tmp_path / "said").read_text().split()[0] == "2000000000"
+    with tarfile.open(tmp_path / "i") as archive:
+        members = {each.name: each for each in archive}
+    assert members["sparse"].size == 1 << 20
+    assert not any("sparse" in name for each in members.values() for name in each.pax_headers)
+    times = [members[name].pax_headers.get("mtime") for name in ("zeros", "digits", "whole")]
+    assert times == ["0.000000121", "0.000000123", None]
+
+
+@pytest.mark.needs("userns", "mkfs.erofs", "sqfstar")
+def test_owners_that_only_are_marks_come_out_as_they_should(tmp_path: Path, make_tar: MakeTar) -> None:
+    alone = Trees(Sandbox(single(Host.current(), "")))
+    (tree := tmp_path / "tree").mkdir()
+    shadow = tarfile.TarInfo("etc/shadow")
+    shadow.uid, shadow.gid = 7, 42
+    alone.unpack(make_tar("etc/", (shadow, b"x")), tree)
+    alone.readonly(tree, tmp_path / "s", "squashfs")
+    listed = subprocess.run(
+        ["unsquashfs", "-lln", tmp_path / "s"], capture_output=True, text=True, check=True
+    )
+    assert " 7/42 " in listed.stdout
+    if readonly._erofs_version() < (1, 7):
+        with pytest.raises(MachineError, match="etc/shadow belongs to 7:42, which this user") as caught:
+            alone.readonly(tree, tmp_path / "e", "erofs")
+        assert caught.value.hint is not None
+        assert "1.7" in caught.value.hint
+    else:
+        alone.readonly(tree, tmp_path / "e", "erofs")
+        command = ["dump.erofs", "--path=/etc/shadow", str(tmp_path / "e")]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "Uid: 7   Gid: 42" in listed.stdout
 
 
 @pytest.mark.parametrize("form", FORMS)

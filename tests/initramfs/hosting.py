@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from firebuild_bootstrap.guest.init_network import Interface
+from support import ending_of
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def host(scenario: Scenario) -> Happened:
         return Happened(
             status,
             serial,
-            ending=outcome.ending.value if outcome else "",
+            ending=ending_of(outcome) if outcome else "",
             message=outcome.message if outcome else "",
             output=output.data.decode("utf-8", "replace"),
             refused=server.refused_peers,

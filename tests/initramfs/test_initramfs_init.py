@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.guest import init, init_system, kernel
-from firebuild_bootstrap.guest.init_report import InitError, Report
-from firebuild_bootstrap.guest.init_settings import InitSettings
+from firebuild_bootstrap.guest.init_settings import InitError, InitSettings, Report
 from initramfs.elves import make_module
 
 Patch = pytest.MonkeyPatch

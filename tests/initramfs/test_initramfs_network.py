@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.guest import init_network
-from firebuild_bootstrap.guest.init_report import InitError
+from firebuild_bootstrap.guest.init_settings import InitError
 
 _NETWORK = """
 import json, sys
 from firebuild_bootstrap.guest import init_network
-from firebuild_bootstrap.guest.init_report import InitError
+from firebuild_bootstrap.guest.init_settings import InitError
 from firebuild_bootstrap.guest.init_network import bring_up
 from firebuild_bootstrap.guest.init_settings import parse_ip
 init_network._ATTEMPT_SECONDS = (0.1, 0.1)

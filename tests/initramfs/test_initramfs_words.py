@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.guest.init_report import PREFIX, InitError, Report, say
 from firebuild_bootstrap.guest.init_settings import (
     LINK_LOCAL,
+    PREFIX,
+    InitError,
     InitSettings,
     NetworkSettings,
+    Report,
     class_netmask,
     parse_command_line,
     parse_ip,
     same_network,
+    say,
 )
 from firebuild_bootstrap.initramfs import EMULATED, GuestReport, StaticAddress, kernel_arguments
 

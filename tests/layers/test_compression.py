@@ -7,6 +7,7 @@ import gzip
 import io
 import lzma
 import os
+import random
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import pytest
 import zstandard
 
-from firebuild_bootstrap.layers.compression import decompress, decompressed
+from firebuild_bootstrap.layers.compression import compressing, decompress, decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
@@ -75,3 +76,37 @@ def test_little_data_that_becomes_much_is_never_in_memory(compress: Callable[[by
         assert tracemalloc.get_traced_memory()[1] < 48 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("kind", "level"), [("gzip", 0), ("gzip", 6), ("zstd", 3), ("uncompressed", 0)])
+def test_what_is_written_is_the_same_however_it_comes_and_on_any_number_of_processors(
+    kind: str, level: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random.Random(1).randbytes(1_500_000) + bytes(2_000_000)
+    for length in (0, 1, len(data)):
+        found = set()
+        for piece, processors in ((4096, {0}), (1 << 20, {0, 1, 2}), (len(data), {0, 1})):
+            monkeypatch.setattr(os, "sched_getaffinity", lambda _, found=processors: found)
+            out = io.BytesIO()
+            with compressing(out, kind, level) as writer:
+                for start in range(0, length, piece):
+                    part = memoryview(data)[start : min(start + piece, length)]
+                    assert writer.write(part) == len(part)
+            found.add(out.getvalue())
+        (written,) = found
+        if kind != "uncompressed":
+            assert decompressed(io.BufferedReader(io.BytesIO(written))).read() == data[:length]
+        else:
+            assert written == data[:length]
+    assert level == 0 or len(written) < 1_600_000
+    if kind == "gzip":
+        assert gzip.decompress(written) == data
+
+
+def test_an_error_ends_the_compression_without_an_end() -> None:
+    for kind in ("gzip", "zstd"):
+        out = io.BytesIO()
+        with pytest.raises(KeyError), compressing(out, kind, 1) as writer:
+            writer.write(b"x")
+            raise KeyError
+        assert kind != "gzip" or out.getvalue() == b""

@@ -18,8 +18,9 @@ from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.errors import GuestLost, InputError, StepFailed
 from firebuild_bootstrap.events import StepFinished, StepOutput, StepStarted
 from firebuild_bootstrap.legacy import copying, scripts
-from firebuild_bootstrap.service import Ending, Limits, StepInfo
+from firebuild_bootstrap.service import Limits, StepInfo
 from service.conftest import file_entry
+from support import ending_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def test_a_file_that_changes_between_the_two_looks_ends_the_build(
     with pytest.raises(grpc.RpcError, match=text):
         list(old.calls.resource("step-2/1"))
     outcome = running.outcome()
-    assert outcome.ending is Ending.SERVER_ERROR
+    assert ending_of(outcome) == "server-error"
     assert text in outcome.message
 
 
@@ -186,7 +187,7 @@ def test_marks_become_events_and_the_rest_is_output(serve: Any) -> None:
         old.say(old.mark("B", step), "some", f"thing\n{old.mark('E', step, '0')}")
         old.say(old.mark("B", step), f"err {step}", method="StdErr")
     old.calls.success()
-    assert running.outcome().ending is Ending.SUCCESS
+    assert ending_of(running.outcome()) == "success"
     assert [(event.step, event.line, event.total) for event in running.of(StepStarted)] == [
         (2, 7, 3),
         (3, 8, 3),
@@ -223,7 +224,7 @@ def test_what_never_became_a_mark_is_output_in_the_end(serve: Any) -> None:
     old.say(old.mark("B", 2), old.mark("E", 2, "0"), "\x01")
     old.say(old.mark("E", 2, "0"), old.mark("Z", 2))
     old.calls.success()
-    assert running.outcome().ending is Ending.SUCCESS
+    assert ending_of(running.outcome()) == "success"
     assert [event.data for event in running.of(StepOutput)] == [b"\x01"]
 
 
@@ -235,7 +236,7 @@ def test_output_in_marks_is_the_bytes_that_were_written(serve: Any) -> None:
     old.say(old.mark("B", 2) + mark[:20], mark[20:], old.mark("D", 2, "odd"), old.mark("E", 2, "0"))
     old.say(old.mark("D", 2, "AAo="), method="StdErr")
     old.calls.success()
-    assert running.outcome().ending is Ending.SUCCESS
+    assert ending_of(running.outcome()) == "success"
     told = [(event.stream, event.data) for event in running.of(StepOutput)]
     assert told == [("stdout", b"abc\xff"), ("stdout", b"odd"), ("stderr", b"\0\n")]
 
@@ -258,7 +259,7 @@ def test_an_abort_without_marks_is_told_in_the_guests_words(serve: Any) -> None:
     old.say(old.mark("B", 2))
     old.abort("no more memory")
     outcome = running.outcome()
-    assert (outcome.message, outcome.step, outcome.ending) == ("no more memory", 2, Ending.ABORTED)
+    assert (outcome.message, outcome.step, ending_of(outcome)) == ("no more memory", 2, "aborted")
     assert [(event.step, event.exit_code) for event in running.of(StepFinished)] == [(2, 1)]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, StepFailed
-from firebuild_bootstrap.service import Ending
 from legacy.house import House, gnu, install
+from support import ending_of
 
 pytestmark = [pytest.mark.needs("bwrap"), pytest.mark.needs("busybox")]
 
@@ -176,7 +176,7 @@ def test_a_guest_that_does_not_notice_a_failure_does_not_get_far(house: House) -
 def test_output_arrives_while_the_step_runs(house: House) -> None:
     house.on_output = (house.directory / "image-1/go").touch
     result = house.old("RUN printf first; until [ -e /go ]; do sleep 0.05; done; printf second")
-    assert (result.outcome.ending, result.output(2)) == (Ending.SUCCESS, b"firstsecond")
+    assert (ending_of(result.outcome), result.output(2)) == ("success", b"firstsecond")
 
 
 def test_a_command_that_ends_its_own_shell_fails_the_step(house: House) -> None:

@@ -250,6 +250,38 @@ def test_the_id_of_an_image_depends_on_its_configuration_and_its_files(library: 
         build(library, f"FROM t/one:1@sha256:{'0' * 64}\n")
 
 
+def times(image: StoredImage) -> set[str]:
+    return {str(step["created"]) for step in image.record.history}
+
+
+def test_an_image_that_is_built_again_from_the_cache_is_the_same_image(library: Library) -> None:
+    text = "FROM scratch AS below\nLABEL a=b\nENV C=d\nFROM below\nCOPY source /\nUSER 7\n"
+    image = build(library, text)
+    identity = library.home.image_id(image)
+    said = [(step["created_by"], step.get("empty_layer", False)) for step in image.record.history]
+    assert said == [("LABEL a=b", True), ("ENV C=d", True), ("COPY source /", False), ("USER 7", True)]
+    assert [step.get("created") for step in image.record.history] == [None, None, *[image.record.created] * 2]
+    kept = image.directory / "configuration.json"
+    for spoiled in ("", "{}", kept.read_text().replace("diff_ids", "others")):
+        kept.write_text(spoiled)
+        assert library.home.image_id(build(library, text, tag="t/other:1")) == identity
+        assert library.home.image_id(build(library, text)) == identity
+    # How it was made is a part of it, as in Docker.
+    assert library.home.image_id(build(library, text + "USER 7\n")) != identity
+    empty = build(library, "FROM scratch\nLABEL a=b\n")
+    assert library.home.image_id(empty) == library.home.image_id(build(library, "FROM scratch\nLABEL a=b\n"))
+
+
+def test_no_time_of_an_image_is_later_than_source_date_epoch(library: Library) -> None:
+    then = storing._time(EPOCH)
+    assert then not in times(build(library))
+    assert times(build(library, "FROM t/built:1\nLABEL a=b\n", tag="t/dated:1", epoch=EPOCH)) == {then}
+    for late in ("2023-11-14T22:13:21Z", "2023-11-15T00:13:21+02:00", "9999-12-31T23:59:59.9", "yesterday"):
+        assert storing._no_younger({"created": late, "a": "b"}, EPOCH) == {"created": then, "a": "b"}
+    for kept in ({"created": "2023-11-14T22:13:20.000000001"}, {"created": "2020-01-01"}, {}):
+        assert storing._no_younger(kept, EPOCH) == kept
+
+
 def test_a_root_in_one_piece_is_an_image_too(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:  # as where the machine is driven by a guest that knows no layers
         patch.setattr("firebuild_bootstrap.solve.results.Making.commit", lambda *_: None)
@@ -269,6 +301,9 @@ def test_a_root_in_one_piece_is_an_image_too(library: Library, monkeypatch: pyte
     copied = build(library, "FROM scratch\nCOPY --from=t/built:1 /made /\n", tag="t/third:1")
     assert "made" in members(library, copied)
     assert library.home.image_id(image).startswith("sha256:")
+    said = [(step["created_by"], step.get("empty_layer", False)) for step in image.record.history]
+    lines = ["FROM host:latest", *HELLO.splitlines()[1:]]
+    assert said == [*((line, True) for line in lines), ("firebuild", False)]
     with open(image.directory / "rootfs.tar", "ab") as file:
         file.write(b"changed")
     with pytest.raises(MachineError, match="somebody has changed it, and the image is made of it") as caught:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
+from datetime import datetime
 
 import pytest
 
 from cli.library import Library
 from firebuild_bootstrap.image.outputs import OutputType
+from firebuild_bootstrap.image.store import configuration
 
 pytestmark = [pytest.mark.needs("userns"), pytest.mark.needs("debugfs")]
 
@@ -18,6 +21,19 @@ COPY Dockerfile .
 RUN mkdir -p a/b && touch a/b/c && ln a/b/c d && rm -rf /srv && touch /etc/new
 RUN truncate -s 8T /var/log/lastlog && printf begin > sparse && truncate -s 4G sparse
 """
+
+
+def test_without_source_date_epoch_two_builds_differ_in_times_and_in_nothing_else(library: Library) -> None:
+    images = [library.build(DOCKERFILE, tag=f"t/{name}:1", outputs=["dir"]) for name in ("first", "second")]
+    first, second = (image.record for image in images)
+    assert first.outputs == second.outputs  # the digest of a directory is without times
+    documents = [json.loads(configuration(image, library.home.layers)) for image in images]
+    for document in documents:
+        document["rootfs"]["diff_ids"] = len(document["rootfs"]["diff_ids"])
+        for dated in (document, *document["history"]):
+            assert datetime.fromisoformat(dated.pop("created")).tzinfo is not None
+    assert documents[0] == documents[1]
+    assert library.home.image_id(images[0]) != library.home.image_id(images[1])
 
 
 def test_two_builds_give_the_same_bytes_in_every_form_and_holes_stay_holes(library: Library) -> None:

@@ -7,8 +7,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from firebuild_bootstrap.guest.init_report import InitError, Report
-from firebuild_bootstrap.guest.init_settings import InitSettings, parse_command_line
+from firebuild_bootstrap.guest.init_settings import InitError, InitSettings, Report, parse_command_line
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.mmds.emulator import MetadataEmulator
 from firebuild_bootstrap.mmds.protocol import MmdsVersion

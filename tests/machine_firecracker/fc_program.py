@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from firebuild_bootstrap.guest.init_report import Report
+from firebuild_bootstrap.guest.init_settings import Report
 from machine_firecracker.fc_api import Api, Host, numbers
 from machine_firecracker.fc_guest import Guest
 

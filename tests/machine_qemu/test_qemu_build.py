@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pwd
@@ -11,7 +12,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,40 @@ RUN ask() { printf "$1 /latest/$2 HTTP/1.1\r\nConnection: close\r\n$3\r\n\r\n" \
  token=$(ask PUT api/token "X-metadata-token-ttl-seconds: 60" | tail -n 1); \
  ask GET meta-data "Accept: application/json\r\nX-metadata-token: $token" | tail -n 1
 """
+
+
+@contextmanager
+def home_of_tester() -> Iterator[Path]:
+    """A directory for the user `tester`, with what is put there until the first `as_tester` command."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
+def as_tester(home: Path, packages: str, environ: dict[str, str]) -> Callable[..., str]:
+    """Return what runs `firebuild` as the user `tester`, who owns `home` from now on."""
+    subprocess.run(["chown", "-R", "tester:", home], check=True)
+    user = pwd.getpwnam("tester")
+
+    def firebuild(*words: str | Path) -> str:
+        code = "import sys; from firebuild_bootstrap.cli import main; main()"
+        command = [f"/usr/bin/python3.{sys.version_info.minor}", "-sSP", "-c", code, *map(str, words)]
+        own = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": packages}
+        done = subprocess.run(
+            command,
+            user=user.pw_uid,
+            group=user.pw_gid,
+            extra_groups=[],
+            env={**own, "FIREBUILD_HOME": str(home / "store"), **environ},
+            cwd=home,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return str(done.stdout)
+
+    return firebuild
 
 
 @pytest.fixture
@@ -76,33 +112,11 @@ def test_a_user_without_root_builds_with_certificates_of_openbao_and_the_guest_i
         f"RUN echo | nc -w 9 169.254.169.254 {port}; echo status $?; cat /proc/net/route; cat /srv/hello\n"
     )
     (context / "hello").write_text("hello from the context\n")
-    user = pwd.getpwnam("tester")
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
-        home = Path(name)
+    with home_of_tester() as home:
         shutil.copy(busybox_base(tmp_path), home / "base.tar")
         shutil.copytree(context, home / "context")
         shutil.copy(configure(ca, serial_log=f"{home}/serial"), home / "config.yaml")
-        subprocess.run(["chown", "-R", "tester:", home], check=True)
-
-        def firebuild(*words: str | Path) -> str:
-            code = "import sys; from firebuild_bootstrap.cli import main; main()"
-            command = [f"/usr/bin/python3.{sys.version_info.minor}", "-sSP", "-c", code, *map(str, words)]
-            environ = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": public_packages}
-            done = subprocess.run(
-                command,
-                user=user.pw_uid,
-                group=user.pw_gid,
-                extra_groups=[],
-                env={**environ, "FIREBUILD_HOME": str(home / "store"), "BAO_TOKEN_FOR_BUILDS": token},
-                cwd=home,
-                capture_output=True,
-                text=True,
-                timeout=200,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout + done.stderr
-            return str(done.stdout)
-
+        firebuild = as_tester(home, public_packages, {"BAO_TOKEN_FOR_BUILDS": token})
         firebuild("base", "import", "busybox", home / "base.tar")
         rootfs = arguments(home / "context", dockerfile, "--config", home / "config.yaml")
         said = firebuild(*rootfs, "--output", "tar")
@@ -125,7 +139,7 @@ RUN --mount=type=cache,target=/c --mount=type=secret,id=token --mount=type=ssh,r
  --network=none test -s /run/secrets/token && test -S $SSH_AUTH_SOCK || exit 1; \\
  echo again >> /c/log; cat /c/log; mkdir -m 2750 -p /made/d; echo x > /made/d/x; ln /made/d/x /made/y; \\
  ln -s y /made/z; chown 7:8 /made/y; chmod 4711 /made/y; busybox mkfifo /p; rm /bin/tail
-COPY --link hello /made/hello
+COPY --link hello late /made/
 RUN chmod 700 /bin; rm -r /made/z /srv; echo more >> /made/hello; \\
  dd if=/dev/zero of=/made/big bs=1024k count=2
 FROM busybox
@@ -161,14 +175,32 @@ def no_overlays(kernel: Path, tmp_path: Path) -> str:
     return str(without)
 
 
-@pytest.mark.root
-def test_stages_with_a_cache_and_a_secret_leave_the_same_image_as_the_local_machine(
-    shared: Path, context: Path, configure: Any, tmp_path: Path, no_overlays: str
+FORMS = ("tar", "docker", "oci", "ext4", "squashfs", "erofs")
+
+
+def outputs(directory: Path, *forms: str) -> list[str]:
+    """Options for all forms, each a file of that name."""
+    return [f"--output={form},dest={directory / form}" for form in forms or FORMS]
+
+
+def files_in(directory: Path) -> dict[str, str]:
+    """The digest of each file in a directory, by its name."""
+    found = {}
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+@pytest.mark.needs("root", "tester", "newuidmap", "sqfstar", "mkfs.erofs")
+def test_stages_with_a_cache_and_a_secret_leave_the_same_bytes_wherever_and_by_whom_they_are_built(
+    shared: Path, context: Path, configure: Any, tmp_path: Path, no_overlays: str, public_packages: str
 ) -> None:
     needle = f"hunter2-{os.urandom(8).hex()}"
     (tmp_path / "token").write_text(needle)
     (context / "hello").write_text("hello\n")
     os.utime(context / "hello", ns=(1, EPOCH * 10**9 - 1))
+    (context / "late").write_text("when it is checked out\n")
     key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     (tmp_path / "key").write_bytes(key)
     options = (
@@ -185,25 +217,52 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_image_as_the_local_mach
             firebuild.home.mkdir()
             shutil.copytree(shared / "initramfs", firebuild.home / "initramfs")
             firebuild("base", "import", "busybox", base)
-        words = arguments(context, STAGES, *options, *more, "--config", configure(**settings))
+        (tmp_path / f"{name}-forms").mkdir(exist_ok=True)
+        # EROFS of owners that only are marks takes a newer mkfs.erofs; tests/image has that.
+        forms = outputs(tmp_path / f"{name}-forms", *FORMS[:-1] if "--target" in more else FORMS)
+        words = arguments(context, STAGES, *options, *forms, *more, "--config", configure(**settings))
         said = firebuild(*words, "--machine", driver, environ={"SOURCE_DATE_EPOCH": f"{EPOCH}"}).stdout
         return (tmp_path / "id").read_text(), said
 
     # One layer is there from the beginning, and lies between those that the machine makes.
-    (context / "alone").write_text("FROM scratch\nCOPY --link hello /made/hello\n")
+    (context / "alone").write_text("FROM scratch\nCOPY --link hello late /made/\n")
     build("qemu", "-f", context / "alone", driver="local")
-    in_vm, said = build("qemu")
+    cache = f"{tmp_path}/shared"
+    in_vm, said = build("qemu", "--cache-to", f"type=local,dest={cache},mode=max")
     assert said.count("CACHED") == 1
     assert "CACHED" not in build("local", driver="local")[1]
     assert layers_of(homes["qemu"].home) == layers_of(homes["local"].home)
     assert len(layers_of(homes["qemu"].home)) == 5
     assert in_vm == build("local", driver="local")[0]
+    in_all_forms = files_in(tmp_path / "qemu-forms")
+    assert sorted(in_all_forms) == sorted(FORMS)
+    assert in_all_forms == files_in(tmp_path / "local-forms")
+    # Another user, another directory, another time.
+    with home_of_tester() as home:
+        for path in (base, tmp_path / "token", tmp_path / "key"):
+            shutil.copy(path, home)
+        shutil.copytree(context, home / "context")
+        os.utime(home / "context/late")
+        (home / "forms").mkdir()
+        by_user = as_tester(home, public_packages, {"SOURCE_DATE_EPOCH": f"{EPOCH}"})
+        by_user("base", "import", "busybox", home / base.name)
+        own = ["--secret", f"id=token,src={home}/token", "--ssh", f"default={home}/key"]
+        own += ["--iidfile", f"{home}/id", "--tag", "t/vm:1", *outputs(home / "forms")]
+        by_user("build", "--file", home / "context/Dockerfile", *own, home / "context")
+        assert (home / "id").read_text() == in_vm
+        assert files_in(home / "forms") == in_all_forms
+        await_end_of_processes(home)
+    fetched, said = build("other", "--cache-from", f"type=local,src={cache}", driver="local")
+    assert (fetched, said.count(f"CACHED from {cache}")) == (in_vm, 5)
     # Neither what the kernel can do nor what this user may do tells.
     least: dict[str, Any] = {"kernel_modules": [no_overlays], "ids": "single"}
     build("plain", "-f", context / "alone", driver="local", **least)
     by_comparing, said = build("plain", "--target", "made", **least)
     assert said.count("has no overlay file system") == said.count("CACHED") == 1
     assert by_comparing == build("local", "--target", "made", driver="local")[0]
+    for name in ("plain", "local"):
+        (tmp_path / f"{name}-forms/erofs").unlink()  # of other builds
+    assert files_in(tmp_path / "plain-forms") == files_in(tmp_path / "local-forms")
 
     serial = tmp_path / "serial"
     serial.unlink()

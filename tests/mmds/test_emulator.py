@@ -458,3 +458,24 @@ def test_a_guest_can_read_the_whole_document(serve: Any) -> None:
     guest = serve()
     _, body, _ = guest.ask("GET", "/", {**JSON, "X-metadata-token": guest.token()})
     assert json.loads(body)["latest"]["meta-data"]["Env"] == {"A": "1", "B": "2"}
+
+
+def test_a_request_that_came_before_the_start_is_answered_after_it(folder: Path, store: DataStore) -> None:
+    emulator = MetadataEmulator(store, folder / "early.sock", version=V1)
+    address = emulator.listen()
+    assert emulator.listen() == address == f"unix:{folder / 'early.sock'}"
+    with socket.socket(socket.AF_UNIX) as guest:
+        guest.settimeout(30)
+        guest.connect(str(folder / "early.sock"))
+        guest.sendall(b"GET /latest/meta-data HTTP/1.1\r\nConnection: close\r\n\r\n")
+        assert emulator.start() == address
+        assert guest.recv(100).startswith(b"HTTP/1.1 200 ")
+    emulator.stop()
+    assert not (folder / "early.sock").exists()
+
+
+def test_a_socket_that_was_never_served_is_removed(folder: Path, store: DataStore) -> None:
+    emulator = MetadataEmulator(store, folder / "idle.sock")
+    emulator.listen()
+    emulator.stop()
+    assert not (folder / "idle.sock").exists()

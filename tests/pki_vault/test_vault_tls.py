@@ -109,13 +109,17 @@ def test_a_name_that_nobody_knows_is_not_asked_for_twice(backend: Backend) -> No
 Break = Callable[[ClientCertificate, Path], dict[str, Any]]
 
 FILES: dict[str, tuple[Break, str, str]] = {
-    "no CA file": (lambda own, tmp: {"ca_file": str(tmp / "none")}, "none of tls.ca_file: No such file", ""),
+    "no CA file": (lambda own, tmp: {"ca_file": str(tmp / "none")}, "none: No such file", ""),
     "no certificates": (lambda own, tmp: {"ca_file": str(own.key_file)}, "expected PEM certificates", ""),
     "an empty CA file": (lambda own, tmp: {"ca_file": _file(tmp, b"")}, "expected PEM certificates", ""),
-    "binary": (lambda own, tmp: {"ca_file": _file(tmp, b"\xff\xfe")}, "found other data", ""),
+    "binary": (
+        lambda own, tmp: {"ca_file": _file(tmp, b"\xff\xfe")},
+        "expected PEM certificates in tls.ca_file",
+        "",
+    ),
     "no key file": (
         lambda own, tmp: {"key_file": str(tmp / "none")},
-        "none of tls.key_file: No such file",
+        "cannot read tls.key_file ",
         "",
     ),
     "no certificate": (lambda own, tmp: {"cert_file": str(tmp / "none")}, "No such file", ""),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from firebuild_bootstrap.sandbox import (
     Link,
     Runtime,
     Sandbox,
+    end_orphans,
     find_bwrap,
     find_runtime,
     probe,
@@ -344,6 +346,36 @@ def test_a_monitor_that_is_killed_leaves_no_child_that_waits_for_ever(
         with pytest.raises(MachineError, match="no sandbox could be made: bwrap ended with status -9"):
             sandbox.popen(["true"])
     assert until(lambda: not alive("7766"))
+
+
+# Killed while bubblewrap's child waits for the ids, and bubblewrap with it.
+KILLED = """
+import json, os, signal, sys
+from dataclasses import replace
+from firebuild_bootstrap.sandbox import IdMap, Sandbox, bwrap
+from firebuild_bootstrap.sandbox.idmap import IdMode
+def end(idmap, pid):
+    monitor = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+    os.kill(monitor, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+bwrap._map_ids = end
+idmap = IdMap.from_json(json.loads(sys.argv[1]))
+Sandbox(replace(idmap, mode=IdMode.FULL)).run(["true", sys.argv[2]])
+"""
+
+
+def test_a_child_whose_caller_was_killed_is_found_and_ended(
+    idmap: IdMap, sandbox: Sandbox, runtime: Runtime, tmp_path: Path
+) -> None:
+    store = tmp_path / unique_seconds()
+    store.mkdir()
+    command = [sys.executable, "-c", KILLED, json.dumps(idmap.as_json()), str(store)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    running = sandbox.popen(["sleep", "1000"], binds=[*runtime.binds, Bind(store, "/store")])
+    assert len(end_orphans(store)) == 1
+    assert until(lambda: not end_orphans(store))
+    assert running.poll() is None
+    running.kill()
 
 
 def test_without_network_there_is_only_a_silent_loopback(sandbox: Sandbox, runtime: Runtime) -> None:

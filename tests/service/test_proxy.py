@@ -29,9 +29,9 @@ from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.events import Event
 from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service import Limits
-from firebuild_bootstrap.service.guard import Guard
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.reporting import Refusals
+from firebuild_bootstrap.service.server import Guard
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.tls import Inspection, PeerCertificate, Pin, server_context
 from firebuild_pki import TLSMaterial

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -112,7 +114,7 @@ def test_layers_lie_on_each_other_as_where_they_were_made(
         assert (mine.path / "file").read_text() == (theirs.path / "file").read_text()
         assert (mine.text, mine.created, mine.origin) == (theirs.text, theirs.created, str(shared))
     assert second.trees.digests([made[0].id]) == first.trees.digests([made[0].id])
-    assert second.trees.is_as_it_was(made[0].id)
+    assert second.trees.changed([made[0].id]) == []
 
     assert second.cache.prune(max_size=1 << 40) == []
     second.trees.close()
@@ -141,9 +143,10 @@ def test_the_longer_chain_is_found_and_what_contradicts_the_store_is_not(
     assert second.find(other, on="")
     assert second.fetch(second.find(A, B))
     assert [each.id for each in second.cache.find([A.key, B.key], BASE)] == [each.id for each in made[:2]]
-    second.cache.commit(
+    renewed = second.cache.commit(
         B.key, layer(second.home, "renewed", "renewed"), parent=made[0], replace=True, base=BASE
     )
+    assert [each.id for each in second.find(A, B, C)] == [made[0].id, renewed.id]
     assert second.find(other, on="") == []
     # From a cache that has more than the store, no result of it is lost.
     third = tmp_path / "third"
@@ -191,6 +194,76 @@ def test_a_record_that_lies_about_its_layer_is_not_used(
     assert third.find(A) == []
     with pytest.raises(InputError, match="is another one here"):
         third.cache.import_(a, layer(third.home, "again", "again"))
+
+
+def damage(shared: Path, how: str) -> str:
+    """Damage a cache; returns what is said of it."""
+    [entry] = json.loads((shared / "index.json").read_text())["manifests"]
+    manifest = shared / "blobs" / entry["digest"].replace(":", "/")
+    layers = json.loads(manifest.read_text())["layers"]
+    layer = shared / "blobs" / layers[-1]["digest"].replace(":", "/")
+    match how:
+        case "index":
+            (shared / "index.json").write_text("{")
+            return "the manifest is damaged"
+        case "manifest":
+            manifest.write_bytes(manifest.read_bytes() + b" ")
+            return "expected"
+        case "longer":
+            layer.write_bytes(layer.read_bytes() + b"x")
+            return "is longer than"
+        case "shorter":
+            layer.write_bytes(layer.read_bytes()[:-1])
+            return "were announced"
+        case "changed":
+            layer.write_bytes(bytes(layer.stat().st_size))
+            return "received one with"
+        case _:
+            layer.unlink()
+            return "can't be read"
+
+
+@pytest.mark.needs("userns")
+def test_what_is_damaged_or_gone_is_told_and_what_it_lies_on_is_used(
+    machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    first, whole = machine("first"), tmp_path / "whole"
+    made = first.make(A, B)
+    first.export(made, whole)
+    for how in ("index", "manifest", "longer", "shorter", "changed", "gone"):
+        shared, second = tmp_path / how, machine(f"with-{how}")
+        shutil.copytree(whole, shared)
+        words = damage(shared, how)
+        second.remote.load([CacheSpec("local", directory=shared)])
+        while not second.fetch(second.find(A, B)):
+            pass
+        assert len(second.find(A, B)) == (0 if how in ("index", "manifest") else 1), how
+        [said] = second.said
+        assert said.startswith(f"the cache {shared}"), how
+        assert words in said, how
+
+
+def test_of_several_that_write_to_one_tag_one_stays_whole(
+    machine: Callable[[str], Machine], tmp_path: Path
+) -> None:
+    shared, reader = tmp_path / "shared", machine("reader")
+    writers = [machine(str(number)) for number in range(3)]
+    caches = [(each, each.make(*[A, B, C][: number + 1])) for number, each in enumerate(writers)]
+    threads = [
+        Thread(target=lambda each=each, made=made: [each.export(made, shared) for _ in range(3)])
+        for each, made in caches
+    ]
+    caches[0][0].export(caches[0][1], shared)
+    for thread in threads:
+        thread.start()
+    backend, writing = DirectoryBackend(CacheSpec("local", directory=shared)), True
+    while writing:
+        writing = any(thread.is_alive() for thread in threads)
+        manifest = backend.read(reader.blobs)
+        records = read_records(manifest, reader.blobs.read(manifest.config.digest, 1 << 20), "")
+        assert len(records) == len(manifest.layers)
+        for record in records:
+            backend.fetch(record.blob, reader.blobs)
 
 
 def test_a_cache_that_can_t_be_written_is_an_error_or_a_warning(

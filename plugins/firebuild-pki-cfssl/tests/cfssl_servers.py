@@ -124,6 +124,7 @@ def _cert(home: Path, name: str, *arguments: str) -> None:
     made = json.loads(done.stdout)
     (home / f"{name}.pem").write_text(made["cert"])
     (home / f"{name}-key.pem").write_text(made["key"])
+    (home / f"{name}-key.pem").chmod(0o600)
 
 
 @contextmanager

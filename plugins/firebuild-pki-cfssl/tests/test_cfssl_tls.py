@@ -36,7 +36,7 @@ def test_paths_may_begin_with_the_home_directory(
 
 def test_a_server_with_another_ca_is_not_believed(tls_server: str, pki: Pki) -> None:
     said = refusal(f"https://{tls_server}", ca_file=pki.stranger)
-    assert f"the TLS certificate of https://{tls_server} is not accepted: unable to get" in said
+    assert f"https://{tls_server}: its TLS certificate is not accepted: unable to get" in said
     assert "hint: ca_file holds the CA" in said
 
 
@@ -47,7 +47,8 @@ def test_the_system_does_not_know_the_server(tls_server: str) -> None:
 def test_a_server_with_another_name_is_not_believed(tls_server: str, pki: Pki) -> None:
     address = f"https://localhost:{tls_server.split(':')[1]}"
     said = refusal(address, ca_file=pki.root)
-    assert "Hostname mismatch" in said
+    assert "hostname mismatch" in said
+    assert "hint: address has to have a name" in said
 
 
 def test_a_server_may_want_a_certificate_of_ours(mutual_tls_server: str, pki: Pki) -> None:
@@ -59,13 +60,13 @@ def test_a_server_may_want_a_certificate_of_ours(mutual_tls_server: str, pki: Pk
 
 def test_without_a_certificate_such_a_server_refuses_us(mutual_tls_server: str, pki: Pki) -> None:
     said = refusal(f"https://{mutual_tls_server}", ca_file=pki.root)
-    assert f"no TLS connection to https://{mutual_tls_server}: " in said
+    assert f"https://{mutual_tls_server}: " in said
     assert "wants client_cert and client_key" in said
 
 
 def test_https_to_a_server_without_tls(server: str) -> None:
     said = refusal(f"https://{server}")
-    assert "no TLS connection" in said
+    assert "it does not speak TLS" in said
     assert "one without TLS wants http" in said
 
 
@@ -77,15 +78,15 @@ def test_http_to_a_server_with_tls(tls_server: str) -> None:
 
 def test_an_unreadable_ca_file(pki: Pki, tmp_path: Path) -> None:
     missing = tmp_path / "missing.pem"
-    assert "cannot use ca_file: No such file or directory" in refusal("https://127.0.0.1:1", ca_file=missing)
+    assert f"cannot read ca_file {missing}: No such file" in refusal("https://127.0.0.1:1", ca_file=missing)
     missing.write_text("not PEM")
-    assert "cannot use ca_file: NO_CERTIFICATE" in refusal("https://127.0.0.1:1", ca_file=missing)
+    assert f"PEM certificates in ca_file {missing}" in refusal("https://127.0.0.1:1", ca_file=missing)
 
 
 def test_a_key_of_another_certificate(pki: Pki) -> None:
     pair: dict[str, Any] = {"client_cert": pki.client, "client_key": pki.tls_key}
     said = refusal("https://127.0.0.1:1", ca_file=pki.root, **pair)
-    assert "cannot use client_cert and client_key: KEY_VALUES_MISMATCH" in said
+    assert "client_cert and client_key cannot be used: key values mismatch" in said
 
 
 @pytest.mark.needs("openssl")
@@ -95,4 +96,4 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_a_passphrase(pki: P
     convert = ["openssl", "pkcs8", "-topk8", "-passout", "pass:secret", *files]
     subprocess.run(convert, check=True, capture_output=True)
     said = refusal("https://127.0.0.1:1", client_cert=pki.client, client_key=encrypted)
-    assert "client_key: it is encrypted" in said
+    assert "client_key cannot be used: the key is encrypted" in said

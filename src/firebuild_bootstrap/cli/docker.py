@@ -1,8 +1,8 @@
-"""What people who come from Docker type: its commands and options, each done, or answered by its name.
+"""What people type who come from Docker, buildah or kaniko: each word done, or answered by its name.
 
-An option of `docker build` or `docker buildx build` is never taken for a similar one of ours: it is
-implemented (in `cli.rootfs`), accepted because it changes nothing here, or refused with what to do instead.
-The page docs/docker.md has the same lists.
+An option of `docker buildx build`, `docker build`, `buildah build` or kaniko's executor is never taken for a
+similar one of ours: it is implemented (in `cli.rootfs`), accepted because it changes nothing here, or refused
+with what to do instead. The page docs/from-docker.md has the same lists, which a test holds against these.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
-_ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
 
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
+_POINTLESS_FLAGS_OF_KANIKO: Final = ("--cleanup", "--force", "--no-push-cache")
 _REFUSED_FLAGS: Final = {
-    "--provenance": _ATTEST,
-    "--sbom": _ATTEST,
+    "--detach": "a build is a process of its own: let your shell run it in the background",
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
     "--stream": "the context is read where it is: leave it out",
     "--disable-content-trust": "images are not signed here, so there is nothing to distrust: leave it out",
@@ -35,9 +34,10 @@ _REFUSED_OPTIONS: Final = {
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
     "--annotation": "annotations are not written: use --label",
-    "--attest": _ATTEST,
     "--print": "not there yet; `firebuild images inspect` shows what a build made",
     "--policy": "policies are not there yet",
+    "--root": "there are no builders: --machine says where a build runs",
+    "--server-config": "there are no builders: --machine says where a build runs",
     "--add-host": "the machine's /etc/hosts is not yours to change; write names into it in the same RUN",
     "--network": "the machine decides what RUN steps reach: docs/machines.md has a table",
     "--isolation": "--machine says what isolates a RUN step: docs/machines.md has a table",
@@ -53,14 +53,160 @@ _REFUSED_OPTIONS: Final = {
     "--shm-size": _LIMITS,
     "--ulimit": _LIMITS,
 }
-_SHORT: Final = {"--memory": "-m", "--cpu-shares": "-c", "--debug": "-D"}
-# Values that ask for what happens anyway.
-_DEFAULTS: Final = {"--network": ("default", ""), "--isolation": ("default", "")}
+_PLATFORM: Final = "--platform names it, and has to be that of this host"
+_VERIFIED: Final = (
+    "certificates are always verified: registries.hosts.HOST.ca_file names the CA; http is for loopback"
+)
+_LOGINS: Final = "logins of docker and podman count, and those of registries.hosts.HOST in the configuration"
+_ATTEMPTS: Final = "registries.attempts in the configuration says how often something is tried again"
+_MOUNTS: Final = "`RUN --mount=type=bind` and --build-context NAME=DIR give a RUN step files of this host"
+_ISOLATED: Final = "--machine says what isolates a RUN step: docs/machines.md has a table"
+_OWNERS: Final = "machine.ids in the configuration says which owners a build knows"
+_CONFIGURED: Final = "instructions of the Dockerfile say what is in the configuration: ENV, LABEL, ARG"
+_FOUND: Final = "what a step has changed is found without it: leave it out"
+_SHOWN: Final = "--progress says how a build is shown: plain, rawjson, quiet"
+_PUSHED: Final = (
+    "the id of the image goes to --iidfile, all else to --metadata-file; a push prints the digest"
+)
 
-_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "local")
+# Of buildah and kaniko what `docker build` does not have. Flags may have a value: =true, =false.
+_OTHER_FLAGS: Final[dict[str, dict[str, str]]] = {
+    "buildah": {
+        "--all-platforms": _PLATFORM,
+        "--disable-compression": "layers go out compressed with gzip: --output tar writes files without",
+        "--http-proxy": "--build-arg HTTP_PROXY passes that of the environment on, HTTPS_PROXY and so on too",
+        "--identity-label": "labels are those of the Dockerfile and of --label",
+        "--layers": "a layer for each step is what happens; --no-cache executes all steps",
+        "--logsplit": _PLATFORM,
+        "--no-hosts": "the machine's /etc/hosts is seen by a RUN, and is not in the image",
+        "--omit-history": "the history is written in any case",
+        "--skip-unused-stages": "stages that the target does not need are never executed: see --target",
+        "--stdin": "RUN steps have no standard input: use a heredoc or a file",
+        "--tls-verify": _VERIFIED,
+    },
+    "kaniko": {
+        "--cache": "--no-cache executes every step",
+        "--cache-copy-layers": "layers of COPY and ADD are kept like all others",
+        "--cache-run-layers": "layers of RUN are kept like all others: see --no-cache",
+        "--compressed-caching": "the cache of the store is not compressed: leave it out",
+        "--force-build-metadata": "the configuration is written in any case: leave it out",
+        "--ignore-var-run": "/var/run of the image is what the steps make of it: leave it out",
+        "--initial-fs-unpacked": "a build never starts from the root of this machine: name a base in FROM",
+        "--insecure": _VERIFIED,
+        "--insecure-pull": _VERIFIED,
+        "--log-timestamp": _SHOWN,
+        "--no-push": "an image is pushed with --push only",
+        "--push-ignore-immutable-tag-errors": "a push that fails is an error of the build",
+        "--reproducible": "SOURCE_DATE_EPOCH=0 in the environment: then no time of a file is later",
+        "--single-snapshot": "each step is a layer of its own: leave it out",
+        "--skip-default-registry-fallback": "registries.default and mirrors in the configuration are all",
+        "--skip-push-permission-check": "a push asks when it begins: leave it out",
+        "--skip-tls-verify": _VERIFIED,
+        "--skip-tls-verify-pull": _VERIFIED,
+        "--use-new-run": _FOUND,
+        "--whitelist-var-run": "/var/run of the image is what the steps make of it: leave it out",
+    },
+}
+_OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
+    "buildah": {
+        "--arch": _PLATFORM,
+        "--authfile": "REGISTRY_AUTH_FILE in the environment names the file",
+        "--cache-ttl": "`firebuild cache prune --older-than` removes what was not used for so long",
+        "--cap-add": "every RUN has the capabilities that containers usually get, and no others",
+        "--cap-drop": "every RUN has the capabilities that containers usually get, and no others",
+        "--cert-dir": "registries.hosts.HOST has ca_file, cert_file and key_file",
+        "--cgroupns": _ISOLATED,
+        "--cpp-flag": "there is no C preprocessor: preprocess the Dockerfile, and give it with --file -",
+        "--creds": _LOGINS,
+        "--decryption-key": "encrypted images are not read: decrypt them with skopeo before",
+        "--device": "a RUN has no devices: use them when the image runs",
+        "--dns": "the machine decides what RUN steps reach: docs/machines.md has a table",
+        "--dns-option": "the machine decides what RUN steps reach: docs/machines.md has a table",
+        "--dns-search": "the machine decides what RUN steps reach: docs/machines.md has a table",
+        "--env": _CONFIGURED,
+        "--format": "an image goes out in OCI's form; --output type=docker is for `docker load`",
+        "--from": "--build-context NAME=docker-image://IMAGE puts IMAGE in the place of what FROM names",
+        "--hooks-dir": _ISOLATED,
+        "--ignorefile": "ignore rules of a Dockerfile are in DOCKERFILE.dockerignore beside it",
+        "--ipc": _ISOLATED,
+        "--jobs": "machine.at_once in the configuration says how many stages run side by side",
+        "--logfile": "redirect standard output; --progress plain or rawjson is the form",
+        "--manifest": "an image is of one platform, and there are no manifest lists",
+        "--os": _PLATFORM,
+        "--os-feature": _PLATFORM,
+        "--os-version": _PLATFORM,
+        "--pid": _ISOLATED,
+        "--retry": _ATTEMPTS,
+        "--retry-delay": _ATTEMPTS,
+        "--runtime": _ISOLATED,
+        "--runtime-flag": _ISOLATED,
+        "--sign-by": "images are not signed here: sign them in the registry",
+        "--timestamp": "SOURCE_DATE_EPOCH=SECONDS in the environment does that",
+        "--unsetenv": _CONFIGURED,
+        "--userns": _OWNERS,
+        "--userns-gid-map": _OWNERS,
+        "--userns-gid-map-group": _OWNERS,
+        "--userns-uid-map": _OWNERS,
+        "--userns-uid-map-user": _OWNERS,
+        "--uts": _ISOLATED,
+        "--variant": _PLATFORM,
+        "--volume": _MOUNTS,
+    },
+    "kaniko": {
+        "--azure-container-registry-config": _LOGINS,
+        "--bucket": "download the context, and give it on standard input: `firebuild build - < FILE`",
+        "--cache-dir": "FIREBUILD_HOME, or store.path in the configuration, says where the store is",
+        "--cache-repo": "--cache-to type=registry,ref=NAME, and --cache-from with the same",
+        "--context-sub-path": "name that directory as the context",
+        "--credential-helpers": _LOGINS,
+        "--custom-platform": _PLATFORM,
+        "--customPlatform": _PLATFORM,
+        "--destination": "--tag NAME, and --push",
+        "--digest-file": _PUSHED,
+        "--git": "`git clone` it as you need it, and build in the clone",
+        "--ignore-path": "remove it in the step that makes it, or use `RUN --mount=type=tmpfs`",
+        "--image-download-retry": _ATTEMPTS,
+        "--image-fs-extract-retry": _ATTEMPTS,
+        "--image-name-tag-with-digest-file": _PUSHED,
+        "--image-name-with-digest-file": _PUSHED,
+        "--insecure-registry": _VERIFIED,
+        "--kaniko-dir": "FIREBUILD_HOME, or store.path in the configuration, says where the store is",
+        "--log-format": _SHOWN,
+        "--oci-layout-path": "--output type=oci,dest=FILE writes the layout as an archive",
+        "--push-retry": _ATTEMPTS,
+        "--registry-certificate": "registries.hosts.HOST.ca_file in the configuration",
+        "--registry-client-cert": "registries.hosts.HOST.cert_file and key_file in the configuration",
+        "--registry-map": "registries.hosts.HOST.mirrors in the configuration",
+        "--registry-mirror": "registries.hosts.HOST.mirrors in the configuration",
+        "--skip-tls-verify-registry": _VERIFIED,
+        "--snapshot-mode": _FOUND,
+        "--snapshotMode": _FOUND,
+        "--tar-path": "--output type=docker,dest=FILE",
+        "--tarPath": "--output type=docker,dest=FILE",
+        "--verbosity": _SHOWN,
+    },
+}
+_SHORT: Final = {
+    "--memory": "-m",
+    "--cpu-shares": "-c",
+    "--debug": "-D",
+    "--volume": "-v",
+    "--destination": "-d",
+    "--bucket": "-b",
+}
+# Values that ask for what happens anyway; of other flags that is false.
+_DEFAULTS: Final[dict[str, tuple[str, ...]]] = {
+    "--network": ("default", ""),
+    "--isolation": ("default", ""),
+    "--format": ("oci",),
+    **dict.fromkeys(("--layers", "--skip-unused-stages", "--tls-verify"), ("true",)),
+    **dict.fromkeys(("--cache", "--cache-copy-layers", "--cache-run-layers", "--no-push"), ("true",)),
+    "--compressed-caching": ("false",),
+}
+
+_OUR_TYPES: Final = ("ext4", "erofs", "squashfs", "tar", "dir", "oci", "docker", "registry", "local")
 _THEIR_TYPES: Final = {
-    "image": "the image is kept in firebuild's store in any case: leave it out",
-    "registry": "write it alone: `--output type=registry`, or --push; the tags say where it goes",
+    "image": "the image is kept in firebuild's store in any case: leave it out, or type=registry pushes it",
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 
@@ -71,6 +217,8 @@ _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("images", "build"): ("build",),
     ("buildx", "build"): ("build",),
     ("buildx", "b"): ("build",),
+    ("bud",): ("build",),
+    ("build-using-dockerfile",): ("build",),
     ("builder", "build"): ("build",),
     ("buildx", "prune"): ("cache", "prune"),
     ("builder", "prune"): ("cache", "prune"),
@@ -116,23 +264,45 @@ _NOT_THERE: Final[dict[str, str]] = {
 
 
 def docker_options(function: FunctionT) -> FunctionT:
-    """Add the options of `docker build` that are accepted for nothing or answered by their names."""
-    for name in _POINTLESS_FLAGS:
+    """Add the options of other tools that are accepted for nothing or answered by their names."""
+    for name in (*_POINTLESS_FLAGS, *_POINTLESS_FLAGS_OF_KANIKO):
         function = click.option(name, is_flag=True, hidden=True, expose_value=False)(function)
     for name in (*_REFUSED_FLAGS, *_REFUSED_OPTIONS):
         names = [name, _SHORT[name]] if name in _SHORT else [name]
         kind: dict[str, Any] = {"is_flag": True} if name in _REFUSED_FLAGS else {"multiple": True}
         function = click.option(*names, **kind, hidden=True, expose_value=False, callback=_refuse)(function)
+    for others in (_OTHER_FLAGS, _OTHER_OPTIONS):
+        optional: dict[str, Any] = {"is_flag": False, "flag_value": ""} if others is _OTHER_FLAGS else {}
+        for name in (name for table in others.values() for name in table):
+            names = [name, _SHORT[name]] if name in _SHORT else [name]
+            function = click.option(
+                *names, **optional, multiple=True, hidden=True, expose_value=False, callback=_refuse
+            )(function)
     return function
 
 
 def _refuse(_context: click.Context, parameter: click.Parameter, value: Any) -> None:
     name = parameter.opts[0]
     given = value if isinstance(value, tuple) else (value,) if value else ()
-    if all(one in _DEFAULTS.get(name, ()) for one in given):
+    if not given:
         return
-    why = _REFUSED_FLAGS.get(name) or _REFUSED_OPTIONS[name]
-    raise InputError(f"{name} is an option of docker build that firebuild does not have", hint=why)
+    tool, why = _origin(name)
+    accepted: tuple[str, ...] = ()
+    if name in _OTHER_FLAGS.get(tool, ()):
+        given = tuple("true" if not one or _is_true(name, one) else "false" for one in given)
+        accepted = ("false",)
+    if all(one in _DEFAULTS.get(name, accepted) for one in given):
+        return
+    raise InputError(f"{name} is an option of {tool} that firebuild does not have", hint=why)
+
+
+def _origin(name: str) -> tuple[str, str]:
+    """Return whose option it is, and what to do instead."""
+    for others in (_OTHER_FLAGS, _OTHER_OPTIONS):
+        for tool, table in others.items():
+            if name in table:
+                return tool, table[name]
+    return "docker build", _REFUSED_FLAGS.get(name) or _REFUSED_OPTIONS[name]
 
 
 class BuildCommand(click.Command):
@@ -163,7 +333,7 @@ class BuildCommand(click.Command):
 
 
 def _is_true(flag: str, value: str) -> bool:
-    if value not in _TRUE | _FALSE and flag not in ("--provenance", "--sbom"):  # these take words, too
+    if value not in _TRUE | _FALSE:
         raise InputError(f"{flag}: expected true or false, found {value!r:.100}")
     return value not in _FALSE
 

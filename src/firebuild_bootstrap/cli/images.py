@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.accounting import attest_options
+from firebuild_bootstrap.cli.docker import BuildCommand, Commands
 from firebuild_bootstrap.cli.options import (
     complete_tags,
     config_option,
     home_from,
     json_option,
     settings_from,
+    warn,
     watched,
 )
 from firebuild_bootstrap.cli.output import check_paths, read_outputs, send
+from firebuild_bootstrap.cli.store import age_of, read_filters
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
@@ -28,6 +33,9 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.store import StoredImage
+
+
+_FILTERS = ("until", "label", "label!")
 
 
 @click.group(cls=Commands)
@@ -41,18 +49,18 @@ def images() -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     home = home_from(settings_from(config_file))
-    found = home.images.list()
+    found = home.images.list(warn)
     if as_json:
         click.echo(as_text([_document(home, image) for image in found]), nl=False)
         return
     rows = []
     for image in found:
         forms = ", ".join(output.type.value for output in image.record.outputs) or "-"
-        rows.append((str(image.tag), image.record.created, human_size(image.record.size), forms))
+        rows.append((str(image.tag), moment(image.record.created), human_size(image.record.size), forms))
     print_table(("TAG", "CREATED", "SIZE", "OUTPUTS"), rows)
 
 
@@ -113,28 +121,35 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 
     Without dest= it prints where in the store the form is.
     """
-    from firebuild_bootstrap.image.outputs import check_programs, deliver
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.image.outputs import Deliveries, OutputType, check_programs
 
     specs, to_stdout = read_outputs(outputs, paths=True)
+    if any(spec.type is OutputType.REGISTRY for spec in specs):
+        raise InputError("--output registry: an export goes to files", hint="`firebuild images push`")
     check_paths(specs)
     check_programs(specs)
-    with watched(config_file) as home:
+    with watched(config_file, writable=False) as home:
         image = _held(home, tag)
-        for spec in specs:
-            if spec.type.has_layers:
-                names = [((_tag(tag),), image)]
-                if spec.type is to_stdout:
-                    home.outgoing.write(names, sys.stdout.buffer, spec.type)
-                else:
-                    home.outgoing.deliver(names, spec)
-                    click.echo(os.fsencode(spec.dest or ""))
-                continue
-            made = home.form(image, spec)
-            deliver(made, spec, home.trees)
-            if spec.type is to_stdout:
-                send(made)
-            elif to_stdout is None:
-                click.echo(os.fsencode(spec.dest or made))
+        names = [((_tag(tag),), image)]
+        paths = []
+        with Deliveries(home.trees) as deliveries:
+            for spec in specs:
+                if not spec.type.has_layers:
+                    made = home.form(image, spec)
+                    # What its name leads to may be removed meanwhile.
+                    deliveries.copy(image.directory / made.name, spec)
+                    paths.append(spec.dest or made)
+                elif spec.dest is not None:
+                    home.outgoing.deliver(names, spec, deliveries)
+                    paths.append(spec.dest)
+        if to_stdout is None:
+            for path in paths:
+                click.echo(os.fsencode(path))
+        elif to_stdout.type.has_layers:
+            home.outgoing.write(names, sys.stdout.buffer, to_stdout)
+        else:
+            send(image.directory / to_stdout.type.file_name)
 
 
 @images.command()
@@ -142,32 +157,46 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 @config_option
 def pull(references: tuple[str, ...], config_file: Path | None) -> None:
     """Fetch images from their registries, or what is newer there, and keep them for FROM."""
-    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.cli.registries import prefetch, puller
     from firebuild_bootstrap.image.names import Reference
 
     wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
-    fetch = puller(settings_from(config_file))
+    settings = settings_from(config_file)
+    fetch = puller(settings)
     with watched(config_file) as home:
+        if len(wanted) > 1:
+            prefetch(settings, home, wanted)
         for reference in wanted:
             image = fetch(home, reference)
             click.echo(f"pulled {reference}  {home.image_id(image)}")
 
 
-@images.command()
+@images.command(cls=BuildCommand)
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@attest_options
 @config_option
-def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+def push(
+    tags: tuple[str, ...],
+    attest: tuple[str, ...],
+    provenance: str | None,
+    sbom: str | None,
+    config_file: Path | None,
+) -> None:
     """Push images to the registries that their names begin with.
 
     `firebuild images tag` gives an image one more name.
     """
     from firebuild_bootstrap.cli.registries import push_image
+    from firebuild_bootstrap.image.attestations import read_attestations
 
+    attestations = read_attestations(attest, provenance, sbom)
     settings = settings_from(config_file)
     with watched(config_file) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         for each, image in found.items():
-            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+            for tag, digest in push_image(
+                settings, home, image, (each,), home.tasks, attestations=attestations
+            ):
                 click.echo(f"pushed {tag}  {digest}")
 
 
@@ -192,7 +221,7 @@ def push(tags: tuple[str, ...], config_file: Path | None) -> None:
 def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path | None) -> None:
     """Write images with their layers as one archive, as `docker save` does."""
     from firebuild_bootstrap.errors import InputError
-    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
 
     to_stdout = dest is None or str(dest) == "-"
     if to_stdout and sys.stdout.isatty():
@@ -201,13 +230,14 @@ def save(tags: tuple[str, ...], dest: Path | None, kind: str, config_file: Path 
         )
     spec = OutputSpec(OutputType(kind), None if to_stdout or dest is None else dest.absolute())
     check_paths([spec])
-    with watched(config_file) as home:
+    with watched(config_file, writable=False) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         images = [((tag,), image) for tag, image in found.items()]
         if to_stdout:
-            home.outgoing.write(images, sys.stdout.buffer, spec.type)
+            home.outgoing.write(images, sys.stdout.buffer, spec)
         else:
-            home.outgoing.deliver(images, spec)
+            with Deliveries(home.trees) as deliveries:
+                home.outgoing.deliver(images, spec, deliveries)
 
 
 @images.command()
@@ -220,7 +250,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
     What an image from outside says about itself nobody has verified.
     """
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
     image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
@@ -230,7 +260,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
         return
     rows = [
         (
-            one_line(str(step.get("created", ""))),
+            moment(str(step.get("created", ""))),
             one_line(str(step.get("created_by", "")), 80),
             human_size(size) if size is not None else "-",
         )
@@ -307,28 +337,57 @@ def tag_(tag: str, new: str, config_file: Path | None) -> None:
 
 
 @images.command()
+@click.option("--all", "-a", "everything", is_flag=True, help="Also images that have a name.")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="until=…|label=…|label!=…",
+    help="Only images that were made before: until=72h, or a time. Only those with a label, or without: "
+    "label=NAME[=VALUE], label!=NAME[=VALUE]. Repeatable: all have to be so.",
+)
+@click.option(
+    "--keep", type=click.IntRange(min=0), metavar="N", help="Keep the N newest images of each name."
+)
 @click.option("--failed", is_flag=True, help="Also what --keep-on-failure kept in the store.")
 @click.option("--dry-run", "-n", is_flag=True, help="Only print what would be removed.")
-@click.option("--force", "-f", is_flag=True, hidden=True, expose_value=False)
+@click.option("--force", "-f", is_flag=True, help="Needed where --all leaves no image with a name.")
 @config_option
-def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
+def prune(
+    *,
+    everything: bool,
+    filters: tuple[str, ...],
+    keep: int | None,
+    failed: bool,
+    dry_run: bool,
+    force: bool,
+    config_file: Path | None,
+) -> None:
     """Remove images that were built without a tag, and what crashed builds left behind.
 
-    Images with a name and bases stay; `firebuild images rm` and `firebuild base rm` remove those.
+    Images with a name stay without --all. Bases stay; `firebuild base rm` removes those. Nothing that a
+    running build uses is removed.
     """
+    from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.trees import allocated
     from firebuild_bootstrap.progress import human_size
 
     settings = settings_from(config_file)
+    read_filters(filters, *_FILTERS)
     # Before it may be written: then the removal of what dead builds left begins in the background.
     before = 0 if dry_run else allocated(home_from(settings, writable=False).root)
     home = home_from(settings, writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
-    for tag in home.images.names():
-        if tag.is_untagged:
-            if not dry_run:
+    if everything and not (filters or keep or force or dry_run):
+        raise InputError(
+            "--all would remove every image of the store",
+            hint="say which with --filter until=72h or --keep 3, try it with --dry-run, or insist: --force",
+        )
+    for tag in _unwanted(home, everything, filters, keep or 0):
+        if not dry_run:
+            with suppress(InputError):  # somebody was faster
                 home.images.remove(tag)
-            click.echo(f"{verb} {tag}")
+        click.echo(f"{verb} {tag}")
     for directory in _entries(home.root / "failed") if failed else ():
         if not dry_run:
             home.trees.remove(directory)
@@ -336,6 +395,42 @@ def prune(failed: bool, dry_run: bool, config_file: Path | None) -> None:
     if not dry_run:
         _sweep(home)
         click.echo(f"freed {human_size(max(before - allocated(home.root), 0))}")
+
+
+def _unwanted(home: Home, everything: bool, filters: tuple[str, ...], keep: int) -> list[Reference]:
+    """Return the images to remove: those without a name, or all, but for what the filters and `keep` keep."""
+    given = read_filters(filters, *_FILTERS)
+    if not (everything or given or keep):
+        return [tag for tag in home.images.names() if tag.is_untagged]  # also damaged ones
+    age = age_of(given)
+    newest = datetime.now(UTC).timestamp() - (age or 0.0)
+    kept = Counter[str]()
+    unwanted = []
+    for image in sorted(home.images.list(warn), key=_created, reverse=True):
+        if not (everything or image.tag.is_untagged):
+            continue
+        kept[image.tag.name] += 1
+        labels = image.record.config.labels
+        if (
+            (kept[image.tag.name] > keep or image.tag.is_untagged)
+            and (age is None or _created(image) <= newest)
+            and all(_has(labels, text) for name, text in given if name == "label")
+            and not any(_has(labels, text) for name, text in given if name == "label!")
+        ):
+            unwanted.append(image.tag)
+    return sorted(unwanted)
+
+
+def _created(image: StoredImage) -> float:
+    """Return when an image was made, in seconds; 0.0 where an image from outside says nothing readable."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(image.record.created).astimezone().timestamp()
+    return 0.0
+
+
+def _has(labels: Mapping[str, str], text: str) -> bool:
+    name, equals, value = text.partition("=")
+    return name in labels and (not equals or labels[name] == value)
 
 
 @click.command()
@@ -371,22 +466,36 @@ def store() -> None:
 
 
 @store.command()
+@click.option("--repair", is_flag=True, help="Remove what is damaged and of no use any more.")
 @config_option
-def check(config_file: Path | None) -> None:
-    """Read all that is stored, and compare it with its digests; changes nothing.
+def check(repair: bool, config_file: Path | None) -> None:
+    """Read all that is stored, and compare it with its digests.
 
-    Exits with 6 where something is wrong, after a line for each.
+    Nothing is changed without --repair, but for digests of layers that nobody has read yet: they are noted
+    for the next check. A store that can't be written is checked, too.
+
+    Exits with 6 where something is wrong, after a line for each that says what to do.
     """
+    from firebuild_bootstrap.checking import StoreCheck
     from firebuild_bootstrap.errors import MachineError
 
-    with watched(config_file) as home:
-        found = list(home.intake.problems())
+    with watched(config_file, writable=repair) as home:
+        checking = StoreCheck(home)
+        # Nothing is removed while any of it is being read.
+        found = list(dict.fromkeys(checking.findings()))
+        left = 0
         for problem in found:
-            click.echo(one_line(problem, 1000))
-        if found:
-            count = f"{len(found)} problem{'' if len(found) == 1 else 's'}"
+            mended = repair and problem.repair is not None and problem.repair() is not False
+            click.echo(one_line(f"{'repaired: ' if mended else ''}{problem}", 1000))
+            left += problem.lost or not mended
+        for what in checking.unread:
+            click.echo(one_line(f"not checked: {what}", 1000))
+        if left:
+            count = f"{left} problem{'' if left == 1 else 's'}"
             raise MachineError(f"the store {home.root} has {count}", hint="each line says what to do")
-        click.echo(f"sound: {len(home.images.names())} images, {len(home.blobs.digests())} blobs")
+        counts = [(checking.read[kind], kind) for kind in ("images", "bases", "blobs", "layers")]
+        read = ", ".join(f"{count} {kind if count != 1 else kind[:-1]}" for count, kind in counts)
+        click.echo(f"{'repaired' if found else 'sound'}: {read}")
 
 
 @dataclass(frozen=True)
@@ -418,15 +527,11 @@ def _held(home: Home, tag: str) -> StoredImage:
 def _usage(home: Home) -> Iterator[_Used]:
     from firebuild_bootstrap.image.trees import allocated
 
-    for image in home.images.list():
-        # What it has in common with its base is shown there, and its other layers below.
-        shared = sum(
-            allocated(archive)
-            for layer in image.record.layers or ()
-            if layer.archive and (archive := image.directory / layer.archive).stat().st_nlink > 1
-        )
-        yield _Used("image", str(image.tag), allocated(image.directory) - shared)
-    for base in home.bases.list():
+    listed = home.images.list(warn)
+    names = Counter(image.directory for image in listed)
+    for image in listed:  # what several share is divided among them
+        yield _Used("image", str(image.tag), allocated(image.directory) // names[image.directory])
+    for base in home.bases.list(warn):
         yield _Used("base", base.name, allocated(base.archive.parent))
     kinds = {"builds": "build", "failed": "failed", "removing": "removing"}
     for folder, kind in kinds.items():

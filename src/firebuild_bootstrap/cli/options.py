@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from firebuild_pki.display import one_line
+
 if TYPE_CHECKING:
+    from firebuild_bootstrap.errors import FirebuildError
     from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.settings import BuildSettings
@@ -152,7 +155,7 @@ def home_from(
 
 
 @contextmanager
-def watched(config_file: Path | None) -> Iterator[Home]:
+def watched(config_file: Path | None, *, writable: bool = True) -> Iterator[Home]:
     """Give what `home_from` does to a command that may take long, which shows on standard error.
 
     Standard output is for what comes of it.
@@ -166,7 +169,13 @@ def watched(config_file: Path | None) -> Iterator[Home]:
         if sys.stderr is not None:  # or the caller has closed it
             renderer = make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())
             tasks = Tasks(EventBus(cleanup.enter_context(closing(renderer))))
-        yield cleanup.enter_context(closing(home_from(settings, writable=True, tasks=tasks)))
+        yield cleanup.enter_context(closing(home_from(settings, writable=writable, tasks=tasks)))
+
+
+def warn(error: FirebuildError) -> None:
+    """Say what is wrong with one thing of several, on standard error."""
+    remedy = f" ({error.hint})" if error.hint else ""
+    click.echo(f"warning: {one_line(error.message + remedy, 1000)}", err=True)
 
 
 def complete_tags(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -19,7 +19,7 @@ from firebuild_bootstrap.terminal import json_text
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.outputs import OutputSpec
     from firebuild_bootstrap.image.store import StoredImage
 
 _STDOUT = 1
@@ -71,7 +71,7 @@ def _open_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec, ...], OutputType | None]:
+def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec, ...], OutputSpec | None]:
     """Read all `--output`, in our form or Docker's.
 
     Args:
@@ -79,7 +79,7 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
         paths: whether a word that is not a type is the path of a directory.
 
     Returns:
-        the outputs, and the type of the one that goes to standard output.
+        the outputs, and the one of them that goes to standard output.
 
     Raises:
         InputError: one has another form, or can't go to standard output.
@@ -90,10 +90,11 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
     specs = parse_outputs([text for text, _ in translated])
     to_stdout = [spec for spec, (_, stdout) in zip(specs, translated, strict=True) if stdout]
     for spec in to_stdout:
-        if spec.type is OutputType.DIR or spec.dest is not None:
+        if spec.type in (OutputType.DIR, OutputType.REGISTRY) or spec.dest is not None:
             raise InputError("--output: only files can go to standard output, and nowhere else then")
     for spec in specs:
-        if spec.type.has_layers and spec.dest is None and spec not in to_stdout:
+        kept = not spec.type.has_layers or spec.type is OutputType.REGISTRY
+        if not kept and spec.dest is None and spec not in to_stdout:
             raise InputError(f"--output {spec.type.value}: it is not kept", hint="add dest=FILE, or dest=-")
     if len(to_stdout) > 1:
         raise InputError("--output: one output only can go to standard output")
@@ -101,7 +102,7 @@ def read_outputs(texts: Sequence[str], *, paths: bool) -> tuple[tuple[OutputSpec
         raise InputError(
             "--output: an image would go to the terminal", hint="redirect standard output, or name a file"
         )
-    return specs, to_stdout[0].type if to_stdout else None
+    return specs, to_stdout[0] if to_stdout else None
 
 
 def check_paths(specs: Sequence[OutputSpec]) -> None:

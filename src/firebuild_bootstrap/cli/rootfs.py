@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
+from firebuild_bootstrap.cli.accounting import attest_options, attested_digests, packages_of
 from firebuild_bootstrap.cli.docker import (
     BuildCommand,
     complain_about_remote,
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.names import Reference
-    from firebuild_bootstrap.image.outputs import OutputSpec, OutputType
+    from firebuild_bootstrap.image.outputs import Compression, OutputSpec
     from firebuild_bootstrap.image.remotecache import CacheSpec
     from firebuild_bootstrap.image.store import StoredImage
     from firebuild_bootstrap.progress import Renderer
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
-_REGISTRY: Final = ("registry", "type=registry")
 
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
@@ -152,10 +153,11 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             "-o",
             "outputs",
             multiple=True,
-            metavar="TYPE[,dest=PATH][,size=SIZE]",
+            metavar="TYPE[,dest=PATH][,KEY=VALUE...]",
             show_default=default_output,
-            help="ext4, erofs, squashfs, tar or dir, kept with the image; repeatable. dest: also write it "
-            "there, - is standard output. size: of an ext4 image, for example 2GiB.",
+            help="ext4, erofs, squashfs, tar or dir, kept with the image; oci, docker or registry, with "
+            "its layers; repeatable. dest: also write it there, - is standard output. size: of an ext4 "
+            "image, for example 2GiB. compression: of layers, gzip, zstd or uncompressed.",
         ),
         click.option(
             "--push",
@@ -201,6 +203,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             shell_complete=complete_machines,
             help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
         ),
+        attest_options,
         config_option,
         docker_options,
     )
@@ -230,8 +233,8 @@ def build(path: str | None, context: str | None, **options: Any) -> None:
     """Build an image, with the options of `docker build`.
 
     CONTEXT is a directory, by default the current one; with -, an archive of it or a Dockerfile comes from
-    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/docker.md says which
-    options of Docker are there; the others are refused by their name.
+    standard input. Does the same as `firebuild rootfs`, which wants an ext4 image. docs/from-docker.md says
+    which options of docker, buildah and kaniko are there; the others are refused by their name.
     """
     if path is not None and context is not None:
         raise InputError(f"the build context is given twice: {path} and --context {context}")
@@ -263,6 +266,9 @@ class _Options:
     outputs: tuple[str, ...]
     paths_as_outputs: bool
     push: bool
+    attest: tuple[str, ...]
+    provenance: str | None
+    sbom: str | None
     progress: Progress
     quiet: bool
     metadata_file: Path | None
@@ -280,14 +286,16 @@ class _Wanted:
     Args:
         tags: the names of the image; one made up where none was given.
         to_stdout: the output that goes to standard output.
-        push: whether the image goes to the registries of its tags.
+        push: how its layers are compressed if the image goes to the registries of its tags.
+        attestations: what is to be said about it.
         progress: how events are shown.
     """
 
     tags: tuple[Reference, ...]
     outputs: tuple[OutputSpec, ...]
-    to_stdout: OutputType | None
-    push: bool
+    to_stdout: OutputSpec | None
+    push: Compression | None
+    attestations: Attestations
     keep_failed: Path | None
     progress: Progress
 
@@ -317,12 +325,18 @@ def _build(options: _Options) -> None:
         with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
             interrupts.at_sudden_end = renderer.abandon
             image = build_image(request, settings, home, events=events)
-            if image is not None and wanted.push:
-                _push(image, request, settings, home, events)
+            if image is not None:
+                home.images.hold(image)
+            if image is not None and wanted.attestations.sbom:
+                packages_of(home, image)
+            if image is not None and wanted.push is not None:
+                _push(image, request, settings, home, events, compression=wanted.push)
         if image is None:
             return
         if options.metadata_file is not None:
-            write_atomically(options.metadata_file, as_text(image_document(image, home.image_id(image))))
+            attested = attested_digests(home, image, wanted.attestations)
+            document = {**image_document(image, home.image_id(image)), **attested}
+            write_atomically(options.metadata_file, as_text(document))
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
@@ -334,36 +348,51 @@ def _push(
     settings: BuildSettings,
     home: Home,
     events: EventSink,
+    *,
+    compression: Compression,
 ) -> None:
     from firebuild_bootstrap.cli.registries import push_image
     from firebuild_bootstrap.events import Notice, Tasks
 
     tags = (request.tag, *request.also_tagged)
     caches = [spec.reference for spec in request.cache_to if spec.reference is not None]
-    for tag, digest in push_image(settings, home, image, tags, Tasks(events), related=caches):
+    pushed = push_image(
+        settings,
+        home,
+        image,
+        tags,
+        Tasks(events),
+        attestations=request.attestations,
+        compression=compression,
+        related=caches,
+    )
+    for tag, digest in pushed:
         events(Notice(level="info", message=f"pushed {tag} as {digest}"))
 
 
 def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     """Read what can be read without the Dockerfile, and try all paths that are written in the end."""
     from firebuild_bootstrap.cli.paths import check_can_be_made
+    from firebuild_bootstrap.image.attestations import read_attestations
     from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.outputs import Compression, OutputType
 
     if options.context != "-" and not os.path.exists(options.context):
         complain_about_remote(options.context)
     _check_platforms(options.platforms)
     tags = tuple(map(Reference.parse_tag, options.tags)) or (_untagged(),)
-    written = tuple(text for text in options.outputs if text not in _REGISTRY)
-    push = options.push or written != options.outputs
-    if push and not options.tags:
+    outputs, to_stdout = read_outputs(options.outputs, paths=options.paths_as_outputs)
+    pushed = [spec.compression for spec in outputs if spec.type is OutputType.REGISTRY]
+    push = pushed[0] if pushed else (Compression() if options.push else None)
+    if push is not None and not options.tags:
         raise InputError("an image without a tag can't be pushed", hint="add --tag REGISTRY/NAME:TAG")
-    outputs, to_stdout = read_outputs(written, paths=options.paths_as_outputs)
     progress = _progress(options)
     _check_destinations(options, outputs, to_stdout, settings)
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
         check_can_be_made(keep_failed, "--keep-on-failure: ")
-    return _Wanted(tags, outputs, to_stdout, push, keep_failed, progress)
+    attestations = read_attestations(options.attest, options.provenance, options.sbom)
+    return _Wanted(tags, outputs, to_stdout, push, attestations, keep_failed, progress)
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
@@ -399,7 +428,7 @@ def _progress(options: _Options) -> Progress:
 
 
 def _check_destinations(
-    options: _Options, outputs: tuple[OutputSpec, ...], to_stdout: OutputType | None, settings: BuildSettings
+    options: _Options, outputs: tuple[OutputSpec, ...], to_stdout: OutputSpec | None, settings: BuildSettings
 ) -> None:
     from firebuild_bootstrap.cli.paths import check_writable
     from firebuild_bootstrap.machine.drivers import metadata_on_stdout
@@ -439,6 +468,7 @@ def _request(
         cache_to=_caches("--cache-to", options.cache_to, settings.cache.export_to),
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
+        attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
     )
 
@@ -571,12 +601,10 @@ class _Quiet:
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:
     """Write to standard output what is wanted there."""
-    if wanted.to_stdout is not None and wanted.to_stdout.has_layers:
+    if wanted.to_stdout is not None and wanted.to_stdout.type.has_layers:
         home.outgoing.write([(wanted.tags, image)], sys.stdout.buffer, wanted.to_stdout)
     elif wanted.to_stdout is not None:
-        path = image.output(wanted.to_stdout)
-        assert path is not None  # it was asked for  # noqa: S101
-        send(path)
+        send(image.directory / wanted.to_stdout.type.file_name)
     elif wanted.progress == "quiet":
         click.echo(home.image_id(image))
 

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import click
 
-from firebuild_bootstrap.terminal import cells
+from firebuild_bootstrap.terminal import cells, fit
 from firebuild_pki.display import one_line
 
 MAX_WIDTH = 100
@@ -25,10 +26,9 @@ def width() -> int:
     return min(shutil.get_terminal_size((MAX_WIDTH, 24)).columns or MAX_WIDTH, MAX_WIDTH)
 
 
-def coloured(environ: Mapping[str, str] | None = None) -> bool:
+def coloured() -> bool:
     """Whether to use colours: on a terminal that has them, unless NO_COLOR is set (no-color.org)."""
-    known = os.environ if environ is None else environ
-    return sys.stdout.isatty() and not known.get("NO_COLOR") and known.get("TERM") != "dumb"
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def styled(text: str, **style: bool | str) -> str:
@@ -61,6 +61,17 @@ def beside_head(head: str, head_width: int, text: str) -> list[str]:
     lines = indented(text, head_width) or [""]
     padding = " " * (head_width - len(click.unstyle(head)))
     return [(head + padding + lines[0].lstrip()).rstrip(), *lines[1:]]
+
+
+def moment(text: str) -> str:
+    """Write a time (RFC 3339) as tables do, `2026-11-28 20:04` in UTC; what is not one as it is, cut.
+
+    Images from outside tell times with any number of digits, in any zone, or something else.
+    """
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).isoformat(" ")[:16]
+    except (ValueError, OverflowError):
+        return fit(one_line(text), 16)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

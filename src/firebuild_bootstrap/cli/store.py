@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from firebuild_bootstrap.cli.options import (
     home_from,
     json_option,
     settings_from,
+    warn,
     watched,
 )
 from firebuild_bootstrap.errors import InputError
@@ -72,14 +73,14 @@ def from_host(name: str, config_file: Path | None) -> None:
 def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
     from firebuild_bootstrap.cli.output import as_text
-    from firebuild_bootstrap.cli.screen import print_table
+    from firebuild_bootstrap.cli.screen import moment, print_table
     from firebuild_bootstrap.progress import human_size
 
-    bases = home_from(settings_from(config_file)).bases.list()
+    bases = home_from(settings_from(config_file)).bases.list(warn)
     if as_json:
         click.echo(as_text([_document(found) for found in bases]), nl=False)
         return
-    rows = [(found.name, found.imported, human_size(found.size), found.digest) for found in bases]
+    rows = [(found.name, moment(found.imported), human_size(found.size), found.digest) for found in bases]
     print_table(("NAME", "IMPORTED", "SIZE", "DIGEST"), rows)
 
 
@@ -215,8 +216,17 @@ def du(as_json: bool, config_file: Path | None) -> None:
 
 @cache.command()
 @click.option("--all", "-a", "everything", is_flag=True, help="All that no build uses at this moment.")
-@click.option("--max-size", metavar="SIZE", help="Until no more is left than, for example, 5GiB.")
+@click.option(
+    "--max-size",
+    "--keep-storage",
+    "--max-used-space",
+    metavar="SIZE",
+    help="Until no more is left than, for example, 5GiB.",
+)
 @click.option("--older-than", metavar="DURATION", help="What was not used for, for example, 72h or 2w.")
+@click.option(
+    "--filter", "filters", multiple=True, metavar="until=DURATION", help="The same, as Docker has it."
+)
 @click.option(
     "--imported", is_flag=True, help="What came from caches of other machines, which still have it."
 )
@@ -228,6 +238,7 @@ def prune(
     everything: bool,
     max_size: str | None,
     older_than: str | None,
+    filters: tuple[str, ...],
     imported: bool,
     dry_run: bool,
     config_file: Path | None,
@@ -240,7 +251,8 @@ def prune(
     """
     from firebuild_bootstrap.progress import human_size
 
-    limits = _Limits(everything, _size(max_size), _seconds(older_than), imported)
+    ages = [age for age in (_seconds(older_than), age_of(read_filters(filters, "until"))) if age is not None]
+    limits = _Limits(everything, _size(max_size), max(ages, default=None), imported)
     home = home_from(settings_from(config_file), writable=not dry_run)
     verb = "would remove" if dry_run else "removed"
     freed = 0
@@ -341,7 +353,7 @@ def _size(text: str | None) -> int | None:
         raise InputError(f"--max-size: {error}") from error
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(text: str | None, what: str = "--older-than") -> float | None:
     import durationpy
 
     if text is None:
@@ -350,11 +362,49 @@ def _seconds(text: str | None) -> float | None:
         seconds = float(durationpy.from_str(text).total_seconds())
     except durationpy.DurationError as error:
         raise InputError(
-            f"--older-than: expected a duration such as 72h or 2w, found {one_line(text, 100)}"
+            f"{what}: expected a duration such as 72h or 2w, found {one_line(text, 100)}"
         ) from error
     if seconds < 0:
-        raise InputError(f"--older-than: expected a duration of zero or more, found {one_line(text, 100)}")
+        raise InputError(f"{what}: expected a duration of zero or more, found {one_line(text, 100)}")
     return seconds
+
+
+def read_filters(texts: Sequence[str], *known: str) -> list[tuple[str, str]]:
+    """Read `--filter NAME=VALUE`, each name one of the `known`; `label!` is a name of its own.
+
+    Raises:
+        InputError: it is another name, or has no value.
+    """
+    found = []
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in known or not value:
+            forms = " or ".join(f"{name}=…" for name in known)
+            raise InputError(f"--filter: expected {forms}, found {one_line(text, 100)}")
+        found.append((name, value))
+    return found
+
+
+def age_of(filters: Sequence[tuple[str, str]]) -> float | None:
+    """Return the seconds that something has to be old for the filters `until`; None without any.
+
+    As for Docker, the value is a duration, a time (RFC 3339, or a date), or seconds since 1970.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    import time
+
+    ages = []
+    for _, text in (one for one in filters if one[0] == "until"):
+        try:
+            moment = (
+                float(text) if text.isdecimal() else datetime.fromisoformat(text).astimezone().timestamp()
+            )
+            ages.append(max(time.time() - moment, 0.0))
+        except (ValueError, OverflowError):
+            ages.append(_seconds(text, "--filter until=") or 0.0)
+    return max(ages, default=None)
 
 
 @click.command("rm-tree")

@@ -57,6 +57,9 @@ class Node:
 class FileRoot(ABC):
     """A tree of files that COPY may take from; `/` between names, no link leads out of it."""
 
+    on_disk = False
+    """Whether its files are those of a directory, with descriptors."""
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the tree; may be called again."""
@@ -145,6 +148,8 @@ class ContextRoot(FileRoot):
     Raises:
         InputError: `path` is not a directory or can't be entered.
     """
+
+    on_disk = True
 
     def __init__(self, path: Path) -> None:
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from firebuild_bootstrap.context.entries import SPECIAL, Entry, changed, checked, unreadable
-from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node, Parts
+from firebuild_bootstrap.context.root import ContextRoot, FileRoot, Node
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.matching import Automaton, BadPattern, IgnorePattern
@@ -259,6 +259,13 @@ class Tree:
 
     def _contents(self, directory: Node) -> Iterator[Entry]:
         first_names: dict[tuple[int, int], str] = {}
+        skipped = len(directory.path) + 1 if directory.parts else 0
+        # Each set of rules with the part of a path that it is not about. Most trees have none.
+        leaving_out = [
+            (rules, start)
+            for rules, start in ((self.rules, 0), (self.exclude, skipped), (self.select, skipped))
+            if not rules.is_empty
+        ]
         # An entry waits in its level until something below it turns out to be visible.
         levels: list[tuple[Iterator[Node], list[Entry]]] = [(self._children(directory), [])]
         while levels:
@@ -266,28 +273,25 @@ class Tree:
             if node is None:
                 levels.pop()
                 continue
-            below = "/".join(node.parts[len(directory.parts) :])
+            path, is_directory = node.path, node.is_directory
             ignoring = [
-                rules.may_keep_below(path)
-                for rules, path in (
-                    (self.rules, node.path),
-                    (self.exclude, below),
-                    (self.select, below),
-                )
-                if rules.ignores(path)
+                rules.may_keep_below(path[start:])
+                for rules, start in leaving_out
+                if rules.ignores(path[start:])
             ]
             ignored = bool(ignoring)
-            if ignored and not (node.is_directory and all(ignoring)):
+            if ignored and not (is_directory and all(ignoring)):
                 continue
-            entry = self._entry(node, directory.parts)
-            if node.is_directory:
+            entry = self._entry(node, path, path[skipped:])
+            if is_directory:
                 levels.append((self._children(node), [entry]))
                 if ignored:
                     continue
             for _, waiting in levels:
-                yield from waiting
-                waiting.clear()
-            if not node.is_directory:
+                if waiting:
+                    yield from waiting
+                    waiting.clear()
+            if not is_directory:
                 yield _linked(entry, node.status, first_names)
 
     def directory(self, node: Node, name: str) -> Entry:
@@ -321,12 +325,12 @@ class Tree:
         except OSError as error:
             raise self.unreadable(node, error) from error
 
-    def _entry(self, node: Node, base: Parts) -> Entry:
-        path = "/".join(node.parts[len(base) :])
-        self._require_utf8(node.path, f"the name of {node.path!r}")
+    def _entry(self, node: Node, source: str, path: str) -> Entry:
+        if not source.isascii():
+            self._require_utf8(source, f"the name of {source!r}")
         if node.is_directory or node.is_link:
             return Entry(
-                source=node.path,
+                source=source,
                 path=path,
                 kind=tar.DIRECTORY if node.is_directory else tar.SYMLINK,
                 mode=stat.S_IMODE(node.status.st_mode),
@@ -336,14 +340,14 @@ class Tree:
                 owner=self._owner(node),
                 attributes=None if node.is_link else self._attributes(node),
             )
-        return self._file(node, source=node.path, path=path, from_directory=True)
+        return self._file(node, source=source, path=path, from_directory=True)
 
     def _file(self, node: Node, *, source: str, path: str, from_directory: bool) -> Entry:
         status = node.status
         kind = _KINDS[stat.S_IFMT(status.st_mode)]
         # Built once: a context has many files.
         file = ContextFile(self, node) if node.is_file else None
-        in_context = isinstance(self.root, ContextRoot)
+        on_disk = self.root.on_disk
         opened = None if kind in SPECIAL else io.BytesIO if file is None else file.open
         return Entry(
             source=source,
@@ -356,8 +360,8 @@ class Tree:
             device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if kind in SPECIAL else (0, 0),
             size=0 if file is None else status.st_size,
             open=opened,
-            file=file if in_context else None,
-            attributes=None if file is None or in_context else self._attributes(node),
+            file=file if on_disk else None,
+            attributes=None if file is None or on_disk else self._attributes(node),
         )
 
     def _attributes(self, node: Node) -> Mapping[str, bytes]:

@@ -308,6 +308,7 @@ class Stage:
         origin: its FROM, with the name of the base as it is after expansion.
         platform: `linux/amd64`; that of its base and of what runs in it.
         steps: in order.
+        instructions: all after its FROM, in order: the text of each, and whether it is a step.
         config: of the image that it is.
     """
 
@@ -317,6 +318,7 @@ class Stage:
     origin: Origin
     platform: str
     steps: tuple[Step, ...] = ()
+    instructions: tuple[tuple[str, bool], ...] = ()
     config: ImageConfig = field(default_factory=ImageConfig)
 
     @property
@@ -354,12 +356,16 @@ class Graph:
         """Return the stage with that index in the Dockerfile."""
         return next(stage for stage in self.stages if stage.index == index)
 
+    def chain(self, stage: Stage) -> tuple[Stage, ...]:
+        """Return a stage, and before it those that it lies on, the lowest first."""
+        found = [stage]
+        while isinstance(base := found[-1].base, StageRef):
+            found.append(self.stage(base.index))
+        return tuple(reversed(found))
+
     def bottom(self, stage: Stage) -> TreeRef:
         """Return what the first of the stages below a stage starts from, or it itself."""
-        tree = stage.base
-        while isinstance(tree, StageRef):
-            tree = self.stage(tree.index).base
-        return tree
+        return self.chain(stage)[0].base
 
 
 def trees_of(operation: Operation) -> Iterator[TreeRef]:

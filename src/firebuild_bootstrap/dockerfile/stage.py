@@ -192,6 +192,7 @@ class StageState:
         cmd_is_own: a CMD of this stage is in force, which ENTRYPOINT does not reset.
         triggers: what ONBUILD of this stage adds to the configuration.
         steps: what to do so far.
+        instructions: see `Stage`.
         warnings: those that belong to no build check.
         workdir_is_own: a WORKDIR of this Dockerfile is in force, not only that of a base.
         once: instructions of which only the last counts.
@@ -208,6 +209,7 @@ class StageState:
     cmd_is_own: bool = False
     triggers: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
+    instructions: list[tuple[str, bool]] = field(default_factory=list)
     warnings: list[Diagnostic] = field(default_factory=list)
     workdir_is_own: bool = False
     once: dict[str, Instruction] = field(default_factory=dict)

@@ -414,6 +414,7 @@ class _Reading:
                 everything = Copy(sources=(Files("/", block.base),), destination="/", into=True)
                 origin = Origin(block.start.location, f"COPY --from={block.base.name} / /")
                 state.steps.append(Step(everything, origin))
+                state.instructions.append((origin.text, True))
             whole = self._execute_triggers(state, triggers, block.start, base)
             state.escape = self._parsed.escape
             whole = whole and self._execute_all(state, [] if block.replaced else block.body)
@@ -498,9 +499,11 @@ class _Reading:
                 read_flags(instruction)
             state.lint.repeated(instruction, state.once)
             handler(state, instruction)
+            state.instructions.append((instruction.text, False))
             return
         operation = operations.HANDLERS[instruction.keyword](state, instruction)
         state.steps.append(Step(operation, Origin(instruction.location, instruction.text, base)))
+        state.instructions.append((instruction.text, True))
 
     def _look_at(self, block: _Block) -> None:
         """Check what can be checked of a stage that is not needed."""
@@ -567,6 +570,7 @@ def _stage(block: _Block, extra_labels: Mapping[str, str]) -> Stage:
         origin=Origin(block.start.location, f"FROM {block.base_name}"),
         platform=state.platform,
         steps=tuple(state.steps),
+        instructions=tuple(state.instructions),
         config=state.finished(extra_labels),
     )
 

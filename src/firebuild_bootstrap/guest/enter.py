@@ -324,6 +324,7 @@ def _execute(request: Request, argv: tuple[str, ...], secret_env: dict[str, byte
     except OSError as error:
         raise _Refused(f"WORKDIR {request.workdir}: {error.strerror}", NOT_EXECUTABLE) from error
     kernel.leave_abstract_sockets()
+    kernel.refuse_system_calls()
     _become(request)
     # Python ignores these, and what is ignored stays so across exec.
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):

@@ -17,8 +17,7 @@ from typing import NoReturn
 from . import init_system as system
 from .errors import GuestError, GuestExit
 from .init_network import bring_up
-from .init_report import InitError, Report, say
-from .init_settings import InitSettings, parse_command_line
+from .init_settings import InitError, InitSettings, Report, parse_command_line, say
 from .metadata import MetadataClient
 
 _LOG = "/run/vminit.log"

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
-from .init_report import InitError
-from .init_settings import NetworkSettings, class_netmask, same_network
+from .init_settings import InitError, NetworkSettings, class_netmask, same_network
 from .init_system import missing_modules_hint, wait_for
 
 _SIOCADDRT = 0x890B
@@ -24,6 +23,7 @@ _SIOCSIFADDR = 0x8916
 _SIOCSIFNETMASK = 0x891C
 _IFF_UP = 1
 _RTF_UP, _RTF_GATEWAY, _RTF_HOST = 1, 2, 4
+_DEVICES = "/sys/class/net"
 _DEVICE_SECONDS = 5.0
 _ANY = "0.0.0.0"  # noqa: S104 - an empty field, nothing is bound to it
 _ALL_ONES = "255.255.255.255"
@@ -33,18 +33,14 @@ def bring_up(
     settings: NetworkSettings,
     metadata_host: str,
     *,
-    devices: str = "/sys/class/net",
     resolv_conf: str = "/etc/resolv.conf",
-    seconds: float = _DEVICE_SECONDS,
 ) -> None:
     """Bring up loopback and, unless the method is `none`, one interface with a route to the metadata.
 
     Args:
         settings: the addresses, or where they come from.
         metadata_host: the host in the address of the metadata service.
-        devices: lists the interfaces.
         resolv_conf: gets the name servers, where there are any.
-        seconds: how long to wait for the interface.
 
     Raises:
         InitError: there is no interface, no answer to DHCP, or the kernel refused an address.
@@ -55,7 +51,7 @@ def bring_up(
             interface.set_up()
             if settings.method == "none":
                 return
-            interface = Interface(control, _device(settings.device, devices, seconds))
+            interface = Interface(control, _device(settings.device, _DEVICES, _DEVICE_SECONDS))
             interface.set_up()
             if settings.method == "dhcp":
                 settings = request_lease(interface.name)

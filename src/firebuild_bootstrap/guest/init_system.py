@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from . import kernel
-from .init_report import InitError, say
+from .init_settings import InitError, say
 
 ROOT = "/image"
 SCRATCH = "/scratch"
@@ -233,9 +233,9 @@ def times_out_of_memory(path: str = "/proc/vmstat") -> int:
         return 0
 
 
-def quiet_kernel(path: str = "/proc/sys/kernel/printk") -> None:
+def quiet_kernel() -> None:
     """Keep kernel messages from being written into the middle of the report."""
-    with suppress(OSError), open(path, "w", encoding="ascii") as file:
+    with suppress(OSError), open("/proc/sys/kernel/printk", "w", encoding="ascii") as file:
         file.write("1")
 
 

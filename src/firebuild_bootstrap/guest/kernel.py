@@ -48,6 +48,23 @@ _LANDLOCK_WITH_SCOPES = 6
 _INITIAL_USER_NAMESPACE = "user:[4026531837]"
 
 
+# linux/seccomp.h and linux/audit.h
+_PR_SET_SECCOMP = 22
+_SECCOMP_FILTER = 2
+_SECCOMP_ALLOW = 0x7FFF0000
+_SECCOMP_ERRNO = 0x00050000
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_X32_BIT = 0x40000000
+# linux/bpf_common.h: BPF_LD|BPF_W|BPF_ABS, BPF_ALU|BPF_AND|BPF_K, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K
+_LOAD, _AND, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
+_NUMBER, _ARCHITECTURE = 0, 4  # in struct seccomp_data
+_LOAD_NUMBER = ((_LOAD, 0, 0, _NUMBER), (_AND, 0, 0, ~_X32_BIT & 0xFFFFFFFF))
+# io_uring_setup, io_uring_enter, io_uring_register
+_REFUSED_EVERYWHERE = (425, 426, 427)
+# add_key, request_key, keyctl, perf_event_open, bpf, userfaultfd
+_REFUSED = {"x86_64": (248, 249, 250, 298, 321, 323), "aarch64": (217, 218, 219, 241, 280, 282)}
+
+
 @cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
@@ -160,6 +177,36 @@ def leave_abstract_sockets() -> None:
         _check(system_call(restrict, ctypes.c_int(ruleset), ctypes.c_ulong(0)), "landlock")
     finally:
         os.close(ruleset)
+
+
+def refuse_system_calls() -> None:
+    """Take system calls away from this process that no build needs and that lead deep into the kernel.
+
+    They fail with ENOSYS, which programs are prepared for, as on a kernel that was built without them. One
+    without seccomp filters keeps them.
+
+    Raises:
+        OSError: there are filters, and it may not set one.
+    """
+    machine = os.uname().machine
+    special = _REFUSED.get(machine, ())
+    common = _REFUSED_EVERYWHERE
+    end = len(common) + len(special) + 4
+    program = [
+        *_LOAD_NUMBER,
+        *((_JUMP_IF_EQUAL, end - at, 0, number) for at, number in enumerate(common)),
+        (_LOAD, 0, 0, _ARCHITECTURE),  # programs of another one have other numbers
+        (_JUMP_IF_EQUAL, 0, len(special) + len(_LOAD_NUMBER), _AUDIT_ARCH.get(machine, 0)),
+        *_LOAD_NUMBER,
+        *((_JUMP_IF_EQUAL, len(special) - at, 0, number) for at, number in enumerate(special)),
+        (_RETURN, 0, 0, _SECCOMP_ALLOW),
+        (_RETURN, 0, 0, _SECCOMP_ERRNO | errno.ENOSYS),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
+    filtered = struct.pack("@HP", len(program), ctypes.addressof(code))
+    mode, address = ctypes.c_ulong(_SECCOMP_FILTER), ctypes.c_char_p(filtered)
+    if _libc().prctl(_PR_SET_SECCOMP, mode, address, 0, 0) < 0 and ctypes.get_errno() != errno.EINVAL:
+        _check(-1, "seccomp")
 
 
 def drop_capabilities(keep: frozenset[int]) -> None:

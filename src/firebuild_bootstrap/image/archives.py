@@ -10,6 +10,7 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers.compression import decompressed
 from firebuild_bootstrap.layers.reader import DamagedArchive, LayerReader
+from firebuild_bootstrap.layers.tar import DIRECTORY, HARDLINK, Entry
 
 _PIECE: Final = 1024 * 1024
 
@@ -57,7 +58,10 @@ def check_root_archive(archive: Path, source: Path) -> None:
     try:
         with open(archive, "rb") as content:
             layer = LayerReader(content.fileno())
-            names.update(entry.path.partition("/")[0] for entry in layer if entry.path)
+            directories = {""}
+            for entry in filter(lambda entry: entry.path, layer):
+                names.add(entry.path.partition("/")[0])
+                _check_hard_link(entry, directories)
     except DamagedArchive as error:
         if not names:
             _refuse_others(archive, source)
@@ -68,6 +72,21 @@ def check_root_archive(archive: Path, source: Path) -> None:
         raise InputError(f"{source} is an archive without files")
     if not layer.marked:
         raise _damaged(source, "its end mark is missing, so it was probably cut off")
+
+
+def _check_hard_link(entry: Entry, directories: set[str]) -> None:
+    """Refuse one to a directory, which no file system makes; `directories` are those up to this entry."""
+    if entry.kind == HARDLINK and entry.linkname in directories:
+        where = f"its member {entry.path!r} is a hard link to {entry.linkname or '/'!r}"
+        raise DamagedArchive(f"{where}, which is a directory")
+    above = entry.path.rpartition("/")[0]
+    while above not in directories:
+        directories.add(above)
+        above = above.rpartition("/")[0]
+    if entry.kind == DIRECTORY:
+        directories.add(entry.path)
+    else:
+        directories.discard(entry.path)
 
 
 def refuse_container_image(source: Path, names: Set[str]) -> None:

@@ -16,11 +16,11 @@ from typing import Any, Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key
+from firebuild_bootstrap.image.content_store import ContentStore, Key, readable
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, chain_key, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.store import ImageStore, StoredImage
+from firebuild_bootstrap.image.store import ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 from firebuild_bootstrap.values import dataclass
 
@@ -57,6 +57,8 @@ class Base:
         size: bytes of all layers.
         imported: RFC 3339, in UTC.
         history: how it was made, as in an OCI image configuration, as far as that is known.
+        source: what an image from outside was there; None for all others.
+        build_id: of the build that made it; empty for what came from outside.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Base:
     imported: str
     config: ImageConfig
     history: tuple[Mapping[str, Any], ...] = ()
+    source: ImageSource | None = None
+    build_id: str = ""
 
     @property
     def archive(self) -> Path:
@@ -177,10 +181,21 @@ class BaseStore:
 
         return self._keep(name, fill, HOST_CONFIG)
 
-    def list(self) -> list[Base]:
-        """Return all bases, sorted by name."""
-        found = (self._read(key) for key in self._contents.names())
-        return [base for base in found if base is not None]
+    def list(self, damaged: Callable[[MachineError], object] = lambda _: None) -> list[Base]:
+        """Return all bases that can be read, sorted by name.
+
+        Args:
+            damaged: told of each of the others.
+        """
+        return list(readable(self._contents.names(), self._read, damaged))
+
+    def find(self, reference: Reference) -> Base | None:
+        """Return the base of a name, held until `close`, or None.
+
+        Raises:
+            MachineError: its `base.json` is damaged.
+        """
+        return self._read(self._key(reference), hold=True)
 
     def remove(self, name: str) -> None:
         """Remove a base.
@@ -213,7 +228,7 @@ class BaseStore:
             MachineError: the store is damaged.
         """
         wanted = Reference.parse(reference, what="a base such as debian or debian:12")
-        base = self._read(self._key(wanted), hold=True)
+        base = self.find(wanted)
         if base is None:
             return self._image(wanted)
         _check_digest(wanted, f"the base {base.name}", base.digest)
@@ -279,6 +294,8 @@ class BaseStore:
             imported=record.created,
             config=record.config,
             history=record.history,
+            source=record.source,
+            build_id=record.build_id,
         )
 
     def _found(self, wanted: Reference) -> StoredImage:
@@ -340,7 +357,11 @@ def _has_digest(image: StoredImage, wanted: Reference) -> bool:
 
 def _check_digest(wanted: Reference, what: str, digest: str) -> None:
     if wanted.digest and wanted.digest != digest:
-        raise InputError(f"{what} has the digest {digest}, expected {wanted.digest}")
+        raise InputError(
+            f"{what} has the digest {digest}, expected {wanted.digest}",
+            hint="name that one; ids that firebuild printed before they were digests of the configuration "
+            "name nothing any more",
+        )
 
 
 def _names_in(directory: Path) -> frozenset[str]:

@@ -14,24 +14,27 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.values import dataclass
 
 Key = tuple[str, ...]
+FoundT = TypeVar("FoundT")
 # What is wrong with the path that was named, and not with the machine behind it.
 _OF_RIGHTS: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _OF_THE_PATH: Final = _OF_RIGHTS | {
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
 SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
+_OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
@@ -132,6 +135,7 @@ class ContentStore:
 
     def hold(self, key: Key) -> Path | None:
         """Return the directory of an entry; it stays until `release` or `close`, even when replaced."""
+        allow_open_files(2 * len(self._held))
         link = self.link(key)
         for _attempt in range(_ATTEMPTS):
             try:
@@ -289,6 +293,20 @@ class ContentStore:
         return MachineError(f"{where}: the store can't be written: {error.strerror}", hint=SPACE)
 
 
+def readable(
+    keys: Iterable[Key], read: Callable[[Key], FoundT | None], damaged: Callable[[MachineError], object]
+) -> Iterator[FoundT]:
+    """Yield what `read` returns of entries, and pass the errors of damaged ones on."""
+    for key in keys:
+        try:
+            found = read(key)
+        except MachineError as error:
+            damaged(error)
+            continue
+        if found is not None:
+            yield found
+
+
 def unusable_store(what: str, error: OSError) -> FirebuildError:
     """Return the error for a store that can't be written: an `InputError` if another directory would do."""
     message = f"{what}: {error.strerror}"
@@ -297,6 +315,26 @@ def unusable_store(what: str, error: OSError) -> FirebuildError:
             message, hint="get the right to write there, or set FIREBUILD_HOME to another directory"
         )
     return MachineError(message, hint=SPACE)
+
+
+def allow_open_files(held: int) -> None:
+    """Let this process hold so many open files beside what it has open anyway.
+
+    Each layer that is in use is an open file with a lock on it, and most systems allow 1024 unless asked.
+
+    Raises:
+        MachineError: it may not open so many.
+    """
+    wanted = held + _OTHER_FILES
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if most != resource.RLIM_INFINITY and most < wanted:
+        raise MachineError(
+            f"the layers of this image need {wanted} open files, and this process may have {most}",
+            hint=f"raise the limit: `ulimit -Hn {wanted}` as root, or LimitNOFILE= of its service",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def try_lock(descriptor: int) -> bool:

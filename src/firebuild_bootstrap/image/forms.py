@@ -11,6 +11,7 @@ can't tell.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -54,9 +55,20 @@ class _Kept:
         return (found.st_size, found.st_mtime_ns) == (self.artifact.size, self.mtime_ns)
 
 
-def kept_forms(directory: Path) -> tuple[Artifact, ...]:
-    """Return the forms in the directory of an image, as they were written."""
-    return tuple(kept.artifact for kind in OutputType if (kept := _read(directory, kind)) is not None)
+def kept_forms(directory: Path, *, untouched: bool = False) -> tuple[Artifact, ...]:
+    """Return the forms in the directory of an image, as they were written.
+
+    Args:
+        directory: of the image.
+        untouched: only files that nobody has written to since, as far as their size and time tell.
+    """
+    found = filter(None, (_read(directory, kind) for kind in OutputType))
+    return tuple(kept.artifact for kept in found if not untouched or kept.is_untouched(directory))
+
+
+def forget_form(directory: Path, kind: OutputType) -> None:
+    """Have a form written anew when it is asked for the next time."""
+    (directory / _note_name(kind)).unlink(missing_ok=True)
 
 
 def is_untouched(directory: Path, kind: OutputType) -> bool:
@@ -154,6 +166,9 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EACCES):  # what is there already can be had all the same
+            yield
+            return
         raise MachineError(f"{directory}: nothing can be written there: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.blobs import BlobStore, allow_open_files
+from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
 from firebuild_bootstrap.image.names import UNTAGGED, Reference
 from firebuild_bootstrap.image.oci import ImageDocument, Manifest, check_image
@@ -214,52 +214,17 @@ class Intake:
         """
         self._unpack(image.record.layers or ())
 
-    def problems(self) -> Iterator[str]:
-        """Read all blobs, images and layers, and say what is wrong with them, with what to do.
-
-        Layers that came from outside are unpacked again where they are missing, so their blobs count.
-        """
-        for digest in self._blobs.digests():
-            if (path := self._blobs.hold(digest)) is not None and (
-                found := _digest_of(path, digest)
-            ) != digest:
-                remedy = "remove it, and load or pull its images again"
-                yield f"{path}: its bytes have the digest {found}: {remedy}"
-        for tag in self._images.names():
-            try:
-                image = self._images.find(tag, hold=True)
-            except MachineError as error:
-                yield str(error)
-                continue
-            for problem in self._problems_of(image) if image is not None else ():
-                yield f"{tag}: {problem}: remove it, and build, load or pull it again"
-
-    def _problems_of(self, image: StoredImage) -> Iterator[str]:
+    def has_all_blobs(self, image: StoredImage) -> bool:
+        """Whether nothing has to be fetched of an image that came from outside."""
         source, layers = image.record.source, image.record.layers or ()
         needed = [source.manifest, source.config] if source is not None else []
-        for blob in (*needed, *(layer.outside.blob for layer in layers if layer.outside is not None)):
-            if self._blobs.hold(blob.digest) is None:
-                yield f"its blob {blob.digest} is missing"
-        for layer in layers:
-            path = image.directory / layer.archive
-            if layer.archive and (not path.is_file() or _digest_of(path, layer.digest) != layer.digest):
-                yield f"{path} is missing, or somebody has changed it"
-            if (
-                not layer.key
-                or layer.outside is not None
-                or image.record.layer_store != self._layers.root.name
-            ):
-                continue  # those of another id mapping can't be read in this one
-            if self._layers.hold(layer.key) is None:
-                yield f"its layer {layer.key} is missing"
-            elif not self._layers.is_as_it_was(layer.key, image.record.epoch):
-                yield f"somebody has changed its layer {layer.key}"
+        needed += [layer.outside.blob for layer in layers if layer.outside is not None]
+        return all(self._blobs.path(blob.digest).exists() for blob in needed)
 
     def _unpack(
         self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None
     ) -> None:
         keys, trees = list[str](), list[Path]()
-        allow_open_files(2 * len(layers))
         for layer in layers:
             if layer.outside is None:
                 return  # what is built on them is there, or lost
@@ -295,10 +260,12 @@ class Intake:
                 out = Hashed(file)
                 decompress_bounded(path, out)
         except DamagedArchive as error:
+            _check_blob(path, layer.blob.digest)
             raise InputError(f"{what} is damaged: {error.message}", hint=error.hint) from error
         except OSError as error:
             raise MachineError(f"{path} can't be read: {error.strerror}") from error
         if out.digest != layer.diff_id:
+            _check_blob(path, layer.blob.digest)
             raise InputError(
                 f"{what} unpacks to an archive with the digest {out.digest}, and not {layer.diff_id}",
                 hint="whoever made it is broken or hostile; nothing of it was kept",
@@ -307,10 +274,15 @@ class Intake:
             archive.write_bytes(bytes(1024))
 
 
-def _digest_of(path: Path, like: str) -> str:
-    algorithm = like.partition(":")[0]
+def _check_blob(path: Path, digest: str) -> None:
+    """Tell a blob that was damaged on the disk from one that came so."""
+    algorithm = digest.partition(":")[0]
     with open(path, "rb") as file:
-        return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+        if hashlib.file_digest(file, algorithm).hexdigest() != digest.partition(":")[2]:
+            raise MachineError(
+                f"{path}: somebody has changed it, or the disk has",
+                hint="`firebuild store check --repair` removes it; then load or pull its image again",
+            )
 
 
 def _chosen(found: Sequence[ImageInFiles], wanted: str, source: Path) -> ImageInFiles:

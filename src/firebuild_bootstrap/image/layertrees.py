@@ -163,6 +163,11 @@ class LayerTrees:
             os.utime(content)  # the least recently used go first
         return tree
 
+    def is_there(self, key: str) -> bool:
+        """Whether `hold` would find a tree of `key`; nothing is written for that."""
+        content = self._contents.link(_name(key))
+        return self._info(content) is not None and (content / "layer" / TREE).is_dir()
+
     def required(self, key: str) -> Path:
         """Return the tree of `key` as `hold` does.
 
@@ -328,14 +333,34 @@ class LayerTrees:
                 return found
         return ""
 
-    def is_as_it_was(self, key: str, newest: int | None = None) -> bool:
-        """Whether a layer still has the digest that was found out before, if it was; it is read for that.
+    def changed(self, keys: Sequence[str]) -> list[str]:
+        """Return those of layers that have not the digests any more that were found out before.
+
+        Of the others, and of those whose digest nobody has asked for yet, it is kept. All of them are read.
+
+        Args:
+            keys: of layers, which are held until `close`; those that are gone by now do not count.
 
         Raises:
-            MachineError: as `digest`.
+            MachineError: one can't be read.
         """
-        known = self.known_digest(key, newest)
-        return not known or self._trees.layer_digests([self.required(key)], newest=newest) == [known]
+        found = list[str]()
+        known: dict[int | None, dict[str, Path]] = {}
+        for key in keys:
+            if (tree := self.hold(key)) is not None:
+                notes = (path.name.removeprefix("digest-") for path in tree.parent.parent.glob("digest-*"))
+                times = sorted(int(note) for note in notes if note.isascii() and note.isdigit())
+                dated = times and not self.known_digest(key)
+                known.setdefault(times[0] if dated else None, {})[key] = tree
+        for newest, trees in known.items():
+            digests = self._trees.layer_digests(list(trees.values()), newest=newest)
+            for key, digest in zip(trees, digests, strict=True):
+                before = self.known_digest(key, newest)
+                if not before:
+                    self.note_digest(key, digest, newest)
+                elif before != digest:
+                    found.append(key)
+        return found
 
     def note_digest(self, key: str, digest: str, newest: int | None = None) -> None:
         """Keep the digest of a layer beside it.

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.image.blobs import digest_of
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging
+from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging, readable, write_whole
 from firebuild_bootstrap.image.forms import is_untouched, kept_forms
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerTrees, OutsideLayer, StoredLayer
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import Descriptor, is_layer_of
+from firebuild_bootstrap.image.oci import (
+    MAX_DOCUMENT,
+    Descriptor,
+    ImageDocument,
+    is_layer_of,
+    parse_config,
+)
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.trees import Trees
 from firebuild_bootstrap.values import dataclass
+
+_CONFIGURATION: Final = "configuration.json"
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class ImageRecord:
 
     Args:
         base: what FROM named, `base_digest` its digest; empty for scratch.
-        created: RFC 3339, in UTC.
+        created: RFC 3339, in UTC: when its newest layer was made.
         ca_provider: name of the provider that the build's certificates came from.
         issuer_fingerprint: SHA-256 of the certificate that issued them, as hexadecimal digits.
         outputs: the forms that there are in the store; in `image.json` only those of earlier versions.
@@ -277,32 +286,44 @@ class StoredImage:
         return replace(self, record=replace(self.record, outputs=outputs))
 
 
-def image_id(image: StoredImage, layers: LayerTrees) -> str:
-    """Return the id of an image, `sha256:…`: the digest of its OCI image configuration, without a time.
+def configuration(image: StoredImage, layers: LayerTrees) -> bytes:
+    """Return the OCI image configuration of an image: what goes out, and what its id is the digest of.
 
-    One that came from outside has that of its own configuration. Else it depends on configuration, platform
-    and files alone. The digest of a layer is that of its canonical archive (its diff id), with no time after
-    SOURCE_DATE_EPOCH; of a base that of the imported archive; of one from outside its own. To find it out the
-    layer is read, once.
+    One that came from outside has its own, a blob. Else it is written once, when somebody asks for it, and
+    kept with the image from then on: to find out the diff ids all layers are read, which no build waits for.
+    All else that is in it is decided when the image is stored.
 
     Raises:
         InputError, MachineError: as `StoredImage.layers`; a layer is not there.
     """
+    path = image.directory / _CONFIGURATION
     record = image.record
-    if record.source is not None:
-        return record.source.config.digest
-    diff_ids = diff_ids_of(image, layers)
-    system, _, architecture = record.platform.partition("/")
-    architecture, _, variant = architecture.partition("/")
-    document = {
-        "architecture": architecture,
-        "os": system,
-        **({"variant": variant} if variant else {}),
-        "config": record.config.as_json(),
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    }
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    with suppress(OSError, ValueError, RecursionError, InputError):
+        with open(path, "rb") as file:
+            data = file.read(MAX_DOCUMENT + 1)
+        # A loss of power may have spoiled it.
+        if len(parse_config(data).diff_ids) == len(record.layers or ()):
+            return data
+    document = ImageDocument.made_of(
+        Platform.parse(record.platform),
+        record.config,
+        diff_ids_of(image, layers),
+        history=record.history,
+        created=record.created,
+    )
+    with suppress(OSError):  # a store that is read-only: then it is written again, and comes out the same
+        write_whole(path, document.data)
+    return document.data
+
+
+def image_id(image: StoredImage, layers: LayerTrees) -> str:
+    """Return the id of an image, `sha256:…`: the digest of its configuration.
+
+    Raises:
+        InputError, MachineError: as `configuration`.
+    """
+    source = image.record.source
+    return source.config.digest if source is not None else digest_of(configuration(image, layers))
 
 
 def diff_ids_of(image: StoredImage, layers: LayerTrees) -> list[str]:
@@ -421,6 +442,10 @@ class ImageStore:
         named = replace(record, tag=str(tag), also_tagged=())
         return StoredImage(tag, directory, self._contents.link(key), named).refreshed()
 
+    def hold(self, image: StoredImage) -> bool:
+        """Keep the files of an image until `close`, whoever removes its name; False where it is gone."""
+        return self._contents.hold(self._key(image.tag)) == image.directory.resolve()
+
     def find_digest(self, wanted: Reference, *, hold: bool = False) -> StoredImage | None:
         """Return the image of a name, with whatever tag, whose manifest, index or id has the wanted digest.
 
@@ -445,10 +470,14 @@ class ImageStore:
             raise self._unknown(tag)
         return found
 
-    def list(self) -> list[StoredImage]:
-        """Return all images that can be read, sorted by tag."""
-        found = (self._find(key) for key in self._contents.names())
-        return sorted((image for image in found if image is not None), key=lambda image: image.tag)
+    def list(self, damaged: Callable[[MachineError], object] = lambda _: None) -> list[StoredImage]:
+        """Return all images that can be read, sorted by tag.
+
+        Args:
+            damaged: told of each of the others.
+        """
+        found = readable(self._contents.names(), self._find, damaged)
+        return sorted(found, key=lambda image: image.tag)
 
     def names(self) -> tuple[Reference, ...]:
         """Return the names of all images, sorted; no image is read for that."""

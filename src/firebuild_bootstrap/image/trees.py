@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -272,6 +273,11 @@ class Trees:
             reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
 
+    def packages(self, root: Tree) -> dict[str, Any]:
+        """Return the packages that are found in a tree; see `worker.packages.packages`."""
+        with self.tasks.task("looking for packages"):
+            return self._read(root, None, "packages", root=_TREE)
+
     def layer_digests(self, trees: Sequence[Path], *, newest: int | None = None) -> list[str]:
         """Return the `sha256:…` of the archives of layers, each by itself; `newest` as in `pack`."""
         binds = [Bind(tree, f"{_LAYERS}/{number}") for number, tree in enumerate(trees)]
@@ -279,17 +285,22 @@ class Trees:
             reply = self._ask(binds, "read a layer", "layer-digests", trees=_LAYERS, newest=newest)
         return [str(digest) for digest in reply["digests"]]
 
-    def pack_layer(self, tree: Path, blob: Path, *, newest: int | None = None) -> PackedLayer:
-        """Write the archive of one layer of an overlay into the existing file `blob`, compressed with gzip.
+    def pack_layer(
+        self, tree: Path, blob: Path, kind: str, level: int, *, newest: int | None = None
+    ) -> PackedLayer:
+        """Write the archive of one layer of an overlay into the existing file `blob`, compressed.
 
         Args:
             tree: the layer.
             blob: the file.
+            kind: see `layers.compression.compressing`.
+            level: the same.
             newest: as in `pack`.
         """
         name = f"{_OTHER}/{blob.name}"
         with self.tasks.task("packing a layer", measure=lambda: file_size(blob)):
-            reply = self._read(tree, blob.parent, "pack-layer", root=_TREE, blob=name, newest=newest)
+            request = {"root": _TREE, "blob": name, "kind": kind, "level": level, "newest": newest}
+            reply = self._read(tree, blob.parent, "pack-layer", **request)
         return PackedLayer(reply["diff_id"], reply["digest"])
 
     def overlay_problem(self, directory: Path) -> str:
@@ -361,12 +372,17 @@ class Trees:
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
             message, hint = f"could not {task}: {reply['error']}", reply["hint"] or None
+            if os.strerror(errno.ENOSPC) in reply["error"]:
+                hint = hint or _FULL
             if reply.get("kind") == "damaged":
                 raise DamagedArchiveError(message, hint=hint, reason=reply["error"])
             raise _KINDS.get(reply.get("kind", ""), MachineError)(message, hint=hint)
         return reply
 
 
+_FULL: Final = (
+    "`firebuild du` shows what the store takes, `firebuild cache prune` and `images prune` free some"
+)
 _KINDS: Final = {"unmountable": _UnmountableError}
 
 

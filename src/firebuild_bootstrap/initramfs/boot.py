@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from firebuild_bootstrap.errors import InputError
-from firebuild_bootstrap.guest.init_report import PREFIX
+from firebuild_bootstrap.guest.init_settings import PREFIX
 from firebuild_bootstrap.values import dataclass
 
 # Without it, a kernel under software emulation measures its clock, and now and then never ends doing so.

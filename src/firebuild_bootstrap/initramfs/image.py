@@ -231,7 +231,6 @@ def initramfs_image(
     compression: Compression = Compression.ZSTD,
     kernel_modules: Sequence[Path] = (),
     runtime: PythonRuntime | None = None,
-    environ: Mapping[str, str] = os.environ,
 ) -> Path:
     """Return the initramfs, which is made if the store has none of the same inputs.
 
@@ -241,7 +240,6 @@ def initramfs_image(
         kernel_modules: directories of modules (`/lib/modules/RELEASE`), one for each kernel to boot; none
             for kernels that have the virtio drivers and the file system built in.
         runtime: the Python to put in; this process's own when None.
-        environ: may hold LD_LIBRARY_PATH.
 
     Raises:
         InputError: a directory holds no usable modules.
@@ -251,7 +249,7 @@ def initramfs_image(
     releases = [found.release for found in modules]
     if len(set(releases)) < len(releases):
         raise InputError(f"two directories hold modules of the same kernel: {', '.join(sorted(releases))}")
-    contents = collect(runtime or find_python(), modules, environ=environ)
+    contents = collect(runtime or find_python(), modules, environ=os.environ)
     folder = store / "initramfs"
     path = folder / f"{contents.digest(compression.recipe)[:32]}.cpio.{compression.suffix}"
     try:

@@ -1,6 +1,6 @@
 """The seven calls of guests that know no `Session`: old ones, and ours of earlier versions.
 
-Who may call is decided in `service.guard`. Guests of ours get the steps as commands in JSON, and files as
+Who may call is decided in `service.server`. Guests of ours get the steps as commands in JSON, and files as
 entries that say what they are; what is told to those that do not announce themselves is in old_guest.py.
 """
 
@@ -19,7 +19,7 @@ from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Entry, Resource, content
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
-from firebuild_bootstrap.service.outcome import aborted
+from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
 
 from .copying import plain

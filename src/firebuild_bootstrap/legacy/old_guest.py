@@ -21,7 +21,7 @@ from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError, StepFailed
-from firebuild_bootstrap.service.outcome import Ending, Outcome, failure
+from firebuild_bootstrap.service.reporting import Outcome, failure
 from firebuild_bootstrap.service.session import Session, StepEvents
 from firebuild_bootstrap.values import dataclass
 
@@ -363,7 +363,7 @@ class Progress:
             self._flush()
             if self._failure is None and (self._missing or not self._ready):
                 self._fail(self._incomplete())
-            return self._failure or Outcome(ending=Ending.SUCCESS)
+            return self._failure or Outcome()
 
     def abort(self, text: str) -> Outcome:
         """Return the end of a build that the guest gave up with these words."""
@@ -371,7 +371,7 @@ class Progress:
             if self._failure is None:
                 self._fail(self._guess(text))
             self._flush()
-            return self._failure or Outcome(ending=Ending.ABORTED)
+            return self._failure or failure(self._guess(text))
 
     # --- marks ----------------------------------------------------------------------------------
 
@@ -421,7 +421,6 @@ class Progress:
         if isinstance(error, StepFailed):
             self._ended = (error.exit_code or 1, self._clock() - self._begun)
             self._failure = Outcome(
-                ending=Ending.ABORTED,
                 error=error,
                 step=error.step,
                 exit_code=error.exit_code,

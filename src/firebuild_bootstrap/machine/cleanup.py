@@ -127,12 +127,13 @@ def sweep(store: Path) -> None:
 
 
 def settle(store: Path, idmap: IdMap) -> None:
-    """Remove the half-made layers of dead builds from `store`, and see to it that finished ones last."""
+    """Remove what dead commands have half-made in `store`, and see to it that finished layers last."""
     from firebuild_bootstrap.errors import FirebuildError
     from firebuild_bootstrap.image.layertrees import LayerTrees
     from firebuild_bootstrap.image.trees import Trees
-    from firebuild_bootstrap.sandbox import Sandbox
+    from firebuild_bootstrap.sandbox import Sandbox, end_orphans
 
+    end_orphans(store)
     with suppress(FirebuildError, OSError):
         LayerTrees(store, Trees(Sandbox(idmap))).settle()
 

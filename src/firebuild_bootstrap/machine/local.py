@@ -93,6 +93,8 @@ class LocalMachine(Machine):
         """
         if self._is_unpacked(layers) and not self._stored.overlay_problem(self._workspace.path):
             self._notes = self._prepare(layers)
+            _make(self._workspace.path / "mmds", mode=0o700)
+            self._emulator.listen()
             # Whatever a provider of certificates takes. vminit ends with its sandbox.
             self.start(GuestOptions(mmds_timeout=_AHEAD_SECONDS))
 

@@ -105,11 +105,12 @@ class MetadataEmulator:
         self._where = where
         self._service = MetadataService(store, clock=clock, version=version, release=release)
         self._thread: threading.Thread | None = None
+        self._listener: socket.socket | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._inode: tuple[int, int] | None = None
 
-    def start(self) -> str:
-        """Begin to serve.
+    def listen(self) -> str:
+        """Take connections, whose requests wait until `start`: a guest need not ask again and again.
 
         Returns:
             The address for a guest: `unix:/path` or `http://host:port`.
@@ -117,15 +118,29 @@ class MetadataEmulator:
         Raises:
             MachineError: the address cannot be used.
         """
-        if isinstance(self._where, Path):
-            listener = listen_unix(self._where)
-            details = self._where.lstat()
-            self._inode = (details.st_dev, details.st_ino)
-            address = f"unix:{self._where}"
-        else:
-            listener = self._where if isinstance(self._where, socket.socket) else listen_tcp(*self._where)
-            host, port = listener.getsockname()[:2]
-            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        where = self._where
+        if isinstance(where, Path):
+            if self._listener is None:
+                self._listener = listen_unix(where)
+                details = where.lstat()
+                self._inode = (details.st_dev, details.st_ino)
+            return f"unix:{where}"
+        if self._listener is None:
+            self._listener = where if isinstance(where, socket.socket) else listen_tcp(*where)
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def start(self) -> str:
+        """Begin to serve.
+
+        Returns:
+            As `listen`.
+
+        Raises:
+            MachineError: as for `listen`.
+        """
+        address, listener = self.listen(), self._listener
+        assert listener is not None  # noqa: S101 - made just now
         ready = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._serve(listener, ready)), name="firebuild-mmds", daemon=True
@@ -136,11 +151,13 @@ class MetadataEmulator:
 
     def stop(self) -> None:
         """Close every connection and the socket, and remove its file; harmless when not started."""
-        if self._thread is None:
-            return
-        self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
-        self._thread = None
+        if self._thread is not None:
+            self._loop.call_soon_threadsafe(self._stopping.set)
+            self._thread.join()
+            self._thread = None
+        elif self._listener is not None:
+            self._listener.close()
+        self._listener = None
         if isinstance(self._where, Path):
             with contextlib.suppress(FileNotFoundError):
                 details = self._where.lstat()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Sequence
-from contextlib import suppress
-from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -73,17 +70,6 @@ def error_words(body: bytes) -> str:
             parts = (error.get(name) for name in ("code", "message", "details", "error", "error_description"))
             texts.append(": ".join(part for part in parts if isinstance(part, str) and part))
     return one_line("; ".join(filter(None, texts)), 300)
-
-
-def read_retry_after(text: str | None) -> float:
-    """Read Retry-After: seconds, or a date (RFC 9110, section 10.2.3)."""
-    if text is None:
-        return 0.0
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    with suppress(ValueError, OverflowError):
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    return 0.0
 
 
 def split_url(url: str) -> SplitResult:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
-import stat
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.registry.settings import RegistrySettings
-from firebuild_pki.connections import client_context
+from firebuild_pki import CAError
+from firebuild_pki.connections import client_context, load_pair, read_anchors
 from firebuild_pki.display import one_line
 
 
@@ -29,15 +27,8 @@ def tls_anchors(host: str, settings: RegistrySettings, provider: Callable[[], st
     """
     found = []
     if settings.ca_file is not None:
-        what = f"ca_file in registries.hosts of {host}"
-        try:
-            text = Path(settings.ca_file).expanduser().read_text("ascii")
-            client_context(text or "-")
-        except (ssl.SSLError, ValueError):  # what is not ASCII, too
-            raise InputError(f"{what}: {one_line(settings.ca_file)} has no PEM certificates") from None
-        except OSError as error:
-            raise InputError(f"{what}: {one_line(settings.ca_file)}: {error.strerror}") from None
-        found.append(text)
+        with _in_words(host):
+            found.append(read_anchors(settings.ca_file, "ca_file"))
     if settings.ca == "provider":
         found.append(provider())
     return "\n".join(found)
@@ -59,20 +50,18 @@ def tls_context(
     if anchors:
         context.load_verify_locations(cadata=anchors)
     if environ is not None and settings.cert_file and settings.key_file:
-        certificate, key = map(os.path.expanduser, (settings.cert_file, settings.key_file))
-        what = f"registries.hosts of {host}"
         passphrase = settings.key_passphrase.resolve(environ) if settings.key_passphrase else ""
-        try:
-            if os.stat(key).st_mode & (stat.S_IROTH | stat.S_IWOTH):
-                raise InputError(f"{what}: {one_line(key)} is open to every user", hint=f"chmod 600 {key}")
-            # Without a password OpenSSL would ask for one at the terminal.
-            context.load_cert_chain(certificate, key, password=lambda: passphrase)
-        except ssl.SSLError as error:
-            reason = (error.reason or "neither is in the PEM format").replace("_", " ").lower()
-            raise InputError(f"{what}: cert_file and key_file can't be used: {reason}") from None
-        except OSError as error:
-            raise InputError(f"{what}: cert_file or key_file can't be read: {error.strerror}") from None
+        with _in_words(host):
+            load_pair(context, settings.cert_file, settings.key_file, passphrase)
     return context
+
+
+@contextmanager
+def _in_words(host: str) -> Iterator[None]:
+    try:
+        yield
+    except CAError as error:
+        raise InputError(f"registries.hosts of {host}: {error.message}", hint=error.hint) from None
 
 
 def missing_issuer(url: str, anchors: str) -> str:

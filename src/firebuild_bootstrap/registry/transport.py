@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import field
 from http import HTTPStatus
 from typing import Final, Protocol, TypeVar
-from urllib.parse import unquote, urlencode, urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
-from urllib3 import BaseHTTPResponse, PoolManager, ProxyManager, Timeout, make_headers
+from urllib3 import BaseHTTPResponse, PoolManager, Timeout
 from urllib3.exceptions import HTTPError
 
 from firebuild_bootstrap.registry.answers import (
@@ -28,7 +28,6 @@ from firebuild_bootstrap.registry.answers import (
     joined,
     origin_of,
     read_challenges,
-    read_retry_after,
     shown_url,
     split_url,
 )
@@ -37,7 +36,15 @@ from firebuild_bootstrap.registry.settings import RegistriesSettings, RegistrySe
 from firebuild_bootstrap.registry.tls import missing_issuer, tls_anchors, tls_context
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.addresses import is_safe, proxy_for
-from firebuild_pki.connections import POOLS, TlsFault, connection_words, tls_fault, wrapped
+from firebuild_pki.connections import (
+    TlsFault,
+    close_now,
+    connection_words,
+    make_pool,
+    read_retry_after,
+    tls_fault,
+    wrapped,
+)
 from firebuild_pki.display import one_line
 
 T = TypeVar("T")
@@ -125,11 +132,9 @@ class Registry:
         return self._settings.chunk_size or 0
 
     def close(self) -> None:
-        """Close the connections, now: urllib3 would wait until nothing refers to a pool."""
+        """Close the connections."""
         while self._pools:
-            pools = self._pools.popitem()[1].pools
-            for pool in [pools[key] for key in pools.keys()]:  # noqa: SIM118 - not iterable
-                pool.close()
+            close_now(self._pools.popitem()[1])
 
     def retry(self, action: Callable[[], T], done: Callable[[], int] = lambda: 0) -> T:
         """Do something, and again after a while if what fails may pass; longer each time (RFC 9110, 10.2.3).
@@ -307,19 +312,7 @@ class Registry:
         context = tls_context(
             self.host, self._settings, self._anchors(), self._around.environ if ours else None
         )
-        several = self._around.settings.connections
-        if proxy is None:
-            pool = PoolManager(ssl_context=context, maxsize=several)
-        else:
-            parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-            headers = None
-            if parts.username is not None:
-                pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-                headers = make_headers(proxy_basic_auth=pair)
-            bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-            pool = ProxyManager(bare, ssl_context=context, maxsize=several, proxy_headers=headers)
-        pool.pool_classes_by_scheme = POOLS
-        return pool
+        return make_pool(context, proxy, several=self._around.settings.connections)
 
     def _anchors(self) -> str:
         return tls_anchors(self.host, self._settings, self._around.anchors)

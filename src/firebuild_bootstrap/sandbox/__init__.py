@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from firebuild_bootstrap.sandbox.bwrap import Sandbox, detect, end_holders, expected, find_bwrap, probe
+from firebuild_bootstrap.sandbox.bwrap import (
+    Sandbox,
+    detect,
+    end_holders,
+    end_orphans,
+    expected,
+    find_bwrap,
+    probe,
+)
 from firebuild_bootstrap.sandbox.idmap import Host, IdMap, IdMode, IdRange
 from firebuild_bootstrap.sandbox.process import SandboxProcess
 from firebuild_bootstrap.sandbox.runtime import Bind, Link, Runtime, find_runtime
@@ -19,6 +27,7 @@ __all__ = [
     "SandboxProcess",
     "detect",
     "end_holders",
+    "end_orphans",
     "expected",
     "find_bwrap",
     "find_runtime",

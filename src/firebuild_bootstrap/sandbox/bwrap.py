@@ -288,19 +288,46 @@ def end_holders(descriptor: int) -> list[int]:
     user namespaces that it made.
     """
     wanted = _identity(os.fstat(descriptor))
+    return _end(lambda name: int(name) != os.getpid() and _holds(name, wanted))
+
+
+def end_orphans(store: Path) -> list[int]:
+    """Send SIGKILL to what waits for ever of sandboxes with files of a store, and return the process ids.
+
+    bubblewrap's child does not notice, until its ids are mapped, that its monitor has died, which dies with
+    whoever called it.
+    """
+    return _end(lambda name: _is_orphan(name, os.fsencode(store)))
+
+
+def _end(unwanted: Callable[[str], bool]) -> list[int]:
     ended = []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid() and _holds(name, wanted):
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        if unwanted(name):
             # The number may belong to another process by now, so it is looked at again once it is held.
             with suppress(ProcessLookupError):
                 held = os.pidfd_open(int(name))
                 try:
-                    if _holds(name, wanted):
+                    if unwanted(name):
                         signal.pidfd_send_signal(held, signal.SIGKILL)
                         ended.append(int(name))
                 finally:
                     os.close(held)
     return ended
+
+
+def _is_orphan(process: str, store: bytes) -> bool:
+    """Whether it is the first process of a PID namespace that bubblewrap made, and its monitor is gone."""
+    folder = Path("/proc", process)
+    with suppress(OSError, KeyError):  # it has ended, or is another user's
+        command = (folder / "cmdline").read_bytes()
+        if store not in command or b"\0--userns-block-fd\0" not in command:
+            return False
+        lines = (folder / "status").read_text("ascii", "replace").splitlines()
+        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+        ids, parent = status["NSpid"], status["PPid"][0]  # proc(5)
+        return len(ids) > 1 and ids[-1] == "1" and Path("/proc", parent, "cmdline").read_bytes() != command
+    return False
 
 
 def _holds(process: str, wanted: tuple[int, int]) -> bool:
@@ -339,7 +366,7 @@ def detect(host: Host | None = None, *, bwrap: Path | None = None) -> IdMap:
     raise MachineError(f"no sandbox could be made here: {words}", hint=remedy(host, bwrap))
 
 
-def expected(host: Host | None = None) -> IdMap:
+def expected() -> IdMap:
     """Return what `detect` would, without trying it where it has no choice.
 
     A sandbox that can't be made says so itself then; to make one only to see that costs a cached build a
@@ -348,7 +375,7 @@ def expected(host: Host | None = None) -> IdMap:
     Raises:
         MachineError: as `detect`.
     """
-    host = host or Host.current()
+    host = Host.current()
     best, *others = candidates(host)
     return detect(host) if others else best
 

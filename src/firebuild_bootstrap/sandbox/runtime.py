@@ -59,10 +59,8 @@ class Runtime:
 
 def find_runtime(
     *,
-    executable: str | None = None,
     search_path: Sequence[str] | None = None,
     home: Path | None = None,
-    etc: Path = Path("/etc"),
 ) -> Runtime:
     """Describe the runtime of this process; the arguments replace what this process would tell.
 
@@ -70,15 +68,15 @@ def find_runtime(
     interpreter runs without `site`, and finds the same packages through PYTHONPATH.
     """
     homes = {home or Path.home(), Path(os.path.expanduser("~root"))}
-    base = os.path.realpath(executable or getattr(sys, "_base_executable", None) or sys.executable)
+    base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     package_root = str(Path(firebuild_bootstrap.__file__).resolve().parent.parent)
     entries = [*_useful(sys.path if search_path is None else search_path), package_root]
     binds: dict[str, Bind | Link] = {}
     for path in (*_SYSTEM, *_interpreter(base)):
         _show(binds, Path(path))
     for name in _SETTINGS:
-        if (etc / name).exists():
-            binds[f"/etc/{name}"] = Bind(etc / name, f"/etc/{name}")
+        if Path("/etc", name).exists():
+            binds[f"/etc/{name}"] = Bind(Path("/etc", name))
     for entry in dict.fromkeys(entries):
         _show_packages(binds, Path(entry), homes)
     env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(entries)), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -2,7 +2,7 @@
 
 from firebuild_bootstrap.events import StepInfo
 from firebuild_bootstrap.service.limits import Limits
-from firebuild_bootstrap.service.outcome import Ending, Outcome
+from firebuild_bootstrap.service.reporting import Outcome
 from firebuild_bootstrap.service.server import BootstrapServer
 
-__all__ = ["BootstrapServer", "Ending", "Limits", "Outcome", "StepInfo"]
+__all__ = ["BootstrapServer", "Limits", "Outcome", "StepInfo"]

@@ -6,13 +6,14 @@ import contextlib
 import os
 import shutil
 import socket
+import ssl
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import grpc
 
@@ -20,14 +21,13 @@ from firebuild_bootstrap.context.entries import Resource
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
-from firebuild_bootstrap.listening import listen, parse_bind
-from firebuild_bootstrap.service.guard import Guard
+from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service.limits import Limits
-from firebuild_bootstrap.service.outcome import Outcome
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
-from firebuild_bootstrap.service.session import Session, StepEvents
+from firebuild_bootstrap.service.reporting import Outcome
+from firebuild_bootstrap.service.session import BuildEnded, Session, StepEvents
 from firebuild_bootstrap.service.stream import NoLayers, Stream
-from firebuild_bootstrap.service.tls import Pin
+from firebuild_bootstrap.service.tls import PeerCertificate, Pin
 from firebuild_bootstrap.wire import CHUNK_BYTES, AnyCommand, CopyCommand, mount_resources
 from firebuild_pki import TLSMaterial
 from firebuild_pki.grpc_credentials import server_credentials
@@ -35,6 +35,9 @@ from firebuild_pki.grpc_credentials import server_credentials
 if TYPE_CHECKING:
     from firebuild_bootstrap.legacy.handlers import Handlers
     from firebuild_bootstrap.sshagent import SshAgent
+
+    _Context = grpc.ServicerContext
+    _Handler = grpc.RpcMethodHandler[Any, Any]  # generic for type checkers only
 
 # What a guest can make the server keep is bounded (docs/wire-protocol.md): each worker holds one message, and
 # a call that waits for a worker what HTTP/2 lets through before anybody reads. Our guest opens four at most.
@@ -58,7 +61,6 @@ class BootstrapServer:
         total_steps: for the events; the highest number in `steps` unless given.
         stage: for the events, where a build has several.
         limits: times and sizes.
-        bind: `host` or `host:port` to listen on; port 0 (the default) picks a free one.
         on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
         layers: takes the layers of finished steps.
         agents: SSH agents of the user by id; a RUN reaches those that it mounts.
@@ -77,7 +79,6 @@ class BootstrapServer:
         total_steps: int | None = None,
         stage: str = "",
         limits: Limits | None = None,
-        bind: str = "127.0.0.1",
         on_guest_connected: Callable[[], None] = lambda: None,
         layers: LayerSink | None = None,
         agents: Mapping[str, SshAgent] = MappingProxyType({}),
@@ -85,7 +86,6 @@ class BootstrapServer:
     ) -> None:
         _check_resources(commands, resources)
         self._limits = limits or Limits()
-        self._bind = parse_bind(bind)
         self._credentials = ProxyCredentials(server=server_material, guest=guest_material)
         self._runtime_directory = runtime_directory
         self._session = Session(events=events, limits=self._limits, on_guest_connected=on_guest_connected)
@@ -116,8 +116,8 @@ class BootstrapServer:
         """Begin to serve.
 
         Args:
-            listener: a listening socket to use instead of `bind`, for guests that cannot reach an address of
-                this process's own network.
+            listener: a listening socket, in whatever network the guest can reach; None for a free port on
+                this host's loopback interface.
 
         Returns:
             `host:port` of the public port.
@@ -135,7 +135,7 @@ class BootstrapServer:
                 refusals=self._session.refusals,
                 observer=self._session,
             )
-            host_port = proxy.start(listener or listen(*self._bind))
+            host_port = proxy.start(listener or listen("127.0.0.1"))
             started.callback(proxy.stop)
             self._session.start()
             self._running = (proxy, server)
@@ -252,3 +252,97 @@ class _OldCalls(grpc.GenericRpcHandler):
         with self._lock:
             if self._handlers is not None:
                 self._handlers.close()
+
+
+# --- what stands before every handler: the pinned certificate, the build's state, errors ----------
+
+_MAX_DETAILS: Final = 1024
+
+
+class Guard(grpc.ServerInterceptor):
+    """Lets calls of one client certificate through, for as long as the build runs.
+
+    Args:
+        pin: the certificate that was issued to this build's guest.
+        session: the build; an error of a handler ends it.
+    """
+
+    def __init__(self, pin: Pin, session: Session) -> None:
+        self._pin = pin
+        self._session = session
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], _Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        """Wrap the handler, also of a method that does not exist: refused peers learn nothing from that."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return grpc.unary_unary_rpc_method_handler(self._unknown_method)
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard_stream(handler.stream_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._guard_stream(handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._guard_unary(handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _guard_unary(self, behaviour: Any) -> Callable[[Any, _Context], Any]:
+        def call(request: Any, context: _Context) -> Any:
+            self._admit(context)
+            try:
+                return behaviour(request, context)
+            except Exception as error:
+                self._fail(context, error)
+
+        return call
+
+    def _guard_stream(self, behaviour: Any) -> Callable[[Any, _Context], Iterator[Any]]:
+        def call(request: Any, context: _Context) -> Iterator[Any]:
+            self._admit(context)
+            try:
+                yield from behaviour(request, context)
+            except Exception as error:
+                self._fail(context, error)
+
+        return call
+
+    def _unknown_method(self, _: bytes, context: _Context) -> NoReturn:
+        self._admit(context)
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server has no such method")
+
+    def _admit(self, context: _Context) -> None:
+        certificate = _peer_certificate(context)
+        if not self._pin.matches(certificate):
+            self._session.refuse(context.peer(), certificate)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "this build was not made for you")
+        try:
+            self._session.enter(context.peer())
+        except BuildEnded:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the build has ended")
+
+    def _fail(self, context: _Context, error: Exception) -> NoReturn:
+        if isinstance(error, BuildEnded):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the build has ended")
+        if not isinstance(error, FirebuildError):
+            unexpected = FirebuildError(f"the bootstrap server failed: {error!r:.200}")
+            unexpected.__cause__ = error
+            error = unexpected
+        self._session.fail(error)
+        context.abort(grpc.StatusCode.ABORTED, error.message[:_MAX_DETAILS])
+
+
+def _peer_certificate(context: _Context) -> PeerCertificate:
+    pems: Any = context.auth_context()["x509_pem_cert"]  # a list, whatever the stubs say
+    return PeerCertificate.of(ssl.PEM_cert_to_DER_cert(pems[0].decode("ascii")))

@@ -12,8 +12,14 @@ from typing import Final, Literal
 from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import EventSink, GuestConnected, StepFinished, StepInfo, StepStarted
 from firebuild_bootstrap.service.limits import Limits, Watch
-from firebuild_bootstrap.service.outcome import Ending, Outcome, check_status, failure
-from firebuild_bootstrap.service.reporting import BoundedOutput, Refusals, SerialSink
+from firebuild_bootstrap.service.reporting import (
+    BoundedOutput,
+    Outcome,
+    Refusals,
+    SerialSink,
+    check_status,
+    failure,
+)
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
 
 _PIECE_BYTES: Final = 256 * 1024
@@ -326,6 +332,6 @@ class StepEvents:
             step, exit_code = min(self._left), None
             message = f"the guest reported success, but step {step} was not seen to end"
         else:
-            return Outcome(ending=Ending.SUCCESS)
+            return Outcome()
         error = StepFailed(message, step=step, exit_code=exit_code)
-        return Outcome(ending=Ending.ABORTED, error=error, step=step, exit_code=exit_code, reason="protocol")
+        return Outcome(error=error, step=step, exit_code=exit_code, reason="protocol")

@@ -23,8 +23,8 @@ from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.events import Notice, StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.agents import Forwarding
-from firebuild_bootstrap.service.outcome import aborted
 from firebuild_bootstrap.service.packing import packed
+from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
 
 if TYPE_CHECKING:

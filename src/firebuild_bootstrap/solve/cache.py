@@ -258,11 +258,11 @@ class Cache:
             entry = self._record(identity)
         return entry.size if entry is not None else 0
 
-    def text(self, identity: str) -> str:
-        """Return the instruction that made a layer; an empty text where nothing is known about it."""
+    def created(self, identity: str) -> float:
+        """Return when a layer was made, in seconds since 1970; 0 where nothing is known about it."""
         with self._errors("read"):
             entry = self._record(identity)
-        return entry.text if entry is not None else ""
+        return entry.created if entry is not None else 0
 
     @contextmanager
     def naming(self, identities: Iterable[str]) -> Iterator[None]:
@@ -348,6 +348,35 @@ class Cache:
         if sweep and not dry_run:
             self.trees.sweep()
         return removed
+
+    def damaged_records(self) -> list[Path]:
+        """Return the records of layers that are there, but can't be understood.
+
+        Raises:
+            MachineError, InputError: the store can't be read.
+        """
+        with self._errors("read"):
+            names = os.listdir(self._record_files) if self._record_files.is_dir() else []
+            there = filter(self.trees.is_there, filter(ID.fullmatch, sorted(names)))
+            return [self._record_files / name for name in there if self._record(name) is None]
+
+    def forget(self, identity: str) -> bool:
+        """Remove a layer, also where an image names it; False where a build uses it.
+
+        Raises:
+            MachineError, InputError: the store can't be written.
+        """
+        with self._changing():
+            return self._drop(self._record(identity) or Entry(identity, "", "", 0, "", 0.0))
+
+    def forget_orphans(self) -> None:
+        """Remove records, keys and layers that do not belong together.
+
+        Raises:
+            MachineError, InputError: the store can't be written.
+        """
+        with self._changing():
+            self._drop_orphans(self.named())
 
     # --- records ---------------------------------------------------------------------------------
 

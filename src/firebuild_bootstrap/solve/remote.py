@@ -29,6 +29,7 @@ from firebuild_bootstrap.image.layertrees import OutsideLayer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import MAX_DOCUMENT, Descriptor, Manifest, canonical
 from firebuild_bootstrap.image.outgoing import Outgoing
+from firebuild_bootstrap.image.outputs import GZIP
 from firebuild_bootstrap.image.remotecache import (
     MOST_RECORDS,
     RECORDS,
@@ -226,9 +227,12 @@ class RemoteCaches:
             # What contradicts the results that are here, would not be found if it were here, either.
             if record is None or self._cache.outdated(record.entry):
                 return
-            entry = self._cache.entry(record.entry.id) or record.entry
-            if entry.key != record.entry.key or entry.parent != record.entry.parent:
-                return
+            here, entry = self._cache.entry(record.entry.id), record.entry
+            if here is not None:
+                # What another result has replaced here, such as one of --no-cache, is not wanted any more.
+                if (here.key, here.parent) != (entry.key, entry.parent) or not self._cache.leads_to(here):
+                    return
+                entry = here
             yield entry
             on = above(on, entry.id, linked=entry.linked)
 
@@ -307,7 +311,8 @@ class RemoteCaches:
             self._tasks.warn(note)
         if not notes:  # or another archive would come out of the tree
             self._cache.trees.note_digest(entry.id, record.diff_id)
-            self._blobs.note_made(record.diff_id, record.blob.digest, record.blob.size)
+            if record.blob.media_type.endswith(GZIP.suffix):
+                self._blobs.note_made(record.diff_id, GZIP.form, record.blob.digest, record.blob.size)
 
     # --- what others are to have ----------------------------------------------------------------
 

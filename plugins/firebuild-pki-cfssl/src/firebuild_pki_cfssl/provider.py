@@ -49,13 +49,16 @@ class CfsslProvider(CAProvider):
     def open(self) -> None:
         """Read the key, ask the server for its CA certificate."""
         settings = self._settings
-        client = Client(settings, _decoded(settings.auth_key.resolve(self._context.environ)))
+        environ = self._context.environ
+        client = Client(settings, _decoded(settings.auth_key.resolve(environ)), environ)
         issuer = client.info(settings.server_profile).certificate()
         self._trust = _trust(issuer, settings.anchors)
         self._client = client
 
     def close(self) -> None:
         """Forget the key. There is no session at the server to end."""
+        if self._client is not None:
+            self._client.close()
         self._client = None
 
     def trust_bundle(self) -> TrustBundle:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from firebuild_pki import Duration, Note, NoteLevel, Profile, SecretRef, Settings
+from firebuild_pki.http import is_safe
 
 MAX_ATTEMPTS = 5
 """Together with the timeout, this keeps a call from going on for ever."""
@@ -69,16 +69,9 @@ def _address(address: str) -> Iterator[Note]:
     if not usable or "@" in url.netloc or url.query or url.fragment:
         hint = "scheme, host and port; no user, no query"
         yield _wrong("address", "expected a URL such as https://cfssl.example:8888", hint)
-    elif url.scheme == "http" and not _is_loopback(url.hostname or ""):
+    elif not is_safe(address):
         hint = "use https, with -tls-cert and -tls-key at the server"
         yield _wrong("address", f"plain http to {url.hostname}; it is accepted on loopback only", hint)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _wrong(path: str, message: str, hint: str | None = None) -> Note:

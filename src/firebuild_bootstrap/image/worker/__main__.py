@@ -158,12 +158,12 @@ def _layer_digests(trees: str, newest: int | None = None) -> dict[str, Any]:
     return {"digests": digests}
 
 
-def _pack_layer(root: str, blob: str, newest: int | None = None) -> dict[str, Any]:
-    from firebuild_bootstrap.layers.compression import GzipWriter
+def _pack_layer(root: str, blob: str, kind: str, level: int, newest: int | None = None) -> dict[str, Any]:
+    from firebuild_bootstrap.layers.compression import compressing
 
     with open(blob, "r+b", buffering=0) as file:
         compressed = Hashed(file)
-        with GzipWriter(compressed) as archive:
+        with compressing(compressed, kind, level) as archive:
             plain = Hashed(archive)
             write_layer(plain, changes(root, newest=newest))
     return {"diff_id": plain.digest, "digest": compressed.digest}
@@ -198,6 +198,12 @@ def _overlay(directory: str) -> dict[str, Any]:
     return {"problem": problem(directory)}
 
 
+def _packages(root: str) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.packages import packages
+
+    return packages(root)
+
+
 def _write(archive: str, files: Files) -> dict[str, Any]:
     with open(archive, "wb", buffering=0) as file:
         target = Hashed(file)
@@ -219,6 +225,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "ext4": _ext4,
     "readonly": _readonly,
     "overlay": _overlay,
+    "packages": _packages,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ from firebuild_bootstrap.layers.tree import Files, tree_entries
 PROGRAMS: Final = {"erofs": ("mkfs.erofs", "erofs-utils"), "squashfs": ("sqfstar", "squashfs-tools")}
 """The program that writes a form, and Debian's package of it."""
 _SYSTEM: Final = ("/usr/sbin", "/sbin")  # not on everybody's PATH
+_TAKES_TAR: Final = (1, 7)  # from this version on mkfs.erofs reads whole tar archives
+_MOST_SAID: Final = 64 * 1024
 _SECOND: Final = 10**9
 _YOUNGEST: Final = (1 << 32) - 1  # squashfs counts seconds from 1970 in 32 bits
 
@@ -44,15 +47,49 @@ def make_readonly(form: str, root: str, image: str, newest: int | None) -> None:
 
 
 def _erofs(root: str, image: str, newest: int | None) -> None:
+    version = _erofs_version()
     found = hashlib.sha256()
     last = 0
     for entry, _ in tree_entries(root, newest=newest):
+        if version < _TAKES_TAR:
+            _check_owner(entry, os.lstat(f"{root}/{entry.path}"), version)
         found.update(encode(entry, entry.stored)[0])
         last = max(last, -(-entry.mtime_ns // _SECOND))
-    # It takes the tree itself: tar streams are read from version 1.7 on only.
-    command = ["mkfs.erofs", "--quiet", "-U", str(UUID(bytes=content_uuid(found.digest()))), image, root]
+    command = ["mkfs.erofs", "--quiet", "-U", str(UUID(bytes=content_uuid(found.digest()))), image]
     # Later times become this one, and so does that of the file system; -T would set all of them.
-    _run(command, {"SOURCE_DATE_EPOCH": str(last if newest is None else newest)})
+    env = {"SOURCE_DATE_EPOCH": str(last if newest is None else newest)}
+    if version < _TAKES_TAR:
+        _run([*command, root], env)
+        return
+    files = ((_erofs_readable(entry), data) for entry, data in tree_entries(root, newest=newest))
+    _run([*command, "--tar=f", "-b4096"], env, files)
+
+
+def _erofs_readable(entry: Entry) -> Entry:
+    """Return an entry as mkfs.erofs 1.8 can read it, which knows no sparse members.
+
+    Of a time it takes the digits after the point for nanoseconds, however few they are: so there have to be
+    nine or none, and where zeros at the end are left out the time is a nanosecond later.
+    """
+    late = entry.mtime_ns % _SECOND > 0 and entry.mtime_ns % 10 == 0
+    return entry._replace(regions=None, mtime_ns=entry.mtime_ns + late)
+
+
+def _erofs_version() -> tuple[int, int]:
+    """Return the version of mkfs.erofs; the first ones know no --version, and tell it with their usage."""
+    said = _run(["mkfs.erofs", "--version"], {}, fails=True)
+    version = re.search(r"\b([0-9]+)\.([0-9]+)", said)
+    return (int(version[1]), int(version[2])) if version else (0, 0)
+
+
+def _check_owner(entry: Entry, status: os.stat_result, version: tuple[int, int]) -> None:
+    """Insist that a file has the owner on the disk that it is to have, where it is taken from there."""
+    if (entry.uid, entry.gid) != (status.st_uid, status.st_gid):
+        raise LayerError(
+            f"{entry.path} belongs to {entry.uid}:{entry.gid}, which this user can't have on the disk, and "
+            f"mkfs.erofs {version[0]}.{version[1]} takes owners from there",
+            "install erofs-utils 1.7 or newer, give your user subordinate ids, or write squashfs",
+        )
 
 
 def _squashfs(files: Files, image: str) -> None:
@@ -97,17 +134,30 @@ def _in_range(mtime_ns: int) -> int:
     return min(max(mtime_ns, 0), _YOUNGEST * _SECOND)
 
 
-def _run(command: Sequence[str], env: Mapping[str, str], files: Iterable[tuple[Entry, Content]] = ()) -> None:
-    """Run a program, and give it `files` as a tar archive."""
+def _run(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    files: Iterable[tuple[Entry, Content]] = (),
+    *,
+    fails: bool = False,
+) -> str:
+    """Run a program, give it `files` as a tar archive, and return what it says.
+
+    Args:
+        command: the program and its arguments.
+        env: variables besides PATH and LC_ALL.
+        files: for its standard input.
+        fails: it may.
+    """
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM])
-    with TemporaryFile() as complaints:
+    with TemporaryFile() as output:
         try:
             process = subprocess.Popen(
                 command,
                 env={"PATH": path, "LC_ALL": "C", **env},
                 stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=complaints,
+                stdout=output,
+                stderr=output,
             )
         except FileNotFoundError as error:
             package = next(package for program, package in PROGRAMS.values() if program == command[0])
@@ -116,7 +166,8 @@ def _run(command: Sequence[str], env: Mapping[str, str], files: Iterable[tuple[E
             ) from error
         with suppress(BrokenPipeError), process:  # it has ended then, and says why
             write_layer(cast(IO[bytes], process.stdin), files)
-        if process.returncode:
-            complaints.seek(0)
-            text = complaints.read().decode("utf-8", "replace").strip()[:500]
-            raise LayerError(f"{command[0]} failed: {text or f'it ended with {process.returncode}'}")
+        output.seek(0)
+        text = output.read(_MOST_SAID).decode("utf-8", "replace").strip()
+        if process.returncode and not fails:
+            raise LayerError(f"{command[0]} failed: {text[:500] or f'it ended with {process.returncode}'}")
+        return text

@@ -54,7 +54,6 @@ class CniNetwork(Network):
         gid: its group.
         name: the build's id.
         leftovers: gets the namespace, and a DEL for each ADD.
-        namespaces: where `ip netns` keeps namespaces.
     """
 
     def __init__(
@@ -65,13 +64,12 @@ class CniNetwork(Network):
         gid: int,
         name: str,
         leftovers: Leftovers,
-        namespaces: Path = _NAMESPACES,
     ) -> None:
         self._settings = settings
         self._container = f"firebuild-{name}"
         self._arguments = f"IgnoreUnknown=1;TC_REDIRECT_TAP_UID={uid};TC_REDIRECT_TAP_GID={gid}"
         self._leftovers = leftovers
-        self._namespace = namespaces / self._container
+        self._namespace = _NAMESPACES / self._container
 
     def check(self) -> None:
         """See `Network.check`."""

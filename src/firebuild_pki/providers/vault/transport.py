@@ -22,12 +22,20 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from hvac.adapters import RawAdapter
 from requests.adapters import HTTPAdapter
-from urllib3 import PoolManager
 from urllib3.exceptions import HTTPError
 
 from firebuild_pki import addresses
 from firebuild_pki.addresses import is_safe
-from firebuild_pki.connections import POOLS, TlsFault, connection_words, speaks_tls, tls_fault, wrapped
+from firebuild_pki.connections import (
+    POOLS,
+    TlsFault,
+    close_now,
+    connection_words,
+    read_retry_after,
+    speaks_tls,
+    tls_fault,
+    wrapped,
+)
 from firebuild_pki.providers.vault.settings import base_of
 
 MAX_ANSWER = 4 << 20
@@ -138,11 +146,9 @@ class Adapter(HTTPAdapter):
         """Leave it to the context: requests would add a bundle of public CAs."""
 
     def close(self) -> None:
-        """Close the sockets now; urllib3 would wait until nothing refers to a pool, and errors do."""
-        managers: list[PoolManager] = [self.poolmanager, *self.proxy_manager.values()]
-        for manager in managers:
-            for pool in [manager.pools[key] for key in manager.pools.keys()]:  # noqa: SIM118 - not iterable
-                pool.close()
+        """Close the sockets now."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            close_now(manager)
         super().close()
 
 
@@ -335,7 +341,7 @@ def _answer(address: str, response: requests.Response, body: bytes) -> Answer:
         address,
         response.status_code,
         content,
-        _seconds(response.headers.get("Retry-After")),
+        read_retry_after(response.headers.get("Retry-After")),
         _date(response.headers.get("Date")),
     )
 
@@ -352,8 +358,3 @@ def _date(text: str | None) -> datetime | None:
         return parsedate_to_datetime(text or "").astimezone(UTC)
     except ValueError:
         return None
-
-
-def _seconds(text: str | None) -> float:
-    # the date that RFC 9110 allows here as well is not what Vault sends
-    return float(text) if text and text.isdecimal() else 0.0

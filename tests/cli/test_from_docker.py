@@ -1,0 +1,129 @@
+"""Every row of docs/from-docker.md is what the command line does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from firebuild_bootstrap.cli import docker
+from firebuild_bootstrap.cli.app import app
+from firebuild_bootstrap.errors import InputError
+
+PAGE = Path(__file__).parents[2] / "docs/from-docker.md"
+BUILD = app.commands["build"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One option of another tool, with what the page says about it."""
+
+    name: str
+    short: str
+    here: str
+    words: str
+
+
+def tables() -> dict[str, list[Row]]:
+    """The rows of each table of options, by its heading."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    heading = ""
+    for line in PAGE.read_text().split("## Commands")[0].splitlines():
+        if line.startswith("#"):
+            heading = line.strip("# ")
+        if match := re.fullmatch(r"\| `(--[\w-]+)`(?:, `(-\w)`)? \| (.+?) \| (.*?) ?\|", line):
+            found[heading].append(Row(match[1], match[2] or "", match[3], match[4]))
+    return dict(found)
+
+
+TABLES = tables()
+ROWS = sorted({row.name: row for rows in TABLES.values() for row in rows}.values(), key=lambda row: row.name)
+
+
+def parse(*words: str) -> str:
+    """Read options as `firebuild build` does, and return the words of a refusal, or nothing."""
+    try:
+        BUILD.make_context("build", [*words, "."])
+    except InputError as error:
+        named = error.message.startswith(f"{words[0].partition('=')[0]} is an option of ")
+        return (error.hint or "") if named else error.message
+    return ""
+
+
+def done(name: str) -> bool:
+    return any(name in option.opts for option in BUILD.params if option.expose_value)
+
+
+def refused() -> set[str]:
+    others = [table for kinds in (docker._OTHER_FLAGS, docker._OTHER_OPTIONS) for table in kinds.values()]
+    return {name for table in (docker._REFUSED_FLAGS, docker._REFUSED_OPTIONS, *others) for name in table}
+
+
+def takes_a_value(name: str) -> bool:
+    option = next(each for each in BUILD.params if name in each.opts)
+    assert isinstance(option, click.Option)
+    return not option.is_flag and not option._flag_needs_value
+
+
+def test_every_row_is_what_the_command_line_does() -> None:
+    assert len(ROWS) > 150
+    for row in ROWS:
+        compare(row)
+
+
+def compare(row: Row) -> None:
+    if row.here == "same":
+        assert done(row.name), row
+        return
+    assert not done(row.name), row
+    value = "=x" if takes_a_value(row.name) else ""
+    if row.here == "accepted":
+        assert parse(f"{row.name}{value}") == "", row
+    elif row.here == "refused":
+        assert parse(f"{row.name}{value}") == row.words
+    else:
+        words = re.findall("`([^`]+)`", row.here)
+        assert row.here == "only " + ", ".join(f"`{word}`" for word in words)
+        assert [parse(f"{row.name}={word}") for word in words] == [""] * len(words), row
+        others = ["true", "false"] if not value else ["host"]
+        assert {parse(f"{row.name}={other}") for other in others if other not in words} == {row.words}
+
+
+def test_a_short_form_means_what_the_page_says() -> None:
+    for row in (row for rows in TABLES.values() for row in rows if row.short):
+        [option] = [each for each in BUILD.params if row.short in each.opts]
+        assert row.name in option.opts, row
+
+
+def test_nothing_is_refused_that_the_page_does_not_have_and_no_option_has_two_rows_in_a_table() -> None:
+    assert refused() <= {row.name for row in ROWS}
+    for rows in TABLES.values():
+        names = [row.name for row in rows]
+        assert sorted(set(names), key=names.index) == names
+    rows = [row for rows in TABLES.values() for row in rows if row.here != "same"]
+    assert len({(row.name, row.here, row.words) for row in rows}) == len({row.name for row in rows})
+
+
+def test_options_that_the_words_name_exist() -> None:
+    mentioned = {word for row in ROWS for word in re.findall(r"(?<![\w-])--[a-z-]+(?![\w-]*`)", row.words)}
+    words = mentioned - {"--from", "--mount", "--older-than"}
+    assert {word for word in words if not done(word)} == set()
+
+
+@pytest.mark.needs("buildah")
+def test_no_option_of_this_machine_s_buildah_is_missing() -> None:
+    shown = subprocess.run(["buildah", "build", "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^ {2}(?:-\w, | {4})(--[\w-]+)", shown, re.MULTILINE)) - {"--help"}
+    assert options <= {row.name for row in TABLES["buildah build"]}
+    assert len(options) > 80
+
+
+@pytest.mark.parametrize("flag", ["--tls-verify=maybe", "--insecure=2"])
+def test_a_flag_of_another_tool_takes_true_or_false(flag: str) -> None:
+    with pytest.raises(InputError, match="expected true or false"):
+        BUILD.make_context("build", [flag, "."])
