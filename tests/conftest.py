@@ -63,6 +63,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "debugfs": (_program("debugfs"), "apt install e2fsprogs"),
     "busybox": (_program("busybox"), "apt install busybox-static"),
     "newuidmap": (_program("newuidmap"), "apt install uidmap"),
+    "dpkg": (_program("dpkg-query"), "a Debian system"),
     "mmdebstrap": (_program("mmdebstrap"), "apt install mmdebstrap"),
     "buildah": (_program("buildah"), "apt install buildah"),
     "docker-registry": (_program("docker-registry"), "apt install docker-registry"),

@@ -1,9 +1,9 @@
-"""The section `bootstrap` of the settings, and the type of sizes in all sections."""
+"""The section `bootstrap` of the settings, and the types of sizes and addresses in all sections."""
 
 from __future__ import annotations
 
 from datetime import timedelta
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -20,6 +20,22 @@ def _bytes(value: object) -> object:
 
 ByteSize = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=int | str), Field(ge=1024)]
 """A number of bytes, or a text such as `64MiB`."""
+
+
+def ipv4(value: str) -> str:
+    """Return an IPv4 address in its usual form.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    try:
+        return str(IPv4Address(value))
+    except ValueError:
+        raise ValueError(f'expected an IPv4 address such as 192.0.2.53, found "{value}"') from None
+
+
+Address = Annotated[str, AfterValidator(ipv4)]
+"""An IPv4 address."""
 
 
 def _loopback(value: str) -> str:

@@ -42,6 +42,7 @@ from firebuild_bootstrap.machine.drivers import (
     start_ahead,
 )
 from firebuild_bootstrap.machine.workspace import BuildDirectory, Workspace
+from firebuild_bootstrap.provenance import Course, predicate
 from firebuild_bootstrap.request import BuildRequest
 from firebuild_bootstrap.resolving import Resolved, resolve
 from firebuild_bootstrap.solve.inputs import Inputs
@@ -118,6 +119,7 @@ class _Build:
         self.events = events
         self._build_id = f"b{secrets.token_hex(6)}"
         self._began = time.monotonic()
+        self._started = datetime.now(UTC)
         self._telling = threading.RLock()
         self._parts: dict[int, BuildDirectory] = {}
         self._announced_phase = 0
@@ -163,11 +165,18 @@ class _Build:
         results = self._results(resolved)
         pending = self._pending(results, cleanup)
         cached = {stage.index: results.cached(stage) for stage in resolved.graph.stages}
+        executed = frozenset(
+            (stage.index, place)
+            for stage in pending
+            for linked in (results.linked(stage),)
+            for place in range(cached[stage.index], len(stage.steps))
+            if place not in linked
+        )
         self._announce(resolved, results, cached)
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
             self._phase(7)
-            image = self._store(resolved, results)
+            image = self._store(resolved, results, executed)
             self._share(results, cleanup)
             return image
         results.settled()
@@ -177,7 +186,7 @@ class _Build:
                 (step, resolved.sent.get((stage.index, place)))
                 for stage in pending
                 for place, step in enumerate(stage.steps)
-                if place >= cached[stage.index] and place not in results.linked(stage)
+                if (stage.index, place) in executed
             ),
             resolved.secrets,
             resolved.agents,
@@ -204,7 +213,7 @@ class _Build:
         self._phase(7)
         authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
-        image = self._store(resolved, results, authority)
+        image = self._store(resolved, results, executed, authority)
         self._share(results, cleanup)
         return image
 
@@ -497,11 +506,21 @@ class _Build:
         self,
         resolved: Resolved,
         results: Results,
+        executed: frozenset[tuple[int, int]],
         authority: Authority | None = None,
     ) -> StoredImage | None:
         provider = authority.provider_name if authority is not None else self._settings.ca_provider
         origin = Origin(self._build_id, provider, authority.issuer_fingerprint if authority else "")
         request = self._request
+        course = Course(
+            build_id=self._build_id,
+            started=self._started,
+            machine=self._settings.machine.driver,
+            ca_provider=provider,
+            issuer_fingerprint=origin.issuer_fingerprint,
+            executed=executed,
+            parts=results.parts,
+        )
 
         layers = results.layers()
         if layers is None:
@@ -513,7 +532,15 @@ class _Build:
                 )
             self._info(f"all steps succeeded; nothing is stored: {why}")
             return None
-        image = store(layers, request, resolved, origin, self._home, notice=self._notice)
+        image = store(
+            layers,
+            request,
+            resolved,
+            origin,
+            self._home,
+            provenance=(lambda: predicate(request, resolved, course)) if request.attestations.kept else None,
+            notice=self._notice,
+        )
         results.trim(lambda: _cache_limit(self._settings.cache.max_size, self._home.root))
         wanted = {spec.type for spec in request.outputs[:1]}
         first = next((output for output in image.record.outputs if output.type in wanted), None)

@@ -18,6 +18,7 @@ from firebuild_bootstrap.context.entries import Entry
 from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
+from firebuild_bootstrap.image.attestations import NONE, Attestations
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
@@ -60,6 +61,7 @@ class BuildRequest:
         cache_to: where the results of this build's steps go as well, for other machines.
         epoch: seconds since 1970: no file of the outputs is younger, nor is the image (SOURCE_DATE_EPOCH);
             None for the real times.
+        attestations: what is to be said about the image.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
             keeps nothing.
 
@@ -86,6 +88,7 @@ class BuildRequest:
     cache_from: tuple[CacheSpec, ...] = ()
     cache_to: tuple[CacheSpec, ...] = ()
     epoch: int | None = None
+    attestations: Attestations = NONE
     keep_failed: Path | None = None
 
     def __post_init__(self) -> None:

@@ -81,6 +81,7 @@ class Resolved:
         sent: what the COPY and ADD send whose files are there before anything runs, by stage and step.
         secrets: what the user has given, by id.
         agents: the same of SSH agents.
+        dockerfile: the text that it was read from.
         warnings: of build checks and others.
     """
 
@@ -89,6 +90,7 @@ class Resolved:
     contexts: Mapping[str, BuildContext]
     sent: Sent
     secrets: Mapping[str, Secret]
+    dockerfile: DockerfileSource
     agents: Mapping[str, SshAgent] = field(default_factory=dict)
     warnings: tuple[Diagnostic, ...] = ()
 
@@ -204,7 +206,8 @@ def resolve(
         InputError: a mistake, with file and line.
     """
     found = _Found(bases)
-    graph = _read(request, found, Lint(contexts[""].excluded))
+    source = request.source or DockerfileSource.read(request.dockerfile)
+    graph = _read(request, source, found, Lint(contexts[""].excluded))
 
     def outside_trees(tree: TreeRef) -> BuildContext:
         return contexts[tree.name if isinstance(tree, ContextRef) else ""]
@@ -212,7 +215,14 @@ def resolve(
     graph, sent, empty = outside(graph, outside_trees, check=check)
     check_runs(graph, outside_trees, request.secrets, request.agents)
     return Resolved(
-        graph, found.bases, contexts, sent, request.secrets, request.agents, (*graph.warnings, *empty)
+        graph,
+        found.bases,
+        contexts,
+        sent,
+        request.secrets,
+        source,
+        request.agents,
+        (*graph.warnings, *empty),
     )
 
 
@@ -227,7 +237,8 @@ def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ..
     """
     lint = Lint(excluded_sources(load_rules(request.context, request.dockerfile)))
     try:
-        graph = _read(request, _Found(bases), lint, every_stage=request.target is None)
+        source = request.source or DockerfileSource.read(request.dockerfile)
+        graph = _read(request, source, _Found(bases), lint, every_stage=request.target is None)
     except InputError as error:
         return tuple(sorted(lint.found, key=lambda each: each.location.line)), error
     here = Location(str(request.dockerfile))
@@ -235,9 +246,11 @@ def check(request: BuildRequest, bases: BaseStore) -> tuple[tuple[Diagnostic, ..
     return (*graph.warnings, *(Diagnostic(here, message) for message in unused)), None
 
 
-def _read(request: BuildRequest, images: _Found, lint: Lint, *, every_stage: bool = False) -> Graph:
+def _read(
+    request: BuildRequest, source: DockerfileSource, images: _Found, lint: Lint, *, every_stage: bool = False
+) -> Graph:
     return read_graph(
-        request.source or DockerfileSource.read(request.dockerfile),
+        source,
         images=images,
         build_args=request.build_args,
         target=request.target,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import MachineError
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.attestations import has_provenance, keep_provenance
 from firebuild_bootstrap.image.forms import keep_form, reuse_forms, write_form
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, StoredLayer
 from firebuild_bootstrap.image.oci import is_layer_of
@@ -42,6 +43,7 @@ def store(
     origin: Origin,
     home: Home,
     *,
+    provenance: Callable[[], Mapping[str, Any]] | None = None,
     notice: Callable[[str], None] = lambda _: None,
 ) -> StoredImage:
     """Store layers as one image, after the forms of it that are wanted are written.
@@ -52,10 +54,12 @@ def store(
         resolved: what was built.
         origin: by which build.
         home: where.
+        provenance: returns what is kept beside the image about its build; None for nothing.
         notice: told what a form could not keep.
 
     Returns:
-        the image. One under the same names that is the same is left as it is, with its forms.
+        the image. One under the same names that is the same is left as it is, with its forms, and with the
+        provenance of the build that made it.
 
     Raises:
         InputError: the files need more than the size that is asked for.
@@ -86,6 +90,8 @@ def store(
     older = _found(request, home)
     if older is not None and _is_same(older, record):
         _write_forms(older.directory, layers, older.record, request, home)
+        if provenance is not None and not has_provenance(older.directory):
+            keep_provenance(older.directory, provenance())
         return older.refreshed()
     with home.images.stage() as staging, ExitStack() as cleanup:
         for layer, described in zip(layers, record.layers or (), strict=True):
@@ -96,6 +102,8 @@ def store(
         if older is not None and _is_made_of(older, record):
             reuse_forms(older.directory, staging.path)
         _write_forms(staging.path, layers, record, request, home)
+        if provenance is not None:
+            keep_provenance(staging.path, provenance())
         with home.tasks.task("storing the image"):
             if record.layer_store:
                 keys = [layer.key for layer in layers if isinstance(layer, StoredLayer)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 
@@ -38,9 +39,26 @@ def proxy_for(url: str, environ: Mapping[str, str]) -> str | None:
     proxy = values.get("https_proxy") or values.get("all_proxy")
     if parts.scheme != "https" or is_loopback(host) or not proxy:
         return None
-    return None if _is_excluded(host, values.get("no_proxy", "")) else proxy
+    return None if _is_excluded(host, parts.port or 443, values.get("no_proxy", "")) else proxy
 
 
-def _is_excluded(host: str, no_proxy: str) -> bool:
-    entries = [entry.strip().lower().lstrip(".") for entry in no_proxy.split(",")]
-    return any(entry and (entry in {"*", host} or host.endswith(f".{entry}")) for entry in entries)
+def _is_excluded(host: str, port: int, no_proxy: str) -> bool:
+    """Read NO_PROXY as Go's programs do (golang.org/x/net/http/httpproxy).
+
+    It names hosts with all below them, addresses and networks, each but the last with `:PORT` or without.
+    """
+    for entry in filter(None, map(str.strip, no_proxy.lower().split(","))):
+        if entry == "*":
+            return True
+        with suppress(ValueError):
+            network = ipaddress.ip_network(entry, strict=False)
+            with suppress(ValueError):
+                if ipaddress.ip_address(host) in network:
+                    return True
+            continue
+        with suppress(ValueError):
+            parts = urlsplit(f"//{entry}")
+            name = (parts.hostname or "").removeprefix("*").lstrip(".")
+            if name and parts.port in (None, port) and (host == name or host.endswith(f".{name}")):
+                return True
+    return False

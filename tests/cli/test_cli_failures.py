@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -287,6 +288,20 @@ def test_the_installed_command_stops_where_its_reader_does(tmp_path: Path) -> No
     process.stdout.close()
     _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (74, b"")
+
+
+@pytest.mark.parametrize(
+    ("argument", "stream", "status"),
+    [("--version", "", 0), ("nope", "2>&-", 2), ("--help", ">/dev/full", 74)],
+)
+def test_the_installed_command_ends_with_the_status_of_what_it_did(
+    argument: str, stream: str, status: int
+) -> None:
+    code = "from firebuild_bootstrap.cli import program; program()"
+    script = f'exec "$0" -c "{code}" {argument} {stream}'
+    done = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, timeout=60, check=False)
+    assert done.returncode == status
+    assert b"Traceback" not in done.stderr
 
 
 @pytest.mark.needs("userns")

@@ -99,6 +99,10 @@ def test_images_pull_keeps_what_is_newest(small: Small, cli: Cli, runnable: Imag
     newer = cli("images", "pull", f"{small.host}/team/base:1").out
     assert newer != done.out
     assert "404 Not Found" in cli("images", "pull", f"{small.host}/none", status=2).first
+    small.add(runnable, "2")
+    several = [f"{small.host}/team/base:{tag}" for tag in (2, 1, 2)]
+    pulled = [line.split()[1] for line in cli("pull", *several).out.splitlines()]
+    assert pulled == several
 
 
 def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: Cli, runnable: Image) -> None:
@@ -114,9 +118,28 @@ def test_what_is_built_is_pushed_with_the_layers_of_its_base(small: Small, cli: 
     small.requests.clear()
     assert cli("push", tag).out == f"pushed {tag}  {named}\n"
     assert small.asked("PUT") == ["/v2/team/web/manifests/2"]
+    with_statements(small, cli, tag, named)
     cli("rmi", tag)
     Path("Dockerfile").write_text(f"FROM {tag}\nRUN grep here /made\n")
     cli("build", ".")
+
+
+def with_statements(small: Small, cli: Cli, tag: str, named: str) -> None:
+    """Push what is there once more, with statements about it: its own digest stays."""
+    done = cli("images", "push", "--attest", "type=provenance,mode=max", "--sbom", tag)
+    assert done.out == f"pushed {tag}  {digest(small.manifests['2'][1])}\n"
+    image, attestation = json.loads(small.manifests["2"][1])["manifests"]
+    assert image["digest"] == named
+    layers = json.loads(small.manifests[attestation["digest"]][1])["layers"]
+    provenance, sbom = (json.loads(small.blobs[layer["digest"]]) for layer in layers)
+    assert provenance["subject"] == sbom["subject"]
+    assert provenance["subject"][0]["digest"] == {"sha256": named[7:]}
+    host = small.host.replace(":", "%3A")
+    assert provenance["subject"][0]["name"].startswith(f"pkg:docker/{host}/team/web@2?platform=linux")
+    assert sbom["predicate"]["bomFormat"] == "CycloneDX"
+    (_, base) = provenance["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert base["uri"].startswith(f"pkg:docker/{host}/team/base@1?platform=linux")
+    assert base["digest"] == {"sha256": digest(small.manifests["1"][1])[7:]}
 
 
 def test_what_can_t_be_pushed_is_refused(small: Small, cli: Cli) -> None:

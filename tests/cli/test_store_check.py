@@ -14,21 +14,35 @@ import pytest
 
 from cli.conftest import Cli
 from image.layouts import Made, layer, packed
+from support import Firebuild, await_end_of_processes
 
 pytestmark = pytest.mark.needs("userns", "busybox")
 
 
-@pytest.fixture
-def store(cli: Cli, tmp_path: Path) -> Cli:
-    """A store with an image that was built, one that was loaded, and a base."""
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a store of an image that was built, one that was loaded, and a base."""
+    directory = tmp_path_factory.mktemp("filled")
+    firebuild, context = Firebuild(directory / "home"), directory / "context"
     made = Made([layer({"etc/": None, "etc/one": "1"})], {}, "acme/web:1")
-    cli("images", "load", packed(made.layout(), tmp_path / "in.tar"))
-    (tmp_path / "tree").mkdir()
-    (tmp_path / "tree/file").write_text("text")
-    cli("base", "import", "tiny", tmp_path / "tree")
-    shutil.copy("/bin/busybox", "busybox")
-    Path("Dockerfile").write_text("FROM tiny\nCOPY busybox /bin/sh\nRUN echo 1 > /one\n")
-    cli("build", "-q", "-t", "app:1", "--output", "ext4", ".")
+    firebuild("images", "load", packed(made.layout(), directory / "in.tar"))
+    (directory / "tree").mkdir()
+    (directory / "tree/file").write_text("text")
+    firebuild("base", "import", "tiny", directory / "tree")
+    context.mkdir()
+    shutil.copy("/bin/busybox", context / "busybox")
+    (context / "Dockerfile").write_text("FROM tiny\nCOPY busybox /bin/sh\nRUN echo 1 > /one\n")
+    firebuild("build", "-q", "-t", "app:1", "--output", "ext4", context)
+    await_end_of_processes(directory / "home")
+    return directory
+
+
+@pytest.fixture
+def store(cli: Cli, filled: Path) -> Cli:
+    """A copy of it, beside its context."""
+    subprocess.run(["cp", "-a", filled / "home", cli.home], check=True)
+    for name in ("busybox", "Dockerfile"):
+        shutil.copy(filled / "context" / name, name)
     return cli
 
 
@@ -64,6 +78,7 @@ def read_only(store: Cli) -> Iterator[None]:
     subprocess.run(["mount", "--bind", store.home, store.home], check=True)
     subprocess.run(["mount", "-o", "remount,bind,ro", store.home], check=True)
     yield
+    await_end_of_processes(store.home)
     subprocess.run(["umount", store.home], check=True)
 
 
@@ -79,6 +94,7 @@ def small_disk(cli: Cli) -> Iterator[None]:
     cli.home.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", cli.home], check=True)
     yield
+    await_end_of_processes(cli.home)
     subprocess.run(["umount", cli.home], check=True)
 
 
@@ -150,9 +166,7 @@ def test_a_layer_that_somebody_has_changed_is_removed_and_built_again(store: Cli
     assert one(store, "layers/*/content/*/layer/fs/one").read_text() == "1\n"
 
 
-def test_blobs_and_what_is_unpacked_of_them_come_again_from_where_they_came(
-    store: Cli, tmp_path: Path
-) -> None:
+def test_blobs_and_what_is_unpacked_of_them_come_again_from_where_they_came(store: Cli, filled: Path) -> None:
     problems(store, left=False)
     image = json.loads(store("images", "inspect", "acme/web:1").out)
     blob = store.home / "blobs" / image["layers"][0]["blob"]["digest"].replace(":", "/")
@@ -174,7 +188,7 @@ def test_blobs_and_what_is_unpacked_of_them_come_again_from_where_they_came(
     assert "store check --repair" in done.err
     assert problems(store, "--repair")[0] == f"repaired: {found[0]}"
     assert problems(store) == ["image acme/web:1: its blob ID is missing: load or pull it again"]
-    store("images", "load", tmp_path / "in.tar")
+    store("images", "load", filled / "in.tar")
     assert blob.read_bytes() == good
     store("build", "-f", "on", "--output", "tar", ".")
     assert problems(store, left=False)[0].startswith("sound")

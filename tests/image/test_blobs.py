@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.blobs import BlobError, BlobStore, allow_open_files, digest_of
+from firebuild_bootstrap.image.blobs import BlobError, BlobStore, digest_of
+from firebuild_bootstrap.image.content_store import allow_open_files
 from firebuild_bootstrap.image.oci import LAYER, Descriptor
 
 DATA = b"a layer" * 1000

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from firebuild_pki import CAError
+from firebuild_pki.addresses import proxy_for
 from firebuild_pki.http import HTTPClient, HTTPFailure, TlsFault, tls_context
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.provider import Profile
@@ -209,6 +210,31 @@ def test_a_proxy_is_asked_to_connect_and_its_password_is_shown_nowhere(
     (connected,) = backend.requests
     assert connected[0] == "backend.example:443"
     assert connected[1]["proxy-authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    ("url", "no_proxy", "goes_through"),
+    [
+        ("https://backend.example:8200", "other, backend.example", False),
+        ("https://a.backend.example", ".example", False),
+        ("https://a.backend.example", "*.backend.example", False),
+        ("https://backend.example", "*", False),
+        ("https://backend.example:8200", "backend.example:8200", False),
+        ("https://backend.example", "backend.example:443", False),
+        ("https://backend.example:8201", "backend.example:8200", True),
+        ("https://notbackend.example", "backend.example", True),
+        ("https://10.1.2.3", "10.0.0.0/8", False),
+        ("https://11.1.2.3", "10.0.0.0/8,2001:db8::/32", True),
+        ("https://[2001:db8::7]:5000", "2001:db8::/32", False),
+        ("https://[2001:db8::7]:5000", "[2001:db8::7]:5000", False),
+        ("https://backend.example", ", x:port, [::1, 10.0.0.0/99", True),
+        ("https://[::1]:5000", "", False),
+        ("http://backend.example", "", False),
+    ],
+)
+def test_no_proxy_is_read_as_programs_in_go_read_it(url: str, no_proxy: str, goes_through: bool) -> None:
+    environ = {"https_proxy": "http://proxy.example:3128", "NO_PROXY": no_proxy}
+    assert (proxy_for(url, environ) is not None) == goes_through
 
 
 # --- TLS ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_bootstrap.events import TaskFinished, TaskStarted
+from firebuild_bootstrap.image.attestations import PROVENANCE, SBOM, attested, statement
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.oci import DOCKER_MANIFEST, MANIFEST, Manifest, parse_manifest
@@ -17,7 +18,7 @@ from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Repository
 from firebuild_bootstrap.registry.pull import Registries
-from firebuild_bootstrap.registry.push import push
+from firebuild_bootstrap.registry.push import Upload, push
 from registry.conftest import LOGIN, Client
 from registry.servers import CA, PASSWORD, USER, Image, debian_registry, digest
 
@@ -138,7 +139,7 @@ def test_a_layer_that_is_cut_on_its_way_there_arrives(
             raise RegistryError("the connection was cut off", passing=True)
 
     repository = Repository(registries.registry(host), "cut", push=True)
-    repository.upload(layer, client.blobs.required(layer.digest), sent.append, check)
+    Upload(repository, layer, client.blobs.required(layer.digest), sent.append, check).send()
     assert repository.has(layer)
     first = sent[after[0]]
     assert goes_on <= first <= goes_on + (1 << 16)
@@ -205,3 +206,36 @@ def test_buildah_pulls_what_we_push(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == digest(Image((EMPTY_TAR,)).config).removeprefix("sha256:")
+
+
+@pytest.mark.needs("skopeo")
+def test_statements_go_with_an_image_whose_own_digest_stays(
+    registries: Registries, client: Client, host: str, skopeo: Skopeo, tmp_path: Path
+) -> None:
+    manifest = kept(IMAGE, client.blobs)
+    said = [
+        statement(["pkg:docker/web@1"], manifest.digest, kind, {"kind": kind}) for kind in (PROVENANCE, SBOM)
+    ]
+    about = attested(manifest, Platform.host(), said, client.blobs)
+    reference = Reference.parse(f"{host}/team/attested:1")
+    named = push(registries, reference, manifest, client.blobs, attested=about)
+    assert named == about.index.digest == registries.digest(reference)
+    index = json.loads(skopeo("inspect", f"docker://{reference}", "--raw"))
+    image, attestation = index["manifests"]
+    assert image["digest"] == manifest.digest
+    assert attestation["platform"] == {"os": "unknown", "architecture": "unknown"}
+    assert attestation["annotations"] == {
+        "vnd.docker.reference.type": "attestation-manifest",
+        "vnd.docker.reference.digest": manifest.digest,
+    }
+    raw = skopeo("inspect", f"docker://{host}/team/attested@{attestation['digest']}", "--raw")
+    layers = json.loads(raw)["layers"]
+    assert [layer["annotations"]["in-toto.io/predicate-type"] for layer in layers] == [PROVENANCE, SBOM]
+    assert {layer["mediaType"] for layer in layers} == {"application/vnd.in-toto+json"}
+    # Who knows nothing of it gets the image.
+    skopeo("copy", f"docker://{reference}", f"dir:{tmp_path / 'copied'}")
+    assert digest((tmp_path / "copied/manifest.json").read_bytes()) == manifest.digest
+    empty = BlobStore(tmp_path / "empty")
+    pulled = registries.pull(reference, empty, Platform.host())
+    assert (pulled.digest, pulled.manifest.digest) == (named, manifest.digest)
+    empty.close()

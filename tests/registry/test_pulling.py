@@ -55,6 +55,31 @@ def test_an_image_comes_once_and_is_not_fetched_again(small: Small, client: Clie
     assert [method for method, _, _ in small.requests] == ["HEAD"]
 
 
+def test_images_come_side_by_side_and_what_they_share_comes_once(small: Small, client: Client) -> None:
+    one, two = Image((b"shared", b"first")), Image((b"shared", b"second"))
+    both = threading.Barrier(2, timeout=10)
+
+    def meets(handler: Handler) -> None:
+        both.wait()
+        handler.serve()
+
+    for tag, image in (("1", one), ("2", two)):
+        small.add(image, tag)
+        small.behaviours.append(once(digest(image.layers[1]), meets))
+    registries = client.registries(small.host)
+    wanted = [Reference.parse(f"{small.host}/web:{tag}") for tag in (1, 2)]
+    found = registries.pull_several(wanted, client.blobs, HOST)
+    assert [each.manifest.digest for each in found] == [digest(each.manifest) for each in (one, two)]
+    assert len([path for path in small.asked() if digest(b"shared") in path]) == 1
+    # Where one is not there, nothing of the others comes.
+    small.add(Image((b"third",)), "3")
+    with pytest.raises(RegistryError, match="404 Not Found"):
+        registries.pull_several(
+            [Reference.parse(f"{small.host}/web:{tag}") for tag in (3, 4)], client.blobs, HOST
+        )
+    assert client.blobs.hold(digest(b"third")) is None
+
+
 def test_the_platform_is_chosen_from_an_index(small: Small, client: Client) -> None:
     other = Platform.parse("linux/s390x")
     image = Image((b"ours",))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
 _INTERRUPTED = 130  # `ExitStatus.INTERRUPTED`, whose import would delay the signal handlers
 
@@ -20,6 +21,21 @@ def main() -> None:
     from firebuild_bootstrap.cli.app import main as run
 
     run()
+
+
+def program() -> None:
+    """Be the installed command: run `main`, and end without taking every module apart.
+
+    All is written and closed then; the rest takes Python as long as a step of a small build.
+    """
+    try:
+        main()
+    except SystemExit as ended:
+        from contextlib import suppress
+
+        with suppress(OSError, ValueError, AttributeError):  # full, closed, or closed before we began
+            sys.stderr.flush()
+        os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

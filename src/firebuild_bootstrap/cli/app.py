@@ -11,6 +11,7 @@ import sys
 
 import click
 
+from firebuild_bootstrap.cli.accounting import provenance, sbom
 from firebuild_bootstrap.cli.ca import ca, plugin
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
@@ -37,6 +38,8 @@ def app() -> None:
 
 for command in (build, rootfs, base, images, cache, du, store, rm_tree, config, ca, plugin, initramfs):
     app.add_command(command)
+for command in (provenance, sbom):
+    images.add_command(command)
 
 
 # The events tell it all; without a handler, Python would print every warning a second time.

@@ -21,13 +21,10 @@ _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
 _LIMITS: Final = "limits are settings of the machine: machine.qemu.memory, machine.firecracker.vcpus, …"
-_ATTEST: Final = "attestations are not there yet; --metadata-file has base, digests and the CA of a build"
 
 _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squash")
 _POINTLESS_FLAGS_OF_KANIKO: Final = ("--cleanup", "--force", "--no-push-cache")
 _REFUSED_FLAGS: Final = {
-    "--provenance": _ATTEST,
-    "--sbom": _ATTEST,
     "--detach": "a build is a process of its own: let your shell run it in the background",
     "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
     "--stream": "the context is read where it is: leave it out",
@@ -37,7 +34,6 @@ _REFUSED_OPTIONS: Final = {
     "--builder": "there are no builders: --machine says where a build runs",
     "--allow": "there are no entitlements: --machine says what a RUN step can reach",
     "--annotation": "annotations are not written: use --label",
-    "--attest": _ATTEST,
     "--print": "not there yet; `firebuild images inspect` shows what a build made",
     "--policy": "policies are not there yet",
     "--root": "there are no builders: --machine says where a build runs",
@@ -337,7 +333,7 @@ class BuildCommand(click.Command):
 
 
 def _is_true(flag: str, value: str) -> bool:
-    if value not in _TRUE | _FALSE and flag not in ("--provenance", "--sbom"):  # these take words, too
+    if value not in _TRUE | _FALSE:
         raise InputError(f"{flag}: expected true or false, found {value!r:.100}")
     return value not in _FALSE
 

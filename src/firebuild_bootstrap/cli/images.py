@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.accounting import attest_options
+from firebuild_bootstrap.cli.docker import BuildCommand, Commands
 from firebuild_bootstrap.cli.options import (
     complete_tags,
     config_option,
@@ -156,32 +157,46 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
 @config_option
 def pull(references: tuple[str, ...], config_file: Path | None) -> None:
     """Fetch images from their registries, or what is newer there, and keep them for FROM."""
-    from firebuild_bootstrap.cli.registries import puller
+    from firebuild_bootstrap.cli.registries import prefetch, puller
     from firebuild_bootstrap.image.names import Reference
 
     wanted = [Reference.parse(text, what="an image such as debian:12") for text in references]
-    fetch = puller(settings_from(config_file))
+    settings = settings_from(config_file)
+    fetch = puller(settings)
     with watched(config_file) as home:
+        if len(wanted) > 1:
+            prefetch(settings, home, wanted)
         for reference in wanted:
             image = fetch(home, reference)
             click.echo(f"pulled {reference}  {home.image_id(image)}")
 
 
-@images.command()
+@images.command(cls=BuildCommand)
 @click.argument("tags", nargs=-1, required=True, metavar="TAG...", shell_complete=complete_tags)
+@attest_options
 @config_option
-def push(tags: tuple[str, ...], config_file: Path | None) -> None:
+def push(
+    tags: tuple[str, ...],
+    attest: tuple[str, ...],
+    provenance: str | None,
+    sbom: str | None,
+    config_file: Path | None,
+) -> None:
     """Push images to the registries that their names begin with.
 
     `firebuild images tag` gives an image one more name.
     """
     from firebuild_bootstrap.cli.registries import push_image
+    from firebuild_bootstrap.image.attestations import read_attestations
 
+    attestations = read_attestations(attest, provenance, sbom)
     settings = settings_from(config_file)
     with watched(config_file) as home:
         found = {tag: _held(home, str(tag)) for tag in dict.fromkeys(map(_tag, tags))}
         for each, image in found.items():
-            for tag, digest in push_image(settings, home, image, (each,), home.tasks):
+            for tag, digest in push_image(
+                settings, home, image, (each,), home.tasks, attestations=attestations
+            ):
                 click.echo(f"pushed {tag}  {digest}")
 
 

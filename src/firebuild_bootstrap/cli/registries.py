@@ -11,6 +11,7 @@ from firebuild_bootstrap.errors import InputError
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import Tasks
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression
     from firebuild_bootstrap.image.store import StoredImage
@@ -69,6 +70,20 @@ def puller(settings: BuildSettings) -> Callable[[Home, Reference], StoredImage]:
     return pull
 
 
+def prefetch(settings: BuildSettings, home: Home, wanted: Sequence[Reference]) -> None:
+    """Bring what is missing of several images into the store of blobs, side by side, for `puller`.
+
+    Raises:
+        InputError: one is not there, or can't be used here; none is pulled then.
+        MachineError: the store can't be written.
+    """
+    from firebuild_bootstrap.image.platforms import Platform
+    from firebuild_bootstrap.registry.pull import connected
+
+    with closing(connected(settings, home.check, home.tasks)) as registries:
+        registries.pull_several(list(dict.fromkeys(wanted)), home.blobs, Platform.host())
+
+
 def push_image(
     settings: BuildSettings,
     home: Home,
@@ -76,30 +91,43 @@ def push_image(
     tags: Sequence[Reference],
     tasks: Tasks,
     *,
+    attestations: Attestations,
     compression: Compression | None = None,
     related: Sequence[Reference] = (),
 ) -> Iterator[tuple[Reference, str]]:
-    """Push an image under its tags, its layers compressed with gzip unless something else is wanted.
+    """Push an image under its tags, with what is said about it, if that is wanted.
+
+    Its layers are compressed with gzip unless something else is wanted.
 
     Args:
         related: caches that may have some of its layers in the same registry, as its base may.
 
     Yields:
-        each tag that is at its registry now, with the digest of the manifest.
+        each tag that is at its registry now, with the digest of the manifest, or of the index that names the
+        statements as well.
 
     Raises:
         InputError: a registry refuses it, or can't be asked.
         MachineError: a layer can't be read.
     """
+    from firebuild_bootstrap.cli.accounting import statements_about
+    from firebuild_bootstrap.image.attestations import attested, package_url
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import GZIP
+    from firebuild_bootstrap.image.platforms import Platform
     from firebuild_bootstrap.registry.pull import connected
     from firebuild_bootstrap.registry.push import push
 
     with tasks.task("packing layers to push"):
         manifest = home.outgoing.manifest(image, compression or GZIP)
+    platform = image.record.platform
     base = image.record.base
     related = (*((Reference.parse(base),) if base else ()), *related)
     with closing(connected(settings, home.check, tasks)) as registries:
         for tag in tags:
-            yield tag, push(registries, tag, manifest, home.blobs, related=related)
+            about = None
+            if attestations:
+                name = package_url(tag.familiar, tag.tag, platform)
+                made = statements_about(home, image, [name], manifest.digest, attestations)
+                about = attested(manifest, Platform.parse(platform), made, home.blobs)
+            yield tag, push(registries, tag, manifest, home.blobs, attested=about, related=related)

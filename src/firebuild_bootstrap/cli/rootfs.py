@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import click
 
+from firebuild_bootstrap.cli.accounting import attest_options, attested_digests, packages_of
 from firebuild_bootstrap.cli.docker import (
     BuildCommand,
     complain_about_remote,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputSpec
     from firebuild_bootstrap.image.remotecache import CacheSpec
@@ -201,6 +203,7 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             shell_complete=complete_machines,
             help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
         ),
+        attest_options,
         config_option,
         docker_options,
     )
@@ -263,6 +266,9 @@ class _Options:
     outputs: tuple[str, ...]
     paths_as_outputs: bool
     push: bool
+    attest: tuple[str, ...]
+    provenance: str | None
+    sbom: str | None
     progress: Progress
     quiet: bool
     metadata_file: Path | None
@@ -281,6 +287,7 @@ class _Wanted:
         tags: the names of the image; one made up where none was given.
         to_stdout: the output that goes to standard output.
         push: how its layers are compressed if the image goes to the registries of its tags.
+        attestations: what is to be said about it.
         progress: how events are shown.
     """
 
@@ -288,6 +295,7 @@ class _Wanted:
     outputs: tuple[OutputSpec, ...]
     to_stdout: OutputSpec | None
     push: Compression | None
+    attestations: Attestations
     keep_failed: Path | None
     progress: Progress
 
@@ -319,12 +327,16 @@ def _build(options: _Options) -> None:
             image = build_image(request, settings, home, events=events)
             if image is not None:
                 home.images.hold(image)
+            if image is not None and wanted.attestations.sbom:
+                packages_of(home, image)
             if image is not None and wanted.push is not None:
                 _push(image, request, settings, home, events, compression=wanted.push)
         if image is None:
             return
         if options.metadata_file is not None:
-            write_atomically(options.metadata_file, as_text(image_document(image, home.image_id(image))))
+            attested = attested_digests(home, image, wanted.attestations)
+            document = {**image_document(image, home.image_id(image)), **attested}
+            write_atomically(options.metadata_file, as_text(document))
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
@@ -344,7 +356,16 @@ def _push(
 
     tags = (request.tag, *request.also_tagged)
     caches = [spec.reference for spec in request.cache_to if spec.reference is not None]
-    pushed = push_image(settings, home, image, tags, Tasks(events), compression=compression, related=caches)
+    pushed = push_image(
+        settings,
+        home,
+        image,
+        tags,
+        Tasks(events),
+        attestations=request.attestations,
+        compression=compression,
+        related=caches,
+    )
     for tag, digest in pushed:
         events(Notice(level="info", message=f"pushed {tag} as {digest}"))
 
@@ -352,6 +373,7 @@ def _push(
 def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     """Read what can be read without the Dockerfile, and try all paths that are written in the end."""
     from firebuild_bootstrap.cli.paths import check_can_be_made
+    from firebuild_bootstrap.image.attestations import read_attestations
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputType
 
@@ -369,7 +391,8 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
         check_can_be_made(keep_failed, "--keep-on-failure: ")
-    return _Wanted(tags, outputs, to_stdout, push, keep_failed, progress)
+    attestations = read_attestations(options.attest, options.provenance, options.sbom)
+    return _Wanted(tags, outputs, to_stdout, push, attestations, keep_failed, progress)
 
 
 def _check_platforms(given: tuple[str, ...]) -> None:
@@ -445,6 +468,7 @@ def _request(
         cache_to=_caches("--cache-to", options.cache_to, settings.cache.export_to),
         outputs=wanted.outputs,
         epoch=_epoch(build_args),
+        attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
     )
 

@@ -45,6 +45,7 @@ from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.matching import BadPattern, Pattern, has_wildcard
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.context.fetch import Cloned
     from firebuild_bootstrap.sshagent import SshAgent
 
 # difflib compares with each of them in time proportional to its length: an error must not take seconds.
@@ -163,7 +164,9 @@ class FileTree:
                     if check or not source.checksum:
                         groups.append(replace(later.group(), source=source))
                     else:
-                        groups.append(Group(redacted(source.url), later.entries, source, fetch=later.group))
+                        groups.append(
+                            Group(redacted(source.url), later.entries, source, later.group, source.checksum)
+                        )
                 case GitTree():
                     groups.append(replace(self._repository(source, exclude, location), source=source))
         return ContextResource(tuple(groups))
@@ -183,10 +186,10 @@ class FileTree:
 
     def _repository(self, source: GitTree, exclude: Sequence[str], location: Location | None) -> Group:
         shown = redacted(source.url)
-        path = _clone(
+        cloned = _clone(
             source, self._download_directory(), location, self._limits, tasks=self._tasks, agent=self._agent
         )
-        root = ContextRoot(path)
+        root = ContextRoot(cloned.path)
         self._opened.append(root)
         tree = Tree(
             root, IgnoreRules(), location, label=f"the repository {shown}", exclude=exclusions(exclude)
@@ -199,7 +202,8 @@ class FileTree:
             ) from error
         if not node.is_directory:
             raise InputError(f"{node.path!r:.200} of {tree.label} is not a directory", location=location)
-        group = Group(shown, partial(_directory_entries, tree, node, shown))
+        commit = f"gitCommit:{cloned.commit}"
+        group = Group(shown, partial(_directory_entries, tree, node, shown), digest=commit)
         _check(group)
         return group
 
@@ -321,6 +325,8 @@ class BuildContext(FileTree):
         limits: how long a download may take.
         clock_ns: nanoseconds since 1970, the modification time of heredoc files.
         tasks: receives the progress of downloads.
+        agent: the SSH agent of git; that of the environment by default.
+        commit: of the repository that it is a part of; empty where it is a directory of this machine.
 
     Raises:
         InputError: the directory or the ignore file can't be read, or a pattern in it is malformed.
@@ -337,6 +343,7 @@ class BuildContext(FileTree):
         clock_ns: Callable[[], int] = time.time_ns,
         tasks: Tasks | None = None,
         agent: SshAgent | None = None,
+        commit: str = "",
     ) -> None:
         super().__init__(
             ContextRoot(root),
@@ -350,6 +357,7 @@ class BuildContext(FileTree):
             agent=agent,
         )
         self.root = root
+        self.commit = commit
 
 
 def _clone(
@@ -360,7 +368,7 @@ def _clone(
     *,
     tasks: Tasks,
     agent: SshAgent | None,
-) -> Path:
+) -> Cloned:
     from firebuild_bootstrap.context.fetch import clone  # few builds have one
     from firebuild_bootstrap.sshagent import reachable
 
@@ -387,19 +395,21 @@ def open_named(
     Raises:
         InputError: the directory or its ignore file can't be read, or the repository not be fetched.
     """
+    commit = ""
     if isinstance(source, GitTree):
         location = Location(f"--build-context {name}")
-        root = _clone(source, downloads(), location, FetchLimits(), tasks=tasks, agent=agent)
+        cloned = _clone(source, downloads(), location, FetchLimits(), tasks=tasks, agent=agent)
+        commit = cloned.commit
         # Resolved inside the repository, whatever links are in it.
-        with closing(ContextRoot(root)) as inside:
+        with closing(ContextRoot(cloned.path)) as inside:
             try:
                 node = inside.resolve(source.subdirectory.split("/"), lambda _: True)
             except OSError as error:
                 raise InputError(
                     f"--build-context {name}: {source.subdirectory!r:.200} is not in {redacted(source.url)}"
                 ) from error
-        source = root.joinpath(*node.parts)
-    return BuildContext(source, name=name, downloads=downloads, tasks=tasks)
+        source = cloned.path.joinpath(*node.parts)
+    return BuildContext(source, name=name, downloads=downloads, tasks=tasks, commit=commit)
 
 
 def _host(url: str) -> str:

@@ -312,12 +312,15 @@ class Group:
         entries: walks through it.
         source: the source; None where nobody asks for that.
         fetch: gets what is not here yet, once; None where all is.
+        digest: of what comes over the network, `ALGORITHM:hex` of a download and `gitCommit:hex` of a
+            repository; empty for all else.
     """
 
     name: str
     entries: Callable[[], Iterator[Entry]]
     source: FileSet | None = None
     fetch: Callable[[], object] | None = None
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class RemoteFile:
         path: where its content is now.
         size: bytes.
         mtime_ns: from `Last-Modified`, else 0 (1970), in nanoseconds.
+        digest: `ALGORITHM:hex` of its content; the algorithm is that of the checksum, or else sha256.
     """
 
     url: str
@@ -79,6 +80,7 @@ class RemoteFile:
     path: Path
     size: int
     mtime_ns: int
+    digest: str
 
 
 def fetch(
@@ -151,12 +153,13 @@ def _store(
     announced = response.headers.get("Content-Length")
     if announced is not None and announced.isdecimal() and int(announced) != size:
         raise failed(f"the connection broke off after {size} of {announced} bytes")
-    if checksum and f"{algorithm}:{digest.hexdigest()}" != checksum:
+    found = f"{algorithm}:{digest.hexdigest()}"
+    if checksum and found != checksum:
         raise failed(
-            f"expected the checksum {checksum}, found {algorithm}:{digest.hexdigest()}",
+            f"expected the checksum {checksum}, found {found}",
             "check that the file is the one you mean before you change --checksum",
         )
-    return RemoteFile(shown, file_name(shown), Path(name), size, _modified(response.headers))
+    return RemoteFile(shown, file_name(shown), Path(name), size, _modified(response.headers), found)
 
 
 def _modified(headers: Message) -> int:
@@ -227,7 +230,7 @@ def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool 
         with content() as file:
             archive = is_archive(file)
         if archive:
-            return Group(remote.url, Archive(remote.url, content, location).entries)
+            return Group(remote.url, Archive(remote.url, content, location).entries, digest=remote.digest)
     entry = Entry(
         source=remote.url,
         path=remote.name or "download",
@@ -237,7 +240,7 @@ def remote_group(remote: RemoteFile, location: Location | None, *, unpack: bool 
         size=remote.size,
         open=content,
     )
-    return Group(remote.url, lambda: iter((entry,)))
+    return Group(remote.url, lambda: iter((entry,)), digest=remote.digest)
 
 
 def _open(path: Path, location: Location | None) -> io.FileIO:
@@ -247,6 +250,14 @@ def _open(path: Path, location: Location | None) -> io.FileIO:
         raise InputError(f"the download {path} can't be read: {error}", location=location) from error
 
 
+@dataclass(frozen=True)
+class Cloned:
+    """A repository that was fetched: its directory, and the full name of its commit."""
+
+    path: Path
+    commit: str
+
+
 def clone(
     tree: GitTree,
     directory: Path,
@@ -254,7 +265,7 @@ def clone(
     location: Location | None,
     limits: FetchLimits,
     environment: Mapping[str, str] = os.environ,
-) -> Path:
+) -> Cloned:
     """Fetch a repository, and check its files out into a new directory below `directory`.
 
     Files get the time of their commit, so that the same commit gives the same files.
@@ -267,13 +278,14 @@ def clone(
         environment: of git, for example with an SSH agent; `GIT_*` of it counts for nothing.
 
     Returns:
-        the directory of the repository; `tree.subdirectory` is below it.
+        the repository; `tree.subdirectory` is below its directory.
 
     Raises:
         InputError: there is no git, the repository or ref does not exist or can't be read without a question,
             it takes too long, or the commit is not the expected one.
     """
-    return _Clone(tree, directory, location, limits, environment).path
+    made = _Clone(tree, directory, location, limits, environment)
+    return Cloned(made.path, made.commit)
 
 
 class _Clone:
@@ -297,7 +309,7 @@ class _Clone:
         self.path = Path(tempfile.mkdtemp(prefix="git-", dir=directory))
         self._git("init", "--quiet", "--template=")
         self._git("remote", "add", "origin", "--", tree.url)
-        commit = self._git("rev-parse", "--verify", "--end-of-options", self._fetch(tree.ref))
+        commit = self.commit = self._git("rev-parse", "--verify", "--end-of-options", self._fetch(tree.ref))
         if not commit.startswith(tree.checksum):
             raise self._error(
                 f"expected the commit {tree.checksum}, found {commit}",

@@ -20,7 +20,7 @@ from firebuild_bootstrap.image.content_store import ContentStore, Key, readable
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, chain_key, store_name
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputType
-from firebuild_bootstrap.image.store import ImageStore, StoredImage
+from firebuild_bootstrap.image.store import ImageSource, ImageStore, StoredImage
 from firebuild_bootstrap.image.trees import PackedFile, Trees, file_size
 from firebuild_bootstrap.values import dataclass
 
@@ -57,6 +57,8 @@ class Base:
         size: bytes of all layers.
         imported: RFC 3339, in UTC.
         history: how it was made, as in an OCI image configuration, as far as that is known.
+        source: what an image from outside was there; None for all others.
+        build_id: of the build that made it; empty for what came from outside.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Base:
     imported: str
     config: ImageConfig
     history: tuple[Mapping[str, Any], ...] = ()
+    source: ImageSource | None = None
+    build_id: str = ""
 
     @property
     def archive(self) -> Path:
@@ -290,6 +294,8 @@ class BaseStore:
             imported=record.created,
             config=record.config,
             history=record.history,
+            source=record.source,
+            build_id=record.build_id,
         )
 
     def _found(self, wanted: Reference) -> StoredImage:

@@ -15,7 +15,6 @@ import fcntl
 import hashlib
 import os
 import re
-import resource
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from firebuild_bootstrap.errors import InputError, MachineError
-from firebuild_bootstrap.image.content_store import SPACE, try_lock, unusable_store, write_whole
+from firebuild_bootstrap.image.content_store import (
+    SPACE,
+    allow_open_files,
+    try_lock,
+    unusable_store,
+    write_whole,
+)
 from firebuild_bootstrap.values import dataclass
 
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
@@ -34,7 +39,6 @@ _PIECE: Final = 1024 * 1024
 _PAUSE: Final = 0.05
 _PARTIAL: Final = "partial"
 _MADE: Final = "made"
-_OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _FORGOTTEN: Final = 7 * 24 * 3600.0  # seconds after which nobody resumes a cut download
 
 
@@ -194,6 +198,7 @@ class BlobStore:
         path = self.path(digest)
         if digest in self._held:
             return path
+        allow_open_files(2 * len(self._held))
         with _storing():
             descriptor = _opened(path, os.O_RDONLY)
             if descriptor is None:
@@ -461,26 +466,6 @@ class _Small:
 def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     """Return the digest of some bytes, `sha256:…`."""
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
-
-
-def allow_open_files(held: int) -> None:
-    """Let this process hold so many open files beside what it has open anyway.
-
-    Each layer that is in use is an open file with a lock on it, and most systems allow 1024 unless asked.
-
-    Raises:
-        MachineError: it may not open so many.
-    """
-    wanted = held + _OTHER_FILES
-    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if most != resource.RLIM_INFINITY and most < wanted:
-        raise MachineError(
-            f"the layers of this image need {wanted} open files, and this process may have {most}",
-            hint=f"raise the limit: `ulimit -Hn {wanted}` as root, or LimitNOFILE= of its service",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 @contextmanager

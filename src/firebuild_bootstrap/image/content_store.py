@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ _OF_THE_PATH: Final = _OF_RIGHTS | {
     *(errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
 SPACE: Final = "free some space there, or set FIREBUILD_HOME to another directory"
+_OTHER_FILES: Final = 512  # open files of a process beside those that are held
 _ATTEMPTS: Final = 100
 _AT_ONCE: Final = 100
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
@@ -133,6 +135,7 @@ class ContentStore:
 
     def hold(self, key: Key) -> Path | None:
         """Return the directory of an entry; it stays until `release` or `close`, even when replaced."""
+        allow_open_files(2 * len(self._held))
         link = self.link(key)
         for _attempt in range(_ATTEMPTS):
             try:
@@ -312,6 +315,26 @@ def unusable_store(what: str, error: OSError) -> FirebuildError:
             message, hint="get the right to write there, or set FIREBUILD_HOME to another directory"
         )
     return MachineError(message, hint=SPACE)
+
+
+def allow_open_files(held: int) -> None:
+    """Let this process hold so many open files beside what it has open anyway.
+
+    Each layer that is in use is an open file with a lock on it, and most systems allow 1024 unless asked.
+
+    Raises:
+        MachineError: it may not open so many.
+    """
+    wanted = held + _OTHER_FILES
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if most != resource.RLIM_INFINITY and most < wanted:
+        raise MachineError(
+            f"the layers of this image need {wanted} open files, and this process may have {most}",
+            hint=f"raise the limit: `ulimit -Hn {wanted}` as root, or LimitNOFILE= of its service",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def try_lock(descriptor: int) -> bool:

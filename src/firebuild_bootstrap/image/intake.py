@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
-from firebuild_bootstrap.image.blobs import BlobStore, allow_open_files
+from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.layertrees import LayerTrees, OutsideLayer, chain_key
 from firebuild_bootstrap.image.names import UNTAGGED, Reference
 from firebuild_bootstrap.image.oci import ImageDocument, Manifest, check_image
@@ -225,7 +225,6 @@ class Intake:
         self, layers: Sequence[ImageLayer], report: Callable[[UnpackReport], object] = lambda _: None
     ) -> None:
         keys, trees = list[str](), list[Path]()
-        allow_open_files(2 * len(layers))
         for layer in layers:
             if layer.outside is None:
                 return  # what is built on them is there, or lost

@@ -273,6 +273,11 @@ class Trees:
             reply = self._read(root, None, "digest", root=_TREE, times=times)
         return PackedFile(reply["size"], reply["digest"])
 
+    def packages(self, root: Tree) -> dict[str, Any]:
+        """Return the packages that are found in a tree; see `worker.packages.packages`."""
+        with self.tasks.task("looking for packages"):
+            return self._read(root, None, "packages", root=_TREE)
+
     def layer_digests(self, trees: Sequence[Path], *, newest: int | None = None) -> list[str]:
         """Return the `sha256:…` of the archives of layers, each by itself; `newest` as in `pack`."""
         binds = [Bind(tree, f"{_LAYERS}/{number}") for number, tree in enumerate(trees)]

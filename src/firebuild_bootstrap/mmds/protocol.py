@@ -40,7 +40,7 @@ class MmdsVersion(Enum):
 
 
 class BadRequest(ValueError):
-    """The bytes are no request that the service reads."""
+    """The bytes are not a request that the service reads."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#endpoint
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import IO, Final, Protocol
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
+from urllib.parse import urlencode
 
 from urllib3.exceptions import HTTPError
 
@@ -24,12 +23,7 @@ from firebuild_pki.display import one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
-_UPLOADED: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
-_BYTES: Final = {"Content-Type": "application/octet-stream"}
 _PIECE: Final = 1 << 16
-# What whoever refuses a whole blob is offered: chunks of 64 MiB, then 16, 4 and 1.
-_LARGE_CHUNK: Final = 64 << 20
-_SMALL_CHUNK: Final = 1 << 20
 # Less than this within the time that an answer may take is a connection that has died.
 _LEAST: Final = 16 << 10
 
@@ -262,23 +256,6 @@ class Repository:
             self._cancel(upload)
         return not upload
 
-    def upload(
-        self, blob: Described, path: Path, count: Callable[[int], None], check: Callable[[], None]
-    ) -> None:
-        """Write a blob: whole after a POST (end-4a, end-6), or in chunks (end-5) where the settings say so or
-        it is refused as too large. One that was cut off goes on where the registry has got to (end-13).
-
-        Args:
-            path: its content.
-            count: told how many bytes have been sent of it.
-            check: called at each piece; what it raises ends the work.
-
-        Raises:
-            RegistryError: the registry refuses it, or its connections break.
-        """
-        upload = _Upload(self, blob, path, count, check)
-        self.registry.retry(upload.run, lambda: upload.offset)
-
     def _cancel(self, upload: str) -> None:
         try:
             with self.send("DELETE", upload, "ending an upload", expected=(204, 202, 200)):
@@ -339,149 +316,3 @@ def _length(response: Response) -> int | None:
 def _begin(response: Response) -> int:
     found = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
     return int(found[1]) if found else -1
-
-
-class _Upload:
-    """One blob on its way, see `Repository.upload`; `offset` are the bytes that the registry says to have."""
-
-    def __init__(
-        self,
-        repository: Repository,
-        blob: Described,
-        path: Path,
-        count: Callable[[int], None],
-        check: Callable[[], None],
-    ) -> None:
-        self.offset = 0
-        self._repository = repository
-        self._blob = blob
-        self._path = path
-        self._count = count
-        self._check = check
-        self._what = f"pushing the blob {blob.digest} to {repository.name}"
-        self._url = ""
-        self._resumed = False
-        self._chunk = repository.registry.chunk_size
-        self._least = 0  # bytes of a chunk that the registry wants at least
-
-    def run(self) -> None:
-        """Send what is left."""
-        if self._url:
-            self._resume()
-            if not self._url and self._repository.has(self._blob):  # only its last answer was lost
-                return
-        while True:
-            if not self._url:
-                self._begin()
-            try:
-                while self._chunk and self._blob.size - self.offset > self._chunk:
-                    self._patch()
-                self._put()
-            except RegistryError as error:
-                if self._resumed and error.status in (400, 416):  # it has other bytes than it said
-                    self._forget()
-                elif error.status == 413 and self._smaller():
-                    self._resume()
-                else:
-                    raise
-            else:
-                return
-
-    def _begin(self) -> None:
-        path = self._repository.path("blobs/uploads/")
-        with self._repository.send("POST", path, self._what, expected=(202,)) as response:
-            self._url = self._repository.location(response, self._what)
-            least = response.headers.get("OCI-Chunk-Min-Length", "")
-        self._least = int(least) if re.fullmatch("[0-9]{1,12}", least) else 0
-        self._chunk = self._chunk and max(self._chunk, self._least)
-
-    def _resume(self) -> None:
-        """Ask how much the registry has; where it does not know, all begins anew."""
-        try:
-            with self._repository.send("GET", self._url, self._what, expected=(204, 200, 202)) as response:
-                has = _received(response)
-                self._url = self._repository.location(response, self._what)
-        except RegistryError as error:
-            if error.passing:
-                raise
-            has = 0
-        # Some say 0-0 for nothing as well as for one byte.
-        if 1 < has <= self._blob.size:
-            self.offset, self._resumed = has, True
-        else:
-            self._forget()
-
-    def _forget(self) -> None:
-        self._url, self.offset, self._resumed = "", 0, False
-
-    def _patch(self) -> None:
-        size = self._chunk
-        headers = self._headers(size)
-        with self._sent("PATCH", self._url, size, headers, expected=(202, 204, 201)) as response:
-            self._url = self._repository.location(response, self._what)
-            has = _received(response) or self.offset + size
-        if not self.offset < has <= self.offset + size:
-            raise RegistryError(
-                f"{self._repository.registry.host}: {self._what}: it has {has} bytes, "
-                f"and {self.offset + size} were sent"
-            )
-        self.offset = has
-
-    def _put(self) -> None:
-        parts = urlsplit(self._url)
-        query = urlencode([*parse_qsl(parts.query, keep_blank_values=True), ("digest", self._blob.digest)])
-        size = self._blob.size - self.offset
-        headers = self._headers(size) if self.offset and size else _BYTES | {"Content-Length": str(size)}
-        with self._sent("PUT", parts._replace(query=query).geturl(), size, headers, expected=(201, 204)):
-            pass
-
-    def _headers(self, size: int) -> dict[str, str]:
-        place = {"Content-Length": str(size), "Content-Range": f"{self.offset}-{self.offset + size - 1}"}
-        return _BYTES | place
-
-    @contextmanager
-    def _sent(
-        self, method: str, url: str, size: int, headers: Mapping[str, str], *, expected: tuple[int, ...]
-    ) -> Iterator[Response]:
-        with open(self._path, "rb") as file:
-            file.seek(self.offset)
-            body = _Counted(file, size, lambda sent: self._count(self.offset + sent), self._check)
-            with self._repository.send(
-                method, url, self._what, expected=expected, headers=headers, body=body
-            ) as response:
-                yield response
-
-    def _smaller(self) -> bool:
-        """Choose smaller chunks, as whoever is in front of the registry may take; False for none."""
-        size = min(self._chunk or self._blob.size, 4 * _LARGE_CHUNK) // 4
-        if size < max(_SMALL_CHUNK, self._least):
-            return False
-        self._chunk = size
-        return True
-
-
-def _received(response: Response) -> int:
-    """Return how many bytes of an upload a registry has: its header is `0-LAST`, without a unit."""
-    found = _UPLOADED.fullmatch(response.headers.get("Range", ""))
-    return int(found[1]) + 1 if found else 0
-
-
-class _Counted:
-    """A part of a file that tells how much of it was read."""
-
-    def __init__(
-        self, file: IO[bytes], size: int, count: Callable[[int], None], check: Callable[[], None]
-    ) -> None:
-        self._file = file
-        self._size = size
-        self._count = count
-        self._check = check
-        self._read = 0
-
-    def read(self, size: int = -1) -> bytes:
-        self._check()
-        left = self._size - self._read
-        data = self._file.read(left if size < 0 else min(size, left))
-        self._read += len(data)
-        self._count(self._read)
-        return data

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -134,6 +134,37 @@ class Registries:
             InputError: it has no image for this platform, or not what its digest says.
             MachineError: the store can't be written.
         """
+        return self.pull_several([reference], blobs, platform, digests={reference: digest})[0]
+
+    def pull_several(
+        self,
+        references: Sequence[Reference],
+        blobs: BlobStore,
+        platform: Platform,
+        *,
+        digests: Mapping[Reference, str] | None = None,
+    ) -> list[Pulled]:
+        """Fetch images as `pull` does, the layers of all of them side by side.
+
+        Args:
+            digests: what tags name, where that is known.
+        """
+        digests = digests or {}
+        known = [self._described(each, blobs, platform, digests.get(each, "")) for each in references]
+        blobs.make_room([layer for _, pulled in known for layer in pulled.manifest.layers])
+        jobs = dict[str, _Job]()
+        for reference, (sources, pulled) in zip(references, known, strict=True):
+            layers = list({layer.digest: layer for layer in pulled.manifest.layers}.values())
+            for number, layer in enumerate(layers, 1):
+                what = f"pulling {reference}, layer {number} of {len(layers)}"
+                jobs.setdefault(layer.digest, partial(self._fetch, sources, layer, blobs, what))
+        side_by_side(list(jobs.values()), self.around.settings.connections, self.around.check)
+        return [pulled for _, pulled in known]
+
+    def _described(
+        self, reference: Reference, blobs: BlobStore, platform: Platform, digest: str
+    ) -> tuple[list[Repository], Pulled]:
+        """Fetch what says which layers an image has; returns where these are worth asking for, too."""
         sources = list(self.sources(reference))
         with self.tasks.task(f"asking for {reference}"):
             wanted = digest or _wanted(reference)
@@ -146,20 +177,10 @@ class Registries:
             )
             if manifest.config.size > MAX_DOCUMENT:
                 raise InputError(f"{reference}: its configuration has {manifest.config.size} bytes")
-            self._fetch(sources, manifest.config, blobs)
+            self._fetch(sources, manifest.config, blobs, "", self.around.check)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
         check_image(manifest, document, platform)
-        blobs.make_room(manifest.layers)
-        layers = list({layer.digest: layer for layer in manifest.layers}.values())
-        count = len(layers)
-
-        def job(number: int, layer: Descriptor) -> _Job:
-            what = f"pulling {reference}, layer {number} of {count}"
-            return lambda check: self._fetch(sources, layer, blobs, what=what, check=check)
-
-        jobs = [job(number, layer) for number, layer in enumerate(layers, 1)]
-        side_by_side(jobs, self.around.settings.connections, self.around.check)
-        return Pulled(top, manifest, document)
+        return sources, Pulled(top, manifest, document)
 
     def _manifest(
         self, sources: list[Repository], wanted: str, blobs: BlobStore
@@ -175,14 +196,13 @@ class Registries:
         sources: list[Repository],
         blob: Descriptor,
         blobs: BlobStore,
-        *,
-        what: str = "",
-        check: Callable[[], None] | None = None,
+        what: str,
+        check: Callable[[], None],
     ) -> None:
         with blobs.writer(blob) as writer:
 
             def fetch(one: Repository) -> None:
-                one.fetch(blob, writer, clock=self.around.clock, check=check or self.around.check)
+                one.fetch(blob, writer, clock=self.around.clock, check=check)
                 writer.commit()
 
             if writer.complete:

@@ -198,6 +198,12 @@ def _overlay(directory: str) -> dict[str, Any]:
     return {"problem": problem(directory)}
 
 
+def _packages(root: str) -> dict[str, Any]:
+    from firebuild_bootstrap.image.worker.packages import packages
+
+    return packages(root)
+
+
 def _write(archive: str, files: Files) -> dict[str, Any]:
     with open(archive, "wb", buffering=0) as file:
         target = Hashed(file)
@@ -219,6 +225,7 @@ _OPERATIONS: Final[dict[str, Callable[..., dict[str, Any]]]] = {
     "ext4": _ext4,
     "readonly": _readonly,
     "overlay": _overlay,
+    "packages": _packages,
 }
 
 

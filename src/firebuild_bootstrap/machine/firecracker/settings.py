@@ -8,23 +8,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from firebuild_bootstrap.bootstrap_settings import ByteSize
+from firebuild_bootstrap.bootstrap_settings import Address, ByteSize, ipv4
 from firebuild_pki.config import Settings
 
 _LIMIT = re.compile(r"[a-z0-9_.]+=[^=]+")
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 
-def _address(value: str) -> str:
-    try:
-        return str(IPv4Address(value))
-    except ValueError:
-        raise ValueError(f'expected an IPv4 address such as 172.30.0.1, found "{value}"') from None
-
-
 def _link_local(value: str) -> str:
     # RFC 3927, section 2.1: the first and the last 256 are reserved, and Firecracker refuses them.
-    address = IPv4Address(_address(value))
+    address = IPv4Address(ipv4(value))
     if not address.is_link_local or address.packed[2] in (0, 255):
         raise ValueError(
             "expected a link-local address, 169.254.1.0 to 169.254.254.255 such as 169.254.169.254, "
@@ -76,7 +69,6 @@ def _device(value: str) -> str:
     return value
 
 
-Address = Annotated[str, AfterValidator(_address)]
 Device = Annotated[str, AfterValidator(_device)]
 
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from firebuild_bootstrap.bootstrap_settings import ByteSize
+from firebuild_bootstrap.bootstrap_settings import Address, ByteSize
 from firebuild_pki.config import Settings
-
-
-def _address(value: str) -> str:
-    try:
-        return str(IPv4Address(value))
-    except ValueError:
-        raise ValueError(f'expected an IPv4 address such as 192.0.2.53, found "{value}"') from None
 
 
 class QemuSettings(Settings):
@@ -39,7 +31,7 @@ class QemuSettings(Settings):
     """Memory of the machine."""
     network: Literal["none", "user"] = "none"
     """Network of RUN steps: none, or user: IPv4 to all but this host's loopback and link-local addresses."""
-    name_servers: Annotated[tuple[Annotated[str, AfterValidator(_address)], ...], Field(max_length=2)] = ()
+    name_servers: Annotated[tuple[Address, ...], Field(max_length=2)] = ()
     """DNS servers of RUN steps with `network: user`; by default this host's."""
     serial_log: str | None = None
     """A file for what the machine writes to its serial console, up to 16 MiB; an existing one is replaced."""

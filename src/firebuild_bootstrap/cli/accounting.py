@@ -1,0 +1,155 @@
+"""What is said about images: `firebuild images provenance` and `sbom`, and the options that attest it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from firebuild_bootstrap.cli.options import complete_tags, config_option, watched
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.attestations import Attestations, Mode
+    from firebuild_bootstrap.image.names import Reference
+    from firebuild_bootstrap.image.store import StoredImage
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+def attest_options(function: FunctionT) -> FunctionT:
+    """Add `--attest`, `--provenance` and `--sbom`, as `docker buildx build` has them."""
+    for option in (
+        click.option(
+            "--sbom",
+            is_flag=False,
+            flag_value="true",
+            metavar="[=true|false]",
+            help="The same as --attest type=sbom.",
+        ),
+        click.option(
+            "--provenance",
+            is_flag=False,
+            flag_value="true",
+            metavar="[=true|false|mode=min|mode=max]",
+            help="The same as --attest type=provenance.",
+        ),
+        click.option(
+            "--attest",
+            multiple=True,
+            metavar="type=provenance[,mode=min|max]|type=sbom",
+            help="What goes out with an image that is pushed: how it was built, or its packages. Repeatable.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@click.command()
+@click.argument("tag", shell_complete=complete_tags)
+@click.option(
+    "--mode",
+    type=click.Choice(["min", "max"]),
+    default="max",
+    show_default=True,
+    help="min: without build arguments, labels, ids of secrets, and steps.",
+)
+@config_option
+def provenance(tag: str, mode: str, config_file: Path | None) -> None:
+    """Print how an image was built: an in-toto statement with SLSA provenance, which is not signed."""
+    from firebuild_bootstrap.image.attestations import Mode
+
+    with watched(config_file) as home:
+        name, image = _held(home, tag)
+        click.echo(provenance_text(home, image, name, Mode(mode)), nl=False)
+
+
+@click.command()
+@click.argument("tag", shell_complete=complete_tags)
+@config_option
+def sbom(tag: str, config_file: Path | None) -> None:
+    """Print the packages that are found in an image, as a CycloneDX document; it is made once and kept."""
+    from firebuild_bootstrap.cli.output import as_text
+
+    with watched(config_file) as home:
+        _, image = _held(home, tag)
+        click.echo(as_text(packages_of(home, image)), nl=False)
+
+
+def provenance_text(home: Home, image: StoredImage, name: Reference, mode: Mode | None = None) -> str:
+    """Return the statement of provenance as the command prints it.
+
+    Raises:
+        InputError: the image has none.
+        MachineError: it is damaged, or a layer can't be read.
+    """
+    from firebuild_bootstrap.cli.output import as_text
+    from firebuild_bootstrap.image.attestations import PROVENANCE, Mode, provenance_of, statement
+
+    predicate = provenance_of(image, mode or Mode.MAX)
+    return as_text(statement([str(name)], home.image_id(image), PROVENANCE, predicate))
+
+
+def packages_of(home: Home, image: StoredImage) -> dict[str, Any]:
+    """Return the list of packages of an image, which is made unless it is there.
+
+    Raises:
+        InputError, MachineError: a layer is not there or can't be read, or the store can't be written.
+    """
+    from firebuild_bootstrap.image.attestations import keep_sbom, sbom_of
+
+    found = sbom_of(image)
+    if found is None:
+        from firebuild_bootstrap.image.sbom import make_sbom
+
+        found = make_sbom(image, home.image_id(image), home.layers, home.trees)
+        keep_sbom(image.directory, found)
+    return found
+
+
+def attested_digests(home: Home, image: StoredImage, wanted: Attestations) -> dict[str, Any]:
+    """Return `sha256:…` of what the commands above print, for `--metadata-file`."""
+    from firebuild_bootstrap.cli.output import as_text
+    from firebuild_bootstrap.image.attestations import has_provenance
+
+    texts = {}
+    if has_provenance(image.directory):
+        texts["provenance"] = provenance_text(home, image, image.tag)
+    if wanted.sbom:
+        texts["sbom"] = as_text(packages_of(home, image))
+    digests = {kind: hashlib.sha256(text.encode()).hexdigest() for kind, text in texts.items()}
+    return {"attestations": {kind: f"sha256:{digest}" for kind, digest in digests.items()}} if digests else {}
+
+
+def statements_about(
+    home: Home, image: StoredImage, names: Sequence[str], digest: str, wanted: Attestations
+) -> list[dict[str, Any]]:
+    """Return the statements that go out with an image.
+
+    Args:
+        names: of the image, as they go into the statements.
+        digest: `sha256:…` of its manifest.
+        wanted: which ones.
+
+    Raises:
+        InputError, MachineError: one can't be made.
+    """
+    from firebuild_bootstrap.image.attestations import PROVENANCE, SBOM, provenance_of, statement
+
+    found = []
+    if wanted.provenance is not None:
+        found.append(statement(names, digest, PROVENANCE, provenance_of(image, wanted.provenance)))
+    if wanted.sbom:
+        found.append(statement(names, digest, SBOM, packages_of(home, image)))
+    return found
+
+
+def _held(home: Home, tag: str) -> tuple[Reference, StoredImage]:
+    """Return an image whose files stay, whoever removes it."""
+    from firebuild_bootstrap.image.names import Reference
+
+    wanted = Reference.parse_tag(tag)
+    return wanted, home.images.find(wanted, hold=True) or home.images.inspect(wanted)
