@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -30,7 +30,8 @@ from firebuild_pki.wrapping import described, harmless, one_text
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+:", re.ASCII)
 """The beginning of a URI (RFC 3986 section 3.1); one letter would be a drive."""
-_SECRET_ATTRIBUTE = re.compile(r"[?&;]pin-value=", re.ASCII)
+_SECRET = re.compile(r"\bpin-value\s*=|://[^/?#@:]*:[^/?#]*@", re.ASCII | re.IGNORECASE)
+"""Wherever it stands and however it is spelled: what is refused later is shown in the message."""
 _MOST_BYTES = 64 * 1024
 _REFER = (
     "take it out, and say where it is instead: {env: NAME} or {file: PATH}, for ca_key in ca_key_passphrase"
@@ -130,11 +131,7 @@ def scheme_of(text: str) -> str | None:
 
 def has_secret(uri: str) -> bool:
     """Tell whether a URI holds a secret itself: a ``pin-value`` (RFC 7512), or a password before a host."""
-    try:
-        password = urlsplit(uri).password
-    except ValueError:
-        password = None
-    return password is not None or _SECRET_ATTRIBUTE.search(uri) is not None
+    return any(_SECRET.search(text) for text in (uri, unquote(uri)))
 
 
 def open_key(uri: str, secret: SecretRef | None, context: ProviderContext) -> OpenKey:

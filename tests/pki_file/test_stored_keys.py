@@ -214,7 +214,17 @@ def test_a_uri_is_told_from_a_path(store: Store) -> None:
     assert "there are no key stores here" in refusal(lambda: open_key("mem:p256", None, bare))
 
 
-@pytest.mark.parametrize("uri", ["mem:p256?pin-value=8391", "mem://user:8391@host/key"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mem:p256?pin-value=8391",
+        "mem:pin-value=8391",
+        "mem:p256?PIN-Value = 8391",
+        "mem:p256?x=1,pin%2Dvalue=8391",
+        "mem://user:8391@host/key",
+        "mem://user:8391@[host/key",  # not an address
+    ],
+)
 def test_a_secret_in_the_uri_is_refused_and_not_shown(store: Store, uri: str) -> None:
     for said in (
         refusal(lambda: opened(store, uri)),

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pkcs11
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 from firebuild_pki import CAError, KeyStoreContext, SignatureAlgorithm
+from pkcs11 import Attribute, KeyType
+from pkcs11.util.ec import encode_named_curve_parameters
 
 from firebuild_pki_pkcs11 import tokens as module
 from firebuild_pki_pkcs11.tokens import TokenKey, open_token_key
@@ -102,6 +107,29 @@ def test_an_ec_key_without_its_public_half_is_refused(opening: Opening) -> None:
         session = token("spare").open(user_pin=PIN, rw=True)
         for key in session.get_objects({pkcs11.Attribute.LABEL: "half"}):
             key.destroy()
+        session.close()
+
+
+def test_of_keys_without_an_id_each_has_its_own_public_half(opening: Opening) -> None:
+    session = token("spare").open(user_pin=PIN, rw=True)
+    curve = {Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")}
+    for label in ("one", "two"):
+        parameters = session.create_domain_parameters(KeyType.EC, curve, local=True)
+        parameters.generate_keypair(store=True, id=b"", label=label)
+    session.close()
+    try:
+        for label in ("one", "two"):
+            key = opening(uri("spare", label))
+            public = load_der_public_key(key.public_key())
+            assert isinstance(public, ec.EllipticCurvePublicKey)
+            signature = key.sign(b"text", SignatureAlgorithm.ECDSA_SHA256)
+            public.verify(signature, b"text", ec.ECDSA(hashes.SHA256()))
+            key.close()
+    finally:
+        session = token("spare").open(user_pin=PIN, rw=True)
+        for label in ("one", "two"):
+            for made in list(session.get_objects({Attribute.LABEL: label})):
+                made.destroy()
         session.close()
 
 

@@ -238,11 +238,13 @@ def _described(key: Any) -> str:
 
 
 def _public_key(session: Any, key: Any) -> bytes:
-    """Find the public key: that of the same id, or for RSA what the private key says itself."""
+    """Find the public key: that of the same id and label, or for RSA what the private key says itself."""
     if key.key_type not in (KeyType.RSA, KeyType.EC):
         raise CAError(f"expected an RSA or EC key, found {key.key_type.name}")
     wanted = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.KEY_TYPE: key.key_type, Attribute.ID: key.id}
-    public = next(iter(session.get_objects(wanted)), None)
+    found = list(session.get_objects(wanted))
+    labelled = [one for one in found if one.label == key.label]  # keys made without an id all have the same
+    public = next(iter(labelled or (found if key.id else ())), None)
     if public is not None and key.key_type is KeyType.EC:
         return bytes(encode_ec_public_key(public))
     if key.key_type is KeyType.RSA:
