@@ -133,6 +133,14 @@ def test_of_keys_without_an_id_each_has_its_own_public_half(opening: Opening) ->
         session.close()
 
 
+def test_a_module_of_somebody_else_is_refused(opening: Opening) -> None:
+    major, minor = pkcs11.lib(str(Path(MODULE).resolve())).library_version
+    opening(uri("ca", "p256", "library-manufacturer=SoftHSM", f"library-version={major}.{minor}")).close()
+    said = refusal(uri("ca", "p256", "library-manufacturer=Nobody"))
+    assert 'expected a module of library-manufacturer "Nobody", found "SoftHSM"' in said
+    assert f'found "{major}.{minor}"' in refusal(uri("ca", "p256", "library-version=99"))
+
+
 def test_a_module_that_is_not_there_or_not_one_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "module.so"
     text.write_text("not a module")

@@ -134,10 +134,12 @@ def _module_path(asked: TokenURI, context: KeyStoreContext) -> str:
 
 def _token(asked: TokenURI, module: _Module) -> Any:
     try:
-        slots = pkcs11.lib(module.path).get_slots(token_present=True)
+        library = pkcs11.lib(module.path)
+        slots = library.get_slots(token_present=True)
     except (pkcs11.PKCS11Error, RuntimeError) as error:
         hint = "is it a PKCS#11 module for this machine, and is its configuration readable?"
         raise CAError(f"the module {module.path} cannot be used: {_name(error)}", hint=hint) from error
+    _must_be_library(asked, library)
     tokens = [
         token for token in (slot.get_token() for slot in slots) if TokenFlag.TOKEN_INITIALIZED in token.flags
     ]
@@ -152,6 +154,24 @@ def _token(asked: TokenURI, module: _Module) -> Any:
     raise CAError(
         f"no token is {asked.token_words}", hint=f"there are {there or 'no tokens'} in {module.path}"
     )
+
+
+def _must_be_library(asked: TokenURI, library: Any) -> None:
+    major, minor = library.library_version
+    found = {
+        "library-manufacturer": library.manufacturer_id.encode(),
+        "library-description": library.library_description.encode(),
+        "library-version": f"{major}.{minor}".encode(),
+    }
+    for name, value in found.items():
+        wanted = asked.path.get(name, value).strip()
+        if name == "library-version" and b"." not in wanted:
+            wanted += b".0"  # RFC 7512 section 2.3: the minor version is 0 where it is left out
+        if wanted != value.strip():
+            shown = value.decode(errors="replace").strip()
+            raise CAError(
+                f'expected a module of {asked.words(name)}, found "{shown}"', hint=f"leave {name} out"
+            )
 
 
 def _fits(asked: TokenURI, token: Any) -> bool:
