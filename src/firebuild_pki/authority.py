@@ -328,7 +328,7 @@ def open_authority(
         MaterialError: the CA's own certificates are not usable.
     """
     if not isinstance(settings, CASettings):
-        settings = validate(CASettings, Document({"ca": dict(settings or {})}), at="ca")
+        settings = validate(CASettings, Document({"ca": {} if settings is None else settings}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
     context = ProviderContext(
         clock,

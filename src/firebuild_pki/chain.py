@@ -155,8 +155,7 @@ class Links:
     """Which certificate issued which. Answers about CAs are kept, as they are asked for each leaf again."""
 
     def __init__(self) -> None:
-        self.proven: set[tuple[object, ...]] = set()
-        """What path validation has passed above the leaf; see `verify.py`."""
+        self._proven: set[tuple[object, ...]] = set()
         self._known: dict[tuple[x509.Certificate, x509.Certificate], str | None] = {}
         self._roots: dict[x509.Certificate, bool] = {}
         self._read: tuple[bytes | str, list[x509.Certificate]] = (b"", [])
@@ -175,8 +174,20 @@ class Links:
     def is_root(self, certificate: x509.Certificate) -> bool:
         """Tell a root; see `is_self_signed`."""
         if certificate not in self._roots:
+            if len(self._roots) > _MAX_LINKS:
+                self._roots.clear()
             self._roots[certificate] = is_self_signed(certificate)
         return self._roots[certificate]
+
+    def is_proven(self, *above: tuple[object, ...]) -> bool:
+        """Tell whether path validation has passed one of these above another leaf; see `verify.py`."""
+        return not self._proven.isdisjoint(above)
+
+    def note_proven(self, above: tuple[object, ...]) -> None:
+        """Keep that path validation has passed what is above a leaf."""
+        if len(self._proven) > _MAX_LINKS:
+            self._proven.clear()
+        self._proven.add(above)
 
     def problem(self, below: x509.Certificate, above: x509.Certificate) -> str | None:
         """Tell why a certificate cannot be taken for one that another issued; None if it can.

@@ -200,7 +200,7 @@ def _returned_chains(
 def _holds(chain: Chain, expected: Expectation, links: Links) -> bool:
     """Tell whether a chain passes every check, strictly; no for one that has to be looked at more closely."""
     authorities = chain.authorities
-    proven = not links.proven.isdisjoint({authorities, (expected.profile, *authorities)})
+    proven = links.is_proven(authorities, (expected.profile, *authorities))
     steps = list(pairwise((chain.leaf, *authorities)))
     if any(claim_problem(*step) or identifier_problem(*step) for step in (steps[:1] if proven else steps)):
         return False
@@ -216,7 +216,7 @@ def _holds(chain: Chain, expected: Expectation, links: Links) -> bool:
     # What is above the leaf is the same for all leaves of an authority, but for its dates. Its extended key
     # usages are about one kind of leaf.
     restricted = any(extension_of(ca, x509.ExtendedKeyUsage) for ca in authorities)
-    links.proven.add((expected.profile, *authorities) if restricted else authorities)
+    links.note_proven((expected.profile, *authorities) if restricted else authorities)
     return True
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
@@ -310,3 +311,9 @@ def test_certificates_can_be_revoked_without_their_keys_being_kept() -> None:
         issued = [authority.issue_server(), authority.issue_guest()]
         assert not [one for one in keys_in(authority, issued) if isinstance(one, bytes | str)]
     assert [certificates(one)[0] for one in characters.REVOKED] == [leaf_of(one) for one in issued]
+
+
+@pytest.mark.parametrize("settings", ["ca.yaml", ["provider"], 3, ""])
+def test_settings_that_are_no_mapping_are_refused_in_words(settings: Any) -> None:
+    with pytest.raises(SettingsError, match="ca: expected a mapping, found a"):
+        open_authority(settings)

@@ -723,4 +723,8 @@ def test_what_is_known_of_cas_does_not_grow_for_ever(monkeypatch: pytest.MonkeyP
     for _ in range(5):
         leaf = ca.leaf(generate_key().public_key(), [NAME], valid=LONG)
         assert links.problem(leaf, ca.certificate) is None
-    assert len(links._known) <= 3
+        other = root().certificate
+        assert links.is_root(other)
+        links.note_proven((other,))
+        assert links.is_proven((ca.certificate,), (other,))
+    assert max(len(one) for one in (links._known, links._roots, links._proven)) <= 3
