@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 import ssl
 import time
@@ -54,6 +55,8 @@ PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that may be others a moment later (RFC 9110, section 15; 429 is of RFC 6585)."""
 _LONGEST_PAUSE: Final = 30.0
 _PIECE: Final = 1 << 16
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+"""What a header may have (RFC 9110, section 5.5)."""
 
 
 class HTTPFailure(CAError):
@@ -205,8 +208,18 @@ class HTTPClient:
             the answer, whatever its status is; the last one, where several asked to come again.
 
         Raises:
-            HTTPFailure: there was no complete answer.
+            HTTPFailure: there was no complete answer, or a header cannot be sent.
+            ValueError: the path does not begin with a slash, so it would change the host.
         """
+        if not path.startswith("/"):
+            raise ValueError("the path of a request begins with a slash")
+        for name, value in (headers or {}).items():
+            if not _VALUE.fullmatch(value):
+                raise HTTPFailure(
+                    f"{self.address}: the header {name} (not shown) has a line break, or a character that "
+                    "HTTP cannot carry",
+                    hint="look at the secret or setting that it is made of",
+                )
         last = self._attempts if again else 1
         for attempt in range(1, last):
             try:

@@ -200,6 +200,26 @@ def test_secrets_go_to_https_or_this_machine(connect: Connect, address: str) -> 
         connect(address)
 
 
+@pytest.mark.parametrize("path", ["@elsewhere.example/sign", ".elsewhere.example/sign", "sign", ""])
+def test_a_path_cannot_change_the_host(backend: Backend, connect: Connect, path: str) -> None:
+    with pytest.raises(ValueError, match="begins with a slash"):
+        connect().request("POST", path, headers={"Authorization": SECRET})
+    assert not backend.requests
+
+
+@pytest.mark.parametrize("odd", ["\n", "\r\nX-More: 1", "\0", "\u20ac"])
+def test_a_header_that_cannot_be_sent_is_named_without_its_value(
+    backend: Backend, connect: Connect, pauses: list[float], odd: str
+) -> None:
+    with pytest.raises(HTTPFailure, match=r"header Authorization \(not shown\)") as refused:
+        connect().request("POST", "/sign", headers={"Authorization": f"{SECRET}{odd}"})
+    assert not refused.value.retryable
+    assert refused.value.__context__ is None
+    assert SECRET not in str(refused.value)
+    assert not backend.requests
+    assert not pauses
+
+
 def test_a_proxy_is_asked_to_connect_and_its_password_is_shown_nowhere(
     backend: Backend, connect: Connect
 ) -> None:
