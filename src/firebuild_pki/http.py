@@ -285,6 +285,8 @@ class HTTPClient:
             if isinstance(cause, ssl.SSLError):
                 fault, words = tls_fault(cause)
                 hint = self._hints.get(fault)
+                if fault is TlsFault.CUT:  # also how a server that refused looks to a write; see below
+                    hint = hint or self._hints.get(TlsFault.REFUSED)
                 return HTTPFailure(
                     f"{self.address}: {words}", fault=fault, hint=hint, retryable=fault is TlsFault.CUT
                 )

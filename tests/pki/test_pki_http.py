@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -321,6 +322,23 @@ def test_both_ends_are_verified(
     ):
         error = failure(client)
         assert (error.fault, error.hint) == (fault, HINTS[fault])
+
+
+def test_a_connection_that_was_cut_may_be_a_refusal() -> None:
+    def cut() -> None:
+        connection = listener.accept()[0]
+        connection.recv(1 << 16)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=cut)
+        thread.start()
+        address = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        hints = {TlsFault.REFUSED: "it wants a certificate"}
+        failed = failure(HTTPClient(address, environ={}, attempts=1, hints=hints))
+        thread.join()
+    assert failed.hint == "it wants a certificate"
+    assert failed.retryable
 
 
 def test_files_that_are_of_no_use_are_named_as_the_settings_name_them(files: Files, tmp_path: Path) -> None:
