@@ -16,6 +16,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Event, Notice, Tasks
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.intake import Intake
+from firebuild_bootstrap.image.layertrees import ALTERED
 from firebuild_bootstrap.image.oci import Descriptor, Manifest, canonical
 from firebuild_bootstrap.image.outgoing import Outgoing
 from firebuild_bootstrap.image.remotecache import (
@@ -141,9 +142,12 @@ def test_a_layer_that_could_not_be_kept_as_it_was_goes_to_no_other_machine(
     [here] = second.cache.find([A.key], BASE)
     above = second.cache.commit(B.key, layer(second.home, "b", "b"), parent=here, text="RUN b")
     source = second.cache.commit(C.key, layer(second.home, "c", "c"), sources=[here.source], text="COPY c")
-    assert all(second.cache.entry(each.id).altered for each in (here, above, source))  # type: ignore[union-attr]
-    second.export([here, above, source], tmp_path / "again")
-    assert "has 1 of 3 steps" in second.said[-1]
+    marked = layer(second.home, "m", "m")
+    (marked / ALTERED).touch()
+    sent = second.cache.commit(C.key, marked)
+    assert all(second.cache.entry(each.id).altered for each in (here, above, source, sent))  # type: ignore[union-attr]
+    second.export([here, above, source, sent], tmp_path / "again")
+    assert "has 1 of 4 steps" in second.said[-1]
 
     third = machine("third")
     third.remote.load([CacheSpec("local", directory=tmp_path / "again")])

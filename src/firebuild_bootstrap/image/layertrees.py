@@ -52,6 +52,8 @@ _SIZE: Final = "size"
 _FOLDED: Final = 60  # layers, or a multiple of it; a machine mounts 240 with those that it makes
 TREE: Final = "fs"
 """Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
+ALTERED: Final = "altered"
+"""A file beside the tree of a finished layer that this id mapping could not keep as it was made."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from typing import Any, Final
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image.content_store import unusable_store
-from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.layertrees import ALTERED, LayerTrees
 from firebuild_bootstrap.image.trees import allocated
 from firebuild_bootstrap.values import dataclass
 
@@ -63,8 +63,8 @@ class Entry:
         created: seconds since 1970; 0 where that is not known.
         sources: layers of other stages that went into it: their keys and ids.
         origin: the remote cache that it came from; empty for one that was made here.
-        altered: this id mapping could not keep all of what came from a remote cache, or it was made of such
-            a layer: other machines must not get it.
+        altered: this id mapping could not keep all of what came from a remote cache or a virtual machine, or
+            it was made of such a layer: other machines must not get it.
         path: its tree; not there yet in what `usage` and `prune` return.
     """
 
@@ -196,7 +196,8 @@ class Cache:
             replace: this result is to be found, and no other.
             created: when it was made, in seconds since 1970; None for now.
             origin: see `Entry`.
-            altered: see `Entry`; what is made here of such layers is known to be.
+            altered: see `Entry`; what is made here of such layers is known to be, and what has a file
+                `ALTERED` beside its tree.
 
         Raises:
             MachineError, InputError: the store can't be written, or somebody removed the parent. `directory`
@@ -211,7 +212,7 @@ class Cache:
             created=self._clock() if created is None else created,
             sources=tuple(sources),
             origin=origin,
-            altered=altered,
+            altered=altered or (directory / ALTERED).exists(),
         )
         with self._changing():
             done = self._held(self._record(entry.id))
