@@ -26,7 +26,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import (
     ContentStore,
@@ -548,7 +548,7 @@ class LayerTrees:
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
             good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
-        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        except (FileNotFoundError, *MALFORMED):
             return None
         except OSError as error:  # too many open files: that says nothing about the tree
             raise MachineError(f"{content / _INFO} can't be read: {error.strerror}") from error

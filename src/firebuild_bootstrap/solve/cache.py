@@ -35,10 +35,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image.content_store import unusable_store
 from firebuild_bootstrap.image.layertrees import ALTERED, LayerTrees
 from firebuild_bootstrap.image.trees import allocated
+from firebuild_bootstrap.sizes import checked_size
 from firebuild_bootstrap.values import dataclass
 
 ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
@@ -418,7 +419,7 @@ class Cache:
         try:
             with open(self._record_files / identity, "rb") as file:
                 return _entry(identity, json.loads(file.read(_MAX_RECORD)))
-        except (FileNotFoundError, ValueError, OverflowError, KeyError, TypeError, RecursionError):
+        except (FileNotFoundError, *MALFORMED):
             return None  # any other error may go away, and must not look like damage to `prune`
 
     def _survey(self) -> _Survey:
@@ -652,7 +653,7 @@ def _entry(identity: str, document: dict[str, Any]) -> Entry:
         id=identity,
         key=_text(document["key"], KEY),
         parent=str(document["parent"]),
-        size=int(document["size"]),
+        size=checked_size(document["size"]),
         text=str(document["text"]),
         created=float(document["created"]),
         sources=tuple((_text(key, KEY), _text(layer, ID)) for key, layer in document["sources"]),

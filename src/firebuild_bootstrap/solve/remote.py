@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, UNUSABLE_TEXT, InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.intake import Intake
@@ -105,7 +105,7 @@ def read_records(manifest: Manifest, data: bytes, origin: str) -> list[Record]:
     layers = {layer.digest: layer for layer in manifest.layers}
     try:
         return [_record(each, layers, origin) for each in found]
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except MALFORMED as error:
         raise InputError(f"a record of it is damaged: {one_line(str(error), 200)}") from error
 
 
