@@ -210,6 +210,12 @@ def test_records_of_images_and_bases_are_named_and_hide_no_others(store: Cli) ->
     (base / "rootfs.tar").unlink()
     app = one(store, "images/names/library/app/1").resolve()
     web = one(store, "images/names/acme/web/1").resolve()
+    (app / "sbom.json").write_text("{")
+    (app / "provenance.json").write_text("[]")
+    assert [line for line in problems(store) if line.startswith("image app:1")][1:] == [
+        f"image app:1: images/content/ID/{name}.json is damaged: --repair removes it"
+        for name in ("provenance", "sbom")
+    ]
     image = (app / "image.json").read_text()
     (app / "image.json").write_text("[]")
     shutil.rmtree(web)
