@@ -178,6 +178,7 @@ def run(scenario: Scenario) -> Happened:
     """Host the machine of a scenario in a fresh network namespace."""
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--net", "--kill-child", "--fork", sys.executable, __file__],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
         input=json.dumps(asdict(scenario)),
         capture_output=True,
         text=True,

@@ -202,7 +202,8 @@ class House:
         new, old = self.new(dockerfile), self.old(dockerfile, **variations)
         for result in (new, old):
             assert result.outcome.message == "", (result.outcome, result.words, result.events)
-        assert old.tree() == new.tree()
+        a, b = old.tree(), new.tree()
+        assert a == b, [(k, a.get(k), b.get(k)) for k in {*a, *b} if a.get(k) != b.get(k)]
         assert old.steps == new.steps
         return new, old
 

@@ -39,7 +39,7 @@ mk() {
     made=$made/$part
     [ -d "$made" ] && continue
     if [ -e "$made" ] || [ -L "$made" ]; then die "$made: a file is where a directory is needed"; fi
-    mkdir "$made" && chown "$2" "$made" && chmod 00755 "$made" || die "$made: it could not be made"
+    mkdir "$made" && chown "$2" "$made" || die "$made: it could not be made"
   done
 }
 number() { case $1 in '' | *[!0-9]*) return 1 ;; esac; }
