@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from firebuild_bootstrap.errors import FirebuildError, MachineError
+from firebuild_bootstrap.image.attestations import damaged_documents
 from firebuild_bootstrap.image.bases import BaseStore
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.content_store import ContentStore
@@ -142,6 +143,12 @@ class StoreCheck:
                 self._needed.setdefault(layer.key, []).append(str(tag))
                 if not stored.is_there(layer.key):
                     yield Finding(f"image {tag}: its layer {layer.key} is missing", _again(tag))
+        for path in damaged_documents(image):
+            yield Finding(
+                f"image {tag}: {path} is damaged",
+                "--repair removes it",
+                partial(path.unlink, missing_ok=True),
+            )
         for form in kept_forms(image.directory, untouched=True):
             if not _has(image.directory / form.path, form.digest):
                 yield Finding(

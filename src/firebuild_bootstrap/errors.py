@@ -49,6 +49,10 @@ UNUSABLE_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 """NUL and halves of characters: JSON can write them, no environment can hold them. Python makes such halves
 of bytes that are not UTF-8 (PEP 383)."""
 
+MALFORMED: Final = (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
+"""What it raises to read a JSON document that is not as it has to be. OverflowError is that of numbers:
+`1e999` is infinite, and 400 digits are no float."""
+
 
 class _Described(BaseException):
     """A message with its remedy and its place.

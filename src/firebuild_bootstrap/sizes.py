@@ -11,6 +11,13 @@ _SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s?([kmgtp])?(?:i?b)?", re.
 _POWERS: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
+def checked_size(value: object) -> int:
+    """Return the number of bytes that a record of ours has; ValueError if no file can have so many."""
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError(f"expected a size in bytes, found {value!r:.80}")
+    return value
+
+
 def parse_size(text: str) -> int:
     """Return the bytes that a text such as `64MiB`, `1.5g` or `4096` means.
 

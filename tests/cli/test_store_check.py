@@ -210,6 +210,13 @@ def test_records_of_images_and_bases_are_named_and_hide_no_others(store: Cli) ->
     (base / "rootfs.tar").unlink()
     app = one(store, "images/names/library/app/1").resolve()
     web = one(store, "images/names/acme/web/1").resolve()
+    (app / "sbom.json").write_text("{")
+    (app / "provenance.json").write_text("[]")
+    assert [line for line in problems(store) if line.startswith("image app:1")][1:] == [
+        f"image app:1: images/content/ID/{name}.json is damaged: --repair removes it"
+        for name in ("provenance", "sbom")
+    ]
+    image = (app / "image.json").read_text()
     (app / "image.json").write_text("[]")
     shutil.rmtree(web)
     lines = problems(store)
@@ -222,6 +229,12 @@ def test_records_of_images_and_bases_are_named_and_hide_no_others(store: Cli) ->
     assert lines[2].endswith("`firebuild images rm app:1`, and build, load or pull it again")
     for command in (("images", "list"), ("du",), ("base", "list")):
         assert "is damaged" in store(*command).err
+    for size in ("1e999", "1" + "0" * 400):
+        (app / "image.json").write_text(re.sub('"size": *[0-9]+', f'"size": {size}', image))
+        assert [line.split(": ")[0] for line in problems(store)][
+            2
+        ] == "images/content/ID/image.json is damaged"
+        assert "is damaged" in store("images", "list").err
     store("images", "rm", "app:1", "acme/web:1")
     store("base", "rm", "tiny:latest")
     assert problems(store, left=False)[0].startswith("sound: 0 images, 0 bases, ")

@@ -222,8 +222,17 @@ def test_a_layer_comes_out_as_it_was_sent(receiving: Receiving, tmp_path: Path, 
     assert receiving.notes == []
     for directory in receiving.given.values():
         assert as_layer(directory / "fs") == sent
+        assert not (directory / "altered").exists()
     assert [path.name for path in (workspace.path / "layers").iterdir()] == ["upper"]
     assert receiving.sent.trees == {step: found / "fs" for step, found in receiving.given.items()}
+
+
+def test_a_layer_that_could_not_be_kept_as_it_was_is_marked(receiving: Receiving) -> None:
+    device = info("dev-of-mine", tarfile.BLKTYPE, devmajor=7, devminor=1)
+    receiving.write(archive((device, b"")))
+    receiving.sent.finished(1)
+    assert "device nodes of step 1 were left out" in receiving.notes[0]
+    assert (receiving.given[1] / "altered").exists()  # `Cache.commit` looks for it
 
 
 def test_a_guest_without_layers_is_not_asked_again(receiving: Receiving) -> None:

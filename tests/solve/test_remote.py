@@ -16,6 +16,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Event, Notice, Tasks
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.intake import Intake
+from firebuild_bootstrap.image.layertrees import ALTERED
 from firebuild_bootstrap.image.oci import Descriptor, Manifest, canonical
 from firebuild_bootstrap.image.outgoing import Outgoing
 from firebuild_bootstrap.image.remotecache import (
@@ -26,6 +27,7 @@ from firebuild_bootstrap.image.remotecache import (
     parse_cache,
 )
 from firebuild_bootstrap.image.store import ImageStore
+from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.registry.pull import Registries
 from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_bootstrap.registry.transport import Surroundings
@@ -122,6 +124,46 @@ def test_layers_lie_on_each_other_as_where_they_were_made(
     second.trees.close()
     assert {each.id for each in second.cache.prune(imported=True)} == {each.id for each in made}
     assert second.cache.entry(own[0].id)
+
+
+@pytest.mark.needs("userns")
+def test_a_layer_that_could_not_be_kept_as_it_was_goes_to_no_other_machine(
+    machine: Callable[[str], Machine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under its id another tree would come, with the owners of an id mapping that lacks some."""
+    shared, first = tmp_path / "shared", machine("first")
+    made = first.make(A, LINK)
+    first.export(made, shared)
+    second = machine("second")
+    second.remote.load([CacheSpec("local", directory=shared)])
+    with monkeypatch.context() as patch:
+        patch.setattr(UnpackReport, "notes", lambda _, source: (f"files of {source} belong to root now",))
+        assert second.fetch(second.find(A))
+    [here] = second.cache.find([A.key], BASE)
+    above = second.cache.commit(B.key, layer(second.home, "b", "b"), parent=here, text="RUN b")
+    source = second.cache.commit(C.key, layer(second.home, "c", "c"), sources=[here.source], text="COPY c")
+    marked = layer(second.home, "m", "m")
+    (marked / ALTERED).touch()
+    sent = second.cache.commit(C.key, marked)
+    assert all(second.cache.entry(each.id).altered for each in (here, above, source, sent))  # type: ignore[union-attr]
+    second.export([here, above, source, sent], tmp_path / "again")
+    assert "has 1 of 4 steps" in second.said[-1]
+
+    third = machine("third")
+    third.remote.load([CacheSpec("local", directory=tmp_path / "again")])
+    assert third.find(A, B) == third.find(A)
+    assert third.fetch(third.find(A))
+    assert third.trees.digests([here.id]) == first.trees.digests([here.id])
+    [mine] = third.cache.find([A.key], BASE)
+    assert not mine.altered
+
+    fourth = machine("fourth")  # which knows nothing of where it came from
+    fourth.remote.load([])
+    fourth.cache.commit(
+        here.key, layer(fourth.home, "x", "x"), identity=here.id, origin="there", altered=True, base=BASE
+    )
+    fourth.export([fourth.cache.entry(here.id)], tmp_path / "nothing")  # type: ignore[list-item]
+    assert "has 0 of 1 steps" in fourth.said[-1]
 
 
 @pytest.mark.needs("userns")
@@ -324,6 +366,7 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         {"created": "soon"},
         {"created": -1},
         {"created": 1e300},
+        {"created": 10**400},
         {"diff_id": "sha512:1"},
         {"blob": f"sha256:{'5' * 64}"},
         {"blob": []},

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -188,6 +188,16 @@ def sbom_of(image: StoredImage) -> dict[str, Any] | None:
         MachineError: it is damaged.
     """
     return _kept(image.directory / _SBOM_FILE)
+
+
+def damaged_documents(image: StoredImage) -> Iterator[Path]:
+    """Yield those documents beside an image that can't be read."""
+    for name, read in ((_FILE, provenance_of), (_SBOM_FILE, sbom_of)):
+        if (path := image.directory / name).exists():
+            try:
+                read(image)
+            except MachineError:
+                yield path
 
 
 def _keep(path: Path, document: Mapping[str, Any]) -> None:

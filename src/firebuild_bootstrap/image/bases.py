@@ -13,7 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key, readable
@@ -258,7 +258,7 @@ class BaseStore:
         path = directory / "base.json"
         try:
             return _base(json.loads(path.read_text("utf-8")), directory)
-        except (OSError, KeyError, TypeError, ValueError, RecursionError, InputError) as error:
+        except (OSError, *MALFORMED, InputError) as error:
             raise MachineError(f"{path} is damaged: {error}", hint="import the base again") from error
         finally:
             if not hold:

@@ -21,10 +21,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import MachineError
+from firebuild_bootstrap.errors import MALFORMED, MachineError
 from firebuild_bootstrap.image.content_store import sync_file_system, write_whole
 from firebuild_bootstrap.image.outputs import Artifact, OutputSpec, OutputType, export_tree
 from firebuild_bootstrap.image.trees import Tree, Trees
+from firebuild_bootstrap.sizes import checked_size
 from firebuild_bootstrap.values import dataclass
 
 _LOCK: Final = "forms.lock"
@@ -188,8 +189,8 @@ def _note(directory: Path, kept: _Kept) -> None:
 def _read(directory: Path, kind: OutputType) -> _Kept | None:
     try:
         document = json.loads((directory / _note_name(kind)).read_text("utf-8"))
-        artifact = Artifact(kind, kind.file_name, int(document["size"]), str(document["digest"]))
+        artifact = Artifact(kind, kind.file_name, checked_size(document["size"]), str(document["digest"]))
         kept = _Kept(artifact, int(document["asked"]), int(document["mtime_ns"]))
-    except (OSError, KeyError, TypeError, ValueError, RecursionError):
+    except (OSError, *MALFORMED):
         return None  # it is not there, or a power failure has spoiled what is known of it
     return kept if os.path.lexists(directory / artifact.path) else None

@@ -26,7 +26,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.content_store import (
     ContentStore,
@@ -52,6 +52,8 @@ _SIZE: Final = "size"
 _FOLDED: Final = 60  # layers, or a multiple of it; a machine mounts 240 with those that it makes
 TREE: Final = "fs"
 """Name of the tree in a layer's directory: the tree's own mode may forbid to move it."""
+ALTERED: Final = "altered"
+"""A file beside the tree of a finished layer that this id mapping could not keep as it was made."""
 
 
 @dataclass(frozen=True)
@@ -546,7 +548,7 @@ class LayerTrees:
         try:
             info: dict[str, Any] = json.loads((content / _INFO).read_text("utf-8"))
             good = info["boot"] == self._boot_id or (content / _DURABLE).exists()
-        except (FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+        except (FileNotFoundError, *MALFORMED):
             return None
         except OSError as error:  # too many open files: that says nothing about the tree
             raise MachineError(f"{content / _INFO} can't be read: {error.strerror}") from error

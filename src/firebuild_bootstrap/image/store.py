@@ -9,7 +9,7 @@ from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.image.blobs import digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.content_store import ContentStore, Key, Staging, readable, write_whole
@@ -26,6 +26,7 @@ from firebuild_bootstrap.image.oci import (
 from firebuild_bootstrap.image.outputs import Artifact, OutputType
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.trees import Trees
+from firebuild_bootstrap.sizes import checked_size
 from firebuild_bootstrap.values import dataclass
 
 _CONFIGURATION: Final = "configuration.json"
@@ -69,11 +70,11 @@ class ImageLayer:
             outside = None
             if "blob" in document:
                 outside = OutsideLayer(str(document["diff_id"]), Descriptor.from_json(document["blob"]))
-            return cls(size=int(document["size"]), key=str(document["key"]), outside=outside)
+            return cls(size=checked_size(document["size"]), key=str(document["key"]), outside=outside)
         archive = str(document["archive"])
         if "/" in archive:
             raise ValueError(f"{archive!r} is not the name of an archive")
-        return cls(size=int(document["size"]), archive=archive, digest=str(document["digest"]))
+        return cls(size=checked_size(document["size"]), archive=archive, digest=str(document["digest"]))
 
 
 @dataclass(frozen=True)
@@ -413,7 +414,7 @@ class ImageStore:
                 yield ImageRecord.from_json(json.loads((directory / "image.json").read_text("utf-8")))
             except (FileNotFoundError, PermissionError):  # gone by now, or another user's, who has own layers
                 continue
-            except (KeyError, TypeError, ValueError, RecursionError, InputError):
+            except (*MALFORMED, InputError):
                 continue  # it is damaged, and of no use to anybody
 
     def find(self, tag: Reference, *, hold: bool = False) -> StoredImage | None:
@@ -432,7 +433,7 @@ class ImageStore:
         try:
             record = ImageRecord.from_json(json.loads(path.read_text("utf-8")))
             tag = _as_spelled(key, record)
-        except (OSError, KeyError, TypeError, ValueError, RecursionError, InputError) as error:
+        except (OSError, *MALFORMED, InputError) as error:
             raise MachineError(
                 f"{path} is damaged: {error}", hint=f"remove {_name(key)} and build it again"
             ) from error

@@ -25,7 +25,7 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError, Interrupted, MachineError
 from firebuild_bootstrap.guest.caches import try_lock
 from firebuild_bootstrap.image.content_store import write_whole
-from firebuild_bootstrap.image.layertrees import TREE, ArchiveLayer, Layer, LayerSink, StoredLayer
+from firebuild_bootstrap.image.layertrees import ALTERED, TREE, ArchiveLayer, Layer, LayerSink, StoredLayer
 from firebuild_bootstrap.image.outputs import OutputType
 from firebuild_bootstrap.image.trees import tree_of
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_empty_ext4
@@ -285,13 +285,16 @@ class SentLayers:
             (unfinished / TREE).mkdir(parents=True)
             directory.parent.mkdir(exist_ok=True)
             report = self._workspace.trees().unpack_upper(self._archive, unfinished / TREE)
+            notes = report.notes(f"step {step}")
+            if notes:
+                (unfinished / ALTERED).touch()
             self._archive.unlink()
             unfinished.rename(directory)
         except OSError as error:
             raise MachineError(f"{error.filename or unfinished}: {error.strerror}") from error
         except Interrupted:  # whoever waits for the end of the session tells of it
             raise MachineError(f"the layer of step {step} was not unpacked") from None
-        for note in report.notes(f"step {step}"):
+        for note in notes:
             self._notice(note)
         self.trees[step] = self._taken(step, directory) or directory / TREE
 

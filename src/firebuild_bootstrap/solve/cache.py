@@ -35,10 +35,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, FirebuildError, InputError, MachineError
 from firebuild_bootstrap.image.content_store import unusable_store
-from firebuild_bootstrap.image.layertrees import LayerTrees
+from firebuild_bootstrap.image.layertrees import ALTERED, LayerTrees
 from firebuild_bootstrap.image.trees import allocated
+from firebuild_bootstrap.sizes import checked_size
 from firebuild_bootstrap.values import dataclass
 
 ID: Final = re.compile("[0-9a-f]{16}-[0-9a-f]{16}")
@@ -63,6 +64,8 @@ class Entry:
         created: seconds since 1970; 0 where that is not known.
         sources: layers of other stages that went into it: their keys and ids.
         origin: the remote cache that it came from; empty for one that was made here.
+        altered: this id mapping could not keep all of what came from a remote cache or a virtual machine, or
+            it was made of such a layer: other machines must not get it.
         path: its tree; not there yet in what `usage` and `prune` return.
     """
 
@@ -74,6 +77,7 @@ class Entry:
     created: float
     sources: tuple[tuple[str, str], ...] = ()
     origin: str = ""
+    altered: bool = False
     path: Path = Path()
 
     @property
@@ -173,6 +177,7 @@ class Cache:
         replace: bool = False,
         created: float | None = None,
         origin: str = "",
+        altered: bool = False,
     ) -> Entry:
         """Make `directory` the result of `key`.
 
@@ -192,6 +197,8 @@ class Cache:
             replace: this result is to be found, and no other.
             created: when it was made, in seconds since 1970; None for now.
             origin: see `Entry`.
+            altered: see `Entry`; what is made here of such layers is known to be, and what has a file
+                `ALTERED` beside its tree.
 
         Raises:
             MachineError, InputError: the store can't be written, or somebody removed the parent. `directory`
@@ -206,11 +213,14 @@ class Cache:
             created=self._clock() if created is None else created,
             sources=tuple(sources),
             origin=origin,
+            altered=altered or (directory / ALTERED).exists(),
         )
         with self._changing():
             done = self._held(self._record(entry.id))
             if done is not None:
                 return done
+            if not origin and self._made_of_altered(entry):
+                entry = dataclasses.replace(entry, altered=True)
             for each in _names(entry.parent):
                 # A prune that is killed may leave the record of a layer that it has removed.
                 if ID.fullmatch(each) and self._held(self._record(each)) is None:
@@ -242,6 +252,7 @@ class Cache:
             base=base,
             created=entry.created,
             origin=entry.origin,
+            altered=entry.altered,
         )
         if (done.key, done.parent) != (entry.key, entry.parent):
             raise InputError(f"the layer {entry.id} is another one here")
@@ -408,7 +419,7 @@ class Cache:
         try:
             with open(self._record_files / identity, "rb") as file:
                 return _entry(identity, json.loads(file.read(_MAX_RECORD)))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        except (FileNotFoundError, *MALFORMED):
             return None  # any other error may go away, and must not look like damage to `prune`
 
     def _survey(self) -> _Survey:
@@ -432,6 +443,11 @@ class Cache:
     def outdated(self, entry: Entry) -> bool:
         """Whether a stage that files came from has got another result since."""
         return any(self._identity(stage) not in ("", layer) for stage, layer in entry.sources)
+
+    def _made_of_altered(self, entry: Entry) -> bool:
+        layers = (*_names(entry.parent), *(layer for _, layer in entry.sources))
+        records = (self._record(layer) for layer in layers if ID.fullmatch(layer))
+        return any(record is not None and record.altered for record in records)
 
     # --- changes ---------------------------------------------------------------------------------
 
@@ -637,11 +653,12 @@ def _entry(identity: str, document: dict[str, Any]) -> Entry:
         id=identity,
         key=_text(document["key"], KEY),
         parent=str(document["parent"]),
-        size=int(document["size"]),
+        size=checked_size(document["size"]),
         text=str(document["text"]),
         created=float(document["created"]),
         sources=tuple((_text(key, KEY), _text(layer, ID)) for key, layer in document["sources"]),
         origin=str(document.get("origin", "")),
+        altered=document.get("altered", False) is True,
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from firebuild_bootstrap.errors import MALFORMED
 from firebuild_bootstrap.image.content_store import forget_oldest, write_whole
 from firebuild_bootstrap.matching import has_wildcard
 from firebuild_bootstrap.solve.keys import Input, Parts
@@ -90,7 +91,7 @@ class LastBuild:
             return next(self._differences(before, parts, base if number == 0 else ""))
         except StopIteration:
             return "its result is not in the cache any more, or was never finished"
-        except (KeyError, TypeError, ValueError, AttributeError):  # not written by us
+        except MALFORMED:  # not written by us
             return "what it was made of the last time is not known"
 
     def save(self) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, UNUSABLE_TEXT, InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.blobs import BlobStore
 from firebuild_bootstrap.image.intake import Intake
@@ -105,7 +105,7 @@ def read_records(manifest: Manifest, data: bytes, origin: str) -> list[Record]:
     layers = {layer.digest: layer for layer in manifest.layers}
     try:
         return [_record(each, layers, origin) for each in found]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except MALFORMED as error:
         raise InputError(f"a record of it is damaged: {one_line(str(error), 200)}") from error
 
 
@@ -304,9 +304,9 @@ class RemoteCaches:
         layer, entry = OutsideLayer(record.diff_id, record.blob), record.entry
         write = partial(self._intake.decompress, layer)
         with self._cache.trees.unpacking(write) as (directory, report):
-            self._cache.import_(entry, directory, base)
+            notes = report.notes(f"the cached step {entry.text}")
+            self._cache.import_(replace(entry, altered=bool(notes)), directory, base)
         self._taken[entry.id] = entry.origin
-        notes = report.notes(f"the cached step {entry.text}")
         for note in notes:
             self._tasks.warn(note)
         if not notes:  # or another archive would come out of the tree
@@ -331,17 +331,25 @@ class RemoteCaches:
         backend = self._backend(spec, related)
         try:
             with self._tasks.task(f"writing the cache {backend}"):
-                records = [self._record_of(entry) for entry in entries]
+                records = [record for entry in entries if (record := self._record_of(entry)) is not None]
                 backend.write(write_records(records, self._blobs), self._blobs, self._fetched)
+            if len(records) < len(entries):
+                self._tasks.warn(
+                    f"the cache {backend} has {len(records)} of {len(entries)} steps: this id mapping "
+                    "could not keep all files of the others, or of what they were made of, as they were"
+                )
         except (InputError, MachineError) as error:
             what = f"the cache {backend} could not be written: {one_line(error.message, 500)}"
             if not spec.ignore_error:
                 raise type(error)(what, hint=error.hint) from error
             self._tasks.warn(what)
 
-    def _record_of(self, entry: Entry) -> Record:
-        if self._cache.entry(entry.id) is None and (found := self._with(entry.id)):
+    def _record_of(self, entry: Entry) -> Record | None:
+        """Return what others are to know of a step; None where the layer that is here is not what it was."""
+        if (entry.altered or self._cache.entry(entry.id) is None) and (found := self._with(entry.id)):
             return found[1]
+        if entry.altered:
+            return None
         return Record(entry, *self._outgoing.of_step(entry.id))
 
     def _fetched(self, blob: Descriptor) -> Path:
