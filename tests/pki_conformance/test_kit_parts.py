@@ -207,7 +207,7 @@ def test_processes_are_seen_however_they_are_started() -> None:
             child = os.fork()
         if not child:
             os._exit(0)
-    # a zombie does nothing any more
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # a zombie does nothing any more
     os.waitpid(child, 0)
     assert traces.commands == [
         "true bytes path",

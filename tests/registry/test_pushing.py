@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -267,8 +268,10 @@ def test_what_was_pushed_can_be_pulled(small: Small, client: Client) -> None:
 def test_data_may_go_to_another_host_and_no_login_goes_with_it(
     small: Small, mirror: Small, client: Client
 ) -> None:
+    numbers = itertools.count()  # two blobs come at once
+
     def begins(handler: Handler) -> None:
-        handler.answer(202, Location=f"{mirror.url}/uploads/2?signature=x")
+        handler.answer(202, Location=f"{mirror.url}/uploads/{next(numbers)}?signature=x")
 
     small.behaviours += [wants_basic, once("/blobs/uploads/", begins, times=-1)]
     client.environ["REGISTRY_PASSWORD"] = PASSWORD
