@@ -64,6 +64,7 @@ _ISOLATED: Final = "--machine says what isolates a RUN step: docs/machines.md ha
 _OWNERS: Final = "machine.ids in the configuration says which owners a build knows"
 _CONFIGURED: Final = "instructions of the Dockerfile say what is in the configuration: ENV, LABEL, ARG"
 _FOUND: Final = "what a step has changed is found without it: leave it out"
+_SBOM: Final = "`firebuild images sbom` writes the list of packages, from the layers and without a scanner"
 _SHOWN: Final = "--progress says how a build is shown: plain, rawjson, quiet"
 _PUSHED: Final = (
     "the id of the image goes to --iidfile, all else to --metadata-file; a push prints the digest"
@@ -73,11 +74,13 @@ _PUSHED: Final = (
 _OTHER_FLAGS: Final[dict[str, dict[str, str]]] = {
     "buildah": {
         "--all-platforms": _PLATFORM,
+        "--compat-volumes": "RUN steps write into volumes as into any directory, and that is kept",
         "--disable-compression": "layers go out compressed with gzip: --output tar writes files without",
         "--http-proxy": "--build-arg HTTP_PROXY passes that of the environment on, HTTPS_PROXY and so on too",
         "--identity-label": "labels are those of the Dockerfile and of --label",
         "--layers": "a layer for each step is what happens; --no-cache executes all steps",
         "--logsplit": _PLATFORM,
+        "--no-hostname": "/etc/hostname stays as the image has it: leave it out",
         "--no-hosts": "the machine's /etc/hosts is seen by a RUN, and is not in the image",
         "--omit-history": "the history is written in any case",
         "--skip-unused-stages": "stages that the target does not need are never executed: see --target",
@@ -111,6 +114,7 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
     "buildah": {
         "--arch": _PLATFORM,
         "--authfile": "REGISTRY_AUTH_FILE in the environment names the file",
+        "--build-arg-file": "--build-arg NAME takes the value of the environment: read the file into it",
         "--cache-ttl": "`firebuild cache prune --older-than` removes what was not used for so long",
         "--cap-add": "every RUN has the capabilities that containers usually get, and no others",
         "--cap-drop": "every RUN has the capabilities that containers usually get, and no others",
@@ -118,6 +122,7 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
         "--cgroupns": _ISOLATED,
         "--cpp-flag": "there is no C preprocessor: preprocess the Dockerfile, and give it with --file -",
         "--creds": _LOGINS,
+        "--cw": "disk images for confidential workloads are not made",
         "--decryption-key": "encrypted images are not read: decrypt them with skopeo before",
         "--device": "a RUN has no devices: use them when the image runs",
         "--dns": "the machine decides what RUN steps reach: docs/machines.md has a table",
@@ -126,10 +131,12 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
         "--env": _CONFIGURED,
         "--format": "an image goes out in OCI's form; --output type=docker is for `docker load`",
         "--from": "--build-context NAME=docker-image://IMAGE puts IMAGE in the place of what FROM names",
+        "--group-add": "RUN steps have the groups that /etc/group of the image gives their user",
         "--hooks-dir": _ISOLATED,
         "--ignorefile": "ignore rules of a Dockerfile are in DOCKERFILE.dockerignore beside it",
         "--ipc": _ISOLATED,
         "--jobs": "machine.at_once in the configuration says how many stages run side by side",
+        "--layer-label": "only images have labels: use --label",
         "--logfile": "redirect standard output; --progress plain or rawjson is the form",
         "--manifest": "an image is of one platform, and there are no manifest lists",
         "--os": _PLATFORM,
@@ -140,9 +147,17 @@ _OTHER_OPTIONS: Final[dict[str, dict[str, str]]] = {
         "--retry-delay": _ATTEMPTS,
         "--runtime": _ISOLATED,
         "--runtime-flag": _ISOLATED,
+        "--sbom-image-output": _SBOM,
+        "--sbom-image-purl-output": _SBOM,
+        "--sbom-merge-strategy": _SBOM,
+        "--sbom-output": _SBOM,
+        "--sbom-purl-output": _SBOM,
+        "--sbom-scanner-command": _SBOM,
+        "--sbom-scanner-image": _SBOM,
         "--sign-by": "images are not signed here: sign them in the registry",
         "--timestamp": "SOURCE_DATE_EPOCH=SECONDS in the environment does that",
         "--unsetenv": _CONFIGURED,
+        "--unsetlabel": _CONFIGURED,
         "--userns": _OWNERS,
         "--userns-gid-map": _OWNERS,
         "--userns-gid-map-group": _OWNERS,
