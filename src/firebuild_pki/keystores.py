@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -21,12 +21,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
-from firebuild_pki.display import text_of
-from firebuild_pki.errors import CAError, KeyStoreError, ProviderNotFound
+from firebuild_pki.errors import KeyStoreError, ProviderNotFound
 from firebuild_pki.keys import PrivateKey
 from firebuild_pki.provider import API_VERSION, Clock, ProviderContext, utc_now
 from firebuild_pki.settings import SecretRef
-from firebuild_pki.wrapping import described, harmless, one_text
+from firebuild_pki.wrapping import as_ca_error, one_text
 
 _URI = re.compile(r"[a-z][a-z0-9+.-]+:", re.ASCII)
 """The beginning of a URI (RFC 3986 section 3.1); one letter would be a drive."""
@@ -168,12 +167,10 @@ def open_key(uri: str, secret: SecretRef | None, context: ProviderContext) -> Op
         context.clock,
         context.report,
     )
-    try:
+    with _in_words(shown, "opening the key"):
         stored = spec.open_key(uri, asked)
         if not isinstance(stored, StoredKey):
             raise TypeError(f"open_key must return a StoredKey, found {type(stored).__name__}")
-    except Exception as error:
-        raise _worded(shown, "opening the key", error) from harmless(error)
     try:
         return OpenKey(shown, stored)
     except BaseException:
@@ -208,10 +205,8 @@ class OpenKey:
 
     def close(self) -> None:
         """Let go of it; a store that fails here is not heard any more."""
-        try:
+        with _in_words(self.uri, "closing"):
             self._stored.close()
-        except Exception as error:
-            raise _worded(self.uri, "closing", error) from harmless(error)
 
     def sign(self, message: bytes, algorithm: SignatureAlgorithm) -> bytes:
         """Have a message signed, and verify the signature: a store is trusted as little as a provider.
@@ -219,10 +214,8 @@ class OpenKey:
         Raises:
             KeyStoreError: the store failed, or its signature does not verify.
         """
-        try:
+        with _in_words(self.uri, "signing"):
             signature = self._stored.sign(message, algorithm)
-        except Exception as error:
-            raise _worded(self.uri, "signing", error) from harmless(error)
         if not isinstance(signature, bytes) or len(signature) > _MOST_BYTES:
             raise self._wrong(f"expected a signature of bytes, found {type(signature).__name__}")
         try:
@@ -232,10 +225,8 @@ class OpenKey:
         return signature
 
     def _read_public(self) -> PublicKeyTypes:
-        try:
+        with _in_words(self.uri, "reading the public key"):
             data = self._stored.public_key()
-        except Exception as error:
-            raise _worded(self.uri, "reading the public key", error) from harmless(error)
         if not isinstance(data, bytes) or len(data) > _MOST_BYTES:
             raise self._wrong(f"expected its public key as bytes, found {type(data).__name__}")
         load = (
@@ -268,14 +259,15 @@ class OpenKey:
         return KeyStoreError(f"{self.uri}: {message}", hint=hint)
 
 
-def _worded(uri: str, doing: str, error: Exception) -> KeyStoreError:
-    """Word what a store raised; the texts are foreign."""
-    if isinstance(error, CAError):
-        hint = None if error.hint is None else one_text(text_of(error.hint))
-        message = one_text(text_of(error.message))
-        return KeyStoreError(f"{uri}: {message}", hint=hint, retryable=bool(error.retryable))
-    retryable = isinstance(error, ConnectionError | TimeoutError)
-    return KeyStoreError(f"{uri}: {doing} failed: {described(error)}", retryable=retryable)
+@contextmanager
+def _in_words(uri: str, doing: str) -> Iterator[None]:
+    """Word what a store raises, as what a provider raises; its URI is named in place of a provider."""
+    try:
+        yield
+    except Exception as error:
+        ours = as_ca_error(error, "", doing)
+        failure = KeyStoreError(f"{uri}: {ours.message}", hint=ours.hint, retryable=ours.retryable)
+        raise failure from ours.__cause__
 
 
 _HASHES: dict[str, Callable[[], hashes.SHA256 | hashes.SHA384]] = {
