@@ -41,8 +41,8 @@ _MEANINGS: Final = (
     (
         "not allowed",
         "a name policy of step-ca does not allow these names",
-        "its wildcard stands for one label, and guests are guest.<build-id>.<name_suffix>: restrict names in the "
-        "template of the provisioner instead",
+        "its wildcard is one label, and guests are guest.<build-id>.<name_suffix>: restrict names in the "
+        "template of the provisioner",
     ),
     (
         "does not contain the valid",
