@@ -9,7 +9,7 @@ their reading, and what section 6.1 wants of each CA.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -36,9 +36,20 @@ _PROCESSED: Final = frozenset(
 )
 
 
-def has_name_constraints(chain: Chain) -> bool:
-    """Tell whether a CA of the path restricts the names below it."""
-    return any(extension_of(ca, x509.NameConstraints) for ca in chain.authorities)
+def has_name_constraints(authorities: Sequence[x509.Certificate]) -> bool:
+    """Tell whether one of some CAs restricts the names below it."""
+    return any(extension_of(ca, x509.NameConstraints) for ca in authorities)
+
+
+def has_only_dns_names(leaf: x509.Certificate) -> bool:
+    """Tell whether all names of a leaf, its subject aside, are DNS names without a wildcard.
+
+    Of these, cryptography's verifier and TLS libraries have the same opinion, if it can read the constraints.
+    """
+    names = extension_of(leaf, x509.SubjectAlternativeName) or ()
+    return all(type(one) is x509.DNSName and "*" not in one.value for one in names) and not (
+        leaf.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
+    )
 
 
 def name_problem(chain: Chain) -> str | None:
@@ -89,7 +100,7 @@ def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[
 
 def _violation(certificate: x509.Certificate, constraints: x509.NameConstraints) -> str | None:
     for name in _names(certificate):
-        kind, shown = type(name), f'"{one_text(_shown(name), 300)}"'
+        kind = type(name)
         permitted = [one for one in constraints.permitted_subtrees or () if type(one) is kind]
         excluded = [one for one in constraints.excluded_subtrees or () if type(one) is kind]
         if not permitted and not excluded:
@@ -98,13 +109,15 @@ def _violation(certificate: x509.Certificate, constraints: x509.NameConstraints)
         if within is None:
             return f"are about a kind of name ({kind.__name__}) that TLS libraries cannot judge"
         if permitted and not any(within(name, base) for base in permitted):
-            bases = " and ".join(f'"{one_text(_shown(base), 100)}"' for base in permitted[:5])
+            shown = " and ".join(f'"{one_text(_shown(base), 100)}"' for base in permitted[:5])
             return (
-                f"do not permit the name {shown} in {describe(certificate)}, only {bases} and what is below"
+                f'do not permit the name "{one_text(_shown(name), 300)}" in {describe(certificate)}, '
+                f"only {shown} and what is below"
             )
         for base in excluded:
             if within(name, base):
-                return f'exclude the name {shown} in {describe(certificate)}: "{one_text(_shown(base), 100)}"'
+                shown = f'"{one_text(_shown(name), 300)}" in {describe(certificate)}'
+                return f'exclude the name {shown}: "{one_text(_shown(base), 100)}"'
     return None
 
 
