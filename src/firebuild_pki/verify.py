@@ -48,7 +48,7 @@ from firebuild_pki.leaf_checks import check_leaf, is_ca
 from firebuild_pki.provider import Profile, TrustBundle
 from firebuild_pki.rfc5280 import (
     authority_problem,
-    has_name_constraints,
+    constraints_of,
     has_only_dns_names,
     name_problem,
 )
@@ -233,7 +233,8 @@ class Way:
         self._issuer = self._authorities[0]
         self._start = max(one.not_valid_before_utc for one in self._authorities)
         self._end = min(one.not_valid_after_utc for one in self._authorities)
-        self._constrained = has_name_constraints(self._authorities)
+        self._constraints = constraints_of(self._authorities)
+        # Extended key usages of CAs are about one kind of leaf.
         self._restricted = any(extension_of(ca, x509.ExtendedKeyUsage) for ca in self._authorities)
         self._proven: set[Profile | None] = set()
         self._under_issuer = PolicyBuilder().store(Store([self._issuer]))
@@ -248,35 +249,23 @@ class Way:
             return False
         if signature_problem(leaf) or key_problem(leaf) or identifier_problem(leaf, self._issuer):
             return False
-        # Extended key usages of CAs are about one kind of leaf.
         usage = expected.profile if self._restricted else None
-        proven = usage in self._proven
-        if not proven and any(map(_step_problem, pairwise((leaf, *self._authorities)))):
+        # Of other kinds of name path validation has an opinion of its own.
+        if usage in self._proven and (not self._constraints or has_only_dns_names(leaf)):
+            permitted = not any(one.problem(leaf) for one in self._constraints)
+            return permitted and _passes(self._under_issuer, leaf, (), expected)
+        chain = self.below(leaf)
+        steps = pairwise((leaf, *self._authorities))
+        if any(claim_problem(*step) or identifier_problem(*step) for step in steps) or name_problem(chain):
             return False
-        if self._constrained:
-            if name_problem(self.below(leaf)):
-                return False
-            # Of other kinds of name path validation has an opinion of its own.
-            proven = proven and has_only_dns_names(leaf)
-        try:
-            failure = (
-                _path_failure(self._under_issuer, leaf, (), expected)
-                if proven
-                else _path_failure(_strict(self._anchor), leaf, self._issuers, expected)
-            )
-        except MaterialError:
+        if not _passes(_strict(self._anchor), leaf, self._issuers, expected):
             return False
-        if failure is None:
-            self._proven.add(usage)
-        return failure is None
+        self._proven.add(usage)
+        return True
 
     def _lasts(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         end = min(self._end, leaf.not_valid_after_utc)
         return self._start <= expected.now <= self._end and expected.deadline <= end
-
-
-def _step_problem(step: tuple[x509.Certificate, x509.Certificate]) -> str | None:
-    return claim_problem(*step) or identifier_problem(*step)
 
 
 def _strict(anchor: x509.Certificate) -> PolicyBuilder:
@@ -369,8 +358,8 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     problem = key_problem(chain.leaf)
     if problem is not None:
         raise MaterialError(f"{describe(chain.leaf)} {problem}")
-    constrained = has_name_constraints(chain.authorities)
-    if constrained and (problem := name_problem(chain)):
+    problem = name_problem(chain)
+    if problem is not None:
         raise MaterialError(f"{refuses}: {problem}")
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
@@ -382,7 +371,7 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     refusal = _path_failure(lenient, chain.leaf, chain.issuers, expected)
     if refusal is None:
         return [f"strict TLS libraries may refuse the chain: {reason}"]
-    if not constrained:
+    if not constraints_of(chain.authorities):
         raise MaterialError(f"{refuses}: {refusal}")
     # Name constraints that this verifier refuses to read are none that TLS libraries refuse.
     problem = authority_problem(chain, USAGE[expected.profile])
@@ -422,6 +411,18 @@ def _path_failure(
     except VerificationError as error:
         return error_message(error).removeprefix("validation failed: ")
     return None
+
+
+def _passes(
+    policy: PolicyBuilder,
+    leaf: x509.Certificate,
+    issuers: Sequence[x509.Certificate],
+    expected: Expectation,
+) -> bool:
+    try:
+        return _path_failure(policy, leaf, issuers, expected) is None
+    except MaterialError:  # said by the search that follows
+        return False
 
 
 def _server_verifier(builder: PolicyBuilder, leaf: x509.Certificate, name: str) -> ServerVerifier:
