@@ -18,14 +18,15 @@ from typing import Any, Self
 from cryptography import x509
 from pydantic import BaseModel
 
-from firebuild_pki.chain import parse_certificates, serial_of
+from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
-from firebuild_pki.errors import AuthorityClosed, CAError, ProviderError
+from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError, ProviderError
 from firebuild_pki.guarded import make_provider, settings_notes
 from firebuild_pki.issuing import Identity, Issued, Order, by_ready_pair, by_signing, random_build_id
 from firebuild_pki.keys import Keys
+from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.plugins import Observer
 from firebuild_pki.provider import (
@@ -41,7 +42,7 @@ from firebuild_pki.provider import (
 from firebuild_pki.verify import Trust, verify_trust
 from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import described, named
-from firebuild_pki.x509 import fingerprint, to_pem
+from firebuild_pki.x509 import USAGE, fingerprint, to_pem
 
 _logger = logging.getLogger(__name__)
 
@@ -189,6 +190,38 @@ class Authority:
             self._require_open()
             (leaf, *_) = parse_certificates(material.certificate_chain_pem, "material to revoke")
             self._revoke(_Revocable(material.identity, leaf))
+
+    def revoke_certificate(self, certificate_pem: bytes, *, issuer_gone: bool = False) -> None:
+        """Take back a certificate that any authority of this provider issued.
+
+        Args:
+            certificate_pem: the certificate; what comes after it, such as its chain, is left out.
+            issuer_gone: whether a certificate will do that none of the provider's present CAs signed, because
+                they were renewed meanwhile.
+
+        Raises:
+            UnsupportedOperation: the provider cannot revoke.
+            MaterialError: it cannot be read, is that of a CA, or another CA issued it.
+            ProviderError: the provider failed.
+        """
+        with self._lock, named(self.provider_name):
+            self._require_open()
+            (leaf, *_) = parse_certificates(certificate_pem, "certificate to revoke")
+            if is_ca(leaf):
+                raise MaterialError(
+                    f"{describe(leaf)} is a CA: expected the certificate of a server or guest"
+                )
+            authorities = (*self._trust.intermediates, *self._trust.anchors)
+            if not issuer_gone and all(self._trust.links.problem(leaf, one) for one in authorities):
+                known = ", ".join(describe(one) for one in authorities)
+                raise MaterialError(
+                    f"{describe(leaf)} was not issued by a CA of this provider, which are: {known}",
+                    hint="choose the configuration that issued it",
+                )
+            self._provider.revoke(to_pem([leaf]))
+            usage = extension_of(leaf, x509.ExtendedKeyUsage) or ()
+            profile = next((one for one in USAGE if USAGE[one] in usage), None)
+            self._observers.tell(EventKind.REVOKED, profile, leaf, names_of(leaf))
 
     def close(self) -> None:
         """Let the provider drop keys and tokens. Closing twice is fine; a failure is a warning."""

@@ -75,6 +75,12 @@ def is_ca(certificate: x509.Certificate) -> bool:
     return constraints is not None and constraints.ca
 
 
+def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """List the subject alternative names of a certificate, as text."""
+    alternative = extension_of(certificate, x509.SubjectAlternativeName)
+    return tuple(str(name.value) for name in alternative or ())
+
+
 def _names(leaf: x509.Certificate, names: tuple[str, ...], *, exact: bool) -> list[str]:
     wanted = ", ".join(names)
     found = list(extension_of(leaf, x509.SubjectAlternativeName) or ())

@@ -11,6 +11,7 @@ from cryptography import x509
 from firebuild_pki.chain import Links
 from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError
 from firebuild_pki.keystores import scheme_of
+from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -40,7 +41,6 @@ from firebuild_pki.providers.file.certificates import (
     open_stored_key,
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
-from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import Issuer, Validity, make_leaf, to_pem
