@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ from cryptography import x509
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, fingerprint, make_intermediate, make_root, to_pem
+from support import REPO
 
-PROVIDERS = ("embedded", "file", "vault", "cfssl")
+PROVIDERS = ("embedded", "file", "vault", "cfssl", "aws-pca")
 CFSSL_KEY = "0123456789abcdef0123456789abcdef"
 
 
@@ -49,17 +51,34 @@ class Backends:
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     """All of them, for all tests of this process."""
     directory = tmp_path_factory.mktemp("authorities")
-    with DevServer(directory) as bao, _cfssl(directory) as (cfssl, cfssl_issuer):
+    with DevServer(directory) as bao, _cfssl(directory) as (cfssl, cfssl_issuer), _aws_pca() as aws:
         file, file_issuer = _file(directory)
         vault, vault_issuer, token = _vault(bao)
         yield Backends(
-            blocks={"embedded": {}, "file": file, "vault": vault, "cfssl": cfssl},
-            environ={"BAO_TOKEN_FOR_BUILDS": token, "CFSSL_KEY": CFSSL_KEY},
+            blocks={"embedded": {}, "file": file, "vault": vault, "cfssl": cfssl, "aws-pca": aws["block"]},
+            environ={"BAO_TOKEN_FOR_BUILDS": token, "CFSSL_KEY": CFSSL_KEY, **aws["environ"]},
             issuers={
                 name: fingerprint(x509.load_pem_x509_certificate(pem))
-                for name, pem in {"file": file_issuer, "vault": vault_issuer, "cfssl": cfssl_issuer}.items()
+                for name, pem in {
+                    "file": file_issuer,
+                    "vault": vault_issuer,
+                    "cfssl": cfssl_issuer,
+                    "aws-pca": aws["issuer"].encode(),
+                }.items()
             },
         )
+
+
+@contextmanager
+def _aws_pca() -> Iterator[dict[str, Any]]:
+    """Serve a private CA as AWS does: the block of settings, the environ, the certificate that signs."""
+    program = REPO / "plugins/firebuild-pki-aws-pca/tests/pca_servers.py"
+    command = [sys.executable, str(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        process.stdin.close()
 
 
 def _file(directory: Path) -> tuple[dict[str, Any], bytes]:

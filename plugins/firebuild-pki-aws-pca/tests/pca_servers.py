@@ -1,4 +1,8 @@
-"""The server of the tests from outside: it is started, told how to behave, and CAs are set up on it."""
+"""The server of the tests from outside: it is started, told how to behave, and CAs are set up on it.
+
+As a program it serves one CA until its standard input ends: it prints the settings for it, the environment
+that these refer to, and the certificate that signs.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +136,13 @@ class Server:
 
 
 def algorithm(key: str) -> str:
-    return {"RSA_2048": "SHA256WITHRSA", "EC_prime256v1": "SHA256WITHECDSA"}.get(key, "SHA384WITHECDSA")
+    """The algorithm of a CA's signatures, for what sets it up."""
+    known = {
+        "RSA_2048": "SHA256WITHRSA",
+        "EC_prime256v1": "SHA256WITHECDSA",
+        "EC_secp384r1": "SHA384WITHECDSA",
+    }
+    return known.get(key, key)
 
 
 @contextmanager
@@ -149,3 +159,16 @@ def serving(*tls: Path) -> Iterator[Server]:
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def main() -> None:
+    with serving() as server:
+        arn = server.make("Builds CA", "EC_prime256v1", mode="SHORT_LIVED_CERTIFICATE")
+        found = server.admin.get_certificate_authority_certificate(CertificateAuthorityArn=arn)
+        block = server.section(arn)["aws-pca"]
+        print(json.dumps({"block": block, "environ": ENVIRON, "issuer": found["Certificate"]}), flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -107,7 +107,7 @@ class AwsPcaProvider(CAProvider):
         )
         return self.poll(request, f"{answer['CertificateArn']} {note}")
 
-    def poll(self, request: SignRequest, handle: str) -> SignedCertificate:
+    def poll(self, request: SignRequest, handle: str) -> SignedCertificate:  # noqa: ARG002
         """Fetch the certificate, if it is there."""
         arn, _, note = handle.partition(" ")
         while True:

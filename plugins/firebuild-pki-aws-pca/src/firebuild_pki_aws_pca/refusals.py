@@ -200,8 +200,8 @@ def in_state(status: str) -> CAError:
 _FAULTS: Mapping[str, tuple[str, str, bool]] = {
     "NoCredentialsError": (
         "there are no AWS credentials",
-        "set access_key or profile, or give this machine a role; boto3 looks into AWS_ACCESS_KEY_ID, the files "
-        "in ~/.aws, and the metadata of ECS, EKS and EC2",
+        "set access_key or profile, or give this machine a role; boto3 looks into AWS_ACCESS_KEY_ID, the "
+        "files in ~/.aws, and the metadata of ECS, EKS and EC2",
         False,
     ),
     "PartialCredentialsError": ("the AWS credentials are incomplete", "id and secret belong together", False),
