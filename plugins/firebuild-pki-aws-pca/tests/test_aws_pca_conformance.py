@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from firebuild_pki.conformance import ProviderConformance
 
+from firebuild_pki_aws_pca import provider
 from pca_server import TEMPORARY
 from pca_servers import ENVIRON, KEYS, MISSING, TEMPLATE, Server
 
@@ -60,6 +61,9 @@ class TestSubordinate(TestRoot):
         return dict(zip(("PCA_KEY_ID", "PCA_SECRET", "PCA_TOKEN"), TEMPORARY, strict=True))
 
     @pytest.fixture
-    def ca_settings(self, server: Server, subordinate: str) -> Mapping[str, object]:
+    def ca_settings(
+        self, server: Server, subordinate: str, monkeypatch: pytest.MonkeyPatch
+    ) -> Mapping[str, object]:
         server.behave(in_progress=1)
+        monkeypatch.setattr(provider, "PAUSE", 0.01)
         return server.section(subordinate, access_key=self.keys)
