@@ -46,7 +46,7 @@ from firebuild_pki.leaf_checks import check_leaf, is_ca
 from firebuild_pki.provider import Profile, TrustBundle
 from firebuild_pki.rfc5280 import authority_problem, has_name_constraints, name_problem
 from firebuild_pki.wrapping import one_text
-from firebuild_pki.x509 import USAGE
+from firebuild_pki.x509 import usages_of
 
 TOLERANCE = timedelta(minutes=1)
 """Difference between asked and granted lifetime that rounding and slow backends explain."""
@@ -57,7 +57,7 @@ class Expectation:
     """What was asked for, and the time for which it has to hold.
 
     Args:
-        profile: server or guest.
+        profile: server, guest or peer.
         names: the DNS names wanted.
         public_key: the key that was to be certified.
         now: current time, UTC.
@@ -65,6 +65,7 @@ class Expectation:
         deadline: latest moment at which the build may still need the certificate.
         exact: whether names must match exactly, and the extended key usage up to the other end's.
             Ready pairs may have more of both.
+        uris: the URIs wanted.
     """
 
     profile: Profile
@@ -74,6 +75,7 @@ class Expectation:
     deadline: datetime
     ttl: timedelta | None = None
     exact: bool = True
+    uris: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def verify_certificate(
         leaf = _leaf_with_key(found, expected.public_key)
         found.remove(leaf)
         _must_be_valid(leaf, expected.now)
-        about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
+        about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact, uris=expected.uris)
         chain, reason = _path_that_holds(leaf, found, trust, expected)
         warnings = [*about.warnings, *_lifetime(leaf, expected), *reason, *_identifiers(chain)]
         if expected.exact and tuple(found) != chain.issuers:  # operators' own files may be in any order
@@ -323,9 +325,10 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     if not constrained:
         raise MaterialError(f"{refuses}: {refusal}")
     # Name constraints that this verifier refuses to read are none that TLS libraries refuse.
-    problem = authority_problem(chain, USAGE[expected.profile])
-    if problem is not None:
-        raise MaterialError(f"{refuses}: {problem}")
+    for usage in usages_of(expected.profile):
+        problem = authority_problem(chain, usage)
+        if problem is not None:
+            raise MaterialError(f"{refuses}: {problem}")
     return []
 
 
@@ -349,10 +352,13 @@ def _path_failure(builder: PolicyBuilder, chain: Chain, expected: Expectation) -
     builder = builder.store(Store([chain.anchor])).time(expected.now)
     issuers = list(chain.issuers)
     try:
-        if expected.profile is Profile.SERVER:
-            _server_verifier(builder, chain.leaf, expected.names[0]).verify(chain.leaf, issuers)
-        else:
+        # A peer is both. One without a DNS name, as SPIFFE has it, is no server that this verifier knows.
+        if expected.profile is not Profile.SERVER:
             builder.build_client_verifier().verify(chain.leaf, issuers)
+        if expected.profile is not Profile.GUEST and expected.names:
+            _server_verifier(builder, chain.leaf, expected.names[0]).verify(chain.leaf, issuers)
+        elif expected.profile is not Profile.GUEST:
+            return authority_problem(chain, ExtendedKeyUsageOID.SERVER_AUTH)
     except VerificationError as error:
         return error_message(error).removeprefix("validation failed: ")
     return None
