@@ -71,6 +71,8 @@ def test_a_good_authority_is_ready() -> None:
         "a guest without a certificate is refused",
         "a guest of the same name with a certificate of another CA is refused",
         "a server with the guest's certificate is refused",
+        "a guest that this CA certified as guest.another-build.invalid, outside of its build, is refused: "
+        "permitted subtree violation",
     ]
 
 
@@ -264,7 +266,7 @@ def test_a_server_that_lets_everybody_in_is_not_ready(monkeypatch: pytest.Monkey
     report = fly(ca_settings({}, CATALOG))
     assert report.verdict is Verdict.AUTHORITY
     assert rows(report, "refusal")[0] == (FATAL, "a guest without a certificate was let in", None)
-    assert len(rows(report, "refusal")) == 3
+    assert len(rows(report, "refusal")) == 4
 
 
 def test_an_interruption_is_noticed_before_the_first_step() -> None:
