@@ -6,9 +6,11 @@ import os
 import socket
 import ssl
 import stat
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
 from http.client import HTTPResponse
@@ -252,6 +254,27 @@ def _last_words(chain: Sequence[BaseException]) -> str:
     return "the connection failed"
 
 
+@dataclass(slots=True)
+class _Traffic:
+    """Requests, bytes sent and received, of all connections of this process."""
+
+    counts: tuple[int, int, int] = (0, 0, 0)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, requests: int, sent: int, received: int) -> None:
+        with self.lock:
+            before = self.counts
+            self.counts = (before[0] + requests, before[1] + sent, before[2] + received)
+
+
+_traffic = _Traffic()
+
+
+def traffic() -> tuple[int, int, int]:
+    """Return how many requests this process made, and bytes sent and received, TLS not counted."""
+    return _traffic.counts
+
+
 class _Reader(RawIOBase):
     """What comes from a socket; while `end` is set, until then only: a socket's timeout is for each read."""
 
@@ -270,6 +293,7 @@ class _Reader(RawIOBase):
                 raise TimeoutError
             self._socket.settimeout(left)
         count: int | None = self._raw.readinto(buffer)
+        _traffic.add(0, 0, count or 0)
         return count
 
     def close(self) -> None:
@@ -296,6 +320,14 @@ class _Response(HTTPResponse):
 
 class _Timed(HTTPConnection):
     response_class = _Response
+
+    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+        _traffic.add(1, 0, 0)
+        super().putrequest(*args, **kwargs)
+
+    def send(self, data: Any) -> None:
+        super().send(data)
+        _traffic.add(0, len(data) if isinstance(data, bytes | bytearray) else 0, 0)
 
 
 class _TimedTLS(_Timed, HTTPSConnection):
