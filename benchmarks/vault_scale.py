@@ -6,12 +6,12 @@
 
 The servers are real ones on this machine, so they share its processors with what is measured.
 
-`plain`: 2,000 guest certificates by 8 threads, from one node. The plain client makes the same keys and
-CSRs and POSTs the same JSON with urllib3, over as many connections, and looks at nothing that comes back. Both
-take turns in three rounds each; medians, by the clock and by the processor's time of this process.
-`node`: builds that log in, issue for server and guest and revoke their token, from one node with raft storage;
-once with a store of certificates and service tokens, once with no_store and batch tokens. `cluster`: the same
-from three nodes, whose leader is killed once half of the builds have begun.
+`plain`: 2,000 guest certificates by 8 threads, from one node. The plain client makes the same keys and CSRs,
+POSTs the same JSON with urllib3 over as many connections, and looks at nothing that comes back. Both take
+turns in three rounds each; medians, by the clock and by the processor's time of this process.
+`node`: builds that log in, issue for server and guest and revoke their token, from one node with raft
+storage; once with a store of certificates and service tokens, once with no_store and batch tokens.
+`cluster`: the same from three nodes, whose leader is killed once half of the builds have begun.
 """
 
 from __future__ import annotations

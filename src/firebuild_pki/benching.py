@@ -282,17 +282,17 @@ class _Child:
         return self._answer.poll() or not self.alive
 
     def tally(self) -> Tally:
-        found = Tally()
+        found: Tally | None = None
         with suppress(EOFError, OSError):
             if self._answer.poll(_FAREWELL):
                 found = self._answer.recv()
-        self._process.join(1)
-        if self.alive:
-            self._process.kill()
-            self._process.join()
-        if self._process.exitcode:
-            found.fail(f"a process of the measurement ended with status {self._process.exitcode}")
+        self._process.join(_FAREWELL if found else 0)
+        self._process.kill()
+        self._process.join()
         self._answer.close()
+        if found is None:
+            found = Tally()
+            found.fail(f"a process of the measurement ended with status {self._process.exitcode}")
         return found
 
 

@@ -138,7 +138,7 @@ def load_pair(
 
 
 def make_pool(
-    context: ssl.SSLContext, proxy: str | None, *, several: int = 1, server_name: str | None = None
+    context: ssl.SSLContext | None, proxy: str | None, *, several: int = 1, server_name: str | None = None
 ) -> PoolManager:
     """Return what keeps connections, whose time limits are for the whole head of an answer.
 

@@ -305,7 +305,9 @@ class HTTPClient:
     def _connected(self) -> PoolManager:
         if self._pool is None:
             proxy = proxy_for(self.address, self._environ)
-            context = self._context or tls_context()
+            context = self._context
+            if context is None and self.address.startswith("https"):  # reading the system's CAs takes 20 ms
+                context = tls_context()
             self._pool = make_pool(context, proxy, server_name=self._server_name)
         return self._pool
 

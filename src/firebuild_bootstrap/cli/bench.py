@@ -94,8 +94,8 @@ def warnings(settings: CASettings, plan: Plan) -> Iterator[str]:
         yield "  they are not revoked (ca.revoke_at_end), and end after an hour or what the CA grants;"
     yield "  a CA that stores or logs what it issues, or takes money for it, does so for each."
     if settings.provider == "vault":
-        yield "  Vault: bao write <mount>/tidy tidy_cert_store=true, once they have ended; no_store=true on the"
-        yield "  roles keeps none. Each login leaves a token until the authority is closed, or its TTL ends."
+        yield "  Vault: bao write <mount>/tidy tidy_cert_store=true, once they have ended; no_store=true on"
+        yield "  the roles keeps none. Tokens of logins are revoked when their authority is closed."
 
 
 def print_measured(measured: Measured) -> None:

@@ -115,7 +115,7 @@ class Transport:
     """Sends requests over connections that are kept open, to each node its own.
 
     Args:
-        context: TLS of the connections.
+        context: TLS of the connections; None for the CAs of the system.
         server_name: name to expect in the node's certificate, instead of the host.
         environ: looked at for HTTPS_PROXY and NO_PROXY.
         monotonic: seconds that only grow.
@@ -123,7 +123,7 @@ class Transport:
 
     def __init__(
         self,
-        context: ssl.SSLContext,
+        context: ssl.SSLContext | None,
         server_name: str | None,
         environ: Mapping[str, str],
         monotonic: Callable[[], float],
