@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +22,9 @@ from joserfc.jwk import ECKey
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, fingerprint, make_intermediate, make_root, to_pem
-from support import step_ca_program
+from support import REPO, step_ca_program
 
-PROVIDERS = ("embedded", "file", "vault", "cfssl", "step-ca")
+PROVIDERS = ("embedded", "file", "vault", "cfssl", "step-ca", "aws-pca")
 CFSSL_KEY = "0123456789abcdef0123456789abcdef"
 STEP_JWK = ECKey.generate_key("P-256")
 STEP_KEY = json.dumps(STEP_JWK.as_dict(private=True))
@@ -57,12 +58,25 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
         DevServer(directory) as bao,
         _cfssl(directory) as (cfssl, cfssl_issuer),
         _step_ca(directory) as (step_ca, step_ca_issuer),
+        _aws_pca() as aws,
     ):
         file, file_issuer = _file(directory)
         vault, vault_issuer, token = _vault(bao)
         yield Backends(
-            blocks={"embedded": {}, "file": file, "vault": vault, "cfssl": cfssl, "step-ca": step_ca},
-            environ={"BAO_TOKEN_FOR_BUILDS": token, "CFSSL_KEY": CFSSL_KEY, "STEP_KEY": STEP_KEY},
+            blocks={
+                "embedded": {},
+                "file": file,
+                "vault": vault,
+                "cfssl": cfssl,
+                "step-ca": step_ca,
+                "aws-pca": aws["block"],
+            },
+            environ={
+                "BAO_TOKEN_FOR_BUILDS": token,
+                "CFSSL_KEY": CFSSL_KEY,
+                "STEP_KEY": STEP_KEY,
+                **aws["environ"],
+            },
             issuers={
                 name: fingerprint(x509.load_pem_x509_certificate(pem))
                 for name, pem in {
@@ -70,9 +84,22 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
                     "vault": vault_issuer,
                     "cfssl": cfssl_issuer,
                     "step-ca": step_ca_issuer,
+                    "aws-pca": aws["issuer"].encode(),
                 }.items()
             },
         )
+
+
+@contextmanager
+def _aws_pca() -> Iterator[dict[str, Any]]:
+    """Serve a private CA as AWS does: the block of settings, the environ, the certificate that signs."""
+    program = REPO / "plugins/firebuild-pki-aws-pca/tests/pca_servers.py"
+    command = [sys.executable, str(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        process.stdin.close()
 
 
 def _file(directory: Path) -> tuple[dict[str, Any], bytes]:

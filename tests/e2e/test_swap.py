@@ -1,4 +1,4 @@
-"""One Dockerfile, four certificate authorities: only the configuration says which."""
+"""One Dockerfile, six certificate authorities: only the configuration says which."""
 
 from __future__ import annotations
 

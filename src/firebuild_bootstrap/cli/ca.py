@@ -252,7 +252,7 @@ def bench(
 @ca.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """List the installed providers.
+    """List the installed providers and key stores.
 
     Each with where it comes from and what it can do, or with what is wrong with it.
     """
