@@ -10,6 +10,7 @@ from cryptography import x509
 
 from firebuild_pki.chain import Links
 from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError
+from firebuild_pki.keys import kind_of_key
 from firebuild_pki.keystores import scheme_of
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
@@ -32,7 +33,6 @@ from firebuild_pki.providers.file.certificates import (
     certificates_of,
     find_path,
     for_key,
-    kind_of_key,
     load_certificates,
     load_key,
     load_pool,
