@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         ecdsa_der,
         open_key,
     )
-    from firebuild_pki.material import TLSMaterial
+    from firebuild_pki.material import IssuedCertificate, TLSMaterial
     from firebuild_pki.plugins import (
         InstalledPlugin,
         PluginCatalog,
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         ProviderContext,
         ProviderSpec,
         ReadyPair,
+        RetryAfter,
         SignedCertificate,
         SignRequest,
         TrustBundle,
@@ -100,7 +101,7 @@ _HOMES = {
         "ecdsa_der",
         "open_key",
     ),
-    "material": ("TLSMaterial",),
+    "material": ("IssuedCertificate", "TLSMaterial"),
     "plugins": ("InstalledPlugin", "PluginCatalog", "installed_providers", "load_provider"),
     "provider": (
         "API_VERSION",
@@ -114,6 +115,7 @@ _HOMES = {
         "ProviderContext",
         "ProviderSpec",
         "ReadyPair",
+        "RetryAfter",
         "SignRequest",
         "SignedCertificate",
         "TrustBundle",
@@ -139,6 +141,7 @@ __all__ = [
     "EventKind",
     "IdentityError",
     "InstalledPlugin",
+    "IssuedCertificate",
     "KeyStoreContext",
     "KeyStoreError",
     "KeyStoreSpec",
@@ -156,6 +159,7 @@ __all__ = [
     "ProviderNotFound",
     "ProviderSpec",
     "ReadyPair",
+    "RetryAfter",
     "SecretError",
     "SecretRef",
     "Settings",

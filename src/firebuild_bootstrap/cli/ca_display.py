@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from firebuild_bootstrap.cli.screen import INDENT, beside, beside_head, indented, styled
+from firebuild_bootstrap.cli.screen import beside_head, print_checked, styled
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
@@ -50,7 +50,6 @@ _VERDICTS = {
     "authority": "not ready: a build would get no usable certificates",
 }
 _SLOW_SECONDS = 0.5
-_LEVEL_WIDTH = 6
 _ABOUT_WIDTH = 15
 
 
@@ -197,14 +196,9 @@ def _take_back(authority: Authority, materials: list[TLSMaterial]) -> list[str]:
 
 def print_row(row: PreflightRow) -> None:
     """Print a row, and its hint below it."""
-    word, style = _WORDS[row.level.value]
-    head = f"{styled(word, **style)}{' ' * (_LEVEL_WIDTH - len(word))}{one_line(row.about)} "
-    head_width = max(_LEVEL_WIDTH + _ABOUT_WIDTH, len(click.unstyle(head)))
     slow = row.seconds is not None and row.seconds >= _SLOW_SECONDS
-    lines = beside_head(head, head_width, f"{row.message} ({row.seconds:.1f} s)" if slow else row.message)
-    if row.hint:
-        lines += indented(f"hint: {row.hint}", (head_width if beside() else INDENT) + 2)
-    click.echo("\n".join(lines))
+    message = f"{row.message} ({row.seconds:.1f} s)" if slow else row.message
+    print_checked(_WORDS[row.level.value], row.about, _ABOUT_WIDTH, message, row.hint)
 
 
 def print_verdict(report: PreflightReport) -> None:
@@ -220,7 +214,7 @@ def print_providers(listed: Sequence[ListedProvider]) -> None:
     head_width = max((len(one_line(one.name)) for one in listed), default=0) + 2
     for one in listed:
         name = styled(one_line(one.name), bold=True, **({} if one.problem is None else {"fg": "red"}))
-        can = ", ".join(one.capabilities) if one.problem is None else "cannot be used"
+        can = ", ".join(one.capabilities or (one.kind,)) if one.problem is None else "cannot be used"
         _print(name, head_width, f"{one.distribution} {one.version}".strip() + f" ({can})")
         _print("", head_width, one.summary if one.problem is None else one.problem)
         if one.hint:

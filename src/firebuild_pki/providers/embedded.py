@@ -11,6 +11,7 @@ from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.hookspecs import hookimpl
 from firebuild_pki.keys import CAKeyType, make_ca_keys
 from firebuild_pki.provider import (
+    Capability,
     CAProvider,
     Note,
     NoteLevel,
@@ -94,6 +95,7 @@ class EmbeddedProvider(CAProvider):
             Validity.starting(self._clock(), lifetime, backdate=self._settings.backdate),
             profile=request.profile,
             dns_names=request.dns_names,
+            uri_names=request.uri_names,
         )
         chain = [] if issuer.certificate == root else [issuer.certificate]
         return SignedCertificate(to_pem([leaf]), to_pem(chain))
@@ -112,4 +114,5 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=EmbeddedSettings,
         factory=EmbeddedProvider,
         summary="a CA in memory, made for one build and gone with it; needs no set-up",
+        capabilities=frozenset({Capability.SIGN, Capability.URI_NAMES, Capability.PEER}),
     )

@@ -9,9 +9,15 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from firebuild_pki.chain import Links
-from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError
+from firebuild_pki.errors import (
+    AuthorityClosed,
+    CAError,
+    KeyStoreError,
+    MaterialError,
+    UnsupportedOperation,
+)
 from firebuild_pki.keys import kind_of_key
-from firebuild_pki.keystores import scheme_of
+from firebuild_pki.keystores import check_key_uri, scheme_of
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
     Capability,
@@ -139,11 +145,13 @@ class FileProvider(CAProvider):
 
     def capabilities(self) -> frozenset[Capability]:
         """SIGN with a CA's key, READY_PAIRS with finished certificates."""
-        return frozenset({Capability.READY_PAIRS if self._way is Way.PAIRS else Capability.SIGN})
+        if self._way is Way.PAIRS:
+            return frozenset({Capability.READY_PAIRS})
+        return frozenset({Capability.SIGN, Capability.URI_NAMES, Capability.PEER})
 
     def validate(self) -> Sequence[Note]:
         """Name what is missing, or of both ways."""
-        return tuple(notes_about(self._settings))
+        return (*notes_about(self._settings), *self._stored_key_notes())
 
     def open(self) -> None:
         """Read all files and check that they belong together."""
@@ -169,7 +177,7 @@ class FileProvider(CAProvider):
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Sign the key of the request; the names are those of the request, not of the CSR."""
         if self._way is Way.PAIRS:
-            return super().sign(request)
+            raise UnsupportedOperation("finished certificates sign nothing")
         ca, now = self._signing(), self._context.clock()
         lifetime = min(request.ttl, self._settings.leaf_lifetime)
         validity = Validity.starting(now, lifetime, backdate=self._settings.backdate)
@@ -183,6 +191,14 @@ class FileProvider(CAProvider):
         if self._pairs is None:
             raise _not_open()
         return self._pairs.ready_pair(profile)
+
+    def _stored_key_notes(self) -> Iterator[Note]:
+        key = self._settings.ca_key
+        if key is not None and scheme_of(key) is not None:
+            try:
+                check_key_uri(key, self._context)
+            except KeyStoreError as error:
+                yield Note(error.message, "ca_key", error.hint, NoteLevel.FATAL)
 
     def _opened(self) -> SigningCA | ReadyPairs:
         opened = self._ca or self._pairs
@@ -250,6 +266,7 @@ class SigningCA:
             validity,
             profile=request.profile,
             dns_names=request.dns_names,
+            uri_names=request.uri_names,
         )
         self._must_hold(leaf, request, now)
         return leaf
@@ -258,7 +275,8 @@ class SigningCA:
         # the framework checks this again; here the file can be named
         anchors, between = certificates_of(self.path.anchors), certificates_of(self.chain)
         trust = Trust(tuple(anchors), tuple(between), links=self.links)
-        expected = Expectation(request.profile, request.dns_names, leaf.public_key(), now, deadline=now)
+        names, uris = request.dns_names, request.uri_names
+        expected = Expectation(request.profile, names, leaf.public_key(), now, deadline=now, uris=uris)
         try:
             verify_certificate(to_pem([leaf]), b"", trust, expected)
         except MaterialError as error:
