@@ -24,6 +24,7 @@ from firebuild_pki.provider import (
     Capability,
     CAProvider,
     Clock,
+    Note,
     Profile,
     ProviderContext,
     ReadyPair,
