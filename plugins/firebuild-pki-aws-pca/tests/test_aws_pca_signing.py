@@ -193,22 +193,33 @@ def test_without_access_key_boto3_looks_for_one(
     server.opened(root, access_key=None).close()
 
 
-def test_beside_explicit_credentials_the_environment_of_aws_does_not_count(
-    server: Server, root: str, monkeypatch: pytest.MonkeyPatch
+ELSEWHERE = {
+    "AWS_REGION": "us-east-1",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ENDPOINT_URL_ACM_PCA": "http://127.0.0.1:1",
+    "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:1",
+    "AWS_CA_BUNDLE": "/nowhere",
+    "REQUESTS_CA_BUNDLE": "/nowhere",
+    "AWS_MAX_ATTEMPTS": "0",
+    "AWS_RETRY_MODE": "nonsense",
+    "HTTP_PROXY": "http://127.0.0.1:1",
+}
+BUILDS_KEYS = {"AWS_ACCESS_KEY_ID": BUILDS[0], "AWS_SECRET_ACCESS_KEY": BUILDS[1]}
+OTHER_KEYS = {"AWS_PROFILE": "nobody", "AWS_ACCESS_KEY_ID": "AKIANOBODY", "AWS_SECRET_ACCESS_KEY": "nothing"}
+
+
+@pytest.mark.parametrize(("block", "keys"), [({}, OTHER_KEYS), ({"access_key": None}, BUILDS_KEYS)])
+def test_where_requests_go_is_up_to_the_settings(
+    server: Server,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    block: dict[str, Any],
+    keys: dict[str, str],
 ) -> None:
-    for name, value in {
-        "AWS_PROFILE": "nobody",
-        "AWS_ACCESS_KEY_ID": "AKIANOBODY",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ENDPOINT_URL_ACM_PCA": "http://127.0.0.1:1",
-        "AWS_CA_BUNDLE": "/nowhere",
-        "HTTP_PROXY": "http://127.0.0.1:1",
-    }.items():
+    for name, value in {**ELSEWHERE, **keys}.items():
         monkeypatch.setenv(name, value)
-    server.opened(root).close()
-    assert server.operations() == ["GetCertificateAuthorityCertificate"]
+    assert notes_of(server, root, **block)["identity"].level is NoteLevel.OK
+    assert server.operations()[0] == "GetCertificateAuthorityCertificate"
 
 
 # --- the check -------------------------------------------------------------------------------------

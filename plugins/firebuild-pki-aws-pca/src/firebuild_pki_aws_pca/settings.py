@@ -59,7 +59,7 @@ class AwsPcaSettings(Settings):
     profile: str | None = None
     """Profile of the AWS configuration files that has the credentials."""
     access_key: AccessKey | None = None
-    """Credentials by reference, instead of those that boto3 finds."""
+    """Credentials by reference, instead of those that botocore finds."""
     role_arn: str | None = None
     """ARN of a role to assume with these credentials, for example in the account of the CA."""
     external_id: str | None = None
