@@ -115,13 +115,13 @@ def test_the_algorithm_can_be_chosen_and_has_to_fit(server: Server, root: str) -
         authority.issue_server()
 
 
-def test_a_post_quantum_key_has_an_algorithm_of_its_name(server: Server) -> None:
-    provider = server.bare(server.make("Tomorrow", "ML_DSA_65"))
-    provider.open()
-    try:
-        assert provider._algorithm() == "ML_DSA_65"
-    finally:
-        provider.close()
+def test_a_post_quantum_ca_signs_by_the_algorithm_of_its_name(server: Server) -> None:
+    with server.opened(server.make("Tomorrow", "ML_DSA_65")) as authority:
+        server.behave()
+        material = authority.issue_server()
+        assert authority.warnings == ()
+    assert subjects(material.certificate_chain_pem) == ["CN=b1.firebuild.internal"]
+    assert asked(server)["SigningAlgorithm"] == "ML_DSA_65"
 
 
 def test_a_short_lived_ca_signs_for_seven_days(server: Server, root: str, subordinate: str) -> None:
