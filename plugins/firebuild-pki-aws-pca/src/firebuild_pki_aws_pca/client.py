@@ -1,6 +1,7 @@
 """The calls of AWS Private CA and STS that signing needs: credentials, limits, refusals.
 
-boto3 is imported when the first client is made: it takes longer than all else of a start.
+botocore is the part of boto3 that finds credentials, signs requests and sends them. It is imported when the
+first client is made: that takes longer than all else of a start.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,7 +40,7 @@ class Client:
 
     Args:
         settings: the block ``ca.aws-pca``.
-        environ: where secrets are; boto3 itself looks at the environment of the process.
+        environ: where secrets are; botocore itself looks at the environment of the process.
         clock: the current time.
         patient: whether to try again what may pass.
 
@@ -136,12 +138,15 @@ class Client:
 
     def _make_session(self, keys: tuple[str, str, str | None] | None) -> Any:
         with self._worded("endpoint_url", "AWS"), silenced_debug():
-            import boto3
-            import botocore.session
+            from botocore.session import Session
 
-            if keys is None:
-                return boto3.Session(profile_name=self._settings.profile)
-            return boto3.Session(*keys, botocore_session=botocore.session.Session(session_vars=_ALONE))
+            session = (
+                Session(profile=self._settings.profile) if keys is None else Session(session_vars=_ALONE)
+            )
+            if keys is not None:
+                session.set_credentials(*keys)
+            session.register_component("data_loader", _loader())
+        return session
 
     def _make_client(self, service: str, endpoint: str | None) -> Any:
         with self._worded("endpoint_url", "AWS"), silenced_debug():
@@ -156,7 +161,7 @@ class Client:
                 proxies={} if _is_loopback(endpoint) else None,  # None: those of the environment
                 user_agent_extra="firebuild",
             )
-            client = self._session.client(
+            client = self._session.create_client(
                 service, region_name=self._region, endpoint_url=endpoint, verify=self._verify, config=config
             )
         self._clients.append(client)
@@ -189,6 +194,14 @@ class Client:
             raise unanswered(error, endpoint=endpoint, region=self._region, setting=setting) from None
 
 
+@cache
+def _loader() -> Any:
+    """Return what reads botocore's descriptions of AWS, for all builds: a session's own reads them anew."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
+
+
 def _is_loopback(endpoint: str | None) -> bool:
     return endpoint is not None and is_loopback(urlsplit(endpoint).hostname or "")
 
@@ -208,7 +221,7 @@ def silenced_debug() -> Iterator[None]:
     loggers = [
         one
         for name, one in list(logging.root.manager.loggerDict.items())
-        if name.split(".")[0] in {"boto3", "botocore"} and isinstance(one, logging.Logger)
+        if name.split(".")[0] == "botocore" and isinstance(one, logging.Logger)
     ]
     with _filters:
         for logger in loggers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -20,6 +19,7 @@ from firebuild_pki import (
     NoteLevel,
     Profile,
     ProviderContext,
+    RetryAfter,
     SignedCertificate,
     SignRequest,
     TrustBundle,
@@ -48,7 +48,11 @@ SOON = timedelta(days=30)
 PAUSE = 0.5
 """Seconds between two questions whether a certificate is there: AWS needs a second or two."""
 
-_USAGES = {Profile.SERVER: ("SERVER_AUTH",), Profile.GUEST: ("CLIENT_AUTH",)}
+_USAGES = {
+    Profile.SERVER: ("SERVER_AUTH",),
+    Profile.GUEST: ("CLIENT_AUTH",),
+    Profile.PEER: ("SERVER_AUTH", "CLIENT_AUTH"),
+}
 _CURVES = {"secp256r1": "SHA256WITHECDSA", "secp384r1": "SHA384WITHECDSA", "secp521r1": "SHA512WITHECDSA"}
 _NO_REQUEST = b"-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n"
 """A signing request that is none, for a question that AWS can only refuse."""
@@ -86,7 +90,7 @@ class AwsPcaProvider(CAProvider):
         # The CA's own certificate comes first, and each is signed by the next, up to the root.
         return TrustBundle(to_pem(self._authorities[-1:]), to_pem(self._authorities[:-1]))
 
-    def sign(self, request: SignRequest) -> SignedCertificate:
+    def sign(self, request: SignRequest) -> SignedCertificate | RetryAfter:
         """Submit the request; AWS needs a second or two for the certificate."""
         template = self._settings.template_for(request.profile)
         now = self._context.clock()
@@ -107,17 +111,15 @@ class AwsPcaProvider(CAProvider):
         )
         return self.poll(request, f"{answer['CertificateArn']} {note}")
 
-    def poll(self, request: SignRequest, handle: str) -> SignedCertificate:  # noqa: ARG002
-        """Fetch the certificate, if it is there."""
+    def poll(self, request: SignRequest, handle: str) -> SignedCertificate | RetryAfter:  # noqa: ARG002
+        """Fetch the certificate, or say that AWS is not done."""
         arn, _, note = handle.partition(" ")
-        while True:
-            try:
-                found = self._ask("get_certificate", CertificateArn=arn)
-                break
-            except Refused as error:
-                if error.code != "RequestInProgressException":
-                    raise
-                time.sleep(PAUSE)
+        try:
+            found = self._ask("get_certificate", CertificateArn=arn)
+        except Refused as error:
+            if error.code == "RequestInProgressException":
+                return RetryAfter(PAUSE, handle, "AWS is issuing the certificate")
+            raise
         leaf = str(found["Certificate"]).encode()
         above = f"{found.get('CertificateChain', '')}\n".encode() + self.trust_bundle().intermediates_pem
         return SignedCertificate(leaf, order_chain(leaf, above), (note,) if note else ())

@@ -21,7 +21,7 @@ MAX_QUOTE = 300
 _MEANINGS: Mapping[str, tuple[str, str, bool]] = {
     "ExpiredToken": (
         "the AWS credentials have expired",
-        "get new ones; without access_key boto3 renews those of roles and of SSO by itself",
+        "get new ones; without access_key botocore renews those of roles and of SSO by itself",
         False,
     ),
     "InvalidClientTokenId": (
@@ -200,7 +200,7 @@ def in_state(status: str) -> CAError:
 _FAULTS: Mapping[str, tuple[str, str, bool]] = {
     "NoCredentialsError": (
         "there are no AWS credentials",
-        "set access_key or profile, or give this machine a role; boto3 looks into AWS_ACCESS_KEY_ID, the "
+        "set access_key or profile, or give this machine a role; botocore looks into AWS_ACCESS_KEY_ID, the "
         "files in ~/.aws, and the metadata of ECS, EKS and EC2",
         False,
     ),

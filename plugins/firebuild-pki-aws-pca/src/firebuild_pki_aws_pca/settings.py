@@ -59,7 +59,7 @@ class AwsPcaSettings(Settings):
     profile: str | None = None
     """Profile of the AWS configuration files that has the credentials."""
     access_key: AccessKey | None = None
-    """Credentials by reference, instead of those that boto3 finds."""
+    """Credentials by reference, instead of those that botocore finds."""
     role_arn: str | None = None
     """ARN of a role to assume with these credentials, for example in the account of the CA."""
     external_id: str | None = None
@@ -77,7 +77,9 @@ class AwsPcaSettings(Settings):
     server_template: str = "EndEntityServerAuthCertificate/V1"
     """Name or ARN of the template for server certificates."""
     guest_template: str = "EndEntityClientAuthCertificate/V1"
-    """Name or ARN of the template for guest certificates."""
+    """Name or ARN of the template for certificates of guests and other clients."""
+    peer_template: str = "EndEntityCertificate/V1"
+    """Name or ARN of the template for workloads that are servers and clients in one."""
     signing_algorithm: SigningAlgorithm | None = None
     """Algorithm of the CA's signatures; by default the one that fits its key."""
     timeout: Duration = timedelta(seconds=10)
@@ -98,8 +100,8 @@ class AwsPcaSettings(Settings):
         return AuthorityName(found["partition"], found["region"], found["account"])
 
     def template_for(self, end: Profile) -> str:
-        """Return the ARN of the template of the certificates for one end of the connection."""
-        name = self.server_template if end is Profile.SERVER else self.guest_template
+        """Return the ARN of the template for the certificates of one end of a connection, or of a peer."""
+        name: str = getattr(self, f"{end}_template")
         # Templates belong to AWS: without region and account, but in a partition.
         prefix = f"arn:{self.authority.partition}:acm-pca:::template/"
         return name if name.startswith("arn:") else prefix + name
@@ -132,7 +134,7 @@ def look_at(settings: AwsPcaSettings) -> Iterator[Note]:
     yield from _credentials(settings)
     for path in ("endpoint_url", "sts_endpoint_url"):
         yield from _endpoint(path, getattr(settings, path))
-    for end in Profile:
+    for end in (*Profile, Profile.PEER):
         yield from _template(f"{end}_template", getattr(settings, f"{end}_template"))
     if not timedelta(0) < settings.timeout:
         yield _wrong("timeout", "expected a duration above zero")
