@@ -21,12 +21,13 @@ from datetime import timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.verification import PolicyBuilder, Store
 
 from firebuild_pki import Authority, Profile, open_authority
 from firebuild_pki.keys import KeyType, generate_key, private_key_pem
 from firebuild_pki.provider import utc_now
-from firebuild_pki.x509 import Validity, make_csr, make_intermediate, make_leaf, make_root, to_pem
+from firebuild_pki.x509 import Validity, make_csr, make_intermediate, make_leaf, make_root, only_below
 
 NAMES: Final = {
     Profile.SERVER: "b0123456789abcdef.firebuild.internal",
@@ -40,7 +41,8 @@ class Bare:
 
     def __init__(self) -> None:
         self.validity = Validity.starting(utc_now(), timedelta(hours=1), backdate=timedelta(minutes=5))
-        self.root = make_root(generate_key(), self.validity, with_intermediate=True)
+        constraints = only_below(NAMES[Profile.SERVER])
+        self.root = make_root(generate_key(), self.validity, with_intermediate=True, constraints=constraints)
         self.issuer = make_intermediate(generate_key(), self.root, self.validity)
 
     def issue(self, profile: Profile = Profile.GUEST) -> None:
@@ -55,7 +57,8 @@ class Bare:
             policy.build_server_verifier(x509.DNSName(name)).verify(leaf, above)
         else:
             policy.build_client_verifier().verify(leaf, above)
-        to_pem([leaf, self.issuer.certificate])
+        for certificate in (leaf, self.issuer.certificate):
+            certificate.public_bytes(Encoding.PEM)
         private_key_pem(key)
 
 

@@ -312,7 +312,8 @@ class Authority:
         self._remarks += [one for one in issued.remarks if one not in self._remarks]
         self._issuer = issued.chain.issuer
         one = _Revocable(issued.material.identity, issued.chain.leaf)
-        self._issued[issued.material.fingerprint_sha256] = one
+        if self._settings.revoke_at_end:  # thousands of them are as slow as they are many
+            self._issued[issued.material.fingerprint_sha256] = one
         self._observers.tell(EventKind.ISSUED, profile, one.leaf, (one.identity,))
         return issued.material
 
