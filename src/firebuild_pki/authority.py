@@ -5,13 +5,13 @@ Everything a provider returns goes through `verify.py` before anyone else sees i
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,7 +28,7 @@ from firebuild_pki.issuing import Identity, Issued, Order, by_ready_pair, by_sig
 from firebuild_pki.keys import Keys
 from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.material import TLSMaterial
-from firebuild_pki.plugins import Observer
+from firebuild_pki.plugins import Observer, PluginCatalog
 from firebuild_pki.provider import (
     CAEvent,
     Capability,
@@ -45,8 +45,6 @@ from firebuild_pki.verify import Trust, verify_trust
 from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import described, named
 from firebuild_pki.x509 import USAGE, fingerprint, to_pem
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +338,10 @@ class Authority:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
-            _logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
+            import logging  # most authorities have nothing to warn of
+
+            logger = logging.getLogger(__name__)
+            logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
 
 
 def open_authority(
@@ -375,8 +376,10 @@ def open_authority(
         ProviderError: the provider failed while opening.
         MaterialError: the CA's own certificates are not usable.
     """
-    if not isinstance(settings, CASettings):
-        settings = validate(CASettings, Document({"ca": {} if settings is None else settings}), at="ca")
+    if not settings:
+        settings = _defaults(PluginCatalog())
+    elif not isinstance(settings, CASettings):
+        settings = validate(CASettings, Document({"ca": settings}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
     context = ProviderContext(
         clock,
@@ -388,6 +391,11 @@ def open_authority(
         identity.server,
     )
     return Authority(settings, identity, context, check)
+
+
+@lru_cache(maxsize=1)
+def _defaults(catalog: PluginCatalog) -> CASettings:
+    return validate(CASettings, Document({}), at="ca", context={"catalog": catalog})
 
 
 # --- observers ------------------------------------------------------------------------------------

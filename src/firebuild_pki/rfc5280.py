@@ -59,7 +59,7 @@ def constraints_of(authorities: Sequence[x509.Certificate]) -> list[Constraints]
 def name_problem(chain: Chain) -> str | None:
     """Hold all names of a path against the name constraints above them; return what is wrong, or None."""
     path = (*chain.certificates, chain.anchor)
-    for number, certificate in enumerate(path):
+    for number, certificate in enumerate(path[:-1]):
         if number and certificate.subject == certificate.issuer:  # self-issued (section 6.1.3 b)
             continue
         for constraints in constraints_of(path[number + 1 :]):

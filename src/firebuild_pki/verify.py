@@ -254,14 +254,18 @@ class Way:
         if usage in self._proven and (not self._constraints or has_only_dns_names(leaf)):
             permitted = not any(one.problem(leaf) for one in self._constraints)
             return permitted and _passes(self._under_issuer, leaf, (), expected)
-        chain = self.below(leaf)
+        holds = self._holds_whole(leaf, expected)
+        if holds:
+            self._proven.add(usage)
+        return holds
+
+    def _holds_whole(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         steps = pairwise((leaf, *self._authorities))
-        if any(claim_problem(*step) or identifier_problem(*step) for step in steps) or name_problem(chain):
+        if any(claim_problem(*step) or identifier_problem(*step) for step in steps):
             return False
-        if not _passes(_strict(self._anchor), leaf, self._issuers, expected):
+        if self._constraints and name_problem(self.below(leaf)):
             return False
-        self._proven.add(usage)
-        return True
+        return _passes(_strict(self._anchor), leaf, self._issuers, expected)
 
     def _lasts(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         end = min(self._end, leaf.not_valid_after_utc)
