@@ -353,3 +353,21 @@ def test_what_harms_nobody_is_a_row_and_no_warning() -> None:
     assert (OK, remark, None) in rows(report, "issue server")
     assert remark not in [message for _, message, _ in rows(report, "issue guest")]  # once is enough
     assert report.count(WARNING) == 0
+
+
+def test_a_file_with_a_secret_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("s.token")
+    secret.chmod(0o640)
+    catalog = PluginCatalog(providers=[entry("moody", "pki_preflight.moody")])
+    block = {"password": {"file": str(secret)}}
+    settings = ca_settings({"provider": "moody", "moody": block}, catalog)
+
+    def warned() -> list[tuple[str, str | None]]:
+        report = preflight(settings, build_time=timedelta(minutes=31))
+        return [(row.message, row.hint) for row in report.rows if row.level is RowLevel.WARNING]
+
+    text = f"ca.moody.password: the secret in {secret} can be read by its group"
+    assert warned() == [(text, f"chmod 600 {secret}")]
+    secret.chmod(0o600)
+    assert warned() == []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import cast
 
 from cryptography import x509
+from pydantic import BaseModel
 
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import describe, extension_of, parse_certificates
@@ -19,6 +22,7 @@ from firebuild_pki.guarded import check_settings
 from firebuild_pki.issuing import Identity
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
+from firebuild_pki.pem_files import Source, open_to
 from firebuild_pki.preflighting.report import (
     PreflightReport,
     PreflightRow,
@@ -30,6 +34,7 @@ from firebuild_pki.preflighting.report import (
     warning,
 )
 from firebuild_pki.provider import Capability, Clock, Profile, SignRequest, utc_now
+from firebuild_pki.settings import SecretRef
 from firebuild_pki.x509 import Validity, make_csr, make_leaf, make_root, to_pem
 
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
@@ -175,6 +180,7 @@ class _Preflight:
         notes = check_settings(self._settings, self._wanted.environ)
         problems = [self._settings.problem(note) for note in notes]
         remarks = [warning("settings", str(replace(one, hint=None)), one.hint) for one in problems]
+        remarks += _open_secrets(self._settings.provider_settings, f"ca.{self._settings.provider}")
         return remarks or [ok("settings", "nothing to remark")]
 
     def _open(self) -> Rows:
@@ -320,3 +326,19 @@ def _only_for(server: TLSMaterial) -> bool:
 
 def _at(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _open_secrets(block: object, path: str) -> Iterator[PreflightRow]:
+    """Say which files with secrets others can read; that of a private key is an error where it is read."""
+    for name in type(block).model_fields if isinstance(block, BaseModel) else ():
+        value, where = getattr(block, name), f"{path}.{name}"
+        if not isinstance(value, SecretRef):
+            yield from _open_secrets(value, where)
+            continue
+        file = None if value.file is None else Source("", value.file)
+        with suppress(OSError):  # whoever needs it says so
+            if file is not None and (status := os.stat(file.real_path)):
+                whom = open_to(stat.S_IMODE(status.st_mode), status.st_uid, os.geteuid())
+                if whom is not None:
+                    text = f"{where}: the secret in {file.real_path} can be read {whom}"
+                    yield warning("settings", text, f"chmod 600 {file.quoted}")
