@@ -376,7 +376,7 @@ def open_authority(
         ProviderError: the provider failed while opening.
         MaterialError: the CA's own certificates are not usable.
     """
-    if not settings:
+    if settings is None or settings == {}:
         settings = _defaults(PluginCatalog())
     elif not isinstance(settings, CASettings):
         settings = validate(CASettings, Document({"ca": settings}), at="ca")
