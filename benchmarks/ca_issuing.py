@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/ca_issuing.py [--runs 200]
 
 The limit is the same keys, requests and signatures, the same name constraints, and one validation of the
-whole path for each leaf, by `cryptography` alone. The proof of possession in a request is checked on neither side.
+whole path for each leaf, by `cryptography` alone. A request's own signature is verified on neither side.
 Framework and limit take turns, so that a busy machine slows both. Times are of the processor, of all threads
 together: where others are at work, a change of thread can cost anything by the clock. Where two processors
 work side by side they are by the clock. On a busy machine the fastest runs say more than the medians.
