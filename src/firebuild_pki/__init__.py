@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         ecdsa_der,
         open_key,
     )
-    from firebuild_pki.material import TLSMaterial
+    from firebuild_pki.material import IssuedCertificate, TLSMaterial
     from firebuild_pki.plugins import (
         InstalledPlugin,
         PluginCatalog,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         ProviderContext,
         ProviderSpec,
         ReadyPair,
+        RetryAfter,
         SignedCertificate,
         SignRequest,
         TrustBundle,
@@ -98,7 +99,7 @@ _HOMES = {
         "ecdsa_der",
         "open_key",
     ),
-    "material": ("TLSMaterial",),
+    "material": ("IssuedCertificate", "TLSMaterial"),
     "plugins": ("InstalledPlugin", "PluginCatalog", "installed_providers", "load_provider"),
     "provider": (
         "API_VERSION",
@@ -112,6 +113,7 @@ _HOMES = {
         "ProviderContext",
         "ProviderSpec",
         "ReadyPair",
+        "RetryAfter",
         "SignRequest",
         "SignedCertificate",
         "TrustBundle",
@@ -137,6 +139,7 @@ __all__ = [
     "EventKind",
     "IdentityError",
     "InstalledPlugin",
+    "IssuedCertificate",
     "KeyStoreContext",
     "KeyStoreError",
     "KeyStoreSpec",
@@ -154,6 +157,7 @@ __all__ = [
     "ProviderNotFound",
     "ProviderSpec",
     "ReadyPair",
+    "RetryAfter",
     "SecretError",
     "SecretRef",
     "Settings",

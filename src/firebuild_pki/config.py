@@ -76,6 +76,8 @@ class CASettings(Settings):
     """Kind of the server's and guest's keys: p256, p384, rsa2048, rsa3072 or rsa4096."""
     call_timeout: PositiveDuration = timedelta(seconds=60)
     """How long the provider may take for one answer, its retries included."""
+    issue_timeout: PositiveDuration = timedelta(minutes=5)
+    """How long one certificate may be pending, where the CA issues it later and is asked again."""
     revoke_at_end: bool = False
     """Revoke the certificates of a build when it ends, where the provider can."""
 

@@ -24,6 +24,7 @@ from firebuild_pki.provider import (
     ProviderContext,
     ProviderSpec,
     ReadyPair,
+    RetryAfter,
     SignedCertificate,
     SignRequest,
     TrustBundle,
@@ -121,10 +122,15 @@ class GuardedProvider(CAProvider):
         """See `CAProvider.trust_bundle`."""
         return self._call(_READING, self._made.trust_bundle, crossing.trust_bundle)
 
-    def sign(self, request: SignRequest) -> SignedCertificate:
+    def sign(self, request: SignRequest) -> SignedCertificate | RetryAfter:
         """See `CAProvider.sign`."""
         doing = f"issuing the {request.profile} certificate"
-        return self._call(doing, lambda: self._made.sign(request), crossing.signed_certificate)
+        return self._call(doing, lambda: self._made.sign(request), crossing.signing_answer)
+
+    def poll(self, request: SignRequest, handle: str) -> SignedCertificate | RetryAfter:
+        """See `CAProvider.poll`."""
+        doing = f"asking for the {request.profile} certificate"
+        return self._call(doing, lambda: self._made.poll(request, handle), crossing.signing_answer)
 
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """See `CAProvider.ready_pair`."""

@@ -29,7 +29,12 @@ USAGE = {
     Profile.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
     Profile.GUEST: ExtendedKeyUsageOID.CLIENT_AUTH,
 }
-"""The only extended key usage of each kind of leaf."""
+"""The extended key usage of each end of a connection."""
+
+
+def usages_of(profile: Profile) -> tuple[x509.ObjectIdentifier, ...]:
+    """The extended key usages of a kind of leaf: one, or for a peer both."""
+    return tuple(USAGE.values()) if profile is Profile.PEER else (USAGE[profile],)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ def make_leaf(
     *,
     profile: Profile,
     dns_names: Sequence[str],
+    uri_names: Sequence[str] = (),
 ) -> x509.Certificate:
     """Make the certificate of one end of a connection.
 
@@ -155,6 +161,7 @@ def make_leaf(
         validity: wanted period; cut to that of the issuer.
         profile: decides the extended key usage.
         dns_names: the identity; the first one is the common name where it is short enough.
+        uri_names: URIs besides or in place of DNS names, such as a SPIFFE ID.
     """
     subject = leaf_subject(dns_names)
     limited = validity.within(issuer.certificate)
@@ -162,25 +169,25 @@ def make_leaf(
     builder = (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([USAGE[profile]]), critical=False)
-        .add_extension(_alternative_name(dns_names), critical=not subject)
+        .add_extension(x509.ExtendedKeyUsage(usages_of(profile)), critical=False)
+        .add_extension(alternative_name(dns_names, uri_names), critical=not subject)
         .add_extension(_authority_key_identifier(issuer), critical=False)
     )
     return builder.sign(issuer.key, _hash(issuer.key))
 
 
-def make_csr(key: PrivateKey, dns_names: Sequence[str]) -> bytes:
+def make_csr(key: PrivateKey, dns_names: Sequence[str], uri_names: Sequence[str] = ()) -> bytes:
     """Write a PKCS#10 request (RFC 2986) for the names, as PEM."""
     subject = leaf_subject(dns_names)
     builder = x509.CertificateSigningRequestBuilder(subject).add_extension(
-        _alternative_name(dns_names), critical=not subject
+        alternative_name(dns_names, uri_names), critical=not subject
     )
     return builder.sign(key, _hash(key)).public_bytes(serialization.Encoding.PEM)
 
 
 def leaf_subject(dns_names: Sequence[str]) -> x509.Name:
-    """Take the first name as common name; a longer one leaves the subject empty."""
-    if len(dns_names[0]) > MAX_COMMON_NAME:
+    """Take the first name as common name; a longer one, and no DNS name at all, leave the subject empty."""
+    if not dns_names or len(dns_names[0]) > MAX_COMMON_NAME:
         return x509.Name([])
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns_names[0])])
 
@@ -256,8 +263,10 @@ def _key_usage(
     )
 
 
-def _alternative_name(dns_names: Sequence[str]) -> x509.SubjectAlternativeName:
-    return x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names])
+def alternative_name(dns_names: Sequence[str], uri_names: Sequence[str]) -> x509.SubjectAlternativeName:
+    """Write the names of a leaf as its subject alternative name."""
+    uris = [x509.UniformResourceIdentifier(uri) for uri in uri_names]
+    return x509.SubjectAlternativeName([*map(x509.DNSName, dns_names), *uris])
 
 
 def _authority_key_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:

@@ -264,8 +264,8 @@ def test_what_is_no_notes_is_named(case: str) -> None:
 CAPABILITIES: dict[str, tuple[object, str]] = {
     "list": ([Capability.SIGN], "expected a frozenset of capabilities, found list"),
     "text": ("sign", "expected a frozenset of capabilities, found str"),
-    "unknown": ({"fly"}, 'expected a capability to be one of sign, ready-pairs, revoke, found "fly"'),
-    "number": ({5}, "expected a capability to be one of sign, ready-pairs, revoke, found int"),
+    "unknown": ({"fly"}, f'expected a capability to be one of {", ".join(Capability)}, found "fly"'),
+    "number": ({5}, f"expected a capability to be one of {', '.join(Capability)}, found int"),
 }
 
 

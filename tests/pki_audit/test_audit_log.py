@@ -70,6 +70,7 @@ def test_the_life_of_a_build_in_lines(tmp_path: Path) -> None:
         "provider": "revoker",
         "user": ME,
         "host": socket.gethostname(),
+        "labels": {},
     }
     nothing = dict.fromkeys(("serial", "fingerprint_sha256", "not_before", "not_after"))
     certificate = {

@@ -82,6 +82,7 @@ def line_of(event: CAEvent) -> bytes:
         "not_before": _written(event.not_before),
         "not_after": _written(event.not_after),
         "reason": event.reason and event.reason[:MAX_REASON],
+        "labels": dict(event.labels),
     }
     return json.dumps(fields, ensure_ascii=True).encode("ascii") + b"\n"
 

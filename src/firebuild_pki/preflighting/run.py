@@ -19,9 +19,9 @@ from firebuild_pki.chain import describe, extension_of, parse_certificates
 from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
-from firebuild_pki.issuing import Identity
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
+from firebuild_pki.names import Identity
 from firebuild_pki.pem_files import Source, open_to
 from firebuild_pki.preflighting.report import (
     PreflightReport,

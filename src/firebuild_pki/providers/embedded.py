@@ -10,6 +10,7 @@ from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.hookspecs import hookimpl
 from firebuild_pki.keys import Keys, KeyType
 from firebuild_pki.provider import (
+    Capability,
     CAProvider,
     ProviderContext,
     ProviderSpec,
@@ -82,6 +83,7 @@ class EmbeddedProvider(CAProvider):
             Validity.starting(self._clock(), lifetime, backdate=self._settings.backdate),
             profile=request.profile,
             dns_names=request.dns_names,
+            uri_names=request.uri_names,
         )
         chain = [] if issuer.certificate == root else [issuer.certificate]
         return SignedCertificate(to_pem([leaf]), to_pem(chain))
@@ -100,4 +102,5 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=EmbeddedSettings,
         factory=EmbeddedProvider,
         summary="a CA in memory, made for one build and gone with it; needs no set-up",
+        capabilities=frozenset({Capability.SIGN, Capability.URI_NAMES, Capability.PEER}),
     )

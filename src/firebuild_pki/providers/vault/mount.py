@@ -18,7 +18,7 @@ from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevan
 from firebuild_pki.providers.vault.session import Session, read_text
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
-from firebuild_pki.x509 import USAGE, to_pem
+from firebuild_pki.x509 import USAGE, to_pem, usages_of
 
 FLAGS = {Profile.SERVER: "server_flag", Profile.GUEST: "client_flag"}
 """What gives the certificates of a role the extended key usage of each end."""
@@ -118,6 +118,7 @@ def sign_body(request: SignRequest) -> Mapping[str, object]:
     body: dict[str, object] = {
         "csr": request.csr_pem.decode("ascii"),
         "alt_names": ",".join(request.dns_names),
+        "uri_sans": list(request.uri_names),
         "ttl": f"{math.ceil(request.ttl.total_seconds())}s",
         "format": "pem",
     }
@@ -149,13 +150,16 @@ def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
         found = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
         found = set()
-    if USAGE[profile] in found <= BOTH:
+    wanted = usages_of(profile)
+    if {*wanted} <= found <= BOTH:
         return
+    expected = " and ".join(map(_name, wanted))
     names = ", ".join(sorted(_name(usage) for usage in found)) or "none"
+    flags = " and ".join(f"{FLAGS[one]}=true" for one in Profile if USAGE[one] in wanted)
     raise MaterialError(
-        f"expected the extended key usage {_name(USAGE[profile])} in the {profile} certificate, and none but "
+        f"expected the extended key usage {expected} in the {profile} certificate, and none but "
         f"serverAuth and clientAuth, but the role {place.role} gave: {names}",
-        hint=f"set {FLAGS[profile]}=true and no ext_key_usage on the role {place.role}",
+        hint=f"set {flags} and no ext_key_usage on the role {place.role}",
     )
 
 
@@ -184,7 +188,12 @@ class Mount:
         Raises:
             CAError: the server refused, or signed something else than what was asked for.
         """
-        place = Place(self._settings.mount, self._settings.role_for(request.profile))
+        role = self._settings.role_for(request.profile)
+        if not role:
+            raise ProviderError(
+                f"no role signs the certificate of a {request.profile}", hint="set role or peer_role"
+            )
+        place = Place(self._settings.mount, role)
         path = self._settings.sign_path(request.profile)
         budget = self._session.budget()
         answer = self._session.call("POST", path, budget, sign_body(request))
