@@ -38,10 +38,10 @@ from firebuild_bootstrap.progress import (
     PlainRenderer,
     ProgressMode,
     TerminalRenderer,
-    human_size,
     human_time,
     make_renderer,
 )
+from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput
 
 RUN = StepStarted(step=2, total=3, instruction="RUN make", line=4)

@@ -36,6 +36,7 @@ from firebuild_bootstrap.events import (
     TaskProgress,
     TaskStarted,
 )
+from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, colours_wanted, fit, is_dumb, json_text
 from firebuild_pki.display import block, one_line
 
@@ -90,16 +91,6 @@ def make_renderer(
     if mode == "auto" and terminal and not is_dumb(known):
         return TerminalRenderer(out, colours=colours_wanted(known))
     return PlainRenderer(out, screen=SafeOutput(colours=not is_dumb(known)) if terminal else None)
-
-
-def human_size(size: int) -> str:
-    """Write a number of bytes with a binary unit and three significant digits: `67.1 MiB`."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
 
 
 def human_time(seconds: float) -> str:

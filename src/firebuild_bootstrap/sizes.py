@@ -28,3 +28,13 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ValueError(f"expected a size such as 64MiB, found {text!r:.80}")
     return int(float(found[1]) * 1024 ** _POWERS[(found[2] or "").lower()])
+
+
+def human_size(size: int) -> str:
+    """Write a number of bytes with a binary unit and three significant digits: `67.1 MiB`."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"

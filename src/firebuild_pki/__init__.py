@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         SignRequest,
         TrustBundle,
     )
-    from firebuild_pki.providers.vault.setup import vault_setup
+    from firebuild_pki.providers.vault.setup import vault_setup, vault_setup_settings
     from firebuild_pki.scaffold import new_plugin
     from firebuild_pki.settings import Duration, SecretRef, Settings
     from firebuild_pki.validation import validate
@@ -118,7 +118,7 @@ _HOMES = {
         "SignedCertificate",
         "TrustBundle",
     ),
-    "providers.vault.setup": ("vault_setup",),
+    "providers.vault.setup": ("vault_setup", "vault_setup_settings"),
     "scaffold": ("new_plugin",),
     "settings": ("Duration", "SecretRef", "Settings"),
     "validation": ("validate",),
@@ -186,6 +186,7 @@ __all__ = [
     "redacted",
     "validate",
     "vault_setup",
+    "vault_setup_settings",
 ]
 
 

@@ -18,7 +18,7 @@ from typing import Any, Self
 from cryptography import x509
 from pydantic import BaseModel
 
-from firebuild_pki.chain import parse_certificates, serial_of
+from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
@@ -26,6 +26,7 @@ from firebuild_pki.errors import (
     AuthorityClosed,
     CAError,
     IdentityError,
+    MaterialError,
     ProviderError,
     UnsupportedOperation,
 )
@@ -35,12 +36,14 @@ from firebuild_pki.issuing import (
     Issued,
     Order,
     Waiting,
+    awaited,
     by_ready_pair,
     by_signing,
     for_request,
     lifetime_for,
 )
 from firebuild_pki.keys import Keys
+from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.material import IssuedCertificate, TLSMaterial
 from firebuild_pki.names import Identity, Names, checked_labels, random_build_id
 from firebuild_pki.plugins import Observer
@@ -52,12 +55,14 @@ from firebuild_pki.provider import (
     Note,
     Profile,
     ProviderContext,
+    SignedCertificate,
+    SignRequest,
     utc_now,
 )
 from firebuild_pki.verify import Trust, verify_trust
 from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import described, named
-from firebuild_pki.x509 import fingerprint, to_pem
+from firebuild_pki.x509 import USAGE, fingerprint, to_pem
 
 _logger = logging.getLogger(__name__)
 
@@ -93,6 +98,7 @@ class Authority:
         self._settings = settings
         self._identity = identity
         self._labels = labels
+        self._announced = {identity.server, identity.guest, *context.names}
         self._clock = context.clock
         self._check = check
         self._lock = threading.RLock()
@@ -327,6 +333,50 @@ class Authority:
             profile = material.profile or (Profile.SERVER if server else Profile.GUEST)
             self._revoke(_Revocable(profile, material.names or (material.identity,), leaf, self._labels))
 
+    def signed_unchecked(self, request: SignRequest) -> SignedCertificate:
+        """Have the provider sign a request and return its answer as it is, for a look into the provider.
+
+        Nothing vouches for such a certificate: it is for showing that peers refuse it.
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        with self._lock:
+            self._require_open()
+            return awaited(self._provider, request, self._backend.waiting)
+
+    def revoke_certificate(self, certificate_pem: bytes, *, issuer_gone: bool = False) -> None:
+        """Take back a certificate that any authority of this provider issued.
+
+        Args:
+            certificate_pem: the certificate; what comes after it, such as its chain, is left out.
+            issuer_gone: whether a certificate will do that none of the provider's present CAs signed, because
+                they were renewed meanwhile.
+
+        Raises:
+            UnsupportedOperation: the provider cannot revoke.
+            MaterialError: it cannot be read, is that of a CA, or another CA issued it.
+            ProviderError: the provider failed.
+        """
+        with self._lock, named(self.provider_name):
+            self._require_open()
+            (leaf, *_) = parse_certificates(certificate_pem, "certificate to revoke")
+            if is_ca(leaf):
+                raise MaterialError(
+                    f"{describe(leaf)} is a CA: expected the certificate of a server or guest"
+                )
+            authorities = (*self._trust.intermediates, *self._trust.anchors)
+            if not issuer_gone and all(self._trust.links.problem(leaf, one) for one in authorities):
+                known = ", ".join(describe(one) for one in authorities)
+                raise MaterialError(
+                    f"{describe(leaf)} was not issued by a CA of this provider, which are: {known}",
+                    hint="choose the configuration that issued it",
+                )
+            self._provider.revoke(to_pem([leaf]))
+            usage = extension_of(leaf, x509.ExtendedKeyUsage) or ()
+            profile = next((one for one in USAGE if USAGE[one] in usage), None)
+            self._observers.tell(EventKind.REVOKED, profile, leaf, names_of(leaf))
+
     def close(self) -> None:
         """Let the provider drop keys and tokens. Closing twice is fine; a failure is a warning."""
         with self._lock:
@@ -409,6 +459,8 @@ class Authority:
                     issued = obtain()
             except CAError as error:
                 names = order.names.all
+                if isinstance(error, MaterialError) and not self._announced.issuperset(names):
+                    error.hint = error.hint or "announce the names: open_authority(names=…)"
                 self._observers.tell(
                     EventKind.REFUSED, order.profile, names=names, reason=error.message, labels=order.labels
                 )
@@ -488,6 +540,7 @@ def open_authority(
     report: Callable[[str], None] = lambda _: None,
     patient: bool = True,
     labels: Mapping[str, str] | None = None,
+    names: str | Iterable[str] = (),
 ) -> Authority:
     """Open the certificate authority that the settings select.
 
@@ -502,13 +555,15 @@ def open_authority(
             framework, for a certificate that is pending.
         patient: whether the provider may try again what fails; see `ProviderContext`.
         labels: for the backend's audit, with every request; see `SignRequest`.
+        names: what certificates will be issued for besides the build's own ends, DNS names and URIs: a CA
+            that is made for this build alone permits no others.
 
     Returns:
         An open authority; use it in a ``with`` block.
 
     Raises:
         SettingsError: the settings are wrong.
-        IdentityError: build id and name suffix do not make a DNS name, or the labels are none.
+        IdentityError: build id and name suffix do not make a DNS name, or names or labels are none.
         ProviderLoadError, ProviderNotFound, ProviderConflict: the plugin cannot be used.
         ProviderError: the provider failed while opening.
         MaterialError: the CA's own certificates are not usable.
@@ -523,6 +578,8 @@ def open_authority(
         patient,
         settings.name_suffix,
         settings.catalog.load_key_store,
+        identity.server,
+        tuple(name for one in ((names,) if isinstance(names, str) else names) for name in Names.of(one).all),
     )
     return Authority(settings, identity, context, check, checked_labels(labels or {}))
 

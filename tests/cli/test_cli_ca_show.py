@@ -71,12 +71,12 @@ def test_providers_lists_what_is_installed_and_what_is_wrong_with_it(cli: Cli, i
         install(f"twins-{number}", "", name="twin", module=f"twin_{number}")
     out = cli("ca", "providers").out
     assert "\nembedded  firebuild " in out
-    assert "(sign)\n          a CA in memory, " in out
+    assert "(peer, sign, uri-names)\n          a CA in memory, " in out
     assert "acme      acme-broken 1.2 (cannot be used)\n          cannot use the plugin of acme-broken" in out
     assert out.count('          the provider name "twin" is claimed by twins-1 1.2 and twins-2 1.2\n') == 2
     assert "          hint: uninstall all but one\n" in out
     listed = {one["name"]: one for one in json.loads(cli("ca", "providers", "--json").out)}
-    assert listed["embedded"]["capabilities"] == ["sign"]
+    assert listed["embedded"]["capabilities"] == ["peer", "sign", "uri-names"]
     assert listed["embedded"]["location"].endswith("embedded.py")
     assert "nowhere_at_all" in listed["acme"]["problem"]
 
@@ -102,6 +102,28 @@ def test_vault_setup_explains_why_it_does_nothing_itself(cli: Cli) -> None:
     )
 
 
-def test_vault_setup_needs_the_settings_of_vault(cli: Cli) -> None:
-    done = cli("ca", "vault-setup", "--print", status=2)
+def test_vault_setup_needs_no_configuration(cli: Cli) -> None:
+    script = cli("ca", "vault-setup", "--print").out
+    assert "auth enable -path=approle approle" in script
+    assert 'address: "https://127.0.0.1:8200"' in script
+    cli.setenv("BAO_ADDR", "https://bao.example:8200")
+    script = cli("ca", "vault-setup", "--print", "--auth", "jwt", "--mount", "teams/pki").out
+    assert "auth enable -path=jwt jwt" in script
+    assert 'address: "https://bao.example:8200"\n    mount: teams/pki\n' in script
+
+
+def test_vault_setup_takes_what_the_environment_sets_as_it_is(cli: Cli) -> None:
+    cli.setenv("FIREBUILD_CA__VAULT__AUTH", "{method: token, token: {env: TOKEN_OF_BUILDS}}")
+    cli.setenv("FIREBUILD_CA__VAULT__ADDRESS", "https://set.example")
+    script = cli("ca", "vault-setup", "--print").out
+    assert "https://set.example" in script
+    assert '{"method": "token", "token": {"env": "TOKEN_OF_BUILDS"}}' in script
+
+
+def test_vault_setup_with_a_configuration_wants_it_whole(cli: Cli) -> None:
+    config = Path("firebuild.yaml")
+    config.write_text("ca: {vault: {mount: pki}}\n")
+    done = cli("ca", "vault-setup", "--print", "--config", config, status=2)
     assert "ca.vault.address: this setting is required" in done.err
+    done = cli("ca", "vault-setup", "--print", "--address", "http://vault.example", status=2)
+    assert "expected https, found plain http" in done.err

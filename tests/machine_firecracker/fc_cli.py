@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from firebuild_bootstrap.cli import main
-from firebuild_bootstrap.machine.firecracker import checks
+from firebuild_bootstrap.machine import kvm
 
 if __name__ == "__main__":
-    checks.check_kvm = lambda *_: None
+    kvm.check_kvm = lambda *_: None
     main()

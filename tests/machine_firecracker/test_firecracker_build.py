@@ -19,9 +19,10 @@ from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import parse_outputs
 from firebuild_bootstrap.image.store import StoredImage
+from firebuild_bootstrap.machine import kvm
 from firebuild_bootstrap.machine.base import GuestOptions
 from firebuild_bootstrap.machine.drives import Drives
-from firebuild_bootstrap.machine.firecracker import checks, driver
+from firebuild_bootstrap.machine.firecracker import driver
 from firebuild_bootstrap.machine.firecracker.driver import FirecrackerMachine
 from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
 from firebuild_bootstrap.machine.firecracker.source import PlainSource, Program
@@ -59,7 +60,7 @@ class Rig:
             "machine.firecracker.program": str(programs / "firecracker"),
             "machine.firecracker.kernel": str(programs / "vmlinux"),
         }
-        monkeypatch.setattr(checks, "check_kvm", lambda *_: None)
+        monkeypatch.setattr(kvm, "check_kvm", lambda *_: None)
         monkeypatch.setattr(driver, "_network", lambda *_: self.network)
         monkeypatch.setenv("FC_EMULATOR_TAPS", "fctest0")
         monkeypatch.setenv("FC_EMULATOR_LOG", str(self.log))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import subprocess
@@ -13,11 +12,11 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
+from firebuild_bootstrap.machine import kvm
 from firebuild_bootstrap.machine.firecracker import checks
 from firebuild_bootstrap.machine.firecracker.api import ApiError, FirecrackerApi, start
 from firebuild_bootstrap.machine.firecracker.checks import (
     check_kernel,
-    check_kvm,
     check_socket_path,
     check_version,
     find_program,
@@ -111,42 +110,6 @@ def test_a_kernel_has_to_be_one_that_firecracker_boots(tmp_path: Path) -> None:
         check_kernel(str(packed), "aarch64")
 
 
-def test_kvm_has_to_exist_and_to_be_open_to_this_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(MachineError, match="kvm does not exist, and Firecracker needs KVM") as caught:
-        check_kvm(tmp_path / "kvm")
-    assert "the drivers local and qemu do without" in (caught.value.hint or "")
-    (tmp_path / "kvm").touch()
-    with pytest.raises(MachineError, match="kvm is not a device"):
-        check_kvm(tmp_path / "kvm")
-    with pytest.raises(MachineError, match="can't be opened: Is a directory"):
-        check_kvm(tmp_path)
-    with pytest.raises(MachineError, match="opens, but makes no virtual machine: Inappropriate ioctl"):
-        check_kvm(Path("/dev/null"))
-
-    def deny(*_: object) -> int:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "open", deny)
-    with pytest.raises(MachineError, match=r"user .* may not open it") as denied:
-        check_kvm(tmp_path / "kvm")
-    assert "usermod -aG kvm" in (denied.value.hint or "")
-
-
-def test_kvm_has_to_make_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = {0xAE00: 12}
-
-    def ioctl(_descriptor: int, request: int, _argument: int) -> int:
-        return answers[request] if request in answers else os.open("/dev/null", os.O_RDONLY)
-
-    monkeypatch.setattr(fcntl, "ioctl", ioctl)
-    check_kvm(Path("/dev/null"))
-    answers[0xAE00] = 11
-    with pytest.raises(MachineError, match="expected version 12 of the API of KVM, found 11"):
-        check_kvm(Path("/dev/null"))
-
-
 def test_a_path_of_107_bytes_is_the_longest(tmp_path: Path) -> None:
     check_socket_path(Path("/" + "x" * 106), "x")
     with pytest.raises(InputError, match="that takes 108 bytes") as caught:
@@ -160,7 +123,7 @@ Make = Callable[..., object]
 @pytest.fixture
 def make(workspace: Workspace, programs: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Make a machine out of settings; the host has KVM and may make taps."""
-    monkeypatch.setattr(checks, "check_kvm", lambda *_: None)
+    monkeypatch.setattr(kvm, "check_kvm", lambda *_: None)
     monkeypatch.setattr("firebuild_bootstrap.machine.firecracker.network.may_make_taps", lambda: True)
     monkeypatch.setattr("firebuild_bootstrap.machine.firecracker.network._TUN", programs)
 

@@ -120,7 +120,8 @@ def test_labels_are_bounded_and_harmless() -> None:
 def test_a_peer_with_a_spiffe_id_has_that_name_and_both_usages() -> None:
     characters.witness.events.clear()
     settings = ca_settings({"observers": ["witness"]}, catalog_of(observers=["witness"]))
-    with open_authority(settings, build_id="b", labels={"tag": "app:1"}) as authority:
+    announced = (SPIFFE, "db.example.com", "https://jobs.example.com/7")
+    with open_authority(settings, build_id="b", labels={"tag": "app:1"}, names=announced) as authority:
         alone = authority.issue(Profile.PEER, SPIFFE, labels={"requester": "ci"})
         both = authority.issue(Profile.PEER, ["db.example.com", SPIFFE])
         client = authority.issue(Profile.CLIENT, ["https://jobs.example.com/7"], server_name="db.example.com")
@@ -176,10 +177,20 @@ def test_a_certificate_without_exactly_the_uris_is_refused(name: str) -> None:
         authority.issue(Profile.CLIENT, ["a.b", SPIFFE])
 
 
+def test_a_ca_of_one_build_certifies_what_was_announced_and_nothing_else() -> None:
+    with open_authority(names=SPIFFE) as authority:
+        authority.issue(Profile.PEER, SPIFFE)
+        for name in ("spiffe://elsewhere.example/x", "db.example.com"):
+            with pytest.raises(MaterialError, match="name constraints") as refused:
+                authority.issue(Profile.PEER, name)
+            assert refused.value.hint == "announce the names: open_authority(names=…)"
+
+
 def test_the_successor_of_a_certificate_is_due_at_two_thirds_of_its_life_or_a_little_earlier() -> None:
     clock = Clock()
     settings = ca_settings({"embedded": {"backdate": "0s"}})
-    with open_authority(settings, build_id="b", clock=clock, labels={"tag": "x"}) as authority:
+    announced = ("db.example.com", SPIFFE)
+    with open_authority(settings, build_id="b", clock=clock, names=announced) as authority:
         old = authority.issue(Profile.PEER, ["db.example.com", SPIFFE], timedelta(hours=12))
         others = [authority.issue_guest(ttl=timedelta(hours=12)) for _ in range(8)]
         moments = {one.renew_at for one in (old, *others)}

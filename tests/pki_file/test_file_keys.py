@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from firebuild_pki import CAError, SecretError
+from firebuild_pki.pem_files import Block, Content, Source, open_to
 from firebuild_pki.providers.file.certificates import load_key
-from firebuild_pki.providers.file.reading import Block, Content, Source, open_to
 from firebuild_pki.settings import SecretRef
 from pki_file.operator_files import Shop, opened
 

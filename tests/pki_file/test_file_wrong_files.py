@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from firebuild_pki import CAError
-from firebuild_pki.providers.file.reading import Source, read
+from firebuild_pki.pem_files import Source, read
 from pki_file.operator_files import Shop, opened
 from pki_file.refusing import refusal
 

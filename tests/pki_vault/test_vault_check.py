@@ -10,11 +10,12 @@ import pytest
 from baoserver import StoredServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from baoserver.pki import SUFFIX
 from baoserver.process import free_port
-from firebuild_pki import CAError, Note, NoteLevel, open_authority
+from firebuild_pki import CAError, MaterialError, Note, NoteLevel, open_authority
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import Profile, ProviderContext
 from firebuild_pki.providers.vault.checks import role_notes
 from firebuild_pki.providers.vault.provider import VaultProvider
+from pki.tools import leaf_of
 from pki_vault.scripted import Reply, scripted
 from pki_vault.tools import ENVIRON, Backend, raises
 
@@ -282,6 +283,19 @@ def test_revoked_is_revoked(backend: Backend) -> None:
         authority.revoke(material)
     revoked = backend.api.call("LIST", "pki/certs/revoked")["data"]["keys"]
     assert len(revoked) >= 1
+
+
+def test_what_another_authority_issued_is_revoked(backend: Backend) -> None:
+    with backend.open() as authority:
+        material = authority.issue_guest()
+    with backend.open() as authority:
+        authority.revoke_certificate(material.certificate_chain_pem)
+    serial = leaf_of(material).serial_number.to_bytes(20).hex("-").removeprefix("00-")
+    assert backend.api.read(f"pki/cert/{serial}")["revocation_time"] > 0
+    with open_authority() as other:
+        foreign = other.issue_guest().certificate_chain_pem
+    with backend.open() as authority, raises(MaterialError, "was not issued by a CA of this provider"):
+        authority.revoke_certificate(foreign)
 
 
 def test_revoking_without_the_right_is_explained(backend: Backend) -> None:

@@ -14,10 +14,10 @@ import pytest
 
 from baoserver import Api, ApiError, DevServer, JwtIssuer
 from firebuild_pki import Authority, CAError, CASettings, open_authority, validate
-from firebuild_pki.documents import Document
+from firebuild_pki.documents import Document, parse_document
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.setup import vault_setup
+from firebuild_pki.providers.vault.setup import vault_setup, vault_setup_settings
 from firebuild_pki.x509 import make_csr
 from pki.tools import certificates, leaf_of
 from pki_vault.tools import ClientCertificate, ca_settings, raises
@@ -78,7 +78,7 @@ APPROLE = {"method": "approle", "role_id": {"env": "ROLE_ID"}, "secret_id": {"en
 
 
 def printed(output: str, name: str) -> str:
-    found = re.search(rf"^{name}: (\S+)$", output, re.MULTILINE)
+    found = re.search(rf"^ *{name}: (\S+)$", output, re.MULTILINE)
     assert found, output
     return found[1]
 
@@ -261,6 +261,27 @@ def test_kubernetes(operator: Operator) -> None:
     role = operator.api.read("auth/kubernetes/role/images")
     assert role["bound_service_account_names"] == ["builder"]
     assert role["token_policies"] == ["firebuild"]
+
+
+def test_without_a_configuration_the_script_ends_with_the_one_that_fits(operator: Operator) -> None:
+    known = vault_setup_settings({}, fresh=True, address=operator.api.address)
+    document = Document({}).overridden({"ca.provider": "vault", **known})
+    document = document.overridden({"ca.vault.namespace": operator.api.namespace})
+    printed_ids = approle(operator.run(validate(CASettings, document, at="ca")))
+    text = operator.said[operator.said.index("ca:\n") :]
+    written = parse_document(text).overridden({"ca.vault.tls.ca_file": str(operator.api.ca_file)})
+    environ = {f"VAULT_{name}": value for name, value in printed_ids.items()}
+    with operator.open(validate(CASettings, written, at="ca"), **environ) as authority:
+        build(authority)
+
+
+@pytest.mark.parametrize("auth", ["approle", "jwt", "kubernetes", "cert", "token", "token_file"])
+def test_each_way_to_log_in_has_settings_for_a_start(auth: str) -> None:
+    known = vault_setup_settings({"VAULT_ADDR": "https://v:8200"}, fresh=True, auth=auth)
+    document = Document({}).overridden({"ca.provider": "vault", **known})
+    script = vault_setup(validate(CASettings, document, at="ca"))
+    assert f'"method": "{auth}"' in script
+    assert 'address: "https://v:8200"' in script
 
 
 def test_another_provider_has_no_such_script() -> None:

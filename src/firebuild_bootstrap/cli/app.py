@@ -15,6 +15,7 @@ from firebuild_bootstrap.cli.accounting import provenance, sbom
 from firebuild_bootstrap.cli.ca import ca, plugin
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
+from firebuild_bootstrap.cli.doctor import doctor
 from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
 from firebuild_bootstrap.cli.images import du, images, store
 from firebuild_bootstrap.cli.initramfs import initramfs
@@ -36,7 +37,21 @@ def app() -> None:
     """Build root file systems for Firecracker microVMs from Dockerfiles, over mutual TLS."""
 
 
-for command in (build, rootfs, base, images, cache, du, store, rm_tree, config, ca, plugin, initramfs):
+for command in (
+    build,
+    rootfs,
+    base,
+    images,
+    cache,
+    du,
+    store,
+    rm_tree,
+    config,
+    ca,
+    plugin,
+    initramfs,
+    doctor,
+):
     app.add_command(command)
 for command in (provenance, sbom):
     images.add_command(command)

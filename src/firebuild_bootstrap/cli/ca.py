@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from firebuild_pki.preflighting import PreflightReport, PreflightRow
+
+
+_VAULT_LOGINS = ("approle", "jwt", "kubernetes", "cert", "token", "token_file")
 
 
 @click.group()
@@ -119,9 +123,136 @@ def show(config_file: Path | None, provider: str | None, as_json: bool) -> None:
 
 
 @ca.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "--trust",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Trust anchors; by default the self-signed CAs among the files.",
+)
+@click.option(
+    "--passphrase-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Holds the passphrase of encrypted keys.",
+)
+@json_option
+@click.pass_context
+def inspect(
+    context: click.Context,
+    files: tuple[Path, ...],
+    trust: Path | None,
+    passphrase_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Look into files with certificates.
+
+    Certificates, private keys, certificate signing requests and revocation lists, in PEM, DER, PKCS#7 or
+    PKCS#12; - reads standard input. Says what each is, and whether they fit together: key and certificate,
+    chain and trust anchor, dates, use. Nothing of a private key is shown.
+
+    Exit status: 0 all is right, 2 a file cannot be read, 3 something is wrong.
+    """
+    from firebuild_bootstrap.cli.ca_display import inspect_paths, print_inspection
+    from firebuild_bootstrap.errors import ExitStatus
+
+    found = inspect_paths(files, trust, passphrase_file)
+    if as_json:
+        click.echo(json.dumps(found.to_json(), indent=2))
+    else:
+        print_inspection(found)
+    context.exit(ExitStatus.SUCCESS if found.sound else ExitStatus.CERTIFICATE_AUTHORITY)
+
+
+@ca.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option(
+    "--issuer-gone",
+    is_flag=True,
+    help="Revoke also what none of the provider's present CAs signed, after they were renewed.",
+)
+@config_option
+@provider_option
+@json_option
+@click.pass_context
+def revoke(
+    context: click.Context,
+    /,
+    config_file: Path | None,
+    provider: str | None,
+    **options: Any,
+) -> None:
+    """Revoke certificates.
+
+    Each FILE holds a certificate that the configured provider issued, as `firebuild ca issue` writes them;
+    what comes after the first certificate is its chain. Its key is not needed. All files are read before
+    anything is revoked, and each is tried.
+
+    Exit status: 0 all are revoked, 2 a file or the configuration is wrong, 3 one was not revoked.
+    """
+    from firebuild_bootstrap.cli.issuing import print_revoked, revoke_files
+    from firebuild_bootstrap.errors import ExitStatus
+
+    with interruptible("revoking") as interrupted:
+        settings = settings_from(config_file, {**_override(provider), "ca.revoke_at_end": False})
+        revoked = revoke_files(options["files"], settings.ca, interrupted, issuer_gone=options["issuer_gone"])
+    if options["as_json"]:
+        click.echo(json.dumps([one.to_json() for one in revoked], indent=2))
+    else:
+        print_revoked(revoked)
+    failed = any(one.problem for one in revoked)
+    context.exit(ExitStatus.CERTIFICATE_AUTHORITY if failed else ExitStatus.SUCCESS)
+
+
+@ca.command()
+@click.option(
+    "--profile",
+    "work",
+    type=click.Choice(("build", "server", "guest")),
+    default="build",
+    show_default=True,
+    help="What to repeat: what a build does (open, both certificates, close), or one certificate.",
+)
+@click.option("--count", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="How often.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Threads in each process.",
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes side by side."
+)
+@click.option("--duration", metavar="DURATION", help="Begin nothing more after this time.")
+@config_option
+@provider_option
+@json_option
+@click.pass_context
+def bench(
+    context: click.Context, /, config_file: Path | None, provider: str | None, as_json: bool, **plan: Any
+) -> None:
+    """Measure how fast the CA issues.
+
+    It really issues certificates, for builds that do not exist, and says before what that leaves behind.
+    Prints certificates a second, p50, p99 and max of the time that each took, errors by what they say,
+    requests and bytes. Ctrl-C ends it, and prints what it has.
+
+    Exit status: 0 no error, 2 the configuration is wrong, 3 something was not issued, 130 interrupted.
+    """
+    from firebuild_bootstrap.cli import bench as measuring
+    from firebuild_bootstrap.cli.failure import Interrupts
+
+    interrupts = Interrupts()
+    with interrupts.installed():
+        status = measuring.bench(config_file, _override(provider), interrupts.check, as_json=as_json, **plan)
+    context.exit(status)
+
+
+@ca.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """List the installed providers.
+    """List the installed providers and key stores.
 
     Each with where it comes from and what it can do, or with what is wrong with it.
     """
@@ -137,13 +268,23 @@ def providers(as_json: bool) -> None:
 
 @ca.command("vault-setup")
 @click.option("--print", "print_it", is_flag=True, help="Print the script; nothing is run.")
+@click.option("--address", metavar="URL", help="URL of Vault or OpenBao.")
+@click.option("--mount", metavar="PATH", help="Where the PKI engine is to be mounted.")
+@click.option(
+    "--auth",
+    type=click.Choice(_VAULT_LOGINS),
+    help="How builds log in; by default as the configuration says, or with AppRole.",
+)
 @config_option
-def vault_setup(print_it: bool, config_file: Path | None) -> None:
+def vault_setup(print_it: bool, config_file: Path | None, **options: str | None) -> None:
     """Print what prepares Vault or OpenBao.
 
-    A script of the commands that make the mount, the roles, a policy and the way to log in,
-    as the configuration wants them. firebuild never runs it: that needs rights that no build should have.
-    Read it, and have it run by an operator with these rights.
+    A script of the commands that make the mount, the roles, a policy and the way to log in, as the
+    configuration and the options want them. firebuild never runs it: that needs rights that no build should
+    have. Read it, and have it run by an operator with these rights.
+
+    Without a configuration there is one for a start: AppRole, the mount pki, and the address in VAULT_ADDR or
+    BAO_ADDR. The script ends with the settings for firebuild that belong to it.
     """
     import firebuild_pki
     from firebuild_bootstrap.errors import InputError
@@ -153,7 +294,8 @@ def vault_setup(print_it: bool, config_file: Path | None) -> None:
             "firebuild does not change Vault itself: that needs rights that no build should have",
             hint="`firebuild ca vault-setup --print` prints a script to read, and to run by hand",
         )
-    settings = settings_from(config_file, {"ca.provider": "vault"})
+    overrides = firebuild_pki.vault_setup_settings(os.environ, fresh=config_file is None, **options)
+    settings = settings_from(config_file, {"ca.provider": "vault", **overrides})
     click.echo(firebuild_pki.vault_setup(settings.ca), nl=False)
 
 

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from firebuild_bootstrap.cli.screen import INDENT, beside, beside_head, indented, styled
+from firebuild_bootstrap.cli.screen import beside_head, print_checked, styled
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import Authority, CAError, Capability, CASettings, TLSMaterial, open_authority
 from firebuild_pki.display import one_line
-from firebuild_pki.preflighting import CertificateFacts, ListedProvider, certificate_facts
+from firebuild_pki.preflighting import (
+    CertificateFacts,
+    Content,
+    InspectedItem,
+    Inspection,
+    KeyFacts,
+    ListedProvider,
+    RequestFacts,
+    certificate_facts,
+    inspect_files,
+    read_bytes,
+    read_file,
+)
 
 if TYPE_CHECKING:
     from firebuild_pki.preflighting import PreflightReport, PreflightRow
 
 
 _HEAD_WIDTH = 13
+_MOST_INPUT: Final = 1 << 20
 
 
 _WORDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,7 +50,6 @@ _VERDICTS = {
     "authority": "not ready: a build would get no usable certificates",
 }
 _SLOW_SECONDS = 0.5
-_LEVEL_WIDTH = 6
 _ABOUT_WIDTH = 15
 
 
@@ -108,6 +123,67 @@ def _lines(facts: CertificateFacts) -> list[tuple[str, str]]:
     ]
 
 
+def inspect_paths(files: Sequence[Path], trust: Path | None, passphrase_file: Path | None) -> Inspection:
+    """Look into files; `-` is standard input.
+
+    Raises:
+        InputError: one cannot be read, or holds nothing to look at.
+    """
+    try:
+        return inspect_files(
+            [read_named(path) for path in files],
+            now=datetime.now(UTC),
+            anchors_pem=None if trust is None else read_named(trust).data,
+            passphrase=None if passphrase_file is None else read_named(passphrase_file).data.rstrip(b"\r\n"),
+        )
+    except CAError as error:
+        raise InputError(error.message, hint=error.hint) from error
+
+
+def read_named(path: Path) -> Content:
+    """Read a file, or standard input for `-`.
+
+    Raises:
+        firebuild_pki.CAError: it cannot be read, is empty or too large.
+    """
+    if str(path) != "-":
+        return read_file(str(path))
+    return read_bytes("standard input", sys.stdin.buffer.read(_MOST_INPUT))
+
+
+def print_inspection(found: Inspection) -> None:
+    """Print a block for everything that was found, then a row for everything that was looked at."""
+    for item in found.items:
+        click.echo(styled(f"{item.kind} {item.number} of {one_line(item.file)}", bold=True))
+        for head, text in _item_lines(item):
+            click.echo("\n".join(beside_head(f"  {head}", _HEAD_WIDTH, text)))
+        click.echo()
+    for row in found.rows:
+        print_row(row)
+
+
+def _item_lines(item: InspectedItem) -> list[tuple[str, str]]:
+    facts = item.facts
+    if isinstance(facts, CertificateFacts):
+        return _lines(facts)
+    if isinstance(facts, KeyFacts):
+        protected = "with a passphrase" if facts.encrypted else "no"
+        return [("key", facts.key or "unknown while it is encrypted"), ("encrypted", protected)]
+    if isinstance(facts, RequestFacts):
+        return [
+            ("subject", facts.subject or "none"),
+            ("names", ", ".join(facts.names) or "none"),
+            ("key", facts.key),
+        ]
+    due = facts.next_update
+    return [
+        ("issuer", facts.issuer),
+        ("revoked", f"{facts.revoked} certificate{'' if facts.revoked == 1 else 's'}"),
+        ("made", f"{facts.last_update:%Y-%m-%d %H:%M:%SZ}"),
+        ("next", f"{due:%Y-%m-%d %H:%M:%SZ}" if due else "does not tell"),
+    ]
+
+
 def _take_back(authority: Authority, materials: list[TLSMaterial]) -> list[str]:
     failures = []
     for material in materials if Capability.REVOKE in authority.capabilities else ():
@@ -120,14 +196,9 @@ def _take_back(authority: Authority, materials: list[TLSMaterial]) -> list[str]:
 
 def print_row(row: PreflightRow) -> None:
     """Print a row, and its hint below it."""
-    word, style = _WORDS[row.level.value]
-    head = f"{styled(word, **style)}{' ' * (_LEVEL_WIDTH - len(word))}{one_line(row.about)} "
-    head_width = max(_LEVEL_WIDTH + _ABOUT_WIDTH, len(click.unstyle(head)))
     slow = row.seconds is not None and row.seconds >= _SLOW_SECONDS
-    lines = beside_head(head, head_width, f"{row.message} ({row.seconds:.1f} s)" if slow else row.message)
-    if row.hint:
-        lines += indented(f"hint: {row.hint}", (head_width if beside() else INDENT) + 2)
-    click.echo("\n".join(lines))
+    message = f"{row.message} ({row.seconds:.1f} s)" if slow else row.message
+    print_checked(_WORDS[row.level.value], row.about, _ABOUT_WIDTH, message, row.hint)
 
 
 def print_verdict(report: PreflightReport) -> None:
@@ -143,7 +214,7 @@ def print_providers(listed: Sequence[ListedProvider]) -> None:
     head_width = max((len(one_line(one.name)) for one in listed), default=0) + 2
     for one in listed:
         name = styled(one_line(one.name), bold=True, **({} if one.problem is None else {"fg": "red"}))
-        can = ", ".join(one.capabilities) if one.problem is None else "cannot be used"
+        can = ", ".join(one.capabilities or (one.kind,)) if one.problem is None else "cannot be used"
         _print(name, head_width, f"{one.distribution} {one.version}".strip() + f" ({can})")
         _print("", head_width, one.summary if one.problem is None else one.problem)
         if one.hint:

@@ -50,7 +50,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     """List the images: tag, when they were built, size of their layers, forms that are written."""
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     home = home_from(settings_from(config_file))
     found = home.images.list(warn)
@@ -249,7 +249,7 @@ def history(tag: str, as_json: bool, config_file: Path | None) -> None:
     """
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     image = home_from(settings_from(config_file)).images.inspect(_tag(tag))
     steps = image.history()
@@ -368,7 +368,7 @@ def prune(
     """
     from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.trees import allocated
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     settings = settings_from(config_file)
     read_filters(filters, *_FILTERS)
@@ -442,7 +442,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.trees import allocated
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     home = home_from(settings_from(config_file))
     used = list(_usage(home))

@@ -45,7 +45,7 @@ def build(
 ) -> None:
     """Make the initramfs, or find it in the store, and print its path and size."""
     from firebuild_bootstrap.initramfs import Compression, initramfs_image
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     home = home_from(settings_from(config_file), writable=True)
     if output is not None:

@@ -1,4 +1,4 @@
-"""`firebuild ca issue`: what was asked for, and the files that come of it: all of them or none."""
+"""`firebuild ca issue` and `revoke`: certificates in files; what is issued is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ from typing import Any
 import click
 from pydantic import TypeAdapter, ValidationError
 
+from firebuild_bootstrap.cli.ca_display import read_named
 from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki import Authority, CASettings, IdentityError, TLSMaterial, open_authority
+from firebuild_pki import (
+    Authority,
+    CAError,
+    Capability,
+    CASettings,
+    IdentityError,
+    TLSMaterial,
+    UnsupportedOperation,
+    open_authority,
+)
 from firebuild_pki.config import PositiveDuration
 from firebuild_pki.display import one_line
+from firebuild_pki.preflighting import CertificateFacts, certificate_facts
 
 _PRIVATE = 0o600
 _PUBLIC = 0o644
@@ -227,6 +238,85 @@ def print_issued(issued: IssuedFiles) -> None:
         ]
         _print_block(end, facts)
     _print_block("trust", [f"issuer sha256 {issued.issuer_fingerprint}", str(issued.directory / "ca.pem")])
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """A certificate that was to be revoked.
+
+    Args:
+        file: the file with it.
+        certificate: what it is.
+        problem: why it was not revoked; None if it was.
+        hint: what to do about that.
+    """
+
+    file: str
+    certificate: CertificateFacts
+    problem: str | None = None
+    hint: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; keys stay, and later versions may add some."""
+        return {
+            "file": self.file,
+            "names": list(self.certificate.names),
+            "serial": self.certificate.serial,
+            "fingerprint_sha256": self.certificate.fingerprint_sha256,
+            "not_after": self.certificate.not_after.isoformat(),
+            "revoked": self.problem is None,
+            "problem": self.problem,
+            "hint": self.hint,
+        }
+
+
+def revoke_files(
+    files: Sequence[Path], settings: CASettings, check: Callable[[], None], *, issuer_gone: bool
+) -> list[Revoked]:
+    """Revoke the first certificate of each file.
+
+    Raises:
+        InputError: a file cannot be read; nothing is revoked then.
+        firebuild_pki.CAError: the provider cannot be opened, or cannot revoke.
+    """
+    try:
+        contents = {str(path): read_named(path).data for path in files}
+        facts = {name: certificate_facts(data)[0] for name, data in contents.items()}
+    except CAError as error:
+        raise InputError(error.message, hint=error.hint) from error
+    build_id = f"revoke-{secrets.token_hex(4)}"
+    with open_authority(settings, build_id=build_id, check=check) as authority:
+        if Capability.REVOKE not in authority.capabilities:
+            until = max(one.not_after for one in facts.values())
+            raise UnsupportedOperation(
+                "it cannot revoke certificates",
+                provider=settings.provider,
+                hint=f"they end by themselves, the last one at {until:%Y-%m-%d %H:%M:%SZ}",
+            )
+        return [_revoke(authority, name, data, facts[name], issuer_gone) for name, data in contents.items()]
+
+
+def _revoke(
+    authority: Authority, file: str, data: bytes, facts: CertificateFacts, issuer_gone: bool
+) -> Revoked:
+    try:
+        authority.revoke_certificate(data, issuer_gone=issuer_gone)
+    except CAError as error:
+        return Revoked(file, facts, error.message, error.hint)
+    return Revoked(file, facts)
+
+
+def print_revoked(revoked: Sequence[Revoked]) -> None:
+    """Say of each certificate what became of it; failures on standard error."""
+    for one in revoked:
+        name = next(iter(one.certificate.names), one.certificate.subject)
+        what = f"{one.file}: {name}, serial number {one.certificate.serial}"
+        if one.problem is None:
+            click.echo(f"revoked {one_line(what)}")
+            continue
+        click.echo(f"error: {one_line(f'{what}: not revoked: {one.problem}', 2000)}", err=True)
+        if one.hint:
+            click.echo(f"  hint: {one_line(one.hint, 1000)}", err=True)
 
 
 def _opened(wish: Wish, settings: CASettings, check: Callable[[], None]) -> Authority:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
@@ -19,6 +20,7 @@ INDENT = 4
 """Indent of what does not fit beside its head."""
 
 _NARROW = 60
+_LEVEL_WIDTH = 6
 
 
 def width() -> int:
@@ -61,6 +63,27 @@ def beside_head(head: str, head_width: int, text: str) -> list[str]:
     lines = indented(text, head_width) or [""]
     padding = " " * (head_width - len(click.unstyle(head)))
     return [(head + padding + lines[0].lstrip()).rstrip(), *lines[1:]]
+
+
+def print_checked(
+    level: tuple[str, dict[str, Any]], about: str, room: int, message: str, hint: str | None
+) -> None:
+    """Print a row of what was looked at, and its hint below it.
+
+    Args:
+        level: the word that begins the row, of five letters at most, and its style.
+        about: what was looked at.
+        room: columns for that.
+        message: what was found.
+        hint: what to do about it.
+    """
+    word, style = level
+    head = f"{styled(word, **style)}{' ' * (_LEVEL_WIDTH - len(word))}{one_line(about)} "
+    head_width = max(_LEVEL_WIDTH + room, len(click.unstyle(head)))
+    lines = beside_head(head, head_width, message)
+    if hint:
+        lines += indented(f"hint: {hint}", (head_width if beside() else INDENT) + 2)
+    click.echo("\n".join(lines))
 
 
 def moment(text: str) -> str:

@@ -74,7 +74,7 @@ def list_(as_json: bool, config_file: Path | None) -> None:
     """List the bases: name, when they were imported, size, digest."""
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import moment, print_table
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     bases = home_from(settings_from(config_file)).bases.list(warn)
     if as_json:
@@ -113,7 +113,7 @@ def _document(found: Base) -> dict[str, Any]:
 
 
 def _print_base(kept: Base) -> None:
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     click.echo(f"{kept.name}  {human_size(kept.size)}  {kept.digest}")
 
@@ -186,7 +186,7 @@ def du(as_json: bool, config_file: Path | None) -> None:
     from firebuild_bootstrap.cli.output import as_text
     from firebuild_bootstrap.cli.screen import print_table
     from firebuild_bootstrap.image.drives import snapshot_drives
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
     from firebuild_bootstrap.solve.cache_mounts import cache_mounts
 
     home = home_from(settings_from(config_file))
@@ -249,7 +249,7 @@ def prune(
     drives of virtual machines, which are made again from results. Cache mounts go by --all and --older-than,
     and by --max-size if they alone take more.
     """
-    from firebuild_bootstrap.progress import human_size
+    from firebuild_bootstrap.sizes import human_size
 
     ages = [age for age in (_seconds(older_than), age_of(read_filters(filters, "until"))) if age is not None]
     limits = _Limits(everything, _size(max_size), max(ages, default=None), imported)

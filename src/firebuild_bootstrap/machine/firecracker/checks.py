@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import stat
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
 
-KVM: Final = Path("/dev/kvm")
 # The V2 of the metadata service and today's form of the API came with it.
 OLDEST: Final = (1, 0)
 _MAJOR: Final = 1
@@ -22,10 +19,6 @@ _MAJOR: Final = 1
 _SOCKET_BYTES: Final = 107
 _VERSION: Final = re.compile(r"v?(\d+)\.(\d+)\.\d+")
 _SECONDS: Final = 10.0
-# linux/kvm.h
-_KVM_GET_API_VERSION: Final = 0xAE00
-_KVM_CREATE_VM: Final = 0xAE01
-_KVM_API: Final = 12
 
 
 def find_program(name: str, setting: str) -> Path:
@@ -137,47 +130,6 @@ def check_modules(directories: Sequence[str]) -> None:
                 f"machine.firecracker.kernel_modules: {name} is not a directory",
                 hint="name the directory of one kernel, such as /lib/modules/6.1.0",
             )
-
-
-def check_kvm(device: Path = KVM) -> None:
-    """Make sure that this user can make virtual machines.
-
-    Raises:
-        MachineError: there is no KVM, this user may not use it, or it does not work.
-    """
-    try:
-        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise MachineError(
-            f"{device} does not exist, and Firecracker needs KVM",
-            hint="modprobe kvm_intel or kvm_amd, and switch virtualisation on (in a VM: nested); "
-            "the drivers local and qemu do without",
-        ) from error
-    except PermissionError as error:
-        raise MachineError(
-            f"{device}: user {os.geteuid()} may not open it",
-            hint="add the user to its group: usermod -aG kvm $USER, and log in again",
-        ) from error
-    except OSError as error:
-        raise MachineError(f"{device} can't be opened: {error.strerror}") from error
-    try:
-        _check_working(device, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_working(device: Path, descriptor: int) -> None:
-    try:
-        if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            raise MachineError(f"{device} is not a device")
-        if (found := fcntl.ioctl(descriptor, _KVM_GET_API_VERSION, 0)) != _KVM_API:
-            raise MachineError(f"{device}: expected version {_KVM_API} of the API of KVM, found {found}")
-        os.close(fcntl.ioctl(descriptor, _KVM_CREATE_VM, 0))
-    except OSError as error:
-        raise MachineError(
-            f"{device} opens, but makes no virtual machine: {error.strerror}",
-            hint="is virtualisation switched on, and not taken by another hypervisor?",
-        ) from error
 
 
 def check_socket_path(path: Path, setting: str) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.initramfs import GuestReport, kernel_arguments
 from firebuild_bootstrap.listening import format_address, listen
+from firebuild_bootstrap.machine import kvm
 from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Listening,
@@ -281,11 +282,11 @@ def _source(block: FirecrackerSettings, machine_id: str, directory: Path, leftov
     )
     check_copy(block.serial_log, SERIAL_LOG)
     if not block.jailer.enabled:
-        checks.check_kvm()
+        kvm.check_kvm()
         return PlainSource(program)
     jailed = JailedSource(program, _jailer(block, path))
     checks.check_socket_path(jailed.socket, f"{_WHERE}.jailer.chroot_base")
-    checks.check_kvm()
+    kvm.check_kvm()
     return jailed
 
 

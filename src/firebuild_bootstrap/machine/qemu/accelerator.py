@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from firebuild_bootstrap.machine.console import BoundedLog
+from firebuild_bootstrap.machine.kvm import KVM
 from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Program, bare_command
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
 from firebuild_bootstrap.values import dataclass
 
-KVM: Final = Path("/dev/kvm")
 # The kernel finds no root file system there, so this is the last that it does.
 _MARKER: Final = "Kernel panic - not syncing: VFS:"
 _ARGUMENTS: Final = "console=ttyS0 reboot=t panic=-1"

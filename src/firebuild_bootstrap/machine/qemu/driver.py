@@ -21,7 +21,8 @@ from firebuild_bootstrap.machine.base import (
 )
 from firebuild_bootstrap.machine.console import BoundedLog, check_copy, copied, open_copy
 from firebuild_bootstrap.machine.drives import VM_CACHES, Drives, VirtualMachine, no_instruction
-from firebuild_bootstrap.machine.qemu.accelerator import KVM, Trial, choose
+from firebuild_bootstrap.machine.kvm import KVM
+from firebuild_bootstrap.machine.qemu.accelerator import Trial, choose
 from firebuild_bootstrap.machine.qemu.command import (
     GUEST,
     HOST,
@@ -147,7 +148,7 @@ class QemuMachine(VirtualMachine):
     def prepare(self, layers: Sequence[Layer], caches: Sequence[CacheMount] = ()) -> tuple[str, ...]:
         """Make the drives and the guest's initramfs, and choose who executes its code."""
         notes = super().prepare(layers, caches)
-        self._accelerator, why = self._choose_accelerator()
+        self._accelerator, why = self.choose_accelerator()
         slow = f"the machine runs in software and is slow: {why} (docs/qemu.md)"
         return (*notes, *([slow] if why else []))
 
@@ -228,7 +229,12 @@ class QemuMachine(VirtualMachine):
     def _console(self) -> str:
         return self._log.text() if self._log is not None else ""
 
-    def _choose_accelerator(self) -> tuple[Accelerator, str]:
+    def choose_accelerator(self) -> tuple[Accelerator, str]:
+        """Return what the machine runs under, and why if that is not KVM.
+
+        Raises:
+            MachineError: QEMU could not be started at all.
+        """
         if self._settings.accelerator != "auto":
             return Accelerator(self._settings.accelerator), ""
         workspace = self._workspace

@@ -28,8 +28,7 @@ from firebuild_pki.errors import CAError, KeyStoreError, SecretError
 from firebuild_pki.keys import PrivateKey
 from firebuild_pki.keystores import OpenKey, open_key
 from firebuild_pki.leaf_checks import is_ca
-from firebuild_pki.provider import ProviderContext
-from firebuild_pki.providers.file.reading import (
+from firebuild_pki.pem_files import (
     CERTIFICATE_LABELS,
     KEY_LABELS,
     Block,
@@ -37,6 +36,7 @@ from firebuild_pki.providers.file.reading import (
     blocks_in,
     read,
 )
+from firebuild_pki.provider import ProviderContext
 from firebuild_pki.providers.file.settings import FileSettings
 from firebuild_pki.settings import SecretRef
 from firebuild_pki.verify import public_key_bytes

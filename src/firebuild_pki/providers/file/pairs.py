@@ -11,6 +11,7 @@ from cryptography.x509.oid import NameOID
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.keys import private_key_pem
 from firebuild_pki.leaf_checks import is_ca
+from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import Profile, ProviderContext, ReadyPair, TrustBundle
 from firebuild_pki.providers.file.certificates import (
     LEAF_CURVES,
@@ -26,7 +27,6 @@ from firebuild_pki.providers.file.certificates import (
     must_be_ca,
     must_be_valid,
 )
-from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import USAGE, to_pem

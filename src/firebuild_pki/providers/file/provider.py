@@ -9,8 +9,15 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from firebuild_pki.chain import Links
-from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError, UnsupportedOperation
-from firebuild_pki.keystores import scheme_of
+from firebuild_pki.errors import (
+    AuthorityClosed,
+    CAError,
+    KeyStoreError,
+    MaterialError,
+    UnsupportedOperation,
+)
+from firebuild_pki.keystores import check_key_uri, scheme_of
+from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -40,7 +47,6 @@ from firebuild_pki.providers.file.certificates import (
     open_stored_key,
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
-from firebuild_pki.providers.file.reading import Source
 from firebuild_pki.providers.file.settings import FileSettings, Way, notes_about, way_of
 from firebuild_pki.verify import Expectation, Trust, verify_certificate
 from firebuild_pki.x509 import Issuer, Validity, make_leaf, to_pem
@@ -145,7 +151,7 @@ class FileProvider(CAProvider):
 
     def validate(self) -> Sequence[Note]:
         """Name what is missing, or of both ways."""
-        return tuple(notes_about(self._settings))
+        return (*notes_about(self._settings), *self._stored_key_notes())
 
     def open(self) -> None:
         """Read all files and check that they belong together."""
@@ -185,6 +191,14 @@ class FileProvider(CAProvider):
         if self._pairs is None:
             raise _not_open()
         return self._pairs.ready_pair(profile)
+
+    def _stored_key_notes(self) -> Iterator[Note]:
+        key = self._settings.ca_key
+        if key is not None and scheme_of(key) is not None:
+            try:
+                check_key_uri(key, self._context)
+            except KeyStoreError as error:
+                yield Note(error.message, "ca_key", error.hint, NoteLevel.FATAL)
 
     def _opened(self) -> SigningCA | ReadyPairs:
         opened = self._ca or self._pairs

@@ -5,10 +5,12 @@ Everything is a shell script for the command line tool of Vault or OpenBao. Noth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from shlex import quote
 from string import Template
+from typing import Any
 
 from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError
@@ -27,6 +29,49 @@ _KEYS = {
     KeyType.RSA3072: "key_type=rsa key_bits=3072",
     KeyType.RSA4096: "key_type=rsa key_bits=4096",
 }
+
+
+_LOGINS: Mapping[str, Mapping[str, Any]] = {
+    "approle": {"role_id": {"env": "VAULT_ROLE_ID"}, "secret_id": {"env": "VAULT_SECRET_ID"}},
+    "jwt": {"role": POLICY, "jwt": {"env": "VAULT_ID_TOKEN"}},
+    "kubernetes": {"role": POLICY},
+    "cert": {},
+    "token": {"token": {"env": "VAULT_TOKEN"}},
+    "token_file": {"path": "/run/vault/token"},
+}
+
+
+def vault_setup_settings(
+    environ: Mapping[str, str],
+    *,
+    fresh: bool,
+    address: str | None = None,
+    mount: str | None = None,
+    auth: str | None = None,
+) -> dict[str, Any]:
+    """Say which settings to lay over the configuration, for `vault_setup`.
+
+    Args:
+        environ: where the command line tools of Vault and OpenBao, and the settings, look.
+        fresh: whether there is no configuration, so that what it would have to say gets a value.
+        address: URL of Vault.
+        mount: path of the PKI engine.
+        auth: how builds log in.
+
+    Returns:
+        Dotted path to value.
+    """
+    written = {name.casefold() for name in environ}
+    prefix = "firebuild_ca__vault"
+    if fresh and not any(name.startswith(f"{prefix}__auth") for name in written):
+        auth = auth or "approle"
+    if fresh and f"{prefix}__address" not in written:
+        # the last one is where the tools look by themselves
+        address = address or environ.get("VAULT_ADDR") or environ.get("BAO_ADDR") or "https://127.0.0.1:8200"
+    chosen: dict[str, Any] = {"ca.vault.address": address, "ca.vault.mount": mount}
+    if auth is not None:
+        chosen["ca.vault.auth"] = {"method": auth, **_LOGINS[auth]}
+    return {path: value for path, value in chosen.items() if value is not None}
 
 
 def vault_setup(settings: CASettings) -> str:
@@ -55,9 +100,27 @@ def vault_setup(settings: CASettings) -> str:
         _part("policy", policy=POLICY, rules=policy(settings, vault)),
         *_auth(vault.auth),
     ]
-    if all(vault.role_for(profile) for profile in Profile):
-        return "\n".join(parts)
-    return "\n".join([*parts, _part("advice", server=roles[Profile.SERVER], guest=roles[Profile.GUEST])])
+    if not all(vault.role_for(profile) for profile in Profile):
+        parts.append(_part("advice", settings=_settings(vault, roles)))
+    return "\n".join(parts)
+
+
+def _settings(vault: VaultSettings, roles: Mapping[Profile, str]) -> str:
+    """Write the settings of firebuild that belong to the script, as YAML."""
+    (address, *more) = vault.address
+    lines = [
+        "ca:",
+        "  provider: vault",
+        "  vault:",
+        f"    address: {json.dumps([address, *more] if more else address)}",
+        *([f"    namespace: {vault.namespace}"] if vault.namespace else []),
+        f"    mount: {vault.mount}",
+        f"    server_role: {roles[Profile.SERVER]}",
+        f"    guest_role: {roles[Profile.GUEST]}",
+        # JSON is YAML; secrets are references here
+        f"    auth: {json.dumps(vault.auth.model_dump(mode='json', exclude_defaults=True))}",
+    ]
+    return "\n".join(lines)
 
 
 def role_names(vault: VaultSettings) -> dict[Profile, str]:

@@ -1,3 +1,4 @@
-# Put into the settings of firebuild:
-echo 'server_role: $server'
-echo 'guest_role: $guest'
+# The settings of firebuild that belong to this; add tls.ca_file if no CA of the system vouches for the server.
+cat <<'EOF'
+$settings
+EOF

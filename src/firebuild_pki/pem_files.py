@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from shlex import quote
 
@@ -34,8 +34,8 @@ class Source:
     """A file, and the setting that names it.
 
     Args:
-        setting: name of the setting, below the provider's block.
-        path: as written in the settings.
+        setting: name of the setting, below the provider's block; empty for a file that an argument names.
+        path: as written there.
     """
 
     setting: str
@@ -56,7 +56,7 @@ class Source:
         return CAError(f"{self}: {message}", hint=hint)
 
     def __str__(self) -> str:
-        return f"{self.setting} {self.real_path}"
+        return f"{self.setting} {self.real_path}".lstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,25 +205,31 @@ def blocks_in(source: Source, data: bytes, wanted: frozenset[str], expected: str
     Raises:
         CAError: there is none; the message names what is there instead.
     """
-    found = list(_blocks(data))
+    found = blocks_of(data)
     if not found or len(found) < len(_BEGIN.findall(data)):
-        foreign = _named(data)
+        foreign = named(data)
     elif matching := [block for block in found if block.label in wanted]:
         return matching
     else:
-        foreign = _LABELS.get(found[0].label, Foreign(f'a PEM block called "{found[0].label}"'))
+        foreign = labelled(found[0].label)
     raise _instead(source, expected, foreign)
 
 
-def _blocks(data: bytes) -> Iterator[Block]:
-    """Yield the blocks up to the first one without its END line; one expression for both is quadratic."""
-    position = 0
-    while begin := _BEGIN.search(data, position):
+def blocks_of(data: bytes) -> list[Block]:
+    """Find all PEM blocks, up to the first one without its END line."""
+    found, position = [], 0
+    while begin := _BEGIN.search(data, position):  # one expression for BEGIN and END is quadratic
         end = b"-----END %b-----" % begin[1]
         position = data.find(end, begin.end()) + len(end)
         if position < len(end):
-            return
-        yield Block(begin[1].decode(), data[begin.start() : position])
+            break
+        found.append(Block(begin[1].decode(), data[begin.start() : position]))
+    return found
+
+
+def labelled(label: str) -> Foreign:
+    """Say what a PEM block with this label is."""
+    return _LABELS.get(label, Foreign(f'a PEM block called "{label}"'))
 
 
 def _instead(source: Source, expected: str, found: Foreign) -> CAError:
@@ -258,7 +264,8 @@ _LABELS = {
 }
 
 
-def _named(data: bytes) -> Foreign:
+def named(data: bytes) -> Foreign:
+    """Say what a file is that holds no complete PEM block, by its first bytes."""
     if _BEGIN.search(data):
         return Foreign("a PEM block without its END line", "the file was cut off: copy it again")
     for start, foreign in _BEGINNINGS.items():

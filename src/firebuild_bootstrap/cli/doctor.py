@@ -1,0 +1,81 @@
+"""`firebuild doctor`: what this machine can do, and what mends the rest."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from firebuild_bootstrap.cli.options import (
+    complete_machines,
+    config_option,
+    home_from,
+    interruptible,
+    json_option,
+    provider_option,
+    settings_from,
+)
+from firebuild_bootstrap.cli.screen import print_checked, styled
+
+_WORDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ok": ("ok", {"fg": "green"}),
+    "limited": ("warn", {"fg": "yellow"}),
+    "missing": ("none", {"dim": True}),
+    "wrong": ("FAIL", {"fg": "red", "bold": True}),
+}
+_ABOUT_WIDTH = 20
+_READY = "ready: builds with this configuration can work here"
+_NOT_READY = "not ready: something that builds with this configuration need is missing"
+
+
+@click.command()
+@config_option
+@provider_option
+@click.option(
+    "--machine",
+    metavar="DRIVER",
+    shell_complete=complete_machines,
+    help="Driver to use instead of the configured one.",
+)
+@click.option("--offline", is_flag=True, help="Do not ask registries.")
+@json_option
+@click.pass_context
+def doctor(
+    context: click.Context,
+    /,
+    config_file: Path | None,
+    provider: str | None,
+    **options: Any,
+) -> None:
+    """Say what this machine can do.
+
+    Tries what builds need: user namespaces, overlays, the store, KVM with a guest of a few bytes, each
+    machine driver, programs, registries, the clock and the certificate authority. Below each thing that is
+    missing is what mends it. Nothing is changed, and nothing is left behind.
+
+    Exit status: 0 builds with this configuration can work, 2 it is wrong, 6 what it needs is missing.
+    """
+    from firebuild_bootstrap.doctor import Level, examine, worst
+    from firebuild_bootstrap.errors import ExitStatus
+
+    overrides = {"ca.provider": provider, "machine.driver": options["machine"]}
+    settings = settings_from(config_file, {path: value for path, value in overrides.items() if value})
+    findings = []
+    with interruptible("the check") as check, closing(home_from(settings, check, writable=True)) as home:
+        for finding in examine(settings, home, network=not options["offline"], check=check):
+            findings.append(finding)
+            if not options["as_json"]:
+                level = _WORDS[finding.level.value]
+                print_checked(level, finding.about, _ABOUT_WIDTH, finding.message, finding.hint)
+    verdict = worst(findings)
+    if options["as_json"]:
+        document = {"ready": verdict is not Level.WRONG, "findings": [one.to_json() for one in findings]}
+        click.echo(json.dumps(document, indent=2))
+    else:
+        ready = verdict is not Level.WRONG
+        words = _READY if ready else _NOT_READY
+        click.echo(f"\n{styled(words, bold=True, fg='green' if ready else 'red')}")
+    context.exit(ExitStatus.MACHINE if verdict is Level.WRONG else ExitStatus.SUCCESS)

@@ -1,0 +1,219 @@
+"""Looking into files: what is in them, and whether it belongs together. OpenSSL made all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from firebuild_pki import CAError
+from firebuild_pki.preflighting import Inspection, RowLevel, inspect_files, read_bytes, read_file
+from pki_file import conftest
+from pki_file.operator_files import SERVER, Shop
+
+shop, usual = conftest.shop, conftest.usual
+
+NOW = datetime.now(UTC) + timedelta(minutes=10)  # the files are made after this was read
+
+
+def inspect(
+    *paths: Path, later: float = 0, passphrase: bytes | None = None, trust: Path | None = None
+) -> Inspection:
+    return inspect_files(
+        [read_file(str(path)) for path in paths],
+        now=NOW + timedelta(days=later),
+        passphrase=passphrase,
+        anchors_pem=None if trust is None else trust.read_bytes(),
+    )
+
+
+def wrong(found: Inspection) -> list[tuple[str, str]]:
+    return [(row.about, row.message) for row in found.rows if row.level is RowLevel.FATAL]
+
+
+def said(found: Inspection, level: RowLevel) -> str:
+    return "\n".join(f"{row.about}: {row.message}" for row in found.rows if row.level is level)
+
+
+def test_a_chain_with_its_key_and_its_anchor_is_sound(usual: Shop, shop: Shop) -> None:
+    chain = shop.write("chain.pem", usual.read("server.pem", "builds.pem", "policy.pem"))
+    found = inspect(chain, usual.path("server.key"), usual.path("root.pem"))
+    assert [item.kind for item in found.items] == [*["certificate"] * 3, "private key", "certificate"]
+    assert [item.number for item in found.items] == [1, 2, 3, 1, 1]
+    assert found.sound
+    text = said(found, RowLevel.OK)
+    assert 'server use: "' in text
+    assert f"key: the key of {usual.path('server.key')} fits" in text
+    assert "PRIVATE KEY" not in json.dumps(found.to_json())
+
+
+def test_what_a_leaf_may_be_used_for_decides_what_is_tried(usual: Shop) -> None:
+    found = inspect(*(usual.path(f"{one}.pem") for one in ("client", "builds", "policy", "root")))
+    abouts = {row.about for row in found.rows}
+    assert "guest use" in abouts
+    assert "server use" not in abouts
+    assert found.sound
+
+
+def test_a_missing_link_another_key_and_an_expired_certificate_are_wrong(usual: Shop) -> None:
+    found = inspect(usual.path("server.pem"), usual.path("client.key"), usual.path("root.pem"))
+    assert not found.sound
+    assert [about for about, _ in wrong(found)] == ["key", "server use"]
+    assert "missing link" in wrong(found)[1][1]
+    found = inspect(usual.path("server.pem"), later=1001)
+    assert [about for about, _ in wrong(found)] == ["validity"]
+    assert " expired at " in wrong(found)[0][1]
+    found = inspect(usual.path("server.pem"), later=-1)
+    assert " is not valid before " in wrong(found)[0][1]
+
+
+def test_without_an_anchor_the_chain_is_not_tried_and_trust_names_one(usual: Shop, shop: Shop) -> None:
+    files = [usual.path(f"{name}.pem") for name in ("server", "builds", "policy")]
+    assert "chain: no trust anchor among these files" in said(inspect(*files), RowLevel.SKIPPED)
+    assert inspect(*files, trust=usual.path("root.pem")).sound
+    other = shop.root("other")
+    assert [about for about, _ in wrong(inspect(*files, trust=other))] == ["server use"]
+    # an anchor that is no CA
+    assert [about for about, _ in wrong(inspect(*files, trust=usual.path("server.pem")))] == ["trust"]
+
+
+def test_a_chain_out_of_order_is_a_warning(usual: Shop, shop: Shop) -> None:
+    chain = shop.write("chain.pem", usual.read("policy.pem", "builds.pem", "server.pem", "root.pem"))
+    found = inspect(chain)
+    assert found.sound
+    warnings = said(found, RowLevel.WARNING)
+    assert "the certificate of the leaf is not the first one" in warnings
+    assert "the chain holds a root" in warnings
+    assert "the chain is out of order" in warnings
+
+
+def test_keys_need_their_passphrase_and_are_nobody_elses(shop: Shop) -> None:
+    shop.root("root")
+    shop.openssl("pkey", "-in", "root.key", "-aes256", "-passout", "pass:open sesame", "-out", "locked.key")
+    locked = shop.path("locked.key")
+    locked.chmod(0o644)
+    found = inspect(locked, shop.path("root.pem"))
+    assert found.sound
+    assert "is encrypted: --passphrase-file names its passphrase" in said(found, RowLevel.SKIPPED)
+    assert "can be used by every user of this machine" in said(found, RowLevel.WARNING)
+    found = inspect(locked, shop.path("root.pem"), passphrase=b"open sesame")
+    assert found.items[0].to_json() == {
+        "file": str(locked),
+        "number": 1,
+        "kind": "private key",
+        "key": "EC secp256r1",
+        "encrypted": True,
+    }
+    assert "fits" in said(found, RowLevel.OK)
+    with pytest.raises(CAError, match="cannot be read: ") as refused:
+        inspect(locked, passphrase=b"guess")
+    assert refused.value.hint == "the passphrase may be wrong"
+    assert "guess" not in str(refused.value)
+
+
+def test_every_form_is_read(usual: Shop, shop: Shop) -> None:
+    pem, key = str(usual.path("server.pem")), str(usual.path("server.key"))
+    shop.openssl("x509", "-in", pem, "-outform", "DER", "-out", "cert.der")
+    shop.openssl("pkey", "-in", key, "-outform", "DER", "-out", "key.der")
+    shop.path("key.der").chmod(0o600)
+    shop.openssl("crl2pkcs7", "-nocrl", "-certfile", pem, "-out", "chain.p7b")
+    shop.openssl("crl2pkcs7", "-nocrl", "-certfile", pem, "-outform", "DER", "-out", "chain.p7c")
+    shop.openssl("pkcs12", "-export", "-in", pem, "-inkey", key, "-passout", "pass:p12", "-out", "pair.p12")
+    shop.path("pair.p12").chmod(0o600)
+    shop.request("asked")
+    shop.openssl("req", "-in", "asked.csr", "-outform", "DER", "-out", "asked.der")
+    kinds = {
+        "cert.der": ["certificate"],
+        "key.der": ["private key"],
+        "chain.p7b": ["certificate"],
+        "chain.p7c": ["certificate"],
+        "pair.p12": ["private key", "certificate"],
+        "asked.csr": ["certificate signing request"],
+        "asked.der": ["certificate signing request"],
+    }
+    for name, expected in kinds.items():
+        found = inspect(shop.path(name), passphrase=b"p12")
+        assert [item.kind for item in found.items] == expected, name
+        assert found.sound, name
+    with pytest.raises(CAError, match="cannot be read") as refused:
+        inspect(shop.path("pair.p12"))
+    assert "--passphrase-file" in (refused.value.hint or "")
+
+
+def test_requests_and_revocation_lists_are_told(shop: Shop) -> None:
+    shop.root("root")
+    csr = shop.request("asked", "/CN=asked")
+    (item,) = inspect(csr).items
+    assert item.to_json() == {
+        "file": str(csr),
+        "number": 1,
+        "kind": "certificate signing request",
+        "subject": "CN=asked",
+        "names": [],
+        "key": "EC secp256r1",
+        "proven": True,
+    }
+    shop.write("index.txt", "")
+    shop.write(
+        "ca.cnf", "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ndefault_md=sha256\ndefault_crl_days=9\n"
+    )
+    shop.openssl(
+        *("ca", "-config", "ca.cnf", "-gencrl", "-cert", "root.pem", "-keyfile", "root.key"),
+        *("-out", "root.crl"),
+    )
+    (item,) = inspect(shop.path("root.crl")).items
+    facts = item.to_json()
+    assert (facts["kind"], facts["revoked"]) == ("revocation list", 0)
+    assert facts["issuer"] == "CN=root,O=Operator"
+    shop.openssl("crl", "-in", "root.crl", "-outform", "DER", "-out", "root.der")
+    assert inspect(shop.path("root.der")).items[0].kind == "revocation list"
+
+
+def test_a_request_that_somebody_changed_is_not_proven(shop: Shop) -> None:
+    shop.request("asked", "/CN=asked")
+    shop.openssl("req", "-in", "asked.csr", "-outform", "DER", "-out", "asked.der")
+    changed = shop.write("changed.der", shop.read("asked.der").replace(b"asked", b"other"))
+    assert [about for about, _ in wrong(inspect(changed))] == ["request"]
+
+
+def test_what_tls_refuses_is_wrong_whatever_signed_it(shop: Shop) -> None:
+    shop.key("weak", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024")
+    shop.root("weak", more=("-sha1",))
+    assert {about for about, _ in wrong(inspect(shop.path("weak.pem")))} == {"key", "signature"}
+    shop.root("root")
+    shop.issue("nameless", "root", SERVER.replace("subjectAltName", "#subjectAltName"))
+    found = inspect(shop.path("nameless.pem"), shop.path("root.pem"))
+    assert "has no DNS name" in wrong(found)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"root:x:0:0", "text without any BEGIN line"),
+        (b"\0\1\2", "binary data"),
+        (b"-----BEGIN CERTIFICATE-----\nMIIB", "a PEM block without its END line"),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "a public key"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be"),
+        (b"", "standard input is empty"),
+    ],
+)
+def test_anything_else_is_named(data: bytes, found: str) -> None:
+    with pytest.raises(CAError, match=found) as refused:
+        inspect_files([read_bytes("standard input", data)], now=NOW)
+    assert "standard input" in refused.value.message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CAError, match="there is no such file"):
+        read_file(str(tmp_path / "missing.pem"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CAError, match="found a pipe"):
+        read_file(str(tmp_path / "pipe"))
+
+
+def test_a_ca_that_ends_soon_says_when(shop: Shop) -> None:
+    shop.root("root", days=1)
+    assert "ends in 0 h " in said(inspect(shop.path("root.pem"), later=23.5 / 24), RowLevel.OK)
