@@ -304,6 +304,9 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     os.close(parent)
     # Python's handler would let a RUN end its own process 1; unhandled signals from inside don't reach it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if request.terminal:
+        import fcntl  # noqa: F401 - now, because in the image there is no Python
+        import termios  # noqa: F401
     script = enter_root(
         request.root, request.script, request.mounts, secrets, request.hidden, read_only=request.read_only
     )
