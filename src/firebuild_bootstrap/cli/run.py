@@ -77,6 +77,8 @@ _NAME: Final = re.compile(r"[^=\0]+")
 @click.option("--rm", is_flag=True, hidden=True, help="Nothing of a run is kept anyway.")
 @click.option(
     "--pull",
+    envvar="FIREBUILD_PULL",
+    show_envvar=True,
     metavar="missing|always|never",
     help="When a registry is asked for IMAGE, instead of as configured.",
 )
