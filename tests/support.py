@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +25,13 @@ BIN = Path(sys.executable).parent
 REPO = Path(__file__).resolve().parents[1]
 # Where `tests/initramfs/fetch openrc` puts one; FIREBUILD_TEST_OPENRC names another place of the same form.
 OPENRC = Path(os.environ.get("FIREBUILD_TEST_OPENRC", "/var/cache/firebuild-tests/openrc"))
+# Where `fetch` of the plugin for step-ca puts one.
+_STEP_CA = "/var/cache/firebuild-tests/step-ca"
+
+
+def step_ca_program() -> str | None:
+    """Find step-ca."""
+    return shutil.which("step-ca") or shutil.which("step-ca", path=_STEP_CA)
 
 
 def ending_of(outcome: Outcome) -> str:

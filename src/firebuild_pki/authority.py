@@ -37,6 +37,8 @@ from firebuild_pki.provider import (
     Note,
     Profile,
     ProviderContext,
+    SignedCertificate,
+    SignRequest,
     utc_now,
 )
 from firebuild_pki.verify import Trust, verify_trust
@@ -190,6 +192,18 @@ class Authority:
             self._require_open()
             (leaf, *_) = parse_certificates(material.certificate_chain_pem, "material to revoke")
             self._revoke(_Revocable(material.identity, leaf))
+
+    def signed_unchecked(self, request: SignRequest) -> SignedCertificate:
+        """Have the provider sign a request and return its answer as it is, for a look into the provider.
+
+        Nothing vouches for such a certificate: it is for showing that peers refuse it.
+
+        Raises:
+            ProviderError: the provider failed.
+        """
+        with self._lock:
+            self._require_open()
+            return self._provider.sign(request)
 
     def revoke_certificate(self, certificate_pem: bytes, *, issuer_gone: bool = False) -> None:
         """Take back a certificate that any authority of this provider issued.
@@ -370,6 +384,7 @@ def open_authority(
         patient,
         settings.name_suffix,
         settings.catalog.load_key_store,
+        identity.server,
     )
     return Authority(settings, identity, context, check)
 

@@ -110,8 +110,9 @@ def serial_of(certificate: x509.Certificate) -> int:
 def extension_of(certificate: x509.Certificate, kind: type[ExtensionT]) -> ExtensionT | None:
     """Return the value of an extension, None if there is none."""
     for extension in certificate.extensions:
-        if extension.oid == kind.oid and isinstance(extension.value, kind):
-            return extension.value
+        value: x509.ExtensionType = extension.value
+        if type(value) is kind:
+            return value
     return None
 
 
@@ -155,7 +156,6 @@ class Links:
     """Which certificate issued which. Answers about CAs are kept, as they are asked for each leaf again."""
 
     def __init__(self) -> None:
-        self._proven: set[tuple[object, ...]] = set()
         self._known: dict[tuple[x509.Certificate, x509.Certificate], str | None] = {}
         self._roots: dict[x509.Certificate, bool] = {}
         self._read: tuple[bytes | str, list[x509.Certificate]] = (b"", [])
@@ -178,16 +178,6 @@ class Links:
                 self._roots.clear()
             self._roots[certificate] = is_self_signed(certificate)
         return self._roots[certificate]
-
-    def is_proven(self, *above: tuple[object, ...]) -> bool:
-        """Tell whether path validation has passed one of these above another leaf; see `verify.py`."""
-        return not self._proven.isdisjoint(above)
-
-    def note_proven(self, above: tuple[object, ...]) -> None:
-        """Keep that path validation has passed what is above a leaf."""
-        if len(self._proven) > _MAX_LINKS:
-            self._proven.clear()
-        self._proven.add(above)
 
     def problem(self, below: x509.Certificate, above: x509.Certificate) -> str | None:
         """Tell why a certificate cannot be taken for one that another issued; None if it can.

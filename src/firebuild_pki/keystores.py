@@ -27,7 +27,7 @@ from firebuild_pki.provider import API_VERSION, Clock, ProviderContext, utc_now
 from firebuild_pki.settings import SecretRef
 from firebuild_pki.wrapping import as_ca_error, one_text
 
-_URI = re.compile(r"[a-z][a-z0-9+.-]+:", re.ASCII)
+_URI = re.compile(r"[a-z][a-z0-9+.-]+:", re.ASCII | re.IGNORECASE)
 """The beginning of a URI (RFC 3986 section 3.1); one letter would be a drive."""
 _SECRET = re.compile(r"\bpin-value\s*=|://[^/?#@:]*:[^/?#]*@", re.ASCII | re.IGNORECASE)
 """Wherever it stands and however it is spelled: what is refused later is shown in the message."""
@@ -101,6 +101,8 @@ class KeyStoreSpec:
         scheme: scheme of its URIs; equals the name of the entry point.
         open_key: opens the key that a URI names, and says what is wrong with URI, secret or token.
         summary: one line for listings.
+        check_uri: says what is wrong with a URI, by an exception, without touching any store; None if nothing
+            can be said before.
         api_version: the version of the contract that it was written for.
     """
 
@@ -108,6 +110,7 @@ class KeyStoreSpec:
     open_key: Callable[[str, KeyStoreContext], StoredKey]
     summary: str
     api_version: int = API_VERSION
+    check_uri: Callable[[str], object] | None = None
 
 
 def ecdsa_der(pair: bytes) -> bytes:
@@ -123,9 +126,9 @@ def ecdsa_der(pair: bytes) -> bytes:
 
 
 def scheme_of(text: str) -> str | None:
-    """Return the scheme of a key's URI; None for a path (one with a colon: ``./a:b``)."""
+    """Return the scheme of a key's URI in lower case; None for a path (one with a colon: ``./a:b``)."""
     found = _URI.match(text)
-    return text[: found.end() - 1] if found else None
+    return text[: found.end() - 1].lower() if found else None  # RFC 3986 section 3.1: any case will do
 
 
 def has_secret(uri: str) -> bool:
@@ -147,20 +150,7 @@ def open_key(uri: str, secret: SecretRef | None, context: ProviderContext) -> Op
     Raises:
         KeyStoreError: there is no such store, or it cannot open the key.
     """
-    if has_secret(uri):
-        raise KeyStoreError("the URI of a key holds a secret itself (not shown)", hint=_REFER)
-    scheme = scheme_of(uri)
-    if scheme is None:
-        raise KeyStoreError(f"expected the URI of a key, such as pkcs11:token=ca, found {one_text(uri, 200)}")
-    shown = one_text(uri, 200)
-    try:
-        if context.key_store is None:
-            raise ProviderNotFound(f"there are no key stores here: {scheme}")
-        spec = context.key_store(scheme)
-    except ProviderNotFound as error:
-        install = f"install the plugin of that key store; the path of a file is written ./{shown}"
-        hint = error.hint if error.hint and error.hint.startswith("did you mean") else install
-        raise KeyStoreError(f"{shown}: {error.message}", hint=hint) from None
+    uri, shown, spec = _store_of(uri, context)
     asked = KeyStoreContext(
         (lambda: secret.resolve(context.environ)) if secret is not None else None,
         context.environ,
@@ -177,6 +167,37 @@ def open_key(uri: str, secret: SecretRef | None, context: ProviderContext) -> Op
         with suppress(Exception):
             stored.close()
         raise
+
+
+def check_key_uri(uri: str, context: ProviderContext) -> None:
+    """Say what is wrong with the URI of a key, without touching any store: for `CAProvider.validate`.
+
+    Raises:
+        KeyStoreError: there is no such store, or it finds fault with the URI.
+    """
+    uri, shown, spec = _store_of(uri, context)
+    if spec.check_uri is not None:
+        with _in_words(shown, "reading the URI"):
+            spec.check_uri(uri)
+
+
+def _store_of(uri: str, context: ProviderContext) -> tuple[str, str, KeyStoreSpec]:
+    """Find the store that a URI means, and return the URI with its scheme in lower case, and for messages."""
+    if has_secret(uri):
+        raise KeyStoreError("the URI of a key holds a secret itself (not shown)", hint=_REFER)
+    scheme = scheme_of(uri)
+    if scheme is None:
+        raise KeyStoreError(f"expected the URI of a key, such as pkcs11:token=ca, found {one_text(uri, 200)}")
+    shown = one_text(uri, 200)
+    try:
+        if context.key_store is None:
+            raise ProviderNotFound(f"there are no key stores here: {scheme}")
+        spec = context.key_store(scheme)
+    except ProviderNotFound as error:
+        install = f"install the plugin of that key store; the path of a file is written ./{shown}"
+        hint = error.hint if error.hint and error.hint.startswith("did you mean") else install
+        raise KeyStoreError(f"{shown}: {error.message}", hint=hint) from None
+    return f"{scheme}{uri[len(scheme) :]}", shown, spec
 
 
 class OpenKey:

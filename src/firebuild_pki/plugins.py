@@ -337,11 +337,15 @@ def _plain_store(entry: EntryPoint, spec: KeyStoreSpec) -> KeyStoreSpec:
     open_key = spec.open_key
     if not callable(open_key):
         raise _load_error(entry, "open_key of its KeyStoreSpec cannot be called")
+    check_uri = spec.check_uri
+    if check_uri is not None and not callable(check_uri):
+        raise _load_error(entry, "check_uri of its KeyStoreSpec cannot be called")
     return type(spec)(
         scheme=str.__str__(found["scheme"]),
         open_key=open_key,
         summary=one_text(str.__str__(found["summary"])),
         api_version=int(found["api_version"]),
+        check_uri=check_uri,
     )
 
 

@@ -68,6 +68,10 @@ class ProviderContext:
             verdict, as in ``firebuild ca check``.
         name_suffix: domain that all names of the build are below; empty where it is not known.
         key_store: finds the key store of a scheme, for `open_key`; None where there are none.
+        domain: the build's own, ``<build-id>.<suffix>``: its names are this one and those below it; empty
+            where no build is at hand.
+        names: what the caller wants to have certified besides, DNS names and URIs; a CA that is made for this
+            build alone permits these names, too.
     """
 
     clock: Clock
@@ -76,6 +80,8 @@ class ProviderContext:
     patient: bool = True
     name_suffix: str = ""
     key_store: Callable[[str], KeyStoreSpec] | None = field(default=None, repr=False)
+    domain: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ their reading, and what section 6.1 wants of each CA.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -36,9 +36,24 @@ _PROCESSED: Final = frozenset(
 )
 
 
-def has_name_constraints(chain: Chain) -> bool:
-    """Tell whether a CA of the path restricts the names below it."""
-    return any(extension_of(ca, x509.NameConstraints) for ca in chain.authorities)
+def has_only_dns_names(leaf: x509.Certificate) -> bool:
+    """Tell whether all names of a leaf, its subject aside, are DNS names without a wildcard.
+
+    Of these, cryptography's verifier and TLS libraries have the same opinion, if it can read the constraints.
+    """
+    names = extension_of(leaf, x509.SubjectAlternativeName) or ()
+    return all(type(one) is x509.DNSName and "*" not in one.value for one in names) and not (
+        leaf.subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS)
+    )
+
+
+def constraints_of(authorities: Sequence[x509.Certificate]) -> list[Constraints]:
+    """Return the name constraints of some CAs; those that repeat another's are left out."""
+    found: dict[x509.NameConstraints, x509.Certificate] = {}
+    for ca in authorities:
+        if (constraints := extension_of(ca, x509.NameConstraints)) is not None:
+            found.setdefault(constraints, ca)
+    return [Constraints(ca, constraints) for constraints, ca in found.items()]
 
 
 def name_problem(chain: Chain) -> str | None:
@@ -47,12 +62,55 @@ def name_problem(chain: Chain) -> str | None:
     for number, certificate in enumerate(path):
         if number and certificate.subject == certificate.issuer:  # self-issued (section 6.1.3 b)
             continue
-        for ca in path[number + 1 :]:
-            constraints = extension_of(ca, x509.NameConstraints)
-            problem = constraints and _violation(certificate, constraints)
-            if problem:
-                return f"the name constraints of {describe(ca)} {problem}"
+        for constraints in constraints_of(path[number + 1 :]):
+            if problem := constraints.problem(certificate):
+                return problem
     return None
+
+
+class Constraints:
+    """The name constraints of a CA, by kind of name.
+
+    Args:
+        ca: whose they are, for messages.
+        constraints: what is permitted and excluded below it.
+    """
+
+    def __init__(self, ca: x509.Certificate, constraints: x509.NameConstraints) -> None:
+        self._ca = ca
+        self._permitted = _by_kind(constraints.permitted_subtrees)
+        self._excluded = _by_kind(constraints.excluded_subtrees)
+
+    def problem(self, certificate: x509.Certificate) -> str | None:
+        """Hold all names of a certificate against them; return what is wrong, or None."""
+        for name in _names(certificate):
+            kind = type(name)
+            permitted, excluded = self._permitted.get(kind, []), self._excluded.get(kind, [])
+            if not permitted and not excluded:
+                continue
+            within = _WITHIN.get(kind)
+            if within is None:
+                about = f"a kind of name ({kind.__name__}) that TLS libraries cannot judge"
+                return f"{self._whose()} are about {about}"
+            if permitted and not any(within(name, base) for base in permitted):
+                bases = " and ".join(f'"{one_text(_shown(base), 100)}"' for base in permitted[:5])
+                shown = f'"{one_text(_shown(name), 300)}" in {describe(certificate)}'
+                return f"{self._whose()} do not permit the name {shown}, only {bases} and what is below"
+            for base in excluded:
+                if within(name, base):
+                    shown = f'"{one_text(_shown(name), 300)}" in {describe(certificate)}'
+                    return f'{self._whose()} exclude the name {shown}: "{one_text(_shown(base), 100)}"'
+        return None
+
+    def _whose(self) -> str:
+        return f"the name constraints of {describe(self._ca)}"
+
+
+def _by_kind(bases: Iterable[x509.GeneralName] | None) -> dict[type, list[x509.GeneralName]]:
+    found: dict[type, list[x509.GeneralName]] = {}
+    for base in bases or ():
+        found.setdefault(type(base), []).append(base)
+    return found
 
 
 def authority_problem(chain: Chain, usage: x509.ObjectIdentifier) -> str | None:
@@ -85,27 +143,6 @@ def _authority_problems(chain: Chain, usage: x509.ObjectIdentifier) -> Iterator[
         if purposes is not None and not {usage, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & {*purposes}:
             yield f"the extended key usage of {describe(ca)} forbids this kind of leaf"
         between += ca.subject != ca.issuer
-
-
-def _violation(certificate: x509.Certificate, constraints: x509.NameConstraints) -> str | None:
-    for name in _names(certificate):
-        kind, shown = type(name), f'"{one_text(_shown(name), 300)}"'
-        permitted = [one for one in constraints.permitted_subtrees or () if type(one) is kind]
-        excluded = [one for one in constraints.excluded_subtrees or () if type(one) is kind]
-        if not permitted and not excluded:
-            continue
-        within = _WITHIN.get(kind)
-        if within is None:
-            return f"are about a kind of name ({kind.__name__}) that TLS libraries cannot judge"
-        if permitted and not any(within(name, base) for base in permitted):
-            bases = " and ".join(f'"{one_text(_shown(base), 100)}"' for base in permitted[:5])
-            return (
-                f"do not permit the name {shown} in {describe(certificate)}, only {bases} and what is below"
-            )
-        for base in excluded:
-            if within(name, base):
-                return f'exclude the name {shown} in {describe(certificate)}: "{one_text(_shown(base), 100)}"'
-    return None
 
 
 def _names(certificate: x509.Certificate) -> Iterator[x509.GeneralName]:

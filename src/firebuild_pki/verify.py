@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -40,13 +41,21 @@ from firebuild_pki.chain import (
     key_problem,
     parse_certificates,
     quiet_parsing,
+    signature_problem,
 )
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.leaf_checks import check_leaf, is_ca
 from firebuild_pki.provider import Profile, TrustBundle
-from firebuild_pki.rfc5280 import authority_problem, has_name_constraints, name_problem
+from firebuild_pki.rfc5280 import (
+    authority_problem,
+    constraints_of,
+    has_only_dns_names,
+    name_problem,
+)
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import USAGE
+
+_MAX_WAYS: Final = 100
 
 TOLERANCE = timedelta(minutes=1)
 """Difference between asked and granted lifetime that rounding and slow backends explain."""
@@ -85,12 +94,16 @@ class Trust:
         intermediates: CAs between the anchors and the leaves.
         warnings: what was left out.
         links: what is known about these CAs.
+        ways: those from the issuers that were returned with a leaf up to the anchors; see `Way`.
     """
 
     anchors: tuple[x509.Certificate, ...]
     intermediates: tuple[x509.Certificate, ...]
     warnings: tuple[str, ...] = ()
     links: Links = field(default_factory=Links, compare=False, repr=False)
+    ways: dict[tuple[x509.Certificate, ...], tuple[Way, ...]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +179,9 @@ def _path_that_holds(
 ) -> tuple[Chain, list[str]]:
     # Nearly every chain holds as it was returned. The search verifies each signature that validation verifies
     # again; it is for those that do not, and to say why.
-    for chain in _returned_chains(leaf, tuple(found), trust.anchors):
-        if _holds(chain, expected, trust.links):
-            return chain, []
+    for way in _ways_returned(tuple(found), trust):
+        if way.holds(leaf, expected):
+            return way.below(leaf), []
     refused: list[tuple[datetime, MaterialError]] = []
     for chain in trust.links.paths(leaf, [*found, *trust.intermediates], trust.anchors):
         try:
@@ -180,44 +193,83 @@ def _path_that_holds(
     raise max(refused, key=lambda one: one[0])[1]
 
 
-def _returned_chains(
-    leaf: x509.Certificate, issuers: tuple[x509.Certificate, ...], anchors: Sequence[x509.Certificate]
-) -> Iterator[Chain]:
-    """Yield the chains that the issuers make as they were returned, if their names are in order."""
-    path = (leaf, *issuers)
-    if any(below.issuer != above.subject for below, above in pairwise(path)):
-        return
-    if any(one.issuer == one.subject for one in path):
-        return
+def _ways_returned(issuers: tuple[x509.Certificate, ...], trust: Trust) -> tuple[Way, ...]:
+    """Return the ways that the issuers make as they were returned, if their names are in order."""
+    if issuers not in trust.ways:
+        if len(trust.ways) > _MAX_WAYS:
+            trust.ways.clear()
+        trust.ways[issuers] = tuple(_ways_up(issuers, trust.anchors))
+    return trust.ways[issuers]
+
+
+def _ways_up(issuers: tuple[x509.Certificate, ...], anchors: Sequence[x509.Certificate]) -> Iterator[Way]:
     names = [one.subject for one in anchors]
-    if any(one.issuer in names for one in path[:-1]):  # there may be a shorter way
+    if any(below.issuer != above.subject for below, above in pairwise(issuers)):
+        return
+    if any(
+        one.issuer == one.subject or one.subject in names for one in issuers
+    ):  # there may be a shorter way
         return
     for anchor, name in zip(anchors, names, strict=True):
-        if name == path[-1].issuer:
-            yield Chain(leaf, issuers, anchor)
+        if not issuers or issuers[-1].issuer == name:
+            yield Way(issuers, anchor)
 
 
-def _holds(chain: Chain, expected: Expectation, links: Links) -> bool:
-    """Tell whether a chain passes every check, strictly; no for one that has to be looked at more closely."""
-    authorities = chain.authorities
-    proven = links.is_proven(authorities, (expected.profile, *authorities))
-    steps = list(pairwise((chain.leaf, *authorities)))
-    if any(claim_problem(*step) or identifier_problem(*step) for step in (steps[:1] if proven else steps)):
-        return False
-    if key_problem(chain.leaf) is not None or (not proven and has_name_constraints(chain)):
-        return False
-    try:
-        _must_last(chain, expected)
-        to_validate = Chain(chain.leaf, (), chain.issuer) if proven else chain
-        if _path_failure(PolicyBuilder(), to_validate, expected) is not None:
+class Way:
+    """The CAs from a leaf's issuer up to an anchor, and what need not be asked of them for each leaf again.
+
+    Once path validation has passed them above a leaf they are proven: what is above another leaf is the same,
+    but for the time, and for the names and the usage that they allow.
+
+    Args:
+        issuers: the CAs below the anchor, from the bottom up.
+        anchor: the last one.
+    """
+
+    def __init__(self, issuers: tuple[x509.Certificate, ...], anchor: x509.Certificate) -> None:
+        self._issuers = issuers
+        self._anchor = anchor
+        self._authorities = (*issuers, anchor)
+        self._issuer = self._authorities[0]
+        self._start = max(one.not_valid_before_utc for one in self._authorities)
+        self._end = min(one.not_valid_after_utc for one in self._authorities)
+        self._constraints = constraints_of(self._authorities)
+        # Extended key usages of CAs are about one kind of leaf.
+        self._restricted = any(extension_of(ca, x509.ExtendedKeyUsage) for ca in self._authorities)
+        self._proven: set[Profile | None] = set()
+        self._under_issuer = PolicyBuilder().store(Store([self._issuer]))
+
+    def below(self, leaf: x509.Certificate) -> Chain:
+        """Return the chain of a leaf."""
+        return Chain(leaf, self._issuers, self._anchor)
+
+    def holds(self, leaf: x509.Certificate, expected: Expectation) -> bool:
+        """Tell whether a chain passes every check, strictly; no if it has to be looked at more closely."""
+        if not self._lasts(leaf, expected):
             return False
-    except MaterialError:
-        return False
-    # What is above the leaf is the same for all leaves of an authority, but for its dates. Its extended key
-    # usages are about one kind of leaf.
-    restricted = any(extension_of(ca, x509.ExtendedKeyUsage) for ca in authorities)
-    links.note_proven((expected.profile, *authorities) if restricted else authorities)
-    return True
+        if signature_problem(leaf) or key_problem(leaf) or identifier_problem(leaf, self._issuer):
+            return False
+        usage = expected.profile if self._restricted else None
+        # Of other kinds of name path validation has an opinion of its own.
+        if usage in self._proven and (not self._constraints or has_only_dns_names(leaf)):
+            permitted = not any(one.problem(leaf) for one in self._constraints)
+            return permitted and _passes(self._under_issuer, leaf, (), expected)
+        chain = self.below(leaf)
+        steps = pairwise((leaf, *self._authorities))
+        if any(claim_problem(*step) or identifier_problem(*step) for step in steps) or name_problem(chain):
+            return False
+        if not _passes(_strict(self._anchor), leaf, self._issuers, expected):
+            return False
+        self._proven.add(usage)
+        return True
+
+    def _lasts(self, leaf: x509.Certificate, expected: Expectation) -> bool:
+        end = min(self._end, leaf.not_valid_after_utc)
+        return self._start <= expected.now <= self._end and expected.deadline <= end
+
+
+def _strict(anchor: x509.Certificate) -> PolicyBuilder:
+    return PolicyBuilder().store(Store([anchor]))
 
 
 @contextmanager
@@ -242,10 +294,9 @@ def public_key_bytes(key: PublicKeyTypes) -> bytes:
 
 
 def _leaf_with_key(found: Sequence[x509.Certificate], key: PublicKeyTypes) -> x509.Certificate:
-    wanted = public_key_bytes(key)
     for certificate in found:
         try:
-            if public_key_bytes(certificate.public_key()) == wanted:
+            if certificate.public_key() == key:
                 return certificate
         except (ValueError, UnsupportedAlgorithm):  # not a key of ours
             continue
@@ -307,20 +358,20 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     problem = key_problem(chain.leaf)
     if problem is not None:
         raise MaterialError(f"{describe(chain.leaf)} {problem}")
-    constrained = has_name_constraints(chain)
-    if constrained and (problem := name_problem(chain)):
+    problem = name_problem(chain)
+    if problem is not None:
         raise MaterialError(f"{refuses}: {problem}")
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
-    strict = PolicyBuilder()
-    reason = _path_failure(strict, chain, expected)
+    strict = _strict(chain.anchor)
+    reason = _path_failure(strict, chain.leaf, chain.issuers, expected)
     if reason is None:
         return []
     lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
-    refusal = _path_failure(lenient, chain, expected)
+    refusal = _path_failure(lenient, chain.leaf, chain.issuers, expected)
     if refusal is None:
         return [f"strict TLS libraries may refuse the chain: {reason}"]
-    if not constrained:
+    if not constraints_of(chain.authorities):
         raise MaterialError(f"{refuses}: {refusal}")
     # Name constraints that this verifier refuses to read are none that TLS libraries refuse.
     problem = authority_problem(chain, USAGE[expected.profile])
@@ -345,17 +396,33 @@ def _identifiers(chain: Chain) -> list[str]:
     ]
 
 
-def _path_failure(builder: PolicyBuilder, chain: Chain, expected: Expectation) -> str | None:
-    builder = builder.store(Store([chain.anchor])).time(expected.now)
-    issuers = list(chain.issuers)
+def _path_failure(
+    policy: PolicyBuilder,
+    leaf: x509.Certificate,
+    issuers: Sequence[x509.Certificate],
+    expected: Expectation,
+) -> str | None:
+    policy = policy.time(expected.now)
     try:
         if expected.profile is Profile.SERVER:
-            _server_verifier(builder, chain.leaf, expected.names[0]).verify(chain.leaf, issuers)
+            _server_verifier(policy, leaf, expected.names[0]).verify(leaf, [*issuers])
         else:
-            builder.build_client_verifier().verify(chain.leaf, issuers)
+            policy.build_client_verifier().verify(leaf, [*issuers])
     except VerificationError as error:
         return error_message(error).removeprefix("validation failed: ")
     return None
+
+
+def _passes(
+    policy: PolicyBuilder,
+    leaf: x509.Certificate,
+    issuers: Sequence[x509.Certificate],
+    expected: Expectation,
+) -> bool:
+    try:
+        return _path_failure(policy, leaf, issuers, expected) is None
+    except MaterialError:  # said by the search that follows
+        return False
 
 
 def _server_verifier(builder: PolicyBuilder, leaf: x509.Certificate, name: str) -> ServerVerifier:

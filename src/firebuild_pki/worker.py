@@ -2,30 +2,62 @@
 
 from __future__ import annotations
 
-import queue
+import os
+import select
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 ResultT = TypeVar("ResultT")
 
 _POLL_SECONDS = 0.1
 _FAREWELL_SECONDS = 5.0
+_ONE: Final = (1).to_bytes(8, sys.byteorder)
 
 
 class Unanswered(Exception):
     """A call did not end in time, or an earlier one has not ended yet, or the thread has ended."""
 
 
+class _Bell:
+    """Wakes one thread; an eventfd, as its writer gives the interpreter's lock away while it writes.
+
+    Who releases a lock, or fills a queue, keeps it: the other thread is woken to find the interpreter busy,
+    sleeps again, and is woken again. Between two processors that takes as long as a signature.
+    """
+
+    _eventfd = -1
+
+    def __init__(self) -> None:
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._poll = select.poll()
+        self._poll.register(self._eventfd, select.POLLIN)
+
+    def ring(self) -> None:
+        os.write(self._eventfd, _ONE)
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for a ring, also one from before; by one thread."""
+        if seconds is None or self._poll.poll(1000 * seconds):
+            os.read(self._eventfd, 8)
+
+    def __del__(self) -> None:
+        # Not sooner: a thread that was left behind may still ring, when the number is another file's.
+        if self._eventfd >= 0:
+            os.close(self._eventfd)
+
+
 class _Job(Generic[ResultT]):
-    """A call on its way: one lock, held until it has ended. A `Future` costs a quarter of a certificate."""
+    """A call on its way."""
+
+    __slots__ = ("_error", "_function", "_result", "done")
 
     def __init__(self, function: Callable[[], ResultT]) -> None:
         self._function = function
-        self._ended = threading.Lock()
-        self._ended.acquire()
         self._error: BaseException | None = None
         self.done = False
 
@@ -36,11 +68,6 @@ class _Job(Generic[ResultT]):
             self._error = error
         finally:
             self.done = True
-            self._ended.release()
-
-    def wait(self, seconds: float) -> None:
-        """Wait for the end, or for some seconds; by one thread, once it has ended no more."""
-        self._ended.acquire(timeout=seconds)
 
     def result(self) -> ResultT:
         error, self._error = self._error, None  # its traceback leads to this job: no cycle
@@ -58,17 +85,19 @@ class Worker:
     Args:
         name: of the thread.
         limit: how long a call is waited for.
-        check: called again and again while waiting; what it raises ends the wait.
+        check: called before each call, and again and again while waiting; what it raises ends the wait.
     """
 
     def __init__(self, name: str, limit: timedelta, check: Callable[[], None]) -> None:
         self._limit = limit.total_seconds()
         self._check = check
-        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._jobs: deque[_Job[Any] | None] = deque()
+        self._wanted, self._ended = _Bell(), _Bell()
         self._late: tuple[str, _Job[Any]] | None = None
         self._finished = False
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._thread = threading.Thread(
+            target=_work, args=(self._jobs, self._wanted, self._ended), name=name, daemon=True
+        )
 
     def call(self, doing: str, function: Callable[[], ResultT]) -> ResultT:
         """Call the function in the thread and wait for it.
@@ -85,9 +114,11 @@ class Worker:
             raise Unanswered(f"{doing} is not possible: {late} has not ended yet")
         if self._finished:
             raise Unanswered(f"{doing} is not possible after the end")
-        job = self._submit(function)
+        self._check()
+        job = _Job(function)
+        self._submit(job)
         try:
-            return self._wait(doing, job, self._limit, self._check)
+            return self._wait(doing, job)
         finally:
             if not job.done:
                 self._late = (doing, job)
@@ -102,11 +133,13 @@ class Worker:
         """
         self._finished = True
         late = self._left_behind()
-        job = self._submit(function)
-        self._jobs.put(None)
+        self._jobs.append(job := _Job(function))
+        self._submit(None)
         limit = self._limit if late is None else min(self._limit, _FAREWELL_SECONDS)
-        self._wait(late or "the last call", job, limit, lambda: None)
-        self._thread.join(_FAREWELL_SECONDS)
+        self._thread.join(limit)
+        if not job.done:
+            raise Unanswered(f"{late or 'the last call'} did not end within {limit:g} s")
+        job.result()
 
     def _left_behind(self) -> str | None:
         """Name the call that was not waited for and goes on; once it has ended, the thread is free again."""
@@ -114,22 +147,30 @@ class Worker:
             self._late = None  # with whatever it returned
         return self._late and self._late[0]
 
-    def _submit(self, function: Callable[[], ResultT]) -> _Job[ResultT]:
-        job = _Job(function)
-        self._jobs.put(job)
-        return job
+    def _submit(self, job: _Job[Any] | None) -> None:
+        self._jobs.append(job)
+        self._wanted.ring()
+        if self._thread.ident is None:  # the first call, which needs no one to be woken
+            self._thread.start()
 
-    def _wait(self, doing: str, job: _Job[ResultT], limit: float, check: Callable[[], None]) -> ResultT:
-        end = time.monotonic() + limit
-        while not job.done:
-            check()
-            left = end - time.monotonic()
-            if left <= 0:
-                raise Unanswered(f"{doing} did not end within {limit:g} s")
-            job.wait(min(left, _POLL_SECONDS))
-        return job.result()
+    def _wait(self, doing: str, job: _Job[ResultT]) -> ResultT:
+        end = time.monotonic() + self._limit
+        while True:
+            self._ended.wait(min(max(0, end - time.monotonic()), _POLL_SECONDS))
+            if job.done:
+                return job.result()
+            if time.monotonic() >= end:
+                raise Unanswered(f"{doing} did not end within {self._limit:g} s")
+            self._check()
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
+
+def _work(jobs: deque[_Job[Any] | None], wanted: _Bell, ended: _Bell) -> None:
+    while True:
+        wanted.wait()
+        while jobs:
+            job = jobs.popleft()
+            if job is None:
+                return
             job.run()
             del job  # what it holds must not live until the next call
+            ended.ring()

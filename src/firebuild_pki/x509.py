@@ -6,9 +6,11 @@ The rules are those of RFC 5280, tightened to what gRPC, OpenSSL's strict mode a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -61,20 +63,72 @@ class Validity:
         )
 
 
-def make_root(key: PrivateKey, validity: Validity, *, with_intermediate: bool) -> Issuer:
-    """Make a self-signed root; its path length leaves room for one intermediate or for none."""
+def only_below(domain: str, names: Iterable[str] = ()) -> x509.NameConstraints:
+    """Permit the names of one domain and of what is below it, and few others (RFC 5280 section 4.2.1.10).
+
+    DNS names, URIs and e-mail addresses are held to the domain by permitting it: OpenSSL and BoringSSL know
+    no way to exclude all of a kind, but for IP addresses. Directory names are left alone: Go refuses a
+    critical extension that has one. With a DNS constraint, OpenSSL and BoringSSL hold the common name to it,
+    too, where a certificate has no alternative names.
+
+    Args:
+        domain: in lower case, without a leading dot.
+        names: what is permitted besides: DNS names, with all below them, and URIs, each with all others of
+            its host, which is the trust domain of a SPIFFE id.
+
+    Raises:
+        ValueError: a URI has no host.
+    """
+    hosts: dict[str, None] = {}
+    others: dict[str, None] = {}
+    for name in names:
+        if "://" not in name:
+            others[name] = None
+        elif host := urlsplit(name).hostname:
+            hosts[host] = None
+        else:
+            raise ValueError(f"the URI {name} has no host")
+    return x509.NameConstraints(
+        [
+            *(x509.DNSName(name) for name in (domain, *others)),
+            *(x509.UniformResourceIdentifier(host) for host in hosts or (domain,)),
+            x509.RFC822Name(domain),
+        ],
+        [x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0")],
+    )
+
+
+def make_root(
+    key: PrivateKey,
+    validity: Validity,
+    *,
+    with_intermediate: bool,
+    constraints: x509.NameConstraints | None = None,
+) -> Issuer:
+    """Make a self-signed root.
+
+    Args:
+        key: its key.
+        validity: its period.
+        with_intermediate: whether its path length leaves room for one intermediate, or for none.
+        constraints: what may be named below it; by default everything.
+    """
     name = _ca_name("root", key.public_key())
     builder = _builder(name, name, key.public_key(), validity)
-    builder = _as_ca(builder, path_length=1 if with_intermediate else 0)
+    builder = _as_ca(builder, 1 if with_intermediate else 0, constraints)
     return Issuer(builder.sign(key, _hash(key)), key)
 
 
 def make_intermediate(key: PrivateKey, root: Issuer, validity: Validity) -> Issuer:
-    """Make the CA below the root that signs leaves."""
+    """Make the CA below the root that signs leaves; it repeats the root's name constraints.
+
+    So they also hold for a peer that trusts the intermediate itself, or that heeds none of an anchor
+    (RFC 5280 section 6.1.1 leaves that open).
+    """
     name = _ca_name("intermediate", key.public_key())
     limited = validity.within(root.certificate)
     builder = _builder(name, root.certificate.subject, key.public_key(), limited)
-    builder = _as_ca(builder, path_length=0)
+    builder = _as_ca(builder, 0, _constraints_of(root.certificate))
     builder = builder.add_extension(_authority_key_identifier(root), critical=False)
     return Issuer(builder.sign(root.key, _hash(root.key)), key)
 
@@ -159,10 +213,20 @@ def _builder(
     )
 
 
-def _as_ca(builder: x509.CertificateBuilder, *, path_length: int) -> x509.CertificateBuilder:
-    return builder.add_extension(
+def _as_ca(
+    builder: x509.CertificateBuilder, path_length: int, constraints: x509.NameConstraints | None
+) -> x509.CertificateBuilder:
+    builder = builder.add_extension(
         x509.BasicConstraints(ca=True, path_length=path_length), critical=True
     ).add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+    return builder if constraints is None else builder.add_extension(constraints, critical=True)
+
+
+def _constraints_of(certificate: x509.Certificate) -> x509.NameConstraints | None:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.NameConstraints).value
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _key_usage(

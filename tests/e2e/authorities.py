@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,13 +17,17 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
+from joserfc.jwk import ECKey
 
 from baoserver import DevServer, add_role, create_token, mount_pki, sign_policy, write_policy
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, fingerprint, make_intermediate, make_root, to_pem
+from support import REPO, step_ca_program
 
-PROVIDERS = ("embedded", "file", "vault", "cfssl")
+PROVIDERS = ("embedded", "file", "vault", "cfssl", "step-ca", "aws-pca")
 CFSSL_KEY = "0123456789abcdef0123456789abcdef"
+STEP_JWK = ECKey.generate_key("P-256")
+STEP_KEY = json.dumps(STEP_JWK.as_dict(private=True))
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,52 @@ class Backends:
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     """All of them, for all tests of this process."""
     directory = tmp_path_factory.mktemp("authorities")
-    with DevServer(directory) as bao, _cfssl(directory) as (cfssl, cfssl_issuer):
+    with (
+        DevServer(directory) as bao,
+        _cfssl(directory) as (cfssl, cfssl_issuer),
+        _step_ca(directory) as (step_ca, step_ca_issuer),
+        _aws_pca() as aws,
+    ):
         file, file_issuer = _file(directory)
         vault, vault_issuer, token = _vault(bao)
         yield Backends(
-            blocks={"embedded": {}, "file": file, "vault": vault, "cfssl": cfssl},
-            environ={"BAO_TOKEN_FOR_BUILDS": token, "CFSSL_KEY": CFSSL_KEY},
+            blocks={
+                "embedded": {},
+                "file": file,
+                "vault": vault,
+                "cfssl": cfssl,
+                "step-ca": step_ca,
+                "aws-pca": aws["block"],
+            },
+            environ={
+                "BAO_TOKEN_FOR_BUILDS": token,
+                "CFSSL_KEY": CFSSL_KEY,
+                "STEP_KEY": STEP_KEY,
+                **aws["environ"],
+            },
             issuers={
                 name: fingerprint(x509.load_pem_x509_certificate(pem))
-                for name, pem in {"file": file_issuer, "vault": vault_issuer, "cfssl": cfssl_issuer}.items()
+                for name, pem in {
+                    "file": file_issuer,
+                    "vault": vault_issuer,
+                    "cfssl": cfssl_issuer,
+                    "step-ca": step_ca_issuer,
+                    "aws-pca": aws["issuer"].encode(),
+                }.items()
             },
         )
+
+
+@contextmanager
+def _aws_pca() -> Iterator[dict[str, Any]]:
+    """Serve a private CA as AWS does: the block of settings, the environ, the certificate that signs."""
+    program = REPO / "plugins/firebuild-pki-aws-pca/tests/pca_servers.py"
+    command = [sys.executable, str(program)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        process.stdin.close()
 
 
 def _file(directory: Path) -> tuple[dict[str, Any], bytes]:
@@ -117,20 +157,66 @@ def _cfssl(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
 
 
 @contextmanager
+def _step_ca(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    home = directory / "step-ca"
+    home.mkdir()
+    validity = Validity.starting(datetime.now(UTC), timedelta(days=365), backdate=timedelta(minutes=5))
+    root = make_root(generate_key(), validity, with_intermediate=True)
+    issuer = make_intermediate(generate_key(), root, validity)
+    for name, content in {
+        "root.pem": to_pem([root.certificate]),
+        "ca.pem": to_pem([issuer.certificate]),
+        "ca-key.pem": private_key_pem(issuer.key),
+    }.items():
+        (home / name).write_bytes(content)
+    public = {**STEP_JWK.as_dict(private=False), "kid": "builds", "use": "sig", "alg": "ES256"}
+    template = (
+        '{"sans": {{ toJson .SANs }}, "keyUsage": ["digitalSignature"], '
+        '"extKeyUsage": {{ toJson .Token.firebuild.usages }}}'
+    )
+    provisioner = {
+        "type": "JWK",
+        "name": "builds",
+        "key": public,
+        "options": {"x509": {"template": template}},
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    config = {
+        "root": str(home / "root.pem"),
+        "crt": str(home / "ca.pem"),
+        "key": str(home / "ca-key.pem"),
+        "address": f"127.0.0.1:{port}",
+        "dnsNames": ["127.0.0.1"],
+        "authority": {"provisioners": [provisioner]},
+    }
+    (home / "ca.json").write_text(json.dumps(config))
+    with _running([str(step_ca_program()), str(home / "ca.json")], home, port):
+        auth = {"method": "jwk", "provisioner": "builds", "key": {"env": "STEP_KEY"}}
+        block = {"address": f"https://127.0.0.1:{port}", "root": str(home / "root.pem"), "auth": auth}
+        yield block, to_pem([issuer.certificate])
+
+
+@contextmanager
 def _serving(home: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     files = ["-ca", home / "ca.pem", "-ca-key", home / "ca-key.pem", "-config", home / "config.json"]
+    with _running(["cfssl", "serve", "-address=127.0.0.1", f"-port={port}", *map(str, files)], home, port):
+        yield port
+
+
+@contextmanager
+def _running(command: Sequence[str], home: Path, port: int) -> Iterator[None]:
     with (home / "log").open("wb") as log:
-        command = ["cfssl", "serve", "-address=127.0.0.1", f"-port={port}", *map(str, files)]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 45
         while not _listens(port):
             assert process.poll() is None, (home / "log").read_text()
             assert time.monotonic() < deadline, (home / "log").read_text()
             time.sleep(0.05)
-        yield port
+        yield
     finally:
         process.kill()
         process.wait()

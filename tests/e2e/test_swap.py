@@ -1,4 +1,4 @@
-"""One Dockerfile, four certificate authorities: only the configuration says which."""
+"""One Dockerfile, six certificate authorities: only the configuration says which."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from e2e import authorities
 from e2e.authorities import PROVIDERS, Backends
 from support import Firebuild
 
-pytestmark = [pytest.mark.needs("userns", "bao", "cfssl"), pytest.mark.xdist_group("swap")]
+pytestmark = [pytest.mark.needs("userns", "bao", "cfssl", "step-ca"), pytest.mark.xdist_group("swap")]
 
 backends = authorities.backends
 DOCKERFILE = """\

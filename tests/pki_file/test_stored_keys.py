@@ -36,7 +36,7 @@ from firebuild_pki import (
 )
 from firebuild_pki.conformance import KeyStoreConformance
 from firebuild_pki.documents import Document
-from firebuild_pki.keystores import OpenKey
+from firebuild_pki.keystores import OpenKey, check_key_uri, scheme_of
 from firebuild_pki.provider import utc_now
 from firebuild_pki.x509 import Validity, make_root, to_pem
 
@@ -173,6 +173,34 @@ class TestMemory(KeyStoreConformance):
     @pytest.fixture
     def key_catalog(self, store: Store) -> PluginCatalog:
         return store.plugin()
+
+
+@pytest.mark.parametrize("scheme", ["mem", "MEM", "Mem"])
+def test_the_scheme_of_a_uri_is_written_in_any_case(store: Store, scheme: str) -> None:
+    """RFC 3986 section 3.1; the store sees it in lower case."""
+    key = opened(store, f"{scheme}:p256")
+    assert (str(key.uri), len(store.opened)) == (f"{scheme}:p256", 1)
+    assert scheme_of(f"{scheme}:p256") == "mem"
+    assert scheme_of("C:/keys/ca.pem") is None
+
+
+def test_what_can_be_said_of_a_uri_is_said_before_the_store_is_opened(store: Store) -> None:
+    def check(uri: str) -> None:
+        if uri != "mem:p256":
+            raise CAError("there is no such key", hint="mem:p256 is there")
+
+    spec = KeyStoreSpec("mem", store.open_key, "memory", check_uri=check)
+    around = ProviderContext(utc_now, {}, key_store=store.plugin(spec).load_key_store)
+    check_key_uri("MEM:p256", around)
+    expected = "mem:other: there is no such key (hint: mem:p256 is there)"
+    assert refusal(lambda: check_key_uri("mem:other", around)) == expected
+    document = Document({"ca": {"provider": "file", "file": {"ca_cert": "ca.pem", "ca_key": "mem:other"}}})
+    settings = validate(CASettings, document, at="ca", context={"catalog": store.plugin(spec)})
+    with pytest.raises(SettingsError, match=r"ca\.file\.ca_key: mem:other: there is no such key"):
+        open_authority(settings)
+    assert store.opened == []
+    with pytest.raises(ProviderLoadError, match="check_uri of its KeyStoreSpec cannot be called"):
+        store.plugin(replace(spec, check_uri=cast(Any, 5))).load_key_store("mem")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def test_a_usable_provider_says_what_it_is_and_where() -> None:
     assert listed.capabilities == ("sign",)
     assert listed.problem is None
     assert list(listed.to_json()) == [
-        *("name", "distribution", "version", "location", "summary", "capabilities", "problem", "hint")
+        *("name", "distribution", "version", "location", "summary", "capabilities", "problem", "hint"),
+        "kind",
     ]
 
 
@@ -48,7 +49,7 @@ def test_broken_and_doubled_providers_are_rows_beside_the_others(install: Instal
 
 
 def test_a_provider_without_a_distribution_has_no_location_if_it_is_broken() -> None:
-    catalog = PluginCatalog(providers=[entry("ghost", "nowhere_at_all")])
+    catalog = PluginCatalog(providers=[entry("ghost", "nowhere_at_all")], key_stores=[])
     [ghost] = list_providers(catalog)
     assert (ghost.location, ghost.distribution) == ("", "nowhere_at_all")
 
@@ -89,3 +90,21 @@ def test_a_certificate_without_usages_and_with_a_rare_key() -> None:
 def test_other_text_is_refused() -> None:
     with pytest.raises(Exception, match="expected PEM certificates as input"):
         certificate_facts(b"nothing")
+
+
+def test_key_stores_are_listed_behind_the_providers() -> None:
+    listed = list_providers()
+    kinds = [one.kind for one in listed]
+    assert kinds == sorted(kinds, reverse=True)
+    (tokens,) = [one for one in listed if one.kind == "key store"]
+    assert (tokens.name, tokens.distribution) == ("pkcs11", "firebuild-pki-pkcs11")
+    assert tokens.summary.startswith("keys in PKCS#11 tokens")
+    assert tokens.to_json()["kind"] == "key store"
+
+
+def test_a_key_store_that_cannot_be_used_says_why() -> None:
+    gone_away = entry("gone", "nowhere_at_all", "firebuild_pki.key_stores")
+    catalog = PluginCatalog(providers=[], key_stores=[gone_away])
+    (gone,) = list_providers(catalog)
+    assert (gone.name, gone.kind) == ("gone", "key store")
+    assert "nowhere_at_all" in (gone.problem or "")

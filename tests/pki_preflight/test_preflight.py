@@ -71,6 +71,8 @@ def test_a_good_authority_is_ready() -> None:
         "a guest without a certificate is refused",
         "a guest of the same name with a certificate of another CA is refused",
         "a server with the guest's certificate is refused",
+        "a guest that this CA certified as guest.another-build.invalid, outside of its build, is refused: "
+        "permitted subtree violation",
     ]
 
 
@@ -264,7 +266,7 @@ def test_a_server_that_lets_everybody_in_is_not_ready(monkeypatch: pytest.Monkey
     report = fly(ca_settings({}, CATALOG))
     assert report.verdict is Verdict.AUTHORITY
     assert rows(report, "refusal")[0] == (FATAL, "a guest without a certificate was let in", None)
-    assert len(rows(report, "refusal")) == 3
+    assert len(rows(report, "refusal")) == 4
 
 
 def test_an_interruption_is_noticed_before_the_first_step() -> None:
@@ -351,3 +353,21 @@ def test_what_harms_nobody_is_a_row_and_no_warning() -> None:
     assert (OK, remark, None) in rows(report, "issue server")
     assert remark not in [message for _, message, _ in rows(report, "issue guest")]  # once is enough
     assert report.count(WARNING) == 0
+
+
+def test_a_file_with_a_secret_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("s.token")
+    secret.chmod(0o640)
+    catalog = PluginCatalog(providers=[entry("moody", "pki_preflight.moody")])
+    block = {"password": {"file": str(secret)}}
+    settings = ca_settings({"provider": "moody", "moody": block}, catalog)
+
+    def warned() -> list[tuple[str, str | None]]:
+        report = preflight(settings, build_time=timedelta(minutes=31))
+        return [(row.message, row.hint) for row in report.rows if row.level is RowLevel.WARNING]
+
+    text = f"ca.moody.password: the secret in {secret} can be read by its group"
+    assert warned() == [(text, f"chmod 600 {secret}")]
+    secret.chmod(0o600)
+    assert warned() == []

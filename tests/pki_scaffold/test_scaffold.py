@@ -13,8 +13,8 @@ import pytest
 from firebuild_pki import API_VERSION, CAError
 from firebuild_pki.scaffold import new_plugin
 
-NAME = "step-ca"
-PACKAGE = "firebuild_pki_step_ca"
+NAME = "acme-ca"
+PACKAGE = "firebuild_pki_acme_ca"
 PYTHON = sys.executable
 RUFF, MYPY = (str(Path(PYTHON).parent / program) for program in ("ruff", "mypy"))
 
@@ -53,7 +53,7 @@ def run_tests(project: Path, site: Path, *arguments: str) -> subprocess.Complete
 
 
 def test_the_project_is_complete(project: Path) -> None:
-    assert project.name == "firebuild-pki-step-ca"
+    assert project.name == "firebuild-pki-acme-ca"
     assert {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()} == {
         ".gitignore",
         "README.md",
@@ -71,7 +71,7 @@ def test_the_project_is_complete(project: Path) -> None:
 def test_the_project_announces_the_provider(project: Path) -> None:
     written = tomllib.loads((project / "pyproject.toml").read_text())
     assert written["project"]["entry-points"] == {"firebuild_pki.providers": {NAME: PACKAGE}}
-    assert written["project"]["name"] == "firebuild-pki-step-ca"
+    assert written["project"]["name"] == "firebuild-pki-acme-ca"
     assert written["dependency-groups"]["test"] == ["pytest>=8"]
 
 
@@ -122,7 +122,7 @@ def test_the_provider_is_found_and_builds_material(site: Path, tmp_path: Path) -
         "    print(authority.issue_server().identity, authority.check()[0].about)\n"
     )
     assert checked(PYTHON, "-W", "error", "-c", program, cwd=tmp_path, site=site).splitlines() == [
-        "firebuild-pki-step-ca 0.1.0",
+        "firebuild-pki-acme-ca 0.1.0",
         "b1.firebuild.internal ca",
     ]
 
@@ -184,12 +184,12 @@ def test_a_missing_directory_is_made(tmp_path: Path) -> None:
 
 
 def test_an_empty_directory_is_used(tmp_path: Path) -> None:
-    (tmp_path / "firebuild-pki-step-ca").mkdir()
+    (tmp_path / "firebuild-pki-acme-ca").mkdir()
     assert (new_plugin(NAME, tmp_path) / "README.md").exists()
 
 
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
-    project = tmp_path / "firebuild-pki-step-ca"
+    project = tmp_path / "firebuild-pki-acme-ca"
     project.mkdir()
     (project / "notes").touch()
     with pytest.raises(CAError, match="is there already, and not empty"):
@@ -199,7 +199,7 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_file_and_a_link_are_left_alone(tmp_path: Path) -> None:
-    project = tmp_path / "firebuild-pki-step-ca"
+    project = tmp_path / "firebuild-pki-acme-ca"
     project.touch()
     with pytest.raises(CAError, match="is not a directory"):
         new_plugin(NAME, tmp_path)

@@ -207,7 +207,7 @@ def revoke(
 @ca.command()
 @json_option
 def providers(as_json: bool) -> None:
-    """List the installed providers.
+    """List the installed providers and key stores.
 
     Each with where it comes from and what it can do, or with what is wrong with it.
     """

@@ -214,7 +214,7 @@ def print_providers(listed: Sequence[ListedProvider]) -> None:
     head_width = max((len(one_line(one.name)) for one in listed), default=0) + 2
     for one in listed:
         name = styled(one_line(one.name), bold=True, **({} if one.problem is None else {"fg": "red"}))
-        can = ", ".join(one.capabilities) if one.problem is None else "cannot be used"
+        can = ", ".join(one.capabilities or (one.kind,)) if one.problem is None else "cannot be used"
         _print(name, head_width, f"{one.distribution} {one.version}".strip() + f" ({can})")
         _print("", head_width, one.summary if one.problem is None else one.problem)
         if one.hint:

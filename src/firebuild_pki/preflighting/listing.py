@@ -13,7 +13,7 @@ from firebuild_pki.plugins import InstalledPlugin, PluginCatalog
 
 @dataclass(frozen=True, slots=True)
 class ListedProvider:
-    """An installed provider.
+    """An installed provider or key store.
 
     Args:
         name: the name used in the configuration.
@@ -24,6 +24,7 @@ class ListedProvider:
         capabilities: what it can do.
         problem: why it cannot be used; None if it can.
         hint: what to do about that.
+        kind: ``provider``, or ``key store``, whose name is the scheme of its URIs.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ListedProvider:
     capabilities: tuple[str, ...] = ()
     problem: str | None = None
     hint: str | None = None
+    kind: str = "provider"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data; keys stay, and later versions may add some."""
@@ -41,13 +43,14 @@ class ListedProvider:
 
 
 def list_providers(catalog: PluginCatalog | None = None) -> tuple[ListedProvider, ...]:
-    """Import every installed provider and list it; a broken one has its reason and harms no other.
+    """Import every installed provider and key store and list it; a broken one harms no other.
 
     Args:
         catalog: the plugins, by default those installed.
     """
     plugins = PluginCatalog() if catalog is None else catalog
-    return tuple(_listed(plugins, plugin) for plugin in plugins.providers())
+    stores = (_listed_store(plugins, plugin) for plugin in plugins.key_stores())
+    return (*(_listed(plugins, plugin) for plugin in plugins.providers()), *stores)
 
 
 def _listed(catalog: PluginCatalog, plugin: InstalledPlugin) -> ListedProvider:
@@ -56,9 +59,23 @@ def _listed(catalog: PluginCatalog, plugin: InstalledPlugin) -> ListedProvider:
         spec = catalog.load_provider(plugin.name)
     except CAError as error:
         return ListedProvider(*known, _directory(plugin), problem=error.message, hint=error.hint)
-    module = sys.modules.get(getattr(spec.factory, "__module__", ""))
-    location = getattr(module, "__file__", None) or _directory(plugin)
+    location = _location(spec.factory, plugin)
     return ListedProvider(*known, location, spec.summary, tuple(sorted(spec.capabilities)))
+
+
+def _listed_store(catalog: PluginCatalog, plugin: InstalledPlugin) -> ListedProvider:
+    known, kind = (plugin.name, plugin.distribution, plugin.version), "key store"
+    try:
+        spec = catalog.load_key_store(plugin.name)
+    except CAError as error:
+        where = _directory(plugin)
+        return ListedProvider(*known, where, problem=error.message, hint=error.hint, kind=kind)
+    return ListedProvider(*known, _location(spec.open_key, plugin), spec.summary, kind=kind)
+
+
+def _location(function: object, plugin: InstalledPlugin) -> str:
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    return getattr(module, "__file__", None) or _directory(plugin)
 
 
 def _directory(plugin: InstalledPlugin) -> str:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import cast
 
+from cryptography import x509
+from pydantic import BaseModel
+
 from firebuild_pki.authority import Authority, open_authority
-from firebuild_pki.chain import describe, parse_certificates
+from firebuild_pki.chain import describe, extension_of, parse_certificates
 from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
 from firebuild_pki.issuing import Identity
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
+from firebuild_pki.pem_files import Source, open_to
 from firebuild_pki.preflighting.report import (
     PreflightReport,
     PreflightRow,
@@ -27,10 +33,14 @@ from firebuild_pki.preflighting.report import (
     skipped,
     warning,
 )
-from firebuild_pki.provider import Capability, Clock, Profile, utc_now
-from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
+from firebuild_pki.provider import Capability, Clock, Profile, SignRequest, utc_now
+from firebuild_pki.settings import SecretRef
+from firebuild_pki.x509 import Validity, make_csr, make_leaf, make_root, to_pem
 
 HANDSHAKE_TIMEOUT = timedelta(seconds=10)
+
+FOREIGN = "another-build.invalid"
+"""A domain that no build has (RFC 6761 section 6.4)."""
 
 Rows = Iterable[PreflightRow]
 
@@ -170,6 +180,7 @@ class _Preflight:
         notes = check_settings(self._settings, self._wanted.environ)
         problems = [self._settings.problem(note) for note in notes]
         remarks = [warning("settings", str(replace(one, hint=None)), one.hint) for one in problems]
+        remarks += _open_secrets(self._settings.provider_settings, f"ca.{self._settings.provider}")
         return remarks or [ok("settings", "nothing to remark")]
 
     def _open(self) -> Rows:
@@ -220,6 +231,24 @@ class _Preflight:
         yield _refusal("a guest of the same name with a certificate of another CA", server, rogue)
         if Capability.SIGN in self._opened.capabilities:  # ready pairs may be for both roles
             yield _refusal("a server with the guest's certificate", guest, guest)
+        yield from self._refuse_foreign(server, guest)
+
+    def _refuse_foreign(self, server: TLSMaterial, guest: TLSMaterial) -> Rows:
+        """Show that a CA of this build alone cannot vouch for others: it signs, and the peer refuses."""
+        if not _only_for(server):
+            return
+        name, key = f"guest.{FOREIGN}", generate_key()
+        ttl = guest.not_after - self._wanted.clock()
+        request = SignRequest(make_csr(key, [name]), Profile.GUEST, (name,), ttl, self._build_id)
+        answer = self._opened.signed_unchecked(request)
+        foreign = replace(
+            guest,
+            certificate_chain_pem=answer.certificate_pem + answer.chain_pem,
+            private_key_pem=private_key_pem(key),
+            identity=name,
+        )
+        who = f"a guest that this CA certified as {name}, outside of its build,"
+        yield _refusal(who, server, foreign, with_reason=True)
 
     def _observers(self) -> Rows:
         if not self._failed_observers:
@@ -260,15 +289,56 @@ class _Preflight:
         return [text for text in new if not text.startswith("the observer ")]
 
 
-def _refusal(who: str, server: TLSMaterial, guest: TLSMaterial, *, anonymous: bool = False) -> PreflightRow:
+def _refusal(
+    who: str,
+    server: TLSMaterial,
+    guest: TLSMaterial,
+    *,
+    anonymous: bool = False,
+    with_reason: bool = False,
+) -> PreflightRow:
     from firebuild_pki.grpc_handshake import handshake
 
     try:
         handshake(server, guest, timeout=HANDSHAKE_TIMEOUT, anonymous=anonymous)
-    except MaterialError:
-        return ok("refusal", f"{who} is refused")
+    except MaterialError as error:
+        return ok("refusal", f"{who} is refused" + (f": {_reason(error)}" if with_reason else ""))
     return PreflightRow("refusal", RowLevel.FATAL, f"{who} was let in")
+
+
+def _reason(error: MaterialError) -> str:
+    return error.message.rpartition(" refuses the ")[2].partition(": ")[2] or error.message
+
+
+def _only_for(server: TLSMaterial) -> bool:
+    """Tell whether each anchor permits the names of this one build and no others."""
+    own = [x509.DNSName(server.server_name)]
+    constraints = [
+        extension_of(anchor, x509.NameConstraints)
+        for anchor in parse_certificates(server.trust_pem, "trust anchors")
+    ]
+    return all(
+        one is not None
+        and [base for base in one.permitted_subtrees or () if type(base) is x509.DNSName] == own
+        for one in constraints
+    )
 
 
 def _at(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _open_secrets(block: object, path: str) -> Iterator[PreflightRow]:
+    """Say which files with secrets others can read; that of a private key is an error where it is read."""
+    for name in type(block).model_fields if isinstance(block, BaseModel) else ():
+        value, where = getattr(block, name), f"{path}.{name}"
+        if not isinstance(value, SecretRef):
+            yield from _open_secrets(value, where)
+            continue
+        file = None if value.file is None else Source("", value.file)
+        with suppress(OSError):  # whoever needs it says so
+            if file is not None and (status := os.stat(file.real_path)):
+                whom = open_to(stat.S_IMODE(status.st_mode), status.st_uid, os.geteuid())
+                if whom is not None:
+                    text = f"{where}: the secret in {file.real_path} can be read {whom}"
+                    yield warning("settings", text, f"chmod 600 {file.quoted}")

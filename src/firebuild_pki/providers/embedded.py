@@ -18,7 +18,7 @@ from firebuild_pki.provider import (
     TrustBundle,
 )
 from firebuild_pki.settings import Duration, PositiveDuration, Settings
-from firebuild_pki.x509 import Issuer, Validity, make_intermediate, make_leaf, make_root, to_pem
+from firebuild_pki.x509 import Issuer, Validity, make_intermediate, make_leaf, make_root, only_below, to_pem
 
 
 class EmbeddedSettings(Settings):
@@ -42,6 +42,7 @@ class EmbeddedProvider(CAProvider):
     def __init__(self, settings: EmbeddedSettings, context: ProviderContext) -> None:
         self._settings = settings
         self._clock = context.clock
+        self._constraints = only_below(context.domain, context.names) if context.domain else None
         self._root: x509.Certificate | None = None
         self._issuer: Issuer | None = None
 
@@ -51,7 +52,12 @@ class EmbeddedProvider(CAProvider):
         validity = Validity.starting(self._clock(), settings.ca_lifetime, backdate=settings.backdate)
         keys = Keys(settings.key_type)
         keys.begin(2 if settings.intermediate else 0)
-        root = make_root(keys.take(), validity, with_intermediate=settings.intermediate)
+        root = make_root(
+            keys.take(),
+            validity,
+            with_intermediate=settings.intermediate,
+            constraints=self._constraints,
+        )
         self._root, self._issuer = root.certificate, root
         if settings.intermediate:
             self._issuer = make_intermediate(keys.take(), root, validity)

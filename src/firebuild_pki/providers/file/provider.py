@@ -9,8 +9,8 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from firebuild_pki.chain import Links
-from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError
-from firebuild_pki.keystores import scheme_of
+from firebuild_pki.errors import AuthorityClosed, CAError, KeyStoreError, MaterialError
+from firebuild_pki.keystores import check_key_uri, scheme_of
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
     Capability,
@@ -143,7 +143,7 @@ class FileProvider(CAProvider):
 
     def validate(self) -> Sequence[Note]:
         """Name what is missing, or of both ways."""
-        return tuple(notes_about(self._settings))
+        return (*notes_about(self._settings), *self._stored_key_notes())
 
     def open(self) -> None:
         """Read all files and check that they belong together."""
@@ -183,6 +183,14 @@ class FileProvider(CAProvider):
         if self._pairs is None:
             raise _not_open()
         return self._pairs.ready_pair(profile)
+
+    def _stored_key_notes(self) -> Iterator[Note]:
+        key = self._settings.ca_key
+        if key is not None and scheme_of(key) is not None:
+            try:
+                check_key_uri(key, self._context)
+            except KeyStoreError as error:
+                yield Note(error.message, "ca_key", error.hint, NoteLevel.FATAL)
 
     def _opened(self) -> SigningCA | ReadyPairs:
         opened = self._ca or self._pairs

@@ -1,0 +1,316 @@
+"""Signing, revoking, looking, and what each refusal of a real step-ca is turned into."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from firebuild_pki import CAError, NoteLevel, SettingsError
+from firebuild_pki.http import HTTPAnswer
+from joserfc.jwk import ECKey, RSAKey
+
+from firebuild_pki_step_ca import tokens
+from firebuild_pki_step_ca.client import Client, Refused
+from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings
+from step_ca_servers import PASSWORD, Pki, bare, encrypt, leaf_of, now, opened, section, serving, x5c
+
+pytestmark = pytest.mark.needs("step-ca")
+
+
+def refusal(written: Any, **environ: str) -> CAError:
+    with pytest.raises(CAError) as caught, opened(written, **environ) as authority:
+        authority.issue_server()
+    assert PASSWORD not in f"{caught.value!r} {caught.value} {caught.value.__cause__!r}"
+    return caught.value
+
+
+def test_the_template_of_the_provisioner_decides_the_usage(server: str, pki: Pki) -> None:
+    with opened(section(server, pki)) as authority:
+        material = authority.issue_server()
+        assert authority.warnings == ()
+    usage = leaf_of(material.certificate_chain_pem).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    assert list(usage.value) == [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+def test_without_a_template_both_usages_are_a_warning(server: str, pki: Pki) -> None:
+    key = {"env": "JWK"}
+    text = json.dumps(pki.jwk.as_dict(private=True))
+    written = section(server, pki, {"provisioner": "plain", "key": key, "password": None})
+    with opened(written, JWK=text) as authority:
+        authority.issue_guest()
+        assert any("serverAuth" in warning for warning in authority.warnings)
+
+
+@pytest.mark.parametrize("form", ["jwk", "pem", "compact", "flattened"])
+def test_the_key_is_read_in_every_form(server: str, pki: Pki, form: str) -> None:
+    plain = json.dumps(pki.jwk.as_dict(private=True))
+    parts = ("protected", "encrypted_key", "iv", "ciphertext", "tag")
+    text = {
+        "jwk": plain,
+        "pem": pki.jwk.as_pem(private=True).decode(),
+        "compact": pki.encrypted(),
+        "flattened": json.dumps(dict(zip(parts, pki.encrypted().split("."), strict=True))),
+    }[form]
+    password = None if form in {"jwk", "pem"} else {"env": "PASSWORD"}
+    with opened(section(server, pki, {"key": {"env": "JWK"}, "password": password}), JWK=text) as authority:
+        authority.issue_server()
+
+
+def test_a_key_is_read_with_as_many_rounds_as_step_writes(pki: Pki) -> None:
+    text = encrypt(json.dumps(pki.jwk.as_dict(private=True)), 600_000)
+    auth = JWKAuth.model_validate({**section("h", pki)["step-ca"]["auth"], "key": {"env": "K"}})
+    known = [{"key": {**pki.jwk.as_dict(private=False), "kid": "k"}}]
+    signer = tokens.jwk_signer(auth, known, {"K": text, "PASSWORD": PASSWORD})
+    assert (signer.algorithm, signer.header) == ("ES256", {"kid": "k"})
+    assert "'d'" not in repr(signer)
+    auth = JWKAuth.model_validate({**section("h", pki)["step-ca"]["auth"], "key": {"env": "K"}})
+    with pytest.raises(CAError, match="the private key cannot be read"):
+        tokens.jwk_signer(auth, known, {"K": text[:-9], "PASSWORD": PASSWORD})
+
+
+@pytest.mark.parametrize(
+    ("auth", "environ", "message", "hint"),
+    [
+        (
+            {"provisioner": "nobody"},
+            {},
+            'step-ca has no JWK provisioner "nobody"',
+            "its JWK provisioners are: ",
+        ),
+        (
+            {},
+            {"PASSWORD": "wrong"},
+            "the key that step-ca has: the private key cannot be read",
+            "password right",
+        ),
+        ({"provisioner": "plain"}, {}, "does not have the private key of the provisioner", "set auth.key"),
+        ({"key": {"env": "OTHER"}}, {}, 'auth.key is not the key of the provisioner "builds"', "replaced"),
+        (
+            {"key": {"env": "OTHER"}, "password": None},
+            {},
+            "auth.key: the key is encrypted",
+            "set auth.password",
+        ),
+        ({"key": {"env": "JUNK"}}, {}, "auth.key: the private key cannot be read", "password right"),
+        ({"key": {"env": "PUBLIC"}}, {}, "expected a private key, found a public one", ""),
+        ({"key": {"env": "UNUSED"}}, {}, "is not encrypted, and has a passphrase set", ""),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_explained(
+    server: str, pki: Pki, auth: dict[str, Any], environ: dict[str, str], message: str, hint: str
+) -> None:
+    texts = {
+        "OTHER": pki.encrypted(pki.other_jwk),
+        "JUNK": "a.b.c",
+        "PUBLIC": json.dumps(pki.jwk.as_dict(private=False)),
+        "UNUSED": pki.jwk.as_pem(private=True).decode(),
+    }
+    error = refusal(section(server, pki, auth), **{**texts, **environ})
+    assert message in error.message
+    assert hint in (error.hint or "")
+
+
+def test_a_lifetime_that_the_claims_forbid_is_explained(server: str, pki: Pki) -> None:
+    with opened(section(server, pki, {"provisioner": "brief"})) as authority:
+        with pytest.raises(CAError, match="does not allow certificates for so long") as caught:
+            authority.issue_server(ttl=timedelta(hours=1))
+        assert "maxTLSCertDuration" in (caught.value.hint or "")
+        authority.issue_server(ttl=timedelta(minutes=9))
+
+
+def test_names_that_the_template_refuses_are_explained(server: str, pki: Pki) -> None:
+    error = refusal({**section(server, pki), "name_suffix": "elsewhere.example"})
+    assert "step-ca" in error.message
+    assert "template" in (error.hint or "")
+
+
+def test_names_that_a_policy_forbids_are_explained(pki: Pki) -> None:
+    policy = {"x509": {"allow": {"dns": ["*.elsewhere.example"]}}}
+    with serving(pki, policy=policy) as address:
+        error = refusal(section(address, pki))
+    assert 'dns name "b1.firebuild.internal" not allowed' in error.message
+    assert "guest" in (error.hint or "")
+
+
+def test_a_token_of_another_time_or_for_another_host_is_explained(
+    server: str, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firebuild_pki_step_ca.provider.seconds_now", lambda: now().timestamp() - 3600)
+    error = refusal(section(server, pki))
+    assert 'does not accept the token of the provisioner "builds"' in error.message
+    assert "compare the clocks" in (error.hint or "")
+    monkeypatch.undo()
+    monkeypatch.setattr(Client, "audience", lambda *_: "https://elsewhere.example/1.0/sign")
+    assert "dnsNames in ca.json" in (refusal(section(server, pki)).hint or "")
+
+
+def test_a_token_is_for_one_request_and_good_once(
+    server: str, pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("firebuild_pki_step_ca.tokens.secrets.token_hex", lambda _: "again")
+    with opened(section(server, pki)) as authority:
+        authority.issue_server()
+        with pytest.raises(CAError, match="step-ca"):
+            authority.issue_server()
+
+
+def test_certificates_of_strangers_and_files_that_do_not_fit_are_refused(server: str, pki: Pki) -> None:
+    def with_auth(auth: dict[str, Any]) -> dict[str, Any]:
+        written = section(server, pki)
+        return {**written, "step-ca": {**written["step-ca"], "auth": auth}}
+
+    error = refusal(with_auth(x5c(pki, "strange-client")))
+    assert 'the token of the provisioner "certified"' in error.message
+    mixed = {**x5c(pki), "key_file": str(pki.strange_client_key)}
+    assert "does not fit the first certificate" in refusal(with_auth(mixed)).message
+    missing = {**x5c(pki), "cert_file": "/nonexistent/c.pem"}
+    assert "cannot read /nonexistent/c.pem" in refusal(with_auth(missing)).message
+    swapped = {**x5c(pki), "cert_file": str(pki.client_key)}
+    assert "expected certificates in PEM" in refusal(with_auth(swapped)).message
+    assert "needs its passphrase" in refusal(with_auth(x5c(pki, "locked-client"))).message
+    written = with_auth({**x5c(pki), "provisioner": "builds"})
+    assert 'no X5C provisioner "builds"' in refusal(written).message
+
+
+def test_the_server_is_verified_always(server: str, pki: Pki, tmp_path: Path) -> None:
+    written = section(server, pki)
+    written["step-ca"]["root"] = str(pki.stranger)
+    error = refusal(written)
+    assert "root has to be the root certificate of this step-ca" in (error.hint or "")
+    written["step-ca"]["root"] = str(tmp_path / "missing.pem")
+    assert "root" in refusal(written).message
+
+
+def test_what_was_revoked_is_in_the_database_and_once_is_enough(server: str, pki: Pki) -> None:
+    with opened(section(server, pki)) as authority:
+        material = authority.issue_server()
+        authority.revoke(material)
+        authority.revoke(material)
+
+
+def test_the_check_looks_at_everything_and_issues_nothing(server: str, pki: Pki) -> None:
+    provider = bare(section(server, pki))
+    provider.open()
+    notes = provider.check()
+    provider.close()
+    assert [note.about for note in notes] == ["reachable", "ca", "clock", "provisioner"]
+    assert {note.level for note in notes} == {NoteLevel.OK}
+    late = bare(section(server, pki, {"provisioner": "brief"}), clock=lambda: now() + timedelta(hours=1))
+    late.open()
+    warnings = {note.about: note for note in late.check()}
+    assert warnings["clock"].level is NoteLevel.WARNING
+    assert "for up to 10m" in warnings["provisioner"].message
+
+
+def test_a_server_that_went_away_is_a_note_of_the_check(server: str, pki: Pki) -> None:
+    provider = bare(section(server, pki))
+    provider.open()
+    assert provider._client is not None
+    provider._client._http.address = "https://127.0.0.1:1"
+    (note,) = provider.check()
+    assert (note.about, note.level) == ("reachable", NoteLevel.FATAL)
+
+
+def test_keys_of_all_kinds_sign_tokens(pki: Pki) -> None:
+    keys: dict[str, Any] = {
+        "ES384": ec.generate_private_key(ec.SECP384R1()),
+        "RS256": rsa.generate_private_key(65537, 2048),
+    }
+    for algorithm, key in keys.items():
+        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        kind: Any = {"R": RSAKey, "E": ECKey}[algorithm[0]]
+        known = [{"key": {**kind.import_key(pem).as_dict(private=False), "kid": "k"}}]
+        auth = JWKAuth.model_validate({"method": "jwk", "provisioner": "p", "key": {"env": "K"}})
+        signer = tokens.jwk_signer(auth, known, {"K": pem})
+        assert signer.algorithm == algorithm
+        assert signer.token("https://h/1.0/sign", "s", now().timestamp()).count(".") == 2
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://ca.example", "ca.example", "https://", "https://me@h", "https://h/path", "https://h:x"],
+)
+def test_an_address_is_an_https_url(pki: Pki, address: str) -> None:
+    with pytest.raises(SettingsError, match=r"ca\.step-ca\.address: expected the https URL"):
+        opened(section(address, pki))
+
+
+def test_all_mistakes_in_the_settings_are_said_at_once(pki: Pki) -> None:
+    written = section("https://h", pki, {"password": None}, timeout="0s")
+    written["step-ca"]["attempts"] = 6
+    with pytest.raises(SettingsError) as caught:
+        opened(written)
+    assert [problem.path for problem in caught.value.problems] == [
+        "ca.step-ca.auth.password",
+        "ca.step-ca.timeout",
+        "ca.step-ca.attempts",
+    ]
+
+
+def answer(status: int, body: object) -> HTTPAnswer:
+    return HTTPAnswer(status, {}, json.dumps(body).encode() if not isinstance(body, bytes) else body)
+
+
+@pytest.mark.parametrize(
+    ("said", "part"),
+    [
+        ('dns name "a.example" not allowed', "a name policy of step-ca does not allow these names"),
+        (
+            "certificate request does not contain the valid DNS names - got [a]",
+            "not those that the provisioner",
+        ),
+        ("token already used", "has seen this token before"),
+        ("requested duration of 1s is less than the authorized minimum", "for so short a time"),
+        ("out of order", "the certificate was refused"),
+    ],
+)
+def test_the_words_of_the_server_decide_the_hint(said: str, part: str) -> None:
+    error = Refused(answer(403, {"status": 403, "message": said}), "the certificate", "builds")
+    assert part in error.message
+    assert said in error.message
+    assert error.hint
+
+
+def test_what_is_no_step_ca_is_said(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = StepCASettings.model_validate(section("https://127.0.0.1:1", pki)["step-ca"])
+    client = Client(settings, {})
+    answers: dict[str, HTTPAnswer] = {}
+    monkeypatch.setattr(
+        client._http, "request", lambda _method, path, *_, **__: answers[path.partition("?")[0]]
+    )
+    answers["/roots"] = answer(200, b"<html>")
+    with pytest.raises(CAError, match="names no root"):
+        client.roots()
+    answers["/roots"] = answer(200, {"crts": ["PEM"]})
+    answers["/intermediates"] = answer(404, b"")
+    assert client.roots().intermediates_pem == b""
+    answers["/provisioners"] = answer(200, [])
+    with pytest.raises(CAError, match="expected the provisioners of a step-ca"):
+        list(client.provisioners())
+    answers["/provisioners"] = answer(200, {"provisioners": [{"name": "a"}], "nextCursor": "again"})
+    with pytest.raises(CAError, match="expected the provisioners of a step-ca"):
+        list(client.provisioners())
+    answers["/1.0/sign"] = answer(201, {"crt": "x"})
+    with pytest.raises(CAError, match="expected a chain of certificates"):
+        client.sign(b"csr", "token", 60)
+    answers["/1.0/sign"] = answer(503, b"busy")
+    with pytest.raises(Refused) as caught:
+        client.sign(b"csr", "token", 60)
+    assert caught.value.retryable
+
+
+def test_errors_are_words_and_no_dumps(server: str, pki: Pki) -> None:
+    error = refusal(section(server, pki), PASSWORD="wrong")
+    assert not re.search(r"\n|Traceback|eyJ", str(error))
+    assert isinstance(now(), datetime)
