@@ -150,7 +150,7 @@ def test_input_passes_in_both_directions_without_a_limit_and_unchanged(
     host_home: Path, tmp_path: Path
 ) -> None:
     data = os.urandom(3_000_000)
-    command = [BIN / "firebuild", "run", "-i", "host", "cat"]
+    command = [str(BIN / "firebuild"), "run", "-i", "host", "cat"]
     environ = {**os.environ, "FIREBUILD_HOME": str(host_home)}
     done = subprocess.run(command, input=data, capture_output=True, env=environ, check=True)
     assert done.stdout == data

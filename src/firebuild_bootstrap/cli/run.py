@@ -167,7 +167,7 @@ def _settings(options: Mapping[str, Any]) -> BuildSettings:
                 "use --machine qemu" if driver == "local" else "it is the setting machine.firecracker.network"
             )
             raise InputError(f"{option}: the machine {driver} does not take it", hint=hint)
-        overrides[f"machine.{driver}.{name}"] = str(value)
+        overrides[f"machine.{driver}.{name}"] = value
     if options["disk"] is not None:
         if driver == "local":
             raise InputError("--disk: the machine local has no drive", hint="use --machine qemu")
