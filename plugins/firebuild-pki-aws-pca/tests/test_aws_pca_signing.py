@@ -239,6 +239,25 @@ def test_without_access_key_boto3_looks_for_one(
     server.opened(root, access_key=None).close()
 
 
+def test_a_role_of_a_profile_that_may_not_be_assumed_is_told_from_the_ca(
+    server: Server, root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    keys = f"aws_access_key_id = {BUILDS[0]}\naws_secret_access_key = {BUILDS[1]}\n"
+    role = f"[profile role]\nrole_arn = {ROLE}\nsource_profile = keys\nregion = eu-central-1\n"
+    config.write_text(f"{role}[profile keys]\n{keys}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", server.address)
+    server.opened(root, access_key=None, profile="role").close()
+    assert server.operations() == ["AssumeRole", "GetCertificateAuthorityCertificate"]
+    server.behave(denied=["sts:AssumeRole"])
+    with pytest.raises(
+        CAError, match="sts:AssumeRole is not allowed on the role that AWS's configuration names"
+    ):
+        server.opened(root, access_key=None, profile="role")
+
+
 ELSEWHERE = {
     "AWS_REGION": "us-east-1",
     "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
@@ -308,6 +327,13 @@ def test_a_missing_permission_is_found(server: Server, root: str) -> None:
     assert notes["reachable"].level is NoteLevel.WARNING
     assert notes["reachable"].hint.startswith("a build does without; allow acm-pca:Describe")
     assert notes["identity"].level is NoteLevel.WARNING
+
+
+def test_an_unclear_answer_is_no_missing_permission(server: Server, root: str) -> None:
+    server.behave(errors={"IssueCertificate": "ValidationException", "GetCertificate": "InternalFailure"})
+    notes = notes_of(server, root)
+    assert notes["server template"].level is NoteLevel.WARNING
+    assert notes["fetching"].level is NoteLevel.FATAL
 
 
 def test_a_template_that_does_not_exist_is_found_in_use(server: Server, root: str) -> None:
