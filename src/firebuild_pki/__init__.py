@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from firebuild_pki.authority import Authority, open_authority
-    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate
+    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate, signed_with
     from firebuild_pki.config import CASettings, ca_json_schema, redacted
     from firebuild_pki.documents import Document, load_document, parse_document
     from firebuild_pki.errors import (
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "authority": ("Authority", "open_authority"),
-    "chain": ("order_chain", "parse_certificates", "read_certificate"),
+    "chain": ("order_chain", "parse_certificates", "read_certificate", "signed_with"),
     "config": ("CASettings", "ca_json_schema", "redacted"),
     "documents": ("Document", "load_document", "parse_document"),
     "errors": (
@@ -187,6 +187,7 @@ __all__ = [
     "parse_document",
     "read_certificate",
     "redacted",
+    "signed_with",
     "validate",
     "vault_setup",
     "vault_setup_settings",

@@ -18,7 +18,7 @@ from typing import Any, Self
 from cryptography import x509
 from pydantic import BaseModel
 
-from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of
+from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of, signed_with
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
@@ -679,6 +679,7 @@ class Observers:
                 fingerprint_sha256=fingerprint(certificate),
                 not_before=certificate.not_valid_before_utc,
                 not_after=certificate.not_valid_after_utc,
+                signature_algorithm=signed_with(certificate),
             )
         for listener in self.listeners:
             with self._warning(listener, kind):
