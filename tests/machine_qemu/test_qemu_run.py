@@ -36,9 +36,9 @@ def test_the_command_has_the_machine_that_was_asked_for(firebuild: Firebuild, co
     )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(7)]
-    assert lines == [
-        *(b"web\n", b"web\n", b"1\n", b"1\n", b"debug\n", b"Read-only\n", b"up\n")
-    ], process.communicate(timeout=60)
+    assert lines == [*(b"web\n", b"web\n", b"1\n", b"1\n", b"debug\n", b"Read-only\n", b"up\n")], (
+        process.communicate(timeout=60)
+    )
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     # The kernel's console is in neither stream.

@@ -20,14 +20,13 @@ from typing import Literal
 
 from firebuild_bootstrap import wire
 
+from .enter import STARTED
 from .errors import ProtocolError
 from .stop import Stop
 
 Stream = Literal["stdout", "stderr"]
 
 BATCH_BYTES = 64 * 1024
-STARTED = b"+"
-"""What comes with the descriptors: of the command's process, and of its terminal where it has one."""
 _WINDOW = struct.Struct("HHHH")
 _END_OF_INPUT = b"\x04"  # VEOF, as termios(3) has it
 _LAST_SIGNAL = 64

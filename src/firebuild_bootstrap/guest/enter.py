@@ -28,7 +28,6 @@ from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from . import kernel
-from .attached import STARTED
 from .mounts import BadMount, MountPoint, enter_root
 
 # What container engines leave to a process by default, by number (linux/capability.h).
@@ -52,6 +51,8 @@ KEPT_CAPABILITIES = frozenset(
 )
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+STARTED = b"+"
+"""What comes with the descriptors: of the command's process, and of its terminal where it has one."""
 # A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
 _MAX_REPORT = 4000
 

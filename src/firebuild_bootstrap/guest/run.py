@@ -13,8 +13,8 @@ from typing import NamedTuple
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Root
 
-from .attached import STARTED, Attachment, Control
-from .enter import Launcher, Request
+from .attached import Attachment, Control
+from .enter import STARTED, Launcher, Request
 from .errors import StepError
 from .netfiles import network_files
 from .provide import Provided, mount_points
