@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnsupportedOperation,
     )
+    from firebuild_pki.grpc_credentials import guest_chain_problem
     from firebuild_pki.guarded import check_settings
     from firebuild_pki.hookspecs import hookimpl
     from firebuild_pki.keys import KeyType
@@ -88,6 +89,7 @@ _HOMES = {
         "SettingsError",
         "UnsupportedOperation",
     ),
+    "grpc_credentials": ("guest_chain_problem",),
     "guarded": ("check_settings",),
     "hookspecs": ("hookimpl",),
     "keys": ("KeyType",),
@@ -172,6 +174,7 @@ __all__ = [
     "ca_json_schema",
     "check_settings",
     "ecdsa_der",
+    "guest_chain_problem",
     "hookimpl",
     "installed_providers",
     "load_document",

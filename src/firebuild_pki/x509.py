@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firebuild_pki.keys import PrivateKey
+from firebuild_pki.keys import CAPrivateKey, MLDSAPrivateKey, PrivateKey
 from firebuild_pki.provider import Profile
 
 MAX_COMMON_NAME = 64
@@ -42,7 +42,7 @@ class Issuer:
     """A CA certificate and its private key."""
 
     certificate: x509.Certificate
-    key: PrivateKey
+    key: CAPrivateKey
 
     def __repr__(self) -> str:
         return f"Issuer({self.certificate.subject.rfc4514_string()!r})"
@@ -110,7 +110,7 @@ def _every_address() -> tuple[x509.IPAddress, ...]:
 
 
 def make_root(
-    key: PrivateKey,
+    key: CAPrivateKey,
     validity: Validity,
     *,
     with_intermediate: bool,
@@ -130,7 +130,7 @@ def make_root(
     return Issuer(builder.sign(key, _hash(key)), key)
 
 
-def make_intermediate(key: PrivateKey, root: Issuer, validity: Validity) -> Issuer:
+def make_intermediate(key: CAPrivateKey, root: Issuer, validity: Validity) -> Issuer:
     """Make the CA below the root that signs leaves; it repeats the root's name constraints.
 
     So they also hold for a peer that trusts the intermediate itself, or that heeds none of an anchor
@@ -207,7 +207,7 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _ca_name(role: str, public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> x509.Name:
+def _ca_name(role: str, public_key: CertificatePublicKeyTypes) -> x509.Name:
     # a part of the key's digest keeps the names of different authorities apart
     digest = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"firebuild {role} {digest[:16]}")])
@@ -277,7 +277,9 @@ def _authority_key_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(extension.value)
 
 
-def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
+def _hash(key: CAPrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    if isinstance(key, MLDSAPrivateKey):  # hashes by itself (RFC 9881 section 3)
+        return None
     # RFC 5480 section 4: a hash of the strength of the curve
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:
         return hashes.SHA384()

@@ -73,6 +73,7 @@ ALPN: Final = b"h2"
 CONTACT: Final = wire.CONTACT_PROTOCOL.encode()
 # Forward secrecy and authenticated encryption only, as HTTP/2 asks for (RFC 9113, section 9.2.2).
 _TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+_NO_AUTO_CHAIN: Final = 0x8  # SSL_MODE_NO_AUTO_CHAIN, which pyOpenSSL does not name
 _ENABLE_PARTIAL_WRITE: Final = 0x1  # SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name
 # X509_V_ERR_*, openssl-verification-options(1).
 _VERIFY_PROBLEMS: Final = {
@@ -162,6 +163,8 @@ def _context(method: int, material: TLSMaterial) -> SSL.Context:
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
     # One call of SSL_write encrypts all that it gets, not one record of 16 KiB: measurably faster.
     context.clear_mode(_ENABLE_PARTIAL_WRITE)
+    # A leaf without issuers would get the root behind it: with ML-DSA more than gRPC's server takes.
+    context.set_mode(_NO_AUTO_CHAIN)
     context.set_cipher_list(_TLS12_CIPHERS)
     leaf, *issuers = parse_certificates(material.certificate_chain_pem, "certificate chain")
     context.use_certificate(leaf)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from firebuild_pki import crossing
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
@@ -23,6 +24,7 @@ from firebuild_pki.provider import (
     Capability,
     CAProvider,
     Clock,
+    Note,
     Profile,
     ProviderContext,
     ReadyPair,
@@ -200,7 +202,9 @@ class Direct:
             self.provider: CAProvider = self.call(
                 "making the provider", lambda: spec.factory(self._settings.provider_settings, bench.context)
             )
-            said = self.call("asking for the capabilities", self.provider.capabilities)
+            said = self.call(
+                "asking for the capabilities", lambda: crossing.capabilities(self.provider.capabilities())
+            )
         except BaseException:
             self._worker.finish(lambda: None)
             raise
@@ -228,10 +232,13 @@ class Direct:
 
     def trust_bundle(self) -> TrustBundle:
         """Ask for the trust bundle."""
-        bundle: object = self.call("reading the trust bundle", self.provider.trust_bundle)
-        if not isinstance(bundle, TrustBundle):
-            raise Violation(f"{type(bundle).__name__} instead of a TrustBundle")
-        return bundle
+        return self.call(
+            "reading the trust bundle", lambda: crossing.trust_bundle(self.provider.trust_bundle())
+        )
+
+    def check(self) -> tuple[Note, ...]:
+        """Have the provider look at its backend."""
+        return self.call("the check", lambda: crossing.notes(self.provider.check(), "the check"))
 
     def answer(self, profile: Profile) -> Answer:
         """Obtain a certificate in the way that this provider has: by signing, or a ready pair."""

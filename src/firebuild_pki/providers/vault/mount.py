@@ -26,6 +26,8 @@ FLAGS = {Profile.SERVER: "server_flag", Profile.GUEST: "client_flag"}
 
 DEFAULT_ISSUER = "default"
 
+_CHAINS = 8  # one for each issuer, usually
+
 
 @dataclass(frozen=True, slots=True)
 class IssuerChain:
@@ -125,8 +127,17 @@ def sign_body(request: SignRequest) -> Mapping[str, object]:
     return {**body, "common_name": str(names[0].value)} if names else body
 
 
-def signed_certificate(answer: Answer, profile: Profile, place: Place) -> SignedCertificate:
+def signed_certificate(
+    answer: Answer, profile: Profile, place: Place, ordered: dict[bytes, bytes]
+) -> SignedCertificate:
     """Read the answer.
+
+    Args:
+        answer: of ``sign/<role>``.
+        profile: what the certificate is for.
+        place: for hints.
+        ordered: chains that came with other certificates, and their order; what is new is added. The order is
+            found by verifying signatures, and a mount sends the same chain each time.
 
     Raises:
         ProviderError: it holds no certificate; the mount is not a PKI secrets engine.
@@ -139,9 +150,13 @@ def signed_certificate(answer: Answer, profile: Profile, place: Place) -> Signed
             hint="set mount to the path of a PKI secrets engine: bao secrets list",
         )
     _must_have_usage(leaf_pem, profile, place)
-    chain_pem = order_chain(leaf_pem, pem_of(answer.data, "issuing_ca", "ca_chain"))
+    above = pem_of(answer.data, "issuing_ca", "ca_chain")
+    if above not in ordered or leaf_pem.count(b"-----BEGIN") > 1:  # what comes with the leaf counts, too
+        if len(ordered) >= _CHAINS:
+            ordered.clear()
+        ordered[above] = order_chain(leaf_pem, above)
     remarks = [relevant_warning(str(text), place) for text in answer.content.get("warnings") or ()]
-    return SignedCertificate(leaf_pem + b"\n", chain_pem, tuple(text for text in remarks if text))
+    return SignedCertificate(leaf_pem + b"\n", ordered[above], tuple(text for text in remarks if text))
 
 
 def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
@@ -181,6 +196,7 @@ class Mount:
         # Tokens may be good for a few requests only (num_uses): nothing is read twice.
         self._roles: dict[str, Answer] = {}
         self._chains: list[IssuerChain] | None = None
+        self._ordered: dict[bytes, bytes] = {}
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have a request signed.
@@ -200,7 +216,7 @@ class Mount:
         if answer.status not in {200, 204}:
             self._roles, self._chains = {}, None  # an operator may be about to put it right
             raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)
-        return signed_certificate(answer, request.profile, place)
+        return signed_certificate(answer, request.profile, place, self._ordered)
 
     def revoke(self, certificate_pem: bytes) -> None:
         """Revoke a certificate by its serial number; where it was not stored, by showing it.
