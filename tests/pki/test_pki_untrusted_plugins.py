@@ -518,9 +518,13 @@ def test_a_call_after_the_end_is_refused() -> None:
 def test_the_files_of_a_thread_are_closed_when_a_call_that_was_left_behind_ends_and_not_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    closed: list[int] = []
-    close = os.close
-    monkeypatch.setattr(os, "close", lambda number: (closed.append(number), close(number))[1])
+    closed, close = set[int](), os.close
+
+    def recorded(number: int) -> None:
+        closed.add(number)
+        close(number)
+
+    monkeypatch.setattr(os, "close", recorded)
     hang = threading.Event()
     worker = Worker("slow", timedelta(seconds=0.01), lambda: None)
     with pytest.raises(Unanswered, match=r"asking did not end within 0\.01 s"):
@@ -529,11 +533,11 @@ def test_the_files_of_a_thread_are_closed_when_a_call_that_was_left_behind_ends_
         worker.finish(lambda: None)
     thread, files = worker._thread, {worker._wanted._eventfd, worker._ended._eventfd}
     del worker
-    assert not files & {*closed}
+    assert not files & closed
     hang.set()
     thread.join()
     del thread
-    assert files <= {*closed}
+    assert files <= closed
 
 
 def test_a_provider_is_let_go_of_when_it_is_closed() -> None:
