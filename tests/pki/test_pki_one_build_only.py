@@ -221,7 +221,7 @@ def holds(pid: int, keys: list[bytes]) -> list[bool]:
     return [any(form in part for part in parts for form in forms) for forms in written]
 
 
-# cryptography 50 leaves a copy of the seed of each ML-DSA key that it makes; docs/providers/embedded.md says so.
+# cryptography 50 leaves a copy of the seed of each ML-DSA key that it makes: docs/providers/embedded.md.
 def test_a_key_of_the_ca_is_nowhere_in_the_process_once_it_is_closed() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
