@@ -10,6 +10,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from cryptography import x509
@@ -99,8 +100,13 @@ def only_below(domain: str, names: Iterable[str] = ()) -> x509.NameConstraints:
             *(x509.UniformResourceIdentifier(host) for host in hosts or (domain,)),
             x509.RFC822Name(domain),
         ],
-        [x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0")],
+        _every_address(),
     )
+
+
+@cache
+def _every_address() -> tuple[x509.IPAddress, ...]:
+    return tuple(x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0"))
 
 
 def make_root(
@@ -193,7 +199,12 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 def to_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     """Write certificates one after the other."""
-    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
+    return b"".join(map(_pem, certificates))
+
+
+@lru_cache(maxsize=16)  # a CA's is written with each of its leaves, a leaf's by provider and framework
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def _ca_name(role: str, public_key: CertificatePublicKeyTypes) -> x509.Name:
