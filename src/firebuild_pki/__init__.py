@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from firebuild_pki.authority import Authority, open_authority
-    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate
+    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate, signed_with
     from firebuild_pki.config import CASettings, ca_json_schema, redacted
     from firebuild_pki.documents import Document, load_document, parse_document
     from firebuild_pki.errors import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnsupportedOperation,
     )
+    from firebuild_pki.grpc_credentials import guest_chain_problem
     from firebuild_pki.guarded import check_settings
     from firebuild_pki.hookspecs import hookimpl
     from firebuild_pki.keys import KeyType
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
         ecdsa_der,
         open_key,
     )
-    from firebuild_pki.material import TLSMaterial
+    from firebuild_pki.material import IssuedCertificate, TLSMaterial
     from firebuild_pki.plugins import (
         InstalledPlugin,
         PluginCatalog,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         ProviderContext,
         ProviderSpec,
         ReadyPair,
+        RetryAfter,
         SignedCertificate,
         SignRequest,
         TrustBundle,
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "authority": ("Authority", "open_authority"),
-    "chain": ("order_chain", "parse_certificates", "read_certificate"),
+    "chain": ("order_chain", "parse_certificates", "read_certificate", "signed_with"),
     "config": ("CASettings", "ca_json_schema", "redacted"),
     "documents": ("Document", "load_document", "parse_document"),
     "errors": (
@@ -87,6 +89,7 @@ _HOMES = {
         "SettingsError",
         "UnsupportedOperation",
     ),
+    "grpc_credentials": ("guest_chain_problem",),
     "guarded": ("check_settings",),
     "hookspecs": ("hookimpl",),
     "keys": ("KeyType",),
@@ -98,7 +101,7 @@ _HOMES = {
         "ecdsa_der",
         "open_key",
     ),
-    "material": ("TLSMaterial",),
+    "material": ("IssuedCertificate", "TLSMaterial"),
     "plugins": ("InstalledPlugin", "PluginCatalog", "installed_providers", "load_provider"),
     "provider": (
         "API_VERSION",
@@ -112,6 +115,7 @@ _HOMES = {
         "ProviderContext",
         "ProviderSpec",
         "ReadyPair",
+        "RetryAfter",
         "SignRequest",
         "SignedCertificate",
         "TrustBundle",
@@ -137,6 +141,7 @@ __all__ = [
     "EventKind",
     "IdentityError",
     "InstalledPlugin",
+    "IssuedCertificate",
     "KeyStoreContext",
     "KeyStoreError",
     "KeyStoreSpec",
@@ -154,6 +159,7 @@ __all__ = [
     "ProviderNotFound",
     "ProviderSpec",
     "ReadyPair",
+    "RetryAfter",
     "SecretError",
     "SecretRef",
     "Settings",
@@ -168,6 +174,7 @@ __all__ = [
     "ca_json_schema",
     "check_settings",
     "ecdsa_der",
+    "guest_chain_problem",
     "hookimpl",
     "installed_providers",
     "load_document",
@@ -180,6 +187,7 @@ __all__ = [
     "parse_document",
     "read_certificate",
     "redacted",
+    "signed_with",
     "validate",
     "vault_setup",
     "vault_setup_settings",

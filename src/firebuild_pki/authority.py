@@ -1,34 +1,52 @@
-"""The facade: open an authority, issue material for server and guest, tell observers, close it.
+"""The facade: open an authority, issue material for server, guest or any workload, tell observers, close it.
 
 Everything a provider returns goes through `verify.py` before anyone else sees it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
 from pydantic import BaseModel
 
-from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of
+from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of, signed_with
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
-from firebuild_pki.errors import AuthorityClosed, CAError, MaterialError, ProviderError
+from firebuild_pki.errors import (
+    AuthorityClosed,
+    CAError,
+    IdentityError,
+    MaterialError,
+    ProviderError,
+    UnsupportedOperation,
+)
 from firebuild_pki.guarded import make_provider, settings_notes
-from firebuild_pki.issuing import Identity, Issued, Order, by_ready_pair, by_signing, random_build_id
+from firebuild_pki.issuing import (
+    Backend,
+    Issued,
+    Order,
+    Waiting,
+    awaited,
+    by_ready_pair,
+    by_signing,
+    for_request,
+    lifetime_for,
+)
 from firebuild_pki.keys import Keys
 from firebuild_pki.leaf_checks import is_ca, names_of
-from firebuild_pki.material import TLSMaterial
-from firebuild_pki.plugins import Observer
+from firebuild_pki.material import IssuedCertificate, TLSMaterial
+from firebuild_pki.names import Identity, Names, checked_labels, random_build_id
+from firebuild_pki.plugins import Observer, PluginCatalog
 from firebuild_pki.provider import (
     CAEvent,
     Capability,
@@ -46,15 +64,19 @@ from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import described, named
 from firebuild_pki.x509 import USAGE, fingerprint, to_pem
 
-_logger = logging.getLogger(__name__)
+_OTHER_PROVIDER = (
+    "embedded, file, vault and cfssl can; `firebuild ca providers` lists what each installed one can"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Revocable:
-    """A certificate that was issued, and whom it names."""
+    """A certificate that was issued, and what for."""
 
-    identity: str
+    profile: Profile
+    names: tuple[str, ...]
     leaf: x509.Certificate
+    labels: Mapping[str, str]
 
 
 class Authority:
@@ -69,11 +91,16 @@ class Authority:
         identity: Identity,
         context: ProviderContext,
         check: Callable[[], None],
+        labels: Mapping[str, str],
     ) -> None:
         self._settings = settings
         self._identity = identity
+        self._labels = labels
+        self._announced = {identity.server, identity.guest, *context.names}
         self._clock = context.clock
+        self._check = check
         self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._warnings: list[str] = []
         self._remarks: list[str] = []
         # Names and certificates, for revoking them; the keys are not kept.
@@ -90,6 +117,8 @@ class Authority:
         self._closed = False
         self._issuer: x509.Certificate | None = None
         self._trust = self._open()
+        waiting = Waiting(settings.issue_timeout, self._pause, context.report)
+        self._backend = Backend(self._provider, self._trust, context.clock, waiting)
 
     @property
     def provider_name(self) -> str:
@@ -149,13 +178,120 @@ class Authority:
             ProviderError: the provider failed.
             MaterialError: what it returned fails the checks, or does not cover the deadline.
         """
-        return self._issue(Profile.SERVER, ttl, build_deadline)
+        server = self._identity.server
+        return self.issue(Profile.SERVER, server, ttl, build_deadline=build_deadline, server_name=server)
 
     def issue_guest(
         self, *, ttl: timedelta | None = None, build_deadline: datetime | None = None
     ) -> TLSMaterial:
         """Make key and certificate for the build's guest; see `issue_server`."""
-        return self._issue(Profile.GUEST, ttl, build_deadline)
+        identity = self._identity
+        return self.issue(
+            Profile.GUEST, identity.guest, ttl, build_deadline=build_deadline, server_name=identity.server
+        )
+
+    def issue(
+        self,
+        profile: Profile,
+        names: str | Iterable[str],
+        ttl: timedelta | None = None,
+        *,
+        build_deadline: datetime | None = None,
+        server_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> TLSMaterial:
+        """Make key and certificate for any workload.
+
+        Args:
+            profile: `Profile.SERVER`, `Profile.CLIENT`, or `Profile.PEER` for a workload that is both.
+            names: DNS names and URIs, such as a SPIFFE ID; the first one of each kind matters most. A server
+                has a DNS name, which its clients check.
+            ttl: as of `issue_server`.
+            build_deadline: as of `issue_server`.
+            server_name: DNS name that this end has to check in its server; for a server or peer by default
+                its own first one.
+            labels: for the backend's audit, added to those of the authority; see `SignRequest`.
+
+        Raises:
+            AuthorityClosed: the authority was closed, perhaps while the certificate was pending.
+            IdentityError: the names or labels are none.
+            UnsupportedOperation: the provider cannot issue such a certificate.
+            ProviderError: the provider failed, or the certificate is pending after ``ca.issue_timeout``.
+            MaterialError: what it returned fails the checks, or does not cover the deadline.
+        """
+        order = self._order(profile, names, ttl, build_deadline, server_name=server_name, labels=labels)
+        ready = Capability.READY_PAIRS in self.capabilities
+        return self._issue(
+            order,
+            lambda: (
+                by_ready_pair(self._backend, order) if ready else by_signing(self._backend, self._keys, order)
+            ),
+        ).material
+
+    def sign_csr(
+        self,
+        csr_pem: bytes,
+        profile: Profile,
+        names: str | Iterable[str],
+        ttl: timedelta | None = None,
+        *,
+        build_deadline: datetime | None = None,
+        server_name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> IssuedCertificate:
+        """Have a request signed that the holder of a key made, for example a guest; the key stays there.
+
+        The caller decides on the names, not the request: it has exactly these, and no other extension.
+        Its key has to be P-256, P-384 or RSA, and its signature by that key.
+
+        Args:
+            csr_pem: PKCS#10, PEM, 16 KiB at most; untrusted.
+            profile: as of `issue`, and so are the others.
+            names: what the certificate, and the request, are for.
+            ttl: wanted lifetime from now on.
+            build_deadline: moment up to which it must be valid.
+            server_name: DNS name to check in the server.
+            labels: for the backend's audit.
+
+        Raises:
+            MaterialError: the request is not like that.
+            CAError: as `issue` raises them.
+        """
+        order = self._order(profile, names, ttl, build_deadline, server_name=server_name, labels=labels)
+        return self._issue(order, lambda: for_request(self._backend, csr_pem, order)).certificate
+
+    def renew(
+        self, material: TLSMaterial, *, ttl: timedelta | None = None, build_deadline: datetime | None = None
+    ) -> TLSMaterial:
+        """Issue the successor of a certificate: the same profile, names and labels, and a new key.
+
+        The old one stays valid until its end: connections go on, and peers may be told one after the other.
+
+        Args:
+            material: what to renew; `TLSMaterial.renewal_due` tells when.
+            ttl: wanted lifetime; by default what was asked for the last time.
+            build_deadline: moment up to which the new one must be valid.
+
+        Raises:
+            CAError: as `issue` raises them.
+        """
+        if material.profile is None:
+            raise UnsupportedOperation(
+                "only what an authority issued can be renewed", provider=self.provider_name
+            )
+        with self._lock:
+            known = self._issued.get(material.fingerprint_sha256)
+            now = self._clock()  # a workload that renews for months must not fill the memory
+            for old in [one for one, it in self._issued.items() if it.leaf.not_valid_after_utc < now]:
+                del self._issued[old]
+        return self.issue(
+            material.profile,
+            material.names,
+            ttl or material.ttl,
+            build_deadline=build_deadline,
+            server_name=material.server_name,
+            labels=known.labels if known else None,
+        )
 
     def check(self) -> tuple[Note, ...]:
         """Try the backend without issuing anything.
@@ -191,7 +327,9 @@ class Authority:
         with self._lock:
             self._require_open()
             (leaf, *_) = parse_certificates(material.certificate_chain_pem, "material to revoke")
-            self._revoke(_Revocable(material.identity, leaf))
+            server = material.identity == self._identity.server
+            profile = material.profile or (Profile.SERVER if server else Profile.GUEST)
+            self._revoke(_Revocable(profile, material.names or (material.identity,), leaf, self._labels))
 
     def signed_unchecked(self, request: SignRequest) -> SignedCertificate:
         """Have the provider sign a request and return its answer as it is, for a look into the provider.
@@ -203,7 +341,7 @@ class Authority:
         """
         with self._lock:
             self._require_open()
-            return self._provider.sign(request)
+            return awaited(self._provider, request, self._backend.waiting)
 
     def revoke_certificate(self, certificate_pem: bytes, *, issuer_gone: bool = False) -> None:
         """Take back a certificate that any authority of this provider issued.
@@ -247,6 +385,7 @@ class Authority:
                     self._revoke_all()
             finally:  # an interruption must not leave a token behind
                 self._closed = True
+                self._changed.notify_all()  # whoever waits for a certificate that is pending
                 self._keys.drop()
                 self._close_provider()
                 self._observers.tell(EventKind.CLOSED)
@@ -286,42 +425,91 @@ class Authority:
             self._observers.close()
             raise
 
-    def _issue(self, profile: Profile, ttl: timedelta | None, deadline: datetime | None) -> TLSMaterial:
+    def _order(
+        self,
+        profile: Profile,
+        names: str | Iterable[str],
+        ttl: timedelta | None,
+        deadline: datetime | None,
+        *,
+        server_name: str | None,
+        labels: Mapping[str, str] | None,
+    ) -> Order:
+        profile = Profile(profile)
+        wanted = Names.of(names)
+        if profile is Profile.SERVER and not wanted.dns:
+            raise IdentityError(
+                f"expected a DNS name for a server, found {wanted.uris[0]} alone",
+                hint="clients check it; what is known by its URI is a Profile.PEER",
+            )
+        if server_name is None:
+            server_name = wanted.dns[0] if wanted.dns and profile is not Profile.GUEST else ""
+        ttl, deadline = lifetime_for(self._clock(), ttl, deadline)
+        more = checked_labels({**self._labels, **labels}) if labels else self._labels
+        return Order(profile, wanted, self.build_id, ttl, deadline, server_name, more)
+
+    def _issue(self, order: Order, obtain: Callable[[], Issued]) -> Issued:
         with self._lock:
             self._require_open()
-            order = Order.placed(self._identity, profile, self._keys, self._clock, ttl=ttl, deadline=deadline)
-            obtain = by_signing if Capability.SIGN in self.capabilities else by_ready_pair
             try:
                 with named(self.provider_name):
-                    issued = obtain(self._provider, self._trust, order)
+                    self._must_be_able_to(order)
+                    issued = obtain()
             except CAError as error:
-                names = (self._identity.of(profile),)
-                self._observers.tell(EventKind.REFUSED, profile, names=names, reason=error.message)
+                names = order.names.all
+                if isinstance(error, MaterialError) and not self._announced.issuperset(names):
+                    error.hint = error.hint or "announce the names: open_authority(names=…)"
+                self._observers.tell(
+                    EventKind.REFUSED, order.profile, names=names, reason=error.message, labels=order.labels
+                )
                 raise
-            return self._accept(profile, issued)
+            for warning in issued.warnings:
+                self._warn(warning)
+            self._remarks += [one for one in issued.remarks if one not in self._remarks]
+            self._issuer, leaf = issued.chain.issuer, issued.chain.leaf
+            one = _Revocable(order.profile, issued.certificate.names, leaf, order.labels)
+            # What is neither taken back nor renewed with labels of its own only makes the next ones slower.
+            if self._settings.revoke_at_end or order.labels != self._labels:
+                self._issued[issued.certificate.fingerprint_sha256] = one
+            self._observers.tell(EventKind.ISSUED, order.profile, leaf, one.names, labels=order.labels)
+            return issued
+
+    def _must_be_able_to(self, order: Order) -> None:
+        can, own = self.capabilities, (self._identity.of(order.profile),)
+        if Capability.READY_PAIRS in can and (order.names.all != own or order.profile is Profile.PEER):
+            raise UnsupportedOperation(
+                f"there is nothing to sign a certificate for {', '.join(order.names.all)} with: "
+                "the provider holds finished certificates for a build's two ends",
+                hint="give it a CA that signs, or choose another provider",
+            )
+        if order.names.uris and Capability.URI_NAMES not in can:
+            raise UnsupportedOperation(
+                f"this provider cannot sign certificates with URIs as names, such as {order.names.uris[0]}",
+                hint=_OTHER_PROVIDER,
+            )
+        if order.profile is Profile.PEER and Capability.PEER not in can:
+            raise UnsupportedOperation(
+                "this provider cannot sign certificates for both ends of a connection", hint=_OTHER_PROVIDER
+            )
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, without the lock, for a certificate that is pending: others are issued, or all is closed."""
+        self._check()
+        self._changed.wait(seconds)
+        if self._closed:
+            raise AuthorityClosed("the authority was closed while the certificate was pending")
 
     def _revoke(self, one: _Revocable) -> None:
         self._provider.revoke(to_pem([one.leaf]))
         self._issued.pop(fingerprint(one.leaf), None)
-        profile = Profile.SERVER if one.identity == self._identity.server else Profile.GUEST
-        self._observers.tell(EventKind.REVOKED, profile, one.leaf, (one.identity,))
-
-    def _accept(self, profile: Profile, issued: Issued) -> TLSMaterial:
-        for warning in issued.warnings:
-            self._warn(warning)
-        self._remarks += [one for one in issued.remarks if one not in self._remarks]
-        self._issuer = issued.chain.issuer
-        one = _Revocable(issued.material.identity, issued.chain.leaf)
-        self._issued[issued.material.fingerprint_sha256] = one
-        self._observers.tell(EventKind.ISSUED, profile, one.leaf, (one.identity,))
-        return issued.material
+        self._observers.tell(EventKind.REVOKED, one.profile, one.leaf, one.names, labels=one.labels)
 
     def _revoke_all(self) -> None:
         for one in tuple(self._issued.values()):
             try:
                 self._revoke(one)
             except CAError as error:
-                self._warn(f"the certificate of {one.identity} was not revoked: {error.message}")
+                self._warn(f"the certificate of {one.names[0]} was not revoked: {error.message}")
                 if error.retryable:  # the backend is away; asking for the others would only take time
                     break
 
@@ -339,7 +527,10 @@ class Authority:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
-            _logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
+            import logging  # most authorities have nothing to warn of
+
+            logger = logging.getLogger(__name__)
+            logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
 
 
 def open_authority(
@@ -351,6 +542,8 @@ def open_authority(
     check: Callable[[], None] = lambda: None,
     report: Callable[[str], None] = lambda _: None,
     patient: bool = True,
+    labels: Mapping[str, str] | None = None,
+    names: str | Iterable[str] = (),
 ) -> Authority:
     """Open the certificate authority that the settings select.
 
@@ -361,21 +554,27 @@ def open_authority(
         environ: where secret references look, by default the environment of this process.
         check: called again and again while the provider is waited for; what it raises ends the
             wait.
-        report: told in one line what the provider is waiting for, from a thread of the provider's own.
+        report: told in one line what is waited for: by the provider, from a thread of its own, and by the
+            framework, for a certificate that is pending.
         patient: whether the provider may try again what fails; see `ProviderContext`.
+        labels: for the backend's audit, with every request; see `SignRequest`.
+        names: what certificates will be issued for besides the build's own ends, DNS names and URIs: a CA
+            that is made for this build alone permits no others.
 
     Returns:
         An open authority; use it in a ``with`` block.
 
     Raises:
         SettingsError: the settings are wrong.
-        IdentityError: build id and name suffix do not make a DNS name.
+        IdentityError: build id and name suffix do not make a DNS name, or names or labels are none.
         ProviderLoadError, ProviderNotFound, ProviderConflict: the plugin cannot be used.
         ProviderError: the provider failed while opening.
         MaterialError: the CA's own certificates are not usable.
     """
-    if not isinstance(settings, CASettings):
-        settings = validate(CASettings, Document({"ca": {} if settings is None else settings}), at="ca")
+    if settings is None or settings == {}:
+        settings = _defaults(PluginCatalog())
+    elif not isinstance(settings, CASettings):
+        settings = validate(CASettings, Document({"ca": settings}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
     context = ProviderContext(
         clock,
@@ -385,8 +584,14 @@ def open_authority(
         settings.name_suffix,
         settings.catalog.load_key_store,
         identity.server,
+        tuple(name for one in ((names,) if isinstance(names, str) else names) for name in Names.of(one).all),
     )
-    return Authority(settings, identity, context, check)
+    return Authority(settings, identity, context, check, checked_labels(labels or {}))
+
+
+@lru_cache(maxsize=1)
+def _defaults(catalog: PluginCatalog) -> CASettings:
+    return validate(CASettings, Document({}), at="ca", context={"catalog": catalog})
 
 
 # --- observers ------------------------------------------------------------------------------------
@@ -458,12 +663,15 @@ class Observers:
         profile: Profile | None = None,
         certificate: x509.Certificate | None = None,
         names: tuple[str, ...] = (),
+        *,
         reason: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         """Hand an event to each observer; one that fails does not keep it from the others."""
         if not self.listeners:
             return
-        event = CAEvent(kind, self.clock(), self.provider, self.build_id, profile, names, reason=reason)
+        now, labels = self.clock(), dict(labels or {})
+        event = CAEvent(kind, now, self.provider, self.build_id, profile, names, reason=reason, labels=labels)
         if certificate is not None:
             event = replace(
                 event,
@@ -471,6 +679,7 @@ class Observers:
                 fingerprint_sha256=fingerprint(certificate),
                 not_before=certificate.not_valid_before_utc,
                 not_after=certificate.not_valid_after_utc,
+                signature_algorithm=signed_with(certificate),
             )
         for listener in self.listeners:
             with self._warning(listener, kind):

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
-from http.client import HTTPException
+from http.client import HTTPResponse
+from io import BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager, ProxyManager, make_headers
@@ -136,7 +138,7 @@ def load_pair(
 
 
 def make_pool(
-    context: ssl.SSLContext, proxy: str | None, *, several: int = 1, server_name: str | None = None
+    context: ssl.SSLContext | None, proxy: str | None, *, several: int = 1, server_name: str | None = None
 ) -> PoolManager:
     """Return what keeps connections, whose time limits are for the whole head of an answer.
 
@@ -162,7 +164,7 @@ def make_pool(
             proxy_headers=headers,
             server_hostname=server_name,
         )
-    pool.pool_classes_by_scheme = POOLS
+    pool.pool_classes_by_scheme = _POOLS
     return pool
 
 
@@ -223,13 +225,19 @@ def wrapped(error: BaseException) -> list[BaseException]:
     )
 
 
+LATE: Final = "no answer in time"
+UNUSABLE: Final = "not a usable address"
+
+
 def connection_words(chain: Sequence[BaseException]) -> str:
     """Say in a few words why a connection gave no answer; see `wrapped`."""
     names = {type(cause).__name__ for cause in chain}
+    if "LocationParseError" in names:
+        return UNUSABLE
     if "ProxyError" in names:
         return "the proxy in HTTPS_PROXY did not connect to it: " + _last_words(chain)
     if any("Timeout" in name for name in names):
-        return "no answer in time"
+        return LATE
     if "IncompleteRead" in names:
         return "the answer was cut off"
     if "BadStatusLine" in names:
@@ -246,57 +254,96 @@ def _last_words(chain: Sequence[BaseException]) -> str:
     return "the connection failed"
 
 
-class _Watched(HTTPConnection):
-    """Bounds the wait for the head of an answer as a whole; a socket's timeout is for each byte."""
+@dataclass(slots=True)
+class _Traffic:
+    """Requests, bytes sent and received, of all connections of this process."""
 
-    def getresponse(self) -> Any:
-        watchdog = _Watchdog(self.sock, self.timeout)
-        try:
-            response = super().getresponse()
-        except (OSError, HTTPException):
-            if watchdog.has_bitten:
-                raise TimeoutError from None
-            raise
-        finally:
-            watchdog.cancel()
-        if watchdog.has_bitten:  # in the middle of the head, which then looks complete
-            response.close()
-            raise TimeoutError
-        return response
+    counts: tuple[int, int, int] = (0, 0, 0)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, requests: int, sent: int, received: int) -> None:
+        with self.lock:
+            before = self.counts
+            self.counts = (before[0] + requests, before[1] + sent, before[2] + received)
 
 
-class _WatchedTLS(_Watched, HTTPSConnection):
+_traffic = _Traffic()
+
+
+def traffic() -> tuple[int, int, int]:
+    """Return how many requests this process made, and bytes sent and received, TLS not counted."""
+    return _traffic.counts
+
+
+class _Reader(RawIOBase):
+    """What comes from a socket; while `end` is set, until then only: a socket's timeout is for each read."""
+
+    def __init__(self, raw: RawIOBase, watched: socket.socket) -> None:
+        self.end: float | None = None
+        self._raw = raw
+        self._socket = watched
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self.end is not None:
+            left = self.end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+        count: int | None = self._raw.readinto(buffer)
+        _traffic.add(0, 0, count or 0)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(HTTPResponse):
+    """Bounds the wait for the head of an answer as a whole."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._socket = sock
+        self._reader = _Reader(self.fp.detach(), sock)
+        self.fp = BufferedReader(self._reader)
+
+    def begin(self) -> None:
+        watched, timeout = self._socket, self._socket.gettimeout()
+        self._reader.end = None if timeout is None else time.monotonic() + timeout
+        super().begin()
+        self._reader.end = None
+        watched.settimeout(timeout)
+
+
+class _Timed(HTTPConnection):
+    response_class = _Response
+
+    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+        _traffic.add(1, 0, 0)
+        super().putrequest(*args, **kwargs)
+
+    def send(self, data: Any) -> None:
+        super().send(data)
+        _traffic.add(0, len(data) if isinstance(data, bytes | bytearray) else 0, 0)
+
+
+class _TimedTLS(_Timed, HTTPSConnection):
     pass
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Watched
+    ConnectionCls = _Timed
 
 
 class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _WatchedTLS
+    ConnectionCls = _TimedTLS
 
 
-POOLS = {"http": _Pool, "https": _TLSPool}
+_POOLS = {"http": _Pool, "https": _TLSPool}
 """Classes of connection pools for urllib3; their timeout is for the whole head of an answer."""
-
-
-class _Watchdog:
-    def __init__(self, watched: socket.socket | None, seconds: float | None) -> None:
-        self.has_bitten = False
-        self._watched = watched
-        self._timer = threading.Timer(seconds or 0, self._bite)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def cancel(self) -> None:
-        self._timer.cancel()
-
-    def _bite(self) -> None:
-        self.has_bitten = True
-        with suppress(OSError):  # it is closed already
-            # not ssl's own, which is for one thread only
-            socket.socket.shutdown(self._watched, socket.SHUT_RDWR)  # type: ignore[arg-type]
 
 
 def speaks_tls(host: str, port: int, seconds: float) -> bool:

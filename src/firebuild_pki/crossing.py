@@ -18,6 +18,7 @@ from firebuild_pki.provider import (
     Note,
     NoteLevel,
     ReadyPair,
+    RetryAfter,
     SignedCertificate,
     TrustBundle,
 )
@@ -28,6 +29,12 @@ MAX_NOTES: Final = 1_000
 
 MAX_PEM: Final = 1024 * 1024
 """Bytes of certificates; more than any bundle has."""
+
+MAX_HANDLE: Final = 4096
+"""Characters of the handle of a pending certificate; an ARN has about 150."""
+
+MAX_PAUSE: Final = 86_400.0
+"""Seconds after which a provider may want to be asked again, at most; a build does not wait for longer."""
 
 _MAX_NAME: Final = 1_000
 _EnumT = TypeVar("_EnumT", bound=StrEnum)
@@ -76,17 +83,40 @@ def trust_bundle(found: object) -> TrustBundle:
     )
 
 
-def signed_certificate(found: object) -> SignedCertificate:
-    """Take the answer of `CAProvider.sign`.
+def signing_answer(found: object) -> SignedCertificate | RetryAfter:
+    """Take the answer of `CAProvider.sign` or `CAProvider.poll`.
 
     Raises:
         MaterialError: it is something else, or one of its fields is.
-        ProviderError: its notes are not sentences.
+        ProviderError: its notes are not sentences, or it wants to be asked again after no sensible time.
     """
+    if isinstance(found, RetryAfter):
+        return _retry_after(found)
     answer = _expected(SignedCertificate, found)
     certificate, chain = _pem(answer.certificate_pem, "certificate"), _pem(answer.chain_pem, "chain")
     remarks = _some(answer.notes, "notes with the certificate, a tuple of sentences")
     return SignedCertificate(certificate, chain, tuple(_sentence(one, "a note") for one in remarks))
+
+
+def _retry_after(found: RetryAfter) -> RetryAfter:
+    wanted: object = found.seconds
+    expected = "expected RetryAfter to name the seconds until the provider is to be asked again"
+    never = "; what will never be issued is a CAError with the reason"
+    if isinstance(wanted, bool) or not isinstance(wanted, int | float):
+        raise ProviderError(f"{expected}, a number, found {_kind(wanted)}{never if wanted is None else ''}")
+    seconds = int.__int__(wanted) if isinstance(wanted, int) else float.__float__(wanted)
+    if not 0 <= seconds <= MAX_PAUSE:  # neither is NaN
+        shown = f"{seconds:g}" if isinstance(seconds, float) or seconds.bit_length() < 64 else "a huge number"
+        raise ProviderError(f"{expected}, from 0 to {MAX_PAUSE:g}, found {shown}{never}")
+    handle: object = found.handle
+    if not isinstance(handle, str):
+        raise ProviderError(f"expected a string as the handle of RetryAfter, found {_kind(handle)}")
+    handle = str.__str__(handle)
+    if len(handle) > MAX_HANDLE:
+        raise ProviderError(
+            f"expected a handle of RetryAfter of {MAX_HANDLE} characters at most, found {len(handle)}"
+        )
+    return RetryAfter(float(seconds), handle, _sentence(found.reason, "the reason of RetryAfter"))
 
 
 def ready_pair(found: object) -> ReadyPair:

@@ -40,7 +40,7 @@ class CAError(Exception):
 
 
 class IdentityError(CAError, ValueError):
-    """A build id or a name suffix cannot become a DNS name."""
+    """A build id, a name or a label is not one: no DNS name, no URI, too long."""
 
 
 class AuthorityClosed(CAError):

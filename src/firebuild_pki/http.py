@@ -28,12 +28,15 @@ from urllib3.exceptions import HTTPError
 
 from firebuild_pki.addresses import is_safe, proxy_for
 from firebuild_pki.connections import (
+    LATE,
+    UNUSABLE,
     TlsFault,
     close_now,
     connection_words,
     make_pool,
     read_anchors,
     read_retry_after,
+    speaks_tls,
     tls_context,
     tls_fault,
     wrapped,
@@ -46,6 +49,7 @@ __all__ = [
     "HTTPClient",
     "HTTPFailure",
     "TlsFault",
+    "backoff",
     "is_safe",
     "read_anchors",
     "tls_context",
@@ -55,8 +59,21 @@ PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that may be others a moment later (RFC 9110, section 15; 429 is of RFC 6585)."""
 _LONGEST_PAUSE: Final = 30.0
 _PIECE: Final = 1 << 16
+_PROBE_SECONDS: Final = 2.0  # plain http goes to this machine only
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """What a header may have (RFC 9110, section 5.5)."""
+
+
+def backoff(attempt: int, first: float, longest: float = _LONGEST_PAUSE) -> float:
+    """Return the seconds to wait after an attempt that failed: doubled each time, up to halved at random.
+
+    Args:
+        attempt: how many were made, at least 1.
+        first: the longest wait after the first of them.
+        longest: that no wait exceeds.
+    """
+    pause = min(first * 2.0 ** min(attempt - 1, 30), longest)
+    return random.uniform(pause / 2, pause)  # noqa: S311 - not for secrets
 
 
 class HTTPFailure(CAError):
@@ -67,6 +84,7 @@ class HTTPFailure(CAError):
         fault: what TLS failed of; None where it did not.
         hint: what to change.
         retryable: whether it may be otherwise a moment later.
+        retry_after: seconds to wait before, that the server asked for.
     """
 
     def __init__(
@@ -76,9 +94,11 @@ class HTTPFailure(CAError):
         fault: TlsFault | None = None,
         hint: str | None = None,
         retryable: bool = False,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(message, hint=hint, retryable=retryable)
         self.fault = fault
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +114,11 @@ class HTTPAnswer:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the status says that all went well."""
+        return 200 <= self.status < 300
 
     @property
     def json(self) -> object:
@@ -194,6 +219,7 @@ class HTTPClient:
         *,
         headers: Mapping[str, str] | None = None,
         again: bool = True,
+        timeout: float | None = None,
     ) -> HTTPAnswer:
         """Send a request, and again after a while if what fails may pass; longer each time.
 
@@ -203,6 +229,7 @@ class HTTPClient:
             body: what to send.
             headers: more headers; secrets in them show nowhere.
             again: False for what must not be done twice, which is sent once.
+            timeout: seconds for each attempt, instead of the client's.
 
         Returns:
             the answer, whatever its status is; the last one, where several asked to come again.
@@ -220,10 +247,11 @@ class HTTPClient:
                     "HTTP cannot carry",
                     hint="look at the secret or setting that it is made of",
                 )
+        seconds = self._timeout if timeout is None else timeout
         last = self._attempts if again else 1
         for attempt in range(1, last):
             try:
-                answer = self._attempt(method, path, body, headers or {})
+                answer = self._attempt(method, path, body, headers or {}, seconds)
             except HTTPFailure as error:
                 if not error.retryable:
                     raise
@@ -232,12 +260,13 @@ class HTTPClient:
                 wait = answer.retry_after
                 if not answer.is_passing or wait > _LONGEST_PAUSE:  # a limit by the hour is not waited for
                     return answer
-            pause = self._first_pause * 2 ** (attempt - 1)
-            self._pause(max(wait, random.uniform(pause / 2, pause)))  # noqa: S311 - not for secrets
-        return self._attempt(method, path, body, headers or {})
+            self._pause(max(wait, backoff(attempt, self._first_pause)))
+        return self._attempt(method, path, body, headers or {}, seconds)
 
-    def _attempt(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> HTTPAnswer:
-        end = self._clock() + self._timeout
+    def _attempt(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], seconds: float
+    ) -> HTTPAnswer:
+        end = self._clock() + seconds
         try:
             # The exceptions of urllib3 hold the request with its headers, so none of them gets out.
             response = self._connected().urlopen(
@@ -249,7 +278,7 @@ class HTTPClient:
                 retries=False,
                 preload_content=False,
                 decode_content=False,
-                timeout=Timeout(connect=self._timeout, read=self._timeout),
+                timeout=Timeout(connect=seconds, read=seconds),
             )
             try:
                 data = self._read(response, end)
@@ -259,6 +288,8 @@ class HTTPClient:
             response.release_conn()
         except (HTTPError, HTTPException, OSError, ValueError) as error:
             raise self._failed(error) from None
+        if response.status == 400 and (failure := self._wants_tls()):  # servers in Go say it with this
+            raise failure
         return HTTPAnswer(response.status, {k.lower(): v for k, v in response.headers.items()}, data)
 
     def _read(self, response: BaseHTTPResponse, end: float) -> bytes:
@@ -274,7 +305,9 @@ class HTTPClient:
     def _connected(self) -> PoolManager:
         if self._pool is None:
             proxy = proxy_for(self.address, self._environ)
-            context = self._context or tls_context()
+            context = self._context
+            if context is None and self.address.startswith("https"):  # reading the system's CAs takes 20 ms
+                context = tls_context()
             self._pool = make_pool(context, proxy, server_name=self._server_name)
         return self._pool
 
@@ -294,6 +327,11 @@ class HTTPClient:
                 words = "its name can't be looked up"
                 passing = cause.errno == socket.EAI_AGAIN
                 return HTTPFailure(f"{self.address}: {words}", hint=self._unreachable, retryable=passing)
+        words = connection_words(chain)
+        if words == UNUSABLE:
+            return HTTPFailure(f"{self.address}: {words}", hint=self._unreachable)
+        if words != LATE and (failure := self._wants_tls()):  # HashiCorp Vault just hangs up
+            return failure
         hint, refused = self._unreachable, None
         if urlsplit(self.address).scheme == "https" and any(
             isinstance(cause, BrokenPipeError | ConnectionResetError) for cause in chain
@@ -301,6 +339,12 @@ class HTTPClient:
             # A server of TLS 1.3 looks at the client's certificate after the client's handshake (RFC 8446,
             # section 2): what is sent meanwhile may meet its closed end before its alert arrives.
             hint, refused = self._hints.get(TlsFault.REFUSED, hint), TlsFault.REFUSED
-        return HTTPFailure(
-            f"{self.address}: {connection_words(chain)}", fault=refused, hint=hint, retryable=True
-        )
+        return HTTPFailure(f"{self.address}: {words}", fault=refused, hint=hint, retryable=True)
+
+    def _wants_tls(self) -> HTTPFailure | None:
+        """Find out whether plain http gets no answer because the port speaks TLS."""
+        parts = urlsplit(self.address)
+        if parts.scheme != "http" or not speaks_tls(parts.hostname or "", parts.port or 80, _PROBE_SECONDS):
+            return None
+        words = "this port speaks TLS, not plain http"
+        return HTTPFailure(f"{self.address}: {words}", hint=f"use https://{parts.netloc}")

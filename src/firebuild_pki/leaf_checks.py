@@ -15,7 +15,7 @@ from firebuild_pki.chain import describe, extension_of, serial_of
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
 from firebuild_pki.wrapping import one_text
-from firebuild_pki.x509 import USAGE
+from firebuild_pki.x509 import USAGE, alternative_name, usages_of
 
 # Vault, step-ca, AWS Private CA and cfssl put both into a certificate unless told otherwise. Which end a
 # certificate is for is settled without them: the guest demands the server's name, and the server the very
@@ -44,16 +44,22 @@ class LeafFindings:
 
 
 def check_leaf(
-    leaf: x509.Certificate, profile: Profile, names: tuple[str, ...], *, exact: bool
+    leaf: x509.Certificate,
+    profile: Profile,
+    names: tuple[str, ...],
+    *,
+    exact: bool,
+    uris: tuple[str, ...] = (),
 ) -> LeafFindings:
     """Check what the leaf is, whom it names and what it may be used for.
 
     Args:
-        leaf: the certificate of the server or the guest.
-        profile: which of the two.
+        leaf: the certificate of the server, the guest or a peer.
+        profile: which of them.
         names: the DNS names that must be in it.
         exact: whether other names, and usages besides `BOTH`, are forbidden; else both are allowed, the
             usages with a warning. anyExtendedKeyUsage is always forbidden.
+        uris: the URIs that must be in it, as `names`.
 
     Raises:
         MaterialError: a must failed.
@@ -61,7 +67,7 @@ def check_leaf(
     if is_ca(leaf):
         raise MaterialError(f"expected an end-entity certificate, but {describe(leaf)} is a CA")
     warnings = (
-        *_names(leaf, names, exact=exact),
+        *_names(leaf, names, uris, exact=exact),
         *_extended_usage(leaf, profile, exact=exact),
         *_key_usage(leaf),
         *_serial(leaf),
@@ -81,28 +87,30 @@ def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(str(name.value) for name in alternative or ())
 
 
-def _names(leaf: x509.Certificate, names: tuple[str, ...], *, exact: bool) -> list[str]:
+def _names(
+    leaf: x509.Certificate, names: tuple[str, ...], uris: tuple[str, ...], *, exact: bool
+) -> list[str]:
     found = set(extension_of(leaf, x509.SubjectAlternativeName) or ())
-    expected = {x509.DNSName(name) for name in names}
+    expected = set(alternative_name(names, uris))
     if found == expected or (not exact and found > expected):
         return []
-    wanted = ", ".join(names) + (" and nothing else" if found > expected else "")
+    wanted = ", ".join((*names, *uris)) + (" and nothing else" if found > expected else "")
     shown = one_text(", ".join(sorted(str(name.value) for name in found)), 500) or "none"
     raise MaterialError(f"expected a certificate for {wanted}, found subject alternative names: {shown}")
 
 
 def _extended_usage(leaf: x509.Certificate, profile: Profile, *, exact: bool) -> list[str]:
-    wanted = USAGE[profile]
+    wanted = set(usages_of(profile))
     found = set(extension_of(leaf, x509.ExtendedKeyUsage) or ())
-    if found == {wanted}:
+    if found == wanted:
         return []
-    shown = ", ".join(sorted(map(_usage_name, found))) or "none"
+    names, shown = (", ".join(sorted(map(_usage_name, one))) or "none" for one in (wanted, found))
     text = (
-        f"expected the extended key usage {_usage_name(wanted)} and nothing else in the "
+        f"expected the extended key usage {names} and nothing else in the "
         f"{profile} certificate, found: {shown}"
     )
     too_much = found - BOTH if exact else found & {ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}
-    if wanted not in found or too_much:
+    if not wanted <= found or too_much:
         raise MaterialError(text)
     return [text]
 

@@ -1,29 +1,114 @@
-"""`TLSMaterial`: all that one end of a mutual TLS connection needs."""
+"""`TLSMaterial`: all that one end of a mutual TLS connection needs; `IssuedCertificate`: without the key."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from firebuild_pki.provider import Profile
 
 if TYPE_CHECKING:
     import ssl
 
+_RENEW_AT: Final = 2 / 3
+_JITTER: Final = 1 / 12
+
+
+class _Renewable:
+    """When the successor of a certificate is due."""
+
+    __slots__ = ()
+    not_before: datetime
+    not_after: datetime
+    fingerprint_sha256: str
+
+    @property
+    def renew_at(self) -> datetime:
+        """When to renew: at two thirds of the life, or up to a twelfth of the life earlier.
+
+        The fingerprint decides how much earlier: certificates that were issued together are not renewed
+        together, and whoever asks about one gets the same moment.
+        """
+        earlier = int(self.fingerprint_sha256[:8], 16) / 0xFFFFFFFF
+        return self.not_before + (self.not_after - self.not_before) * (_RENEW_AT - _JITTER * earlier)
+
+    def renewal_due(self, now: datetime | None = None) -> bool:
+        """Tell whether it is time to renew; see `renew_at`.
+
+        Args:
+            now: the current time, timezone-aware; by default that of this machine.
+        """
+        return (datetime.now(UTC) if now is None else now) >= self.renew_at
+
 
 @dataclass(frozen=True, slots=True)
-class TLSMaterial:
+class IssuedCertificate(_Renewable):
+    """A certificate for a key that somebody else holds; see `Authority.sign_csr`.
+
+    Args:
+        certificate_chain_pem: leaf first, then its issuers, no root.
+        trust_pem: the anchors to check the peer against.
+        server_name: as of `TLSMaterial`.
+        identity: its first name.
+        not_before: start of the leaf's validity, UTC.
+        not_after: end of the leaf's validity, UTC.
+        fingerprint_sha256: of the leaf, in hexadecimal.
+        names: all its names: DNS names, then URIs.
+        profile: what it is for.
+        ttl: the lifetime that was asked for.
+    """
+
+    certificate_chain_pem: bytes = field(repr=False)
+    trust_pem: bytes = field(repr=False)
+    server_name: str
+    identity: str
+    not_before: datetime
+    not_after: datetime
+    fingerprint_sha256: str
+    names: tuple[str, ...]
+    profile: Profile
+    ttl: timedelta
+
+    def with_key(self, private_key_pem: bytes) -> TLSMaterial:
+        """Add the key, which the caller holds.
+
+        Args:
+            private_key_pem: PKCS#8 PEM, unencrypted; that it fits is not checked.
+        """
+        return TLSMaterial(
+            self.certificate_chain_pem,
+            private_key_pem,
+            self.trust_pem,
+            self.server_name,
+            self.identity,
+            self.not_before,
+            self.not_after,
+            self.fingerprint_sha256,
+            self.names,
+            self.profile,
+            self.ttl,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TLSMaterial(_Renewable):
     """Certificate, key and trust of one end of a connection. The key never shows in a repr.
 
     Args:
         certificate_chain_pem: leaf first, then its issuers, no root.
         private_key_pem: PKCS#8 PEM, unencrypted.
         trust_pem: the anchors to check the peer against.
-        server_name: the server's DNS name, for both ends: the client must check it.
-        identity: this end's own DNS name.
+        server_name: the server's DNS name, for both ends: the client must check it. Empty for a client or
+            peer that was issued without one.
+        identity: this end's own name, the first one.
         not_before: start of the leaf's validity, UTC.
         not_after: end of the leaf's validity, UTC.
         fingerprint_sha256: of the leaf, in hexadecimal.
+        names: all names that were asked for: DNS names, then URIs.
+        profile: what it is for; None in material that no authority made.
+        ttl: the lifetime that was asked for.
     """
 
     certificate_chain_pem: bytes = field(repr=False)
@@ -34,6 +119,9 @@ class TLSMaterial:
     not_before: datetime
     not_after: datetime
     fingerprint_sha256: str
+    names: tuple[str, ...] = ()
+    profile: Profile | None = None
+    ttl: timedelta | None = None
 
     def ssl_context(self, server_side: bool = False) -> ssl.SSLContext:
         """Make a context for the standard library's ssl: TLS 1.2 or later, peer required.

@@ -27,7 +27,7 @@ Clock = Callable[[], datetime]
 """Returns the current time, timezone-aware, in UTC."""
 
 RESERVED_NAMES = frozenset(
-    {"provider", "observers", "name_suffix", "key_type", "revoke_at_end", "call_timeout"}
+    {"provider", "observers", "name_suffix", "key_type", "revoke_at_end", "call_timeout", "issue_timeout"}
 )
 """Keys of the ``ca`` section that are not providers."""
 
@@ -38,10 +38,23 @@ def utc_now() -> datetime:
 
 
 class Profile(StrEnum):
-    """Which end of the connection a certificate is for."""
+    """Which end of a connection a certificate is for.
+
+    Iteration yields the two ends, as that of a `Flag` leaves out its composite members: providers iterate to
+    look at the setting of each end, and those written before there were peers go on working.
+    """
 
     SERVER = "server"
+    """Extended key usage serverAuth."""
     GUEST = "guest"
+    """clientAuth: the guest of a build, or any other client."""
+    CLIENT = "guest"
+    """Another name of GUEST, for clients that are no guests of a build."""
+    PEER = "peer"
+    """serverAuth and clientAuth: a workload that accepts mutual TLS, and opens it to its like."""
+
+
+Profile._member_names_.remove("PEER")  # what iteration goes by
 
 
 class Capability(StrEnum):
@@ -53,6 +66,10 @@ class Capability(StrEnum):
     """Holds finished pairs of certificate and key; there is nothing to sign with."""
     REVOKE = "revoke"
     """Can take back a certificate that it signed."""
+    URI_NAMES = "uri-names"
+    """Signs certificates with URIs as names, such as SPIFFE IDs."""
+    PEER = "peer"
+    """Signs certificates of the profile `Profile.PEER`, which have both usages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +110,7 @@ class ProviderSpec:
         settings_model: pydantic model (best: a `Settings`) of the block ``ca.<name>``.
         factory: makes the provider from its validated settings; no I/O.
         summary: one line for listings.
-        capabilities: SIGN or READY_PAIRS, and REVOKE where it applies. Both of the first two where
+        capabilities: SIGN or READY_PAIRS, and the others where they apply. Both of the first two where
             the settings decide; then the provider says which (`CAProvider.capabilities`).
         api_version: the version of the contract that the provider was written for.
     """
@@ -163,11 +180,14 @@ class SignRequest:
 
     Args:
         csr_pem: PKCS#10 request with the public key, the names, and a label as common name.
-        profile: server gets the extended key usage serverAuth, guest clientAuth; both together is a
-            warning, anything else is refused.
-        dns_names: exactly the names for the subject alternative name.
+        profile: server gets the extended key usage serverAuth, guest clientAuth; one more of the two is a
+            warning, anything else is refused. A peer gets both; capability PEER.
+        dns_names: exactly the DNS names for the subject alternative name; may be empty if there are URIs.
         ttl: wanted lifetime from now on. A shorter one is accepted while it covers the build.
         build_id: for the backend's own records.
+        uri_names: exactly the URIs for the subject alternative name; empty without capability URI_NAMES.
+        labels: for the backend's own audit, such as the tag of an image; 16 at most, keys like DNS labels,
+            values of 256 printable ASCII characters at most. The framework has checked that.
     """
 
     csr_pem: bytes
@@ -175,6 +195,8 @@ class SignRequest:
     dns_names: tuple[str, ...]
     ttl: timedelta
     build_id: str
+    uri_names: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +213,25 @@ class SignedCertificate:
     certificate_pem: bytes
     chain_pem: bytes = b""
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """The other answer to a `SignRequest`: the certificate is not there yet; `CAProvider.poll` asks again.
+
+    The framework waits outside the provider's thread, for ``ca.issue_timeout`` altogether.
+
+    Args:
+        seconds: how long to wait before asking again; zero or more, and finite. Something that will never be
+            issued is a `CAError` with the reason.
+        handle: what `poll` needs to find the certificate, such as its ARN or the id of an order; 4096
+            characters at most. Nobody else looks at it; it is never shown.
+        reason: what is waited for, in a few words, for people: "an approver has to confirm order 12".
+    """
+
+    seconds: float
+    handle: str = field(default="", repr=False)
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +297,20 @@ class CAProvider(ABC):
     def trust_bundle(self) -> TrustBundle:
         """Return the anchors; called after `open`."""
 
-    def sign(self, request: SignRequest) -> SignedCertificate:
-        """Sign a request (capability SIGN)."""
+    def sign(self, request: SignRequest) -> SignedCertificate | RetryAfter:
+        """Sign a request (capability SIGN), or say when to ask again for its certificate."""
         raise UnsupportedOperation(f"signing a {request.profile} certificate is not implemented")
+
+    def poll(self, request: SignRequest, handle: str) -> SignedCertificate | RetryAfter:  # noqa: ARG002
+        """Fetch the certificate that `sign` could not return yet; by default, ask `sign` again.
+
+        Other requests may be signed in between.
+
+        Args:
+            request: as it was given to `sign`.
+            handle: that of the last `RetryAfter` for this request.
+        """
+        return self.sign(request)
 
     def ready_pair(self, profile: Profile) -> ReadyPair:
         """Return the operator's pair for one end of the connection (capability READY_PAIRS)."""
@@ -287,13 +339,15 @@ class CAEvent:
         time: when, UTC.
         provider: name of the provider.
         build_id: the build it was for.
-        profile: server or guest; None for CLOSED.
-        names: DNS names of the certificate.
+        profile: server, guest or peer; None for CLOSED.
+        names: DNS names and URIs of the certificate.
         serial: serial number in hexadecimal.
         fingerprint_sha256: of the certificate, in hexadecimal.
         not_before: start of the validity.
         not_after: end of the validity.
         reason: why it was refused.
+        labels: those of the request.
+        signature_algorithm: what the certificate is signed with: ``ECDSA with SHA-256``, ``ML-DSA-65``.
     """
 
     kind: EventKind
@@ -307,3 +361,5 @@ class CAEvent:
     not_before: datetime | None = None
     not_after: datetime | None = None
     reason: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    signature_algorithm: str | None = None

@@ -53,7 +53,7 @@ from firebuild_pki.rfc5280 import (
     name_problem,
 )
 from firebuild_pki.wrapping import one_text
-from firebuild_pki.x509 import USAGE
+from firebuild_pki.x509 import usages_of
 
 _MAX_WAYS: Final = 100
 
@@ -66,7 +66,7 @@ class Expectation:
     """What was asked for, and the time for which it has to hold.
 
     Args:
-        profile: server or guest.
+        profile: server, guest or peer.
         names: the DNS names wanted.
         public_key: the key that was to be certified.
         now: current time, UTC.
@@ -74,6 +74,7 @@ class Expectation:
         deadline: latest moment at which the build may still need the certificate.
         exact: whether names must match exactly, and the extended key usage up to the other end's.
             Ready pairs may have more of both.
+        uris: the URIs wanted.
     """
 
     profile: Profile
@@ -83,6 +84,7 @@ class Expectation:
     deadline: datetime
     ttl: timedelta | None = None
     exact: bool = True
+    uris: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ def verify_certificate(
         leaf = _leaf_with_key(found, expected.public_key)
         found.remove(leaf)
         _must_be_valid(leaf, expected.now)
-        about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact)
+        about = check_leaf(leaf, expected.profile, expected.names, exact=expected.exact, uris=expected.uris)
         chain, reason = _path_that_holds(leaf, found, trust, expected)
         warnings = [*about.warnings, *_lifetime(leaf, expected), *reason, *_identifiers(chain)]
         if expected.exact and tuple(found) != chain.issuers:  # operators' own files may be in any order
@@ -245,23 +247,27 @@ class Way:
 
     def holds(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         """Tell whether a chain passes every check, strictly; no if it has to be looked at more closely."""
-        if not self._lasts(leaf, expected):
-            return False
-        if signature_problem(leaf) or key_problem(leaf) or identifier_problem(leaf, self._issuer):
+        own = signature_problem(leaf) or key_problem(leaf) or identifier_problem(leaf, self._issuer)
+        if own or not self._lasts(leaf, expected):
             return False
         usage = expected.profile if self._restricted else None
         # Of other kinds of name path validation has an opinion of its own.
         if usage in self._proven and (not self._constraints or has_only_dns_names(leaf)):
             permitted = not any(one.problem(leaf) for one in self._constraints)
-            return permitted and _passes(self._under_issuer, leaf, (), expected)
-        chain = self.below(leaf)
+            return permitted and _passes(self._under_issuer, self.below(leaf), expected, proven=True)
+        holds = self._holds_whole(leaf, expected)
+        if holds:
+            self._proven.add(usage)
+        return holds
+
+    def _holds_whole(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         steps = pairwise((leaf, *self._authorities))
-        if any(claim_problem(*step) or identifier_problem(*step) for step in steps) or name_problem(chain):
+        if any(claim_problem(*step) or identifier_problem(*step) for step in steps):
             return False
-        if not _passes(_strict(self._anchor), leaf, self._issuers, expected):
+        chain = self.below(leaf)
+        if (self._constraints and name_problem(chain)) or _nameless_server_problem(chain, expected):
             return False
-        self._proven.add(usage)
-        return True
+        return _passes(_strict(self._anchor), chain, expected)
 
     def _lasts(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         end = min(self._end, leaf.not_valid_after_utc)
@@ -358,25 +364,26 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     problem = key_problem(chain.leaf)
     if problem is not None:
         raise MaterialError(f"{describe(chain.leaf)} {problem}")
-    problem = name_problem(chain)
+    problem = name_problem(chain) or _nameless_server_problem(chain, expected)
     if problem is not None:
         raise MaterialError(f"{refuses}: {problem}")
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
     strict = _strict(chain.anchor)
-    reason = _path_failure(strict, chain.leaf, chain.issuers, expected)
+    reason = _path_failure(strict, chain, expected)
     if reason is None:
         return []
     lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
-    refusal = _path_failure(lenient, chain.leaf, chain.issuers, expected)
+    refusal = _path_failure(lenient, chain, expected)
     if refusal is None:
         return [f"strict TLS libraries may refuse the chain: {reason}"]
     if not constraints_of(chain.authorities):
         raise MaterialError(f"{refuses}: {refusal}")
     # Name constraints that this verifier refuses to read are none that TLS libraries refuse.
-    problem = authority_problem(chain, USAGE[expected.profile])
-    if problem is not None:
-        raise MaterialError(f"{refuses}: {problem}")
+    for usage in usages_of(expected.profile):
+        problem = authority_problem(chain, usage)
+        if problem is not None:
+            raise MaterialError(f"{refuses}: {problem}")
     return []
 
 
@@ -397,30 +404,32 @@ def _identifiers(chain: Chain) -> list[str]:
 
 
 def _path_failure(
-    policy: PolicyBuilder,
-    leaf: x509.Certificate,
-    issuers: Sequence[x509.Certificate],
-    expected: Expectation,
+    policy: PolicyBuilder, chain: Chain, expected: Expectation, *, proven: bool = False
 ) -> str | None:
-    policy = policy.time(expected.now)
+    """Validate a path; of one whose CAs are proven, only up to the issuer, which the policy then trusts."""
+    policy, leaf = policy.time(expected.now), chain.leaf
+    issuers = [] if proven else list(chain.issuers)
     try:
-        if expected.profile is Profile.SERVER:
-            _server_verifier(policy, leaf, expected.names[0]).verify(leaf, [*issuers])
-        else:
-            policy.build_client_verifier().verify(leaf, [*issuers])
+        # A peer is both. One without a DNS name, as SPIFFE has it, is no server that this verifier knows.
+        if expected.profile is not Profile.SERVER:
+            policy.build_client_verifier().verify(leaf, issuers)
+        if expected.profile is not Profile.GUEST and expected.names:
+            _server_verifier(policy, leaf, expected.names[0]).verify(leaf, issuers)
     except VerificationError as error:
         return error_message(error).removeprefix("validation failed: ")
     return None
 
 
-def _passes(
-    policy: PolicyBuilder,
-    leaf: x509.Certificate,
-    issuers: Sequence[x509.Certificate],
-    expected: Expectation,
-) -> bool:
+def _nameless_server_problem(chain: Chain, expected: Expectation) -> str | None:
+    """Check the CAs above a peer without a DNS name, which path validation cannot check as a server."""
+    if expected.profile is Profile.GUEST or expected.names:
+        return None
+    return authority_problem(chain, ExtendedKeyUsageOID.SERVER_AUTH)
+
+
+def _passes(policy: PolicyBuilder, chain: Chain, expected: Expectation, *, proven: bool = False) -> bool:
     try:
-        return _path_failure(policy, leaf, issuers, expected) is None
+        return _path_failure(policy, chain, expected, proven=proven) is None
     except MaterialError:  # said by the search that follows
         return False
 

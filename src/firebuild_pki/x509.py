@@ -10,15 +10,16 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firebuild_pki.keys import PrivateKey
+from firebuild_pki.keys import CAPrivateKey, MLDSAPrivateKey, PrivateKey
 from firebuild_pki.provider import Profile
 
 MAX_COMMON_NAME = 64
@@ -28,7 +29,12 @@ USAGE = {
     Profile.SERVER: ExtendedKeyUsageOID.SERVER_AUTH,
     Profile.GUEST: ExtendedKeyUsageOID.CLIENT_AUTH,
 }
-"""The only extended key usage of each kind of leaf."""
+"""The extended key usage of each end of a connection."""
+
+
+def usages_of(profile: Profile) -> tuple[x509.ObjectIdentifier, ...]:
+    """The extended key usages of a kind of leaf: one, or for a peer both."""
+    return tuple(USAGE.values()) if profile is Profile.PEER else (USAGE[profile],)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,7 @@ class Issuer:
     """A CA certificate and its private key."""
 
     certificate: x509.Certificate
-    key: PrivateKey
+    key: CAPrivateKey
 
     def __repr__(self) -> str:
         return f"Issuer({self.certificate.subject.rfc4514_string()!r})"
@@ -94,12 +100,17 @@ def only_below(domain: str, names: Iterable[str] = ()) -> x509.NameConstraints:
             *(x509.UniformResourceIdentifier(host) for host in hosts or (domain,)),
             x509.RFC822Name(domain),
         ],
-        [x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0")],
+        _every_address(),
     )
 
 
+@cache
+def _every_address() -> tuple[x509.IPAddress, ...]:
+    return tuple(x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0"))
+
+
 def make_root(
-    key: PrivateKey,
+    key: CAPrivateKey,
     validity: Validity,
     *,
     with_intermediate: bool,
@@ -119,7 +130,7 @@ def make_root(
     return Issuer(builder.sign(key, _hash(key)), key)
 
 
-def make_intermediate(key: PrivateKey, root: Issuer, validity: Validity) -> Issuer:
+def make_intermediate(key: CAPrivateKey, root: Issuer, validity: Validity) -> Issuer:
     """Make the CA below the root that signs leaves; it repeats the root's name constraints.
 
     So they also hold for a peer that trusts the intermediate itself, or that heeds none of an anchor
@@ -140,6 +151,7 @@ def make_leaf(
     *,
     profile: Profile,
     dns_names: Sequence[str],
+    uri_names: Sequence[str] = (),
 ) -> x509.Certificate:
     """Make the certificate of one end of a connection.
 
@@ -149,6 +161,7 @@ def make_leaf(
         validity: wanted period; cut to that of the issuer.
         profile: decides the extended key usage.
         dns_names: the identity; the first one is the common name where it is short enough.
+        uri_names: URIs besides or in place of DNS names, such as a SPIFFE ID.
     """
     subject = leaf_subject(dns_names)
     limited = validity.within(issuer.certificate)
@@ -156,25 +169,25 @@ def make_leaf(
     builder = (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(digital_signature=True), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([USAGE[profile]]), critical=False)
-        .add_extension(_alternative_name(dns_names), critical=not subject)
+        .add_extension(x509.ExtendedKeyUsage(usages_of(profile)), critical=False)
+        .add_extension(alternative_name(dns_names, uri_names), critical=not subject)
         .add_extension(_authority_key_identifier(issuer), critical=False)
     )
     return builder.sign(issuer.key, _hash(issuer.key))
 
 
-def make_csr(key: PrivateKey, dns_names: Sequence[str]) -> bytes:
+def make_csr(key: PrivateKey, dns_names: Sequence[str], uri_names: Sequence[str] = ()) -> bytes:
     """Write a PKCS#10 request (RFC 2986) for the names, as PEM."""
     subject = leaf_subject(dns_names)
     builder = x509.CertificateSigningRequestBuilder(subject).add_extension(
-        _alternative_name(dns_names), critical=not subject
+        alternative_name(dns_names, uri_names), critical=not subject
     )
     return builder.sign(key, _hash(key)).public_bytes(serialization.Encoding.PEM)
 
 
 def leaf_subject(dns_names: Sequence[str]) -> x509.Name:
-    """Take the first name as common name; a longer one leaves the subject empty."""
-    if len(dns_names[0]) > MAX_COMMON_NAME:
+    """Take the first name as common name; a longer one, and no DNS name at all, leave the subject empty."""
+    if not dns_names or len(dns_names[0]) > MAX_COMMON_NAME:
         return x509.Name([])
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, dns_names[0])])
 
@@ -186,10 +199,15 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 def to_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     """Write certificates one after the other."""
-    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
+    return b"".join(map(_pem, certificates))
 
 
-def _ca_name(role: str, public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> x509.Name:
+@lru_cache(maxsize=16)  # a CA's is written with each of its leaves, a leaf's by provider and framework
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _ca_name(role: str, public_key: CertificatePublicKeyTypes) -> x509.Name:
     # a part of the key's digest keeps the names of different authorities apart
     digest = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"firebuild {role} {digest[:16]}")])
@@ -245,8 +263,10 @@ def _key_usage(
     )
 
 
-def _alternative_name(dns_names: Sequence[str]) -> x509.SubjectAlternativeName:
-    return x509.SubjectAlternativeName([x509.DNSName(name) for name in dns_names])
+def alternative_name(dns_names: Sequence[str], uri_names: Sequence[str]) -> x509.SubjectAlternativeName:
+    """Write the names of a leaf as its subject alternative name."""
+    uris = [x509.UniformResourceIdentifier(uri) for uri in uri_names]
+    return x509.SubjectAlternativeName([*map(x509.DNSName, dns_names), *uris])
 
 
 def _authority_key_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
@@ -257,7 +277,9 @@ def _authority_key_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(extension.value)
 
 
-def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
+def _hash(key: CAPrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    if isinstance(key, MLDSAPrivateKey):  # hashes by itself (RFC 9881 section 3)
+        return None
     # RFC 5480 section 4: a hash of the strength of the curve
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:
         return hashes.SHA384()

@@ -71,12 +71,12 @@ def test_providers_lists_what_is_installed_and_what_is_wrong_with_it(cli: Cli, i
         install(f"twins-{number}", "", name="twin", module=f"twin_{number}")
     out = cli("ca", "providers").out
     assert "\nembedded  firebuild " in out
-    assert "(sign)\n          a CA in memory, " in out
+    assert "(peer, sign, uri-names)\n          a CA in memory, " in out
     assert "acme      acme-broken 1.2 (cannot be used)\n          cannot use the plugin of acme-broken" in out
     assert out.count('          the provider name "twin" is claimed by twins-1 1.2 and twins-2 1.2\n') == 2
     assert "          hint: uninstall all but one\n" in out
     listed = {one["name"]: one for one in json.loads(cli("ca", "providers", "--json").out)}
-    assert listed["embedded"]["capabilities"] == ["sign"]
+    assert listed["embedded"]["capabilities"] == ["peer", "sign", "uri-names"]
     assert listed["embedded"]["location"].endswith("embedded.py")
     assert "nowhere_at_all" in listed["acme"]["problem"]
 

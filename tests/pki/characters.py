@@ -17,6 +17,7 @@ from firebuild_pki import (
     Profile,
     ProviderContext,
     ReadyPair,
+    RetryAfter,
     Settings,
     SignedCertificate,
     SignRequest,
@@ -257,3 +258,40 @@ scribe = Scribe()
 snorer = Snorer()
 bad_model = BadModel()
 failing_model = FailingModel()
+
+
+class Registrar(Operator):
+    """A CA that issues later: `ANSWERS` are what it says to each question, the certificate where they end."""
+
+    def __init__(self, settings: Settings, context: ProviderContext) -> None:
+        super().__init__(signed_with_chain, root_only)
+
+    def sign(self, request: SignRequest) -> Any:
+        return self._answer(request, "new")
+
+    def poll(self, request: SignRequest, handle: str) -> Any:
+        return self._answer(request, handle)
+
+    def _answer(self, request: SignRequest, handle: str) -> Any:
+        ASKED.append((request.profile, handle))
+        return ANSWERS.pop(0) if ANSWERS else signed_with_chain(self, request)
+
+
+ANSWERS: list[Any] = []
+ASKED: list[tuple[Profile, str]] = []
+registrar = Plugin("registrar", Registrar)
+
+
+class ImpatientRegistrar(Operator):
+    """Wants the same request once more, and knows of no handles."""
+
+    def __init__(self, settings: Settings, context: ProviderContext) -> None:
+        super().__init__(signed_with_chain, root_only)
+        self._asked = 0
+
+    def sign(self, request: SignRequest) -> Any:
+        self._asked += 1
+        return RetryAfter(0) if self._asked < 3 else signed_with_chain(self, request)
+
+
+impatient = Plugin("impatient", ImpatientRegistrar)

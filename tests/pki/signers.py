@@ -116,6 +116,21 @@ STARTED = NOW - timedelta(minutes=5)
 good = _flawed("good")
 
 
+def _with_uris(name: str, *uris: str) -> Plugin:
+    def sign(provider: Operator, request: SignRequest) -> SignedCertificate:
+        found = [x509.UniformResourceIdentifier(uri.format(*request.uri_names)) for uri in uris]
+        return SignedCertificate(pem(provider.leaf(request, other_names=found)), provider.intermediate.pem)
+
+    capabilities = (Capability.SIGN, Capability.URI_NAMES)
+    return Plugin(name, lambda settings, context: Operator(sign, root_only), capabilities=capabilities)
+
+
+uris_too = _with_uris("uris-too", "{}")
+no_uri = _with_uris("no-uri")
+other_uri = _with_uris("other-uri", "spiffe://example.org/admin")
+more_uris = _with_uris("more-uris", "{}", "spiffe://example.org/admin")
+
+
 def _with_two_intermediates(provider: Operator, request: SignRequest) -> SignedCertificate:
     issuing = OperatorCA("Operator Issuing", provider.intermediate)
     usage = SERVER_AUTH if request.profile is Profile.SERVER else CLIENT_AUTH

@@ -73,7 +73,7 @@ other: 1
         '(hint: did you mean "embedded"?)',
         "fb.yaml:10:16: ca.name_suffix: expected a string, found a number",
         "fb.yaml:11:3: ca.bundled: neither a setting nor an installed plugin (hint: known are: "
-        "call_timeout, embedded, key_type, name_suffix, observers, provider, revoke_at_end)",
+        "call_timeout, embedded, issue_timeout, key_type, name_suffix, observers, provider, revoke_at_end)",
         "fb.yaml:12:1: other: unknown setting (hint: known are: ca, server)",
     ]
 

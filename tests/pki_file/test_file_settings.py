@@ -13,6 +13,7 @@ from firebuild_pki.providers.file.settings import FileSettings
 from pki_file.operator_files import opened, settings_of
 
 SIGN = {"ca_cert": "ca.pem", "ca_key": "ca.key"}
+SIGNS = {Capability.SIGN, Capability.URI_NAMES, Capability.PEER}
 PAIRS = {
     "ca_cert": "ca.pem",
     "server_cert": "s.pem",
@@ -40,11 +41,11 @@ def test_both_ways_are_complete_as_they_are() -> None:
 
 
 def test_the_settings_decide_what_the_provider_can_do() -> None:
-    assert capabilities(**SIGN) == {Capability.SIGN}
-    assert capabilities() == {Capability.SIGN}
+    assert capabilities(**SIGN) == SIGNS
+    assert capabilities() == SIGNS
     assert capabilities(**PAIRS) == {Capability.READY_PAIRS}
     assert capabilities(server_key="s.key") == {Capability.READY_PAIRS}
-    assert set(register_ca_providers().capabilities) == {Capability.SIGN, Capability.READY_PAIRS}
+    assert set(register_ca_providers().capabilities) == {*SIGNS, Capability.READY_PAIRS}
 
 
 def test_nothing_at_all_is_too_little() -> None:

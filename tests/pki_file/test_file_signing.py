@@ -14,6 +14,7 @@ from firebuild_pki import (
     CAProvider,
     Profile,
     ProviderContext,
+    SignedCertificate,
     SignRequest,
     UnsupportedOperation,
     open_authority,
@@ -287,7 +288,7 @@ def test_a_closed_provider_has_no_keys_and_can_be_opened_again(usual: Shop) -> N
             with pytest.raises(AuthorityClosed, match="the provider is not open"):
                 call()
         provider.open()
-        assert provider.sign(REQUEST).certificate_pem
+        assert isinstance(provider.sign(REQUEST), SignedCertificate)
         assert [one for one in vars(provider).values() if isinstance(one, SigningCA)]
         provider.close()
         provider.close()

@@ -24,7 +24,7 @@ def test_a_usable_provider_says_what_it_is_and_where() -> None:
     [listed] = [one for one in list_providers() if one.name == "embedded"]
     assert listed.distribution == "firebuild"
     assert Path(listed.location).name == "embedded.py"
-    assert listed.capabilities == ("sign",)
+    assert listed.capabilities == ("peer", "sign", "uri-names")
     assert listed.problem is None
     assert list(listed.to_json()) == [
         *("name", "distribution", "version", "location", "summary", "capabilities", "problem", "hint"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from datetime import timedelta
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from firebuild_pki import Profile, ProviderError, SignRequest
 from firebuild_pki.keys import generate_key
 from firebuild_pki.providers.vault.nodes import Place, hint_for, relevant_warning
-from firebuild_pki.providers.vault.transport import failure_of
 from firebuild_pki.x509 import make_csr
 from pki.tools import OperatorCA
 from pki_vault.providing import AGAIN, LOGIN, logging_in
@@ -100,12 +98,6 @@ def test_other_words_of_the_server_are_passed_on() -> None:
     place = Place("pki", "builds")
     assert relevant_warning(" mind\nthe gap ", place) == "the server remarked: mind the gap"
     assert hint_for("something else", place) is None
-
-
-def test_a_name_server_that_is_busy_is_asked_again() -> None:
-    failure = failure_of("https://vault.example", socket.gaierror(socket.EAI_AGAIN, "try again"))
-    assert not failure.lasting
-    assert "cannot be looked up just now" in failure.reason
 
 
 def test_secrets_that_a_server_quotes_are_not_repeated() -> None:

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives import serialization
 from baoserver.process import free_port
 from firebuild_pki import CAError, ProviderError
 from firebuild_pki.keys import generate_key
-from firebuild_pki.providers.vault.transport import failure_of
 from pki.tools import OperatorCA, pem
 from pki_vault.scripted import Reply, scripted
 from pki_vault.tools import Backend, ClientCertificate, raises
@@ -205,30 +204,6 @@ def test_a_server_that_wants_a_client_certificate_says_so(
     address, tls = demanding
     with raises(ProviderError, f"{address}: it refused the TLS connection: ", "set tls.cert_file"):
         backend.open(address=address, tls=tls)
-
-
-@pytest.mark.parametrize(
-    ("error", "reason", "words", "lasting"),
-    [
-        (ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] alert"), "", "TLS failed", True),
-        (ssl.SSLEOFError(8, "EOF"), "", "the connection was cut off", False),
-        (ssl.SSLError(1, "EOF"), "UNEXPECTED_EOF_WHILE_READING", "the connection was cut off", False),
-        (OSError("no number"), "", "the connection failed", False),
-        (TimeoutError(), "", "no answer in time", False),
-    ],
-)
-def test_faults_of_the_connection_in_words(error: Exception, reason: str, words: str, lasting: bool) -> None:
-    if isinstance(error, ssl.SSLError):
-        error.reason = reason
-    failure = failure_of("https://vault.example", error)
-    assert (words in failure.reason, failure.lasting) == (True, lasting)
-
-
-def test_an_expired_certificate_is_told_from_a_wrong_one() -> None:
-    error = ssl.SSLCertVerificationError(1, "expired")
-    error.reason = "CERTIFICATE_VERIFY_FAILED"
-    error.verify_message = "certificate has expired"
-    assert "renew Vault's own certificate" in str(failure_of("https://v", error).hint)
 
 
 def test_a_closed_port_is_named(backend: Backend) -> None:

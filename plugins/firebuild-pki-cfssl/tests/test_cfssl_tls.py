@@ -73,7 +73,7 @@ def test_https_to_a_server_without_tls(server: str) -> None:
 def test_http_to_a_server_with_tls(tls_server: str) -> None:
     # Go's server says 400 and hangs up, and the one may overtake the other
     said = refusal(tls_server)
-    assert "found HTTP status 400" in said or "wants https" in said
+    assert "this port speaks TLS, not plain http" in said or "wants https" in said
 
 
 def test_an_unreadable_ca_file(pki: Pki, tmp_path: Path) -> None:

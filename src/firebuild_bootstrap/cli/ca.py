@@ -205,6 +205,51 @@ def revoke(
 
 
 @ca.command()
+@click.option(
+    "--profile",
+    "work",
+    type=click.Choice(("build", "server", "guest")),
+    default="build",
+    show_default=True,
+    help="What to repeat: what a build does (open, both certificates, close), or one certificate.",
+)
+@click.option("--count", type=click.IntRange(1, 1_000_000), default=100, show_default=True, help="How often.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Threads in each process.",
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes side by side."
+)
+@click.option("--duration", metavar="DURATION", help="Begin nothing more after this time.")
+@config_option
+@provider_option
+@json_option
+@click.pass_context
+def bench(
+    context: click.Context, /, config_file: Path | None, provider: str | None, as_json: bool, **plan: Any
+) -> None:
+    """Measure how fast the CA issues.
+
+    It really issues certificates, for builds that do not exist, and says before what that leaves behind.
+    Prints certificates a second, p50, p99 and max of the time that each took, errors by what they say,
+    requests and bytes. Ctrl-C ends it, and prints what it has.
+
+    Exit status: 0 no error, 2 the configuration is wrong, 3 something was not issued, 130 interrupted.
+    """
+    from firebuild_bootstrap.cli import bench as measuring
+    from firebuild_bootstrap.cli.failure import Interrupts
+
+    interrupts = Interrupts()
+    with interrupts.installed():
+        status = measuring.bench(config_file, _override(provider), interrupts.check, as_json=as_json, **plan)
+    context.exit(status)
+
+
+@ca.command()
 @json_option
 def providers(as_json: bool) -> None:
     """List the installed providers and key stores.

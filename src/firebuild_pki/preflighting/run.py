@@ -19,9 +19,9 @@ from firebuild_pki.chain import describe, extension_of, parse_certificates
 from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
-from firebuild_pki.issuing import Identity
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
+from firebuild_pki.names import Identity
 from firebuild_pki.pem_files import Source, open_to
 from firebuild_pki.preflighting.report import (
     PreflightReport,
@@ -223,6 +223,8 @@ class _Preflight:
 
         seen = handshake(self._issued["server"], self._issued["guest"], timeout=HANDSHAKE_TIMEOUT)
         yield ok("handshake", f"{seen.tls_version} over gRPC; each end saw the other's name")
+        signatures = " and ".join(dict.fromkeys(seen.signatures))
+        yield ok("algorithms", f"key exchange {seen.group}; certificates signed with {signatures}")
 
     def _refuse(self) -> Rows:
         server, guest = self._issued["server"], self._issued["guest"]

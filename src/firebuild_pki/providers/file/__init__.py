@@ -16,5 +16,7 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=FileSettings,
         factory=FileProvider,
         summary="your own CA in files, or your own finished certificates",
-        capabilities=frozenset({Capability.SIGN, Capability.READY_PAIRS}),
+        capabilities=frozenset(
+            {Capability.SIGN, Capability.READY_PAIRS, Capability.URI_NAMES, Capability.PEER}
+        ),
     )

@@ -9,7 +9,14 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from firebuild_pki.chain import Links
-from firebuild_pki.errors import AuthorityClosed, CAError, KeyStoreError, MaterialError
+from firebuild_pki.errors import (
+    AuthorityClosed,
+    CAError,
+    KeyStoreError,
+    MaterialError,
+    UnsupportedOperation,
+)
+from firebuild_pki.keys import kind_of_key
 from firebuild_pki.keystores import check_key_uri, scheme_of
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
@@ -32,7 +39,6 @@ from firebuild_pki.providers.file.certificates import (
     certificates_of,
     find_path,
     for_key,
-    kind_of_key,
     load_certificates,
     load_key,
     load_pool,
@@ -139,7 +145,9 @@ class FileProvider(CAProvider):
 
     def capabilities(self) -> frozenset[Capability]:
         """SIGN with a CA's key, READY_PAIRS with finished certificates."""
-        return frozenset({Capability.READY_PAIRS if self._way is Way.PAIRS else Capability.SIGN})
+        if self._way is Way.PAIRS:
+            return frozenset({Capability.READY_PAIRS})
+        return frozenset({Capability.SIGN, Capability.URI_NAMES, Capability.PEER})
 
     def validate(self) -> Sequence[Note]:
         """Name what is missing, or of both ways."""
@@ -169,7 +177,7 @@ class FileProvider(CAProvider):
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Sign the key of the request; the names are those of the request, not of the CSR."""
         if self._way is Way.PAIRS:
-            return super().sign(request)
+            raise UnsupportedOperation("finished certificates sign nothing")
         ca, now = self._signing(), self._context.clock()
         lifetime = min(request.ttl, self._settings.leaf_lifetime)
         validity = Validity.starting(now, lifetime, backdate=self._settings.backdate)
@@ -258,6 +266,7 @@ class SigningCA:
             validity,
             profile=request.profile,
             dns_names=request.dns_names,
+            uri_names=request.uri_names,
         )
         self._must_hold(leaf, request, now)
         return leaf
@@ -266,7 +275,8 @@ class SigningCA:
         # the framework checks this again; here the file can be named
         anchors, between = certificates_of(self.path.anchors), certificates_of(self.chain)
         trust = Trust(tuple(anchors), tuple(between), links=self.links)
-        expected = Expectation(request.profile, request.dns_names, leaf.public_key(), now, deadline=now)
+        names, uris = request.dns_names, request.uri_names
+        expected = Expectation(request.profile, names, leaf.public_key(), now, deadline=now, uris=uris)
         try:
             verify_certificate(to_pem([leaf]), b"", trust, expected)
         except MaterialError as error:

@@ -16,5 +16,5 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=VaultSettings,
         factory=VaultProvider,
         summary="the PKI secrets engine of HashiCorp Vault or OpenBao",
-        capabilities=frozenset({Capability.SIGN, Capability.REVOKE}),
+        capabilities=frozenset({Capability.SIGN, Capability.REVOKE, Capability.URI_NAMES, Capability.PEER}),
     )

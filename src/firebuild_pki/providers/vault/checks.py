@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from firebuild_pki.addresses import proxy_for
 from firebuild_pki.chain import describe
+from firebuild_pki.http import HTTPFailure
 from firebuild_pki.provider import Clock, Note, NoteLevel, Profile, ProviderContext
 from firebuild_pki.providers.vault.mount import FLAGS, Mount, data_of
 from firebuild_pki.providers.vault.nodes import Budget
 from firebuild_pki.providers.vault.session import Session
 from firebuild_pki.providers.vault.settings import VaultSettings
-from firebuild_pki.providers.vault.transport import Answer, NodeFailed, Request
+from firebuild_pki.providers.vault.transport import Answer, Request
 from firebuild_pki.settings import write_duration
 
 SHORT = timedelta(hours=1)
@@ -163,24 +165,27 @@ def check(
     """
     budget = session.budget()
     return (
-        *_nodes(settings, session, context.clock, budget),
+        *_nodes(settings, session, context, budget),
         *_credentials(session, budget),
         *_roles(settings, mount, context.name_suffix, budget),
         *_authorities(settings, mount, context.clock),
     )
 
 
-def _nodes(settings: VaultSettings, session: Session, clock: Clock, budget: Budget) -> Iterator[Note]:
+def _nodes(
+    settings: VaultSettings, session: Session, context: ProviderContext, budget: Budget
+) -> Iterator[Note]:
     notes: list[Note] = []
+    clock = context.clock
     for address in settings.address:
         # in namespaces this path is not available
         before = clock()
         try:
             answer = session.transport.send(address, Request("GET", "sys/health"), budget.request_timeout)
-        except NodeFailed as failed:
-            notes.append(_state(str(failed.failure), NoteLevel.FATAL, failed.failure.hint))
+        except HTTPFailure as failure:
+            notes.append(_state(failure.message, NoteLevel.FATAL, failure.hint))
             continue
-        notes.append(_health(answer, session.transport.proxy_for(address)))
+        notes.append(_health(answer, proxy_for(address, context.environ)))
         yield from _skew(answer, before + (clock() - before) / 2)
     any_good = any(not note.fatal for note in notes)
     for note in notes:

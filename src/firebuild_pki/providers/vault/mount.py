@@ -18,13 +18,15 @@ from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevan
 from firebuild_pki.providers.vault.session import Session, read_text
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
-from firebuild_pki.x509 import USAGE, to_pem
+from firebuild_pki.x509 import USAGE, to_pem, usages_of
 
 FLAGS = {Profile.SERVER: "server_flag", Profile.GUEST: "client_flag"}
 """What gives the certificates of a role the extended key usage of each end."""
 
 
 DEFAULT_ISSUER = "default"
+
+_CHAINS = 8  # one for each issuer, usually
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +120,24 @@ def sign_body(request: SignRequest) -> Mapping[str, object]:
     body: dict[str, object] = {
         "csr": request.csr_pem.decode("ascii"),
         "alt_names": ",".join(request.dns_names),
+        "uri_sans": list(request.uri_names),
         "ttl": f"{math.ceil(request.ttl.total_seconds())}s",
         "format": "pem",
     }
     return {**body, "common_name": str(names[0].value)} if names else body
 
 
-def signed_certificate(answer: Answer, profile: Profile, place: Place) -> SignedCertificate:
+def signed_certificate(
+    answer: Answer, profile: Profile, place: Place, ordered: dict[bytes, bytes]
+) -> SignedCertificate:
     """Read the answer.
+
+    Args:
+        answer: of ``sign/<role>``.
+        profile: what the certificate is for.
+        place: for hints.
+        ordered: chains that came with other certificates, and their order; what is new is added. The order is
+            found by verifying signatures, and a mount sends the same chain each time.
 
     Raises:
         ProviderError: it holds no certificate; the mount is not a PKI secrets engine.
@@ -138,9 +150,13 @@ def signed_certificate(answer: Answer, profile: Profile, place: Place) -> Signed
             hint="set mount to the path of a PKI secrets engine: bao secrets list",
         )
     _must_have_usage(leaf_pem, profile, place)
-    chain_pem = order_chain(leaf_pem, pem_of(answer.data, "issuing_ca", "ca_chain"))
+    above = pem_of(answer.data, "issuing_ca", "ca_chain")
+    if above not in ordered or leaf_pem.count(b"-----BEGIN") > 1:  # what comes with the leaf counts, too
+        if len(ordered) >= _CHAINS:
+            ordered.clear()
+        ordered[above] = order_chain(leaf_pem, above)
     remarks = [relevant_warning(str(text), place) for text in answer.content.get("warnings") or ()]
-    return SignedCertificate(leaf_pem + b"\n", chain_pem, tuple(text for text in remarks if text))
+    return SignedCertificate(leaf_pem + b"\n", ordered[above], tuple(text for text in remarks if text))
 
 
 def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
@@ -149,13 +165,16 @@ def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
         found = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
         found = set()
-    if USAGE[profile] in found <= BOTH:
+    wanted = usages_of(profile)
+    if {*wanted} <= found <= BOTH:
         return
+    expected = " and ".join(map(_name, wanted))
     names = ", ".join(sorted(_name(usage) for usage in found)) or "none"
+    flags = " and ".join(f"{FLAGS[one]}=true" for one in Profile if USAGE[one] in wanted)
     raise MaterialError(
-        f"expected the extended key usage {_name(USAGE[profile])} in the {profile} certificate, and none but "
+        f"expected the extended key usage {expected} in the {profile} certificate, and none but "
         f"serverAuth and clientAuth, but the role {place.role} gave: {names}",
-        hint=f"set {FLAGS[profile]}=true and no ext_key_usage on the role {place.role}",
+        hint=f"set {flags} and no ext_key_usage on the role {place.role}",
     )
 
 
@@ -177,6 +196,7 @@ class Mount:
         # Tokens may be good for a few requests only (num_uses): nothing is read twice.
         self._roles: dict[str, Answer] = {}
         self._chains: list[IssuerChain] | None = None
+        self._ordered: dict[bytes, bytes] = {}
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have a request signed.
@@ -184,14 +204,19 @@ class Mount:
         Raises:
             CAError: the server refused, or signed something else than what was asked for.
         """
-        place = Place(self._settings.mount, self._settings.role_for(request.profile))
+        role = self._settings.role_for(request.profile)
+        if not role:
+            raise ProviderError(
+                f"no role signs the certificate of a {request.profile}", hint="set role or peer_role"
+            )
+        place = Place(self._settings.mount, role)
         path = self._settings.sign_path(request.profile)
         budget = self._session.budget()
         answer = self._session.call("POST", path, budget, sign_body(request))
         if answer.status not in {200, 204}:
             self._roles, self._chains = {}, None  # an operator may be about to put it right
             raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)
-        return signed_certificate(answer, request.profile, place)
+        return signed_certificate(answer, request.profile, place, self._ordered)
 
     def revoke(self, certificate_pem: bytes) -> None:
         """Revoke a certificate by its serial number; where it was not stored, by showing it.

@@ -17,11 +17,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from itertools import count
 
 from firebuild_pki.errors import ProviderError
-from firebuild_pki.providers.vault.transport import Answer, Failure, NodeFailed, Request, Transport
+from firebuild_pki.http import HTTPFailure, backoff
+from firebuild_pki.providers.vault.transport import Answer, Request, Transport
 
 _NAMES = (
     "allow the name on the role {role}: allowed_domains with the ca.name_suffix of this build, and "
@@ -85,6 +85,7 @@ _CAPPED = re.compile(r"is longer than permitted maxTTL", re.IGNORECASE)
 _STANDBY = {412, 472, 473}
 _WORTH_A_WORD = 2.0  # seconds of waiting
 _MOMENT = 0.001  # seconds; with less left, no further request is made
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,22 +184,6 @@ class Budget:
         return min(self.timing.timeout, max(left, 1.0))
 
 
-class _RoundFailed(Exception):
-    """No node gave a usable answer."""
-
-    def __init__(self, failures: Sequence[Failure]) -> None:
-        super().__init__()
-        self.failures = failures
-
-    @property
-    def can_pass(self) -> bool:
-        return not all(failure.lasting for failure in self.failures)
-
-    @property
-    def retry_after(self) -> float:
-        return max(failure.retry_after for failure in self.failures)
-
-
 @dataclass(slots=True)
 class Nodes:
     """The nodes of one cluster; the one that answered last is asked first.
@@ -221,82 +206,70 @@ class Nodes:
         Raises:
             ProviderError: none did within the budget, or there is no use in waiting.
         """
-        dead: dict[str, Failure] = {}
-        backoff = wait_random_exponential(multiplier=0.5, max=5)
-
-        def wait(state: RetryCallState) -> float:
-            if state.attempt_number == 1 and budget.left >= _WORTH_A_WORD:
-                failures = "; ".join(map(str, _failure(state).failures))
+        dead: dict[str, HTTPFailure] = {}
+        for attempt in count(1):
+            answer, found = self._round(request, budget, dead)
+            if answer is not None:
+                return answer
+            asked = max(failure.retry_after for failure in found)
+            can_pass = any(failure.retryable for failure in found)
+            if not can_pass or budget.left < _MOMENT or asked > budget.left:
+                break
+            if attempt == 1 and budget.left >= _WORTH_A_WORD:
+                failures = "; ".join(failure.message for failure in found)
                 self.report(f"no usable answer of {failures}; trying for {budget.left:.0f} s")
-            pause = max(backoff(state), _failure(state).retry_after)
-            return max(min(pause, budget.left), 0.0)
-
-        def stop(state: RetryCallState) -> bool:
-            return budget.left < _MOMENT or _failure(state).retry_after > budget.left
-
-        retrying = Retrying(
-            retry=retry_if_exception(lambda error: isinstance(error, _RoundFailed) and error.can_pass),
-            wait=wait,
-            stop=stop,
-            sleep=budget.timing.sleep,
-            reraise=True,
-        )
-        try:
-            return retrying(self._round, request, budget, dead)
-        except _RoundFailed as failed:
-            raise self._error(failed, budget) from None
-
-    def _round(self, request: Request, budget: Budget, dead: dict[str, Failure]) -> Answer:
-        failures: list[Failure] = []
-        for address in self.addresses:
-            if address in dead:
-                failures.append(dead[address])
-                continue
-            try:
-                return self._usable(self.transport.send(address, request, budget.request_timeout))
-            except NodeFailed as failed:
-                failures.append(failed.failure)
-            if failures[-1].lasting:
-                dead[address] = failures[-1]
-        raise _RoundFailed(failures)
-
-    def _usable(self, answer: Answer) -> Answer:
-        failure = failure_in(answer)
-        if failure is not None:
-            raise NodeFailed(replace(failure, reason=self.scrub(failure.reason)))
-        others = [address for address in self.addresses if address != answer.address]
-        self.addresses = [answer.address, *others]
-        return answer
-
-    def _error(self, failed: _RoundFailed, budget: Budget) -> ProviderError:
-        text = "; ".join(str(failure) for failure in failed.failures)
-        hints = [failure.hint for failure in failed.failures if failure.hint]
-        if failed.can_pass:
+            pause = max(backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE), asked)
+            budget.timing.sleep(max(min(pause, budget.left), 0.0))
+        text = "; ".join(failure.message for failure in found)
+        if can_pass:
             text += f" (given up after {budget.spent:.0f} s)"
-        if failed.retry_after > budget.left > 0:
-            text += f"; it asked to wait for {failed.retry_after:g} s, more than retry_for has left"
+        if asked > budget.left > 0:
+            text += f"; it asked to wait for {asked:g} s, more than retry_for has left"
+        hints = [failure.hint for failure in found if failure.hint]
         hint = hints[0] if hints else "is Vault running, and is the setting address right?"
-        return ProviderError(f"no usable answer of {text}", hint=hint, retryable=failed.can_pass)
+        raise ProviderError(f"no usable answer of {text}", hint=hint, retryable=can_pass)
+
+    def _round(
+        self, request: Request, budget: Budget, dead: dict[str, HTTPFailure]
+    ) -> tuple[Answer | None, list[HTTPFailure]]:
+        """Ask each node once that is worth it; what a node said is scrubbed."""
+        failures: list[HTTPFailure] = []
+        for address in self.addresses:
+            failure = dead.get(address)
+            if failure is None:
+                try:
+                    answer = self.transport.send(address, request, budget.request_timeout)
+                except HTTPFailure as error:
+                    failure = error
+                else:
+                    failure = failure_in(answer)
+                    if failure is None:
+                        self.addresses = [address, *(one for one in self.addresses if one != address)]
+                        return answer, failures
+                failure.message = self.scrub(failure.message)
+            if not failure.retryable:
+                dead[address] = failure
+            failures.append(failure)
+        return None, failures
 
 
-def failure_in(answer: Answer) -> Failure | None:
+def failure_in(answer: Answer) -> HTTPFailure | None:
     """Tell answers that another node, or a later moment, may do better on; None for all others."""
     status, said = answer.status, answer.errors
     words = f": {said}" if said else ""
+
+    def failure(reason: str, hint: str | None = None, *, retryable: bool = True) -> HTTPFailure:
+        wait = answer.retry_after
+        return HTTPFailure(f"{answer.address}: {reason}", hint=hint, retryable=retryable, retry_after=wait)
+
     if status == 429:
-        hint = "wait, or raise the rate limit quota of the server"
-        return Failure(answer.address, f"too many requests{words}", False, hint, answer.retry_after)
+        return failure(f"too many requests{words}", "wait, or raise the rate limit quota of the server")
     if status in _STANDBY:
-        return Failure(answer.address, f"a standby that answers nothing (status {status})")
+        return failure(f"a standby that answers nothing (status {status})")
     if status == 501:
-        return Failure(answer.address, "not initialised", True, "initialise it: bao operator init")
+        return failure("not initialised", "initialise it: bao operator init", retryable=False)
     if status < 500 or is_lasting(said):
         return None
     if status == 503 and "sealed" in said.lower():
-        return Failure(answer.address, "sealed", False, "unseal it: bao operator unseal", answer.retry_after)
-    return Failure(answer.address, f"status {status}{words}", False, None, answer.retry_after)
-
-
-def _failure(state: RetryCallState) -> _RoundFailed:
-    error = state.outcome.exception() if state.outcome else None
-    return error if isinstance(error, _RoundFailed) else _RoundFailed([Failure("", "")])
+        return failure("sealed", "unseal it: bao operator unseal")
+    return failure(f"status {status}{words}")

@@ -184,9 +184,10 @@ class Session:
         self._secrets: set[str] = set()
         self._token = _NONE
         self._uses_left: int | None = None
-        self.transport = Transport(
-            make_context(settings.tls, environ), settings.tls.server_name, environ, timing.monotonic
-        )
+        # The CAs of the system take 20 ms to read, for which plain http has no use.
+        speaks_tls = any(one.startswith("https:") for one in settings.address)
+        context = make_context(settings.tls, environ) if speaks_tls or settings.tls != TLSSettings() else None
+        self.transport = Transport(context, settings.tls.server_name, environ, timing.monotonic)
         self.nodes = Nodes(list(settings.address), self.transport, self.scrub, report)
 
     def open(self) -> None:

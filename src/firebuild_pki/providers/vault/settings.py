@@ -218,6 +218,8 @@ class VaultSettings(Settings):
     """Role that signs the certificates of servers, instead of role; needs server_flag only."""
     guest_role: Name | None = None
     """Role that signs the certificates of guests, instead of role; needs client_flag only."""
+    peer_role: Name | None = None
+    """Role that signs for workloads that are server and client, instead of role; needs both flags."""
     issuer: Name | None = None
     """Name or id of the issuer in the mount; by default the one of the role."""
     trust: str | None = None
@@ -230,9 +232,13 @@ class VaultSettings(Settings):
     """For how long failures that can pass are tried again, in total per operation; 0s for never."""
 
     def role_for(self, profile: Profile) -> str:
-        """Name the role for one end; empty where the settings name none."""
-        special = self.server_role if profile is Profile.SERVER else self.guest_role
-        return special or self.role or ""
+        """Name the role for a profile; empty where the settings name none."""
+        special = {
+            Profile.SERVER: self.server_role,
+            Profile.GUEST: self.guest_role,
+            Profile.PEER: self.peer_role,
+        }
+        return special[profile] or self.role or ""
 
     @property
     def roles(self) -> tuple[str, ...]:
