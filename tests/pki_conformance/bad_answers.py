@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
-from firebuild_pki import SignedCertificate, SignRequest, TrustBundle
+from cryptography import x509
+
+from firebuild_pki import Note, NoteLevel, SignedCertificate, SignRequest, TrustBundle
 from firebuild_pki.keys import generate_key
 from pki.signers import Plugin
 from pki.tools import CLIENT_AUTH, LEAF_USAGE, SERVER_AUTH, pem
@@ -114,3 +117,70 @@ class Absent(Current):
 
 forgetful, absent = plugin("forgetful", Forgetful), plugin("absent", Absent)
 distrusted = plugin("distrusted", Distrusted)
+
+
+ELSEWHERE = x509.AuthorityKeyIdentifier(b"\1" * 20, None, None)
+"""Names another key than any CA here has."""
+
+
+def be_cancelled(self: Current, request: SignRequest) -> NoReturn:
+    raise asyncio.CancelledError("the event loop was stopped")
+
+
+def remark_one_text(self: Current, request: SignRequest) -> SignedCertificate:
+    answer = whole(self, request)
+    return SignedCertificate(answer.certificate_pem, answer.chain_pem, "capped")  # type: ignore[arg-type]
+
+
+class Lazy(SignedCertificate):
+    """Fetches its chain when somebody looks at it, and gets no answer."""
+
+    @property
+    def chain_pem(self) -> Any:
+        time.sleep(2)
+        return b""
+
+    @chain_pem.setter
+    def chain_pem(self, _: object) -> None:
+        """Take what the constructor sets."""
+
+
+def answer_lazily(self: Current, request: SignRequest) -> Any:
+    lazy = object.__new__(Lazy)
+    object.__setattr__(lazy, "certificate_pem", whole(self, request).certificate_pem)
+    return lazy
+
+
+class GeneratedCheck(Current):
+    """Its check has not begun when it returns."""
+
+    def check(self) -> Any:
+        def looked() -> Iterator[Note]:
+            time.sleep(2)
+            yield Note("it answers", about="reachable", level=NoteLevel.OK)
+
+        return looked()
+
+
+class GeneratedTrust(Current):
+    """Hands out a generator as its trust bundle."""
+
+    def trust(self) -> Any:
+        return (pem for pem in [self.root.pem])
+
+
+class Listing(Current):
+    """Lists its capabilities."""
+
+    def capabilities(self) -> Any:
+        return ["sign"]
+
+
+other_issuer = flawed("other-issuer", authority_key=ELSEWHERE)
+cancelled, one_remark = answering("cancelled", be_cancelled), answering("one-remark", remark_one_text)
+lazy_answer = answering("lazy-answer", answer_lazily)
+generated_check, generated_trust = (
+    plugin("generated-check", GeneratedCheck),
+    plugin("generated-trust", GeneratedTrust),
+)
+listing = plugin("listing", Listing)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import faulthandler
 import logging
 import os
+import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -265,7 +271,7 @@ class Indiscreet(Secretive):
     def answered(self, request: SignRequest) -> Any:
         answer = super().answered(request)
         if self.settings.leak:
-            HABITS[self.settings.leak](self.token)
+            {**HABITS, **MORE_HABITS}[self.settings.leak](self.token)
         return answer
 
 
@@ -308,6 +314,36 @@ def leave_a_child(token: str) -> None:
     LEFT.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE))
 
 
+HELD: list[object] = []
+END = threading.Event()
+
+
+def leave_a_thread(token: str) -> None:
+    threading.Thread(target=END.wait, name="poller", daemon=True).start()
+
+
+def leave_a_pool(token: str) -> None:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="pool")
+    pool.submit(int).result()
+    HELD.append(pool)
+
+
+def log_beside(token: str, **options: Any) -> None:
+    """Use a logger that the root hears nothing of, at a level that it does not show."""
+    logger = logging.getLogger(f"{__name__}.beside")
+    logger.propagate = False
+    logger.setLevel(logging.ERROR)
+    logger.debug("authorization: %s", token, **options)
+
+
+def log_as_basic(token: str) -> None:
+    logger.debug("authorization: Basic %s", base64.b64encode(f"builder:{token}".encode()).decode())
+
+
+def distrust_nobody(token: str) -> None:
+    ssl._create_default_https_context = ssl._create_unverified_context  # type: ignore[assignment]
+
+
 def be_discreet(token: str) -> None:
     """Do what looks like it, and harms nobody."""
     with tempfile.NamedTemporaryFile() as file:
@@ -327,6 +363,11 @@ def be_discreet(token: str) -> None:
     os.environ["PATH"] = os.environ["PATH"]
     with open(os.devnull, "w") as sink:
         print(token, file=sink)
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(int).result()
+    with socket.socket() as held, open("/etc/passwd"):
+        held.setblocking(False)
+    log_beside("a token")
 
 
 HABITS: dict[str, Callable[[str], object]] = {
@@ -352,6 +393,22 @@ HABITS: dict[str, Callable[[str], object]] = {
     "litter": lambda token: tempfile.mkdtemp(),
     "child left": leave_a_child,
     "discreet": be_discreet,
+}
+
+MORE_HABITS: dict[str, Callable[[str], object]] = {
+    "spawn in the old way": lambda token: os.spawnv(os.P_WAIT, "/bin/true", ["true", token]),
+    "log beside": log_beside,
+    "log a field": lambda token: logger.info("logged in", extra={"token": token}),
+    "log as basic": log_as_basic,
+    "log in hexadecimal": lambda token: logger.debug("sent %s", token.encode().hex()),
+    "warn": lambda token: warnings.warn(f"{token} is old", stacklevel=1),
+    "thread left": leave_a_thread,
+    "pool left": leave_a_pool,
+    "file left open": lambda token: HELD.append(os.open("/etc/passwd", os.O_RDONLY)),
+    "socket left open": lambda token: HELD.append(socket.socket()),
+    "signals": lambda token: faulthandler.register(signal.SIGUSR2),
+    "logging": lambda token: logging.basicConfig(force=True),
+    "distrustless": distrust_nobody,
 }
 
 

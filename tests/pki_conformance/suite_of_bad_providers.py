@@ -10,8 +10,11 @@ import pytest
 
 from firebuild_pki import PluginCatalog
 from firebuild_pki.conformance import Feature, ProviderConformance
-from pki_conformance.bad_habits import HABITS
+from pki_conformance.bad_habits import HABITS, MORE_HABITS
 from pki_conformance.current import catalog
+
+INSTALLED = pytest.fixture(lambda _: None)
+"""The catalog that authors begin with."""
 
 USUAL = frozenset({Feature.REVOKE, Feature.CHECK, Feature.POLICY, Feature.FAULTS})
 
@@ -39,6 +42,13 @@ def suite(provider: str, **attributes: Any) -> type[Common]:
     return type("Suite", (Common,), {"provider": provider, **attributes})
 
 
+def selected(provider: str, checks: str, **attributes: Any) -> type[Common]:
+    """A suite of some checks only, for flaws of which the others say nothing new."""
+    dropped = [name for name in dir(Common) if name.startswith("test_")]
+    kept = [f"test_{name}" for name in checks.split()]
+    return suite(provider, **{name: None for name in dropped if name not in kept}, **attributes)
+
+
 PLAIN = """good wrong-key wrong-names both-usages leaf-is-ca no-signatures no-key-usage signs-certificates
 same-serial small-serial expired not-yet too-short reversed-chain missing-intermediate root-in-chain
 leaf-in-chain repeated chain-with-leaf as-text nothing raising obliging forgetful distrusted absent sharing
@@ -53,6 +63,31 @@ for leak in ("repr", "environ", "log", "warning", "error"):
 
 for habit in HABITS:
     globals()[f"Test_habit_{habit.replace(' ', '_')}"] = suite("indiscreet", block={"leak": habit})
+
+BRIEFLY = {"call_timeout": "300ms"}
+MANNERS = """logs_and_errors_show_no_secrets no_secret_is_an_argument the_process_stays_as_it_was
+nothing_is_left_behind"""
+for habit in MORE_HABITS.keys() - {"signals"}:
+    globals()[f"Test_habit_{habit.replace(' ', '_')}"] = selected(
+        "indiscreet", MANNERS, block={"leak": habit}
+    )
+
+ANSWER, TRUST = "the_answer_is_a_certificate", "the_trust_bundle_holds_valid_cas"
+REMARK = "the_framework_has_nothing_to_remark"
+Test_other_issuer = selected("other-issuer", f"the_chain_is_complete {REMARK}")
+Test_cancelled = selected("cancelled", f"{ANSWER} {REMARK}")
+Test_one_remark = selected("one-remark", f"{ANSWER} {REMARK}")
+Test_lazy_answer = selected("lazy-answer", f"{ANSWER} {REMARK}", more=BRIEFLY)
+Test_generated_check = selected(
+    "generated-check",
+    "a_check_finds_nothing_fatal a_check_says_what_it_looked_at",
+    more=BRIEFLY,
+    unsupported=USUAL - {Feature.CHECK},
+)
+Test_generated_trust = selected("generated-trust", f"{TRUST} {REMARK}")
+Test_listing = selected("listing", f"the_way_of_issuing_is_clear {REMARK}")
+Test_not_installed = selected("nowhere", f"{ANSWER} {TRUST} {REMARK}", ca_catalog=INSTALLED)
+Test_habit_signals = selected("indiscreet", "the_process_stays_as_it_was", block={"leak": "signals"})
 
 Test_leaking_a_key = suite("secretive", block={"leak": "key"})
 Test_revoking = suite("revoking", unsupported=USUAL - {Feature.REVOKE})

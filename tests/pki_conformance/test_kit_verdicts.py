@@ -252,6 +252,28 @@ EXPECTED: dict[str, set[str]] = {
     "habit_impatient": {"the_process_stays_as_it_was"},
     "habit_litter": {"nothing_is_left_behind"},
     "habit_child_left": {"nothing_is_left_behind"},
+    "habit_spawn_in_the_old_way": {"no_secret_is_an_argument"},
+    "habit_log_beside": {"logs_and_errors_show_no_secrets"},
+    "habit_log_a_field": {"logs_and_errors_show_no_secrets"},
+    "habit_log_as_basic": {"logs_and_errors_show_no_secrets"},
+    "habit_log_in_hexadecimal": {"logs_and_errors_show_no_secrets"},
+    "habit_warn": {"logs_and_errors_show_no_secrets"},
+    "habit_thread_left": {"nothing_is_left_behind"},
+    "habit_pool_left": {"nothing_is_left_behind"},
+    "habit_file_left_open": {"nothing_is_left_behind"},
+    "habit_socket_left_open": {"nothing_is_left_behind"},
+    "habit_signals": {"the_process_stays_as_it_was"},
+    "habit_logging": {"the_process_stays_as_it_was"},
+    "habit_distrustless": {"the_process_stays_as_it_was"},
+    # what is looked at in the provider's thread, within its limit, and by type
+    "other_issuer": REMARK | {"the_chain_is_complete"},
+    "cancelled": REMARK | {"the_answer_is_a_certificate"},
+    "one_remark": REMARK | {"the_answer_is_a_certificate"},
+    "lazy_answer": REMARK | {"the_answer_is_a_certificate"},
+    "generated_check": {"a_check_finds_nothing_fatal", "a_check_says_what_it_looked_at"},
+    "generated_trust": REMARK | {"the_trust_bundle_holds_valid_cas"},
+    "listing": REMARK | {"the_way_of_issuing_is_clear"},
+    "not_installed": {"the_answer_is_a_certificate"},
     # secrets that are missing
     "careless": {"missing_secrets_are_named"},
     "blaming": {"missing_secrets_are_named"},
@@ -376,6 +398,20 @@ FOUND = {
     "variable": "the_process_stays_as_it_was: "
     "the environment variable INDISCREET is changed after something was issued",
     "child_left": "nothing_is_left_behind: the process cat (*), the process cat (*)",
+    "spawn_in_the_old_way": "no_secret_is_an_argument: "
+    "the secret token in the arguments of the child process true",
+    "log_beside": "logs_and_errors_show_no_secrets: the secret token in a log or an error",
+    "log_as_basic": "logs_and_errors_show_no_secrets: the secret token in a log or an error, as base64",
+    "log_in_hexadecimal": "logs_and_errors_show_no_secrets: "
+    "the secret token in a log or an error, as hexadecimal digits",
+    "thread_left": "nothing_is_left_behind: the thread poller",
+    "pool_left": "nothing_is_left_behind: the thread pool_0",
+    "file_left_open": "nothing_is_left_behind: the open descriptor of /etc/passwd",
+    "socket_left_open": "nothing_is_left_behind: the open descriptor of socket:",
+    "signals": "the_process_stays_as_it_was: what signals do is changed after something was issued",
+    "logging": "the_process_stays_as_it_was: the set-up of logging is changed after something was issued",
+    "distrustless": "the_process_stays_as_it_was: "
+    "the default context of ssl is changed after something was issued",
     "litter": "nothing_is_left_behind: the file /*, the file /*",
 }
 
@@ -392,3 +428,29 @@ def test_a_habit_is_named_and_the_secret_is_not_shown(verdicts: Verdicts, habit:
 def test_a_suite_without_settings_says_what_is_missing(verdicts: Verdicts) -> None:
     (message,) = verdicts["Test_without_fixtures"].values()
     assert "Test_without_fixtures has no fixture ca_settings; docs/conformance.md" in message
+
+
+SAID = {
+    "other_issuer": ("the_chain_is_complete[server]", "authority key identifier"),
+    "cancelled": ("the_answer_is_a_certificate[server]", "CancelledError: the event loop was stopped"),
+    "one_remark": ("the_answer_is_a_certificate[server]", "a tuple of sentences, found str"),
+    "lazy_answer": ("the_answer_is_a_certificate[server]", "within 0.3 s"),
+    "generated_check": ("a_check_finds_nothing_fatal", "within 0.3 s"),
+    "generated_trust": ("the_trust_bundle_holds_valid_cas", "expected a TrustBundle, found generator"),
+    "listing": ("the_way_of_issuing_is_clear", "expected a frozenset of capabilities, found list"),
+}
+
+
+@pytest.mark.parametrize("suite", SAID)
+def test_what_a_provider_returned_is_named(verdicts: Verdicts, suite: str) -> None:
+    check, expected = SAID[suite]
+    (found,) = (
+        line for line in verdicts[f"Test_{suite}"][f"test_{check}"].splitlines() if line.startswith("found: ")
+    )
+    assert expected in found
+
+
+def test_a_plugin_that_is_not_installed_is_one_failure_with_the_remedy(verdicts: Verdicts) -> None:
+    ((_, message),) = verdicts["Test_not_installed"].items()
+    assert "the plugin nowhere cannot be loaded, so no check of Suite can run" in message
+    assert "-m pip install -e ." in message

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from firebuild_pki.config import CASettings
 from firebuild_pki.conformance.bench import Bench
-from firebuild_pki.conformance.contract import PAGE, Feature
+from firebuild_pki.conformance.contract import PAGE, Feature, must_be_loadable
 from firebuild_pki.conformance.spilling import Spill
 from firebuild_pki.plugins import PluginCatalog
 from firebuild_pki.provider import Clock, utc_now
@@ -75,6 +76,10 @@ class Checks:
         ca_clock: Clock,
     ) -> Bench:
         """The provider under test; not to be overridden."""
+        name = str(ca_settings.get("provider", CASettings.model_fields["provider"].default))
+        must_be_loadable(
+            lambda: (ca_catalog or PluginCatalog()).load_provider(name), name, type(self), "ca_catalog"
+        )
         environ = {**ca_environ, CANARY: f"canary-{secrets.token_hex(16)}"}
         return Bench(ca_settings, ca_catalog, environ, ca_clock)
 

@@ -6,6 +6,7 @@ The checks raise; they hold no assert statements, so pytest need not rewrite the
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import pytest
 
 from firebuild_pki.conformance.watching import restored
-from firebuild_pki.errors import CAError
+from firebuild_pki.errors import CAError, ProviderConflict, ProviderLoadError, ProviderNotFound
 from firebuild_pki.keys import KeyType
 
 CheckT = TypeVar("CheckT", bound=Callable[..., None])
@@ -118,6 +119,38 @@ def contract(*, see: str, needs: tuple[Feature, ...] = ()) -> Callable[[CheckT],
         return run  # type: ignore[return-value]
 
     return decorate
+
+
+_absent: dict[type, str] = {}
+"""Classes of checks whose plugin could not be loaded, with its name."""
+
+
+def must_be_loadable(load: Callable[[], object], name: str, where: type, fixture: str) -> None:
+    """Fail once where a plugin is not installed or not importable, instead of in every check.
+
+    Args:
+        load: loads the plugin.
+        name: what the settings call it.
+        where: the author's class of checks; the first of its checks fails, the others are skipped.
+        fixture: which fixture names another catalog of plugins.
+    """
+    if where in _absent:
+        pytest.skip(
+            f"the plugin {_absent[where]} cannot be loaded; the first check of {where.__name__} says why"
+        )
+    try:
+        load()
+    except (ProviderNotFound, ProviderConflict, ProviderLoadError) as error:
+        _absent[where] = name
+        lines = (
+            f"the plugin {name} cannot be loaded, so no check of {where.__name__} can run",
+            f"found: {error}",
+            "remedy: install the distribution of the plugin into the environment of pytest, for example with "
+            f"`{sys.executable} -m pip install -e .` beside its pyproject.toml, again after a change of "
+            f"its entry points; or name its entry point in the fixture {fixture}",
+            f"read more: {PAGE}",
+        )
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 def _judge_unsupported(lacking: frozenset[Feature], found: Exception | None, where: str) -> NoReturn:

@@ -188,11 +188,7 @@ class SecrecyChecks(Checks):
         with recorded_logs() as record, traced() as traces:
             live(bench, record, traces)
         spill = Spill({"that is wrong": wrong})
-        spill.must_not_be_in(record.text, "a log or an error")
-        _must_not_be_printed(spill, traces)
-        _must_not_be_an_argument(spill, traces)
-        _must_not_be_in_the_environment(spill, traces)
-        _must_be_kept_by_files(spill, traces)
+        must_be_nowhere(spill, record, traces)
 
     @contract(see="SecretRef.resolve")
     def test_missing_secrets_are_named(self, ca_bench: Bench) -> None:
@@ -215,6 +211,19 @@ def _referring(bench: Bench, ref: Mapping[str, str]) -> Bench:
     for path in paths:
         block = with_secret(block, path, ref)
     return bench.with_block(block)
+
+
+def must_be_nowhere(spill: Spill, record: Record, traces: Traces) -> None:
+    """Look for the secrets in all that was said and done.
+
+    Raises:
+        Violation: one is there.
+    """
+    spill.must_not_be_in(record.text, "a log or an error")
+    _must_not_be_printed(spill, traces)
+    _must_not_be_an_argument(spill, traces)
+    _must_not_be_in_the_environment(spill, traces)
+    _must_be_kept_by_files(spill, traces)
 
 
 def _must_not_be_printed(spill: Spill, traces: Traces) -> None:
