@@ -42,6 +42,8 @@ def test_each_end_sees_the_other(ends: Ends) -> None:
         guest_fingerprint_sha256=guest.fingerprint_sha256,
         tls_version="TLSv1.3",
         seconds=seen.seconds,
+        group="X25519MLKEM768",
+        signatures=("ECDSA with SHA-256", "ECDSA with SHA-256"),
     )
 
 
