@@ -203,11 +203,12 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GuestConnected(Event):
-    """The guest made its first authenticated call."""
+    """The guest made its first authenticated call; the key exchange is empty where TLS 1.2 was spoken."""
 
     type: ClassVar[str] = "guest-connected"
     peer: str
     tls_version: str
+    key_exchange: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from firebuild_bootstrap.wire import MAX_ID, WireError
 
 VERSION: Final = 3
 """What a guest says in its Hello; another version has another meaning of the messages."""
+_MAX_WINDOW: Final = 0xFFFF  # as in ioctl_tty(2)
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -31,6 +32,7 @@ def encode(command: wire.AnyCommand) -> pb.ToGuest:
                 script=command.script,
                 mounts=map(_encode_mount, command.mounts),
                 network=command.network,
+                attach=None if command.attach is None else _encode_attach(command.attach),
             )
             return pb.ToGuest(run=run)
         case wire.CopyCommand():
@@ -64,6 +66,7 @@ def decode(message: pb.ToGuest) -> wire.AnyCommand | None:
                 script=run.script if run.HasField("script") else None,
                 mounts=tuple(_decode_mount(mount, run.step.workdir) for mount in run.mounts),
                 network=_choice("network", run.network, wire.NETWORKS),
+                attach=_decode_attach(run.attach) if run.HasField("attach") else None,
             )
         case "apply":
             apply = message.apply
@@ -80,6 +83,48 @@ def decode(message: pb.ToGuest) -> wire.AnyCommand | None:
             return wire.WorkdirCommand(**_step(message.workdir.step))
         case _:
             return None
+
+
+def window(rows: int, columns: int) -> pb.Window:
+    """Return the size of a terminal as it is sent; what the kernel does not take is unknown, 0."""
+    return pb.Window(
+        **{
+            name: number if 0 <= number <= _MAX_WINDOW else 0
+            for name, number in (("rows", rows), ("columns", columns))
+        }
+    )
+
+
+def window_size(message: pb.Window) -> tuple[int, int]:
+    """Return rows and columns.
+
+    Raises:
+        WireError: no terminal is that large.
+    """
+    sizes = (message.rows, message.columns)
+    if not all(0 <= each <= _MAX_WINDOW for each in sizes):
+        raise WireError(f"a terminal of {sizes[0]} rows and {sizes[1]} columns")
+    return sizes
+
+
+def _encode_attach(attach: wire.Attach) -> pb.Attach:
+    return pb.Attach(
+        input=attach.input,
+        terminal=attach.terminal,
+        window=window(attach.rows, attach.columns),
+        read_only=attach.read_only,
+    )
+
+
+def _decode_attach(attach: pb.Attach) -> wire.Attach:
+    rows, columns = window_size(attach.window)
+    return wire.Attach(
+        input=attach.input,
+        terminal=attach.terminal,
+        rows=rows,
+        columns=columns,
+        read_only=attach.read_only,
+    )
 
 
 def _variables(values: Mapping[str, str]) -> Iterable[pb.Variable]:

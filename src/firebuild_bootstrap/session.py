@@ -188,7 +188,7 @@ class Sessions:
         self.events(StepFinished(step=start.number, exit_code=0, seconds=time.monotonic() - began))
 
     def _follow(self, server: BootstrapServer, machine: Machine, work: Work) -> None:
-        outcome = _await_outcome(server, machine, self.home.check)
+        outcome = await_outcome(server, machine, self.home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)
             raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)
@@ -198,7 +198,7 @@ class Sessions:
             raise located(outcome.error, outcome.step, work.steps, self.dockerfile)
 
 
-def _await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[], None]) -> Outcome:
+def await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[], None]) -> Outcome:
     """Wait until it is known how the steps ended.
 
     Args:

@@ -169,6 +169,8 @@ Mount = BindMount | CacheMount | TmpfsMount | SecretMount | SshMount
 SHARING: Final = ("shared", "private", "locked")
 NETWORKS: Final = ("default", "none", "host")
 MAX_SECRET_BYTES: Final = 500 * 1024  # as in BuildKit
+INPUT_BYTES: Final = 64 * 1024
+"""Of standard input on the way to a command: sent, and not taken by it yet."""
 MAX_AGENT_MESSAGE: Final = 256 * 1024  # as in OpenSSH (AGENT_MAX_LEN), in either direction
 MAX_AGENT_REQUESTS: Final = 32  # that wait for a reply, and connections of a RUN to its agents
 
@@ -184,11 +186,31 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attach:
+    """Makes a RUN the command that its machine is there for: signals reach it, and its exit status is told.
+
+    Args:
+        input: standard input is passed on; else it is empty.
+        terminal: all three streams are one terminal.
+        rows: of the terminal, 0 where nobody knows.
+        columns: of the terminal.
+        read_only: the command can't write to the image.
+    """
+
+    input: bool = False
+    terminal: bool = False
+    rows: int = 0
+    columns: int = 0
+    read_only: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunCommand(Command):
     """A RUN. `argv` is executed as it stands; `script` is a file to execute instead (heredoc with `#!`).
 
     `env` holds ENV, `args` the ARG values in scope; where both name a variable, `env` wins. `network` is
-    `default`, `none` (no network but a loopback of its own) or `host` (that of the machine around).
+    `default`, `none` (no network but a loopback of its own) or `host` (that of the machine around). With
+    `attach` it is no step of a build.
     """
 
     argv: tuple[str, ...]
@@ -197,6 +219,7 @@ class RunCommand(Command):
     script: str | None = None
     mounts: tuple[Mount, ...] = ()
     network: str = "default"
+    attach: Attach | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

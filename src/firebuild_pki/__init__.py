@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from firebuild_pki.authority import Authority, open_authority
-    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate
+    from firebuild_pki.chain import order_chain, parse_certificates, read_certificate, signed_with
     from firebuild_pki.config import CASettings, ca_json_schema, redacted
     from firebuild_pki.documents import Document, load_document, parse_document
     from firebuild_pki.errors import (
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         SettingsError,
         UnsupportedOperation,
     )
+    from firebuild_pki.grpc_credentials import guest_chain_problem
     from firebuild_pki.guarded import check_settings
     from firebuild_pki.hookspecs import hookimpl
     from firebuild_pki.keys import KeyType
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         KeyStoreSpec,
         SignatureAlgorithm,
         StoredKey,
+        check_key_uri,
         ecdsa_der,
         open_key,
     )
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "authority": ("Authority", "open_authority"),
-    "chain": ("order_chain", "parse_certificates", "read_certificate"),
+    "chain": ("order_chain", "parse_certificates", "read_certificate", "signed_with"),
     "config": ("CASettings", "ca_json_schema", "redacted"),
     "documents": ("Document", "load_document", "parse_document"),
     "errors": (
@@ -88,6 +90,7 @@ _HOMES = {
         "SettingsError",
         "UnsupportedOperation",
     ),
+    "grpc_credentials": ("guest_chain_problem",),
     "guarded": ("check_settings",),
     "hookspecs": ("hookimpl",),
     "keys": ("KeyType",),
@@ -96,6 +99,7 @@ _HOMES = {
         "KeyStoreSpec",
         "SignatureAlgorithm",
         "StoredKey",
+        "check_key_uri",
         "ecdsa_der",
         "open_key",
     ),
@@ -170,8 +174,10 @@ __all__ = [
     "TrustBundle",
     "UnsupportedOperation",
     "ca_json_schema",
+    "check_key_uri",
     "check_settings",
     "ecdsa_der",
+    "guest_chain_problem",
     "hookimpl",
     "installed_providers",
     "load_document",
@@ -184,6 +190,7 @@ __all__ = [
     "parse_document",
     "read_certificate",
     "redacted",
+    "signed_with",
     "validate",
     "vault_setup",
     "vault_setup_settings",

@@ -5,20 +5,20 @@ Everything a provider returns goes through `verify.py` before anyone else sees i
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
 from cryptography import x509
 from pydantic import BaseModel
 
-from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of
+from firebuild_pki.chain import describe, extension_of, parse_certificates, serial_of, signed_with
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.display import one_line
 from firebuild_pki.documents import Document
@@ -46,7 +46,7 @@ from firebuild_pki.keys import Keys
 from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.material import IssuedCertificate, TLSMaterial
 from firebuild_pki.names import Identity, Names, checked_labels, random_build_id
-from firebuild_pki.plugins import Observer
+from firebuild_pki.plugins import Observer, PluginCatalog
 from firebuild_pki.provider import (
     CAEvent,
     Capability,
@@ -63,8 +63,6 @@ from firebuild_pki.verify import Trust, verify_trust
 from firebuild_pki.worker import Unanswered, Worker
 from firebuild_pki.wrapping import described, named
 from firebuild_pki.x509 import USAGE, fingerprint, to_pem
-
-_logger = logging.getLogger(__name__)
 
 _OTHER_PROVIDER = (
     "embedded, file, vault and cfssl can; `firebuild ca providers` lists what each installed one can"
@@ -470,7 +468,9 @@ class Authority:
             self._remarks += [one for one in issued.remarks if one not in self._remarks]
             self._issuer, leaf = issued.chain.issuer, issued.chain.leaf
             one = _Revocable(order.profile, issued.certificate.names, leaf, order.labels)
-            self._issued[issued.certificate.fingerprint_sha256] = one
+            # What is neither taken back nor renewed with labels of its own only makes the next ones slower.
+            if self._settings.revoke_at_end or order.labels != self._labels:
+                self._issued[issued.certificate.fingerprint_sha256] = one
             self._observers.tell(EventKind.ISSUED, order.profile, leaf, one.names, labels=order.labels)
             return issued
 
@@ -527,7 +527,10 @@ class Authority:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.append(text)
-            _logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
+            import logging  # most authorities have nothing to warn of
+
+            logger = logging.getLogger(__name__)
+            logger.warning("ca-provider(%s): %s", self.provider_name, one_line(text, 2000))
 
 
 def open_authority(
@@ -568,8 +571,10 @@ def open_authority(
         ProviderError: the provider failed while opening.
         MaterialError: the CA's own certificates are not usable.
     """
-    if not isinstance(settings, CASettings):
-        settings = validate(CASettings, Document({"ca": {} if settings is None else settings}), at="ca")
+    if settings is None or settings == {}:
+        settings = _defaults(PluginCatalog())
+    elif not isinstance(settings, CASettings):
+        settings = validate(CASettings, Document({"ca": settings}), at="ca")
     identity = Identity(random_build_id() if build_id is None else build_id, settings.name_suffix)
     context = ProviderContext(
         clock,
@@ -582,6 +587,11 @@ def open_authority(
         tuple(name for one in ((names,) if isinstance(names, str) else names) for name in Names.of(one).all),
     )
     return Authority(settings, identity, context, check, checked_labels(labels or {}))
+
+
+@lru_cache(maxsize=1)
+def _defaults(catalog: PluginCatalog) -> CASettings:
+    return validate(CASettings, Document({}), at="ca", context={"catalog": catalog})
 
 
 # --- observers ------------------------------------------------------------------------------------
@@ -669,6 +679,7 @@ class Observers:
                 fingerprint_sha256=fingerprint(certificate),
                 not_before=certificate.not_valid_before_utc,
                 not_after=certificate.not_valid_after_utc,
+                signature_algorithm=signed_with(certificate),
             )
         for listener in self.listeners:
             with self._warning(listener, kind):

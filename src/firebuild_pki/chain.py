@@ -13,10 +13,10 @@ from typing import Final, TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from firebuild_pki.errors import MaterialError
+from firebuild_pki.keys import CURVES, MLDSAPublicKey, kind_of_key
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import fingerprint, to_pem
 
@@ -24,9 +24,6 @@ ExtensionT = TypeVar("ExtensionT", bound=x509.ExtensionType)
 
 MIN_RSA_BITS: Final = 2048
 """The least that path validation accepts."""
-
-CURVES: Final = {"secp256r1": "P-256", "secp384r1": "P-384", "secp521r1": "P-521"}
-"""The curves that path validation accepts, and what people call them."""
 
 _SIGNATURES: Final = frozenset(
     {
@@ -38,6 +35,9 @@ _SIGNATURES: Final = frozenset(
         SignatureAlgorithmOID.RSA_WITH_SHA512,
         SignatureAlgorithmOID.RSASSA_PSS,
     }
+)
+_WITHOUT_HASH: Final = frozenset(  # RFC 9881
+    {SignatureAlgorithmOID.ML_DSA_44, SignatureAlgorithmOID.ML_DSA_65, SignatureAlgorithmOID.ML_DSA_87}
 )
 _HASHES: Final = frozenset({"sha256", "sha384", "sha512"})
 _EC_PARAMETERS: Final = bytes.fromhex(
@@ -272,9 +272,29 @@ def signature_problem(certificate: x509.Certificate) -> str | None:
     if algorithm is not None and algorithm.name in {"sha1", "md5"}:
         name = {"sha1": "SHA-1", "md5": "MD5"}[algorithm.name]
         return f"is signed with {name}, which is not accepted any more (RFC 9155)"
+    if oid in _WITHOUT_HASH:
+        return None
     if oid not in _SIGNATURES or algorithm is None or algorithm.name not in _HASHES:
-        return f"is signed with {oid._name}; accepted are ECDSA and RSA, with SHA-256, SHA-384 or SHA-512"
+        accepted = "ECDSA and RSA with SHA-256, SHA-384 or SHA-512, and ML-DSA"
+        return f"is signed with {oid._name}; accepted are {accepted}"
     return None
+
+
+def signed_with(certificate: x509.Certificate) -> str:
+    """Name the algorithm of a certificate's signature: ``ECDSA with SHA-256``, ``ML-DSA-65``."""
+    name = certificate.signature_algorithm_oid._name
+    return _NAMES.get(name, name)
+
+
+_NAMES: Final = {
+    "ecdsa-with-SHA256": "ECDSA with SHA-256",
+    "ecdsa-with-SHA384": "ECDSA with SHA-384",
+    "ecdsa-with-SHA512": "ECDSA with SHA-512",
+    "sha256WithRSAEncryption": "RSA with SHA-256",
+    "sha384WithRSAEncryption": "RSA with SHA-384",
+    "sha512WithRSAEncryption": "RSA with SHA-512",
+    "RSASSA-PSS": "RSA-PSS",
+}
 
 
 def key_problem(certificate: x509.Certificate) -> str | None:
@@ -290,12 +310,9 @@ def key_problem(certificate: x509.Certificate) -> str | None:
             return "spells out the parameters of its elliptic curve, where TLS accepts the curve's name only"
         if key.curve.name not in CURVES:
             return f"has a key on the curve {key.curve.name}; accepted are {', '.join(CURVES.values())}"
-    return None if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey) else f"has {_other(key)}"
-
-
-def _other(key: CertificatePublicKeyTypes) -> str:
-    kind = type(key).__name__.strip("_").removesuffix("PublicKey")
-    return f"a key of the kind {kind}; accepted are EC and RSA"
+    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey | MLDSAPublicKey):
+        return None
+    return f"has a key of the kind {kind_of_key(key)}; accepted are EC, RSA and, for CAs, ML-DSA"
 
 
 _OTHER_KEY: Final = "the signature is of another key"

@@ -25,11 +25,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, InitErrorDetails
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from firebuild_pki.documents import Document, load_document, parse_document
 from firebuild_pki.errors import CAError, Problem, SettingsError
-from firebuild_pki.keys import KeyType
+from firebuild_pki.keys import ML_DSA, KeyType
 from firebuild_pki.plugins import NOTHING_INSTALLED, Observer, PluginCatalog
 from firebuild_pki.positions import KeyPath, kind_of, nearest
 from firebuild_pki.provider import Note, ProviderSpec
@@ -61,6 +61,14 @@ def _tuple_of(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _of_a_leaf(value: object) -> object:
+    if isinstance(value, str) and value in ML_DSA:
+        text = f"gRPC cannot use a certificate with a key of the kind {value} for server or guest"
+        hint = "the CA's own keys can be of that kind: ca.embedded.key_type, or the file of ca.file.ca_key"
+        raise PydanticCustomError("key_type", "{text}", {"text": text, "hint": hint})
+    return value
+
+
 class CASettings(Settings):
     """The section ``ca``: which provider, and its settings under the provider's own name."""
 
@@ -72,7 +80,7 @@ class CASettings(Settings):
     """Names of the plugins that are told about every certificate."""
     name_suffix: str = "firebuild.internal"
     """Domain below which the names of server and guest are made: <build-id>.<suffix>."""
-    key_type: KeyType = KeyType.P256
+    key_type: Annotated[KeyType, BeforeValidator(_of_a_leaf)] = KeyType.P256
     """Kind of the server's and guest's keys: p256, p384, rsa2048, rsa3072 or rsa4096."""
     call_timeout: PositiveDuration = timedelta(seconds=60)
     """How long the provider may take for one answer, its retries included."""

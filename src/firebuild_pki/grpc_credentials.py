@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from binascii import a2b_base64
+from typing import Final
+
 import grpc
 
 from firebuild_pki.material import TLSMaterial
+
+MAX_GUEST_CHAIN: Final = 8400
+"""How many bytes (DER) of certificates a client may show. A gRPC server writes them into two session tickets,
+for which its core has a buffer of 17 KiB, and breaks the connection off if they do not fit (gRPC 1.85)."""
 
 
 def server_credentials(material: TLSMaterial) -> grpc.ServerCredentials:
@@ -28,3 +35,15 @@ def channel_credentials(material: TLSMaterial) -> grpc.ChannelCredentials:
 def channel_options(material: TLSMaterial) -> list[tuple[str, str]]:
     """Make the client check the server's name, whatever address it dials."""
     return [("grpc.ssl_target_name_override", material.server_name)]
+
+
+def guest_chain_problem(guest: TLSMaterial) -> str | None:
+    """Tell why a gRPC server cannot take a client's certificates; None if it can."""
+    blocks = guest.certificate_chain_pem.replace(b"\r", b"").split(b"-----BEGIN CERTIFICATE-----")[1:]
+    size = sum(len(a2b_base64(block.partition(b"-----END")[0])) for block in blocks)
+    if size <= MAX_GUEST_CHAIN:
+        return None
+    return (
+        f"the {len(blocks)} certificates of {guest.identity} have {size} bytes, "
+        f"and a gRPC server takes {MAX_GUEST_CHAIN} of a client"
+    )

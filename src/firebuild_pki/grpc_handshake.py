@@ -1,24 +1,29 @@
 """A real gRPC call over mutual TLS between two materials, within this process.
 
 gRPC tells a refused client nothing but "Socket closed" and writes the reason to stderr. So the
-verdict is gRPC's, and the words come from the standard library's ssl, which does the handshake again.
+verdict is gRPC's, and the words come from OpenSSL, which does the handshake again: that of the standard
+library's ssl, or, where that is too old for ML-DSA, that of cryptography.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, cast
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from OpenSSL import SSL, crypto
 
-from firebuild_pki.chain import read_certificate
+from firebuild_pki.chain import parse_certificates, read_certificate, signed_with
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.x509 import fingerprint
@@ -37,7 +42,12 @@ def _quiet_core() -> Iterator[None]:
 with _quiet_core():
     import grpc
 
-    from firebuild_pki.grpc_credentials import channel_credentials, channel_options, server_credentials
+    from firebuild_pki.grpc_credentials import (
+        channel_credentials,
+        channel_options,
+        guest_chain_problem,
+        server_credentials,
+    )
 
 DEFAULT_TIMEOUT = timedelta(seconds=10)
 """How long the call may take; on an idle machine it takes some milliseconds."""
@@ -56,6 +66,9 @@ class Handshake:
         guest_fingerprint_sha256: of that certificate, in hexadecimal.
         tls_version: as the server saw it, for example ``TLSv1.3``.
         seconds: from the start of the connection to the answer.
+        group: in which the server exchanges keys with a client that knows all it may ask for, by its name in
+            OpenSSL: ``X25519MLKEM768`` is safe from quantum computers. gRPC does not tell its own.
+        signatures: what the certificates of the server's chain are signed with, leaf first.
     """
 
     server_name: str
@@ -63,6 +76,8 @@ class Handshake:
     guest_fingerprint_sha256: str
     tls_version: str
     seconds: float
+    group: str = ""
+    signatures: tuple[str, ...] = ()
 
 
 def handshake(
@@ -91,7 +106,10 @@ def handshake(
         except grpc.RpcError as error:
             raise _failure(server, guest, timeout, anonymous, cast(grpc.Call, error)) from None
         seconds = time.monotonic() - started
-    return peer.seen(guest.server_name, seconds)
+        group = _group(address, guest, timeout)
+    chain = parse_certificates(server.certificate_chain_pem, "certificate chain")
+    signatures = tuple(signed_with(one) for one in chain)
+    return replace(peer.seen(guest.server_name, seconds), group=group, signatures=signatures)
 
 
 class _Peer(grpc.GenericRpcHandler):
@@ -111,7 +129,7 @@ class _Peer(grpc.GenericRpcHandler):
         (pem,) = self._auth["x509_pem_cert"]
         certificate = read_certificate(pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        (version,) = self._auth["ssl_tls_version"]
+        (version,) = self._auth.get("ssl_tls_version", (b"TLS",))  # gRPC before 1.85 does not tell
         dns_names = tuple(names.get_values_for_type(x509.DNSName))
         return Handshake(server_name, dns_names, fingerprint(certificate), version.decode(), seconds)
 
@@ -125,7 +143,8 @@ def _serving(material: TLSMaterial, peer: _Peer) -> Iterator[str]:
         try:
             port = server.add_secure_port("127.0.0.1:0", server_credentials(material))
         except RuntimeError:
-            reason = _load_problem(material) or "gRPC does not say why"
+            known = not _is_too_new_for_ssl(material)
+            reason = (known and _load_problem(material)) or "gRPC does not say why"
             raise MaterialError(f"gRPC cannot serve: {reason}") from None
         server.start()
         yield f"127.0.0.1:{port}"
@@ -149,7 +168,10 @@ def _failure(
     who = f"the mutual TLS handshake of {server.identity} (server) and {guest.identity} (guest) failed"
     if call.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
         return MaterialError(f"{who}: no answer within {timeout.total_seconds():g} s")
-    reason = _load_problem(guest) or _refusal(server, guest, anonymous)
+    reason = guest_chain_problem(guest)
+    if reason is None:
+        older = any(map(_is_too_new_for_ssl, (server, guest)))
+        reason = (_explained if older else _refusal)(server, guest, anonymous)
     return MaterialError(f"{who}: {reason or f'gRPC says: {call.details()}'}")
 
 
@@ -163,6 +185,8 @@ def _load_problem(material: TLSMaterial) -> str | None:
 
 def _refusal(server: TLSMaterial, guest: TLSMaterial, anonymous: bool) -> str | None:
     """Do the handshake again in memory, with a library that says who refused whom, and why."""
+    if problem := _load_problem(guest):
+        return problem
     client = _without_certificate(guest) if anonymous else guest.ssl_context()
     to_guest, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = {
@@ -192,3 +216,107 @@ def _words(error: ssl.SSLError | ValueError) -> str:
         return error.verify_message
     reason = getattr(error, "reason", None)
     return reason.replace("_", " ").lower() if isinstance(reason, str) else str(error)
+
+
+# --- with cryptography's OpenSSL ------------------------------------------------------------------
+
+_ML_DSA_FROM = (3, 5)
+"""The first version of OpenSSL that knows ML-DSA."""
+
+_NO_AUTO_CHAIN = 0x8
+"""SSL_MODE_NO_AUTO_CHAIN, which pyOpenSSL does not name: no root behind a leaf that has no issuers."""
+
+# X509_verify_cert_error_string(3), which pyOpenSSL does not pass on
+_REASONS = {
+    7: "certificate signature failure",
+    9: "certificate is not yet valid",
+    10: "certificate has expired",
+    18: "self-signed certificate",
+    19: "self-signed certificate in certificate chain",
+    20: "unable to get local issuer certificate",
+    21: "unable to verify the first certificate",
+    25: "path length constraint exceeded",
+    26: "unsuitable certificate purpose",
+    47: "permitted subtree violation",
+    48: "excluded subtree violation",
+}
+
+
+def _is_too_new_for_ssl(material: TLSMaterial) -> bool:
+    if ssl.OPENSSL_VERSION_INFO >= _ML_DSA_FROM:
+        return False
+    known = parse_certificates(material.certificate_chain_pem + material.trust_pem, "material")
+    return any(signed_with(one).startswith("ML-DSA") for one in known)
+
+
+class _End:
+    """One end of a connection, which remembers why it did not like the other's certificate."""
+
+    def __init__(self, material: TLSMaterial, *, server: bool, anonymous: bool = False) -> None:
+        self.problem = ""
+        context = SSL.Context(SSL.TLS_SERVER_METHOD if server else SSL.TLS_CLIENT_METHOD)
+        context.set_min_proto_version(SSL.TLS1_2_VERSION)
+        context.set_mode(_NO_AUTO_CHAIN)
+        if not anonymous:
+            leaf, *issuers = parse_certificates(material.certificate_chain_pem, "certificate chain")
+            context.use_certificate(leaf)
+            for issuer in issuers:
+                context.add_extra_chain_cert(issuer)
+            context.use_privatekey(cast(Any, load_pem_private_key(material.private_key_pem, None)))
+        store = context.get_cert_store()
+        assert store is not None  # noqa: S101 - every context has one
+        for anchor in parse_certificates(material.trust_pem, "trust anchors"):
+            store.add_cert(crypto.X509.from_cryptography(anchor))
+        store.set_flags(crypto.X509StoreFlags.PARTIAL_CHAIN)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._look)
+        context.set_alpn_protos([b"h2"])
+        self.context = context
+
+    def _look(self, _: SSL.Connection, __: crypto.X509, code: int, ___: int, passed: int) -> bool:
+        if not passed:
+            self.problem = self.problem or _REASONS.get(code, f"its certificate is not valid (code {code})")
+        return bool(passed)
+
+
+def _explained(server: TLSMaterial, guest: TLSMaterial, anonymous: bool) -> str | None:
+    """Do what `_refusal` does, with an OpenSSL that knows ML-DSA."""
+    client, host = _End(guest, server=False, anonymous=anonymous), _End(server, server=True)
+    ends = {"guest": SSL.Connection(client.context), "server": SSL.Connection(host.context)}
+    ends["guest"].set_connect_state()
+    ends["server"].set_accept_state()
+    ways = {"guest": (ends["server"], client), "server": (ends["guest"], host)}
+    for name in ("guest", "server", "guest", "server"):
+        other, end = ways[name]
+        try:
+            ends[name].do_handshake()
+        except SSL.WantReadError:
+            pass
+        except SSL.Error as error:
+            reasons = [entry[-1] for entry in error.args[0]] if error.args else []
+            opposite = {"guest": "server", "server": "guest"}[name]
+            return f"the {name} refuses the {opposite}: {end.problem or ', '.join(reasons)}"
+        with suppress(SSL.WantReadError):
+            other.bio_write(ends[name].bio_read(_FLIGHT))
+    return None
+
+
+_FLIGHT = 1024 * 1024
+"""More bytes than one side says at once."""
+
+
+def _group(address: str, guest: TLSMaterial, timeout: timedelta) -> str:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout.total_seconds()) as plain:
+        plain.setblocking(True)  # pyOpenSSL knows no timeouts
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(timeout))
+        connection = SSL.Connection(_End(guest, server=False).context, plain)
+        connection.set_connect_state()
+        try:
+            connection.do_handshake()
+        except SSL.Error:
+            return ""
+        return connection.get_group_name() or ""
+
+
+def _timeval(timeout: timedelta) -> bytes:
+    return struct.pack("@ll", int(timeout.total_seconds()), timeout.microseconds)

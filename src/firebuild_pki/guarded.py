@@ -52,7 +52,8 @@ class GuardedProvider(CAProvider):
         check: called again and again while waiting; what it raises ends the wait.
 
     Raises:
-        ProviderError: the factory failed, or made something else than a provider.
+        ProviderError: the factory failed, or made something else than a provider, or `CAProvider.validate`
+            failed, which is called along with it.
     """
 
     def __init__(
@@ -68,8 +69,8 @@ class GuardedProvider(CAProvider):
         self._worker = Worker(f"ca-provider({spec.name})", limit, check)
         try:
             self._provider: CAProvider | None = None
-            self._capabilities = self._in_time(
-                "making the provider", lambda: self._make(spec, settings, context)
+            self._capabilities, self._remarks = self._in_time(
+                "making the provider", lambda: (self._make(spec, settings, context), self._looked_at())
             )
         except BaseException:
             self.discard()
@@ -81,7 +82,7 @@ class GuardedProvider(CAProvider):
 
     def validate(self) -> tuple[Note, ...]:
         """See `CAProvider.validate`."""
-        return self._notes("looking at the settings", self._made.validate)
+        return self._remarks
 
     def opened(self) -> TrustBundle:
         """Open the provider and return its trust bundle, in one call of its thread; in place of `open`."""
@@ -161,6 +162,10 @@ class GuardedProvider(CAProvider):
             f"ProviderSpec; found: {', '.join(sorted(found)) or 'none'}",
             provider=self._name,
         )
+
+    def _looked_at(self) -> tuple[Note, ...]:
+        doing = "looking at the settings"
+        return self._guarded(doing, self._made.validate, lambda found: crossing.notes(found, doing))()
 
     def _notes(self, doing: str, function: Callable[[], object]) -> tuple[Note, ...]:
         return self._call(doing, function, lambda found: crossing.notes(found, doing))

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
 from firebuild_pki.errors import KeyStoreError, ProviderNotFound
-from firebuild_pki.keys import PrivateKey
+from firebuild_pki.keys import PrivateKey, kind_of_key
 from firebuild_pki.provider import API_VERSION, Clock, ProviderContext, utc_now
 from firebuild_pki.settings import SecretRef
 from firebuild_pki.wrapping import as_ca_error, one_text
@@ -266,8 +266,8 @@ class OpenKey:
             return _StoredECKey(self, self._public)
         if isinstance(self._public, rsa.RSAPublicKey):
             return _StoredRSAKey(self, self._public)
-        kind = type(self._public).__name__.strip("_").removesuffix("PublicKey")
-        raise self._wrong(f"expected an RSA or EC key, found {kind}", "TLS libraries refuse every other kind")
+        found, hint = kind_of_key(self._public), "TLS libraries, or the stores, know no other kind"
+        raise self._wrong(f"expected an RSA or EC key, found {found}", hint)
 
     def _verify(self, signature: bytes, message: bytes, algorithm: SignatureAlgorithm) -> None:
         hashed = _HASHES[algorithm.hash_name]()

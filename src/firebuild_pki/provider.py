@@ -347,6 +347,7 @@ class CAEvent:
         not_after: end of the validity.
         reason: why it was refused.
         labels: those of the request.
+        signature_algorithm: what the certificate is signed with: ``ECDSA with SHA-256``, ``ML-DSA-65``.
     """
 
     kind: EventKind
@@ -361,3 +362,4 @@ class CAEvent:
     not_after: datetime | None = None
     reason: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    signature_algorithm: str | None = None

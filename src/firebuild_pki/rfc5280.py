@@ -9,7 +9,8 @@ their reading, and what section 6.1 wants of each CA.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -47,19 +48,25 @@ def has_only_dns_names(leaf: x509.Certificate) -> bool:
     )
 
 
-def constraints_of(authorities: Sequence[x509.Certificate]) -> list[Constraints]:
+def constraints_of(authorities: Iterable[x509.Certificate]) -> list[Constraints]:
     """Return the name constraints of some CAs; those that repeat another's are left out."""
-    found: dict[x509.NameConstraints, x509.Certificate] = {}
-    for ca in authorities:
-        if (constraints := extension_of(ca, x509.NameConstraints)) is not None:
-            found.setdefault(constraints, ca)
-    return [Constraints(ca, constraints) for constraints, ca in found.items()]
+    found: list[Constraints] = []
+    for one in map(_constraints, authorities):
+        if one is not None and all(one.value != other.value for other in found):
+            found.append(one)
+    return found
+
+
+@lru_cache(maxsize=64)
+def _constraints(ca: x509.Certificate) -> Constraints | None:
+    value = extension_of(ca, x509.NameConstraints)
+    return None if value is None else Constraints(ca, value)
 
 
 def name_problem(chain: Chain) -> str | None:
     """Hold all names of a path against the name constraints above them; return what is wrong, or None."""
     path = (*chain.certificates, chain.anchor)
-    for number, certificate in enumerate(path):
+    for number, certificate in enumerate(path[:-1]):
         if number and certificate.subject == certificate.issuer:  # self-issued (section 6.1.3 b)
             continue
         for constraints in constraints_of(path[number + 1 :]):
@@ -73,13 +80,14 @@ class Constraints:
 
     Args:
         ca: whose they are, for messages.
-        constraints: what is permitted and excluded below it.
+        value: what is permitted and excluded below it.
     """
 
-    def __init__(self, ca: x509.Certificate, constraints: x509.NameConstraints) -> None:
+    def __init__(self, ca: x509.Certificate, value: x509.NameConstraints) -> None:
+        self.value = value
         self._ca = ca
-        self._permitted = _by_kind(constraints.permitted_subtrees)
-        self._excluded = _by_kind(constraints.excluded_subtrees)
+        self._permitted = _by_kind(value.permitted_subtrees)
+        self._excluded = _by_kind(value.excluded_subtrees)
 
     def problem(self, certificate: x509.Certificate) -> str | None:
         """Hold all names of a certificate against them; return what is wrong, or None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -59,7 +58,12 @@ def parse_strictly(
     model: type[ModelT], data: object, *, context: Mapping[str, object] | None = None
 ) -> ModelT:
     """Validate plain data with JSON's strictness: no number out of a string, lists for tuples."""
-    text = json.dumps(data, default=_json_default)
+    if data == {}:
+        text = "{}"
+    else:
+        import json  # defaults need none
+
+        text = json.dumps(data, default=_json_default)
     return model.model_validate_json(text, strict=True, context=dict(context or {}))
 
 

@@ -254,17 +254,20 @@ class Way:
         # Of other kinds of name path validation has an opinion of its own.
         if usage in self._proven and (not self._constraints or has_only_dns_names(leaf)):
             permitted = not any(one.problem(leaf) for one in self._constraints)
-            return permitted and _passes(self._under_issuer, leaf, (), expected)
-        chain = self.below(leaf)
+            return permitted and _passes(self._under_issuer, self.below(leaf), expected, proven=True)
+        holds = self._holds_whole(leaf, expected)
+        if holds:
+            self._proven.add(usage)
+        return holds
+
+    def _holds_whole(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         steps = pairwise((leaf, *self._authorities))
         if any(claim_problem(*step) or identifier_problem(*step) for step in steps):
             return False
-        if name_problem(chain) or _nameless_server_problem(chain, expected):
+        chain = self.below(leaf)
+        if (self._constraints and name_problem(chain)) or _nameless_server_problem(chain, expected):
             return False
-        if not _passes(_strict(self._anchor), leaf, self._issuers, expected):
-            return False
-        self._proven.add(usage)
-        return True
+        return _passes(_strict(self._anchor), chain, expected)
 
     def _lasts(self, leaf: x509.Certificate, expected: Expectation) -> bool:
         end = min(self._end, leaf.not_valid_after_utc)
@@ -367,11 +370,11 @@ def _must_validate(chain: Chain, expected: Expectation) -> list[str]:
     # The Web PKI's profile is a warning: operators' CAs are often older than its rules, but
     # Python 3.13 and others that are just as strict would refuse what it refuses.
     strict = _strict(chain.anchor)
-    reason = _path_failure(strict, chain.leaf, chain.issuers, expected)
+    reason = _path_failure(strict, chain, expected)
     if reason is None:
         return []
     lenient = strict.extension_policies(ca_policy=_lenient_ca(), ee_policy=_lenient_leaf())
-    refusal = _path_failure(lenient, chain.leaf, chain.issuers, expected)
+    refusal = _path_failure(lenient, chain, expected)
     if refusal is None:
         return [f"strict TLS libraries may refuse the chain: {reason}"]
     if not constraints_of(chain.authorities):
@@ -401,18 +404,17 @@ def _identifiers(chain: Chain) -> list[str]:
 
 
 def _path_failure(
-    policy: PolicyBuilder,
-    leaf: x509.Certificate,
-    issuers: Sequence[x509.Certificate],
-    expected: Expectation,
+    policy: PolicyBuilder, chain: Chain, expected: Expectation, *, proven: bool = False
 ) -> str | None:
-    policy = policy.time(expected.now)
+    """Validate a path; of one whose CAs are proven, only up to the issuer, which the policy then trusts."""
+    policy, leaf = policy.time(expected.now), chain.leaf
+    issuers = [] if proven else list(chain.issuers)
     try:
         # A peer is both. One without a DNS name, as SPIFFE has it, is no server that this verifier knows.
         if expected.profile is not Profile.SERVER:
-            policy.build_client_verifier().verify(leaf, [*issuers])
+            policy.build_client_verifier().verify(leaf, issuers)
         if expected.profile is not Profile.GUEST and expected.names:
-            _server_verifier(policy, leaf, expected.names[0]).verify(leaf, [*issuers])
+            _server_verifier(policy, leaf, expected.names[0]).verify(leaf, issuers)
     except VerificationError as error:
         return error_message(error).removeprefix("validation failed: ")
     return None
@@ -425,14 +427,9 @@ def _nameless_server_problem(chain: Chain, expected: Expectation) -> str | None:
     return authority_problem(chain, ExtendedKeyUsageOID.SERVER_AUTH)
 
 
-def _passes(
-    policy: PolicyBuilder,
-    leaf: x509.Certificate,
-    issuers: Sequence[x509.Certificate],
-    expected: Expectation,
-) -> bool:
+def _passes(policy: PolicyBuilder, chain: Chain, expected: Expectation, *, proven: bool = False) -> bool:
     try:
-        return _path_failure(policy, leaf, issuers, expected) is None
+        return _path_failure(policy, chain, expected, proven=proven) is None
     except MaterialError:  # said by the search that follows
         return False
 

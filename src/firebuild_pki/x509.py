@@ -10,15 +10,16 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from firebuild_pki.keys import PrivateKey
+from firebuild_pki.keys import CAPrivateKey, MLDSAPrivateKey, PrivateKey
 from firebuild_pki.provider import Profile
 
 MAX_COMMON_NAME = 64
@@ -41,7 +42,7 @@ class Issuer:
     """A CA certificate and its private key."""
 
     certificate: x509.Certificate
-    key: PrivateKey
+    key: CAPrivateKey
 
     def __repr__(self) -> str:
         return f"Issuer({self.certificate.subject.rfc4514_string()!r})"
@@ -99,12 +100,17 @@ def only_below(domain: str, names: Iterable[str] = ()) -> x509.NameConstraints:
             *(x509.UniformResourceIdentifier(host) for host in hosts or (domain,)),
             x509.RFC822Name(domain),
         ],
-        [x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0")],
+        _every_address(),
     )
 
 
+@cache
+def _every_address() -> tuple[x509.IPAddress, ...]:
+    return tuple(x509.IPAddress(ipaddress.ip_network(every)) for every in ("0.0.0.0/0", "::/0"))
+
+
 def make_root(
-    key: PrivateKey,
+    key: CAPrivateKey,
     validity: Validity,
     *,
     with_intermediate: bool,
@@ -124,7 +130,7 @@ def make_root(
     return Issuer(builder.sign(key, _hash(key)), key)
 
 
-def make_intermediate(key: PrivateKey, root: Issuer, validity: Validity) -> Issuer:
+def make_intermediate(key: CAPrivateKey, root: Issuer, validity: Validity) -> Issuer:
     """Make the CA below the root that signs leaves; it repeats the root's name constraints.
 
     So they also hold for a peer that trusts the intermediate itself, or that heeds none of an anchor
@@ -193,10 +199,15 @@ def fingerprint(certificate: x509.Certificate) -> str:
 
 def to_pem(certificates: Sequence[x509.Certificate]) -> bytes:
     """Write certificates one after the other."""
-    return b"".join(one.public_bytes(serialization.Encoding.PEM) for one in certificates)
+    return b"".join(map(_pem, certificates))
 
 
-def _ca_name(role: str, public_key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> x509.Name:
+@lru_cache(maxsize=16)  # a CA's is written with each of its leaves, a leaf's by provider and framework
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _ca_name(role: str, public_key: CertificatePublicKeyTypes) -> x509.Name:
     # a part of the key's digest keeps the names of different authorities apart
     digest = x509.SubjectKeyIdentifier.from_public_key(public_key).digest.hex()
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"firebuild {role} {digest[:16]}")])
@@ -266,7 +277,9 @@ def _authority_key_identifier(issuer: Issuer) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(extension.value)
 
 
-def _hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384:
+def _hash(key: CAPrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    if isinstance(key, MLDSAPrivateKey):  # hashes by itself (RFC 9881 section 3)
+        return None
     # RFC 5480 section 4: a hash of the strength of the curve
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.key_size > 256:
         return hashes.SHA384()

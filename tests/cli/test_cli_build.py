@@ -182,7 +182,7 @@ def test_what_asks_for_the_default_is_accepted(cli: Cli) -> None:
     [
         (command, hint)
         for commands, hint in {
-            "run exec start create": "runs none yet",
+            "exec start create": "firebuild run",
             "ps container stop kill restart pause unpause wait attach logs top": "no containers",
             "stats port rename update diff cp commit network volume compose": "no containers",
             "swarm stack service node": "no containers",

@@ -295,3 +295,27 @@ def test_the_ca_is_swapped_by_an_environment_variable(firebuild: Firebuild, cont
         status=2,
     )
     assert "embedded" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["ml-dsa-44", "ml-dsa-87"])
+def test_a_ca_that_quantum_computers_cannot_forge_builds_as_any_other(
+    firebuild: Firebuild, context: Path, kind: str
+) -> None:
+    config = context.parent / "config.yaml"
+    config.write_text(f"ca: {{embedded: {{key_type: {kind}}}}}\n")
+    arguments = write(context, "FROM host\nRUN echo built\n")
+    done = firebuild(
+        "rootfs",
+        *arguments,
+        "--tag",
+        f"pq/{kind}:1",
+        "--no-cache",
+        "--config",
+        config,
+        "--progress",
+        "rawjson",
+    )
+    events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (connected,) = [event for event in events if event.get("event") == "guest-connected"]
+    assert (connected["tls_version"], connected["key_exchange"]) == ("TLSv1.3", "X25519MLKEM768")
+    assert firebuild.leftovers() == []

@@ -57,6 +57,7 @@ def test_observers_hear_of_everything_and_never_of_keys() -> None:
         material.fingerprint_sha256,
         leaf.not_valid_before_utc,
         leaf.not_valid_after_utc,
+        signature_algorithm="ECDSA with SHA-256",
     )
     assert "may need it until" in str(events[4].reason)
     assert "PRIVATE" not in repr(events)

@@ -440,7 +440,8 @@ def test_keys_of_other_kinds_are_named() -> None:
     ca = root()
     leaf = ca.leaf(ed25519.Ed25519PrivateKey.generate().public_key(), [NAME], valid=LONG)
     with pytest.raises(
-        MaterialError, match=r'"CN=leaf" .* has a key of the kind Ed25519; accepted are EC and RSA'
+        MaterialError,
+        match=r'"CN=leaf" .* has a key of the kind Ed25519; accepted are EC, RSA and, for CAs, ML-DSA',
     ):
         verified(pem(leaf), ca.pem)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import traceback
@@ -512,6 +513,31 @@ def test_a_call_after_the_end_is_refused() -> None:
     worker.finish(lambda: None)
     with pytest.raises(Unanswered, match="asking is not possible after the end"):
         worker.call("asking", lambda: None)
+
+
+def test_the_files_of_a_thread_are_closed_when_a_call_that_was_left_behind_ends_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed, close = set[int](), os.close
+
+    def recorded(number: int) -> None:
+        closed.add(number)
+        close(number)
+
+    monkeypatch.setattr(os, "close", recorded)
+    hang = threading.Event()
+    worker = Worker("slow", timedelta(seconds=0.01), lambda: None)
+    with pytest.raises(Unanswered, match=r"asking did not end within 0\.01 s"):
+        worker.call("asking", hang.wait)
+    with pytest.raises(Unanswered, match=r"asking did not end within 0\.01 s"):
+        worker.finish(lambda: None)
+    thread, files = worker._thread, {worker._wanted._eventfd, worker._ended._eventfd}
+    del worker
+    assert not files & closed
+    hang.set()
+    thread.join()
+    del thread
+    assert files <= closed
 
 
 def test_a_provider_is_let_go_of_when_it_is_closed() -> None:

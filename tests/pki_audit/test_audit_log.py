@@ -72,7 +72,9 @@ def test_the_life_of_a_build_in_lines(tmp_path: Path) -> None:
         "host": socket.gethostname(),
         "labels": {},
     }
-    nothing = dict.fromkeys(("serial", "fingerprint_sha256", "not_before", "not_after"))
+    nothing = dict.fromkeys(
+        ("serial", "fingerprint_sha256", "not_before", "not_after", "signature_algorithm")
+    )
     certificate = {
         "profile": "server",
         "names": ["b.firebuild.internal"],
@@ -81,6 +83,7 @@ def test_the_life_of_a_build_in_lines(tmp_path: Path) -> None:
         "not_before": "2030-05-17T11:55:00.000Z",
         "not_after": "2030-05-17T13:00:00.000Z",
         "reason": None,
+        "signature_algorithm": "ECDSA with SHA-256",
     }
     assert issued == {**common, "kind": "issued", **certificate}
     assert revoked == {**common, "kind": "revoked", **certificate}

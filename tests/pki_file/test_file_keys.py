@@ -124,7 +124,7 @@ def test_keys_that_grpc_or_path_validation_refuse_are_refused(kind: str, shop: S
         opened(ca_cert=shop.path("ca.pem"), ca_key=shop.path("ca.key"))
     assert caught.value.message == (
         f"ca_key {shop.path('ca.key')}: expected an RSA key of 2048 bits or more, "
-        f"or an EC key on P-256 or P-384 or P-521, {found}"
+        f"or an EC key on P-256 or P-384 or P-521, or ML-DSA, {found}"
     )
 
 

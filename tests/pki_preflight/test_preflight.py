@@ -60,13 +60,16 @@ def test_a_good_authority_is_ready() -> None:
     assert (report.verdict, report.ready, report.provider) == (Verdict.READY, True, "embedded")
     assert levels(report) == {
         **dict.fromkeys(["plugin", "settings", "open", "backend", "issue server", "issue guest"], OK),
-        **dict.fromkeys(["verification", "handshake", "refusal"], OK),
+        **dict.fromkeys(["verification", "handshake", "algorithms", "refusal"], OK),
         "revocation": SKIPPED,
     }
     assert tuple(seen) == report.rows
     server = rows(report, "issue server")[0][1]
     assert server.startswith(f"{report.build_id}.firebuild.internal until ")
     assert report.build_id.startswith("preflight-")
+    assert rows(report, "algorithms")[0][1] == (
+        "key exchange X25519MLKEM768; certificates signed with ECDSA with SHA-256"
+    )
     assert [message for _, message, _ in rows(report, "refusal")] == [
         "a guest without a certificate is refused",
         "a guest of the same name with a certificate of another CA is refused",

@@ -10,10 +10,20 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from firebuild_pki import CAError, NoteLevel, Profile, SignRequest, TLSMaterial, load_provider
+from firebuild_pki import (
+    CAError,
+    NoteLevel,
+    Profile,
+    RetryAfter,
+    SignedCertificate,
+    SignRequest,
+    TLSMaterial,
+    load_provider,
+)
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, make_csr, make_leaf, make_root, to_pem
 
+from firebuild_pki_aws_pca import AwsPcaProvider
 from pca_server import BUILDS
 from pca_servers import MISSING, TEMPLATE, Server, now, serving
 
@@ -37,6 +47,13 @@ def asked(server: Server) -> dict[str, Any]:
 def request(ttl: timedelta) -> SignRequest:
     names = ("b1.firebuild.internal",)
     return SignRequest(make_csr(generate_key(), names), Profile.SERVER, names, ttl, "b1")
+
+
+def signed(provider: AwsPcaProvider, wanted: SignRequest) -> SignedCertificate:
+    """Have a request signed at once."""
+    answer = provider.sign(wanted)
+    assert isinstance(answer, SignedCertificate)
+    return answer
 
 
 def test_the_provider_is_found_through_its_entry_point() -> None:
@@ -98,26 +115,26 @@ def test_the_algorithm_can_be_chosen_and_has_to_fit(server: Server, root: str) -
         authority.issue_server()
 
 
-def test_a_post_quantum_key_has_an_algorithm_of_its_name(server: Server) -> None:
-    provider = server.bare(server.make("Tomorrow", "ML_DSA_65"))
-    provider.open()
-    try:
-        assert provider._algorithm() == "ML_DSA_65"
-    finally:
-        provider.close()
+def test_a_post_quantum_ca_signs_by_the_algorithm_of_its_name(server: Server) -> None:
+    with server.opened(server.make("Tomorrow", "ML_DSA_65")) as authority:
+        server.behave()
+        material = authority.issue_server()
+        assert authority.warnings == ()
+    assert subjects(material.certificate_chain_pem) == ["CN=b1.firebuild.internal"]
+    assert asked(server)["SigningAlgorithm"] == "ML_DSA_65"
 
 
 def test_a_short_lived_ca_signs_for_seven_days(server: Server, root: str, subordinate: str) -> None:
     provider = server.bare(root)
     provider.open()
-    signed = provider.sign(request(timedelta(days=9)))
+    answer = signed(provider, request(timedelta(days=9)))
     provider.close()
-    leaf = x509.load_pem_x509_certificate(signed.certificate_pem)
+    leaf = x509.load_pem_x509_certificate(answer.certificate_pem)
     assert leaf.not_valid_after_utc - leaf.not_valid_before_utc == timedelta(days=7)
-    assert "as the CA is in short-lived mode, seven days at most" in signed.notes[0]
+    assert "as the CA is in short-lived mode, seven days at most" in answer.notes[0]
     provider = server.bare(subordinate)
     provider.open()
-    assert provider.sign(request(timedelta(days=9))).notes == ()
+    assert signed(provider, request(timedelta(days=9))).notes == ()
     provider.close()
 
 
@@ -125,13 +142,13 @@ def test_no_certificate_outlives_the_ca(server: Server) -> None:
     arn = server.make("Dying", "EC_prime256v1", days=3)
     provider = server.bare(arn)
     provider.open()
-    signed = provider.sign(request(timedelta(days=4)))
+    answer = signed(provider, request(timedelta(days=4)))
     notes = {note.about: note for note in provider.check()}
     provider.close()
-    leaf = x509.load_pem_x509_certificate(signed.certificate_pem)
+    leaf = x509.load_pem_x509_certificate(answer.certificate_pem)
     ca = x509.load_pem_x509_certificate(provider.trust_bundle().anchors_pem)
     assert leaf.not_valid_after_utc == ca.not_valid_after_utc
-    assert "as that of the CA does" in signed.notes[0]
+    assert "as that of the CA does" in answer.notes[0]
     assert notes["ca"].level is NoteLevel.WARNING
     assert notes["mode"].message.startswith("a general-purpose CA: a certificate costs more")
 
@@ -145,10 +162,39 @@ def test_the_same_request_twice_is_one_certificate(server: Server, root: str) ->
     provider.close()
 
 
+def test_a_certificate_that_is_not_there_yet_is_asked_for_again(server: Server, root: str) -> None:
+    server.behave(in_progress=2)
+    provider = server.bare(root)
+    provider.open()
+    asked = request(timedelta(hours=1))
+    answer, answers = provider.sign(asked), 1
+    while isinstance(answer, RetryAfter):
+        assert answer.reason == "AWS is issuing the certificate"
+        answer, answers = provider.poll(asked, answer.handle), answers + 1
+    provider.close()
+    assert answers == 3
+    assert server.operations()[1:] == ["IssueCertificate", *["GetCertificate"] * 3]
+
+
+def test_a_workload_gets_its_uri_and_both_usages(server: Server, root: str) -> None:
+    blank = "BlankEndEntityCertificate_APIPassthrough/V1"
+    blocks: tuple[dict[str, Any], ...] = ({}, {"peer_template": blank})
+    for block in blocks:
+        with server.opened(root, **block) as authority:
+            material = authority.issue(Profile.PEER, ("spiffe://builds.example/db", "db.example"))
+            assert authority.warnings == ()
+        leaf = leaf_of(material)
+        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["spiffe://builds.example/db"]
+        assert names.get_values_for_type(x509.DNSName) == ["db.example"]
+        usages = set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+        assert usages == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+
+
 def test_revoking_names_the_serial_number(server: Server, root: str) -> None:
     provider = server.bare(root)
     provider.open()
-    pem = provider.sign(request(timedelta(hours=1))).certificate_pem
+    pem = signed(provider, request(timedelta(hours=1))).certificate_pem
     provider.revoke(pem)
     provider.revoke(pem)
     server.behave(denied=["acm-pca:RevokeCertificate"])
@@ -193,22 +239,52 @@ def test_without_access_key_boto3_looks_for_one(
     server.opened(root, access_key=None).close()
 
 
-def test_beside_explicit_credentials_the_environment_of_aws_does_not_count(
-    server: Server, root: str, monkeypatch: pytest.MonkeyPatch
+def test_a_role_of_a_profile_that_may_not_be_assumed_is_told_from_the_ca(
+    server: Server, root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name, value in {
-        "AWS_PROFILE": "nobody",
-        "AWS_ACCESS_KEY_ID": "AKIANOBODY",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
-        "AWS_ENDPOINT_URL_ACM_PCA": "http://127.0.0.1:1",
-        "AWS_CA_BUNDLE": "/nowhere",
-        "HTTP_PROXY": "http://127.0.0.1:1",
-    }.items():
+    config = tmp_path / "config"
+    keys = f"aws_access_key_id = {BUILDS[0]}\naws_secret_access_key = {BUILDS[1]}\n"
+    role = f"[profile role]\nrole_arn = {ROLE}\nsource_profile = keys\nregion = eu-central-1\n"
+    config.write_text(f"{role}[profile keys]\n{keys}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", server.address)
+    server.opened(root, access_key=None, profile="role").close()
+    assert server.operations() == ["AssumeRole", "GetCertificateAuthorityCertificate"]
+    server.behave(denied=["sts:AssumeRole"])
+    with pytest.raises(
+        CAError, match="sts:AssumeRole is not allowed on the role that AWS's configuration names"
+    ):
+        server.opened(root, access_key=None, profile="role")
+
+
+ELSEWHERE = {
+    "AWS_REGION": "us-east-1",
+    "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+    "AWS_ENDPOINT_URL_ACM_PCA": "http://127.0.0.1:1",
+    "AWS_ENDPOINT_URL_STS": "http://127.0.0.1:1",
+    "AWS_CA_BUNDLE": "/nowhere",
+    "REQUESTS_CA_BUNDLE": "/nowhere",
+    "AWS_MAX_ATTEMPTS": "0",
+    "AWS_RETRY_MODE": "nonsense",
+    "HTTP_PROXY": "http://127.0.0.1:1",
+}
+BUILDS_KEYS = {"AWS_ACCESS_KEY_ID": BUILDS[0], "AWS_SECRET_ACCESS_KEY": BUILDS[1]}
+OTHER_KEYS = {"AWS_PROFILE": "nobody", "AWS_ACCESS_KEY_ID": "AKIANOBODY", "AWS_SECRET_ACCESS_KEY": "nothing"}
+
+
+@pytest.mark.parametrize(("block", "keys"), [({}, OTHER_KEYS), ({"access_key": None}, BUILDS_KEYS)])
+def test_where_requests_go_is_up_to_the_settings(
+    server: Server,
+    root: str,
+    monkeypatch: pytest.MonkeyPatch,
+    block: dict[str, Any],
+    keys: dict[str, str],
+) -> None:
+    for name, value in {**ELSEWHERE, **keys}.items():
         monkeypatch.setenv(name, value)
-    server.opened(root).close()
-    assert server.operations() == ["GetCertificateAuthorityCertificate"]
+    assert notes_of(server, root, **block)["identity"].level is NoteLevel.OK
+    assert server.operations()[0] == "GetCertificateAuthorityCertificate"
 
 
 # --- the check -------------------------------------------------------------------------------------
@@ -251,6 +327,13 @@ def test_a_missing_permission_is_found(server: Server, root: str) -> None:
     assert notes["reachable"].level is NoteLevel.WARNING
     assert notes["reachable"].hint.startswith("a build does without; allow acm-pca:Describe")
     assert notes["identity"].level is NoteLevel.WARNING
+
+
+def test_an_unclear_answer_is_no_missing_permission(server: Server, root: str) -> None:
+    server.behave(errors={"IssueCertificate": "ValidationException", "GetCertificate": "InternalFailure"})
+    notes = notes_of(server, root)
+    assert notes["server template"].level is NoteLevel.WARNING
+    assert notes["fetching"].level is NoteLevel.FATAL
 
 
 def test_a_template_that_does_not_exist_is_found_in_use(server: Server, root: str) -> None:

@@ -10,19 +10,21 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
 )
-from firebuild_pki import CAError, NoteLevel, SettingsError
+from firebuild_pki import CAError, NoteLevel, Profile, SettingsError
 from firebuild_pki.http import HTTPAnswer
+from firebuild_pki.keys import generate_key
+from firebuild_pki.x509 import Issuer, Validity, make_leaf, to_pem
 from joserfc.jwk import ECKey, RSAKey
 
 from firebuild_pki_step_ca import tokens
 from firebuild_pki_step_ca.client import Client, Refused
-from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings
+from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings, X5CAuth
 from step_ca_servers import PASSWORD, Pki, bare, encrypt, leaf_of, now, opened, section, serving, x5c
 
 pytestmark = pytest.mark.needs("step-ca")
@@ -41,6 +43,14 @@ def test_the_template_of_the_provisioner_decides_the_usage(server: str, pki: Pki
         assert authority.warnings == ()
     usage = leaf_of(material.certificate_chain_pem).extensions.get_extension_for_class(x509.ExtendedKeyUsage)
     assert list(usage.value) == [x509.oid.ExtendedKeyUsageOID.SERVER_AUTH]
+
+
+def test_a_workload_has_its_spiffe_id_and_both_usages(server: str, pki: Pki) -> None:
+    spiffe = "spiffe://firebuild.internal/builds/7"
+    with opened(section(server, pki)) as authority:
+        material = authority.issue(Profile.PEER, ["db.firebuild.internal", spiffe], labels={"tag": "app:1"})
+        assert authority.warnings == ()
+    assert material.names == ("db.firebuild.internal", spiffe)
 
 
 def test_without_a_template_both_usages_are_a_warning(server: str, pki: Pki) -> None:
@@ -244,6 +254,39 @@ def test_keys_of_all_kinds_sign_tokens(pki: Pki) -> None:
 def test_an_address_is_an_https_url(pki: Pki, address: str) -> None:
     with pytest.raises(SettingsError, match=r"ca\.step-ca\.address: expected the https URL"):
         opened(section(address, pki))
+
+
+def test_a_certificate_with_an_rsa_key_signs_tokens(pki: Pki, tmp_path: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "own-key.pem").write_bytes(pem)
+    issuer = Issuer(leaf_of(pki.ca.read_bytes()), generate_key())
+    valid = Validity.starting(now(), timedelta(hours=1), backdate=timedelta(0))
+    leaf = make_leaf(key.public_key(), issuer, valid, profile=Profile.GUEST, dns_names=("b.example",))
+    (tmp_path / "own.pem").write_bytes(to_pem([leaf]))
+    auth = X5CAuth.model_validate(x5c(Pki(tmp_path, pki.jwk, pki.jwk), "own"))
+    signer = tokens.x5c_signer(auth, {})
+    assert (signer.algorithm, signer.fragment, len(signer.header["x5c"])) == ("RS256", "#x5c/certified", 1)
+    (tmp_path / "own-key.pem").write_bytes(b"\xff")
+    with pytest.raises(CAError, match="expected PEM in "):
+        tokens.x5c_signer(auth, {})
+
+
+def test_keys_of_kinds_that_sign_no_tokens_are_refused(pki: Pki) -> None:
+    auth = JWKAuth.model_validate({"method": "jwk", "provisioner": "p", "key": {"env": "K"}})
+    edwards = ed25519.Ed25519PrivateKey.generate()
+    pem = edwards.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    with pytest.raises(CAError, match="expected an EC or RSA key"):
+        tokens.jwk_signer(auth, [], {"K": pem})
+    odd = ec.generate_private_key(ec.SECP256K1())
+    odd_pem = odd.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    known = [{"key": ECKey.import_key(odd_pem).as_dict(private=False)}]
+    with pytest.raises(CAError, match="keys on the curve secp256k1 are not used here"):
+        tokens.jwk_signer(auth, known, {"K": odd_pem})
+    weak = {"env": "K"}
+    auth = JWKAuth.model_validate({"method": "jwk", "provisioner": "p", "key": weak, "password": weak})
+    with pytest.raises(CAError, match="cannot be read"):
+        tokens.jwk_signer(auth, [], {"K": encrypt("{}", 10)})
 
 
 def test_all_mistakes_in_the_settings_are_said_at_once(pki: Pki) -> None:

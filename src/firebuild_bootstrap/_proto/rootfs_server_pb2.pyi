@@ -154,7 +154,7 @@ class ResourceChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ...) -> None: ...
 
 class ToGuest(_message.Message):
-    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end", "agent_reply")
+    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end", "agent_reply", "input", "signal", "window")
     RUN_FIELD_NUMBER: _ClassVar[int]
     APPLY_FIELD_NUMBER: _ClassVar[int]
     WORKDIR_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,9 @@ class ToGuest(_message.Message):
     PIECE_FIELD_NUMBER: _ClassVar[int]
     FILES_END_FIELD_NUMBER: _ClassVar[int]
     AGENT_REPLY_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    SIGNAL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
     run: Run
     apply: Apply
     workdir: Workdir
@@ -173,10 +176,13 @@ class ToGuest(_message.Message):
     piece: Piece
     files_end: FilesEnd
     agent_reply: AgentReply
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ..., agent_reply: _Optional[_Union[AgentReply, _Mapping]] = ...) -> None: ...
+    input: Input
+    signal: Signal
+    window: Window
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ..., agent_reply: _Optional[_Union[AgentReply, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class FromGuest(_message.Message):
-    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request")
+    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request", "input_taken")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +190,7 @@ class FromGuest(_message.Message):
     DONE_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     AGENT_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    INPUT_TAKEN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     alive: Alive
     output: Output
@@ -191,7 +198,8 @@ class FromGuest(_message.Message):
     done: Done
     layer: Layer
     agent_request: AgentRequest
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ...) -> None: ...
+    input_taken: InputTaken
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ..., input_taken: _Optional[_Union[InputTaken, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version",)
@@ -216,7 +224,7 @@ class Step(_message.Message):
     def __init__(self, number: _Optional[int] = ..., text: _Optional[str] = ..., workdir: _Optional[str] = ..., user: _Optional[str] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("step", "argv", "env", "args", "script", "mounts", "network")
+    __slots__ = ("step", "argv", "env", "args", "script", "mounts", "network", "attach")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ARGV_FIELD_NUMBER: _ClassVar[int]
     ENV_FIELD_NUMBER: _ClassVar[int]
@@ -224,6 +232,7 @@ class Run(_message.Message):
     SCRIPT_FIELD_NUMBER: _ClassVar[int]
     MOUNTS_FIELD_NUMBER: _ClassVar[int]
     NETWORK_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
     step: Step
     argv: _containers.RepeatedScalarFieldContainer[str]
     env: _containers.RepeatedCompositeFieldContainer[Variable]
@@ -231,7 +240,48 @@ class Run(_message.Message):
     script: str
     mounts: _containers.RepeatedCompositeFieldContainer[Mount]
     network: str
-    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., args: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., script: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., network: _Optional[str] = ...) -> None: ...
+    attach: Attach
+    def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., args: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., script: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., network: _Optional[str] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ("input", "terminal", "window", "read_only")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    TERMINAL_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    input: bool
+    terminal: bool
+    window: Window
+    read_only: bool
+    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("data", "last")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    last: bool
+    def __init__(self, data: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class Signal(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ("rows", "columns")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    columns: int
+    def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...
+
+class InputTaken(_message.Message):
+    __slots__ = ("bytes",)
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    def __init__(self, bytes: _Optional[int] = ...) -> None: ...
 
 class Variable(_message.Message):
     __slots__ = ("name", "value")
@@ -388,14 +438,16 @@ class AgentReply(_message.Message):
     def __init__(self, number: _Optional[int] = ..., message: _Optional[bytes] = ...) -> None: ...
 
 class Done(_message.Message):
-    __slots__ = ("step", "duration_ms", "failure")
+    __slots__ = ("step", "duration_ms", "failure", "exit_code")
     STEP_FIELD_NUMBER: _ClassVar[int]
     DURATION_MS_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     step: int
     duration_ms: int
     failure: Failure
-    def __init__(self, step: _Optional[int] = ..., duration_ms: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    exit_code: int
+    def __init__(self, step: _Optional[int] = ..., duration_ms: _Optional[int] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., exit_code: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("error", "exit_code", "reason")

@@ -21,6 +21,7 @@ from firebuild_bootstrap.cli.images import du, images, store
 from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.rootfs import build, rootfs
+from firebuild_bootstrap.cli.run import run
 from firebuild_bootstrap.cli.store import base, cache, rm_tree
 from firebuild_bootstrap.errors import Interrupted
 from firebuild_bootstrap.guest.kernel import hide_memory
@@ -40,6 +41,7 @@ def app() -> None:
 for command in (
     build,
     rootfs,
+    run,
     base,
     images,
     cache,

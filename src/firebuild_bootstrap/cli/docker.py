@@ -225,7 +225,7 @@ _THEIR_TYPES: Final = {
     "cacheonly": "a build without --output writes no form: leave it out",
 }
 
-_RUN: Final = "firebuild builds images and runs none yet: boot the ext4 output with your own tool"
+_RUN: Final = "`firebuild run` runs a command in a machine that is gone when it ends"
 _CONTAINERS: Final = "there are no containers: a build runs in a machine that is gone when it ends"
 _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("image", "build"): ("build",),
@@ -256,7 +256,7 @@ _ALIASES_BELOW: Final = {"ls": "list", "remove": "rm", "delete": "rm", "df": "du
 _NOT_THERE: Final[dict[str, str]] = {
     name: why
     for names, why in {
-        "run exec start create": _RUN,
+        "exec start create": _RUN,
         "ps container stop kill restart pause unpause wait attach logs top": _CONTAINERS,
         "stats port rename update diff cp commit": _CONTAINERS,
         "network volume compose swarm stack service node": _CONTAINERS,

@@ -55,6 +55,7 @@ def bootstrap(
     caches: str = "",
     layers: str = "",
     launcher: Launcher | None = None,
+    document: Mapping[str, Any] | None = None,
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -71,6 +72,7 @@ def bootstrap(
             step; without `lower` in it the image is there already, or its `base`, and what a step has
             changed is found by comparing (comparing.py); empty where nobody wants layers.
         launcher: starts the helpers of RUNs.
+        document: the metadata, which a machine that is not there to build is configured by.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -88,7 +90,16 @@ def bootstrap(
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
         folders = {"layers": layers, "scratch": scratch, "caches": caches}
-        _build(client, root_path, stop, block.ping_interval, sync=sync, launcher=launcher, **folders)
+        _build(
+            client,
+            root_path,
+            stop,
+            block.ping_interval,
+            sync=sync,
+            launcher=launcher,
+            document=document or {},
+            **folders,
+        )
 
 
 def _build(
@@ -99,6 +110,7 @@ def _build(
     *,
     sync: bool,
     launcher: Launcher | None,
+    document: Mapping[str, Any],
     layers: str,
     scratch: str,
     caches: str,
@@ -114,7 +126,14 @@ def _build(
                 kept = _layers(layers, root_path)
                 scratch = scratch or layers  # not in the image, which is there only while a step is at work
                 Executor(
-                    root, host, stop, layers=kept, launcher=launcher, scratch=scratch, caches=caches
+                    root,
+                    host,
+                    stop,
+                    layers=kept,
+                    launcher=launcher,
+                    scratch=scratch,
+                    caches=caches,
+                    configure=lambda: _configured(document, root_path),
                 ).execute()
             stop.check()
             if sync:
@@ -127,6 +146,14 @@ def _build(
             wrapped = GuestError(f"vminit failed: {type(error).__name__}: {error}")
             host.abort(wrapped)
             raise wrapped from error
+
+
+def _configured(document: Mapping[str, Any], root_path: str) -> list[str]:
+    """Make the image, which is there for one run only, that of this machine."""
+    from .configure import Paths, configure
+
+    paths = Paths() if document.get("Env") else Paths(environment_file="")
+    return configure(document, root_path, paths, running=True)
 
 
 def _layers(directory: str, root_path: str) -> Layers | None:

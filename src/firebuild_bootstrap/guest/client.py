@@ -19,6 +19,7 @@ from .handshake import (
     client_context,
     first_contact,
     has_nameless_issuer,
+    is_beyond_openssl,
 )
 from .stop import Stop
 
@@ -67,7 +68,7 @@ class Client:
         call_timeout: float = CALL_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._context = client_context(block)
+        self._context = None if is_beyond_openssl(block) else client_context(block)
         self._block = block
         self._stop = stop
         self.connect_timeout = connect_timeout
@@ -115,8 +116,9 @@ class Client:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _open(self, timeout: float, silence: float) -> grpc.Channel:
-        if has_nameless_issuer(self._context):
-            # gRPC's core takes these certificates, by their alternative names: old servers give no other.
+        if self._context is None or has_nameless_issuer(self._context):
+            # gRPC's core takes these certificates, by their alternative names: old servers give no other, and
+            # neither do CAs with ML-DSA, whose certificates this host's firebuild has checked.
             contact = Contact(self._block.ca_chain.encode(), "")
         else:
             contact = first_contact(self._block, self._context, self._stop, timeout)
@@ -136,6 +138,8 @@ class Client:
     def _cannot_connect(self, why: str, refused: bool) -> str:
         clock = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         hint = f" (the name, the CA or the validity does not fit; the guest's clock says {clock})"
+        if self._context is None:
+            hint = f" (the CA signs with ML-DSA, which gRPC before 1.85 does not know){hint}"
         return (
             f"can't join the build of the server {self._block.host_port} "
             f"as {self._block.server_name}: {why}{hint if refused else ''}"

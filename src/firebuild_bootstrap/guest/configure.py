@@ -41,17 +41,19 @@ def configure(
     root_path: str,
     paths: Paths,
     *,
+    running: bool = False,
     set_hostname: Callable[[str], None] = socket.sethostname,
 ) -> list[str]:
     """Write what the metadata ask for; a second time it changes nothing.
 
     Everything is checked before the first file is written. The name of the running machine is set only
-    where `root_path` is `/`.
+    where `root_path` is `/`, or on request.
 
     Args:
         document: `latest/meta-data`.
         root_path: directory of the image.
-        paths: the files to write.
+        paths: the files to write; one without a path is left out.
+        running: give the running machine its name, whatever `root_path` is.
         set_hostname: gives the running machine its name.
 
     Returns:
@@ -69,7 +71,8 @@ def configure(
     notes = []
     try:
         with Root(root_path) as root:
-            _write(root, paths.environment_file, "".join(f"{line}\n" for line in variables), 0o644)
+            if paths.environment_file:
+                _write(root, paths.environment_file, "".join(f"{line}\n" for line in variables), 0o644)
             if hostname:
                 _write(root, paths.hostname_file, f"{hostname}\n", 0o644)
                 _write(root, paths.hosts_file, _hosts(root, paths.hosts_file, hostname, addresses), 0o644)
@@ -81,7 +84,7 @@ def configure(
         raise InputError(f"{error.filename or root_path}: {error.strerror}") from error
     except StepError as error:
         raise InputError(error.message, exit_status=int(GuestExit.BAD_INPUT)) from error
-    if hostname and root_path == "/":
+    if hostname and (running or root_path == "/"):
         try:
             set_hostname(hostname)
         except OSError as error:

@@ -51,6 +51,8 @@ KEPT_CAPABILITIES = frozenset(
 )
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
+STARTED = b"+"
+"""What comes with the descriptors: of the command's process, and of its terminal where it has one."""
 # A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
 _MAX_REPORT = 4000
 
@@ -86,6 +88,10 @@ class Request(NamedTuple):
         own_network: with nothing but a loopback interface.
         secrets: bytes of each secret, which follow the request.
         secret_env: variables, each with the number of the secret that is its value.
+        attached: the command is what the machine is there for; its descriptors are sent (attached.py).
+        input: what follows the request and the secrets is its standard input.
+        terminal: its streams are a new terminal.
+        read_only: the image can't be written to.
     """
 
     root: str
@@ -101,6 +107,10 @@ class Request(NamedTuple):
     own_network: bool = False
     secrets: tuple[int, ...] = ()
     secret_env: tuple[tuple[str, int], ...] = ()
+    attached: bool = False
+    input: bool = False
+    terminal: bool = False
+    read_only: bool = False
 
     def to_bytes(self) -> bytes:
         """Write the request as the helper reads it: its length, itself; the secrets come after it."""
@@ -295,7 +305,14 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     os.close(parent)
     # Python's handler would let a RUN end its own process 1; unhandled signals from inside don't reach it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    script = enter_root(request.root, request.script, request.mounts, secrets, request.hidden)
+    if request.terminal:
+        import fcntl  # noqa: F401 - now, because in the image there is no Python
+        import termios  # noqa: F401
+    script = enter_root(
+        request.root, request.script, request.mounts, secrets, request.hidden, read_only=request.read_only
+    )
+    # Of the command's own devpts, where it can find out the name.
+    terminal = os.openpty() if request.terminal else None
     # A RUN sees this process as /proc/1; with the memory hidden, even root can't read its files there.
     kernel.hide_arguments()
     kernel.hide_memory()
@@ -303,8 +320,11 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     child = os.fork()
     if child == 0:
         with _reporting(status):
-            _execute(request, argv, {name: bytes(secrets[number]) for name, number in request.secret_env})
+            secret_env = {name: bytes(secrets[number]) for name, number in request.secret_env}
+            _execute(request, argv, secret_env, terminal[1] if terminal else None)
     _wipe(secrets)
+    if request.attached:
+        _hand_over(status, child, terminal)
     os.close(status)
     for descriptor in (0, 1, 2):
         os.close(descriptor)
@@ -314,11 +334,25 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
             os._exit(_exit_status(result))
 
 
-def _execute(request: Request, argv: tuple[str, ...], secret_env: dict[str, bytes]) -> None:
+def _hand_over(status: int, child: int, terminal: tuple[int, int] | None) -> None:
+    """Send what leads to the command, for signals and its terminal; keep none of it."""
+    descriptors = [os.pidfd_open(child), *((terminal[0],) if terminal else ())]
+    with socket.socket(fileno=os.dup(status)) as channel, suppress(BrokenPipeError):
+        socket.send_fds(channel, [STARTED], descriptors)
+    for descriptor in (descriptors[0], *(terminal or ())):
+        os.close(descriptor)
+
+
+def _execute(
+    request: Request, argv: tuple[str, ...], secret_env: dict[str, bytes], terminal: int | None
+) -> None:
     os.setsid()
-    null = os.open("/dev/null", os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
+    if terminal is not None:
+        _take_terminal(terminal, request.uid)
+    elif not request.input:
+        null = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
     try:
         os.chdir(request.workdir)
     except OSError as error:
@@ -332,6 +366,17 @@ def _execute(request: Request, argv: tuple[str, ...], secret_env: dict[str, byte
     # What os.execve makes of text again: the bytes as they were. Secrets win, as in BuildKit.
     env = {**request.env, **{name: os.fsdecode(value) for name, value in secret_env.items()}}
     _exec(argv, env, path_is_secret="PATH" in secret_env)
+
+
+def _take_terminal(terminal: int, uid: int) -> None:
+    import fcntl
+    import termios
+
+    os.fchown(terminal, uid, -1)
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    for descriptor in range(3):
+        os.dup2(terminal, descriptor)
+    os.close(terminal)
 
 
 def _become(request: Request) -> None:

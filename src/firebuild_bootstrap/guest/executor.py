@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from firebuild_bootstrap.layers.root import Metadata, Root
 from firebuild_bootstrap.layers.tar import LayerError, Sink
 
 from .agents import Reply
+from .attached import Control
 from .copy import Copier, Incoming
 from .enter import Launcher
 from .errors import GuestError, StepError
@@ -50,6 +51,14 @@ class Host(Protocol):
         """
         ...
 
+    def control(self) -> Control:
+        """Return what the host says to the command with `attach` that was yielded last.
+
+        Raises:
+            GuestError: there is none.
+        """
+        ...
+
     def started(self, step: int, /) -> None:
         """Take note that a step began."""
         ...
@@ -74,6 +83,7 @@ class Executor:
         caches: directory of cache mounts; empty for such as last as long as the build.
         layers: keep apart what each command changes; None where the root is a plain directory.
         launcher: starts the helpers of RUNs.
+        configure: makes the image that of this machine, before a command with `attach`; returns notes.
         clock: monotonic seconds.
     """
 
@@ -87,10 +97,12 @@ class Executor:
         caches: str = "",
         layers: Layers | None = None,
         launcher: Launcher | None = None,
+        configure: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layers = layers
         self._launcher = launcher
+        self._configure = configure
         self._root = root
         self._host = host
         self._stop = stop
@@ -193,9 +205,14 @@ class Executor:
         def output(stream: Stream, data: bytes) -> None:
             self._host.write(command.step, stream, data)
 
+        def configure() -> None:
+            for text in self._configure() if command.attach is not None else ():
+                self._say(command, text)
+
+        control = self._host.control() if command.attach is not None else None
         with self._provider.provide(command, lambda text: self._say(command, text)) as provided:
             borrow = _ignore if self._layers is None else self._layers.borrow
-            run(
+            status = run(
                 self._root,
                 command,
                 identity,
@@ -204,7 +221,11 @@ class Executor:
                 launcher=self._launcher,
                 provided=provided,
                 borrow=borrow,
+                control=control,
+                configure=configure,
             )
+        if control is not None:
+            control.status = status
 
     def _say(self, command: wire.AnyCommand, text: str) -> None:
         self._host.write(command.step, "stderr", f"firebuild: {text}\n".encode())

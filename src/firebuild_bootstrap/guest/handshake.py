@@ -8,6 +8,7 @@ trusts the one certificate that was seen, and no other.
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import select
@@ -30,6 +31,11 @@ _DROPPED = "the server closed the connection after the TLS handshake: it refuses
 # Short, because nothing ends it: an address that swallows everything is tried again.
 _CONNECT_SECONDS = 2.0
 
+
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----([^-]*)-----END CERTIFICATE-----")
+_ML_DSA_FROM = (3, 5)
+# id-ml-dsa-44, -65 and -87 in DER (RFC 9881, section 2).
+_ML_DSA = re.compile(rb"\x06\x09\x60\x86\x48\x01\x65\x03\x04\x03[\x11-\x13]")
 
 _TOKEN = re.compile(rb"[0-9a-f]{%d}" % (2 * wire.TOKEN_BYTES))
 
@@ -56,6 +62,20 @@ class Dropped(NotNow):
 
 class Refusal(Exception):
     """One end refuses the other; trying again can't help."""
+
+
+def is_beyond_openssl(block: wire.BootstrapBlock) -> bool:
+    """Say whether the metadata's certificates are signed with ML-DSA, and Python's OpenSSL is too old for it.
+
+    gRPC's core has a TLS of its own, which knows ML-DSA.
+    """
+    if ssl.OPENSSL_VERSION_INFO >= _ML_DSA_FROM:
+        return False
+    for one in _CERTIFICATE.findall(block.ca_chain + block.cert):
+        with suppress(ValueError):
+            if _ML_DSA.search(base64.b64decode(one)):
+                return True
+    return False
 
 
 def client_context(block: wire.BootstrapBlock) -> ssl.SSLContext:

@@ -148,9 +148,10 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
             layers=system.LAYERS,
             scratch=system.MOUNTS,
             caches=system.CACHES,
+            document=document,
         )
     else:
-        bootstrap(block, root, connect_timeout=timeout)
+        bootstrap(block, root, connect_timeout=timeout, document=document)
     return 0
 
 

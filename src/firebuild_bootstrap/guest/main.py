@@ -56,7 +56,15 @@ def _run(parsed: argparse.Namespace, launcher: Launcher | None = None) -> int:
         sync = not parsed.mmds.startswith("unix:")
         timeouts = {"connect_timeout": parsed.connect_timeout, "call_timeout": parsed.call_timeout}
         folders = {name: getattr(parsed, name) for name in ("layers", "scratch", "caches")}
-        bootstrap(read_block(document), parsed.root, **timeouts, sync=sync, launcher=launcher, **folders)
+        bootstrap(
+            read_block(document),
+            parsed.root,
+            **timeouts,
+            sync=sync,
+            launcher=launcher,
+            document=document,
+            **folders,
+        )
         return 0
     from .configure import Paths, configure
 

@@ -69,6 +69,8 @@ def enter_root(
     mounts: Sequence[MountPoint] = (),
     secrets: Sequence[bytearray] = (),
     hidden: str = "",
+    *,
+    read_only: bool = False,
 ) -> str | None:
     """Mount all that belongs to a RUN and make `path` the root directory.
 
@@ -78,6 +80,7 @@ def enter_root(
         mounts: in any order: what is mounted below another one comes after it.
         secrets: content of the files of secrets.
         hidden: a directory in the root that the RUN must not look into, empty for none.
+        read_only: nothing can be written but to what is mounted on it.
 
     Returns:
         Path of the script inside, None without one.
@@ -98,6 +101,8 @@ def enter_root(
         if hidden:
             with _target(root, hidden, os.O_DIRECTORY) as target:
                 kernel.mount("tmpfs", target, "tmpfs", _PLAIN | kernel.MS_RDONLY, "mode=0,size=4096")
+        if read_only:
+            _make_read_only(root, "/")
     if path != "/":
         _change_root(path)
     return None if script is None else _SCRIPT

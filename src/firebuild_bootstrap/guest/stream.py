@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.layers.tar import Sink
 
     from .agents import Reply
+    from .attached import Control
     from .copy import Incoming
 
 Stream = Literal["stdout", "stderr"]
@@ -75,6 +76,7 @@ class _LayerPieces:
 
 _Incoming = pb.ToGuest | memoryview
 _STEPS = ("run", "apply", "workdir", "checkpoint", "finish")
+_TO_THE_COMMAND = ("input", "signal", "window")
 _END = pb.FromGuest()
 _ALIVE = pb.FromGuest(alive=pb.Alive())
 
@@ -134,6 +136,7 @@ class Session:
         method: Any = channel.stream_stream(wire.method("Session"))
         self._asked = itertools.count(1)
         self._asking: dict[int, Reply] = {}
+        self._control: Control | None = None
         self._call = method(self._messages())
         self._reader = threading.Thread(target=self._read, name="session", daemon=True)
         self._reader.start()
@@ -249,6 +252,8 @@ class Session:
                     self._take(messages.decode_to_guest(data))
                 except wire.WireError as error:
                     self._stop.set(ProtocolError(f"the server sent what can't be read: {error}"))
+                except ProtocolError as error:
+                    self._stop.set(error)
         except grpc.RpcError as error:
             self._error = error
         self._over.set()
@@ -257,10 +262,32 @@ class Session:
         self._incoming.put(None)
 
     def _take(self, message: _Incoming) -> None:
-        if isinstance(message, memoryview) or not message.HasField("agent_reply"):
+        what = "piece" if isinstance(message, memoryview) else message.WhichOneof("message")
+        if isinstance(message, memoryview) or what not in ("agent_reply", *_TO_THE_COMMAND):
+            if not isinstance(message, memoryview) and message.run.HasField("attach"):
+                from .attached import Control
+
+                self._control = Control(self._taken)
             self._incoming.put(message)
+        elif what in _TO_THE_COMMAND:
+            self._tell(message, self.control())
         elif (reply := self._asking.pop(message.agent_reply.number, None)) is not None:
             reply(message.agent_reply.message)
+
+    def _tell(self, message: pb.ToGuest, control: Control) -> None:
+        match message.WhichOneof("message"):
+            case "input":
+                control.put_input(message.input.data, last=message.input.last)
+            case "signal":
+                control.put_signal(message.signal.number)
+            case _:
+                control.put_window(messages.window_size(message.window))
+
+    def control(self) -> Control:
+        """Return what the host says to the command with `attach`."""
+        if self._control is None:
+            raise ProtocolError("the server sent something to a command, and none is attached")
+        return self._control
 
     # --- what the host is told --------------------------------------------------------------------
 
@@ -277,6 +304,9 @@ class Session:
         self._asking[number] = reply
         message = pb.AgentRequest(number=number, id=identifier, message=request)
         self._put(pb.FromGuest(agent_request=message))
+
+    def _taken(self, count: int) -> None:
+        self._put(pb.FromGuest(input_taken=pb.InputTaken(bytes=count)))
 
     def finished(self, step: int, exit_code: int, seconds: float) -> None:
         """Say that a step is done; why one has failed is for `abort`."""
@@ -309,7 +339,8 @@ class Session:
 
     def _done(self, step: int) -> pb.Done:
         seconds, self._seconds = self._seconds, 0.0
-        return pb.Done(step=step, duration_ms=round(seconds * 1000))
+        status = self._control.status if step and self._control is not None else 0
+        return pb.Done(step=step, duration_ms=round(seconds * 1000), exit_code=status)
 
     def _farewell(self, done: pb.Done) -> bool:
         """Say a last word, and wait until the host has ended the stream; what it still sends is dropped."""

@@ -232,6 +232,10 @@ class OldServer:
         """Refuse: an old server knows no ssh mounts."""
         raise ProtocolError(f"an old server has no SSH agent {identifier!r}")
 
+    def control(self) -> NoReturn:
+        """Refuse: an old server has no command with `attach`."""
+        raise ProtocolError("an old server has nothing to say to a command")
+
     def _messages(self, resource: str) -> Iterator[pb.ResourceChunk]:
         """Ask for a resource, by the command's source alone."""
         method: Any = self._channel.unary_stream(

@@ -140,7 +140,9 @@ class MetadataDocument(_Members):
         size = size_of(document)
         if size <= limit:
             return
-        sizes = {name: size_of(value) for name, value in document["latest"]["meta-data"].items()}
+        members = document["latest"]["meta-data"]
+        members |= {f"Bootstrap.{name}": value for name, value in members.pop("Bootstrap", {}).items()}
+        sizes = {name: size_of(value) for name, value in members.items()}
         largest = max(sizes, key=lambda name: sizes[name])
         raise InputError(
             f"the metadata for the guest takes {size} bytes of JSON, and {limit} fit; "
@@ -164,7 +166,18 @@ def bootstrap_block(
         host_port: where the bootstrap server listens, as the guest reaches it.
         ping_interval: seconds between the guest's signs of life.
         host_time: the host's clock in seconds since 1970, for machines without one.
+
+    Raises:
+        InputError: the guest's certificate chain is longer than a gRPC server can take.
     """
+    from firebuild_pki import guest_chain_problem
+
+    if problem := guest_chain_problem(guest):
+        hint = (
+            "let the CA that signs be the trust anchor itself (with the provider file: name it in anchors); "
+            "of CAs with ML-DSA-44 one intermediate fits, of those with ML-DSA-65 and ML-DSA-87 none"
+        )
+        raise InputError(problem, hint=hint)
     return BootstrapBlock(
         host_port=host_port,
         ca_chain=guest.trust_pem.decode("ascii"),

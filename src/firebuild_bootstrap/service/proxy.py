@@ -33,12 +33,13 @@ from firebuild_bootstrap.service.tls import (
     CONTACT,
     Inspection,
     Pin,
+    agreed_group,
     client_context,
     handshake_problem,
     server_context,
 )
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki import TLSMaterial
+from firebuild_pki import TLSMaterial, parse_certificates, signed_with
 
 logger: Final = logging.getLogger("firebuild.service")
 _LINGER_SECONDS: Final = 5.0
@@ -58,6 +59,10 @@ class ConnectionObserver(Protocol):
 
         The gRPC server calls the peer of this connection `name`.
         """
+        ...
+
+    def keys_agreed(self, name: str, group: str) -> None:
+        """The key exchange of a connection took place in this group; called before any call comes over it."""
         ...
 
     def connection_closed(self, name: str) -> bool:
@@ -95,6 +100,7 @@ class Proxy:
     ) -> None:
         self._outer = server_context(credentials.server)
         self._inner = client_context(credentials.guest)
+        self._too_new = _beyond_old_guests(credentials.server)
         self._guest_pin = Pin(credentials.guest.fingerprint_sha256)
         self._server_pin = Pin(credentials.server.fingerprint_sha256)
         self._backend = backend
@@ -216,6 +222,8 @@ class Proxy:
             first = b""
         tls.received(first)
         problem = await _handshake(tls)
+        if problem and self._too_new and not tls.inspection.certificate.fingerprint:
+            problem += f"; {self._too_new}"
         if not problem and tls.protocol not in (ALPN, CONTACT):
             problem = "it does not offer HTTP/2 (ALPN h2)"
         if problem:
@@ -263,8 +271,14 @@ class Proxy:
             try:
                 if tls is None or inner is None:
                     await self._loop.sock_sendall(sock, _WELCOME)
-                    await relay_sockets(sock, backend, linger=_LINGER_SECONDS)
+                    await relay_sockets(
+                        sock,
+                        backend,
+                        linger=_LINGER_SECONDS,
+                        answered=lambda first: self._observer.keys_agreed(name, agreed_group(first)),
+                    )
                 else:
+                    self._observer.keys_agreed(name, tls.group)
                     await relay(tls, inner, linger=_LINGER_SECONDS)
             finally:
                 called = self._observer.connection_closed(name)
@@ -276,6 +290,15 @@ class Proxy:
         if problem := await _handshake(inner):
             raise ConnectionError(problem)
         return inner
+
+
+def _beyond_old_guests(server: TLSMaterial) -> str:
+    """Say what a guest that refuses the server may not know of its certificates; empty if it knows all."""
+    names = dict.fromkeys(
+        signed_with(one) for one in parse_certificates(server.certificate_chain_pem, "certificate chain")
+    )
+    new = [name for name in names if name.startswith("ML-DSA")]
+    return f"{', '.join(new)} signatures are unknown to guests in Go and to gRPC before 1.85" if new else ""
 
 
 class _Way(Enum):

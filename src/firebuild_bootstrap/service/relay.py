@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from OpenSSL import SSL
@@ -56,6 +57,11 @@ class TlsStream:
     def tls_version(self) -> str:
         """The negotiated version, for example `TLSv1.3`."""
         return self._connection.get_protocol_version_name()
+
+    @property
+    def group(self) -> str:
+        """The negotiated group of the key exchange, by its name in OpenSSL."""
+        return self._connection.get_group_name() or ""
 
     @property
     def protocol(self) -> bytes:
@@ -177,18 +183,22 @@ async def _pump(source: TlsStream, target: TlsStream) -> None:
     await target.close_write()
 
 
-async def relay_sockets(left: socket.socket, right: socket.socket, *, linger: float) -> None:
+async def relay_sockets(
+    left: socket.socket, right: socket.socket, *, linger: float, answered: Callable[[bytes], None]
+) -> None:
     """Pass the bytes of two sockets both ways as `relay` does; both are shut down at the end.
+
+    `answered` is called, in a thread, with the first bytes of the right one before they are passed on.
 
     Two threads do it: the calls and callbacks of the event loop take more time than the copying.
     """
     loop = asyncio.get_running_loop()
     ended: list[asyncio.Future[None]] = []
     threads = []
-    for source, target in ((left, right), (right, left)):
+    for source, target, look in ((left, right, None), (right, left, answered)):
         source.setblocking(True)
         future = loop.create_future()
-        arguments = (source, target, loop, future)
+        arguments = (source, target, loop, future, look)
         threads.append(threading.Thread(target=_pump_sockets, args=arguments, daemon=True))
         ended.append(future)
     try:
@@ -209,11 +219,15 @@ def _pump_sockets(
     target: socket.socket,
     loop: asyncio.AbstractEventLoop,
     ended: asyncio.Future[None],
+    look: Callable[[bytes], None] | None,
 ) -> None:
     # Not splice(2): what it passes on page by page costs TCP more than two copies within a core's cache do.
     buffer = memoryview(bytearray(_READ_BYTES))
     try:
         while received := source.recv_into(buffer):
+            if look is not None:
+                look(bytes(buffer[:received]))
+                look = None
             target.sendall(buffer[:received])
         _shut_down(target, socket.SHUT_WR)
     except OSError:

@@ -22,6 +22,7 @@ from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.listening import listen
+from firebuild_bootstrap.service.console import Console
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.reporting import Outcome
@@ -64,6 +65,7 @@ class BootstrapServer:
         on_guest_connected: called once, before the guest's first call is answered. An error ends the build.
         layers: takes the layers of finished steps.
         agents: SSH agents of the user by id; a RUN reaches those that it mounts.
+        console: what the user says to a command with `attach`; there is one, and it is the last.
         runtime_directory: where to make the private directory of the inner socket.
     """
 
@@ -82,6 +84,7 @@ class BootstrapServer:
         on_guest_connected: Callable[[], None] = lambda: None,
         layers: LayerSink | None = None,
         agents: Mapping[str, SshAgent] = MappingProxyType({}),
+        console: Console | None = None,
         runtime_directory: Path | None = None,
     ) -> None:
         _check_resources(commands, resources)
@@ -99,6 +102,7 @@ class BootstrapServer:
             steps=told,
             layers=layers or NoLayers(),
             agents=agents,
+            console=console,
         )
         self._old_calls = _OldCalls(
             lambda handlers: handlers(self._session, commands=commands, resources=resources, steps=told)

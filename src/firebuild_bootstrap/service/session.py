@@ -34,6 +34,7 @@ class BuildEnded(Exception):
 class _Connection:
     peer: str
     tls_version: str
+    group: str = ""
     called: bool = False
 
 
@@ -150,7 +151,11 @@ class Session:
             return found
 
     def _welcome(self, connection: _Connection) -> None:
-        self.events(GuestConnected(peer=connection.peer, tls_version=connection.tls_version))
+        self.events(
+            GuestConnected(
+                peer=connection.peer, tls_version=connection.tls_version, key_exchange=connection.group
+            )
+        )
         try:
             self._on_guest_connected()
         except FirebuildError as error:
@@ -168,6 +173,11 @@ class Session:
             self._connections[name] = _Connection(peer, tls_version)
             self._watch.opened()
             self._changed.notify_all()
+
+    def keys_agreed(self, name: str, group: str) -> None:
+        """The key exchange of a connection took place in this group."""
+        with self._changed:
+            self._connections[name].group = group
 
     def connection_closed(self, name: str) -> bool:
         """One of the guest's connections has ended; say whether a call has come over it."""

@@ -23,6 +23,7 @@ from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.events import Notice, StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.agents import Forwarding
+from firebuild_bootstrap.service.console import Console
 from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
@@ -61,6 +62,7 @@ class Stream:
         steps: takes the begin and end of steps.
         layers: takes their layers.
         agents: SSH agents of the user by id; a RUN reaches those that it mounts.
+        console: of the command that has one, which is the last.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Stream:
         steps: StepEvents,
         layers: LayerSink,
         agents: Mapping[str, SshAgent],
+        console: Console | None = None,
     ) -> None:
         self._session = session
+        self._console = console
         self._commands = commands
         self._resources = resources
         self._steps = steps
@@ -115,7 +119,11 @@ class Stream:
         """Have one step done; return what the guest says of its end."""
         number = command.step
         self._steps.started(number)
-        guest.works_on(number, self._forwarding(command, guest))
+        attached = isinstance(command, wire.RunCommand) and command.attach is not None
+        console = self._console if attached else None
+        if console is not None:
+            console.begin(guest.notify)
+        guest.works_on(number, self._forwarding(command, guest), console)
         yield messages.encode(command).SerializeToString()
         if isinstance(command, wire.CopyCommand):
             yield from self._files(number, self._resources[command.source], guest)
@@ -132,6 +140,8 @@ class Stream:
                     f"the guest wants the files {name!r:.200} of step {number} more than {_MOST_WANTS} times"
                 )
             yield from self._files(number, self._resources[name], guest)
+        if console is not None and not said.done.HasField("failure"):
+            console.ended(number, said.done.exit_code)
         return said.done
 
     def _forwarding(self, command: wire.AnyCommand, guest: _Guest) -> Forwarding:
@@ -195,6 +205,7 @@ class _Guest:
         self._answer: pb.FromGuest | None = None
         self._woken = False
         self._agents = Forwarding({}, self.notify, lambda _: None)
+        self._console: Console | None = None
         self._thread = threading.Thread(target=self._read, name="firebuild-guest", daemon=True)
 
     def __enter__(self) -> None:
@@ -203,11 +214,14 @@ class _Guest:
     def __exit__(self, *error: object) -> None:
         """Leave the thread alone: it ends with the call, which ends after this."""
         self._agents.close()
+        if self._console is not None:
+            self._console.close()
 
-    def works_on(self, step: int, agents: Forwarding) -> None:
+    def works_on(self, step: int, agents: Forwarding, console: Console | None) -> None:
         """Take the output that comes for that of `step`, until it is done, and have its `agents` asked."""
         self._step = step
         self._agents = agents
+        self._console = console
 
     def sends_layer_of(self, step: int) -> None:
         """Take the pieces of a layer that come for that of `step`."""
@@ -225,12 +239,12 @@ class _Guest:
             self._changed.notify()
 
     def notify(self) -> None:
-        """Let `answer` look for replies of agents."""
+        """Let `answer` look for replies of agents, and for what the user says to the command."""
         with self._changed:
             self._changed.notify()
 
     def answer(self, *due: str) -> Generator[bytes, None, pb.FromGuest]:
-        """Wait for what is due, and meanwhile yield the replies of SSH agents.
+        """Wait for what is due, and meanwhile yield the replies of SSH agents and what a console says.
 
         Raises:
             BuildEnded: the build has ended.
@@ -238,7 +252,7 @@ class _Guest:
         """
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self.has_answered or self._agents.has_replies)
+                self._changed.wait_for(lambda: self.has_answered or self._has_more)
                 said, self._answer, self._woken = self._answer, None, False
             if self._error is not None:
                 raise self._error
@@ -249,6 +263,13 @@ class _Guest:
                     raise InputError(f"the guest sent {what}, where {' or '.join(due)} was due")
                 return said
             yield from self._agents.replies()
+            if self._console is not None:
+                yield from self._console.messages()
+
+    @property
+    def _has_more(self) -> bool:
+        console = self._console
+        return self._agents.has_replies or (console is not None and console.has_messages)
 
     def _read(self) -> None:
         try:
@@ -281,6 +302,8 @@ class _Guest:
                 self._layer(said)
             case "agent_request":
                 self._agents.ask(said.agent_request)
+            case "input_taken" if self._console is not None:
+                self._console.taken(said.input_taken.bytes)
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import hmac
+import struct
 from typing import Final
 
 from cryptography import x509
@@ -67,12 +68,45 @@ def _alternative_names(certificate: x509.Certificate) -> str:
     return ",".join(f"DNS={name}" for name in extension.value.get_values_for_type(x509.DNSName))
 
 
+def agreed_group(data: bytes) -> str:
+    """Name the group of the key exchange in a server's first bytes (RFC 8446, section 4.1.3), or nothing.
+
+    Args:
+        data: what the server sent first, in plain text: a record with a ServerHello of TLS 1.3.
+    """
+    # Headers of record (5) and handshake (4), version (2), random (32); the session's id with its length;
+    # cipher suite (2), compression (1), length of the extensions (2).
+    session = 43
+    if len(data) <= session or data[0] != _HANDSHAKE_RECORD or data[5] != _SERVER_HELLO:
+        return ""
+    at = session + 1 + data[session] + 5
+    while at + 6 <= len(data):
+        kind, size, group = struct.unpack_from(">HHH", data, at)
+        if kind == _KEY_SHARE:
+            return _GROUPS.get(group, f"0x{group:04x}")
+        at += 4 + size
+    return ""
+
+
+_SERVER_HELLO: Final = 2
+_KEY_SHARE: Final = 51
+# The registry "TLS Supported Groups", with OpenSSL's names.
+_GROUPS: Final = {
+    0x0017: "secp256r1",
+    0x0018: "secp384r1",
+    0x001D: "x25519",
+    0x11EB: "SecP256r1MLKEM768",
+    0x11EC: "X25519MLKEM768",
+}
+
+
 # --- contexts and handshakes ----------------------------------------------------------------------
 
 ALPN: Final = b"h2"
 CONTACT: Final = wire.CONTACT_PROTOCOL.encode()
 # Forward secrecy and authenticated encryption only, as HTTP/2 asks for (RFC 9113, section 9.2.2).
 _TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
+_NO_AUTO_CHAIN: Final = 0x8  # SSL_MODE_NO_AUTO_CHAIN, which pyOpenSSL does not name
 _ENABLE_PARTIAL_WRITE: Final = 0x1  # SSL_MODE_ENABLE_PARTIAL_WRITE, which pyOpenSSL sets and does not name
 # X509_V_ERR_*, openssl-verification-options(1).
 _VERIFY_PROBLEMS: Final = {
@@ -162,6 +196,8 @@ def _context(method: int, material: TLSMaterial) -> SSL.Context:
     context.set_options(SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)
     # One call of SSL_write encrypts all that it gets, not one record of 16 KiB: measurably faster.
     context.clear_mode(_ENABLE_PARTIAL_WRITE)
+    # A leaf without issuers would get the root behind it: with ML-DSA more than gRPC's server takes.
+    context.set_mode(_NO_AUTO_CHAIN)
     context.set_cipher_list(_TLS12_CIPHERS)
     leaf, *issuers = parse_certificates(material.certificate_chain_pem, "certificate chain")
     context.use_certificate(leaf)

@@ -12,20 +12,25 @@ from typing import Any, NoReturn, TypeVar
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from firebuild_pki import crossing
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.conformance.contract import Violation
+from firebuild_pki.crossing import signing_answer
 from firebuild_pki.documents import Document
+from firebuild_pki.issuing import Waiting, awaited
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key
 from firebuild_pki.plugins import PluginCatalog
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
     Clock,
+    Note,
     Profile,
     ProviderContext,
     ReadyPair,
+    RetryAfter,
     SignedCertificate,
     SignRequest,
     TrustBundle,
@@ -200,7 +205,9 @@ class Direct:
             self.provider: CAProvider = self.call(
                 "making the provider", lambda: spec.factory(self._settings.provider_settings, bench.context)
             )
-            said = self.call("asking for the capabilities", self.provider.capabilities)
+            said = self.call(
+                "asking for the capabilities", lambda: crossing.capabilities(self.provider.capabilities())
+            )
         except BaseException:
             self._worker.finish(lambda: None)
             raise
@@ -228,10 +235,13 @@ class Direct:
 
     def trust_bundle(self) -> TrustBundle:
         """Ask for the trust bundle."""
-        bundle: object = self.call("reading the trust bundle", self.provider.trust_bundle)
-        if not isinstance(bundle, TrustBundle):
-            raise Violation(f"{type(bundle).__name__} instead of a TrustBundle")
-        return bundle
+        return self.call(
+            "reading the trust bundle", lambda: crossing.trust_bundle(self.provider.trust_bundle())
+        )
+
+    def check(self) -> tuple[Note, ...]:
+        """Have the provider look at its backend."""
+        return self.call("the check", lambda: crossing.notes(self.provider.check(), "the check"))
 
     def answer(self, profile: Profile) -> Answer:
         """Obtain a certificate in the way that this provider has: by signing, or a ready pair."""
@@ -245,7 +255,8 @@ class Direct:
         request, key = self.request(profile, names=names, ttl=ttl)
         asked_at = self._clock()
         doing = f"signing the {profile} certificate"
-        return from_signing(self.call(doing, lambda: self.provider.sign(request)), request, key, asked_at)
+        answer: object = awaited(_Asked(self, doing), request, Waiting(self._settings.issue_timeout))
+        return from_signing(answer, request, key, asked_at)
 
     def request(
         self, profile: Profile, *, names: tuple[str, ...] = (), ttl: timedelta = TTL
@@ -255,3 +266,23 @@ class Direct:
         server = f"{BUILD_ID}.{self._settings.name_suffix}"
         names = names or (server if profile is Profile.SERVER else f"guest.{server}",)
         return SignRequest(make_csr(key, names), profile, names, ttl, BUILD_ID), key
+
+
+class _Asked(CAProvider):
+    """The provider with its answers as they are, but for how long it wants to be waited for."""
+
+    def __init__(self, direct: Direct, doing: str) -> None:
+        self._direct, self._doing = direct, doing
+
+    def trust_bundle(self) -> TrustBundle:
+        return self._direct.trust_bundle()
+
+    def sign(self, request: SignRequest) -> SignedCertificate | RetryAfter:
+        return self._answer(lambda: self._direct.provider.sign(request))
+
+    def poll(self, request: SignRequest, handle: str) -> SignedCertificate | RetryAfter:
+        return self._answer(lambda: self._direct.provider.poll(request, handle))
+
+    def _answer(self, ask: Callable[[], SignedCertificate | RetryAfter]) -> SignedCertificate | RetryAfter:
+        answer = self._direct.call(self._doing, ask)
+        return signing_answer(answer) if isinstance(answer, RetryAfter) else answer

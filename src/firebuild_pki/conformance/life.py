@@ -238,7 +238,7 @@ class LifeChecks(Checks):
 
     @contract(see="CAProvider.close")
     def test_nothing_is_left_behind(self, ca_bench: Bench) -> None:
-        """After close() there are no temporary files and no child processes."""
+        """After close() there are no temporary files, child processes, threads and open descriptors."""
         _, traces = lived(ca_bench)
         if traces.left:
             raise Violation(", ".join(traces.left))
@@ -251,13 +251,9 @@ class LifeChecks(Checks):
                 authority.issue_guest()
 
 
-def _checked(bench: Bench) -> list[Note]:
+def _checked(bench: Bench) -> tuple[Note, ...]:
     with bench.direct() as provider:
-        notes = list(provider.call("the check", provider.provider.check) or ())
-    for note in notes:
-        if not isinstance(note, Note):
-            raise Violation(f"a {type(note).__name__} instead of a Note")
-    return notes
+        return provider.check()
 
 
 def _missteps(bench: Bench, broken: Mapping[str, Any] | None) -> Iterator[str]:
@@ -288,7 +284,7 @@ def _try_to_open(provider: Direct) -> None:
 
 def lived(bench: Bench) -> tuple[Record, Traces]:
     """Let providers live their whole life, be refused, and fail; return what was said, and what it left."""
-    with traced() as traces, recorded_logs() as record:
+    with recorded_logs() as record, traced() as traces:
         live(bench, record, traces)
         _be_refused(bench, record)
         _fail_to_open(bench, record)

@@ -185,7 +185,7 @@ class SecrecyChecks(Checks):
         place = tmp_path / "wrong"
         place.write_text(wrong)
         bench = _referring(ca_bench, {"file": str(place)})
-        with traced() as traces, recorded_logs() as record:
+        with recorded_logs() as record, traced() as traces:
             live(bench, record, traces)
         spill = Spill({"that is wrong": wrong})
         spill.must_not_be_in(record.text, "a log or an error")

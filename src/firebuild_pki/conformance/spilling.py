@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
+import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
+from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel
 
@@ -42,6 +48,25 @@ def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def with_secret(settings: Any, path: Path, ref: Mapping[str, str]) -> Any:
+    """Copy raw settings, with another reference to a secret at the path.
+
+    Args:
+        settings: mappings and lists, as read from YAML; what is missing on the way is made.
+        path: from there to the reference.
+        ref: the reference to set.
+    """
+    if not path:
+        return dict(ref)
+    key, *below = path
+    if isinstance(key, int):
+        copy = list(settings)
+        copy[key] = with_secret(copy[key], tuple(below), ref)
+        return copy
+    inner = settings.get(key) if settings else None
+    return {**(settings or {}), key: with_secret(inner, tuple(below), ref)}
+
+
 @dataclass(frozen=True, slots=True)
 class Spill:
     """The secrets of a provider under test, by what they are called."""
@@ -67,8 +92,12 @@ class Spill:
         if "PRIVATE KEY-----" in text:
             raise Violation(f"a private key in {where}")
         for label, secret in self.secrets.items():
-            if any(part in text for part in _recognisable(secret)):
+            parts = _recognisable(secret)
+            if any(part in text for part in parts):
                 raise Violation(f"the secret {label} in {where}")
+            for how, encoded in _encoded(parts):
+                if encoded in text:
+                    raise Violation(f"the secret {label} in {where}, as {how}")
 
 
 def _recognisable(secret: str) -> list[str]:
@@ -77,14 +106,29 @@ def _recognisable(secret: str) -> list[str]:
     return [line for line in lines if len(line) >= MIN_LENGTH and not line.startswith("-----")]
 
 
+def _encoded(parts: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The ways in which HTTP, shells and dumps write a text; reading them back takes a moment."""
+    for part in parts:
+        data = part.encode()
+        yield "hexadecimal digits", data.hex()
+        yield "an escaped string", json.dumps(part)[1:-1]
+        yield "part of a URL", quote(part, safe="")
+        yield "part of a URL", quote_plus(part)
+        # in "user:password" a secret begins at any of three places in a group of four characters
+        for before in range(3):
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                whole = encode(b"\0" * before + data).rstrip(b"=").decode()
+                yield "base64", whole[(before * 8 + 5) // 6 : -1]
+
+
 @dataclass(slots=True)
 class Record:
     """What was logged and raised."""
 
     lines: list[str] = field(default_factory=list)
 
-    def add_error(self, error: BaseException) -> None:
-        """Keep an error the way Python prints it, with causes."""
+    def add_error(self, error: BaseException | None) -> None:
+        """Keep an error the way Python prints it, with causes and notes."""
         self.lines.append("".join(traceback.format_exception(error)))
 
     @property
@@ -92,52 +136,58 @@ class Record:
         """All of it."""
         return "\n".join(self.lines)
 
+    def add_record(self, record: logging.LogRecord) -> None:
+        """Keep what was logged: message, exception, and the fields that handlers for JSON write."""
+        more = {name: value for name, value in vars(record).items() if name not in _FIELDS}
+        try:
+            text = _FORMATTER.format(record)
+        except Exception:  # arguments that do not fit: logging prints them on standard error
+            text = repr((record.msg, record.args))
+        self.lines.append(text + (f" {more!r}" if more else ""))
 
-class _Recorder(logging.Handler):
-    def __init__(self, record: Record) -> None:
-        super().__init__(logging.DEBUG)
-        self._record = record
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self._record.lines.append(self.format(record))
+_FORMATTER = logging.Formatter()
+_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+"""What every record has; ``args`` are in the message."""
 
 
 @contextmanager
 def recorded_logs() -> Iterator[Record]:
-    """Record what all loggers say, at level DEBUG, and Python's warnings."""
+    """Record what all loggers say, at level DEBUG, Python's warnings, and what no one caught.
+
+    A logger may have a level of its own, and keep what it says from the root: it is recorded all the same,
+    since whoever runs a build can turn that on. What a logger filters out stays out.
+    """
     record = Record()
-    handler, root = _Recorder(record), logging.getLogger()
-    level, showwarning = root.level, warnings.showwarning
+    enabled, call_handlers = logging.Logger.isEnabledFor, logging.Logger.callHandlers
+    showwarning, unraisable, uncaught = warnings.showwarning, sys.unraisablehook, threading.excepthook
+
+    def always(*_: object) -> bool:
+        return True
+
+    def log(logger: logging.Logger, one: logging.LogRecord) -> None:
+        record.add_record(one)
+        if enabled(logger, one.levelno):
+            call_handlers(logger, one)
 
     def show(message: Warning | str, *more: Any, **named: Any) -> None:
         record.lines.append(str(message))
         showwarning(message, *more, **named)
 
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    warnings.showwarning = show
-    try:
+    def in_del(lost: Any) -> None:
+        record.lines.append(str(lost.err_msg))
+        record.add_error(lost.exc_value)
+        unraisable(lost)
+
+    def in_thread(lost: Any) -> None:
+        record.add_error(lost.exc_value)
+        uncaught(lost)
+
+    with (
+        mock.patch.object(logging.Logger, "isEnabledFor", always),
+        mock.patch.object(logging.Logger, "callHandlers", log),
+        mock.patch.object(warnings, "showwarning", show),
+        mock.patch.object(sys, "unraisablehook", in_del),
+        mock.patch.object(threading, "excepthook", in_thread),
+    ):
         yield record
-    finally:
-        warnings.showwarning = showwarning
-        root.setLevel(level)
-        root.removeHandler(handler)
-
-
-def with_secret(settings: Any, path: Path, ref: Mapping[str, str]) -> Any:
-    """Copy raw settings, with another reference to a secret at the path.
-
-    Args:
-        settings: mappings and lists, as read from YAML; what is missing on the way is made.
-        path: from there to the reference.
-        ref: the reference to set.
-    """
-    if not path:
-        return dict(ref)
-    key, *below = path
-    if isinstance(key, int):
-        copy = list(settings)
-        copy[key] = with_secret(copy[key], tuple(below), ref)
-        return copy
-    inner = settings.get(key) if settings else None
-    return {**(settings or {}), key: with_secret(inner, tuple(below), ref)}

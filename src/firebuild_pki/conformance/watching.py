@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import builtins
 import fcntl
+import gc
 import io
 import locale
+import logging
 import os
+import resource
 import shutil
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -76,8 +80,8 @@ def _noted(function: Callable[..., Any], words: str) -> Callable[..., Any]:
 MAX_READ = 1 << 20
 """Bytes that are looked at of a file or a stream."""
 
-CHILD_SECONDS = 1.0
-"""How long a child process may take to end after close()."""
+LEFT_SECONDS = 1.0
+"""How long child processes and threads may take to end after close()."""
 
 _PUBLIC = (0o011, 0o044)
 """Modes with which others get through a directory, and read a file."""
@@ -110,7 +114,8 @@ class Traces:
         variables: environment variables that were set, however briefly, with their values.
         files: files that were written.
         changes: what of the process was different after a call than in the beginning.
-        left: files in the directory for temporary files and child processes that were there in the end.
+        left: files in the directory for temporary files, child processes, threads and open descriptors that
+            were there in the end.
     """
 
     printed: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -154,12 +159,19 @@ def traced() -> Iterator[Traces]:
 def _state() -> dict[str, object]:
     """Describe what belongs to the whole process, so that a change hits every build in it."""
     variables = {f"the environment variable {name}": value for name, value in os.environ.items()}
-    # asking umask(2) means to change it for a moment
-    (umask,) = (line for line in Path("/proc/self/status").read_text().splitlines() if "Umask" in line)
+    # asking umask(2) means to change it for a moment; Python can ask for handlers of its own only
+    status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    log = logging.getLogger()
     return {
         **variables,
         "the working directory": os.readlink("/proc/self/cwd"),
-        "the umask": umask,
+        "the umask": status["Umask"],
+        "what signals do": (status["SigIgn"], status["SigCgt"]),
+        "the set-up of logging": (log.level, tuple(log.handlers), logging.root.manager.disable),
+        "the default context of ssl": ssl._create_default_https_context,
+        "the limit of open files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "the hook for uncaught exceptions": sys.excepthook,
+        "the priority": os.getpriority(os.PRIO_PROCESS, 0),
         "the default timeout of sockets": socket.getdefaulttimeout(),
         "the locale": locale.setlocale(locale.LC_ALL),
     }
@@ -172,6 +184,9 @@ def restored() -> Iterator[None]:
     timeout, language = socket.getdefaulttimeout(), locale.setlocale(locale.LC_ALL)
     directory, mask = os.open(".", os.O_PATH | os.O_DIRECTORY), os.umask(0o077)
     os.umask(mask)
+    log, context, hook = logging.getLogger(), ssl._create_default_https_context, sys.excepthook
+    level, handlers, disabled = log.level, log.handlers[:], log.manager.disable
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         yield
     finally:
@@ -180,6 +195,11 @@ def restored() -> Iterator[None]:
         os.umask(mask)
         socket.setdefaulttimeout(timeout)
         locale.setlocale(locale.LC_ALL, language)
+        log.level, log.handlers[:], log.manager.disable = level, handlers, disabled
+        log.manager._clear_cache()  # type: ignore[attr-defined]
+        ssl._create_default_https_context, sys.excepthook = context, hook
+        with suppress(ValueError):  # a hard limit goes down for good
+            resource.setrlimit(resource.RLIMIT_NOFILE, files)
         # one by one, since a backend of the tests may be looking at the others
         for name in os.environ.keys() - variables.keys():
             del os.environ[name]
@@ -197,6 +217,7 @@ class _Tracer:
         self._children: dict[int, str] = {}
         self._spawning: set[int] = set()
         self._written: dict[tuple[int, int], tuple[int, str, bool]] = {}
+        self._descriptors: dict[int, tuple[int, int]] = {}
         self._open = os.open
 
     def counts(self) -> bool:
@@ -215,6 +236,9 @@ class _Tracer:
         for owner in (builtins, io, os):
             yield owner, "open", self._opened(owner.open)
         yield os, "mkdir", self._opened(os.mkdir)
+        yield socket.socket, "__init__", self._connecting(socket.socket.__init__)
+        for name in ("spawnv", "spawnve", "spawnvp", "spawnvpe"):
+            yield os, name, self._before(getattr(os, name), lambda *found: self._running(found[2]))
 
     def finish(self) -> None:
         """Look at what there is in the end."""
@@ -225,12 +249,38 @@ class _Tracer:
         left = {str(one) for one in Path(self._place).iterdir()} - self._not_counted
         left |= {path for path in elsewhere if os.path.dirname(path) in roots}
         self.traces.left += [f"the file {path}" for path in sorted(left)]
-        end = time.monotonic() + CHILD_SECONDS
+        end = time.monotonic() + LEFT_SECONDS
         for pid, name in self._children.items():
             while _is_running(pid) and time.monotonic() < end:
                 time.sleep(0.02)
             if _is_running(pid):
                 self.traces.left.append(f"the process {name}")
+        for thread in set(self._threads) - {threading.current_thread()}:
+            thread.join(max(0, end - time.monotonic()))
+            if thread.is_alive():
+                self.traces.left.append(f"the thread {thread.name}")
+        if self._still_open():
+            gc.collect()  # what lies around in a circle is closed some time
+        self.traces.left += self._still_open()
+
+    def _still_open(self) -> list[str]:
+        return [
+            f"the open descriptor of {os.readlink(f'/proc/self/fd/{descriptor}')}"
+            for descriptor, inode in self._descriptors.items()
+            if _inode(descriptor) == inode
+        ]
+
+    def _connecting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self_: socket.socket, *arguments: Any, **more: Any) -> None:
+            function(self_, *arguments, **more)
+            self._hold(self_.fileno())
+
+        return call
+
+    def _hold(self, descriptor: int) -> None:
+        inode = _inode(descriptor)
+        if self.counts() and inode is not None:
+            self._descriptors[descriptor] = inode
 
     def _before(self, function: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
         def call(*arguments: Any, **more: Any) -> Any:
@@ -248,8 +298,8 @@ class _Tracer:
         if os.environ.get(pair[0]) != pair[1]:
             self.traces.variables.append(pair)
 
-    def _running(self, command: str) -> None:
-        self.traces.commands.append(str(command))
+    def _running(self, command: Any) -> None:
+        self.traces.commands.append(" ".join(_words(command)))
 
     def _spawned(self, function: Callable[..., Any], at: int | None) -> Callable[..., Any]:
         """Watch a function that starts a process with the arguments that are its argument `at`."""
@@ -283,7 +333,9 @@ class _Tracer:
                     path = os.fsdecode(arguments[0])
                     self._not_counted.update({path} if path.startswith(self._place) else ())
             elif made is not None:
-                self._keep(made if isinstance(made, int) else made.fileno())
+                descriptor = made if isinstance(made, int) else made.fileno()
+                self._hold(descriptor)
+                self._keep(descriptor)
             return made
 
         return call
@@ -299,6 +351,13 @@ class _Tracer:
             return
         path = os.readlink(link)
         self._written[key] = handle, path, _is_reachable(Path(path), Path(self._place))
+
+
+def _inode(descriptor: int) -> tuple[int, int] | None:
+    with suppress(OSError):
+        found = os.fstat(descriptor)
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _is_writable(descriptor: int) -> bool:

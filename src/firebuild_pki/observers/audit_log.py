@@ -83,6 +83,7 @@ def line_of(event: CAEvent) -> bytes:
         "not_after": _written(event.not_after),
         "reason": event.reason and event.reason[:MAX_REASON],
         "labels": dict(event.labels),
+        "signature_algorithm": event.signature_algorithm,
     }
     return json.dumps(fields, ensure_ascii=True).encode("ascii") + b"\n"
 

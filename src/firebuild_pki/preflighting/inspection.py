@@ -29,6 +29,7 @@ from firebuild_pki.chain import (
     signature_problem,
 )
 from firebuild_pki.errors import CAError, MaterialError
+from firebuild_pki.keys import kind_of_key
 from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.pem_files import (
     CERTIFICATE_LABELS,
@@ -139,7 +140,7 @@ def _key(key: PublicKeyTypes) -> str:
         return f"EC {key.curve.name}"
     if isinstance(key, rsa.RSAPublicKey):
         return f"RSA {key.key_size}"
-    return type(key).__name__.removeprefix("_").removesuffix("PublicKey")
+    return kind_of_key(key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,6 +223,8 @@ class _Preflight:
 
         seen = handshake(self._issued["server"], self._issued["guest"], timeout=HANDSHAKE_TIMEOUT)
         yield ok("handshake", f"{seen.tls_version} over gRPC; each end saw the other's name")
+        signatures = " and ".join(dict.fromkeys(seen.signatures))
+        yield ok("algorithms", f"key exchange {seen.group}; certificates signed with {signatures}")
 
     def _refuse(self) -> Rows:
         server, guest = self._issued["server"], self._issued["guest"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from cryptography import x509
 
 from firebuild_pki.errors import AuthorityClosed
 from firebuild_pki.hookspecs import hookimpl
-from firebuild_pki.keys import Keys, KeyType
+from firebuild_pki.keys import CAKeyType, make_ca_keys
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
+    Note,
+    NoteLevel,
     ProviderContext,
     ProviderSpec,
     SignedCertificate,
@@ -21,13 +24,17 @@ from firebuild_pki.provider import (
 from firebuild_pki.settings import Duration, PositiveDuration, Settings
 from firebuild_pki.x509 import Issuer, Validity, make_intermediate, make_leaf, make_root, only_below, to_pem
 
+_WITHOUT_INTERMEDIATE = frozenset({CAKeyType.ML_DSA_65, CAKeyType.ML_DSA_87})
+"""The kinds of which one signature and one key more are too much; see `grpc_credentials.MAX_GUEST_CHAIN`."""
+
 
 class EmbeddedSettings(Settings):
     """Settings of ``ca.embedded``; all have defaults that suit a build."""
 
-    intermediate: bool = True
-    """Sign leaves with an intermediate CA; the root's key is then forgotten at once."""
-    key_type: KeyType = KeyType.P256
+    intermediate: bool | None = None
+    """Sign leaves with an intermediate CA; the root's key is then forgotten at once. By default yes, but for
+    ml-dsa-65 and ml-dsa-87, whose chains would be too long for gRPC."""
+    key_type: CAKeyType = CAKeyType.P256
     """Kind of the CA's keys. Those of server and guest follow ca.key_type."""
     ca_lifetime: PositiveDuration = timedelta(hours=24)
     """How long the CA's certificates are valid. Must cover the build."""
@@ -43,25 +50,30 @@ class EmbeddedProvider(CAProvider):
     def __init__(self, settings: EmbeddedSettings, context: ProviderContext) -> None:
         self._settings = settings
         self._clock = context.clock
+        too_long = settings.key_type in _WITHOUT_INTERMEDIATE
+        self._intermediate = not too_long if settings.intermediate is None else settings.intermediate
         self._constraints = only_below(context.domain, context.names) if context.domain else None
         self._root: x509.Certificate | None = None
         self._issuer: Issuer | None = None
+
+    def validate(self) -> Sequence[Note]:
+        """Refuse a chain that gRPC cannot take."""
+        kind = self._settings.key_type
+        if not self._intermediate or kind not in _WITHOUT_INTERMEDIATE:
+            return ()
+        why = f"with {kind}, the guest's chain gets longer than gRPC's server can take"
+        hint = f"leave it out, or choose {CAKeyType.ML_DSA_44}, which fits with an intermediate"
+        return (Note(why, "intermediate", hint, NoteLevel.FATAL),)
 
     def open(self) -> None:
         """Make the keys and the CA certificates."""
         settings = self._settings
         validity = Validity.starting(self._clock(), settings.ca_lifetime, backdate=settings.backdate)
-        keys = Keys(settings.key_type)
-        keys.begin(2 if settings.intermediate else 0)
-        root = make_root(
-            keys.take(),
-            validity,
-            with_intermediate=settings.intermediate,
-            constraints=self._constraints,
-        )
+        first, *second = make_ca_keys(settings.key_type, 2 if self._intermediate else 1)
+        root = make_root(first, validity, with_intermediate=self._intermediate, constraints=self._constraints)
         self._root, self._issuer = root.certificate, root
-        if settings.intermediate:
-            self._issuer = make_intermediate(keys.take(), root, validity)
+        for key in second:
+            self._issuer = make_intermediate(key, root, validity)
 
     def close(self) -> None:
         """Forget the keys."""

@@ -16,5 +16,5 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=AwsPcaSettings,
         factory=AwsPcaProvider,
         summary="AWS Private CA, by IssueCertificate and GetCertificate",
-        capabilities=frozenset({Capability.SIGN, Capability.REVOKE}),
+        capabilities=frozenset({Capability.SIGN, Capability.REVOKE, Capability.URI_NAMES, Capability.PEER}),
     )

@@ -1,6 +1,7 @@
 """The calls of AWS Private CA and STS that signing needs: credentials, limits, refusals.
 
-boto3 is imported when the first client is made: it takes longer than all else of a start.
+botocore is the part of boto3 that finds credentials, signs requests and sends them. It is imported when the
+first client is made: that takes longer than all else of a start.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,7 +40,7 @@ class Client:
 
     Args:
         settings: the block ``ca.aws-pca``.
-        environ: where secrets are; boto3 itself looks at the environment of the process.
+        environ: where secrets are; botocore itself looks at the environment of the process.
         clock: the current time.
         patient: whether to try again what may pass.
 
@@ -57,7 +59,7 @@ class Client:
         self._settings = settings
         self._clock = clock
         self._attempts = settings.attempts if patient else 1
-        self._region = settings.authority.region
+        self._region = settings.region
         self._clients: list[Any] = []
         self._expires: datetime | None = None
         self._verify: bool | str = True  # not None, with which AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE count
@@ -65,15 +67,8 @@ class Client:
             read_anchors(settings.ca_file, "ca_file")
             self._verify = os.path.expanduser(settings.ca_file)
         keys = settings.access_key
-        self._keys = (
-            None
-            if keys is None
-            else (
-                keys.id.resolve(environ),
-                keys.secret.resolve(environ),
-                keys.session_token.resolve(environ) if keys.session_token else None,
-            )
-        )
+        refs = () if keys is None else (keys.id, keys.secret, keys.session_token)
+        self._keys = tuple(ref.resolve(environ) if ref else None for ref in refs)
         try:
             self._connect()
         except BaseException:
@@ -83,7 +78,7 @@ class Client:
     def close(self) -> None:
         """Close the connections, and forget the credentials."""
         self._disconnect()
-        self._keys = None
+        self._keys = ()
 
     def _disconnect(self) -> None:
         for client in self._clients:
@@ -117,7 +112,10 @@ class Client:
         self._session = self._make_session(self._keys)
         role = self._settings.role_arn
         if role is not None:
-            found = self._call(self._sts(), "assume_role", role, **self._role(role))["Credentials"]
+            session = {"RoleArn": role, "RoleSessionName": self._settings.role_session_name}
+            if self._settings.external_id is not None:
+                session["ExternalId"] = self._settings.external_id
+            found = self._call(self._sts(), "assume_role", role, **session)["Credentials"]
             self._expires = found["Expiration"]
             keys = (found["AccessKeyId"], found["SecretAccessKey"], found["SessionToken"])
             self._session = self._make_session(keys)
@@ -126,22 +124,15 @@ class Client:
     def _sts(self) -> Any:
         return self._make_client("sts", self._settings.sts_endpoint_url)
 
-    def _role(self, role: str) -> dict[str, str]:
-        external = self._settings.external_id
-        return {
-            "RoleArn": role,
-            "RoleSessionName": self._settings.role_session_name,
-            **({} if external is None else {"ExternalId": external}),
-        }
-
-    def _make_session(self, keys: tuple[str, str, str | None] | None) -> Any:
+    def _make_session(self, keys: tuple[str | None, ...]) -> Any:
         with self._worded("endpoint_url", "AWS"), silenced_debug():
-            import boto3
-            import botocore.session
+            from botocore.session import Session
 
-            if keys is None:
-                return boto3.Session(profile_name=self._settings.profile)
-            return boto3.Session(*keys, botocore_session=botocore.session.Session(session_vars=_ALONE))
+            session = Session(_ALONE) if keys else Session(profile=self._settings.profile)
+            if keys:
+                session.set_credentials(*keys)
+            session.register_component("data_loader", _loader())
+        return session
 
     def _make_client(self, service: str, endpoint: str | None) -> Any:
         with self._worded("endpoint_url", "AWS"), silenced_debug():
@@ -153,10 +144,10 @@ class Client:
                 read_timeout=seconds,
                 retries={"mode": "standard", "total_max_attempts": self._attempts},
                 ignore_configured_endpoint_urls=True,  # AWS_ENDPOINT_URL may be plain http, and anywhere
-                proxies={} if _is_loopback(endpoint) else None,  # None: those of the environment
+                proxies={} if is_loopback(urlsplit(endpoint or "").hostname or "") else None,  # None: environ
                 user_agent_extra="firebuild",
             )
-            client = self._session.client(
+            client = self._session.create_client(
                 service, region_name=self._region, endpoint_url=endpoint, verify=self._verify, config=config
             )
         self._clients.append(client)
@@ -170,11 +161,15 @@ class Client:
         service = client.meta.service_model.endpoint_prefix
         name = client.meta.method_to_api_mapping[operation]
         setting = "sts_endpoint_url" if service == "sts" else "endpoint_url"
-        asked = Asked(f"{service}:{name}", resource, self._region, template)
         try:
             with self._worded(setting, client.meta.endpoint_url), silenced_debug():
                 answer: dict[str, Any] = getattr(client, operation)(**parameters)
         except ClientError as error:
+            asked = Asked(f"{service}:{name}", resource, self._region, template)
+            if error.operation_name != name:  # botocore's own, on its way to the credentials of a role
+                asked = Asked(
+                    f"sts:{error.operation_name}", "the role that AWS's configuration names", self._region
+                )
             found = error.response.get("Error", {})
             raise Refused(str(found.get("Code", "")), str(found.get("Message", "")), asked) from None
         return answer
@@ -189,8 +184,12 @@ class Client:
             raise unanswered(error, endpoint=endpoint, region=self._region, setting=setting) from None
 
 
-def _is_loopback(endpoint: str | None) -> bool:
-    return endpoint is not None and is_loopback(urlsplit(endpoint).hostname or "")
+@cache
+def _loader() -> Any:
+    """Return what reads botocore's descriptions of AWS, for all builds: a session's own reads them anew."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 @contextmanager
@@ -208,7 +207,7 @@ def silenced_debug() -> Iterator[None]:
     loggers = [
         one
         for name, one in list(logging.root.manager.loggerDict.items())
-        if name.split(".")[0] in {"boto3", "botocore"} and isinstance(one, logging.Logger)
+        if name.split(".")[0] == "botocore" and isinstance(one, logging.Logger)
     ]
     with _filters:
         for logger in loggers:
@@ -218,7 +217,4 @@ def silenced_debug() -> Iterator[None]:
     finally:
         with _filters:
             for logger in loggers:
-                with suppress(ValueError):
-                    remaining = list(logger.filters)
-                    remaining.remove(passes)
-                    logger.filters = remaining
+                logger.filters = [one for one in logger.filters if one is not passes]

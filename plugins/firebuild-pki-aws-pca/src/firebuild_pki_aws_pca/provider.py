@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -20,6 +20,7 @@ from firebuild_pki import (
     NoteLevel,
     Profile,
     ProviderContext,
+    RetryAfter,
     SignedCertificate,
     SignRequest,
     TrustBundle,
@@ -48,7 +49,11 @@ SOON = timedelta(days=30)
 PAUSE = 0.5
 """Seconds between two questions whether a certificate is there: AWS needs a second or two."""
 
-_USAGES = {Profile.SERVER: ("SERVER_AUTH",), Profile.GUEST: ("CLIENT_AUTH",)}
+_USAGES = {
+    Profile.SERVER: ("SERVER_AUTH",),
+    Profile.GUEST: ("CLIENT_AUTH",),
+    Profile.PEER: ("SERVER_AUTH", "CLIENT_AUTH"),
+}
 _CURVES = {"secp256r1": "SHA256WITHECDSA", "secp384r1": "SHA384WITHECDSA", "secp521r1": "SHA512WITHECDSA"}
 _NO_REQUEST = b"-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n"
 """A signing request that is none, for a question that AWS can only refuse."""
@@ -86,7 +91,7 @@ class AwsPcaProvider(CAProvider):
         # The CA's own certificate comes first, and each is signed by the next, up to the root.
         return TrustBundle(to_pem(self._authorities[-1:]), to_pem(self._authorities[:-1]))
 
-    def sign(self, request: SignRequest) -> SignedCertificate:
+    def sign(self, request: SignRequest) -> SignedCertificate | RetryAfter:
         """Submit the request; AWS needs a second or two for the certificate."""
         template = self._settings.template_for(request.profile)
         now = self._context.clock()
@@ -107,17 +112,15 @@ class AwsPcaProvider(CAProvider):
         )
         return self.poll(request, f"{answer['CertificateArn']} {note}")
 
-    def poll(self, request: SignRequest, handle: str) -> SignedCertificate:  # noqa: ARG002
-        """Fetch the certificate, if it is there."""
+    def poll(self, request: SignRequest, handle: str) -> SignedCertificate | RetryAfter:  # noqa: ARG002
+        """Fetch the certificate, or say that AWS is not done."""
         arn, _, note = handle.partition(" ")
-        while True:
-            try:
-                found = self._ask("get_certificate", CertificateArn=arn)
-                break
-            except Refused as error:
-                if error.code != "RequestInProgressException":
-                    raise
-                time.sleep(PAUSE)
+        try:
+            found = self._ask("get_certificate", CertificateArn=arn)
+        except Refused as error:
+            if error.code == "RequestInProgressException":
+                return RetryAfter(PAUSE, handle, "AWS is issuing the certificate")
+            raise
         leaf = str(found["Certificate"]).encode()
         above = f"{found.get('CertificateChain', '')}\n".encode() + self.trust_bundle().intermediates_pem
         return SignedCertificate(leaf, order_chain(leaf, above), (note,) if note else ())
@@ -160,16 +163,19 @@ class AwsPcaProvider(CAProvider):
         # Keys of other kinds have one algorithm, and its name: ML_DSA_44.
         return str(self._describe()["CertificateAuthorityConfiguration"]["KeyAlgorithm"])
 
+    def _opened(self) -> Client:
+        if self._client is None:
+            raise AuthorityClosed("there are no credentials for AWS: the provider is not open")
+        return self._client
+
     def _describe(self) -> dict[str, Any]:
         found: dict[str, Any] = self._ask("describe_certificate_authority")["CertificateAuthority"]
         return found
 
     def _ask(self, operation: str, template: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Ask AWS; where the state of the CA is in the way, say which it is."""
-        if self._client is None:
-            raise AuthorityClosed("there are no credentials for AWS: the provider is not open")
         try:
-            return self._client.ask(operation, template, **parameters)
+            return self._opened().ask(operation, template, **parameters)
         except Refused as error:
             if error.code != "InvalidStateException":
                 raise
@@ -189,26 +195,20 @@ class AwsPcaProvider(CAProvider):
             yield from self._about_ca(answer["CertificateAuthority"])
             yield from self._about_clock(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
         yield self._about_certificate()
-        for end in Profile:
-            yield self._about_issuing(end)
-        yield self._about_fetching()
+        yield from self._about_permissions()
 
     def _about_identity(self) -> Note:
-        if self._client is None:
-            raise AuthorityClosed("there are no credentials for AWS: the provider is not open")
         try:
-            who = self._client.identity()
+            who = self._opened().identity()
         except CAError as error:
             return Note(f"AWS STS does not say who we are: {error.message}", "", error.hint, about="identity")
         return Note(f"signed in as {who}", level=NoteLevel.OK, about="identity")
 
     def _about_ca(self, ca: dict[str, Any]) -> Iterator[Note]:
         status, mode = str(ca["Status"]), str(ca.get("UsageMode", "GENERAL_PURPOSE"))
-        region = self._settings.authority.region
         if status == "ACTIVE":
-            yield Note(
-                f"AWS Private CA answers in {region}; the CA is active", level=NoteLevel.OK, about="reachable"
-            )
+            words = f"AWS Private CA answers in {self._settings.region}; the CA is active"
+            yield Note(words, level=NoteLevel.OK, about="reachable")
         else:
             error = in_state(status)
             yield Note(error.message, "certificate_authority_arn", error.hint, NoteLevel.FATAL, "reachable")
@@ -235,34 +235,36 @@ class AwsPcaProvider(CAProvider):
         signs = f"; signs with {self._algorithm()}"
         return Note(words + signs, "certificate_authority_arn" if hint else "", hint, level, "ca")
 
-    def _about_issuing(self, end: Profile) -> Note:
-        # IAM is asked before the request is looked at, so one that cannot be read tells what is allowed.
-        template = self._settings.template_for(end)
-        path, about = f"{end}_template", f"{end} template"
-        now = self._context.clock()
-        try:
-            self._ask(
-                "issue_certificate",
-                template,
-                Csr=_NO_REQUEST,
-                SigningAlgorithm=self._algorithm(),
-                TemplateArn=template,
-                Validity=_absolute(now + BACKDATE),
+    def _about_permissions(self) -> Iterator[Note]:
+        # IAM is asked before a request is looked at: one that AWS can only refuse tells what is allowed.
+        for end in Profile:
+            template = self._settings.template_for(end)
+            question = {
+                "Csr": _NO_REQUEST,
+                "SigningAlgorithm": self._algorithm(),
+                "TemplateArn": template,
+                "Validity": _absolute(self._context.clock() + BACKDATE),
+            }
+            allowed = Note(
+                f"{template} may be used", f"{end}_template", None, NoteLevel.OK, f"{end} template"
             )
-        except CAError as error:
-            if isinstance(error, Refused) and error.code == "MalformedCSRException":
-                return Note(f"{template} may be used", level=NoteLevel.OK, about=about)
-            return Note(error.message, path, error.hint, NoteLevel.FATAL, about)
-        return Note("AWS took a signing request that is none", path, None, NoteLevel.WARNING, about)
+            yield self._tried("MalformedCSRException", allowed, "issue_certificate", template, **question)
+        arn = f"{self._settings.certificate_authority_arn}/certificate/{'0' * 32}"
+        allowed = Note("certificates may be fetched", level=NoteLevel.OK, about="fetching")
+        yield self._tried("ResourceNotFoundException", allowed, "get_certificate", CertificateArn=arn)
 
-    def _about_fetching(self) -> Note:
+    def _tried(self, expected: str, allowed: Note, *asked: str, **parameters: Any) -> Note:
         try:
-            arn = f"{self._settings.certificate_authority_arn}/certificate/{'0' * 32}"
-            self._ask("get_certificate", CertificateArn=arn)
+            self._ask(*asked, **parameters)
         except CAError as error:
-            if not (isinstance(error, Refused) and error.code == "ResourceNotFoundException"):
-                return Note(error.message, "", error.hint, NoteLevel.FATAL, "fetching")
-        return Note("certificates may be fetched", level=NoteLevel.OK, about="fetching")
+            code = error.code if isinstance(error, Refused) else ""
+            if code == expected:
+                return allowed
+            # Another way of saying that the question makes no sense is no proof of a missing permission.
+            unclear = code in {"InvalidArgsException", "InvalidArnException", "ValidationException"}
+            level = NoteLevel.WARNING if unclear else NoteLevel.FATAL
+            return replace(allowed, message=error.message, hint=error.hint, level=level)
+        return replace(allowed, message="AWS answered a question without sense", level=NoteLevel.WARNING)
 
 
 def _absolute(when: datetime) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,8 @@ MAX_ATTEMPTS = 5
 """Together with the timeout, this keeps a call from going on for ever."""
 
 _CA = re.compile(
-    r"arn:(?P<partition>aws(?:-[a-z]+){0,3}):acm-pca:(?P<region>[a-z]{2,4}-[a-z-]{1,30}-[0-9]{1,2}):"
-    r"(?P<account>[0-9]{12}):certificate-authority/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+    r"arn:aws(?:-[a-z]+){0,3}:acm-pca:[a-z]{2,4}-[a-z-]{1,30}-[0-9]{1,2}:[0-9]{12}:"
+    r"certificate-authority/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 )
 _ROLE = re.compile(r"arn:aws(?:-[a-z]+){0,3}:iam::[0-9]{12}:role/[\w+=,.@/-]{1,512}", re.ASCII)
 _TEMPLATE = re.compile(
@@ -59,7 +58,7 @@ class AwsPcaSettings(Settings):
     profile: str | None = None
     """Profile of the AWS configuration files that has the credentials."""
     access_key: AccessKey | None = None
-    """Credentials by reference, instead of those that boto3 finds."""
+    """Credentials by reference, instead of those that botocore finds."""
     role_arn: str | None = None
     """ARN of a role to assume with these credentials, for example in the account of the CA."""
     external_id: str | None = None
@@ -77,7 +76,9 @@ class AwsPcaSettings(Settings):
     server_template: str = "EndEntityServerAuthCertificate/V1"
     """Name or ARN of the template for server certificates."""
     guest_template: str = "EndEntityClientAuthCertificate/V1"
-    """Name or ARN of the template for guest certificates."""
+    """Name or ARN of the template for certificates of guests and other clients."""
+    peer_template: str = "EndEntityCertificate/V1"
+    """Name or ARN of the template for workloads that are servers and clients in one."""
     signing_algorithm: SigningAlgorithm | None = None
     """Algorithm of the CA's signatures; by default the one that fits its key."""
     timeout: Duration = timedelta(seconds=10)
@@ -86,38 +87,16 @@ class AwsPcaSettings(Settings):
     """How often a request is sent, at most 5, if AWS cannot be reached, throttles or fails."""
 
     @property
-    def authority(self) -> AuthorityName:
-        """The parts of the CA's ARN.
-
-        Raises:
-            ValueError: it is none.
-        """
-        found = _CA.fullmatch(self.certificate_authority_arn)
-        if found is None:
-            raise ValueError("not the ARN of a private CA")
-        return AuthorityName(found["partition"], found["region"], found["account"])
+    def region(self) -> str:
+        """Whose endpoint answers for the CA."""
+        return self.certificate_authority_arn.split(":")[3]
 
     def template_for(self, end: Profile) -> str:
-        """Return the ARN of the template of the certificates for one end of the connection."""
-        name = self.server_template if end is Profile.SERVER else self.guest_template
+        """Return the ARN of the template for the certificates of one end of a connection, or of a peer."""
+        name: str = getattr(self, f"{end}_template")
         # Templates belong to AWS: without region and account, but in a partition.
-        prefix = f"arn:{self.authority.partition}:acm-pca:::template/"
-        return name if name.startswith("arn:") else prefix + name
-
-
-@dataclass(frozen=True, slots=True)
-class AuthorityName:
-    """What the ARN of a CA says.
-
-    Args:
-        partition: aws, aws-cn, aws-us-gov and so on.
-        region: whose endpoint answers for the CA.
-        account: that owns it.
-    """
-
-    partition: str
-    region: str
-    account: str
+        partition = self.certificate_authority_arn.split(":")[1]
+        return name if name.startswith("arn:") else f"arn:{partition}:acm-pca:::template/{name}"
 
 
 def look_at(settings: AwsPcaSettings) -> Iterator[Note]:
@@ -132,7 +111,7 @@ def look_at(settings: AwsPcaSettings) -> Iterator[Note]:
     yield from _credentials(settings)
     for path in ("endpoint_url", "sts_endpoint_url"):
         yield from _endpoint(path, getattr(settings, path))
-    for end in Profile:
+    for end in (*Profile, Profile.PEER):
         yield from _template(f"{end}_template", getattr(settings, f"{end}_template"))
     if not timedelta(0) < settings.timeout:
         yield _wrong("timeout", "expected a duration above zero")

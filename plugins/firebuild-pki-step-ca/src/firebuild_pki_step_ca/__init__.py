@@ -16,5 +16,5 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=StepCASettings,
         factory=StepCAProvider,
         summary="step-ca, with one-time tokens of a JWK or X5C provisioner",
-        capabilities=frozenset({Capability.SIGN, Capability.REVOKE}),
+        capabilities=frozenset({Capability.SIGN, Capability.REVOKE, Capability.URI_NAMES, Capability.PEER}),
     )

@@ -32,7 +32,11 @@ from firebuild_pki_step_ca.tokens import Signer, jwk_signer, seconds_now, sign_c
 CLOCK_TOLERANCE: Final = timedelta(minutes=1)
 """What step-ca forgives a token."""
 
-USAGES: Final = {Profile.SERVER: ["serverAuth"], Profile.GUEST: ["clientAuth"]}
+USAGES: Final = {
+    Profile.SERVER: ["serverAuth"],
+    Profile.GUEST: ["clientAuth"],
+    Profile.PEER: ["serverAuth", "clientAuth"],
+}
 """For a template of the provisioner, which finds them in the token; see the page of this provider."""
 
 
@@ -80,9 +84,14 @@ class StepCAProvider(CAProvider):
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have the request signed, with a token for its names and for nothing else."""
         client, signer = self._opened()
-        names = (*request.dns_names, *getattr(request, "uri_names", ()))
+        names = (*request.dns_names, *request.uri_names)
         claims = sign_claims(request.csr_pem, names, self._root_fingerprint())
-        claims["firebuild"] = {"profile": str(request.profile), "usages": USAGES.get(request.profile, [])}
+        claims["firebuild"] = {
+            "build": request.build_id,
+            "profile": str(request.profile),
+            "usages": USAGES[request.profile],
+            "labels": dict(request.labels),
+        }
         token = signer.token(client.audience("sign"), names[0], seconds_now(), **claims)
         leaf, *others = client.sign(request.csr_pem, token, int(request.ttl.total_seconds()))
         pool = "\n".join([*others, self._roots.intermediates_pem.decode()])

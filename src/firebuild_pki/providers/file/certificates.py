@@ -14,7 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, Pub
 from cryptography.x509.oid import PublicKeyAlgorithmOID
 
 from firebuild_pki.chain import (
-    CURVES,
     MIN_RSA_BITS,
     Links,
     describe,
@@ -25,7 +24,7 @@ from firebuild_pki.chain import (
     signature_problem,
 )
 from firebuild_pki.errors import CAError, KeyStoreError, SecretError
-from firebuild_pki.keys import PrivateKey
+from firebuild_pki.keys import CURVES, CAPrivateKey, MLDSAPrivateKey, kind_of_key, ml_dsa_key
 from firebuild_pki.keystores import OpenKey, open_key
 from firebuild_pki.leaf_checks import is_ca
 from firebuild_pki.pem_files import (
@@ -57,7 +56,7 @@ class LoadedKey:
     """
 
     source: Source
-    key: PrivateKey
+    key: CAPrivateKey
     encrypted: bool
     opened: OpenKey | None = None
 
@@ -118,15 +117,6 @@ def load_key(
     return LoadedKey(source, _usable(source, _decoded(source, block, secret), curves), encrypted)
 
 
-def kind_of_key(key: PublicKeyTypes) -> str:
-    """Name the kind of a key as people write it: ``RSA 2048``, ``EC P-256``."""
-    if isinstance(key, rsa.RSAPublicKey):
-        return f"RSA {key.key_size}"
-    if isinstance(key, ec.EllipticCurvePublicKey):
-        return f"EC {CURVES.get(key.curve.name, key.curve.name)}"
-    return type(key).__name__.strip("_").removesuffix("PublicKey")
-
-
 def _passphrase(source: Source, reference: SecretRef | None, environ: Mapping[str, str]) -> bytes:
     setting = f"{source.setting}_passphrase"
     if reference is None:
@@ -143,6 +133,12 @@ def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateK
     try:
         return serialization.load_pem_private_key(block.pem, passphrase)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        try:
+            if (key := ml_dsa_key(block.pem, passphrase)) is not None:
+                return key
+        except ValueError as seedless:
+            hint = "use the file that openssl genpkey wrote, or make the key anew"
+            raise source.wrong(str(seedless), hint) from None
         unknown = "unknown" in str(error).lower() or isinstance(error, UnsupportedAlgorithm)
     if unknown:
         anew = f"encrypt it anew: openssl pkcs8 -topk8 -v2 aes-256-cbc -in {source.quoted} -out new.key"
@@ -153,12 +149,16 @@ def _decoded(source: Source, block: Block, passphrase: bytes | None) -> PrivateK
     raise source.wrong("the private key in it is damaged", "copy it again from where it was made")
 
 
-def _usable(source: Source, key: PrivateKeyTypes, curves: Mapping[str, str]) -> PrivateKey:
+def _usable(source: Source, key: PrivateKeyTypes, curves: Mapping[str, str]) -> CAPrivateKey:
     if isinstance(key, rsa.RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
         return key
     if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in curves:
         return key
+    if isinstance(key, MLDSAPrivateKey) and curves is CURVES:
+        return key
     wanted = f"an RSA key of {MIN_RSA_BITS} bits or more, or an EC key on {' or '.join(curves.values())}"
+    if curves is CURVES:
+        wanted += ", or ML-DSA"
     found = kind_of_key(key.public_key())
     hint = "gRPC, or the check of the certificates before it, refuses every other kind"
     raise source.wrong(f"expected {wanted}, found {found}", hint)

@@ -16,6 +16,7 @@ from firebuild_pki.errors import (
     MaterialError,
     UnsupportedOperation,
 )
+from firebuild_pki.keys import kind_of_key
 from firebuild_pki.keystores import check_key_uri, scheme_of
 from firebuild_pki.pem_files import Source
 from firebuild_pki.provider import (
@@ -38,7 +39,6 @@ from firebuild_pki.providers.file.certificates import (
     certificates_of,
     find_path,
     for_key,
-    kind_of_key,
     load_certificates,
     load_key,
     load_pool,

@@ -1,0 +1,387 @@
+"""`firebuild run`: an image in a machine of its own, with this terminal at its command (docs/run.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from firebuild_bootstrap.cli.failure import SIGNALS, report
+from firebuild_bootstrap.cli.options import (
+    complete_machines,
+    complete_providers,
+    complete_tags,
+    config_option,
+    home_from,
+    settings_from,
+)
+from firebuild_bootstrap.cli.registries import read_policy
+from firebuild_bootstrap.errors import InputError, Interrupted, OutputError, StepFailed
+from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.events import Event
+    from firebuild_bootstrap.running import RunRequest
+    from firebuild_bootstrap.service.console import Console
+    from firebuild_bootstrap.settings import BuildSettings
+
+_FAILED: Final = 125
+"""The exit status of `firebuild run` where it is not that of the command, as Docker has it."""
+_GRACE_SECONDS: Final = 10.0
+_NAME: Final = re.compile(r"[^=\0]+")
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("image", shell_complete=complete_tags)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--env", "-e", "env", multiple=True, metavar="NAME[=VALUE]", help="Set a variable; repeatable.")
+@click.option(
+    "--env-file",
+    "env_files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Set the variables of a file, one NAME[=VALUE] a line; repeatable.",
+)
+@click.option("--entrypoint", metavar="PROGRAM", help="Execute this instead of ENTRYPOINT and CMD.")
+@click.option("--user", "-u", metavar="USER[:GROUP]", help="Be this user instead of that of the image.")
+@click.option("--workdir", "-w", metavar="DIR", help="Begin in this directory.")
+@click.option("--hostname", metavar="NAME", help="The machine's name; by default the id of the run.")
+@click.option("--memory", "-m", metavar="SIZE", help="Memory of the machine, for example 512MiB.")
+@click.option("--cpus", type=click.IntRange(1, 32), help="Processors of the machine.")
+@click.option("--disk", metavar="SIZE", help="How much the command can write, for example 2GiB.")
+@click.option("--read-only", is_flag=True, help="The command can't write to its root file system.")
+@click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
+@click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
+@click.option(
+    "--ssh-key",
+    "ssh_keys",
+    multiple=True,
+    metavar="[USER=]FILE",
+    help="Authorise the public keys of a file for a user of the image, by default root; repeatable.",
+)
+@click.option(
+    "--network",
+    type=click.Choice(["none", "user"]),
+    help="None but to the host's session, or (qemu) one to all but this host; by default as configured.",
+)
+@click.option("--rm", is_flag=True, hidden=True, help="Nothing of a run is kept anyway.")
+@click.option(
+    "--pull",
+    envvar="FIREBUILD_PULL",
+    show_envvar=True,
+    metavar="missing|always|never",
+    help="When a registry is asked for IMAGE, instead of as configured.",
+)
+@click.option(
+    "--ca", metavar="PROVIDER", shell_complete=complete_providers, help="CA provider to use instead."
+)
+@click.option(
+    "--machine",
+    "--driver",
+    "driver",
+    metavar="DRIVER",
+    shell_complete=complete_machines,
+    help="Machine to use instead of the configured one: qemu or firecracker; local is a sandbox, not a VM.",
+)
+@config_option
+def run(image: str, command: tuple[str, ...], **options: Any) -> None:
+    """Run COMMAND, or what the image says, in a machine whose root file system is IMAGE.
+
+    The exit status is that of the command, 128 + N where signal N ended it. It is 125 where firebuild failed,
+    126 where the command can't be executed and 127 where it is not there. What the command writes to its
+    root file system goes with the machine.
+
+    Example: firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80
+    """
+    signals = Signals()
+    with signals.installed():
+        try:
+            status = _run(image, command, options, signals)
+        except StepFailed as error:
+            report(error)
+            status = error.exit_code if error.exit_code in (126, 127) else _FAILED
+        except Interrupted as error:
+            report(error)
+            status = 128 + (signals.last or signal.SIGINT)
+        except Exception as error:
+            report(error)
+            status = _FAILED
+    sys.exit(status)
+
+
+def _run(image: str, command: tuple[str, ...], options: Mapping[str, Any], signals: Signals) -> int:
+    request = _request(image, command, options)
+    settings = _settings(options)
+    if settings.machine.driver == "local" and options["network"] == "user":
+        raise InputError("--network user: a machine of the driver local has this host's network")
+
+    from firebuild_bootstrap.running import run_image
+    from firebuild_bootstrap.service.console import Console
+
+    console = Console(signals.command_starts)
+    signals.console = console
+    if settings.machine.driver == "local" and options["network"] == "none":
+        from dataclasses import replace
+
+        request = replace(request, network="none")
+    home = home_from(settings, check=signals.check, writable=True, pull=read_policy(options["pull"]))
+    with closing(home), _terminal(console, request):
+        return run_image(request, settings, home, console, events=_show)
+
+
+def _settings(options: Mapping[str, Any]) -> BuildSettings:
+    """Load the settings, with what the options say about the machine.
+
+    Raises:
+        InputError: the machine does not have what an option asks for.
+        firebuild_pki.SettingsError: as `settings_from`.
+    """
+    chosen = {"ca.provider": options["ca"], "machine.driver": options["driver"]}
+    overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value}
+    driver = settings_from(options["config_file"], overrides).machine.driver
+    if driver == "external":
+        raise InputError(
+            "firebuild run starts machines itself, and those of the driver external are yours",
+            hint="use --machine qemu or --machine firecracker",
+        )
+    wanted = {
+        "--memory": ("memory", options["memory"]),
+        "--cpus": ("vcpus", options["cpus"]),
+        "--network": ("network", options["network"]),
+    }
+    for option, (name, value) in wanted.items():
+        if value is None or (driver == "local" and option == "--network"):
+            continue
+        if driver == "local" or (driver == "firecracker" and option == "--network"):
+            hint = (
+                "use --machine qemu" if driver == "local" else "it is the setting machine.firecracker.network"
+            )
+            raise InputError(f"{option}: the machine {driver} does not take it", hint=hint)
+        overrides[f"machine.{driver}.{name}"] = value
+    if options["disk"] is not None:
+        if driver == "local":
+            raise InputError("--disk: the machine local has no drive", hint="use --machine qemu")
+        overrides["machine.disk_size"] = options["disk"]
+    return settings_from(options["config_file"], overrides)
+
+
+def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -> RunRequest:
+    from firebuild_bootstrap.running import RunRequest
+    from firebuild_bootstrap.wire import Attach
+
+    if options["tty"] and not (sys.stdout.isatty() and (not options["interactive"] or os.isatty(0))):
+        raise InputError("--tty: standard input and output are not a terminal", hint="leave --tty out")
+    rows, columns = _window() if options["tty"] else (0, 0)
+    entrypoint = options["entrypoint"]
+    return RunRequest(
+        image=image,
+        command=command,
+        entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()),
+        env=read_env(options["env_files"], options["env"], os.environ),
+        user=options["user"],
+        workdir=options["workdir"],
+        hostname=options["hostname"],
+        keys=_read_keys(options["ssh_keys"]),
+        attach=Attach(
+            input=options["interactive"],
+            terminal=options["tty"],
+            rows=rows,
+            columns=columns,
+            read_only=options["read_only"],
+        ),
+    )
+
+
+def read_env(files: Sequence[Path], given: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """Read `--env-file` and `--env`, which wins; a name alone has the value that it has here, if it has one.
+
+    As Docker reads them: in a file, empty lines and those that begin with # are left out, and quotes are part
+    of the value.
+
+    Raises:
+        InputError: a file can't be read, or a name is impossible; values are not in the message.
+    """
+    found: dict[str, str] = {}
+
+    def add(text: str, where: str) -> None:
+        name, equals, value = text.partition("=")
+        if not _NAME.fullmatch(name) or (name != name.strip()):
+            raise InputError(f"{where}: expected NAME=VALUE, found the name {one_line(name, 80)!r}")
+        if equals:
+            found[name] = value
+        elif name in environment:
+            found[name] = environment[name]
+
+    for path in files:
+        try:
+            lines = path.read_text("utf-8-sig").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise InputError(f"--env-file {path} can't be read: {why}") from error
+        for number, line in enumerate(lines, 1):
+            text = line.removesuffix("\r").lstrip(" \t")
+            if text and not text.startswith("#"):
+                add(text, f"{path}:{number}")
+    for text in given:
+        add(text, "--env")
+    return found
+
+
+def _read_keys(given: Sequence[str]) -> dict[str, str]:
+    from firebuild_bootstrap.guest.configure import parse_keys
+    from firebuild_bootstrap.guest.errors import GuestError
+
+    found: dict[str, str] = {}
+    for text in given:
+        user, equals, name = text.partition("=")
+        user, path = (user, Path(name)) if equals else ("root", Path(text))
+        try:
+            keys = path.read_text("utf-8")
+            if "PRIVATE KEY" in keys:
+                raise InputError(f"--ssh-key {path}: this is a private key", hint=f"give {path}.pub")
+            parse_keys(user, keys)
+        except OSError as error:
+            raise InputError(f"--ssh-key {path} can't be read: {error.strerror}") from error
+        except (UnicodeDecodeError, GuestError) as error:
+            raise InputError(f"--ssh-key {path}: expected public keys, one a line") from error
+        found[user] = found.get(user, "") + keys.removesuffix("\n") + "\n"
+    return found
+
+
+def _show(event: Event) -> None:
+    """Show the command's output where it belongs, and what firebuild says on standard error."""
+    from firebuild_bootstrap.events import Notice, StepOutput
+
+    match event:
+        case StepOutput(stream="stdout"):
+            sys.stdout.buffer.write(event.data)
+            sys.stdout.buffer.flush()
+        case StepOutput():
+            _to_stderr(event.data)
+        case Notice(level="warning"):
+            click.echo(f"warning: {one_line(event.message, 1000)}", err=True)
+
+
+def _to_stderr(data: bytes) -> None:
+    try:
+        while data:
+            data = data[os.write(2, data) :]
+    except OSError as error:
+        raise OutputError(
+            f"standard error can't be written: {error.strerror}",
+            reader_gone=isinstance(error, BrokenPipeError),
+        ) from error
+
+
+class Signals:
+    """The signals of one run: before the command is there they end firebuild, then they are the command's.
+
+    One that the command does not heed within ten seconds, or another one, ends the machine. The handlers take
+    a note, and `check` acts on it.
+    """
+
+    def __init__(self) -> None:
+        self.console: Console | None = None
+        self.last = 0
+        """The last signal that came."""
+        self._came: list[int] = []
+        self._resized = False
+        self._started = False
+        self._passed_on = False
+        self._deadline = 0.0
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals until the block ends; main thread only."""
+        kept = [each for each in SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._note) for number in kept}
+        previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._note_size)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                # On the way out an impatient signal must not replace the exit status.
+                signal.signal(number, signal.SIG_IGN if number in SIGNALS and self.last else handler)
+
+    def command_starts(self) -> None:
+        """Take note that the command can take signals from now on."""
+        self._started = True
+
+    def check(self) -> None:
+        """Pass on what has come.
+
+        Raises:
+            Interrupted: nobody is there to take it, or the command has not heeded it.
+        """
+        if self._resized and self.console is not None:
+            self._resized = False
+            self.console.resize(*_window())
+        while self._came:
+            number = self._came.pop(0)
+            if self._passed_on or not self._started or self.console is None:
+                self._came.insert(0, number)  # for whoever asks next
+                raise Interrupted(f"the run was interrupted ({signal.Signals(number).name})")
+            self.console.signal(number)
+            self._passed_on = True
+            self._deadline = time.monotonic() + _GRACE_SECONDS
+        if self._passed_on and time.monotonic() > self._deadline:
+            name = signal.Signals(self.last).name
+            raise Interrupted(f"the command did not end within {_GRACE_SECONDS:g} seconds after {name}")
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if len(self._came) > 1:  # the clean-up is too slow for somebody
+            os.write(2, b"error: interrupted again, the rest is cleaned up in the background\n")
+            os._exit(128 + number)
+        self.last = number
+        self._came.append(number)
+
+    def _note_size(self, _number: int, _frame: FrameType | None) -> None:
+        self._resized = True
+
+
+def _window() -> tuple[int, int]:
+    with suppress(OSError):
+        size = os.get_terminal_size(1)
+        return size.lines, size.columns
+    return 0, 0
+
+
+@contextmanager
+def _terminal(console: Console, request: RunRequest) -> Iterator[None]:
+    """Pass standard input on; with a terminal, one key at a time, until the block ends."""
+    if not request.attach.input:
+        yield
+        return
+    before: list[Any] | None = None
+    if request.attach.terminal:
+        import termios
+        import tty
+
+        before = termios.tcgetattr(0)
+        tty.setraw(0)
+    threading.Thread(target=_read_input, args=(console,), name="stdin", daemon=True).start()
+    try:
+        yield
+    finally:
+        if before is not None:
+            import termios
+
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _read_input(console: Console) -> None:
+    with suppress(OSError):
+        while data := os.read(0, 64 * 1024):
+            if not console.write(data):
+                return
+    console.end_input()

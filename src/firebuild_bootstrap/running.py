@@ -1,0 +1,277 @@
+"""Runs a command in a machine whose root file system is an image: the steps of a build without a build.
+
+    1. find the image, and what it is to execute      4. write the metadata
+    2. open the authority, issue certificates         5. start the machine on the layers of the image
+    3. start the bootstrap server                     6. one session: the command, until it has ended
+
+The machine works on layers as one that builds does; what the command writes goes with it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError
+from firebuild_bootstrap.events import EventSink, Notice
+from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.names import Reference
+from firebuild_bootstrap.image.platforms import Platform
+from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.drivers import make_machine
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
+from firebuild_bootstrap.mmds.document import UserInfo
+from firebuild_bootstrap.values import dataclass
+from firebuild_bootstrap.wire import Attach, RunCommand
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.service import BootstrapServer
+    from firebuild_bootstrap.service.console import Console
+    from firebuild_bootstrap.settings import BuildSettings
+    from firebuild_pki import Authority, TLSMaterial
+
+_FOREVER: Final = 100 * 366 * 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What to run; None stands for what the image says.
+
+    Args:
+        image: its name, as FROM has it.
+        command: instead of CMD; empty for what the image says.
+        entrypoint: instead of ENTRYPOINT, and then CMD does not count; an empty one removes it.
+        env: added to that of the image.
+        user: instead of USER.
+        workdir: instead of WORKDIR.
+        hostname: of the machine; by default the id of the run.
+        keys: public SSH keys by user, one a line.
+        attach: how the command is attached.
+        network: as `RunCommand` has it.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    user: str | None = None
+    workdir: str | None = None
+    hostname: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    attach: Attach = Attach()
+    network: str = "default"
+
+
+def command_of(request: RunRequest, config: ImageConfig) -> tuple[str, ...]:
+    """Return what is executed, as Docker combines it: ENTRYPOINT, and behind it the command or CMD.
+
+    https://docs.docker.com/reference/cli/docker/container/run/#entrypoint: a new entrypoint clears CMD.
+
+    Raises:
+        InputError: neither the image nor the user names a command.
+    """
+    entrypoint = (config.entrypoint or ()) if request.entrypoint is None else request.entrypoint
+    cmd = (config.cmd or ()) if request.entrypoint is None else ()
+    argv = (*entrypoint, *(request.command or cmd))
+    if not argv:
+        raise InputError(
+            f"the image {request.image} has neither ENTRYPOINT nor CMD",
+            hint=f"name a command: firebuild run {request.image} /bin/sh",
+        )
+    return argv
+
+
+def run_image(
+    request: RunRequest,
+    settings: BuildSettings,
+    home: Home,
+    console: Console,
+    *,
+    events: EventSink = lambda _: None,
+) -> int:
+    """Run a command in a machine of its own, and return its exit status, 128 + N for signal N.
+
+    Args:
+        request: what to run.
+        settings: how.
+        home: where the image and the machine's own files are; its `check` is called while the command runs.
+        console: what the user says to the command.
+        events: receives its output and warnings, from several threads, one event at a time.
+
+    Raises:
+        FirebuildError: the command did not run to its end; nothing is left behind. That of `StepFailed` is
+            126 or 127 where it could not be executed.
+        Interrupted: `home.check` raised it.
+        firebuild_pki.CAError: the provider issued no usable certificates.
+    """
+    with ExitStack() as cleanup:
+        run = _Run(request, settings, home, console, events=events, cleanup=cleanup)
+        cleanup.callback(console.close)
+        try:
+            return run.run()
+        except FirebuildError:
+            home.check()  # a Ctrl-C also reaches child processes: it is the cause, not their failure
+            raise
+
+
+class _Run:
+    def __init__(
+        self,
+        request: RunRequest,
+        settings: BuildSettings,
+        home: Home,
+        console: Console,
+        *,
+        events: EventSink,
+        cleanup: ExitStack,
+    ) -> None:
+        self._request = request
+        self._settings = settings
+        self._home = home
+        self._console = console
+        self._events = events
+        self._cleanup = cleanup
+        self._id = f"r{secrets.token_hex(6)}"
+        self._hostname = request.hostname or self._id
+
+    def run(self) -> int:
+        home, settings = self._home, self._settings
+        _check_platform(self._request.image, home)
+        base = home.bases.resolve(self._request.image)
+        self._cleanup.callback(home.close)
+        command = self._command(base.config)
+        document = self._document(base.name, base.config)
+        workspace = self._cleanup.enter_context(home.workspace(self._id))
+        machine = make_machine(
+            settings.machine,
+            workspace.part("0"),
+            bind=settings.bootstrap.bind,
+            store=home.root,
+            notice=self._notice,
+        )
+        self._cleanup.callback(machine.close)
+
+        from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
+        from firebuild_pki import open_authority
+
+        # It stays open as long as the machine runs: whoever issues more than these two can do so.
+        authority = self._cleanup.enter_context(
+            open_authority(settings.ca, build_id=self._id, check=home.check, report=self._info)
+        )
+        server_material, guest = self._issued(authority)
+        limits = Limits.of(settings.bootstrap)
+        server = BootstrapServer(
+            commands=[command],
+            resources={},
+            steps=[StepInfo(command.step, 0, command.original)],
+            server_material=server_material,
+            guest_material=guest,
+            events=self._events,
+            # Neither the time nor the output of a command that is there for its own sake has a limit.
+            limits=replace(limits, build_timeout=_FOREVER, max_log_bytes=sys.maxsize),
+            console=self._console,
+            runtime_directory=workspace.path,
+            on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
+        )
+        listening = machine.listen()
+        self._cleanup.callback(listening.listener.close)
+        server.start(listening.listener)
+        self._cleanup.callback(server.stop)
+        block = bootstrap_block(
+            guest,
+            host_port=listening.host_port,
+            ping_interval=settings.bootstrap.ping_interval.total_seconds(),
+            host_time=time.time(),
+        )
+        document = replace(document, bootstrap=block)
+        document.check_size()
+        machine.metadata.put(document.to_json())
+        for note in machine.prepare(base.layers):
+            self._notice(note)
+        machine.start()
+        server.await_guest()
+        return self._follow(server, machine)
+
+    def _command(self, config: ImageConfig) -> RunCommand:
+        request = self._request
+        argv = command_of(request, config)
+        given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if request.attach.terminal else {})}
+        return RunCommand(
+            step=1,
+            original=shlex.join(argv),
+            argv=argv,
+            env={**given, **config.env, **request.env},
+            workdir=config.workdir if request.workdir is None else request.workdir,
+            user=(config.user if request.user is None else request.user) or "0:0",
+            network=request.network,
+            attach=request.attach,
+        )
+
+    def _document(self, tag: str, config: ImageConfig) -> MetadataDocument:
+        request = self._request
+        # Who logs in gets the environment of the command; nobody else needs it in a file that all can read.
+        env = {**config.env, **request.env} if request.keys else {}
+        return MetadataDocument(
+            vmm_id=self._id,
+            image_tag=tag,
+            local_hostname=self._hostname,
+            env=env,
+            users={name: UserInfo(ssh_keys=keys) for name, keys in request.keys.items()},
+        )
+
+    def _issued(self, authority: Authority) -> tuple[TLSMaterial, TLSMaterial]:
+        limits = self._settings.bootstrap
+        deadline = datetime.now(UTC) + limits.build_time
+        ttl = limits.certificate_lifetime
+        server = authority.issue_server(ttl=ttl, build_deadline=deadline)
+        guest = authority.issue_guest(ttl=ttl, build_deadline=deadline)
+        for warning in authority.warnings:
+            self._notice(warning)
+        return server, guest
+
+    def _follow(self, server: BootstrapServer, machine: Machine) -> int:
+        from firebuild_bootstrap.session import await_outcome
+
+        try:
+            outcome = await_outcome(server, machine, self._home.check)
+        except GuestLost as error:
+            raise GuestLost(
+                f"the machine ended while the command ran: {error.message}", hint=error.hint
+            ) from error
+        machine.stop()
+        server.stop()
+        if isinstance(outcome.error, GuestLost):
+            raise GuestLost(outcome.error.message, hint=outcome.error.hint or machine.silence() or None)
+        outcome.raise_for_failure()
+        if self._console.exit_code is None:
+            raise GuestLost("the guest reported success, and no exit status")
+        return self._console.exit_code
+
+    def _notice(self, message: str) -> None:
+        self._events(Notice(level="warning", message=message))
+
+    def _info(self, message: str) -> None:
+        self._events(Notice(level="info", message=message))
+
+
+def _check_platform(name: str, home: Home) -> None:
+    """Make sure that this host can execute what is in an image of the store.
+
+    Raises:
+        InputError: it can't.
+    """
+    image = home.images.find(Reference.parse(name, what="an image such as app or app:1.2"))
+    host = Platform.host()
+    if image is not None and image.record.platform and Platform.parse(image.record.platform) != host:
+        raise InputError(
+            f"the image {image.tag} is for {image.record.platform}, and this host executes {host}",
+            hint="build it for this platform, or run it on a host of its own",
+        )

@@ -1,0 +1,111 @@
+"""The host's side of a command that a user is attached to: input, signals, the size of its terminal."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from firebuild_bootstrap import messages
+from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.service.reporting import check_status
+from firebuild_bootstrap.wire import INPUT_BYTES
+
+
+class Console:
+    """What a user says to a command, from any thread, to the thread that sends it.
+
+    Args:
+        started: called, by a thread of the server, when the command is about to be sent.
+    """
+
+    def __init__(self, started: Callable[[], None] = lambda: None) -> None:
+        self._started = started
+        self._changed = threading.Condition()
+        self._messages: deque[pb.ToGuest] = deque()
+        self._room = INPUT_BYTES
+        self._over = False
+        self._notify: Callable[[], None] = lambda: None
+        self.exit_code: int | None = None
+        """The exit status of the command, once it has ended."""
+
+    def write(self, data: bytes) -> bool:
+        """Send input and wait until there is room for all of it; False when nobody takes it any more."""
+        while data:
+            with self._changed:
+                self._changed.wait_for(lambda: self._room or self._over)
+                if self._over:
+                    return False
+                piece, data = data[: self._room], data[self._room :]
+                self._room -= len(piece)
+            self._put(pb.ToGuest(input=pb.Input(data=piece)))
+        return True
+
+    def end_input(self) -> None:
+        """Say that there is no more input."""
+        self._put(pb.ToGuest(input=pb.Input(last=True)))
+
+    def signal(self, number: int) -> None:
+        """Send the command a signal."""
+        self._put(pb.ToGuest(signal=pb.Signal(number=number)))
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell the new size of the terminal."""
+        self._put(pb.ToGuest(window=messages.window(rows, columns)))
+
+    def _put(self, message: pb.ToGuest) -> None:
+        with self._changed:
+            if not self._over:
+                self._messages.append(message)
+        self._notify()
+
+    # --- for the session ------------------------------------------------------------------------
+
+    def begin(self, notify: Callable[[], None]) -> None:
+        """Take what is called when there is something to send; the command is sent next."""
+        self._notify = notify
+        self._started()
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether `messages` yields something."""
+        return bool(self._messages)
+
+    def messages(self) -> Iterator[bytes]:
+        """Yield what is to be sent."""
+        while True:
+            with self._changed:
+                if not self._messages:
+                    return
+                message = self._messages.popleft()
+            yield message.SerializeToString()
+
+    def taken(self, count: int) -> None:
+        """Take note that the command has taken input.
+
+        Raises:
+            InputError: there was not as much.
+        """
+        with self._changed:
+            if not 0 < count <= INPUT_BYTES - self._room:
+                raise InputError(f"the guest says that its command has taken {count} bytes of input")
+            self._room += count
+            self._changed.notify_all()
+
+    def ended(self, step: int, exit_code: int) -> None:
+        """Take note of the command's exit status.
+
+        Raises:
+            InputError: no command ends so.
+        """
+        check_status(step, exit_code)
+        self.exit_code = exit_code
+        self.close()
+
+    def close(self) -> None:
+        """Send nothing any more."""
+        with self._changed:
+            self._over = True
+            self._messages.clear()
+            self._changed.notify_all()

@@ -1,0 +1,259 @@
+"""`firebuild run` on the driver local: the same session and the same vminit as in a virtual machine."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import termios
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cli.conftest import Cli
+from firebuild_bootstrap.cli.run import read_env
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.running import RunRequest, command_of
+from support import BIN, REPO, await_end_of_processes, leftovers
+
+pytestmark = pytest.mark.needs("userns")
+
+PAGE = (REPO / "docs/run.md").read_text()
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHUgOPwXBTUOAx3EOCxzAoNIwwAAAAAAAAAAAAAAAAAA me@here"
+
+
+@pytest.fixture
+def image(host_cli: Cli) -> str:
+    """An image that says all that an image can say about its command."""
+    Path("Dockerfile").write_text(
+        "FROM host\n"
+        "RUN echo 'app:x:1234:1234::/home/app:/bin/sh' >> /etc/passwd && echo 'app:x:1234:' >> /etc/group\n"
+        "ENV GREETING=hello PATH=/bin:/usr/bin\nWORKDIR /srv\nUSER app\n"
+        'ENTRYPOINT ["/bin/sh", "-c", "echo $GREETING $1 $PWD; id -u", "-"]\nCMD ["default"]\n'
+    )
+    host_cli("build", "-q", "-t", "app", ".")
+    return "app"
+
+
+def start(home: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Run a command that says when it is there, and wait until it does."""
+    process = subprocess.Popen(
+        [BIN / "firebuild", "run", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "FIREBUILD_HOME": str(home)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n", process.communicate()
+    return process
+
+
+def test_the_image_and_the_options_say_what_is_executed(host_cli: Cli, image: str) -> None:
+    assert host_cli("run", image).out == "hello default /srv\n1234\n"
+    given = ("-e", "GREETING=bye", "--user", "0", "--workdir", "/tmp")
+    assert host_cli("run", *given, image, "me").out == "bye me /tmp\n0\n"
+    assert host_cli("run", "--entrypoint", "/bin/sh", image, "-c", "exit 3", status=3).out == ""
+    assert host_cli.leftovers() == []
+
+
+def test_entrypoint_and_command_are_combined_as_docker_does() -> None:
+    config = ImageConfig(entrypoint=("a",), cmd=("b",))
+    assert command_of(RunRequest(image="i"), config) == ("a", "b")
+    assert command_of(RunRequest(image="i", command=("c",)), config) == ("a", "c")
+    assert command_of(RunRequest(image="i", entrypoint=("d",)), config) == ("d",)
+    assert command_of(RunRequest(image="i", entrypoint=(), command=("c",)), config) == ("c",)
+    with pytest.raises(InputError, match="neither ENTRYPOINT nor CMD"):
+        command_of(RunRequest(image="i"), ImageConfig())
+
+
+def test_variables_are_read_as_docker_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "env"
+    file.write_text("# a comment\n\n  A=1\nB='2' \nC\nD\n")
+    found = read_env([file], ["A=3", "E=", "F"], {"C": "here", "F": "there"})
+    assert found == {"A": "3", "B": "'2' ", "C": "here", "E": "", "F": "there"}
+    file.write_text("A=1\n=secret\n")
+    with pytest.raises(InputError, match=r"env:2: expected NAME=VALUE") as raised:
+        read_env([file], [], {})
+    assert "secret" not in str(raised.value)
+    with pytest.raises(InputError, match="can't be read: No such file"):
+        read_env([tmp_path / "none"], [], {})
+    file.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_env([file], [], {})
+
+
+def test_the_machine_is_configured_before_the_command_starts(host_cli: Cli) -> None:
+    Path("key.pub").write_text(f"{KEY}\n")
+    script = (
+        "hostname; cat /etc/hostname /root/.ssh/authorized_keys /etc/profile.d/firebuild.sh; cat /etc/hosts"
+    )
+    given = ("--hostname", "web.example", "--ssh-key", "key.pub", "-e", "LEVEL=debug")
+    out = host_cli("run", *given, "host", "/bin/sh", "-c", script.replace("hostname;", "uname -n;", 1)).out
+    lines = out.splitlines()
+    assert lines[:3] == ["web.example", "web.example", KEY]
+    assert "export LEVEL=debug" in lines
+    assert "127.0.1.1 web.example web" in lines
+
+
+def test_what_is_written_is_gone_and_nothing_is_written_to_a_read_only_image(host_cli: Cli) -> None:
+    host_cli("run", "host", "/bin/sh", "-c", "echo text > /file; cat /file")
+    host_cli("run", "host", "/bin/sh", "-c", "test ! -e /file")
+    done = host_cli("run", "--read-only", "host", "/bin/sh", "-c", "echo text > /file", status=2)
+    assert "Read-only file system" in done.err
+    assert (
+        host_cli("run", "--network", "none", "host", "/bin/sh", "-c", "cat /proc/net/dev").out.count(":") == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("host", "no-such-command"), 127, "error: no-such-command: not found in PATH="),
+        (("host", "/etc"), 126, "error: /etc: "),
+        (("--workdir", "/bin/sh", "host", "/bin/sh"), 125, "error: WORKDIR /bin/sh: "),
+        (("--user", "nobody-there", "host", "/bin/sh"), 125, "error: "),
+        (("no-such-image",), 125, "error: "),
+        (("--memory", "1GiB", "host"), 125, "error: --memory: the machine local does not take it"),
+        (("--disk", "1GiB", "host"), 125, "error: --disk: the machine local has no drive"),
+        (("--network", "user", "host"), 125, "error: --network user: "),
+        (("--machine", "external", "host"), 125, "error: firebuild run starts machines itself"),
+        (("--tty", "host"), 125, "error: --tty: standard input and output are not a terminal"),
+        (("--ssh-key", "private", "host"), 125, "error: --ssh-key private: this is a private key"),
+        (("--ssh-key", "none", "host"), 125, "error: --ssh-key none can't be read: No such file"),
+        (("--ssh-key", "me=Dockerfile", "host"), 125, "error: --ssh-key Dockerfile: expected public keys"),
+        (("--hostname", "not a name", "host", "/bin/sh"), 125, "error: LocalHostname of the metadata: "),
+    ],
+)
+def test_what_goes_wrong_is_said_in_words(
+    host_cli: Cli, arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    Path("private").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    Path("Dockerfile").write_text("FROM host\n")
+    assert host_cli("run", *arguments, status=status).first.startswith(message)
+
+
+def test_an_image_of_another_platform_is_refused(host_cli: Cli, image: str) -> None:
+    (record,) = {each.resolve() for each in host_cli.home.glob("images/*/*/image.json")}
+    record.write_text(record.read_text().replace('"linux/amd64"', '"linux/s390x"'))
+    done = host_cli("run", image, status=125)
+    assert done.first == "error: the image app:latest is for linux/s390x, and this host executes linux/amd64"
+
+
+def test_input_passes_in_both_directions_without_a_limit_and_unchanged(
+    host_home: Path, tmp_path: Path
+) -> None:
+    data = os.urandom(3_000_000)
+    command = [str(BIN / "firebuild"), "run", "-i", "host", "cat"]
+    environ = {**os.environ, "FIREBUILD_HOME": str(host_home)}
+    done = subprocess.run(command, input=data, capture_output=True, env=environ, check=True)
+    assert done.stdout == data
+    # A command that takes none of it ends all the same.
+    done = subprocess.run([*command[:-1], "true"], input=data, capture_output=True, env=environ, check=True)
+    assert (done.stdout, done.stderr) == (b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("script", "sent", "status", "out"),
+    [
+        ("trap 'echo heard; exit 4' INT; echo up; while :; do sleep 0.05; done", ["INT"], 4, b"heard\n"),
+        ("echo up; exec sleep 1000", ["TERM"], 128 + signal.SIGTERM, b""),
+        ("trap '' INT TERM; echo up; exec sleep 1000", ["INT", "TERM"], 128 + signal.SIGTERM, b""),
+        ("echo up; kill -KILL $$", [], 128 + signal.SIGKILL, b""),
+    ],
+)
+def test_signals_are_the_commands_and_a_second_one_ends_the_machine(
+    host_home: Path, script: str, sent: list[str], status: int, out: bytes
+) -> None:
+    process = start(host_home, "host", "/bin/sh", "-c", script)
+    for name in sent:
+        process.send_signal(signal.Signals[f"SIG{name}"])
+        if len(sent) > 1:
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5 if name == "INT" else 0)
+    assert (process.communicate(timeout=30)[0], process.returncode) == (out, status)
+    assert leftovers(host_home) == []
+
+
+def test_nothing_is_left_when_firebuild_is_killed(host_home: Path) -> None:
+    process = start(host_home, "host", "/bin/sh", "-c", "echo up; exec sleep 1000")
+    process.kill()
+    process.communicate(timeout=30)  # its pipes are closed when the command has gone, too
+    await_end_of_processes(host_home)
+    assert leftovers(host_home) == []
+
+
+def test_a_terminal_is_the_commands_with_its_size_and_its_keys(host_home: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["FIREBUILD_HOME"] = str(host_home)
+        os.execv(BIN / "firebuild", ["firebuild", "run", "-it", "host", "/bin/sh"])
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+    read = _reader(terminal)
+    read("# ")
+    os.write(terminal, b"tty; stty size\n")
+    assert "/dev/pts/0\r\n33 77\r\n" in read("# ")
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 99, 0, 0))
+    # The new size is there when its signal is.
+    os.write(terminal, b"until stty size | grep 99; do sleep 0.05; done\n")
+    assert "40 99\r\n" in read("# ")
+    os.write(terminal, b"echo ready; sleep 1000\n")
+    read("ready\r\n")
+    os.write(terminal, b"\x03")
+    read("# ")
+    os.write(terminal, b"exit 5\n")
+    read("")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 5
+    os.close(terminal)
+
+
+def _reader(terminal: int) -> Callable[[str], str]:
+    """Return what reads up to a text, or without one to the end."""
+    said = ""
+
+    def read(until: str) -> str:
+        nonlocal said
+        while not until or until not in said:
+            try:
+                data = os.read(terminal, 65536)
+            except OSError:  # nobody has the other side any more
+                data = b""
+            if not data:
+                assert not until, said
+                break
+            said += data.decode()
+        before, _, said = said.partition(until) if until else (said, "", "")
+        return before + until
+
+    return read
+
+
+def test_the_examples_of_the_page_do_what_it_says(host_home: Path, tmp_path: Path) -> None:
+    examples = re.findall(r"^\$ (.*)\n((?:(?!\$ |```).*\n)*)", PAGE, re.MULTILINE)
+    assert len(examples) == 8
+    path = f"{BIN}:{os.environ['PATH']}"
+    environ = {**os.environ, "FIREBUILD_HOME": str(host_home), "PATH": path}
+    for command, expected in examples:
+        done = subprocess.run(
+            ["/bin/sh", "-c", command],
+            cwd=tmp_path,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if "error:" in expected else subprocess.DEVNULL,
+            text=True,
+            check=False,
+        )
+        assert done.stdout == expected, command
+
+
+def test_the_page_names_every_option() -> None:
+    done = subprocess.run([BIN / "firebuild", "run", "--help"], capture_output=True, text=True, check=True)
+    missing = {name for name in re.findall(r"--[a-z-]+", done.stdout) if f"`{name}" not in PAGE}
+    assert missing == {"--help", "--port"}

@@ -1,0 +1,78 @@
+"""`firebuild run` in a real virtual machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from machine_qemu.processes import eventually, is_running, machines_of
+from support import Firebuild, await_end_of_processes
+
+pytestmark = [
+    pytest.mark.needs("userns", "busybox", "qemu"),
+    pytest.mark.xdist_group("qemu"),
+    pytest.mark.timeout(400),
+]
+
+SCRIPT = """
+b() { busybox "$@"; }
+b hostname; b cat /etc/hostname; b grep -c processor /proc/cpuinfo
+b awk '/MemTotal/ { print $2 < 400000 }' /proc/meminfo
+echo $LEVEL; b touch /file 2>&1 | b grep -o Read-only; b df -k / | b awk 'END { print $2 < 60000 }' >&2
+trap 'echo heard; exit 9' TERM; echo up; while :; do b sleep 0.2; done
+"""
+
+
+def test_the_command_has_the_machine_that_was_asked_for(firebuild: Firebuild, configure: Any) -> None:
+    given = ("--hostname", "web", "-e", "LEVEL=debug", "--read-only")
+    hardware = ("--memory", "320MiB", "--cpus", "1", "--disk", "48MiB")
+    config = configure(accelerator="tcg")
+    process = firebuild.popen(
+        "run", "--config", config, *given, *hardware, "busybox", "/bin/sh", "-c", SCRIPT
+    )
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(7)]
+    assert lines == [*(b"web\n", b"web\n", b"1\n", b"1\n", b"debug\n", b"Read-only\n", b"up\n")], (
+        process.communicate(timeout=60)
+    )
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    # The kernel's console is in neither stream.
+    assert (out, error, process.returncode) == (b"heard\n", b"1\n", 9)
+    assert firebuild.leftovers() == []
+
+
+def test_a_crash_of_the_machine_is_said_and_nothing_stays_of_one_that_is_killed(
+    firebuild: Firebuild, configure: Any
+) -> None:
+    config = configure(accelerator="tcg", kernel_args=["panic=-1"])
+    run = ("run", "--config", config, "busybox", "/bin/sh", "-c", "echo up; exec busybox sleep 1000")
+    process = firebuild.popen(*run)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    (machine,) = machines_of(process.pid)
+    os.kill(machine, signal.SIGKILL)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 125, error
+    assert error.startswith(b"error: "), error
+
+    process = firebuild.popen(*run)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    machines = machines_of(process.pid)
+    process.kill()
+    process.communicate(timeout=60)
+    await_end_of_processes(firebuild.home)
+    assert firebuild.leftovers() == []
+    assert eventually(lambda: not any(map(is_running, machines)))
+
+
+def test_a_configuration_without_a_kernel_is_refused(firebuild: Firebuild, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"machine: {{driver: qemu, qemu: {{kernel: {tmp_path}/none}}}}\n")
+    done = firebuild("run", "--config", config, "busybox", "/bin/sh", status=125)
+    assert "none" in done.stderr
