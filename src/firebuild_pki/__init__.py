@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         KeyStoreSpec,
         SignatureAlgorithm,
         StoredKey,
+        check_key_uri,
         ecdsa_der,
         open_key,
     )
@@ -98,6 +99,7 @@ _HOMES = {
         "KeyStoreSpec",
         "SignatureAlgorithm",
         "StoredKey",
+        "check_key_uri",
         "ecdsa_der",
         "open_key",
     ),
@@ -172,6 +174,7 @@ __all__ = [
     "TrustBundle",
     "UnsupportedOperation",
     "ca_json_schema",
+    "check_key_uri",
     "check_settings",
     "ecdsa_der",
     "guest_chain_problem",

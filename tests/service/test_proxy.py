@@ -26,7 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import FirebuildError, MachineError
-from firebuild_bootstrap.events import Event
+from firebuild_bootstrap.events import Event, PeerRefused
 from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service import Limits
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
@@ -34,7 +34,7 @@ from firebuild_bootstrap.service.reporting import Refusals
 from firebuild_bootstrap.service.server import Guard
 from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.tls import Inspection, PeerCertificate, Pin, agreed_group, server_context
-from firebuild_pki import TLSMaterial
+from firebuild_pki import TLSMaterial, open_authority
 from firebuild_pki.grpc_credentials import server_credentials
 
 Materials = tuple[TLSMaterial, TLSMaterial]
@@ -205,6 +205,34 @@ def test_a_guest_with_the_token_of_its_contact_is_passed_through_to_the_tls_of_t
     assert shown == [ssl.PEM_cert_to_DER_cert(materials[1].certificate_chain_pem.decode())]
     assert [version for _, version in observer.opened] == ["TLSv1.3"]
     assert observer.groups in (["x25519"], ["X25519MLKEM768"])  # by the version of Python's OpenSSL
+
+
+def test_of_a_guest_that_does_not_know_ml_dsa_it_is_said(short_path: Path) -> None:
+    with open_authority({"embedded": {"key_type": "ml-dsa-65"}}, build_id="b") as authority:
+        ends = (authority.issue_server(), authority.issue_guest())
+    events: list[Event] = []
+    opened = Proxy(
+        ProxyCredentials(server=ends[0], guest=ends[1]),
+        backend=str(short_path / "none"),
+        limits=Limits(handshake_timeout=5),
+        refusals=Refusals(events.append),
+        observer=Observer(),
+    )
+    host, _, port = opened.start(listen("127.0.0.1", 0)).rpartition(":")
+    context = ssl.create_default_context()  # refuses the server's CA with an alert, as a guest in Go does
+    try:
+        with (
+            socket.create_connection((host, int(port)), timeout=10) as plain,
+            pytest.raises(ssl.SSLCertVerificationError),
+        ):
+            context.wrap_socket(plain, server_hostname=ends[0].server_name)
+    finally:
+        opened.stop()
+    (refusal,) = [event for event in events if isinstance(event, PeerRefused)]
+    assert refusal.reason.startswith("it refused this server (")
+    assert refusal.reason.endswith(
+        "; ML-DSA-65 signatures are unknown to guests in Go and to gRPC before 1.85"
+    )
 
 
 @pytest.mark.parametrize("data", [b"", b"HTTP/1.1 200 OK", b"\x16" + bytes(42), b"\x16" + bytes(80)])
