@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from cryptography import x509
 
-from firebuild_pki import Note, NoteLevel, SignedCertificate, SignRequest, TrustBundle
+from firebuild_pki import Note, NoteLevel, RetryAfter, SignedCertificate, SignRequest, TrustBundle
 from firebuild_pki.keys import generate_key
 from pki.signers import Plugin
 from pki.tools import CLIENT_AUTH, LEAF_USAGE, SERVER_AUTH, pem
@@ -184,3 +184,43 @@ generated_check, generated_trust = (
     plugin("generated-trust", GeneratedTrust),
 )
 listing = plugin("listing", Listing)
+
+
+class Pending(Current):
+    """Has its certificates later, as AWS has; it needs its handle, and keeps nothing but its orders."""
+
+    def open(self) -> None:
+        super().open()
+        self.orders: dict[str, SignedCertificate] = {}
+
+    def answered(self, request: SignRequest) -> Any:
+        made = super().answered(request)
+        handle = f"order-{len(self.orders)}"
+        self.orders[handle] = made
+        return RetryAfter(0.01, handle, "the CA is at work")
+
+    def poll(self, request: SignRequest, handle: str) -> Any:
+        self.must_be_open()
+        return self.orders[handle]
+
+    def must_be_open(self) -> None:
+        if not self.is_open:
+            raise RuntimeError("not open")
+
+
+class PendingOne(Pending):
+    """Remembers its latest order only."""
+
+    def poll(self, request: SignRequest, handle: str) -> Any:
+        return super().poll(request, f"order-{len(self.orders) - 1}")
+
+
+class PendingForEver(Pending):
+    """Goes on after it was closed."""
+
+    def must_be_open(self) -> None:
+        """Need no login for that."""
+
+
+pending, pending_one = plugin("pending", Pending), plugin("pending-one", PendingOne)
+pending_for_ever = plugin("pending-for-ever", PendingForEver)

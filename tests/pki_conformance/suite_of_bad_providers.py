@@ -86,6 +86,9 @@ Test_generated_check = selected(
 )
 Test_generated_trust = selected("generated-trust", f"{TRUST} {REMARK}")
 Test_listing = selected("listing", f"the_way_of_issuing_is_clear {REMARK}")
+PENDING = "pending_certificates_do_not_mix nothing_that_is_pending_comes_after_closing"
+for name in ("pending", "pending-one", "pending-for-ever"):
+    globals()[f"Test_{name.replace('-', '_')}"] = selected(name, f"{ANSWER} {REMARK} {PENDING}")
 Test_not_installed = selected("nowhere", f"{ANSWER} {TRUST} {REMARK}", ca_catalog=INSTALLED)
 Test_habit_signals = selected("indiscreet", "the_process_stays_as_it_was", block={"leak": "signals"})
 

@@ -21,7 +21,7 @@ from firebuild_pki.conformance.certificates import CertificateChecks, ChainCheck
 from firebuild_pki.conformance.contract import Feature
 from firebuild_pki.conformance.handshakes import FrameworkChecks, HandshakeChecks
 from firebuild_pki.conformance.keystores import KeyStoreConformance
-from firebuild_pki.conformance.life import LifeChecks, RefusalChecks
+from firebuild_pki.conformance.life import LifeChecks, PendingChecks, RefusalChecks
 from firebuild_pki.conformance.secrecy import SecrecyChecks, SettingsChecks
 
 __all__ = ["Feature", "KeyStoreConformance", "ProviderConformance"]
@@ -34,6 +34,7 @@ GROUPS = (
     FrameworkChecks,
     HandshakeChecks,
     LifeChecks,
+    PendingChecks,
     RefusalChecks,
     SecrecyChecks,
 )
@@ -47,6 +48,7 @@ class ProviderConformance(
     FrameworkChecks,
     HandshakeChecks,
     LifeChecks,
+    PendingChecks,
     RefusalChecks,
     SecrecyChecks,
 ):

@@ -17,7 +17,6 @@ from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.conformance.contract import Violation
-from firebuild_pki.crossing import signing_answer
 from firebuild_pki.documents import Document
 from firebuild_pki.issuing import Waiting, awaited
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key
@@ -72,32 +71,30 @@ class Answer:
     until: datetime | None = None
 
 
-def from_signing(answer: object, request: SignRequest, key: PrivateKey, asked_at: datetime) -> Answer:
-    """Read the answer to a request.
+def from_signing(
+    answer: SignedCertificate, flaw: str | None, request: SignRequest, key: PrivateKey, asked_at: datetime
+) -> Answer:
+    """Read the certificates of an answer to a request; `flaw` is what is wrong with its form.
 
     Raises:
-        Violation: it is something else than a `SignedCertificate`.
-        MaterialError: it cannot be read.
+        MaterialError: they cannot be read.
     """
-    if not isinstance(answer, SignedCertificate):
-        raise Violation(f"{type(answer).__name__} instead of a SignedCertificate")
     leaves = parse_certificates(answer.certificate_pem, "certificate")
     # no bytes are no reason to give up: one check is about that, the others look at the certificates
     chain = parse_certificates(answer.chain_pem, "chain") if answer.chain_pem else []
     until = asked_at + request.ttl
-    flaw = _flaw(answer, len(leaves))
+    if len(leaves) != 1:
+        flaw = f"{len(leaves)} certificates in certificate_pem; issuers belong in chain_pem"
     return Answer(*_sorted([*leaves, *chain], key), flaw, request.dns_names, exact=True, until=until)
 
 
-def from_pair(answer: object) -> Answer:
+def from_pair(answer: ReadyPair) -> Answer:
     """Read a ready pair.
 
     Raises:
-        Violation: it is something else than a `ReadyPair`, or its key cannot be read.
+        Violation: its key cannot be read.
         MaterialError: its certificates cannot be read.
     """
-    if not isinstance(answer, ReadyPair):
-        raise Violation(f"{type(answer).__name__} instead of a ReadyPair")
     found = parse_certificates(answer.certificate_chain_pem, "certificate chain")
     try:
         key = serialization.load_pem_private_key(answer.private_key_pem, None)
@@ -108,10 +105,8 @@ def from_pair(answer: object) -> Answer:
     return Answer(*_sorted(found, key), None, (answer.name,), exact=False)
 
 
-def _flaw(answer: SignedCertificate, leaves: int) -> str | None:
-    if leaves != 1:
-        return f"{leaves} certificates in certificate_pem; issuers belong in chain_pem"
-    for name in ("certificate_pem", "chain_pem"):
+def _flaw(answer: object) -> str | None:
+    for name in ("certificate_pem", "chain_pem") if isinstance(answer, SignedCertificate) else ():
         kind = type(getattr(answer, name))
         if kind is not bytes:
             return f"{name} of type {kind.__name__} instead of bytes"
@@ -215,8 +210,14 @@ class Direct:
 
     def call(self, doing: str, function: Callable[[], ResultT]) -> ResultT:
         """Call something in the provider's thread; its errors become `CAError`."""
-        with provider_errors(self._settings.provider, doing):
-            return self._worker.call(doing, function)
+        name = self._settings.provider
+
+        def work() -> ResultT:
+            with provider_errors(name, doing):  # reading a foreign error runs foreign code
+                return function()
+
+        with provider_errors(name, doing):
+            return self._worker.call(doing, work)
 
     def open(self) -> None:
         """Open the provider."""
@@ -247,16 +248,16 @@ class Direct:
         """Obtain a certificate in the way that this provider has: by signing, or a ready pair."""
         if Capability.READY_PAIRS in self.capabilities:
             doing = f"handing out the {profile} pair"
-            return from_pair(self.call(doing, lambda: self.provider.ready_pair(profile)))
+            return from_pair(self.call(doing, lambda: crossing.ready_pair(self.provider.ready_pair(profile))))
         return self.signed(profile)
 
     def signed(self, profile: Profile, *, names: tuple[str, ...] = (), ttl: timedelta = TTL) -> Answer:
         """Have the provider sign."""
-        request, key = self.request(profile, names=names, ttl=ttl)
-        asked_at = self._clock()
-        doing = f"signing the {profile} certificate"
-        answer: object = awaited(_Asked(self, doing), request, Waiting(self._settings.issue_timeout))
-        return from_signing(answer, request, key, asked_at)
+        return self.asked(*self.request(profile, names=names, ttl=ttl)).wait()
+
+    def asked(self, request: SignRequest, key: PrivateKey) -> Asked:
+        """Begin to ask for a certificate."""
+        return Asked(self, request, key, self._clock(), self._settings.issue_timeout)
 
     def request(
         self, profile: Profile, *, names: tuple[str, ...] = (), ttl: timedelta = TTL
@@ -268,21 +269,45 @@ class Direct:
         return SignRequest(make_csr(key, names), profile, names, ttl, BUILD_ID), key
 
 
-class _Asked(CAProvider):
-    """The provider with its answers as they are, but for how long it wants to be waited for."""
+class Asked(CAProvider):
+    """A request on its way: the provider, which is asked in its thread, and its answers are read there."""
 
-    def __init__(self, direct: Direct, doing: str) -> None:
-        self._direct, self._doing = direct, doing
+    def __init__(
+        self, direct: Direct, request: SignRequest, key: PrivateKey, at: datetime, limit: timedelta
+    ) -> None:
+        self._direct, self._request, self._key, self._at = direct, request, key, at
+        self._waiting = Waiting(limit)
+        self._flaw: str | None = None
+        self._first: SignedCertificate | RetryAfter | None = None
+
+    def begin(self) -> RetryAfter | None:
+        """Ask for the first time; None if the certificate is there at once."""
+        provider, request = self._direct.provider, self._request
+        self._first = self._answer(lambda: provider.sign(request))
+        return self._first if isinstance(self._first, RetryAfter) else None
+
+    def wait(self) -> Answer:
+        """Wait for the certificate, as an authority does."""
+        answer = awaited(self, self._request, self._waiting)
+        return from_signing(answer, self._flaw, self._request, self._key, self._at)
 
     def trust_bundle(self) -> TrustBundle:
+        """Pass it on."""
         return self._direct.trust_bundle()
 
     def sign(self, request: SignRequest) -> SignedCertificate | RetryAfter:
-        return self._answer(lambda: self._direct.provider.sign(request))
+        """Return what `begin` was told, or ask."""
+        begun, self._first = self._first, None
+        return begun or self._answer(lambda: self._direct.provider.sign(request))
 
     def poll(self, request: SignRequest, handle: str) -> SignedCertificate | RetryAfter:
+        """Ask again."""
         return self._answer(lambda: self._direct.provider.poll(request, handle))
 
-    def _answer(self, ask: Callable[[], SignedCertificate | RetryAfter]) -> SignedCertificate | RetryAfter:
-        answer = self._direct.call(self._doing, ask)
-        return signing_answer(answer) if isinstance(answer, RetryAfter) else answer
+    def _answer(self, ask: Callable[[], object]) -> SignedCertificate | RetryAfter:
+        def read() -> SignedCertificate | RetryAfter:
+            found = ask()
+            self._flaw = _flaw(found)
+            return crossing.signing_answer(found)
+
+        return self._direct.call(f"signing the {self._request.profile} certificate", read)

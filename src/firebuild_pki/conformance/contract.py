@@ -138,13 +138,16 @@ def must_be_loadable(load: Callable[[], object], name: str, where: type, fixture
         pytest.skip(
             f"the plugin {_absent[where]} cannot be loaded; the first check of {where.__name__} says why"
         )
+    found: CAError | None = None
     try:
         load()
     except (ProviderNotFound, ProviderConflict, ProviderLoadError) as error:
+        found = error
+    if found is not None:  # outside, so that pytest does not print the error a second time
         _absent[where] = name
         lines = (
             f"the plugin {name} cannot be loaded, so no check of {where.__name__} can run",
-            f"found: {error}",
+            f"found: {found}",
             "remedy: install the distribution of the plugin into the environment of pytest, for example with "
             f"`{sys.executable} -m pip install -e .` beside its pyproject.toml, again after a change of "
             f"its entry points; or name its entry point in the fixture {fixture}",

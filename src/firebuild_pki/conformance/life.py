@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +11,14 @@ import pytest
 
 from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.conformance.base import Checks
-from firebuild_pki.conformance.bench import Bench, Direct
+from firebuild_pki.conformance.bench import Asked, Bench, Direct
 from firebuild_pki.conformance.contract import Feature, Violation, contract
 from firebuild_pki.conformance.spilling import Record, recorded_logs
 from firebuild_pki.conformance.watching import Traces, traced
 from firebuild_pki.errors import CAError, SettingsError, UnsupportedOperation
+from firebuild_pki.keys import generate_key
 from firebuild_pki.provider import Capability, Note, Profile
+from firebuild_pki.x509 import make_csr
 
 NONSENSE = b"-----BEGIN CERTIFICATE REQUEST-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE REQUEST-----\n"
 
@@ -249,6 +251,46 @@ class LifeChecks(Checks):
         for number in range(3):
             with ca_bench.authority(build_id=f"conformance-{number}") as authority:
                 authority.issue_guest()
+
+
+class PendingChecks(Checks):
+    """Certificates that the backend does not have at once; skipped where it has."""
+
+    @contract(see="CAProvider.poll")
+    def test_pending_certificates_do_not_mix(self, ca_bench: Bench) -> None:
+        """Of two requests that are pending at the same time, each gets its own certificate."""
+        with _pending(ca_bench) as (direct, first):
+            request, _ = direct.request(Profile.GUEST)
+            key = generate_key()  # another one than that of the first
+            csr = make_csr(key, request.dns_names)
+            second = direct.asked(replace(request, csr_pem=csr), key)
+            second.begin()
+            answers = {"second": second.wait(), "first": first.wait()}
+        for which, answer in answers.items():
+            if not answer.key_fits:
+                raise Violation(f"a certificate of another key for the {which} of two requests")
+
+    @contract(see="CAProvider.poll")
+    def test_nothing_that_is_pending_comes_after_closing(self, ca_bench: Bench) -> None:
+        """An authority may be closed while a certificate is pending: that is no error, and nothing comes."""
+        with _pending(ca_bench) as (direct, first):
+            direct.close()
+            try:
+                first.wait()
+            except CAError:
+                return
+        raise Violation("a certificate that was fetched after close()")
+
+
+@contextmanager
+def _pending(bench: Bench) -> Iterator[tuple[Direct, Asked]]:
+    with bench.direct() as direct:
+        if Capability.SIGN not in direct.capabilities:
+            pytest.skip("ready pairs are there at once")
+        asked = direct.asked(*direct.request(Profile.SERVER))
+        if asked.begin() is None:
+            pytest.skip("the certificate was there at once")
+        yield direct, asked
 
 
 def _checked(bench: Bench) -> tuple[Note, ...]:
