@@ -33,7 +33,8 @@ PASSWORD: Final = "correct horse battery staple"
 JWK: Final = {"method": "jwk", "provisioner": "builds", "password": {"env": "PASSWORD"}}
 ROUNDS: Final = 10_000  # step writes 600,000, which cost a second of each test
 TEMPLATE: Final = """{{ range .SANs }}
-{{ if and (eq .Type "dns") (not (hasSuffix ".firebuild.internal" .Value)) }}
+{{ if not (or (and (eq .Type "dns") (hasSuffix ".firebuild.internal" .Value))
+              (and (eq .Type "uri") (hasPrefix "spiffe://firebuild.internal/" .Value))) }}
 {{ fail "not a name of a build" }}{{ end }}{{ end }}{
   "subject": {"commonName": {{ toJson .Subject.CommonName }}},
   "sans": {{ toJson .SANs }},

@@ -49,14 +49,10 @@ _MEANINGS: Final = (
         "the names in the request are not those that the provisioner allows",
         "a template of the provisioner may replace them",
     ),
-    (
-        "token already used",
-        "step-ca has seen this token before",
-        "is there a proxy in between that sends requests twice?",
-    ),
 )
 _UNAUTHORIZED: Final = (
-    "compare the clocks of both machines; the host in address has to be among the dnsNames in ca.json; "
+    "compare the clocks of both machines; no proxy may send a request twice; the host in address has to be "
+    "among the dnsNames in ca.json; "
     "an X5C provisioner wants a certificate of its roots with the usages digitalSignature and clientAuth"
 )
 
