@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -100,18 +101,20 @@ def test_the_tests_of_the_project_succeed(project: Path, site: Path) -> None:
     assert int(done.stdout.split(" passed")[0].split()[-1]) > 30
 
 
-def test_a_mistake_makes_them_fail_in_the_words_of_the_contract(project: Path, tmp_path: Path) -> None:
-    broken = tmp_path / PACKAGE
-    broken.mkdir()
-    for path in (project / f"src/{PACKAGE}").glob("*.*"):
-        text = path.read_text()
-        assert path.name != "backend.py" or "profile=profile" in text
-        (broken / path.name).write_text(text.replace("profile=profile", "profile=Profile.GUEST"))
-    config = ("-o", f"pythonpath={tmp_path}", "-k", "conformance and certificate")
-    done = run_tests(project, tmp_path, *config)
+def test_a_mistake_makes_them_fail_in_the_words_of_the_contract(
+    project: Path, site: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(site, tmp_path / "site")
+    backend = broken / PACKAGE / "backend.py"
+    text = backend.read_text()
+    assert "profile=profile" in text
+    backend.write_text(text.replace("profile=profile", "profile=Profile.GUEST"))
+    config = ("-o", f"pythonpath={broken}", "-k", "conformance and certificate")
+    done = run_tests(project, broken, *config)
     assert done.returncode == 1, done.stdout
     assert "the contract:" in done.stdout
     assert "serverAuth" in done.stdout
+    assert "cannot be loaded" not in done.stdout
 
 
 def test_the_provider_is_found_and_builds_material(site: Path, tmp_path: Path) -> None:
