@@ -42,7 +42,10 @@ def test_each_end_sees_the_other(ends: Ends) -> None:
         guest_fingerprint_sha256=guest.fingerprint_sha256,
         tls_version="TLSv1.3",
         seconds=seen.seconds,
+        group="X25519MLKEM768",
+        signatures=seen.signatures,
     )
+    assert any("ECDSA" in one for one in seen.signatures), seen.signatures
 
 
 def test_a_refusal_names_both_ends(ends: Ends) -> None:
