@@ -457,7 +457,8 @@ class Authority:
                     issued = obtain()
             except CAError as error:
                 names = order.names.all
-                if isinstance(error, MaterialError) and not self._announced.issuperset(names):
+                constrained = isinstance(error, MaterialError) and "name constraints" in error.message
+                if constrained and not self._announced.issuperset(names):
                     error.hint = error.hint or "announce the names: open_authority(names=…)"
                 self._observers.tell(
                     EventKind.REFUSED, order.profile, names=names, reason=error.message, labels=order.labels

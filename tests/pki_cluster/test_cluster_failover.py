@@ -62,6 +62,6 @@ def test_without_a_majority_the_build_ends_in_words(cluster: RaftCluster, cluste
         with failing() as failure:
             authority.issue_guest()
     assert failure.seconds < 15
-    assert all(address in failure.text for address in cluster.addresses)
+    assert all(address in failure.text for address in cluster.addresses), failure.text
     assert "connection refused" in failure.text
     assert last.process.is_alive

@@ -43,9 +43,8 @@ def test_each_end_sees_the_other(ends: Ends) -> None:
         tls_version="TLSv1.3",
         seconds=seen.seconds,
         group="X25519MLKEM768",
-        signatures=seen.signatures,
+        signatures=("ECDSA with SHA-256", "ECDSA with SHA-256"),
     )
-    assert any("ECDSA" in one for one in seen.signatures), seen.signatures
 
 
 def test_a_refusal_names_both_ends(ends: Ends) -> None:

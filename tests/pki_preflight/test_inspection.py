@@ -16,7 +16,9 @@ from pki_file.operator_files import SERVER, Shop
 
 shop, usual = conftest.shop, conftest.usual
 
-NOW = datetime.now(UTC) + timedelta(minutes=10)  # the files are made after this was read
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def inspect(
@@ -24,7 +26,7 @@ def inspect(
 ) -> Inspection:
     return inspect_files(
         [read_file(str(path)) for path in paths],
-        now=NOW + timedelta(days=later),
+        now=_now() + timedelta(days=later),
         passphrase=passphrase,
         anchors_pem=None if trust is None else trust.read_bytes(),
     )
@@ -202,7 +204,7 @@ def test_what_tls_refuses_is_wrong_whatever_signed_it(shop: Shop) -> None:
 )
 def test_anything_else_is_named(data: bytes, found: str) -> None:
     with pytest.raises(CAError, match=found) as refused:
-        inspect_files([read_bytes("standard input", data)], now=NOW)
+        inspect_files([read_bytes("standard input", data)], now=_now())
     assert "standard input" in refused.value.message
 
 

@@ -14,6 +14,7 @@ from firebuild_pki import (
     CAError,
     MaterialError,
     NoteLevel,
+    Profile,
     TLSMaterial,
     TrustBundle,
     load_provider,
@@ -154,3 +155,38 @@ def test_the_configuration_in_the_readme_is_all_that_is_needed(pki: Pki, tmp_pat
         other = opened(address, server_profile="firebuild-guest", guest_profile="x")
         with other, pytest.raises(CAError, match="name_whitelist"):
             other.issue_server()
+
+
+SPIFFE = "spiffe://example.org/build/agent"
+
+
+def test_a_peer_has_both_usages(server: str) -> None:
+    with opened(server, peer_profile="both") as authority:
+        material = authority.issue(Profile.PEER, "db.example")
+        client = authority.issue(Profile.CLIENT, ["a.example", "b.example"])
+        assert authority.warnings == ()
+    assert set(usages(material)) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    assert usages(client) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+    assert client.names == ("a.example", "b.example")
+
+
+def test_a_spiffe_id_is_a_uri_or_the_old_server_is_named(server: str) -> None:
+    with opened(server, peer_profile="both") as authority:
+        try:
+            (leaf, *_) = certificates(
+                authority.issue(Profile.PEER, ["db.example", SPIFFE]).certificate_chain_pem
+            )
+        except CAError as error:  # cfssl 1.2, as distributions have it
+            assert "take a newer one (1.6 does)" in str(error)  # noqa: PT017 - either is right
+            assert f"wrote the URI {SPIFFE} into the certificate as a DNS name" in str(error)  # noqa: PT017
+            return
+    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert found.get_values_for_type(x509.UniformResourceIdentifier) == [SPIFFE]
+
+
+def test_without_a_profile_for_peers_none_is_issued(server: str) -> None:
+    with (
+        opened(server) as authority,
+        pytest.raises(CAError, match="set peer_profile to one with both usages"),
+    ):
+        authority.issue(Profile.PEER, SPIFFE)

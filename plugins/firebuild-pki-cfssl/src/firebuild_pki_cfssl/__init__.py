@@ -1,6 +1,6 @@
 """The provider ``cfssl``: certificates from a cfssl server, by authenticated signing."""
 
-from firebuild_pki import ProviderSpec, hookimpl
+from firebuild_pki import Capability, ProviderSpec, hookimpl
 
 from firebuild_pki_cfssl.provider import CfsslProvider
 from firebuild_pki_cfssl.settings import CfsslSettings
@@ -16,4 +16,5 @@ def register_ca_providers() -> ProviderSpec:
         settings_model=CfsslSettings,
         factory=CfsslProvider,
         summary="a cfssl server (cfssl serve, multirootca), by authenticated signing",
+        capabilities=frozenset({Capability.SIGN, Capability.URI_NAMES, Capability.PEER}),
     )

@@ -67,11 +67,15 @@ class CfsslProvider(CAProvider):
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Have the request signed. cfssl takes the lifetime from its profile, and names from hosts."""
+        profile = self._settings.profile_for(request.profile)
+        if not profile:
+            raise CAError("no profile signs for peers", hint="set peer_profile to one with both usages")
+        hosts = [*request.dns_names, *request.uri_names]
         answer = self._opened().sign(
-            self._settings.profile_for(request.profile),
-            {"certificate_request": request.csr_pem.decode(), "hosts": request.dns_names},
+            profile, {"certificate_request": request.csr_pem.decode(), "hosts": hosts}
         )
         leaf = answer.certificate()
+        _must_have_uris(leaf, request.uri_names)
         return SignedCertificate(leaf, order_chain(leaf, self._trust.intermediates_pem), answer.messages)
 
     def check(self) -> Sequence[Note]:
@@ -153,6 +157,20 @@ def _decoded(secret: str) -> bytes:
     if not key:
         raise CAError("auth_key is not hexadecimal", hint="write it as in the server's auth_keys")
     return key
+
+
+def _must_have_uris(leaf_pem: bytes, uris: Sequence[str]) -> None:
+    # cfssl 1.2 takes every host that is no address for a DNS name, and signs it as one
+    if not uris:
+        return
+    leaf = x509.load_pem_x509_certificate(leaf_pem)
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    written = names.get_values_for_type(x509.DNSName)
+    if not {*uris}.isdisjoint(written):
+        raise CAError(
+            f"the server wrote the URI {uris[0]} into the certificate as a DNS name",
+            hint="this version of cfssl knows no URIs; take a newer one (1.6 does) or names without URIs",
+        )
 
 
 def _trust(issuer_pem: bytes, anchors_file: Path | None) -> TrustBundle:

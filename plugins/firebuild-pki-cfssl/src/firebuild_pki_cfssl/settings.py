@@ -25,6 +25,8 @@ class CfsslSettings(Settings):
     """Signing profile for server certificates; its usages have "server auth", and best not "client auth"."""
     guest_profile: str
     """Signing profile for guest certificates; its usages have "client auth", and best not "server auth"."""
+    peer_profile: str = ""
+    """Signing profile for workloads that are server and client: both usages. Builds do not need it."""
     label: str = ""
     """Which CA of a multirootca is meant; cfssl serve has one CA and ignores it."""
     anchors: Path | None = None
@@ -41,7 +43,9 @@ class CfsslSettings(Settings):
     """How often a request is sent, at most 5, if the server cannot be reached or is overloaded."""
 
     def profile_for(self, end: Profile) -> str:
-        """Name the signing profile of the certificates for one end of the connection."""
+        """Name the signing profile for one end of a connection, or for peers; empty where there is none."""
+        if end is Profile.PEER:
+            return self.peer_profile
         return self.server_profile if end is Profile.SERVER else self.guest_profile
 
 

@@ -148,7 +148,12 @@ class Transport:
         base, path = address, f"v1/{request.path}"
         end = self._monotonic() + timeout
         for _ in range(MAX_REDIRECTS + 1):
-            answer = self._exchange(base, path, request, max(end - self._monotonic(), 0.001))
+            try:
+                answer = self._exchange(base, path, request, max(end - self._monotonic(), 0.001))
+            except HTTPFailure as error:
+                if base != address:  # the node that was asked is the one that people know
+                    error.message = f"{address}: it redirects to {error.message}"
+                raise
             location = answer.headers.get("location")
             if not (300 <= answer.status < 400 and location):
                 return _read(address, answer)
