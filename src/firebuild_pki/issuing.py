@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes, PrivateKeyTypes
 
-from firebuild_pki.chain import Chain, error_message, quiet_parsing
+from firebuild_pki.chain import Chain, describe, error_message, quiet_parsing
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
 from firebuild_pki.keys import Keys, PrivateKey, is_usable, private_key_pem
 from firebuild_pki.material import IssuedCertificate, TLSMaterial
@@ -27,8 +27,16 @@ from firebuild_pki.provider import (
     RetryAfter,
     SignedCertificate,
     SignRequest,
+    TrustBundle,
 )
-from firebuild_pki.verify import Expectation, Trust, Verified, public_key_bytes, verify_certificate
+from firebuild_pki.verify import (
+    Expectation,
+    Trust,
+    Verified,
+    public_key_bytes,
+    verify_certificate,
+    verify_trust,
+)
 from firebuild_pki.wrapping import one_text
 from firebuild_pki.x509 import alternative_name, fingerprint, leaf_subject, make_csr, to_pem
 
@@ -299,10 +307,47 @@ def _signed(
     )
     try:
         verified = verify_certificate(answer.certificate_pem, answer.chain_pem, backend.trust, expected)
-    except MaterialError as error:  # what the backend remarked is often the reason
-        error.hint = "; ".join(filter(None, [error.hint, *answer.notes])) or None
-        raise
+    except MaterialError as error:
+        rolled = _after_roll_over(backend, answer, expected)
+        if rolled is None:  # what the backend remarked is often the reason
+            error.hint = "; ".join(filter(None, [error.hint, *answer.notes])) or None
+            raise
+        verified = rolled
     return verified, answer.notes
+
+
+def _after_roll_over(backend: Backend, answer: SignedCertificate, expected: Expectation) -> Verified | None:
+    """Try what the provider announces by now: its CA may have rolled over since the authority was opened.
+
+    What was issued before trusts the anchors of then, so those alone count; a new CA that an old one has
+    cross-signed leads there.
+
+    Returns:
+        None if the certificate is as wrong by what the provider announces now.
+
+    Raises:
+        MaterialError: it is right, but nobody who was told of the old anchors would take it.
+    """
+    old = backend.trust
+    try:
+        bundle = backend.provider.trust_bundle()
+        now = verify_trust(bundle, expected.now)
+        if (now.anchors, now.intermediates) == (old.anchors, old.intermediates):
+            return None
+        found = verify_certificate(answer.certificate_pem, answer.chain_pem, now, expected)
+    except CAError:
+        return None
+    between = to_pem([*old.intermediates, *now.intermediates])
+    both = verify_trust(TrustBundle(to_pem(old.anchors), between), expected.now)
+    try:
+        return verify_certificate(answer.certificate_pem, answer.chain_pem, both, expected)
+    except MaterialError:
+        before, after = (", ".join(map(describe, one)) for one in (old.anchors, [found.chain.anchor]))
+    raise MaterialError(
+        f"the CA has rolled over since this authority was opened: the {expected.profile} certificate leads "
+        f"to {after}, and what was issued before trusts {before} alone",
+        hint="begin the build again; a new CA that the old one has cross-signed disturbs none that has begun",
+    )
 
 
 def _ready_key(pair: ReadyPair) -> PrivateKey:

@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from cryptography import x509
 
 from firebuild_pki import Note, NoteLevel, RetryAfter, SignedCertificate, SignRequest, TrustBundle
 from firebuild_pki.keys import generate_key
 from pki.signers import Plugin
-from pki.tools import CLIENT_AUTH, LEAF_USAGE, SERVER_AUTH, pem
+from pki.tools import CLIENT_AUTH, LEAF_USAGE, SERVER_AUTH, OperatorCA, pem
 from pki_conformance.current import Answer, Current, now, plugin, whole
 
 
@@ -224,3 +224,53 @@ class PendingForEver(Pending):
 
 pending, pending_one = plugin("pending", Pending), plugin("pending-one", PendingOne)
 pending_for_ever = plugin("pending-for-ever", PendingForEver)
+
+
+class Rolling(Current):
+    """Signs with the CA of its class, which rolls over at any time."""
+
+    now: ClassVar[list[OperatorCA]] = []
+
+    @classmethod
+    def roll_over(cls) -> None:
+        cls.now[:] = [OperatorCA("Rolled", valid=(now() - timedelta(days=1), now() + timedelta(days=30)))]
+
+    def open(self) -> None:
+        super().open()
+        if not self.now:
+            self.roll_over()
+
+    def trust(self) -> TrustBundle:
+        return TrustBundle(self.now[0].pem)
+
+    def answered(self, request: SignRequest) -> Any:
+        self.intermediate = self.now[0]
+        return SignedCertificate(pem(self.leaf(request)))
+
+
+class RollingUnseen(Rolling):
+    """Tells of the anchors that it found when it was opened."""
+
+    now: ClassVar[list[OperatorCA]] = []
+
+    def open(self) -> None:
+        super().open()
+        self.found = self.now[0]
+
+    def trust(self) -> TrustBundle:
+        return TrustBundle(self.found.pem)
+
+
+class RollingOnce(Rolling):
+    """Tells of the anchors that the process found first."""
+
+    now: ClassVar[list[OperatorCA]] = []
+    first: ClassVar[list[OperatorCA]] = []
+
+    def trust(self) -> TrustBundle:
+        self.first[:] = self.first or self.now
+        return TrustBundle(self.first[0].pem)
+
+
+rolling, rolling_unseen = plugin("rolling", Rolling), plugin("rolling-unseen", RollingUnseen)
+rolling_once = plugin("rolling-once", RollingOnce)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import pytest
 
 from firebuild_pki import PluginCatalog
 from firebuild_pki.conformance import Feature, ProviderConformance
+from pki_conformance.bad_answers import Rolling, RollingOnce, RollingUnseen
 from pki_conformance.bad_habits import HABITS, MORE_HABITS
 from pki_conformance.current import catalog
 
@@ -89,6 +91,12 @@ Test_listing = selected("listing", f"the_way_of_issuing_is_clear {REMARK}")
 PENDING = "pending_certificates_do_not_mix nothing_that_is_pending_comes_after_closing"
 for name in ("pending", "pending-one", "pending-for-ever"):
     globals()[f"Test_{name.replace('-', '_')}"] = selected(name, f"{ANSWER} {REMARK} {PENDING}")
+ROLLED = "a_build_survives_a_roll_over the_next_build_follows_a_roll_over"
+for kind in (Rolling, RollingUnseen, RollingOnce):
+    name = re.sub("(?<=[a-z])(?=[A-Z])", "-", kind.__name__).lower()
+    globals()[f"Test_{name.replace('-', '_')}"] = selected(
+        name, ROLLED, ca_roll_over=pytest.fixture(lambda _, kind=kind: kind.roll_over)
+    )
 Test_not_installed = selected("nowhere", f"{ANSWER} {TRUST} {REMARK}", ca_catalog=INSTALLED)
 Test_habit_signals = selected("indiscreet", "the_process_stays_as_it_was", block={"leak": "signals"})
 

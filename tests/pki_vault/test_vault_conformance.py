@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,15 @@ class TestRootOnly(VaultConformance):
     @pytest.fixture
     def at(self, backend: Backend, unique: str) -> Backend:
         return Backend.prepared(backend.api, f"teams/{unique}", intermediate=False)
+
+    @pytest.fixture
+    def ca_roll_over(self, at: Backend) -> Callable[[], None]:
+        def roll_over() -> None:
+            root = {"common_name": "Next", "key_type": "ec", "key_bits": 256, "ttl": "700h"}
+            at.api.write(f"{at.pki.mount}/root/rotate/internal", **root)
+            at.api.write(f"{at.pki.mount}/root/replace", default="next")
+
+        return roll_over
 
 
 class TestRolesThatStoreNothing(VaultConformance):

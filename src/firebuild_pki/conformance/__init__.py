@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from firebuild_pki.conformance.certificates import CertificateChecks, ChainChecks
 from firebuild_pki.conformance.contract import Feature
-from firebuild_pki.conformance.handshakes import FrameworkChecks, HandshakeChecks
+from firebuild_pki.conformance.handshakes import FrameworkChecks, HandshakeChecks, RollOverChecks
 from firebuild_pki.conformance.keystores import KeyStoreConformance
 from firebuild_pki.conformance.life import LifeChecks, PendingChecks, RefusalChecks
 from firebuild_pki.conformance.secrecy import SecrecyChecks, SettingsChecks
@@ -33,6 +33,7 @@ GROUPS = (
     ChainChecks,
     FrameworkChecks,
     HandshakeChecks,
+    RollOverChecks,
     LifeChecks,
     PendingChecks,
     RefusalChecks,
@@ -47,6 +48,7 @@ class ProviderConformance(
     ChainChecks,
     FrameworkChecks,
     HandshakeChecks,
+    RollOverChecks,
     LifeChecks,
     PendingChecks,
     RefusalChecks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -61,6 +61,11 @@ class Checks:
     def ca_clock(self) -> Clock:
         """The current time. TLS looks at the real one, so this must not be far from it."""
         return utc_now
+
+    @pytest.fixture
+    def ca_roll_over(self) -> Callable[[], None] | None:
+        """Makes the backend's CA roll over to a new one, as its operators do; None: that is not tried."""
+        return None
 
     @pytest.fixture
     def ca_secrets(self) -> Iterable[str]:

@@ -181,6 +181,45 @@ class FrameworkChecks(Checks):
                     handshake(server[name], guest)
 
 
+class RollOverChecks(Checks):
+    """A CA that rolls over to a new one; skipped without the fixture ``ca_roll_over``."""
+
+    @contract(see="CAProvider.trust_bundle")
+    def test_a_build_survives_a_roll_over(
+        self, ca_bench: Bench, ca_roll_over: Callable[[], None] | None
+    ) -> None:
+        """What was issued before stays usable; a build goes on, or is told that its CA rolled over."""
+        roll_over = _given(ca_roll_over)
+        with ca_bench.authority() as authority:
+            server, guest = authority.issue_server(), authority.issue_guest()
+            roll_over()
+            handshake(server, guest)
+            try:
+                later = authority.issue_guest()
+            except CAError as error:
+                if "rolled over" in str(error):
+                    return
+                raise Violation(f"trust_bundle() has to return the anchors of now: {error}") from error
+        handshake(server, later)
+
+    @contract(see="CAProvider.trust_bundle")
+    def test_the_next_build_follows_a_roll_over(
+        self, ca_bench: Bench, ca_roll_over: Callable[[], None] | None
+    ) -> None:
+        """A build that begins after the roll-over works, though one from before is still open."""
+        roll_over = _given(ca_roll_over)
+        with ca_bench.authority() as before:
+            before.issue_server()
+            roll_over()
+            handshake(*_ends(ca_bench))
+
+
+def _given(roll_over: Callable[[], None] | None) -> Callable[[], None]:
+    if roll_over is None:
+        pytest.skip("no fixture ca_roll_over")
+    return roll_over
+
+
 def _in_threads(function: Callable[[], ResultT]) -> list[ResultT]:
     with ThreadPoolExecutor(THREADS) as pool:
         jobs = [pool.submit(function) for _ in range(THREADS)]

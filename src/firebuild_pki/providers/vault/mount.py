@@ -216,7 +216,13 @@ class Mount:
         if answer.status not in {200, 204}:
             self._roles, self._chains = {}, None  # an operator may be about to put it right
             raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)
-        return signed_certificate(answer, request.profile, place, self._ordered)
+        known = len(self._ordered)
+        signed = signed_certificate(answer, request.profile, place, self._ordered)
+        if (
+            len(self._ordered) != known
+        ):  # another chain than before: whoever asks for the anchors gets new ones
+            self._chains = None
+        return signed
 
     def revoke(self, certificate_pem: bytes) -> None:
         """Revoke a certificate by its serial number; where it was not stored, by showing it.
