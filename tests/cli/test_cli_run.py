@@ -140,9 +140,13 @@ def test_what_goes_wrong_is_said_in_words(
 
 
 def test_an_image_of_another_platform_is_refused(host_cli: Cli, image: str) -> None:
-    (record,) = {each.resolve() for each in host_cli.home.glob("images/*/*/image.json")}
-    record.write_text(record.read_text().replace('"linux/amd64"', '"linux/s390x"'))
-    done = host_cli("run", image, status=125)
+    record = (host_cli.home / f"images/names/library/{image}/latest/image.json").resolve()
+    before = record.read_text()
+    record.write_text(before.replace('"linux/amd64"', '"linux/s390x"'))
+    try:
+        done = host_cli("run", image, status=125)
+    finally:
+        record.write_text(before)  # the store is that of other tests, too
     assert done.first == "error: the image app:latest is for linux/s390x, and this host executes linux/amd64"
 
 
