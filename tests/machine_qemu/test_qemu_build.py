@@ -271,6 +271,7 @@ def test_stages_with_a_cache_and_a_secret_leave_the_same_bytes_wherever_and_by_w
         words = arguments(context, STAGES, *options, "--config", configure(), "--machine", driver)
         assert firebuild(*words).stdout.count("CACHED") == 5
     assert not serial.exists()
+    await_end_of_processes(firebuild.home)  # that of the last build removes its directory
     kept = [path for path in firebuild.home.rglob("*") if path.is_file()]
     for secret in (needle, key.decode().splitlines()[2]):
         assert [path for path in kept if contains(path, secret)] == []
@@ -427,6 +428,7 @@ def test_mounts_leave_nothing_in_a_layer_and_a_secret_is_nowhere(
     with tarfile.open(archive) as tar:
         names = {name.strip("./").split("/")[0] for name in tar.getnames()}
     assert names == {"", "bin", "etc"}
+    await_end_of_processes(firebuild.home)
     files = [path for top in (firebuild.home, tmp_path) for path in top.rglob("*") if path.is_file()]
     assert {tmp_path / "token"} == {path for path in files if contains(path, needle)}
     assert needle not in done.stdout + done.stderr
