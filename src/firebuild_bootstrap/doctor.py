@@ -13,13 +13,14 @@ from datetime import timedelta
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.outputs import PROGRAMS_PATH
 from firebuild_bootstrap.machine.drivers import make_machine
 from firebuild_bootstrap.machine.kvm import check_kvm, guest_problem
+from firebuild_bootstrap.machine.settings import MachineSettings
 from firebuild_bootstrap.sandbox import IdMode
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.machine.workspace import BuildDirectory
     from firebuild_bootstrap.settings import BuildSettings
 
-DRIVERS: Final = ("local", "qemu", "firecracker", "external")
 _LITTLE: Final = 2 << 30
 _PATIENCE: Final = timedelta(seconds=5)
 # program, package of Debian, what it is for
@@ -102,7 +102,7 @@ def examine(
             yield Finding("machine", Level.WRONG, error.message, error.hint)
         else:
             yield _overlay(home, workspace.path)
-            for driver in DRIVERS:
+            for driver in get_args(MachineSettings.model_fields["driver"].annotation):
                 check()
                 yield from _driver(driver, settings, home, workspace.part(driver))
     for program, package, purpose in _PROGRAMS:

@@ -140,7 +140,7 @@ def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
         for certificate in (*anchors, *intermediates):
             if not is_ca(certificate):
                 raise MaterialError(f"{describe(certificate)} in the trust bundle is not a CA")
-        out = {one: reason for one in (*anchors, *intermediates) if (reason := _out_of_date(one, now))}
+        out = {one: reason for one in (*anchors, *intermediates) if (reason := out_of_date(one, now))}
         kept = tuple(dict.fromkeys(one for one in anchors if one not in out))
         if not kept:
             raise out[anchors[0]]
@@ -312,12 +312,13 @@ def _leaf_with_key(found: Sequence[x509.Certificate], key: PublicKeyTypes) -> x5
 
 
 def _must_be_valid(certificate: x509.Certificate, now: datetime) -> None:
-    problem = _out_of_date(certificate, now)
+    problem = out_of_date(certificate, now)
     if problem is not None:
         raise problem
 
 
-def _out_of_date(certificate: x509.Certificate, now: datetime) -> MaterialError | None:
+def out_of_date(certificate: x509.Certificate, now: datetime) -> MaterialError | None:
+    """Return what is wrong with the dates of a certificate, for the caller to raise; None if it is valid."""
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now > end:
         return MaterialError(

@@ -209,9 +209,9 @@ def x5c(pki: Pki, name: str = "client", **more: Any) -> dict[str, Any]:
     return {"method": "x5c", "provisioner": "certified", **files, **more}
 
 
-def opened(written: Mapping[str, Any], **environ: str) -> Authority:
+def opened(written: Mapping[str, Any], clock: Any = now, **environ: str) -> Authority:
     """Open an authority."""
-    return open_authority(written, build_id="b1", environ={"PASSWORD": PASSWORD, **environ})
+    return open_authority(written, build_id="b1", clock=clock, environ={"PASSWORD": PASSWORD, **environ})
 
 
 def bare(written: Mapping[str, Any], clock: Any = now, **environ: str) -> StepCAProvider:

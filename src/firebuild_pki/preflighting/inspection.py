@@ -44,7 +44,14 @@ from firebuild_pki.pem_files import (
 )
 from firebuild_pki.preflighting.report import PreflightRow, RowLevel, ok, skipped, warning
 from firebuild_pki.provider import Profile, TrustBundle
-from firebuild_pki.verify import Expectation, Trust, public_key_bytes, verify_certificate, verify_trust
+from firebuild_pki.verify import (
+    Expectation,
+    Trust,
+    out_of_date,
+    public_key_bytes,
+    verify_certificate,
+    verify_trust,
+)
 from firebuild_pki.x509 import USAGE, fingerprint, to_pem
 
 _EXTENDED = {
@@ -447,14 +454,12 @@ def _rows(found: Sequence[_Found], now: datetime, anchors_pem: bytes | None) -> 
 
 
 def _own_rows(certificate: x509.Certificate, now: datetime) -> Iterator[PreflightRow]:
-    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if now > end:
-        yield _wrong("validity", f"{describe(certificate)} expired at {_moment(end)}")
-    elif now < start:
-        hint = "compare the clocks of this machine and of the CA"
-        yield _wrong("validity", f"{describe(certificate)} is not valid before {_moment(start)}", hint)
+    wrong = out_of_date(certificate, now)
+    if wrong is not None:
+        yield _wrong("validity", wrong.message, wrong.hint)
     else:
-        yield ok("validity", f"{describe(certificate)} ends in {_time_left(end, now)}")
+        left = _time_left(certificate.not_valid_after_utc, now)
+        yield ok("validity", f"{describe(certificate)} ends in {left}")
     for about, problem in (("key", key_problem(certificate)), ("signature", signature_problem(certificate))):
         if problem is not None:
             yield _wrong(about, f"{describe(certificate)} {problem}")
@@ -551,10 +556,6 @@ def _use_rows(
 
 def _wrong(about: str, message: str, hint: str | None = None) -> PreflightRow:
     return PreflightRow(about, RowLevel.FATAL, message, hint)
-
-
-def _moment(when: datetime) -> str:
-    return f"{when:%Y-%m-%d %H:%M:%SZ}"
 
 
 def _time_left(end: datetime, now: datetime) -> str:

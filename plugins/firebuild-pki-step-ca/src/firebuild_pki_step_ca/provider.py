@@ -27,7 +27,7 @@ from firebuild_pki import (
 
 from firebuild_pki_step_ca.client import Client, Roots
 from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings, look_at
-from firebuild_pki_step_ca.tokens import Signer, jwk_signer, seconds_now, sign_claims, x5c_signer
+from firebuild_pki_step_ca.tokens import Signer, jwk_signer, sign_claims, x5c_signer
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=1)
 """What step-ca forgives a token."""
@@ -92,7 +92,8 @@ class StepCAProvider(CAProvider):
             "usages": USAGES[request.profile],
             "labels": dict(request.labels),
         }
-        token = signer.token(client.audience("sign"), names[0], seconds_now(), **claims)
+        now = self._context.clock().timestamp()
+        token = signer.token(client.audience("sign"), names[0], now, **claims)
         leaf, *others = client.sign(request.csr_pem, token, int(request.ttl.total_seconds()))
         pool = "\n".join([*others, self._roots.intermediates_pem.decode()])
         return SignedCertificate(leaf.encode(), order_chain(leaf.encode(), pool.encode()))
@@ -104,7 +105,8 @@ class StepCAProvider(CAProvider):
         self._must_be_ours(leaf)  # the server takes note of any serial number
         serial = leaf.serial_number
         claims = {"sha": self._root_fingerprint()}
-        client.revoke(serial, signer.token(client.audience("revoke"), str(serial), seconds_now(), **claims))
+        now = self._context.clock().timestamp()
+        client.revoke(serial, signer.token(client.audience("revoke"), str(serial), now, **claims))
 
     def check(self) -> Sequence[Note]:
         """Look at the CA certificates, the clock and the provisioner; issue nothing."""

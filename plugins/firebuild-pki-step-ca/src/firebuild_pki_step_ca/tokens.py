@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,8 +254,3 @@ def _algorithm(where: str, public: Mapping[str, Any]) -> str:
 
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return [one.get(part) for part in _PUBLIC] == [other.get(part) for part in _PUBLIC]
-
-
-def seconds_now() -> float:
-    """Return the time for tokens, which is about the clock of this machine."""
-    return time.time()
