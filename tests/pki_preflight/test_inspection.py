@@ -200,6 +200,7 @@ def test_what_tls_refuses_is_wrong_whatever_signed_it(shop: Shop) -> None:
         (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "a public key"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "cannot be"),
         (b"", "standard input is empty"),
+        (b"x" * (1 << 20) + b"x", "standard input has more than 1048576 bytes"),
     ],
 )
 def test_anything_else_is_named(data: bytes, found: str) -> None:

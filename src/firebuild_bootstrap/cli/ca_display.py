@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 _HEAD_WIDTH = 13
-_MOST_INPUT: Final = 1 << 20
+_MOST_INPUT: Final = 2 << 20  # what is larger than any such file is refused, not cut
 
 
 _WORDS: dict[str, tuple[str, dict[str, Any]]] = {

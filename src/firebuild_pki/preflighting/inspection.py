@@ -34,6 +34,7 @@ from firebuild_pki.leaf_checks import is_ca, names_of
 from firebuild_pki.pem_files import (
     CERTIFICATE_LABELS,
     KEY_LABELS,
+    MAX_SIZE,
     Block,
     Content,
     Source,
@@ -340,10 +341,12 @@ def read_bytes(name: str, data: bytes) -> Content:
     """Take what is not in a file of its own, such as standard input, for `inspect_files`.
 
     Raises:
-        CAError: there is nothing in it.
+        CAError: there is nothing in it, or more than such files have.
     """
     if not data.strip():
         raise MaterialError(f"{name} is empty")
+    if len(data) > MAX_SIZE:
+        raise MaterialError(f"{name} has more than {MAX_SIZE} bytes; no such file is larger")
     return Content(Source("", name), data, _PRIVATE, os.geteuid())
 
 
