@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.solve.remote import RemoteCaches
     from firebuild_pki import Authority, TLSMaterial
 
-_DOCTOR: Final = "`firebuild doctor` says what this machine can do"
 _PHASES: Final = {
     1: "read the Dockerfile, the build context and the base",
     2: "issue certificates",
@@ -344,18 +343,14 @@ class _Build:
 
     def _machine(self, stage: Stage) -> Machine:
         part = self._parts[stage.index] = self._workspace.part(str(stage.index))
-        try:
-            return make_machine(
-                self._settings.machine,
-                part,
-                bind=self._settings.bootstrap.bind,
-                store=self._home.root,
-                notice=self._notice,
-                info=self._info,
-            )
-        except (InputError, MachineError) as error:
-            error.hint = "; ".join(filter(None, (error.hint, _DOCTOR)))
-            raise
+        return make_machine(
+            self._settings.machine,
+            part,
+            bind=self._settings.bootstrap.bind,
+            store=self._home.root,
+            notice=self._notice,
+            info=self._info,
+        )
 
     def _results(self, resolved: Resolved) -> Results:
         return Results(

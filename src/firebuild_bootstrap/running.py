@@ -12,7 +12,6 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import field, replace
@@ -27,7 +26,7 @@ from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import make_machine
-from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap_block
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument
 from firebuild_bootstrap.mmds.document import UserInfo
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
@@ -160,6 +159,7 @@ class _Run:
         self._cleanup.callback(machine.close)
 
         from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
+        from firebuild_bootstrap.session import put_metadata, serve
         from firebuild_pki import open_authority
 
         # It stays open as long as the machine runs: whoever issues more than these two can do so.
@@ -181,19 +181,8 @@ class _Run:
             runtime_directory=workspace.path,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
         )
-        listening = machine.listen()
-        self._cleanup.callback(listening.listener.close)
-        server.start(listening.listener)
-        self._cleanup.callback(server.stop)
-        block = bootstrap_block(
-            guest,
-            host_port=listening.host_port,
-            ping_interval=settings.bootstrap.ping_interval.total_seconds(),
-            host_time=time.time(),
-        )
-        document = replace(document, bootstrap=block)
-        document.check_size()
-        machine.metadata.put(document.to_json())
+        host_port = serve(server, machine, self._cleanup)
+        put_metadata(machine, document, guest, host_port, settings)
         for note in machine.prepare(base.layers):
             self._notice(note)
         machine.start()

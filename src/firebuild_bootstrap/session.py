@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -104,13 +105,11 @@ class Sessions:
                 FailureArtifacts(self.keep_failed / name, machine, notice=notice, info=info)
             )
         server = self._server(work, machine, guest, finished, machine.receiver(taken))
-        listening = machine.listen()
-        cleanup.callback(listening.listener.close)
-        server.start(listening.listener)
-        cleanup.callback(server.stop)
+        host_port = serve(server, machine, cleanup)
 
         self.phase(4)
-        machine.metadata.put(self._metadata(guest, listening.host_port))
+        document = MetadataDocument(vmm_id=self.build_id, image_tag=self.tag)
+        put_metadata(machine, document, guest, host_port, self.settings)
 
         self.phase(5)
         self._start(machine, work)
@@ -156,20 +155,6 @@ class Sessions:
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
         )
 
-    def _metadata(self, guest: TLSMaterial, host_port: str) -> Mapping[str, object]:
-        document = MetadataDocument(
-            bootstrap=bootstrap_block(
-                guest,
-                host_port=host_port,
-                ping_interval=self.settings.bootstrap.ping_interval.total_seconds(),
-                host_time=time.time(),
-            ),
-            vmm_id=self.build_id,
-            image_tag=self.tag,
-        )
-        document.check_size()
-        return document.to_json()
-
     def _start(self, machine: Machine, work: Work) -> None:
         began = time.monotonic()
         start = work.start
@@ -196,6 +181,38 @@ class Sessions:
             raise GuestLost(outcome.error.message, hint=silence)
         if outcome.error is not None:
             raise located(outcome.error, outcome.step, work.steps, self.dockerfile)
+
+
+def serve(server: BootstrapServer, machine: Machine, cleanup: ExitStack) -> str:
+    """Start a server on the network of a machine, and return its address as the guest knows it.
+
+    Args:
+        cleanup: stops the server, then closes the port.
+    """
+    listening = machine.listen()
+    cleanup.callback(listening.listener.close)
+    server.start(listening.listener)
+    cleanup.callback(server.stop)
+    return listening.host_port
+
+
+def put_metadata(
+    machine: Machine, document: MetadataDocument, guest: TLSMaterial, host_port: str, settings: BuildSettings
+) -> None:
+    """Put a document into the metadata service of a machine, with what its guest connects with.
+
+    Raises:
+        InputError: it is too large for a metadata service.
+    """
+    block = bootstrap_block(
+        guest,
+        host_port=host_port,
+        ping_interval=settings.bootstrap.ping_interval.total_seconds(),
+        host_time=time.time(),
+    )
+    document = replace(document, bootstrap=block)
+    document.check_size()
+    machine.metadata.put(document.to_json())
 
 
 def await_outcome(server: BootstrapServer, machine: Machine, check: Callable[[], None]) -> Outcome:

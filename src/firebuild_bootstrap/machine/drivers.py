@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.machine.base import Machine
 
@@ -15,7 +15,27 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.machine.workspace import BuildDirectory
 
 
+_DOCTOR: Final = "`firebuild doctor` says what this machine can do"
+
+
 def make_machine(
+    settings: MachineSettings,
+    workspace: BuildDirectory,
+    *,
+    bind: str,
+    store: Path,
+    notice: Callable[[str], None],
+    info: Callable[[str], None] = lambda _: None,
+) -> Machine:
+    """Do what `new_machine` does, whose errors point to `firebuild doctor` here."""
+    try:
+        return new_machine(settings, workspace, bind=bind, store=store, notice=notice, info=info)
+    except (InputError, MachineError) as error:
+        error.hint = "; ".join(filter(None, (error.hint, _DOCTOR)))
+        raise
+
+
+def new_machine(
     settings: MachineSettings,
     workspace: BuildDirectory,
     *,
