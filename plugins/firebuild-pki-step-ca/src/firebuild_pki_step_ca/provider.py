@@ -49,7 +49,6 @@ class StepCAProvider(CAProvider):
         self._client: Client | None = None
         self._signer: Signer | None = None
         self._roots = Roots(b"", b"")
-        self._provisioner: Mapping[str, Any] = {}
 
     def validate(self) -> Sequence[Note]:
         """Look at the settings."""
@@ -61,7 +60,6 @@ class StepCAProvider(CAProvider):
         try:
             self._roots = client.roots()
             known = _of_name(self._settings, client.provisioners())
-            self._provisioner = known[0]
             auth, environ = self._settings.auth, self._context.environ
             self._signer = (
                 jwk_signer(auth, known, environ) if isinstance(auth, JWKAuth) else x5c_signer(auth, environ)
