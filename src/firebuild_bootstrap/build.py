@@ -180,6 +180,7 @@ class _Build:
         self._announce(resolved, results, cached)
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
+            self._await_answer(resolved, results)
             self._phase(7)
             image = self._store(resolved, results, executed)
             self._share(results, cleanup)
@@ -215,6 +216,7 @@ class _Build:
         build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build), results.maker)
 
+        self._await_answer(resolved, results)
         self._phase(7)
         authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
@@ -273,6 +275,10 @@ class _Build:
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
             self._notice("cache mounts last as long as their stage: the machine external keeps none")
         check_programs(request.outputs)
+        if request.ready is not None:
+            from firebuild_bootstrap.readiness import check_request
+
+            check_request(str(request.tag), request.ready, resolved.graph.target.config, self._settings)
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
@@ -505,6 +511,27 @@ class _Build:
             guest = self._issued(build.authority, build.authority.issue_guest)
             build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
             results.keep(stage, start, making, machine)
+
+    def _await_answer(self, resolved: Resolved, results: Results) -> None:
+        """Boot what the steps have made, if that is asked for.
+
+        Raises:
+            NotReady: it does not answer.
+        """
+        if self._request.ready is None or (layers := results.layers()) is None:
+            return
+        from firebuild_bootstrap.readiness import await_answer
+
+        seconds = await_answer(
+            layers,
+            resolved.graph.target.config,
+            self._request.ready,
+            name=str(self._request.tag),
+            settings=self._settings,
+            home=self._home,
+            events=self.events,
+        )
+        self._info(f"the image answers, {seconds:.1f}s after its machine was asked for")
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.attestations import Attestations
+    from firebuild_bootstrap.image.config import Healthcheck
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputSpec
     from firebuild_bootstrap.image.remotecache import CacheSpec
@@ -52,6 +53,15 @@ if TYPE_CHECKING:
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
+
+
+_READY: Final = (
+    ("interval", "DURATION", "Time from one try of --ready to the next"),
+    ("timeout", "DURATION", "How long a try may take"),
+    ("retries", "N", "How many tries have to fail in a row"),
+    ("start-period", "DURATION", "How long tries may fail at first"),
+    ("start-interval", "DURATION", "Time between those"),
+)
 
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
@@ -165,6 +175,17 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             "--push",
             is_flag=True,
             help="Push the image under its tags, as --output type=registry does.",
+        ),
+        click.option(
+            "--ready",
+            is_flag=False,
+            flag_value="",
+            metavar="[=COMMAND]",
+            help="Boot the image, and store it only if COMMAND, by default its HEALTHCHECK, succeeds there.",
+        ),
+        *(
+            click.option(f"--ready-{name}", metavar=metavar, help=f"{what}, instead of that of HEALTHCHECK.")
+            for name, metavar, what in _READY
         ),
         click.option(
             "--progress",
@@ -281,6 +302,12 @@ class _Options:
     metadata_file: Path | None
     iidfile: Path | None
     keep_failed: str | None
+    ready: str | None
+    ready_interval: str | None
+    ready_timeout: str | None
+    ready_retries: str | None
+    ready_start_period: str | None
+    ready_start_interval: str | None
     debug_shell: bool
     ca: str | None
     machine: str | None
@@ -499,7 +526,24 @@ def _request(
         epoch=_epoch(build_args),
         attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
+        ready=_ready(options),
     )
+
+
+def _ready(options: _Options) -> Healthcheck | None:
+    """Read `--ready` and what belongs to it, with the flags that HEALTHCHECK has."""
+    given = {
+        name: text for name, _, _ in _READY if (text := getattr(options, f"ready_{name.replace('-', '_')}"))
+    }
+    if options.ready is None:
+        if given:
+            raise InputError(f"--ready-{next(iter(given))} is of no use without --ready")
+        return None
+    from firebuild_bootstrap.dockerfile.metadata import read_health_flags
+    from firebuild_bootstrap.image.config import Healthcheck
+
+    test = ("CMD-SHELL", options.ready) if options.ready else ()
+    return Healthcheck(test, **read_health_flags(given, lambda text: InputError(f"--ready-{text}")))
 
 
 def _caches(option: str, given: tuple[str, ...], settings: tuple[str, ...]) -> tuple[CacheSpec, ...]:

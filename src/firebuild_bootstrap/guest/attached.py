@@ -176,7 +176,7 @@ class Attachment:
         self._size = (attach.rows, attach.columns)
         self._report = b""
         self._selector = selectors.DefaultSelector()
-        self._probes = Probes(status, self._selector, control.probed)
+        self._probes: Probes | None = None
 
     def relay(self) -> bytes:
         """Relay until the command and all that it has started have ended; return the begin of a report.
@@ -193,8 +193,8 @@ class Attachment:
                     self._selector.register(pipe, selectors.EVENT_READ, stream)
                 for source, name in ((self._stop, "stop"), (self._control, "said"), (self._status, "status")):
                     self._selector.register(source, selectors.EVENT_READ, name)
-                left = {*self._outputs, *(("status",) if self._attach.probed else ())}
-                while left:
+                left = set[str](self._outputs)
+                while left or (self._probes is not None and self._probes.open):
                     for key, events in self._selector.select():
                         self._stop.check()
                         self._ready(key, events, left)
@@ -208,12 +208,10 @@ class Attachment:
         match key.data:
             case "said":
                 self._said()
-            case "probe":
-                self._probes.read()
             case "status":
-                if not (self._probes.ended() if self._process >= 0 else self._started()):
-                    self._selector.unregister(self._status)
-                    left.discard("status")
+                self._started()
+            case "probes" | "probe" if self._probes is not None:
+                self._probes.ready(key.data)
             case "input":
                 self._write(self._stdin)
             case "terminal":
@@ -228,13 +226,17 @@ class Attachment:
                     self._selector.unregister(key.fileobj)
                     left.discard(name)
 
-    def _started(self) -> bool:
-        """Take the descriptors of the command, or the begin of why there is none; whether there is more."""
-        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 2)
+    def _started(self) -> None:
+        """Take the descriptors of the command, or the begin of why there is none."""
+        self._selector.unregister(self._status)
+        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 3)
         if word != STARTED:
             self._report = word
-            return False
+            return
         self._process, *terminal = descriptors
+        if self._attach.probed:
+            channel = socket.socket(fileno=terminal.pop(0))
+            self._probes = Probes(channel, self._selector, self._control.probed)
         if terminal:
             (self._terminal,) = terminal
             os.set_blocking(self._terminal, False)
@@ -243,10 +245,9 @@ class Attachment:
         self._send_signals()
         self._feed()
         self._ask()
-        return self._attach.probed
 
     def _ask(self) -> None:
-        if self._process >= 0 and self._attach.probed:
+        if self._probes is not None:
             for argv in self._control.drain_probes():
                 self._probes.ask(argv)
 
@@ -343,7 +344,8 @@ class Attachment:
 
     def _close(self) -> None:
         self._close_input()
-        self._probes.close()
+        if self._probes is not None:
+            self._probes.close()
         for descriptor in (self._process, self._terminal):
             if descriptor >= 0:
                 os.close(descriptor)
