@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
 
-.PHONY: demo test check format proto tables lock package clean
+.PHONY: demo test check format proto tables docs lock package clean
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
@@ -34,6 +34,10 @@ proto: $(READY)
 # The tables of options in the pages of the providers, out of the models of their settings.
 tables: $(READY)
 	$(BIN)/python scripts/option-tables
+
+# The documentation as a site, in build/site; every warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
 
 # Names, versions and hashes of everything that is installed; no index addresses.
 lock: $(READY)
