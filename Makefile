@@ -19,6 +19,7 @@ check: $(READY)
 	$(BIN)/mypy tests benchmarks examples
 	for plugin in $(wildcard plugins/*); do MYPYPATH=$$plugin/src:$$plugin/tests $(BIN)/mypy $$plugin/tests || exit; done
 	$(BIN)/python scripts/option-tables --check
+	$(BIN)/python scripts/reference --check
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
 	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
@@ -31,9 +32,10 @@ proto: $(READY)
 	@mkdir -p $(PROTO)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(PROTO) --pyi_out=$(PROTO) protos/rootfs_server.proto
 
-# The tables of options in the pages of the providers, out of the models of their settings.
+# What the documentation has from the code: the tables of options, and the pages of docs/reference.
 tables: $(READY)
 	$(BIN)/python scripts/option-tables
+	$(BIN)/python scripts/reference
 
 # The documentation as a site, in build/site; every warning is an error.
 docs: $(READY)
