@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -55,6 +56,7 @@ class RunRequest:
         keys: public SSH keys by user, one a line.
         attach: how the command is attached.
         network: as `RunCommand` has it.
+        id: of the run; by default one of its own.
     """
 
     image: str
@@ -67,6 +69,27 @@ class RunRequest:
     keys: Mapping[str, str] = field(default_factory=dict)
     attach: Attach = Attach()
     network: str = "default"
+    id: str = ""
+
+
+def new_id() -> str:
+    """Return an id for a run that no other has."""
+    return f"r{secrets.token_hex(6)}"
+
+
+def stop_signal(config: ImageConfig) -> int:
+    """Return the number of STOPSIGNAL, which is one already, or a name such as SIGRTMIN+3.
+
+    SIGTERM where there is none, or one that this host does not have: an image from outside says what it likes.
+    """
+    text = config.stop_signal.upper().removeprefix("SIG")
+    name, _, offset = text.partition("+")
+    if text.isdecimal():
+        number = int(text[:4])
+    else:
+        found = getattr(signal, f"SIG{name}", None)
+        number = int(found) + int(offset[:4] if offset.isdecimal() else 0) if isinstance(found, int) else 0
+    return number if 0 < number < signal.NSIG else signal.SIGTERM
 
 
 def command_of(request: RunRequest, config: ImageConfig) -> tuple[str, ...]:
@@ -138,7 +161,7 @@ class _Run:
         self._console = console
         self._events = events
         self._cleanup = cleanup
-        self._id = f"r{secrets.token_hex(6)}"
+        self._id = request.id or new_id()
         self._hostname = request.hostname or self._id
 
     def run(self) -> int:
@@ -147,6 +170,7 @@ class _Run:
         base = home.bases.resolve(self._request.image)
         self._cleanup.callback(home.close)
         command = self._command(base.config)
+        self._console.command, self._console.stop_signal = command.argv, stop_signal(base.config)
         document = self._document(base.name, base.config)
         workspace = self._cleanup.enter_context(home.workspace(self._id))
         machine = make_machine(

@@ -182,7 +182,7 @@ class ToGuest(_message.Message):
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ..., agent_reply: _Optional[_Union[AgentReply, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class FromGuest(_message.Message):
-    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request", "input_taken")
+    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request", "input_taken", "begun")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +191,7 @@ class FromGuest(_message.Message):
     LAYER_FIELD_NUMBER: _ClassVar[int]
     AGENT_REQUEST_FIELD_NUMBER: _ClassVar[int]
     INPUT_TAKEN_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     alive: Alive
     output: Output
@@ -199,7 +200,8 @@ class FromGuest(_message.Message):
     layer: Layer
     agent_request: AgentRequest
     input_taken: InputTaken
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ..., input_taken: _Optional[_Union[InputTaken, _Mapping]] = ...) -> None: ...
+    begun: Begun
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ..., input_taken: _Optional[_Union[InputTaken, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version",)
@@ -208,6 +210,10 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Begun(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -37,10 +37,12 @@ class Control:
 
     Args:
         taken: told how many bytes of input the command has taken; may wait.
+        begun: called when the command is executed; may wait.
     """
 
-    def __init__(self, taken: Callable[[int], None]) -> None:
+    def __init__(self, taken: Callable[[int], None], begun: Callable[[], None] = lambda: None) -> None:
         self.taken = taken
+        self.begun = begun
         self.status = 0
         """The command's exit status, once it has ended."""
         self._lock = threading.Lock()
@@ -204,11 +206,16 @@ class Attachment:
                     left.discard(name)
 
     def _started(self) -> None:
-        """Take the descriptors of the command, or the begin of why there is none."""
-        self._selector.unregister(self._status)
+        """Take the descriptors of the command, or the begin of why there is none; and that it is executed.
+
+        Then the kernel has closed the last descriptor that could report otherwise.
+        """
         word, descriptors, _, _ = socket.recv_fds(self._status, 1, 2)
         if word != STARTED:
+            self._selector.unregister(self._status)
             self._report = word
+            if not word and self._process >= 0:
+                self._control.begun()
             return
         self._process, *terminal = descriptors
         if terminal:

@@ -267,7 +267,7 @@ class Session:
             if not isinstance(message, memoryview) and message.run.HasField("attach"):
                 from .attached import Control
 
-                self._control = Control(self._taken)
+                self._control = Control(self._taken, self._begun)
             self._incoming.put(message)
         elif what in _TO_THE_COMMAND:
             self._tell(message, self.control())
@@ -307,6 +307,9 @@ class Session:
 
     def _taken(self, count: int) -> None:
         self._put(pb.FromGuest(input_taken=pb.InputTaken(bytes=count)))
+
+    def _begun(self) -> None:
+        self._put(pb.FromGuest(begun=pb.Begun()))
 
     def finished(self, step: int, exit_code: int, seconds: float) -> None:
         """Say that a step is done; why one has failed is for `abort`."""

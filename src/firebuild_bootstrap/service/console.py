@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,15 +19,23 @@ class Console:
 
     Args:
         started: called, by a thread of the server, when the command is about to be sent.
+        begun: called, by a thread of the server, when the guest has executed it.
     """
 
-    def __init__(self, started: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, started: Callable[[], None] = lambda: None, begun: Callable[[], None] = lambda: None
+    ) -> None:
         self._started = started
+        self._begun: Callable[[], None] | None = begun
         self._changed = threading.Condition()
         self._messages: deque[pb.ToGuest] = deque()
         self._room = INPUT_BYTES
         self._over = False
         self._notify: Callable[[], None] = lambda: None
+        self.command: tuple[str, ...] = ()
+        """What is executed, once that is known."""
+        self.stop_signal = int(signal.SIGTERM)
+        """What the image wants to be asked to end with."""
         self.exit_code: int | None = None
         """The exit status of the command, once it has ended."""
 
@@ -80,6 +89,17 @@ class Console:
                     return
                 message = self._messages.popleft()
             yield message.SerializeToString()
+
+    def executed(self) -> None:
+        """Take note that the command runs.
+
+        Raises:
+            InputError: the guest has said so before.
+        """
+        if self._begun is None:
+            raise InputError("the guest says a second time that its command has begun")
+        begun, self._begun = self._begun, None
+        begun()
 
     def taken(self, count: int) -> None:
         """Take note that the command has taken input.
