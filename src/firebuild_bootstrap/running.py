@@ -80,7 +80,7 @@ def new_id() -> str:
 def stop_signal(config: ImageConfig) -> int:
     """Return the number of STOPSIGNAL, which is one already, or a name such as SIGRTMIN+3.
 
-    SIGTERM where there is none, or one that this host does not have: an image from outside says what it likes.
+    SIGTERM where there is none, or one that this host does not have: images may say anything.
     """
     text = config.stop_signal.upper().removeprefix("SIG")
     name, _, offset = text.partition("+")
