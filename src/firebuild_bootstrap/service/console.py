@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from firebuild_bootstrap import messages
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.service.identity import IdentityChannel
 from firebuild_bootstrap.service.reporting import check_status
 from firebuild_bootstrap.wire import INPUT_BYTES
 
@@ -27,6 +28,7 @@ class Console:
         self._room = INPUT_BYTES
         self._over = False
         self._notify: Callable[[], None] = lambda: None
+        self.identity = IdentityChannel(self._put)
         self.exit_code: int | None = None
         """The exit status of the command, once it has ended."""
 

@@ -304,6 +304,8 @@ class _Guest:
                 self._agents.ask(said.agent_request)
             case "input_taken" if self._console is not None:
                 self._console.taken(said.input_taken.bytes)
+            case "identity" if self._console is not None:
+                self._console.identity.said(said.identity)
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:
