@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Final
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError
 from firebuild_bootstrap.events import EventSink, Notice
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.identities import IdentityRequest, MachineIdentity
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import make_machine
-from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, IDENTITY_WIPE, MetadataDocument
 from firebuild_bootstrap.mmds.document import UserInfo
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
@@ -57,6 +58,7 @@ class RunRequest:
         attach: how the command is attached.
         network: as `RunCommand` has it.
         id: of the run; by default one of its own.
+        identity: who the machine is, for others; None for nobody.
     """
 
     image: str
@@ -70,6 +72,7 @@ class RunRequest:
     attach: Attach = Attach()
     network: str = "default"
     id: str = ""
+    identity: IdentityRequest | None = None
 
 
 def new_id() -> str:
@@ -163,6 +166,7 @@ class _Run:
         self._cleanup = cleanup
         self._id = request.id or new_id()
         self._hostname = request.hostname or self._id
+        self._over = False
 
     def run(self) -> int:
         home, settings = self._home, self._settings
@@ -186,11 +190,15 @@ class _Run:
         from firebuild_bootstrap.session import put_metadata, serve
         from firebuild_pki import open_authority
 
-        # It stays open as long as the machine runs: whoever issues more than these two can do so.
+        names = request.identity.files.names if (request := self._request).identity else ()
+        # It stays open as long as the machine runs, which may get certificates of its own.
         authority = self._cleanup.enter_context(
-            open_authority(settings.ca, build_id=self._id, check=home.check, report=self._info)
+            open_authority(settings.ca, build_id=self._id, check=self._check, report=self._info, names=names)
         )
         server_material, guest = self._issued(authority)
+        identity = self._identity(authority, machine)
+        if identity is not None:
+            document = replace(document, identity=identity.begin())
         limits = Limits.of(settings.bootstrap)
         server = BootstrapServer(
             commands=[command],
@@ -203,7 +211,7 @@ class _Run:
             limits=replace(limits, build_timeout=_FOREVER, max_log_bytes=sys.maxsize),
             console=self._console,
             runtime_directory=workspace.path,
-            on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
+            on_guest_connected=lambda: self._wipe(machine),
         )
         host_port = serve(server, machine, self._cleanup)
         put_metadata(machine, document, guest, host_port, settings)
@@ -211,11 +219,37 @@ class _Run:
             self._notice(note)
         machine.start()
         server.await_guest()
-        return self._follow(server, machine)
+        return self._follow(server, machine, identity)
+
+    def _wipe(self, machine: Machine) -> None:
+        """Take all keys out of the metadata: the guest has read them before its first call."""
+        machine.metadata.patch(BOOTSTRAP_WIPE)
+        if self._request.identity is not None:
+            machine.metadata.patch(IDENTITY_WIPE)
+
+    def _check(self) -> None:
+        if not self._over:  # what is to be taken back is, whoever is in a hurry
+            self._home.check()
+
+    def _identity(self, authority: Authority, machine: Machine) -> MachineIdentity | None:
+        wanted = self._request.identity
+        if wanted is None:
+            return None
+        identity = MachineIdentity(wanted, authority, machine.metadata, self._console, warn=self._notice)
+
+        def close() -> None:
+            self._over = True
+            identity.close()
+
+        self._cleanup.callback(close)
+        return identity
 
     def _command(self, config: ImageConfig) -> RunCommand:
         request = self._request
         argv = command_of(request, config)
+        attach = request.attach
+        if request.identity is not None:
+            attach = replace(attach, identity=request.identity.files)
         given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if request.attach.terminal else {})}
         return RunCommand(
             step=1,
@@ -225,7 +259,7 @@ class _Run:
             workdir=config.workdir if request.workdir is None else request.workdir,
             user=(config.user if request.user is None else request.user) or "0:0",
             network=request.network,
-            attach=request.attach,
+            attach=attach,
         )
 
     def _document(self, tag: str, config: ImageConfig) -> MetadataDocument:
@@ -250,11 +284,16 @@ class _Run:
             self._notice(warning)
         return server, guest
 
-    def _follow(self, server: BootstrapServer, machine: Machine) -> int:
+    def _follow(self, server: BootstrapServer, machine: Machine, identity: MachineIdentity | None) -> int:
         from firebuild_bootstrap.session import await_outcome
 
+        def check() -> None:
+            self._home.check()
+            if identity is not None:
+                identity.advance()
+
         try:
-            outcome = await_outcome(server, machine, self._home.check)
+            outcome = await_outcome(server, machine, check)
         except GuestLost as error:
             raise GuestLost(
                 f"the machine ended while the command ran: {error.message}", hint=error.hint

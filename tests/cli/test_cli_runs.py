@@ -21,7 +21,7 @@ SERVER = "echo up; echo aside >&2; trap 'echo bye; exit 3' USR1; while :; do sle
 
 def detach(home: Path, *arguments: str, status: int = 0) -> str:
     """Run `firebuild run --detach`; return its id, or its error where `status` is not 0."""
-    command = [BIN / "firebuild", "run", "--detach", *arguments]
+    command = [str(BIN / "firebuild"), "run", "--detach", *arguments]
     environ = {**os.environ, "FIREBUILD_HOME": str(home), "FIREBUILD_PULL": "never"}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=60, check=False)
     assert done.returncode == status, done

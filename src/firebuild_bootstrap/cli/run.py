@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from firebuild_bootstrap.cli.failure import SIGNALS, report
+from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
     complete_machines,
     complete_providers,
@@ -105,6 +106,7 @@ _NAME: Final = re.compile(r"[^=\0]+")
     shell_complete=complete_machines,
     help="Machine to use instead of the configured one: qemu or firecracker; local is a sandbox, not a VM.",
 )
+@identity_options
 @config_option
 def run(image: str, command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND, or what the image says, in a machine whose root file system is IMAGE.
@@ -150,6 +152,9 @@ def _run(
     if settings.machine.driver == "local" and options["network"] == "none":
         request = replace(request, network="none")
     home = home_from(settings, check=signals.check, writable=True, pull=read_policy(options["pull"]))
+    if (identity := identity_from(options, settings.ca.name_suffix)) is not None:
+        request = replace(request, identity=identity)
+        settings = _settings(options, laptop_ca(settings.ca, home.root))
     with closing(home), ExitStack() as cleanup:
         if background is None:
             signals.console = console = Console(signals.command_starts)
@@ -170,8 +175,8 @@ def _run(
         return status
 
 
-def _settings(options: Mapping[str, Any]) -> BuildSettings:
-    """Load the settings, with what the options say about the machine.
+def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> BuildSettings:
+    """Load the settings, with what the options say about the machine, and `more` settings by their paths.
 
     Raises:
         InputError: the machine does not have what an option asks for.
@@ -179,6 +184,7 @@ def _settings(options: Mapping[str, Any]) -> BuildSettings:
     """
     chosen = {"ca.provider": options["ca"], "machine.driver": options["driver"]}
     overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value}
+    overrides.update(more or {})
     driver = settings_from(options["config_file"], overrides).machine.driver
     if driver == "external":
         raise InputError(

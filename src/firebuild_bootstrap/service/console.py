@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from firebuild_bootstrap import messages
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.service.identity import IdentityChannel
 from firebuild_bootstrap.service.reporting import check_status
 from firebuild_bootstrap.wire import INPUT_BYTES
 
@@ -36,6 +37,7 @@ class Console:
         """What is executed, once that is known."""
         self.stop_signal = int(signal.SIGTERM)
         """What the image wants to be asked to end with."""
+        self.identity = IdentityChannel(self._put)
         self.exit_code: int | None = None
         """The exit status of the command, once it has ended."""
 
@@ -89,6 +91,19 @@ class Console:
                     return
                 message = self._messages.popleft()
             yield message.SerializeToString()
+
+    def said(self, message: pb.FromGuest) -> None:
+        """Take what the guest says about the command.
+
+        Raises:
+            InputError: it can't be.
+        """
+        if message.HasField("input_taken"):
+            self.taken(message.input_taken.bytes)
+        elif message.HasField("begun"):
+            self.executed()
+        else:
+            self.identity.said(message.identity)
 
     def executed(self) -> None:
         """Take note that the command runs.

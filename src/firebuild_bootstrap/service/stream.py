@@ -302,10 +302,8 @@ class _Guest:
                 self._layer(said)
             case "agent_request":
                 self._agents.ask(said.agent_request)
-            case "input_taken" if self._console is not None:
-                self._console.taken(said.input_taken.bytes)
-            case "begun" if self._console is not None:
-                self._console.executed()
+            case "input_taken" | "begun" | "identity" if self._console is not None:
+                self._console.said(said)
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:
