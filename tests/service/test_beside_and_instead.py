@@ -11,8 +11,11 @@ import pytest
 
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.errors import BuildTimeout
 from firebuild_bootstrap.events import StepFinished, StepOutput
+from firebuild_bootstrap.service import Limits
 from firebuild_bootstrap.service.console import Console
+from firebuild_bootstrap.service.session import Session
 from firebuild_bootstrap.service.stream import shell_of
 
 RUN = wire.RunCommand(step=3, original="RUN x", argv=("x",), attach=wire.Attach(probed=True))
@@ -109,6 +112,32 @@ def test_a_shell_stands_for_what_has_failed_and_the_failure_stays(serve: Any) ->
     # What is written in the shell is nobody's log, and its time is not that of the step.
     assert (shell.shown, [event.data for event in running.of(StepOutput)]) == (b"$ ", [b"log"])
     assert [(event.exit_code, event.seconds) for event in running.of(StepFinished)] == [(4, 1.5)]
+
+
+def test_no_time_limit_runs_while_there_is_a_shell() -> None:
+    now = [0.0]
+    limits = Limits(build_timeout=10.0)
+    session = Session(
+        events=lambda _: None, limits=limits, on_guest_connected=lambda: None, clock=lambda: now[0]
+    )
+    session.enter()
+    session.start()
+    with session.unlimited():
+        now[0] = 9000.0
+        session.touch()  # the guest is alive
+        session.pings_every(0)  # has the times looked at
+    assert session.wait(0) is None
+    now[0] = 9009.0
+    session.touch()
+    session.pings_every(0)
+    assert session.wait(0) is None
+    now[0] = 9011.0
+    session.touch()
+    session.pings_every(0)
+    outcome = session.wait(30)
+    assert outcome is not None
+    assert isinstance(outcome.error, BuildTimeout)
+    session.stop()
 
 
 @pytest.mark.parametrize(
