@@ -7,8 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -509,8 +509,21 @@ class _Build:
 
             cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
+            with self._shell_first():
+                build.sessions.run(
+                    work, machine, guest, cleanup, finished=making.finished, taken=making.commit
+                )
             results.keep(stage, start, making, machine)
+
+    @contextmanager
+    def _shell_first(self) -> Iterator[None]:
+        """Hold a failure back while there is a shell: it ends other stages, and the shell may be in one."""
+        try:
+            yield
+        except FirebuildError:
+            if self._shell is not None:
+                self._shell.await_end(self._home.check)
+            raise
 
     def _await_answer(self, resolved: Resolved, results: Results) -> None:
         """Boot what the steps have made, if that is asked for.
