@@ -12,6 +12,7 @@ from cryptography.x509.oid import NameOID
 
 from firebuild_pki.chain import is_self_signed, order_chain, parse_certificates
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
+from firebuild_pki.http import audit_headers
 from firebuild_pki.leaf_checks import BOTH
 from firebuild_pki.provider import Profile, SignedCertificate, SignRequest, TrustBundle
 from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevant_warning
@@ -212,7 +213,8 @@ class Mount:
         place = Place(self._settings.mount, role)
         path = self._settings.sign_path(request.profile)
         budget = self._session.budget()
-        answer = self._session.call("POST", path, budget, sign_body(request))
+        headers = audit_headers(request.build_id, request.labels)
+        answer = self._session.call("POST", path, budget, sign_body(request), headers)
         if answer.status not in {200, 204}:
             self._roles, self._chains = {}, None  # an operator may be about to put it right
             raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)
