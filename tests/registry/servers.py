@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 import ssl
@@ -177,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 self.answer(200, data)
         elif self.command == "POST":
-            number = str(len(self.server.uploads) + 1)
+            number = str(next(self.server.numbers))
             self.server.uploads[number] = bytearray()
             self.answer(202, b"", Location=f"/uploads/{number}?state=x%2Fy", **self.server.begins)
         else:
@@ -246,6 +247,7 @@ class Small(ThreadingHTTPServer):
         self.manifests: dict[str, tuple[str, bytes]] = {}
         self.blobs: dict[str, bytes] = {}
         self.uploads: dict[str, bytearray] = {}
+        self.numbers = itertools.count(1)  # of uploads; several begin and end side by side
         self.begins: dict[str, str] = {}  # headers of what begins an upload
         self._tls = tls
         super().__init__(("127.0.0.1", 0), Handler)
