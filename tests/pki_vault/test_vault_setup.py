@@ -204,7 +204,7 @@ def test_peers_with_spiffe_ids_have_a_role_of_their_own(operator: Operator) -> N
         (role,) = [note for note in notes if "workloads" in note.message]
         assert "signs names below firebuild.internal and spiffe://firebuild.internal/*" in role.message
         web = authority.issue(Profile.PEER, ["web.firebuild.internal", spiffe])
-        alone = authority.issue(Profile.PEER, spiffe)
+        alone = authority.issue(Profile.PEER, spiffe, server_name=web.identity)
         with raises(CAError, "not valid for this role", "set allowed_uri_sans on the role workloads"):
             authority.issue(Profile.PEER, "spiffe://example.org/shop/web")
         with raises(CAError, "URI Subject", "set allowed_uri_sans on the role firebuild-guest"):
