@@ -13,6 +13,7 @@ import click
 
 from firebuild_bootstrap.cli.accounting import provenance, sbom
 from firebuild_bootstrap.cli.ca import ca, plugin
+from firebuild_bootstrap.cli.completion import completion
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.doctor import doctor
@@ -53,6 +54,7 @@ for command in (
     plugin,
     initramfs,
     doctor,
+    completion,
 ):
     app.add_command(command)
 for command in (provenance, sbom):
