@@ -167,6 +167,8 @@ def answers(cli: Cli, line: str, shell: str = "bash") -> list[str]:
         ("firebuild build --pull=m", {"plain\tmissing"}),
         ("firebuild build -o t", {"plain\ttar"}),
         ("firebuild build --cache-to type=l", {"open\tlocal,dest="}),
+        ("firebuild cache prune --filter ", {"open\tuntil="}),
+        ("firebuild run --machine ", {"plain\tqemu", "plain\tfirecracker", "plain\tlocal"}),
         ("firebuild build --context ", {"dir\t"}),
         ("firebuild build --label ", set()),
         ("firebuild build --label A\\", set()),
@@ -250,9 +252,9 @@ def options(command: click.Command) -> Iterator[str]:
 
 def test_every_option_whose_values_are_known_is_there() -> None:
     known = {
-        *completion._BEGINNINGS,
-        *completion._FILES,
-        *completion._DIRECTORIES,
-        *completion._BEHIND_EQUALS,
+        *completion.BEGINNINGS,
+        *completion.FILES,
+        *completion.DIRECTORIES,
+        *completion.BEHIND_EQUALS,
     }
     assert known <= set(options(app))

@@ -17,6 +17,7 @@ from firebuild_bootstrap.cli.completion import completion
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.doctor import doctor
+from firebuild_bootstrap.cli.examples import add_examples
 from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
 from firebuild_bootstrap.cli.images import du, images, store
 from firebuild_bootstrap.cli.initramfs import initramfs
@@ -59,6 +60,7 @@ for command in (
     app.add_command(command)
 for command in (provenance, sbom):
     images.add_command(command)
+add_examples(app)
 
 
 # The events tell it all; without a handler, Python would print every warning a second time.

@@ -20,7 +20,7 @@ PROGRAM: Final = "firebuild"
 VARIABLE: Final = "_FIREBUILD_COMPLETE"
 """What a shell asks with: SHELL_complete, or SHELL_source for its script."""
 
-_BEGINNINGS: Final[dict[str, tuple[str, ...]]] = {
+BEGINNINGS: Final[dict[str, tuple[str, ...]]] = {
     "--attest": ("type=provenance", "type=provenance,mode=min", "type=provenance,mode=max", "type=sbom"),
     "--cache-from": ("type=registry,ref=", "type=local,src="),
     "--cache-to": ("type=registry,ref=", "type=local,dest="),
@@ -33,9 +33,15 @@ _BEGINNINGS: Final[dict[str, tuple[str, ...]]] = {
     "--ssh": ("default",),
 }
 """What the values of options begin with whose type does not say it."""
-_FILES: Final = frozenset({"--dockerfile", "--file", "-f", "--image-config", "--ssh-key"})
-_DIRECTORIES: Final = frozenset({"--context", "--keep-on-failure"})
-_BEHIND_EQUALS: Final = frozenset(
+REFUSED: Final = {
+    "cache prune": ("label=", "label!="),
+    "images export": ("registry",),
+    "run": ("external",),
+}
+"""Of these and of the machines, what a command does not take."""
+FILES: Final = frozenset({"--dockerfile", "--file", "-f", "--image-config", "--ssh-key"})
+DIRECTORIES: Final = frozenset({"--context", "--keep-on-failure"})
+BEHIND_EQUALS: Final = frozenset(
     {"--build-context", "--cache-from", "--cache-to", "--output", "-o", "--secret", "--ssh", "--ssh-key"}
 )
 """Options in whose values there is a path behind the last `=`."""
@@ -134,9 +140,11 @@ class _Complete(ShellComplete):
         if not joined:
             name, value = (args[-1] if args else ""), incomplete
         found = super().get_completions(given, incomplete) or _values(name, value)
+        refused = REFUSED.get(" ".join(args[:2]), REFUSED.get(args[0], ()) if args else ())
+        found = [item for item in found if item.value not in refused]
         for item in found:
             is_path = item.type in ("file", "dir")
-            before = value.rpartition("=")[0] if name in _BEHIND_EQUALS else ""
+            before = value.rpartition("=")[0] if name in BEHIND_EQUALS else ""
             item.value = (f"{before}=" if before else "") if is_path else item.value
             if joined:
                 item.value = f"{name}={item.value}"
@@ -193,12 +201,12 @@ _SHELLS: Final[dict[str, type[_Complete]]] = {shell.name: shell for shell in (_B
 
 
 def _values(option: str, incomplete: str) -> list[CompletionItem[str]]:
-    known = _BEGINNINGS.get({"-o": "--output"}.get(option, option), ())
+    known = BEGINNINGS.get({"-o": "--output"}.get(option, option), ())
     if found := [CompletionItem(word) for word in known if word.startswith(incomplete)]:
         return found
-    if option in _FILES or (option in _BEHIND_EQUALS and "=" in incomplete):
+    if option in FILES or (option in BEHIND_EQUALS and "=" in incomplete):
         return [CompletionItem("", type="file")]
-    return [CompletionItem("", type="dir")] if option in _DIRECTORIES else []
+    return [CompletionItem("", type="dir")] if option in DIRECTORIES else []
 
 
 def _kind(item: CompletionItem[Any]) -> str:
