@@ -86,6 +86,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "fish": (_program("fish"), "apt install fish"),
+    "man": (_program("man"), "apt install man-db"),
     "mandoc": (_program("mandoc"), "apt install mandoc"),
     "zsh": (_program("zsh"), "apt install zsh"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
