@@ -202,10 +202,14 @@ class _Build:
 
         self._phase(2)
         # Only now: what a build imports that is cached whole is what it takes.
-        from firebuild_pki import open_authority
+        from firebuild_pki import audit_labels, open_authority
 
         authority = open_authority(
-            self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
+            self._settings.ca,
+            build_id=self._build_id,
+            check=self._home.check,
+            report=self._info,
+            labels=audit_labels(tag=str(self._request.tag)),
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)

@@ -19,6 +19,7 @@ from firebuild_bootstrap.cli.docker import (
     docker_options,
 )
 from firebuild_bootstrap.cli.options import (
+    MACHINES,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -227,9 +228,9 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--machine",
-            metavar="DRIVER",
+            metavar="|".join(MACHINES),
             shell_complete=complete_machines,
-            help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
+            help="Machine to use instead of the configured one.",
         ),
         attest_options,
         config_option,

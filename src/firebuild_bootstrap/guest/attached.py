@@ -38,15 +38,18 @@ class Control:
 
     Args:
         taken: told how many bytes of input the command has taken; may wait.
+        begun: called when the command is executed; may wait.
         probed: told exit status and output of probes; may wait.
     """
 
     def __init__(
         self,
         taken: Callable[[int], None],
+        begun: Callable[[], None] = lambda: None,
         probed: Callable[[int, bytes], None] = lambda _status, _output: None,
     ) -> None:
         self.taken = taken
+        self.begun = begun
         self.probed = probed
         self._probes: list[Sequence[str]] = []
         self.status = 0
@@ -233,11 +236,16 @@ class Attachment:
                     left.discard(name)
 
     def _started(self) -> None:
-        """Take the descriptors of the command, or the begin of why there is none."""
-        self._selector.unregister(self._status)
+        """Take the descriptors of the command, or the begin of why there is none; and that it is executed.
+
+        Then the kernel has closed the last descriptor that could report otherwise.
+        """
         word, descriptors, _, _ = socket.recv_fds(self._status, 1, 3)
         if word != STARTED:
+            self._selector.unregister(self._status)
             self._report = word
+            if not word and self._process >= 0:
+                self._control.begun()
             return
         self._process, *terminal = descriptors
         if self._attach.probed:
