@@ -54,6 +54,7 @@ from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.service.console import FailureShell
     from firebuild_bootstrap.session import Sessions
     from firebuild_bootstrap.settings import BuildSettings
     from firebuild_bootstrap.solve.remote import RemoteCaches
@@ -76,6 +77,7 @@ def build_image(
     home: Home,
     *,
     events: EventSink = lambda _: None,
+    shell: FailureShell | None = None,
 ) -> StoredImage | None:
     """Build an image and store it under its tag.
 
@@ -85,6 +87,7 @@ def build_image(
         home: where bases, images and the build's own files are.
         events: receives everything that happens, from several threads, one event at a time. `BuildFailed`
             comes before the clean-up, which may still tell what it kept.
+        shell: where the user gets a shell when a RUN has failed, before its machine is stopped.
 
     Returns:
         the image; None after a success on a machine that gives neither layers nor a drive (docs/external.md).
@@ -95,7 +98,7 @@ def build_image(
         Interrupted: `home.check` raised it.
         firebuild_pki.CAError: the provider issued no usable certificates.
     """
-    build = _Build(request, settings, home, EventBus(events))
+    build = _Build(request, settings, home, EventBus(events), shell)
     try:
         return build.run()
     except (Exception, Interrupted) as error:
@@ -110,8 +113,10 @@ class _Build:
         settings: BuildSettings,
         home: Home,
         events: EventBus,
+        shell: FailureShell | None,
     ) -> None:
         self._request = request
+        self._shell = shell
         self._settings = settings
         self._schedule = Schedule(most_at_once(settings.machine))
         self._home = home.limited(self._check, Tasks(events))
@@ -228,7 +233,7 @@ class _Build:
     def _check(self) -> None:
         """End what runs on although the steps are done, such as an export; the server watches the steps."""
         self._schedule.check()
-        if time.monotonic() > self._deadline:
+        if time.monotonic() - (self._shell.seconds if self._shell else 0) > self._deadline:
             limit = self._settings.bootstrap.build_time.total_seconds()
             raise BuildTimeout(
                 f"the build and its outputs took longer than {limit:g} seconds",
@@ -454,6 +459,7 @@ class _Build:
             events=self.events,
             phase=self._phase,
             keep_failed=self._request.keep_failed,
+            shell=self._shell,
         )
 
     def _issued(self, authority: Authority, issue: Callable[..., TLSMaterial]) -> TLSMaterial:

@@ -33,6 +33,7 @@ def encode(command: wire.AnyCommand) -> pb.ToGuest:
                 mounts=map(_encode_mount, command.mounts),
                 network=command.network,
                 attach=None if command.attach is None else _encode_attach(command.attach),
+                pauses=command.pauses,
             )
             return pb.ToGuest(run=run)
         case wire.CopyCommand():
@@ -67,6 +68,7 @@ def decode(message: pb.ToGuest) -> wire.AnyCommand | None:
                 mounts=tuple(_decode_mount(mount, run.step.workdir) for mount in run.mounts),
                 network=_choice("network", run.network, wire.NETWORKS),
                 attach=_decode_attach(run.attach) if run.HasField("attach") else None,
+                pauses=run.pauses,
             )
         case "apply":
             apply = message.apply
@@ -113,6 +115,7 @@ def _encode_attach(attach: wire.Attach) -> pb.Attach:
         terminal=attach.terminal,
         window=window(attach.rows, attach.columns),
         read_only=attach.read_only,
+        probed=attach.probed,
     )
 
 
@@ -124,6 +127,7 @@ def _decode_attach(attach: pb.Attach) -> wire.Attach:
         rows=rows,
         columns=columns,
         read_only=attach.read_only,
+        probed=attach.probed,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import field, replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError
 from firebuild_bootstrap.events import EventSink, Notice
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.machine.base import Machine
@@ -121,6 +122,29 @@ def run_image(
             raise
 
 
+def run_layers(
+    layers: Sequence[Layer],
+    config: ImageConfig,
+    *,
+    request: RunRequest,
+    settings: BuildSettings,
+    home: Home,
+    console: Console,
+    events: EventSink,
+) -> int:
+    """Run the command of an image that is not stored, as `run_image` does.
+
+    Args:
+        layers: what it is made of, the lowest first; held by the caller.
+        config: its configuration.
+        request: whose image is what it is called in the metadata.
+    """
+    with ExitStack() as cleanup:
+        run = _Run(request, settings, home, console, events=events, cleanup=cleanup)
+        cleanup.callback(console.close)
+        return run.boot(request.image, config, layers)
+
+
 class _Run:
     def __init__(
         self,
@@ -142,12 +166,16 @@ class _Run:
         self._hostname = request.hostname or self._id
 
     def run(self) -> int:
-        home, settings = self._home, self._settings
+        home = self._home
         _check_platform(self._request.image, home)
         base = home.bases.resolve(self._request.image)
         self._cleanup.callback(home.close)
-        command = self._command(base.config)
-        document = self._document(base.name, base.config)
+        return self.boot(base.name, base.config, base.layers)
+
+    def boot(self, name: str, config: ImageConfig, layers: Sequence[Layer]) -> int:
+        home, settings = self._home, self._settings
+        command = self._command(config)
+        document = self._document(name, config)
         workspace = self._cleanup.enter_context(home.workspace(self._id))
         machine = make_machine(
             settings.machine,
@@ -183,7 +211,7 @@ class _Run:
         )
         host_port = serve(server, machine, self._cleanup)
         put_metadata(machine, document, guest, host_port, settings)
-        for note in machine.prepare(base.layers):
+        for note in machine.prepare(layers):
             self._notice(note)
         machine.start()
         server.await_guest()

@@ -33,6 +33,8 @@ from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.cli.failure import Interrupts
+    from firebuild_bootstrap.cli.shell import TerminalShell
     from firebuild_bootstrap.cli.stdin import Given
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import Event, EventSink
@@ -192,6 +194,11 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Keep what is left of a failed build in DIR/BUILD-ID, by default in `failed` in the store.",
         ),
         click.option(
+            "--debug-shell",
+            is_flag=True,
+            help="Where a RUN fails, open a shell in its place on this terminal, before its machine stops.",
+        ),
+        click.option(
             "--ca",
             metavar="PROVIDER",
             shell_complete=complete_providers,
@@ -274,6 +281,7 @@ class _Options:
     metadata_file: Path | None
     iidfile: Path | None
     keep_failed: str | None
+    debug_shell: bool
     ca: str | None
     machine: str | None
     config_file: Path | None
@@ -322,9 +330,10 @@ def _build(options: _Options) -> None:
         if options.check or options.call == "check":
             _check(request, home)
             return
-        with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
-            interrupts.at_sudden_end = renderer.abandon
-            image = build_image(request, settings, home, events=events)
+        renderer = _renderer(wanted, settings)
+        shell = _shell(options, renderer, interrupts)
+        with closing(renderer), error_first(shell or renderer) as events:
+            image = build_image(request, settings, home, events=events, shell=shell)
             if image is not None:
                 home.images.hold(image)
             if image is not None and wanted.attestations.sbom:
@@ -340,6 +349,22 @@ def _build(options: _Options) -> None:
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
+
+
+def _shell(options: _Options, renderer: Renderer, interrupts: Interrupts) -> TerminalShell | None:
+    interrupts.at_sudden_end = renderer.abandon
+    if not options.debug_shell:
+        return None
+    from firebuild_bootstrap.cli.shell import TerminalShell
+
+    shell = TerminalShell(renderer)
+
+    def abandon() -> None:
+        shell.abandon()
+        renderer.abandon()
+
+    interrupts.at_sudden_end = abandon
+    return shell
 
 
 def _push(
@@ -387,6 +412,10 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     if push is not None and not options.tags:
         raise InputError("an image without a tag can't be pushed", hint="add --tag REGISTRY/NAME:TAG")
     progress = _progress(options)
+    if options.debug_shell:
+        from firebuild_bootstrap.cli.shell import check_terminal
+
+        check_terminal(progress)
     _check_destinations(options, outputs, to_stdout, settings)
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
@@ -590,6 +619,12 @@ class _Quiet:
     """Shows nothing; what failed is in the error."""
 
     def __call__(self, event: Event) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
         pass
 
     def close(self) -> None:

@@ -92,6 +92,7 @@ class Request(NamedTuple):
         input: what follows the request and the secrets is its standard input.
         terminal: its streams are a new terminal.
         read_only: the image can't be written to.
+        probed: process 1 executes what it is asked for meanwhile (probing.py).
     """
 
     root: str
@@ -111,6 +112,7 @@ class Request(NamedTuple):
     input: bool = False
     terminal: bool = False
     read_only: bool = False
+    probed: bool = False
 
     def to_bytes(self) -> bytes:
         """Write the request as the helper reads it: its length, itself; the secrets come after it."""
@@ -253,7 +255,7 @@ def serve(control: socket.socket) -> NoReturn:
             _help(descriptors, launcher)
         while descriptors:
             os.close(descriptors.pop())
-        control.sendall(bytes([_exit_status(os.waitpid(child, 0)[1])]))
+        control.sendall(bytes([exit_status(os.waitpid(child, 0)[1])]))
 
 
 def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
@@ -281,7 +283,7 @@ def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
     _wipe(secrets)
     os.close(alive)
     os.close(status)
-    os._exit(_exit_status(os.waitpid(child, 0)[1]))
+    os._exit(exit_status(os.waitpid(child, 0)[1]))
 
 
 def _leave_network() -> None:
@@ -308,6 +310,8 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     if request.terminal:
         import fcntl  # noqa: F401 - now, because in the image there is no Python
         import termios  # noqa: F401
+    if request.probed:
+        from . import probing
     script = enter_root(
         request.root, request.script, request.mounts, secrets, request.hidden, read_only=request.read_only
     )
@@ -325,13 +329,26 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     _wipe(secrets)
     if request.attached:
         _hand_over(status, child, terminal)
+    if request.probed:
+        channel = socket.socket(fileno=status)
+        os._exit(exit_status(probing.serve(channel, child, lambda argv: _probe(request, argv))))
     os.close(status)
     for descriptor in (0, 1, 2):
         os.close(descriptor)
     while True:
         pid, result = os.wait()
         if pid == child:
-            os._exit(_exit_status(result))
+            os._exit(exit_status(result))
+
+
+def _probe(request: Request, argv: tuple[str, ...]) -> NoReturn:
+    """Execute a probe; what goes wrong before is its output."""
+    try:
+        _execute(request._replace(input=False), argv, {}, None)
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode(errors="replace"))
+        os._exit(error.exit_code if isinstance(error, _Refused) else NOT_EXECUTABLE)
+    os._exit(NOT_EXECUTABLE)
 
 
 def _hand_over(status: int, child: int, terminal: tuple[int, int] | None) -> None:
@@ -423,7 +440,8 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _exit_status(result: int) -> int:
+def exit_status(result: int) -> int:
+    """Return what shells make of a status of wait(2)."""
     code = os.waitstatus_to_exitcode(result)
     return code if code >= 0 else 128 - code
 

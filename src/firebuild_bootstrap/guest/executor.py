@@ -59,6 +59,14 @@ class Host(Protocol):
         """
         ...
 
+    def instead(self, error: StepError, seconds: float, /) -> wire.RunCommand:
+        """Tell of a RUN with `pauses` that it has failed; return what is executed in its place.
+
+        Raises:
+            GuestError: the server sent something else, or is lost.
+        """
+        ...
+
     def started(self, step: int, /) -> None:
         """Take note that a step began."""
         ...
@@ -209,10 +217,9 @@ class Executor:
             for text in self._configure() if command.attach is not None else ():
                 self._say(command, text)
 
-        control = self._host.control() if command.attach is not None else None
-        with self._provider.provide(command, lambda text: self._say(command, text)) as provided:
+        def execute(command: wire.RunCommand, control: Control | None) -> int:
             borrow = _ignore if self._layers is None else self._layers.borrow
-            status = run(
+            return run(
                 self._root,
                 command,
                 identity,
@@ -224,8 +231,28 @@ class Executor:
                 control=control,
                 configure=configure,
             )
+
+        control = self._host.control() if command.attach is not None else None
+        begun = self._clock()
+        with self._provider.provide(command, lambda text: self._say(command, text)) as provided:
+            try:
+                status = execute(command, control)
+            except StepError as error:
+                if command.pauses:
+                    other = self._host.instead(error, self._clock() - begun)
+                    with self._told(command):
+                        execute(other, self._host.control())
+                raise
         if control is not None:
             control.status = status
+
+    @contextmanager
+    def _told(self, command: wire.RunCommand) -> Iterator[None]:
+        """Tell why what was to be executed instead could not be: the failure before it is what counts."""
+        try:
+            yield
+        except StepError as error:
+            self._say(command, error.message)
 
     def _say(self, command: wire.AnyCommand, text: str) -> None:
         self._host.write(command.step, "stderr", f"firebuild: {text}\n".encode())
