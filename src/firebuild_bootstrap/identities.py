@@ -107,7 +107,7 @@ class MachineIdentity:
                 self._answered(answer)
             elif self._clock() >= self._late:
                 self._failed("the machine has not taken it")
-        elif self._clock() >= self._due:
+        elif self._console.identity.begun and self._clock() >= self._due:
             self._renew()
 
     def close(self) -> None:

@@ -67,6 +67,7 @@ class Console:
     def begin(self, notify: Callable[[], None]) -> None:
         """Take what is called when there is something to send; the command is sent next."""
         self._notify = notify
+        self.identity.begun = True
         self._started()
 
     @property
