@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
 
-.PHONY: demo test check format proto tables lock package clean
+.PHONY: demo test check format proto tables docs lock package clean
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
@@ -19,6 +19,7 @@ check: $(READY)
 	$(BIN)/mypy tests benchmarks examples
 	for plugin in $(wildcard plugins/*); do MYPYPATH=$$plugin/src:$$plugin/tests $(BIN)/mypy $$plugin/tests || exit; done
 	$(BIN)/python scripts/option-tables --check
+	$(BIN)/python scripts/reference --check
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
 	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
@@ -31,9 +32,14 @@ proto: $(READY)
 	@mkdir -p $(PROTO)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(PROTO) --pyi_out=$(PROTO) protos/rootfs_server.proto
 
-# The tables of options in the pages of the providers, out of the models of their settings.
+# What the documentation has from the code: the tables of options, and the pages of docs/reference.
 tables: $(READY)
 	$(BIN)/python scripts/option-tables
+	$(BIN)/python scripts/reference
+
+# The documentation as a site, in build/site; every warning is an error.
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/site
 
 # Names, versions and hashes of everything that is installed; no index addresses.
 lock: $(READY)

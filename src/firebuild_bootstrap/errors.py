@@ -79,7 +79,13 @@ class _Described(BaseException):
 
 
 class FirebuildError(_Described, Exception):
-    """Anything that ends a build in a way the user can understand; see `_Described` for the arguments."""
+    """Anything that ends a build in a way the user can understand.
+
+    Args:
+        message: what was expected and what was found.
+        hint: what to do about it.
+        location: where in the user's files it is.
+    """
 
 
 class InputError(FirebuildError):

@@ -116,9 +116,10 @@ class TaskFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StageStarted(Event):
-    """A stage begins on a machine of its own; `step` is its FROM, and what follows is its own until it ends.
+    """A stage begins on a machine of its own; `step` is its FROM.
 
-    `stage` is its name or index, empty where the build has one stage only.
+    `stage` is its name or index, empty where the build has one stage only. Stages that do not need each other
+    run side by side, and their events mix.
     """
 
     type: ClassVar[str] = "stage-started"
@@ -194,7 +195,7 @@ class StepFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """A message that does not end the build."""
+    """Something the user should know and that does not end the build."""
 
     type: ClassVar[str] = "notice"
     level: Literal["info", "warning"]
@@ -203,7 +204,11 @@ class Notice(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class GuestConnected(Event):
-    """The guest made its first authenticated call; the key exchange is empty where TLS 1.2 was spoken."""
+    """The guest made its first authenticated call.
+
+    `key_exchange` is the group of the key exchange, empty where TLS 1.2 was spoken; `X25519MLKEM768` is safe
+    from quantum computers.
+    """
 
     type: ClassVar[str] = "guest-connected"
     peer: str

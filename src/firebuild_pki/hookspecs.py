@@ -1,4 +1,4 @@
-"""Everything a plugin can plug into. This page is the whole contract; the types are next door.
+"""Everything a plugin can plug into; the types are in `firebuild_pki.provider` and `keystores`.
 
 A plugin is a module (or any object) with functions that carry `hookimpl`, announced by an entry
 point: group ``firebuild_pki.providers`` for providers, ``firebuild_pki.observers`` for observers,

@@ -180,6 +180,20 @@ def test_certificates_that_are_handed_out_are_not_revoked_at_the_end(cli: Cli, i
     assert cli("ca", "issue", "--server", "b1", "--out", "out", "--ca", "moody").err == ""
 
 
+@pytest.mark.parametrize(
+    "command", [["issue", "--server", "b1", "--out", "out"], ["show"], ["revoke", "out/server.pem"]]
+)
+def test_what_a_provider_waits_for_is_said_on_standard_error(
+    cli: Cli, install: Install, command: list[str]
+) -> None:
+    install_moody(install)
+    cli("ca", "issue", "--server", "b1", "--out", "out")
+    cli.setenv("FIREBUILD_CA__MOODY__MOODS", "[waits, busy]")
+    done = cli("ca", *command, "--ca", "moody", *(["--force"] if "issue" in command else []), status=3)
+    assert done.first == r"ca-provider(moody): no answer of it, trying\x1b[31m for 30 s"
+    assert done.out == ""
+
+
 FILES = [PemFile("one.pem", b"1", 0o644), PemFile("two.pem", b"2", 0o600), PemFile("three.pem", b"3", 0o644)]
 
 

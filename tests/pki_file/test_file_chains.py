@@ -190,6 +190,24 @@ def test_an_issuer_signed_with_sha1_is_named_with_the_way_out(aging: Shop) -> No
         assert authority.issue_server()
 
 
+def test_a_ca_with_a_key_that_tls_refuses_is_named_before_anything_is_signed(shop: Shop) -> None:
+    curve = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-pkeyopt", "ec_param_enc:explicit")
+    shop.key("ca", *curve)
+    shop.root("ca")
+    words = '"CN=ca,O=Operator" (sha256 '
+    reason = "spells out the parameters of its elliptic curve"
+    error = refusal(shop, {})
+    assert words in error.message
+    assert reason in error.message
+    assert "have it issued anew" in str(error.hint)
+    shop.issue("lower", by="ca")
+    block = {"ca_cert": shop.path("lower.pem"), "ca_key": shop.path("lower.key")}
+    above = refusal(shop, {}, **block, anchors=[shop.path("ca.pem")])
+    assert words in above.message
+    assert f"{shop.path('ca.pem')}" in above.message
+    assert reason in above.message
+
+
 def test_a_self_issued_certificate_is_not_taken_for_a_root(shop: Shop) -> None:
     # RFC 4210 section 4.4: the new key of a root, signed with the old one under the same name
     shop.root("old", subject="/O=Operator/CN=root")

@@ -52,6 +52,8 @@ class Moody(EmbeddedProvider):
             self.settings.password.resolve(self.context.environ)
         if "locked" in self.moods:
             raise CAError("the door is locked", hint="knock")
+        if "waits" in self.moods:
+            self.context.report("no answer of it, trying\x1b[31m for 30 s")
         if "busy" in self.moods:
             raise ConnectionRefusedError("busy")
         super().open()

@@ -100,7 +100,7 @@ def test_a_missing_policy_stays_missing_after_logging_in_again(backend: Backend,
 def test_an_expired_token_of_the_operator_is_named(backend: Backend) -> None:
     token = create_token(backend.api, backend.policy)
     with (
-        raises(ProviderError, "the token is not valid: wrong, expired, revoked, used up"),
+        raises(ProviderError, "the token was valid before, and is not any more: used up (num_uses), expired"),
         backend.with_token(token).open() as authority,
     ):
         backend.api.with_token(token).call("POST", "auth/token/revoke-self")
@@ -288,6 +288,7 @@ def test_the_environment_is_asked_for_nothing_else(backend: Backend) -> None:
         ("s.first\x1b[0m", "control characters"),
         ("s.fürst", "characters beyond ASCII"),
         ("  ", "there are only blanks"),
+        ('"s.first"', "it is in quotation marks"),
     ],
 )
 def test_what_is_no_token_is_not_sent_and_not_shown(backend: Backend, token: str, words: str) -> None:
@@ -301,6 +302,12 @@ def test_a_wrong_token_is_not_blamed_on_its_policy(backend: Backend) -> None:
         raises(CAError, "permission denied for pki/sign/server: the token is not valid: wrong, expired"),
         backend.open(environ={ENVIRON: "s.nonsense"}) as authority,
     ):
+        notes = [note for note in authority.examine() if note.about in {"credentials", "role"}]
+        assert "the token is not valid" in notes[0].message
+        firsts = ["make a new token", "if the token is right", "if the token is right"]
+        assert [str(note.hint).startswith(first) for note, first in zip(notes, firsts, strict=True)] == [
+            True
+        ] * 3
         authority.issue_server()
 
 

@@ -123,6 +123,7 @@ PLACES: dict[str, tuple[dict[str, Any], str, str]] = {
     "mount": ({"mount": "elsewhere"}, "", "bao secrets list"),
     "kind of mount": ({"mount": "secret"}, "", "secret is a secrets engine of type kv"),
     "part of a mount": ({"mount": "pki/below"}, "", "bao secrets list"),
+    "mount of a namespace": ({"mount": "there"}, "", "or namespace to the one that it is in"),
     "namespace": ({"namespace": "nowhere"}, "", "bao namespace list"),
 }
 

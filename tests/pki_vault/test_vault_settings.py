@@ -172,6 +172,8 @@ def test_good_settings_need_no_word() -> None:
         ({"tls": {"key_file": "k"}}, "tls.cert_file", True, "both cert_file and key_file"),
         ({"auth": {"method": "cert"}}, "tls.cert_file", True, "required to log in with a certificate"),
         ({"address": "http://localhost", "tls": {"ca_file": "c"}}, "tls", False, "has no use for"),
+        ({"address": "https://v.example/v1/pki"}, "address", False, "leave it away: https://v.example;"),
+        ({"address": "https://v.example/ui/vault"}, "address", False, "comes before /v1/"),
         ({"retry_for": "60s"}, "retry_for", False, "ca.call_timeout"),
     ],
 )

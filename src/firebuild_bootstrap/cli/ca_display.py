@@ -76,6 +76,11 @@ class Seen:
         }
 
 
+def tell(text: str) -> None:
+    """Say on standard error what a provider waits for, such as a Vault that gives no answer."""
+    click.echo(one_line(text, 1000), err=True)
+
+
 def look(settings: CASettings, ttl: timedelta, check: Callable[[], None]) -> Seen:
     """Issue a pair for a build that does not exist, and take it back where the provider can.
 
@@ -83,7 +88,7 @@ def look(settings: CASettings, ttl: timedelta, check: Callable[[], None]) -> See
         firebuild_pki.CAError: nothing usable was issued.
     """
     build_id = f"show-{secrets.token_hex(4)}"
-    with open_authority(settings, build_id=build_id, check=check) as authority:
+    with open_authority(settings, build_id=build_id, check=check, report=tell) as authority:
         materials = [authority.issue_server(ttl=ttl), authority.issue_guest(ttl=ttl)]
         failures = _take_back(authority, materials)
     (server, *above), (guest, *others) = (certificate_facts(one.certificate_chain_pem) for one in materials)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 from pydantic import TypeAdapter, ValidationError
 
-from firebuild_bootstrap.cli.ca_display import read_named
+from firebuild_bootstrap.cli.ca_display import read_named, tell
 from firebuild_bootstrap.cli.screen import beside_head
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
@@ -285,7 +285,7 @@ def revoke_files(
     except CAError as error:
         raise InputError(error.message, hint=error.hint) from error
     build_id = f"revoke-{secrets.token_hex(4)}"
-    with open_authority(settings, build_id=build_id, check=check) as authority:
+    with open_authority(settings, build_id=build_id, check=check, report=tell) as authority:
         if Capability.REVOKE not in authority.capabilities:
             until = max(one.not_after for one in facts.values())
             raise UnsupportedOperation(
@@ -321,7 +321,7 @@ def print_revoked(revoked: Sequence[Revoked]) -> None:
 
 def _opened(wish: Wish, settings: CASettings, check: Callable[[], None]) -> Authority:
     try:
-        return open_authority(settings, build_id=wish.build_id, check=check)
+        return open_authority(settings, build_id=wish.build_id, check=check, report=tell)
     except IdentityError as error:  # of a name that the options gave
         raise InputError(error.message, hint=error.hint) from error
 

@@ -19,6 +19,7 @@ from firebuild_pki.chain import (
     describe,
     error_message,
     is_self_signed,
+    key_problem,
     order_issuers,
     read_certificate,
     signature_problem,
@@ -232,6 +233,18 @@ def must_be_ca(found: Found) -> None:
         raise source.wrong(f"the key usage of {found.name} lacks keyCertSign", hint)
 
 
+def must_have_good_key(found: Found) -> None:
+    """Refuse a CA below which no path holds, before anything is signed with its key.
+
+    Raises:
+        CAError: with the reason.
+    """
+    problem = key_problem(found.certificate)
+    if problem is not None:
+        hint = "have it issued anew: openssl ecparam -genkey -name prime256v1 -noout makes a key that will do"
+        raise found.source.wrong(f"{found.name} {problem}", hint)
+
+
 def must_be_valid(found: Found, now: datetime) -> None:
     """Refuse what expired, or is not valid yet.
 
@@ -424,6 +437,9 @@ def _broken(start: Found, known: Sequence[Found], anchors: Sequence[Found]) -> C
             f"{describe(last)} {problem}",
             "have it issued anew; a CA can also be named in anchors, where its signature does not count",
         )
+    for one in (*known, *anchors):  # the issuer may be there, with a key that nobody accepts
+        if one.certificate.subject == last.issuer and one.certificate != last:
+            must_have_good_key(one)
     wanted = last.issuer.rfc4514_string() or "no name"
     trusted = " and ".join(f"{one.name} in {one.source}" for one in anchors)
     return start.source.wrong(

@@ -44,6 +44,7 @@ from firebuild_pki.providers.file.certificates import (
     load_pool,
     must_be_ca,
     must_be_valid,
+    must_have_good_key,
     open_stored_key,
 )
 from firebuild_pki.providers.file.pairs import ReadyPairs, load_ready_pairs
@@ -313,6 +314,7 @@ def _anchored(fitting: Sequence[Found], pool: Pool, now: datetime) -> tuple[Foun
     for ca in fitting:  # several if the CA is cross-signed
         try:
             must_be_ca(ca)
+            must_have_good_key(ca)
             must_be_valid(ca, now)
             return ca, find_path(ca, replace(pool, otherwise=(ca,)), now)
         except CAError as error:

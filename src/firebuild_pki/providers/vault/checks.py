@@ -164,10 +164,12 @@ def check(
         CAError: no node answers, or the CA certificate cannot be read.
     """
     budget = session.budget()
+    nodes = tuple(_nodes(settings, session, context, budget))
+    credentials, valid = _credentials(session, budget)
     return (
-        *_nodes(settings, session, context, budget),
-        *_credentials(session, budget),
-        *_roles(settings, mount, context.name_suffix, budget),
+        *nodes,
+        credentials,
+        *_roles(settings, mount, context.name_suffix, budget, valid=valid),
         *_authorities(settings, mount, context.clock),
     )
 
@@ -220,14 +222,18 @@ def _skew(answer: Answer, now: datetime) -> Iterator[Note]:
         yield Note(message, "", hint, NoteLevel.WARNING, "clock")
 
 
-def _credentials(session: Session, budget: Budget) -> Iterator[Note]:
+def _credentials(session: Session, budget: Budget) -> tuple[Note, bool]:
+    """Look at the token; tell besides whether it is known to be valid."""
     answer = session.call("GET", "auth/token/lookup-self", budget)
     data = data_of(answer)
     if not data:
-        hint = 'allow it with: path "auth/token/lookup-self" { capabilities = ["read"] }'
-        message = f"the token cannot be looked at ({session.words_of(answer)})"
-        yield Note(message, "auth", hint, NoteLevel.WARNING, "credentials")
-        return
+        why, remedy = session.words_of(answer), ""
+        if answer.status == 403:  # the policy "default" allows it, and so does the one of vault-setup
+            why, remedy = session.why_invalid()
+            remedy += "; if signing works all the same, "
+        hint = f'{remedy}allow it with: path "auth/token/lookup-self" {{ capabilities = ["read"] }}'
+        message = f"the token cannot be looked at: {why}"
+        return Note(message, "auth", hint, NoteLevel.WARNING, "credentials"), False
     session.learn_uses(data)
     left, policies = seconds(data.get("ttl")), list(map(str, data.get("policies") or ()))
     life = f"valid for {write_duration(left)}" if left else "without an end"
@@ -235,15 +241,17 @@ def _credentials(session: Session, budget: Budget) -> Iterator[Note]:
     if session.uses_left is not None and session.uses_left < USES:
         hint = f"make one that is good for {USES} more requests at least, or without num_uses"
         text = f"{message}: good for {session.uses_left} more requests (num_uses)"
-        yield Note(text, "auth", hint, NoteLevel.WARNING, "credentials")
-    elif "root" in policies:
+        return Note(text, "auth", hint, NoteLevel.WARNING, "credentials"), True
+    if "root" in policies:
         hint = "use a token with the policy that `firebuild ca vault-setup --print` writes"
-        yield Note(f"{message}: it may do anything", "auth", hint, NoteLevel.WARNING, "credentials")
-    else:
-        yield Note(message, "", None, NoteLevel.OK, "credentials")
+        text = f"{message}: it may do anything"
+        return Note(text, "auth", hint, NoteLevel.WARNING, "credentials"), True
+    return Note(message, "", None, NoteLevel.OK, "credentials"), True
 
 
-def _roles(settings: VaultSettings, mount: Mount, suffix: str, budget: Budget) -> Iterator[Note]:
+def _roles(
+    settings: VaultSettings, mount: Mount, suffix: str, budget: Budget, *, valid: bool
+) -> Iterator[Note]:
     for name in settings.roles:
         profiles = [profile for profile in Profile if settings.role_for(profile) == name]
         where = "role" if name == settings.role else f"{profiles[0]}_role"
@@ -254,7 +262,8 @@ def _roles(settings: VaultSettings, mount: Mount, suffix: str, budget: Budget) -
             yield Note(message, where, hint, NoteLevel.FATAL, "role")
         elif answer.status != 200:
             message = f"role {name}: cannot be looked at"
-            hint = f'allow it with: path "{path}" {{ capabilities = ["read"] }}'
+            unless = "" if valid else "if the token is right, "
+            hint = f'{unless}allow it with: path "{path}" {{ capabilities = ["read"] }}'
             yield Note(message, where, hint, NoteLevel.WARNING, "role")
         else:
             yield from role_notes(name, answer.data, profiles, suffix, where)

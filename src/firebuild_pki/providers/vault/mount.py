@@ -298,7 +298,8 @@ class Mount:
         return ProviderError(
             f"{answer.address} has no PKI secrets engine at {self._settings.mount}{where}",
             hint=self._about_mount(budget)
-            or "set mount to the path of a PKI secrets engine: bao secrets list",
+            or "set mount to the path of a PKI secrets engine: bao secrets list"
+            f"{self._settings.in_namespace}; or namespace to the one that it is in: bao namespace list",
         )
 
     def _about_mount(self, budget: Budget) -> str | None:

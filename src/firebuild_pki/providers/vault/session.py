@@ -109,6 +109,10 @@ def _token(reference: SecretRef, environ: Mapping[str, str]) -> str:
             f"expected a token in {where} and nothing else, but it holds blanks or control characters",
             hint="write the token alone: bao token create -field=token",
         )
+    if token[0] in "\"'" and token[-1] == token[0]:
+        raise SecretError(
+            f"expected a token in {where}, but it is in quotation marks", hint="leave them away"
+        )
     if not token.isascii():
         raise SecretError(f"expected a token in {where}, but it holds characters beyond ASCII")
     return token
@@ -184,6 +188,7 @@ class Session:
         self._secrets: set[str] = set()
         self._token = _NONE
         self._uses_left: int | None = None
+        self._worked = ""
         # The CAs of the system take 20 ms to read, for which plain http has no use.
         speaks_tls = any(one.startswith("https:") for one in settings.address)
         context = make_context(settings.tls, environ) if speaks_tls or settings.tls != TLSSettings() else None
@@ -251,11 +256,7 @@ class Session:
         answer = self._with(self._token, "GET", "auth/token/lookup-self", budget, None)
         wanted = self._settings.namespace or ""
         if answer.status == 403:
-            return (
-                f"the token is not valid{self._in_namespace()}: wrong, expired, revoked, used up, "
-                "or of another namespace",
-                "make a new token, and look at the setting namespace",
-            )
+            return self.why_invalid()
         home = str(answer.data.get("namespace_path") or "").strip("/")
         if home != wanted:
             return (
@@ -265,6 +266,25 @@ class Session:
         return (
             "the policies of the token do not allow it",
             f'the policy needs: path "{path}" {{ capabilities = ["update"] }}',
+        )
+
+    def why_invalid(self) -> tuple[str, str]:
+        """Find out why a token may not even look at itself, which nearly all policies allow.
+
+        Returns:
+            as `why_denied`.
+        """
+        if self._worked == self._token.value:
+            return (
+                "the token was valid before, and is not any more: used up (num_uses), expired, or revoked",
+                "make one that lasts for the build, without num_uses",
+            )
+        # A wrapping token is used up by the first request, whatever that is: it can't be told any more.
+        return (
+            f"the token is not valid{self._in_namespace()}: wrong, expired, revoked, used up, "
+            "or of another namespace",
+            "make a new token, look at the setting namespace, or unwrap it if it is a wrapping token: "
+            "bao unwrap",
         )
 
     def _in_namespace(self) -> str:
@@ -285,7 +305,10 @@ class Session:
     ) -> Answer:
         if self._uses_left is not None:
             self._uses_left = max(self._uses_left - 1, 0)
-        return self.nodes.ask(Request(method, path, body, token.value, self._settings.namespace), budget)
+        answer = self.nodes.ask(Request(method, path, body, token.value, self._settings.namespace), budget)
+        if answer.status in {200, 204}:
+            self._worked = token.value
+        return answer
 
     def _obtain(self, budget: Budget) -> _Token:
         found = credentials(self._settings.auth, self._environ)

@@ -245,6 +245,11 @@ class VaultSettings(Settings):
         """All roles, each once, the server's first."""
         return tuple(dict.fromkeys(self.role_for(profile) for profile in Profile))
 
+    @property
+    def in_namespace(self) -> str:
+        """The option that makes ``bao`` look into the namespace."""
+        return f" -namespace={self.namespace}" if self.namespace else ""
+
     def sign_path(self, profile: Profile) -> str:
         """Path that signs for one end."""
         where = f"{self.mount}/issuer/{self.issuer}" if self.issuer else self.mount
@@ -260,6 +265,12 @@ def settings_notes(settings: VaultSettings) -> Iterator[Note]:
         yield _fatal(f"tls.{missing}", "a client certificate needs both cert_file and key_file")
     elif isinstance(settings.auth, CertAuth) and tls.cert_file is None:
         yield _fatal("tls.cert_file", "this setting is required to log in with a certificate")
+    for address in settings.address:
+        path = urlsplit(address).path
+        if path.split("/")[1:2] in (["v1"], ["ui"]):
+            bare = address.removesuffix(path)
+            hint = f"leave it away: {bare}; unless a proxy has Vault there"
+            yield Note(f"{path} comes before /v1/… in each request", "address", hint)
     plain = [address for address in settings.address if address.startswith("http://")]
     if plain and (isinstance(settings.auth, CertAuth) or tls != TLSSettings()):
         yield Note(f"plain http to {plain[0]} has no use for the settings of tls", "tls")

@@ -1,0 +1,44 @@
+"""The pages of docs/reference are what the code says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from support import REPO
+
+
+def reference(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPO / "scripts/reference"), "--root", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_pages_are_up_to_date() -> None:
+    done = reference(REPO, "--check")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_page_that_says_something_else_is_found_and_mended(tmp_path: Path) -> None:
+    pages = tmp_path / "docs/reference"
+    shutil.copytree(REPO / "docs/reference", pages)
+    right = (pages / "cli.md").read_text()
+    (pages / "cli.md").write_text(right.replace("`--no-cache`", "`--no-caching`"))
+    (pages / "events.md").unlink()
+    done = reference(tmp_path, "--check")
+    assert done.returncode == 1
+    assert "+| `--no-cache` |" in done.stderr
+    assert "+# Events" in done.stderr
+    assert "run `make tables`" in done.stderr
+    reference(tmp_path)
+    assert (pages / "cli.md").read_text() == right
+    assert (pages / "events.md").read_text() == (REPO / "docs/reference/events.md").read_text()
+
+
+def test_the_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:
+    table = re.compile(r"^\| (\d+) \|", re.MULTILINE)
+    readme = table.findall((REPO / "README.md").read_text())
+    assert readme == table.findall((REPO / "docs/reference/errors.md").read_text())
+    assert len(readme) == 10
