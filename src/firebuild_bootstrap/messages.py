@@ -33,6 +33,7 @@ def encode(command: wire.AnyCommand) -> pb.ToGuest:
                 mounts=map(_encode_mount, command.mounts),
                 network=command.network,
                 attach=None if command.attach is None else _encode_attach(command.attach),
+                pauses=command.pauses,
             )
             return pb.ToGuest(run=run)
         case wire.CopyCommand():
@@ -67,6 +68,7 @@ def decode(message: pb.ToGuest) -> wire.AnyCommand | None:
                 mounts=tuple(_decode_mount(mount, run.step.workdir) for mount in run.mounts),
                 network=_choice("network", run.network, wire.NETWORKS),
                 attach=_decode_attach(run.attach) if run.HasField("attach") else None,
+                pauses=run.pauses,
             )
         case "apply":
             apply = message.apply
@@ -114,6 +116,7 @@ def _encode_attach(attach: wire.Attach) -> pb.Attach:
         window=window(attach.rows, attach.columns),
         read_only=attach.read_only,
         identity=None if attach.identity is None else _encode_identity(attach.identity),
+        probed=attach.probed,
     )
 
 
@@ -142,6 +145,7 @@ def _decode_attach(attach: pb.Attach) -> wire.Attach:
         columns=columns,
         read_only=attach.read_only,
         identity=_decode_identity(attach.identity) if attach.HasField("identity") else None,
+        probed=attach.probed,
     )
 
 

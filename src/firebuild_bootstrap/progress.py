@@ -66,6 +66,14 @@ class Renderer(Protocol):
         """Show one event."""
         ...
 
+    def pause(self) -> None:
+        """Show nothing until `resume`: somebody else has the terminal."""
+        ...
+
+    def resume(self) -> None:
+        """Show what has happened since `pause`, and go on."""
+        ...
+
     def close(self) -> None:
         """Finish the last line; nothing is shown afterwards."""
         ...
@@ -113,6 +121,12 @@ class JsonRenderer:
         """Write the event as one line of JSON."""
         self._out.write(json_text(event.as_json()).encode() + b"\n")
         self._out.flush()
+
+    def pause(self) -> None:
+        """Go on: lines of JSON do not share a terminal with anybody."""
+
+    def resume(self) -> None:
+        """Go on."""
 
     def close(self) -> None:
         """Nothing is pending."""
@@ -265,6 +279,7 @@ class PlainRenderer:
         self._lock = threading.RLock()
         self._turns = _InTurn(self._show)
         self._at_line_start = True
+        self._held: list[Event] | None = None
         self._handlers: dict[type[Event], Callable[..., None]] = {
             BuildStarted: self._build_started,
             PhaseStarted: self._phase_started,
@@ -289,7 +304,29 @@ class PlainRenderer:
     def __call__(self, event: Event) -> None:
         """Show the event, if it is one that people read, in its turn."""
         with self._lock:
-            self._turns(event)
+            if self._held is None:
+                self._turns(event)
+            else:
+                self._held.append(event)
+
+    def pause(self) -> None:
+        """Keep what happens, as much as the sessions let through; the terminal is left in order."""
+        with self._lock:
+            self._end_output()
+            self._fresh_line()
+            self._held = []
+            self._hide()
+            self._out.flush()
+
+    def resume(self) -> None:
+        """Show what was kept."""
+        with self._lock:
+            held, self._held = self._held, None
+            for event in held or ():
+                self._turns(event)
+
+    def _hide(self) -> None:
+        """Remove what stands for what goes on."""
 
     def _show(self, event: Event) -> None:
         handler = self._handlers.get(type(event))
@@ -336,8 +373,9 @@ class PlainRenderer:
         with suppress(OSError, OutputError):
             while not self._closed.wait(_TICK_SECONDS):
                 with self._lock:
-                    self._on_tick()
-                    self._out.flush()
+                    if self._held is None:
+                        self._on_tick()
+                        self._out.flush()
 
     def _on_tick(self) -> None:
         task = self._work.now()
@@ -517,6 +555,9 @@ class TerminalRenderer(PlainRenderer):
 
     def _refresh(self) -> None:
         self._terminal.live(self._live_line())
+
+    def _hide(self) -> None:
+        self._terminal.live("")
 
     def _on_tick(self) -> None:
         self._refresh()

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import field, replace
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from firebuild_bootstrap.events import EventSink, Notice
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.identities import IdentityRequest, MachineIdentity
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.machine.base import Machine
@@ -56,6 +58,7 @@ class RunRequest:
         keys: public SSH keys by user, one a line.
         attach: how the command is attached.
         network: as `RunCommand` has it.
+        id: of the run; by default one of its own.
         identity: who the machine is, for others; None for nobody.
     """
 
@@ -69,7 +72,28 @@ class RunRequest:
     keys: Mapping[str, str] = field(default_factory=dict)
     attach: Attach = Attach()
     network: str = "default"
+    id: str = ""
     identity: IdentityRequest | None = None
+
+
+def new_id() -> str:
+    """Return an id for a run that no other has."""
+    return f"r{secrets.token_hex(6)}"
+
+
+def stop_signal(config: ImageConfig) -> int:
+    """Return the number of STOPSIGNAL, which is one already, or a name such as SIGRTMIN+3.
+
+    SIGTERM where there is none, or one that this host does not have: images may say anything.
+    """
+    text = config.stop_signal.upper().removeprefix("SIG")
+    name, _, offset = text.partition("+")
+    if text.isdecimal():
+        number = int(text[:4])
+    else:
+        found = getattr(signal, f"SIG{name}", None)
+        number = int(found) + int(offset[:4] if offset.isdecimal() else 0) if isinstance(found, int) else 0
+    return number if 0 < number < signal.NSIG else signal.SIGTERM
 
 
 def command_of(request: RunRequest, config: ImageConfig) -> tuple[str, ...]:
@@ -124,6 +148,29 @@ def run_image(
             raise
 
 
+def run_layers(
+    layers: Sequence[Layer],
+    config: ImageConfig,
+    *,
+    request: RunRequest,
+    settings: BuildSettings,
+    home: Home,
+    console: Console,
+    events: EventSink,
+) -> int:
+    """Run the command of an image that is not stored, as `run_image` does.
+
+    Args:
+        layers: what it is made of, the lowest first; held by the caller.
+        config: its configuration.
+        request: whose image is what it is called in the metadata.
+    """
+    with ExitStack() as cleanup:
+        run = _Run(request, settings, home, console, events=events, cleanup=cleanup)
+        cleanup.callback(console.close)
+        return run.boot(request.image, config, layers)
+
+
 class _Run:
     def __init__(
         self,
@@ -141,17 +188,22 @@ class _Run:
         self._console = console
         self._events = events
         self._cleanup = cleanup
-        self._id = f"r{secrets.token_hex(6)}"
+        self._id = request.id or new_id()
         self._hostname = request.hostname or self._id
         self._over = False
 
     def run(self) -> int:
-        home, settings = self._home, self._settings
+        home = self._home
         _check_platform(self._request.image, home)
         base = home.bases.resolve(self._request.image)
         self._cleanup.callback(home.close)
-        command = self._command(base.config)
-        document = self._document(base.name, base.config)
+        return self.boot(base.name, base.config, base.layers)
+
+    def boot(self, name: str, config: ImageConfig, layers: Sequence[Layer]) -> int:
+        home, settings = self._home, self._settings
+        command = self._command(config)
+        self._console.command, self._console.stop_signal = command.argv, stop_signal(config)
+        document = self._document(name, config)
         workspace = self._cleanup.enter_context(home.workspace(self._id))
         machine = make_machine(
             settings.machine,
@@ -191,7 +243,7 @@ class _Run:
         )
         host_port = serve(server, machine, self._cleanup)
         put_metadata(machine, document, guest, host_port, settings)
-        for note in machine.prepare(base.layers):
+        for note in machine.prepare(layers):
             self._notice(note)
         machine.start()
         server.await_guest()

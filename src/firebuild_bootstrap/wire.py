@@ -171,6 +171,8 @@ NETWORKS: Final = ("default", "none", "host")
 MAX_SECRET_BYTES: Final = 500 * 1024  # as in BuildKit
 INPUT_BYTES: Final = 64 * 1024
 """Of standard input on the way to a command: sent, and not taken by it yet."""
+PROBE_BYTES: Final = 4096
+"""Of what a probe writes, that are kept; as many as Docker keeps of a HEALTHCHECK."""
 MAX_AGENT_MESSAGE: Final = 256 * 1024  # as in OpenSSH (AGENT_MAX_LEN), in either direction
 MAX_AGENT_REQUESTS: Final = 32  # that wait for a reply, and connections of a RUN to its agents
 
@@ -215,6 +217,7 @@ class Attach:
         columns: of the terminal.
         read_only: the command can't write to the image.
         identity: the files that say who its machine is.
+        probed: other commands are executed beside it, to see how it is.
     """
 
     input: bool = False
@@ -223,6 +226,7 @@ class Attach:
     columns: int = 0
     read_only: bool = False
     identity: IdentityFiles | None = None
+    probed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +235,8 @@ class RunCommand(Command):
 
     `env` holds ENV, `args` the ARG values in scope; where both name a variable, `env` wins. `network` is
     `default`, `none` (no network but a loopback of its own) or `host` (that of the machine around). With
-    `attach` it is no step of a build.
+    `attach` it is no step of a build. With `pauses` the host is asked, where it fails, for one that is
+    executed in its place before its failure counts.
     """
 
     argv: tuple[str, ...]
@@ -241,6 +246,7 @@ class RunCommand(Command):
     mounts: tuple[Mount, ...] = ()
     network: str = "default"
     attach: Attach | None = None
+    pauses: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,11 +33,14 @@ from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.cli.failure import Interrupts
+    from firebuild_bootstrap.cli.shell import TerminalShell
     from firebuild_bootstrap.cli.stdin import Given
     from firebuild_bootstrap.dockerfile.graph import ImageRef
     from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.attestations import Attestations
+    from firebuild_bootstrap.image.config import Healthcheck
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputSpec
     from firebuild_bootstrap.image.remotecache import CacheSpec
@@ -50,6 +53,15 @@ if TYPE_CHECKING:
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
+
+
+_READY: Final = (
+    ("interval", "DURATION", "Time from one try of --ready to the next"),
+    ("timeout", "DURATION", "How long a try may take"),
+    ("retries", "N", "How many tries have to fail in a row"),
+    ("start-period", "DURATION", "How long tries may fail at first"),
+    ("start-interval", "DURATION", "Time between those"),
+)
 
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
@@ -165,6 +177,17 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Push the image under its tags, as --output type=registry does.",
         ),
         click.option(
+            "--ready",
+            is_flag=False,
+            flag_value="",
+            metavar="[=COMMAND]",
+            help="Boot the image, and store it only if COMMAND, by default its HEALTHCHECK, succeeds there.",
+        ),
+        *(
+            click.option(f"--ready-{name}", metavar=metavar, help=f"{what}, instead of that of HEALTHCHECK.")
+            for name, metavar, what in _READY
+        ),
+        click.option(
             "--progress",
             type=click.Choice(["auto", "plain", "tty", "quiet", "rawjson"]),
             default="auto",
@@ -190,6 +213,11 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             flag_value="",
             metavar="[=DIR]",
             help="Keep what is left of a failed build in DIR/BUILD-ID, by default in `failed` in the store.",
+        ),
+        click.option(
+            "--debug-shell",
+            is_flag=True,
+            help="Where a RUN fails, open a shell in its place on this terminal, before its machine stops.",
         ),
         click.option(
             "--ca",
@@ -274,6 +302,13 @@ class _Options:
     metadata_file: Path | None
     iidfile: Path | None
     keep_failed: str | None
+    ready: str | None
+    ready_interval: str | None
+    ready_timeout: str | None
+    ready_retries: str | None
+    ready_start_period: str | None
+    ready_start_interval: str | None
+    debug_shell: bool
     ca: str | None
     machine: str | None
     config_file: Path | None
@@ -322,9 +357,10 @@ def _build(options: _Options) -> None:
         if options.check or options.call == "check":
             _check(request, home)
             return
-        with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
-            interrupts.at_sudden_end = renderer.abandon
-            image = build_image(request, settings, home, events=events)
+        renderer = _renderer(wanted, settings)
+        shell = _shell(options, renderer, interrupts)
+        with closing(renderer), error_first(shell or renderer) as events:
+            image = build_image(request, settings, home, events=events, shell=shell)
             if image is not None:
                 home.images.hold(image)
             if image is not None and wanted.attestations.sbom:
@@ -340,6 +376,22 @@ def _build(options: _Options) -> None:
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
+
+
+def _shell(options: _Options, renderer: Renderer, interrupts: Interrupts) -> TerminalShell | None:
+    interrupts.at_sudden_end = renderer.abandon
+    if not options.debug_shell:
+        return None
+    from firebuild_bootstrap.cli.shell import TerminalShell
+
+    shell = TerminalShell(renderer)
+
+    def abandon() -> None:
+        shell.abandon()
+        renderer.abandon()
+
+    interrupts.at_sudden_end = abandon
+    return shell
 
 
 def _push(
@@ -387,6 +439,10 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     if push is not None and not options.tags:
         raise InputError("an image without a tag can't be pushed", hint="add --tag REGISTRY/NAME:TAG")
     progress = _progress(options)
+    if options.debug_shell:
+        from firebuild_bootstrap.cli.shell import check_terminal
+
+        check_terminal(progress)
     _check_destinations(options, outputs, to_stdout, settings)
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
@@ -470,7 +526,24 @@ def _request(
         epoch=_epoch(build_args),
         attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
+        ready=_ready(options),
     )
+
+
+def _ready(options: _Options) -> Healthcheck | None:
+    """Read `--ready` and what belongs to it, with the flags that HEALTHCHECK has."""
+    given = {
+        name: text for name, _, _ in _READY if (text := getattr(options, f"ready_{name.replace('-', '_')}"))
+    }
+    if options.ready is None:
+        if given:
+            raise InputError(f"--ready-{next(iter(given))} is of no use without --ready")
+        return None
+    from firebuild_bootstrap.dockerfile.metadata import read_health_flags
+    from firebuild_bootstrap.image.config import Healthcheck
+
+    test = ("CMD-SHELL", options.ready) if options.ready else ()
+    return Healthcheck(test, **read_health_flags(given, lambda text: InputError(f"--ready-{text}")))
 
 
 def _caches(option: str, given: tuple[str, ...], settings: tuple[str, ...]) -> tuple[CacheSpec, ...]:
@@ -590,6 +663,12 @@ class _Quiet:
     """Shows nothing; what failed is in the error."""
 
     def __call__(self, event: Event) -> None:
+        pass
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
         pass
 
     def close(self) -> None:

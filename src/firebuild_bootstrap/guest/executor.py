@@ -68,6 +68,14 @@ class Host(Protocol):
         """Return what the host says about the identity of that command's machine."""
         ...
 
+    def instead(self, error: StepError, seconds: float, /) -> wire.RunCommand:
+        """Tell of a RUN with `pauses` that it has failed; return what is executed in its place.
+
+        Raises:
+            GuestError: the server sent something else, or is lost.
+        """
+        ...
+
     def started(self, step: int, /) -> None:
         """Take note that a step began."""
         ...
@@ -224,15 +232,9 @@ class Executor:
             for text in self._configure() if command.attach is not None else ():
                 self._say(command, text)
 
-        control = self._host.control() if command.attach is not None else None
-        with ExitStack() as stack:
-            provide = self._provider.provide(command, lambda text: self._say(command, text))
-            provided = stack.enter_context(provide)
-            if command.attach is not None and command.attach.identity is not None:
-                files = self._identity_files(command.attach.identity, identity, stack)
-                provided = replace(provided, hidden=self._provider.hidden, mounts=(*provided.mounts, files))
+        def execute(command: wire.RunCommand, control: Control | None) -> int:
             borrow = _ignore if self._layers is None else self._layers.borrow
-            status = run(
+            return run(
                 self._root,
                 command,
                 identity,
@@ -244,6 +246,23 @@ class Executor:
                 control=control,
                 configure=configure,
             )
+
+        control = self._host.control() if command.attach is not None else None
+        begun = self._clock()
+        with ExitStack() as stack:
+            provide = self._provider.provide(command, lambda text: self._say(command, text))
+            provided = stack.enter_context(provide)
+            if command.attach is not None and command.attach.identity is not None:
+                files = self._identity_files(command.attach.identity, identity, stack)
+                provided = replace(provided, hidden=self._provider.hidden, mounts=(*provided.mounts, files))
+            try:
+                status = execute(command, control)
+            except StepError as error:
+                if command.pauses:
+                    other = self._host.instead(error, self._clock() - begun)
+                    with self._told(command):
+                        execute(other, self._host.control())
+                raise
         if control is not None:
             control.status = status
 
@@ -267,6 +286,14 @@ class Executor:
 
         directory = stack.enter_context(self._provider.directory())
         return stack.enter_context(identity_files(wanted, directory, owner, begin))
+
+    @contextmanager
+    def _told(self, command: wire.RunCommand) -> Iterator[None]:
+        """Tell why what was to be executed instead could not be: the failure before it is what counts."""
+        try:
+            yield
+        except StepError as error:
+            self._say(command, error.message)
 
     def _say(self, command: wire.AnyCommand, text: str) -> None:
         self._host.write(command.step, "stderr", f"firebuild: {text}\n".encode())

@@ -232,6 +232,10 @@ class OldServer:
         """Refuse: an old server knows no ssh mounts."""
         raise ProtocolError(f"an old server has no SSH agent {identifier!r}")
 
+    def instead(self, error: GuestError, seconds: float, /) -> NoReturn:  # noqa: ARG002
+        """Refuse: an old server has no RUN with `pauses`."""
+        raise ProtocolError("an old server sends nothing in the place of a RUN")
+
     def control(self) -> NoReturn:
         """Refuse: an old server has no command with `attach`."""
         raise ProtocolError("an old server has nothing to say to a command")
