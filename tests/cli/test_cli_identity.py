@@ -22,8 +22,9 @@ TLS = "/run/firebuild/tls"
 NAMES = ("--identity", "web.example", "--identity", "spiffe://example.org/web")
 # Until the files are other ones; then it says so by its exit status.
 RENEWED = f"""
-trap 'echo $(readlink {TLS}/..data); cat {TLS}/cert.pem {TLS}/ca.pem; exit 5' HUP
-cat {TLS}/cert.pem {TLS}/ca.pem; while :; do sleep 0.05; done
+trap heard=yes HUP; cd {TLS}; first=$(readlink ..data); cat $first/cert.pem ca.pem
+until test $heard && test $(readlink ..data) != $first; do sleep 0.05; done
+cat cert.pem ca.pem; exit 5
 """
 
 
@@ -36,7 +37,6 @@ def test_a_machine_is_renewed_while_its_command_runs(host_cli: Cli, key: str) ->
     given = ("--identity-ttl", "1s", "--identity-signal", "hup", "--identity-key", key)
     out = host_cli("run", *NAMES, *given, "host", "/bin/sh", "-c", RENEWED, status=5).out
     first, root, second, again = certificates(out)
-    assert "..2\n" in out
     assert root == again
     assert first.public_key() != second.public_key()
     for leaf in (first, second):
@@ -44,6 +44,21 @@ def test_a_machine_is_renewed_while_its_command_runs(host_cli: Cli, key: str) ->
         names = verifier.verify(leaf, []).subjects or []
         assert [name.value for name in names] == ["web.example", "spiffe://example.org/web"]
     assert host_cli.leftovers() == []
+
+
+def test_a_command_is_executed_beside_the_other_and_its_failure_is_a_warning(host_cli: Cli) -> None:
+    wait = "until test -e /tmp/told; do sleep 0.05; done; cat /tmp/told; sleep 0.3"
+    tell = (
+        "/bin/sh -c 'echo $LEVEL $$ $(id -u) $(ls /proc | grep -c ^[0-9]) > /tmp/told; echo no >&2; exit 4'"
+    )
+    given = ("--identity-ttl", "1s", "--identity-command", tell, "-e", "LEVEL=debug", "--user", "1")
+    done = host_cli("run", *NAMES, *given, "host", "/bin/sh", "-c", wait)
+    level, number, user, processes = done.out.split()
+    assert (level, user) == ("debug", "1")
+    # Among the processes of the command, not in a world of its own.
+    assert int(number) > 2
+    assert int(processes) >= 3
+    assert "warning: /bin/sh (--identity-command) ended with status 4: no" in done.err
 
 
 def test_two_machines_of_one_store_trust_each_other_and_those_of_another_store_do_not(
@@ -74,7 +89,7 @@ def test_the_files_have_the_owner_and_the_mode_that_were_asked_for(host_cli: Cli
     ("arguments", "message"),
     [
         (("--identity-mode", "0440"), "error: --identity-mode: the machine has no identity"),
-        ((*NAMES, "--identity-mode", "rw"), "error: --identity-mode: expected three octal digits, found 'rw'"),
+        ((*NAMES, "--identity-mode", "rw"), "error: --identity-mode: expected three octal digits"),
         ((*NAMES, "--identity-signal", "HOP"), "error: --identity-signal: 'HOP' is not a signal"),
         ((*NAMES, "--identity-signal", "99"), "error: --identity-signal: '99' is not a signal"),
         ((*NAMES, "--identity-command", "a 'b"), "error: --identity-command: No closing quotation"),
@@ -93,7 +108,7 @@ def test_what_can_not_be_is_said_in_words(host_cli: Cli, arguments: tuple[str, .
 def test_a_provider_that_can_not_sign_for_a_machine_says_what_to_do(host_cli: Cli) -> None:
     host_cli("ca", "issue", "--server", "pair.example", "--guest", "pair.example", "--out", "pair")
     Path("config.yaml").write_text(
-        "ca:\n  provider: file\n  file:\n    anchors: [pair/ca.pem]\n"
+        "ca:\n  provider: file\n  file:\n    ca_cert: pair/ca.pem\n"
         "    server_cert: pair/server.pem\n    server_key: pair/server-key.pem\n"
         "    client_cert: pair/guest.pem\n    client_key: pair/guest-key.pem\n"
     )

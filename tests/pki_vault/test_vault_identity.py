@@ -34,7 +34,7 @@ def test_all_certificates_of_a_machine_are_revoked_at_its_end(backend: Backend, 
             clock=lambda: now,
         )
         assert identity.begin() is None
-        console.begin(lambda: None)
+        console.executed()
         chains = []
         for number in (1, 2):
             console.identity.said(pb.IdentityState(number=number, csr=make_request(NAMES)[1]))

@@ -24,14 +24,19 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 class Scene:
     """One machine: its metadata, its console, and a clock that moves when told to."""
 
-    def __init__(self, authority: Authority, *, csr: bool = False, signal: int = 0) -> None:
+    def __init__(
+        self, authority: Authority, *, csr: bool = False, signal: int = 0, command: tuple[str, ...] = ()
+    ) -> None:
         self.now = START
         self.authority = authority
         self.store = DataStore()
         self.console = Console()
         self.warnings: list[str] = []
         request = IdentityRequest(
-            files=IdentityFiles(names=NAMES, csr=csr), ttl=timedelta(minutes=1), signal=signal
+            files=IdentityFiles(names=NAMES, csr=csr),
+            ttl=timedelta(minutes=1),
+            signal=signal,
+            command=command,
         )
         self.identity = MachineIdentity(
             request,
@@ -48,6 +53,7 @@ class Scene:
     def started(self) -> None:
         """The guest has called, and works on the command."""
         self.console.begin(lambda: None)
+        self.console.executed()
         if "Identity" in self.metadata:
             self.store.patch({"latest": {"meta-data": {"Identity": None}}})
 
@@ -61,6 +67,9 @@ class Scene:
 
     def sent(self) -> list[pb.ToGuest]:
         return [pb.ToGuest.FromString(data) for data in self.console.messages()]
+
+    def probes(self) -> list[tuple[str, ...]]:
+        return [tuple(said.probe.argv) for said in self.sent() if said.HasField("probe")]
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -94,6 +103,24 @@ def test_a_certificate_of_a_minute_is_renewed_before_it_ends(authority: Authorit
     scene.pass_time(1)
     assert scene.sent() == []
     assert scene.warnings == []
+
+
+def test_a_command_that_is_still_at_work_begins_anew(authority: Authority) -> None:
+    scene = Scene(authority, command=("/bin/reload",))
+    scene.started()
+    probes = []
+    for number in (2, 3):
+        scene.pass_time(45)
+        scene.said(number)
+        probes += scene.probes()
+    assert probes == [("/bin/reload",), ()]
+    scene.console.probe_ended(pb.Probed(exit_code=137))
+    scene.pass_time(0)
+    assert scene.probes() == [("/bin/reload",)]
+    assert scene.warnings == []  # it was killed here
+    scene.console.probe_ended(pb.Probed(exit_code=1, output=b"\x1b[2Jno"))
+    scene.pass_time(0)
+    assert scene.warnings == ["/bin/reload (--identity-command) ended with status 1: \\x1b[2Jno"]
 
 
 def test_the_key_of_a_guest_that_does_not_answer_is_wiped_and_a_late_word_does_no_harm(
@@ -144,7 +171,8 @@ def test_metadata_that_take_no_more_are_not_the_end(authority: Authority) -> Non
     scene.started()
     scene.store.__class__ = Full
     scene.pass_time(45)
-    assert scene.warnings[0] == "the key of the machine is still in its metadata: the metadata service is gone"
+    why = "the metadata service is gone"
+    assert scene.warnings[0] == f"the key of the machine is still in its metadata: {why}"
     assert "was not renewed, and ends at 00:01:00 UTC: the metadata service is gone" in scene.warnings[1]
 
 
