@@ -7,8 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -202,10 +202,14 @@ class _Build:
 
         self._phase(2)
         # Only now: what a build imports that is cached whole is what it takes.
-        from firebuild_pki import open_authority
+        from firebuild_pki import audit_labels, open_authority
 
         authority = open_authority(
-            self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
+            self._settings.ca,
+            build_id=self._build_id,
+            check=self._home.check,
+            report=self._info,
+            labels=audit_labels(tag=str(self._request.tag)),
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
@@ -509,8 +513,21 @@ class _Build:
 
             cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
+            with self._shell_first():
+                build.sessions.run(
+                    work, machine, guest, cleanup, finished=making.finished, taken=making.commit
+                )
             results.keep(stage, start, making, machine)
+
+    @contextmanager
+    def _shell_first(self) -> Iterator[None]:
+        """Hold a failure back while there is a shell: it ends other stages, and the shell may be in one."""
+        try:
+            yield
+        except FirebuildError:
+            if self._shell is not None:
+                self._shell.await_end(self._home.check)
+            raise
 
     def _await_answer(self, resolved: Resolved, results: Results) -> None:
         """Boot what the steps have made, if that is asked for.

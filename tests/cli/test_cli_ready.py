@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -14,7 +15,9 @@ from cli.conftest import Cli
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.config import Healthcheck, ImageConfig
 from firebuild_bootstrap.readiness import Checks, Schedule, checks_of
-from support import BIN, leftovers
+from support import BIN, REPO, leftovers
+
+PAGE = (REPO / "docs/ready.md").read_text()
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -49,7 +52,7 @@ def test_an_image_that_answers_is_stored_with_all_that_was_asked_for(host_cli: C
     host_cli("run", "--entrypoint", "/bin/sh", "ready", "-c", "! test -e up")
     # An image whose steps are all cached is asked as well.
     dockerfile('CMD ["/bin/sh", "-c", "exec sleep 1000"]')
-    assert host_cli("build", "-t", "again", "--ready=true", ".").out.count("the image answers") == 1
+    assert host_cli("build", "-t", "again", "--ready=true", ".").out.count("info: the image answers") == 1
     assert host_cli.leftovers() == []
 
 
@@ -145,6 +148,20 @@ def test_an_interrupted_check_ends_the_build_and_leaves_nothing(host_home: Path,
     assert (error, process.returncode) == (b"error: the build was interrupted (SIGINT)\n", 130)
     assert leftovers(host_home) == []
     assert not is_stored(host_cli, "never")
+
+
+def test_the_examples_of_the_page_do_what_it_says(host_home: Path, host_cli: Cli) -> None:
+    (text,) = re.findall(r"^```dockerfile\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    Path("Dockerfile").write_text(text)
+    (block,) = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    examples = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
+    assert len(examples) == 2
+    environ = {**os.environ, "FIREBUILD_HOME": str(host_home), "PATH": f"{BIN}:{os.environ['PATH']}"}
+    for command, expected in examples:
+        shell = ["/bin/sh", "-c", f"{{ {command}; }} 2>&1"]
+        assert (
+            subprocess.run(shell, env=environ, capture_output=True, text=True, check=True).stdout == expected
+        )
 
 
 def test_options_go_before_the_healthcheck_and_that_before_dockers_defaults() -> None:

@@ -13,9 +13,11 @@ import click
 
 from firebuild_bootstrap.cli.accounting import provenance, sbom
 from firebuild_bootstrap.cli.ca import ca, plugin
+from firebuild_bootstrap.cli.completion import completion
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.doctor import doctor
+from firebuild_bootstrap.cli.examples import add_examples
 from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
 from firebuild_bootstrap.cli.images import du, images, store
 from firebuild_bootstrap.cli.initramfs import initramfs
@@ -59,10 +61,12 @@ for command in (
     plugin,
     initramfs,
     doctor,
+    completion,
 ):
     app.add_command(command)
 for command in (provenance, sbom):
     images.add_command(command)
+add_examples(app)
 
 
 # The events tell it all; without a handler, Python would print every warning a second time.

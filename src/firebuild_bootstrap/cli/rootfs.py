@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from firebuild_bootstrap.cli.accounting import attest_options, attested_digests, packages_of
+from firebuild_bootstrap.cli.display import PROGRESS, Progress, make_renderer, read_progress
 from firebuild_bootstrap.cli.docker import (
     BuildCommand,
     complain_about_remote,
     docker_options,
 )
 from firebuild_bootstrap.cli.options import (
+    MACHINES,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.cli.shell import TerminalShell
     from firebuild_bootstrap.cli.stdin import Given
     from firebuild_bootstrap.dockerfile.graph import ImageRef
-    from firebuild_bootstrap.events import Event, EventSink
+    from firebuild_bootstrap.events import EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.attestations import Attestations
     from firebuild_bootstrap.image.config import Healthcheck
@@ -51,7 +53,6 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
 
 
@@ -189,9 +190,8 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--progress",
-            type=click.Choice(["auto", "plain", "tty", "quiet", "rawjson"]),
-            default="auto",
-            show_default=True,
+            type=click.Choice(PROGRESS),
+            show_default="auto, or $BUILDKIT_PROGRESS",
             help="Live on a terminal and plain in a pipe, always plain, always live, nothing but the id "
             "of the image, or one JSON event a line.",
         ),
@@ -227,9 +227,9 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--machine",
-            metavar="DRIVER",
+            metavar="|".join(MACHINES),
             shell_complete=complete_machines,
-            help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
+            help="Machine to use instead of the configured one.",
         ),
         attest_options,
         config_option,
@@ -297,7 +297,7 @@ class _Options:
     attest: tuple[str, ...]
     provenance: str | None
     sbom: str | None
-    progress: Progress
+    progress: Progress | None
     quiet: bool
     metadata_file: Path | None
     iidfile: Path | None
@@ -357,7 +357,7 @@ def _build(options: _Options) -> None:
         if options.check or options.call == "check":
             _check(request, home)
             return
-        renderer = _renderer(wanted, settings)
+        renderer = _renderer(wanted, settings, home)
         shell = _shell(options, renderer, interrupts)
         with closing(renderer), error_first(shell or renderer) as events:
             image = build_image(request, settings, home, events=events, shell=shell)
@@ -438,7 +438,7 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     push = pushed[0] if pushed else (Compression() if options.push else None)
     if push is not None and not options.tags:
         raise InputError("an image without a tag can't be pushed", hint="add --tag REGISTRY/NAME:TAG")
-    progress = _progress(options)
+    progress = read_progress(options.progress, os.environ, quiet=options.quiet)
     if options.debug_shell:
         from firebuild_bootstrap.cli.shell import check_terminal
 
@@ -474,13 +474,6 @@ def _untagged() -> Reference:
     from firebuild_bootstrap.image.names import UNTAGGED, Reference
 
     return Reference.parse(f"{UNTAGGED}/{secrets.token_hex(6)}")
-
-
-def _progress(options: _Options) -> Progress:
-    if options.quiet and options.progress not in ("auto", "quiet"):
-        raise InputError(f"--quiet and --progress {options.progress} can't be used together")
-    progress: Progress = "quiet" if options.quiet else options.progress
-    return progress
 
 
 def _check_destinations(
@@ -639,43 +632,12 @@ def _check(request: BuildRequest, home: Home) -> None:
     click.echo(f"check complete, {count or 'no'} warning{'' if count == 1 else 's'} found")
 
 
-def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
+def _renderer(wanted: _Wanted, settings: BuildSettings, home: Home) -> Renderer:
     """Show events on standard output, or beside it where that carries something else."""
     from firebuild_bootstrap.machine.drivers import metadata_on_stdout
-    from firebuild_bootstrap.progress import make_renderer
 
-    if wanted.progress == "quiet":
-        return _Quiet()
     beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
-    out = sys.stderr if beside else sys.stdout
-    if out is None:  # the caller closed it
-        return _Quiet()
-    if wanted.progress == "tty":
-        if not out.isatty():
-            raise InputError(
-                "--progress tty: the output is not a terminal", hint="--progress plain works everywhere"
-            )
-        return make_renderer("auto", out.buffer, terminal=True)
-    return make_renderer(wanted.progress, out.buffer, terminal=out.isatty())
-
-
-class _Quiet:
-    """Shows nothing; what failed is in the error."""
-
-    def __call__(self, event: Event) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
+    return make_renderer(wanted.progress, sys.stderr if beside else sys.stdout, directory=home.root)
 
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:

@@ -102,7 +102,7 @@ _NAME: Final = re.compile(r"[^=\0]+")
     "--machine",
     "--driver",
     "driver",
-    metavar="DRIVER",
+    metavar="qemu|firecracker|local",
     shell_complete=complete_machines,
     help="Machine to use instead of the configured one: qemu or firecracker; local is a sandbox, not a VM.",
 )
@@ -114,8 +114,6 @@ def run(image: str, command: tuple[str, ...], **options: Any) -> None:
     The exit status is that of the command, 128 + N where signal N ended it. It is 125 where firebuild failed,
     126 where the command can't be executed and 127 where it is not there. What the command writes to its
     root file system goes with the machine.
-
-    Example: firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80
     """
     background = go_to_background() if options["detach"] else None
     signals = Signals(detached=background is not None)

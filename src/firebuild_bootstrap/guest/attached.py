@@ -102,8 +102,14 @@ class Control:
         self._wake()
 
     def put_probe(self, argv: Sequence[str]) -> None:
-        """Take a command to be executed beside the command; an empty one kills it."""
+        """Take a command to be executed beside the command; an empty one kills it.
+
+        Raises:
+            ProtocolError: more of them wait than one and its end.
+        """
         with self._lock:
+            if len(self._probes) > 1:
+                raise ProtocolError("the server sent a probe before the last one had ended")
             self._probes.append(argv)
         self._wake()
 
