@@ -24,6 +24,7 @@ from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.rootfs import build, rootfs
 from firebuild_bootstrap.cli.run import run
+from firebuild_bootstrap.cli.runs import logs, ps, rm, stop, wait
 from firebuild_bootstrap.cli.store import base, cache, rm_tree
 from firebuild_bootstrap.errors import Interrupted
 from firebuild_bootstrap.guest.kernel import hide_memory
@@ -44,6 +45,11 @@ for command in (
     build,
     rootfs,
     run,
+    ps,
+    logs,
+    stop,
+    wait,
+    rm,
     base,
     images,
     cache,

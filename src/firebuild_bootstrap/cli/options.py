@@ -160,15 +160,13 @@ def watched(config_file: Path | None, *, writable: bool = True) -> Iterator[Home
 
     Standard output is for what comes of it.
     """
+    from firebuild_bootstrap.cli.display import make_renderer
     from firebuild_bootstrap.events import EventBus, Tasks
-    from firebuild_bootstrap.progress import make_renderer
 
     settings = settings_from(config_file)
     with ExitStack() as cleanup:
-        tasks = None
-        if sys.stderr is not None:  # or the caller has closed it
-            renderer = make_renderer("auto", sys.stderr.buffer, terminal=sys.stderr.isatty())
-            tasks = Tasks(EventBus(cleanup.enter_context(closing(renderer))))
+        renderer = cleanup.enter_context(closing(make_renderer("auto", sys.stderr)))
+        tasks = Tasks(EventBus(renderer))
         yield cleanup.enter_context(closing(home_from(settings, writable=writable, tasks=tasks)))
 
 
