@@ -105,7 +105,18 @@ def _wanted(item: pytest.Item) -> list[str]:
 
 
 # Of what is installed for development, the large part that no program of ours imports.
-_NOT_NEEDED = ("__pycache__", "grpc_tools", "mypy*", "pip", "pkilint", "ruff*", "setuptools", "uv*")
+_NOT_NEEDED = (
+    "__pycache__",
+    "check_jsonschema",
+    "grpc_tools",
+    "kubernetes_validate",
+    "mypy*",
+    "pip",
+    "pkilint",
+    "ruff*",
+    "setuptools",
+    "uv*",
+)
 
 
 @pytest.fixture(scope="session")
