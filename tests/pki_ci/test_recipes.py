@@ -201,7 +201,7 @@ class Builder:
 def program(public_packages: str) -> Iterator[str]:
     """The script `firebuild` of a plain user, which keeps what Python compiles."""
     with tempfile.TemporaryDirectory(dir="/tmp") as compiled:
-        shutil.chown(compiled, "tester")
+        Path(compiled).chmod(0o777)
         yield (
             f"#!/bin/sh\nPYTHONPYCACHEPREFIX={compiled} PYTHONPATH={public_packages} "
             f"exec /usr/bin/python3.{sys.version_info.minor} -sSP -c "
@@ -353,3 +353,87 @@ def test_a_plain_user_builds_with_vault_and_the_next_one_finds_the_cache(
     assert f"CACHED from {registry}/team/{name}:cache" in second
     for output in (first, second):
         assert re.search(rf"pushed {registry}/team/web:7 as sha256:\w+", output)
+
+
+# --- what the pod needs -----------------------------------------------------------------------------
+
+
+# A range of ids of the node that nobody has, as the kubelet takes one for each pod without the node's users.
+FIRST, COUNT = 3_000_000, 65_536
+MASKED = ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list"]  # of containerd's defaults
+POD = """\
+FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "chown", "5:5", "/bin/busybox"]
+"""
+
+
+def container(context: dict[str, Any], work: Path, packages: str) -> dict[str, Any]:
+    """What the kubelet has the runtime make of a pod with `hostUsers: false` and this security context.
+
+    https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md; the programs are those of here.
+    """
+    capabilities = [f"CAP_{name}" for name in context["capabilities"]["add"]]
+    user = context["runAsUser"]
+    held = capabilities if user == 0 else []
+    of_here = ["/usr", "/etc", *packages.split(os.pathsep), str(work)]
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": user, "gid": user},
+            "args": ["/bin/sh", f"{work}/bin/firebuild", "build", "--progress", "plain", f"{work}/web"],
+            "env": ["PATH=/usr/bin:/usr/sbin", f"HOME={work}"],
+            "cwd": str(work),
+            "capabilities": {"bounding": capabilities, "effective": held, "permitted": held},
+            "noNewPrivileges": not context["allowPrivilegeEscalation"],
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"},
+            *(
+                {"destination": path, "source": path, "type": "bind", "options": ["rbind", "rw"]}
+                for path in of_here
+            ),
+        ],
+        "linux": {
+            "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount", "user", "network")],
+            "uidMappings": [{"containerID": 0, "hostID": FIRST, "size": COUNT}],
+            "gidMappings": [{"containerID": 0, "hostID": FIRST, "size": COUNT}],
+            "maskedPaths": [] if context["procMount"] == "Unmasked" else MASKED,
+        },
+    }
+
+
+@pytest.mark.needs("root", "runc", "userns", "busybox", "tester")
+@pytest.mark.parametrize(
+    ("less", "words"),
+    [
+        ({}, ""),
+        ({"procMount": "Default"}, "Can't mount proc"),
+        ({"capabilities": {"add": ["SETUID", "SETGID"]}}, "could not be set"),
+        ({"runAsUser": 1000}, "chown"),
+    ],
+    ids=["as-printed", "masked-proc", "without-setfcap", "another-user"],
+)
+def test_the_pod_can_build_with_what_it_asks_for_and_with_nothing_less(
+    less: dict[str, Any], words: str, program: str, public_packages: str
+) -> None:
+    [each] = pod()["containers"]
+    context = {**each["securityContext"], **less}
+    with builder({"Dockerfile": POD}, program) as one:
+        subprocess.run(["chown", "-R", f"{FIRST}:{FIRST}", one.home], check=True)
+        one.home.chmod(0o777)
+        with tempfile.TemporaryDirectory(dir="/tmp") as bundle:
+            Path(bundle).chmod(0o755)
+            root = Path(bundle, "rootfs")
+            for name in ("bin", "sbin", "lib", "lib64"):
+                root.mkdir(exist_ok=True)
+                (root / name).symlink_to(f"usr/{name}")
+            shutil.chown(root, FIRST, FIRST)
+            Path(bundle, "config.json").write_text(json.dumps(container(context, one.home, public_packages)))
+            command = ["runc", "--root", f"{bundle}/state", "run", "--bundle", bundle, one.home.name]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) is not less, output
+    assert words in output
