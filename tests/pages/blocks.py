@@ -37,7 +37,7 @@ _COMMENT = re.compile(
 )
 _ENDS = frozenset({"|", ">", "&&", ";", "||", "2>", "2>&1", "&", ">>", "<"})
 _SHELLS = frozenset({"sh", "bash", "shell", "console"})
-_ALIKE = [r"\bb[0-9a-f]{12}\b", r"\b\d+(?:\.\d+)? ?[KMG]iB\b", r"\b\d+\.\ds\b", r"\b[0-9a-f]{64}\b"]
+_ALIKE = [r"\bb[0-9a-f]{12}\b", r"\b\d+(?:\.\d+)? ?[KMG]iB\b", r"\b\d+\.\d ?s\b", r"\b[0-9a-f]{64}\b"]
 # A slow machine tells what takes more than a second, and one without KVM that it is slow.
 _SLOW = re.compile(
     r"^(?:[a-z][^:\n]*(?: …|: \d+\.\ds(?:, .*)?)|warning: the machine runs in software.*)\n", re.MULTILINE
@@ -164,7 +164,12 @@ class Shell:
             for name, value in environ.items()
             if not name.startswith(("FIREBUILD_", "XDG_", "COV"))
         }
-        self._environ = {**own, "HOME": str(self.home), "PATH": f"{BIN}:{environ['PATH']}", "TERM": "dumb"} | {"COLUMNS": "110"}
+        self._environ = {
+            **own,
+            "HOME": str(self.home),
+            "PATH": f"{BIN}:{environ['PATH']}",
+            "TERM": "dumb",
+        } | {"COLUMNS": "110"}
         self._state.write_text(f"cd {self.work}\n")
 
     def __call__(self, command: str) -> tuple[int, str]:
