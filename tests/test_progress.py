@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import BinaryIO
 
 import pytest
 
+from firebuild_bootstrap.cli.display import Progress, make_renderer, read_progress
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import (
     BuildFailed,
     BuildStarted,
@@ -31,16 +34,31 @@ from firebuild_bootstrap.events import (
     Tasks,
     TaskStarted,
 )
+from firebuild_bootstrap.live import TerminalRenderer
 from firebuild_bootstrap.progress import (
     JsonRenderer,
     PlainRenderer,
-    ProgressMode,
-    TerminalRenderer,
     human_time,
-    make_renderer,
 )
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput
+
+
+class Stream(io.StringIO):
+    """A text stream, which may be a terminal."""
+
+    def __init__(self, out: io.BytesIO, *, terminal: bool) -> None:
+        super().__init__()
+        self.out = out
+        self.terminal = terminal
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self.out
+
+    def isatty(self) -> bool:
+        return self.terminal
+
 
 RUN = StepStarted(step=2, total=3, instruction="RUN make", line=4)
 
@@ -117,16 +135,43 @@ def test_rawjson_is_one_object_a_line_with_base64_where_output_is_not_utf8() -> 
 
 
 def test_auto_is_live_on_a_terminal_and_plain_in_a_pipe() -> None:
-    def chosen(mode: ProgressMode, terminal: bool, **environ: str) -> type:
-        with closing(make_renderer(mode, io.BytesIO(), terminal=terminal, environ=environ)) as renderer:
+    def chosen(mode: Progress, terminal: bool, **environ: str) -> type:
+        stream = Stream(io.BytesIO(), terminal=terminal)
+        with closing(make_renderer(mode, stream, environ=environ)) as renderer:
             return type(renderer)
 
     assert chosen("auto", True, TERM="xterm") is TerminalRenderer
+    assert chosen("tty", True, TERM="xterm") is TerminalRenderer
     assert chosen("auto", True, TERM="dumb") is PlainRenderer
     assert chosen("auto", True) is PlainRenderer
     assert chosen("auto", False, TERM="xterm") is PlainRenderer
     assert chosen("plain", True, TERM="xterm") is PlainRenderer
     assert chosen("rawjson", True) is JsonRenderer
+    with pytest.raises(InputError, match="--progress tty: the output is not a terminal"):
+        chosen("tty", False, TERM="xterm")
+
+
+def test_quiet_or_a_closed_stream_shows_nothing() -> None:
+    out = io.BytesIO()
+    for renderer in (make_renderer("quiet", Stream(out, terminal=True)), make_renderer("auto", None)):
+        renderer(RUN)
+        renderer.pause()
+        renderer.resume()
+        renderer.abandon()
+        renderer.close()
+    assert out.getvalue() == b""
+
+
+def test_the_environment_says_how_a_build_is_shown_where_no_option_does() -> None:
+    buildkit = {"BUILDKIT_PROGRESS": "plain"}
+    assert read_progress(None, {}, quiet=False) == "auto"
+    assert read_progress(None, buildkit, quiet=False) == "plain"
+    assert read_progress("auto", buildkit, quiet=False) == "auto"
+    assert read_progress(None, buildkit, quiet=True) == "quiet"
+    with pytest.raises(InputError, match="--quiet and --progress plain can't be used together"):
+        read_progress("plain", {}, quiet=True)
+    with pytest.raises(InputError, match=r"BUILDKIT_PROGRESS: expected auto, plain, .* found 'fancy'"):
+        read_progress(None, {"BUILDKIT_PROGRESS": "fancy"}, quiet=False)
 
 
 EVIL = "a\x1b]0;title\x07\nb\x9b2J\u202ec" + "x" * 100_000
@@ -151,17 +196,16 @@ def test_untrusted_text_comes_out_escaped_and_cut(event: Event) -> None:
         for terminal in (True, False):
             out, now = io.BytesIO(), [0.0]
             clock = partial(now.__getitem__, 0)
-            renderer = (
-                TerminalRenderer(out, colours=False, clock=clock)
-                if mode == "auto"
-                else PlainRenderer(out, screen=SafeOutput() if terminal else None, clock=clock)
-            )
+            live = TerminalRenderer(out, colours=False, clock=clock, tick=3600)
+            plain = PlainRenderer(out, screen=SafeOutput() if terminal else None, clock=clock)
+            renderer = live if mode == "auto" else plain
             renderer(event)
             now[0] = 5.0
             renderer(Notice(level="info", message="later"))
-            time.sleep(0.3)
-            renderer.close()
-            text = re.sub(r"\r|\x1b(7|8|\[J|\[0m)", "", out.getvalue().decode())
+            live.draw()
+            live.close()
+            plain.close()
+            text = re.sub(r"\r|\x1b\[(J|K|\d+A)", "", out.getvalue().decode())
             assert "\x1b" not in text
             assert all(line.isprintable() for line in text.split("\n"))
             assert len(text) < 20_000
@@ -170,7 +214,7 @@ def test_untrusted_text_comes_out_escaped_and_cut(event: Event) -> None:
 def test_rawjson_is_ascii_on_a_terminal_and_survives_names_that_are_no_utf8() -> None:
     for terminal in (True, False):
         out = io.BytesIO()
-        renderer = make_renderer("rawjson", out, terminal=terminal)
+        renderer = make_renderer("rawjson", Stream(out, terminal=terminal))
         renderer(Notice(level="info", message="\x9b2J\udcff"))
         renderer.close()
         renderer.abandon()
@@ -180,7 +224,7 @@ def test_rawjson_is_ascii_on_a_terminal_and_survives_names_that_are_no_utf8() ->
 
 def test_output_on_a_plain_terminal_cannot_take_it_over() -> None:
     out = io.BytesIO()
-    with closing(make_renderer("plain", out, terminal=True, environ={"TERM": "xterm"})) as renderer:
+    with closing(make_renderer("plain", Stream(out, terminal=True), environ={"TERM": "xterm"})) as renderer:
         renderer(RUN)
         renderer(output(b"\x1b[31mred\x1b[2Jx\x1b"))
         renderer(StepFinished(step=2, exit_code=0, seconds=1))
@@ -190,7 +234,7 @@ def test_output_on_a_plain_terminal_cannot_take_it_over() -> None:
 
 def test_a_dumb_terminal_gets_no_colours_at_all() -> None:
     out = io.BytesIO()
-    with closing(make_renderer("auto", out, terminal=True, environ={"TERM": "dumb"})) as renderer:
+    with closing(make_renderer("auto", Stream(out, terminal=True), environ={"TERM": "dumb"})) as renderer:
         renderer(output(b"\x1b[31mred\x1b[0m\n"))
     assert out.getvalue() == b"red\n"
 

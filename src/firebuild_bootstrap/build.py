@@ -7,8 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +54,7 @@ from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.values import dataclass
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.service.console import FailureShell
     from firebuild_bootstrap.session import Sessions
     from firebuild_bootstrap.settings import BuildSettings
     from firebuild_bootstrap.solve.remote import RemoteCaches
@@ -76,6 +77,7 @@ def build_image(
     home: Home,
     *,
     events: EventSink = lambda _: None,
+    shell: FailureShell | None = None,
 ) -> StoredImage | None:
     """Build an image and store it under its tag.
 
@@ -85,6 +87,7 @@ def build_image(
         home: where bases, images and the build's own files are.
         events: receives everything that happens, from several threads, one event at a time. `BuildFailed`
             comes before the clean-up, which may still tell what it kept.
+        shell: where the user gets a shell when a RUN has failed, before its machine is stopped.
 
     Returns:
         the image; None after a success on a machine that gives neither layers nor a drive (docs/external.md).
@@ -95,7 +98,7 @@ def build_image(
         Interrupted: `home.check` raised it.
         firebuild_pki.CAError: the provider issued no usable certificates.
     """
-    build = _Build(request, settings, home, EventBus(events))
+    build = _Build(request, settings, home, EventBus(events), shell)
     try:
         return build.run()
     except (Exception, Interrupted) as error:
@@ -110,8 +113,10 @@ class _Build:
         settings: BuildSettings,
         home: Home,
         events: EventBus,
+        shell: FailureShell | None,
     ) -> None:
         self._request = request
+        self._shell = shell
         self._settings = settings
         self._schedule = Schedule(most_at_once(settings.machine))
         self._home = home.limited(self._check, Tasks(events))
@@ -175,6 +180,7 @@ class _Build:
         self._announce(resolved, results, cached)
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
+            self._await_answer(resolved, results)
             self._phase(7)
             image = self._store(resolved, results, executed)
             self._share(results, cleanup)
@@ -196,10 +202,14 @@ class _Build:
 
         self._phase(2)
         # Only now: what a build imports that is cached whole is what it takes.
-        from firebuild_pki import open_authority
+        from firebuild_pki import audit_labels, open_authority
 
         authority = open_authority(
-            self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
+            self._settings.ca,
+            build_id=self._build_id,
+            check=self._home.check,
+            report=self._info,
+            labels=audit_labels(tag=str(self._request.tag)),
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
@@ -210,6 +220,7 @@ class _Build:
         build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build), results.maker)
 
+        self._await_answer(resolved, results)
         self._phase(7)
         authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
@@ -228,7 +239,7 @@ class _Build:
     def _check(self) -> None:
         """End what runs on although the steps are done, such as an export; the server watches the steps."""
         self._schedule.check()
-        if time.monotonic() > self._deadline:
+        if time.monotonic() - (self._shell.seconds if self._shell else 0) > self._deadline:
             limit = self._settings.bootstrap.build_time.total_seconds()
             raise BuildTimeout(
                 f"the build and its outputs took longer than {limit:g} seconds",
@@ -268,6 +279,10 @@ class _Build:
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
             self._notice("cache mounts last as long as their stage: the machine external keeps none")
         check_programs(request.outputs)
+        if request.ready is not None:
+            from firebuild_bootstrap.readiness import check_request
+
+            check_request(str(request.tag), request.ready, resolved.graph.target.config, self._settings)
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
@@ -454,6 +469,7 @@ class _Build:
             events=self.events,
             phase=self._phase,
             keep_failed=self._request.keep_failed,
+            shell=self._shell,
         )
 
     def _issued(self, authority: Authority, issue: Callable[..., TLSMaterial]) -> TLSMaterial:
@@ -497,8 +513,42 @@ class _Build:
 
             cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
+            with self._shell_first():
+                build.sessions.run(
+                    work, machine, guest, cleanup, finished=making.finished, taken=making.commit
+                )
             results.keep(stage, start, making, machine)
+
+    @contextmanager
+    def _shell_first(self) -> Iterator[None]:
+        """Hold a failure back while there is a shell: it ends other stages, and the shell may be in one."""
+        try:
+            yield
+        except FirebuildError:
+            if self._shell is not None:
+                self._shell.await_end(self._home.check)
+            raise
+
+    def _await_answer(self, resolved: Resolved, results: Results) -> None:
+        """Boot what the steps have made, if that is asked for.
+
+        Raises:
+            NotReady: it does not answer.
+        """
+        if self._request.ready is None or (layers := results.layers()) is None:
+            return
+        from firebuild_bootstrap.readiness import await_answer
+
+        seconds = await_answer(
+            layers,
+            resolved.graph.target.config,
+            self._request.ready,
+            name=str(self._request.tag),
+            settings=self._settings,
+            home=self._home,
+            events=self.events,
+        )
+        self._info(f"the image answers, {seconds:.1f}s after its machine was asked for")
 
     # --- 7 --------------------------------------------------------------------------------------
 

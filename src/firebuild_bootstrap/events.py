@@ -195,11 +195,15 @@ class StepFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Notice(Event):
-    """Something the user should know and that does not end the build."""
+    """Something the user should know and that does not end the build.
+
+    It belongs into the output of `step`; 0 where it is of none.
+    """
 
     type: ClassVar[str] = "notice"
     level: Literal["info", "warning"]
     message: str
+    step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

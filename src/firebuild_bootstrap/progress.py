@@ -1,4 +1,4 @@
-"""Renders the events of a build: live on a terminal, as plain lines in a pipe, or as JSON lines.
+"""Renders the events of a build as plain lines or as JSON lines; `live` does so on a terminal.
 
 What the guest writes goes into a pipe byte for byte; on a terminal it can't do more than be read. The
 renderers add lines of their own between its lines, which may quote untrusted text, too.
@@ -6,13 +6,13 @@ renderers add lines of their own between its lines, which may quote untrusted te
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Literal, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from firebuild_bootstrap.errors import OutputError
 from firebuild_bootstrap.events import (
@@ -37,17 +37,17 @@ from firebuild_bootstrap.events import (
     TaskStarted,
 )
 from firebuild_bootstrap.sizes import human_size
-from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, colours_wanted, fit, is_dumb, json_text
+from firebuild_bootstrap.terminal import SafeOutput, json_text
 from firebuild_pki.display import block, one_line
 
-ProgressMode = Literal["auto", "plain", "rawjson"]
+BOLD, DIM, RED, GREEN, YELLOW = (f"\x1b[{code}m" for code in (1, 2, 31, 32, 33))
+"""Styles of `LineRenderer.line`, ECMA-48 8.3.117."""
 
-_BOLD, _DIM, _RED, _GREEN, _YELLOW, _RESET = (f"\x1b[{code}m" for code in (1, 2, 31, 32, 33, 0))
+LONG_SECONDS: Final = 1.0
+"""Tasks that take longer than this are shown for good."""
+
 _TICK_SECONDS: Final = 0.2
-# Tasks that take longer than this are shown.
-_LONG_SECONDS: Final = 1.0
-# What a phase is while it lasts; `phase-started` has its name.
-_PHASES: Final = {
+PHASES: Final = {
     1: "reading the Dockerfile, the build context and the base",
     2: "issuing certificates",
     3: "starting the bootstrap server",
@@ -56,6 +56,8 @@ _PHASES: Final = {
     6: "waiting for the guest",
     7: "storing the image",
 }
+"""What a phase is while it lasts; `phase-started` has its name."""
+
 _MESSAGE_LIMIT: Final = 4000
 
 
@@ -66,6 +68,14 @@ class Renderer(Protocol):
         """Show one event."""
         ...
 
+    def pause(self) -> None:
+        """Show nothing until `resume`: somebody else has the terminal."""
+        ...
+
+    def resume(self) -> None:
+        """Show what has happened since `pause`, and go on."""
+        ...
+
     def close(self) -> None:
         """Finish the last line; nothing is shown afterwards."""
         ...
@@ -73,24 +83,6 @@ class Renderer(Protocol):
     def abandon(self) -> None:
         """Leave the terminal in order, in a signal handler right before the process ends."""
         ...
-
-
-def make_renderer(
-    mode: ProgressMode, out: BinaryIO, *, terminal: bool, environ: Mapping[str, str] | None = None
-) -> Renderer:
-    """Choose the renderer: `auto` is live on a terminal and plain elsewhere.
-
-    Args:
-        out: where it writes.
-        terminal: whether that is a terminal; one that is dumb (TERM) gets plain lines.
-        environ: the environment, of which NO_COLOR and TERM count.
-    """
-    known = os.environ if environ is None else environ
-    if mode == "rawjson":
-        return JsonRenderer(out)
-    if mode == "auto" and terminal and not is_dumb(known):
-        return TerminalRenderer(out, colours=colours_wanted(known))
-    return PlainRenderer(out, screen=SafeOutput(colours=not is_dumb(known)) if terminal else None)
 
 
 def human_time(seconds: float) -> str:
@@ -114,6 +106,12 @@ class JsonRenderer:
         self._out.write(json_text(event.as_json()).encode() + b"\n")
         self._out.flush()
 
+    def pause(self) -> None:
+        """Go on: lines of JSON do not share a terminal with anybody."""
+
+    def resume(self) -> None:
+        """Go on."""
+
     def close(self) -> None:
         """Nothing is pending."""
 
@@ -122,7 +120,7 @@ class JsonRenderer:
 
 
 @dataclass
-class _Task:
+class Task:
     """One phase or task that goes on."""
 
     name: str
@@ -137,33 +135,36 @@ class _Task:
             return f"{human_size(self.bytes)} of {human_size(self.total)}"
         return human_size(self.bytes or self.total) if self.bytes or self.total else ""
 
+    def ended(self, seconds: float) -> str:
+        """Write the line of a task that has ended."""
+        return f"{self.name}: {seconds:.1f}s{f', {human_size(self.bytes)}' if self.bytes else ''}"
+
 
 class _Work:
     """What goes on: a phase of the build, a step, and the tasks inside them."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self.began = self.changed = self.step_began = clock()
+        self.changed = clock()
         self.step: StepStarted | None = None
-        self.step_bytes = 0
-        self.phase: _Task | None = None
-        self.tasks: dict[int, _Task] = {}
+        self.phase: Task | None = None
+        self.tasks: dict[int, Task] = {}
 
-    def now(self) -> _Task | None:
+    def now(self) -> Task | None:
         """Return the innermost task, or else the phase, unless a step tells enough."""
         if self.tasks:
             return next(reversed(self.tasks.values()))
         return None if self.step else self.phase
 
-    def task(self, name: str, total: int = 0) -> _Task:
+    def task(self, name: str, total: int = 0) -> Task:
         """Begin something."""
         self.touch()
-        return _Task(name, self.changed, total)
+        return Task(name, self.changed, total)
 
     def begin_step(self, event: StepStarted) -> None:
         """Begin a step."""
         self.touch()
-        self.step, self.step_began, self.step_bytes = event, self.changed, 0
+        self.step = event
 
     def touch(self) -> None:
         """Take note that something began or ended right now."""
@@ -219,7 +220,7 @@ class _InTurn:
     def _stage(self, event: Event) -> int | None:
         if isinstance(event, StageStarted | StageFinished):
             return event.step
-        if isinstance(event, StepStarted | StepOutput | StepProgress | StepFinished):
+        if isinstance(event, StepStarted | StepOutput | StepProgress | StepFinished | Notice):
             return self._stage_of.get(event.step)
         return None
 
@@ -242,7 +243,114 @@ class _InTurn:
                 self._sink(event)
 
 
-class PlainRenderer:
+class LineRenderer(ABC):
+    """What plain lines and the live display have in common: a clock beside the events, lines of our own.
+
+    Args:
+        out: where it writes.
+        clock: seconds that only ever grow.
+        tick: seconds from one look at the clock to the next.
+    """
+
+    def __init__(self, out: BinaryIO, clock: Callable[[], float], tick: float) -> None:
+        self._out = out
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._held: list[Event] | None = None
+        self._closed = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, args=(tick,), name="progress", daemon=True)
+        self._ticker.start()
+
+    def __call__(self, event: Event) -> None:
+        """Show the event, if it is one that people read, in its turn."""
+        with self._lock:
+            if self._held is None:
+                self._receive(event)
+            else:
+                self._held.append(event)
+
+    def pause(self) -> None:
+        """Keep what happens, as much as the sessions let through; the terminal is left in order."""
+        with self._lock:
+            self._leave()
+            self._held = []
+            self._out.flush()
+
+    def resume(self) -> None:
+        """Show what was kept."""
+        with self._lock:
+            held, self._held = self._held, None
+            for event in held or ():
+                self._receive(event)
+
+    def close(self) -> None:
+        """Finish what is shown, and show nothing any more."""
+        self._closed.set()
+        self._ticker.join()
+        with self._lock:
+            self._end()
+            self._out.flush()
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Leave the terminal in order, in a signal handler right before the process ends."""
+
+    @abstractmethod
+    def _receive(self, event: Event) -> None:
+        """Show the event, or keep it for later."""
+
+    @abstractmethod
+    def _leave(self) -> None:
+        """Put the terminal in order for somebody else."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """Finish what is shown."""
+
+    @abstractmethod
+    def _on_tick(self) -> None:
+        """Show how the time passes."""
+
+    @abstractmethod
+    def _line(self, text: str, style: str = "") -> None:
+        """Write lines of our own."""
+
+    def _tick(self, seconds: float) -> None:
+        # The thread of the next event reports a terminal that has gone.
+        with suppress(OSError, OutputError):
+            while not self._closed.wait(seconds):
+                with self._lock:
+                    if self._held is None:
+                        self._on_tick()
+                        self._out.flush()
+
+    # --- what looks alike -------------------------------------------------------------------------
+
+    def _build_started(self, event: BuildStarted) -> None:
+        tag, provider = one_line(event.tag), one_line(event.ca_provider)
+        self._line(f"Building {tag} (build {event.build_id}, CA {provider})", BOLD)
+
+    def _notice(self, event: Notice) -> None:
+        # A warning may quote untrusted text; instructions to the user may take several lines.
+        shown = one_line if event.level == "warning" else block
+        message = shown(event.message, _MESSAGE_LIMIT)
+        self._line(f"{event.level}: {message}", YELLOW if event.level == "warning" else "")
+
+    def _peer_refused(self, event: PeerRefused) -> None:
+        subject, print_ = one_line(event.subject), one_line(event.fingerprint_sha256)
+        who = f" (subject {subject}, SHA-256 {print_})" if event.subject else ""
+        peer, reason = one_line(event.peer), one_line(event.reason)
+        self._line(f"warning: refused a connection from {peer}: {reason}{who}", YELLOW)
+
+    def _stored(self, event: ImageStored, extent: str = "") -> None:
+        self._line(f"Built {one_line(event.tag)} in {event.seconds:.1f}s{extent}", GREEN)
+        self._line(f"  image   {one_line(event.path, _MESSAGE_LIMIT)}")
+        self._line(f"  size    {human_size(event.size)}")
+        if event.digest:
+            self._line(f"  digest  {one_line(event.digest)}")
+
+
+class PlainRenderer(LineRenderer):
     """Plain lines: a header per step, its output as it came, how long it took, and what else takes long.
 
     Args:
@@ -258,11 +366,8 @@ class PlainRenderer:
         screen: SafeOutput | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._out = out
         self._screen = screen
-        self._clock = clock
         self._work = _Work(clock)
-        self._lock = threading.RLock()
         self._turns = _InTurn(self._show)
         self._at_line_start = True
         self._handlers: dict[type[Event], Callable[..., None]] = {
@@ -275,46 +380,37 @@ class PlainRenderer:
             StepStarted: self._step_started,
             StepCached: self._step_cached,
             StepOutput: self._step_output,
-            StepProgress: self._step_progress,
             StepFinished: self._step_finished,
             Notice: self._notice,
             PeerRefused: self._peer_refused,
             ImageStored: self._image_stored,
             BuildFailed: self._build_failed,
         }
-        self._closed = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
-        self._ticker.start()
+        super().__init__(out, clock, _TICK_SECONDS)
 
-    def __call__(self, event: Event) -> None:
-        """Show the event, if it is one that people read, in its turn."""
-        with self._lock:
-            self._turns(event)
+    def abandon(self) -> None:
+        """Nothing is in disorder."""
+
+    def _receive(self, event: Event) -> None:
+        self._turns(event)
 
     def _show(self, event: Event) -> None:
         handler = self._handlers.get(type(event))
         if handler is not None:
             handler(event)
-            self._refresh()
             self._out.flush()
 
-    def close(self) -> None:
-        """End an unfinished line of output."""
-        self._closed.set()
-        self._ticker.join()
-        with self._lock:
-            self._end_output()
-            self._work.end()
-            self._fresh_line()
-            self._refresh()
-            self._out.flush()
+    def _leave(self) -> None:
+        self._end_output()
+        self._fresh_line()
 
-    def abandon(self) -> None:
-        """Nothing is in disorder."""
+    def _end(self) -> None:
+        self._work.end()
+        self._leave()
 
     # --- how it is written ------------------------------------------------------------------------
 
-    def _line(self, text: str, style: str = "") -> None:  # noqa: ARG002 - the terminal has styles
+    def _line(self, text: str, style: str = "") -> None:  # noqa: ARG002 - the live display has styles
         self._fresh_line()
         self._out.write(text.encode(errors="replace") + b"\n")
 
@@ -328,35 +424,20 @@ class PlainRenderer:
             self._out.write(data)
             self._at_line_start = data.endswith(b"\n")
 
-    def _refresh(self) -> None:
-        """Show what goes on."""
-
-    def _tick(self) -> None:
-        # The thread of the next event reports a terminal that has gone.
-        with suppress(OSError, OutputError):
-            while not self._closed.wait(_TICK_SECONDS):
-                with self._lock:
-                    self._on_tick()
-                    self._out.flush()
-
     def _on_tick(self) -> None:
         task = self._work.now()
         if task is None or task.told:
             return
-        if self._clock() - max(task.began, self._work.changed) >= _LONG_SECONDS:
+        if self._clock() - max(task.began, self._work.changed) >= LONG_SECONDS:
             task.told = True
             amount = f" ({human_size(task.total)})" if task.total else ""
-            self._line(f"{task.name}{amount} …", _DIM)
+            self._line(f"{task.name}{amount} …", DIM)
 
     # --- phases and tasks -------------------------------------------------------------------------
 
-    def _build_started(self, event: BuildStarted) -> None:
-        tag, provider = one_line(event.tag), one_line(event.ca_provider)
-        self._line(f"Building {tag} (build {event.build_id}, CA {provider})", _BOLD)
-
     def _phase_started(self, event: PhaseStarted) -> None:
         self._end_phase()
-        self._work.phase = self._work.task(_PHASES.get(event.phase, one_line(event.name)))
+        self._work.phase = self._work.task(PHASES.get(event.phase, one_line(event.name)))
 
     def _end_phase(self) -> None:
         phase, self._work.phase = self._work.phase, None
@@ -375,15 +456,12 @@ class PlainRenderer:
         task = self._work.tasks.pop(event.task, None)
         if task is not None:
             task.bytes = event.bytes or task.total
-            task.total = 0
             self._task_took(task, event.seconds)
         self._work.touch()
 
-    def _task_took(self, task: _Task, seconds: float) -> None:
-        if task.told or seconds >= _LONG_SECONDS:
-            self._line(
-                ", ".join(part for part in (f"{task.name}: {seconds:.1f}s", task.amount()) if part), _DIM
-            )
+    def _task_took(self, task: Task, seconds: float) -> None:
+        if task.told or seconds >= LONG_SECONDS:
+            self._line(task.ended(seconds), DIM)
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -391,19 +469,10 @@ class PlainRenderer:
         self._end_output()
         self._end_phase()
         self._work.begin_step(event)
-        self._show_header()
+        self._line(header(event), BOLD)
 
     def _step_cached(self, event: StepCached) -> None:
-        origin = f" from {one_line(event.origin, 100)}" if event.origin else ""
-        self._line(f"{_header(event)}  CACHED{origin}", _DIM)
-
-    def _show_header(self) -> None:
-        if self._work.step is not None:
-            self._line(_header(self._work.step), _BOLD)
-
-    def _step_progress(self, event: StepProgress) -> None:
-        if self._work.step is not None and self._work.step.step == event.step:
-            self._work.step_bytes = event.bytes
+        self._line(f"{header(event)}  {origin_of(event)}", DIM)
 
     def _step_output(self, event: StepOutput) -> None:
         if self._screen is None:
@@ -427,33 +496,17 @@ class PlainRenderer:
         return self._work.step is not None and self._work.step.step == event.step
 
     def _step_took(self, event: StepFinished, started: StepStarted | None) -> None:
-        number = f"[{_of_stage(started)}{event.step}/{started.total}] " if started else ""
+        number = f"{number_of(started)} " if started else ""
         if event.exit_code:
-            self._line(f"{number}failed after {event.seconds:.1f}s, exit code {event.exit_code}", _RED)
+            self._line(f"{number}failed after {event.seconds:.1f}s, exit code {event.exit_code}", RED)
         else:
-            self._line(f"{number}done in {event.seconds:.1f}s", _DIM)
+            self._line(f"{number}done in {event.seconds:.1f}s", DIM)
 
     # --- what else happens ------------------------------------------------------------------------
 
-    def _notice(self, event: Notice) -> None:
-        # A warning may quote untrusted text; instructions to the user may take several lines.
-        shown = one_line if event.level == "warning" else block
-        message = shown(event.message, _MESSAGE_LIMIT)
-        self._line(f"{event.level}: {message}", _YELLOW if event.level == "warning" else "")
-
-    def _peer_refused(self, event: PeerRefused) -> None:
-        subject, print_ = one_line(event.subject), one_line(event.fingerprint_sha256)
-        who = f" (subject {subject}, SHA-256 {print_})" if event.subject else ""
-        peer, reason = one_line(event.peer), one_line(event.reason)
-        self._line(f"warning: refused a connection from {peer}: {reason}{who}", _YELLOW)
-
     def _image_stored(self, event: ImageStored) -> None:
         self._work.end()
-        self._line(f"Built {one_line(event.tag)} in {event.seconds:.1f}s", _GREEN)
-        self._line(f"  image   {one_line(event.path, _MESSAGE_LIMIT)}")
-        self._line(f"  size    {human_size(event.size)}")
-        if event.digest:
-            self._line(f"  digest  {one_line(event.digest)}")
+        self._stored(event)
 
     def _build_failed(self, _: BuildFailed) -> None:
         """The error itself goes to standard error; what goes on from now on is the clean-up."""
@@ -463,109 +516,17 @@ class PlainRenderer:
         self._work.phase = self._work.task("cleaning up")
 
 
-def _header(event: StepStarted | StepCached) -> str:
-    return f"[{_of_stage(event)}{event.step}/{event.total}] {one_line(event.instruction)}"
+def header(event: StepStarted | StepCached) -> str:
+    """Write the first line of a step."""
+    return f"{number_of(event)} {one_line(event.instruction)}"
 
 
-def _of_stage(event: StepStarted | StepCached) -> str:
-    return f"{one_line(event.stage)} " if event.stage else ""
+def number_of(event: StepStarted | StepCached) -> str:
+    """Write which step of which stage it is."""
+    stage = f"{one_line(event.stage)} " if event.stage else ""
+    return f"[{stage}{event.step}/{event.total}]"
 
 
-class TerminalRenderer(PlainRenderer):
-    """Colours, and a live line at the bottom: what goes on, for how long, and how long the build runs.
-
-    A step without output stays on one line. A terminal may change its size at any time.
-
-    Args:
-        out: the terminal.
-        colours: whether its own lines have colours; those of the guest's output pass in any case.
-        clock: seconds that only ever grow.
-        size: returns columns and rows; those of `out` by default.
-    """
-
-    def __init__(
-        self,
-        out: BinaryIO,
-        *,
-        colours: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-        size: Callable[[], tuple[int, int]] | None = None,
-    ) -> None:
-        self._colours = colours
-        self._terminal = Screen(out, size)
-        self._header_shown = True
-        super().__init__(out, screen=SafeOutput(), clock=clock)
-
-    def abandon(self) -> None:
-        """Remove the live line."""
-        self._terminal.abandon()
-
-    def _styled(self, text: str, style: str) -> str:
-        return f"{style}{text}{_RESET}" if style and self._colours else text
-
-    def _line(self, text: str, style: str = "") -> None:
-        self._show_header()
-        self._terminal.write_line("\n".join(self._styled(line, style) for line in text.split("\n")))
-
-    def _fresh_line(self) -> None:
-        self._terminal.write(self._terminal.end_of_line())
-
-    def _write(self, data: bytes) -> None:
-        if data:
-            self._show_header()
-            self._terminal.write(data.decode())
-
-    def _refresh(self) -> None:
-        self._terminal.live(self._live_line())
-
-    def _on_tick(self) -> None:
-        self._refresh()
-
-    def _live_line(self) -> str:
-        work = self._work
-        task, step = work.now(), work.step
-        if task is None and step is None:
-            return ""
-        since = work.step_began if step else task.began if task else work.began
-        seconds = self._clock() - since
-        if step is None and seconds < _TICK_SECONDS:
-            return ""  # most phases are over before anyone could read of them
-        doing = [part for part in (task.name if step else "", task.amount()) if part] if task else []
-        if step and work.step_bytes:
-            doing.append(human_size(work.step_bytes))
-        clock, total = human_time(seconds), f"total {human_time(self._clock() - work.began)}"
-        room = self._terminal.columns
-        # A small terminal keeps room for what goes on.
-        tails = ("  " + ", ".join(parts) for parts in ((*doing, clock, total), (*doing, clock), (clock,)))
-        tail = next((text for text in tails if cells(text) <= room * 2 // 3), "")
-        head = fit(_header(step) if step else task.name if task else "", room - cells(tail))
-        return head + self._styled(tail, _DIM)
-
-    def _step_started(self, event: StepStarted) -> None:
-        self._header_shown = True
-        super()._step_started(event)
-        self._header_shown = False
-
-    def _show_header(self) -> None:
-        """Write the header of a step once there is something to write below it."""
-        if not self._header_shown and self._work.step is not None:
-            self._header_shown = True
-            header = fit(_header(self._work.step), self._terminal.columns)
-            self._terminal.write_line(self._styled(header, _BOLD))
-
-    def _task_took(self, task: _Task, seconds: float) -> None:
-        if self._work.step is None and seconds >= _LONG_SECONDS:  # the time of a step says it all
-            super()._task_took(task, seconds)
-
-    def _step_took(self, event: StepFinished, started: StepStarted | None) -> None:
-        if self._header_shown or event.exit_code or started is None:
-            super()._step_took(event, started)
-            return
-        self._header_shown = True
-        tail = f"  {event.seconds:.1f}s"
-        head = fit(_header(started), self._terminal.columns - len(tail))
-        self._terminal.write_line(self._styled(head, _BOLD) + self._styled(tail, _DIM))
-
-    def _build_failed(self, event: BuildFailed) -> None:
-        self._show_header()
-        super()._build_failed(event)
+def origin_of(event: StepCached) -> str:
+    """Say that a step is not executed, and who has its result from where."""
+    return f"CACHED from {one_line(event.origin, 100)}" if event.origin else "CACHED"

@@ -27,10 +27,12 @@ from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument, bootstrap
 from firebuild_bootstrap.resolving import Work
 from firebuild_bootstrap.service import BootstrapServer, Limits, Outcome
 from firebuild_bootstrap.values import dataclass
+from firebuild_bootstrap.wire import RunCommand
 from firebuild_pki import TLSMaterial
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.service.console import FailureShell
     from firebuild_bootstrap.settings import BuildSettings
 
 # Between the guest's last call and the end of its machine, which may still have to write its drive.
@@ -58,6 +60,7 @@ class Sessions:
         phase: called with the number of each of the seven steps that begins.
         keep_failed: where to put what is left of a machine that has failed, in a directory with the name of
             the build (and the stage, if there are several); None for nowhere.
+        shell: where the user gets a shell when a RUN has failed.
     """
 
     build_id: str
@@ -70,6 +73,7 @@ class Sessions:
     events: EventBus
     phase: Callable[[int], None]
     keep_failed: Path | None = None
+    shell: FailureShell | None = None
 
     def run(
         self,
@@ -139,8 +143,13 @@ class Sessions:
                 finished(event.step)
             self.events(event)
 
+        commands = work.commands
+        if self.shell is not None:
+            commands = tuple(
+                replace(each, pauses=True) if isinstance(each, RunCommand) else each for each in commands
+            )
         return BootstrapServer(
-            commands=work.commands,
+            commands=commands,
             resources=work.resources,
             agents=work.agents,
             steps=work.steps,
@@ -151,6 +160,7 @@ class Sessions:
             events=events,
             limits=Limits.of(self.settings.bootstrap),
             layers=layers,
+            shell=self.shell,
             runtime_directory=self.directory,
             on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
         )

@@ -1,4 +1,4 @@
-"""Output for a terminal: text that can't control it, lines that fit, and a live line at the bottom.
+"""Output for a terminal: text that can't control it, lines that fit, and a block at the bottom.
 
 The control sequences are those of the VT100 and of ECMA-48, which every terminal in use understands.
 """
@@ -22,7 +22,8 @@ _SEQUENCE: Final = re.compile(_SGR)
 _UNFINISHED: Final = re.compile(r"\x1b(?:\[[0-9;:]{0,64})?\Z")
 _RESET: Final = "\x1b[0m"
 _EMOJI_STYLE: Final = "\ufe0f"
-_TAB: Final = 8
+# What a step writes to most of the time, and needs no look at its characters.
+_HARMLESS: Final = re.compile(r"[ -~\n\r\t]*")
 
 
 def colours_wanted(environ: Mapping[str, str]) -> bool:
@@ -53,6 +54,21 @@ def fit(text: str, room: int) -> str:
     return text[:kept] + "…" if room > 0 else ""
 
 
+def uncoloured(text: str) -> str:
+    """Leave SGR sequences out of a text."""
+    return _SEQUENCE.sub("", text)
+
+
+def visible_end(text: str, lines: int) -> list[str]:
+    """Return the last lines of a text that `SafeOutput` made, as they look: without colours, printable.
+
+    Of a line that was written over after a carriage return, as those of progress bars, the last words count.
+    """
+    found = text.removesuffix("\n").rsplit("\n", lines)[-lines:]
+    ends = (uncoloured(line).rstrip("\r").rpartition("\r")[2] for line in found)
+    return [end.expandtabs() for end in ends]
+
+
 def json_text(document: Any, indent: int | None = None) -> str:
     """Write JSON that can be shown anywhere: what is not printable is escaped, lone surrogates included."""
     text = json.dumps(document, ensure_ascii=False, indent=indent)
@@ -80,6 +96,9 @@ class SafeStream:
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """Return what can be shown so far; all of it when this piece is the `final` one."""
         text = self._unfinished + self._decoder.decode(data, final)
+        if _HARMLESS.fullmatch(text):
+            self._unfinished = ""
+            return text
         cut = None if final else _UNFINISHED.search(text)
         self._unfinished = text[cut.start() :] if cut else ""
         parts = _PASSED.split(text.removesuffix(self._unfinished))
@@ -108,10 +127,11 @@ class SafeOutput:
 
 
 class Screen:
-    """A terminal with a status line at the bottom, below all output.
+    """A terminal with a block at the bottom that is drawn again and again, below lines that stay.
 
-    The cursor is never hidden and always rests where the next output goes. So whatever happens to this
-    process, or to the size of the terminal, erasing what is behind it removes the live line and nothing else.
+    The cursor is never hidden and rests where the block begins. So whatever happens to this process, or to
+    the size of the terminal, erasing what is behind it removes the block and nothing else: terminals that
+    wrap lines anew when they become narrower keep the cursor at its character.
 
     Args:
         out: the terminal.
@@ -121,127 +141,45 @@ class Screen:
     def __init__(self, out: BinaryIO, size: Callable[[], tuple[int, int]] | None = None) -> None:
         self._out = out
         self._size = size or (lambda: _size_of(out))
-        self._column = 0
-        self._extent = 0  # columns of the cursor's row that hold output
-        self._wrapped = False
-        self._styled = False
-        self._live = ""
-        self._shown: tuple[str, int, int] | None = None
+        self._shown: tuple[list[str], tuple[int, int]] | None = None
 
     @property
-    def columns(self) -> int:
-        """How many cells a line of ours has; the last one stays free, or some terminals would wrap."""
-        return max(self._size()[0] - 1, 1)
+    def room(self) -> tuple[int, int]:
+        """How many cells a row of the block has, and how many rows it can have.
+
+        The last column stays free, or some terminals would wrap, and so does a row.
+        """
+        columns, rows = self._size()
+        return max(columns - 1, 1), rows - 1
 
     def write(self, text: str) -> None:
-        """Write a text that `SafeOutput` or a renderer made, above the live line."""
+        """Write lines that stay, instead of the block."""
         if text:
-            self._out.write((self._erase() + self._placed(text) + self._draw()).encode(errors="replace"))
+            self._put(f"{self._erased()}{text}")
 
-    def write_line(self, text: str) -> None:
-        """Write a line of our own; an unfinished line of output ends before it, and so do its colours."""
-        self.write(f"{self.end_of_line()}{text}\n")
-
-    def end_of_line(self) -> str:
-        """Return what ends an unfinished line, and its colours."""
-        reset = _RESET if self._styled else ""
-        return f"{reset}\n" if self._column or self._extent or self._wrapped else reset
-
-    def live(self, text: str) -> None:
-        """Show another live line, which has to fit into `columns`; an empty one removes it."""
-        self._live = text
-        if self._shown != self._wanted():
-            self._out.write((self._erase() + self._draw()).encode(errors="replace"))
+    def show(self, rows: list[str]) -> None:
+        """Show another block, of rows that fit into `room`."""
+        wanted = (rows, self._size()) if rows else None
+        if wanted == self._shown:
+            return
+        if not rows:
+            self._put(self._erased())
+            return
+        # What is written over does not flicker; what is left of the block before is behind it.
+        up = f"\x1b[{len(rows) - 1}A" if len(rows) > 1 else ""
+        self._put("\r" + "\x1b[K\n".join(rows) + f"\x1b[J{up}\r")
+        self._shown = wanted
 
     def abandon(self) -> None:
-        """Remove the live line in a signal handler, right before the process ends."""
-        end = f"{_RESET}\x1b[J" if self._column or self._extent else f"\r{_RESET}\x1b[J"
-        os.write(self._out.fileno(), (end + ("\n" if self._column else "")).encode())
+        """Remove the block in a signal handler, right before the process ends."""
+        os.write(self._out.fileno(), f"\r{_RESET}\x1b[J".encode())
 
-    def _wanted(self) -> tuple[str, int, int] | None:
-        columns, rows = self._size()
-        return (self._live, columns, rows) if self._live and rows > 1 else None
+    def _erased(self) -> str:
+        shown, self._shown = self._shown, None
+        return "\r\x1b[J" if shown else ""  # \r: Ctrl-C echoes as ^C
 
-    def _erase(self) -> str:
-        if self._shown is None:
-            return ""
-        self._shown = None
-        if not self._extent:
-            return f"\r\x1b7{_RESET}\x1b[J\x1b8"  # \r: Ctrl-C echoes as ^C
-        if self._column >= self._extent:
-            return f"\x1b7{_RESET}\x1b[J\x1b8"
-        return f"\x1b7{_RESET}\x1b[B\r\x1b[J\x1b8"  # a carriage return came last
-
-    def _draw(self) -> str:
-        wanted = self._wanted()
-        if wanted is None:
-            return ""
-        self._shown = wanted
-        ahead = ""
-        columns = wanted[1]
-        if self._column > columns:  # it has become narrower, and most terminals have wrapped the row
-            self._column = self._extent = (self._column - 1) % columns + 1
-        if self._column >= columns:
-            # The cursor hangs behind the last column, and no sequence brings it back there: the next
-            # character goes to the next row, so that is where it waits.
-            ahead = "\r\n"
-            self._column = self._extent = 0
-            self._wrapped = True
-        if not self._extent:
-            return f"{ahead}\r\x1b7{_RESET}{self._live}\x1b8"
-        # IND makes a row below, scrolling if it has to, and CUU comes back to the same column.
-        return f"\x1bD\x1b[A\x1b7{_RESET}\x1b[B\r{self._live}\x1b8"
-
-    def _placed(self, text: str) -> str:
-        """Follow the cursor through a text; returns the text as it has to be written from where it is."""
-        columns = max(self._size()[0], 1)
-        if self._wrapped:
-            text = self._unwrapped(text)
-        *lines, last = text.split("\n")
-        if lines:
-            self._column = self._extent = 0
-        sequences = _SEQUENCE.findall(text)
-        if sequences:
-            self._styled = not re.fullmatch(r"\x1b\[[0;:]*m", sequences[-1])
-            last = _SEQUENCE.sub("", last)
-        for number, piece in enumerate(last.split("\r")):
-            if number:
-                self._column = 0
-            self._advance(piece, columns)
-        return text
-
-    def _unwrapped(self, text: str) -> str:
-        """Correct a text for a cursor that has gone to the next row before its time."""
-        sequences, returns, newline = re.match(rf"((?:{_SGR})*)(\r*)(\n?)", text).groups()  # type: ignore[union-attr]
-        rest = text[len(sequences) + len(returns) + len(newline) :]
-        self._wrapped = not (returns or newline or rest)
-        if newline:
-            return f"{sequences}{rest}"
-        if returns:
-            self._extent = max(self._size()[0], 1)
-            return f"{sequences}\x1b[A\r{rest}"
-        return text
-
-    def _advance(self, piece: str, columns: int) -> None:
-        for number, part in enumerate(piece.split("\t")):
-            if number:
-                self._column = min((self._column // _TAB + 1) * _TAB, columns - 1)
-            width = cells(part)
-            if self._column + width > columns:
-                self._column = self._column_after(part, columns)
-                self._extent = self._column
-            else:
-                self._column += width
-            self._extent = max(self._extent, self._column)
-
-    def _column_after(self, part: str, columns: int) -> int:
-        column = self._column
-        if part.isascii():
-            return (column + len(part) - 1) % columns + 1
-        for character in part:
-            width = cells(character)
-            column = width if column + width > columns else column + width
-        return column
+    def _put(self, text: str) -> None:
+        self._out.write(text.encode(errors="replace"))
 
 
 def _size_of(out: BinaryIO) -> tuple[int, int]:

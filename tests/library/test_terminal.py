@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pty
+import re
 import select
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pyte
 import pytest
 
+from firebuild_bootstrap.errors import ExitStatus
 from firebuild_bootstrap.events import (
     BuildFailed,
+    BuildStarted,
     Event,
+    ImageStored,
     Notice,
     PhaseStarted,
+    StepCached,
     StepFinished,
     StepOutput,
     StepProgress,
@@ -26,8 +36,8 @@ from firebuild_bootstrap.events import (
     TaskProgress,
     TaskStarted,
 )
-from firebuild_bootstrap.progress import TerminalRenderer
-from firebuild_bootstrap.terminal import SafeStream, Screen, cells, fit
+from firebuild_bootstrap.live import Log, TerminalRenderer
+from firebuild_bootstrap.terminal import SafeOutput, SafeStream, Screen, cells, fit
 
 RUN = StepStarted(step=2, total=2, instruction="RUN make", line=2)
 DONE = StepFinished(step=2, exit_code=0, seconds=1)
@@ -58,9 +68,8 @@ def test_a_terminal_that_goes_away_stops_the_clock_and_fails_the_next_event(
         os.close(user)
         assert eventually(lambda: clocks() == [])
         with pytest.raises(OSError, match="Input/output error"):
-            renderer(StepOutput(step=2, stream="stdout", data=b"more\n"))
-        with pytest.raises(OSError, match="Input/output error"):
-            renderer.close()
+            renderer(DONE)
+        renderer.close()
     assert capfd.readouterr().err == ""
 
 
@@ -86,23 +95,22 @@ class Emulated(io.BytesIO):
 
 
 class Watched:
-    def __init__(self, terminal: Emulated, *, colours: bool = True) -> None:
+    def __init__(self, terminal: Emulated, **options: Any) -> None:
         self.terminal = terminal
         self.now = 0.0
         self.renderer = TerminalRenderer(
-            terminal, colours=colours, clock=lambda: self.now, size=terminal.size
+            terminal, clock=lambda: self.now, size=terminal.size, tick=3600, **options
         )
 
     def show(self, *events: Event) -> list[str]:
         for event in events:
             self.renderer(event)
+        self.renderer.draw()
         return self.terminal.lines()
 
     def later(self, seconds: float) -> list[str]:
-        before = self.terminal.lines()
         self.now += seconds
-        eventually(lambda: self.terminal.lines() != before)
-        return self.terminal.lines()
+        return self.show()
 
 
 @pytest.fixture
@@ -112,9 +120,13 @@ def watched() -> Iterator[Watched]:
     one.renderer.close()
 
 
-def test_a_silent_step_is_one_line_with_a_running_clock(watched: Watched) -> None:
-    assert watched.show(RUN) == ["[2/2] RUN make  0s, total 0s"]
-    assert watched.later(65) == ["[2/2] RUN make  1m05s, total 1m05s"]
+def started(step: int, stage: str = "", text: str = "RUN make") -> StepStarted:
+    return StepStarted(step=step, total=9, instruction=text, line=step, stage=stage)
+
+
+def test_a_running_step_has_a_clock_and_a_finished_one_its_seconds(watched: Watched) -> None:
+    assert watched.show(RUN) == ["[2/2] RUN make  0s"]
+    assert watched.later(65) == ["[2/2] RUN make  1m05s"]
     assert watched.show(DONE, Notice(level="warning", message="careful")) == [
         "[2/2] RUN make  1.0s",
         "warning: careful",
@@ -122,174 +134,233 @@ def test_a_silent_step_is_one_line_with_a_running_clock(watched: Watched) -> Non
     assert b"\x1b[1m[2/2] RUN make\x1b[0m\x1b[2m  1.0s\x1b[0m\n" in watched.terminal.raw
 
 
-def test_a_header_longer_than_the_line_is_shown_once_and_cut(watched: Watched) -> None:
-    long = StepStarted(step=2, total=2, instruction="RUN " + "long " * 50, line=2)
-    assert watched.show(long) == ["[2/2] RUN long long long…  0s, total 0s"]
-    assert watched.later(1) == ["[2/2] RUN long long long…  1s, total 1s"]
-    assert watched.show(DONE) == ["[2/2] RUN long long long long lo…  1.0s"]
+def test_stages_side_by_side_have_their_rows_their_output_and_a_sum(watched: Watched) -> None:
+    plan = BuildStarted(build_id="b", tag="t", steps=9, base="scratch", ca_provider="embedded")
+    hit = StepCached(step=1, total=9, instruction="RUN " + "long " * 20, line=1, stage="a", origin="r")
+    watched.show(plan, hit, started(2, "a"), started(7, "b", "RUN test"))
+    assert watched.show(StepOutput(step=7, stream="stderr", data=b"one\ntwo")) == [
+        "Building t (build b, CA embedded)",
+        "[a 1/9] RUN long long l…  CACHED from r",
+        "[a 2/9] RUN make  0s",
+        "[b 7/9] RUN test  0s",
+        "  one",
+        "  two",
+        "total 0s, 1 of 9 steps, 1 cached",
+    ]
+    assert watched.show(StepFinished(step=7, exit_code=0, seconds=2))[2:] == [
+        "[b 7/9] RUN test  2.0s",
+        "[a 2/9] RUN make  0s",
+        "total 0s, 2 of 9 steps, 1 cached",
+    ]
 
 
-def test_characters_are_as_wide_as_they_are(watched: Watched) -> None:
-    wide = StepStarted(step=2, total=2, instruction="RUN " + "日本e\u0301" * 20, line=2)
-    (line,) = watched.show(wide)
-    assert line.endswith("…  0s, total 0s")
-    assert watched.later(1)[0].endswith("…  1s, total 1s")
-    assert len(watched.terminal.lines()) == 1
+def test_output_shares_the_rows_that_are_left_and_its_end_is_what_shows(watched: Watched) -> None:
+    watched.show(started(1, "a"), started(2, "b"))
+    pieces = [StepOutput(step=step, stream="stdout", data=b"%d\n" % n) for n in range(99) for step in (1, 2)]
+    assert watched.show(*pieces) == [
+        "[a 1/9] RUN make  0s",
+        *("  97", "  98"),
+        "[b 2/9] RUN make  0s",
+        *("  97", "  98"),
+        "total 0s",
+    ]
+    watched.terminal.screen.resize(24, 40)
+    assert [line for line in watched.show() if line.startswith("  ")] == [f"  {n}" for n in range(93, 99)] * 2
 
 
-def test_the_live_line_follows_the_size_of_the_terminal(watched: Watched) -> None:
-    watched.show(RUN, output(b"one\n"))
-    watched.terminal.screen.resize(8, 20)
-    assert watched.later(1)[-1] == "[2/2] RUN make  1s"
+def test_more_goes_on_than_the_terminal_has_rows(watched: Watched) -> None:
+    steps = [started(step, f"s{step}") for step in range(1, 7)]
+    tasks = [TaskStarted(task=task, name=f"pulling {task}") for task in range(1, 4)]
+    watched.show(*steps, *tasks)
+    assert watched.later(1) == [
+        *(f"[s{n} {n}/9] RUN make  1s" for n in range(1, 6)),
+        "and 4 more",
+        "total 1s",
+    ]
+    for rows, shown in (
+        (4, ["[s1 1/9] RUN make  1s", "and 8 more", "total 1s"]),
+        (3, ["[s1 1/9] RUN make  1s", "total 1s"]),
+        (2, ["[s1 1/9] RUN make  1s"]),
+        (1, []),
+    ):
+        small = Watched(Emulated(rows=rows))
+        small.show(*steps, *tasks)
+        assert small.later(1) == shown
+        small.renderer.close()
+
+
+def test_the_block_follows_the_size_of_the_terminal_at_once(watched: Watched) -> None:
+    watched.show(RUN, output("größe 日本語日本語日本語日本語日本語日本語\n".encode()))
+    assert watched.later(1) == ["[2/2] RUN make  1s", "  größe 日本語日本語日本語日本語日本語…"]
+    watched.terminal.screen.resize(8, 16)
+    assert watched.show() == ["[2/2] RUN …  1s", "  größe 日本語…"]
     watched.terminal.screen.resize(8, 80)
-    assert watched.later(1) == ["[2/2] RUN make", "one", "[2/2] RUN make  2s, total 2s"]
-    watched.terminal.screen.resize(1, 80)
-    watched.show(output(b"two\n"))
-    assert watched.terminal.lines() == []
+    assert watched.show()[0] == "[2/2] RUN make  1s"
+    watched.terminal.screen.resize(8, 5)
+    assert watched.show() == ["[2/…", "  g…"]
 
 
-def test_output_scrolls_above_the_live_line(watched: Watched) -> None:
-    live = "[2/2] RUN make  0s, total 0s"
-    shown = watched.show(RUN, *(output(b"%d\n" % number) for number in range(100)))
-    assert shown == ["93", "94", "95", "96", "97", "98", "99", live]
-    watched.show(output(b"half"))
-    assert watched.terminal.lines() == ["94", "95", "96", "97", "98", "99", "half", live]
-    assert watched.show(output(b" a line\n"))[-2:] == ["half a line", live]
-    assert watched.show(output(b"last"), DONE)[-2:] == ["last", "[2/2] done in 1.0s"]
+def test_a_progress_bar_shows_where_it_is(watched: Watched) -> None:
+    assert watched.show(RUN, output(b"\x1b[32m 50%\x1b[0m\r")) == ["[2/2] RUN make  0s", "   50%"]
+    assert watched.show(output(b"100%\r\n\tend\r")) == ["[2/2] RUN make  0s", "  100%", "          end"]
 
 
-def test_a_progress_bar_stays_on_its_line(watched: Watched) -> None:
-    live = "[2/2] RUN make  0s, total 0s"
-    assert watched.show(RUN, output(b" 50%\r")) == ["[2/2] RUN make", " 50%", live]
-    assert watched.show(output(b"100%\r")) == ["[2/2] RUN make", "100%", live]
-    assert watched.show(output(b"done\n\tend\t.\r")) == ["[2/2] RUN make", "done", "        end     .", live]
-
-
-@pytest.mark.parametrize(
-    ("then", "expected"),
-    [
-        (b"more\n", ["x" * 40, "more"]),
-        (b"\nnext\n", ["x" * 40, "next"]),
-        (b"\x1b[0m\nnext\n", ["x" * 40, "next"]),
-        (b"\r\nnext\n", ["x" * 40, "next"]),
-        (b"\ry\n", ["y" + "x" * 39]),
-        (b"\x1b[1m", ["x" * 40]),
-        (b"y" * 45 + b"\n", ["x" * 40, "y" * 40, "y" * 5]),
-    ],
-)
-def test_output_that_ends_in_the_last_column_goes_on_where_it_would(
-    watched: Watched, then: bytes, expected: list[str]
-) -> None:
-    live = "[2/2] RUN make  0s, total 0s"
-    watched.show(RUN, output(b"x" * 40))
-    assert watched.show(output(then)) == ["[2/2] RUN make", *expected, live]
-    assert watched.show(DONE) == ["[2/2] RUN make", *expected, "[2/2] done in 1.0s"]
-
-
-def test_a_line_longer_than_the_terminal_goes_on_where_it_was(watched: Watched) -> None:
-    live = "[2/2] RUN make  0s, total 0s"
-    shown = watched.show(RUN, output(b"x" * 90))
-    assert shown == ["[2/2] RUN make", "x" * 40, "x" * 40, "x" * 10, live]
-    assert watched.show(output(b"yz"))[3:] == ["x" * 10 + "yz", live]
-
-
-def test_an_unfinished_line_survives_a_narrower_terminal(watched: Watched) -> None:
-    watched.show(RUN, output(b"x" * 30))
-    watched.terminal.screen.resize(8, 20)
-    watched.later(1)
-    # This terminal cuts lines that get too long, where most would wrap them.
-    assert watched.show(output(b"\nnext\n"), DONE)[1:] == ["x" * 19, "next", "[2/2] done in 1.0s"]
-
-
-def test_a_wide_character_that_does_not_fit_goes_to_the_next_row(watched: Watched) -> None:
-    watched.show(RUN, output(("x" * 39 + "日本").encode()))
-    assert watched.show(DONE)[-1] == "[2/2] done in 1.0s"
-
-
-def test_colours_of_the_guest_end_with_its_step_and_before_our_lines(watched: Watched) -> None:
-    watched.show(RUN, output(b"\x1b[31mred\n"), Notice(level="info", message="ours"))
-    raw = watched.terminal.raw
-    assert b"\x1b[31mred\n" in raw
-    assert b"\x1b[0minfo: ours\n" in raw
-    watched.show(output(b"\x1b[32mgreen"), DONE)
-    assert b"\x1b[32mgreen" in watched.terminal.raw
-    assert b"\x1b[0m\n\x1b[2m[2/2] done" in watched.terminal.raw
-
-
-def test_without_colours_our_own_lines_have_none() -> None:
-    one = Watched(Emulated(), colours=False)
-    one.show(RUN, output(b"\x1b[31mred\x1b[0m\n"), Notice(level="warning", message="w"), DONE)
-    one.renderer.close()
-    for code in (b"1", b"2", b"33"):
-        assert b"\x1b[%sm" % code not in one.terminal.raw
-    assert b"\x1b[31mred" in one.terminal.raw
+def test_lines_that_stay_push_the_block_down_and_nothing_is_left_of_it(watched: Watched) -> None:
+    watched.show(RUN, output(b"one\ntwo\nthree\n"))
+    notices = [Notice(level="info", message=f"n{number}") for number in range(20)]
+    assert watched.show(*notices) == [
+        *(f"info: n{number}" for number in range(16, 20)),
+        *("[2/2] RUN make  0s", "  one", "  two", "  three"),
+    ]
+    assert watched.show(DONE) == [*(f"info: n{number}" for number in range(16, 20)), "[2/2] RUN make  1.0s"]
 
 
 def test_phases_and_tasks_show_their_time_and_bytes(watched: Watched) -> None:
     assert watched.show(PhaseStarted(phase=6, name="run the steps")) == []
-    assert watched.later(2) == ["waiting for the guest  2s, total 2s"]
+    assert watched.later(2) == ["waiting for the guest  2s"]
     watched.show(PhaseStarted(phase=7, name="store"), TaskStarted(task=1, name="writing", total_bytes=4096))
-    watched.show(TaskProgress(task=1, bytes=1024))
+    watched.show(TaskProgress(task=1, bytes=1024), TaskProgress(task=8, bytes=1))
     assert watched.later(1) == ["waiting for the guest: 2.0s", "writing  1.0 KiB of 4.0 KiB, 1s"]
-    watched.terminal.screen.resize(8, 80)
-    assert watched.later(1)[-1] == "writing  1.0 KiB of 4.0 KiB, 2s, total 4s"
-    assert watched.show(TaskFinished(task=1, seconds=2, bytes=4096)) == [
+    assert watched.show(TaskFinished(task=1, seconds=2, bytes=4096), TaskFinished(task=8, seconds=2)) == [
         "waiting for the guest: 2.0s",
         "writing: 2.0s, 4.0 KiB",
-        "storing the image  2s, total 4s",
+        "storing the image  1s",
     ]
     watched.show(TaskStarted(task=2, name="quick"), TaskFinished(task=2, seconds=0.1))
     assert "quick" not in "".join(watched.terminal.lines())
 
 
-def test_a_task_inside_a_step_is_shown_beside_its_header(watched: Watched) -> None:
-    watched.terminal.screen.resize(8, 80)
-    assert watched.show(RUN, TaskStarted(task=1, name="unpacking")) == [
-        "[2/2] RUN make  unpacking, 0s, total 0s"
+def test_a_copy_shows_what_was_sent_while_it_lasts_and_in_the_end(watched: Watched) -> None:
+    sent = StepProgress(step=2, bytes=2048), StepProgress(step=7, bytes=1)
+    assert watched.show(RUN, *sent) == ["[2/2] RUN make  2.0 KiB, 0s"]
+    assert watched.show(DONE) == ["[2/2] RUN make  2.0 KiB, 1.0s"]
+
+
+def test_the_end_says_how_much_there_was_to_do(watched: Watched) -> None:
+    plan = BuildStarted(build_id="b", tag="t", steps=1, base="scratch", ca_provider="embedded")
+    stored = ImageStored(tag="t", path="/i", size=1, digest="sha256:0", seconds=2)
+    assert watched.show(plan, started(1), StepFinished(step=1, exit_code=0, seconds=1), stored)[2:] == [
+        "Built t in 2.0s: 1 of 1 steps",
+        "  image   /i",
+        "  size    1 B",
+        "  digest  sha256:0",
     ]
-    assert watched.show(TaskFinished(task=1, seconds=9), DONE) == ["[2/2] RUN make  1.0s"]
 
 
-def test_a_copy_shows_what_was_sent(watched: Watched) -> None:
-    watched.terminal.screen.resize(8, 80)
-    assert watched.show(RUN, StepProgress(step=2, bytes=2048), StepProgress(step=7, bytes=1)) == [
-        "[2/2] RUN make  2.0 KiB, 0s, total 0s"
+FAILED = BuildFailed(
+    exit_status=ExitStatus.STEP_FAILED, error="StepFailed", message="late", step=2, exit_code=3
+)
+
+
+def test_all_that_a_failed_step_wrote_comes_last_and_harmless(watched: Watched) -> None:
+    watched.terminal.screen.resize(24, 60)
+    watched.show(started(1, "a"), RUN, *(output(b"%d\n" % number) for number in range(9)))
+    watched.show(output(b"\x1b[31mred\x1b[2J\xff", "stderr"))
+    watched.show(Notice(level="warning", message="something is left out here", step=2))
+    lines = watched.show(StepFinished(step=2, exit_code=3, seconds=1), output(b"too late"), FAILED)
+    assert lines == [
+        "[a 1/9] RUN make  stopped after 0.0s",
+        "[2/2] RUN make",
+        *map(str, range(9)),
+        r"red\x1b[2J\xff",
+        "warning: something is left out here",
+        "[2/2] failed after 1.0s, exit code 3",
     ]
-
-
-def test_a_failure_ends_the_live_line_and_leaves_the_step(watched: Watched) -> None:
-    failed = BuildFailed(exit_status=5, error="BuildTimeout", message="late")
-    assert watched.show(RUN, output(b"")) == ["[2/2] RUN make  0s, total 0s"]
-    assert watched.show(failed) == ["[2/2] RUN make"]
-    assert watched.later(3) == ["[2/2] RUN make", "cleaning up  3s, total 3s"]
+    assert watched.later(3)[-1] == "cleaning up  3s"
     watched.renderer.close()
-    assert watched.terminal.lines() == ["[2/2] RUN make"]
+    assert watched.terminal.lines() == lines
 
 
-def test_a_failed_step_says_so_below_its_header(watched: Watched) -> None:
-    failed = StepFinished(step=2, exit_code=3, seconds=1)
-    assert watched.show(RUN, failed) == ["[2/2] RUN make", "[2/2] failed after 1.0s, exit code 3"]
-    assert watched.show(StepFinished(step=9, exit_code=0, seconds=1))[-1] == "done in 1.0s"
+def test_a_build_that_ends_without_a_failed_step_shows_what_its_running_ones_wrote(watched: Watched) -> None:
+    late = BuildFailed(exit_status=ExitStatus.TIMEOUT, error="BuildTimeout", message="late")
+    watched.show(RUN, started(1, "b"), output(b"waiting for a lock"))
+    assert watched.show(late) == [
+        "[2/2] RUN make",
+        "waiting for a lock",
+        "[2/2] stopped after 0.0s",
+        "[b 1/9] RUN make",
+        "[b 1/9] stopped after 0.0s",
+    ]
 
 
-def test_a_sudden_end_leaves_no_live_line_and_a_visible_cursor() -> None:
-    for begun in (b"", b"unfinished"):
-        user, program = pty.openpty()
-        with os.fdopen(program, "wb", buffering=0) as out, os.fdopen(user, "rb", buffering=0) as reader:
-            renderer = TerminalRenderer(out)
-            renderer(RUN)
-            if begun:
-                renderer(output(begun))
-            renderer.abandon()
-            screen = pyte.Screen(80, 24)
-            shown = all_of(reader)
-            pyte.ByteStream(screen).feed(shown)
-            lines = [line.rstrip() for line in screen.display if line.strip()]
-            assert lines == (["[2/2] RUN make", "unfinished"] if begun else [])
-            assert screen.cursor.x == 0
-            assert b"\x1b[?25l" not in shown
-            renderer.close()
-            all_of(reader)
+def test_an_interrupted_build_says_what_it_has_stopped(watched: Watched) -> None:
+    ended = BuildFailed(exit_status=ExitStatus.INTERRUPTED, error="Interrupted", message="SIGINT")
+    assert watched.show(RUN, output(b"much\n"), ended) == ["[2/2] RUN make  stopped after 0.0s"]
+
+
+def test_without_colours_there_are_none_of_the_guest_either() -> None:
+    one = Watched(Emulated(), colours=False)
+    one.show(RUN, output(b"\x1b[31mred\x1b[0m\n"), Notice(level="warning", message="w"))
+    one.show(StepFinished(step=2, exit_code=3, seconds=1), FAILED)
+    one.renderer.close()
+    assert "red" in one.terminal.lines()
+    assert b"m" not in re.findall(rb"\x1b\[[\d;]*([a-zA-Z])", one.terminal.raw)
+
+
+def test_while_somebody_else_has_the_terminal_nothing_is_drawn(watched: Watched) -> None:
+    watched.show(RUN, output(b"error: x\n"))
+    watched.renderer.pause()
+    before = watched.terminal.raw
+    assert watched.terminal.lines() == ["[2/2] RUN make  0s", "  error: x"]
+    watched.renderer(DONE)
+    assert watched.terminal.raw == before
+    watched.renderer.resume()
+    assert watched.show()[-1] == "[2/2] RUN make  1.0s"
+
+
+def test_much_output_costs_no_memory_and_hides_no_error(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    many = output((b"x" * 79 + b"\n") * 8192)
+    renderer = TerminalRenderer(out, tick=3600, directory=tmp_path)
+    tracemalloc.start()
+    for event in (RUN, output(b"error: the first\n"), *[many] * 16, output(b"error: the last\n")):
+        renderer(event)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 << 20
+    assert list(tmp_path.iterdir()) == []
+    renderer(StepFinished(step=2, exit_code=3, seconds=1))
+    renderer(FAILED)
+    renderer.close()
+    shown = out.getvalue()
+    assert b"error: the first\n" + many.data * 16 + b"error: the last\n" in shown
+
+
+def test_a_full_disk_leaves_the_end_of_the_output() -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    log = Log(None, colours=True)
+    log.write("stdout", b"first\n")
+    with patch.object(log, "_file") as file:
+        file.write.side_effect = full
+        log.write("stdout", b"lost\n")
+        file.seek.side_effect = full
+        log.write("stdout", b"last")
+        assert "".join(log.pieces()) == (
+            "\n(the middle could not be kept: No space left on device; the end is)\nfirst\nlost\nlast\n"
+        )
+        file.close.side_effect = full
+        log.close()
+    log.close()
+
+
+def test_a_sudden_end_leaves_no_block_and_a_visible_cursor() -> None:
+    user, program = pty.openpty()
+    with os.fdopen(program, "wb", buffering=0) as out, os.fdopen(user, "rb", buffering=0) as reader:
+        renderer = TerminalRenderer(out, tick=3600)
+        renderer(Notice(level="info", message="before"))
+        renderer(RUN)
+        renderer(output(b"unfinished"))
+        renderer.draw()
+        renderer.abandon()
+        screen = pyte.Screen(80, 24)
+        shown = all_of(reader)
+        pyte.ByteStream(screen).feed(shown)
+        assert [line.rstrip() for line in screen.display if line.strip()] == ["info: before"]
+        assert b"unfinished" in shown
+        assert screen.cursor.x == 0
+        assert b"\x1b[?25l" not in shown
+        renderer.close()
+        all_of(reader)
 
 
 def all_of(reader: io.FileIO) -> bytes:
@@ -336,10 +407,18 @@ def test_only_text_and_colours_reach_the_terminal_however_they_are_cut(data: byt
     assert "".join(pieces) + bytewise.feed(b"", final=True) == shown
 
 
-def test_two_streams_are_cut_independently(watched: Watched) -> None:
-    watched.show(RUN, output(b"\xe6\x97"), output(b"err \x1b[3", "stderr"), output(b"\xa5\n"))
-    watched.show(output(b"1mred\n", "stderr"), DONE)
-    assert watched.terminal.lines() == ["[2/2] RUN make", "err 日", "red", "[2/2] done in 1.0s"]
+def test_two_streams_are_cut_independently() -> None:
+    both = SafeOutput()
+    pieces = [
+        ("stdout", b"\xe6\x97"),
+        ("stderr", b"err \x1b[3"),
+        ("stdout", b"\xa5\n"),
+        ("stderr", b"1mred\n"),
+    ]
+    shown = [both.feed("stdout" if stream == "stdout" else "stderr", data) for stream, data in pieces]
+    assert "".join(shown) == "err 日\n\x1b[31mred\n"
+    both.feed("stdout", b"\xe6")
+    assert both.finish() == r"\xe6"
 
 
 def test_texts_are_cut_to_cells() -> None:
@@ -351,12 +430,12 @@ def test_texts_are_cut_to_cells() -> None:
     assert fit("abcd", 0) == ""
 
 
-def test_a_live_line_that_did_not_change_is_not_drawn_again() -> None:
+def test_a_block_that_did_not_change_is_not_drawn_again() -> None:
     terminal = Emulated()
     screen = Screen(terminal, terminal.size)
-    screen.live("live")
+    screen.show(["live"])
     before = terminal.raw
-    screen.live("live")
+    screen.show(["live"])
     assert terminal.raw == before
-    screen.live("")
+    screen.show([])
     assert terminal.lines() == []

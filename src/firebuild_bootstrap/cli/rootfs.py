@@ -8,17 +8,19 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from firebuild_bootstrap.cli.accounting import attest_options, attested_digests, packages_of
+from firebuild_bootstrap.cli.display import PROGRESS, Progress, make_renderer, read_progress
 from firebuild_bootstrap.cli.docker import (
     BuildCommand,
     complain_about_remote,
     docker_options,
 )
 from firebuild_bootstrap.cli.options import (
+    MACHINES,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -33,11 +35,14 @@ from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
+    from firebuild_bootstrap.cli.failure import Interrupts
+    from firebuild_bootstrap.cli.shell import TerminalShell
     from firebuild_bootstrap.cli.stdin import Given
     from firebuild_bootstrap.dockerfile.graph import ImageRef
-    from firebuild_bootstrap.events import Event, EventSink
+    from firebuild_bootstrap.events import EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.attestations import Attestations
+    from firebuild_bootstrap.image.config import Healthcheck
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputSpec
     from firebuild_bootstrap.image.remotecache import CacheSpec
@@ -48,8 +53,16 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
-Progress = Literal["auto", "plain", "rawjson", "tty", "quiet"]
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
+
+
+_READY: Final = (
+    ("interval", "DURATION", "Time from one try of --ready to the next"),
+    ("timeout", "DURATION", "How long a try may take"),
+    ("retries", "N", "How many tries have to fail in a row"),
+    ("start-period", "DURATION", "How long tries may fail at first"),
+    ("start-interval", "DURATION", "Time between those"),
+)
 
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
@@ -165,10 +178,20 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Push the image under its tags, as --output type=registry does.",
         ),
         click.option(
+            "--ready",
+            is_flag=False,
+            flag_value="",
+            metavar="[=COMMAND]",
+            help="Boot the image, and store it only if COMMAND, by default its HEALTHCHECK, succeeds there.",
+        ),
+        *(
+            click.option(f"--ready-{name}", metavar=metavar, help=f"{what}, instead of that of HEALTHCHECK.")
+            for name, metavar, what in _READY
+        ),
+        click.option(
             "--progress",
-            type=click.Choice(["auto", "plain", "tty", "quiet", "rawjson"]),
-            default="auto",
-            show_default=True,
+            type=click.Choice(PROGRESS),
+            show_default="auto, or $BUILDKIT_PROGRESS",
             help="Live on a terminal and plain in a pipe, always plain, always live, nothing but the id "
             "of the image, or one JSON event a line.",
         ),
@@ -192,6 +215,11 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Keep what is left of a failed build in DIR/BUILD-ID, by default in `failed` in the store.",
         ),
         click.option(
+            "--debug-shell",
+            is_flag=True,
+            help="Where a RUN fails, open a shell in its place on this terminal, before its machine stops.",
+        ),
+        click.option(
             "--ca",
             metavar="PROVIDER",
             shell_complete=complete_providers,
@@ -199,9 +227,9 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--machine",
-            metavar="DRIVER",
+            metavar="|".join(MACHINES),
             shell_complete=complete_machines,
-            help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
+            help="Machine to use instead of the configured one.",
         ),
         attest_options,
         config_option,
@@ -269,11 +297,18 @@ class _Options:
     attest: tuple[str, ...]
     provenance: str | None
     sbom: str | None
-    progress: Progress
+    progress: Progress | None
     quiet: bool
     metadata_file: Path | None
     iidfile: Path | None
     keep_failed: str | None
+    ready: str | None
+    ready_interval: str | None
+    ready_timeout: str | None
+    ready_retries: str | None
+    ready_start_period: str | None
+    ready_start_interval: str | None
+    debug_shell: bool
     ca: str | None
     machine: str | None
     config_file: Path | None
@@ -322,9 +357,10 @@ def _build(options: _Options) -> None:
         if options.check or options.call == "check":
             _check(request, home)
             return
-        with closing(_renderer(wanted, settings)) as renderer, error_first(renderer) as events:
-            interrupts.at_sudden_end = renderer.abandon
-            image = build_image(request, settings, home, events=events)
+        renderer = _renderer(wanted, settings, home)
+        shell = _shell(options, renderer, interrupts)
+        with closing(renderer), error_first(shell or renderer) as events:
+            image = build_image(request, settings, home, events=events, shell=shell)
             if image is not None:
                 home.images.hold(image)
             if image is not None and wanted.attestations.sbom:
@@ -340,6 +376,22 @@ def _build(options: _Options) -> None:
         if options.iidfile is not None:
             write_atomically(options.iidfile, home.image_id(image))
         _print(image, wanted, home)
+
+
+def _shell(options: _Options, renderer: Renderer, interrupts: Interrupts) -> TerminalShell | None:
+    interrupts.at_sudden_end = renderer.abandon
+    if not options.debug_shell:
+        return None
+    from firebuild_bootstrap.cli.shell import TerminalShell
+
+    shell = TerminalShell(renderer)
+
+    def abandon() -> None:
+        shell.abandon()
+        renderer.abandon()
+
+    interrupts.at_sudden_end = abandon
+    return shell
 
 
 def _push(
@@ -386,7 +438,11 @@ def _wanted(options: _Options, home: Home, settings: BuildSettings) -> _Wanted:
     push = pushed[0] if pushed else (Compression() if options.push else None)
     if push is not None and not options.tags:
         raise InputError("an image without a tag can't be pushed", hint="add --tag REGISTRY/NAME:TAG")
-    progress = _progress(options)
+    progress = read_progress(options.progress, os.environ, quiet=options.quiet)
+    if options.debug_shell:
+        from firebuild_bootstrap.cli.shell import check_terminal
+
+        check_terminal(progress)
     _check_destinations(options, outputs, to_stdout, settings)
     keep_failed = _keep_failed(options.keep_failed, home)
     if keep_failed is not None:
@@ -418,13 +474,6 @@ def _untagged() -> Reference:
     from firebuild_bootstrap.image.names import UNTAGGED, Reference
 
     return Reference.parse(f"{UNTAGGED}/{secrets.token_hex(6)}")
-
-
-def _progress(options: _Options) -> Progress:
-    if options.quiet and options.progress not in ("auto", "quiet"):
-        raise InputError(f"--quiet and --progress {options.progress} can't be used together")
-    progress: Progress = "quiet" if options.quiet else options.progress
-    return progress
 
 
 def _check_destinations(
@@ -470,7 +519,24 @@ def _request(
         epoch=_epoch(build_args),
         attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
+        ready=_ready(options),
     )
+
+
+def _ready(options: _Options) -> Healthcheck | None:
+    """Read `--ready` and what belongs to it, with the flags that HEALTHCHECK has."""
+    given = {
+        name: text for name, _, _ in _READY if (text := getattr(options, f"ready_{name.replace('-', '_')}"))
+    }
+    if options.ready is None:
+        if given:
+            raise InputError(f"--ready-{next(iter(given))} is of no use without --ready")
+        return None
+    from firebuild_bootstrap.dockerfile.metadata import read_health_flags
+    from firebuild_bootstrap.image.config import Healthcheck
+
+    test = ("CMD-SHELL", options.ready) if options.ready else ()
+    return Healthcheck(test, **read_health_flags(given, lambda text: InputError(f"--ready-{text}")))
 
 
 def _caches(option: str, given: tuple[str, ...], settings: tuple[str, ...]) -> tuple[CacheSpec, ...]:
@@ -566,37 +632,12 @@ def _check(request: BuildRequest, home: Home) -> None:
     click.echo(f"check complete, {count or 'no'} warning{'' if count == 1 else 's'} found")
 
 
-def _renderer(wanted: _Wanted, settings: BuildSettings) -> Renderer:
+def _renderer(wanted: _Wanted, settings: BuildSettings, home: Home) -> Renderer:
     """Show events on standard output, or beside it where that carries something else."""
     from firebuild_bootstrap.machine.drivers import metadata_on_stdout
-    from firebuild_bootstrap.progress import make_renderer
 
-    if wanted.progress == "quiet":
-        return _Quiet()
     beside = wanted.to_stdout is not None or metadata_on_stdout(settings.machine)
-    out = sys.stderr if beside else sys.stdout
-    if out is None:  # the caller closed it
-        return _Quiet()
-    if wanted.progress == "tty":
-        if not out.isatty():
-            raise InputError(
-                "--progress tty: the output is not a terminal", hint="--progress plain works everywhere"
-            )
-        return make_renderer("auto", out.buffer, terminal=True)
-    return make_renderer(wanted.progress, out.buffer, terminal=out.isatty())
-
-
-class _Quiet:
-    """Shows nothing; what failed is in the error."""
-
-    def __call__(self, event: Event) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
+    return make_renderer(wanted.progress, sys.stderr if beside else sys.stdout, directory=home.root)
 
 
 def _print(image: StoredImage, wanted: _Wanted, home: Home) -> None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -22,6 +22,7 @@ from firebuild_bootstrap import wire
 
 from .enter import STARTED
 from .errors import ProtocolError
+from .probing import Probes
 from .stop import Stop
 
 Stream = Literal["stdout", "stderr"]
@@ -37,10 +38,20 @@ class Control:
 
     Args:
         taken: told how many bytes of input the command has taken; may wait.
+        begun: called when the command is executed; may wait.
+        probed: told exit status and output of probes; may wait.
     """
 
-    def __init__(self, taken: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        taken: Callable[[int], None],
+        begun: Callable[[], None] = lambda: None,
+        probed: Callable[[int, bytes], None] = lambda _status, _output: None,
+    ) -> None:
         self.taken = taken
+        self.begun = begun
+        self.probed = probed
+        self._probes: list[Sequence[str]] = []
         self.status = 0
         """The command's exit status, once it has ended."""
         self._lock = threading.Lock()
@@ -89,6 +100,24 @@ class Control:
         with self._lock:
             self._size = size
         self._wake()
+
+    def put_probe(self, argv: Sequence[str]) -> None:
+        """Take a command to be executed beside the command; an empty one kills it.
+
+        Raises:
+            ProtocolError: more of them wait than one and its end.
+        """
+        with self._lock:
+            if len(self._probes) > 1:
+                raise ProtocolError("the server sent a probe before the last one had ended")
+            self._probes.append(argv)
+        self._wake()
+
+    def drain_probes(self) -> list[Sequence[str]]:
+        """Return what has come of these."""
+        with self._lock:
+            probes, self._probes = self._probes, []
+            return probes
 
     def drain(self) -> tuple[bytes, bool, list[int], tuple[int, int] | None]:
         """Return what has come: input, whether that is all of it, signals, and the last size."""
@@ -156,6 +185,7 @@ class Attachment:
         self._size = (attach.rows, attach.columns)
         self._report = b""
         self._selector = selectors.DefaultSelector()
+        self._probes: Probes | None = None
 
     def relay(self) -> bytes:
         """Relay until the command and all that it has started have ended; return the begin of a report.
@@ -173,7 +203,7 @@ class Attachment:
                 for source, name in ((self._stop, "stop"), (self._control, "said"), (self._status, "status")):
                     self._selector.register(source, selectors.EVENT_READ, name)
                 left = set[str](self._outputs)
-                while left:
+                while left or (self._probes is not None and self._probes.open):
                     for key, events in self._selector.select():
                         self._stop.check()
                         self._ready(key, events, left)
@@ -189,6 +219,8 @@ class Attachment:
                 self._said()
             case "status":
                 self._started()
+            case "probes" | "probe" if self._probes is not None:
+                self._probes.ready(key.data)
             case "input":
                 self._write(self._stdin)
             case "terminal":
@@ -204,13 +236,21 @@ class Attachment:
                     left.discard(name)
 
     def _started(self) -> None:
-        """Take the descriptors of the command, or the begin of why there is none."""
-        self._selector.unregister(self._status)
-        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 2)
+        """Take the descriptors of the command, or the begin of why there is none; and that it is executed.
+
+        Then the kernel has closed the last descriptor that could report otherwise.
+        """
+        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 3)
         if word != STARTED:
+            self._selector.unregister(self._status)
             self._report = word
+            if not word and self._process >= 0:
+                self._control.begun()
             return
         self._process, *terminal = descriptors
+        if self._attach.probed:
+            channel = socket.socket(fileno=terminal.pop(0))
+            self._probes = Probes(channel, self._selector, self._control.probed)
         if terminal:
             (self._terminal,) = terminal
             os.set_blocking(self._terminal, False)
@@ -218,6 +258,12 @@ class Attachment:
             self._resize()
         self._send_signals()
         self._feed()
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._probes is not None:
+            for argv in self._control.drain_probes():
+                self._probes.ask(argv)
 
     def _said(self) -> None:
         data, ended, signals, size = self._control.drain()
@@ -232,6 +278,7 @@ class Attachment:
             if self._attach.terminal:
                 self._pending += _END_OF_INPUT
         self._feed()
+        self._ask()
 
     def _send_signals(self) -> None:
         while self._process >= 0 and self._signals:
@@ -311,6 +358,8 @@ class Attachment:
 
     def _close(self) -> None:
         self._close_input()
+        if self._probes is not None:
+            self._probes.close()
         for descriptor in (self._process, self._terminal):
             if descriptor >= 0:
                 os.close(descriptor)

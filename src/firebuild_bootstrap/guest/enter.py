@@ -52,7 +52,8 @@ KEPT_CAPABILITIES = frozenset(
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 STARTED = b"+"
-"""What comes with the descriptors: of the command's process, and of its terminal where it has one."""
+"""What comes with the descriptors: of the command's process, of the channel for probes where it may have some
+(probing.py), and of its terminal where it has one."""
 # A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
 _MAX_REPORT = 4000
 
@@ -92,6 +93,7 @@ class Request(NamedTuple):
         input: what follows the request and the secrets is its standard input.
         terminal: its streams are a new terminal.
         read_only: the image can't be written to.
+        probed: process 1 executes what it is asked for meanwhile (probing.py).
     """
 
     root: str
@@ -111,6 +113,7 @@ class Request(NamedTuple):
     input: bool = False
     terminal: bool = False
     read_only: bool = False
+    probed: bool = False
 
     def to_bytes(self) -> bytes:
         """Write the request as the helper reads it: its length, itself; the secrets come after it."""
@@ -253,7 +256,7 @@ def serve(control: socket.socket) -> NoReturn:
             _help(descriptors, launcher)
         while descriptors:
             os.close(descriptors.pop())
-        control.sendall(bytes([_exit_status(os.waitpid(child, 0)[1])]))
+        control.sendall(bytes([exit_status(os.waitpid(child, 0)[1])]))
 
 
 def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
@@ -281,7 +284,7 @@ def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
     _wipe(secrets)
     os.close(alive)
     os.close(status)
-    os._exit(_exit_status(os.waitpid(child, 0)[1]))
+    os._exit(exit_status(os.waitpid(child, 0)[1]))
 
 
 def _leave_network() -> None:
@@ -308,6 +311,8 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     if request.terminal:
         import fcntl  # noqa: F401 - now, because in the image there is no Python
         import termios  # noqa: F401
+    if request.probed:
+        from . import probing
     script = enter_root(
         request.root, request.script, request.mounts, secrets, request.hidden, read_only=request.read_only
     )
@@ -323,24 +328,44 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
             secret_env = {name: bytes(secrets[number]) for name, number in request.secret_env}
             _execute(request, argv, secret_env, terminal[1] if terminal else None)
     _wipe(secrets)
-    if request.attached:
-        _hand_over(status, child, terminal)
+    channel = _hand_over(status, child, terminal, probed=request.probed) if request.attached else None
     os.close(status)
+    if channel is not None:
+        os._exit(exit_status(probing.serve(channel, child, lambda argv: _probe(request, argv))))
     for descriptor in (0, 1, 2):
         os.close(descriptor)
     while True:
         pid, result = os.wait()
         if pid == child:
-            os._exit(_exit_status(result))
+            os._exit(exit_status(result))
 
 
-def _hand_over(status: int, child: int, terminal: tuple[int, int] | None) -> None:
-    """Send what leads to the command, for signals and its terminal; keep none of it."""
-    descriptors = [os.pidfd_open(child), *((terminal[0],) if terminal else ())]
+def _probe(request: Request, argv: tuple[str, ...]) -> NoReturn:
+    """Execute a probe; what goes wrong before is its output."""
+    try:
+        _execute(request._replace(input=False), argv, {}, None)
+    except BaseException as error:
+        os.write(2, f"{error}\n".encode(errors="replace"))
+        os._exit(error.exit_code if isinstance(error, _Refused) else NOT_EXECUTABLE)
+    os._exit(NOT_EXECUTABLE)
+
+
+def _hand_over(
+    status: int, child: int, terminal: tuple[int, int] | None, *, probed: bool
+) -> socket.socket | None:
+    """Send what leads to the command, for signals, probes and its terminal; keep the channel for probes."""
+    descriptors, kept = [os.pidfd_open(child)], None
+    if probed:
+        kept, other = socket.socketpair()
+        descriptors.append(other.detach())
+    if terminal is not None:
+        descriptors.append(terminal[0])
+        os.close(terminal[1])
     with socket.socket(fileno=os.dup(status)) as channel, suppress(BrokenPipeError):
         socket.send_fds(channel, [STARTED], descriptors)
-    for descriptor in (descriptors[0], *(terminal or ())):
+    for descriptor in descriptors:
         os.close(descriptor)
+    return kept
 
 
 def _execute(
@@ -423,7 +448,8 @@ def _why(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _exit_status(result: int) -> int:
+def exit_status(result: int) -> int:
+    """Return what shells make of a status of wait(2)."""
     code = os.waitstatus_to_exitcode(result)
     return code if code >= 0 else 128 - code
 

@@ -83,7 +83,11 @@ def run(
     if command.attach is not None:
         attach = command.attach
         request = request._replace(
-            attached=True, input=attach.input, terminal=attach.terminal, read_only=attach.read_only
+            attached=True,
+            input=attach.input,
+            terminal=attach.terminal,
+            read_only=attach.read_only,
+            probed=attach.probed,
         )
     _check_text(request)
     with mount_points(root, provided.mounts, borrow), network_files(root):

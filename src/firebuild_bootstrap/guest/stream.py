@@ -20,7 +20,7 @@ from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 
 from .client import Client, failure
-from .errors import GuestError, ProtocolError, ServerLost
+from .errors import GuestError, ProtocolError, ServerLost, StepError
 from .handshake import NotNow
 from .stop import Stop
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .agents import Reply
     from .attached import Control
     from .copy import Incoming
+    from .identity import Channel
 
 Stream = Literal["stdout", "stderr"]
 BATCH_BYTES = 64 * 1024
@@ -76,7 +77,7 @@ class _LayerPieces:
 
 _Incoming = pb.ToGuest | memoryview
 _STEPS = ("run", "apply", "workdir", "checkpoint", "finish")
-_TO_THE_COMMAND = ("input", "signal", "window")
+_TO_THE_COMMAND = ("input", "signal", "window", "identity", "probe")
 _END = pb.FromGuest()
 _ALIVE = pb.FromGuest(alive=pb.Alive())
 
@@ -137,6 +138,7 @@ class Session:
         self._asked = itertools.count(1)
         self._asking: dict[int, Reply] = {}
         self._control: Control | None = None
+        self._identity: Channel | None = None
         self._call = method(self._messages())
         self._reader = threading.Thread(target=self._read, name="session", daemon=True)
         self._reader.start()
@@ -223,10 +225,10 @@ class Session:
                 case _:
                     raise ProtocolError(f"the server sent {what or 'nothing'} in the middle of files")
 
-    def _next(self) -> _Incoming:
+    def _next(self, *, forever: bool = False) -> _Incoming:
         self._stop.check()
         try:
-            message = self._incoming.get(timeout=self._timeout)
+            message = self._incoming.get(timeout=None if forever else self._timeout)
         except queue.Empty:
             raise ServerLost(f"the server sent nothing for {self._timeout:g} seconds") from None
         self._stop.check()
@@ -267,7 +269,11 @@ class Session:
             if not isinstance(message, memoryview) and message.run.HasField("attach"):
                 from .attached import Control
 
-                self._control = Control(self._taken)
+                self._control = Control(self._taken, self._begun, self._probed)
+                if message.run.attach.HasField("identity"):
+                    from .identity import Channel
+
+                    self._identity = Channel(self._say_of_identity)
             self._incoming.put(message)
         elif what in _TO_THE_COMMAND:
             self._tell(message, self.control())
@@ -280,6 +286,13 @@ class Session:
                 control.put_input(message.input.data, last=message.input.last)
             case "signal":
                 control.put_signal(message.signal.number)
+            case "identity":
+                from .identity import Said
+
+                one = message.identity
+                self.identity().put(Said(one.number, one.chain, one.trust))
+            case "probe":
+                control.put_probe(message.probe.argv)
             case _:
                 control.put_window(messages.window_size(message.window))
 
@@ -289,7 +302,26 @@ class Session:
             raise ProtocolError("the server sent something to a command, and none is attached")
         return self._control
 
+    def identity(self) -> Channel:
+        """Return what the host says about the identity of that command's machine."""
+        if self._identity is None:
+            raise ProtocolError("the server renews an identity, and the machine has none")
+        return self._identity
+
     # --- what the host is told --------------------------------------------------------------------
+
+    def instead(self, error: StepError, seconds: float, /) -> wire.RunCommand:
+        """Tell of a RUN that has failed, and return what the host sends in its place, whenever that is."""
+        self._put(pb.FromGuest(failing=self._failed(error, pb.Done(duration_ms=round(seconds * 1000)))))
+        # The host may take its time: a user has the shell of another stage before this one.
+        message = self._next(forever=True)
+        try:
+            command = None if isinstance(message, memoryview) else messages.decode(message)
+        except wire.WireError as wrong:
+            raise ProtocolError(f"the server sent a command that can't be read: {wrong}") from wrong
+        if not isinstance(command, wire.RunCommand) or command.attach is None:
+            raise ProtocolError("the server sent something else where a command in the place of one was due")
+        return command
 
     def started(self, _step: int, /) -> None:
         """Say nothing: the host knows what it has sent."""
@@ -308,12 +340,22 @@ class Session:
     def _taken(self, count: int) -> None:
         self._put(pb.FromGuest(input_taken=pb.InputTaken(bytes=count)))
 
+    def _begun(self) -> None:
+        self._put(pb.FromGuest(begun=pb.Begun()))
+
+    def _say_of_identity(self, number: int, *, csr: bytes = b"", error: str = "") -> None:
+        state = pb.IdentityState(number=number, csr=csr, error=error.encode("utf-8", "replace").decode())
+        self._put(pb.FromGuest(identity=state))
+
     def finished(self, step: int, exit_code: int, seconds: float) -> None:
         """Say that a step is done; why one has failed is for `abort`."""
         self._seconds = seconds
         self._asking.clear()  # nobody is there any more
         if not exit_code:
             self._put(pb.FromGuest(done=self._done(step)))
+
+    def _probed(self, status: int, output: bytes) -> None:
+        self._put(pb.FromGuest(probed=pb.Probed(exit_code=status, output=output)))
 
     def _send_layer(self, write_to: Callable[[Sink], object]) -> None:
         write_to(_LayerPieces(self._put))
@@ -331,11 +373,13 @@ class Session:
 
     def abort(self, error: GuestError) -> bool:
         """Say why no more can be done; False when the host did not take it. Never raises."""
-        done = self._done(error.step)
+        return self._farewell(self._failed(error, self._done(error.step)))
+
+    def _failed(self, error: GuestError, done: pb.Done) -> pb.Done:
         done.failure.error = error.message.encode("utf-8", "replace").decode()  # names need not be UTF-8
         done.failure.exit_code = error.exit_code
         done.failure.reason = error.reason
-        return self._farewell(done)
+        return done
 
     def _done(self, step: int) -> pb.Done:
         seconds, self._seconds = self._seconds, 0.0

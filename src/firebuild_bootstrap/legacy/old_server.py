@@ -232,9 +232,17 @@ class OldServer:
         """Refuse: an old server knows no ssh mounts."""
         raise ProtocolError(f"an old server has no SSH agent {identifier!r}")
 
+    def instead(self, error: GuestError, seconds: float, /) -> NoReturn:  # noqa: ARG002
+        """Refuse: an old server has no RUN with `pauses`."""
+        raise ProtocolError("an old server sends nothing in the place of a RUN")
+
     def control(self) -> NoReturn:
         """Refuse: an old server has no command with `attach`."""
         raise ProtocolError("an old server has nothing to say to a command")
+
+    def identity(self) -> NoReturn:
+        """Refuse for the same reason."""
+        raise ProtocolError("an old server has nothing to say of an identity")
 
     def _messages(self, resource: str) -> Iterator[pb.ResourceChunk]:
         """Ask for a resource, by the command's source alone."""

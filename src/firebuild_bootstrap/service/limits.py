@@ -111,6 +111,10 @@ class Watch:
         """The guest pings no more often than this, whatever it is told."""
         self._ping_interval = max(self._ping_interval, seconds)
 
+    def extend(self, seconds: float) -> None:
+        """Give the build so much more time."""
+        self._build_deadline += seconds
+
     def deadline(self) -> tuple[float, Callable[[], FirebuildError]]:
         """Return when the build ends unless something happens, and the error that it ends with then."""
         deadlines: list[tuple[float, Callable[[], FirebuildError]]] = [

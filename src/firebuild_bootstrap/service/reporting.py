@@ -145,6 +145,7 @@ class BoundedOutput:
                         level="warning",
                         message=f"step {self._step} wrote more than {self._max_bytes} bytes: "
                         f"{dropped} bytes are left out here (bootstrap.log_limit)",
+                        step=self._step,
                     )
                 )
             for stream, data in held:

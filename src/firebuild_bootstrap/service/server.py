@@ -22,7 +22,7 @@ from firebuild_bootstrap.errors import FirebuildError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.listening import listen
-from firebuild_bootstrap.service.console import Console
+from firebuild_bootstrap.service.console import Console, FailureShell
 from firebuild_bootstrap.service.limits import Limits
 from firebuild_bootstrap.service.proxy import Proxy, ProxyCredentials
 from firebuild_bootstrap.service.reporting import Outcome
@@ -66,6 +66,7 @@ class BootstrapServer:
         layers: takes the layers of finished steps.
         agents: SSH agents of the user by id; a RUN reaches those that it mounts.
         console: what the user says to a command with `attach`; there is one, and it is the last.
+        shell: where a user gets a shell when a RUN with `pauses` has failed.
         runtime_directory: where to make the private directory of the inner socket.
     """
 
@@ -85,6 +86,7 @@ class BootstrapServer:
         layers: LayerSink | None = None,
         agents: Mapping[str, SshAgent] = MappingProxyType({}),
         console: Console | None = None,
+        shell: FailureShell | None = None,
         runtime_directory: Path | None = None,
     ) -> None:
         _check_resources(commands, resources)
@@ -103,6 +105,7 @@ class BootstrapServer:
             layers=layers or NoLayers(),
             agents=agents,
             console=console,
+            shell=shell,
         )
         self._old_calls = _OldCalls(
             lambda handlers: handlers(self._session, commands=commands, resources=resources, steps=told)

@@ -140,6 +140,20 @@ class Session:
             self._watch.pings_every(seconds)
             self._changed.notify_all()
 
+    @contextmanager
+    def unlimited(self) -> Iterator[None]:
+        """Let no time limit of the build run while a user has a shell; the guest has to be there."""
+        began = self._clock()
+        with self._changed:
+            self._watch.extend(_LONGEST)
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._watch.extend(self._clock() - began - _LONGEST)
+                self._changed.notify_all()
+
     def refuse(self, connection: str, certificate: PeerCertificate) -> None:
         """Turn a caller away whose certificate is not the guest's."""
         self.refusals.refuse(self._calling(connection).peer, WRONG_GUEST, certificate)

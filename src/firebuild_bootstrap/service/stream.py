@@ -11,6 +11,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -23,7 +25,7 @@ from firebuild_bootstrap.errors import FirebuildError, InputError
 from firebuild_bootstrap.events import Notice, StepProgress
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.service.agents import Forwarding
-from firebuild_bootstrap.service.console import Console
+from firebuild_bootstrap.service.console import Console, FailureShell
 from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
@@ -63,6 +65,7 @@ class Stream:
         layers: takes their layers.
         agents: SSH agents of the user by id; a RUN reaches those that it mounts.
         console: of the command that has one, which is the last.
+        shell: where a user gets a shell in the place of a RUN with `pauses` that has failed.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Stream:
         layers: LayerSink,
         agents: Mapping[str, SshAgent],
         console: Console | None = None,
+        shell: FailureShell | None = None,
     ) -> None:
         self._session = session
+        self._shell = shell
         self._console = console
         self._commands = commands
         self._resources = resources
@@ -128,7 +133,9 @@ class Stream:
         if isinstance(command, wire.CopyCommand):
             yield from self._files(number, self._resources[command.source], guest)
         left = dict.fromkeys(wire.mount_resources(command), _MOST_WANTS)
-        while (said := (yield from guest.answer("done", "want"))).HasField("want"):
+        pauses = isinstance(command, wire.RunCommand) and command.pauses and self._shell is not None
+        due = ("done", "want", *(("failing",) if pauses else ()))
+        while (said := (yield from guest.answer(*due))).HasField("want"):
             name = said.want.resource
             if name not in left:
                 raise InputError(
@@ -140,9 +147,33 @@ class Stream:
                     f"the guest wants the files {name!r:.200} of step {number} more than {_MOST_WANTS} times"
                 )
             yield from self._files(number, self._resources[name], guest)
+        if isinstance(command, wire.RunCommand) and said.HasField("failing"):
+            return (yield from self._shell_instead(command, said.failing, guest))
         if console is not None and not said.done.HasField("failure"):
             console.ended(number, said.done.exit_code)
         return said.done
+
+    def _shell_instead(
+        self, command: wire.RunCommand, failed: pb.Done, guest: _Guest
+    ) -> Generator[bytes, None, pb.Done]:
+        """Have a shell executed where a RUN has failed; return how that failed, whatever the shell does."""
+        if not failed.HasField("failure") or self._shell is None:
+            raise InputError(f"the guest says that step {command.step} is failing, and not why")
+        failed.step = command.step
+        status = failed.failure.exit_code or 1
+        self._steps.finished(command.step, status, failed.duration_ms / 1000)
+        why = f"step {command.step} failed: {failed.failure.error}"
+        with (
+            self._session.unlimited(),
+            self._shell.opened(why, self._session.touch) as (console, attach),
+            closing(console),
+        ):
+            console.begin(guest.notify)
+            guest.has_shell(console)
+            yield messages.encode(shell_of(command, attach)).SerializeToString()
+            yield from guest.answer("done")
+            guest.has_shell(None)
+        return failed
 
     def _forwarding(self, command: wire.AnyCommand, guest: _Guest) -> Forwarding:
         mounts = command.mounts if isinstance(command, wire.RunCommand) else ()
@@ -187,6 +218,22 @@ class Stream:
         self._layers.finished(step)
 
 
+def shell_of(command: wire.RunCommand, attach: wire.Attach) -> wire.RunCommand:
+    """Return the shell that stands for a RUN: that which was to execute it, or else /bin/sh."""
+    program, *rest = command.argv
+    executes = command.script is None and len(rest) > 1 and rest[0].startswith("-")
+    shell = program if executes and program.endswith("sh") else "/bin/sh"
+    return replace(
+        command,
+        argv=(shell,),
+        args={"TERM": "xterm", **command.args},
+        script=None,
+        mounts=(),  # the guest has them
+        attach=attach,
+        pauses=False,
+    )
+
+
 class _Guest:
     """What the guest says, read in a thread of its own while the block runs.
 
@@ -221,6 +268,10 @@ class _Guest:
         """Take the output that comes for that of `step`, until it is done, and have its `agents` asked."""
         self._step = step
         self._agents = agents
+        self._console = console
+
+    def has_shell(self, console: Console | None) -> None:
+        """Take the output that comes for that of a shell in the place of the step."""
         self._console = console
 
     def sends_layer_of(self, step: int) -> None:
@@ -302,8 +353,8 @@ class _Guest:
                 self._layer(said)
             case "agent_request":
                 self._agents.ask(said.agent_request)
-            case "input_taken" if self._console is not None:
-                self._console.taken(said.input_taken.bytes)
+            case "input_taken" | "begun" | "identity" | "probed" if self._console is not None:
+                self._console.said(said)
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:
@@ -319,6 +370,9 @@ class _Guest:
             self._changed.notify()
 
     def _output(self, output: pb.Output) -> None:
+        if (console := self._console) is not None and console.output is not None:
+            console.output(output.data)
+            return
         self._session.pass_on(self._step, "stderr" if output.stderr else "stdout", output.data)
 
     def _layer(self, said: pb.FromGuest) -> None:
