@@ -18,10 +18,12 @@ standard error. A command fails where its output has a line that begins with `er
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,7 +37,6 @@ from support import BIN, REPO
 _COMMENT = re.compile(
     r"<!--\s*(run|output|synopsis|tested|not run|file|before|needs|blocks)\b:?\s*(.*?)\s*-->", re.DOTALL
 )
-_ENDS = frozenset({"|", ">", "&&", ";", "||", "2>", "2>&1", "&", ">>", "<"})
 _SHELLS = frozenset({"sh", "bash", "shell", "console"})
 _ALIKE = [r"\bb[0-9a-f]{12}\b", r"\b\d+(?:\.\d+)? ?[KMG]iB\b", r"\b\d+\.\d ?s\b", r"\b[0-9a-f]{64}\b"]
 # A slow machine tells what takes more than a second, and one without KVM that it is slow.
@@ -75,17 +76,17 @@ class Block:
     def firebuild(self) -> Iterator[list[str]]:
         """The words of each command of firebuild in it, in a job of a CI system as well."""
         for line in self.text.replace("\\\n", " ").splitlines():
-            found = re.search(r"(?:^|[;&|(`] ?|\$ |[A-Z_]+=\S+ |- )firebuild (\S.*)", line.strip())
             # Neither what is left out, nor what a reader fills in, nor forms of commands.
-            if found is None or re.search(r"…|\$\{|\[", line):
+            if re.search(r"…|\$\{|\[", line):
                 continue
-            try:
-                words = shlex.split(found[1], comments=True)
-            except ValueError:
-                continue
-            end = min((words.index(sign) for sign in words if sign in _ENDS), default=None)
-            if words[:end]:
-                yield words[:end]
+            for found in re.finditer(r"(?:^|[;&|(`] ?|\$ |[A-Z_]+=\S+ |- )firebuild (?=\S)", line.strip()):
+                lexer = shlex.shlex(
+                    re.sub(r"\d>", ">", line.strip()[found.end() :]), posix=True, punctuation_chars=True
+                )
+                lexer.whitespace_split = True
+                with suppress(ValueError):  # a line of a here-document
+                    words = list(itertools.takewhile(lambda word: not set(word) <= set("();<>|&"), lexer))
+                    yield words
 
 
 def parse(words: list[str]) -> None:
