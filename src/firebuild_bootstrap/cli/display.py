@@ -74,7 +74,9 @@ def make_renderer(
     if mode == "rawjson":
         return JsonRenderer(out)
     if mode == "plain" or not terminal or dumb:
-        return PlainRenderer(out, screen=SafeOutput(colours=not dumb) if terminal else None)
+        return PlainRenderer(
+            out, screen=SafeOutput(colours=not dumb) if terminal else None, directory=directory
+        )
     from firebuild_bootstrap.live import TerminalRenderer
 
     return TerminalRenderer(out, colours=colours_wanted(known), directory=directory)
@@ -82,6 +84,8 @@ def make_renderer(
 
 class _Quiet:
     """Shows nothing; what failed is in the error."""
+
+    shows_failed_output = False
 
     def __call__(self, event: Event) -> None:
         pass

@@ -62,11 +62,12 @@ def report(error: BaseException) -> ExitStatus:
 
 
 @contextmanager
-def error_first(renderer: EventSink) -> Iterator[EventSink]:
+def error_first(renderer: EventSink, *, output_shown: bool = False) -> Iterator[EventSink]:
     """Show why a build failed as soon as that is known; what follows is only the clean-up.
 
     Args:
         renderer: shows the other events, and ends its line at `BuildFailed`.
+        output_shown: it has shown there what the failed step wrote; a terminal need not see its end again.
 
     Yields:
         the receiver of the build's events.
@@ -75,6 +76,7 @@ def error_first(renderer: EventSink) -> Iterator[EventSink]:
         SystemExit: the build failed and its error has been shown, so that only the status is left to tell.
     """
     from firebuild_bootstrap.events import BuildFailed, Event
+    from firebuild_bootstrap.failures import without_output
 
     told = False
 
@@ -87,8 +89,9 @@ def error_first(renderer: EventSink) -> Iterator[EventSink]:
             ExitStatus.OUTPUT,
         ):
             told = True
+            again = not (output_shown and sys.stderr is not None and sys.stderr.isatty())
             with suppress(OSError):
-                _print(event.message)
+                _print(event.message if again else without_output(event))
 
     try:
         yield receive
