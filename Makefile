@@ -20,6 +20,7 @@ check: $(READY)
 	for plugin in $(wildcard plugins/*); do MYPYPATH=$$plugin/src:$$plugin/tests $(BIN)/mypy $$plugin/tests || exit; done
 	$(BIN)/python scripts/option-tables --check
 	$(BIN)/python scripts/reference --check
+	$(BIN)/python scripts/man-page --check
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory proto PROTO=$(VENV)/proto
 	diff -r -x __init__.py -x __pycache__ $(VENV)/proto $(PROTO)
@@ -32,10 +33,11 @@ proto: $(READY)
 	@mkdir -p $(PROTO)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(PROTO) --pyi_out=$(PROTO) protos/rootfs_server.proto
 
-# What the documentation has from the code: the tables of options, and the pages of docs/reference.
+# What the documentation has from the code: the tables of options, the pages of docs/reference, the man page.
 tables: $(READY)
 	$(BIN)/python scripts/option-tables
 	$(BIN)/python scripts/reference
+	$(BIN)/python scripts/man-page
 
 # The documentation as a site, in build/site; every warning is an error.
 docs: $(READY)

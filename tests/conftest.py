@@ -85,6 +85,10 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "ssh-agent": (_program("ssh-agent"), "apt install openssh-client"),
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
+    "fish": (_program("fish"), "apt install fish"),
+    "man": (_program("man"), "apt install man-db"),
+    "mandoc": (_program("mandoc"), "apt install mandoc"),
+    "zsh": (_program("zsh"), "apt install zsh"),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
     "tester": (_has_tester, f"run the tests as root with {PUBLIC_PYTHON}, and `useradd -m tester`"),
 }

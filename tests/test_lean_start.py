@@ -17,7 +17,7 @@ READING = frozenset({"yaml", "jsonschema", "http.client", "urllib.request", "tar
 SETTINGS = frozenset({"pydantic", "cryptography", "importlib.metadata", "email"})
 
 
-def imported_by(home: Path, module: str, *arguments: str) -> set[str]:
+def imported_by(home: Path, module: str, *arguments: str, **variables: str) -> set[str]:
     """Run `module`'s `main` with the arguments and return the names of all modules imported then."""
     program = (
         f"import sys, {module} as program\n"
@@ -32,7 +32,7 @@ def imported_by(home: Path, module: str, *arguments: str) -> set[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("FIREBUILD", "COV"))}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env={**environ, "FIREBUILD_HOME": str(home)},
+        env={**environ, "FIREBUILD_HOME": str(home), **variables},
         capture_output=True,
         text=True,
         check=True,
@@ -69,6 +69,18 @@ def test_a_start_imports_only_what_it_needs(
     tmp_path: Path, module: str, arguments: tuple[str, ...], unwanted: frozenset[str]
 ) -> None:
     assert not unwanted & imported_by(tmp_path, module, *arguments)
+
+
+@pytest.mark.parametrize("line", ["images rm --config FILE ", "base rm ", "build --machine "])
+def test_a_tab_imports_no_models_of_settings(tmp_path: Path, line: str) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"store: {{path: {tmp_path}}}\n")
+    asked = {
+        "_FIREBUILD_COMPLETE": "bash_complete",
+        "COMP_LINE": f"firebuild {line.replace('FILE', str(config))}",
+    }
+    imported = imported_by(tmp_path, "firebuild_bootstrap.cli.app", **asked)
+    assert imported & (BUILDING | SETTINGS | READING) <= {"yaml", "tarfile"}
 
 
 def test_a_build_that_is_cached_whole_imports_nothing_that_executes_or_checks_settings(

@@ -19,7 +19,8 @@ RUN = pb.Run(step=pb.Step(number=3, workdir="/"), argv=["true"], network="defaul
     "command",
     [
         wire.RunCommand(**STEP, argv=("/bin/sh", "-c", "x\n'é'"), env={"B": "1", "A": ""}, args={"C": "3"}),
-        wire.RunCommand(**STEP, argv=("x",), script="", network="none"),
+        wire.RunCommand(**STEP, argv=("x",), script="", network="none", pauses=True),
+        wire.RunCommand(**STEP, argv=("x",), attach=wire.Attach(input=True, probed=True, rows=1, columns=2)),
         wire.RunCommand(
             **STEP,
             argv=("x",),

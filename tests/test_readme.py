@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -40,33 +37,6 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
         if "://" not in target and not (document.parent / target).exists()
     ]
     assert broken == []
-
-
-@pytest.mark.needs("userns")
-def test_the_first_example_works_as_it_stands(tmp_path: Path) -> None:
-    _, _, after = README.read_text().partition("<!-- tested: tests/test_readme.py runs the commands")
-    commands, expected = re.findall(r"(?:^    .*\n)+", after.partition("-->")[2], re.MULTILINE)[:2]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("FIREBUILD", "XDG"))}
-    path = f"{Path(sys.executable).parent}:{environ['PATH']}"
-    done = subprocess.run(
-        ["/bin/sh", "-euc", commands],
-        cwd=README.parent,
-        env={**environ, "HOME": str(tmp_path), "PATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    pattern = re.escape("".join(line[4:] for line in expected.splitlines(keepends=True)))
-    for shown, real in [
-        ("…", "(?s:.*)"), ("~", re.escape(str(tmp_path))), (r"b92064b40268b", "b[0-9a-f]{12}"),
-        (r"18\.5\ MiB", r"[0-9.]+\ MiB"),
-    ]:  # fmt: skip
-        assert re.escape(shown) in pattern or shown in pattern
-        pattern = pattern.replace(re.escape(shown) if re.escape(shown) in pattern else shown, real)
-    pattern = re.sub(r"\d+\\\.\ds", r"\\d+\\.\\ds", pattern)
-    # A slow machine also tells what takes more than a second.
-    told = re.sub(r"(?m)^[a-z][^:\n]*( …|: \d+\.\ds(, .*)?)\n", "", done.stdout)
-    assert re.fullmatch(pattern, told), done.stdout
 
 
 def test_nobody_is_told_to_install_a_package_that_is_not_there() -> None:

@@ -7,8 +7,8 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -180,6 +180,7 @@ class _Build:
         self._announce(resolved, results, cached)
         self._explain(resolved, results, pending, cached)
         if not pending:  # all that there is to do was done by earlier builds
+            self._await_answer(resolved, results)
             self._phase(7)
             image = self._store(resolved, results, executed)
             self._share(results, cleanup)
@@ -201,10 +202,14 @@ class _Build:
 
         self._phase(2)
         # Only now: what a build imports that is cached whole is what it takes.
-        from firebuild_pki import open_authority
+        from firebuild_pki import audit_labels, open_authority
 
         authority = open_authority(
-            self._settings.ca, build_id=self._build_id, check=self._home.check, report=self._info
+            self._settings.ca,
+            build_id=self._build_id,
+            check=self._home.check,
+            report=self._info,
+            labels=audit_labels(tag=str(self._request.tag)),
         )
         cleanup.callback(self._pass_warnings_on, authority)
         cleanup.enter_context(authority)
@@ -215,6 +220,7 @@ class _Build:
         build = _Stages(resolved, results, machine, ahead, authority, sessions, cleanup)
         self._schedule.run(pending, lambda stage: self._stage(stage, build), results.maker)
 
+        self._await_answer(resolved, results)
         self._phase(7)
         authority.close()  # its certificates are of no use any more
         self._pass_warnings_on(authority)
@@ -273,6 +279,10 @@ class _Build:
         if has_caches(resolved.graph) and not keeps_caches(self._settings.machine):
             self._notice("cache mounts last as long as their stage: the machine external keeps none")
         check_programs(request.outputs)
+        if request.ready is not None:
+            from firebuild_bootstrap.readiness import check_request
+
+            check_request(str(request.tag), request.ready, resolved.graph.target.config, self._settings)
         if sum(bool(stage.steps) for stage in resolved.graph.stages) > 1:
             check_several(self._settings.machine)
         return resolved
@@ -503,8 +513,42 @@ class _Build:
 
             cleanup.push(rescue)
             guest = self._issued(build.authority, build.authority.issue_guest)
-            build.sessions.run(work, machine, guest, cleanup, finished=making.finished, taken=making.commit)
+            with self._shell_first():
+                build.sessions.run(
+                    work, machine, guest, cleanup, finished=making.finished, taken=making.commit
+                )
             results.keep(stage, start, making, machine)
+
+    @contextmanager
+    def _shell_first(self) -> Iterator[None]:
+        """Hold a failure back while there is a shell: it ends other stages, and the shell may be in one."""
+        try:
+            yield
+        except FirebuildError:
+            if self._shell is not None:
+                self._shell.await_end(self._home.check)
+            raise
+
+    def _await_answer(self, resolved: Resolved, results: Results) -> None:
+        """Boot what the steps have made, if that is asked for.
+
+        Raises:
+            NotReady: it does not answer.
+        """
+        if self._request.ready is None or (layers := results.layers()) is None:
+            return
+        from firebuild_bootstrap.readiness import await_answer
+
+        seconds = await_answer(
+            layers,
+            resolved.graph.target.config,
+            self._request.ready,
+            name=str(self._request.tag),
+            settings=self._settings,
+            home=self._home,
+            events=self.events,
+        )
+        self._info(f"the image answers, {seconds:.1f}s after its machine was asked for")
 
     # --- 7 --------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class ExitStatus(IntEnum):
     GUEST_LOST = 4
     TIMEOUT = 5
     MACHINE = 6
+    NOT_READY = 7
     INTERNAL = 70
     OUTPUT = 74
     INTERRUPTED = 130
@@ -195,6 +196,12 @@ class MachineError(FirebuildError):
     """The machine (sandbox or VM) could not be prepared, started or read back."""
 
     exit_status = ExitStatus.MACHINE
+
+
+class NotReady(FirebuildError):
+    """A finished image does not answer, so that it is not stored."""
+
+    exit_status = ExitStatus.NOT_READY
 
 
 class OutputError(FirebuildError):

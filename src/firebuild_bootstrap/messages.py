@@ -115,7 +115,24 @@ def _encode_attach(attach: wire.Attach) -> pb.Attach:
         terminal=attach.terminal,
         window=window(attach.rows, attach.columns),
         read_only=attach.read_only,
+        identity=None if attach.identity is None else _encode_identity(attach.identity),
         probed=attach.probed,
+    )
+
+
+def _encode_identity(files: wire.IdentityFiles) -> pb.IdentityFiles:
+    return pb.IdentityFiles(
+        names=files.names, owner=files.owner, mode=files.mode, csr=files.csr, reload=files.reload
+    )
+
+
+def _decode_identity(files: pb.IdentityFiles) -> wire.IdentityFiles:
+    return wire.IdentityFiles(
+        names=tuple(files.names),
+        owner=_text("owner of the identity", files.owner),
+        mode=_number("mode", files.mode, 0o777, of="the identity"),
+        csr=files.csr,
+        reload=tuple(_text("command of the identity", word) for word in files.reload),
     )
 
 
@@ -127,6 +144,7 @@ def _decode_attach(attach: pb.Attach) -> wire.Attach:
         rows=rows,
         columns=columns,
         read_only=attach.read_only,
+        identity=_decode_identity(attach.identity) if attach.HasField("identity") else None,
         probed=attach.probed,
     )
 
@@ -218,9 +236,9 @@ def _text(what: str, text: str) -> str:
     return text
 
 
-def _number(what: str, number: int, most: int) -> int:
+def _number(what: str, number: int, most: int, of: str = "a mount") -> int:
     if not 0 <= number <= most:
-        raise WireError(f"{what} of a mount: expected a number from 0 to {most}, found {number}")
+        raise WireError(f"{what} of {of}: expected a number from 0 to {most}, found {number}")
     return number
 
 

@@ -19,6 +19,7 @@ from firebuild_bootstrap.dockerfile import DockerfileSource
 from firebuild_bootstrap.dockerfile.graph import GitTree, ImageRef
 from firebuild_bootstrap.errors import UNUSABLE_TEXT, InputError, Location
 from firebuild_bootstrap.image.attestations import NONE, Attestations
+from firebuild_bootstrap.image.config import Healthcheck
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.outputs import OutputSpec
 from firebuild_bootstrap.layers import tar
@@ -64,6 +65,8 @@ class BuildRequest:
         attestations: what is to be said about the image.
         keep_failed: where a failed build keeps what is left of it, in a directory named by its build id; None
             keeps nothing.
+        ready: how the image is asked whether it answers before it is stored; what is empty or 0 there is as
+            its HEALTHCHECK has it. None stores it without.
 
     Raises:
         InputError: a text of them contains a NUL, or what is not Unicode text. Values are not shown: they may
@@ -90,6 +93,7 @@ class BuildRequest:
     epoch: int | None = None
     attestations: Attestations = NONE
     keep_failed: Path | None = None
+    ready: Healthcheck | None = None
 
     def __post_init__(self) -> None:
         """Check the texts."""

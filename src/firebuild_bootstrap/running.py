@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Final
 from firebuild_bootstrap.errors import FirebuildError, GuestLost, InputError
 from firebuild_bootstrap.events import EventSink, Notice
 from firebuild_bootstrap.home import Home
+from firebuild_bootstrap.identities import IdentityRequest, MachineIdentity
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.machine.base import Machine
 from firebuild_bootstrap.machine.drivers import make_machine
-from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, MetadataDocument
+from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, IDENTITY_WIPE, MetadataDocument
 from firebuild_bootstrap.mmds.document import UserInfo
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach, RunCommand
@@ -56,6 +58,8 @@ class RunRequest:
         keys: public SSH keys by user, one a line.
         attach: how the command is attached.
         network: as `RunCommand` has it.
+        id: of the run; by default one of its own.
+        identity: who the machine is, for others; None for nobody.
     """
 
     image: str
@@ -68,6 +72,28 @@ class RunRequest:
     keys: Mapping[str, str] = field(default_factory=dict)
     attach: Attach = Attach()
     network: str = "default"
+    id: str = ""
+    identity: IdentityRequest | None = None
+
+
+def new_id() -> str:
+    """Return an id for a run that no other has."""
+    return f"r{secrets.token_hex(6)}"
+
+
+def stop_signal(config: ImageConfig) -> int:
+    """Return the number of STOPSIGNAL, which is one already, or a name such as SIGRTMIN+3.
+
+    SIGTERM where there is none, or one that this host does not have: images may say anything.
+    """
+    text = config.stop_signal.upper().removeprefix("SIG")
+    name, _, offset = text.partition("+")
+    if text.isdecimal():
+        number = int(text[:4])
+    else:
+        found = getattr(signal, f"SIG{name}", None)
+        number = int(found) + int(offset[:4] if offset.isdecimal() else 0) if isinstance(found, int) else 0
+    return number if 0 < number < signal.NSIG else signal.SIGTERM
 
 
 def command_of(request: RunRequest, config: ImageConfig) -> tuple[str, ...]:
@@ -162,8 +188,9 @@ class _Run:
         self._console = console
         self._events = events
         self._cleanup = cleanup
-        self._id = f"r{secrets.token_hex(6)}"
+        self._id = request.id or new_id()
         self._hostname = request.hostname or self._id
+        self._over = False
 
     def run(self) -> int:
         home = self._home
@@ -175,6 +202,7 @@ class _Run:
     def boot(self, name: str, config: ImageConfig, layers: Sequence[Layer]) -> int:
         home, settings = self._home, self._settings
         command = self._command(config)
+        self._console.command, self._console.stop_signal = command.argv, stop_signal(config)
         document = self._document(name, config)
         workspace = self._cleanup.enter_context(home.workspace(self._id))
         machine = make_machine(
@@ -190,11 +218,15 @@ class _Run:
         from firebuild_bootstrap.session import put_metadata, serve
         from firebuild_pki import open_authority
 
-        # It stays open as long as the machine runs: whoever issues more than these two can do so.
+        names = request.identity.files.names if (request := self._request).identity else ()
+        # It stays open as long as the machine runs, which may get certificates of its own.
         authority = self._cleanup.enter_context(
-            open_authority(settings.ca, build_id=self._id, check=home.check, report=self._info)
+            open_authority(settings.ca, build_id=self._id, check=self._check, report=self._info, names=names)
         )
         server_material, guest = self._issued(authority)
+        identity = self._identity(authority, machine)
+        if identity is not None:
+            document = replace(document, identity=identity.begin())
         limits = Limits.of(settings.bootstrap)
         server = BootstrapServer(
             commands=[command],
@@ -207,7 +239,7 @@ class _Run:
             limits=replace(limits, build_timeout=_FOREVER, max_log_bytes=sys.maxsize),
             console=self._console,
             runtime_directory=workspace.path,
-            on_guest_connected=lambda: machine.metadata.patch(BOOTSTRAP_WIPE),
+            on_guest_connected=lambda: self._wipe(machine),
         )
         host_port = serve(server, machine, self._cleanup)
         put_metadata(machine, document, guest, host_port, settings)
@@ -215,11 +247,37 @@ class _Run:
             self._notice(note)
         machine.start()
         server.await_guest()
-        return self._follow(server, machine)
+        return self._follow(server, machine, identity)
+
+    def _wipe(self, machine: Machine) -> None:
+        """Take all keys out of the metadata: the guest has read them before its first call."""
+        machine.metadata.patch(BOOTSTRAP_WIPE)
+        if self._request.identity is not None:
+            machine.metadata.patch(IDENTITY_WIPE)
+
+    def _check(self) -> None:
+        if not self._over:  # what is to be taken back is, whoever is in a hurry
+            self._home.check()
+
+    def _identity(self, authority: Authority, machine: Machine) -> MachineIdentity | None:
+        wanted = self._request.identity
+        if wanted is None:
+            return None
+        identity = MachineIdentity(wanted, authority, machine.metadata, self._console, warn=self._notice)
+
+        def close() -> None:
+            self._over = True
+            identity.close()
+
+        self._cleanup.callback(close)
+        return identity
 
     def _command(self, config: ImageConfig) -> RunCommand:
         request = self._request
         argv = command_of(request, config)
+        attach = request.attach
+        if request.identity is not None:
+            attach = replace(attach, identity=request.identity.files)
         given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if request.attach.terminal else {})}
         return RunCommand(
             step=1,
@@ -229,7 +287,7 @@ class _Run:
             workdir=config.workdir if request.workdir is None else request.workdir,
             user=(config.user if request.user is None else request.user) or "0:0",
             network=request.network,
-            attach=request.attach,
+            attach=attach,
         )
 
     def _document(self, tag: str, config: ImageConfig) -> MetadataDocument:
@@ -254,11 +312,16 @@ class _Run:
             self._notice(warning)
         return server, guest
 
-    def _follow(self, server: BootstrapServer, machine: Machine) -> int:
+    def _follow(self, server: BootstrapServer, machine: Machine, identity: MachineIdentity | None) -> int:
         from firebuild_bootstrap.session import await_outcome
 
+        def check() -> None:
+            self._home.check()
+            if identity is not None:
+                identity.advance()
+
         try:
-            outcome = await_outcome(server, machine, self._home.check)
+            outcome = await_outcome(server, machine, check)
         except GuestLost as error:
             raise GuestLost(
                 f"the machine ended while the command ran: {error.message}", hint=error.hint

@@ -184,9 +184,6 @@ class Sessions:
 
     def _follow(self, server: BootstrapServer, machine: Machine, work: Work) -> None:
         outcome = await_outcome(server, machine, self.home.check)
-        if self.shell is not None and outcome.error is not None:
-            # The failure of a stage ends the others, and one of them may be what the user looks at.
-            self.shell.await_end(self.home.check)
         if isinstance(outcome.error, StepFailed):
             output = self.events.last_lines(outcome.step)
             raise explained(outcome.error, work.steps, work.total, self.dockerfile, output)

@@ -188,6 +188,25 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IdentityFiles:
+    """Where a command finds who its machine is: certificate, key and trust in files (docs/identity.md).
+
+    Args:
+        names: DNS names and URIs of the certificate.
+        owner: of the files, USER[:GROUP] of the image; empty for the command's own user.
+        mode: of the file of the key.
+        csr: the key is made in the machine, and does not leave it.
+        reload: executed as the command's user when the files have been replaced; empty for nothing.
+    """
+
+    names: tuple[str, ...]
+    owner: str = ""
+    mode: int = 0o400
+    csr: bool = False
+    reload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Attach:
     """Makes a RUN the command that its machine is there for: signals reach it, and its exit status is told.
 
@@ -197,6 +216,7 @@ class Attach:
         rows: of the terminal, 0 where nobody knows.
         columns: of the terminal.
         read_only: the command can't write to the image.
+        identity: the files that say who its machine is.
         probed: other commands are executed beside it, to see how it is.
     """
 
@@ -205,6 +225,7 @@ class Attach:
     rows: int = 0
     columns: int = 0
     read_only: bool = False
+    identity: IdentityFiles | None = None
     probed: bool = False
 
 
@@ -272,7 +293,7 @@ def mount_target(workdir: str, target: str) -> str:
     return path
 
 
-# --- the Bootstrap block of the metadata --------------------------------------------------------
+# --- the blocks Bootstrap and Identity of the metadata ------------------------------------------
 
 
 _MAX_TIME: Final = 253402300800.0  # the year 10000, in seconds since 1970
@@ -342,3 +363,43 @@ class BootstrapBlock:
             ping_interval=ping_interval,
             host_time=seconds,
         )
+
+
+IDENTITY_DIRECTORY: Final = "/run/firebuild/tls"
+"""Where a command finds cert.pem, key.pem and ca.pem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityBlock:
+    """Who a machine is: `latest/meta-data/Identity`, until the guest has taken it; every leaf a string.
+
+    Args:
+        number: which of the machine's certificates, from 1.
+        cert: PEM: the certificate, then its issuers.
+        key: PKCS#8 PEM.
+        ca: PEM: the anchors to check peers with.
+    """
+
+    number: int
+    cert: str
+    key: str = field(repr=False)
+    ca: str
+
+    def as_json(self) -> dict[str, str]:
+        """Return the block with its wire names."""
+        return {"Number": str(self.number), "Cert": self.cert, "Key": self.key, "CA": self.ca}
+
+    @classmethod
+    def from_json(cls, document: object) -> IdentityBlock:
+        """Read the block.
+
+        Raises:
+            WireError: it, or a member, is missing or no string; no value is part of the message.
+        """
+        block = document if isinstance(document, dict) else {}
+        for name in ("Number", "Cert", "Key", "CA"):
+            if not isinstance(block.get(name), str) or not block[name]:
+                raise WireError(f"the Identity metadata lacks {name}")
+        if not (block["Number"].isascii() and block["Number"].isdecimal()):
+            raise WireError("Number of the Identity metadata is not a number")
+        return cls(number=int(block["Number"][:18]), cert=block["Cert"], key=block["Key"], ca=block["CA"])

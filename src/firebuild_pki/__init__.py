@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         open_key,
     )
     from firebuild_pki.material import IssuedCertificate, TLSMaterial
+    from firebuild_pki.names import audit_labels
     from firebuild_pki.plugins import (
         InstalledPlugin,
         PluginCatalog,
@@ -122,6 +123,7 @@ _HOMES = {
         "SignedCertificate",
         "TrustBundle",
     ),
+    "names": ("audit_labels",),
     "providers.vault.setup": ("vault_setup", "vault_setup_settings"),
     "scaffold": ("new_plugin",),
     "settings": ("Duration", "SecretRef", "Settings"),
@@ -173,6 +175,7 @@ __all__ = [
     "TLSMaterial",
     "TrustBundle",
     "UnsupportedOperation",
+    "audit_labels",
     "ca_json_schema",
     "check_key_uri",
     "check_settings",

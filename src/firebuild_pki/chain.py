@@ -130,6 +130,31 @@ def error_message(error: BaseException) -> str:
     return one_text(short, 300).rstrip(".") or "it is malformed"
 
 
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Turn what cryptography raises about odd certificates into an error of ours, in words of ours.
+
+    Reading a certificate takes place piece by piece: a field that is damaged raises when it is asked for.
+
+    Args:
+        what: is looked at, as messages call it.
+
+    Raises:
+        MaterialError: it cannot be read.
+    """
+    try:
+        with quiet_parsing():
+            yield
+    except MaterialError:
+        raise
+    except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
+        failure = MaterialError(f"{what} cannot be read: {error_message(error)}")
+        failure.__cause__ = error
+    else:
+        return
+    raise failure
+
+
 def parse_certificates(pem: bytes | str, what: str) -> list[x509.Certificate]:
     """Read PEM certificates; a missing newline between or after them is tolerated.
 
@@ -396,9 +421,10 @@ def order_chain(leaf_pem: bytes, others_pem: bytes) -> bytes:
     Raises:
         MaterialError: something cannot be read.
     """
-    (leaf, *more) = parse_certificates(leaf_pem, "certificate")
-    others = parse_certificates(others_pem, "chain") if others_pem.strip() else []
-    return to_pem(order_issuers(leaf, [*more, *others]))
+    with readable("the chain"):
+        (leaf, *more) = parse_certificates(leaf_pem, "certificate")
+        others = parse_certificates(others_pem, "chain") if others_pem.strip() else []
+        return to_pem(order_issuers(leaf, [*more, *others]))
 
 
 def chain_remarks(leaf: x509.Certificate, returned: Sequence[x509.Certificate]) -> list[str]:

@@ -49,6 +49,7 @@ __all__ = [
     "HTTPClient",
     "HTTPFailure",
     "TlsFault",
+    "audit_headers",
     "backoff",
     "is_safe",
     "read_anchors",
@@ -62,6 +63,19 @@ _PIECE: Final = 1 << 16
 _PROBE_SECONDS: Final = 2.0  # plain http goes to this machine only
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 """What a header may have (RFC 9110, section 5.5)."""
+
+
+def audit_headers(build_id: str, labels: Mapping[str, str]) -> dict[str, str]:
+    """Write what a certificate is for as headers, which the log of a server, or a proxy's, can keep.
+
+    Args:
+        build_id: that of a `SignRequest`, and so are the labels.
+
+    Returns:
+        ``X-Firebuild-Build`` with the build's id, and a header for each label, such as ``X-Firebuild-Tag``.
+    """
+    told = {**labels, "build": build_id}
+    return {f"X-Firebuild-{key.title()}": value for key, value in told.items()}
 
 
 def backoff(attempt: int, first: float, longest: float = _LONGEST_PAUSE) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import secrets
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
@@ -215,6 +218,25 @@ class Identity:
 def random_build_id() -> str:
     """Make up an id that no other build has."""
     return secrets.token_hex(8)
+
+
+def user_name() -> str:
+    """Name the user that this process runs as; not from the environment, which any caller can set."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def audit_labels(**texts: str) -> dict[str, str]:
+    """Make labels for a backend's audit, of texts that may hold anything, and with who asks: ``user@host``.
+
+    Args:
+        texts: by key; what is not printable ASCII is escaped, what is too long cut, what is empty left out.
+    """
+    told = {"requester": f"{user_name()}@{socket.gethostname()}", **texts}
+    plain = {key: ascii(text)[1:-1] for key, text in told.items() if text}
+    return {key: text[:MAX_LABEL] for key, text in plain.items()}
 
 
 def checked_labels(labels: Mapping[str, str]) -> dict[str, str]:

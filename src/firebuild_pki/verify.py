@@ -8,7 +8,6 @@ working, unless TLS refuses what they find anyway. What is harmless is a remark,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -40,7 +39,7 @@ from firebuild_pki.chain import (
     identifier_problem,
     key_problem,
     parse_certificates,
-    quiet_parsing,
+    readable,
     signature_problem,
 )
 from firebuild_pki.errors import MaterialError
@@ -133,7 +132,7 @@ def verify_trust(bundle: TrustBundle, now: datetime) -> Trust:
     """
     if not isinstance(bundle, TrustBundle):
         raise MaterialError(f"expected a TrustBundle, found {type(bundle).__name__}")
-    with _readable("the trust bundle"):
+    with readable("the trust bundle"):
         anchors = parse_certificates(bundle.anchors_pem, "trust anchors")
         links = Links()
         intermediates = links.read(bundle.intermediates_pem, "intermediates")
@@ -163,7 +162,7 @@ def verify_certificate(
     Raises:
         MaterialError: a must failed; the message says what was expected and what was found.
     """
-    with _readable("the certificate"):
+    with readable("the certificate"):
         found = [*parse_certificates(certificate_pem, "certificate"), *trust.links.read(chain_pem)]
         leaf = _leaf_with_key(found, expected.public_key)
         found.remove(leaf)
@@ -276,22 +275,6 @@ class Way:
 
 def _strict(anchor: x509.Certificate) -> PolicyBuilder:
     return PolicyBuilder().store(Store([anchor]))
-
-
-@contextmanager
-def _readable(what: str) -> Iterator[None]:
-    """Turn what cryptography raises about odd certificates into an error of ours, in words of ours."""
-    try:
-        with quiet_parsing():
-            yield
-    except MaterialError:
-        raise
-    except Exception as error:  # untrusted input, and each parser fails with exceptions of its own
-        failure = MaterialError(f"{what} cannot be read: {error_message(error)}")
-        failure.__cause__ = error
-    else:
-        return
-    raise failure
 
 
 def public_key_bytes(key: PublicKeyTypes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from cli.conftest import Cli
 from cli.terminals import Terminal, on_terminal
+from firebuild_bootstrap.cli.shell import Turns
+from firebuild_bootstrap.errors import Interrupted
 from support import BIN, leftovers
 
 pytestmark = pytest.mark.needs("userns")
@@ -101,24 +104,40 @@ def test_a_shell_that_is_not_there_is_said_and_the_build_fails_as_it_would_have(
     )
 
 
-def test_two_stages_that_fail_side_by_side_have_their_shells_one_after_the_other(context: Path) -> None:
-    Path("Dockerfile").write_text(
-        "FROM host AS one\nRUN echo one > /name; exit 3\n"
-        "FROM host AS two\nRUN echo two > /name; exit 4\n"
-        "FROM scratch\nCOPY --from=one /name /1\nCOPY --from=two /name /2\n"
-    )
-    with building(context, "--progress", "plain") as user:
-        user.read("# ")
-        user.type("cat /name; exit\n")
-        first = user.read("This is a shell in its place") + user.read("# ")
-        user.type("cat /name; exit\n")
-        second = user.read()
-        assert user.status() == 1
-    assert {name for name in ("one", "two") for said in (first, second) if f"exit\r\n{name}\r\n" in said} == {
-        "one",
-        "two",
-    }
-    assert leftovers(context) == []
+def test_shells_of_several_stages_come_one_after_the_other_and_a_failure_waits_for_all_of_them() -> None:
+    turns, order, waits = Turns(), list[str](), threading.Semaphore(0)
+    turns.take(lambda: None)
+
+    def shell() -> None:
+        turns.take(waits.release)
+        order.append("shell")
+        turns.give_back()
+
+    def failure() -> None:
+        turns.await_end(waits.release)
+        order.append("failure")
+
+    others = [threading.Thread(target=shell), threading.Thread(target=failure)]
+    for number, other in enumerate(others, 1):
+        other.start()
+        for _ in range(number):
+            assert waits.acquire(timeout=30)
+    assert order == []
+    turns.give_back()
+    for other in others:
+        other.join()
+    assert order == ["shell", "failure"]
+
+    def end() -> None:
+        raise Interrupted("the build was interrupted")
+
+    turns.take(lambda: None)
+    with pytest.raises(Interrupted):
+        turns.take(end)
+    with pytest.raises(Interrupted):
+        turns.await_end(end)
+    turns.give_back()
+    turns.await_end(lambda: None)
 
 
 def test_without_a_terminal_it_is_an_error_before_anything_is_built(host_cli: Cli) -> None:

@@ -7,16 +7,14 @@ import os
 import re
 import tarfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from cli.conftest import Cli
-from firebuild_bootstrap.cli.options import MACHINES
 from firebuild_bootstrap.cli.screen import moment
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.store import ImageStore, StoredImage
-from firebuild_bootstrap.machine.settings import MachineSettings
 
 pytestmark = pytest.mark.needs("userns")
 
@@ -388,49 +386,3 @@ def test_a_tree_with_files_of_others_is_removed(cli: Cli) -> None:
     os.chown("tree/below", 100_123, 100_123)
     assert cli("rm-tree", "tree").out == f"removed {Path('tree').resolve()}\n"
     assert not Path("tree").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("images inspect t", {"t/one:1", "t/two:2"}),
-        ("images rm t/one:1 t/t", {"t/two:2"}),
-        ("build --tag t/o", {"t/one:1"}),
-        ("base rm ", {"tiny:latest"}),
-        ("build --machine ", {"local", "qemu", "firecracker", "external"}),
-        ("rootfs --machine q", {"qemu"}),
-        ("build --ca e", {"embedded"}),
-        ("ca check --ca v", {"vault"}),
-        ("bui", {"build"}),
-        ("build --progress r", {"rawjson"}),
-        ("build --secr", {"--secret"}),
-    ],
-)
-def test_a_shell_completes_images_bases_providers_and_machines(
-    cli: Cli, tree: Path, words: str, expected: set[str]
-) -> None:
-    build(cli, "t/one:1", "t/two:2")
-    cli("base", "import", "tiny", tree)
-    cli.setenv("_FIREBUILD_COMPLETE", "bash_complete")
-    cli.setenv("COMP_WORDS", f"firebuild {words}")
-    cli.setenv("COMP_CWORD", str(len(words.split(" "))))
-    lines = cli().out.splitlines()
-    assert {line.partition(",")[2] for line in lines if line} == expected
-
-
-def test_a_broken_store_completes_nothing_and_says_nothing(cli: Cli) -> None:
-    cli.setenv("FIREBUILD_HOME", "/dev/null")
-    cli.setenv("_FIREBUILD_COMPLETE", "bash_complete")
-    cli.setenv("COMP_WORDS", "firebuild images rm ")
-    cli.setenv("COMP_CWORD", "3")
-    assert (done := cli()).out.strip() + done.err == ""
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_completion_of_each_shell_is_printed(cli: Cli, shell: str) -> None:
-    cli.setenv("_FIREBUILD_COMPLETE", f"{shell}_source")
-    assert "_FIREBUILD_COMPLETE" in cli().out
-
-
-def test_the_machines_that_are_completed_are_all_there_are() -> None:
-    assert get_args(MachineSettings.model_fields["driver"].annotation) == MACHINES

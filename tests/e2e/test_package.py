@@ -29,7 +29,12 @@ def test_the_sdist_holds_what_a_packager_needs(distributions: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "constraints.txt", "protos/rootfs_server.proto"} <= names
-    assert {"config.example.yaml", "tests/conftest.py", "examples/hello/Dockerfile"} <= names
+    assert {
+        "config.example.yaml",
+        "man/firebuild.1",
+        "tests/conftest.py",
+        "examples/hello/Dockerfile",
+    } <= names
 
 
 def test_the_wheel_is_typed_and_holds_both_packages(distributions: Path) -> None:
@@ -37,6 +42,7 @@ def test_the_wheel_is_typed_and_holds_both_packages(distributions: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     assert {"firebuild_pki/py.typed", "firebuild_bootstrap/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
+    assert [name for name in names if name.endswith("data/share/man/man1/firebuild.1")]
     for folder in ("providers/vault/templates/", "scaffold/"):  # what is not Python is in it too
         assert [one for one in names if one.startswith(f"firebuild_pki/{folder}") and not one.endswith(".py")]
 
@@ -54,6 +60,7 @@ def test_a_fresh_environment_builds_an_image(distributions: Path, tmp_path: Path
 
     firebuild = Firebuild(tmp_path / "home", venv / "bin/firebuild")
     assert re.fullmatch(r"firebuild \d+\.\d+\.\d+\n", firebuild("--version").stdout)
+    assert (venv / "share/man/man1/firebuild.1").exists()
     firebuild("base", "from-host", "host")
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text("FROM host\nRUN echo installed > /proof\n")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pwd
+import socket
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -109,6 +112,15 @@ def test_two_embedded_cas_are_two(swapper: Swapper) -> None:
     config = swapper.written_as("embedded")
     issuers = {swapper.build(f"swap/twice:{n}", config)["ca"]["issuer_fingerprint_sha256"] for n in range(2)}
     assert len(issuers) == 2
+
+
+def test_each_certificate_of_a_build_is_labelled_with_its_image_and_who_asked(swapper: Swapper) -> None:
+    log = swapper.context.parent / "audit.jsonl"
+    environ = {"FIREBUILD_CA__OBSERVERS": "[audit-log]", "FIREBUILD_CA__AUDIT_LOG__PATH": str(log)}
+    swapper.build("swap/labelled:1", swapper.written_as("embedded"), **environ)
+    labels = [line["labels"] for line in map(json.loads, log.read_text().splitlines()) if line["names"]]
+    me = f"{pwd.getpwuid(os.geteuid()).pw_name}@{socket.gethostname()}"
+    assert labels == [{"requester": me, "tag": "swap/labelled:1"}] * 2
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

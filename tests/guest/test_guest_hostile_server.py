@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import selectors
+import socket
 from typing import Any
 
 import pytest
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
+from firebuild_bootstrap.guest.attached import Control
+from firebuild_bootstrap.guest.errors import ProtocolError
+from firebuild_bootstrap.guest.probing import Probes
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.sandbox import Bind
 from guest.build import Build, copy_command, run_command
@@ -59,6 +64,54 @@ def test_a_step_that_no_step_can_be_is_refused(local: Local, message: pb.ToGuest
     assert len(error.message) < 4100, "the server sees no more of what it has sent"
     assert error.exit_status == 1
     assert local.tree() == {}
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (run(), "the server sent something else where a command in the place of one was due"),
+        (piece(b"x"), "the server sent something else where a command in the place of one was due"),
+        (pb.ToGuest(finish=pb.Finish()), "the server sent something else where a command in the place"),
+        (run(attach=pb.Attach(window=pb.Window(rows=-1))), "can't be read: a terminal of -1 rows"),
+        (run(attach=pb.Attach(), argv=[]), "the command is empty"),
+    ],
+)
+def test_in_the_place_of_a_run_comes_another_one_or_nothing(
+    local: Local, message: pb.ToGuest, words: str
+) -> None:
+    assert words in local.refusal(run(pauses=True, argv=[]), message).message
+
+
+def test_probes_come_one_at_a_time() -> None:
+    told: list[tuple[int, bytes]] = []
+    ours, theirs = socket.socketpair()
+    with selectors.DefaultSelector() as selector, theirs:
+        probes = Probes(ours, selector, lambda status, output: told.append((status, output)))
+        probes.ask([])  # there is none to be killed
+        probes.ask(["a"])
+        with pytest.raises(ProtocolError, match="before the last one had ended"):
+            probes.ask(["b"])
+        head, (pipe,), _, _ = socket.recv_fds(theirs, 4, 1)
+        assert theirs.recv(int.from_bytes(head)) == b'["a"]'
+        os.write(pipe, b"x" * 5000)
+        theirs.send(b"\x07")
+        probes.ready("probes")
+        assert told == [(7, b"x" * 4096)]
+        theirs.send(b"\x08")  # nobody has asked
+        probes.ready("probes")
+        assert len(told) == 1
+        probes.ask(["c"])
+        theirs.shutdown(socket.SHUT_RDWR)
+        probes.ready("probes")
+        assert not probes.open
+        os.close(pipe)
+        probes.close()
+    control = Control(lambda _: None)
+    control.put_probe(["a"])
+    control.put_probe([])
+    with pytest.raises(ProtocolError, match="before the last one had ended"):
+        control.put_probe(["b"])
+    control.close()
 
 
 @pytest.mark.parametrize(

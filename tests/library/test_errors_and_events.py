@@ -47,7 +47,7 @@ def test_every_kind_of_error_has_its_exit_status(error: BaseException, status: i
 
 
 def test_exit_statuses_are_those_that_are_documented() -> None:
-    assert sorted(ExitStatus) == [0, 1, 2, 3, 4, 5, 6, 70, 74, 130]
+    assert sorted(ExitStatus) == [0, 1, 2, 3, 4, 5, 6, 7, 70, 74, 130]
 
 
 @pytest.mark.parametrize(

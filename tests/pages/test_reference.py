@@ -41,4 +41,4 @@ def test_the_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:
     table = re.compile(r"^\| (\d+) \|", re.MULTILINE)
     readme = table.findall((REPO / "README.md").read_text())
     assert readme == table.findall((REPO / "docs/reference/errors.md").read_text())
-    assert len(readme) == 10
+    assert len(readme) == 11

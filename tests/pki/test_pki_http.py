@@ -17,7 +17,7 @@ import pytest
 
 from firebuild_pki import CAError
 from firebuild_pki.addresses import proxy_for
-from firebuild_pki.http import HTTPClient, HTTPFailure, TlsFault, tls_context
+from firebuild_pki.http import HTTPClient, HTTPFailure, TlsFault, audit_headers, tls_context
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.provider import Profile
 from firebuild_pki.x509 import Validity, make_leaf, make_root, to_pem
@@ -155,6 +155,13 @@ def test_what_may_pass_is_tried_again_later_each_time(
     backend.answers = [(500, {}, b""), (200, {}, b"")]
     assert connect().request("POST", "/").status == 500
     assert pauses == []
+
+
+def test_what_a_request_is_for_can_be_told_in_headers(backend: Backend, connect: Connect) -> None:
+    labels = {"image-tag": "shop/web:1.2", "build": "not this one"}
+    connect().request("POST", "/sign", b"{}", headers=audit_headers("b7", labels))
+    told = {name: value for name, value in backend.requests[0][1].items() if name.startswith("X-Firebuild-")}
+    assert told == {"X-Firebuild-Build": "b7", "X-Firebuild-Image-Tag": "shop/web:1.2"}
 
 
 def test_a_redirect_is_an_answer_and_leads_nowhere(backend: Backend, connect: Connect) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 
 import pytest
@@ -15,7 +16,7 @@ from firebuild_pki import (
     UnsupportedOperation,
     open_authority,
 )
-from firebuild_pki.names import Names, checked_labels
+from firebuild_pki.names import Names, audit_labels, checked_labels
 from pki import characters
 from pki.tools import CLIENT_AUTH, NOW, SERVER_AUTH, Clock, ca_settings, catalog_of, leaf_of, opened
 
@@ -115,6 +116,16 @@ def test_labels_are_bounded_and_harmless() -> None:
             checked_labels(labels)  # type: ignore[arg-type]
     with pytest.raises(IdentityError, match="16 labels at most"):
         open_authority(labels={str(number): "" for number in range(17)})
+
+
+def test_labels_are_made_of_anything() -> None:
+    texts = {"tag": "größe\n\x1b[31m:1", "image": "x" * 1000, "note": ""}
+    made = audit_labels(**texts)
+    assert made["tag"] == r"gr\xf6\xdfe\n\x1b[31m:1"
+    assert made["image"] == "x" * 256
+    assert made["requester"].endswith(f"@{socket.gethostname()}")
+    assert sorted(made) == ["image", "requester", "tag"]
+    assert checked_labels(made) == made
 
 
 def test_a_peer_with_a_spiffe_id_has_that_name_and_both_usages() -> None:

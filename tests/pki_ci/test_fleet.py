@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import click
 import pytest
 import requests
 import yaml
@@ -22,62 +19,21 @@ import yaml
 from baoserver import DevServer, JwtIssuer
 from baoserver.auth import enable_jwt, write_policy
 from baoserver.pki import add_role, mount_pki
-from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.settings import BuildSettings, load_settings
-from firebuild_pki import SettingsError, check_settings
+from firebuild_bootstrap.settings import load_settings
+from firebuild_pki import check_settings
+from pages.blocks import parse
 from registry.servers import CA, Image, small_registry
 from support import BIN, REPO
 
 FLEET = REPO / "docs/fleet.md"
-PAGES = sorted([*REPO.glob("docs/**/*.md"), REPO / "README.md"])
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-INDENTED = re.compile(r"(?:^(?:    .*)?\n)+", re.MULTILINE)
 
 
 def fenced(page: Path) -> dict[str, str]:
     """The blocks of a page by their titles, a comment in the first line."""
     found = FENCED.finditer(page.read_text())
     return {match[2].split("\n", 1)[0].lstrip("# ").split(" ")[0].rstrip(":"): match[2] for match in found}
-
-
-def blocks(page: Path) -> Iterator[str]:
-    """All blocks of code of a page."""
-    text = page.read_text()
-    yield from (match[2] for match in FENCED.finditer(text))
-    for match in INDENTED.finditer(FENCED.sub("", text)):
-        yield re.sub(r"^    ", "", match[0], flags=re.MULTILINE)
-
-
-# --- settings ---------------------------------------------------------------------------------------
-
-
-def settings_in(page: Path) -> Iterator[dict[str, Any]]:
-    """The configuration files, or parts of them, of a page: what has sections of settings only."""
-    for block in blocks(page):
-        try:
-            document = yaml.safe_load(block)
-        except yaml.YAMLError:
-            continue
-        if isinstance(document, dict) and set(document) <= set(BuildSettings.model_fields):
-            yield document
-
-
-# A page may show a part of a file, or name a plugin that it tells how to write.
-PARTIAL = ("this setting is required", "nor an installed plugin", "no installed observer")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_settings_of_a_page_are_those_of_the_models(page: Path, tmp_path: Path) -> None:
-    for number, document in enumerate(settings_in(page)):
-        file = tmp_path / f"{number}.yml"
-        file.write_text(yaml.safe_dump(document))
-        try:
-            load_settings(file, {})
-        except SettingsError as error:
-            wrong = [line for line in str(error).splitlines() if not any(words in line for words in PARTIAL)]
-            if "…" not in str(document):
-                assert not wrong, page.name
 
 
 def environments() -> dict[str, dict[str, str]]:
@@ -114,64 +70,6 @@ def test_the_commands_of_jobs_that_are_lists_of_words_are_those_of_the_parser() 
     for words in (pod["command"], ["firebuild", *json.loads(args[1])]):
         assert words[0] == "firebuild"
         parse(words[1:])
-
-
-# --- commands ---------------------------------------------------------------------------------------
-
-
-def commands_in(page: Path) -> Iterator[list[str]]:
-    """The words of each command `firebuild` in the code of a page."""
-    for block in blocks(page):
-        for line in block.replace("\\\n", " ").splitlines():
-            found = re.search(r"(?:^|[;&|(`] ?|\$ |[A-Z_]+=\S+ |- )firebuild (\S.*)", line.strip())
-            # Neither what is left out, nor what a reader fills in, nor forms of commands.
-            if found is None or re.search(r"…|\$\{|\[", line):
-                continue
-            try:
-                words = shlex.split(found[1], comments=True)
-            except ValueError:
-                continue
-            end = min((words.index(sign) for sign in words if sign in ENDS), default=None)
-            if words[:end]:
-                yield words[:end]
-
-
-ENDS = frozenset({"|", ">", "&&", ";", "||", "2>", "2>&1", "&", ">>", "<"})
-
-
-def parse(words: list[str]) -> None:
-    """Read a command as `firebuild` does; nothing of it is done."""
-    command: click.Command = app
-    context = click.Context(app, info_name="firebuild")
-    while isinstance(command, click.Group):
-        _, found, words = command.resolve_command(context, words)
-        assert found is not None
-        if not isinstance(found, click.Group):
-            found.make_context(found.name, words, parent=context)
-            return
-        command, context = found, click.Context(found, info_name=found.name, parent=context)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_of_a_page_are_those_of_the_parser(page: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    for words in commands_in(page):
-        try:
-            parse(words)
-        except click.ClickException as error:
-            if "does not exist" in error.message:  # a file that the reader has
-                continue
-            raise AssertionError(
-                f"{page.name}: firebuild {' '.join(words)}: {error.format_message()}"
-            ) from error
-
-
-def test_there_are_commands_and_settings_to_check() -> None:
-    assert len([*commands_in(FLEET)]) >= 3
-    assert len([*settings_in(FLEET)]) == 1
-    assert sum(len([*commands_in(page)]) for page in PAGES) > 60
-    with pytest.raises(click.ClickException):
-        parse(["build", "--cache-form", "x"])
 
 
 # --- what it costs ----------------------------------------------------------------------------------

@@ -212,6 +212,28 @@ def test_one_role_for_both_ends_needs_both_flags() -> None:
     assert "the certificate of the server and the guest" in note.message
 
 
+@pytest.mark.parametrize(
+    ("changes", "level", "words"),
+    [
+        ({"allowed_domains": ["example.com"]}, NoteLevel.OK, "signs names below example.com for up to 24h"),
+        (
+            {"allowed_domains": [], "allowed_uri_sans": ["spiffe://td/*"]},
+            NoteLevel.OK,
+            "signs spiffe://td/* for",
+        ),
+        ({"allowed_domains": []}, NoteLevel.FATAL, "it allows neither a domain nor a URI"),
+        ({"client_flag": False}, NoteLevel.FATAL, "it lacks client_flag, which the certificate of the peer"),
+    ],
+)
+def test_the_role_of_peers_may_allow_any_names_and_needs_both_flags(
+    changes: dict[str, Any], level: NoteLevel, words: str
+) -> None:
+    role = {**GOOD, "client_flag": True, **changes}
+    (note,) = role_notes("workloads", role, [Profile.PEER], SUFFIX, "peer_role")
+    assert note.level == level
+    assert words in note.message
+
+
 def test_all_that_is_wrong_with_a_role_is_told_at_once() -> None:
     wrong = {"server_flag": False, "email_protection_flag": True, "allowed_domains": ["example.com"]}
     wrong |= {"key_type": "ed25519", "not_after": "2030-01-01T00:00:00Z", "require_cn": True, "key_usage": []}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from baoserver import Api, ApiError, DevServer, JwtIssuer
-from firebuild_pki import Authority, CAError, CASettings, open_authority, validate
+from firebuild_pki import Authority, CAError, CASettings, Profile, open_authority, validate
 from firebuild_pki.documents import Document, parse_document
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.keys import generate_key
@@ -192,6 +192,26 @@ def test_one_role_serves_both_ends(operator: Operator) -> None:
         handshake(authority.issue_server(), authority.issue_guest())
         assert [str(note) for note in authority.check() if note.level != "ok"] == []
         assert len(authority.warnings) == 2  # each certificate is good for the other end, too
+
+
+def test_peers_with_spiffe_ids_have_a_role_of_their_own(operator: Operator) -> None:
+    settings = operator.settings(APPROLE, peer_role="workloads")
+    output = operator.run(settings)
+    spiffe = "spiffe://firebuild.internal/shop/web"
+    with operator.open(settings, **approle(output)) as authority:
+        notes = authority.check()
+        assert [str(note) for note in notes if note.level != "ok"] == []
+        (role,) = [note for note in notes if "workloads" in note.message]
+        assert "signs names below firebuild.internal and spiffe://firebuild.internal/*" in role.message
+        web = authority.issue(Profile.PEER, ["web.firebuild.internal", spiffe])
+        alone = authority.issue(Profile.PEER, spiffe, server_name=web.identity)
+        with raises(CAError, "not valid for this role", "set allowed_uri_sans on the role workloads"):
+            authority.issue(Profile.PEER, "spiffe://example.org/shop/web")
+        with raises(CAError, "URI Subject", "set allowed_uri_sans on the role firebuild-guest"):
+            authority.issue(Profile.CLIENT, spiffe)
+        assert authority.warnings == ()
+    assert (web.names, alone.names) == (("web.firebuild.internal", spiffe), (spiffe,))
+    handshake(web, alone)
 
 
 @pytest.mark.parametrize("role", [{}, {"server_role": None, "guest_role": None}])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from firebuild_pki import NoteLevel
+from baoserver import StoredServer
+from firebuild_pki import NoteLevel, open_authority
 from pki.tools import certificates, leaf_of
 from pki_vault.tools import Backend
 
@@ -23,10 +28,38 @@ def test_server_and_guest_get_certificates_without_a_warning(backend: Backend) -
         assert leaf_of(material).issuer == chain[1].subject
 
 
+class Audited(StoredServer):
+    """A server that writes what it is asked into a file."""
+
+    @property
+    def audit_log(self) -> Path:
+        return self.directory / "audit.log"
+
+    def configuration(self) -> dict[str, Any]:
+        device = {"type": "file", "path": "to-file", "options": {"file_path": str(self.audit_log)}}
+        return {**super().configuration(), "audit": [device]}
+
+
+def test_the_servers_audit_log_tells_what_a_certificate_is_for(tmp_path: Path) -> None:
+    with Audited(tmp_path, storage="inmem") as server:
+        backend = Backend.prepared(server.api, "pki")
+        for name in ("build", "tag", "requester"):
+            server.api.write(f"sys/config/auditing/request-headers/x-firebuild-{name}", hmac=False)
+        labels = {"tag": "shop/web:1.2", "requester": "ci@builder-7"}
+        settings = backend.settings()
+        with open_authority(settings, build_id="b7", environ=backend.environ, labels=labels) as authority:
+            authority.issue_server()
+        told = [json.loads(line)["request"] for line in server.audit_log.read_text().splitlines()]
+    (headers,) = {json.dumps(one["headers"]) for one in told if one["path"] == "pki/sign/server"}
+    assert json.loads(headers) == {
+        "x-firebuild-build": ["b7"],
+        "x-firebuild-tag": ["shop/web:1.2"],
+        "x-firebuild-requester": ["ci@builder-7"],
+    }
+
+
 def test_the_check_looks_at_everything(backend: Backend) -> None:
     with backend.open() as authority:
         notes = authority.check()
-    for n in notes:
-        print(n)
     assert {note.about for note in notes} == {"reachable", "clock", "credentials", "role", "ca"}
     assert {note.level for note in notes} == {NoteLevel.OK}

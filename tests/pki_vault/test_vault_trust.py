@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from baoserver import add_role, mount_pki
-from firebuild_pki import CAError, MaterialError, ProviderError
+from firebuild_pki import CAError, MaterialError, Profile, ProviderError
 from firebuild_pki.providers.vault.mount import issuer_chain
 from pki.tools import OperatorCA, certificates
 from pki_vault.tools import Backend, raises
@@ -128,10 +128,17 @@ def test_each_end_may_have_an_issuer_of_its_own(root: Backend, unique: str) -> N
     )
     changes = roles(root, unique)
     add_role(root.api, "guest", mount=unique, use="client", issuer_ref="second")
+    third = root.api.write(
+        f"{unique}/root/generate/internal", common_name="Third", issuer_name="third", key_type="ec"
+    )
+    add_role(root.api, "peer", mount=unique, use="both", issuer_ref="third")
     with root.open(**changes) as authority:
         server, guest = authority.issue_server(), authority.issue_guest()
     wanted = certificates((first.root_pem + second["certificate"]).encode())
     assert certificates(server.trust_pem) == certificates(guest.trust_pem) == wanted
+    with root.open(**changes, peer_role="peer") as authority:
+        peer = authority.issue(Profile.PEER, "web.firebuild.internal")
+    assert certificates(peer.trust_pem) == wanted + certificates(third["certificate"].encode())
 
 
 def test_a_mount_without_a_ca_is_named(root: Backend, unique: str) -> None:

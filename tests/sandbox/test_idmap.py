@@ -167,6 +167,23 @@ def test_inside_a_container_the_remedy_is_how_to_start_it(tmp_path: Path) -> Non
     assert "--security-opt seccomp=unconfined" in remedy(host, BWRAP)
 
 
+@pytest.mark.parametrize(
+    ("points", "hidden"),
+    [
+        (("/", "/proc", "/proc/sys/fs/binfmt_misc"), False),
+        (("/", "/proc", "/proc/kcore"), True),
+    ],
+)
+def test_a_container_that_hides_parts_of_proc_is_recognised(
+    tmp_path: Path, points: tuple[str, ...], hidden: bool
+) -> None:
+    host = make_host(tmp_path, uid=0)
+    (tmp_path / "self").mkdir()
+    lines = [f"22 21 0:20 / {point} rw - proc proc rw" for point in points]
+    (tmp_path / "self/mountinfo").write_text("\n".join(lines))
+    assert ("procMount: Unmasked" in remedy(host, BWRAP)) is hidden
+
+
 def test_a_kernel_without_user_namespaces_is_recognised(tmp_path: Path) -> None:
     host = make_host(tmp_path)
     host.uid_map.unlink()

@@ -42,6 +42,15 @@ def test_the_initial_time_can_be_given_again() -> None:
     assert watched.deadline()[0] == 210.0
 
 
+def test_a_build_can_be_given_more_time() -> None:
+    watched = watch(build_timeout=10.0)
+    watched.extend(5.0)
+    assert watched.deadline()[0] == 115.0
+    watched.extend(-5.0)
+    assert watched.deadline()[0] == 110.0
+    assert isinstance(watched.deadline()[1](), BuildTimeout)
+
+
 def test_each_call_gives_the_guest_new_patience() -> None:
     watched = watch()
     watched.opened()

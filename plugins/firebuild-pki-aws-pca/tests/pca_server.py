@@ -115,6 +115,7 @@ class Behaviour:
 class _State:
     behaviour: Behaviour = field(default_factory=Behaviour)
     calls: list[list[Any]] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
     asked: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
     changed: threading.Event = field(default_factory=threading.Event)
@@ -311,6 +312,7 @@ class Front:
         service = "acm-pca" if target else "sts"
         operation = target.rpartition(".")[2] if target else parameters["Action"]
         _state.calls.append([operation, parameters])
+        _state.agents.append(environ["HTTP_USER_AGENT"])
         if _state.behaviour.silent:
             _state.changed.wait(60)
         found = _refusal(environ, body, f"{service}:{operation}", parameters)
@@ -420,10 +422,12 @@ def _controlled(environ: dict[str, Any], body: bytes, start: StartResponse) -> l
     if environ["REQUEST_METHOD"] == "POST":
         _state.behaviour = Behaviour(**json.loads(body))
         _state.calls.clear()
+        _state.agents.clear()
         changed, _state.changed = _state.changed, threading.Event()
         changed.set()
     start("200 OK", [("Content-Type", "application/json")])
-    return [json.dumps({"behaviour": asdict(_state.behaviour), "calls": _state.calls}).encode()]
+    seen = {"behaviour": asdict(_state.behaviour), "calls": _state.calls, "agents": _state.agents}
+    return [json.dumps(seen).encode()]
 
 
 class _Quiet(MotoRequestHandler):

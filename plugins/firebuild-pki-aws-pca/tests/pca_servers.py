@@ -54,6 +54,11 @@ class Server:
         with urlopen(f"{self.address}/control") as answer:
             return [(operation, parameters) for operation, parameters in json.load(answer)["calls"]]
 
+    def agents(self) -> list[str]:
+        """The header User-Agent of these calls."""
+        with urlopen(f"{self.address}/control") as answer:
+            return list(json.load(answer)["agents"])
+
     def operations(self) -> list[str]:
         return [operation for operation, _ in self.calls()]
 

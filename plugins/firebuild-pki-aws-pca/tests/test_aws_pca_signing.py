@@ -162,6 +162,16 @@ def test_the_same_request_twice_is_one_certificate(server: Server, root: str) ->
     provider.close()
 
 
+def test_each_request_names_the_build_to_cloudtrail(server: Server, root: str) -> None:
+    with server.opened(root) as authority:
+        server.behave()
+        authority.issue_server()
+        assert [
+            agent for agent in server.agents() if f"firebuild build/{authority.build_id}" not in agent
+        ] == []
+        assert server.agents() != []
+
+
 def test_a_certificate_that_is_not_there_yet_is_asked_for_again(server: Server, root: str) -> None:
     server.behave(in_progress=2)
     provider = server.bare(root)

@@ -22,6 +22,7 @@ class Stub:
     address: str = ""
     paths: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     dated: bool = True
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -44,6 +45,7 @@ def running(stub: Stub) -> Iterator[Stub]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             stub.paths.append(self.path)
+            stub.headers.append(dict(self.headers.items()))
             stub.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             answer = stub.next()
             if answer is None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from firebuild_pki import AuthorityClosed, CAError, Profile, SignRequest
+from firebuild_pki.keys import generate_key
+from firebuild_pki.x509 import Validity, make_root, to_pem
 
 import firebuild_pki_cfssl.client
-from cfssl_servers import KEY, LABEL, Pki, bare, free_port, opened
+from cfssl_servers import KEY, LABEL, Pki, bare, free_port, now, opened
 from stub_server import Stub, refusal, success
 
 needs_cfssl = pytest.mark.needs("cfssl")
@@ -197,6 +199,15 @@ def test_an_answer_without_a_certificate(stub: Stub) -> None:
     assert "expected a certificate in the answer of cfssl, found none" in error_of(stub.address).message
     stub.answers = [(200, b'{"success": true, "result": null}')]
     assert "expected a certificate" in error_of(stub.address).message
+
+
+def test_a_proxy_in_front_can_log_what_a_certificate_is_for(stub: Stub) -> None:
+    hour = Validity.starting(now(), timedelta(hours=1), backdate=timedelta(minutes=1))
+    ca = to_pem([make_root(generate_key(), hour, with_intermediate=False).certificate]).decode()
+    stub.answers = [success(certificate=ca), refusal("not today")]
+    error_of(stub.address)
+    (headers,) = [one for one, path in zip(stub.headers, stub.paths, strict=True) if path.endswith("sign")]
+    assert headers["X-Firebuild-Build"] == "b1"
 
 
 def test_a_certificate_that_is_none(stub: Stub) -> None:

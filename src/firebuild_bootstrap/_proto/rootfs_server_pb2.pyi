@@ -154,7 +154,7 @@ class ResourceChunk(_message.Message):
     def __init__(self, header: _Optional[_Union[ResourceChunk.ResourceHeader, _Mapping]] = ..., chunk: _Optional[_Union[ResourceChunk.ResourceContents, _Mapping]] = ..., eof: _Optional[_Union[ResourceChunk.ResourceEof, _Mapping]] = ...) -> None: ...
 
 class ToGuest(_message.Message):
-    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end", "agent_reply", "input", "signal", "window", "probe")
+    __slots__ = ("run", "apply", "workdir", "checkpoint", "finish", "group", "piece", "files_end", "agent_reply", "input", "signal", "window", "identity", "probe")
     RUN_FIELD_NUMBER: _ClassVar[int]
     APPLY_FIELD_NUMBER: _ClassVar[int]
     WORKDIR_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class ToGuest(_message.Message):
     INPUT_FIELD_NUMBER: _ClassVar[int]
     SIGNAL_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     PROBE_FIELD_NUMBER: _ClassVar[int]
     run: Run
     apply: Apply
@@ -180,11 +181,12 @@ class ToGuest(_message.Message):
     input: Input
     signal: Signal
     window: Window
+    identity: Identity
     probe: Probe
-    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ..., agent_reply: _Optional[_Union[AgentReply, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ..., apply: _Optional[_Union[Apply, _Mapping]] = ..., workdir: _Optional[_Union[Workdir, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., group: _Optional[_Union[Group, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., files_end: _Optional[_Union[FilesEnd, _Mapping]] = ..., agent_reply: _Optional[_Union[AgentReply, _Mapping]] = ..., input: _Optional[_Union[Input, _Mapping]] = ..., signal: _Optional[_Union[Signal, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
 
 class FromGuest(_message.Message):
-    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request", "input_taken", "probed", "failing")
+    __slots__ = ("hello", "alive", "output", "want", "done", "layer", "agent_request", "input_taken", "begun", "identity", "probed", "failing")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     ALIVE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
@@ -193,6 +195,8 @@ class FromGuest(_message.Message):
     LAYER_FIELD_NUMBER: _ClassVar[int]
     AGENT_REQUEST_FIELD_NUMBER: _ClassVar[int]
     INPUT_TAKEN_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     PROBED_FIELD_NUMBER: _ClassVar[int]
     FAILING_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
@@ -203,9 +207,11 @@ class FromGuest(_message.Message):
     layer: Layer
     agent_request: AgentRequest
     input_taken: InputTaken
+    begun: Begun
+    identity: IdentityState
     probed: Probed
     failing: Done
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ..., input_taken: _Optional[_Union[InputTaken, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., failing: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., alive: _Optional[_Union[Alive, _Mapping]] = ..., output: _Optional[_Union[Output, _Mapping]] = ..., want: _Optional[_Union[Want, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., layer: _Optional[_Union[Layer, _Mapping]] = ..., agent_request: _Optional[_Union[AgentRequest, _Mapping]] = ..., input_taken: _Optional[_Union[InputTaken, _Mapping]] = ..., begun: _Optional[_Union[Begun, _Mapping]] = ..., identity: _Optional[_Union[IdentityState, _Mapping]] = ..., probed: _Optional[_Union[Probed, _Mapping]] = ..., failing: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("version",)
@@ -214,6 +220,10 @@ class Hello(_message.Message):
     def __init__(self, version: _Optional[int] = ...) -> None: ...
 
 class Alive(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Begun(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -252,18 +262,54 @@ class Run(_message.Message):
     def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., args: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., script: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., network: _Optional[str] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., pauses: _Optional[bool] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("input", "terminal", "window", "read_only", "probed")
+    __slots__ = ("input", "terminal", "window", "read_only", "identity", "probed")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     TERMINAL_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    IDENTITY_FIELD_NUMBER: _ClassVar[int]
     PROBED_FIELD_NUMBER: _ClassVar[int]
     input: bool
     terminal: bool
     window: Window
     read_only: bool
+    identity: IdentityFiles
     probed: bool
-    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., probed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., identity: _Optional[_Union[IdentityFiles, _Mapping]] = ..., probed: _Optional[bool] = ...) -> None: ...
+
+class IdentityFiles(_message.Message):
+    __slots__ = ("names", "owner", "mode", "csr", "reload")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    RELOAD_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    owner: str
+    mode: int
+    csr: bool
+    reload: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., owner: _Optional[str] = ..., mode: _Optional[int] = ..., csr: _Optional[bool] = ..., reload: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Identity(_message.Message):
+    __slots__ = ("number", "chain", "trust")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    chain: str
+    trust: str
+    def __init__(self, number: _Optional[int] = ..., chain: _Optional[str] = ..., trust: _Optional[str] = ...) -> None: ...
+
+class IdentityState(_message.Message):
+    __slots__ = ("number", "csr", "error")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    CSR_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    csr: bytes
+    error: str
+    def __init__(self, number: _Optional[int] = ..., csr: _Optional[bytes] = ..., error: _Optional[str] = ...) -> None: ...
 
 class Probe(_message.Message):
     __slots__ = ("argv",)

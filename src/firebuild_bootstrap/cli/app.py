@@ -13,15 +13,18 @@ import click
 
 from firebuild_bootstrap.cli.accounting import provenance, sbom
 from firebuild_bootstrap.cli.ca import ca, plugin
+from firebuild_bootstrap.cli.completion import completion
 from firebuild_bootstrap.cli.config import config
 from firebuild_bootstrap.cli.docker import Commands
 from firebuild_bootstrap.cli.doctor import doctor
+from firebuild_bootstrap.cli.examples import add_examples
 from firebuild_bootstrap.cli.failure import SIGNALS, Interrupts, report
 from firebuild_bootstrap.cli.images import du, images, store
 from firebuild_bootstrap.cli.initramfs import initramfs
 from firebuild_bootstrap.cli.output import guarded_stdout
 from firebuild_bootstrap.cli.rootfs import build, rootfs
 from firebuild_bootstrap.cli.run import run
+from firebuild_bootstrap.cli.runs import logs, ps, rm, stop, wait
 from firebuild_bootstrap.cli.store import base, cache, rm_tree
 from firebuild_bootstrap.errors import Interrupted
 from firebuild_bootstrap.guest.kernel import hide_memory
@@ -42,6 +45,11 @@ for command in (
     build,
     rootfs,
     run,
+    ps,
+    logs,
+    stop,
+    wait,
+    rm,
     base,
     images,
     cache,
@@ -53,10 +61,12 @@ for command in (
     plugin,
     initramfs,
     doctor,
+    completion,
 ):
     app.add_command(command)
 for command in (provenance, sbom):
     images.add_command(command)
+add_examples(app)
 
 
 # The events tell it all; without a handler, Python would print every warning a second time.

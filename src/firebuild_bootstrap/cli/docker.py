@@ -26,7 +26,8 @@ _POINTLESS_FLAGS: Final = ("--rm", "--force-rm", "--compress", "--load", "--squa
 _POINTLESS_FLAGS_OF_KANIKO: Final = ("--cleanup", "--force", "--no-push-cache")
 _REFUSED_FLAGS: Final = {
     "--detach": "a build is a process of its own: let your shell run it in the background",
-    "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened",
+    "--debug": "FIREBUILD_DEBUG=1 in the environment shows where an internal error happened; "
+    "--debug-shell opens a shell where a RUN failed",
     "--stream": "the context is read where it is: leave it out",
     "--disable-content-trust": "images are not signed here, so there is nothing to distrust: leave it out",
 }

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from firebuild_bootstrap.cli.options import (
+    MACHINES,
     complete_machines,
     config_option,
     home_from,
@@ -36,7 +37,7 @@ _NOT_READY = "not ready: something that builds with this configuration need is m
 @provider_option
 @click.option(
     "--machine",
-    metavar="DRIVER",
+    metavar="|".join(MACHINES),
     shell_complete=complete_machines,
     help="Driver to use instead of the configured one.",
 )

@@ -531,7 +531,7 @@ def _usage(home: Home) -> Iterator[_Used]:
         yield _Used("image", str(image.tag), allocated(image.directory) // names[image.directory])
     for base in home.bases.list(warn):
         yield _Used("base", base.name, allocated(base.archive.parent))
-    kinds = {"builds": "build", "failed": "failed", "removing": "removing"}
+    kinds = {"builds": "build", "runs": "run", "failed": "failed", "removing": "removing"}
     for folder, kind in kinds.items():
         for directory in _entries(home.root / folder):
             yield _Used(kind, directory.name, allocated(directory))

@@ -163,7 +163,7 @@ class Wish:
                 hint="call the command once for each build",
             )
         ends = tuple(option.removeprefix("--") for option in names)
-        return cls(ends, ids.pop(), next(iter(suffixes), None), directory, _lifetime(ttl), force)
+        return cls(ends, ids.pop(), next(iter(suffixes), None), directory, lifetime(ttl), force)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -354,9 +354,14 @@ def _split(option: str, name: str) -> tuple[str, str]:
     return build_id, suffix
 
 
-def _lifetime(text: str) -> timedelta:
+def lifetime(text: str, option: str = "--ttl") -> timedelta:
+    """Read the lifetime of a certificate.
+
+    Raises:
+        InputError: it is none; the message names the option.
+    """
     try:
         return TypeAdapter[timedelta](PositiveDuration).validate_python(text)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"--ttl: {reason}") from None
+        raise InputError(f"{option}: {reason}") from None

@@ -176,14 +176,14 @@ def warn(error: FirebuildError) -> None:
     click.echo(f"warning: {one_line(error.message + remedy, 1000)}", err=True)
 
 
-def complete_tags(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_tags(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of an image in the store."""
-    return _completed(incomplete, lambda home: map(str, home.images.names()))
+    return _completed(context, incomplete, lambda home: map(str, home.images.names()))
 
 
-def complete_bases(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+def complete_bases(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
     """Complete the name of a base."""
-    return _completed(incomplete, lambda home: map(str, home.bases.names()))
+    return _completed(context, incomplete, lambda home: map(str, home.bases.names()))
 
 
 def complete_providers(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -199,12 +199,32 @@ def complete_machines(_context: click.Context, _parameter: click.Parameter, inco
     return [name for name in MACHINES if name.startswith(incomplete)]
 
 
-def _completed(incomplete: str, names: Callable[[Home], Iterable[str]]) -> list[str]:
+def _completed(context: click.Context, incomplete: str, names: Callable[[Home], Iterable[str]]) -> list[str]:
     # A shell shows what is written here amid the user's line, so that a broken store completes nothing.
     with suppress(Exception):
-        home = home_from(settings_from(None))
-        return [name for name in names(home) if name.startswith(incomplete)]
+        from firebuild_bootstrap.home import Home
+
+        return [
+            name
+            for name in names(Home(_store(context.params.get("config_file"))))
+            if name.startswith(incomplete)
+        ]
     return []
+
+
+def _store(config_file: Path | None) -> Path:
+    """Return the directory of the store, without the models that check settings: a Tab can't wait for them.
+
+    Raises:
+        firebuild_pki.SettingsError: the file is not readable YAML.
+    """
+    from firebuild_bootstrap.image.names import RESERVED_ENVIRONMENT, default_home
+    from firebuild_pki import Document, load_document
+
+    document = Document({}) if config_file is None else load_document(config_file)
+    section = document.merged(os.environ, reserved=RESERVED_ENVIRONMENT).data.get("store") or {}
+    chosen = section.get("path")
+    return Path(os.path.expanduser(chosen)).absolute() if chosen else default_home(os.environ)
 
 
 def provider_option(function: FunctionT) -> FunctionT:

@@ -20,6 +20,7 @@ from firebuild_bootstrap.cli.docker import (
     docker_options,
 )
 from firebuild_bootstrap.cli.options import (
+    MACHINES,
     complete_machines,
     complete_providers,
     complete_tags,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.events import EventSink
     from firebuild_bootstrap.home import Home
     from firebuild_bootstrap.image.attestations import Attestations
+    from firebuild_bootstrap.image.config import Healthcheck
     from firebuild_bootstrap.image.names import Reference
     from firebuild_bootstrap.image.outputs import Compression, OutputSpec
     from firebuild_bootstrap.image.remotecache import CacheSpec
@@ -52,6 +54,15 @@ if TYPE_CHECKING:
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 _EPOCH: Final = "SOURCE_DATE_EPOCH"
+
+
+_READY: Final = (
+    ("interval", "DURATION", "Time from one try of --ready to the next"),
+    ("timeout", "DURATION", "How long a try may take"),
+    ("retries", "N", "How many tries have to fail in a row"),
+    ("start-period", "DURATION", "How long tries may fail at first"),
+    ("start-interval", "DURATION", "Time between those"),
+)
 
 
 def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
@@ -167,6 +178,17 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
             help="Push the image under its tags, as --output type=registry does.",
         ),
         click.option(
+            "--ready",
+            is_flag=False,
+            flag_value="",
+            metavar="[=COMMAND]",
+            help="Boot the image, and store it only if COMMAND, by default its HEALTHCHECK, succeeds there.",
+        ),
+        *(
+            click.option(f"--ready-{name}", metavar=metavar, help=f"{what}, instead of that of HEALTHCHECK.")
+            for name, metavar, what in _READY
+        ),
+        click.option(
             "--progress",
             type=click.Choice(PROGRESS),
             show_default="auto, or $BUILDKIT_PROGRESS",
@@ -205,9 +227,9 @@ def _options(default_output: str) -> Callable[[FunctionT], FunctionT]:
         ),
         click.option(
             "--machine",
-            metavar="DRIVER",
+            metavar="|".join(MACHINES),
             shell_complete=complete_machines,
-            help="Machine to use instead of the configured one: local, qemu, firecracker or external.",
+            help="Machine to use instead of the configured one.",
         ),
         attest_options,
         config_option,
@@ -280,6 +302,12 @@ class _Options:
     metadata_file: Path | None
     iidfile: Path | None
     keep_failed: str | None
+    ready: str | None
+    ready_interval: str | None
+    ready_timeout: str | None
+    ready_retries: str | None
+    ready_start_period: str | None
+    ready_start_interval: str | None
     debug_shell: bool
     ca: str | None
     machine: str | None
@@ -494,7 +522,24 @@ def _request(
         epoch=_epoch(build_args),
         attestations=wanted.attestations,
         keep_failed=wanted.keep_failed,
+        ready=_ready(options),
     )
+
+
+def _ready(options: _Options) -> Healthcheck | None:
+    """Read `--ready` and what belongs to it, with the flags that HEALTHCHECK has."""
+    given = {
+        name: text for name, _, _ in _READY if (text := getattr(options, f"ready_{name.replace('-', '_')}"))
+    }
+    if options.ready is None:
+        if given:
+            raise InputError(f"--ready-{next(iter(given))} is of no use without --ready")
+        return None
+    from firebuild_bootstrap.dockerfile.metadata import read_health_flags
+    from firebuild_bootstrap.image.config import Healthcheck
+
+    test = ("CMD-SHELL", options.ready) if options.ready else ()
+    return Healthcheck(test, **read_health_flags(given, lambda text: InputError(f"--ready-{text}")))
 
 
 def _caches(option: str, given: tuple[str, ...], settings: tuple[str, ...]) -> tuple[CacheSpec, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -9,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from firebuild_bootstrap.cli.failure import SIGNALS, report
+from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
     complete_machines,
     complete_providers,
@@ -26,6 +29,7 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
 )
 from firebuild_bootstrap.cli.registries import read_policy
+from firebuild_bootstrap.cli.runs import Background, go_to_background, record_of
 from firebuild_bootstrap.errors import InputError, Interrupted, OutputError, StepFailed
 from firebuild_pki.display import one_line
 
@@ -74,7 +78,16 @@ _NAME: Final = re.compile(r"[^=\0]+")
     type=click.Choice(["none", "user"]),
     help="None but to the host's session, or (qemu) one to all but this host; by default as configured.",
 )
-@click.option("--rm", is_flag=True, hidden=True, help="Nothing of a run is kept anyway.")
+@click.option(
+    "--detach",
+    "-d",
+    is_flag=True,
+    help="Print the id of the run when its command has begun, and let it go on: see `firebuild ps`.",
+)
+@click.option("--name", metavar="NAME", help="With --detach: a name for the run, besides its id.")
+@click.option(
+    "--rm", is_flag=True, help="With --detach: keep nothing of the run when it ends, as always without."
+)
 @click.option(
     "--pull",
     envvar="FIREBUILD_PULL",
@@ -89,10 +102,11 @@ _NAME: Final = re.compile(r"[^=\0]+")
     "--machine",
     "--driver",
     "driver",
-    metavar="DRIVER",
+    metavar="qemu|firecracker|local",
     shell_complete=complete_machines,
     help="Machine to use instead of the configured one: qemu or firecracker; local is a sandbox, not a VM.",
 )
+@identity_options
 @config_option
 def run(image: str, command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND, or what the image says, in a machine whose root file system is IMAGE.
@@ -100,47 +114,67 @@ def run(image: str, command: tuple[str, ...], **options: Any) -> None:
     The exit status is that of the command, 128 + N where signal N ended it. It is 125 where firebuild failed,
     126 where the command can't be executed and 127 where it is not there. What the command writes to its
     root file system goes with the machine.
-
-    Example: firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80
     """
-    signals = Signals()
+    background = go_to_background() if options["detach"] else None
+    signals = Signals(detached=background is not None)
     with signals.installed():
         try:
-            status = _run(image, command, options, signals)
-        except StepFailed as error:
+            status = _run(image, command, options, signals, background)
+        except (Exception, Interrupted) as error:
             report(error)
-            status = error.exit_code if error.exit_code in (126, 127) else _FAILED
-        except Interrupted as error:
-            report(error)
-            status = 128 + (signals.last or signal.SIGINT)
-        except Exception as error:
-            report(error)
-            status = _FAILED
+            status = _status_of(error, signals)
     sys.exit(status)
 
 
-def _run(image: str, command: tuple[str, ...], options: Mapping[str, Any], signals: Signals) -> int:
+def _status_of(error: BaseException, signals: Signals) -> int:
+    if isinstance(error, StepFailed) and error.exit_code in (126, 127):
+        return error.exit_code
+    return 128 + (signals.last or signal.SIGINT) if isinstance(error, Interrupted) else _FAILED
+
+
+def _run(
+    image: str,
+    command: tuple[str, ...],
+    options: Mapping[str, Any],
+    signals: Signals,
+    background: Background | None,
+) -> int:
     request = _request(image, command, options)
     settings = _settings(options)
     if settings.machine.driver == "local" and options["network"] == "user":
         raise InputError("--network user: a machine of the driver local has this host's network")
 
-    from firebuild_bootstrap.running import run_image
+    from firebuild_bootstrap.running import new_id, run_image
     from firebuild_bootstrap.service.console import Console
 
-    console = Console(signals.command_starts)
-    signals.console = console
     if settings.machine.driver == "local" and options["network"] == "none":
-        from dataclasses import replace
-
         request = replace(request, network="none")
     home = home_from(settings, check=signals.check, writable=True, pull=read_policy(options["pull"]))
-    with closing(home), _terminal(console, request):
-        return run_image(request, settings, home, console, events=_show)
+    if (identity := identity_from(options, settings.ca.name_suffix)) is not None:
+        request = replace(request, identity=identity)
+        settings = _settings(options, laptop_ca(settings.ca, home.root))
+    with closing(home), ExitStack() as cleanup:
+        if background is None:
+            signals.console = console = Console(signals.command_starts)
+            cleanup.enter_context(_terminal(console, request))
+            return run_image(request, settings, home, console, events=_show)
+        request = replace(request, id=new_id())
+        signals.console = console = Console(signals.command_starts, lambda: background.begun(console.command))
+        cleanup.enter_context(
+            background.recording(
+                home.root,
+                record_of(request, options["name"] or "", settings.machine.driver),
+                status_of=lambda error: _status_of(error, signals),
+                keep=not options["rm"],
+            )
+        )
+        status = run_image(request, settings, home, console, events=background.show)
+        background.ended(console.command, status)
+        return status
 
 
-def _settings(options: Mapping[str, Any]) -> BuildSettings:
-    """Load the settings, with what the options say about the machine.
+def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> BuildSettings:
+    """Load the settings, with what the options say about the machine, and `more` settings by their paths.
 
     Raises:
         InputError: the machine does not have what an option asks for.
@@ -148,6 +182,7 @@ def _settings(options: Mapping[str, Any]) -> BuildSettings:
     """
     chosen = {"ca.provider": options["ca"], "machine.driver": options["driver"]}
     overrides: dict[str, Any] = {name: value for name, value in chosen.items() if value}
+    overrides.update(more or {})
     driver = settings_from(options["config_file"], overrides).machine.driver
     if driver == "external":
         raise InputError(
@@ -181,6 +216,10 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
 
     if options["tty"] and not (sys.stdout.isatty() and (not options["interactive"] or os.isatty(0))):
         raise InputError("--tty: standard input and output are not a terminal", hint="leave --tty out")
+    if options["detach"] and (options["interactive"] or options["tty"]):
+        raise InputError("--detach: a run in the background has neither input nor a terminal")
+    if options["name"] and not options["detach"]:
+        raise InputError("--name is for --detach: nothing of another run is kept")
     rows, columns = _window() if options["tty"] else (0, 0)
     entrypoint = options["entrypoint"]
     return RunRequest(
@@ -288,9 +327,13 @@ class Signals:
 
     One that the command does not heed within ten seconds, or another one, ends the machine. The handlers take
     a note, and `check` acts on it.
+
+    Args:
+        detached: SIGTERM asks the command to end as its image wants to be asked, for as long as it takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, detached: bool = False) -> None:
+        self._detached = detached
         self.console: Console | None = None
         self.last = 0
         """The last signal that came."""
@@ -331,9 +374,10 @@ class Signals:
             if self._passed_on or not self._started or self.console is None:
                 self._came.insert(0, number)  # for whoever asks next
                 raise Interrupted(f"the run was interrupted ({signal.Signals(number).name})")
-            self.console.signal(number)
+            stops = self._detached and number == signal.SIGTERM
+            self.console.signal(self.console.stop_signal if stops else number)
             self._passed_on = True
-            self._deadline = time.monotonic() + _GRACE_SECONDS
+            self._deadline = time.monotonic() + (math.inf if self._detached else _GRACE_SECONDS)
         if self._passed_on and time.monotonic() > self._deadline:
             name = signal.Signals(self.last).name
             raise Interrupted(f"the command did not end within {_GRACE_SECONDS:g} seconds after {name}")

@@ -49,6 +49,41 @@ def _is_terminal(file: Any) -> bool:
     return file is not None and file.isatty()
 
 
+class Turns:
+    """Who has the terminal; of several that want it, one after the other."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken = False
+        self._waiting = 0
+
+    def take(self, check: Callable[[], object]) -> None:
+        """Wait until nobody has it; `check` is called meanwhile, and may raise."""
+        with self._changed:
+            self._waiting += 1
+            try:
+                self._wait(check, lambda: self._taken)
+                self._taken = True
+            finally:
+                self._waiting -= 1
+
+    def give_back(self) -> None:
+        """Let the next have it."""
+        with self._changed:
+            self._taken = False
+            self._changed.notify_all()
+
+    def await_end(self, check: Callable[[], object]) -> None:
+        """Wait until nobody has it or waits for it; `check` is called meanwhile, and may raise."""
+        with self._changed:
+            self._wait(check, lambda: self._taken or self._waiting > 0)
+
+    def _wait(self, check: Callable[[], object], held: Callable[[], bool]) -> None:
+        while held():
+            self._changed.wait(_POLL_SECONDS)
+            check()
+
+
 class TerminalShell:
     """The one terminal of this process, which one shell has at a time.
 
@@ -58,9 +93,7 @@ class TerminalShell:
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
-        self._changed = threading.Condition()
-        self._open = False
-        self._waiting = 0
+        self._turns = Turns()
         self._past = 0.0
         self._began = 0.0
         self._before: list[Any] | None = None
@@ -80,7 +113,7 @@ class TerminalShell:
     @contextmanager
     def opened(self, why: str, check: Callable[[], object]) -> Iterator[tuple[Console, Attach]]:
         """Have the terminal until the block ends; see `FailureShell`."""
-        self._take(check)
+        self._turns.take(check)
         try:
             self._began = time.monotonic()
             self._renderer.pause()
@@ -91,27 +124,11 @@ class TerminalShell:
                 self._renderer.resume()
         finally:
             self._past, self._began = self.seconds, 0.0
-            with self._changed:
-                self._open = False
-                self._changed.notify_all()
-
-    def _take(self, check: Callable[[], object]) -> None:
-        with self._changed:
-            self._waiting += 1
-            try:
-                while self._open:
-                    self._changed.wait(_POLL_SECONDS)
-                    check()
-                self._open = True
-            finally:
-                self._waiting -= 1
+            self._turns.give_back()
 
     def await_end(self, check: Callable[[], object]) -> None:
         """Wait until nobody has the terminal, or waits for it."""
-        with self._changed:
-            while self._open or self._waiting:
-                self._changed.wait(_POLL_SECONDS)
-                check()
+        self._turns.await_end(check)
 
     @contextmanager
     def _raw(self, why: str) -> Iterator[None]:

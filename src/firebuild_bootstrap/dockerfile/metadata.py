@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from firebuild_bootstrap.dockerfile.stage import StageState, declare_args
@@ -228,29 +228,45 @@ def _healthcheck(stage: StageState, instruction: Instruction) -> None:
             hint="for example HEALTHCHECK CMD curl -f localhost",
         )
 
+    stage.change(
+        healthcheck=Healthcheck(
+            ("CMD" if instruction.json else "CMD-SHELL", *rest),
+            **read_health_flags(flags, lambda text: instruction.error(f"HEALTHCHECK --{text}")),
+        )
+    )
+
+
+def read_health_flags(flags: Mapping[str, str], error: Callable[[str], InputError]) -> dict[str, int]:
+    """Read the flags of HEALTHCHECK into members of a `Healthcheck`.
+
+    Args:
+        flags: their values by their names without dashes.
+        error: makes the error of a message that begins with the name of the flag.
+
+    Raises:
+        InputError: a value is not a duration or a number.
+    """
+
     def nanoseconds(name: str) -> int:
         text = flags.get(name, "0")
         try:
             value = round(parse_duration(text) * 1_000_000_000)
-        except WireError as error:
-            raise instruction.error(f"HEALTHCHECK --{name}: {error}") from error
+        except WireError as wrong:
+            raise error(f"{name}: {wrong}") from wrong
         if 0 < value < 1_000_000:
-            raise instruction.error(f"HEALTHCHECK --{name}: expected 1ms or more, found {text}")
+            raise error(f"{name}: expected 1ms or more, found {text}")
         return value
 
     retries = flags.get("retries", "0")
     if not re.fullmatch(r"\d{1,9}", retries, re.ASCII):
-        raise instruction.error(f"HEALTHCHECK --retries: expected a whole number, found {retries!r}")
-    stage.change(
-        healthcheck=Healthcheck(
-            test=("CMD" if instruction.json else "CMD-SHELL", *rest),
-            interval_ns=nanoseconds("interval"),
-            timeout_ns=nanoseconds("timeout"),
-            start_period_ns=nanoseconds("start-period"),
-            start_interval_ns=nanoseconds("start-interval"),
-            retries=int(retries),
-        )
-    )
+        raise error(f"retries: expected a whole number, found {retries!r:.100}")
+    return {
+        "interval_ns": nanoseconds("interval"),
+        "timeout_ns": nanoseconds("timeout"),
+        "start_period_ns": nanoseconds("start-period"),
+        "start_interval_ns": nanoseconds("start-interval"),
+        "retries": int(retries),
+    }
 
 
 def _onbuild(stage: StageState, instruction: Instruction) -> None:

@@ -38,15 +38,18 @@ class Control:
 
     Args:
         taken: told how many bytes of input the command has taken; may wait.
+        begun: called when the command is executed; may wait.
         probed: told exit status and output of probes; may wait.
     """
 
     def __init__(
         self,
         taken: Callable[[int], None],
+        begun: Callable[[], None] = lambda: None,
         probed: Callable[[int, bytes], None] = lambda _status, _output: None,
     ) -> None:
         self.taken = taken
+        self.begun = begun
         self.probed = probed
         self._probes: list[Sequence[str]] = []
         self.status = 0
@@ -99,8 +102,14 @@ class Control:
         self._wake()
 
     def put_probe(self, argv: Sequence[str]) -> None:
-        """Take a command to be executed beside the command; an empty one kills it."""
+        """Take a command to be executed beside the command; an empty one kills it.
+
+        Raises:
+            ProtocolError: more of them wait than one and its end.
+        """
         with self._lock:
+            if len(self._probes) > 1:
+                raise ProtocolError("the server sent a probe before the last one had ended")
             self._probes.append(argv)
         self._wake()
 
@@ -176,7 +185,7 @@ class Attachment:
         self._size = (attach.rows, attach.columns)
         self._report = b""
         self._selector = selectors.DefaultSelector()
-        self._probes = Probes(status, self._selector, control.probed)
+        self._probes: Probes | None = None
 
     def relay(self) -> bytes:
         """Relay until the command and all that it has started have ended; return the begin of a report.
@@ -193,8 +202,8 @@ class Attachment:
                     self._selector.register(pipe, selectors.EVENT_READ, stream)
                 for source, name in ((self._stop, "stop"), (self._control, "said"), (self._status, "status")):
                     self._selector.register(source, selectors.EVENT_READ, name)
-                left = {*self._outputs, *(("status",) if self._attach.probed else ())}
-                while left:
+                left = set[str](self._outputs)
+                while left or (self._probes is not None and self._probes.open):
                     for key, events in self._selector.select():
                         self._stop.check()
                         self._ready(key, events, left)
@@ -208,12 +217,10 @@ class Attachment:
         match key.data:
             case "said":
                 self._said()
-            case "probe":
-                self._probes.read()
             case "status":
-                if not (self._probes.ended() if self._process >= 0 else self._started()):
-                    self._selector.unregister(self._status)
-                    left.discard("status")
+                self._started()
+            case "probes" | "probe" if self._probes is not None:
+                self._probes.ready(key.data)
             case "input":
                 self._write(self._stdin)
             case "terminal":
@@ -228,13 +235,22 @@ class Attachment:
                     self._selector.unregister(key.fileobj)
                     left.discard(name)
 
-    def _started(self) -> bool:
-        """Take the descriptors of the command, or the begin of why there is none; whether there is more."""
-        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 2)
+    def _started(self) -> None:
+        """Take the descriptors of the command, or the begin of why there is none; and that it is executed.
+
+        Then the kernel has closed the last descriptor that could report otherwise.
+        """
+        word, descriptors, _, _ = socket.recv_fds(self._status, 1, 3)
         if word != STARTED:
+            self._selector.unregister(self._status)
             self._report = word
-            return False
+            if not word and self._process >= 0:
+                self._control.begun()
+            return
         self._process, *terminal = descriptors
+        if self._attach.probed:
+            channel = socket.socket(fileno=terminal.pop(0))
+            self._probes = Probes(channel, self._selector, self._control.probed)
         if terminal:
             (self._terminal,) = terminal
             os.set_blocking(self._terminal, False)
@@ -243,10 +259,9 @@ class Attachment:
         self._send_signals()
         self._feed()
         self._ask()
-        return self._attach.probed
 
     def _ask(self) -> None:
-        if self._process >= 0 and self._attach.probed:
+        if self._probes is not None:
             for argv in self._control.drain_probes():
                 self._probes.ask(argv)
 
@@ -343,7 +358,8 @@ class Attachment:
 
     def _close(self) -> None:
         self._close_input()
-        self._probes.close()
+        if self._probes is not None:
+            self._probes.close()
         for descriptor in (self._process, self._terminal):
             if descriptor >= 0:
                 os.close(descriptor)

@@ -56,6 +56,7 @@ def bootstrap(
     layers: str = "",
     launcher: Launcher | None = None,
     document: Mapping[str, Any] | None = None,
+    metadata: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Execute a whole build in the image at `root_path`.
 
@@ -73,6 +74,7 @@ def bootstrap(
             changed is found by comparing (comparing.py); empty where nobody wants layers.
         launcher: starts the helpers of RUNs.
         document: the metadata, which a machine that is not there to build is configured by.
+        metadata: reads them again.
 
     Raises:
         GuestError: the build failed; the server has been told where it could be.
@@ -98,6 +100,7 @@ def bootstrap(
             sync=sync,
             launcher=launcher,
             document=document or {},
+            metadata=metadata,
             **folders,
         )
 
@@ -111,6 +114,7 @@ def _build(
     sync: bool,
     launcher: Launcher | None,
     document: Mapping[str, Any],
+    metadata: Callable[[], Mapping[str, Any]],
     layers: str,
     scratch: str,
     caches: str,
@@ -134,6 +138,8 @@ def _build(
                     scratch=scratch,
                     caches=caches,
                     configure=lambda: _configured(document, root_path),
+                    document=document,
+                    metadata=metadata,
                 ).execute()
             stop.check()
             if sync:

@@ -52,7 +52,8 @@ KEPT_CAPABILITIES = frozenset(
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 STARTED = b"+"
-"""What comes with the descriptors: of the command's process, and of its terminal where it has one."""
+"""What comes with the descriptors: of the command's process, of the channel for probes where it may have some
+(probing.py), and of its terminal where it has one."""
 # A pipe holds more (pipe(7)), so that writing the report never waits for the reader.
 _MAX_REPORT = 4000
 
@@ -327,12 +328,10 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
             secret_env = {name: bytes(secrets[number]) for name, number in request.secret_env}
             _execute(request, argv, secret_env, terminal[1] if terminal else None)
     _wipe(secrets)
-    if request.attached:
-        _hand_over(status, child, terminal)
-    if request.probed:
-        channel = socket.socket(fileno=status)
-        os._exit(exit_status(probing.serve(channel, child, lambda argv: _probe(request, argv))))
+    channel = _hand_over(status, child, terminal, probed=request.probed) if request.attached else None
     os.close(status)
+    if channel is not None:
+        os._exit(exit_status(probing.serve(channel, child, lambda argv: _probe(request, argv))))
     for descriptor in (0, 1, 2):
         os.close(descriptor)
     while True:
@@ -351,13 +350,22 @@ def _probe(request: Request, argv: tuple[str, ...]) -> NoReturn:
     os._exit(NOT_EXECUTABLE)
 
 
-def _hand_over(status: int, child: int, terminal: tuple[int, int] | None) -> None:
-    """Send what leads to the command, for signals and its terminal; keep none of it."""
-    descriptors = [os.pidfd_open(child), *((terminal[0],) if terminal else ())]
+def _hand_over(
+    status: int, child: int, terminal: tuple[int, int] | None, *, probed: bool
+) -> socket.socket | None:
+    """Send what leads to the command, for signals, probes and its terminal; keep the channel for probes."""
+    descriptors, kept = [os.pidfd_open(child)], None
+    if probed:
+        kept, other = socket.socketpair()
+        descriptors.append(other.detach())
+    if terminal is not None:
+        descriptors.append(terminal[0])
+        os.close(terminal[1])
     with socket.socket(fileno=os.dup(status)) as channel, suppress(BrokenPipeError):
         socket.send_fds(channel, [STARTED], descriptors)
-    for descriptor in (descriptors[0], *(terminal or ())):
+    for descriptor in descriptors:
         os.close(descriptor)
+    return kept
 
 
 def _execute(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from firebuild_bootstrap import wire
 from firebuild_bootstrap.layers.root import Metadata, Root
@@ -21,7 +22,11 @@ from .provide import Provider, cleaning, lay_on
 from .run import run
 from .stop import Stop
 from .stream import Checkpoint, Stream
-from .users import Users, check_mapped
+from .users import Identity, Users, check_mapped
+
+if TYPE_CHECKING:
+    from .identity import Channel
+    from .mounts import MountPoint
 
 
 class Host(Protocol):
@@ -59,6 +64,10 @@ class Host(Protocol):
         """
         ...
 
+    def identity(self) -> Channel:
+        """Return what the host says about the identity of that command's machine."""
+        ...
+
     def instead(self, error: StepError, seconds: float, /) -> wire.RunCommand:
         """Tell of a RUN with `pauses` that it has failed; return what is executed in its place.
 
@@ -92,6 +101,8 @@ class Executor:
         layers: keep apart what each command changes; None where the root is a plain directory.
         launcher: starts the helpers of RUNs.
         configure: makes the image that of this machine, before a command with `attach`; returns notes.
+        document: the metadata, as they were at the guest's start.
+        metadata: reads them again.
         clock: monotonic seconds.
     """
 
@@ -106,11 +117,15 @@ class Executor:
         layers: Layers | None = None,
         launcher: Launcher | None = None,
         configure: Callable[[], Iterable[str]] = tuple,
+        document: Mapping[str, Any] | None = None,
+        metadata: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layers = layers
         self._launcher = launcher
         self._configure = configure
+        self._document = document or {}
+        self._metadata = metadata
         self._root = root
         self._host = host
         self._stop = stop
@@ -234,7 +249,12 @@ class Executor:
 
         control = self._host.control() if command.attach is not None else None
         begun = self._clock()
-        with self._provider.provide(command, lambda text: self._say(command, text)) as provided:
+        with ExitStack() as stack:
+            provide = self._provider.provide(command, lambda text: self._say(command, text))
+            provided = stack.enter_context(provide)
+            if command.attach is not None and command.attach.identity is not None:
+                files = self._identity_files(command.attach.identity, identity, stack)
+                provided = replace(provided, hidden=self._provider.hidden, mounts=(*provided.mounts, files))
             try:
                 status = execute(command, control)
             except StepError as error:
@@ -245,6 +265,27 @@ class Executor:
                 raise
         if control is not None:
             control.status = status
+
+    def _identity_files(self, wanted: wire.IdentityFiles, user: Identity, stack: ExitStack) -> MountPoint:
+        from .identity import Files, Renewal, identity_files
+
+        owner = self._users.owner(wanted.owner, "--identity-owner") if wanted.owner else (user.uid, user.gid)
+        check_mapped(f"--identity-owner {wanted.owner}", *owner)
+
+        def begin(files: Files) -> Renewal:
+            renewal = Renewal(
+                wanted,
+                files,
+                self._host.identity(),
+                self._stop,
+                metadata=self._metadata,
+                reload=lambda: None,
+            )
+            renewal.begin(self._document)
+            return renewal
+
+        directory = stack.enter_context(self._provider.directory())
+        return stack.enter_context(identity_files(wanted, directory, owner, begin))
 
     @contextmanager
     def _told(self, command: wire.RunCommand) -> Iterator[None]:

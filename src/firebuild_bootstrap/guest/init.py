@@ -133,7 +133,8 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
     import gc
 
     gc.set_threshold(50_000)  # as vminit's own main does
-    document = MetadataClient(settings.mmds, timeout=settings.mmds_timeout).read()
+    client = MetadataClient(settings.mmds, timeout=settings.mmds_timeout)
+    document = client.read()
     from .bootstrap import bootstrap, read_block
 
     block = read_block(document)
@@ -149,9 +150,10 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
             scratch=system.MOUNTS,
             caches=system.CACHES,
             document=document,
+            metadata=client.read,
         )
     else:
-        bootstrap(block, root, connect_timeout=timeout, document=document)
+        bootstrap(block, root, connect_timeout=timeout, document=document, metadata=client.read)
     return 0
 
 

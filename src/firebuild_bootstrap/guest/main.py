@@ -48,7 +48,8 @@ def _run(parsed: argparse.Namespace, launcher: Launcher | None = None) -> int:
         unit = print_unit(parsed.print_unit, parsed.runner_file) if parsed.print_unit else ""
         print(unit or print_flags(_flags(parsed)), end="")
         return 0
-    document = MetadataClient(parsed.mmds, timeout=parsed.mmds_timeout).read()
+    client = MetadataClient(parsed.mmds, timeout=parsed.mmds_timeout)
+    document = client.read()
     if parsed.mode == "bootstrap" or (parsed.mode is None and "Bootstrap" in document):
         from .bootstrap import bootstrap, read_block
 
@@ -63,6 +64,7 @@ def _run(parsed: argparse.Namespace, launcher: Launcher | None = None) -> int:
             sync=sync,
             launcher=launcher,
             document=document,
+            metadata=client.read,
             **folders,
         )
         return 0

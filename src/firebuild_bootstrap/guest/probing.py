@@ -1,9 +1,9 @@
 """Commands that are executed beside the one a machine is there for, to see how it is: as `docker exec` would.
 
 Process 1 of the command (enter.py) forks them, because it has the command's namespaces and its root. It is
-asked over the socket that its own start was reported on: four bytes with the length of a JSON array, the
-command, and with them the descriptor for its output; a length of 0 kills the one at work. It answers with one
-byte, the exit status. There is one at a time.
+asked over a socket that it sends when the command has started: four bytes with the length of a JSON array,
+the command, and with them the descriptor for its output; a length of 0 kills the one at work. It answers with
+one byte, the exit status. There is one at a time.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Probes:
     """vminit's side.
 
     Args:
-        channel: to process 1 of the command.
-        selector: is told, under the name `probe`, of the pipe with a probe's output.
+        channel: to process 1 of the command; it is closed here.
+        selector: is told of the channel, as `probes`, and of the pipe with a probe's output, as `probe`.
         tell: takes exit status and output of one that has ended; may wait.
     """
 
@@ -47,9 +47,12 @@ class Probes:
         self._channel = channel
         self._selector = selector
         self._tell = tell
+        self.open = True
+        """Whether process 1 is still there; it may be when all that wrote to its output have gone."""
         self._busy = False
         self._pipe = -1
         self._output = b""
+        selector.register(channel, selectors.EVENT_READ, "probes")
 
     def ask(self, argv: Sequence[str]) -> None:
         """Have a command executed; an empty one kills that at work.
@@ -77,7 +80,30 @@ class Probes:
         with suppress(OSError):
             self._channel.sendall(data)
 
-    def read(self) -> None:
+    def ready(self, name: str) -> None:
+        """Take what has come, on the channel or the pipe.
+
+        Args:
+            name: which of them the selector has found readable.
+        """
+        if name == "probe":
+            self._read()
+            return
+        try:
+            status = self._channel.recv(1)
+        except OSError:
+            status = b""
+        if not status:
+            self.open = False
+            self._selector.unregister(self._channel)
+        elif self._busy:
+            if self._pipe >= 0:
+                self._read()
+            self._close_pipe()  # what it has left running may go on writing
+            self._busy = False
+            self._tell(status[0], self._output)
+
+    def _read(self) -> None:
         """Take what a probe has written; what is too much is dropped."""
         try:
             data = os.read(self._pipe, _PIECE)
@@ -85,29 +111,19 @@ class Probes:
             return
         self._output += data[: wire.PROBE_BYTES - len(self._output)]
         if not data:
-            self.close()
+            self._close_pipe()
 
-    def ended(self) -> bool:
-        """Take the exit status of a probe; False when the channel has ended."""
-        try:
-            status = self._channel.recv(1)
-        except OSError:
-            return False
-        if status and self._busy:
-            if self._pipe >= 0:
-                self.read()
-            self.close()  # what it has left running may go on writing
-            self._busy = False
-            self._tell(status[0], self._output)
-        return bool(status)
-
-    def close(self) -> None:
-        """Read no output any more."""
+    def _close_pipe(self) -> None:
         if self._pipe >= 0:
             with suppress(KeyError, ValueError, RuntimeError):  # as a whole, it is closed before
                 self._selector.unregister(self._pipe)
             os.close(self._pipe)
             self._pipe = -1
+
+    def close(self) -> None:
+        """Take nothing any more."""
+        self._close_pipe()
+        self._channel.close()
 
 
 def serve(channel: socket.socket, command: int, execute: Callable[[tuple[str, ...]], NoReturn]) -> int:

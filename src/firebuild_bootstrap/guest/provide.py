@@ -108,7 +108,7 @@ class Provider:
             OSError: the disk is full.
         """
         if not command.mounts:
-            yield Provided(hidden=self._hidden)
+            yield Provided(hidden=self.hidden)
             return
         with ExitStack() as stack:
             work = _Work(command, self._files, stack)
@@ -123,7 +123,7 @@ class Provider:
                 work.others()
                 yield Provided(
                     tuple(work.mounts),
-                    self._hidden,
+                    self.hidden,
                     tuple(work.secrets),
                     tuple(work.variables),
                     tuple(work.locks),
@@ -137,7 +137,8 @@ class Provider:
         return _directory(self._scratch())
 
     @property
-    def _hidden(self) -> str:
+    def hidden(self) -> str:
+        """Directory of the root that no RUN must see, empty for none."""
         return f"/{self._inside}" if self._inside else ""
 
     def _scratch(self) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .agents import Reply
     from .attached import Control
     from .copy import Incoming
+    from .identity import Channel
 
 Stream = Literal["stdout", "stderr"]
 BATCH_BYTES = 64 * 1024
@@ -76,7 +77,7 @@ class _LayerPieces:
 
 _Incoming = pb.ToGuest | memoryview
 _STEPS = ("run", "apply", "workdir", "checkpoint", "finish")
-_TO_THE_COMMAND = ("input", "signal", "window", "probe")
+_TO_THE_COMMAND = ("input", "signal", "window", "identity", "probe")
 _END = pb.FromGuest()
 _ALIVE = pb.FromGuest(alive=pb.Alive())
 
@@ -137,6 +138,7 @@ class Session:
         self._asked = itertools.count(1)
         self._asking: dict[int, Reply] = {}
         self._control: Control | None = None
+        self._identity: Channel | None = None
         self._call = method(self._messages())
         self._reader = threading.Thread(target=self._read, name="session", daemon=True)
         self._reader.start()
@@ -267,7 +269,11 @@ class Session:
             if not isinstance(message, memoryview) and message.run.HasField("attach"):
                 from .attached import Control
 
-                self._control = Control(self._taken, self._probed)
+                self._control = Control(self._taken, self._begun, self._probed)
+                if message.run.attach.HasField("identity"):
+                    from .identity import Channel
+
+                    self._identity = Channel(self._say_of_identity)
             self._incoming.put(message)
         elif what in _TO_THE_COMMAND:
             self._tell(message, self.control())
@@ -280,6 +286,11 @@ class Session:
                 control.put_input(message.input.data, last=message.input.last)
             case "signal":
                 control.put_signal(message.signal.number)
+            case "identity":
+                from .identity import Said
+
+                one = message.identity
+                self.identity().put(Said(one.number, one.chain, one.trust))
             case "probe":
                 control.put_probe(message.probe.argv)
             case _:
@@ -290,6 +301,12 @@ class Session:
         if self._control is None:
             raise ProtocolError("the server sent something to a command, and none is attached")
         return self._control
+
+    def identity(self) -> Channel:
+        """Return what the host says about the identity of that command's machine."""
+        if self._identity is None:
+            raise ProtocolError("the server renews an identity, and the machine has none")
+        return self._identity
 
     # --- what the host is told --------------------------------------------------------------------
 
@@ -322,6 +339,13 @@ class Session:
 
     def _taken(self, count: int) -> None:
         self._put(pb.FromGuest(input_taken=pb.InputTaken(bytes=count)))
+
+    def _begun(self) -> None:
+        self._put(pb.FromGuest(begun=pb.Begun()))
+
+    def _say_of_identity(self, number: int, *, csr: bytes = b"", error: str = "") -> None:
+        state = pb.IdentityState(number=number, csr=csr, error=error.encode("utf-8", "replace").decode())
+        self._put(pb.FromGuest(identity=state))
 
     def finished(self, step: int, exit_code: int, seconds: float) -> None:
         """Say that a step is done; why one has failed is for `abort`."""

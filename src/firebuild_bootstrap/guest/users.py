@@ -65,8 +65,8 @@ class Users:
         home = (entry.home if entry else "") or ("/root" if uid == 0 else "/")
         return Identity(uid, gid, (gid, *sorted(set(extra) - {gid})), home)
 
-    def owner(self, text: str) -> tuple[int, int]:
-        """Resolve a --chown value to uid and gid.
+    def owner(self, text: str, option: str = "--chown") -> tuple[int, int]:
+        """Resolve the value of --chown, or of another option, to uid and gid.
 
         A bare number is both uid and gid; a name without group brings its primary group.
 
@@ -75,11 +75,11 @@ class Users:
         """
         user, _, group = text.partition(":")
         if not user:
-            raise StepError(f"--chown={text}: expected user, user:group, uid or uid:gid")
+            raise StepError(f"{option}={text}: expected user, user:group, uid or uid:gid")
         entry = None if _is_number(user) else self._passwd(user)
-        uid = entry.uid if entry else self._number("--chown", text, user, "/etc/passwd")
+        uid = entry.uid if entry else self._number(option, text, user, "/etc/passwd")
         if group:
-            return uid, self._gid("--chown", text, group)
+            return uid, self._gid(option, text, group)
         return uid, entry.gid if entry else uid
 
     def home(self, name: str) -> Identity | None:

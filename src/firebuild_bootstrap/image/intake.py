@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +100,8 @@ class Intake:
             InputError: the image is not what it says, a layer is damaged, or unpacks to too much.
             MachineError: a blob is not there, or the store can't be written.
         """
+        from importlib.metadata import version  # slow to import, and lists of images do without
+
         check_image(manifest, document, self._platform)
         source = ImageSource(
             replace(manifest.descriptor, digest=self._blobs.add(manifest.data)),

@@ -240,6 +240,10 @@ class OldServer:
         """Refuse: an old server has no command with `attach`."""
         raise ProtocolError("an old server has nothing to say to a command")
 
+    def identity(self) -> NoReturn:
+        """Refuse for the same reason."""
+        raise ProtocolError("an old server has nothing to say of an identity")
+
     def _messages(self, resource: str) -> Iterator[pb.ResourceChunk]:
         """Ask for a resource, by the command's source alone."""
         method: Any = self._channel.unary_stream(

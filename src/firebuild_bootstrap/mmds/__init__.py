@@ -2,6 +2,7 @@
 
 from firebuild_bootstrap.mmds.document import (
     BOOTSTRAP_WIPE,
+    IDENTITY_WIPE,
     DriveInfo,
     InterfaceInfo,
     MachineInfo,
@@ -16,6 +17,7 @@ from firebuild_bootstrap.mmds.store import STORE_LIMIT, DataStore, MetadataWrite
 
 __all__ = [
     "BOOTSTRAP_WIPE",
+    "IDENTITY_WIPE",
     "STORE_LIMIT",
     "DataStore",
     "DriveInfo",

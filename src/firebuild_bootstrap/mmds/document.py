@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, size_of
 from firebuild_bootstrap.values import dataclass
-from firebuild_bootstrap.wire import BootstrapBlock
+from firebuild_bootstrap.wire import BootstrapBlock, IdentityBlock
 
 if TYPE_CHECKING:
     from firebuild_pki import TLSMaterial
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 BOOTSTRAP_WIPE: Final[Mapping[str, Any]] = {"latest": {"meta-data": {"Bootstrap": None}}}
 """The merge patch that takes the credentials out of the metadata and leaves everything else."""
+
+IDENTITY_WIPE: Final[Mapping[str, Any]] = {"latest": {"meta-data": {"Identity": None}}}
+"""The same for who the machine is, with its key."""
 
 
 class _Members:
@@ -35,7 +38,7 @@ def _leaf(value: Any) -> Any:
         return {name: _leaf(member) for name, member in value.items()}
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, BootstrapBlock):
+    if isinstance(value, BootstrapBlock | IdentityBlock):
         return value.as_json()
     return value.to_json() if isinstance(value, _Members) else str(value)
 
@@ -98,6 +101,7 @@ class MetadataDocument(_Members):
 
     Args:
         bootstrap: how the guest calls back; None for a machine that is started, not built.
+        identity: who the machine is; None for one that has no identity, or makes its own key.
         vmm_id: the machine's own id.
         drives: drive id to what it is.
         entrypoint_json: ENTRYPOINT and CMD of the image as JSON.
@@ -110,6 +114,7 @@ class MetadataDocument(_Members):
     """
 
     bootstrap: BootstrapBlock | None = field(default=None, metadata={"name": "Bootstrap"})
+    identity: IdentityBlock | None = field(default=None, metadata={"name": "Identity"})
     vmm_id: str = field(default="", metadata={"name": "VMMID"})
     drives: Mapping[str, DriveInfo] = field(default_factory=dict, metadata={"name": "Drives"})
     entrypoint_json: str = field(default="", metadata={"name": "EntrypointJSON"})
@@ -121,10 +126,11 @@ class MetadataDocument(_Members):
     users: Mapping[str, UserInfo] = field(default_factory=dict, metadata={"name": "Users"})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the whole document, `latest` at the top; `Bootstrap` is left out where there is none."""
+        """Return the whole document, `latest` at the top; `Bootstrap` and `Identity` where there are such."""
         members = super().to_json()
-        if self.bootstrap is None:
-            del members["Bootstrap"]
+        for name, block in (("Bootstrap", self.bootstrap), ("Identity", self.identity)):
+            if block is None:
+                del members[name]
         return {"latest": {"meta-data": members}}
 
     def check_size(self, limit: int = STORE_LIMIT) -> None:

@@ -411,14 +411,28 @@ def remedy(host: Host, bwrap: Path) -> str:
             f"AppArmor forbids user namespaces to programs without a profile: give {bwrap} a profile with "
             "the rule `userns,`, or run `sysctl -w kernel.apparmor_restrict_unprivileged_userns=0`"
         )
-    if any(mark.exists() for mark in host.container_marks):
+    if any(mark.exists() for mark in host.container_marks) or _hides_proc(host):
         return (
             "this is a container that forbids namespaces: start it with `--security-opt seccomp=unconfined "
-            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or `--privileged`"
+            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined`, or `--privileged`; "
+            "Kubernetes: hostUsers: false, seccompProfile Unconfined, procMount: Unmasked"
         )
     if not host.uid_map.exists():
         return "this kernel has no user namespaces (CONFIG_USER_NS)"
     return "user namespaces have to be allowed for this user; run as root, or ask the administrator"
+
+
+def _hides_proc(host: Host) -> bool:
+    """Whether something is mounted over a part of /proc, below which the kernel then allows no other /proc.
+
+    See mnt_already_visible in the kernel's fs/namespace.c; what is mounted on an empty directory is allowed.
+    """
+    try:
+        lines = (host.sysctl.parent / "self/mountinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return False
+    points = (line.split()[4] for line in lines)
+    return any(point.startswith("/proc/") and point != "/proc/sys/fs/binfmt_misc" for point in points)
 
 
 def _sysctl(host: Host, name: str) -> str:

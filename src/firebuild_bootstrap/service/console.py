@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Protocol
 from firebuild_bootstrap import messages
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.service.identity import IdentityChannel
 from firebuild_bootstrap.service.reporting import check_status
 from firebuild_bootstrap.wire import INPUT_BYTES, PROBE_BYTES, Attach
 
@@ -20,6 +22,7 @@ class Console:
 
     Args:
         started: called, by a thread of the server, when the command is about to be sent.
+        begun: called, by a thread of the server, when the guest has executed it.
         output: takes what the command writes, instead of the events of the session.
         probed: told exit status and output of probes, by a thread of the server; must not wait.
     """
@@ -27,11 +30,13 @@ class Console:
     def __init__(
         self,
         started: Callable[[], None] = lambda: None,
+        begun: Callable[[], None] = lambda: None,
         *,
         output: Callable[[bytes], None] | None = None,
         probed: Callable[[int, bytes], None] | None = None,
     ) -> None:
         self._started = started
+        self._begun: Callable[[], None] | None = begun
         self.output = output
         self._probed = probed
         self._probing = False
@@ -40,6 +45,11 @@ class Console:
         self._room = INPUT_BYTES
         self._over = False
         self._notify: Callable[[], None] = lambda: None
+        self.command: tuple[str, ...] = ()
+        """What is executed, once that is known."""
+        self.stop_signal = int(signal.SIGTERM)
+        """What the image wants to be asked to end with."""
+        self.identity = IdentityChannel(self._put)
         self.exit_code: int | None = None
         """The exit status of the command, once it has ended."""
 
@@ -98,6 +108,32 @@ class Console:
                     return
                 message = self._messages.popleft()
             yield message.SerializeToString()
+
+    def said(self, message: pb.FromGuest) -> None:
+        """Take what the guest says about the command.
+
+        Raises:
+            InputError: it can't be.
+        """
+        if message.HasField("input_taken"):
+            self.taken(message.input_taken.bytes)
+        elif message.HasField("begun"):
+            self.executed()
+        elif message.HasField("probed"):
+            self.probe_ended(message.probed)
+        else:
+            self.identity.said(message.identity)
+
+    def executed(self) -> None:
+        """Take note that the command runs.
+
+        Raises:
+            InputError: the guest has said so before.
+        """
+        if self._begun is None:
+            raise InputError("the guest says a second time that its command has begun")
+        begun, self._begun = self._begun, None
+        begun()
 
     def taken(self, count: int) -> None:
         """Take note that the command has taken input.

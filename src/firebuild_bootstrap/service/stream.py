@@ -353,10 +353,8 @@ class _Guest:
                 self._layer(said)
             case "agent_request":
                 self._agents.ask(said.agent_request)
-            case "input_taken" if self._console is not None:
-                self._console.taken(said.input_taken.bytes)
-            case "probed" if self._console is not None:
-                self._console.probe_ended(said.probed)
+            case "input_taken" | "begun" | "identity" | "probed" if self._console is not None:
+                self._console.said(said)
             case None:
                 raise InputError("the guest sent a message that says nothing")
             case what:

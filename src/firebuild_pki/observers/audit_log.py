@@ -9,7 +9,6 @@ import errno
 import fcntl
 import json
 import os
-import pwd
 import socket
 import stat
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import Any
 
 from firebuild_pki.errors import CAError
 from firebuild_pki.hookspecs import hookimpl
+from firebuild_pki.names import user_name
 from firebuild_pki.provider import CAEvent
 from firebuild_pki.settings import Settings
 
@@ -73,7 +73,7 @@ def line_of(event: CAEvent) -> bytes:
         "kind": event.kind,
         "build_id": event.build_id,
         "provider": event.provider,
-        "user": _user(),
+        "user": user_name(),
         "host": socket.gethostname(),
         "profile": event.profile,
         "names": event.names,
@@ -144,11 +144,3 @@ def _written(moment: datetime | None) -> str | None:
     if moment is None:
         return None
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _user() -> str:
-    # not of the environment, which any caller can set
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())

@@ -1,15 +1,23 @@
-"""The provider ``embedded``: a CA in memory, born and dead with the build."""
+"""The provider ``embedded``: a CA in memory, born and dead with the build; or one of a machine's user, in a
+directory, for what has to trust each other longer than that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import timedelta
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from firebuild_pki.errors import AuthorityClosed
+from firebuild_pki.chain import parse_certificates
+from firebuild_pki.errors import AuthorityClosed, CAError
 from firebuild_pki.hookspecs import hookimpl
-from firebuild_pki.keys import CAKeyType, make_ca_keys
+from firebuild_pki.keys import CAKeyType, CAPrivateKey, make_ca_keys, private_key_pem
+from firebuild_pki.pem_files import Source, read
 from firebuild_pki.provider import (
     Capability,
     CAProvider,
@@ -27,6 +35,11 @@ from firebuild_pki.x509 import Issuer, Validity, make_intermediate, make_leaf, m
 _WITHOUT_INTERMEDIATE = frozenset({CAKeyType.ML_DSA_65, CAKeyType.ML_DSA_87})
 """The kinds of which one signature and one key more are too much; see `grpc_credentials.MAX_GUEST_CHAIN`."""
 
+_A_DAY = timedelta(days=1)
+_A_YEAR = timedelta(days=365)
+_FILE = "ca.pem"
+_LEFT_AT_LEAST = 1 / 10
+
 
 class EmbeddedSettings(Settings):
     """Settings of ``ca.embedded``; all have defaults that suit a build."""
@@ -36,12 +49,16 @@ class EmbeddedSettings(Settings):
     ml-dsa-65 and ml-dsa-87, whose chains would be too long for gRPC."""
     key_type: CAKeyType = CAKeyType.P256
     """Kind of the CA's keys. Those of server and guest follow ca.key_type."""
-    ca_lifetime: PositiveDuration = timedelta(hours=24)
-    """How long the CA's certificates are valid. Must cover the build."""
+    ca_lifetime: PositiveDuration | None = None
+    """How long the CA's certificates are valid. Must cover the build. By default 24 hours, in a directory a
+    year."""
     leaf_lifetime: PositiveDuration = timedelta(hours=24)
     """Upper bound of the lifetime of the certificates for server and guest."""
     backdate: Duration = timedelta(minutes=5)
     """How far certificates begin in the past, for guests whose clock is slow."""
+    directory: str | None = None
+    """Keep the CA in this directory, for your user alone, instead of in memory: all that is issued by those
+    who name the same one trusts each other. It is made at the first use, and replaced in time."""
 
 
 class EmbeddedProvider(CAProvider):
@@ -51,14 +68,21 @@ class EmbeddedProvider(CAProvider):
         self._settings = settings
         self._clock = context.clock
         too_long = settings.key_type in _WITHOUT_INTERMEDIATE
-        self._intermediate = not too_long if settings.intermediate is None else settings.intermediate
+        kept = settings.directory is not None
+        self._intermediate = (
+            not (too_long or kept) if settings.intermediate is None else settings.intermediate
+        )
         self._constraints = only_below(context.domain, context.names) if context.domain else None
+        self._older: list[x509.Certificate] = []
         self._root: x509.Certificate | None = None
         self._issuer: Issuer | None = None
 
     def validate(self) -> Sequence[Note]:
         """Refuse a chain that gRPC cannot take."""
         kind = self._settings.key_type
+        if self._settings.directory is not None and self._settings.intermediate:
+            why = "a CA in a directory signs with its root, whose key is needed again"
+            return (Note(why, "intermediate", "leave it out", NoteLevel.FATAL),)
         if not self._intermediate or kind not in _WITHOUT_INTERMEDIATE:
             return ()
         why = f"with {kind}, the guest's chain gets longer than gRPC's server can take"
@@ -68,7 +92,14 @@ class EmbeddedProvider(CAProvider):
     def open(self) -> None:
         """Make the keys and the CA certificates."""
         settings = self._settings
-        validity = Validity.starting(self._clock(), settings.ca_lifetime, backdate=settings.backdate)
+        if settings.directory is not None:
+            lifetime = settings.ca_lifetime or _A_YEAR
+            kept = _KeptCA(settings.directory, settings.key_type, lifetime, settings.backdate)
+            self._issuer, self._older = kept.load_or_make(self._clock())
+            self._root = self._issuer.certificate
+            return
+        lifetime = settings.ca_lifetime or _A_DAY
+        validity = Validity.starting(self._clock(), lifetime, backdate=settings.backdate)
         first, *second = make_ca_keys(settings.key_type, 2 if self._intermediate else 1)
         root = make_root(first, validity, with_intermediate=self._intermediate, constraints=self._constraints)
         self._root, self._issuer = root.certificate, root
@@ -83,7 +114,7 @@ class EmbeddedProvider(CAProvider):
         """Return the root, and the intermediate if there is one."""
         root, issuer = self._opened()
         chain = [] if issuer.certificate == root else [issuer.certificate]
-        return TrustBundle(anchors_pem=to_pem([root]), intermediates_pem=to_pem(chain))
+        return TrustBundle(anchors_pem=to_pem([root, *self._older]), intermediates_pem=to_pem(chain))
 
     def sign(self, request: SignRequest) -> SignedCertificate:
         """Sign the key of the request; the names are those of the request, not of the CSR."""
@@ -104,6 +135,81 @@ class EmbeddedProvider(CAProvider):
         if self._root is None or self._issuer is None:
             raise AuthorityClosed("the embedded CA has no keys: it is not open")
         return self._root, self._issuer
+
+
+class _KeptCA:
+    """A root with its key in one file of a directory; all processes of the user may use it at a time.
+
+    Its names are not constrained: who may read it runs the machines, and names them.
+    """
+
+    def __init__(self, directory: str, key_type: CAKeyType, lifetime: timedelta, backdate: timedelta) -> None:
+        self._directory = os.path.abspath(os.path.expanduser(directory))
+        self._key_type = key_type
+        self._lifetime = lifetime
+        self._backdate = backdate
+        self._path = os.path.join(self._directory, _FILE)
+
+    def load_or_make(self, now: datetime) -> tuple[Issuer, list[x509.Certificate]]:
+        """Return the CA, and the roots before it that are still valid.
+
+        Raises:
+            CAError: the directory or the file can't be used.
+        """
+        try:
+            with self._locked():
+                if not os.path.exists(self._path):
+                    return self._make(now, [])
+                key, roots = self._load()
+                roots = [root for root in roots if root.not_valid_after_utc > now]
+                if roots and roots[0].not_valid_after_utc - now > self._lifetime * _LEFT_AT_LEAST:
+                    return Issuer(roots[0], key), roots[1:]
+                return self._make(now, roots)
+        except OSError as error:
+            raise CAError(
+                f"the CA in {self._directory} can't be used: {error.strerror or error}",
+                hint="name another one in ca.embedded.directory",
+            ) from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for some milliseconds, while a key is made
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _load(self) -> tuple[CAPrivateKey, list[x509.Certificate]]:
+        source = Source("directory", self._path)
+        content = read(source)
+        content.must_be_private()
+        try:
+            key = load_pem_private_key(content.data, None)
+            roots = parse_certificates(content.data, self._path)
+            if key.public_key() != roots[0].public_key():
+                raise ValueError
+        except (CAError, ValueError, TypeError):  # the reason could quote the key
+            hint = "remove it; what trusts this CA has to be started again then"
+            raise source.wrong("expected a CA's key and its certificate", hint) from None
+        return key, roots  # type: ignore[return-value]
+
+    def _make(self, now: datetime, older: list[x509.Certificate]) -> tuple[Issuer, list[x509.Certificate]]:
+        (key,) = make_ca_keys(self._key_type, 1)
+        validity = Validity.starting(now, self._lifetime, backdate=self._backdate)
+        root = make_root(key, validity, with_intermediate=False, constraints=None)
+        descriptor, name = tempfile.mkstemp(dir=self._directory)  # mode 0600
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(private_key_pem(key) + to_pem([root.certificate, *older]))
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(name, self._path)
+        except BaseException:
+            os.unlink(name)
+            raise
+        return root, older
 
 
 @hookimpl

@@ -43,6 +43,7 @@ class Client:
         environ: where secrets are; botocore itself looks at the environment of the process.
         clock: the current time.
         patient: whether to try again what may pass.
+        build_id: whom the certificates are for; empty where no build is at hand.
 
     Raises:
         CAError: there are no credentials, a role cannot be assumed, or `ca_file` cannot be read.
@@ -55,11 +56,13 @@ class Client:
         clock: Callable[[], datetime],
         *,
         patient: bool = True,
+        build_id: str = "",
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._attempts = settings.attempts if patient else 1
         self._region = settings.region
+        self._user_agent = f"firebuild build/{build_id}" if build_id else "firebuild"
         self._clients: list[Any] = []
         self._expires: datetime | None = None
         self._verify: bool | str = True  # not None, with which AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE count
@@ -145,7 +148,7 @@ class Client:
                 retries={"mode": "standard", "total_max_attempts": self._attempts},
                 ignore_configured_endpoint_urls=True,  # AWS_ENDPOINT_URL may be plain http, and anywhere
                 proxies={} if is_loopback(urlsplit(endpoint or "").hostname or "") else None,  # None: environ
-                user_agent_extra="firebuild",
+                user_agent_extra=self._user_agent,  # CloudTrail keeps it
             )
             client = self._session.create_client(
                 service, region_name=self._region, endpoint_url=endpoint, verify=self._verify, config=config

@@ -75,7 +75,13 @@ class AwsPcaProvider(CAProvider):
     def open(self) -> None:
         """Find the credentials, ask for the certificates of the CA and of those above it."""
         context = self._context
-        self._client = Client(self._settings, context.environ, context.clock, patient=context.patient)
+        self._client = Client(
+            self._settings,
+            context.environ,
+            context.clock,
+            patient=context.patient,
+            build_id=context.domain.partition(".")[0],
+        )
         found = self._ask("get_certificate_authority_certificate")
         pem = "\n".join(str(found.get(name, "")) for name in ("Certificate", "CertificateChain"))
         self._authorities = parse_certificates(pem, "certificates of the CA")

@@ -21,6 +21,7 @@ from firebuild_pki import (
     TrustBundle,
     order_chain,
 )
+from firebuild_pki.http import audit_headers
 
 from firebuild_pki_cfssl.client import Answer, Client
 from firebuild_pki_cfssl.refusals import Refused
@@ -71,9 +72,8 @@ class CfsslProvider(CAProvider):
         if not profile:
             raise CAError("no profile signs for peers", hint="set peer_profile to one with both usages")
         hosts = [*request.dns_names, *request.uri_names]
-        answer = self._opened().sign(
-            profile, {"certificate_request": request.csr_pem.decode(), "hosts": hosts}
-        )
+        asked = {"certificate_request": request.csr_pem.decode(), "hosts": hosts}
+        answer = self._opened().sign(profile, asked, audit_headers(request.build_id, request.labels))
         leaf = answer.certificate()
         _must_have_uris(leaf, request.uri_names)
         return SignedCertificate(leaf, order_chain(leaf, self._trust.intermediates_pem), answer.messages)

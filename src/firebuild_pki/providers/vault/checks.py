@@ -59,7 +59,7 @@ def role_notes(
         Note(f"role {role}: {message}", where, hint, level, "role")
         for level, message, hint in (
             *(diagnostic for check in (_extended_usage, _usage) for diagnostic in check(data, profiles)),
-            *_names(data, suffix),
+            *_names(data, profiles, suffix),
             *_keys(data),
             *_validity(data),
         )
@@ -72,7 +72,8 @@ Diagnostic = tuple[NoteLevel, str, str]
 
 def _extended_usage(data: Mapping[str, Any], profiles: Sequence[Profile]) -> Iterator[Diagnostic]:
     ends = " and the ".join(profiles)
-    missing = [FLAGS[profile] for profile in profiles if not data.get(FLAGS[profile])]
+    needed = dict.fromkeys(flag for profile in profiles for flag in FLAGS[profile])
+    missing = [flag for flag in needed if not data.get(flag)]
     others = [*(data.get("ext_key_usage") or ()), *(data.get("ext_key_usage_oids") or ())]
     others += [name for name in ("code_signing_flag", "email_protection_flag") if data.get(name)]
     if missing:
@@ -92,10 +93,14 @@ def _usage(data: Mapping[str, Any], _: Sequence[Profile]) -> Iterator[Diagnostic
         yield NoteLevel.WARNING, message, "set key_usage=DigitalSignature"
 
 
-def _names(data: Mapping[str, Any], suffix: str) -> Iterator[Diagnostic]:
+def _names(data: Mapping[str, Any], profiles: Sequence[Profile], suffix: str) -> Iterator[Diagnostic]:
     if data.get("allow_any_name"):
         message = "it allows any name"
         yield NoteLevel.WARNING, message, "set allow_any_name=false and allowed_domains to ca.name_suffix"
+    elif [*profiles] == [Profile.PEER]:
+        if not data.get("allowed_domains") and not data.get("allowed_uri_sans"):
+            hint = "set allowed_uri_sans, allowed_domains, or both"
+            yield NoteLevel.FATAL, "it allows neither a domain nor a URI", hint
     elif not data.get("allowed_domains"):
         message = "it allows no domain"
         yield NoteLevel.FATAL, message, "set allowed_domains to ca.name_suffix, and allow_subdomains=true"
@@ -108,7 +113,7 @@ def _names(data: Mapping[str, Any], suffix: str) -> Iterator[Diagnostic]:
         hint = f"set allowed_domains={suffix}, or ca.name_suffix to a domain of the role"
         yield NoteLevel.FATAL, message, hint
     if data.get("require_cn"):
-        message = "it requires a common name, which names above 64 characters do not have"
+        message = "it requires a common name, which names above 64 characters, and URIs, do not have"
         yield NoteLevel.WARNING, message, "set require_cn=false"
 
 
@@ -147,7 +152,9 @@ def _summary(data: Mapping[str, Any]) -> str:
     longest = seconds(data.get("max_ttl"))
     life = f"for up to {write_duration(longest)}" if longest else "for as long as the mount allows"
     domains = ", ".join(map(str, data.get("allowed_domains") or ()))
-    return f"signs names below {domains} {life}"
+    uris = ", ".join(map(str, data.get("allowed_uri_sans") or ()))
+    names = [f"names below {domains}"] if domains else []
+    return f"signs {' and '.join([*names, *([uris] if uris else [])])} {life}"
 
 
 def seconds(value: object) -> timedelta:
@@ -253,7 +260,7 @@ def _roles(
     settings: VaultSettings, mount: Mount, suffix: str, budget: Budget, *, valid: bool
 ) -> Iterator[Note]:
     for name in settings.roles:
-        profiles = [profile for profile in Profile if settings.role_for(profile) == name]
+        profiles = [profile for profile in settings.profiles if settings.role_for(profile) == name]
         where = "role" if name == settings.role else f"{profiles[0]}_role"
         answer = mount.role(name, budget)
         path = f"{settings.mount}/roles/{name}"

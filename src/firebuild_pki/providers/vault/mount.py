@@ -12,16 +12,21 @@ from cryptography.x509.oid import NameOID
 
 from firebuild_pki.chain import is_self_signed, order_chain, parse_certificates
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
+from firebuild_pki.http import audit_headers
 from firebuild_pki.leaf_checks import BOTH
 from firebuild_pki.provider import Profile, SignedCertificate, SignRequest, TrustBundle
 from firebuild_pki.providers.vault.nodes import Budget, Place, hint_for, relevant_warning
 from firebuild_pki.providers.vault.session import Session, read_text
 from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer
-from firebuild_pki.x509 import USAGE, to_pem, usages_of
+from firebuild_pki.x509 import to_pem, usages_of
 
-FLAGS = {Profile.SERVER: "server_flag", Profile.GUEST: "client_flag"}
-"""What gives the certificates of a role the extended key usage of each end."""
+FLAGS = {
+    Profile.SERVER: ("server_flag",),
+    Profile.GUEST: ("client_flag",),
+    Profile.PEER: ("server_flag", "client_flag"),
+}
+"""What gives the certificates of a role the extended key usages of each profile."""
 
 
 DEFAULT_ISSUER = "default"
@@ -170,10 +175,11 @@ def _must_have_usage(leaf_pem: bytes, profile: Profile, place: Place) -> None:
         return
     expected = " and ".join(map(_name, wanted))
     names = ", ".join(sorted(_name(usage) for usage in found)) or "none"
-    flags = " and ".join(f"{FLAGS[one]}=true" for one in Profile if USAGE[one] in wanted)
+    flags = " and ".join(f"{flag}=true" for flag in FLAGS[profile])
     raise MaterialError(
-        f"expected the extended key usage {expected} in the {profile} certificate, and none but "
-        f"serverAuth and clientAuth, but the role {place.role} gave: {names}",
+        f"expected the extended key usage {expected} in the {profile} certificate"
+        + (", and none but serverAuth and clientAuth" if found - BOTH else "")
+        + f", but the role {place.role} gave: {names}",
         hint=f"set {flags} and no ext_key_usage on the role {place.role}",
     )
 
@@ -212,7 +218,8 @@ class Mount:
         place = Place(self._settings.mount, role)
         path = self._settings.sign_path(request.profile)
         budget = self._session.budget()
-        answer = self._session.call("POST", path, budget, sign_body(request))
+        headers = audit_headers(request.build_id, request.labels)
+        answer = self._session.call("POST", path, budget, sign_body(request), headers)
         if answer.status not in {200, 204}:
             self._roles, self._chains = {}, None  # an operator may be about to put it right
             raise self._refused(f"signing the {request.profile} certificate", answer, path, place, budget)

@@ -42,9 +42,12 @@ _HINTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"common_name field is required",
-        "set require_cn=false on the role {role}; names above 64 characters do not fit a common name",
+        "set require_cn=false on the role {role}; names above 64 characters, and URIs, fit no common name",
     ),
-    (r"URI Subject Alternative Names? (are|is) not allowed", "set allowed_uri_sans on the role {role}"),
+    (
+        r"URI Subject Alternative Names? (are|is) not allowed|URI Subject .* not valid for this role",
+        "set allowed_uri_sans on the role {role}, such as spiffe://example.org/*",
+    ),
     (r"IP Subject Alternative Names? (are|is) not allowed", "set allow_ip_sans=true on the role {role}"),
     (r"other SAN OID", "set allowed_other_sans on the role {role}"),
     (

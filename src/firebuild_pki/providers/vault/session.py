@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +237,18 @@ class Session:
         return self.nodes.ask(Request(method, path, namespace=self._settings.namespace), budget)
 
     def call(
-        self, method: str, path: str, budget: Budget, body: Mapping[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        budget: Budget,
+        body: Mapping[str, object] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Ask with the token; on 403 once more with a new one, if there is a way to get one."""
-        answer = self._with(self._token, method, path, budget, body)
+        request = Request(method, path, body, headers=headers or {})
+        answer = self._with(self._token, request, budget)
         if answer.status == 403 and self._renew(budget):
-            answer = self._with(self._token, method, path, budget, body)
+            answer = self._with(self._token, request, budget)
         return answer
 
     def why_denied(self, path: str, budget: Budget) -> tuple[str, str]:
@@ -253,7 +259,7 @@ class Session:
         """
         if self._uses_left == 0:
             return "the token is used up (num_uses)", "make one without num_uses, or with a larger one"
-        answer = self._with(self._token, "GET", "auth/token/lookup-self", budget, None)
+        answer = self._with(self._token, Request("GET", "auth/token/lookup-self"), budget)
         wanted = self._settings.namespace or ""
         if answer.status == 403:
             return self.why_invalid()
@@ -292,7 +298,7 @@ class Session:
 
     def look(self, path: str, budget: Budget) -> Answer:
         """Ask for what the policy need not allow: a 403 is a fine answer."""
-        return self._with(self._token, "GET", path, budget, None)
+        return self._with(self._token, Request("GET", path), budget)
 
     def scrub(self, text: str) -> str:
         """Take secrets out of what a server said; nothing keeps a proxy from quoting a request."""
@@ -300,12 +306,11 @@ class Session:
             text = text.replace(secret, "…")
         return text
 
-    def _with(
-        self, token: _Token, method: str, path: str, budget: Budget, body: Mapping[str, object] | None
-    ) -> Answer:
+    def _with(self, token: _Token, request: Request, budget: Budget) -> Answer:
         if self._uses_left is not None:
             self._uses_left = max(self._uses_left - 1, 0)
-        answer = self.nodes.ask(Request(method, path, body, token.value, self._settings.namespace), budget)
+        request = replace(request, token=token.value, namespace=self._settings.namespace)
+        answer = self.nodes.ask(request, budget)
         if answer.status in {200, 204}:
             self._worked = token.value
         return answer
@@ -342,7 +347,7 @@ class Session:
 
     def _revoke(self, token: _Token, budget: Budget) -> None:
         try:
-            answer = self._with(token, "POST", "auth/token/revoke-self", budget, None)
+            answer = self._with(token, Request("POST", "auth/token/revoke-self"), budget)
         except ProviderError as error:
             raise ProviderError(f"the token could not be revoked: {error.message}") from None
         if answer.status not in {200, 204, 403}:  # 403: it has expired

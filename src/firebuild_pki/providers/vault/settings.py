@@ -241,9 +241,14 @@ class VaultSettings(Settings):
         return special[profile] or self.role or ""
 
     @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """What roles are named for: a build's two ends, and peers if they have a role of their own."""
+        return (*Profile, Profile.PEER) if self.peer_role else tuple(Profile)
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """All roles, each once, the server's first."""
-        return tuple(dict.fromkeys(self.role_for(profile) for profile in Profile))
+        return tuple(dict.fromkeys(map(self.role_for, self.profiles)))
 
     @property
     def in_namespace(self) -> str:

@@ -124,8 +124,8 @@ def _settings(vault: VaultSettings, roles: Mapping[Profile, str]) -> str:
 
 
 def role_names(vault: VaultSettings) -> dict[Profile, str]:
-    """Name the role of each end: that of the settings, else one of its own."""
-    return {profile: vault.role_for(profile) or f"{POLICY}-{profile}" for profile in Profile}
+    """Name the role of each end, that of the settings or one of its own, and of peers where they have one."""
+    return {profile: vault.role_for(profile) or f"{POLICY}-{profile}" for profile in vault.profiles}
 
 
 def policy(settings: CASettings, vault: VaultSettings) -> str:
@@ -144,12 +144,15 @@ def policy(settings: CASettings, vault: VaultSettings) -> str:
 def _role(
     settings: CASettings, vault: VaultSettings, name: str, roles: Mapping[Profile, str]
 ) -> dict[str, str]:
-    ends = [profile for profile in Profile if roles[profile] == name]
+    ends = [profile for profile, role in roles.items() if role == name]
+    flags = {flag for end in ends for flag in FLAGS[end]}
+    uris = f" allowed_uri_sans={quote(f'spiffe://{settings.name_suffix}/*')}"
     return {
         "path": quote(f"{vault.mount}/roles/{name}"),
         "ends": " and the ".join(ends),
         "domain": quote(settings.name_suffix),
-        "flags": " ".join(f"{flag}={str(end in ends).lower()}" for end, flag in FLAGS.items()),
+        "flags": " ".join(f"{flag}={str(flag in flags).lower()}" for flag in FLAGS[Profile.PEER]),
+        "uris": uris if Profile.PEER in ends else "",
         "key": _KEYS[settings.key_type],
         "issuer": quote(vault.issuer or "default"),
     }

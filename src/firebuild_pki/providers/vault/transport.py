@@ -44,6 +44,7 @@ class Request:
         body: what to send as JSON.
         token: sent as X-Vault-Token.
         namespace: sent as X-Vault-Namespace.
+        headers: others, for the server's audit log.
     """
 
     method: str
@@ -51,6 +52,7 @@ class Request:
     body: Mapping[str, object] | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     namespace: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +176,9 @@ class Transport:
             allow_redirects=False,
             timeout=timeout,
         )
-        answer: HTTPAnswer = adapter.request(request.method, path, raise_exception=False, json=request.body)
+        answer: HTTPAnswer = adapter.request(
+            request.method, path, dict(request.headers), raise_exception=False, json=request.body
+        )
         return answer
 
     def _client(self, base: str) -> HTTPClient:

@@ -1,4 +1,4 @@
-# The policy: sign with the two roles, look at them, and at the own token.
+# The policy: sign with the roles, look at them, and at the own token.
 "$$cli" policy write $policy - <<'EOF'
 $rules
 EOF

@@ -1,0 +1,86 @@
+"""An example of each command, which its `--help`, the man page and the reference end with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import click
+
+EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "build": (
+        "firebuild build --tag app:1 .",
+        "firebuild build -t app:1 --target test --build-arg VERSION=2 --progress plain .",
+        "firebuild build -t registry.example/app:1 --push --sbom=true .",
+    ),
+    "rootfs": ("firebuild rootfs --tag app:1 --output ext4,dest=app.ext4,size=2GiB",),
+    "run": ("firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",),
+    "base import": ("firebuild base import debian:12 rootfs.tar.gz",),
+    "base from-host": ("firebuild base from-host host",),
+    "base list": ("firebuild base list --json",),
+    "base rm": ("firebuild base rm debian:12",),
+    "images list": ("firebuild images list",),
+    "images inspect": ("firebuild images inspect app:1",),
+    "images path": ("firebuild images path app:1 --output erofs",),
+    "images export": ("firebuild images export app:1 -o ext4,dest=app.ext4 -o tar,dest=app.tar",),
+    "images pull": ("firebuild images pull debian:12 registry.example/team/app:1",),
+    "images push": ("firebuild images push registry.example/team/app:1 --provenance=mode=min",),
+    "images save": ("firebuild images save app:1 app:2 --output apps.tar",),
+    "images load": ("firebuild images load apps.tar",),
+    "images history": ("firebuild images history app:1",),
+    "images tag": ("firebuild images tag app:1 registry.example/team/app:1",),
+    "images rm": ("firebuild images rm app:1 app:2",),
+    "images prune": ("firebuild images prune --all --filter until=72h --keep 3 --dry-run",),
+    "images provenance": ("firebuild images provenance app:1 --mode min",),
+    "images sbom": ("firebuild images sbom app:1 > app.cdx.json",),
+    "cache du": ("firebuild cache du",),
+    "cache prune": ("firebuild cache prune --older-than 2w --max-size 10GiB",),
+    "du": ("firebuild du --json",),
+    "store check": ("firebuild store check --repair",),
+    "rm-tree": ("firebuild rm-tree out/rootfs",),
+    "config check": ("firebuild config check --config firebuild.yaml",),
+    "config show": ("firebuild config show",),
+    "config schema": ("firebuild config schema > firebuild.schema.json",),
+    "ca check": ("firebuild ca check --ca vault",),
+    "ca show": ("firebuild ca show --json",),
+    "ca providers": ("firebuild ca providers",),
+    "ca issue": ("firebuild ca issue --server b1.example.internal --guest b1 --out tls",),
+    "ca revoke": ("firebuild ca revoke tls/guest.pem",),
+    "ca inspect": ("firebuild ca inspect tls/server.pem --trust tls/ca.pem",),
+    "ca bench": ("firebuild ca bench --profile build --count 50 --concurrency 4",),
+    "ca vault-setup": ("firebuild ca vault-setup --print --auth jwt > vault-setup.sh",),
+    "plugin new": ("firebuild plugin new acme --dir plugins",),
+    "initramfs build": ("firebuild initramfs build --output initramfs.zst --compress zstd",),
+    "doctor": ("firebuild doctor --machine qemu",),
+    "completion": ('eval "$(firebuild completion bash)"',),
+}
+"""What is typed, by the words of the command; each is parsed by a test."""
+
+
+def commands_of(program: click.Group) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Walk all commands that are not hidden, in the order of their names; one with two names comes once.
+
+    Yields:
+        the words behind the program's name, and the command; groups before what is in them.
+    """
+    seen = set[click.Command]()
+
+    def walk(
+        command: click.Command, words: tuple[str, ...]
+    ) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+        if command.hidden or command in seen:
+            return
+        seen.add(command)
+        yield words, command
+        for name, below in sorted(command.commands.items()) if isinstance(command, click.Group) else ():
+            yield from walk(below, (*words, name))
+
+    return walk(program, ())
+
+
+def add_examples(program: click.Group) -> None:
+    """Have the help of each command end with its examples."""
+    for words, command in commands_of(program):
+        if examples := EXAMPLES.get(" ".join(words)):
+            title = "Example" if len(examples) == 1 else "Examples"
+            command.epilog = "\n".join(("\b", f"{title}:", *(f"  {line}" for line in examples)))

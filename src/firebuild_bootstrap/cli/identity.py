@@ -1,0 +1,162 @@
+"""The options of `firebuild run` that give what runs an identity (docs/identity.md)."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_pki.display import one_line
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.identities import IdentityRequest
+    from firebuild_pki import CASettings
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_MODE: Final = re.compile(r"0?[0-7]{3}")
+_DETAILS: Final = {
+    "identity_owner": "--identity-owner",
+    "identity_mode": "--identity-mode",
+    "identity_ttl": "--identity-ttl",
+    "identity_key": "--identity-key",
+    "identity_signal": "--identity-signal",
+    "identity_command": "--identity-command",
+}
+
+
+def identity_options(command: _F) -> _F:
+    """Add the options to a command, in this order."""
+    options = (
+        click.option(
+            "--identity",
+            "identities",
+            multiple=True,
+            metavar="NAME",
+            help="Give the machine a certificate for this DNS name or spiffe:// URI, "
+            "in /run/firebuild/tls; repeatable.",
+        ),
+        click.option(
+            "--identity-owner",
+            metavar="USER[:GROUP]",
+            help="Owner of its files; by default the user of the command.",
+        ),
+        click.option("--identity-mode", metavar="MODE", help="Of the file of the key; 0400 by default."),
+        click.option(
+            "--identity-ttl", metavar="DURATION", help="Wanted lifetime of each certificate; 1h by default."
+        ),
+        click.option(
+            "--identity-key",
+            type=click.Choice(["host", "machine"]),
+            help="Where keys are made; by default on this host. One of the machine never leaves it.",
+        ),
+        click.option(
+            "--identity-signal",
+            metavar="SIGNAL",
+            help="Send this signal to the command when its files were replaced, for example HUP.",
+        ),
+        click.option(
+            "--identity-command",
+            metavar="COMMAND",
+            help="Execute this beside the command, without a shell, when its files were replaced.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | None:
+    """Read the options; None where no identity is wanted.
+
+    Args:
+        options: as click has parsed them.
+        suffix: domain of the names of a run's own two ends.
+
+    Raises:
+        InputError: a value is impossible.
+        firebuild_pki.IdentityError: a name is none.
+    """
+    given = options["identities"]
+    if not given:
+        for name, option in _DETAILS.items():
+            if options[name] is not None:
+                raise InputError(f"{option}: the machine has no identity", hint="name one with --identity")
+        return None
+    from datetime import timedelta
+
+    from firebuild_bootstrap.identities import IdentityRequest
+    from firebuild_bootstrap.wire import IdentityFiles
+    from firebuild_pki.names import Names
+
+    names = Names.of(given)
+    for name in names.dns:
+        if f".{name}".endswith(f".{suffix}"):
+            raise InputError(
+                f"--identity {name}: the names below {suffix} are those of firebuild's own sessions",
+                hint="choose another name, or another ca.name_suffix",
+            )
+    from firebuild_bootstrap.cli.issuing import lifetime
+
+    ttl = options["identity_ttl"]
+    files = IdentityFiles(
+        names=names.all,
+        owner=options["identity_owner"] or "",
+        mode=_mode(options["identity_mode"]),
+        csr=options["identity_key"] == "machine",
+        reload=_command(options["identity_command"]),
+    )
+    return IdentityRequest(
+        files=files,
+        ttl=timedelta(hours=1) if ttl is None else lifetime(ttl, "--identity-ttl"),
+        signal=_signal(options["identity_signal"]),
+    )
+
+
+def laptop_ca(settings: CASettings, home: Path) -> dict[str, str]:
+    """Return the setting with which machines of this store trust each other, where none has a CA of its own.
+
+    The embedded CA is otherwise gone with its run, and no other machine would know it.
+    """
+    if settings.provider != "embedded" or getattr(settings.provider_settings, "directory", None):
+        return {}
+    return {"ca.embedded.directory": str(home / "identities")}
+
+
+def _mode(text: str | None) -> int:
+    if text is None:
+        return 0o400
+    if not _MODE.fullmatch(text):
+        raise InputError(
+            f"--identity-mode: expected three octal digits, found {one_line(text, 80)!r}", hint="such as 0440"
+        )
+    return int(text, 8)
+
+
+def _signal(text: str | None) -> int:
+    if text is None:
+        return 0
+    name = text.upper().removeprefix("SIG")
+    if name.isascii() and name.isdecimal() and 0 < int(name[:4]) < signal.NSIG:
+        return int(name)
+    try:
+        return int(signal.Signals[f"SIG{name}"])
+    except KeyError:
+        raise InputError(
+            f"--identity-signal: {one_line(text, 80)!r} is not a signal", hint="for example HUP or USR1"
+        ) from None
+
+
+def _command(text: str | None) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text or ""))
+    except ValueError as error:
+        raise InputError(f"--identity-command: {error}") from error
+    if text is not None and not words:
+        raise InputError("--identity-command: it is empty")
+    return words
