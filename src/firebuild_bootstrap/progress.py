@@ -217,10 +217,10 @@ class Spool:
 
     def read(self, begin: int = 0, end: int | None = None) -> Iterator[bytes]:
         """Yield a part of it, or all, in pieces."""
-        end = self.size if end is None else end
-        while self._file is not None and begin < end:
-            piece = os.pread(self._file.fileno(), min(_PIECE, end - begin), begin)
-            begin += len(piece) or end  # it can't be shorter than it was written
+        stop = self.size if end is None else end
+        while self._file is not None and begin < stop:
+            piece = os.pread(self._file.fileno(), min(_PIECE, stop - begin), begin)
+            begin += len(piece)
             yield piece
 
     def close(self) -> None:
