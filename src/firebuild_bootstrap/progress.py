@@ -307,8 +307,8 @@ class _InTurn:
             case StepStarted():
                 self._stage_of[event.step] = self._newest(event.step)
             case BuildFailed(step=0):  # of no step, so that any of them may say why
-                for stage in list(self._waiting):
-                    self._show(stage)
+                for waiting in list(self._waiting):
+                    self._show(waiting)
             case BuildFailed():
                 self._show(self._stage_of.get(event.step))
         stage = self._stage(event)
