@@ -35,7 +35,9 @@ def built(
     pyte.Stream(screen).feed(said)
     assert not screen.cursor.hidden
     assert screen.cursor.x == 0
+    # Times have more digits where the machine has more to do.
     lines = [re.sub(r"\d+\.\ds|build \w+,", "N", line.rstrip()) for line in screen.display]
+    lines = [re.sub(r"(and so on) .*…", r"\1…", line) for line in lines]
     return status, [line for line in lines if line]
 
 
@@ -57,7 +59,7 @@ def test_a_failed_step_is_shown_whole_and_once_below_what_was_stopped(host_cli: 
     ]
     # It may not have begun yet.
     above = [line for line in lines[:failure] if "RUN" in line]
-    assert above in ([], ["[a 2/7] RUN sleep 600 # and so on and so on and so on and s…  stopped after N"])
+    assert above in ([], ["[a 2/7] RUN sleep 600 # and so on…  stopped after N"])
     assert leftovers(host_cli.home) == []
 
 
@@ -67,7 +69,7 @@ def test_ctrl_c_ends_the_block_and_says_what_was_stopped(host_cli: Cli) -> None:
     assert lines == [
         "Building t:latest (N CA embedded)",
         "[1/2] FROM host  N",
-        "[2/2] RUN echo begun; sleep 600 # and so on and so on a…  stopped after N",
+        "[2/2] RUN echo begun; sleep 600 # and so on…  stopped after N",
         "error: the build was interrupted (SIGINT)",
     ]
 
