@@ -47,6 +47,8 @@ class Event:
             value = getattr(self, entry.name)
             if isinstance(value, datetime):
                 value = value.isoformat(timespec="milliseconds")
+            if isinstance(value, tuple):
+                value = list(value)
             if isinstance(value, bytes):
                 document.update(_json_bytes(entry.name, value))
                 continue
