@@ -18,6 +18,7 @@ standard error. A command fails where its output has a line that begins with `er
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import subprocess
@@ -35,7 +36,6 @@ from support import BIN, REPO
 _COMMENT = re.compile(
     r"<!--\s*(run|output|synopsis|tested|not run|file|before|needs|blocks)\b:?\s*(.*?)\s*-->", re.DOTALL
 )
-_ENDS = frozenset({"|", ">", "&&", ";", "||", "2>", "2>&1", "&", ">>", "<"})
 _SHELLS = frozenset({"sh", "bash", "shell", "console"})
 _ALIKE = [r"\bb[0-9a-f]{12}\b", r"\b\d+(?:\.\d+)? ?[KMG]iB\b", r"\b\d+\.\ds\b", r"\b[0-9a-f]{64}\b"]
 # A slow machine tells what takes more than a second.
@@ -77,13 +77,14 @@ class Block:
             # Neither what is left out, nor what a reader fills in, nor forms of commands.
             if found is None or re.search(r"…|\$\{|\[", line):
                 continue
+            lexer = shlex.shlex(re.sub(r" 2>.*", "", found[1]), posix=True, punctuation_chars=";&|<>")
+            lexer.whitespace_split = True
             try:
-                words = shlex.split(found[1], comments=True)
-            except ValueError:
+                words = [*itertools.takewhile(lambda word: word[0] not in ";&|<>", lexer)]
+            except (ValueError, IndexError):
                 continue
-            end = min((words.index(sign) for sign in words if sign in _ENDS), default=None)
-            if words[:end]:
-                yield words[:end]
+            if words:
+                yield words
 
 
 def parse(words: list[str]) -> None:

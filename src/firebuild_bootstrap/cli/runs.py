@@ -170,10 +170,7 @@ _run_arguments = click.argument(
 @json_option
 @config_option
 def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -> None:
-    """List the runs that were started with `firebuild run --detach`, the newest first.
-
-    Example: firebuild ps --all
-    """
+    """List the runs that were started with `firebuild run --detach`, the newest first."""
     from firebuild_bootstrap.cli.screen import print_table
 
     found = [(run, alive) for run in _runs(config_file).list() if (alive := run.is_alive) or everything]
@@ -196,10 +193,7 @@ def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -
 @click.option("--timestamps", "-t", is_flag=True, help="Begin each line with the time when it came.")
 @config_option
 def logs(run: str, follow: bool, tail: int | None, timestamps: bool, config_file: Path | None) -> None:
-    """Print what a detached run has written, to standard output and standard error as it did.
-
-    Example: firebuild logs --follow web
-    """
+    """Print what a detached run has written, to standard output and standard error as it did."""
     found = _runs(config_file).find(run)
     unfinished = dict[str, bool]()  # lines, by their streams
     for piece in found.output(follow=follow, tail=tail):
@@ -235,10 +229,7 @@ def logs(run: str, follow: bool, tail: int | None, timestamps: bool, config_file
 )
 @config_option
 def stop(runs: tuple[str, ...], seconds: float, config_file: Path | None) -> None:
-    """Ask the commands of detached runs to end, with the image's STOPSIGNAL, and then end their machines.
-
-    Example: firebuild stop --time 30 web
-    """
+    """Ask the commands of detached runs to end, with the image's STOPSIGNAL, and then end their machines."""
     for run in _found(runs, config_file):
         run.stop(seconds)
         click.echo(run.record.id)
@@ -248,10 +239,7 @@ def stop(runs: tuple[str, ...], seconds: float, config_file: Path | None) -> Non
 @_run_arguments
 @config_option
 def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
-    """Wait until detached runs have ended, and print the exit status of each.
-
-    Example: firebuild wait web
-    """
+    """Wait until detached runs have ended, and print the exit status of each."""
     from firebuild_bootstrap.errors import GuestLost
 
     for run in _found(runs, config_file):
@@ -267,10 +255,7 @@ def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
 @click.option("--force", "-f", is_flag=True, help="Stop a run that has not ended, without waiting for it.")
 @config_option
 def rm(runs: tuple[str, ...], force: bool, config_file: Path | None) -> None:
-    """Remove what is kept of detached runs that have ended.
-
-    Example: firebuild rm $(firebuild ps --all --quiet)
-    """
+    """Remove what is kept of detached runs that have ended."""
     for run in _found(runs, config_file):
         if force:
             run.stop(0)
