@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
-from firebuild_bootstrap.cli.display import Progress, make_renderer, read_progress
+from firebuild_bootstrap.cli.display import Boot, Progress, make_renderer, read_progress
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import (
     BuildFailed,
@@ -437,3 +437,29 @@ def test_a_word_about_the_output_of_a_step_waits_for_its_turn_with_it() -> None:
         "[b 4/6] RUN",
         "warning: left out",
     ]
+
+
+def test_a_boot_is_shown_on_a_terminal_until_the_command_has_it() -> None:
+    out, told = io.BytesIO(), list[Event]()
+    with patch.dict("os.environ", {"TERM": "xterm"}):
+        boot = Boot("starting a machine", Stream(out, terminal=True), told.append)
+    with boot.tasks.task("pulling"):
+        boot(Notice(level="warning", message="odd"))
+        boot(Notice(level="info", message="certificate"))
+    boot(RUN)
+    before = out.getvalue()
+    boot(output(b"hello\n"))
+    boot.close()
+    assert [event.type for event in told] == ["step-started", "step-output"]
+    assert b"warning: odd" in before
+    assert b"certificate" not in before
+    assert out.getvalue() == before
+    assert out.getvalue().endswith(b"\r\n")
+
+
+def test_a_boot_beside_a_pipe_leaves_all_to_the_command() -> None:
+    told: list[Event] = []
+    for stream in (Stream(io.BytesIO(), terminal=False), None):
+        with closing(Boot("starting a machine", stream, told.append)) as boot:
+            boot(output(b"hello\n"))
+    assert [event.type for event in told] == ["task-started", "step-output"] * 2

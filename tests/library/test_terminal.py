@@ -131,7 +131,7 @@ def test_a_running_step_has_a_clock_and_a_finished_one_its_seconds(watched: Watc
         "[2/2] RUN make  1.0s",
         "warning: careful",
     ]
-    assert b"\x1b[1m[2/2] RUN make\x1b[0m\x1b[2m  1.0s\x1b[0m\n" in watched.terminal.raw
+    assert b"\x1b[1m[2/2] RUN make\x1b[0m\x1b[2m  1.0s\x1b[0m\r\n" in watched.terminal.raw
 
 
 def test_stages_side_by_side_have_their_rows_their_output_and_a_sum(watched: Watched) -> None:
