@@ -54,6 +54,8 @@ _RESET: Final = "\x1b[0m"
 _TICK_SECONDS: Final = 0.1
 # Output of a step that is shown while it runs.
 _LINES: Final = 6
+# Where the display makes room for a shell.
+_MANY_LINES: Final = 20
 _END_CHARACTERS: Final = 16 * 1024
 # Most work is over before anyone could read of it.
 _SHORT_SECONDS: Final = 0.2
@@ -188,9 +190,12 @@ class TerminalRenderer(LineRenderer):
             handler(event)
 
     def _leave(self) -> None:
-        # What was shown of the step that failed is what the user wants to know now.
-        rows = self._rows()
-        self._screen.write("".join(f"{row}\n" for row in rows))
+        # The step that failed is among them, and its end is what the user wants to know now.
+        self._screen.show([])
+        columns, _ = self._screen.room
+        for step in self._running.values():
+            self._screen.write(self._styled(fit(header(step.event), columns), BOLD) + "\n")
+            self._screen.write("".join(f"  {line}\n" for line in step.log.last_lines(_MANY_LINES)))
 
     def _end(self) -> None:
         self._stop()

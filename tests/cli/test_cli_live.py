@@ -16,18 +16,27 @@ from support import BIN, leftovers
 pytestmark = pytest.mark.needs("userns")
 
 COLUMNS, ROWS = 77, 33
+ERASED = "\r\x1b[0m\x1b[J"
 LONG = "sleep 600 # " + "and so on " * 20
 
 
 def built(
     home: Path, dockerfile: str, *, until: str = "", key: str = "", **environ: str
 ) -> tuple[int, list[str]]:
-    """Build on a terminal, type a key when a text is there, and return the status and the screen."""
+    """Build on a terminal, type a key when a text is there, and return the status and the screen.
+
+    Before the key there is a Ctrl-Z; nobody is there to let a program go on, so that none stops here.
+    """
     Path("Dockerfile").write_text(dockerfile)
     environ = {**os.environ, "TERM": "xterm", "FIREBUILD_HOME": str(home), **environ}
     with on_terminal(BIN / "firebuild", "build", "-t", "t", ".", environ=environ) as terminal:
-        said = terminal.read(until) if until else ""
-        terminal.type(key)
+        said = ""
+        if until:
+            said = terminal.read(until)
+            terminal.type("\x1a")
+            said += terminal.read(ERASED)
+            said += terminal.read(until)
+            terminal.type(key)
         said += terminal.read()
         assert terminal.keys() == "handled"
         status = terminal.status()
@@ -63,7 +72,7 @@ def test_a_failed_step_is_shown_whole_and_once_below_what_was_stopped(host_cli: 
     assert leftovers(host_cli.home) == []
 
 
-def test_ctrl_c_ends_the_block_and_says_what_was_stopped(host_cli: Cli) -> None:
+def test_ctrl_z_erases_the_block_and_ctrl_c_says_what_was_stopped(host_cli: Cli) -> None:
     status, lines = built(host_cli.home, f"FROM host\nRUN echo begun; {LONG}\n", until="  begun", key="\x03")
     assert status == 130
     assert lines == [

@@ -149,7 +149,8 @@ class Interrupts:
         self._raising = raising
         self._received: signal.Signals | None = None
         self.at_sudden_end: Callable[[], None] = lambda: None
-        """Called right before a second signal ends the process, in the handler, so it may take no lock."""
+        """Called right before a second signal ends the process, or Ctrl-Z stops it, in the handler, so it may
+        take no lock."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -162,6 +163,8 @@ class Interrupts:
         previous = {
             number: signal.signal(number, handle) for number in SIGNALS if not _hung_up_for_good(number)
         }
+        if not self._raising and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stop)
         try:
             yield
         finally:
@@ -191,6 +194,14 @@ class Interrupts:
                 os._exit(ExitStatus.INTERRUPTED)
             frame = frame.f_back
         raise KeyboardInterrupt
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Stop as Ctrl-Z means it, with a terminal that is in order for the shell."""
+        with suppress(Exception):
+            self.at_sudden_end()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # returns when the user lets it go on
+        signal.signal(number, self._stop)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._received is not None:
