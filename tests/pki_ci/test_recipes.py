@@ -306,7 +306,11 @@ class System:
         [config], [environ] = task["config"], task["env"]
         secrets = one.home / "secrets"
         secrets.mkdir(mode=0o700)
-        claims = {"nomad_namespace": "default", "nomad_job_id": "web-image", "nomad_task": "build"}
+        claims: dict[str, Any] = {
+            "nomad_namespace": "default",
+            "nomad_job_id": "web-image",
+            "nomad_task": "build",
+        }
         sub = "global:default:web-image:build:build:vault"
         for name, text in (
             ("nomad_vault.jwt", issuer.token(**claims, sub=sub, aud=AUDIENCE)),
@@ -435,5 +439,5 @@ def test_the_pod_can_build_with_what_it_asks_for_and_with_nothing_less(
             command = ["runc", "--root", f"{bundle}/state", "run", "--bundle", bundle, one.home.name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     output = done.stdout + done.stderr
-    assert (done.returncode == 0) is not less, output
+    assert (done.returncode == 0) == (not less), output
     assert words in output
