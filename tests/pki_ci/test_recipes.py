@@ -21,7 +21,6 @@ import hcl2
 import jsonschema
 import kubernetes_validate
 import pytest
-from hcl2.utils import SerializationOptions
 
 from baoserver import DevServer, JwtIssuer
 from baoserver.pki import add_role
@@ -46,8 +45,7 @@ def recipe(name: str) -> dict[str, str]:
 def job_of(name: str) -> Any:
     """The job of a recipe, read as YAML 1.2 or HCL."""
     if name == "nomad":
-        plain = SerializationOptions(strip_string_quotes=True, explicit_blocks=False)
-        return hcl2.loads(recipe(name)["image.nomad.hcl"], serialization_options=plain)
+        return hcl2.loads(recipe(name)["image.nomad.hcl"])
     files = {"github": ".github/workflows/image.yml", "gitlab": ".gitlab-ci.yml", "kubernetes": "job.yaml"}
     return parse_document(recipe(name)[files[name]]).data
 
