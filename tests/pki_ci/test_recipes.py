@@ -17,10 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import hcl2
 import jsonschema
 import kubernetes_validate
 import pytest
+from hcl2.api import loads as read_hcl
 
 from baoserver import DevServer, JwtIssuer
 from baoserver.pki import add_role
@@ -45,7 +45,7 @@ def recipe(name: str) -> dict[str, str]:
 def job_of(name: str) -> Any:
     """The job of a recipe, read as YAML 1.2 or HCL."""
     if name == "nomad":
-        return hcl2.loads(recipe(name)["image.nomad.hcl"])
+        return read_hcl(recipe(name)["image.nomad.hcl"])
     files = {"github": ".github/workflows/image.yml", "gitlab": ".gitlab-ci.yml", "kubernetes": "job.yaml"}
     return parse_document(recipe(name)[files[name]]).data
 
