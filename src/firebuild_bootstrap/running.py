@@ -88,12 +88,12 @@ def stop_signal(config: ImageConfig, *, init: bool = False) -> int:
     SIGRTMIN+3, on which systemd halts (systemd(1)): SIGTERM would restart it.
     """
     text = (config.stop_signal or ("SIGRTMIN+3" if init else "")).upper().removeprefix("SIG")
-    name, _, offset = text.partition("+")
+    name, plus, offset = text.partition("+")
+    number = 0
     if text.isdecimal():
         number = int(text[:4])
-    else:
-        found = getattr(signal, f"SIG{name}", None)
-        number = int(found) + int(offset[:4] if offset.isdecimal() else 0) if isinstance(found, int) else 0
+    elif isinstance(found := getattr(signal, f"SIG{name}", None), int) and (offset.isdecimal() or not plus):
+        number = int(found) + int(offset[:4] or 0)
     return number if 0 < number < signal.NSIG else signal.SIGTERM
 
 
@@ -283,7 +283,10 @@ class _Run:
         argv = command_of(request, config)
         attach = request.attach
         if request.identity is not None:
-            attach = replace(attach, identity=request.identity.files)
+            probed = bool(request.identity.command)
+            attach = replace(attach, identity=request.identity.files, probed=probed or attach.probed)
+        if attach.init and attach.probed:
+            raise InputError("an init is alone in its machine: no command can be executed beside it")
         given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if attach.terminal else {})}
         if attach.init:
             # systemd.io, CONTAINER_INTERFACE: what tells an init that its machine is prepared already.

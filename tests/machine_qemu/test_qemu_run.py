@@ -78,7 +78,8 @@ INITTAB = """\
 START = """\
 echo $container; b() { busybox "$@"; }
 b cat /proc/1/comm; b awk '/CapEff/ { print $2 }' /proc/self/status
-b grep -c ' / / rw,nodev' /proc/self/mountinfo; b mkdir /sys/fs/cgroup/of-mine && b touch /run/file /etc/file && echo writable
+b grep -c ' / / rw,nodev' /proc/self/mountinfo
+b mkdir /sys/fs/cgroup/of-mine && b touch /run/file /etc/file && echo writable
 b poweroff
 """
 

@@ -22,7 +22,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "logs": ("firebuild logs --follow web",),
     "stop": ("firebuild stop --time 30 web",),
     "wait": ("firebuild wait web",),
-    "rm": ("firebuild rm $(firebuild ps --all --quiet)",),
+    "rm": ("firebuild rm web",),
     "base import": ("firebuild base import debian:12 rootfs.tar.gz",),
     "base from-host": ("firebuild base from-host host",),
     "base list": ("firebuild base list --json",),
