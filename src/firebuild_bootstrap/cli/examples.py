@@ -14,7 +14,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "firebuild build -t registry.example/app:1 --push --sbom=true .",
     ),
     "rootfs": ("firebuild rootfs --tag app:1 --output ext4,dest=app.ext4,size=2GiB",),
-    "run": ("firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",),
+    "run": (
+        "firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",
+        "firebuild run --identity spiffe://example.org/web --identity-signal HUP app:1",
+    ),
     "ps": ("firebuild ps --all",),
     "logs": ("firebuild logs --follow web",),
     "stop": ("firebuild stop --time 30 web",),
