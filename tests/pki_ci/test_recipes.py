@@ -407,8 +407,8 @@ def container(context: dict[str, Any], work: Path, packages: str) -> dict[str, A
     ("less", "words"),
     [
         ({}, ""),
-        ({"procMount": "Default"}, "Can't mount proc"),
-        ({"capabilities": {"add": ["SETUID", "SETGID"]}}, "could not be set"),
+        ({"procMount": "Default"}, "procMount: Unmasked"),
+        ({"capabilities": {"add": ["SETUID", "SETGID"]}}, "SETUID, SETGID and SETFCAP"),
         ({"runAsUser": 1000}, "chown"),
     ],
     ids=["as-printed", "masked-proc", "without-setfcap", "another-user"],
