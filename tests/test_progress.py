@@ -6,14 +6,17 @@ import io
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
+from unittest.mock import patch
 
 import pytest
 
-from firebuild_bootstrap.cli.display import Progress, make_renderer, read_progress
+from firebuild_bootstrap.cli.display import Boot, Progress, make_renderer, read_progress
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.events import (
     BuildFailed,
@@ -126,7 +129,8 @@ def test_rawjson_is_one_object_a_line_with_base64_where_output_is_not_utf8() -> 
     renderer(output(b"\xff\x00"))
     renderer(output("größe\n".encode()))
     renderer.close()
-    first, binary, text = [json.loads(line) for line in out.getvalue().splitlines()]
+    start, first, binary, text = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert {"event": "stream-started", "schema": 1}.items() <= start.items()
     assert first["event"] == "step-started"
     assert first["instruction"] == "RUN make"
     assert binary["data_base64"] == "/wA="
@@ -218,7 +222,7 @@ def test_rawjson_is_ascii_on_a_terminal_and_survives_names_that_are_no_utf8() ->
         renderer(Notice(level="info", message="\x9b2J\udcff"))
         renderer.close()
         renderer.abandon()
-        assert json.loads(out.getvalue())["message"] == "\x9b2J\udcff"
+        assert json.loads(out.getvalue().splitlines()[1])["message"] == "\x9b2J\udcff"
         assert out.getvalue().isascii()
 
 
@@ -377,3 +381,85 @@ def test_a_stage_that_fails_out_of_its_turn_is_shown_with_what_it_wrote() -> Non
         "no such thing",
         "[b 4/6] failed after 0.1s, exit code 7",
     ]
+
+
+def test_a_build_that_ends_for_another_reason_shows_what_all_stages_wrote() -> None:
+    late = BuildFailed(exit_status=5, error="BuildTimeout", message="late")
+    begun = [
+        StageStarted(stage="a", step=1),
+        StageStarted(stage="b", step=3),
+        StageStarted(stage="c", step=5),
+    ]
+    text = shown(
+        *begun,
+        *(event for n, name in ((1, "a"), (4, "b"), (6, "c")) for event in stage_step(n, name, name)),
+        late,
+    )
+    assert [line for line in text.splitlines() if "says" in line] == [
+        "a says this",
+        "b says this",
+        "c says this",
+    ]
+
+
+def test_a_stage_that_waits_for_its_turn_keeps_its_output_outside_of_memory(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    piece = b"x" * 79 + b"\n"
+    many = StepOutput(step=4, stream="stdout", data=piece * 8192)
+    words = [StepOutput(step=4, stream="stderr", data=data) for data in (b"error: one\n", b"error: two\n")]
+    began = [StageStarted(stage="a", step=1), StageStarted(stage="b", step=3), *stage_step(4, "b", "RUN")[:1]]
+    renderer = PlainRenderer(out, directory=tmp_path)
+    tracemalloc.start()
+    for event in (*began, words[0], *[many] * 16, *words):
+        renderer(event)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 1 << 20
+    assert list(tmp_path.iterdir()) == []
+    with patch("os.pwrite", side_effect=OSError("disk full")):
+        renderer(many)
+    renderer(StageFinished(stage="a", step=1))
+    renderer.close()
+    assert out.getvalue() == b"[b 4/6] RUN\n" + b"".join(
+        (words[0].data, many.data * 16, words[0].data, words[1].data, many.data)
+    )
+
+
+def test_a_word_about_the_output_of_a_step_waits_for_its_turn_with_it() -> None:
+    began = [StageStarted(stage="a", step=1), StageStarted(stage="b", step=3), *stage_step(4, "b", "RUN")[:1]]
+    left_out = Notice(level="warning", message="left out", step=4)
+    assert shown(
+        *began, left_out, *stage_step(1, "a", "FROM"), StageFinished(stage="a", step=1)
+    ).splitlines() == [
+        "[a 1/6] FROM",
+        "FROM says this",
+        "[a 1/6] done in 0.1s",
+        "[b 4/6] RUN",
+        "warning: left out",
+    ]
+
+
+def test_a_boot_is_shown_on_a_terminal_until_the_command_has_it() -> None:
+    out, told = io.BytesIO(), list[Event]()
+    with patch.dict("os.environ", {"TERM": "xterm"}):
+        boot = Boot("starting a machine", Stream(out, terminal=True), told.append)
+    with boot.tasks.task("pulling"):
+        boot(Notice(level="warning", message="odd"))
+        boot(Notice(level="info", message="certificate"))
+    boot(RUN)
+    before = out.getvalue()
+    boot(output(b"hello\n"))
+    boot.close()
+    assert [event.type for event in told] == ["step-started", "step-output"]
+    assert b"warning: odd" in before
+    assert b"certificate" not in before
+    assert out.getvalue() == before
+    assert out.getvalue().endswith(b"\r\n")
+
+
+def test_a_boot_beside_a_pipe_leaves_all_to_the_command() -> None:
+    told: list[Event] = []
+    for stream in (Stream(io.BytesIO(), terminal=False), None):
+        with closing(Boot("starting a machine", stream, told.append)) as boot:
+            boot(output(b"hello\n"))
+    assert [event.type for event in told] == ["task-started", "step-output"] * 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -154,6 +155,7 @@ class StepFailed(FirebuildError):
     Args:
         step: number of the step, 0 when none was running.
         exit_code: exit status of a failed RUN (128 + N for signal N), None for other failures.
+        output: its last lines, which the message has, too.
     """
 
     exit_status = ExitStatus.STEP_FAILED
@@ -166,10 +168,12 @@ class StepFailed(FirebuildError):
         exit_code: int | None = None,
         hint: str | None = None,
         location: Location | None = None,
+        output: Sequence[str] = (),
     ) -> None:
         super().__init__(message, hint=hint, location=location)
         self.step = step
         self.exit_code = exit_code
+        self.output = tuple(output)
 
 
 class StageCancelled(FirebuildError):

@@ -1,7 +1,7 @@
 """The events of a build: the one stream that renderers and library users see.
 
 Every event becomes one JSON object with `--progress rawjson`: `{"event": <type>, "time": <RFC 3339>, ...}`
-with the fields of the class. Fields are only ever added.
+with the fields of the class. Within a `SCHEMA`, kinds and fields are only ever added.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import Any, ClassVar, Final, Literal
 
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.display import escaped
+
+SCHEMA: Final = 1
+"""Version of what events look like; it grows when a kind or a field goes, or means something else."""
 
 _MEASURE_SECONDS: Final = 0.5
 # Kept of the output of each step.
@@ -44,6 +47,8 @@ class Event:
             value = getattr(self, entry.name)
             if isinstance(value, datetime):
                 value = value.isoformat(timespec="milliseconds")
+            if isinstance(value, tuple):
+                value = list(value)
             if isinstance(value, bytes):
                 document.update(_json_bytes(entry.name, value))
                 continue
@@ -59,6 +64,18 @@ def _json_bytes(name: str, value: bytes) -> dict[str, str]:
 
 
 EventSink = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStarted(Event):
+    """The first line of `--progress rawjson`: `schema` is the version of all that follows.
+
+    Within a version, kinds and fields are only ever added; another number is for what goes, or changes its
+    meaning.
+    """
+
+    type: ClassVar[str] = "stream-started"
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +266,10 @@ class ImageStored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class BuildFailed(Event):
-    """The build ended without an image; `exit_status` is the status of the command."""
+    """The build ended without an image; `exit_status` is the status of the command.
+
+    `message` has all that there is to say, the last lines of the failed step included, which are `output`.
+    """
 
     type: ClassVar[str] = "build-failed"
     exit_status: int
@@ -257,6 +277,7 @@ class BuildFailed(Event):
     message: str
     step: int = 0
     exit_code: int | None = None
+    output: tuple[str, ...] = ()
 
 
 class EventBus:

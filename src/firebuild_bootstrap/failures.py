@@ -43,15 +43,23 @@ def explained(
         return error
     what = _what(error)
     message = f"step {step.number}/{total} failed {what}\n  {one_line(step.instruction)}"
-    if output:
-        message += "\n  its last output:\n" + "\n".join(f"    {line}" for line in output)
     return StepFailed(
-        message,
+        message + _quoted(output),
         step=error.step,
         exit_code=error.exit_code,
         hint=error.hint,
         location=Location(str(dockerfile), step.line),
+        output=output,
     )
+
+
+def without_output(event: BuildFailed) -> str:
+    """Return the message without the last lines of the failed step, which have been shown already."""
+    return event.message.replace(_quoted(event.output), "") if event.output else event.message
+
+
+def _quoted(output: Sequence[str]) -> str:
+    return "\n  its last output:\n" + "\n".join(f"    {line}" for line in output) if output else ""
 
 
 def located(
@@ -72,6 +80,7 @@ def failure_event(error: BaseException) -> BuildFailed:
         message=str(as_user_error(error)),
         step=getattr(error, "step", 0),
         exit_code=getattr(error, "exit_code", None),
+        output=getattr(error, "output", ()),
     )
 
 

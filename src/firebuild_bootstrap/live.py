@@ -7,13 +7,11 @@ the build has ended; until then it waits in a file without a name, so that a ste
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, BinaryIO, Final, Literal
+from typing import BinaryIO, Final, Literal
 
 from firebuild_bootstrap.errors import ExitStatus
 from firebuild_bootstrap.events import (
@@ -41,6 +39,7 @@ from firebuild_bootstrap.progress import (
     PHASES,
     RED,
     LineRenderer,
+    Spool,
     Task,
     header,
     human_time,
@@ -55,10 +54,9 @@ _RESET: Final = "\x1b[0m"
 _TICK_SECONDS: Final = 0.1
 # Output of a step that is shown while it runs.
 _LINES: Final = 6
+# Where the display makes room for a shell.
+_MANY_LINES: Final = 20
 _END_CHARACTERS: Final = 16 * 1024
-# Of each step, before it goes to a file.
-_IN_MEMORY: Final = 64 * 1024
-_PIECE: Final = 64 * 1024
 # Most work is over before anyone could read of it.
 _SHORT_SECONDS: Final = 0.2
 
@@ -67,20 +65,13 @@ class Log:
     """All that a step has written, harmless; the service bounds how much that is (`bootstrap.log_limit`).
 
     Args:
-        directory: where its file is, which has no name; None is where temporary files are.
+        directory: where it waits; None is where temporary files are.
         colours: SGR sequences are kept.
     """
 
     def __init__(self, directory: Path | None, *, colours: bool) -> None:
         self._safe = SafeOutput(colours=colours)
-        self._file: IO[str] = tempfile.SpooledTemporaryFile(  # noqa: SIM115 - closed by `close`
-            _IN_MEMORY,
-            "w+",
-            encoding="utf-8",
-            errors="replace",
-            newline="",
-            dir=str(directory) if directory else None,
-        )
+        self._spool = Spool(directory)
         self._end = ""
         self._lost = ""
 
@@ -96,30 +87,26 @@ class Log:
         self._end = (self._end + text)[-_END_CHARACTERS:]
         if not self._lost:
             try:
-                self._file.write(text)
+                self._spool.append(text.encode(errors="replace"))
             except OSError as error:  # a full disk, say, is no reason to end the build
-                self._lost = f"(the middle could not be kept: {error.strerror}; the end is)\n"
+                self._lost = f"(the rest could not be kept: {error.strerror}; this is the end of it)\n"
 
     def last_lines(self, count: int) -> list[str]:
         """Return the last lines, as they look."""
         return visible_end(self._end, count) if self._end else []
 
-    def pieces(self) -> Iterator[str]:
+    def pieces(self) -> Iterator[bytes]:
         """Yield all of it, which ends with a newline."""
         self.add(self._safe.finish())
-        with suppress(OSError):
-            self._file.seek(0)
-            while piece := self._file.read(_PIECE):
-                yield piece
+        yield from self._spool.read()
         if self._lost:
-            yield f"\n{self._lost}{self._end}"
+            yield f"\n{self._lost}{self._end}".encode(errors="replace")
         if not uncoloured(self._end).endswith("\n"):
-            yield "\n"
+            yield b"\n"
 
     def close(self) -> None:
         """Forget it."""
-        with suppress(OSError):
-            self._file.close()
+        self._spool.close()
 
 
 @dataclass
@@ -146,6 +133,8 @@ class TerminalRenderer(LineRenderer):
         directory: for the output of steps that goes on; None is where temporary files are.
         tick: seconds until the block is drawn again.
     """
+
+    shows_failed_output = True
 
     def __init__(
         self,
@@ -201,9 +190,12 @@ class TerminalRenderer(LineRenderer):
             handler(event)
 
     def _leave(self) -> None:
-        # What was shown of the step that failed is what the user wants to know now.
-        rows = self._rows()
-        self._screen.write("".join(f"{row}\n" for row in rows))
+        # The step that failed is among them, and its end is what the user wants to know now.
+        self._screen.show([])
+        columns, _ = self._screen.room
+        for step in self._running.values():
+            self._screen.write(self._styled(fit(header(step.event), columns), BOLD) + "\n")
+            self._screen.write("".join(f"  {line}\n" for line in step.log.last_lines(_MANY_LINES)))
 
     def _end(self) -> None:
         self._stop()
@@ -378,7 +370,7 @@ class TerminalRenderer(LineRenderer):
         self._screen.write(self._styled(fit(header(step.event), self._screen.room[0]), BOLD) + "\n")
         if step.log:
             for piece in step.log.pieces():
-                self._screen.write(piece)
+                self._out.write(piece)
             self._screen.write(_RESET if self._colours else "")
         self._screen.write(self._styled(f"{number_of(step.event)} {end}", RED) + "\n")
 

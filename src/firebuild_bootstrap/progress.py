@@ -6,13 +6,16 @@ renderers add lines of their own between its lines, which may quote untrusted te
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Protocol
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, BinaryIO, Final, Literal, Protocol
 
 from firebuild_bootstrap.errors import OutputError
 from firebuild_bootstrap.events import (
@@ -32,6 +35,7 @@ from firebuild_bootstrap.events import (
     StepOutput,
     StepProgress,
     StepStarted,
+    StreamStarted,
     TaskFinished,
     TaskProgress,
     TaskStarted,
@@ -59,10 +63,16 @@ PHASES: Final = {
 """What a phase is while it lasts; `phase-started` has its name."""
 
 _MESSAGE_LIMIT: Final = 4000
+_PIECE: Final = 64 * 1024
 
 
 class Renderer(Protocol):
-    """The consumer of a build's events, which an `EventBus` serialises."""
+    """The consumer of a build's events, which an `EventBus` serialises.
+
+    `shows_failed_output`: what a failed step wrote is the last that it shows.
+    """
+
+    shows_failed_output: bool
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -98,8 +108,11 @@ def human_time(seconds: float) -> str:
 class JsonRenderer:
     """One event a line, in the schema of `firebuild_bootstrap.events`."""
 
+    shows_failed_output = False
+
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
+        self(StreamStarted())
 
     def __call__(self, event: Event) -> None:
         """Write the event as one line of JSON."""
@@ -177,41 +190,141 @@ class _Work:
         self.touch()
 
 
+class Spool:
+    """Bytes that wait to be shown, in a file without a name.
+
+    Args:
+        directory: where that is; None is where temporary files are, which may be memory.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    def append(self, data: bytes) -> None:
+        """Keep more.
+
+        Raises:
+            OSError: the disk is full, say; nothing has been added then.
+        """
+        if self._file is None:
+            self._file = TemporaryFile(dir=self._directory)  # noqa: SIM115 - `close` does
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file.fileno(), data[written:], self.size + written)
+        self.size += written
+
+    def read(self, begin: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Yield a part of it, or all, in pieces."""
+        stop = self.size if end is None else end
+        while self._file is not None and begin < stop:
+            piece = os.pread(self._file.fileno(), min(_PIECE, stop - begin), begin)
+            begin += len(piece)
+            yield piece
+
+    def close(self) -> None:
+        """Forget it."""
+        if self._file is not None:
+            self._file.close()
+
+
+@dataclass
+class _Piece:
+    """Output of a step in a spool."""
+
+    step: int
+    stream: Literal["stdout", "stderr"]
+    begin: int
+    end: int
+
+
+class _Waiting:
+    """The events of a stage that waits for its turn; output waits outside of memory."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._events: list[Event | _Piece] = []
+        self._spool = Spool(directory)
+        self.ended = False
+
+    def add(self, event: Event) -> None:
+        """Keep one more."""
+        self.ended = self.ended or isinstance(event, StageFinished)
+        if not isinstance(event, StepOutput):
+            self._events.append(event)
+            return
+        begin = self._spool.size
+        try:
+            self._spool.append(event.data)
+        except OSError:  # a full disk is no reason to lose output, or the build
+            self._events.append(event)
+            return
+        last = self._events[-1] if self._events else None
+        if isinstance(last, _Piece) and (last.step, last.stream) == (event.step, event.stream):
+            last.end = self._spool.size
+        else:
+            self._events.append(_Piece(event.step, event.stream, begin, self._spool.size))
+
+    def pass_on(self, sink: EventSink) -> None:
+        """Pass all of it on, once."""
+        events, self._events = self._events, []
+        for event in events:
+            if isinstance(event, _Piece):
+                for data in self._spool.read(event.begin, event.end):
+                    sink(StepOutput(step=event.step, stream=event.stream, data=data))
+            else:
+                sink(event)
+        self.close()
+
+    def close(self) -> None:
+        """Forget it."""
+        self._spool.close()
+
+
 class _InTurn:
     """Shows stages that run side by side one after the other, so that their lines do not mix.
 
-    What happens in the stage that began first passes as it comes; the others wait for its end. How much they
-    keep is bounded by the limit for the output of each session.
+    What happens in the stage that began first passes as it comes; the others wait for its end.
 
     Args:
         sink: where the events go.
+        directory: where output waits; None is where temporary files are.
     """
 
-    def __init__(self, sink: EventSink) -> None:
+    def __init__(self, sink: EventSink, directory: Path | None) -> None:
         self._sink = sink
+        self._directory = directory
         self._stage_of: dict[int, int] = {}
-        self._waiting: dict[int, list[Event]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self._shown: int | None = None
 
     def __call__(self, event: Event) -> None:
         """Pass an event on, now or when it is its stage's turn."""
         match event:
             case StageStarted():
-                self._waiting[event.step] = []
+                self._waiting[event.step] = _Waiting(self._directory)
                 self._sink_next()
             case StepStarted():
                 self._stage_of[event.step] = self._newest(event.step)
+            case BuildFailed(step=0):  # of no step, so that any of them may say why
+                for waiting in list(self._waiting):
+                    self._show(waiting)
             case BuildFailed():
                 self._show(self._stage_of.get(event.step))
         stage = self._stage(event)
         if stage is None or stage == self._shown or stage not in self._waiting:
             self._sink(event)
         else:
-            self._waiting[stage].append(event)
+            self._waiting[stage].add(event)
         if isinstance(event, StageFinished) and stage is not None and stage == self._shown:
             del self._waiting[stage]
             self._shown = None
             self._sink_next()
+
+    def close(self) -> None:
+        """Forget what waits."""
+        for waiting in self._waiting.values():
+            waiting.close()
 
     def _newest(self, step: int) -> int:
         """Return the stage that a step belongs to: numbers of steps go through all stages in their order."""
@@ -227,20 +340,17 @@ class _InTurn:
     def _sink_next(self) -> None:
         """Show what the next stage has done so far; one that has ended meanwhile gives way to the next."""
         while self._shown is None and self._waiting:
-            stage = next(iter(self._waiting))
-            events, self._waiting[stage] = self._waiting[stage], []
-            for event in events:
-                self._sink(event)
-            if any(isinstance(event, StageFinished) for event in events):
+            stage, waiting = next(iter(self._waiting.items()))
+            waiting.pass_on(self._sink)
+            if waiting.ended:
                 del self._waiting[stage]
             else:
                 self._shown = stage
 
     def _show(self, stage: int | None) -> None:
         """Show what a stage has done, out of its turn, because it has failed."""
-        if stage is not None and stage != self._shown:
-            for event in self._waiting.pop(stage, []):
-                self._sink(event)
+        if stage is not None and stage != self._shown and stage in self._waiting:
+            self._waiting.pop(stage).pass_on(self._sink)
 
 
 class LineRenderer(ABC):
@@ -251,6 +361,8 @@ class LineRenderer(ABC):
         clock: seconds that only ever grow.
         tick: seconds from one look at the clock to the next.
     """
+
+    shows_failed_output = False
 
     def __init__(self, out: BinaryIO, clock: Callable[[], float], tick: float) -> None:
         self._out = out
@@ -357,6 +469,7 @@ class PlainRenderer(LineRenderer):
         out: where it writes.
         screen: what makes the output of steps harmless, where `out` is a terminal.
         clock: seconds that only ever grow.
+        directory: where output waits for its turn; None is where temporary files are.
     """
 
     def __init__(
@@ -365,10 +478,11 @@ class PlainRenderer(LineRenderer):
         *,
         screen: SafeOutput | None = None,
         clock: Callable[[], float] = time.monotonic,
+        directory: Path | None = None,
     ) -> None:
         self._screen = screen
         self._work = _Work(clock)
-        self._turns = _InTurn(self._show)
+        self._turns = _InTurn(self._show, directory)
         self._at_line_start = True
         self._handlers: dict[type[Event], Callable[..., None]] = {
             BuildStarted: self._build_started,
@@ -405,6 +519,7 @@ class PlainRenderer(LineRenderer):
         self._fresh_line()
 
     def _end(self) -> None:
+        self._turns.close()
         self._work.end()
         self._leave()
 

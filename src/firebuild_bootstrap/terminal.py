@@ -179,7 +179,8 @@ class Screen:
         return "\r\x1b[J" if shown else ""  # \r: Ctrl-C echoes as ^C
 
     def _put(self, text: str) -> None:
-        self._out.write(text.encode(errors="replace"))
+        # Where keys pass to a machine, the driver of the terminal does not return the carriage.
+        self._out.write(text.replace("\n", "\r\n").encode(errors="replace"))
 
 
 def _size_of(out: BinaryIO) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from firebuild_bootstrap.terminal import SafeOutput, colours_wanted, is_dumb
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
-    from firebuild_bootstrap.events import Event
+    from firebuild_bootstrap.events import Event, EventSink
     from firebuild_bootstrap.progress import Renderer
 
 Progress = Literal["auto", "plain", "tty", "quiet", "rawjson"]
@@ -74,14 +74,56 @@ def make_renderer(
     if mode == "rawjson":
         return JsonRenderer(out)
     if mode == "plain" or not terminal or dumb:
-        return PlainRenderer(out, screen=SafeOutput(colours=not dumb) if terminal else None)
+        return PlainRenderer(
+            out, screen=SafeOutput(colours=not dumb) if terminal else None, directory=directory
+        )
     from firebuild_bootstrap.live import TerminalRenderer
 
     return TerminalRenderer(out, colours=colours_wanted(known), directory=directory)
 
 
+class Boot:
+    """What is shown of a machine on a terminal until its command begins; then the terminal is the command's.
+
+    Args:
+        what: what goes on.
+        stream: standard error; nothing is shown where that is not a terminal.
+        command: receives all events of the command, and of the machine where nothing is shown.
+    """
+
+    def __init__(self, what: str, stream: TextIO | None, command: EventSink) -> None:
+        from firebuild_bootstrap.events import EventBus, Tasks, TaskStarted
+
+        self._command = command
+        shown = stream is not None and stream.isatty()
+        self._renderer: Renderer | None = make_renderer("auto", stream) if shown else None
+        bus = EventBus(self)
+        self.tasks = Tasks(bus)
+        """Report what is pulled, say."""
+        bus(TaskStarted(task=0, name=what))
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        from firebuild_bootstrap.events import Notice, StepOutput, StepStarted
+
+        match event:
+            case StepStarted() | StepOutput():
+                self.close()
+            case Notice(level="info"):  # it is said to who builds
+                return
+        (self._renderer or self._command)(event)
+
+    def close(self) -> None:
+        """Leave the terminal to the command, or to an error."""
+        renderer, self._renderer = self._renderer, None
+        if renderer is not None:
+            renderer.close()
+
+
 class _Quiet:
     """Shows nothing; what failed is in the error."""
+
+    shows_failed_output = False
 
     def __call__(self, event: Event) -> None:
         pass

@@ -62,11 +62,12 @@ def report(error: BaseException) -> ExitStatus:
 
 
 @contextmanager
-def error_first(renderer: EventSink) -> Iterator[EventSink]:
+def error_first(renderer: EventSink, *, output_shown: bool = False) -> Iterator[EventSink]:
     """Show why a build failed as soon as that is known; what follows is only the clean-up.
 
     Args:
         renderer: shows the other events, and ends its line at `BuildFailed`.
+        output_shown: it has shown there what the failed step wrote; a terminal need not see its end again.
 
     Yields:
         the receiver of the build's events.
@@ -75,6 +76,7 @@ def error_first(renderer: EventSink) -> Iterator[EventSink]:
         SystemExit: the build failed and its error has been shown, so that only the status is left to tell.
     """
     from firebuild_bootstrap.events import BuildFailed, Event
+    from firebuild_bootstrap.failures import without_output
 
     told = False
 
@@ -87,8 +89,9 @@ def error_first(renderer: EventSink) -> Iterator[EventSink]:
             ExitStatus.OUTPUT,
         ):
             told = True
+            again = not (output_shown and sys.stderr is not None and sys.stderr.isatty())
             with suppress(OSError):
-                _print(event.message)
+                _print(event.message if again else without_output(event))
 
     try:
         yield receive
@@ -146,7 +149,8 @@ class Interrupts:
         self._raising = raising
         self._received: signal.Signals | None = None
         self.at_sudden_end: Callable[[], None] = lambda: None
-        """Called right before a second signal ends the process, in the handler, so it may take no lock."""
+        """Called right before a second signal ends the process, or Ctrl-Z stops it, in the handler, so it may
+        take no lock."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -159,6 +163,8 @@ class Interrupts:
         previous = {
             number: signal.signal(number, handle) for number in SIGNALS if not _hung_up_for_good(number)
         }
+        if not self._raising and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            previous[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stop)
         try:
             yield
         finally:
@@ -188,6 +194,14 @@ class Interrupts:
                 os._exit(ExitStatus.INTERRUPTED)
             frame = frame.f_back
         raise KeyboardInterrupt
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Stop as Ctrl-Z means it, with a terminal that is in order for the shell."""
+        with suppress(Exception):
+            self.at_sudden_end()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)  # returns when the user lets it go on
+        signal.signal(number, self._stop)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._received is not None:

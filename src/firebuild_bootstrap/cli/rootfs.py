@@ -359,7 +359,10 @@ def _build(options: _Options) -> None:
             return
         renderer = _renderer(wanted, settings, home)
         shell = _shell(options, renderer, interrupts)
-        with closing(renderer), error_first(shell or renderer) as events:
+        with (
+            closing(renderer),
+            error_first(shell or renderer, output_shown=renderer.shows_failed_output) as events,
+        ):
             image = build_image(request, settings, home, events=events, shell=shell)
             if image is not None:
                 home.images.hold(image)

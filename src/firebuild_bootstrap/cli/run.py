@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from firebuild_bootstrap.cli.display import Boot
 from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.identity import identity_from, identity_options, laptop_ca
 from firebuild_bootstrap.cli.options import (
@@ -149,15 +150,22 @@ def _run(
 
     if settings.machine.driver == "local" and options["network"] == "none":
         request = replace(request, network="none")
-    home = home_from(settings, check=signals.check, writable=True, pull=read_policy(options["pull"]))
-    if (identity := identity_from(options, settings.ca.name_suffix)) is not None:
-        request = replace(request, identity=identity)
-        settings = _settings(options, laptop_ca(settings.ca, home.root))
-    with closing(home), ExitStack() as cleanup:
+    with ExitStack() as cleanup:
+        stream = None if background else sys.stderr
+        boot = cleanup.enter_context(
+            closing(Boot(f"starting a machine of {one_line(image, 80)}", stream, _show))
+        )
+        home = home_from(
+            settings, check=signals.check, writable=True, tasks=boot.tasks, pull=read_policy(options["pull"])
+        )
+        cleanup.enter_context(closing(home))
+        if (identity := identity_from(options, settings.ca.name_suffix)) is not None:
+            request = replace(request, identity=identity)
+            settings = _settings(options, laptop_ca(settings.ca, home.root))
         if background is None:
             signals.console = console = Console(signals.command_starts)
             cleanup.enter_context(_terminal(console, request))
-            return run_image(request, settings, home, console, events=_show)
+            return run_image(request, settings, home, console, events=boot)
         request = replace(request, id=new_id())
         signals.console = console = Console(signals.command_starts, lambda: background.begun(console.command))
         cleanup.enter_context(
