@@ -16,6 +16,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "rootfs": ("firebuild rootfs --tag app:1 --output ext4,dest=app.ext4,size=2GiB",),
     "run": (
         "firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",
+        "firebuild run --identity spiffe://example.org/web --identity-signal HUP app:1",
         "firebuild run --detach --name web app:1",
     ),
     "ps": ("firebuild ps --all",),
