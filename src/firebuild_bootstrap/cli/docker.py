@@ -228,8 +228,8 @@ _THEIR_TYPES: Final = {
 
 _RUN: Final = "`firebuild run` runs a command in a machine that is gone when it ends"
 _CONTAINERS: Final = (
-    "there are no containers: `firebuild run` starts a machine that is gone when its command ends, and of those "
-    "with --detach there are ps, logs, stop, wait and rm"
+    "there are no containers: `firebuild run` starts a machine that is gone when its command ends, and of "
+    "those with --detach there are ps, logs, stop, wait and rm"
 )
 _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("image", "build"): ("build",),
