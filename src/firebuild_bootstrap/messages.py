@@ -115,6 +115,7 @@ def _encode_attach(attach: wire.Attach) -> pb.Attach:
         terminal=attach.terminal,
         window=window(attach.rows, attach.columns),
         read_only=attach.read_only,
+        init=attach.init,
         identity=None if attach.identity is None else _encode_identity(attach.identity),
         probed=attach.probed,
     )
@@ -141,6 +142,7 @@ def _decode_attach(attach: pb.Attach) -> wire.Attach:
         rows=rows,
         columns=columns,
         read_only=attach.read_only,
+        init=attach.init,
         identity=_decode_identity(attach.identity) if attach.HasField("identity") else None,
         probed=attach.probed,
     )

@@ -49,7 +49,7 @@ class RunRequest:
 
     Args:
         image: its name, as FROM has it.
-        command: instead of CMD; empty for what the image says.
+        command: instead of CMD; empty for what the image says. With `attach.init` the arguments of the init.
         entrypoint: instead of ENTRYPOINT, and then CMD does not count; an empty one removes it.
         env: added to that of the image.
         user: instead of USER.
@@ -81,18 +81,19 @@ def new_id() -> str:
     return f"r{secrets.token_hex(6)}"
 
 
-def stop_signal(config: ImageConfig) -> int:
+def stop_signal(config: ImageConfig, *, init: bool = False) -> int:
     """Return the number of STOPSIGNAL, which is one already, or a name such as SIGRTMIN+3.
 
-    SIGTERM where there is none, or one that this host does not have: images may say anything.
+    SIGTERM where there is none, or one that this host does not have: images may say anything. For an init
+    SIGRTMIN+3, on which systemd halts (systemd(1)): SIGTERM would restart it.
     """
-    text = config.stop_signal.upper().removeprefix("SIG")
-    name, _, offset = text.partition("+")
+    text = (config.stop_signal or ("SIGRTMIN+3" if init else "")).upper().removeprefix("SIG")
+    name, plus, offset = text.partition("+")
+    number = 0
     if text.isdecimal():
         number = int(text[:4])
-    else:
-        found = getattr(signal, f"SIG{name}", None)
-        number = int(found) + int(offset[:4] if offset.isdecimal() else 0) if isinstance(found, int) else 0
+    elif isinstance(found := getattr(signal, f"SIG{name}", None), int) and (offset.isdecimal() or not plus):
+        number = int(found) + int(offset[:4] or 0)
     return number if 0 < number < signal.NSIG else signal.SIGTERM
 
 
@@ -104,6 +105,8 @@ def command_of(request: RunRequest, config: ImageConfig) -> tuple[str, ...]:
     Raises:
         InputError: neither the image nor the user names a command.
     """
+    if request.attach.init:
+        return (*(request.entrypoint or ("/sbin/init",)), *request.command)
     entrypoint = (config.entrypoint or ()) if request.entrypoint is None else request.entrypoint
     cmd = (config.cmd or ()) if request.entrypoint is None else ()
     argv = (*entrypoint, *(request.command or cmd))
@@ -202,7 +205,10 @@ class _Run:
     def boot(self, name: str, config: ImageConfig, layers: Sequence[Layer]) -> int:
         home, settings = self._home, self._settings
         command = self._command(config)
-        self._console.command, self._console.stop_signal = command.argv, stop_signal(config)
+        self._console.command, self._console.stop_signal = (
+            command.argv,
+            stop_signal(config, init=self._request.attach.init),
+        )
         document = self._document(name, config)
         workspace = self._cleanup.enter_context(home.workspace(self._id))
         machine = make_machine(
@@ -286,14 +292,20 @@ class _Run:
         if request.identity is not None:
             probed = bool(request.identity.command)
             attach = replace(attach, identity=request.identity.files, probed=probed or attach.probed)
-        given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if request.attach.terminal else {})}
+        if attach.init and attach.probed:
+            raise InputError("an init is alone in its machine: no command can be executed beside it")
+        given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if attach.terminal else {})}
+        if attach.init:
+            # systemd.io, CONTAINER_INTERFACE: what tells an init that its machine is prepared already.
+            given["container"] = "firebuild"
+        workdir = "/" if attach.init else config.workdir
         return RunCommand(
             step=1,
             original=shlex.join(argv),
             argv=argv,
             env={**given, **config.env, **request.env},
-            workdir=config.workdir if request.workdir is None else request.workdir,
-            user=(config.user if request.user is None else request.user) or "0:0",
+            workdir=workdir if request.workdir is None else request.workdir,
+            user="0:0" if attach.init else (config.user if request.user is None else request.user) or "0:0",
             network=request.network,
             attach=attach,
         )

@@ -214,6 +214,7 @@ class Attach:
         rows: of the terminal, 0 where nobody knows.
         columns: of the terminal.
         read_only: the command can't write to the image.
+        init: it is process 1, with all rights that the root of the machine has.
         identity: the files that say who its machine is.
         probed: other commands are executed beside it, to see how it is.
     """
@@ -223,6 +224,7 @@ class Attach:
     rows: int = 0
     columns: int = 0
     read_only: bool = False
+    init: bool = False
     identity: IdentityFiles | None = None
     probed: bool = False
 

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from cli.conftest import Cli
 from firebuild_bootstrap.cli.run import read_env
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.config import ImageConfig
-from firebuild_bootstrap.running import RunRequest, command_of
+from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
+from firebuild_bootstrap.wire import Attach
 from support import BIN, REPO, await_end_of_processes, leftovers
 
 pytestmark = pytest.mark.needs("userns")
@@ -69,8 +71,31 @@ def test_entrypoint_and_command_are_combined_as_docker_does() -> None:
     assert command_of(RunRequest(image="i", command=("c",)), config) == ("a", "c")
     assert command_of(RunRequest(image="i", entrypoint=("d",)), config) == ("d",)
     assert command_of(RunRequest(image="i", entrypoint=(), command=("c",)), config) == ("c",)
+    booted = RunRequest(image="i", command=("c",), attach=Attach(init=True))
+    assert command_of(booted, config) == ("/sbin/init", "c")
+    assert command_of(replace(booted, entrypoint=("/e",)), config) == ("/e", "c")
     with pytest.raises(InputError, match="neither ENTRYPOINT nor CMD"):
         command_of(RunRequest(image="i"), ImageConfig())
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("", signal.SIGTERM),
+        ("SIGUSR1", signal.SIGUSR1),
+        ("quit", signal.SIGQUIT),
+        ("9", signal.SIGKILL),
+        ("SIGRTMIN+3", signal.SIGRTMIN + 3),
+        ("RTMIN", signal.SIGRTMIN),
+        *(
+            (text, signal.SIGTERM)
+            for text in ("0", "65", "9" * 5000, "SIG_DFL", "NONE", "RTMIN+999", "RTMIN+x y")
+        ),
+    ],
+)
+def test_the_signal_that_stops_is_the_images_where_it_is_one(said: str, number: int) -> None:
+    assert stop_signal(ImageConfig(stop_signal=said)) == number
+    assert stop_signal(ImageConfig(), init=True) == signal.SIGRTMIN + 3
 
 
 def test_variables_are_read_as_docker_reads_them(tmp_path: Path) -> None:
@@ -122,6 +147,8 @@ def test_what_is_written_is_gone_and_nothing_is_written_to_a_read_only_image(hos
         (("no-such-image",), 125, "error: "),
         (("--memory", "1GiB", "host"), 125, "error: --memory: the machine local does not take it"),
         (("--disk", "1GiB", "host"), 125, "error: --disk: the machine local has no drive"),
+        (("--init", "host"), 125, "error: --init: a sandbox has no system of its own to boot"),
+        (("--init", "--user", "1", "host"), 125, "error: --init: an init is root"),
         (("--network", "user", "host"), 125, "error: --network user: "),
         (("--machine", "external", "host"), 125, "error: firebuild run starts machines itself"),
         (("--tty", "host"), 125, "error: --tty: standard input and output are not a terminal"),

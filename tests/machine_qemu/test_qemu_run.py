@@ -71,6 +71,38 @@ def test_a_crash_of_the_machine_is_said_and_nothing_stays_of_one_that_is_killed(
     assert eventually(lambda: not any(map(is_running, machines)))
 
 
+INITTAB = """\
+::sysinit:/bin/busybox sh /start
+::shutdown:/bin/busybox echo down
+"""
+START = """\
+echo $container; b() { busybox "$@"; }
+b cat /proc/1/comm; b awk '/CapEff/ { print $2 }' /proc/self/status
+b grep -c ' / / rw,nodev' /proc/self/mountinfo
+b mkdir /sys/fs/cgroup/of-mine && b touch /run/file /etc/file && echo writable
+b poweroff
+"""
+
+
+def test_an_image_with_an_init_of_its_own_boots_that_as_process_1(
+    firebuild: Firebuild, configure: Any, context: Path
+) -> None:
+    (context / "inittab").write_text(INITTAB)
+    (context / "start").write_text(START)
+    (context / "Dockerfile").write_text(
+        "FROM busybox\nCOPY inittab /etc/inittab\nCOPY start /start\n"
+        "RUN busybox mkdir -p /sbin && busybox ln -s /bin/busybox /sbin/init\n"
+    )
+    firebuild("build", "-q", "-t", "system", context)
+    config = configure(accelerator="tcg")
+    done = firebuild("run", "--config", config, "--init", "-i", "system")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["firebuild", "init"]
+    assert int(lines[2], 16) & (1 << 21)  # CAP_SYS_ADMIN
+    assert lines[3:] == ["1", "writable", "down"]
+    assert firebuild.leftovers() == []
+
+
 def test_a_configuration_without_a_kernel_is_refused(firebuild: Firebuild, tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(f"machine: {{driver: qemu, qemu: {{kernel: {tmp_path}/none}}}}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,16 @@ def test_a_damaged_file_is_refused_and_never_replaced(tmp_path: Path, damage: st
     assert str(file) in str(raised.value)
     assert file.read_text() == written
     assert "PRIVATE" not in str(raised.value)
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CAError, match="can't be used: No space left on device"):
+        opened(tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:

@@ -262,20 +262,22 @@ class Run(_message.Message):
     def __init__(self, step: _Optional[_Union[Step, _Mapping]] = ..., argv: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., args: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., script: _Optional[str] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., network: _Optional[str] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., pauses: _Optional[bool] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("input", "terminal", "window", "read_only", "identity", "probed")
+    __slots__ = ("input", "terminal", "window", "read_only", "identity", "init", "probed")
     INPUT_FIELD_NUMBER: _ClassVar[int]
     TERMINAL_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
+    INIT_FIELD_NUMBER: _ClassVar[int]
     PROBED_FIELD_NUMBER: _ClassVar[int]
     input: bool
     terminal: bool
     window: Window
     read_only: bool
     identity: IdentityFiles
+    init: bool
     probed: bool
-    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., identity: _Optional[_Union[IdentityFiles, _Mapping]] = ..., probed: _Optional[bool] = ...) -> None: ...
+    def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., identity: _Optional[_Union[IdentityFiles, _Mapping]] = ..., init: _Optional[bool] = ..., probed: _Optional[bool] = ...) -> None: ...
 
 class IdentityFiles(_message.Message):
     __slots__ = ("names", "owner", "mode", "csr")

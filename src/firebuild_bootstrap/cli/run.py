@@ -65,6 +65,11 @@ _NAME: Final = re.compile(r"[^=\0]+")
 @click.option("--cpus", type=click.IntRange(1, 32), help="Processors of the machine.")
 @click.option("--disk", metavar="SIZE", help="How much the command can write, for example 2GiB.")
 @click.option("--read-only", is_flag=True, help="The command can't write to its root file system.")
+@click.option(
+    "--init",
+    is_flag=True,
+    help="Boot the image's own init, /sbin/init or that of --entrypoint, with COMMAND as its arguments.",
+)
 @click.option("--interactive", "-i", is_flag=True, help="Pass standard input on.")
 @click.option("--tty", "-t", is_flag=True, help="Give the command a terminal.")
 @click.option(
@@ -211,6 +216,8 @@ def _settings(options: Mapping[str, Any], more: Mapping[str, Any] | None = None)
             )
             raise InputError(f"{option}: the machine {driver} does not take it", hint=hint)
         overrides[f"machine.{driver}.{name}"] = value
+    if options["init"] and driver == "local":
+        raise InputError("--init: a sandbox has no system of its own to boot", hint="use --machine qemu")
     if options["disk"] is not None:
         if driver == "local":
             raise InputError("--disk: the machine local has no drive", hint="use --machine qemu")
@@ -224,6 +231,8 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
 
     if options["tty"] and not (sys.stdout.isatty() and (not options["interactive"] or os.isatty(0))):
         raise InputError("--tty: standard input and output are not a terminal", hint="leave --tty out")
+    if options["init"] and options["user"] is not None:
+        raise InputError("--init: an init is root", hint="leave --user out")
     if options["detach"] and (options["interactive"] or options["tty"]):
         raise InputError("--detach: a run in the background has neither input nor a terminal")
     if options["name"] and not options["detach"]:
@@ -245,6 +254,7 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
             rows=rows,
             columns=columns,
             read_only=options["read_only"],
+            init=options["init"],
         ),
     )
 

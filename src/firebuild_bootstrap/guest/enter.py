@@ -93,6 +93,7 @@ class Request(NamedTuple):
         input: what follows the request and the secrets is its standard input.
         terminal: its streams are a new terminal.
         read_only: the image can't be written to.
+        init: the command itself is process 1, and keeps all rights.
         probed: process 1 executes what it is asked for meanwhile (probing.py).
     """
 
@@ -113,6 +114,7 @@ class Request(NamedTuple):
     input: bool = False
     terminal: bool = False
     read_only: bool = False
+    init: bool = False
     probed: bool = False
 
     def to_bytes(self) -> bytes:
@@ -284,7 +286,9 @@ def _help(descriptors: Sequence[int], launcher: int) -> NoReturn:
     _wipe(secrets)
     os.close(alive)
     os.close(status)
-    os._exit(exit_status(os.waitpid(child, 0)[1]))
+    status = exit_status(os.waitpid(child, 0)[1])
+    # How the kernel ends a process 1 that has called reboot(2), to halt or to restart (pid_namespaces(7)).
+    os._exit(0 if request.init and status in (128 + signal.SIGINT, 128 + signal.SIGHUP) else status)
 
 
 def _leave_network() -> None:
@@ -314,7 +318,13 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     if request.probed:
         from . import probing
     script = enter_root(
-        request.root, request.script, request.mounts, secrets, request.hidden, read_only=request.read_only
+        request.root,
+        request.script,
+        request.mounts,
+        secrets,
+        request.hidden,
+        read_only=request.read_only,
+        init=request.init,
     )
     # Of the command's own devpts, where it can find out the name.
     terminal = os.openpty() if request.terminal else None
@@ -322,6 +332,10 @@ def _first_process(request: Request, secrets: tuple[bytearray, ...], status: int
     kernel.hide_arguments()
     kernel.hide_memory()
     argv = (script,) if script else request.argv
+    if request.init:
+        slave = os.dup(terminal[1]) if terminal else None
+        _hand_over(status, os.getpid(), terminal, probed=False)
+        _execute(request, argv, {}, slave)
     child = os.fork()
     if child == 0:
         with _reporting(status):
@@ -382,9 +396,10 @@ def _execute(
         os.chdir(request.workdir)
     except OSError as error:
         raise _Refused(f"WORKDIR {request.workdir}: {error.strerror}", NOT_EXECUTABLE) from error
-    kernel.leave_abstract_sockets()
-    kernel.refuse_system_calls()
-    _become(request)
+    if not request.init:
+        kernel.leave_abstract_sockets()
+        kernel.refuse_system_calls()
+        _become(request)
     # Python ignores these, and what is ignored stays so across exec.
     for signum in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(signum, signal.SIG_DFL)

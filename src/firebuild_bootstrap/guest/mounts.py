@@ -71,6 +71,7 @@ def enter_root(
     hidden: str = "",
     *,
     read_only: bool = False,
+    init: bool = False,
 ) -> str | None:
     """Mount all that belongs to a RUN and make `path` the root directory.
 
@@ -81,6 +82,7 @@ def enter_root(
         secrets: content of the files of secrets.
         hidden: a directory in the root that the RUN must not look into, empty for none.
         read_only: nothing can be written but to what is mounted on it.
+        init: it is the root of a whole system, whose process 1 finds what the kernel has for it.
 
     Returns:
         Path of the script inside, None without one.
@@ -92,9 +94,14 @@ def enter_root(
     kernel.mount("", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     if path != "/":
         kernel.mount(path, path, flags=kernel.MS_BIND)
+    if init:  # a system's users have their su and sudo
+        kernel.mount("", path, flags=kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_NODEV)
     with Root(path) as root:
         _mount_dev(root)
-        _mount_proc(root)
+        if init:
+            _mount_system(root)
+        else:
+            _mount_proc(root)
         if script is not None:
             _write(root, _SCRIPT, script.encode("utf-8"), 0o755)
         _mount_all(root, mounts, secrets)
@@ -322,6 +329,20 @@ def _check_place(root: Root, target: str, point: int, kind: int) -> None:
     needed = [status for path in ("/", "/dev", "/proc") if (status := root.status(path)) is not None]
     if any(os.path.samestat(found, status) for status in needed):
         raise BadMount(f"mount {target}: it leads to /, /dev or /proc, which a RUN needs as they are")
+
+
+def _mount_system(root: Root) -> None:
+    """Mount what an init expects (systemd.io, CONTAINER_INTERFACE), all writable: the machine is its own."""
+    for kind, path, flags, data in (
+        ("proc", "/proc", _PLAIN, ""),
+        ("sysfs", "/sys", _PLAIN, ""),
+        ("cgroup2", "/sys/fs/cgroup", _PLAIN, ""),
+        ("tmpfs", "/run", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755"),
+    ):
+        if path in ("/sys", "/run"):  # small images have none; what is made goes with the machine
+            make_place(root, path, directory=True)
+        with _target(root, path, os.O_DIRECTORY) as target:
+            kernel.mount(kind, target, kind, flags, data)
 
 
 def _mount_proc(root: Root) -> None:

@@ -87,6 +87,7 @@ def run(
             input=attach.input,
             terminal=attach.terminal,
             read_only=attach.read_only,
+            init=attach.init,
             probed=attach.probed,
         )
     _check_text(request)
