@@ -154,7 +154,7 @@ class TerminalRenderer(LineRenderer):
         self._tasks: dict[int, Task] = {}
         self._running: dict[int, _Step] = {}
         self._failed: list[_Step] = []
-        self._steps = self._done = self._cached = 0
+        self._steps = self._executed = self._cached = 0
         self._handlers: dict[type[Event], Callable[..., None]] = {
             BuildStarted: self._plan,
             PhaseStarted: self._phase_started,
@@ -255,11 +255,8 @@ class TerminalRenderer(LineRenderer):
         total = f"total {human_time(now - self._began)}"
         if not self._steps:
             return total
-        return f"{total}, {self._extent()}"
-
-    def _extent(self) -> str:
         of_cache = f", {self._cached} cached" if self._cached else ""
-        return f"{self._done} of {self._steps} steps{of_cache}"
+        return f"{total}, {self._executed + self._cached} of {self._steps} steps{of_cache}"
 
     # --- phases and tasks -------------------------------------------------------------------------
 
@@ -302,7 +299,6 @@ class TerminalRenderer(LineRenderer):
         self._running[event.step] = _Step(event, self._clock(), log)
 
     def _step_cached(self, event: StepCached) -> None:
-        self._done += 1
         self._cached += 1
         self._line(self._row(header(event), [origin_of(event)], DIM))
 
@@ -322,7 +318,7 @@ class TerminalRenderer(LineRenderer):
             step.failure = event
             self._failed.append(step)
             return
-        self._done += 1
+        self._executed += 1
         step.log.close()
         amounts = [human_size(step.bytes)] if step.bytes else []
         self._line(self._row(header(step.event), [*amounts, f"{event.seconds:.1f}s"], BOLD))
@@ -338,7 +334,9 @@ class TerminalRenderer(LineRenderer):
 
     def _image_stored(self, event: ImageStored) -> None:
         self._stop()
-        self._stored(event, f": {self._extent()}")
+        # Nobody tells of the FROM of a stage that was not needed.
+        unneeded = self._steps - self._executed
+        self._stored(event, f", {unneeded} of {self._steps} steps cached" if unneeded > 0 else "")
 
     def _build_failed(self, event: BuildFailed) -> None:
         """Show what failed steps have written; the error itself goes to standard error after that."""

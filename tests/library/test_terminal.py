@@ -236,15 +236,17 @@ def test_a_copy_shows_what_was_sent_while_it_lasts_and_in_the_end(watched: Watch
     assert watched.show(DONE) == ["[2/2] RUN make  2.0 KiB, 1.0s"]
 
 
-def test_the_end_says_how_much_there_was_to_do(watched: Watched) -> None:
-    plan = BuildStarted(build_id="b", tag="t", steps=1, base="scratch", ca_provider="embedded")
+def test_the_end_says_how_much_of_it_was_cached(watched: Watched) -> None:
+    plan = BuildStarted(build_id="b", tag="t", steps=3, base="scratch", ca_provider="embedded")
+    hit = StepCached(step=2, total=3, instruction="RUN a", line=1)
     stored = ImageStored(tag="t", path="/i", size=1, digest="sha256:0", seconds=2)
-    assert watched.show(plan, started(1), StepFinished(step=1, exit_code=0, seconds=1), stored)[2:] == [
-        "Built t in 2.0s: 1 of 1 steps",
+    assert watched.show(plan, hit, started(3), StepFinished(step=3, exit_code=0, seconds=1), stored)[3:] == [
+        "Built t in 2.0s, 2 of 3 steps cached",
         "  image   /i",
         "  size    1 B",
         "  digest  sha256:0",
     ]
+    assert watched.show(Notice(level="info", message="pushed"))[-1] == "info: pushed"
 
 
 FAILED = BuildFailed(
