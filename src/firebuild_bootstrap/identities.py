@@ -6,6 +6,7 @@ or the guest makes the key, and its request and the certificate travel over the 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -37,11 +38,13 @@ class IdentityRequest:
         files: what the guest makes of it; its names are those of the certificate.
         ttl: wanted lifetime of each certificate.
         signal: sent to the command when the files have been replaced; 0 for none.
+        command: executed beside it then, as its user and without a shell; empty for none.
     """
 
     files: IdentityFiles
     ttl: timedelta = timedelta(hours=1)
     signal: int = 0
+    command: tuple[str, ...] = ()
 
 
 class MachineIdentity:
@@ -79,6 +82,11 @@ class MachineIdentity:
         self._due: datetime | None = None
         """When to renew; None while the guest is to answer."""
         self._late = datetime.max.replace(tzinfo=UTC)
+        self._tell = False
+        self._telling = False
+        self._told: deque[tuple[int, bytes]] = deque()
+        if request.command:
+            console.probed = lambda status, output: self._told.append((status, output))
 
     def begin(self) -> IdentityBlock | None:
         """Issue the first certificate, and return what the metadata have to hold at the machine's start.
@@ -102,12 +110,13 @@ class MachineIdentity:
             firebuild_pki.CAError: the provider did not sign the first request of the guest.
             GuestLost: the guest could not use its first certificate.
         """
+        self._execute()
         if self._due is None:
             if (answer := self._console.identity.answer()) is not None:
                 self._answered(answer)
             elif self._clock() >= self._late:
                 self._failed("the machine has not taken it")
-        elif self._clock() >= self._due:
+        elif self._console.identity.begun and self._clock() >= self._due:
             self._renew()
 
     def close(self) -> None:
@@ -160,8 +169,31 @@ class MachineIdentity:
         else:
             self._wipe()
             self._taken()
-            if self._number > 1 and self._request.signal:
-                self._console.signal(self._request.signal)
+            if self._number > 1:
+                self._replaced()
+
+    def _replaced(self) -> None:
+        """Tell the command that there are other files."""
+        if self._request.signal:
+            self._console.signal(self._request.signal)
+        self._tell = bool(self._request.command)
+        if self._tell and self._telling:
+            self._console.probe(())  # it is still at work, and has not heard of these: it begins anew
+        self._execute()
+
+    def _execute(self) -> None:
+        while self._told:
+            status, output = self._told.popleft()
+            self._telling = False
+            if status and not self._tell:
+                said = one_line(output.decode("utf-8", "replace").strip(), 300)
+                name = self._request.command[0]
+                self._warn(
+                    f"{name} (--identity-command) ended with status {status}{f': {said}' if said else ''}"
+                )
+        if self._tell and not self._telling:
+            self._tell, self._telling = False, True
+            self._console.probe(self._request.command)
 
     def _certify(self, answer: IdentityAnswer) -> None:
         from firebuild_pki import Profile

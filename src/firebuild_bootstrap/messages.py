@@ -121,9 +121,7 @@ def _encode_attach(attach: wire.Attach) -> pb.Attach:
 
 
 def _encode_identity(files: wire.IdentityFiles) -> pb.IdentityFiles:
-    return pb.IdentityFiles(
-        names=files.names, owner=files.owner, mode=files.mode, csr=files.csr, reload=files.reload
-    )
+    return pb.IdentityFiles(names=files.names, owner=files.owner, mode=files.mode, csr=files.csr)
 
 
 def _decode_identity(files: pb.IdentityFiles) -> wire.IdentityFiles:
@@ -132,7 +130,6 @@ def _decode_identity(files: pb.IdentityFiles) -> wire.IdentityFiles:
         owner=_text("owner of the identity", files.owner),
         mode=_number("mode", files.mode, 0o777, of="the identity"),
         csr=files.csr,
-        reload=tuple(_text("command of the identity", word) for word in files.reload),
     )
 
 

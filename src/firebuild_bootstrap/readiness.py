@@ -159,7 +159,7 @@ class _Conversation:
     def __init__(self, checks: Checks, events: EventSink, clock: Callable[[], float]) -> None:
         from firebuild_bootstrap.service.console import Console
 
-        self.console = Console(self._starts, probed=self._ended)
+        self.console = Console(begun=self._starts, probed=self._ended)
         self._checks = checks
         self._events = events
         self._clock = clock

@@ -277,7 +277,8 @@ class _Run:
         argv = command_of(request, config)
         attach = request.attach
         if request.identity is not None:
-            attach = replace(attach, identity=request.identity.files)
+            probed = bool(request.identity.command)
+            attach = replace(attach, identity=request.identity.files, probed=probed or attach.probed)
         given = {"HOSTNAME": self._hostname, **({"TERM": "xterm"} if request.attach.terminal else {})}
         return RunCommand(
             step=1,

@@ -143,7 +143,8 @@ class Run:
             MachineError: its process is out of reach.
         """
         if self._signal(signal.SIGTERM) and not self.wait(seconds):
-            self._signal(signal.SIGTERM)  # the second ends the machine
+            # A second one ends the machine; of the same kind it could be taken for the first (signal(7)).
+            self._signal(signal.SIGINT)
             if not self.wait(_KILL_SECONDS):
                 self._signal(signal.SIGKILL)  # and then its cleanup process does
                 self.wait(_KILL_SECONDS)

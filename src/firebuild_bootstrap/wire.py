@@ -196,14 +196,12 @@ class IdentityFiles:
         owner: of the files, USER[:GROUP] of the image; empty for the command's own user.
         mode: of the file of the key.
         csr: the key is made in the machine, and does not leave it.
-        reload: executed as the command's user when the files have been replaced; empty for nothing.
     """
 
     names: tuple[str, ...]
     owner: str = ""
     mode: int = 0o400
     csr: bool = False
-    reload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,7 @@ from firebuild_pki.errors import (
 )
 from firebuild_pki.guarded import make_provider, settings_notes
 from firebuild_pki.issuing import (
+    DEFAULT_TTL,
     Backend,
     Issued,
     Order,
@@ -545,6 +546,7 @@ def open_authority(
     patient: bool = True,
     labels: Mapping[str, str] | None = None,
     names: str | Iterable[str] = (),
+    lifetime: timedelta = DEFAULT_TTL,
 ) -> Authority:
     """Open the certificate authority that the settings select.
 
@@ -561,6 +563,7 @@ def open_authority(
         labels: for the backend's audit, with every request; see `SignRequest`.
         names: what certificates will be issued for besides the build's own ends, DNS names and URIs: a CA
             that is made for this build alone permits no others.
+        lifetime: what will be asked for, if it is known; `Authority.check` compares the backend's limits.
 
     Returns:
         An open authority; use it in a ``with`` block.
@@ -586,6 +589,7 @@ def open_authority(
         settings.catalog.load_key_store,
         identity.server,
         tuple(name for one in ((names,) if isinstance(names, str) else names) for name in Names.of(one).all),
+        lifetime,
     )
     return Authority(settings, identity, context, check, checked_labels(labels or {}))
 

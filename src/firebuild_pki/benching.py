@@ -187,25 +187,32 @@ def measure(
             running = [_Child(load, plan, shared) for _ in range(plan.processes)]
         tally, interrupted = Tally(), False
         begun = time.monotonic()
+
+        def asked() -> None:
+            try:
+                check()
+            except BaseException as error:  # whatever ends it; what was done is worth something
+                raise _Stopped from error
+
+        def watch() -> None:
+            asked()
+            on_begun(shared.taken.value)
+
         try:
             _await(
-                lambda: shared.ready.value >= plan.processes or not all(one.alive for one in running), check
+                lambda: shared.ready.value >= plan.processes or not all(one.alive for one in running), asked
             )
             begun = time.monotonic()
             shared.go.set()
-
-            def watch() -> None:
-                check()
-                on_begun(shared.taken.value)
-
             _await(lambda: all(one.ended for one in running), watch, math.inf)
-        except BaseException:  # Ctrl-C; what was done is worth something
+        except (_Stopped, KeyboardInterrupt):
             interrupted = True
-        ended = time.monotonic()
-        shared.stop.set()
-        shared.go.set()
-        for one in running:
-            tally.add(one.tally())
+        finally:  # also where `on_begun` failed, which is an error like any other
+            ended = time.monotonic()
+            shared.stop.set()
+            shared.go.set()
+            for one in running:
+                tally.add(one.tally())
     return Measured(plan, tally, ended - begun, interrupted)
 
 

@@ -89,6 +89,7 @@ class ProviderContext:
             where no build is at hand.
         names: what the caller wants to have certified besides, DNS names and URIs; a CA that is made for this
             build alone permits these names, too.
+        lifetime: what `CAProvider.check` may expect to be asked for, in `SignRequest.ttl`.
     """
 
     clock: Clock
@@ -99,6 +100,7 @@ class ProviderContext:
     key_store: Callable[[str], KeyStoreSpec] | None = field(default=None, repr=False)
     domain: str = ""
     names: tuple[str, ...] = ()
+    lifetime: timedelta = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,7 +210,8 @@ def _wording(detail: ErrorDetails, known: set[str]) -> tuple[str, str | None]:
         return _choice(context["expected_tags"], context["tag"])
     message = str(detail["msg"]).removeprefix("Value error, ")
     if message.startswith("Input should be"):
-        shown = found if isinstance(found, int | float) else kind_of(found)
+        bound = kind.startswith(("greater_than", "less_than"))  # then a text is a number with its unit: 1MiB
+        shown = f"{found}" if isinstance(found, int | float) or bound else kind_of(found)
         message = f"expected a value {message.removeprefix('Input should be ')}, found {shown}"
     return message, context.get("hint") or None
 

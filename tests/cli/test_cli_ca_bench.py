@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections import Counter
 from datetime import timedelta
 from pathlib import Path
@@ -73,9 +74,21 @@ def test_after_the_duration_nothing_more_is_begun() -> None:
 
 
 def test_whoever_ends_it_gets_what_was_done() -> None:
-    found = measure(settings, Plan(count=1_000_000), on_begun=refuse)
+    begun: list[int] = []
+
+    def check() -> None:
+        if begun:
+            raise RuntimeError("enough")
+
+    found = measure(settings, Plan(count=1_000_000), check, begun.append)
     assert found.interrupted
     assert found.tally.errors == {}
+
+
+def test_what_is_no_interruption_is_an_error_and_leaves_no_thread() -> None:
+    with pytest.raises(RuntimeError, match="enough"):
+        measure(settings, Plan(count=1_000_000), on_begun=refuse)
+    assert [one.name for one in threading.enumerate() if one.name.startswith("bench")] == []
 
 
 def vanish() -> CASettings:

@@ -240,7 +240,7 @@ def _reader(terminal: int) -> Callable[[str], str]:
 
 def test_the_examples_of_the_page_do_what_it_says(host_home: Path, tmp_path: Path) -> None:
     examples = re.findall(r"^\$ (.*)\n((?:(?!\$ |```).*\n)*)", PAGE, re.MULTILINE)
-    assert len(examples) == 12
+    assert len(examples) == 14
     path = f"{BIN}:{os.environ['PATH']}"
     environ = {**os.environ, "FIREBUILD_HOME": str(host_home), "PATH": path}
     for command, expected in examples:

@@ -121,6 +121,9 @@ class BuildServer:
         self.commands: list[wire.AnyCommand | pb.ToGuest | str] = []
         self.layers: list[bytes] = []
         self.wants: list[str] = []
+        self.meanwhile: list[pb.ToGuest | None] = []
+        """What is sent while a command is at work; None waits until the guest has said something."""
+        self.said: list[pb.FromGuest] = []
         self.resources: dict[str, Chunks] = {}
         self.logs: list[tuple[str, pb.LogMessage]] = []
         self.aborts: list[pb.AbortRequest] = []
@@ -230,15 +233,28 @@ class BuildServer:
                 yield messages.encode(command).SerializeToString()
                 if isinstance(command, wire.CopyCommand):
                     yield from self._files(command.source, said, context)
-            while (message := said.get()).HasField("want"):
-                self.wants.append(message.want.resource)
-                yield from self._files(message.want.resource, said, context)
+            yield from self._next_meanwhile(command)
+            while not (message := said.get()).HasField("done"):
+                if message.HasField("want"):
+                    self.wants.append(message.want.resource)
+                    yield from self._files(message.want.resource, said, context)
+                elif not message.HasField("begun"):
+                    self.said.append(message)
+                    yield from self._next_meanwhile(command)
             if not self._done(message.done):
                 return
         yield pb.ToGuest(finish=pb.Finish()).SerializeToString()
         if self._done(said.get().done):
             self.on_success(context)
             self.successes += 1
+
+    def _next_meanwhile(self, command: wire.AnyCommand | pb.ToGuest) -> Iterator[bytes]:
+        """Send what is due while a command is at work: at first, and for each thing that is said then."""
+        while self.meanwhile and not isinstance(command, pb.ToGuest):
+            message = self.meanwhile.pop(0)
+            if message is None:
+                return
+            yield message.SerializeToString()
 
     def _hear(
         self, requests: Iterator[bytes], said: queue.Queue[pb.FromGuest], context: grpc.ServicerContext

@@ -79,7 +79,8 @@ def test_a_step_that_no_step_can_be_is_refused(local: Local, message: pb.ToGuest
 def test_in_the_place_of_a_run_comes_another_one_or_nothing(
     local: Local, message: pb.ToGuest, words: str
 ) -> None:
-    assert words in local.refusal(run(pauses=True, argv=[]), message).message
+    local.server.meanwhile = [None, message]
+    assert words in local.refusal(run_command("", argv=(), pauses=True)).message
 
 
 def test_probes_come_one_at_a_time() -> None:

@@ -23,6 +23,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,9 +38,11 @@ _COMMENT = re.compile(
     r"<!--\s*(run|output|synopsis|tested|not run|file|before|needs|blocks)\b:?\s*(.*?)\s*-->", re.DOTALL
 )
 _SHELLS = frozenset({"sh", "bash", "shell", "console"})
-_ALIKE = [r"\bb[0-9a-f]{12}\b", r"\b\d+(?:\.\d+)? ?[KMG]iB\b", r"\b\d+\.\ds\b", r"\b[0-9a-f]{64}\b"]
-# A slow machine tells what takes more than a second.
-_SLOW = re.compile(r"^[a-z][^:\n]*( …|: \d+\.\ds(, .*)?)\n", re.MULTILINE)
+_ALIKE = [r"\bb[0-9a-f]{12}\b", r"\b\d+(?:\.\d+)? ?[KMG]iB\b", r"\b\d+\.\d ?s\b", r"\b[0-9a-f]{64}\b"]
+# A slow machine tells what takes more than a second, and one without KVM that it is slow.
+_SLOW = re.compile(
+    r"^(?:[a-z][^:\n]*(?: …|: \d+\.\ds(?:, .*)?)|warning: the machine runs in software.*)\n", re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,17 @@ class Block:
     def firebuild(self) -> Iterator[list[str]]:
         """The words of each command of firebuild in it, in a job of a CI system as well."""
         for line in self.text.replace("\\\n", " ").splitlines():
-            found = re.search(r"(?:^|[;&|(`] ?|\$ |[A-Z_]+=\S+ |- )firebuild (\S.*)", line.strip())
             # Neither what is left out, nor what a reader fills in, nor forms of commands.
-            if found is None or re.search(r"…|\$\{|\[", line):
+            if re.search(r"…|\$\{|\[", line):
                 continue
-            lexer = shlex.shlex(re.sub(r" 2>.*", "", found[1]), posix=True, punctuation_chars=";&|<>")
-            lexer.whitespace_split = True
-            try:
-                words = [*itertools.takewhile(lambda word: word[0] not in ";&|<>", lexer)]
-            except (ValueError, IndexError):
-                continue
-            if words:
-                yield words
+            for found in re.finditer(r"(?:^|[;&|(`] ?|\$ |[A-Z_]+=\S+ |- )firebuild (?=\S)", line.strip()):
+                lexer = shlex.shlex(
+                    re.sub(r"\d>", ">", line.strip()[found.end() :]), posix=True, punctuation_chars=True
+                )
+                lexer.whitespace_split = True
+                with suppress(ValueError):  # a line of a here-document
+                    words = list(itertools.takewhile(lambda word: not set(word) <= set("();<>|&"), lexer))
+                    yield words
 
 
 def parse(words: list[str]) -> None:
@@ -163,7 +165,12 @@ class Shell:
             for name, value in environ.items()
             if not name.startswith(("FIREBUILD_", "XDG_", "COV"))
         }
-        self._environ = {**own, "HOME": str(self.home), "PATH": f"{BIN}:{environ['PATH']}", "TERM": "dumb"}
+        self._environ = {
+            **own,
+            "HOME": str(self.home),
+            "PATH": f"{BIN}:{environ['PATH']}",
+            "TERM": "dumb",
+        } | {"COLUMNS": "110"}
         self._state.write_text(f"cd {self.work}\n")
 
     def __call__(self, command: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ import yaml
 from firebuild_bootstrap.settings import BuildSettings
 from firebuild_pki import SettingsError
 from firebuild_pki.config import Document, validate
+from machine_qemu.kernels import find_test_kernel
 from pages.blocks import Shell, blocks, compare, needs, parse, transcript
 from support import REPO
 
@@ -29,12 +30,19 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 def _run_pages() -> list[Any]:
     pages = sorted({block.page for block in BLOCKS if block.kind == "run"})
-    return [pytest.param(page, marks=pytest.mark.needs("userns", *needs(page)), id=page) for page in pages]
+    # Virtual machines boot one after the other.
+    groups = {page: [pytest.mark.xdist_group("qemu")] if "qemu" in needs(page) else [] for page in pages}
+    return [
+        pytest.param(page, marks=[pytest.mark.needs("userns", *needs(page)), *groups[page]], id=page)
+        for page in pages
+    ]
 
 
 @pytest.mark.parametrize("page", _run_pages())
 def test_the_commands_of_a_page_print_what_it_shows(page: str, tmp_path: Path) -> None:
     shell = Shell(tmp_path, os.environ)
+    if "qemu" in needs(page):
+        shell(f"export FIREBUILD_MACHINE__QEMU__KERNEL={find_test_kernel()}")
     wrong = []
     for block in blocks(page):
         if block.kind == "file":

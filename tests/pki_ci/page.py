@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +19,15 @@ _BLOCK = re.compile(r"^```(\w+)\n# (\S+).*?\n(.*?)^```$", re.MULTILINE | re.DOTA
 def blocks() -> dict[str, str]:
     """Return the page's blocks of code by the first word of their title, a comment in the first line."""
     return {title.rstrip(":"): body for _, title, body in _BLOCK.findall(PAGE.read_text(encoding="utf-8"))}
+
+
+_FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def fenced(page: Path) -> dict[str, str]:
+    """The blocks of a page by their titles, a comment in the first line, which is part of them."""
+    found = _FENCED.finditer(page.read_text(encoding="utf-8"))
+    return {match[2].split("\n", 1)[0].lstrip("# ").split(" ")[0].rstrip(":"): match[2] for match in found}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The pages are true: their settings, commands and jobs, and what builds cost Vault and a registry."""
+"""What builds cost Vault and a registry is what the page on fleets says."""
 
 from __future__ import annotations
 
@@ -14,65 +14,13 @@ from pathlib import Path
 
 import pytest
 import requests
-import yaml
 
 from baoserver import DevServer, JwtIssuer
 from baoserver.auth import enable_jwt, write_policy
 from baoserver.pki import add_role, mount_pki
 from firebuild_bootstrap.home import Home
-from firebuild_bootstrap.settings import load_settings
-from firebuild_pki import check_settings
-from pages.blocks import parse
 from registry.servers import CA, Image, small_registry
 from support import BIN, REPO
-
-FLEET = REPO / "docs/fleet.md"
-FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def fenced(page: Path) -> dict[str, str]:
-    """The blocks of a page by their titles, a comment in the first line."""
-    found = FENCED.finditer(page.read_text())
-    return {match[2].split("\n", 1)[0].lstrip("# ").split(" ")[0].rstrip(":"): match[2] for match in found}
-
-
-def environments() -> dict[str, dict[str, str]]:
-    """What each job of the fleet sets."""
-    found = fenced(FLEET)
-    (github,) = yaml.safe_load(found[".github/workflows/image.yml"])["jobs"].values()
-    (pod,) = yaml.safe_load(found["job.yaml"])["spec"]["template"]["spec"]["containers"]
-    nomad = dict(re.findall(r'^ +(FIREBUILD_\w+) += "(.*)"$', found["image.nomad.hcl"], re.MULTILINE))
-    return {
-        "github": github["env"],
-        "gitlab": yaml.safe_load(found[".gitlab-ci.yml"])["image"]["variables"],
-        "nomad": nomad,
-        "kubernetes": {each["name"]: each["value"] for each in pod["env"]},
-    }
-
-
-@pytest.mark.parametrize("scheduler", ["github", "gitlab", "nomad", "kubernetes"])
-def test_what_a_job_sets_completes_the_settings_of_the_fleet(scheduler: str, tmp_path: Path) -> None:
-    file = tmp_path / "firebuild.yaml"
-    file.write_text(fenced(FLEET)["firebuild.yaml"])
-    environ = {**environments()[scheduler], "VAULT_JWT": "x"}
-    settings = load_settings(file, environ)
-    assert not [note for note in check_settings(settings.ca, environ) if note.fatal]
-    assert settings.cache.import_from == ("registry.example/team/web:cache",)
-    auth = settings.ca.model_extra["vault"].auth if settings.ca.model_extra else None
-    assert auth is None or auth.method == ("kubernetes" if scheduler == "kubernetes" else "jwt")
-
-
-def test_the_commands_of_jobs_that_are_lists_of_words_are_those_of_the_parser() -> None:
-    found = fenced(FLEET)
-    (pod,) = yaml.safe_load(found["job.yaml"])["spec"]["template"]["spec"]["containers"]
-    args = re.search(r"args += (\[.*\])", found["image.nomad.hcl"])
-    assert args is not None
-    for words in (pod["command"], ["firebuild", *json.loads(args[1])]):
-        assert words[0] == "firebuild"
-        parse(words[1:])
-
-
-# --- what it costs ----------------------------------------------------------------------------------
 
 
 class Counting(ThreadingHTTPServer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -157,6 +158,7 @@ def test_the_end_of_the_ca_is_looked_at(ahead: timedelta, level: NoteLevel, back
     assert "valid until" in note.message
 
 
+CONTEXT = ProviderContext(lambda: datetime.now(UTC), {}, name_suffix=SUFFIX)
 GOOD = {
     "server_flag": True,
     "client_flag": False,
@@ -189,25 +191,33 @@ ROLES: list[tuple[dict[str, Any], NoteLevel, str]] = [
     ({"key_type": "ed25519"}, NoteLevel.FATAL, "which gRPC cannot use"),
     ({"key_type": "rsa", "key_bits": 2048}, NoteLevel.WARNING, "requires rsa keys of 2048 bits"),
     ({"not_after": "2030-01-01T00:00:00Z"}, NoteLevel.FATAL, "fixed not_after"),
-    ({"max_ttl": 600}, NoteLevel.WARNING, "live for 10m at most"),
+    ({"max_ttl": 600}, NoteLevel.WARNING, "live for 10m at most, a build asks for 1h"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "level", "words"), ROLES)
 def test_settings_of_a_role_are_judged(changes: dict[str, Any], level: NoteLevel, words: str) -> None:
-    (note,) = role_notes("builds", {**GOOD, **changes}, [Profile.SERVER], SUFFIX, "server_role")
+    (note,) = role_notes("builds", {**GOOD, **changes}, [Profile.SERVER], CONTEXT, "server_role")
     assert (note.level, note.about) == (level, "role")
     assert words in str(note)
 
 
+def test_the_longest_lifetime_of_a_role_is_compared_with_what_is_asked_for() -> None:
+    two_days, minute = (replace(CONTEXT, lifetime=timedelta(minutes=count)) for count in (2880, 1))
+    (note,) = role_notes("builds", GOOD, [Profile.SERVER], two_days, "server_role")
+    assert "live for 24h at most, a build asks for 48h" in note.message
+    (note,) = role_notes("builds", {**GOOD, "max_ttl": 60}, [Profile.SERVER], minute, "server_role")
+    assert note.level is NoteLevel.OK
+
+
 def test_the_guests_role_has_the_other_flag() -> None:
-    (note,) = role_notes("builds", GOOD, [Profile.GUEST], SUFFIX, "guest_role")
+    (note,) = role_notes("builds", GOOD, [Profile.GUEST], CONTEXT, "guest_role")
     assert note.path == "guest_role"
     assert "it lacks client_flag, which the certificate of the guest needs" in str(note)
 
 
 def test_one_role_for_both_ends_needs_both_flags() -> None:
-    (note,) = role_notes("builds", {**GOOD, "server_flag": False}, list(Profile), SUFFIX, "role")
+    (note,) = role_notes("builds", {**GOOD, "server_flag": False}, list(Profile), CONTEXT, "role")
     assert "it lacks server_flag and client_flag" in note.message
     assert "the certificate of the server and the guest" in note.message
 
@@ -229,7 +239,7 @@ def test_the_role_of_peers_may_allow_any_names_and_needs_both_flags(
     changes: dict[str, Any], level: NoteLevel, words: str
 ) -> None:
     role = {**GOOD, "client_flag": True, **changes}
-    (note,) = role_notes("workloads", role, [Profile.PEER], SUFFIX, "peer_role")
+    (note,) = role_notes("workloads", role, [Profile.PEER], CONTEXT, "peer_role")
     assert note.level == level
     assert words in note.message
 
@@ -237,7 +247,7 @@ def test_the_role_of_peers_may_allow_any_names_and_needs_both_flags(
 def test_all_that_is_wrong_with_a_role_is_told_at_once() -> None:
     wrong = {"server_flag": False, "email_protection_flag": True, "allowed_domains": ["example.com"]}
     wrong |= {"key_type": "ed25519", "not_after": "2030-01-01T00:00:00Z", "require_cn": True, "key_usage": []}
-    notes = role_notes("builds", {**GOOD, **wrong}, [Profile.SERVER], SUFFIX, "server_role")
+    notes = role_notes("builds", {**GOOD, **wrong}, [Profile.SERVER], CONTEXT, "server_role")
     assert len(notes) == len(wrong)
 
 
@@ -259,10 +269,10 @@ def test_the_names_of_builds_have_to_be_below_a_domain_of_the_role(
     domains: list[str], changes: dict[str, Any], good: bool
 ) -> None:
     role = {**GOOD, "allowed_domains": domains, **changes}
-    (note,) = role_notes("builds", role, [Profile.SERVER], SUFFIX, "server_role")
+    (note,) = role_notes("builds", role, [Profile.SERVER], CONTEXT, "server_role")
     assert (note.level is NoteLevel.OK) == good
     assert good or f"but the names of builds are below {SUFFIX}" in note.message
-    (unknown,) = role_notes("builds", role, [Profile.SERVER], "", "server_role")
+    (unknown,) = role_notes("builds", role, [Profile.SERVER], replace(CONTEXT, name_suffix=""), "server_role")
     assert unknown.level is NoteLevel.OK
 
 

@@ -120,7 +120,8 @@ def test_no_time_limit_runs_while_there_is_a_shell() -> None:
     session = Session(
         events=lambda _: None, limits=limits, on_guest_connected=lambda: None, clock=lambda: now[0]
     )
-    session.enter()
+    session.connection_opened("c", "127.0.0.1:1", "TLSv1.3")
+    session.enter("c")
     session.start()
     with session.unlimited():
         now[0] = 9000.0

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 from firebuild_pki import Authority, Profile, ProviderContext, open_authority
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import Validity, make_intermediate, make_leaf, make_root, to_pem
-from joserfc.jwk import ECKey
+from joserfc.jwk import ECKey, OKPKey
 
 from firebuild_pki_step_ca import StepCAProvider, StepCASettings
 
@@ -61,12 +61,13 @@ class Pki:
     home: Path
     jwk: ECKey
     other_jwk: ECKey
+    edwards: OKPKey = field(default_factory=lambda: OKPKey.generate_key("Ed25519"))
 
     def __getattr__(self, name: str) -> Path:
         """``root`` is root.pem, ``client_key`` is client-key.pem."""
         return self.home / f"{name.replace('_', '-')}.pem"
 
-    def encrypted(self, key: ECKey | None = None, rounds: int = ROUNDS) -> str:
+    def encrypted(self, key: ECKey | OKPKey | None = None, rounds: int = ROUNDS) -> str:
         """Encrypt a key as `step` does."""
         return encrypt(json.dumps((key or self.jwk).as_dict(private=True)), rounds)
 
@@ -141,6 +142,12 @@ def provisioners(pki: Pki) -> list[dict[str, Any]]:
             **jwk,
             "name": "any-use",
             "options": {"x509": {"template": ANY_USE}},
+        },
+        {
+            "type": "JWK",
+            "name": "edwards",
+            "key": {**pki.edwards.as_dict(private=False), "kid": "edwards", "use": "sig", "alg": "EdDSA"},
+            **usages,
         },
         {"type": "X5C", "name": "certified", "roots": roots, **usages},
     ]

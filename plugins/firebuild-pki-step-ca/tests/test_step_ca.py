@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from datetime import datetime, timedelta
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa, x448
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
+    load_pem_private_key,
 )
 from firebuild_pki import CAError, NoteLevel, Profile, SettingsError
 from firebuild_pki.http import HTTPAnswer
@@ -25,7 +27,7 @@ from joserfc.jwk import ECKey, RSAKey
 from firebuild_pki_step_ca import tokens
 from firebuild_pki_step_ca.client import Client, Refused
 from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings, X5CAuth
-from step_ca_servers import PASSWORD, Pki, bare, encrypt, leaf_of, now, opened, section, serving, x5c
+from step_ca_servers import PASSWORD, Pki, bare, encrypt, leaf_of, now, opened, section, serving, write, x5c
 
 pytestmark = pytest.mark.needs("step-ca")
 
@@ -60,6 +62,69 @@ def test_without_a_template_both_usages_are_a_warning(server: str, pki: Pki) -> 
     with opened(written, JWK=text) as authority:
         authority.issue_guest()
         assert any("serverAuth" in warning for warning in authority.warnings)
+
+
+@pytest.mark.parametrize("form", ["jwk", "pem", "compact"])
+def test_an_ed25519_key_signs_tokens(server: str, pki: Pki, form: str) -> None:
+    plain = json.dumps(pki.edwards.as_dict(private=True))
+    pem = pki.edwards.as_pem(private=True).decode()
+    text = {"jwk": plain, "pem": pem, "compact": pki.encrypted(pki.edwards)}[form]
+    password = {"env": "PASSWORD"} if form == "compact" else None
+    auth = {"provisioner": "edwards", "key": {"env": "JWK"}, "password": password}
+    with opened(section(server, pki, auth), JWK=text) as authority:
+        authority.issue_server()
+
+
+def test_a_certificate_with_an_ed25519_key_signs_tokens(server: str, pki: Pki, tmp_path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    ca_key = load_pem_private_key(pki.ca_key.read_bytes(), None)
+    assert isinstance(ca_key, ec.EllipticCurvePrivateKey)
+    issuer = Issuer(leaf_of(pki.ca.read_bytes()), ca_key)
+    valid = Validity.starting(now(), timedelta(hours=1), backdate=timedelta(minutes=1))
+    leaf = make_leaf(key.public_key(), issuer, valid, profile=Profile.GUEST, dns_names=("b.example",))
+    write(tmp_path, "own", to_pem([leaf, issuer.certificate]))
+    write(tmp_path, "own-key", key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    written = section(server, pki)
+    written["step-ca"]["auth"] = x5c(Pki(tmp_path, pki.jwk, pki.jwk), "own")
+    with opened(written) as authority:
+        authority.issue_guest(ttl=timedelta(minutes=50))
+        with pytest.raises(CAError, match=r"the certificate in auth\.cert_file ends before") as refused:
+            authority.issue_guest(ttl=timedelta(minutes=70))
+    assert "renew it" in str(refused.value.hint)
+
+
+def test_the_root_may_be_known_by_its_fingerprint_alone(server: str, pki: Pki) -> None:
+    digest = hashlib.sha256(leaf_of(pki.root.read_bytes()).public_bytes(Encoding.DER)).hexdigest().upper()
+    colons = ":".join(digest[at : at + 2] for at in range(0, 64, 2))
+    written = section(server, pki, root=None, root_fingerprint=colons)
+    with opened(written) as authority:
+        assert leaf_of(authority.trust_pem) == leaf_of(pki.root.read_bytes())
+        authority.issue_server()
+
+
+def test_a_root_with_another_fingerprint_is_refused(server: str, pki: Pki) -> None:
+    error = refusal(section(server, pki, root=None, root_fingerprint="0" * 64))
+    assert "has no root with the fingerprint in root_fingerprint" in error.message
+    # the stranger's, which somebody between us and the server could hand out
+    with pytest.MonkeyPatch.context() as patch:
+        read = json.dumps({"ca": pki.stranger.read_text()}).encode()
+        patch.setattr("http.client.HTTPResponse.read", lambda *_: read)
+        digest = hashlib.sha256(leaf_of(pki.root.read_bytes()).public_bytes(Encoding.DER)).hexdigest()
+        error = refusal(section(server, pki, root=None, root_fingerprint=digest))
+    assert "has no root with the fingerprint in root_fingerprint" in error.message
+    error = refusal(section("https://127.0.0.1:1", pki, root=None, root_fingerprint="0" * 64))
+    assert "cannot ask https://127.0.0.1:1 for the root" in error.message
+    assert error.retryable
+
+
+def test_a_limit_below_what_builds_ask_for_is_told(server: str, pki: Pki) -> None:
+    provider = bare(section(server, pki, {"provisioner": "brief"}))
+    provider.open()
+    (note,) = [one for one in provider.check() if one.about == "provisioner"]
+    provider.close()
+    assert note.level is NoteLevel.WARNING
+    assert 'provisioner "brief" signs for up to 10m, and a build asks for 1h' in note.message
+    assert "raise maxTLSCertDuration" in str(note.hint)
 
 
 @pytest.mark.parametrize("form", ["jwk", "pem", "compact", "flattened"])
@@ -275,9 +340,9 @@ def test_a_certificate_with_an_rsa_key_signs_tokens(pki: Pki, tmp_path: Path) ->
 
 def test_keys_of_kinds_that_sign_no_tokens_are_refused(pki: Pki) -> None:
     auth = JWKAuth.model_validate({"method": "jwk", "provisioner": "p", "key": {"env": "K"}})
-    edwards = ed25519.Ed25519PrivateKey.generate()
-    pem = edwards.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    with pytest.raises(CAError, match="expected an EC or RSA key"):
+    other = x448.X448PrivateKey.generate()
+    pem = other.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    with pytest.raises(CAError, match="expected an EC, RSA or Ed25519 key"):
         tokens.jwk_signer(auth, [], {"K": pem})
     odd = ec.generate_private_key(ec.SECP256K1())
     odd_pem = odd.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
@@ -291,11 +356,12 @@ def test_keys_of_kinds_that_sign_no_tokens_are_refused(pki: Pki) -> None:
 
 
 def test_all_mistakes_in_the_settings_are_said_at_once(pki: Pki) -> None:
-    written = section("https://h", pki, {"password": None}, timeout="0s")
+    written = section("https://h", pki, {"password": None}, timeout="0s", root=None, root_fingerprint="abc")
     written["step-ca"]["attempts"] = 6
     with pytest.raises(SettingsError) as caught:
         opened(written)
     assert [problem.path for problem in caught.value.problems] == [
+        "ca.step-ca.root_fingerprint",
         "ca.step-ca.auth.password",
         "ca.step-ca.timeout",
         "ca.step-ca.attempts",

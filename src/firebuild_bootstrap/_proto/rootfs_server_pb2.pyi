@@ -278,18 +278,16 @@ class Attach(_message.Message):
     def __init__(self, input: _Optional[bool] = ..., terminal: _Optional[bool] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., read_only: _Optional[bool] = ..., identity: _Optional[_Union[IdentityFiles, _Mapping]] = ..., probed: _Optional[bool] = ...) -> None: ...
 
 class IdentityFiles(_message.Message):
-    __slots__ = ("names", "owner", "mode", "csr", "reload")
+    __slots__ = ("names", "owner", "mode", "csr")
     NAMES_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     CSR_FIELD_NUMBER: _ClassVar[int]
-    RELOAD_FIELD_NUMBER: _ClassVar[int]
     names: _containers.RepeatedScalarFieldContainer[str]
     owner: str
     mode: int
     csr: bool
-    reload: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, names: _Optional[_Iterable[str]] = ..., owner: _Optional[str] = ..., mode: _Optional[int] = ..., csr: _Optional[bool] = ..., reload: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, names: _Optional[_Iterable[str]] = ..., owner: _Optional[str] = ..., mode: _Optional[int] = ..., csr: _Optional[bool] = ...) -> None: ...
 
 class Identity(_message.Message):
     __slots__ = ("number", "chain", "trust")

@@ -14,7 +14,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "firebuild build -t registry.example/app:1 --push --sbom=true .",
     ),
     "rootfs": ("firebuild rootfs --tag app:1 --output ext4,dest=app.ext4,size=2GiB",),
-    "run": ("firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",),
+    "run": (
+        "firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",
+        "firebuild run --detach --name web app:1",
+    ),
     "ps": ("firebuild ps --all",),
     "logs": ("firebuild logs --follow web",),
     "stop": ("firebuild stop --time 30 web",),
@@ -27,7 +30,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "images list": ("firebuild images list",),
     "images inspect": ("firebuild images inspect app:1",),
     "images path": ("firebuild images path app:1 --output erofs",),
-    "images export": ("firebuild images export app:1 -o ext4,dest=app.ext4 -o tar,dest=app.tar",),
+    "images export": (
+        "firebuild images export app:1 -o ext4,dest=app.ext4 -o tar,dest=app.tar",
+        "firebuild images export app:1 --firecracker microvm --size 2GiB",
+    ),
     "images pull": ("firebuild images pull debian:12 registry.example/team/app:1",),
     "images push": ("firebuild images push registry.example/team/app:1 --provenance=mode=min",),
     "images save": ("firebuild images save app:1 app:2 --output apps.tar",),

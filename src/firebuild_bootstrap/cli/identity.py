@@ -109,12 +109,12 @@ def identity_from(options: Mapping[str, Any], suffix: str) -> IdentityRequest | 
         owner=options["identity_owner"] or "",
         mode=_mode(options["identity_mode"]),
         csr=options["identity_key"] == "machine",
-        reload=_command(options["identity_command"]),
     )
     return IdentityRequest(
         files=files,
         ttl=timedelta(hours=1) if ttl is None else lifetime(ttl, "--identity-ttl"),
         signal=_signal(options["identity_signal"]),
+        command=_command(options["identity_command"]),
     )
 
 

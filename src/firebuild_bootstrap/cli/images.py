@@ -110,17 +110,44 @@ def path(tag: str, kind: str | None, config_file: Path | None) -> None:
     "-o",
     "outputs",
     multiple=True,
-    required=True,
     metavar="TYPE[,dest=PATH][,size=SIZE]",
     help="ext4, erofs, squashfs, tar, dir, oci or docker, as of `firebuild build`; - is a tar archive on "
     "standard output. Repeatable.",
 )
+@click.option(
+    "--firecracker",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write kernel, initramfs, drive and vm.json into DIR: all to boot the image by hand.",
+)
+@click.option(
+    "--kernel",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --firecracker: the kernel, instead of machine.firecracker.kernel; a bzImage is unpacked.",
+)
+@click.option("--size", metavar="SIZE", help="With --firecracker: of the drive, for example 2GiB.")
 @config_option
-def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None:
+def export(tag: str, outputs: tuple[str, ...], config_file: Path | None, **microvm: Any) -> None:
     """Write forms of an image, which are kept in the store, and copy them to where they are wanted.
 
     Without dest= it prints where in the store the form is.
     """
+    from firebuild_bootstrap.errors import InputError
+
+    if microvm["firecracker"] is None and any(microvm.values()):
+        raise InputError("--kernel and --size are for --firecracker")
+    if bool(outputs) == (microvm["firecracker"] is not None):
+        raise InputError(
+            "expected either --output or --firecracker", hint="`firebuild images export --help` says more"
+        )
+    if outputs:
+        _export_forms(tag, outputs, config_file)
+    else:
+        _export_microvm(tag, config_file, **microvm)
+
+
+def _export_forms(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None:
     from firebuild_bootstrap.errors import InputError
     from firebuild_bootstrap.image.outputs import Deliveries, OutputType, check_programs
 
@@ -148,6 +175,27 @@ def export(tag: str, outputs: tuple[str, ...], config_file: Path | None) -> None
                 click.echo(os.fsencode(path))
         else:
             send(names, to_stdout, home)
+
+
+def _export_microvm(
+    tag: str, config_file: Path | None, *, firecracker: Path, kernel: Path | None, size: str | None
+) -> None:
+    from firebuild_bootstrap.errors import InputError
+    from firebuild_bootstrap.microvm import write_microvm
+    from firebuild_bootstrap.sizes import parse_size
+
+    try:
+        wanted = 0 if size is None else parse_size(size)
+    except ValueError as error:
+        raise InputError(f"--size: {error}") from error
+    settings = settings_from(config_file).machine.firecracker
+    with watched(config_file, writable=False) as home:
+        image = _held(home, tag)
+        written = write_microvm(
+            home, image, firecracker, settings, kernel=kernel, size=wanted, machine=os.uname().machine
+        )
+        for path in written:
+            click.echo(os.fsencode(path))
 
 
 @images.command()

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import signal
+import ssl
 import subprocess
 import tempfile
 import time
@@ -128,7 +129,10 @@ def fetch(
             raise failed(f"the server answered {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise failed(str(reason) or type(error).__name__) from error
+        words = str(reason)
+        if isinstance(reason, OSError) and reason.strerror and not isinstance(reason, ssl.SSLError):
+            words = reason.strerror.lower()  # without its number
+        raise failed(words or type(error).__name__) from error
 
 
 def _store(

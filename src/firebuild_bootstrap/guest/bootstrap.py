@@ -88,7 +88,9 @@ def bootstrap(
             raise InputError(f"--root {root_path}: there is no such directory")
         stop = Stop()
         stack.callback(stop.close)
-        stack.enter_context(_signals(stop))
+        stack.enter_context(
+            heeding_signals(lambda number: stop.set(Interrupted(number, signal.Signals(number).name)))
+        )
         client = Client(block, stop, connect_timeout=connect_timeout, call_timeout=call_timeout)
         stack.callback(client.close)
         folders = {"layers": layers, "scratch": scratch, "caches": caches}
@@ -205,13 +207,13 @@ def set_clock(
 
 
 @contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    """Turn signals into a reason to stop; a thread of its own acts on them, because handlers may not wait."""
+def heeding_signals(act: Callable[[int], None]) -> Iterator[None]:
+    """Have `act` called with each signal that asks for the end, in a thread: handlers may not wait."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = {signum: signal.signal(signum, _noted) for signum in _SIGNALS}
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_watch, args=(read, stop), name="signals", daemon=True)
+    thread = threading.Thread(target=_watch, args=(read, act), name="signals", daemon=True)
     thread.start()
     try:
         yield
@@ -228,7 +230,7 @@ def _noted(_signum: int, _frame: FrameType | None) -> None:
     """Exist, so that the signal is not fatal; the wake-up descriptor carries its number."""
 
 
-def _watch(descriptor: int, stop: Stop) -> None:
+def _watch(descriptor: int, act: Callable[[int], None]) -> None:
     while numbers := os.read(descriptor, 1):
         if numbers[0] in _SIGNALS:
-            stop.set(Interrupted(numbers[0], signal.Signals(numbers[0]).name))
+            act(numbers[0])

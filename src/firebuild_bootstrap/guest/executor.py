@@ -279,7 +279,6 @@ class Executor:
                 self._host.identity(),
                 self._stop,
                 metadata=self._metadata,
-                reload=lambda: None,
             )
             renewal.begin(self._document)
             return renewal

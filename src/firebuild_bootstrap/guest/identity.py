@@ -147,7 +147,6 @@ class Renewal:
         channel: what host and guest say to each other about it.
         stop: ends every wait.
         metadata: reads the metadata.
-        reload: called when the files have been replaced.
     """
 
     def __init__(
@@ -158,13 +157,11 @@ class Renewal:
         stop: Stop,
         *,
         metadata: Callable[[], Mapping[str, Any]],
-        reload: Callable[[], None],
     ) -> None:
         self._wanted = wanted
         self._files = files
         self._channel = channel
         self._metadata = metadata
-        self._reload = reload
         self._stop = stop
         self._key = b""
         self._ended = threading.Event()
@@ -216,7 +213,6 @@ class Renewal:
             self._stop.check()
             self._channel.answer(said.number, error=str(error))
             return
-        self._reload()
         self._channel.answer(said.number)
 
     def _request(self, number: int) -> None:

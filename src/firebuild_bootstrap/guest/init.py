@@ -22,6 +22,7 @@ from .metadata import MetadataClient
 
 _LOG = "/run/vminit.log"
 _LOG_TAIL = 4000
+_ALONE = "/firebuild/command.json"  # of a machine without a host (alone.py)
 _CLOCK_TOLERANCE = 2.0
 
 
@@ -125,7 +126,10 @@ def _redirect() -> None:
 
 
 def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
-    """Be vminit: read the metadata, set the clock, take part in the build.
+    """Be vminit: read the metadata, set the clock, take part in the build; or do what the initramfs says.
+
+    Returns:
+        the exit status of vminit.
 
     Raises:
         GuestError: the build failed.
@@ -133,6 +137,10 @@ def take_part(settings: InitSettings, root: str = system.ROOT) -> int:
     import gc
 
     gc.set_threshold(50_000)  # as vminit's own main does
+    if os.path.exists(_ALONE):
+        from .alone import run_alone
+
+        return run_alone(root, _ALONE)
     client = MetadataClient(settings.mmds, timeout=settings.mmds_timeout)
     document = client.read()
     from .bootstrap import bootstrap, read_block

@@ -203,20 +203,26 @@ def compress(data: bytes, how: Compression) -> bytes:
         case Compression.ZSTD:
             return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data)
         case Compression.LZ4:
-            return _run_lz4(*_LZ4, data=data)
+            return run_lz4(*_LZ4, data=data)
         case Compression.GZIP:
             return gzip.compress(data, 9, mtime=0)
 
 
 def _lz4_version() -> str:
-    return _run_lz4("--version").decode("utf-8", "replace").strip()
+    return run_lz4("--version").decode("utf-8", "replace").strip()
 
 
-def _run_lz4(*arguments: str, data: bytes = b"") -> bytes:
+def run_lz4(*arguments: str, data: bytes = b"") -> bytes:
+    """Return what the program lz4 makes of `data`.
+
+    Raises:
+        InputError: it is not installed.
+        MachineError: it failed.
+    """
     program = shutil.which("lz4")
     if program is None:
         raise InputError(
-            "the program lz4 was not found", hint="install the package lz4, or choose --compress zstd"
+            "the program lz4 was not found", hint="install the package lz4, or choose another compression"
         )
     done = subprocess.run([program, *arguments], input=data, capture_output=True, check=False)
     if done.returncode != 0:

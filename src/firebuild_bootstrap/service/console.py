@@ -24,7 +24,7 @@ class Console:
         started: called, by a thread of the server, when the command is about to be sent.
         begun: called, by a thread of the server, when the guest has executed it.
         output: takes what the command writes, instead of the events of the session.
-        probed: told exit status and output of probes, by a thread of the server; must not wait.
+        probed: see the attribute.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class Console:
         self._started = started
         self._begun: Callable[[], None] | None = begun
         self.output = output
-        self._probed = probed
+        self.probed = probed
+        """Is told exit status and output of probes, by a thread of the server; must not wait."""
         self._probing = False
         self._changed = threading.Condition()
         self._messages: deque[pb.ToGuest] = deque()
@@ -133,6 +134,7 @@ class Console:
         if self._begun is None:
             raise InputError("the guest says a second time that its command has begun")
         begun, self._begun = self._begun, None
+        self.identity.begun = True
         begun()
 
     def taken(self, count: int) -> None:
@@ -153,7 +155,7 @@ class Console:
         Raises:
             InputError: there was none, or none ends so.
         """
-        if not self._probing or self._probed is None:
+        if not self._probing or self.probed is None:
             raise InputError("the guest says that a probe has ended, and there was none")
         if not 0 <= probed.exit_code <= 255 or len(probed.output) > PROBE_BYTES:
             raise InputError(
@@ -161,7 +163,7 @@ class Console:
                 f"and {len(probed.output)} bytes of output"
             )
         self._probing = False
-        self._probed(probed.exit_code, probed.output)
+        self.probed(probed.exit_code, probed.output)
 
     def ended(self, step: int, exit_code: int) -> None:
         """Take note of the command's exit status.

@@ -36,6 +36,8 @@ class IdentityChannel:
 
     def __init__(self, put: Callable[[pb.ToGuest], None]) -> None:
         self._put = put
+        self.begun = False
+        """Whether the command runs; before that nobody renews: the guest may not have read its metadata."""
         self._lock = threading.Lock()
         self._number = 0
         self._due: bool | None = None  # and whether a request is

@@ -19,6 +19,7 @@ from firebuild_pki.chain import describe, extension_of, parse_certificates
 from firebuild_pki.config import CASettings
 from firebuild_pki.errors import CAError, MaterialError, SettingsError
 from firebuild_pki.guarded import check_settings
+from firebuild_pki.issuing import lifetime_for
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.material import TLSMaterial
 from firebuild_pki.names import Identity
@@ -184,6 +185,8 @@ class _Preflight:
         return remarks or [ok("settings", "nothing to remark")]
 
     def _open(self) -> Rows:
+        now = self._wanted.clock()
+        lifetime, _ = lifetime_for(now, self._wanted.ttl, now + self._wanted.build_time)
         self._authority = authority = open_authority(
             self._settings,
             build_id=self._build_id,
@@ -191,6 +194,7 @@ class _Preflight:
             environ=self._wanted.environ,
             check=self._check,
             patient=False,  # a preflight can simply be repeated
+            lifetime=lifetime,
         )
         self._news()  # the notes about the settings have had their rows
         for anchor in parse_certificates(authority.trust_pem, "trust anchors"):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
+from http.client import HTTPException, HTTPSConnection
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from firebuild_pki import CAError
-from firebuild_pki.http import HTTPAnswer, HTTPClient, TlsFault, tls_context
+from firebuild_pki.http import HTTPAnswer, HTTPClient, TlsFault, client_context, tls_context
 
 from firebuild_pki_step_ca.settings import StepCASettings
 
 PAUSE: Final = 0.5
 """Seconds before the second attempt; doubled for each further one."""
 
+_UNREACHABLE: Final = "is step-ca running, and listening on that address?"
+_LONGEST_ROOT: Final = 1 << 16
 _DONE: Final = frozenset({200, 201})
 _PAGE: Final = 100
 _MOST_PAGES: Final = 100
@@ -32,6 +38,11 @@ _MEANINGS: Final = (
         "more than the authorized maximum",
         'the provisioner "{provisioner}" does not allow certificates for so long',
         "raise maxTLSCertDuration among its claims, or shorten bootstrap.build_timeout",
+    ),
+    (
+        "after the expiration of the provisioning credential",
+        "the certificate in auth.cert_file ends before the one that was asked for",
+        "renew it, or shorten bootstrap.build_timeout",
     ),
     (
         "less than the authorized minimum",
@@ -109,13 +120,13 @@ class Client:
         self._settings = settings
         self._http = HTTPClient(
             settings.address,
-            context=tls_context(ca_file=settings.root, settings=("root", "", "", "")),
+            context=_context(settings),
             environ=environ,
             timeout=settings.timeout.total_seconds(),
             attempts=settings.attempts,
             first_pause=PAUSE,
             hints=_HINTS,
-            unreachable="is step-ca running, and listening on that address?",
+            unreachable=_UNREACHABLE,
         )
 
     def close(self) -> None:
@@ -198,6 +209,48 @@ class Client:
         if answer.status in _DONE:
             return answer
         raise Refused(answer, doing, self._settings.auth.provisioner)
+
+
+def _context(settings: StepCASettings) -> ssl.SSLContext:
+    if settings.root is not None:
+        return tls_context(ca_file=settings.root, settings=("root", "", "", ""))
+    return client_context(fetch_root(settings))
+
+
+def fetch_root(settings: StepCASettings) -> str:
+    """Ask the server for the root with the fingerprint of the settings.
+
+    That is what vouches for it, as nobody vouches for the server as yet. Nothing secret is sent.
+
+    Returns:
+        The certificate, PEM.
+
+    Raises:
+        CAError: the server does not answer, or with something else.
+    """
+    url, found = urlsplit(settings.address), b""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = HTTPSConnection(
+        str(url.hostname), url.port, timeout=settings.timeout.total_seconds(), context=context
+    )
+    try:
+        with closing(connection):
+            connection.request("GET", f"/root/{settings.fingerprint}")
+            found = connection.getresponse().read(_LONGEST_ROOT)
+        pem = str(json.loads(found)["ca"])
+        found = ssl.PEM_cert_to_DER_cert(pem)
+    except (OSError, HTTPException) as error:
+        message = f"cannot ask {settings.address} for the root: {str(error)[:200] or 'no answer'}"
+        raise CAError(message, hint=_UNREACHABLE, retryable=True) from None
+    except (ValueError, KeyError, TypeError):
+        pem = ""
+    if hashlib.sha256(found).hexdigest() != settings.fingerprint:
+        raise CAError(
+            f"{settings.address} has no root with the fingerprint in root_fingerprint",
+            hint="compare it at the server: step certificate fingerprint root_ca.crt",
+        )
+    return pem
 
 
 def _certificates(answer: HTTPAnswer) -> tuple[str, ...]:

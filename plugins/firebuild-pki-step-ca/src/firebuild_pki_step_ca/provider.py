@@ -15,6 +15,7 @@ from firebuild_pki import (
     AuthorityClosed,
     CAError,
     CAProvider,
+    Duration,
     Note,
     NoteLevel,
     Profile,
@@ -24,6 +25,7 @@ from firebuild_pki import (
     TrustBundle,
     order_chain,
 )
+from pydantic import TypeAdapter
 
 from firebuild_pki_step_ca.client import Client, Roots
 from firebuild_pki_step_ca.settings import JWKAuth, StepCASettings, look_at
@@ -31,6 +33,8 @@ from firebuild_pki_step_ca.tokens import Signer, jwk_signer, sign_claims, x5c_si
 
 CLOCK_TOLERANCE: Final = timedelta(minutes=1)
 """What step-ca forgives a token."""
+
+_DURATION: Final = TypeAdapter[timedelta](Duration)
 
 USAGES: Final = {
     Profile.SERVER: ["serverAuth"],
@@ -108,9 +112,9 @@ class StepCAProvider(CAProvider):
 
     def check(self) -> Sequence[Note]:
         """Look at the CA certificates, the clock and the provisioner; issue nothing."""
-        return tuple(self._findings(*self._opened()))
+        return tuple(self._findings(self._opened()[0]))
 
-    def _findings(self, client: Client, signer: Signer) -> Iterator[Note]:
+    def _findings(self, client: Client) -> Iterator[Note]:
         try:
             roots = client.roots()
             (provisioner, *_) = _of_name(self._settings, client.provisioners())
@@ -123,15 +127,23 @@ class StepCAProvider(CAProvider):
             text = f'root "{one.subject.rfc4514_string()}", valid until {end}'
             yield Note(text, level=NoteLevel.OK, about="ca")
         yield from self._about_clock(roots)
+        yield self._about_provisioner(provisioner)
+
+    def _about_provisioner(self, provisioner: Mapping[str, Any]) -> Note:
         claims = provisioner.get("claims")
-        longest = claims.get("maxTLSCertDuration") if isinstance(claims, Mapping) else None
-        limit = (
-            f"for up to {longest}"
-            if longest
-            else "for as long as the authority's claims allow (24h by default)"
-        )
-        text = f'{self._settings.auth.method.upper()} provisioner "{signer.provisioner}" signs {limit}'
-        yield Note(text, "auth.provisioner", level=NoteLevel.OK, about="provisioner")
+        text = claims.get("maxTLSCertDuration") if isinstance(claims, Mapping) else None
+        longest = _duration(text)
+        auth, wanted = self._settings.auth, self._context.lifetime
+        limit = "for as long as the authority's claims allow (24h by default)"
+        if longest is not None:
+            limit = f"for up to {_DURATION.dump_python(longest)}"
+        message = f'{auth.method.upper()} provisioner "{auth.provisioner}" signs {limit}'
+        level, hint = NoteLevel.OK, None
+        if longest is not None and longest < wanted:
+            message += f", and a build asks for {_DURATION.dump_python(wanted)}"
+            hint = "raise maxTLSCertDuration among its claims, or shorten bootstrap.build_timeout"
+            level = NoteLevel.WARNING
+        return Note(message, "auth.provisioner", hint, level, "provisioner")
 
     def _about_clock(self, roots: Roots) -> Iterator[Note]:
         if roots.time is not None:
@@ -159,6 +171,13 @@ class StepCAProvider(CAProvider):
         if self._client is None or self._signer is None:
             raise AuthorityClosed("there is no connection to step-ca: the provider is not open")
         return self._client, self._signer
+
+
+def _duration(text: object) -> timedelta | None:
+    """Read a duration as Go writes it, 24h0m0s, which `Duration` does as well."""
+    with suppress(ValueError):
+        return _DURATION.validate_python(text)
+    return None
 
 
 def _of_name(settings: StepCASettings, listed: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -48,14 +49,21 @@ class StepCASettings(Settings):
 
     address: str
     """URL of step-ca, for example https://ca.example; always https."""
-    root: Path
+    root: Path | None = None
     """PEM file with the root of step-ca, which vouches for the server."""
+    root_fingerprint: str | None = None
+    """SHA-256 of that root in hexadecimal, instead of the file: the server is asked for the root."""
     auth: Annotated[JWKAuth | X5CAuth, Field(discriminator="method")]
     """How to ask for certificates."""
     timeout: Duration = timedelta(seconds=10)
     """How long connecting, and each answer, may take."""
     attempts: int = 3
     """How often a request is sent, at most 5, if the server cannot be reached or is overloaded."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the root as step-ca writes it: lower case, without colons; may be empty."""
+        return (self.root_fingerprint or "").replace(":", "").lower()
 
 
 def look_at(settings: StepCASettings) -> Iterator[Note]:
@@ -68,6 +76,14 @@ def look_at(settings: StepCASettings) -> Iterator[Note]:
     if not usable or "@" in url.netloc or url.query or url.fragment or url.path.strip("/"):
         hint = "scheme, host and port: https://ca.example:9000"
         yield _wrong("address", "expected the https URL of a step-ca", hint)
+    if settings.root is None and settings.root_fingerprint is None:
+        hint = "name its file, or set root_fingerprint: step certificate fingerprint root_ca.crt"
+        yield _wrong("root", "the root of step-ca is needed: it vouches for the server", hint)
+    elif settings.root is not None and settings.root_fingerprint is not None:
+        yield _wrong("root_fingerprint", "it has no effect beside root", "set one of them")
+    if settings.root_fingerprint is not None and not re.fullmatch("[0-9a-f]{64}", settings.fingerprint):
+        hint = "64 hexadecimal digits: step certificate fingerprint root_ca.crt"
+        yield _wrong("root_fingerprint", "expected a SHA-256 fingerprint", hint)
     auth = settings.auth
     if isinstance(auth, JWKAuth) and auth.key is None and auth.password is None:
         hint = "set auth.password, or auth.key if the key is not encrypted"

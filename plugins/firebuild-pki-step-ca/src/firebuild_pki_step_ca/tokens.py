@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap
@@ -28,14 +28,14 @@ from firebuild_pki import CAError, SecretRef
 from firebuild_pki_step_ca.settings import JWKAuth, X5CAuth
 
 if TYPE_CHECKING:
-    from joserfc.jwk import ECKey, RSAKey
+    from joserfc.jwk import ECKey, OKPKey, RSAKey
 
-    AnyKey = ECKey | RSAKey
+    AnyKey = ECKey | OKPKey | RSAKey
 
 LIFETIME: Final = 300
 """Seconds that a token is good for, as those of `step`; it is used at once."""
 _BACKDATE: Final = 30
-_ALGORITHMS: Final = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512"}
+_ALGORITHMS: Final = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA"}
 # What `step` encrypts keys with, today and before.
 _ENCRYPTIONS: Final = {("PBES2-HS256+A128KW", "A256GCM"), ("PBES2-HS256+A128KW", "A128GCM")}
 # step 0.77 writes 600,000; more would be a way to keep this process busy.
@@ -70,8 +70,6 @@ class Signer:
             now: seconds since 1970, for its validity.
             claims: what else it says.
         """
-        from joserfc import jwt
-
         moment = int(now)
         said = {
             "iss": self.provisioner,
@@ -83,16 +81,24 @@ class Signer:
             "jti": secrets.token_hex(32),
             **claims,
         }
-        header = {"alg": self.algorithm, "typ": "JWT", **self.header}
-        return jwt.encode(header, said, self.key, algorithms=[self.algorithm])
+        return self._signed({"alg": self.algorithm, "typ": "JWT", **self.header}, said)
+
+    def _signed(self, header: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+        private = self.key.private_key
+        if isinstance(private, ed25519.Ed25519PrivateKey):
+            # step-ca knows the name of RFC 8037 only; RFC 9864 deprecates it, on which joserfc remarks
+            text = ".".join(_base64(json.dumps(part).encode()) for part in (header, said))
+            return f"{text}.{_base64(private.sign(text.encode()))}"
+        from joserfc import jwt
+
+        return jwt.encode(dict(header), dict(said), self.key, algorithms=[self.algorithm])
 
 
 def sign_claims(csr_pem: bytes, names: Sequence[str], root_fingerprint: str) -> dict[str, object]:
     """Return what a token says of one request: its names, the CA that is meant, and the request itself."""
     csr = x509.load_pem_x509_csr(csr_pem)
     digest = hashlib.sha256(csr.public_bytes(Encoding.DER)).digest()
-    bound = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
-    return {"sans": list(names), "sha": root_fingerprint, "cnf": {"x5rt#S256": bound}}
+    return {"sans": list(names), "sha": root_fingerprint, "cnf": {"x5rt#S256": _base64(digest)}}
 
 
 def jwk_signer(auth: JWKAuth, known: Sequence[Mapping[str, Any]], environ: Mapping[str, str]) -> Signer:
@@ -171,9 +177,11 @@ def _certificates(path: Path) -> list[x509.Certificate]:
 
 
 def _as_jwk(certificate: x509.Certificate) -> Mapping[str, Any]:
-    from joserfc.jwk import ECKey, RSAKey
+    from joserfc.jwk import ECKey, OKPKey, RSAKey
 
     key = certificate.public_key()
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return OKPKey.import_key(key).as_dict(private=False)
     if isinstance(key, ec.EllipticCurvePublicKey):
         return ECKey.import_key(key).as_dict(private=False)
     if isinstance(key, rsa.RSAPublicKey):
@@ -184,7 +192,7 @@ def _as_jwk(certificate: x509.Certificate) -> Mapping[str, Any]:
 def _read_key(where: str, text: str, password: str | None) -> AnyKey:
     """Read a private key: PEM, a JWK, or a JWK that is encrypted (RFC 7516), compact or as JSON."""
     from joserfc.errors import JoseError
-    from joserfc.jwk import ECKey, RSAKey
+    from joserfc.jwk import ECKey, OKPKey, RSAKey
 
     unreadable = (ValueError, KeyError, InvalidTag, InvalidUnwrap, UnsupportedAlgorithm, JoseError)
     try:
@@ -194,7 +202,9 @@ def _read_key(where: str, text: str, password: str | None) -> AnyKey:
                 return ECKey.import_key(found)
             if isinstance(found, rsa.RSAPrivateKey):
                 return RSAKey.import_key(found)
-            raise CAError(f"{where}: expected an EC or RSA key")
+            if isinstance(found, ed25519.Ed25519PrivateKey):
+                return OKPKey.import_key(found)
+            raise CAError(f"{where}: expected an EC, RSA or Ed25519 key")
         return _read_jwk(where, text, password)
     except TypeError:  # what cryptography says of a passphrase that is missing, or not needed
         reason = "needs its passphrase" if password is None else "is not encrypted, and has a passphrase set"
@@ -205,7 +215,7 @@ def _read_key(where: str, text: str, password: str | None) -> AnyKey:
 
 
 def _read_jwk(where: str, text: str, password: str | None) -> AnyKey:
-    from joserfc.jwk import ECKey, RSAKey
+    from joserfc.jwk import ECKey, OKPKey, RSAKey
 
     encrypted = not text.startswith("{")
     document: Any = {} if encrypted else json.loads(text)
@@ -216,7 +226,7 @@ def _read_jwk(where: str, text: str, password: str | None) -> AnyKey:
         if password is None:
             raise CAError(f"{where}: the key is encrypted", hint="set auth.password to where its password is")
         document = json.loads(_decrypted(text, password))
-    kinds: dict[str, Any] = {"EC": ECKey, "RSA": RSAKey}
+    kinds: dict[str, Any] = {"EC": ECKey, "OKP": OKPKey, "RSA": RSAKey}
     key: AnyKey = kinds[document["kty"]].import_key(document)
     if not key.is_private:
         raise CAError(f"{where}: expected a private key, found a public one")
@@ -239,6 +249,10 @@ def _decrypted(text: str, password: str) -> bytes:
     return AESGCM(content_key).decrypt(
         _unbase64(nonce), _unbase64(ciphertext) + _unbase64(tag), protected.encode()
     )
+
+
+def _base64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _unbase64(text: str) -> bytes:

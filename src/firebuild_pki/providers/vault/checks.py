@@ -17,10 +17,6 @@ from firebuild_pki.providers.vault.settings import VaultSettings
 from firebuild_pki.providers.vault.transport import Answer, Request
 from firebuild_pki.settings import write_duration
 
-SHORT = timedelta(hours=1)
-"""Builds ask for an hour unless they are allowed to take longer."""
-
-
 USES = 2
 """Requests with the token that are still to come after a check: the certificates of both ends."""
 
@@ -41,7 +37,7 @@ _STATES = {
 
 
 def role_notes(
-    role: str, data: Mapping[str, Any], profiles: Sequence[Profile], suffix: str, where: str
+    role: str, data: Mapping[str, Any], profiles: Sequence[Profile], context: ProviderContext, where: str
 ) -> list[Note]:
     """Say what the settings of a role mean for the certificates that it is to sign.
 
@@ -49,7 +45,7 @@ def role_notes(
         role: its name.
         data: its settings, as the server shows them.
         profiles: which ends it signs for.
-        suffix: domain that the names of builds are below; empty if unknown.
+        context: the domain that the names of builds are below, and what lifetime they ask for.
         where: the setting that names the role.
 
     Returns:
@@ -59,9 +55,9 @@ def role_notes(
         Note(f"role {role}: {message}", where, hint, level, "role")
         for level, message, hint in (
             *(diagnostic for check in (_extended_usage, _usage) for diagnostic in check(data, profiles)),
-            *_names(data, profiles, suffix),
+            *_names(data, profiles, context.name_suffix),
             *_keys(data),
-            *_validity(data),
+            *_validity(data, context.lifetime),
         )
     ]
     return problems or [Note(f"role {role}: {_summary(data)}", "", None, NoteLevel.OK, "role")]
@@ -137,14 +133,15 @@ def _keys(data: Mapping[str, Any]) -> Iterator[Diagnostic]:
         yield NoteLevel.WARNING, f"it requires rsa keys of {data.get('key_bits')} bits at least", hint
 
 
-def _validity(data: Mapping[str, Any]) -> Iterator[Diagnostic]:
+def _validity(data: Mapping[str, Any], wanted: timedelta) -> Iterator[Diagnostic]:
     if data.get("not_after"):
         hint = "clear not_after, and set max_ttl"
         yield NoteLevel.FATAL, "it has a fixed not_after, so it refuses to be asked for a lifetime", hint
     longest = seconds(data.get("max_ttl"))
-    if longest and longest < SHORT:
-        hint = "raise max_ttl above the build's timeout"
-        message = f"its certificates live for {write_duration(longest)} at most"
+    if longest and longest < wanted:
+        hint = "raise max_ttl, or shorten bootstrap.build_timeout"
+        message = f"its certificates live for {write_duration(longest)} at most, a build asks for "
+        message += write_duration(wanted)
         yield NoteLevel.WARNING, message, hint
 
 
@@ -176,7 +173,7 @@ def check(
     return (
         *nodes,
         credentials,
-        *_roles(settings, mount, context.name_suffix, budget, valid=valid),
+        *_roles(settings, mount, context, budget, valid=valid),
         *_authorities(settings, mount, context.clock),
     )
 
@@ -257,7 +254,7 @@ def _credentials(session: Session, budget: Budget) -> tuple[Note, bool]:
 
 
 def _roles(
-    settings: VaultSettings, mount: Mount, suffix: str, budget: Budget, *, valid: bool
+    settings: VaultSettings, mount: Mount, context: ProviderContext, budget: Budget, *, valid: bool
 ) -> Iterator[Note]:
     for name in settings.roles:
         profiles = [profile for profile in settings.profiles if settings.role_for(profile) == name]
@@ -273,7 +270,7 @@ def _roles(
             hint = f'{unless}allow it with: path "{path}" {{ capabilities = ["read"] }}'
             yield Note(message, where, hint, NoteLevel.WARNING, "role")
         else:
-            yield from role_notes(name, answer.data, profiles, suffix, where)
+            yield from role_notes(name, answer.data, profiles, context, where)
 
 
 def _authorities(settings: VaultSettings, mount: Mount, clock: Clock) -> Iterator[Note]:

@@ -1,0 +1,193 @@
+"""Writes all that Firecracker needs to boot an image by hand: kernel, initramfs, drive, configuration.
+
+The initramfs is that of the builds with one more file, which says what to execute (guest/alone.py): so the
+image itself needs no init, and nothing of it is changed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import lzma
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import zstandard
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.guest.alone import COMMAND
+from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
+from firebuild_bootstrap.initramfs import Compression, initramfs_image
+from firebuild_bootstrap.initramfs.cpio import Entry, directory, file, write_archive
+from firebuild_bootstrap.initramfs.image import run_lz4
+from firebuild_bootstrap.machine.firecracker.checks import check_kernel, check_modules
+from firebuild_bootstrap.machine.qemu.kernel import find_kernel
+from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
+
+if TYPE_CHECKING:
+    from firebuild_bootstrap.home import Home
+    from firebuild_bootstrap.image.store import StoredImage
+    from firebuild_bootstrap.machine.firecracker.settings import FirecrackerSettings
+
+KERNEL, INITRD, DRIVE, CONFIG = "vmlinux", "initrd", "rootfs.ext4", "vm.json"
+"""What is written, by its names in the directory."""
+_ARGUMENTS: Final = (
+    "console=ttyS0",
+    "reboot=k",
+    "panic=-1",
+    "quiet",
+    "random.trust_cpu=on",
+    "ip=none",
+    "firebuild.root=/dev/vda",
+)
+# As Firecracker's own default: no probing for hardware that it has not.
+_X86_ARGUMENTS: Final = ("pci=off", "i8042.noaux", "i8042.nomux", "i8042.dumbkbd")
+_MIB: Final = 1 << 20
+# Documentation/arch/x86/boot.rst: the header's magic, its sectors, and where the compressed kernel is.
+_MAGIC_AT, _MAGIC, _SECTORS_AT, _PAYLOAD_AT = 0x202, b"HdrS", 0x1F1, 0x248
+
+
+def write_microvm(
+    home: Home,
+    image: StoredImage,
+    target: Path,
+    settings: FirecrackerSettings,
+    *,
+    kernel: Path | None = None,
+    size: int = 0,
+    machine: str,
+) -> tuple[Path, ...]:
+    """Write a directory from which Firecracker boots an image; files of the same names in it are replaced.
+
+    Args:
+        home: where the image and the initramfs are.
+        image: held by the caller.
+        target: the directory, which is made if it is not there.
+        settings: processors, memory, kernel, its modules and arguments.
+        kernel: instead of that of the settings; a bzImage is unpacked.
+        size: bytes of the drive; 0 leaves it to its content.
+        machine: this host's architecture, as `uname -m` says it.
+
+    Returns:
+        the files.
+
+    Raises:
+        InputError: there is no usable kernel, or the image says nothing to execute.
+        MachineError: it can't be written.
+    """
+    entry = file(COMMAND.lstrip("/"), json.dumps(_command(image)).encode(), 0o600)
+    source = kernel if kernel is not None else Path(check_kernel(settings.kernel))
+    unpacked = read_kernel(source, machine)
+    modules = _modules(source, settings.kernel_modules)
+    initramfs = initramfs_image(
+        home.root, compression=Compression(settings.initrd_compression), kernel_modules=modules
+    )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target} can't be made: {error.strerror}") from error
+    arguments = (*_ARGUMENTS, *(_X86_ARGUMENTS if machine == "x86_64" else ()), *settings.kernel_args)
+    text = json.dumps(_configuration(settings, " ".join(arguments)), indent=2) + "\n"
+    drive = OutputSpec(OutputType.EXT4, dest=target / DRIVE, size=size)
+    made = home.form(image, drive)
+    with Deliveries(home.trees) as deliveries:
+        deliveries.copy(image.directory / made.name, drive)
+        for name, data in (
+            (KERNEL, unpacked),
+            (INITRD, with_file(initramfs.read_bytes(), entry)),
+            (CONFIG, text.encode()),
+        ):
+            with deliveries.writing(target / name) as partial:
+                partial.write_bytes(data)
+    return tuple(target / name for name in (KERNEL, INITRD, DRIVE, CONFIG))
+
+
+def _command(image: StoredImage) -> dict[str, Any]:
+    config, request = image.record.config, RunRequest(image=str(image.tag))
+    return {
+        "argv": command_of(request, config),
+        "env": {"HOSTNAME": "microvm", "TERM": "xterm", **config.env},
+        "workdir": config.workdir,
+        "user": config.user or "0:0",
+        "hostname": "microvm",
+        "stop_signal": stop_signal(config),
+    }
+
+
+def _configuration(settings: FirecrackerSettings, arguments: str) -> dict[str, Any]:
+    """Return what Firecracker's option --config-file takes; paths are relative to where it is started."""
+    return {
+        "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRD, "boot_args": arguments},
+        "machine-config": {
+            "vcpu_count": settings.vcpus,
+            "mem_size_mib": settings.memory // _MIB,
+            "smt": settings.smt,
+        },
+        "drives": [
+            {"drive_id": "rootfs", "path_on_host": DRIVE, "is_root_device": False, "is_read_only": False}
+        ],
+    }
+
+
+def _modules(kernel: Path, named: Sequence[str]) -> tuple[Path, ...]:
+    """Return the directories of a kernel's modules: those of the settings, or those that lie beside it."""
+    if named:
+        check_modules(named)
+        return tuple(map(Path, named))
+    return find_kernel(kernel).modules
+
+
+def with_file(initramfs: bytes, entry: Entry) -> bytes:
+    """Add a file to a compressed initramfs: Linux goes on with what follows, at a multiple of 4 bytes."""
+    more = io.BytesIO()
+    write_archive([directory(entry.path.rpartition("/")[0]), entry], more)
+    return initramfs + bytes(-len(initramfs) % 4) + more.getvalue()
+
+
+def read_kernel(path: Path, machine: str) -> bytes:
+    """Return a kernel that Firecracker boots: on x86-64 an ELF file, out of a bzImage where it is one.
+
+    Raises:
+        InputError: it can't be read, or is of another form.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the kernel {path} can't be read: {error.strerror}") from error
+    if machine == "aarch64" or data[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
+        check_kernel(str(path), machine)
+        return data
+    sectors = data[_SECTORS_AT] or 4
+    offset, length = struct.unpack_from("<II", data, _PAYLOAD_AT)
+    start = (sectors + 1) * 512 + offset
+    kernel = _unpacked(path, data[start : start + length])
+    if kernel[:4] != b"\x7fELF":
+        raise InputError(f"the kernel {path} holds no vmlinux (ELF)", hint="give an uncompressed vmlinux")
+    return kernel
+
+
+# A number follows the compressed kernel, so that what reads one stream and no more is what is needed here.
+_FORMS: Final[tuple[tuple[bytes, Callable[[bytes], bytes]], ...]] = (
+    (b"\x1f\x8b", lambda data: zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data)),
+    (b"\xfd7zXZ", lambda data: lzma.LZMADecompressor().decompress(data)),
+    (b"\x5d\0\0", lambda data: lzma.LZMADecompressor().decompress(data)),
+    (b"\x28\xb5\x2f\xfd", lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data)),
+    # That number again, which lz4 takes for the size of one more block.
+    (b"\x02\x21\x4c\x18", lambda data: run_lz4("-d", "-c", data=data[:-4])),
+)
+
+
+def _unpacked(path: Path, payload: bytes) -> bytes:
+    for magic, decompress in _FORMS:
+        if payload.startswith(magic):
+            try:
+                return decompress(payload)
+            except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+                raise InputError(f"the kernel {path} is damaged: {error}") from error
+    raise InputError(
+        f"the kernel {path} is compressed in a form that is not read here",
+        hint="Linux brings scripts/extract-vmlinux, which unpacks it",
+    )

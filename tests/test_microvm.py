@@ -1,0 +1,77 @@
+"""Kernels for Firecracker: an uncompressed one as it is, and out of a bzImage in each form that Linux has."""
+
+from __future__ import annotations
+
+import lzma
+import struct
+import subprocess
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.microvm import read_kernel
+
+VMLINUX = b"\x7fELF" + bytes(range(256)) * 500
+SIZE = struct.pack("<I", len(VMLINUX))  # what the kernel's build adds after all forms but gzip
+
+
+def bzimage(payload: bytes, sectors: int = 3) -> bytes:
+    """A compressed kernel with its header; boot.rst of Linux."""
+    image = bytearray((sectors + 1) * 512)
+    image[0x1F1] = sectors
+    image[0x202:0x206] = b"HdrS"
+    image[0x248:0x250] = struct.pack("<II", 100, len(payload))
+    return bytes(image) + bytes(100) + payload + b"what follows"
+
+
+def lz4(data: bytes) -> bytes:
+    return subprocess.run(["lz4", "-l", "-z", "-c"], input=data, capture_output=True, check=True).stdout
+
+
+def gzip(data: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=31)
+    return stream.compress(data) + stream.flush()
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [
+        gzip,
+        lambda data: lzma.compress(data) + SIZE,
+        lambda data: lzma.compress(data, lzma.FORMAT_ALONE) + SIZE,
+        lambda data: zstandard.compress(data) + SIZE,
+        lambda data: lz4(data) + SIZE,
+    ],
+    ids=["gzip", "xz", "lzma", "zstd", "lz4"],
+)
+def test_a_compressed_kernel_is_unpacked(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(bzimage(compress(VMLINUX)))
+    assert read_kernel(path, "x86_64") == VMLINUX
+    path.write_bytes(VMLINUX)
+    assert read_kernel(path, "x86_64") == VMLINUX
+
+
+@pytest.mark.parametrize(
+    ("image", "error"),
+    [
+        (bzimage(gzip(b"no ELF")), "holds no vmlinux"),
+        (bzimage(gzip(VMLINUX)[:40] + b"\xff" * 80), "is damaged"),
+        (bzimage(b"BZh9"), "is compressed in a form that is not read here"),
+        (b"text", "expected an uncompressed kernel"),
+    ],
+)
+def test_what_is_no_kernel_is_refused(tmp_path: Path, image: bytes, error: str) -> None:
+    (tmp_path / "vmlinuz").write_bytes(image)
+    with pytest.raises(InputError, match=error):
+        read_kernel(tmp_path / "vmlinuz", "x86_64")
+
+
+def test_a_kernel_for_arm_is_an_image(tmp_path: Path) -> None:
+    image = bytes(0x38) + b"ARM\x64" + bytes(100)
+    (tmp_path / "Image").write_bytes(image)
+    assert read_kernel(tmp_path / "Image", "aarch64") == image
