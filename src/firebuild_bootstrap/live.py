@@ -290,6 +290,10 @@ class TerminalRenderer(LineRenderer):
     def _took(self, task: Task, seconds: float) -> None:
         if seconds >= LONG_SECONDS:
             self._line(fit(task.ended(seconds), self._screen.room[0]), DIM)
+        else:
+            # What a command has to say when its work is done goes to the same terminal by another stream.
+            self.draw()
+            self._out.flush()
 
     # --- steps ------------------------------------------------------------------------------------
 

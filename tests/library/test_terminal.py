@@ -230,6 +230,13 @@ def test_phases_and_tasks_show_their_time_and_bytes(watched: Watched) -> None:
     assert "quick" not in "".join(watched.terminal.lines())
 
 
+def test_a_task_that_has_ended_is_gone_before_the_command_says_more(watched: Watched) -> None:
+    watched.show(TaskStarted(task=1, name="pulling"))
+    assert watched.later(0.5) == ["pulling  0s"]
+    watched.renderer(TaskFinished(task=1, seconds=0.5))
+    assert watched.terminal.lines() == []
+
+
 def test_a_copy_shows_what_was_sent_while_it_lasts_and_in_the_end(watched: Watched) -> None:
     sent = StepProgress(step=2, bytes=2048), StepProgress(step=7, bytes=1)
     assert watched.show(RUN, *sent) == ["[2/2] RUN make  2.0 KiB, 0s"]
