@@ -227,7 +227,10 @@ _THEIR_TYPES: Final = {
 }
 
 _RUN: Final = "`firebuild run` runs a command in a machine that is gone when it ends"
-_CONTAINERS: Final = "there are no containers: a build runs in a machine that is gone when it ends"
+_CONTAINERS: Final = (
+    "there are no containers: `firebuild run` starts a machine that is gone when its command ends, and of those "
+    "with --detach there are ps, logs, stop, wait and rm"
+)
 _ALIASES: Final[dict[tuple[str, ...], tuple[str, ...]]] = {
     ("image", "build"): ("build",),
     ("images", "build"): ("build",),
@@ -258,14 +261,13 @@ _NOT_THERE: Final[dict[str, str]] = {
     name: why
     for names, why in {
         "exec start create": _RUN,
-        "ps container stop kill restart pause unpause wait attach logs top": _CONTAINERS,
+        "container kill restart pause unpause attach top": _CONTAINERS,
         "stats port rename update diff cp commit": _CONTAINERS,
         "network volume compose swarm stack service node": _CONTAINERS,
         "login logout": "logins of docker and podman count; settings have others in `registries`",
         "search manifest trust": "of what is in a registry there are pull and push",
         "export": "`firebuild images export TAG --output tar,dest=FILE` writes the root file system",
         "import": "`firebuild base import NAME PATH` keeps a directory or archive as a base",
-        "rm": "`firebuild images rm` removes images, `firebuild rm-tree` directories that builds wrote",
         "events": "`firebuild build --progress rawjson` prints the events of a build",
         "info": "`firebuild config show` prints what is in force, `firebuild du` what is stored",
         "version": "`firebuild --version` prints it",
