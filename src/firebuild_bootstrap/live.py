@@ -54,8 +54,6 @@ _RESET: Final = "\x1b[0m"
 _TICK_SECONDS: Final = 0.1
 # Output of a step that is shown while it runs.
 _LINES: Final = 6
-# Where the display makes room for a shell.
-_MANY_LINES: Final = 20
 _END_CHARACTERS: Final = 16 * 1024
 # Most work is over before anyone could read of it.
 _SHORT_SECONDS: Final = 0.2
@@ -190,12 +188,11 @@ class TerminalRenderer(LineRenderer):
             handler(event)
 
     def _leave(self) -> None:
-        # The step that failed is among them, and its end is what the user wants to know now.
         self._screen.show([])
-        columns, _ = self._screen.room
-        for step in self._running.values():
-            self._screen.write(self._styled(fit(header(step.event), columns), BOLD) + "\n")
-            self._screen.write("".join(f"  {line}\n" for line in step.log.last_lines(_MANY_LINES)))
+        # A shell in the place of a step that has failed is of use to who knows how.
+        failed, self._failed = self._failed, []
+        for step in failed:
+            self._show_failed(step, self._clock())
 
     def _end(self) -> None:
         self._stop()
@@ -375,6 +372,7 @@ class TerminalRenderer(LineRenderer):
                 self._out.write(piece)
             self._screen.write(_RESET if self._colours else "")
         self._screen.write(self._styled(f"{number_of(step.event)} {end}", RED) + "\n")
+        step.log.close()
 
     def _stop(self) -> None:
         """Nothing goes on any more."""

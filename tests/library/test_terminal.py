@@ -306,15 +306,16 @@ def test_without_colours_there_are_none_of_the_guest_either() -> None:
     assert b"m" not in re.findall(rb"\x1b\[[\d;]*([a-zA-Z])", one.terminal.raw)
 
 
-def test_while_somebody_else_has_the_terminal_nothing_is_drawn(watched: Watched) -> None:
-    watched.show(RUN, output(b"error: x\n"))
+def test_a_shell_gets_the_terminal_below_what_the_failed_step_wrote(watched: Watched) -> None:
+    watched.show(started(1, "a"), RUN, output(b"error: x\n"), StepFinished(step=2, exit_code=3, seconds=1))
     watched.renderer.pause()
     before = watched.terminal.raw
-    assert watched.terminal.lines() == ["[2/2] RUN make", "  error: x"]
-    watched.renderer(DONE)
+    shown = ["[2/2] RUN make", "error: x", "[2/2] failed after 1.0s, exit code 3"]
+    assert watched.terminal.lines() == shown
+    watched.renderer(Notice(level="info", message="later"))
     assert watched.terminal.raw == before
     watched.renderer.resume()
-    assert watched.show()[-1] == "[2/2] RUN make  1.0s"
+    assert watched.show(FAILED) == [*shown, "info: later", "[a 1/9] RUN make  stopped after 0.0s"]
 
 
 def test_much_output_costs_no_memory_and_hides_no_error(tmp_path: Path) -> None:
