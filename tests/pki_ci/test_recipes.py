@@ -17,11 +17,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import hcl2
 import jsonschema
 import kubernetes_validate
 import pytest
-from hcl2.utils import SerializationOptions
+from hcl2.api import loads as read_hcl
 
 from baoserver import DevServer, JwtIssuer
 from baoserver.pki import add_role
@@ -46,8 +45,7 @@ def recipe(name: str) -> dict[str, str]:
 def job_of(name: str) -> Any:
     """The job of a recipe, read as YAML 1.2 or HCL."""
     if name == "nomad":
-        plain = SerializationOptions(strip_string_quotes=True, explicit_blocks=False)
-        return hcl2.loads(recipe(name)["image.nomad.hcl"], serialization_options=plain)
+        return read_hcl(recipe(name)["image.nomad.hcl"])
     files = {"github": ".github/workflows/image.yml", "gitlab": ".gitlab-ci.yml", "kubernetes": "job.yaml"}
     return parse_document(recipe(name)[files[name]]).data
 
@@ -306,7 +304,11 @@ class System:
         [config], [environ] = task["config"], task["env"]
         secrets = one.home / "secrets"
         secrets.mkdir(mode=0o700)
-        claims = {"nomad_namespace": "default", "nomad_job_id": "web-image", "nomad_task": "build"}
+        claims: dict[str, Any] = {
+            "nomad_namespace": "default",
+            "nomad_job_id": "web-image",
+            "nomad_task": "build",
+        }
         sub = "global:default:web-image:build:build:vault"
         for name, text in (
             ("nomad_vault.jwt", issuer.token(**claims, sub=sub, aud=AUDIENCE)),
@@ -435,5 +437,5 @@ def test_the_pod_can_build_with_what_it_asks_for_and_with_nothing_less(
             command = ["runc", "--root", f"{bundle}/state", "run", "--bundle", bundle, one.home.name]
             done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     output = done.stdout + done.stderr
-    assert (done.returncode == 0) is not less, output
+    assert (done.returncode == 0) == (not less), output
     assert words in output
