@@ -10,7 +10,7 @@ The servers are real ones on this machine, so they share its processors with wha
 POSTs the same JSON with urllib3 over as many connections, and looks at nothing that comes back. Both take
 turns in three rounds each; medians, by the clock and by the processor's time of this process.
 `node`: builds that log in, issue for server and guest and revoke their token, from one node with raft
-storage; once with a store of certificates and service tokens, once with no_store and batch tokens.
+storage; once as `vault-setup` prepares it, once with no_store, batch tokens and `issuer` besides.
 `cluster`: the same from three nodes, whose leader is killed once half of the builds have begun.
 """
 
@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,42 +33,44 @@ from typing import Any, Final
 
 from urllib3 import PoolManager
 
-from firebuild_pki import CASettings
+from firebuild_pki import CASettings, vault_setup
 from firebuild_pki.benching import Plan, Work, measure
 from firebuild_pki.keys import generate_key, private_key_pem
 from firebuild_pki.x509 import make_csr
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from baoserver import (
-    Api,
-    RaftCluster,
-    add_role,
-    create_token,
-    enable_approle,
-    mount_pki,
-    sign_policy,
-    write_policy,
-)
+from baoserver import Api, RaftCluster, create_token
 
 ROUNDS: Final = 3
 DIRECTORY: Final = Path(tempfile.mkdtemp())
 THREADS: Final = 8
-BATCH: Final = {"token_type": "batch"}
+BAO: Final = Path(sys.executable).parent / "bao"
+LEAN: Final = (
+    "patch pki/roles/server no_store=true",
+    "patch pki/roles/guest no_store=true",
+    "write auth/approle/role/firebuild token_type=batch",
+)
+"""What makes the second column of the table in docs/scale.md, besides the setting `issuer`."""
 
 
-def prepare(api: Api, *, lean: bool = False) -> str:
-    """Mount a CA, with roles, a policy and AppRole, whose secrets go into the environment."""
-    mount_pki(api, "pki")
-    for role, use in (("server", "server"), ("guest", "client")):
-        add_role(api, role, use=use, no_store=lean)  # type: ignore[arg-type]
-    policy = write_policy(api, "builds", sign_policy("server", "guest"))
-    login = enable_approle(api, policy, **(BATCH if lean else {}))
-    os.environ.update(ROLE_ID=login.role_id, SECRET_ID=login.secret_id, TOKEN=create_token(api, policy))
-    return policy
+def prepare(nodes: RaftCluster, *, lean: bool = False) -> None:
+    """Have the script of `vault-setup` make CA, roles, policy and AppRole; secrets go to the environment."""
+    environ = {**os.environ, "VAULT_ADDR": nodes.addresses[0], "VAULT_TOKEN": nodes.api.token}
+    environ |= {"BAO_TOKEN": nodes.api.token, "VAULT_CLI": str(BAO)}
+
+    def run(script: str) -> dict[str, str]:
+        done = subprocess.run(["sh"], input=script, env=environ, text=True, check=True, capture_output=True)
+        return dict(line.split(": ") for line in done.stdout.splitlines() if ": " in line)
+
+    login = run(vault_setup(settings(nodes.addresses, lean=lean)))
+    if lean:
+        run("".join(f'"$VAULT_CLI" {command} >/dev/null\n' for command in LEAN))
+    token = create_token(nodes.api, "firebuild")
+    os.environ.update(ROLE_ID=login["role_id"], SECRET_ID=login["secret_id"], TOKEN=token)
 
 
-def settings(addresses: list[str], auth: str = "approle") -> CASettings:
+def settings(addresses: list[str], auth: str = "approle", *, lean: bool = False) -> CASettings:
     """The section `ca`, patient enough for an election."""
     logins = {
         "approle": {"method": "approle", "role_id": {"env": "ROLE_ID"}, "secret_id": {"env": "SECRET_ID"}},
@@ -80,6 +83,7 @@ def settings(addresses: list[str], auth: str = "approle") -> CASettings:
         "retry_for": "45s",
         "timeout": "5s",
         "auth": logins[auth],
+        **({"issuer": "default"} if lean else {}),
     }
     return CASettings.model_validate({"provider": "vault", "vault": block})
 
@@ -110,7 +114,7 @@ def plain_client(address: str, count: int) -> None:
 def plain(count: int) -> None:
     """Compare with the plain client, in turns."""
     with RaftCluster(scratch(), size=1) as node:
-        prepare(node.api)
+        prepare(node)
         load = partial(settings, node.addresses, "token")
         plan = Plan(Work.GUEST, count, THREADS)
 
@@ -147,10 +151,10 @@ def node(builds: int, processes: int) -> None:
     """Builds from one node, and what stays in its store."""
     for lean in (False, True):
         with RaftCluster(scratch(), size=1) as one:
-            prepare(one.api, lean=lean)
+            prepare(one, lean=lean)
             before = stored(one)
             found = measure(
-                partial(settings, one.addresses), Plan(count=builds, processes=processes)
+                partial(settings, one.addresses, lean=lean), Plan(count=builds, processes=processes)
             ).to_json()
             print(json.dumps({"no_store, batch tokens": lean, **found, "stored": growth(one, before)}))
 
@@ -158,7 +162,7 @@ def node(builds: int, processes: int) -> None:
 def cluster(builds: int, processes: int) -> None:
     """Builds from three nodes, one of which dies."""
     with RaftCluster(scratch()) as three:
-        prepare(three.api)
+        prepare(three)
         three.wait_replicated()
         before = stored(three)
         found = measure(

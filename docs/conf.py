@@ -21,9 +21,15 @@ project = "firebuild"
 author = "the firebuild authors"
 extensions = ["myst_parser"]
 root_doc = INDEX
-include_patterns = ["*.md", "docs/**.md", "plugins/*/README.md", "benchmarks/RESULTS.md"]
+include_patterns = [
+    "*.md",
+    "docs/**.md",
+    "plugins/*/README.md",
+    "benchmarks/RESULTS.md",
+    "examples/*/README.md",
+]
 # Without these, Sphinx would walk the virtual environment.
-exclude_patterns = [".*", "build", "dist", "examples", "protos", "scripts", "src", "tests", "plugins/*/src"]
+exclude_patterns = [".*", "build", "dist", "protos", "scripts", "src", "tests", "plugins/*/src"]
 myst_heading_anchors = 4  # the anchors of headings, as Git hosts make them
 myst_links_external_new_tab = False
 highlight_language = "none"  # of indented blocks: commands and what they print

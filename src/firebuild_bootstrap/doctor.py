@@ -21,8 +21,8 @@ from firebuild_bootstrap.image.outputs import PROGRAMS_PATH
 from firebuild_bootstrap.machine.drivers import new_machine
 from firebuild_bootstrap.machine.kvm import check_kvm, guest_problem
 from firebuild_bootstrap.machine.settings import MachineSettings
-from firebuild_bootstrap.sandbox import Host, IdMode, Sandbox
-from firebuild_bootstrap.sandbox.bwrap import find_bwrap, probe, remedy
+from firebuild_bootstrap.sandbox import IdMode, Sandbox
+from firebuild_bootstrap.sandbox.bwrap import probe
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import CAError
@@ -159,9 +159,9 @@ def _store(home: Home) -> Finding:
 def _sandbox(home: Home) -> Finding:
     found = home.idmap
     # A build finds out as it goes; where there is only one id mapping, nothing has been tried yet.
-    if words := probe(Sandbox(found)):
-        host = Host.current()
-        return Finding("sandbox", Level.WRONG, words, remedy(host, find_bwrap(host.path)))
+    sandbox = Sandbox(found)
+    if words := probe(sandbox):
+        return Finding("sandbox", Level.WRONG, words, sandbox.remedy())
     owners = {
         IdMode.FULL: "files may belong to any user",
         IdMode.SUBIDS: "files may belong to any user, by the subordinate ids of this one",

@@ -54,8 +54,6 @@ _RESET: Final = "\x1b[0m"
 _TICK_SECONDS: Final = 0.1
 # Output of a step that is shown while it runs.
 _LINES: Final = 6
-# Where the display makes room for a shell.
-_MANY_LINES: Final = 20
 _END_CHARACTERS: Final = 16 * 1024
 # Most work is over before anyone could read of it.
 _SHORT_SECONDS: Final = 0.2
@@ -154,7 +152,7 @@ class TerminalRenderer(LineRenderer):
         self._tasks: dict[int, Task] = {}
         self._running: dict[int, _Step] = {}
         self._failed: list[_Step] = []
-        self._steps = self._done = self._cached = 0
+        self._steps = self._executed = self._cached = 0
         self._handlers: dict[type[Event], Callable[..., None]] = {
             BuildStarted: self._plan,
             PhaseStarted: self._phase_started,
@@ -190,12 +188,11 @@ class TerminalRenderer(LineRenderer):
             handler(event)
 
     def _leave(self) -> None:
-        # The step that failed is among them, and its end is what the user wants to know now.
         self._screen.show([])
-        columns, _ = self._screen.room
-        for step in self._running.values():
-            self._screen.write(self._styled(fit(header(step.event), columns), BOLD) + "\n")
-            self._screen.write("".join(f"  {line}\n" for line in step.log.last_lines(_MANY_LINES)))
+        # A shell in the place of a step that has failed is of use to who knows how.
+        failed, self._failed = self._failed, []
+        for step in failed:
+            self._show_failed(step, self._clock())
 
     def _end(self) -> None:
         self._stop()
@@ -255,11 +252,8 @@ class TerminalRenderer(LineRenderer):
         total = f"total {human_time(now - self._began)}"
         if not self._steps:
             return total
-        return f"{total}, {self._extent()}"
-
-    def _extent(self) -> str:
         of_cache = f", {self._cached} cached" if self._cached else ""
-        return f"{self._done} of {self._steps} steps{of_cache}"
+        return f"{total}, {self._executed + self._cached} of {self._steps} steps{of_cache}"
 
     # --- phases and tasks -------------------------------------------------------------------------
 
@@ -293,6 +287,10 @@ class TerminalRenderer(LineRenderer):
     def _took(self, task: Task, seconds: float) -> None:
         if seconds >= LONG_SECONDS:
             self._line(fit(task.ended(seconds), self._screen.room[0]), DIM)
+        else:
+            # What a command has to say when its work is done goes to the same terminal by another stream.
+            self.draw()
+            self._out.flush()
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -302,7 +300,6 @@ class TerminalRenderer(LineRenderer):
         self._running[event.step] = _Step(event, self._clock(), log)
 
     def _step_cached(self, event: StepCached) -> None:
-        self._done += 1
         self._cached += 1
         self._line(self._row(header(event), [origin_of(event)], DIM))
 
@@ -322,7 +319,7 @@ class TerminalRenderer(LineRenderer):
             step.failure = event
             self._failed.append(step)
             return
-        self._done += 1
+        self._executed += 1
         step.log.close()
         amounts = [human_size(step.bytes)] if step.bytes else []
         self._line(self._row(header(step.event), [*amounts, f"{event.seconds:.1f}s"], BOLD))
@@ -338,7 +335,9 @@ class TerminalRenderer(LineRenderer):
 
     def _image_stored(self, event: ImageStored) -> None:
         self._stop()
-        self._stored(event, f": {self._extent()}")
+        # Nobody tells of the FROM of a stage that was not needed.
+        unneeded = self._steps - self._executed
+        self._stored(event, f", {unneeded} of {self._steps} steps cached" if unneeded > 0 else "")
 
     def _build_failed(self, event: BuildFailed) -> None:
         """Show what failed steps have written; the error itself goes to standard error after that."""
@@ -373,6 +372,7 @@ class TerminalRenderer(LineRenderer):
                 self._out.write(piece)
             self._screen.write(_RESET if self._colours else "")
         self._screen.write(self._styled(f"{number_of(step.event)} {end}", RED) + "\n")
+        step.log.close()
 
     def _stop(self) -> None:
         """Nothing goes on any more."""

@@ -225,12 +225,19 @@ class _Run:
 
         from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
         from firebuild_bootstrap.session import put_metadata, serve
-        from firebuild_pki import open_authority
+        from firebuild_pki import audit_labels, open_authority
 
         names = request.identity.files.names if (request := self._request).identity else ()
         # It stays open as long as the machine runs, which may get certificates of its own.
         authority = self._cleanup.enter_context(
-            open_authority(settings.ca, build_id=self._id, check=self._check, report=self._info, names=names)
+            open_authority(
+                settings.ca,
+                build_id=self._id,
+                check=self._check,
+                report=self._info,
+                names=names,
+                labels=audit_labels(image=request.image),
+            )
         )
         server_material, guest = self._issued(authority)
         identity = self._identity(authority, machine)

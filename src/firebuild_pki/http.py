@@ -61,6 +61,7 @@ __all__ = [
 PASSING: Final = frozenset({408, 425, 429, 502, 503, 504})
 """Statuses that may be others a moment later (RFC 9110, section 15; 429 is of RFC 6585)."""
 _LONGEST_PAUSE: Final = 30.0
+_WORTH_A_WORD: Final = 2.0  # seconds of waiting
 _PIECE: Final = 1 << 16
 _PROBE_SECONDS: Final = 2.0  # plain http goes to this machine only
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -184,6 +185,7 @@ class HTTPClient:
         unreachable: what to change where there is no connection.
         pause: waits for some seconds.
         clock: seconds that only grow.
+        report: told when an attempt took long and another one follows, usually `ProviderContext.report`.
 
     Raises:
         ValueError: `address` is neither https nor loopback.
@@ -204,6 +206,7 @@ class HTTPClient:
         unreachable: str | None = None,
         pause: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         if not is_safe(address):
             raise ValueError("secrets go to https, or to this machine")
@@ -219,6 +222,7 @@ class HTTPClient:
         self._unreachable = unreachable
         self._pause = pause
         self._clock = clock
+        self._report = report
         self._pool: PoolManager | None = None
 
     def close(self) -> None:
@@ -265,18 +269,23 @@ class HTTPClient:
                 )
         seconds = self._timeout if timeout is None else timeout
         last = self._attempts if again else 1
+        begun, silent = self._clock(), True
         for attempt in range(1, last):
             try:
                 answer = self._attempt(method, path, body, headers or {}, seconds)
             except HTTPFailure as error:
                 if not error.retryable:
                     raise
-                wait = 0.0
+                wait, found = 0.0, error.message
             else:
-                wait = answer.retry_after
+                wait, found = answer.retry_after, f"{self.address}: status {answer.status}"
                 if not answer.is_passing or wait > _LONGEST_PAUSE:  # a limit by the hour is not waited for
                     return answer
-            self._pause(max(wait, backoff(attempt, self._first_pause)))
+            wait = max(wait, backoff(attempt, self._first_pause))
+            if silent and self._clock() - begun + wait >= _WORTH_A_WORD:
+                silent = False
+                self._report(f"no usable answer of {found}; trying up to {last} times")
+            self._pause(wait)
         return self._attempt(method, path, body, headers or {}, seconds)
 
     def _attempt(

@@ -38,6 +38,10 @@ class Terminal:
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
+    def hang_up(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+
     def keys(self) -> str:
         """What becomes of keys such as Ctrl-C."""
         return "handled" if termios.tcgetattr(self._descriptor)[3] & termios.ISIG else "passed on"
@@ -57,4 +61,5 @@ def on_terminal(program: Path, *arguments: str | Path, environ: Mapping[str, str
     try:
         yield terminal
     finally:
-        os.close(descriptor)
+        if terminal._descriptor >= 0:
+            terminal.hang_up()

@@ -93,6 +93,20 @@ def test_a_signal_to_the_build_ends_the_shell_and_leaves_the_terminal_in_order(c
     assert leftovers(context) == []
 
 
+def test_a_terminal_that_hangs_up_ends_the_build(context: Path) -> None:
+    with building(context, "--secret", "id=word,src=word") as user:
+        user.read("$ ")
+        user.hang_up()
+        assert user.status() in (74, 130)  # by the signal, or by a write to what has gone
+    assert leftovers(context) == []
+
+
+def test_lines_of_json_do_not_share_a_terminal_with_a_shell(context: Path) -> None:
+    with building(context, "--progress=rawjson") as user:
+        assert "--debug-shell and --progress rawjson can't be used together" in user.read()
+        assert user.status() == 2
+
+
 def test_a_shell_that_is_not_there_is_said_and_the_build_fails_as_it_would_have(context: Path) -> None:
     Path("Dockerfile").write_text("FROM scratch\nCOPY file /\nRUN anything\n")
     with building(context) as user:

@@ -7,11 +7,14 @@ import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cli.conftest import Cli
+from cli.processes import guests
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.config import Healthcheck, ImageConfig
 from firebuild_bootstrap.readiness import Checks, Schedule, checks_of
@@ -134,18 +137,41 @@ def test_what_could_never_answer_is_an_error_before_anything_is_built(
     assert message in host_cli("build", "-t", "t", *options, ".", status=2).first
 
 
-def test_an_interrupted_check_ends_the_build_and_leaves_nothing(host_home: Path, host_cli: Cli) -> None:
+@contextmanager
+def asking(home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A build that asks an image which never answers."""
     dockerfile("CMD echo up; exec sleep 1000")
-    environ = {**os.environ, "FIREBUILD_HOME": str(host_home)}
+    environ = {**os.environ, "FIREBUILD_HOME": str(home)}
     command = [str(BIN / "firebuild"), "build", "--progress=rawjson", "-t", "never", "--ready=false", "."]
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line).get("name") == "waiting until the image answers":
-            break
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line).get("name") == "waiting until the image answers":
+                break
+        yield process
+
+
+def test_an_interrupted_check_ends_the_build_and_leaves_nothing(host_home: Path, host_cli: Cli) -> None:
+    with asking(host_home) as process:
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
     assert (error, process.returncode) == (b"error: the build was interrupted (SIGINT)\n", 130)
+    assert leftovers(host_home) == []
+    assert not is_stored(host_cli, "never")
+
+
+def test_a_machine_that_ends_meanwhile_is_said_with_the_end_of_the_console(
+    host_home: Path, host_cli: Cli
+) -> None:
+    with asking(host_home) as process:
+        while not (machines := guests()):
+            assert process.poll() is None
+        for machine in machines:
+            os.kill(machine, signal.SIGKILL)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 4, error
+    assert error.startswith(b"error: "), error
+    assert b"  the end of its console:\n    up\n" in error or b"its command has written nothing" in error
     assert leftovers(host_home) == []
     assert not is_stored(host_cli, "never")
 

@@ -230,21 +230,30 @@ def test_phases_and_tasks_show_their_time_and_bytes(watched: Watched) -> None:
     assert "quick" not in "".join(watched.terminal.lines())
 
 
+def test_a_task_that_has_ended_is_gone_before_the_command_says_more(watched: Watched) -> None:
+    watched.show(TaskStarted(task=1, name="pulling"))
+    assert watched.later(0.5) == ["pulling  0s"]
+    watched.renderer(TaskFinished(task=1, seconds=0.5))
+    assert watched.terminal.lines() == []
+
+
 def test_a_copy_shows_what_was_sent_while_it_lasts_and_in_the_end(watched: Watched) -> None:
     sent = StepProgress(step=2, bytes=2048), StepProgress(step=7, bytes=1)
     assert watched.show(RUN, *sent) == ["[2/2] RUN make  2.0 KiB, 0s"]
     assert watched.show(DONE) == ["[2/2] RUN make  2.0 KiB, 1.0s"]
 
 
-def test_the_end_says_how_much_there_was_to_do(watched: Watched) -> None:
-    plan = BuildStarted(build_id="b", tag="t", steps=1, base="scratch", ca_provider="embedded")
+def test_the_end_says_how_much_of_it_was_cached(watched: Watched) -> None:
+    plan = BuildStarted(build_id="b", tag="t", steps=3, base="scratch", ca_provider="embedded")
+    hit = StepCached(step=2, total=3, instruction="RUN a", line=1)
     stored = ImageStored(tag="t", path="/i", size=1, digest="sha256:0", seconds=2)
-    assert watched.show(plan, started(1), StepFinished(step=1, exit_code=0, seconds=1), stored)[2:] == [
-        "Built t in 2.0s: 1 of 1 steps",
+    assert watched.show(plan, hit, started(3), StepFinished(step=3, exit_code=0, seconds=1), stored)[3:] == [
+        "Built t in 2.0s, 2 of 3 steps cached",
         "  image   /i",
         "  size    1 B",
         "  digest  sha256:0",
     ]
+    assert watched.show(Notice(level="info", message="pushed"))[-1] == "info: pushed"
 
 
 FAILED = BuildFailed(
@@ -297,15 +306,16 @@ def test_without_colours_there_are_none_of_the_guest_either() -> None:
     assert b"m" not in re.findall(rb"\x1b\[[\d;]*([a-zA-Z])", one.terminal.raw)
 
 
-def test_while_somebody_else_has_the_terminal_nothing_is_drawn(watched: Watched) -> None:
-    watched.show(RUN, output(b"error: x\n"))
+def test_a_shell_gets_the_terminal_below_what_the_failed_step_wrote(watched: Watched) -> None:
+    watched.show(started(1, "a"), RUN, output(b"error: x\n"), StepFinished(step=2, exit_code=3, seconds=1))
     watched.renderer.pause()
     before = watched.terminal.raw
-    assert watched.terminal.lines() == ["[2/2] RUN make", "  error: x"]
-    watched.renderer(DONE)
+    shown = ["[2/2] RUN make", "error: x", "[2/2] failed after 1.0s, exit code 3"]
+    assert watched.terminal.lines() == shown
+    watched.renderer(Notice(level="info", message="later"))
     assert watched.terminal.raw == before
     watched.renderer.resume()
-    assert watched.show()[-1] == "[2/2] RUN make  1.0s"
+    assert watched.show(FAILED) == [*shown, "info: later", "[a 1/9] RUN make  stopped after 0.0s"]
 
 
 def test_much_output_costs_no_memory_and_hides_no_error(tmp_path: Path) -> None:

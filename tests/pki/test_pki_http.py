@@ -157,6 +157,19 @@ def test_what_may_pass_is_tried_again_later_each_time(
     assert pauses == []
 
 
+def test_who_waits_long_is_told_once_of_what(backend: Backend, connect: Connect) -> None:
+    told: list[str] = []
+    backend.answers = [(503, {"Retry-After": "9"}, b""), (503, {"Retry-After": "9"}, b""), (200, {}, b"[1]")]
+    assert connect(attempts=3, report=told.append).request("POST", "/").json == [1]
+    assert told == [
+        f"no usable answer of http://127.0.0.1:{backend.port}/pki: status 503; trying up to 3 times"
+    ]
+    told.clear()
+    with pytest.raises(HTTPFailure, match="connection refused"):
+        connect("http://127.0.0.1:1", report=told.append).request("POST", "/")
+    assert told == []  # it is over in a second
+
+
 def test_what_a_request_is_for_can_be_told_in_headers(backend: Backend, connect: Connect) -> None:
     labels = {"image-tag": "shop/web:1.2", "build": "not this one"}
     connect().request("POST", "/sign", b"{}", headers=audit_headers("b7", labels))

@@ -15,7 +15,14 @@ from firebuild_bootstrap.identities import IdentityRequest, MachineIdentity
 from firebuild_bootstrap.mmds import DataStore
 from firebuild_bootstrap.service.console import Console
 from firebuild_bootstrap.wire import IdentityFiles
-from firebuild_pki import Authority, MaterialError, open_authority, parse_certificates
+from firebuild_pki import (
+    Authority,
+    Capability,
+    MaterialError,
+    ProviderError,
+    open_authority,
+    parse_certificates,
+)
 
 NAMES = ("web.example", "spiffe://example.org/web")
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -213,6 +220,36 @@ def test_a_key_of_the_machine_is_certified_and_its_request_is_held_to_the_names(
     scene.started()
     with pytest.raises(GuestLost, match="could not use its certificate: no room"):
         scene.said(1, error="no room")
+
+
+def test_what_can_not_be_taken_back_is_said_and_not_asked_for_again(authority: Authority) -> None:
+    class Backend:
+        """A provider that revokes, and is not there any more."""
+
+        capabilities = frozenset({Capability.REVOKE})
+        asked = 0
+        retryable = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(authority, name)
+
+        def revoke(self, _: object) -> None:
+            self.asked += 1
+            raise ProviderError("it is sealed", retryable=self.retryable)
+
+    backend = Backend()
+    for retryable, expected in ((False, 2), (True, 1)):
+        backend.asked, backend.retryable = 0, retryable
+        scene = Scene(backend)  # type: ignore[arg-type]
+        scene.started()
+        scene.pass_time(45)
+        scene.said(2)
+        scene.identity.close()
+        assert backend.asked == expected
+        assert scene.warnings == ["the certificate of web.example was not revoked: it is sealed"] * expected
+    scene.now += timedelta(hours=1)  # what has ended needs no revoking
+    scene.identity.close()
+    assert backend.asked == 1
 
 
 def _key_of(csr: bytes) -> object:

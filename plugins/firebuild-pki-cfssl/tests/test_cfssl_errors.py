@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from firebuild_pki import AuthorityClosed, CAError, Profile, SignRequest
+from firebuild_pki import AuthorityClosed, CAError, Profile, SignRequest, open_authority
 from firebuild_pki.keys import generate_key
 from firebuild_pki.x509 import Validity, make_root, to_pem
 
 import firebuild_pki_cfssl.client
-from cfssl_servers import KEY, LABEL, Pki, bare, free_port, now, opened
+from cfssl_servers import KEY, LABEL, Pki, bare, free_port, now, opened, section
 from stub_server import Stub, refusal, success
 
 needs_cfssl = pytest.mark.needs("cfssl")
@@ -115,6 +115,13 @@ def test_no_answer(stub: Stub) -> None:
     error = error_of(stub.address, timeout="100ms")
     assert f"{stub.address}: no answer in time" in error.message
     assert error.retryable
+
+
+def test_who_waits_for_a_verdict_has_it_after_one_attempt(stub: Stub) -> None:
+    stub.answers = [(503, b"busy")]
+    with pytest.raises(CAError, match="HTTP status 503"):
+        open_authority(section(stub.address, attempts=3), environ={"CFSSL_KEY": KEY}, patient=False)
+    assert len(stub.paths) == 1
 
 
 def test_something_that_does_not_speak_http() -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from firebuild_pki import CAError, NoteLevel, Profile, SettingsError
+from firebuild_pki import CAError, NoteLevel, Profile, ProviderContext, SettingsError
 from firebuild_pki.http import HTTPAnswer
 from firebuild_pki.keys import generate_key
 from firebuild_pki.x509 import Issuer, Validity, make_leaf, to_pem
@@ -393,7 +393,7 @@ def test_the_words_of_the_server_decide_the_hint(said: str, part: str) -> None:
 
 def test_what_is_no_step_ca_is_said(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = StepCASettings.model_validate(section("https://127.0.0.1:1", pki)["step-ca"])
-    client = Client(settings, {})
+    client = Client(settings, ProviderContext(now, {}))
     answers: dict[str, HTTPAnswer] = {}
     monkeypatch.setattr(
         client._http, "request", lambda _method, path, *_, **__: answers[path.partition("?")[0]]
@@ -417,6 +417,21 @@ def test_what_is_no_step_ca_is_said(pki: Pki, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Refused) as caught:
         client.sign(b"csr", "token", 60)
     assert caught.value.retryable
+
+
+@pytest.mark.parametrize(("patient", "attempts"), [(True, 3), (False, 1)])
+def test_who_waits_for_a_verdict_has_it_after_one_attempt(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch, patient: bool, attempts: int
+) -> None:
+    made: list[str] = []
+    settings = StepCASettings.model_validate(section("https://127.0.0.1:1", pki, attempts=3)["step-ca"])
+    client = Client(settings, ProviderContext(now, {}, patient=patient))
+    attempt = client._http._attempt
+    monkeypatch.setattr(client._http, "_pause", lambda _: None)
+    monkeypatch.setattr(client._http, "_attempt", lambda *given: (made.append(given[1]), attempt(*given))[1])
+    with pytest.raises(CAError, match="connection refused"):
+        client.roots()
+    assert made == ["/roots"] * attempts
 
 
 def test_errors_are_words_and_no_dumps(server: str, pki: Pki) -> None:

@@ -12,10 +12,13 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "firebuild build --tag app:1 .",
         "firebuild build -t app:1 --target test --build-arg VERSION=2 --progress plain .",
         "firebuild build -t registry.example/app:1 --push --sbom=true .",
+        "firebuild build -t app:1 --ready --ready-start-period 1m .",
+        "firebuild build -t app:1 --debug-shell .",
     ),
     "rootfs": ("firebuild rootfs --tag app:1 --output ext4,dest=app.ext4,size=2GiB",),
     "run": (
         "firebuild run --machine qemu -e LEVEL=debug app:1 /bin/server --port 80",
+        "firebuild run --identity spiffe://example.org/web --identity-signal HUP app:1",
         "firebuild run --detach --name web app:1",
     ),
     "ps": ("firebuild ps --all",),

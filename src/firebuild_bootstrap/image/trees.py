@@ -367,7 +367,8 @@ class Trees:
         except ValueError:
             words = done.stderr.decode("utf-8", "replace").strip().splitlines()
             last = words[-1] if words else f"its worker ended with status {done.returncode}"
-            raise MachineError(f"could not {task}: {last}") from None
+            hint = self.sandbox.remedy() if last.startswith("bwrap: ") else None
+            raise MachineError(f"could not {task}: {last}", hint=hint) from None
         if reply.get("asked"):
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:

@@ -92,6 +92,10 @@ class Sandbox:
         self._lifeline = lifeline
         self._check = check
 
+    def remedy(self) -> str:
+        """Say how the administrator allows this host to make one, where that has failed."""
+        return remedy(Host.current(), self._bwrap)
+
     def popen(
         self,
         argv: Sequence[str],
@@ -264,7 +268,11 @@ def _map_ids(idmap: IdMap, pid: int) -> None:
             try:
                 Path(f"/proc/{pid}/{kind}_map").write_text(lines, "ascii")
             except OSError as error:
-                raise MachineError(f"the sandbox's {kind}_map could not be set: {error.strerror}") from error
+                raise MachineError(
+                    f"the sandbox's {kind}_map could not be set: {error.strerror}",
+                    # user_namespaces(7), "Defining user and group ID mappings"
+                    hint="root of a container needs the capabilities SETUID, SETGID and SETFCAP for it",
+                ) from error
         else:
             _new_id_map(f"new{kind}map", pid, ranges)
 

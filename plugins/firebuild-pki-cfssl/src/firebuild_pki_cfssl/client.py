@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from cryptography import x509
-from firebuild_pki import CAError
+from firebuild_pki import CAError, ProviderContext
 from firebuild_pki.http import HTTPAnswer, HTTPClient, TlsFault, tls_context
 
 from firebuild_pki_cfssl.refusals import Refused
@@ -54,13 +54,13 @@ class Client:
     Args:
         settings: address, TLS, timeout, attempts.
         key: the shared key, decoded.
-        environ: where a proxy is named.
+        context: where a proxy is named, whether to try again, and who is told of it.
 
     Raises:
         CAError: a certificate or key for TLS cannot be used.
     """
 
-    def __init__(self, settings: CfsslSettings, key: bytes, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: CfsslSettings, key: bytes, context: ProviderContext) -> None:
         self._settings = settings
         self._key = key
         self._http = HTTPClient(
@@ -71,9 +71,10 @@ class Client:
                 key_file=settings.client_key,
                 settings=("ca_file", "client_cert", "client_key", ""),
             ),
-            environ=environ,
+            environ=context.environ,
+            report=context.report,
             timeout=settings.timeout.total_seconds(),
-            attempts=settings.attempts,
+            attempts=settings.attempts if context.patient else 1,
             first_pause=PAUSE,
             hints=_HINTS,
             unreachable="is cfssl running, and listening on that address? one with TLS wants https",

@@ -50,8 +50,8 @@ class CfsslProvider(CAProvider):
     def open(self) -> None:
         """Read the key, ask the server for its CA certificate."""
         settings = self._settings
-        environ = self._context.environ
-        client = Client(settings, _decoded(settings.auth_key.resolve(environ)), environ)
+        key = _decoded(settings.auth_key.resolve(self._context.environ))
+        client = Client(settings, key, self._context)
         issuer = client.info(settings.server_profile).certificate()
         self._trust = _trust(issuer, settings.anchors)
         self._client = client

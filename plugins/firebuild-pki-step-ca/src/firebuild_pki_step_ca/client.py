@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPSConnection
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from firebuild_pki import CAError
+from firebuild_pki import CAError, ProviderContext
 from firebuild_pki.http import HTTPAnswer, HTTPClient, TlsFault, client_context, tls_context
 
 from firebuild_pki_step_ca.settings import StepCASettings
@@ -110,20 +110,21 @@ class Client:
 
     Args:
         settings: address, root, timeout, attempts.
-        environ: where a proxy is named.
+        context: where a proxy is named, whether to try again, and who is told of it.
 
     Raises:
         CAError: the root cannot be used.
     """
 
-    def __init__(self, settings: StepCASettings, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: StepCASettings, context: ProviderContext) -> None:
         self._settings = settings
         self._http = HTTPClient(
             settings.address,
             context=_context(settings),
-            environ=environ,
+            environ=context.environ,
+            report=context.report,
             timeout=settings.timeout.total_seconds(),
-            attempts=settings.attempts,
+            attempts=settings.attempts if context.patient else 1,
             first_pause=PAUSE,
             hints=_HINTS,
             unreachable=_UNREACHABLE,

@@ -60,7 +60,7 @@ class StepCAProvider(CAProvider):
 
     def open(self) -> None:
         """Ask the server for its CA certificates and the provisioner, and read the provisioner's key."""
-        client = Client(self._settings, self._context.environ)
+        client = Client(self._settings, self._context)
         try:
             self._roots = client.roots()
             known = _of_name(self._settings, client.provisioners())
