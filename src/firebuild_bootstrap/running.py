@@ -27,7 +27,7 @@ from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.image.platforms import Platform
-from firebuild_bootstrap.machine.base import Machine
+from firebuild_bootstrap.machine.base import Machine, PublishedPort
 from firebuild_bootstrap.machine.drivers import make_machine
 from firebuild_bootstrap.mmds import BOOTSTRAP_WIPE, IDENTITY_WIPE, MetadataDocument
 from firebuild_bootstrap.mmds.document import UserInfo
@@ -59,6 +59,7 @@ class RunRequest:
         attach: how the command is attached.
         network: as `RunCommand` has it.
         id: of the run; by default one of its own.
+        publish: ports of this host that lead to the machine.
         identity: who the machine is, for others; None for nobody.
     """
 
@@ -73,6 +74,7 @@ class RunRequest:
     attach: Attach = Attach()
     network: str = "default"
     id: str = ""
+    publish: tuple[PublishedPort, ...] = ()
     identity: IdentityRequest | None = None
 
 
@@ -219,6 +221,7 @@ class _Run:
             notice=self._notice,
         )
         self._cleanup.callback(machine.close)
+        machine.publish(self._request.publish)
 
         from firebuild_bootstrap.service import BootstrapServer, Limits, StepInfo
         from firebuild_bootstrap.session import put_metadata, serve

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +26,47 @@ b() { busybox "$@"; }
 b hostname; b cat /etc/hostname; b grep -c processor /proc/cpuinfo
 b awk '/MemTotal/ { print $2 < 400000 }' /proc/meminfo
 echo $LEVEL; b touch /file 2>&1 | b grep -o Read-only; b df -k / | b awk 'END { print $2 < 60000 }' >&2
+b nc -ll -p 8080 -e /bin/busybox cat &
 trap 'echo heard; exit 9' TERM; echo up; while :; do b sleep 0.2; done
 """
+
+
+def echoed(port: int, data: bytes) -> bytes:
+    """What the machine sends back, up to its end; it may not listen yet."""
+
+    def ask() -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as link, suppress(OSError):
+            sender = threading.Thread(target=link.sendall, args=(data,))
+            sender.start()
+            answer = link.makefile("rb").read(len(data))
+            sender.join()
+            return answer
+        return b""
+
+    answers: list[bytes] = []
+    assert eventually(lambda: answers.append(ask()) or answers[-1])  # type: ignore[func-returns-value]
+    return answers[-1]
 
 
 def test_the_command_has_the_machine_that_was_asked_for(firebuild: Firebuild, configure: Any) -> None:
     given = ("--hostname", "web", "-e", "LEVEL=debug", "--read-only")
     hardware = ("--memory", "320MiB", "--cpus", "1", "--disk", "48MiB")
     config = configure(accelerator="tcg")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        publish = ("--publish", f"{port}:8080")
+        refused = firebuild("run", "--config", config, *publish, "busybox", "/bin/sh", status=125)
+        assert f"127.0.0.1:{port} can't be listened on: Address already in use" in refused.stderr
     process = firebuild.popen(
-        "run", "--config", config, *given, *hardware, "busybox", "/bin/sh", "-c", SCRIPT
+        "run", "--config", config, *given, *hardware, *publish, "busybox", "/bin/sh", "-c", SCRIPT
     )
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(7)]
     assert lines == [*(b"web\n", b"web\n", b"1\n", b"1\n", b"debug\n", b"Read-only\n", b"up\n")], (
         process.communicate(timeout=60)
     )
+    data = os.urandom(1_000_000)
+    assert [echoed(port, data[:size]) for size in (10, 1_000_000)] == [data[:10], data]
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     # The kernel's console is in neither stream.

@@ -14,8 +14,9 @@ from baoserver.process import free_port
 from firebuild_pki import CAError, MaterialError, Note, NoteLevel, open_authority
 from firebuild_pki.grpc_handshake import handshake
 from firebuild_pki.provider import Profile, ProviderContext
-from firebuild_pki.providers.vault.checks import role_notes
+from firebuild_pki.providers.vault.checks import _credentials, role_notes
 from firebuild_pki.providers.vault.provider import VaultProvider
+from firebuild_pki.providers.vault.transport import Answer
 from pki.tools import leaf_of
 from pki_vault.scripted import Reply, scripted
 from pki_vault.tools import ENVIRON, Backend, raises
@@ -74,6 +75,19 @@ def test_what_the_policy_hides_is_a_warning(backend: Backend) -> None:
         assert note.level is NoteLevel.WARNING
         assert f"role {role}: cannot be looked at" in note.message
         assert f'path "pki/roles/{role}" {{ capabilities = ["read"] }}' in str(note.hint)
+
+
+def test_a_token_that_cannot_be_looked_at_for_another_reason_has_the_servers_words() -> None:
+    class Odd:
+        def call(self, *_: object) -> Answer:
+            return Answer("http://v", 404, {"errors": ["no such path"]})
+
+        def words_of(self, answer: Answer) -> str:
+            return answer.errors
+
+    note, valid = _credentials(Odd(), None)  # type: ignore[arg-type]
+    assert (note.message, valid) == ("the token cannot be looked at: no such path", False)
+    assert str(note.hint).startswith("allow it with: path")
 
 
 def test_a_role_that_is_not_there_is_fatal(backend: Backend) -> None:

@@ -36,6 +36,7 @@ from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import Event
+    from firebuild_bootstrap.machine.base import PublishedPort
     from firebuild_bootstrap.running import RunRequest
     from firebuild_bootstrap.service.console import Console
     from firebuild_bootstrap.settings import BuildSettings
@@ -44,6 +45,7 @@ _FAILED: Final = 125
 """The exit status of `firebuild run` where it is not that of the command, as Docker has it."""
 _GRACE_SECONDS: Final = 10.0
 _NAME: Final = re.compile(r"[^=\0]+")
+_PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/tcp)?", re.ASCII)
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -83,6 +85,14 @@ _NAME: Final = re.compile(r"[^=\0]+")
     "--network",
     type=click.Choice(["none", "user"]),
     help="None but to the host's session, or (qemu) one to all but this host; by default as configured.",
+)
+@click.option(
+    "--publish",
+    "-p",
+    "publish",
+    multiple=True,
+    metavar="[ADDRESS:]PORT:PORT",
+    help="Have a port of this host, by default of 127.0.0.1, lead to one of the machine (qemu); repeatable.",
 )
 @click.option(
     "--detach",
@@ -246,6 +256,7 @@ def _request(image: str, command: tuple[str, ...], options: Mapping[str, Any]) -
         env=read_env(options["env_files"], options["env"], os.environ),
         user=options["user"],
         workdir=options["workdir"],
+        publish=tuple(map(read_port, options["publish"])),
         hostname=options["hostname"],
         keys=_read_keys(options["ssh_keys"]),
         attach=Attach(
@@ -292,6 +303,24 @@ def read_env(files: Sequence[Path], given: Sequence[str], environment: Mapping[s
     for text in given:
         add(text, "--env")
     return found
+
+
+def read_port(text: str) -> PublishedPort:
+    """Read `[ADDRESS:]PORT:PORT[/tcp]`.
+
+    Raises:
+        InputError: it is something else.
+    """
+    from firebuild_bootstrap.machine.base import PublishedPort
+
+    found = _PORT.fullmatch(text)
+    ports = [int(number) for number in found.group(2, 3)] if found else []
+    if found is None or not all(0 < port < 1 << 16 for port in ports):
+        raise InputError(
+            f"--publish: expected [ADDRESS:]PORT:PORT, found {one_line(text, 80)!r}",
+            hint="as 8080:80, or 0.0.0.0:8080:80 for all addresses; TCP only",
+        )
+    return PublishedPort(found[1] or "127.0.0.1", *ports)
 
 
 def _read_keys(given: Sequence[str]) -> dict[str, str]:

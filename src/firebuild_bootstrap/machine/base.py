@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.image.layertrees import ArchiveLayer, Layer, LayerSink
 from firebuild_bootstrap.values import dataclass
 
@@ -69,6 +70,21 @@ class Listening:
 
 
 @dataclass(frozen=True)
+class PublishedPort:
+    """A TCP port of this host that leads to one of the machine.
+
+    Args:
+        address: of this host, to listen on.
+        host: the port there.
+        guest: the machine's port.
+    """
+
+    address: str
+    host: int
+    guest: int
+
+
+@dataclass(frozen=True)
 class GuestOptions:
     """What the machine tells vminit on its command line; times in seconds."""
 
@@ -109,6 +125,18 @@ class Machine(ABC):
 
     def __init__(self, workspace: BuildDirectory) -> None:
         self._workspace = workspace
+
+    def publish(self, ports: Sequence[PublishedPort]) -> None:
+        """Have ports of this host lead to the machine for as long as it runs; called before `listen`.
+
+        Raises:
+            InputError: this machine can't, or this host does not let us listen there.
+        """
+        if ports:
+            raise InputError(
+                "--publish: only the machine qemu does that",
+                hint="a command of local listens on this host itself, a tap of firecracker has an address",
+            )
 
     @abstractmethod
     def listen(self) -> Listening:

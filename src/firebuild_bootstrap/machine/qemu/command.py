@@ -107,12 +107,14 @@ def machine_command(
     snapshot: str,
     drives: Sequence[str],
     append: str,
+    forwards: Sequence[str] = (),
 ) -> list[str]:
     """Return the command for a machine that builds; the paths are those in the sandbox.
 
     Args:
         snapshot: the first drive, read-only.
         drives: the others.
+        forwards: from the machine's network namespace to the guest, each as QEMU's `hostfwd`.
     """
     # The host reads nothing of what is written; what is kept it has in its own cache.
     writable = "if=none,format=raw,cache=unsafe,discard=unmap,werror=report"
@@ -127,6 +129,6 @@ def machine_command(
         *bare_command(program, hardware, kernel, append),
         *("-initrd", initrd),
         *blocks,
-        *("-netdev", _NETWORK, "-device", "virtio-net-device,netdev=n0"),
+        *("-netdev", ",hostfwd=".join((_NETWORK, *forwards)), "-device", "virtio-net-device,netdev=n0"),
         *("-device", "virtio-rng-device"),
     ]

@@ -18,6 +18,7 @@ from firebuild_bootstrap.machine.base import (
     GuestOptions,
     Listening,
     MachineExit,
+    PublishedPort,
 )
 from firebuild_bootstrap.machine.console import BoundedLog, check_copy, copied, open_copy
 from firebuild_bootstrap.machine.drives import VM_CACHES, Drives, VirtualMachine, no_instruction
@@ -34,6 +35,7 @@ from firebuild_bootstrap.machine.qemu.command import (
 )
 from firebuild_bootstrap.machine.qemu.kernel import Kernel, find_kernel
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
+from firebuild_bootstrap.machine.qemu.publishing import SOCKETS, Publisher
 from firebuild_bootstrap.machine.qemu.settings import QemuSettings
 from firebuild_bootstrap.machine.qemu.uplink import TUN, Uplink, check_tun, name_servers
 from firebuild_bootstrap.machine.settings import MachineSettings
@@ -132,12 +134,25 @@ class QemuMachine(VirtualMachine):
         self._uplink: Uplink | None = None
         self._log: BoundedLog | None = None
         self._report = GuestReport("none")
+        self._publisher: Publisher | None = None
+
+    def publish(self, ports: Sequence[PublishedPort]) -> None:
+        """Listen on this host; see `Machine.publish`."""
+        if ports:
+            self._publisher = Publisher(ports)
 
     def listen(self) -> Listening:
         """Make the machine's network and open the port in it; see `Machine.listen`."""
         sandbox, runtime = self._workspace.sandbox, self._workspace.runtime
         tun = HandedFile(TUN, writable=True) if self._settings.network == "user" else None
-        self._namespace = MachineNamespace(sandbox, runtime, (_MMDS_PORT, 0), self._program.binds, tun=tun)
+        self._namespace = MachineNamespace(
+            sandbox,
+            runtime,
+            (_MMDS_PORT, 0),
+            self._program.binds,
+            tun=tun,
+            sockets=SOCKETS if self._publisher is not None else 0,
+        )
         if self._namespace.uplink is not None:
             self._uplink = Uplink(sandbox, runtime, self._program, self._namespace.uplink)
         metadata, bootstrap = self._namespace.listeners
@@ -165,6 +180,7 @@ class QemuMachine(VirtualMachine):
             snapshot=path_of(2),
             drives=[path_of(3 + number) for number in range(len(self._drives.paths))],
             append=self._arguments(options, self._network(), HOST, "pci=off", *emulated),
+            forwards=() if self._publisher is None else self._publisher.forwards,
         )
         files = [HandedFile(path) for path in (self._kernel.image, self._initramfs, self._drives.snapshot)]
         self._log = BoundedLog(
@@ -175,6 +191,8 @@ class QemuMachine(VirtualMachine):
             [*files, *(HandedFile(path, writable=True) for path in self._drives.paths)],
             [KVM] if self._accelerator is Accelerator.KVM else [],
         )
+        if self._publisher is not None:
+            self._publisher.start(self._namespace.sockets)
 
     def wait(self, timeout: float | None = None) -> MachineExit | None:
         """Wait up to `timeout` seconds for the end; see `Machine.wait`."""
@@ -214,6 +232,8 @@ class QemuMachine(VirtualMachine):
     def close(self) -> None:
         """Stop and remove everything; see `Machine.close`."""
         try:
+            if self._publisher is not None:
+                self._publisher.close()
             if self._namespace is not None:
                 self._namespace.close()
             if self._has_write_errors():

@@ -1,10 +1,11 @@
 """Holds a network namespace, opens the ports in it, and then becomes QEMU.
 
-Runs in a sandbox with a loopback interface and no other, as `python -m … SOCKET-FD TUN-FD PORT…`. It sends
-one message over the socket, with a listening socket for each PORT and, where TUN-FD is not -1, the end of a
-tap device whose other end is a process in the host's network. The routing table, which nobody in the
-namespace may change later, keeps every packet for the host itself or its link from that device. Then it waits
-for a message with the command to run and the files for it. Without one it ends.
+Runs in a sandbox with a loopback interface and no other, as `python -m … SOCKET-FD TUN-FD SOCKETS PORT…`.
+It sends one message over the socket, with a listening socket for each PORT, SOCKETS others that are not
+connected (publishing.py) and, where TUN-FD is not -1, the end of a tap device whose other end is a process in
+the host's network. The routing table, which nobody in the namespace may change later, keeps every packet for
+the host itself or its link from that device. Then it waits for a message with the command to run and the
+files for it. Without one it ends.
 """
 
 from __future__ import annotations
@@ -62,14 +63,16 @@ def become(command: dict[str, Any]) -> None:
         sys.exit(f"{argv[0]} can't be run: {error.strerror}")
 
 
-def hand_out(control: socket.socket, ports: list[int], tun: int) -> dict[str, Any] | None:
+def hand_out(control: socket.socket, ports: list[int], tun: int, sockets: int = 0) -> dict[str, Any] | None:
     """Open everything, send it, and wait for the command.
 
     Args:
+        sockets: how many that are not connected.
         tun: the host's /dev/net/tun; negative for none.
     """
     try:
         opened = [listener.detach() for listener in open_ports(ports)]
+        opened += [socket.socket().detach() for _ in range(sockets)]
         if tun >= 0:
             opened.append(open_uplink(tun))
     except OSError as error:
@@ -137,9 +140,9 @@ def _sockaddr(address: str = "0.0.0.0") -> bytes:  # noqa: S104 - an empty field
 
 def main() -> None:
     """Do all of it."""
-    tun, *ports = map(int, sys.argv[2:])
+    tun, sockets, *ports = map(int, sys.argv[2:])
     with socket.socket(fileno=int(sys.argv[1])) as control:
-        command = hand_out(control, ports, tun)
+        command = hand_out(control, ports, tun, sockets)
     if command is not None:
         become(command)
 

@@ -58,6 +58,7 @@ class MachineNamespace:
         binds: what the program needs besides `runtime`.
         tun: the device /dev/net/tun, where the namespace is to have a way out; its other end is `uplink`.
         own_network: False takes this host's network instead.
+        sockets: how many TCP sockets to make in there, for whoever connects them.
 
     Raises:
         MachineError: it could not be made.
@@ -72,8 +73,10 @@ class MachineNamespace:
         *,
         tun: HandedFile | None = None,
         own_network: bool = True,
+        sockets: int = 0,
     ) -> None:
         self.listeners: tuple[socket.socket, ...] = ()
+        self.sockets: tuple[socket.socket, ...] = ()
         self.uplink: int | None = None
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -84,7 +87,7 @@ class MachineNamespace:
                     cleanup.callback(os.close, handed[-1])
                 numbers = [*handed, -1][:2]
                 self.process = sandbox.popen(
-                    runtime.module(_HOLDER, *map(str, (*numbers, *ports))),
+                    runtime.module(_HOLDER, *map(str, (*numbers, sockets, *ports))),
                     binds=[*runtime.binds, *binds],
                     env=runtime.env,
                     stdout=subprocess.PIPE,
@@ -96,9 +99,10 @@ class MachineNamespace:
             self._control.close()
             raise
         try:
-            opened = self._receive(len(ports) + (tun is not None))
+            opened = self._receive(len(ports) + sockets + (tun is not None))
             self.uplink = opened.pop() if tun is not None else None
-            self.listeners = tuple(socket.socket(fileno=descriptor) for descriptor in opened)
+            made = tuple(socket.socket(fileno=descriptor) for descriptor in opened)
+            self.listeners, self.sockets = made[: len(ports)], made[len(ports) :]
         except BaseException:
             self.close()
             raise
@@ -138,8 +142,8 @@ class MachineNamespace:
     def close(self) -> None:
         """End everything in the namespace and close the ports. Idempotent."""
         self._control.close()
-        for listener in self.listeners:
-            listener.close()
+        for one in (*self.listeners, *self.sockets):
+            one.close()
         if self.uplink is not None:
             os.close(self.uplink)
             self.uplink = None
