@@ -47,13 +47,16 @@ def test_ports_go_out_and_a_command_comes_in(hold: Held, tmp_path: Path) -> None
     command = {"argv": ["/bin/qemu", "-M"], "links": {str(link): "/proc/self/fd/900"}}
     with open(tmp_path / "disk") as disk:
         socket.send_fds(control, [json.dumps(command).encode()], [disk.fileno()])
-    run(-1, 0, 0)
+    run(-1, 1, 0, 0)
     data, descriptors, _, _ = socket.recv_fds(control, 100, 5)
     assert data == holder.READY
-    for listener in (socket.socket(fileno=descriptor) for descriptor in descriptors):
+    *listeners, free = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+    for listener in listeners:
         with listener:
             assert listener.getsockname()[0] == "127.0.0.1"
-    assert len(descriptors) == 2
+    with free:
+        assert free.getsockname()[1] == 0
+    assert len(listeners) == 2
     with open(900) as received:
         assert os.get_inheritable(900)
         assert received.read() == "content"
@@ -70,7 +73,7 @@ def test_ports_go_out_and_a_command_comes_in(hold: Held, tmp_path: Path) -> None
 def test_without_a_command_it_ends(hold: Held) -> None:
     run, control, done = hold
     control.shutdown(socket.SHUT_WR)
-    run(-1)
+    run(-1, 0)
     assert done == {}
 
 
@@ -83,7 +86,7 @@ def test_a_program_that_can_not_be_run_is_named(hold: Held, monkeypatch: pytest.
     monkeypatch.setattr(os, "execv", refuse)
     socket.send_fds(control, [b'{"argv": ["/bin/qemu"], "links": {}}'], [])
     with pytest.raises(SystemExit, match="/bin/qemu can't be run: Permission denied"):
-        run(-1)
+        run(-1, 0)
 
 
 def test_a_port_in_use_is_said(hold: Held) -> None:
@@ -92,14 +95,14 @@ def test_a_port_in_use_is_said(hold: Held) -> None:
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(SystemExit, match="Address already in use"),
     ):
-        run(-1, taken.getsockname()[1])
+        run(-1, 0, taken.getsockname()[1])
 
 
 def test_with_the_device_the_end_of_a_tap_goes_out(hold: Held, monkeypatch: pytest.MonkeyPatch) -> None:
     run, control, _ = hold
     monkeypatch.setattr(holder, "open_uplink", os.dup)
     control.shutdown(socket.SHUT_WR)
-    run(0)
+    run(0, 0)
     _, [descriptor], _, _ = socket.recv_fds(control, 100, 5)
     assert os.path.sameopenfile(0, descriptor)
     os.close(descriptor)
@@ -109,7 +112,7 @@ def test_as_a_module_it_does_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine:
         mine.shutdown(socket.SHUT_WR)
-        monkeypatch.setattr(sys, "argv", ["holder", str(theirs.detach()), "-1"])
+        monkeypatch.setattr(sys, "argv", ["holder", str(theirs.detach()), "-1", "0"])
         monkeypatch.delitem(sys.modules, holder.__name__)
         runpy.run_module(holder.__name__, run_name="__main__")
         assert mine.recv(100) == holder.READY
