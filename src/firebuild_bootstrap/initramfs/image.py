@@ -203,7 +203,7 @@ def compress(data: bytes, how: Compression) -> bytes:
         case Compression.ZSTD:
             return zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(data)
         case Compression.LZ4:
-            return run_lz4(*_LZ4, data=data)
+            return run_lz4(*_LZ4, data=data, hint="install the package lz4, or choose --compress zstd")
         case Compression.GZIP:
             return gzip.compress(data, 9, mtime=0)
 
@@ -212,7 +212,7 @@ def _lz4_version() -> str:
     return run_lz4("--version").decode("utf-8", "replace").strip()
 
 
-def run_lz4(*arguments: str, data: bytes = b"") -> bytes:
+def run_lz4(*arguments: str, data: bytes = b"", hint: str = "install the package lz4") -> bytes:
     """Return what the program lz4 makes of `data`.
 
     Raises:
@@ -221,9 +221,7 @@ def run_lz4(*arguments: str, data: bytes = b"") -> bytes:
     """
     program = shutil.which("lz4")
     if program is None:
-        raise InputError(
-            "the program lz4 was not found", hint="install the package lz4, or choose another compression"
-        )
+        raise InputError("the program lz4 was not found", hint=hint)
     done = subprocess.run([program, *arguments], input=data, capture_output=True, check=False)
     if done.returncode != 0:
         words = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
