@@ -170,6 +170,7 @@ def test_the_environment_says_how_a_build_is_shown_where_no_option_does() -> Non
     buildkit = {"BUILDKIT_PROGRESS": "plain"}
     assert read_progress(None, {}, quiet=False) == "auto"
     assert read_progress(None, buildkit, quiet=False) == "plain"
+    assert read_progress(None, {"BUILDKIT_PROGRESS": " plain\n"}, quiet=False) == "plain"
     assert read_progress("auto", buildkit, quiet=False) == "auto"
     assert read_progress(None, buildkit, quiet=True) == "quiet"
     with pytest.raises(InputError, match="--quiet and --progress plain can't be used together"):

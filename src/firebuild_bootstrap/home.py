@@ -94,7 +94,7 @@ class Home:
         idmap = expected()
         if self._ids not in ("auto", idmap.mode.value):
             raise MachineError(
-                f"machine.ids asks for {self._ids}, and this user can have {idmap.mode.value} here",
+                f"machine.ids is {self._ids}, but for this user only {idmap.mode.value} works here",
                 hint=idmap.note or "use machine.ids: auto",
             )
         return idmap

@@ -49,7 +49,7 @@ class Profile(StrEnum):
     GUEST = "guest"
     """clientAuth: the guest of a build, or any other client."""
     CLIENT = "guest"
-    """Another name of GUEST, for clients that are no guests of a build."""
+    """Another name of GUEST, for clients that are not guests of a build."""
     PEER = "peer"
     """serverAuth and clientAuth: a workload that accepts mutual TLS, and opens it to its like."""
 

@@ -138,7 +138,7 @@ def test_want_of_room_or_rights_is_nobody_s_internal_error(cli: Cli) -> None:
 
     cli.monkeypatch.setattr(BaseStore, "list", full)
     assert cli("base", "list", status=6).err == (
-        "error: /some/file: No space left on device\n  hint: free some space or rights there\n"
+        "error: /some/file: No space left on device\n  hint: make room there, or let this user write there\n"
     )
 
 

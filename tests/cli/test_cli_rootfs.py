@@ -190,7 +190,7 @@ def test_an_id_mapping_that_this_user_cannot_have_is_a_machine_error(cli: Cli) -
     dockerfile("FROM scratch\n")
     cli.setenv("FIREBUILD_MACHINE__IDS", "subids" if os.geteuid() == 0 else "full")
     done = cli("rootfs", "--tag", "t/ids:1", *TAR, status=6)
-    assert done.err.startswith("error: machine.ids asks for ")
+    assert done.err.startswith("error: machine.ids is ")
     assert "\n  hint: " in done.err
 
 

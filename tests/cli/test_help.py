@@ -14,6 +14,7 @@ from firebuild_bootstrap.cli.app import app
 from firebuild_bootstrap.cli.completion import BEGINNINGS, REFUSED
 from firebuild_bootstrap.cli.examples import EXAMPLES, commands_of
 from firebuild_bootstrap.cli.options import MACHINES
+from firebuild_bootstrap.errors import ExitStatus
 
 COMMANDS = {" ".join(words): command for words, command in commands_of(app)}
 LEAVES = {words: command for words, command in COMMANDS.items() if not isinstance(command, click.Group)}
@@ -38,6 +39,21 @@ def parsed(line: str) -> tuple[str, click.Context]:
 
 def test_every_command_has_an_example_and_every_example_a_command() -> None:
     assert set(EXAMPLES) == set(LEAVES)
+
+
+@pytest.mark.parametrize("group", sorted(set(COMMANDS) - set(LEAVES)))
+def test_no_command_in_a_list_is_described_by_half_a_sentence(cli: Cli, group: str) -> None:
+    commands = cli(*group.split(), "--help").out.partition("\nCommands:\n")[2].splitlines()
+    assert commands
+    assert [line for line in commands if line.endswith("...")] == []
+
+
+def test_every_exit_status_is_in_the_help_and_in_the_readme(cli: Cli) -> None:
+    told = cli("--help").out.partition("Exit status:")[2]
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    for status in ExitStatus:
+        assert re.search(rf"\b{status.value}\s+[a-z]", told), status
+        assert f"\n| {status.value} | " in readme, status
 
 
 @pytest.mark.parametrize("words", EXAMPLES)

@@ -37,7 +37,7 @@ def test_a_single_id_can_always_be_had(tmp_path: Path) -> None:
 def test_a_mapping_that_cannot_be_had_is_refused_with_a_remedy(tmp_path: Path) -> None:
     others: dict[str, IdChoice] = {"full": "subids", "subids": "full", "single": "full"}
     other = others[detect().mode.value]
-    with pytest.raises(MachineError, match=f"machine.ids asks for {other}") as caught:
+    with pytest.raises(MachineError, match=f"machine.ids is {other}, but for this user") as caught:
         _ = Home(tmp_path, ids=other).idmap
     assert caught.value.hint
 

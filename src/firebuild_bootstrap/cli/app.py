@@ -33,8 +33,8 @@ from firebuild_bootstrap.guest.kernel import hide_memory
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 success, 1 a step failed, 2 bad input, 3 certificate authority, 4 guest lost,"
-    " 5 timeout, 6 machine, 70 internal error, 74 standard output, 130 interrupted.",
+    epilog="Exit status: 0 success, 1 a step failed, 2 bad input, 3 certificate authority, 4 guest lost, 5"
+    " timeout, 6 machine, 7 the image is not ready, 70 internal error, 74 standard output, 130 interrupted.",
 )
 @click.version_option(package_name="firebuild", message="%(prog)s %(version)s")
 def app() -> None:

@@ -37,9 +37,12 @@ def read_progress(given: Progress | None, environ: Mapping[str, str], *, quiet: 
         raise InputError(f"--quiet and --progress {given} can't be used together")
     if quiet:
         return "quiet"
-    wanted = given or environ.get(_VARIABLE) or "auto"
+    wanted = given or environ.get(_VARIABLE, "").strip() or "auto"
     if wanted not in PROGRESS:
-        raise InputError(f"{_VARIABLE}: expected {', '.join(PROGRESS)}, found {one_line(wanted, 80)!r}")
+        raise InputError(
+            f"{_VARIABLE}: expected {', '.join(PROGRESS)}, found {one_line(wanted, 80)!r}",
+            hint="unset it, or say --progress",
+        )
     return cast("Progress", wanted)
 
 

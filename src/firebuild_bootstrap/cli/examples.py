@@ -70,6 +70,37 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What is typed, by the words of the command; each is parsed by a test."""
 
+SUMMARIES: Final[Mapping[str, str]] = {
+    "base from-host": "Make a base of this machine's own shell and core tools.",
+    "base import": "Keep a directory or tar archive as a base for FROM.",
+    "base rm": "Remove bases.",
+    "cache du": "Show what is in the cache, and its size.",
+    "cache prune": "Remove what was not used for longest from the cache.",
+    "completion": "Print the script that completes commands in a shell.",
+    "config check": "Say whether the configuration is right.",
+    "images export": "Write an image as files: ext4, tar, OCI and others.",
+    "images history": "Show how an image was made, the newest step first.",
+    "images list": "List the images.",
+    "images load": "Take in the images of an archive or OCI layout.",
+    "images path": "Print where the forms of an image are.",
+    "images provenance": "Print how an image was built, as in-toto says.",
+    "images prune": "Remove images without a tag, or all unused ones.",
+    "images pull": "Fetch images from their registries.",
+    "images rm": "Remove images.",
+    "images save": "Write images with their layers as one archive.",
+    "images sbom": "Print the packages that are found in an image.",
+    "images tag": "Give an image one more name.",
+    "initramfs build": "Make the initramfs, and print its path.",
+    "logs": "Print what a detached run has written.",
+    "ps": "List the detached runs.",
+    "rm-tree": "Remove directories that builds wrote.",
+    "rootfs": "Build an image, and write its root file system.",
+    "run": "Run an image in a machine.",
+    "stop": "Ask the commands of detached runs to end.",
+    "wait": "Wait until detached runs have ended.",
+}
+"""What the list of commands says where the first sentence of the help is too long for a line of it."""
+
 
 def commands_of(program: click.Group) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     """Walk all commands that are not hidden, in the order of their names; one with two names comes once.
@@ -93,8 +124,9 @@ def commands_of(program: click.Group) -> Iterator[tuple[tuple[str, ...], click.C
 
 
 def add_examples(program: click.Group) -> None:
-    """Have the help of each command end with its examples."""
+    """Have the help of each command end with its examples, and give each a summary that fits into a list."""
     for words, command in commands_of(program):
+        command.short_help = SUMMARIES.get(" ".join(words), command.short_help)
         if examples := EXAMPLES.get(" ".join(words)):
             title = "Example" if len(examples) == 1 else "Examples"
             command.epilog = "\n".join(("\b", f"{title}:", *(f"  {line}" for line in examples)))

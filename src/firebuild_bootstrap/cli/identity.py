@@ -44,16 +44,16 @@ def identity_options(command: _F) -> _F:
         click.option(
             "--identity-owner",
             metavar="USER[:GROUP]",
-            help="Owner of its files; by default the user of the command.",
+            help="Owner of the identity's files; by default the user of the command.",
         ),
-        click.option("--identity-mode", metavar="MODE", help="Of the file of the key; 0400 by default."),
+        click.option("--identity-mode", metavar="MODE", help="Mode of the key's file; 0400 by default."),
         click.option(
             "--identity-ttl", metavar="DURATION", help="Wanted lifetime of each certificate; 1h by default."
         ),
         click.option(
             "--identity-key",
             type=click.Choice(["host", "machine"]),
-            help="Where keys are made; by default on this host. One of the machine never leaves it.",
+            help="Where keys are made; by default on this host. A key made in the machine never leaves it.",
         ),
         click.option(
             "--identity-signal",

@@ -60,8 +60,12 @@ _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?
     help="Set the variables of a file, one NAME[=VALUE] a line; repeatable.",
 )
 @click.option("--entrypoint", metavar="PROGRAM", help="Execute this instead of ENTRYPOINT and CMD.")
-@click.option("--user", "-u", metavar="USER[:GROUP]", help="Be this user instead of that of the image.")
-@click.option("--workdir", "-w", metavar="DIR", help="Begin in this directory.")
+@click.option(
+    "--user", "-u", metavar="USER[:GROUP]", help="Run the command as this user instead of the image's."
+)
+@click.option(
+    "--workdir", "-w", metavar="DIR", help="Run the command in this directory instead of the image's."
+)
 @click.option("--hostname", metavar="NAME", help="The machine's name; by default the id of the run.")
 @click.option("--memory", "-m", metavar="SIZE", help="Memory of the machine, for example 512MiB.")
 @click.option("--cpus", type=click.IntRange(1, 32), help="Processors of the machine.")
@@ -84,7 +88,7 @@ _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?
 @click.option(
     "--network",
     type=click.Choice(["none", "user"]),
-    help="None but to the host's session, or (qemu) one to all but this host; by default as configured.",
+    help="none: no network; user: all networks but this host (qemu); by default as configured.",
 )
 @click.option(
     "--publish",
@@ -101,9 +105,7 @@ _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?
     help="Print the id of the run when its command has begun, and let it go on: see `firebuild ps`.",
 )
 @click.option("--name", metavar="NAME", help="With --detach: a name for the run, besides its id.")
-@click.option(
-    "--rm", is_flag=True, help="With --detach: keep nothing of the run when it ends, as always without."
-)
+@click.option("--rm", is_flag=True, help="With --detach: remove the run's record and logs when it ends.")
 @click.option(
     "--pull",
     envvar="FIREBUILD_PULL",
@@ -158,7 +160,10 @@ def _run(
     request = _request(image, command, options)
     settings = _settings(options)
     if settings.machine.driver == "local" and options["network"] == "user":
-        raise InputError("--network user: a machine of the driver local has this host's network")
+        raise InputError(
+            "--network user: a machine of the driver local has this host's network",
+            hint="leave --network out, or use --machine qemu",
+        )
 
     from firebuild_bootstrap.running import new_id, run_image
     from firebuild_bootstrap.service.console import Console

@@ -266,7 +266,7 @@ def initramfs_image(
     except OSError as error:
         raise MachineError(
             f"{error.filename or folder}: the initramfs can't be stored: {error.strerror}",
-            hint="free some space or rights there, or set FIREBUILD_HOME to another directory",
+            hint="make room or allow writing there, or set FIREBUILD_HOME to another directory",
         ) from error
     return path
 

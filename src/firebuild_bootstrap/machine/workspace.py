@@ -206,7 +206,7 @@ class Workspace(BuildDirectory):
         except OSError as error:
             raise MachineError(
                 f"{self.path}: the build's directory can't be made: {error.strerror}",
-                hint="free some space or rights there, or set FIREBUILD_HOME to another directory",
+                hint="make room or allow writing there, or set FIREBUILD_HOME to another directory",
             ) from error
         sweep(builds.parent)
         return lock

@@ -78,7 +78,7 @@ class CertificateChecks(Checks):
     @each_profile
     @contract(see="SignedCertificate")
     def test_the_certificate_is_an_end_entitys(self, ca_bench: Bench, profile: Profile) -> None:
-        """The certificate is no CA; its key usage is critical, allows signatures and no certificates."""
+        """The certificate is not of a CA; its key usage is critical, without certificate signing."""
         with ca_bench.direct() as provider:
             leaf = provider.answer(profile).leaf
         if is_ca(leaf):

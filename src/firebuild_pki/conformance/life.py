@@ -57,7 +57,7 @@ class RefusalChecks(Checks):
 
     @contract(see="CAProvider.sign")
     def test_a_request_without_sense_is_refused(self, ca_bench: Bench) -> None:
-        """A request that is no PKCS#10 is an error, and the next one works."""
+        """A request that is not PKCS#10 is an error, and the next one works."""
         with ca_bench.direct() as direct:
             if Capability.SIGN not in direct.capabilities:
                 pytest.skip("ready pairs: there are no requests")
@@ -272,7 +272,7 @@ class PendingChecks(Checks):
 
     @contract(see="CAProvider.poll")
     def test_nothing_that_is_pending_comes_after_closing(self, ca_bench: Bench) -> None:
-        """An authority may be closed while a certificate is pending: that is no error, and nothing comes."""
+        """Closing an authority while a certificate is pending is not an error, and nothing comes."""
         with _pending(ca_bench) as (direct, first):
             direct.close()
             try:

@@ -56,7 +56,7 @@ _USAGES = {
 }
 _CURVES = {"secp256r1": "SHA256WITHECDSA", "secp384r1": "SHA384WITHECDSA", "secp521r1": "SHA512WITHECDSA"}
 _NO_REQUEST = b"-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n"
-"""A signing request that is none, for a question that AWS can only refuse."""
+"""An invalid signing request, for a question that AWS can only refuse."""
 
 
 class AwsPcaProvider(CAProvider):
