@@ -175,6 +175,16 @@ def test_a_machine_that_ends_meanwhile_is_said_with_the_end_of_the_console(
     assert not is_stored(host_cli, "never")
 
 
+def test_the_time_limit_of_the_build_ends_it_where_all_steps_are_cached(
+    host_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIREBUILD_BOOTSTRAP__INITIAL_TIMEOUT", "1500ms")
+    monkeypatch.setenv("FIREBUILD_BOOTSTRAP__BUILD_TIMEOUT", "10ms")
+    Path("Dockerfile").write_text('FROM host\nCMD ["/bin/sleep", "1000"]\n')
+    done = host_cli("build", "-t", "late", "--ready=sleep 1000", "--ready-timeout=20s", ".", status=5)
+    assert done.first == "error: the build and its outputs took longer than 1.51 seconds"
+
+
 def test_the_examples_of_the_page_do_what_it_says(host_home: Path, host_cli: Cli) -> None:
     (text,) = re.findall(r"^```dockerfile\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     Path("Dockerfile").write_text(text)
