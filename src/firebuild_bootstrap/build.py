@@ -539,6 +539,8 @@ class _Build:
             return
         from firebuild_bootstrap.readiness import await_answer
 
+        if self._deadline == math.inf:  # no step was to be executed
+            self._deadline = time.monotonic() + self._settings.bootstrap.build_time.total_seconds()
         seconds = await_answer(
             layers,
             resolved.graph.target.config,

@@ -203,10 +203,9 @@ class _Conversation:
                     f"took longer than {self._checks.timeout:g}s" if killed else f"ended with status {status}"
                 )
                 said = one_line(output.decode("utf-8", "replace").strip(), _OUTPUT)
-                times = f"{schedule.failures} checks in a row" if schedule.failures > 1 else "the check"
-                raise NotReady(
-                    f"the image does not answer: {times} failed, and the last {how}{said and ': '}{said}",
-                )
+                times = f"{schedule.failures} checks in a row failed, and the last"
+                which = times if schedule.failures > 1 else "the check"
+                raise NotReady(f"the image does not answer: {which} {how}{said and ': '}{said}")
         elif self._asking:
             if not self._killed and schedule.is_late(now):
                 self._killed = True

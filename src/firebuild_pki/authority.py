@@ -246,7 +246,7 @@ class Authority:
         Its key has to be P-256, P-384 or RSA, and its signature by that key.
 
         Args:
-            csr_pem: PKCS#10, PEM, 16 KiB at most; untrusted.
+            csr_pem: PKCS#10, PEM, 400 KiB at most; untrusted.
             profile: as of `issue`, and so are the others.
             names: what the certificate, and the request, are for.
             ttl: wanted lifetime from now on.

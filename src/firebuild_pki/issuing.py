@@ -18,7 +18,7 @@ from firebuild_pki.chain import Chain, describe, error_message, quiet_parsing
 from firebuild_pki.errors import CAError, MaterialError, ProviderError
 from firebuild_pki.keys import Keys, PrivateKey, is_usable, private_key_pem
 from firebuild_pki.material import IssuedCertificate, TLSMaterial
-from firebuild_pki.names import Names
+from firebuild_pki.names import MAX_CSR, Names
 from firebuild_pki.provider import (
     CAProvider,
     Clock,
@@ -48,9 +48,6 @@ DEADLINE_MARGIN = timedelta(minutes=5)
 
 SAY_AFTER: Final = 3.0
 """Seconds after which it is said what a pending certificate waits for."""
-
-MAX_CSR: Final = 16 * 1024
-"""Bytes of a request that somebody else made; one with an RSA key of 4096 bits and a few names has 2,000."""
 
 _STEP: Final = 0.1
 _MIN_PAUSE: Final = 0.05  # "ask again in 0 s" is no reason to ask without a pause

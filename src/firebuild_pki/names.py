@@ -25,6 +25,9 @@ MAX_URI: Final = 2048
 MAX_NAMES: Final = 100
 """Names of one certificate; TLS libraries and MMDS bound its size."""
 
+MAX_CSR: Final = 2 * MAX_NAMES * MAX_URI
+"""Bytes of a request, in PEM, that somebody else made: as many names as there may be, and then some."""
+
 MAX_LABELS: Final = 16
 """Labels of one request."""
 

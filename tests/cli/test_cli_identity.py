@@ -92,6 +92,7 @@ def test_the_files_have_the_owner_and_the_mode_that_were_asked_for(host_cli: Cli
         ((*NAMES, "--identity-mode", "rw"), "error: --identity-mode: expected three octal digits"),
         ((*NAMES, "--identity-signal", "HOP"), "error: --identity-signal: 'HOP' is not a signal"),
         ((*NAMES, "--identity-signal", "99"), "error: --identity-signal: '99' is not a signal"),
+        ((*NAMES, "--identity-signal", "9"), "error: --identity-signal: no command can have a handler for"),
         ((*NAMES, "--identity-command", "a 'b"), "error: --identity-command: No closing quotation"),
         ((*NAMES, "--identity-command", ""), "error: --identity-command: it is empty"),
         ((*NAMES, "--identity-ttl", "soon"), "error: --identity-ttl: expected a duration"),

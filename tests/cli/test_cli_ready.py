@@ -75,13 +75,12 @@ def test_an_image_that_answers_is_stored_with_all_that_was_asked_for(host_cli: C
                 "--ready-interval=1ms",
                 "--ready-retries=1",
             ],
-            "the image does not answer: the check failed, and the last took longer than 0.1s",
+            "the image does not answer: the check took longer than 0.1s",
         ),
         (
             ['HEALTHCHECK --interval=1ms CMD ["/none"]'],
             ["--ready", "--ready-retries=1"],
-            "the image does not answer: the check failed, and the last ended with status 127: "
-            "/none: not found",
+            "the image does not answer: the check ended with status 127: /none: not found",
         ),
     ],
 )
@@ -174,6 +173,16 @@ def test_a_machine_that_ends_meanwhile_is_said_with_the_end_of_the_console(
     assert b"  the end of its console:\n    up\n" in error or b"its command has written nothing" in error
     assert leftovers(host_home) == []
     assert not is_stored(host_cli, "never")
+
+
+def test_the_time_limit_of_the_build_ends_it_where_all_steps_are_cached(
+    host_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIREBUILD_BOOTSTRAP__INITIAL_TIMEOUT", "1500ms")
+    monkeypatch.setenv("FIREBUILD_BOOTSTRAP__BUILD_TIMEOUT", "10ms")
+    Path("Dockerfile").write_text('FROM host\nCMD ["/bin/sleep", "1000"]\n')
+    done = host_cli("build", "-t", "late", "--ready=sleep 1000", "--ready-timeout=20s", ".", status=5)
+    assert done.first == "error: the build and its outputs took longer than 1.51 seconds"
 
 
 def test_the_examples_of_the_page_do_what_it_says(host_home: Path, host_cli: Cli) -> None:

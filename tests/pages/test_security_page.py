@@ -15,7 +15,7 @@ from firebuild_bootstrap.layers import apply, reader
 from firebuild_bootstrap.mmds import emulator, protocol, store
 from firebuild_bootstrap.registry import transport
 from firebuild_bootstrap.service import reporting, server
-from firebuild_pki import CASettings, chain, crossing, display, issuing, names, pem_files, yaml_reader
+from firebuild_pki import CASettings, chain, crossing, display, names, pem_files, yaml_reader
 from firebuild_pki.providers.vault import transport as vault
 from support import REPO
 
@@ -45,7 +45,7 @@ LIMITS = {
     ),
     "the backend of `vault`: one answer": (vault.MAX_ANSWER,),
     "ways from a leaf to an anchor that are tried": (chain._MAX_PATHS,),
-    "its size; names": (issuing.MAX_CSR, names.MAX_NAMES),
+    "its size; names": (names.MAX_CSR, names.MAX_NAMES),
     "its size": (pem_files.MAX_SIZE,),
     "one line of text that is shown; a message of several": (display.LINE_LIMIT, display.BLOCK_LIMIT),
 }

@@ -104,3 +104,24 @@ def test_a_directory_that_can_not_be_and_an_intermediate_are_refused(tmp_path: P
         opened(tmp_path / "file" / "ca")
     with pytest.raises(SettingsError, match="signs with its root"):
         opened(tmp_path, intermediate=True)
+    with pytest.raises(CAError, match=r"the CA in .*/file can't be used: Not a directory"):
+        opened(tmp_path / "file")
+    with pytest.raises(SettingsError, match="directory"):
+        open_authority({"provider": "embedded", "embedded": {"directory": ""}})
+
+
+@pytest.mark.parametrize(("mode", "who"), [(0o777, "every user"), (0o770, "its group")])
+def test_a_directory_whose_ca_others_could_replace_is_refused(tmp_path: Path, mode: int, who: str) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(CAError, match=rf"{who} can replace .* \(mode {mode:04o}\)"):
+        opened(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 7, 7)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(CAError, match=r"the user \d+, whom it belongs to, can replace"):
+        opened(tmp_path)

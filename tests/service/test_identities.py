@@ -14,11 +14,13 @@ from firebuild_bootstrap.guest.csr import make_request
 from firebuild_bootstrap.identities import IdentityRequest, MachineIdentity
 from firebuild_bootstrap.mmds import DataStore
 from firebuild_bootstrap.service.console import Console
+from firebuild_bootstrap.service.identity import IdentityChannel
 from firebuild_bootstrap.wire import IdentityFiles
 from firebuild_pki import (
     Authority,
     Capability,
     MaterialError,
+    Profile,
     ProviderError,
     open_authority,
     parse_certificates,
@@ -214,12 +216,24 @@ def test_a_key_of_the_machine_is_certified_and_its_request_is_held_to_the_names(
     scene = Scene(authority, csr=True)
     scene.started()
     with pytest.raises(InputError, match="not asked for"):
-        scene.said(1, csr=b"x" * 20_000)
+        scene.said(1, csr=b"x" * 500_000)
 
     scene = Scene(authority, csr=True)
     scene.started()
     with pytest.raises(GuestLost, match="could not use its certificate: no room"):
         scene.said(1, error="no room")
+
+
+def test_a_key_of_the_machine_may_have_as_many_and_as_long_names_as_one_of_the_host() -> None:
+    names = tuple(f"{'abcdefghi.' * 23}host{number}.example" for number in range(100))
+    _, csr = make_request(names)
+    channel = IdentityChannel(lambda _: None)
+    channel.expect(1, csr=True)
+    channel.said(pb.IdentityState(number=1, csr=csr))
+    answer = channel.answer()
+    assert answer is not None
+    with open_authority(names=names) as authority:
+        authority.sign_csr(answer.csr, Profile.PEER, names)
 
 
 def test_what_can_not_be_taken_back_is_said_and_not_asked_for_again(authority: Authority) -> None:

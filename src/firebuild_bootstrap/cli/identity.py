@@ -141,6 +141,16 @@ def _mode(text: str | None) -> int:
 def _signal(text: str | None) -> int:
     if text is None:
         return 0
+    number = _number_of(text)
+    if number in (signal.SIGKILL, signal.SIGSTOP):
+        raise InputError(
+            f"--identity-signal: no command can have a handler for {signal.Signals(number).name}",
+            hint="for example HUP or USR1",
+        )
+    return number
+
+
+def _number_of(text: str) -> int:
     name = text.upper().removeprefix("SIG")
     if name.isascii() and name.isdecimal() and 0 < int(name[:4]) < signal.NSIG:
         return int(name)

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import InputError
+from firebuild_pki.names import MAX_CSR
 
-_MAX_REQUEST: Final = 16 * 1024
 _MAX_REASON: Final = 2000
 
 
@@ -75,7 +75,7 @@ class IdentityChannel:
                 return
             due, self._due = self._due, None
             fits = due is not None and (bool(state.error) or bool(state.csr) == due)
-            if not fits or state.number != self._number or len(state.csr) > _MAX_REQUEST:
+            if not fits or state.number != self._number or len(state.csr) > MAX_CSR:
                 raise InputError(
                     f"the guest said something of certificate {state.number} that it was not asked for"
                 )

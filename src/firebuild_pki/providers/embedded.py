@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
+from shlex import quote
+from typing import Annotated
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from pydantic import StringConstraints
 
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.errors import AuthorityClosed, CAError
@@ -56,7 +60,7 @@ class EmbeddedSettings(Settings):
     """Upper bound of the lifetime of the certificates for server and guest."""
     backdate: Duration = timedelta(minutes=5)
     """How far certificates begin in the past, for guests whose clock is slow."""
-    directory: str | None = None
+    directory: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Keep the CA in this directory, for your user alone, instead of in memory: all that is issued by those
     who name the same one trusts each other. It is made at the first use, and replaced in time."""
 
@@ -173,13 +177,31 @@ class _KeptCA:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        with suppress(FileExistsError):  # where it is no directory, opening it says so
+            os.makedirs(self._directory, mode=0o700)
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            self._must_be_own(os.fstat(descriptor))
             fcntl.flock(descriptor, fcntl.LOCK_EX)  # held for some milliseconds, while a key is made
             yield
         finally:
             os.close(descriptor)
+
+    def _must_be_own(self, directory: os.stat_result) -> None:
+        """Refuse one in which another user could put a CA of theirs, which all machines would trust."""
+        if directory.st_uid not in (0, os.geteuid()):
+            who, remedy = f"the user {directory.st_uid}, whom it belongs to,", ""
+        elif directory.st_mode & stat.S_IWOTH:
+            who, remedy = "every user", f"chmod go-w {quote(self._directory)}, or "
+        elif directory.st_mode & stat.S_IWGRP:
+            who, remedy = "its group", f"chmod go-w {quote(self._directory)}, or "
+        else:
+            return
+        raise CAError(
+            f"the CA in {self._directory} can't be used: {who} can replace what is in the directory "
+            f"(mode {stat.S_IMODE(directory.st_mode):04o})",
+            hint=f"{remedy}name one in ca.embedded.directory that is not there yet",
+        )
 
     def _load(self) -> tuple[CAPrivateKey, list[x509.Certificate]]:
         source = Source("directory", self._path)
