@@ -61,6 +61,9 @@ def test_a_compressed_kernel_is_unpacked(tmp_path: Path, compress: Callable[[byt
     [
         (bzimage(gzip(b"no ELF")), "holds no vmlinux"),
         (bzimage(gzip(VMLINUX)[:40] + b"\xff" * 80), "is damaged"),
+        (bzimage(gzip(VMLINUX))[:-20], "is damaged: it is cut off after"),
+        (bzimage(gzip(VMLINUX))[:0x24C], "is damaged: it is cut off after 588 bytes"),
+        (bzimage(b"\x02\x21\x4c\x18" + b"\xff" * 80), "is damaged: lz4 failed"),
         (bzimage(b"BZh9"), "is compressed in a form that is not read here"),
         (b"text", "expected an uncompressed kernel"),
     ],

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,40 @@ def test_output_is_kept_byte_for_byte_and_in_order(tmp_path: Path) -> None:
         assert all(path.stat().st_mode & 0o77 == 0 for path in (tmp_path / "runs").rglob("*"))
 
 
+def test_binary_output_takes_no_more_room_than_a_third_more_than_twice_its_size(tmp_path: Path) -> None:
+    every = bytes(range(256)) * 256
+    with Runs(tmp_path).begin(RECORD) as writer:
+        writer.write("stdout", every)
+    assert (tmp_path / "runs/r1/output").stat().st_size < 2.4 * len(every)
+    assert written(tmp_path) == [("stdout", every)]
+
+
+def test_a_run_with_the_longest_command_line_is_found(tmp_path: Path) -> None:
+    command = ("/bin/echo", *("\udcff" * 131071 for _ in range(15)))  # bytes that are not UTF-8
+    with Runs(tmp_path).begin(replace(RECORD, command=command)):
+        assert Runs(tmp_path).find("web").record.command == command
+
+
+def test_a_run_that_removes_itself_waits_for_those_who_want_its_end(tmp_path: Path) -> None:
+    with ThreadPoolExecutor() as pool, Runs(tmp_path).begin(RECORD) as writer:
+        run = Runs(tmp_path).find("web")
+        waiting = pool.submit(run.outcome)
+        reading = pool.submit(lambda: list(run.output(follow=True)))
+        with run.watched():
+            writer.write("stdout", b"last\n")
+            writer.end(5)
+            removal = pool.submit(writer.remove)
+            assert [piece.data for piece in reading.result(10)] == [b"last\n"]
+            assert run.directory.exists()
+        removal.result(10)
+        assert not run.directory.exists()
+    end = waiting.result(10)
+    assert end is not None
+    assert end.exit_code == 5
+    with run.watched():  # what is gone can be asked for as well
+        assert run.outcome() is None
+
+
 def test_of_output_without_end_the_last_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "LOG_BYTES", 1000)
     with Runs(tmp_path).begin(RECORD) as writer:
@@ -94,6 +129,12 @@ def test_the_last_lines_are_those_of_the_reader_and_not_of_the_pieces() -> None:
     mixed = [Piece("1", "stdout", b"a"), Piece("2", "stderr", b"b\n")]
     assert last_lines(iter(mixed), 5) == mixed
     assert last_lines(iter(mixed), 0) == []
+    # What shows progress: one line, and it must not be copied for each of its pieces.
+    progress = [Piece("t", "stdout", b"%d\r" % number * 1000) for number in range(300)]
+    assert (
+        len(last_lines(iter([*progress, Piece("t", "stdout", b"\n")]), 1)[0].data)
+        == len(b"".join(piece.data for piece in progress)) + 1
+    )
 
 
 def test_a_full_disk_costs_output_and_says_so_when_there_is_room(tmp_path: Path) -> None:
@@ -132,6 +173,8 @@ def test_a_store_that_can_not_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(MachineError, match=r"runs/r1 can't be made: "), Runs(tmp_path).begin(RECORD):
         pass
+    with pytest.raises(MachineError, match=r"runs can't be read: Not a directory"):
+        Runs(tmp_path).list()
 
 
 def test_a_run_whose_process_was_killed_has_ended_without_a_status(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zstandard
 
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.guest.alone import COMMAND
 from firebuild_bootstrap.image.outputs import Deliveries, OutputSpec, OutputType
 from firebuild_bootstrap.initramfs import Compression, initramfs_image
@@ -161,8 +161,10 @@ def read_kernel(path: Path, machine: str) -> bytes:
         check_kernel(str(path), machine)
         return data
     sectors = data[_SECTORS_AT] or 4
-    offset, length = struct.unpack_from("<II", data, _PAYLOAD_AT)
+    offset, length = struct.unpack("<II", data[_PAYLOAD_AT : _PAYLOAD_AT + 8].ljust(8, b"\xff"))
     start = (sectors + 1) * 512 + offset
+    if start + length > len(data):
+        raise InputError(f"the kernel {path} is damaged: it is cut off after {len(data)} bytes")
     kernel = _unpacked(path, data[start : start + length])
     if kernel[:4] != b"\x7fELF":
         raise InputError(f"the kernel {path} holds no vmlinux (ELF)", hint="give an uncompressed vmlinux")
@@ -185,7 +187,7 @@ def _unpacked(path: Path, payload: bytes) -> bytes:
         if payload.startswith(magic):
             try:
                 return decompress(payload)
-            except (lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+            except (lzma.LZMAError, zlib.error, zstandard.ZstdError, MachineError) as error:
                 raise InputError(f"the kernel {path} is damaged: {error}") from error
     raise InputError(
         f"the kernel {path} is compressed in a form that is not read here",

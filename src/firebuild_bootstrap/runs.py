@@ -5,11 +5,14 @@ goes on is asked of the kernel, so that no crash and no power cut leaves one tha
 
     run.json        what runs, and since when        output     what it has written (a record a line)
     ended.json      how it ended                      output.1   what it wrote before that
+    watched         locked, shared, by those who want its end and all of its output: a run that removes
+                    itself waits for them
 """
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -17,7 +20,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import takewhile
@@ -32,10 +35,12 @@ Stream = Literal["stdout", "stderr"]
 
 LOG_BYTES: Final = 32 << 20
 """Of one file of output; there are two of them, and the older is given up for a new one."""
+_WATCHED: Final = "watched"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
-_MOST_BYTES: Final = 4 << 20  # of run.json: a command line has less, and what is read is bounded
+_MOST_BYTES: Final = 16 << 20  # of run.json: what is read is bounded, and 2 MiB of arguments are 12 at most
 _PAUSE: Final = 0.1
 _KILL_SECONDS: Final = 30.0
+_WATCHED_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +141,29 @@ class Run:
             time.sleep(_PAUSE)
         return True
 
+    def outcome(self) -> End | None:
+        """Wait until it has ended, and return how; None where its process was killed."""
+        with self.watched():
+            while self._goes_on:
+                time.sleep(_PAUSE)
+            end = self.end
+        self.wait()
+        return end
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.is_alive and self.end is None
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Have it kept until the block ends, for some seconds at most, even where it removes itself."""
+        with ExitStack() as held:
+            with suppress(OSError):  # it is gone already, or not ours
+                descriptor = os.open(self.directory / _WATCHED, os.O_RDONLY | os.O_CLOEXEC)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            yield
+
     def stop(self, seconds: float) -> None:
         """Send the command the image's STOPSIGNAL, and after `seconds` end its machine.
 
@@ -216,7 +244,7 @@ class Run:
                     file = None
                 yield from _pieces(before)
         while True:
-            alive = follow and self.is_alive
+            alive = follow and self._goes_on
             file = file or _opened(newest)
             if file is not None:
                 yield from _pieces(file)
@@ -244,11 +272,17 @@ class Runs:
         self._directory = store / "runs"
 
     def list(self) -> list[Run]:
-        """Return all, the newest first."""
+        """Return all, the newest first.
+
+        Raises:
+            MachineError: the store can't be read.
+        """
         try:
             directories = [path for path in self._directory.iterdir() if path.is_dir()]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise MachineError(f"{self._directory} can't be read: {error.strerror}") from error
         found = [run for path in directories if (run := _run(path)) is not None]
         return sorted(found, key=lambda run: (run.record.created, run.record.id), reverse=True)
 
@@ -296,6 +330,7 @@ class Runs:
                     )
                 directory.mkdir(mode=0o700)
                 lock = _locked(directory)
+                (directory / _WATCHED).touch(0o600)
                 _write(directory / "run.json", asdict(record))
         except OSError as error:
             if lock >= 0:
@@ -349,8 +384,11 @@ class RunWriter:
             _write(self._directory / "ended.json", asdict(End(exit_code, now(), error)))
 
     def remove(self) -> None:
-        """Keep nothing."""
+        """Keep nothing, once those who watch it have seen its end."""
         self.close()
+        until = time.monotonic() + _WATCHED_SECONDS
+        while _is_watched(self._directory) and time.monotonic() < until:
+            time.sleep(_PAUSE / 2)
         remove_tree(self._directory, ignore_errors=True)
 
     def close(self) -> None:
@@ -362,7 +400,8 @@ class RunWriter:
 
     def _append(self, stream: Stream, data: bytes) -> bool:
         # Each byte is a character of Latin-1: so any of them can be text of JSON, and is one again.
-        line = json.dumps({"time": now(), "stream": stream, "data": data.decode("latin-1")}).encode() + b"\n"
+        members = {"time": now(), "stream": stream, "data": data.decode("latin-1")}
+        line = json.dumps(members, ensure_ascii=False).encode() + b"\n"
         path = self._directory / "output"
         try:
             if self._file is not None and self._size + len(line) > LOG_BYTES:
@@ -383,15 +422,15 @@ class RunWriter:
 
 def last_lines(pieces: Iterable[Piece | None], count: int) -> list[Piece]:
     """Return the last lines of what was written, each a piece of its own."""
-    lines: deque[Piece] = deque(maxlen=count)
+    lines: deque[tuple[Piece, bytearray]] = deque(maxlen=count)
     for piece in filter(None, pieces):
-        for data in piece.data.splitlines(keepends=True):
-            last = lines[-1] if lines else None
-            if last is not None and last.stream == piece.stream and not last.data.endswith(b"\n"):
-                lines[-1] = replace(last, data=last.data + data)
+        for data in io.BytesIO(piece.data):  # by \n alone: what shows progress ends nothing with \r
+            last, line = lines[-1] if lines else (piece, bytearray(b"\n"))
+            if last.stream == piece.stream and not line.endswith(b"\n"):
+                line += data
             else:
-                lines.append(replace(piece, data=data))
-    return list(lines)
+                lines.append((piece, bytearray(data)))
+    return [replace(piece, data=bytes(line)) for piece, line in lines]
 
 
 def _names(run: Run) -> tuple[str, ...]:
@@ -434,6 +473,17 @@ def _opened(path: Path) -> BinaryIO | None:
         return open(path, "rb")
     except FileNotFoundError:
         return None
+
+
+def _is_watched(directory: Path) -> bool:
+    try:
+        with open(directory / _WATCHED, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _is_another(file: BinaryIO, path: Path) -> bool:

@@ -149,6 +149,11 @@ def test_what_is_written_is_gone_and_nothing_is_written_to_a_read_only_image(hos
         (("--disk", "1GiB", "host"), 125, "error: --disk: the machine local has no drive"),
         (("--publish", "80", "host"), 125, "error: --publish: expected [ADDRESS:]PORT:PORT, found '80'"),
         (("-p", "80:65536", "host"), 125, "error: --publish: expected [ADDRESS:]PORT:PORT"),
+        (
+            ("-p", "999.1.1.1:80:80", "host"),
+            125,
+            "error: --publish: expected [ADDRESS:]PORT:PORT, found '999",
+        ),
         (("-p", "8080:80", "host", "true"), 125, "error: --publish: only the machine qemu does that"),
         (("--init", "host"), 125, "error: --init: a sandbox has no system of its own to boot"),
         (("--init", "--user", "1", "host"), 125, "error: --init: an init is root"),

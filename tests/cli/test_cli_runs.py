@@ -81,6 +81,8 @@ def test_a_run_that_ends_at_once_has_begun_and_one_with_rm_leaves_nothing(host_c
     run = detach(host_cli.home, "host", "/bin/sh", "-c", "exit 7")
     assert host_cli("wait", run).out == "7\n"
     host_cli("rm", run)
+    run = detach(host_cli.home, "--rm", "host", "/bin/sh", "-c", "sleep 0.3; exit 5")
+    assert host_cli("wait", run).out == "5\n"
     run = detach(host_cli.home, "--rm", "host", "/bin/sh", "-c", "echo up; exec sleep 1000")
     assert host_cli("stop", "--time", "60", run).out == f"{run}\n"
     await_end_of_processes(host_cli.home)

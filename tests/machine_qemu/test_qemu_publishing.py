@@ -47,6 +47,24 @@ def asked(port: int, data: bytes) -> bytes:
         return link.makefile("rb").read()
 
 
+def test_a_connection_that_can_not_be_accepted_does_not_end_the_port(
+    echo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_FIRST_INNER", echo)
+    port, real, failures = free_port(), socket.socket.accept, [24, 103]  # EMFILE, ECONNABORTED
+
+    def accept(listener: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise OSError(failures.pop(), "not now")
+        return real(listener)
+
+    with closing(Publisher([PublishedPort("127.0.0.1", port, 80)])) as publisher:
+        monkeypatch.setattr(socket.socket, "accept", accept)
+        publisher.start([socket.socket()])
+        assert asked(port, b"hello") == b"hello"
+        assert not failures
+
+
 def test_connections_are_relayed_in_both_directions_and_their_sockets_used_again(
     echo: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,12 +320,21 @@ def read_port(text: str) -> PublishedPort:
 
     found = _PORT.fullmatch(text)
     ports = [int(number) for number in found.group(2, 3)] if found else []
-    if found is None or not all(0 < port < 1 << 16 for port in ports):
+    usable = found is not None and all(0 < port < 1 << 16 for port in ports)
+    if found is None or not usable or not _is_address(found[1] or "127.0.0.1"):
         raise InputError(
             f"--publish: expected [ADDRESS:]PORT:PORT, found {one_line(text, 80)!r}",
             hint="as 8080:80, or 0.0.0.0:8080:80 for all addresses; TCP only",
         )
     return PublishedPort(found[1] or "127.0.0.1", *ports)
+
+
+def _is_address(text: str) -> bool:
+    from ipaddress import AddressValueError, IPv4Address
+
+    with suppress(AddressValueError):
+        return bool(str(IPv4Address(text)))
+    return False
 
 
 def _read_keys(given: Sequence[str]) -> dict[str, str]:

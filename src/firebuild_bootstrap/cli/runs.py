@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from firebuild_pki.display import block, one_line
 if TYPE_CHECKING:
     from firebuild_bootstrap.events import Event
     from firebuild_bootstrap.running import RunRequest
-    from firebuild_bootstrap.runs import Record, Run, Runs, RunWriter
+    from firebuild_bootstrap.runs import Piece, Record, Run, Runs, RunWriter
 
 
 def go_to_background() -> Background:
@@ -195,8 +195,16 @@ def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -
 def logs(run: str, follow: bool, tail: int | None, timestamps: bool, config_file: Path | None) -> None:
     """Print what a detached run has written, to standard output and standard error as it did."""
     found = _runs(config_file).find(run)
+    with found.watched():
+        _print(found.output(follow=follow, tail=tail), timestamps)
+        end = found.end
+    if end is not None and end.error:
+        click.echo(f"error: {block(end.error)}", err=True)
+
+
+def _print(pieces: Iterable[Piece], timestamps: bool) -> None:
     unfinished = dict[str, bool]()  # lines, by their streams
-    for piece in found.output(follow=follow, tail=tail):
+    for piece in pieces:
         data = piece.data
         if timestamps:
             stamp = f"{piece.time} ".encode()
@@ -210,9 +218,6 @@ def logs(run: str, follow: bool, tail: int | None, timestamps: bool, config_file
         stream = sys.stdout if piece.stream == "stdout" else sys.stderr
         stream.buffer.write(data)
         stream.buffer.flush()
-    end = found.end
-    if end is not None and end.error:
-        click.echo(f"error: {block(end.error)}", err=True)
 
 
 @click.command()
@@ -243,8 +248,7 @@ def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
     from firebuild_bootstrap.errors import GuestLost
 
     for run in _found(runs, config_file):
-        run.wait()
-        end = run.end
+        end = run.outcome()
         if end is None:
             raise GuestLost(f"the run {run.record.id} has no exit status: its process was killed")
         click.echo(end.exit_code)

@@ -12,6 +12,7 @@ import os
 import queue
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -25,6 +26,7 @@ SOCKETS: Final = 64
 _FIRST_INNER: Final = 20000  # in a namespace of our own, below the ports that the kernel picks
 _GUEST: Final = GUEST.partition("/")[0]  # by default QEMU forwards to what its DHCP gives out first
 _PIECE: Final = 64 * 1024
+_PAUSE: Final = 0.05
 
 
 class Publisher:
@@ -86,16 +88,19 @@ class Publisher:
         self._free.put(None)  # for each who still waits
 
     def _accept(self, listener: socket.socket, inner: int) -> None:
-        with suppress(OSError):  # closed
-            while True:
+        while not self._closed:
+            try:
                 outside, _ = listener.accept()
-                inside = self._free.get()
-                if inside is None:
-                    self._free.put(None)
-                    outside.close()
-                    return
-                work = (outside, inside, inner)
-                threading.Thread(target=self._relay, args=work, name="published", daemon=True).start()
+            except OSError:  # closed; or who came has gone, or no descriptor is left for now (accept(2))
+                time.sleep(_PAUSE)
+                continue
+            inside = self._free.get()
+            if inside is None:
+                self._free.put(None)
+                outside.close()
+                return
+            work = (outside, inside, inner)
+            threading.Thread(target=self._relay, args=work, name="published", daemon=True).start()
 
     def _relay(self, outside: socket.socket, inside: socket.socket, inner: int) -> None:
         self._connections |= {outside, inside}
