@@ -428,7 +428,12 @@ def test_who_waits_for_a_verdict_has_it_after_one_attempt(
     client = Client(settings, ProviderContext(now, {}, patient=patient))
     attempt = client._http._attempt
     monkeypatch.setattr(client._http, "_pause", lambda _: None)
-    monkeypatch.setattr(client._http, "_attempt", lambda *given: (made.append(given[1]), attempt(*given))[1])
+
+    def counted(*given: Any) -> object:
+        made.append(given[1])
+        return attempt(*given)
+
+    monkeypatch.setattr(client._http, "_attempt", counted)
     with pytest.raises(CAError, match="connection refused"):
         client.roots()
     assert made == ["/roots"] * attempts
