@@ -156,6 +156,23 @@ def test_what_was_cut_off_goes_on_where_the_registry_has_got_to(small: Small, cl
     assert sends(small, client, chunk_size=None) == ["PUT all", "PUT 1000-3145727"]
 
 
+def test_an_upload_that_a_registry_gives_up_after_it_was_asked_begins_anew(
+    small: Small, client: Client
+) -> None:
+    def cut(handler: Handler) -> None:
+        small.uploads[number_of(handler)] += handler.rfile.read(1000)
+        handler.close_connection = True
+
+    def give_up(handler: Handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        del small.uploads[number_of(handler)]
+        handler.answer(404, b'{"errors": [{"code": "BLOB_UPLOAD_INVALID"}]}')
+
+    small.behaviours[:] = [at("PATCH", 1 << 20, cut), at("PATCH", (1 << 20) + 1000, give_up)]
+    anew = ["PATCH 0-1048575", "PATCH 1048576-2097151", "PUT 2097152-3145727"]
+    assert sends(small, client) == [*anew[:2], "PATCH 1049576-2098151", *anew]
+
+
 def test_an_upload_that_a_registry_has_forgotten_or_mixed_up_begins_anew(
     small: Small, client: Client
 ) -> None:
