@@ -151,8 +151,8 @@ class Upload:
                     self._patch()
                 self._put()
             except RegistryError as error:
-                # It has other bytes than it said, or none: docker-registry gives up an upload that was cut off
-                # only when it comes to notice, perhaps after it was asked.
+                # It has other bytes than it said, or none: docker-registry gives up an upload that was cut
+                # off only when it comes to notice, perhaps after it was asked.
                 if self._resumed and error.status in (400, 404, 416):
                     self._forget()
                 elif error.status == 413 and self._smaller():
