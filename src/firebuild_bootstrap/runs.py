@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.machine.cleanup import entries_locked, own
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.values import dataclass
 
@@ -116,7 +117,7 @@ class Run:
     def is_alive(self) -> bool:
         """Whether its process lives."""
         try:
-            os.close(_locked(self.directory, fcntl.LOCK_SH))  # two may ask at once
+            os.close(own(self.directory, fcntl.LOCK_SH))  # two may ask at once
         except BlockingIOError:
             return True
         except OSError:
@@ -321,7 +322,7 @@ class Runs:
         lock = -1
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _alone(self._directory):
+            with entries_locked(self._directory):
                 namesake = next((run for run in self.list() if record.name in _names(run)), None)
                 if namesake is not None:
                     raise InputError(
@@ -329,7 +330,7 @@ class Runs:
                         hint=f"`firebuild rm {record.name}` gives it free, once that run has ended",
                     )
                 directory.mkdir(mode=0o700)
-                lock = _locked(directory)
+                lock = own(directory)
                 (directory / _WATCHED).touch(0o600)
                 _write(directory / "run.json", asdict(record))
         except OSError as error:
@@ -507,31 +508,6 @@ def _pieces(file: BinaryIO) -> Iterator[Piece]:
             yield Piece(str(members["time"]), stream, members["data"].encode("latin-1"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # the power went while it was written
-
-
-def _locked(directory: Path, kind: int = fcntl.LOCK_EX) -> int:
-    """Return a descriptor that holds the lock of a directory.
-
-    Raises:
-        OSError: there is none, or its process lives (BlockingIOError).
-    """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _birth(pid: int) -> int:

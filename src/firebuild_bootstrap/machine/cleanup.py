@@ -69,15 +69,15 @@ def remove(directory: Path, idmap: IdMap) -> None:
     remove_tree(directory, ignore_errors=True)
 
 
-def own(directory: Path) -> int:
-    """Return a descriptor that holds the lock of a build's directory.
+def own(directory: Path, kind: int = fcntl.LOCK_EX) -> int:
+    """Return a descriptor that holds the lock of the directory of a build or run.
 
     Raises:
-        OSError: it can't be opened, or its build or cleanup lives (BlockingIOError).
+        OSError: it can't be opened, or who holds it lives (BlockingIOError).
     """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BaseException:
         os.close(descriptor)
         raise
@@ -100,9 +100,9 @@ def abandoned(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def builds_locked(builds: Path) -> Iterator[None]:
-    """Keep everybody else from making or retiring a directory in `builds`, which exists."""
-    descriptor = os.open(builds / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+def entries_locked(folder: Path) -> Iterator[None]:
+    """Keep everybody else from making or retiring a directory in `folder`, which exists."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -116,7 +116,7 @@ def sweep(store: Path) -> None:
 
     builds = store / "builds"
     if builds.is_dir():
-        with builds_locked(builds):
+        with entries_locked(builds):
             for entry in abandoned(builds):
                 retire(entry)
     idmap = detect()

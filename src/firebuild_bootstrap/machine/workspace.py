@@ -21,7 +21,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.events import Tasks
 from firebuild_bootstrap.image.layertrees import LayerTrees
 from firebuild_bootstrap.image.trees import Trees
-from firebuild_bootstrap.machine.cleanup import abandoned, builds_locked, own, retire
+from firebuild_bootstrap.machine.cleanup import abandoned, entries_locked, own, retire
 from firebuild_bootstrap.sandbox import IdMap, Runtime, Sandbox, find_runtime
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Workspace(BuildDirectory):
             builds.mkdir(parents=True, exist_ok=True)
             spread(builds)
             retire_dead(builds.parent)
-            with builds_locked(builds):
+            with entries_locked(builds):
                 self.path.mkdir(mode=0o700)
                 lock = own(self.path)
         except OSError as error:
@@ -247,7 +247,7 @@ def retire_dead(home: Path) -> None:
     """
     builds = home / "builds"
     if any(True for _ in abandoned(builds)):
-        with builds_locked(builds):
+        with entries_locked(builds):
             for entry in abandoned(builds):
                 retire(entry)
 
