@@ -86,7 +86,9 @@ def test_ctrl_z_erases_the_block_and_ctrl_c_says_what_was_stopped(host_cli: Cli)
 def test_docker_users_have_their_variable(host_cli: Cli) -> None:
     status, lines = built(host_cli.home, "FROM host\nRUN echo hello\n", BUILDKIT_PROGRESS="plain")
     assert status == 0
-    assert lines[1:6] == [
+    # A slow machine tells of a phase that takes more than a second, and how long it took.
+    steps = [line for line in lines if not re.fullmatch(r"[a-z][^:]* …|[a-z][^:]*: N.*", line)]
+    assert steps[1:6] == [
         "[1/2] FROM host",
         "[1/2] done in N",
         "[2/2] RUN echo hello",
