@@ -13,6 +13,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.machine.base import PublishedPort
 from firebuild_bootstrap.machine.qemu import publishing
 from firebuild_bootstrap.machine.qemu.publishing import Publisher
+from machine_qemu.processes import eventually
 
 
 @pytest.fixture
@@ -93,6 +94,26 @@ def test_what_waits_and_what_is_open_ends_with_the_publisher(
         for link in (one, other):
             with suppress(ConnectionResetError):
                 assert link.recv(1) == b""
+
+
+def test_a_socket_that_is_given_back_while_the_publisher_closes_is_closed(
+    echo: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publishing, "_FIRST_INNER", echo)
+    port, inside = free_port(), socket.socket()
+    publisher = Publisher([PublishedPort("127.0.0.1", port, 80)])
+    closing_it = threading.Thread(target=publisher.close)
+
+    def disconnected(one: socket.socket) -> bool:
+        closing_it.start()
+        closing_it.join(0.2)  # it waits for us, or is done
+        return True
+
+    monkeypatch.setattr(publishing, "_disconnected", disconnected)
+    publisher.start([inside])
+    assert asked(port, b"x") == b"x"
+    assert eventually(lambda: inside.fileno() == -1)
+    closing_it.join()
 
 
 def test_a_machine_that_does_not_listen_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ class Publisher:
         self._connections: set[socket.socket] = set()
         self._free: queue.SimpleQueue[socket.socket | None] = queue.SimpleQueue()
         self._closed = False
+        self._lock = threading.Lock()  # once closed, nothing is given back or begun
         self.forwards = tuple(
             f"tcp:127.0.0.1:{_FIRST_INNER + number}-{_GUEST}:{port.guest}"
             for number, port in enumerate(ports)
@@ -74,18 +75,19 @@ class Publisher:
 
     def close(self) -> None:
         """End all connections. Idempotent."""
-        self._closed = True
-        for listener, _ in self._listeners:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
-            listener.close()
-        for connection in tuple(self._connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        with suppress(queue.Empty):
-            while (one := self._free.get_nowait()) is not None:
-                one.close()
-        self._free.put(None)  # for each who still waits
+        with self._lock:
+            self._closed = True
+            for listener, _ in self._listeners:
+                with suppress(OSError):
+                    listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
+                listener.close()
+            for connection in self._connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            with suppress(queue.Empty):
+                while (one := self._free.get_nowait()) is not None:
+                    one.close()
+            self._free.put(None)  # for each who still waits
 
     def _accept(self, listener: socket.socket, inner: int) -> None:
         while not self._closed:
@@ -103,18 +105,24 @@ class Publisher:
             threading.Thread(target=self._relay, args=work, name="published", daemon=True).start()
 
     def _relay(self, outside: socket.socket, inside: socket.socket, inner: int) -> None:
-        self._connections |= {outside, inside}
+        with self._lock:
+            if self._closed:
+                outside.close()
+                inside.close()
+                return
+            self._connections |= {outside, inside}
         with suppress(OSError), outside:
             inside.connect(("127.0.0.1", inner))
             back = threading.Thread(target=_copy, args=(inside, outside), name="published", daemon=True)
             back.start()
             _copy(outside, inside)
             back.join()
-        self._connections -= {outside, inside}
-        if self._closed or not _disconnected(inside):
-            inside.close()
-        else:
-            self._free.put(inside)
+        with self._lock:
+            self._connections -= {outside, inside}
+            if self._closed or not _disconnected(inside):
+                inside.close()
+            else:
+                self._free.put(inside)
 
 
 def _copy(source: socket.socket, target: socket.socket) -> None:
