@@ -4,13 +4,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTO := src/firebuild_bootstrap/_proto
 
-.PHONY: demo test check format proto tables docs lock package clean
+.PHONY: demo test assurance check format proto tables docs lock package clean
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadgroup --cov --cov-report=term $(PYTEST_ARGS)
+
+# The long tests, which take hours: all, or those of TRIALS="NAME …"; docs/assurance.md gets what they found.
+assurance: $(READY)
+	$(BIN)/python tests/assurance/run $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH)) $(TRIALS)
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,4 @@
-"""Commands of all kinds that are killed at any moment; whatever comes next finds a sound store.
-
-By hand, with a count and a seed: `PYTHONPATH=tests .venv/bin/python -m e2e.killing 200 1`
-"""
+"""Commands of all kinds that are killed at any moment; whatever comes next finds a sound store."""
 
 from __future__ import annotations
 
@@ -11,12 +8,10 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,34 +211,11 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _registry(directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
+def registry_of(directory: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Start Debian's registry; yield its host, and the environment of a command that may use it."""
     ca = CA.made(directory)
     with debian_registry(directory, ca) as host:
         config = directory / "firebuild.yaml"
         login = f"username: {USER}, password: {{env: REGISTRY_PASSWORD}}"
         config.write_text(f"registries: {{hosts: {{'{host}': {{ca_file: {ca.certificate}, {login}}}}}}}\n")
         yield host, {"REGISTRY_PASSWORD": PASSWORD, "FIREBUILD_CONFIG": str(config)}
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Kill so many commands, of all kinds in turn."""
-    count, seed = (*map(int, arguments), 1)[:2]
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        with ExitStack() as cleanup:
-            host, environ = "", dict[str, str]()
-            if shutil.which("docker-registry"):
-                host, environ = cleanup.enter_context(_registry(directory))
-            harness = Harness(directory, host, environ)
-            harness.measure()
-            chance = random.Random(seed)
-            while sum(harness.killed.values()) < count:
-                for work in harness.works():
-                    harness.kill(work, chance)
-            harness.nothing_is_left()
-        print(f"killed {sum(harness.killed.values())}: {dict(harness.killed)}")
-        print(f"ended before: {dict(harness.ended)}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

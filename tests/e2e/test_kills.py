@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from e2e.killing import Harness
 from support import Firebuild
 
 pytestmark = pytest.mark.needs("bwrap", "busybox")
@@ -83,14 +81,3 @@ def test_what_was_finished_before_a_kill_is_cached(tmp_path: Path, context: Path
     assert [event["step"] for event in events if event["event"] == "step-cached"] == [2, 3]
     assert [event["step"] for event in events if event["event"] == "step-finished"] == [1, 4, 5]
     assert eventually(lambda: not firebuild.leftovers())
-
-
-def test_commands_of_all_kinds_that_are_killed_leave_a_sound_store(tmp_path: Path) -> None:
-    harness = Harness(tmp_path)
-    seed = time.time_ns()
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    works = list(harness.works())
-    for name in ["build", "load", *chance.sample(works, 2)]:
-        harness.kill(name, chance)
-    harness.nothing_is_left()
