@@ -1,8 +1,8 @@
 """The long tests: each tries something again and again until its time is over, and counts what it tried.
 
 A trial is a function of an `Effort`. It makes its own servers, stores and processes below the effort's
-directory, and leaves none of them behind. A fault is: something lost, a wrong success, a hang, a leak, and any
-exception other than those that say in words what is wrong.
+directory, and leaves none of them behind. A fault is: something lost, a wrong success, a hang, a leak, and
+any exception other than those that say in words what is wrong.
 """
 
 from __future__ import annotations
