@@ -39,7 +39,6 @@ from firebuild_bootstrap.progress import (
     PHASES,
     RED,
     LineRenderer,
-    Spool,
     Task,
     header,
     human_time,
@@ -48,6 +47,7 @@ from firebuild_bootstrap.progress import (
 )
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, fit, uncoloured, visible_end
+from firebuild_bootstrap.turns import Spool
 from firebuild_pki.display import one_line
 
 _RESET: Final = "\x1b[0m"
