@@ -223,6 +223,8 @@ DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
     ("journal", overwrite(1024 + 0x60, struct.pack("<I", 0x2C6)), "it was not cleanly unmounted"),
     ("blocks", overwrite(1024 + 0x18, b"\x09\0\0\0"), "larger than 64 KiB"),
     ("groups", overwrite(1024 + 0x28, b"\0\0\0\0"), "its superblock makes no sense"),
+    ("inode size", overwrite(1024 + 0x58, b"\x81\0"), "its superblock makes no sense"),
+    ("large inodes", overwrite(1024 + 0x58, b"\0\x80"), "its superblock makes no sense"),
     ("inode number", directory_block("", 24 + 0, b"\xff\xff\xff\x7f"), "there is no inode"),
     ("entry length", directory_block("", 24 + 4, b"\x03\0"), "the directory in inode 2 is damaged"),
     ("entry name", directory_block("", 24 + 8, b"a/b"), "has an impossible name: b'a/b"),

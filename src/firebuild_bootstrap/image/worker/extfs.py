@@ -98,7 +98,11 @@ class Ext4Image:
         self._inode_size = field(0x58, "H")
         self._descriptor_size = max(32, field(0xFE, "H")) if features & _64BIT else 32
         self._descriptors = (field(0x14, "I") + 1) * self.block_size
-        if not self._inodes_per_group or self._inode_size < 128:
+        # What these are the sizes of is read by offsets; the kernel mounts no others.
+        sizes = ((self._inode_size, 128, self.block_size), (self._descriptor_size, 32, 1024))
+        if not self._inodes_per_group or not all(
+            least <= size <= most and size.bit_count() == 1 for size, least, most in sizes
+        ):
             raise self._broken("its superblock makes no sense")
 
     def close(self) -> None:
