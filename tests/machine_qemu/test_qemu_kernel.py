@@ -19,6 +19,7 @@ BANNER = "Linux version %s (%s) (%s)\0 Linux version 5.10.225 (root@there) (gcc)
     [
         (bzimage("6.1.0-56-cloud-amd64 (debian@there) #1 SMP"), "6.1.0-56-cloud-amd64"),
         (bzimage("no number"), ""),
+        (bzimage("6.1.0-56")[:0x206], ""),  # cut off behind the magic number
         (vmlinux(BANNER), "5.10.225"),
         (vmlinux("nothing"), ""),
     ],

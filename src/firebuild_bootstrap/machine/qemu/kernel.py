@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -81,14 +80,14 @@ def read_release(image: Path) -> str:
         ) from error
     if head[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
         raise InputError(f"{image} is not a Linux kernel for x86-64 (bzImage or vmlinux)", hint=_HOW)
-    start = struct.unpack_from("<H", head, _VERSION_AT)[0] + 0x200
+    start = int.from_bytes(head[_VERSION_AT : _VERSION_AT + 2], "little") + 0x200
     text = head[start:].partition(b"\0")[0].decode("ascii", "replace")
     found = _RELEASE.match(text)
     return found[0] if found else ""
 
 
 def _release_of_vmlinux(image: Path, head: bytes, descriptor: int) -> str:
-    if len(head) < 20 or struct.unpack_from("<H", head, 18)[0] != _ELF_X86_64:
+    if int.from_bytes(head[18:20], "little") != _ELF_X86_64:
         raise InputError(f"{image} is not a program for x86-64, so no kernel to boot here", hint=_HOW)
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
         found = _BANNER.search(content)
