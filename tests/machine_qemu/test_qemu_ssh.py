@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from machine_qemu.processes import eventually
 from support import Firebuild
 
 pytestmark = [
@@ -23,7 +22,8 @@ pytestmark = [
 DOCKERFILE = """\
 FROM busybox
 COPY files /
-RUN busybox mkdir -p -m 0700 /root /home/app && busybox chown app /home/app && ssh-keygen -q -t ed25519 -N '' -f /key
+RUN busybox mkdir -p -m 0700 /root /home/app && busybox chown app /home/app
+RUN ssh-keygen -q -t ed25519 -N '' -f /key
 CMD ["/bin/sh", "-c", "busybox mkdir -p /run/sshd && exec /usr/sbin/sshd -D -e -p 2222 -h /key \
  -o UsePAM=no -o PidFile=none -o PasswordAuthentication=no"]
 """
@@ -62,7 +62,7 @@ def log_in(port: int, user: str, key: Path, data: bytes = b"") -> subprocess.Com
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
     )
-    command = ["ssh", "-F", "none", "-q", "-i", key, "-p", str(port), *(f"-o{one}" for one in options)]
+    command = ["ssh", "-F", "none", "-q", "-i", str(key), "-p", str(port), *(f"-o{one}" for one in options)]
     return subprocess.run(
         [*command, f"{user}@127.0.0.1", LOGIN], input=data, capture_output=True, timeout=120, check=False
     )
