@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from assurance.commands import Started
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
@@ -153,7 +154,15 @@ class Harness:
             "build of stages": Work(stages),
             "build --cache-to": Work((*stages, "--cache-to", f"type=local,dest={shared},mode=max")),
             "build --cache-from": Work(
-                ("build", "-q", "-f", f"{context}/Stages", "--cache-from", f"type=local,src={shared}", context),
+                (
+                    "build",
+                    "-q",
+                    "-f",
+                    f"{context}/Stages",
+                    "--cache-from",
+                    f"type=local,src={shared}",
+                    context,
+                ),
                 fresh=True,
             ),
             "run": Work((*run, str(APP), *words), app=True),
@@ -215,6 +224,26 @@ class Harness:
             self.run("build", "-q", "-t", str(self._pushed), str(self._context))
         if work.app and not there:
             self.run("build", "-q", "-t", str(APP), str(self._context))
+
+    def prepare(self, name: str) -> None:
+        """Make what a command needs, and remove what it makes."""
+        self._prepare(self.works()[name])
+
+    def start(self, name: str) -> Started:
+        """Start a command, and leave its end to the caller."""
+        return Started(self.works()[name].words, self._environ)
+
+    def check(self, name: str) -> None:
+        """See that the store is sound, and what a command wrote whole or not there."""
+        self._check(name, self.works()[name])
+
+    def repair(self) -> None:
+        """Do what `store check` says: after a power failure an image may have lost layers, and says so."""
+        self.run("store", "check", "--repair")
+
+    def build(self) -> None:
+        """Build, which has to succeed."""
+        self.run("build", "-q", "-t", str(APP), str(self._context))
 
     def _processes(self) -> list[int]:
         """All that name the store, but for zombies."""
