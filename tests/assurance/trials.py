@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-MODULES: Final = ("killed",)
+MODULES: Final = ("killed", "hostile_guest", "strangers")
 """The modules of this directory that have trials."""
 
 
