@@ -258,7 +258,7 @@ def connected(settings: Any, check: Callable[[], None], tasks: Tasks) -> Registr
     around = Surroundings(
         settings=settings.registries,
         environ=os.environ,
-        anchors=lambda: ca_anchors(settings.ca, check=check),
+        anchors=lambda: ca_anchors(settings.ca, check=check, report=tasks.warn),
         check=check,
         pause=pause,
     )
