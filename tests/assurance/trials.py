@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-MODULES: Final = ("authorities", "disks", "killed", "together")
+MODULES: Final = ("authorities", "clocks", "disks", "killed", "together")
 """The modules of this directory that have trials."""
 
 
