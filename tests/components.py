@@ -37,6 +37,11 @@ def _has_tester() -> bool:
 PUBLIC_PYTHON = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
 
 
+FAKETIME = next(
+    iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), Path("libfaketimeMT.so.1")
+)
+"""Gives a program another wall clock (LD_PRELOAD)."""
+
 # What to do about a missing component; the names are those of `@pytest.mark.needs(...)`.
 _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "bwrap": (_has_user_namespaces, "user namespaces must be allowed for this user"),
@@ -64,6 +69,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
         _program("qemu-system-x86_64"),
         "apt install qemu-system-x86; sudo tests/initramfs/fetch kernel",
     ),
+    "faketime": (FAKETIME.exists, "apt install libfaketime"),
     "curl": (_program("curl"), "apt install curl"),
     "ip": (_program("ip"), "apt install iproute2"),
     "runc": (_program("runc"), "apt install runc"),

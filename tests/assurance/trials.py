@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 MODULES: Final = (
+    "authorities",
+    "clocks",
     "disks",
     "hostile_guest",
     "killed",

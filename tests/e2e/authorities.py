@@ -56,7 +56,7 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
     directory = tmp_path_factory.mktemp("authorities")
     with (
         DevServer(directory) as bao,
-        _cfssl(directory) as (cfssl, cfssl_issuer),
+        cfssl_server(directory) as (cfssl, cfssl_issuer),
         _step_ca(directory) as (step_ca, step_ca_issuer),
         _aws_pca() as aws,
     ):
@@ -128,7 +128,8 @@ def _vault(bao: DevServer) -> tuple[dict[str, Any], bytes, str]:
 
 
 @contextmanager
-def _cfssl(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+def cfssl_server(directory: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Run a cfssl: its block of settings, and the certificate that signs."""
     home = directory / "cfssl"
     home.mkdir()
     signing = {

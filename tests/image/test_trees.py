@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from firebuild_bootstrap.image.worker.ext4 import Ext4Options
 from firebuild_bootstrap.layers.tree import OWNER_MARK
 from firebuild_bootstrap.sandbox import Host, Runtime, Sandbox
 from firebuild_bootstrap.sandbox.idmap import single
+from support import privately
 
 pytestmark = pytest.mark.needs("bwrap")
 MakeTar = Callable[..., Path]
@@ -171,3 +173,20 @@ def test_the_worker_answers_requests(
     assert ask("unpack", archive="/nowhere", root=target)["error"] == "'/nowhere': No such file or directory"
     (tmp_path / "bad").write_bytes(b"bad" * 500)
     assert "damaged" in str(ask("unpack", archive=str(tmp_path / "bad"), root=target)["error"])
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_disk_that_takes_no_more_is_named(trees: Trees, tmp_path: Path, *, read_only: bool) -> None:
+    tree, small = tmp_path / "tree", tmp_path / "small"
+    for directory in (tree, small):
+        directory.mkdir()
+    (tree / "file").write_bytes(bytes(range(256)) * 4096)
+    options, words = ("ro", "Read-only file system") if read_only else ("size=64k", "No space left on device")
+
+    def work() -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", small], check=True)
+        with pytest.raises(MachineError, match=f"{small}.*{words}"):
+            trees.pack(tree, small / "out.tar")
+
+    privately(work)

@@ -33,6 +33,8 @@ class Kind(Enum):
     """The connection ends after some bytes of the answer."""
     TRICKLE = auto()
     """After some bytes the rest of the answer comes byte by byte, some seconds apart."""
+    ANSWER = auto()
+    """The answer is another one."""
     REFUSE = auto()
     """New connections are refused, present ones end."""
 
@@ -46,12 +48,14 @@ class Fault:
         seconds: for DELAY and TRICKLE.
         size: bytes of the answer that pass, for TRUNCATE and TRICKLE.
         times: for how many requests; then it forwards.
+        answer: what comes in place of the answer, for ANSWER.
     """
 
     kind: Kind
     seconds: float = 0.0
     size: int = 0
     times: int = 1_000_000
+    answer: bytes = b""
 
 
 FORWARD = Fault(Kind.FORWARD)
@@ -178,6 +182,9 @@ class Proxy:
 
     def _answer(self, client: socket.socket, upstream: socket.socket, fault: Fault) -> bool:
         data = upstream.recv(1 << 16)
+        if fault.kind is Kind.ANSWER:
+            client.sendall(fault.answer)
+            return False
         if fault.kind is Kind.TRUNCATE:
             client.sendall(data[: fault.size])
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -372,13 +373,27 @@ class Trees:
         if reply.get("asked"):
             raise InputError(reply["error"], hint=reply["hint"])
         if "error" in reply:
-            message, hint = f"could not {task}: {reply['error']}", reply["hint"] or None
+            message, hint = _placed(f"could not {task}: {reply['error']}", binds), reply["hint"] or None
             if os.strerror(errno.ENOSPC) in reply["error"]:
                 hint = hint or _FULL
             if reply.get("kind") == "damaged":
                 raise DamagedArchiveError(message, hint=hint, reason=reply["error"])
             raise _KINDS.get(reply.get("kind", ""), MachineError)(message, hint=hint)
         return reply
+
+
+_ROOM: Final = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+
+
+def _placed(message: str, binds: Sequence[Bind]) -> str:
+    """Name the place that was written to, where it is the reason, and not by its name in the sandbox."""
+    for bind in binds:
+        if not bind.read_only:
+            inside = rf"(?<![\w./-]){re.escape(bind.target)}/"
+            message = re.sub(inside, lambda _, source=bind.source: f"{source}/", message)
+            if any(words in message for words in _ROOM) and str(bind.source) not in message:
+                message = f"{bind.source}: {message}"
+    return message
 
 
 _FULL: Final = (
