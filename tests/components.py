@@ -71,6 +71,7 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "systemd": (Path("/usr/lib/systemd/systemd").exists, "apt install systemd"),
     "openrc": ((OPENRC / "sbin/openrc-init").exists, f"sudo tests/initramfs/fetch openrc {OPENRC}"),
     "ssh-agent": (_program("ssh-agent"), "apt install openssh-client"),
+    "sshd": (_program("sshd"), "apt install openssh-server"),
     "openssl": (_program("openssl"), "apt install openssl"),
     "tmux": (_program("tmux"), "apt install tmux"),
     "fish": (_program("fish"), "apt install fish"),

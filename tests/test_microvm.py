@@ -51,9 +51,9 @@ def gzip(data: bytes) -> bytes:
 def test_a_compressed_kernel_is_unpacked(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "vmlinuz"
     path.write_bytes(bzimage(compress(VMLINUX)))
-    assert read_kernel(path, "x86_64") == VMLINUX
+    assert read_kernel(path, "x86_64", "--kernel") == VMLINUX
     path.write_bytes(VMLINUX)
-    assert read_kernel(path, "x86_64") == VMLINUX
+    assert read_kernel(path, "x86_64", "--kernel") == VMLINUX
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,17 @@ def test_a_compressed_kernel_is_unpacked(tmp_path: Path, compress: Callable[[byt
         (bzimage(b"BZh9"), "is compressed in a form that is not read here"),
         (b"text", "expected an uncompressed kernel"),
     ],
+    ids=["no-elf", "damaged", "cut-off", "no-header", "lz4", "bzip2", "text"],
 )
 def test_what_is_no_kernel_is_refused(tmp_path: Path, image: bytes, error: str) -> None:
     (tmp_path / "vmlinuz").write_bytes(image)
-    with pytest.raises(InputError, match=error):
-        read_kernel(tmp_path / "vmlinuz", "x86_64")
+    with pytest.raises(InputError, match=f"^--kernel: .*{error}"):
+        read_kernel(tmp_path / "vmlinuz", "x86_64", "--kernel")
+    with pytest.raises(InputError, match=r"^--kernel: .*/none can't be read: No such file"):
+        read_kernel(tmp_path / "none", "x86_64", "--kernel")
 
 
 def test_a_kernel_for_arm_is_an_image(tmp_path: Path) -> None:
     image = bytes(0x38) + b"ARM\x64" + bytes(100)
     (tmp_path / "Image").write_bytes(image)
-    assert read_kernel(tmp_path / "Image", "aarch64") == image
+    assert read_kernel(tmp_path / "Image", "aarch64", "--kernel") == image

@@ -17,7 +17,13 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.runs import Piece, Record, Runs, last_lines
 
 RECORD = Record(
-    id="r1", name="web", image="app", command=("serve",), driver="local", created="2026-11-29T03:00:00Z"
+    id="r1",
+    name="web",
+    image="app",
+    command=("serve",),
+    driver="local",
+    created="2026-11-29T03:00:00Z",
+    ports=("127.0.0.1:8080->80/tcp",),
 )
 KEEPER = f"""
 import sys, time
@@ -39,6 +45,7 @@ def test_a_run_is_found_by_its_name_its_id_and_the_begin_of_it(tmp_path: Path) -
     with kept.begin(RECORD), kept.begin(replace(RECORD, id="r22", name="", created="2026-11-29T04:00:00Z")):
         assert [run.record.id for run in kept.list()] == ["r22", "r1"]
         assert kept.find("web").record.id == kept.find("r1").record.id == "r1"
+        assert kept.find("web").record.ports == RECORD.ports
         assert kept.find("r2").record.id == "r22"
         with pytest.raises(InputError, match=r"'r' is the begin of several ids: r22, r1"):
             kept.find("r")

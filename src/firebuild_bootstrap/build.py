@@ -52,6 +52,7 @@ from firebuild_bootstrap.solve.results import Results, Shared, Start
 from firebuild_bootstrap.solve.schedule import Schedule
 from firebuild_bootstrap.storing import Origin, store
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.service.console import FailureShell
@@ -242,7 +243,7 @@ class _Build:
         if time.monotonic() - (self._shell.seconds if self._shell else 0) > self._deadline:
             limit = self._settings.bootstrap.build_time.total_seconds()
             raise BuildTimeout(
-                f"the build and its outputs took longer than {limit:g} seconds",
+                f"the build and its outputs took longer than {counted(limit, 'second')}",
                 hint="raise bootstrap.build_timeout if they really need longer",
             )
 

@@ -48,7 +48,7 @@ from firebuild_bootstrap.progress import (
 from firebuild_bootstrap.sizes import human_size
 from firebuild_bootstrap.terminal import SafeOutput, Screen, cells, fit, uncoloured, visible_end
 from firebuild_bootstrap.turns import Spool
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 _RESET: Final = "\x1b[0m"
 _TICK_SECONDS: Final = 0.1
@@ -253,7 +253,7 @@ class TerminalRenderer(LineRenderer):
         if not self._steps:
             return total
         of_cache = f", {self._cached} cached" if self._cached else ""
-        return f"{total}, {self._executed + self._cached} of {self._steps} steps{of_cache}"
+        return f"{total}, {self._executed + self._cached} of {counted(self._steps, 'step')}{of_cache}"
 
     # --- phases and tasks -------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class TerminalRenderer(LineRenderer):
         self._stop()
         # Nobody tells of the FROM of a stage that was not needed.
         unneeded = self._steps - self._executed
-        self._stored(event, f", {unneeded} of {self._steps} steps cached" if unneeded > 0 else "")
+        self._stored(event, f", {unneeded} of {counted(self._steps, 'step')} cached" if unneeded > 0 else "")
 
     def _build_failed(self, event: BuildFailed) -> None:
         """Show what failed steps have written; the error itself goes to standard error after that."""

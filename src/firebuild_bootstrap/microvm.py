@@ -26,6 +26,7 @@ from firebuild_bootstrap.initramfs.image import run_lz4
 from firebuild_bootstrap.machine.firecracker.checks import check_kernel, check_modules
 from firebuild_bootstrap.machine.qemu.kernel import find_kernel
 from firebuild_bootstrap.running import RunRequest, command_of, stop_signal
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -79,8 +80,9 @@ def write_microvm(
         MachineError: it can't be written.
     """
     entry = file(COMMAND.lstrip("/"), json.dumps(_command(image)).encode(), 0o600)
-    source = kernel if kernel is not None else Path(check_kernel(settings.kernel))
-    unpacked = read_kernel(source, machine)
+    source = kernel if kernel is not None else check_kernel(settings.kernel)
+    setting = "--kernel" if kernel is not None else "machine.firecracker.kernel"
+    unpacked = read_kernel(source, machine, setting)
     modules = _modules(source, settings.kernel_modules)
     initramfs = initramfs_image(
         home.root, compression=Compression(settings.initrd_compression), kernel_modules=modules
@@ -147,8 +149,13 @@ def with_file(initramfs: bytes, entry: Entry) -> bytes:
     return initramfs + bytes(-len(initramfs) % 4) + more.getvalue()
 
 
-def read_kernel(path: Path, machine: str) -> bytes:
+def read_kernel(path: Path, machine: str, setting: str) -> bytes:
     """Return a kernel that Firecracker boots: on x86-64 an ELF file, out of a bzImage where it is one.
+
+    Args:
+        path: of the file.
+        machine: its architecture, as `uname -m` says it.
+        setting: what names it, an option or a setting: for errors.
 
     Raises:
         InputError: it can't be read, or is of another form.
@@ -156,18 +163,18 @@ def read_kernel(path: Path, machine: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"the kernel {path} can't be read: {error.strerror}") from error
+        raise InputError(f"{setting}: {path} can't be read: {error.strerror}") from error
     if machine == "aarch64" or data[_MAGIC_AT : _MAGIC_AT + 4] != _MAGIC:
-        check_kernel(str(path), machine)
+        check_kernel(str(path), machine, setting=setting)
         return data
     sectors = data[_SECTORS_AT] or 4
     offset, length = struct.unpack("<II", data[_PAYLOAD_AT : _PAYLOAD_AT + 8].ljust(8, b"\xff"))
     start = (sectors + 1) * 512 + offset
     if start + length > len(data):
-        raise InputError(f"the kernel {path} is damaged: it is cut off after {len(data)} bytes")
-    kernel = _unpacked(path, data[start : start + length])
+        raise InputError(f"{setting}: {path} is damaged: it is cut off after {counted(len(data), 'byte')}")
+    kernel = _unpacked(f"{setting}: {path}", data[start : start + length])
     if kernel[:4] != b"\x7fELF":
-        raise InputError(f"the kernel {path} holds no vmlinux (ELF)", hint="give an uncompressed vmlinux")
+        raise InputError(f"{setting}: {path} holds no vmlinux (ELF)", hint="give an uncompressed vmlinux")
     return kernel
 
 
@@ -182,14 +189,14 @@ _FORMS: Final[tuple[tuple[bytes, Callable[[bytes], bytes]], ...]] = (
 )
 
 
-def _unpacked(path: Path, payload: bytes) -> bytes:
+def _unpacked(kernel: str, payload: bytes) -> bytes:
     for magic, decompress in _FORMS:
         if payload.startswith(magic):
             try:
                 return decompress(payload)
             except (lzma.LZMAError, zlib.error, zstandard.ZstdError, MachineError) as error:
-                raise InputError(f"the kernel {path} is damaged: {error}") from error
+                raise InputError(f"{kernel} is damaged: {error}") from error
     raise InputError(
-        f"the kernel {path} is compressed in a form that is not read here",
+        f"{kernel} is compressed in a form that is not read here",
         hint="Linux brings scripts/extract-vmlinux, which unpacks it",
     )

@@ -19,7 +19,7 @@ from firebuild_bootstrap.image.layertrees import Layer
 from firebuild_bootstrap.running import RunRequest, command_of, run_layers
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import Attach
-from firebuild_pki.display import escaped, one_line
+from firebuild_pki.display import counted, escaped, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.settings import BuildSettings
@@ -203,7 +203,7 @@ class _Conversation:
                     f"took longer than {self._checks.timeout:g}s" if killed else f"ended with status {status}"
                 )
                 said = one_line(output.decode("utf-8", "replace").strip(), _OUTPUT)
-                times = f"{schedule.failures} checks in a row failed, and the last"
+                times = f"{counted(schedule.failures, 'check')} in a row failed, and the last"
                 which = times if schedule.failures > 1 else "the check"
                 raise NotReady(f"the image does not answer: {which} {how}{said and ': '}{said}")
         elif self._asking:

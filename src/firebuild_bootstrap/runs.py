@@ -31,6 +31,7 @@ from firebuild_bootstrap.errors import InputError, MachineError
 from firebuild_bootstrap.machine.cleanup import entries_locked, own
 from firebuild_bootstrap.removal import remove_tree
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 Stream = Literal["stdout", "stderr"]
 
@@ -58,6 +59,7 @@ class Record:
         started: when its command began; empty as long as it has not.
         pid: of the process of this host that conducts it.
         born: when that process began, in ticks of the kernel (proc(5), starttime).
+        ports: of this host that lead to the machine, as `127.0.0.1:8080->80/tcp`.
     """
 
     id: str
@@ -69,6 +71,7 @@ class Record:
     started: str = ""
     pid: int = 0
     born: int = 0
+    ports: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -371,7 +374,7 @@ class RunWriter:
     def write(self, stream: Stream, data: bytes) -> None:
         """Keep what came; never raises."""
         if self._lost:
-            words = f"firebuild: {self._lost} bytes of output could not be kept\n".encode()
+            words = f"firebuild: {counted(self._lost, 'byte')} of output could not be kept\n".encode()
             if not self._append("stderr", words):
                 self._lost += len(data)
                 return
@@ -443,10 +446,15 @@ def _run(directory: Path) -> Run | None:
     if members is None:
         return None
     try:
-        record = Record(**{**members, "command": tuple(map(str, members["command"]))})
-    except (KeyError, TypeError):
+        record = Record(**members)
+        record = replace(record, command=_texts(record.command), ports=_texts(record.ports))
+    except TypeError:
         return None
     return Run(directory, record)
+
+
+def _texts(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(map(str, values))
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def one_line(text: str, limit: int = LINE_LIMIT) -> str:
     line = escaped(" ".join(text[: 4 * limit].split()))
     if len(line) <= limit and len(text) <= 4 * limit:
         return line
-    return f"{line[:limit]}… ({len(text)} characters in all)"
+    return f"{line[:limit]}… ({counted(len(text), 'character')} in all)"
 
 
 def block(text: str, limit: int = BLOCK_LIMIT) -> str:
@@ -45,7 +45,18 @@ def block(text: str, limit: int = BLOCK_LIMIT) -> str:
     shown = "\n".join(lines)
     if len(text) <= limit:
         return shown
-    return f"{shown[:limit]}… ({len(text)} characters in all)"
+    return f"{shown[:limit]}… ({counted(len(text), 'character')} in all)"
+
+
+def counted(number: float, noun: str) -> str:
+    """Write a number and what it counts: `1 byte`, `2 bytes`, `0.5 seconds`.
+
+    Args:
+        number: an integer as it is; of others as many digits as `g` has.
+        noun: its singular, whose plural ends with an s.
+    """
+    shown = str(number) if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}{'' if shown == '1' else 's'}"
 
 
 def text_of(value: object) -> str:

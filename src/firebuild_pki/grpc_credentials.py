@@ -7,6 +7,7 @@ from typing import Final
 
 import grpc
 
+from firebuild_pki.display import counted
 from firebuild_pki.material import TLSMaterial
 
 MAX_GUEST_CHAIN: Final = 8400
@@ -44,6 +45,6 @@ def guest_chain_problem(guest: TLSMaterial) -> str | None:
     if size <= MAX_GUEST_CHAIN:
         return None
     return (
-        f"the {len(blocks)} certificates of {guest.identity} have {size} bytes, "
+        f"the {counted(len(blocks), 'certificate')} of {guest.identity} have {counted(size, 'byte')}, "
         f"and a gRPC server takes {MAX_GUEST_CHAIN} of a client"
     )

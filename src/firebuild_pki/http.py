@@ -42,7 +42,7 @@ from firebuild_pki.connections import (
     tls_fault,
     wrapped,
 )
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 from firebuild_pki.errors import CAError
 
 __all__ = [
@@ -284,7 +284,7 @@ class HTTPClient:
             wait = max(wait, backoff(attempt, self._first_pause))
             if silent and self._clock() - begun + wait >= _WORTH_A_WORD:
                 silent = False
-                self._report(f"no usable answer of {found}; trying up to {last} times")
+                self._report(f"no usable answer from {found}; trying up to {counted(last, 'time')}")
             self._pause(wait)
         return self._attempt(method, path, body, headers or {}, seconds)
 
@@ -322,7 +322,9 @@ class HTTPClient:
         while chunk := response.read1(_PIECE, decode_content=False):
             body += chunk
             if len(body) > self._longest:
-                raise HTTPFailure(f"{self.address}: the answer is longer than {self._longest} bytes")
+                raise HTTPFailure(
+                    f"{self.address}: the answer is longer than {counted(self._longest, 'byte')}"
+                )
             if self._clock() > end:
                 raise TimeoutError
         return bytes(body)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
+from firebuild_pki.display import counted
 from firebuild_pki.errors import KeyStoreError, ProviderNotFound
 from firebuild_pki.keys import PrivateKey, kind_of_key
 from firebuild_pki.provider import API_VERSION, Clock, ProviderContext, utc_now
@@ -121,7 +122,7 @@ def ecdsa_der(pair: bytes) -> bytes:
     """
     half, odd = divmod(len(pair), 2)
     if odd or not pair:
-        raise ValueError(f"expected two numbers of the same length, found {len(pair)} bytes")
+        raise ValueError(f"expected two numbers of the same length, found {counted(len(pair), 'byte')}")
     return encode_dss_signature(int.from_bytes(pair[:half]), int.from_bytes(pair[half:]))
 
 

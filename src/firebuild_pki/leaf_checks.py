@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_pki.chain import describe, extension_of, serial_of
+from firebuild_pki.display import counted
 from firebuild_pki.errors import MaterialError
 from firebuild_pki.provider import Profile
 from firebuild_pki.wrapping import one_text
@@ -155,7 +156,7 @@ def _serial(leaf: x509.Certificate) -> list[str]:
     if serial.bit_length() > MAX_SERIAL_BITS:
         size = serial.bit_length() // 8 + 1
         raise MaterialError(
-            f"the serial number of {describe(leaf)} has {size} bytes; "
+            f"the serial number of {describe(leaf)} has {counted(size, 'byte')}; "
             "RFC 5280 section 4.1.2.2 allows 20 at most"
         )
     if serial.bit_length() >= MIN_SERIAL_BITS:

@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
+from firebuild_pki.display import counted
 from firebuild_pki.errors import CAError
 
 MAX_SIZE = 1024 * 1024
@@ -142,7 +143,7 @@ def _must_be_file(source: Source, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise source.wrong("expected a regular file, found a pipe, a device or a socket")
     if status.st_size > MAX_SIZE:
-        found = f"expected certificates or a key, found {status.st_size} bytes"
+        found = f"expected certificates or a key, found {counted(status.st_size, 'byte')}"
         raise source.wrong(f"{found}; no such file is larger than {MAX_SIZE}")
 
 

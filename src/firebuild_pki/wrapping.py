@@ -14,7 +14,7 @@ from types import WrapperDescriptorType
 from typing import Final
 
 from firebuild_pki import errors
-from firebuild_pki.display import block, error_text, text_of
+from firebuild_pki.display import block, counted, error_text, text_of
 from firebuild_pki.errors import CAError, Problem, ProviderError, SettingsError, causes
 
 TEXT_LIMIT: Final = 2_000
@@ -36,7 +36,7 @@ def one_text(text: str, limit: int = TEXT_LIMIT) -> str:
     shown = block(text[: 2 * limit], limit)
     if len(text) <= limit >= len(shown):
         return " ".join(line.strip() for line in shown.split("\n")).strip()
-    end = f"… ({len(text)} characters in all)"  # within the limit, so that it is not cut again
+    end = f"… ({counted(len(text), 'character')} in all)"  # within the limit, so that it is not cut again
     return " ".join(line.strip() for line in shown[: limit - len(end)].split("\n")).strip() + end
 
 

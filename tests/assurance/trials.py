@@ -18,7 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-MODULES: Final = ("killed",)
+MODULES: Final = (
+    "disks",
+    "hostile_guest",
+    "killed",
+    "strangers",
+    "together",
+)
 """The modules of this directory that have trials."""
 
 

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.conftest import Cli
-from firebuild_bootstrap.runs import Runs
+from firebuild_bootstrap.runs import Runs, _is_watched
 from support import BIN, await_end_of_processes, leftovers
 
 pytestmark = pytest.mark.needs("userns")
 
 SERVER = "echo up; echo aside >&2; trap 'echo bye; exit 3' USR1; while :; do sleep 0.05; done"
+
+UNTIL_STOPPED = "trap 'exit 5' TERM; echo up; while :; do sleep 0.05; done"
+
+
+def background(*arguments: str, home: Path) -> subprocess.Popen[bytes]:
+    """Start `firebuild …`."""
+    environ = {**os.environ, "FIREBUILD_HOME": str(home)}
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([BIN / "firebuild", *arguments], env=environ, **pipes)
+
+
+def await_that(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def detach(home: Path, *arguments: str, status: int = 0) -> str:
@@ -39,11 +60,7 @@ def test_a_run_goes_on_by_itself_until_it_is_stopped_and_is_kept_until_it_is_rem
     taken = "error: the run {} has the name web\n"
     assert detach(host_cli.home, "--name", "web", "host", "true", status=125).startswith(taken.format(run))
 
-    with subprocess.Popen(
-        [BIN / "firebuild", "logs", "--follow", run],
-        stdout=subprocess.PIPE,
-        env={**os.environ, "FIREBUILD_HOME": str(host_cli.home)},
-    ) as logs:
+    with background("logs", "--follow", run, home=host_cli.home) as logs:
         assert logs.stdout is not None
         assert logs.stdout.readline() == b"up\n"
         assert host_cli("stop", "web").out == f"{run}\n"
@@ -101,7 +118,76 @@ def test_a_run_whose_process_is_killed_is_lost_and_its_machine_is_gone(host_cli:
     run = detach(host_cli.home, "host", "/bin/sh", "-c", "echo up; exec sleep 1000")
     os.kill(Runs(host_cli.home).find(run).record.pid, signal.SIGKILL)
     await_end_of_processes(host_cli.home)
-    assert host_cli("ps", "--all").out.splitlines()[1].endswith("  lost")
-    assert host_cli("wait", run, status=4).first.startswith(f"error: the run {run} has no exit status")
+    assert host_cli("ps", "--all").out.splitlines()[1].split()[-2:] == ["lost", "-"]
+    waited = host_cli("wait", run, status=4)
+    assert waited.out == "-\n"
+    assert waited.first == f"error: the run {run} has no exit status: the process was killed"
     host_cli("rm", run)
     assert host_cli.leftovers() == []
+
+
+def test_one_that_is_lost_or_goes_on_keeps_nobody_from_the_others(host_cli: Cli) -> None:
+    home, lost = host_cli.home, ("lost", "lost2")
+    for name in lost:
+        detach(home, "--name", name, "host", "/bin/sh", "-c", "exec sleep 1000")
+        os.kill(Runs(home).find(name).record.pid, signal.SIGKILL)
+    first = detach(home, "host", "/bin/sh", "-c", "exit 3")
+    last = detach(home, "--name", "last", "host", "/bin/sh", "-c", UNTIL_STOPPED)
+    gone = detach(home, "--rm", "--name", "gone", "host", "/bin/sh", "-c", UNTIL_STOPPED)
+    with background("wait", first, *lost, last, gone, first, home=home) as wait:
+        await_that(lambda: _is_watched(Runs(home).find(gone).directory))
+        host_cli("stop", gone)
+        await_that(lambda: gone not in [run.record.id for run in Runs(home).list()])
+        host_cli("stop", last)
+        out, error = wait.communicate(timeout=60)
+    assert out == b"3\n-\n-\n5\n5\n"
+    ids = [Runs(home).find(name).record.id for name in lost]
+    words = f"error: the runs {', '.join(ids)} have no exit status: the process was killed\n"
+    assert (error.decode(), wait.returncode) == (words, 4)
+    alive = [detach(home, "host", "/bin/sh", "-c", "exec sleep 1000") for _ in range(2)]
+    done = host_cli("rm", alive[0], "lost", alive[1], first, status=2)
+    assert done.out == f"{ids[0]}\n{first}\n"
+    assert [line.partition(": ")[2] for line in done.err.splitlines() if line.startswith("error")] == [
+        f"the run {run} has not ended" for run in alive
+    ]
+    host_cli("rm", "--force", *alive, "lost2", last)
+    assert Runs(home).list() == []
+    assert host_cli.leftovers() == []
+
+
+def test_runs_are_stopped_side_by_side(host_cli: Cli) -> None:
+    home = host_cli.home
+    deaf = detach(home, "host", "/bin/sh", "-c", "trap '' TERM; exec sleep 1000")
+    other = detach(home, "host", "/bin/sh", "-c", UNTIL_STOPPED)
+    with background("stop", "--time", "86400", deaf, other, home=home) as stop:
+        assert host_cli("wait", other).out == "5\n"
+        assert host_cli("ps", "-q").out == f"{deaf}\n"
+        host_cli("rm", "--force", deaf)
+        out, error = stop.communicate(timeout=60)
+    assert (out.decode(), error, stop.returncode) == (f"{deaf}\n{other}\n", b"", 0)
+    host_cli("rm", other)
+
+
+def all_arguments() -> list[bytes]:
+    """Of every process of this host."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            found.append(path.read_bytes())
+    return found
+
+
+def test_nobody_reads_in_the_arguments_of_a_process_what_a_run_was_given(host_cli: Cli) -> None:
+    token, password, command, name = (secrets.token_hex(8) for _ in range(4))
+    Path("env").write_text(f"PASSWORD={password}\n")
+    given = ("-e", f"TOKEN={token}", "--env-file", "env", "--identity", f"{name}.example")
+    more = ("--identity-command", f"/bin/echo {command}")
+    script = "echo $TOKEN $PASSWORD; exec sleep 1000"
+    run = detach(host_cli.home, *given, *more, "host", "/bin/sh", "-c", script)
+    with background("logs", "--follow", run, home=host_cli.home) as logs:
+        assert logs.stdout is not None
+        assert logs.stdout.readline() == f"{token} {password}\n".encode()
+        lines = all_arguments()
+        host_cli("rm", "--force", run)
+    assert any(b"firebuild_bootstrap.cli.background" in line for line in lines)
+    assert not [line for line in lines for text in (token, password, command, name) if text.encode() in line]

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from assurance.commands import Started
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.home import Home
 from firebuild_bootstrap.image.names import Reference
@@ -24,6 +25,22 @@ from support import Firebuild, await_end_of_processes
 FORMS = {"ext4": "mke2fs", "tar": "", "erofs": "mkfs.erofs", "squashfs": "sqfstar", "dir": "", "oci": "",
          "docker": ""}  # fmt: skip
 APP = Reference("app", "1")
+STAGES = """\
+FROM scratch AS tools
+COPY sh /bin/sh
+COPY sh /bin/mkdir
+FROM tools AS one
+RUN --mount=type=bind,source=data,target=/in mkdir -p /one && echo 1 > /one/f
+RUN --mount=type=tmpfs,target=/t echo 2 > /t/f && echo 2 > /one/g
+FROM tools AS two
+RUN --mount=type=cache,target=/c,sharing=locked mkdir -p /two /c/d && echo 1 > /two/f
+RUN --network=none echo 2 > /two/g
+FROM tools
+COPY --from=one /one /one
+COPY --from=two /two /two
+RUN --mount=type=bind,from=one,target=/o echo done > /done
+"""
+"""Stages that run side by side, with mounts of all kinds."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +51,34 @@ class Work:
     app: bool = False
     fresh: bool = False
     dest: Path | None = None
+    slow: bool = False
 
 
 class Harness:
-    """One store, and the files that commands write beside it."""
+    """One store, and the files that commands write beside it.
 
-    def __init__(self, directory: Path, registry: str = "", environ: dict[str, str] | None = None) -> None:
+    Args:
+        directory: for all of it.
+        registry: host of a registry that takes pushes; none, if it is empty.
+        environ: more variables of the commands.
+        kernel: what QEMU boots; without it there is no work with QEMU.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        registry: str = "",
+        environ: dict[str, str] | None = None,
+        kernel: Path | None = None,
+    ) -> None:
         self.home = directory / "home"
         self._environ = {**os.environ, "FIREBUILD_HOME": str(self.home), "SOURCE_DATE_EPOCH": "0"}
         self._environ |= {"FIREBUILD_PULL": "missing" if registry else "never", **(environ or {})}
         self._context = directory / "context"
         self._out = directory / "out"
         self._saved = directory / "saved.tar"
+        self._shared = directory / "shared-cache"
+        self._kernel = kernel
         self._registry = registry
         self._pushed = Reference.parse(f"{registry or 'none'}/app:1")
         self._digests: dict[str, str] = {}
@@ -61,6 +94,7 @@ class Harness:
             "FROM tools\nRUN for i in 1 2 3 4 5 6 7 8 9; do mkdir -p /d/$i/$i; echo $i > /d/$i/f; done\n"
             "COPY data /data\nRUN --mount=type=cache,target=/c echo 1 >> /c/x; echo done > /done\n"
         )
+        (self._context / "Stages").write_text(STAGES)
         self.run("build", "-q", "-t", str(APP), str(self._context))
         self.run("images", "tag", str(APP), "app:saved")
         self.run("images", "save", "app:saved", "-o", str(self._saved))
@@ -107,13 +141,44 @@ class Harness:
         if self._registry:
             works["pull"] = Work(("images", "pull", f"{self._registry}/app:1"), fresh=True)
             works["push"] = Work(("images", "push", f"{self._registry}/app:1"))
+        return works | self._machines()
+
+    def _machines(self) -> dict[str, Work]:
+        """Return what starts several machines, or keeps one, or shares what it made."""
+        context = str(self._context)
+        stages = ("build", "-q", "--no-cache", "-t", "app:stages", "-f", f"{context}/Stages", context)
+        shared = str(self._shared)
+        words = ("/bin/sh", "-c", "for i in 1 2 3; do echo $i > /f; done; echo over")
+        run = ("run", "--machine", "local")
+        works = {
+            "build of stages": Work(stages),
+            "build --cache-to": Work((*stages, "--cache-to", f"type=local,dest={shared},mode=max")),
+            "build --cache-from": Work(
+                (
+                    "build",
+                    "-q",
+                    "-f",
+                    f"{context}/Stages",
+                    "--cache-from",
+                    f"type=local,src={shared}",
+                    context,
+                ),
+                fresh=True,
+            ),
+            "run": Work((*run, str(APP), *words), app=True),
+            "run --detach": Work((*run, "--detach", "--rm", str(APP), *words), app=True),
+        }
+        if self._kernel:
+            works["run in QEMU"] = Work(("run", "--machine", "qemu", str(APP), *words), app=True, slow=True)
+            works["build in QEMU"] = Work((*stages, "--machine", "qemu"), slow=True)
         return works
 
     def kill(self, name: str, chance: random.Random) -> None:
         """Run a command, kill it at some moment, and see that the store is sound."""
         work = self.works()[name]
         self._prepare(work)
-        moment = chance.random() * self._seconds.get(work.words, 0.8)
+        limit = self._seconds.get(work.words, 20 if work.slow else 0.8)
+        moment = chance.random() * limit
         started = time.monotonic()
         process = subprocess.Popen(
             [Firebuild(self.home).program, *work.words],
@@ -127,6 +192,7 @@ class Harness:
         if process.poll() is None:
             process.kill()
             process.communicate()
+            self._seconds[work.words] = limit * 1.1  # it may take longer
             while chance.random() < 0.5 and (pids := self._processes()):  # none cleans up then
                 for pid in pids:
                     with suppress(ProcessLookupError):
@@ -159,6 +225,26 @@ class Harness:
         if work.app and not there:
             self.run("build", "-q", "-t", str(APP), str(self._context))
 
+    def prepare(self, name: str) -> None:
+        """Make what a command needs, and remove what it makes."""
+        self._prepare(self.works()[name])
+
+    def start(self, name: str) -> Started:
+        """Start a command, and leave its end to the caller."""
+        return Started(self.works()[name].words, self._environ)
+
+    def check(self, name: str) -> None:
+        """See that the store is sound, and what a command wrote whole or not there."""
+        self._check(name, self.works()[name])
+
+    def repair(self) -> None:
+        """Do what `store check` says: after a power failure an image may have lost layers, and says so."""
+        self.run("store", "check", "--repair")
+
+    def build(self) -> None:
+        """Build, which has to succeed."""
+        self.run("build", "-q", "-t", str(APP), str(self._context))
+
     def _processes(self) -> list[int]:
         """All that name the store, but for zombies."""
         found = []
@@ -186,6 +272,8 @@ class Harness:
 
     def nothing_is_left(self) -> None:
         """Remove everything that has a name; then nothing else may be there."""
+        if runs := self.run("ps", "--all", "-q").split():
+            self.run("rm", "--force", *runs)
         self.run("build", "-q", "-t", str(APP), str(self._context))  # its cleanup ends what waits for ever
         await_end_of_processes(self.home)
         tags = {line.split()[0] for line in self.run("images", "list").splitlines()[1:]}
@@ -194,6 +282,7 @@ class Harness:
             self.run("base", "rm", "tree")
         self.run("cache", "prune", "--all")
         self.run("images", "prune")
+        assert self.run("ps", "--all", "-q") == ""
         for pattern in ("*/staging/*", "*/content/*", "layers/*/*/*-*", "blobs/sha256/*", "builds/*-*"):
             left = list(self.home.glob(pattern))
             assert left == [], left

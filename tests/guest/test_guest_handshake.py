@@ -360,7 +360,7 @@ def test_a_host_that_takes_no_output_is_lost(local: Local) -> None:
     with join(local.client, local.stop, 5.0) as host, pytest.raises(ServerLost) as caught:
         while True:
             host.write(2, "stdout", bytes(BATCH_BYTES))
-    assert caught.value.message == "the server did not take the output within 0.3 seconds"
+    assert caught.value.message == "the server did not take the output within 0.3 s"
     over.set()
 
 
@@ -375,5 +375,5 @@ def test_a_host_that_stops_sending_files_is_lost(
 
     server.resources["files"] = stall
     error = silent(copy_command("/f"))
-    assert "the server sent nothing for 1 seconds" in error.message
+    assert "the server sent nothing for 1 s" in error.message
     assert error.exit_status == 4

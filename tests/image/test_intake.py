@@ -259,7 +259,7 @@ HOSTILE = {
     ),
     "too few diff ids": (
         Made([BOTTOM], document={"rootfs": {"diff_ids": []}}).layout(),
-        "has 1 layers, and its configuration 0",
+        "has 1 layer, and its configuration 0",
     ),
     "a file outside": (Made([layer({"../../escaped": "x"})]).layout(), "can't be unpacked: .*leads out"),
     "a hard link outside": (

@@ -194,7 +194,7 @@ def test_a_server_that_sends_nothing_more_is_lost(local: Local) -> None:
     local.client.call_timeout = 0.5
     error = local.refused(stall)
     over.set()
-    assert "the server sent nothing of 'files' for 0.5 seconds" in error.message
+    assert "the server sent nothing of 'files' for 0.5 s" in error.message
     assert error.exit_status == 4
 
 
@@ -221,7 +221,7 @@ def test_a_server_that_takes_no_output_is_lost(local: Local) -> None:
     with local.calls() as host, pytest.raises(ServerLost) as caught:
         host.write(0, "stdout", b"line\n")
     over.set()
-    assert caught.value.message == "the server did not take the output within 0.3 seconds"
+    assert caught.value.message == "the server did not take the output within 0.3 s"
     assert local.stop.reason is caught.value
 
 

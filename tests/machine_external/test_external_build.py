@@ -236,7 +236,7 @@ def test_a_guest_that_never_calls_is_lost(
     monkeypatch.setenv("FIREBUILD_BOOTSTRAP__INITIAL_TIMEOUT", "1s")
     status, _, error = start(in_file(tmp_path)).end()
     assert status == 4
-    assert b"the guest did not call within 1 seconds" in error
+    assert b"the guest did not call within 1 second" in error
     assert not (tmp_path / "metadata.json").exists()
 
 

@@ -15,10 +15,17 @@ _KERNEL = Path("/var/cache/firebuild-tests/kernel")
 def find_test_kernel() -> Path:
     """Return the kernel to boot; skip the test, or fail in CI, where there is none or no QEMU."""
     require_qemu()
+    kernel = kernel_of_tests()
+    require(kernel, "needs a kernel: tests/initramfs/fetch kernel")
+    assert kernel is not None
+    return kernel
+
+
+def kernel_of_tests() -> Path | None:
+    """Return the kernel to boot where there is one, and QEMU."""
     root = Path(os.environ.get("FIREBUILD_TEST_KERNEL", _KERNEL))
     images = sorted(root.glob("boot/vmlinuz-*"))
-    require(images, f"needs a kernel: tests/initramfs/fetch kernel {root}")
-    return images[-1]
+    return images[-1] if images and shutil.which("qemu-system-x86_64") else None
 
 
 def require_qemu() -> None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 
-PORT = 8080
+PORT, ECHO_PORT = 8080, 8081
 ADDRESSES = ("203.0.113.1", "198.51.100.7", "169.254.169.254", "169.254.1.1")
 _ASK = """
 import json, socket, sys
@@ -43,10 +43,11 @@ def serve() -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for address in ADDRESSES:
         subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
-    stream = socket.create_server(("", PORT))
+    stream, echo = (socket.create_server(("", port)) for port in (PORT, ECHO_PORT))
     datagram = socket.socket(type=socket.SOCK_DGRAM)
     datagram.bind(("", PORT))
     threading.Thread(target=_serve_streams, args=(stream,), daemon=True).start()
+    threading.Thread(target=_serve_echoes, args=(echo,), daemon=True).start()
     threading.Thread(target=_serve_datagrams, args=(datagram,), daemon=True).start()
 
 
@@ -55,6 +56,14 @@ def _serve_streams(server: socket.socket) -> None:
         client, _ = server.accept()
         with client:
             client.sendall(b"the host")
+
+
+def _serve_echoes(server: socket.socket) -> None:
+    while True:
+        client, _ = server.accept()
+        with client:
+            while data := client.recv(65536):
+                client.sendall(data)
 
 
 def _serve_datagrams(server: socket.socket) -> None:

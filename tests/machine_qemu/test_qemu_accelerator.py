@@ -54,7 +54,7 @@ def test_where_a_kernel_starts_kvm_is_taken(host: Host) -> None:
 @pytest.mark.parametrize(
     ("script", "why"),
     [
-        (HANGS, "a kernel did not start within 1 seconds"),
+        (HANGS, "a kernel did not start within 1 second"),
         (DIES, "KVM: entry failed"),
         ("exit 3", "QEMU ended with status 3"),
     ],

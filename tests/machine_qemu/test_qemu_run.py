@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from firebuild_bootstrap.machine.qemu.uplink import TUN
+from machine_qemu import lonely_host
+from machine_qemu.kernels import require
 from machine_qemu.processes import eventually, is_running, machines_of
-from support import Firebuild, await_end_of_processes
+from support import BIN, Firebuild, await_end_of_processes
 
 pytestmark = [
     pytest.mark.needs("userns", "busybox", "qemu"),
@@ -65,8 +70,10 @@ def test_the_command_has_the_machine_that_was_asked_for(firebuild: Firebuild, co
     assert lines == [*(b"web\n", b"web\n", b"1\n", b"1\n", b"debug\n", b"Read-only\n", b"up\n")], (
         process.communicate(timeout=60)
     )
-    data = os.urandom(1_000_000)
-    assert [echoed(port, data[:size]) for size in (10, 1_000_000)] == [data[:10], data]
+    assert echoed(port, b"hello") == b"hello"
+    sent = [os.urandom(1 << 20) for _ in range(4)]
+    with ThreadPoolExecutor(len(sent)) as clients:
+        assert list(clients.map(echoed, [port] * len(sent), sent)) == sent
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=60)
     # The kernel's console is in neither stream.
@@ -97,6 +104,30 @@ def test_a_crash_of_the_machine_is_said_and_nothing_stays_of_one_that_is_killed(
     await_end_of_processes(firebuild.home)
     assert firebuild.leftovers() == []
     assert eventually(lambda: not any(map(is_running, machines)))
+
+
+DOWNLOAD = """
+b() { busybox "$@"; }
+for address in 203.0.113.1 127.0.0.1 169.254.1.1; do b nc -w 5 $address 8080 </dev/null; echo " $?"; done
+b dd if=/dev/urandom of=/large bs=64k count=16 2>/dev/null
+b nc 203.0.113.1 8081 </large | b md5sum; b md5sum </large
+"""
+
+
+@pytest.mark.needs("root")
+def test_a_command_with_a_network_reaches_what_is_elsewhere_only(
+    firebuild: Firebuild, configure: Any
+) -> None:
+    require(os.access(TUN, os.R_OK | os.W_OK), f"needs {TUN}: modprobe tun")
+    config = configure(accelerator="tcg", name_servers=["203.0.113.1"])
+    run = ("run", "--config", config, "--network", "user", "busybox", "/bin/sh", "-c", DOWNLOAD)
+    command = ("env", f"FIREBUILD_HOME={firebuild.home}", str(BIN / "firebuild"))
+    status, out, error = json.loads(lonely_host.run("build", *command, *map(str, run)))
+    assert status == 0, error
+    *answers, came, went = out.splitlines()
+    assert answers == ["the host 0", " 1", " 1"]
+    assert came == went
+    assert firebuild.leftovers() == []
 
 
 INITTAB = """\

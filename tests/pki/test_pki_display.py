@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from firebuild_pki.display import block, escaped, one_line
+from firebuild_pki.display import block, counted, escaped, one_line
 from firebuild_pki.errors import causes
 
 
@@ -60,3 +60,10 @@ def test_an_endless_chain_of_causes_is_given_up() -> None:
         return ["no exception", Exception("another")]
 
     assert len(list(causes(Exception("first"), endless))) == 100
+
+
+def test_what_is_counted_is_one_or_several() -> None:
+    found = [counted(number, "byte") for number in (0, 1, 2, -1, 1.0, 1.5, 60.0, 1_000_000)]
+    assert found == [
+        *("0 bytes", "1 byte", "2 bytes", "-1 bytes", "1 byte", "1.5 bytes", "60 bytes", "1000000 bytes")
+    ]

@@ -162,7 +162,7 @@ def test_who_waits_long_is_told_once_of_what(backend: Backend, connect: Connect)
     backend.answers = [(503, {"Retry-After": "9"}, b""), (503, {"Retry-After": "9"}, b""), (200, {}, b"[1]")]
     assert connect(attempts=3, report=told.append).request("POST", "/").json == [1]
     assert told == [
-        f"no usable answer of http://127.0.0.1:{backend.port}/pki: status 503; trying up to 3 times"
+        f"no usable answer from http://127.0.0.1:{backend.port}/pki: status 503; trying up to 3 times"
     ]
     told.clear()
     with pytest.raises(HTTPFailure, match="connection refused"):

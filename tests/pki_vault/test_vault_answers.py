@@ -52,7 +52,9 @@ def test_a_token_that_cannot_be_revoked_for_want_of_an_answer() -> None:
         logging_in(server.address, time=FakeTime()) as provider,
     ):
         provider.open()
-        with raises(ProviderError, "the token could not be revoked: no usable answer of ", "not initialised"):
+        with raises(
+            ProviderError, "the token could not be revoked: no usable answer from ", "not initialised"
+        ):
             provider.close()
 
 

@@ -242,7 +242,7 @@ def test_waiting_for_a_vault_that_is_away_is_told_at_once(stored_server: StoredS
             backend.settings(retry_for="3s"), build_id="b1", environ=backend.environ, report=told.append
         )
     assert told == [
-        f"ca-provider(vault): no usable answer of {backend.api.address}: sealed; trying for 3 s",
+        f"ca-provider(vault): no usable answer from {backend.api.address}: sealed; trying for 3 s",
     ]
 
 

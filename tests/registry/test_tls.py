@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.events import Event, Notice, Tasks
 from firebuild_bootstrap.image.names import Reference
 from firebuild_bootstrap.registry.answers import RegistryError
+from firebuild_bootstrap.registry.pull import connected
 from firebuild_bootstrap.registry.settings import RegistriesSettings
 from firebuild_bootstrap.registry.tls import ca_anchors
-from firebuild_pki import CASettings, Profile, SettingsError
+from firebuild_bootstrap.settings import BuildSettings
+from firebuild_pki import CAError, CASettings, Profile, SettingsError
 from firebuild_pki.config import Document, validate
+from firebuild_pki.providers.vault import nodes
 from registry.conftest import Client
 from registry.servers import CA, Image, Small, small_registry
 
@@ -51,10 +57,37 @@ def test_the_ca_of_builds_can_vouch(small: Small, client: Client, ca: CA) -> Non
     small.add(Image(), "1")
     block = {"provider": "file", "file": {"ca_cert": str(ca.certificate), "ca_key": str(ca.key)}}
     settings = validate(CASettings, Document({"ca": block}), at="ca")
-    client.anchors = lambda: ca_anchors(settings, check=lambda: None)
+    told: list[str] = []
+    client.anchors = lambda: ca_anchors(settings, check=lambda: None, report=told.append)
     assert ask(client, small.host, ca_file=None, ca="provider")
     with pytest.raises(InputError, match="needs a provider whose CA outlives a build, and this is embedded"):
-        ca_anchors(CASettings.model_validate({}), check=lambda: None)
+        ca_anchors(CASettings.model_validate({}), check=lambda: None, report=told.append)
+    assert told == []
+
+
+def test_a_backend_that_is_waited_for_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(nodes, "_WORTH_A_WORD", 0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    vault: dict[str, Any] = {
+        "address": f"http://127.0.0.1:{port}",
+        "server_role": "s",
+        "guest_role": "g",
+        "retry_for": "1s",
+    }
+    token = tmp_path / "token"
+    token.write_text("s.token")
+    vault["auth"] = {"method": "token", "token": {"file": str(token)}}
+    events: list[Event] = []
+    settings = validate(BuildSettings, Document({"ca": {"provider": "vault", "vault": vault}}))
+    with (
+        closing(connected(settings, lambda: None, Tasks(events.append))) as registries,
+        pytest.raises(CAError, match=f"127.0.0.1:{port}"),
+    ):
+        registries.around.anchors()
+    [said] = {event.message for event in events if isinstance(event, Notice)}
+    assert said.startswith("ca-provider(vault): no usable answer")
+    assert f"http://127.0.0.1:{port}" in said
 
 
 def test_a_client_certificate_is_shown_to_the_registry_and_to_nobody_else(

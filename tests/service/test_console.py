@@ -41,7 +41,7 @@ def test_a_command_begins_takes_its_input_and_ends_with_its_status(serve: Any) -
         ([{"begun": pb.Begun()}] * 2, "the guest says a second time that its command has begun"),
         (
             [{"input_taken": pb.InputTaken(bytes=1)}],
-            "the guest says that its command has taken 1 bytes of input",
+            "the guest says that its command has taken 1 byte of input",
         ),
         ([{"input_taken": pb.InputTaken(bytes=-1)}], "has taken -1 bytes of input"),
         ([{"done": pb.Done(step=1, exit_code=256)}], "256"),

@@ -7,6 +7,7 @@ import logging
 import socket
 import ssl
 import stat
+import subprocess
 import tempfile
 import threading
 import time
@@ -19,11 +20,11 @@ import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
-from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.listening import listen
 from firebuild_bootstrap.service import BootstrapServer, Limits
 from firebuild_pki import TLSMaterial, open_authority
-from support import ending_of
+from support import ending_of, privately
 
 
 def port_of(address: str) -> int:
@@ -209,3 +210,24 @@ def test_a_listening_socket_can_be_brought_along(serve: Any) -> None:
     running = serve(listener=listener)
     assert running.address == f"{host}:{port}"
     running.caller().ping()
+
+
+@pytest.mark.root
+def test_a_directory_without_room_for_a_socket_is_named(tmp_path: Path) -> None:
+    def start() -> None:
+        options = ["-o", "nr_inodes=2"]  # itself, and the server's directory
+        subprocess.run(["mount", "-t", "tmpfs", *options, "none", tmp_path], check=True)
+        with open_authority() as authority:
+            server = BootstrapServer(
+                commands=[],
+                resources={},
+                server_material=authority.issue_server(),
+                guest_material=authority.issue_guest(),
+                events=lambda event: None,
+                runtime_directory=tmp_path,
+            )
+            with pytest.raises(MachineError, match=f"{tmp_path}/.*: no socket can be made: No space left"):
+                server.start()
+        assert list(tmp_path.iterdir()) == []
+
+    privately(start)

@@ -151,7 +151,7 @@ def test_nothing_is_sent_for_no_entries() -> None:
 
 @pytest.mark.parametrize("size", [100, 3_000_000])
 @pytest.mark.parametrize(
-    ("change", "message"), [(-1, "it ended 1 bytes before its"), (1, "it has grown beyond")]
+    ("change", "message"), [(-1, "it ended 1 byte before its"), (1, "it has grown beyond")]
 )
 def test_a_file_that_changes_is_an_error(context: Path, size: int, change: int, message: str) -> None:
     (context / "f").write_bytes(b"x" * size)

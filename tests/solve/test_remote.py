@@ -164,7 +164,7 @@ def test_a_layer_that_could_not_be_kept_as_it_was_goes_to_no_other_machine(
         here.key, layer(fourth.home, "x", "x"), identity=here.id, origin="there", altered=True, base=BASE
     )
     fourth.export([fourth.cache.entry(here.id)], tmp_path / "nothing")  # type: ignore[list-item]
-    assert "has 0 of 1 steps" in fourth.said[-1]
+    assert "has 0 of 1 step" in fourth.said[-1]
 
 
 @pytest.mark.needs("userns")

@@ -12,24 +12,30 @@ __all__ = ["main", "program"]
 _INTERRUPTED = 130  # `ExitStatus.INTERRUPTED`, whose import would delay the signal handlers
 
 
-def main() -> None:
-    """Run the command line and exit; a mistake of the user never ends in a traceback."""
+def main(answer: int | None = None) -> None:
+    """Run the command line and exit; a mistake of the user never ends in a traceback.
+
+    Args:
+        answer: where the process of a detached run says that its command has begun (`background`).
+    """
     # Before anything is imported: that takes most of the time of a short command, and nothing has begun yet.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) has it
             signal.signal(number, _leave)
+    if answer is not None:  # who has started us keeps them back until here
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     from firebuild_bootstrap.cli.app import main as run
 
-    run()
+    run(answer)
 
 
-def program() -> None:
+def program(answer: int | None = None) -> None:
     """Be the installed command: run `main`, and end without taking every module apart.
 
     All is written and closed then; the rest takes Python as long as a step of a small build.
     """
     try:
-        main()
+        main(answer)
     except SystemExit as ended:
         from contextlib import suppress
 

@@ -75,8 +75,12 @@ _QUIET = logging.NullHandler()
 _ALLOCATIONS_BETWEEN_COLLECTIONS = 50_000
 
 
-def main() -> None:
-    """Run the command line and exit; `firebuild_bootstrap.cli.main` takes care of signals before."""
+def main(answer: int | None = None) -> None:
+    """Run the command line and exit; `firebuild_bootstrap.cli.main` takes care of signals before.
+
+    Args:
+        answer: as there.
+    """
     gc.set_threshold(_ALLOCATIONS_BETWEEN_COLLECTIONS)
     _forbid_core_dumps()
     # gRPC's core writes refused handshakes to stderr by itself; the service reports them as events.
@@ -86,7 +90,7 @@ def main() -> None:
     interrupts = Interrupts(raising=True)
     try:
         with interrupts.installed(), guarded_stdout():
-            status = app(prog_name="firebuild", standalone_mode=False)
+            status = app(prog_name="firebuild", standalone_mode=False, obj=answer)
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         status = report(interrupts.instead_of(error))
     gc.freeze()  # nor does the end of the process have to look through them

@@ -18,7 +18,7 @@ from firebuild_bootstrap.errors import ExitStatus, InputError
 from firebuild_pki import CASettings
 from firebuild_pki.benching import Measured, Plan, Work, measure
 from firebuild_pki.config import PositiveDuration
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 
 def bench(
@@ -81,7 +81,7 @@ def warnings(settings: CASettings, plan: Plan) -> Iterator[str]:
     """Say what the measurement leaves behind."""
     end = "" if plan.duration is None else ", as far as the duration allows"
     yield (
-        f"This really issues: up to {plan.certificates} certificates{end}, through the provider "
+        f"This really issues: up to {counted(plan.certificates, 'certificate')}{end}, through the provider "
         f"{settings.provider}, for builds that do not exist (bench-…)."
     )
     if settings.provider == "embedded":
@@ -104,9 +104,9 @@ def print_measured(measured: Measured) -> None:
     if measured.interrupted:
         click.echo("interrupted: these are the figures until then")
     click.echo(
-        f"{found['certificates']} certificates in {found['seconds']:.1f} s: "
+        f"{counted(found['certificates'], 'certificate')} in {found['seconds']:.1f} s: "
         f"{found['certificates_per_second']:.1f} a second "
-        f"({found['processes']} processes of {found['concurrency']} threads)"
+        f"({found['processes']} processes of {counted(found['concurrency'], 'thread')})"
     )
     rows = [
         (what, *(f"{times[name]:.1f}" for name in ("p50", "p99", "max")))

@@ -30,7 +30,7 @@ from firebuild_bootstrap.cli.options import (
     settings_from,
 )
 from firebuild_bootstrap.cli.registries import read_policy
-from firebuild_bootstrap.cli.runs import Background, go_to_background, record_of
+from firebuild_bootstrap.cli.runs import Background, record_of, start_in_background
 from firebuild_bootstrap.errors import InputError, Interrupted, OutputError, StepFailed
 from firebuild_pki.display import one_line
 
@@ -126,14 +126,17 @@ _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?
 )
 @identity_options
 @config_option
-def run(image: str, command: tuple[str, ...], **options: Any) -> None:
+@click.pass_obj
+def run(answer: int | None, /, image: str, command: tuple[str, ...], **options: Any) -> None:
     """Run COMMAND, or what the image says, in a machine whose root file system is IMAGE.
 
     The exit status is that of the command, 128 + N where signal N ended it. It is 125 where firebuild failed,
     126 where the command can't be executed and 127 where it is not there. What the command writes to its
     root file system goes with the machine.
     """
-    background = go_to_background() if options["detach"] else None
+    if options["detach"] and answer is None:
+        sys.exit(start_in_background(sys.argv))
+    background = None if answer is None else Background(answer)
     signals = Signals(detached=background is not None)
     with signals.installed():
         try:

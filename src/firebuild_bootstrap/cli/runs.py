@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from firebuild_bootstrap.cli.failure import SIGNALS
+from firebuild_bootstrap.cli.failure import SIGNALS, report
 from firebuild_bootstrap.cli.options import config_option, home_from, json_option, settings_from
 from firebuild_pki.display import block, one_line
 
@@ -24,40 +28,31 @@ if TYPE_CHECKING:
     from firebuild_bootstrap.runs import Piece, Record, Run, Runs, RunWriter
 
 
-def go_to_background() -> Background:
-    """Go on in a process of its own, where this returns; the caller's ends when that has something to say.
+_T = TypeVar("_T")
 
-    It prints the id of the run, or ends with the status of the other, whose errors go to the same place. It
-    is forked, rather than started with arguments that all could read, before there are any threads.
+
+def start_in_background(argv: Sequence[str]) -> int:
+    """Have a process of its own do what `argv` says, print the id of the run, and return the exit status.
+
+    Its errors go to the same place as ours. What is asked of it comes to its standard input: its arguments
+    stay for as long as the run goes on, and every user of this host can read them (proc(5), cmdline).
     """
-    answer, theirs = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(answer)
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1):
-            os.dup2(null, descriptor)
-        os.close(null)
-        return Background(theirs)
-    os.close(theirs)
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: _pass_on(child, number))
-    with open(answer, "rb") as pipe:
-        said = pipe.read()
+    command = [sys.executable, "-P", "-m", "firebuild_bootstrap.cli.background"]
+    reading, writing = os.pipe()
+    with open(reading, "rb") as answer:
+        with open(writing, "wb") as theirs, open(os.memfd_create("arguments"), "w+b") as arguments:
+            arguments.write(json.dumps(list(argv)).encode())
+            arguments.seek(0)
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until it, and we, have handlers for them
+            process = subprocess.Popen(command, stdin=arguments, stdout=theirs, start_new_session=True)
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: process.send_signal(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        said = answer.read()
     if said:
         click.echo(said, nl=False)
-        sys.exit(0)
-    sys.exit(_status(os.waitpid(child, 0)[1]))
-
-
-def _pass_on(child: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(child, number)
-
-
-def _status(result: int) -> int:
-    code = os.waitstatus_to_exitcode(result)
+        return 0
+    code = process.wait()
     return code if code >= 0 else 128 - code
 
 
@@ -142,6 +137,7 @@ def record_of(request: RunRequest, name: str, driver: str) -> Record:
         command=request.command,
         driver=driver,
         created=now(),
+        ports=tuple(map(str, request.publish)),
     )
 
 
@@ -183,7 +179,7 @@ def ps(everything: bool, quiet: bool, as_json: bool, config_file: Path | None) -
             click.echo(run.record.id)
     else:
         rows = [_row(run, alive) for run, alive in found]
-        print_table(("ID", "NAME", "IMAGE", "COMMAND", "MACHINE", "STATUS"), rows)
+        print_table(("ID", "NAME", "IMAGE", "COMMAND", "MACHINE", "STATUS", "PORTS"), rows)
 
 
 @click.command()
@@ -235,23 +231,31 @@ def _print(pieces: Iterable[Piece], timestamps: bool) -> None:
 @config_option
 def stop(runs: tuple[str, ...], seconds: float, config_file: Path | None) -> None:
     """Ask the commands of detached runs to end, with the image's STOPSIGNAL, and then end their machines."""
-    for run in _found(runs, config_file):
-        run.stop(seconds)
-        click.echo(run.record.id)
+    found = _found(runs, config_file)
+    _print_ids(found, lambda run: run.stop(seconds))
 
 
 @click.command()
 @_run_arguments
 @config_option
 def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
-    """Wait until detached runs have ended, and print the exit status of each."""
-    from firebuild_bootstrap.errors import GuestLost
+    """Wait until detached runs have ended, and print the exit status of each.
 
-    for run in _found(runs, config_file):
-        end = run.outcome()
+    It is - where the process of the run was killed.
+    """
+    from firebuild_bootstrap.errors import GuestLost
+    from firebuild_bootstrap.runs import Run
+
+    found, lost = _found(runs, config_file), []
+    # At once: a run that removes itself waits for those who want its end, and not for long.
+    for run, outcome in zip(found, _side_by_side(Run.outcome, found), strict=True):
+        end = outcome.result()
+        click.echo("-" if end is None else end.exit_code)
         if end is None:
-            raise GuestLost(f"the run {run.record.id} has no exit status: its process was killed")
-        click.echo(end.exit_code)
+            lost.append(run.record.id)
+    if lost:
+        which = f"the run {lost[0]} has" if len(lost) == 1 else f"the runs {', '.join(lost)} have"
+        raise GuestLost(f"{which} no exit status: the process was killed")
 
 
 @click.command()
@@ -260,17 +264,52 @@ def wait(runs: tuple[str, ...], config_file: Path | None) -> None:
 @config_option
 def rm(runs: tuple[str, ...], force: bool, config_file: Path | None) -> None:
     """Remove what is kept of detached runs that have ended."""
-    for run in _found(runs, config_file):
+
+    def remove(run: Run) -> None:
         if force:
             run.stop(0)
         run.remove()
-        click.echo(run.record.id)
+
+    _print_ids(_found(runs, config_file), remove)
 
 
 def _found(names: Sequence[str], config_file: Path | None) -> list[Run]:
-    """Find all before anything is done to one."""
+    """Find all before anything is done to one; who is named twice is there once."""
     runs = _runs(config_file)
-    return [runs.find(name) for name in names]
+    return list({run.record.id: run for run in map(runs.find, names)}.values())
+
+
+def _print_ids(runs: Sequence[Run], act: Callable[[Run], None]) -> None:
+    """Do something to runs, and print the ids of those that it was done to.
+
+    Raises:
+        FirebuildError: as `act`; what failed before the last one is shown.
+    """
+    errors = []
+    for run, outcome in zip(runs, _side_by_side(act, runs), strict=True):
+        if (error := outcome.exception()) is None:
+            click.echo(run.record.id)
+        else:
+            errors.append(error)
+    for error in errors[:-1]:
+        report(error)
+    if errors:
+        raise errors[-1]
+
+
+def _side_by_side(act: Callable[[Run], _T], runs: Sequence[Run]) -> list[Future[_T]]:
+    """Do something to all runs at once, in threads that do not outlive an interrupted command."""
+
+    def work(run: Run, outcome: Future[_T]) -> None:
+        try:
+            outcome.set_result(act(run))
+        except Exception as error:
+            outcome.set_exception(error)
+
+    outcomes = [Future[_T]() for _ in runs]
+    for each in zip(runs, outcomes, strict=True):
+        threading.Thread(target=work, args=each, daemon=True).start()
+    return outcomes
 
 
 def _row(run: Run, alive: bool) -> tuple[str, ...]:
@@ -278,7 +317,9 @@ def _row(run: Run, alive: bool) -> tuple[str, ...]:
 
     record = run.record
     command = one_line(shlex.join(record.command), 40)
-    return (record.id, record.name or "-", record.image, command, record.driver, _status_text(run, alive))
+    ports = ", ".join(record.ports) if alive else ""
+    status = _status_text(run, alive)
+    return (record.id, record.name or "-", record.image, command, record.driver, status, ports or "-")
 
 
 def _status_text(run: Run, alive: bool) -> str:

@@ -21,7 +21,7 @@ from firebuild_bootstrap.cli.options import (
 )
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.home import Home
@@ -289,7 +289,7 @@ def _prune(home: Home, limits: _Limits, *, dry_run: bool) -> list[tuple[str, str
         drives = [drive for drive in snapshot_drives(home.root) if not drive.in_use]
     else:
         drives = prune_snapshot_drives(home.root)
-    removed += [("drive", f"of {drive.layers} layers", drive.size) for drive in drives]
+    removed += [("drive", f"of {counted(drive.layers, 'layer')}", drive.size) for drive in drives]
     wanted = _mounts_to_remove(limits, left)
     if dry_run:
         mounts = [mount for mount in mounted if not mount.in_use and wanted(mount)]
@@ -334,7 +334,7 @@ def _of_mount(mount: CacheMountUsage) -> _Row:
 
 
 def _of_drive(drive: DriveUsage) -> _Row:
-    text = f"drive of {drive.layers} layers"
+    text = f"drive of {counted(drive.layers, 'layer')}"
     return _Row("drive", drive.path.name, text, drive.size, 0.0, drive.last_used, drive.in_use)
 
 

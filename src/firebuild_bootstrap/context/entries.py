@@ -18,6 +18,7 @@ from firebuild_bootstrap.layers.reader import FIRST_TIME_NS, LAST_TIME_NS
 from firebuild_bootstrap.layers.tree import is_kept
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CHUNK_BYTES
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -147,12 +148,12 @@ def changed(name: str, how: str, location: Location | None = None) -> InputError
 
 def ended_early(missing: int, size: int) -> str:
     """Say that content was shorter than announced."""
-    return f"it ended {missing} bytes before its {size} bytes"
+    return f"it ended {counted(missing, 'byte')} before its {counted(size, 'byte')}"
 
 
 def has_grown(size: int) -> str:
     """Say that content was longer than announced."""
-    return f"it has grown beyond its {size} bytes"
+    return f"it has grown beyond its {counted(size, 'byte')}"
 
 
 def unreadable(name: str, error: Exception, location: Location | None = None) -> InputError:
@@ -199,7 +200,7 @@ def content(entry: Entry) -> Iterator[bytes]:
             sent += len(data)
             yield data
     if sent != entry.size:
-        raise changed(entry.source, f"expected {entry.size} bytes, found {sent}")
+        raise changed(entry.source, f"expected {counted(entry.size, 'byte')}, found {sent}")
 
 
 class Readable(Protocol):

@@ -37,7 +37,7 @@ from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki.connections import client_context
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 _CHUNK: Final = 1024 * 1024
 # The name of a commit, or how it begins.
@@ -158,7 +158,7 @@ def _store(
                 raise failed("it took too long")
     announced = response.headers.get("Content-Length")
     if announced is not None and announced.isdecimal() and int(announced) != size:
-        raise failed(f"the connection broke off after {size} of {announced} bytes")
+        raise failed(f"the connection broke off after {size} of {counted(int(announced), 'byte')}")
     found = f"{algorithm}:{digest.hexdigest()}"
     if checksum and found != checksum:
         raise failed(

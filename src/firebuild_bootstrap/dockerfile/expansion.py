@@ -16,6 +16,7 @@ from typing import Final
 
 from firebuild_bootstrap.dockerfile.syntax import Instruction, short
 from firebuild_bootstrap.matching import BadPattern, Pattern
+from firebuild_pki.display import counted
 
 MAX_WORD: Final = 1024 * 1024
 _MAX_NESTED: Final = 50  # the lexer recurses, and so could exhaust the stack of Python
@@ -270,7 +271,9 @@ class Lexer:
     def _spend(self, value: str, times: int = 1) -> str:
         self._left -= len(value) * times
         if self._left < 0:
-            raise ExpansionError(f"the variables in it expand to more than {self._limit} characters")
+            raise ExpansionError(
+                f"the variables in it expand to more than {counted(self._limit, 'character')}"
+            )
         self._budget.spend(len(value) * times)
         return value
 

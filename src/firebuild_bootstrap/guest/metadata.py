@@ -69,7 +69,7 @@ class MetadataClient:
                 if self._clock() >= deadline:
                     raise InputError(
                         f"the metadata service at {self._address} did not answer within "
-                        f"{self._timeout:g} seconds: {error}"
+                        f"{self._timeout:g} s: {error}"
                     ) from error
             self._sleep(_PAUSE)
 

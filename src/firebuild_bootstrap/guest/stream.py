@@ -157,7 +157,7 @@ class Session:
                 message = self._incoming.get(timeout=_LAST_MOMENT)
         except queue.Empty:
             self._stop.check()
-            raise NotNow(f"the server did not begin the session within {timeout:g} seconds") from None
+            raise NotNow(f"the server did not begin the session within {timeout:g} s") from None
         if message is not None:
             return message  # whatever else has happened: now the host can be told
         self._stop.check()
@@ -230,7 +230,7 @@ class Session:
         try:
             message = self._incoming.get(timeout=None if forever else self._timeout)
         except queue.Empty:
-            raise ServerLost(f"the server sent nothing for {self._timeout:g} seconds") from None
+            raise ServerLost(f"the server sent nothing for {self._timeout:g} s") from None
         self._stop.check()
         if message is None:
             raise self._lost()
@@ -409,7 +409,7 @@ class Session:
                 return self._outgoing.put(message, timeout=0.1)
             except queue.Full:
                 if time.monotonic() > until:
-                    limit = f"{self._timeout:g} seconds"
+                    limit = f"{self._timeout:g} s"
                     raise ServerLost(f"the server did not take the output within {limit}") from None
 
     def _messages(self) -> Iterator[bytes]:

@@ -31,6 +31,7 @@ from firebuild_bootstrap.image.content_store import (
     write_whole,
 )
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 DIGEST: Final = re.compile("sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 """Those that can be verified (image-spec, descriptor.md, "Registered algorithms")."""
@@ -94,7 +95,7 @@ class BlobWriter:
         if self.offset + len(rest) > self._blob.size:
             self.restart()
             raise BlobError(
-                f"{self._blob.digest} is longer than the {self._blob.size} bytes that were announced",
+                f"{self._blob.digest} is longer than {counted(self._blob.size, 'byte')}, as was announced",
                 hint="whoever sent it is broken or hostile; nothing of it was kept",
             )
         self._hash.update(rest)
@@ -121,7 +122,8 @@ class BlobWriter:
         """
         if not self.complete:
             raise BlobError(
-                f"{self._blob.digest} has {self.offset} bytes, and {self._blob.size} were announced",
+                f"{self._blob.digest} has {counted(self.offset, 'byte')}, "
+                f"and {self._blob.size} were announced",
                 hint="it was cut off: try again",
             )
         if self._part >= 0 and (found := self._digest()) != self._blob.digest:
@@ -235,7 +237,7 @@ class BlobStore:
         with _storing(), open(path, "rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
-            raise InputError(f"{digest} has more than the {most} bytes that are allowed")
+            raise InputError(f"{digest} has more than the {counted(most, 'byte')} that are allowed")
         if digest_of(data, digest.partition(":")[0]) != digest:
             raise MachineError(f"{path}: somebody has changed it", hint="remove it and load the image again")
         return data

@@ -24,6 +24,7 @@ from firebuild_bootstrap.layers.apply import UnpackReport
 from firebuild_bootstrap.layers.reader import DamagedArchive
 from firebuild_bootstrap.layers.tar import Hashed
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.image.layouts import ImageInFiles
@@ -179,7 +180,7 @@ class Intake:
                 found = [_chosen(found, only, source)]
             if name is not None and len(found) > 1:
                 raise InputError(
-                    f"{source} has {len(found)} images, and one name is given",
+                    f"{source} has {counted(len(found), 'image')}, and one name is given",
                     hint="leave --name out: they keep their own names",
                 )
             images = []
@@ -292,6 +293,7 @@ def _chosen(found: Sequence[ImageInFiles], wanted: str, source: Path) -> ImageIn
         return chosen[0]
     there = ", ".join(sorted(tag for each in found for tag in each.selectors if ":" not in tag))
     raise InputError(
-        f"{source} has {len(chosen)} images{f' called {wanted}' if wanted else ''}, and one is wanted",
+        f"{source} has {counted(len(chosen), 'image')}{f' called {wanted}' if wanted else ''}, "
+        "and one is wanted",
         hint=f"name one by its tag, PATH:TAG, or its digest, PATH@DIGEST; tags there are {there or 'none'}",
     )

@@ -56,6 +56,7 @@ from firebuild_bootstrap.layers.tar import (
     Sink,
 )
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 _LAYOUT: Final = "oci-layout"
 _INDEX: Final = "index.json"
@@ -247,7 +248,7 @@ class _Counted(io.RawIOBase):
             size += len(piece)
             if compressed and size > (most := most_of(self._count)):
                 raise InputError(
-                    f"more than {most >> 20} MiB come out of {self._count} bytes that are compressed",
+                    f"more than {most >> 20} MiB come out of {counted(self._count, 'byte')}, compressed",
                     hint="it is made to fill disks, or has large files of zeros: unpack it before",
                 )
             try:

@@ -12,6 +12,7 @@ from typing import Final, NoReturn
 import platformdirs
 
 from firebuild_bootstrap.errors import InputError
+from firebuild_pki.display import counted
 
 # The grammar of references (github.com/distribution/reference, reference.go). Character classes are spelled
 # out, because Python's \w and \d also mean letters and digits of other scripts.
@@ -97,9 +98,11 @@ class Reference:
         domain, path = _split(name)
         algorithm, _, digits = digest.partition(":")
         if len(name) > _MAX_NAME:
-            _refuse(what, text, f"its name has {len(name)} characters, and {_MAX_NAME} are allowed")
+            _refuse(
+                what, text, f"its name has {counted(len(name), 'character')}, and {_MAX_NAME} are allowed"
+            )
         if len(tag) > _MAX_TAG:
-            _refuse(what, text, f"its tag has {len(tag)} characters, and {_MAX_TAG} are allowed")
+            _refuse(what, text, f"its tag has {counted(len(tag), 'character')}, and {_MAX_TAG} are allowed")
         if _IDENTIFIER.fullmatch(name):
             _refuse(what, text, "64 hexadecimal digits are an id, and can't be a name")
         if algorithm in _DIGITS and (len(digits) != _DIGITS[algorithm] or digits != digits.lower()):

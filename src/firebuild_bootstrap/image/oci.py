@@ -19,6 +19,7 @@ from firebuild_bootstrap.image.blobs import DIGEST, BlobError, digest_of
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 MAX_DOCUMENT: Final = 4 * 1024 * 1024
 """Bytes of a manifest, an index or a configuration; registries take no more (distribution spec, "Push")."""
@@ -111,7 +112,8 @@ class Descriptor:
         found = digest_of(data, self.digest.partition(":")[0])
         if len(data) != self.size or found != self.digest:
             raise BlobError(
-                f"expected {self.size} bytes with the digest {self.digest}, found {len(data)} with {found}",
+                f"expected {counted(self.size, 'byte')} with the digest {self.digest}, "
+                f"found {len(data)} with {found}",
                 hint="whoever sent it is broken or hostile; nothing of it was kept",
             )
         return data
@@ -312,7 +314,7 @@ def choose_image(
         entry = document.choose(platform)
         if entry.size > MAX_DOCUMENT:
             raise InputError(
-                f"the manifest {entry.digest} has {entry.size} bytes; {MAX_DOCUMENT} are allowed"
+                f"the manifest {entry.digest} has {counted(entry.size, 'byte')}; {MAX_DOCUMENT} are allowed"
             )
         document = parse_manifest(entry.check(fetch(entry)), entry.media_type)
     return document, tuple(passed)
@@ -326,7 +328,7 @@ def check_image(manifest: Manifest, document: ImageDocument, host: Platform) -> 
     """
     if len(manifest.layers) != len(document.diff_ids):
         raise InputError(
-            f"the manifest of the image has {len(manifest.layers)} layers, "
+            f"the manifest of the image has {counted(len(manifest.layers), 'layer')}, "
             f"and its configuration {len(document.diff_ids)}",
             hint="whoever made the image is broken or hostile",
         )

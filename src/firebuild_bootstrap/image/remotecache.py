@@ -35,7 +35,7 @@ from firebuild_bootstrap.image.oci import (
     parse_manifest,
 )
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 RECORDS: Final = "application/vnd.firebuild.cache.records.v1+json"
 """Media type of the configuration. Another number where a reader of today could not read it."""
@@ -198,7 +198,9 @@ def cache_manifest(data: bytes, media_type: str) -> Manifest:
     if not isinstance(manifest, Manifest):
         raise InputError("it is an index of images, and not a cache that firebuild wrote")
     if manifest.config.size > MAX_DOCUMENT:
-        raise InputError(f"its records have {manifest.config.size} bytes; {MAX_DOCUMENT} are allowed")
+        raise InputError(
+            f"its records have {counted(manifest.config.size, 'byte')}; {MAX_DOCUMENT} are allowed"
+        )
     return manifest
 
 

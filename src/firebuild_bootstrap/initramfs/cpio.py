@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import IO, Final
 
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 _MAGIC: Final = b"070701"
 _TRAILER: Final = "TRAILER!!!"
@@ -91,7 +92,7 @@ def _sorted(entries: Iterable[Entry]) -> list[Entry]:
 
 def _write(target: IO[bytes], entry: Entry, number: int) -> None:
     if len(entry.data) > _LIMIT:
-        raise ValueError(f"{entry.path!r} has {len(entry.data)} bytes, and {_LIMIT} fit")
+        raise ValueError(f"{entry.path!r} has {counted(len(entry.data), 'byte')}, and {_LIMIT} fit")
     name = entry.path.encode() + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     fields = (

@@ -21,6 +21,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
+from firebuild_pki.display import counted
 
 from .copying import plain
 from .old_guest import OldGuest, TooOld, messages
@@ -259,7 +260,7 @@ def _serialize(message: Message) -> bytes:
 def _parsed(request: type[_Request], data: bytes, most: int) -> _Request:
     name = request.DESCRIPTOR.name
     if len(data) > most:
-        raise InputError(f"the guest sent a {name} of {len(data)} bytes; {most} are allowed")
+        raise InputError(f"the guest sent a {name} of {counted(len(data), 'byte')}; {most} are allowed")
     try:
         return request.FromString(data)
     except DecodeError:

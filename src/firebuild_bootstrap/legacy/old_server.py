@@ -187,7 +187,7 @@ class OldServer:
             self._stop.check()
             lost = ServerLost(f"the server no longer takes output: {failure(error)}")
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                lost = ServerLost(f"the server did not take the output within {self._patience:g} seconds")
+                lost = ServerLost(f"the server did not take the output within {self._patience:g} s")
             self._stop.set(lost)
             raise lost from error
 
@@ -257,7 +257,7 @@ class OldServer:
         except grpc.RpcError as error:
             self._stop.check()
             if patience.lost:
-                message = f"the server sent nothing of {resource!r} for {self._patience:g} seconds"
+                message = f"the server sent nothing of {resource!r} for {self._patience:g} s"
                 raise ServerLost(message) from error
             message = f"the server broke off the files of {resource!r}: {failure(error)}"
             raise ServerLost(message, reason="protocol") from error

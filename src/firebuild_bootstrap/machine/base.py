@@ -83,6 +83,10 @@ class PublishedPort:
     host: int
     guest: int
 
+    def __str__(self) -> str:
+        """Write it as `docker ps` does."""
+        return f"{self.address}:{self.host}->{self.guest}/tcp"
+
 
 @dataclass(frozen=True)
 class GuestOptions:

@@ -36,6 +36,7 @@ from firebuild_bootstrap.machine.console import keep_console
 from firebuild_bootstrap.machine.workspace import BuildDirectory
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import CacheMount
+from firebuild_pki.display import counted
 
 VM_CACHES: Final = "cache-mounts/vm"
 """Where drives of cache mounts are kept, in the directory of the store."""
@@ -162,7 +163,7 @@ class Drives:
         except InputError as error:
             raise InputError(
                 f"the layers of {len(places)} cached steps do not fit into the machine's drive "
-                f"of {self._size} bytes",
+                f"of {counted(self._size, 'byte')}",
                 hint="raise machine.disk_size",
             ) from error
 
@@ -251,7 +252,7 @@ class SentLayers:
         self._size += len(data)
         if self._size > self._limit:
             raise InputError(
-                f"the guest sent more than {self._limit} bytes as the layer of step {step}",
+                f"the guest sent more than {counted(self._limit, 'byte')} as the layer of step {step}",
                 hint="that is more than its drive can hold, which has machine.disk_size",
             )
         try:

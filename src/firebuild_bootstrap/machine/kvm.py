@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_pki.display import counted
 
 KVM: Final = Path("/dev/kvm")
 # linux/kvm.h; the numbers of ioctl(2) are those of x86-64
@@ -93,7 +94,7 @@ def guest_problem(seconds: float = _SECONDS) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
-        return f"a guest did not execute one instruction within {seconds:g} seconds"
+        return f"a guest did not execute one instruction within {counted(seconds, 'second')}"
     except OSError as error:
         return f"the trial could not be started: {error.strerror}"
     words = done.stderr.strip().splitlines()

@@ -13,6 +13,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.mmds.store import STORE_LIMIT, size_of
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import BootstrapBlock, IdentityBlock
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from firebuild_pki import TLSMaterial
@@ -151,8 +152,8 @@ class MetadataDocument(_Members):
         sizes = {name: size_of(value) for name, value in members.items()}
         largest = max(sizes, key=lambda name: sizes[name])
         raise InputError(
-            f"the metadata for the guest takes {size} bytes of JSON, and {limit} fit; "
-            f"the largest member is {largest} with {sizes[largest]} bytes",
+            f"the metadata for the guest takes {counted(size, 'byte')} of JSON, and {limit} fit; "
+            f"the largest member is {largest} with {counted(sizes[largest], 'byte')}",
             hint=f"make {largest} smaller",
         )
 

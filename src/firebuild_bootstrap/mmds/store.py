@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from firebuild_bootstrap.errors import MachineError
+from firebuild_pki.display import counted
 
 # Firecracker's default (`--mmds-size-limit`, falling back to `--http-api-max-payload-size`).
 STORE_LIMIT: Final = 51_200
@@ -107,7 +108,7 @@ class DataStore:
         size = size_of(value)
         if size > self._limit:
             raise StoreError(
-                f"the metadata takes {size} bytes, and the store holds {self._limit}", status=413
+                f"the metadata takes {counted(size, 'byte')}, and the store holds {self._limit}", status=413
             )
 
 

@@ -19,7 +19,7 @@ from firebuild_bootstrap.image.oci import ACCEPTED, MAX_DOCUMENT
 from firebuild_bootstrap.registry.answers import RegistryError, is_downgrade, joined, shown_url
 from firebuild_bootstrap.registry.transport import Readable, Registry, Response
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 _ACCEPT: Final = {"Accept": ", ".join(ACCEPTED)}
 _RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
@@ -119,7 +119,8 @@ class Repository:
                 announced = _length(response)
                 if announced is not None and announced > MAX_DOCUMENT:
                     raise RegistryError(
-                        f"{self.registry.host}: {what} has {announced} bytes, and {MAX_DOCUMENT} are allowed"
+                        f"{self.registry.host}: {what} has {counted(announced, 'byte')}, "
+                        f"and {MAX_DOCUMENT} are allowed"
                     )
                 data = self.registry.read(response, MAX_DOCUMENT, what)
                 media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -187,13 +188,14 @@ class Repository:
                 announced = _length(response)
                 if announced is not None and announced != blob.size - sink.offset:
                     raise RegistryError(
-                        f"{self.registry.host}: {what} has {announced + sink.offset} bytes there, "
+                        f"{self.registry.host}: {what} has {counted(announced + sink.offset, 'byte')} there, "
                         f"and its manifest says {blob.size}"
                     )
                 self._receive(response, sink, what, clock, check)
                 if sink.offset < blob.size:
                     raise RegistryError(
-                        f"{self.registry.host}: {what} was cut off after {sink.offset} of {blob.size} bytes",
+                        f"{self.registry.host}: {what} was cut off "
+                        f"after {sink.offset} of {counted(blob.size, 'byte')}",
                         passing=True,
                     )
 

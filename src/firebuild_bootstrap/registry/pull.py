@@ -34,7 +34,7 @@ from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.credentials import HUB
 from firebuild_bootstrap.registry.transport import Registry, Surroundings
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 T = TypeVar("T")
 
@@ -176,7 +176,9 @@ class Registries:
                 lambda entry: self._manifest(sources, entry.digest, blobs)[1].data,
             )
             if manifest.config.size > MAX_DOCUMENT:
-                raise InputError(f"{reference}: its configuration has {manifest.config.size} bytes")
+                raise InputError(
+                    f"{reference}: its configuration has {counted(manifest.config.size, 'byte')}"
+                )
             self._fetch(sources, manifest.config, blobs, "", self.around.check)
             document = parse_config(blobs.read(manifest.config.digest, MAX_DOCUMENT))
         check_image(manifest, document, platform)
@@ -256,7 +258,7 @@ def connected(settings: Any, check: Callable[[], None], tasks: Tasks) -> Registr
     around = Surroundings(
         settings=settings.registries,
         environ=os.environ,
-        anchors=lambda: ca_anchors(settings.ca, check=check),
+        anchors=lambda: ca_anchors(settings.ca, check=check, report=tasks.warn),
         check=check,
         pause=pause,
     )

@@ -21,6 +21,7 @@ from firebuild_bootstrap.registry.answers import RegistryError
 from firebuild_bootstrap.registry.client import Received, Repository
 from firebuild_bootstrap.registry.pull import Registries, side_by_side
 from firebuild_bootstrap.registry.transport import Response
+from firebuild_pki.display import counted
 
 _UPLOADED: Final = re.compile(r"(?:bytes=)?0-(\d{1,18})")
 _BYTES: Final = {"Content-Type": "application/octet-stream"}
@@ -197,7 +198,7 @@ class Upload:
             has = _received(response) or self.offset + size
         if not self.offset < has <= self.offset + size:
             raise RegistryError(
-                f"{self._repository.registry.host}: {self._what}: it has {has} bytes, "
+                f"{self._repository.registry.host}: {self._what}: it has {counted(has, 'byte')}, "
                 f"and {self.offset + size} were sent"
             )
         self.offset = has

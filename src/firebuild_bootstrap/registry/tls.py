@@ -103,11 +103,13 @@ def missing_issuer(url: str, anchors: str) -> str:
     return one_line(found[0], 200) if found else ""
 
 
-def ca_anchors(settings: Any, *, check: Callable[[], None]) -> str:
+def ca_anchors(settings: Any, *, check: Callable[[], None], report: Callable[[str], None]) -> str:
     """Return the CA certificates of this build's provider, in PEM.
 
     Args:
         settings: the section `ca`.
+        check: called again and again while the provider is waited for; what it raises ends the wait.
+        report: told what it is waited for.
 
     Raises:
         InputError: the provider has none beyond a build.
@@ -120,5 +122,5 @@ def ca_anchors(settings: Any, *, check: Callable[[], None]) -> str:
             "registries.hosts: ca: provider needs a provider whose CA outlives a build, and this is embedded",
             hint="set ca_file instead, or ca.provider to file or vault",
         )
-    with open_authority(settings, check=check) as authority:
+    with open_authority(settings, check=check, report=report) as authority:
         return authority.trust_pem.decode("ascii")

@@ -45,7 +45,7 @@ from firebuild_pki.connections import (
     tls_fault,
     wrapped,
 )
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 T = TypeVar("T")
 Response = BaseHTTPResponse
@@ -213,7 +213,7 @@ class Registry:
             while chunk := response.read1(1 << 16, decode_content=False):
                 body += chunk
                 if len(body) > most:
-                    raise RegistryError(f"{self.host}: {what} has more than {most} bytes")
+                    raise RegistryError(f"{self.host}: {what} has more than {counted(most, 'byte')}")
                 if self._around.clock() > end:
                     raise RegistryError(f"{self.host}: {what} did not come in time", passing=True)
         except (HTTPError, OSError) as error:
@@ -457,7 +457,7 @@ class Registry:
             phrase = "unknown status"
         said = error_words(body)
         after = read_retry_after(response.headers.get("Retry-After"))
-        wait = f"; it asks to wait for {after:g} seconds" if after else ""
+        wait = f"; it asks to wait for {counted(after, 'second')}" if after else ""
         return RegistryError(
             f"{self.host}: {what}: it answered {status} {phrase}{f': {said}' if said else ''}{wait}",
             status=status,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.wire import MAX_AGENT_MESSAGE, MAX_AGENT_REQUESTS
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent
@@ -60,7 +60,8 @@ class Forwarding:
         if not 0 < len(request.message) <= MAX_AGENT_MESSAGE:
             size = len(request.message)
             raise InputError(
-                f"the guest asks an SSH agent {size} bytes; from 1 to {MAX_AGENT_MESSAGE} are allowed"
+                f"the guest asks an SSH agent {counted(size, 'byte')}; "
+                f"from 1 to {MAX_AGENT_MESSAGE} are allowed"
             )
         with self._lock:
             if self._open == MAX_AGENT_REQUESTS:

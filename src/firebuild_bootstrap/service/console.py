@@ -15,6 +15,7 @@ from firebuild_bootstrap.errors import InputError
 from firebuild_bootstrap.service.identity import IdentityChannel
 from firebuild_bootstrap.service.reporting import check_status
 from firebuild_bootstrap.wire import INPUT_BYTES, PROBE_BYTES, Attach
+from firebuild_pki.display import counted
 
 
 class Console:
@@ -145,7 +146,9 @@ class Console:
         """
         with self._changed:
             if not 0 < count <= INPUT_BYTES - self._room:
-                raise InputError(f"the guest says that its command has taken {count} bytes of input")
+                raise InputError(
+                    f"the guest says that its command has taken {counted(count, 'byte')} of input"
+                )
             self._room += count
             self._changed.notify_all()
 
@@ -160,7 +163,7 @@ class Console:
         if not 0 <= probed.exit_code <= 255 or len(probed.output) > PROBE_BYTES:
             raise InputError(
                 f"the guest says that a probe ended with status {probed.exit_code} "
-                f"and {len(probed.output)} bytes of output"
+                f"and {counted(len(probed.output), 'byte')} of output"
             )
         self._probing = False
         self.probed(probed.exit_code, probed.output)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from firebuild_bootstrap.errors import BuildTimeout, FirebuildError, GuestLost
 from firebuild_bootstrap.values import dataclass
 from firebuild_bootstrap.wire import MAX_MESSAGE_BYTES
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.bootstrap_settings import BootstrapSettings
@@ -134,20 +135,21 @@ class Watch:
 
     def _took_too_long(self) -> FirebuildError:
         return BuildTimeout(
-            f"the build took longer than {self._limits.build_timeout:g} seconds{self._where()}",
+            f"the build took longer than {counted(self._limits.build_timeout, 'second')}{self._where()}",
             hint="raise bootstrap.build_timeout if the build really needs longer",
         )
 
     def _never_called(self) -> FirebuildError:
         return GuestLost(
-            f"the guest did not call within {self._limits.initial_timeout:g} seconds; {self._refusals()}",
+            f"the guest did not call within {counted(self._limits.initial_timeout, 'second')}; "
+            f"{self._refusals()}",
             hint="look at the machine's console; raise bootstrap.initial_timeout for slow machines",
         )
 
     def _fell_silent(self) -> FirebuildError:
         return GuestLost(
             f"the guest fell silent{self._where()}: no call for {self._limits.missed_pings} ping intervals "
-            f"of {self._ping_interval:g} seconds"
+            f"of {counted(self._ping_interval, 'second')}"
         )
 
     def _disconnected_(self) -> FirebuildError:

@@ -40,6 +40,7 @@ from firebuild_bootstrap.service.tls import (
 )
 from firebuild_bootstrap.values import dataclass
 from firebuild_pki import TLSMaterial, parse_certificates, signed_with
+from firebuild_pki.display import counted
 
 logger: Final = logging.getLogger("firebuild.service")
 _LINGER_SECONDS: Final = 5.0
@@ -191,9 +192,11 @@ class Proxy:
             async with asyncio.timeout(self._limits.handshake_timeout):
                 way, problem = await self._admit(sock, tls)
         except TimeoutError:
-            problem = f"its TLS handshake took longer than {self._limits.handshake_timeout:g} seconds"
+            problem = (
+                f"its TLS handshake took longer than {counted(self._limits.handshake_timeout, 'second')}"
+            )
         if way in (_Way.RELAYED, _Way.PASSED) and self._guests >= self._limits.max_connections:
-            problem = f"the guest has {self._limits.max_connections} connections open already"
+            problem = f"the guest has {counted(self._limits.max_connections, 'connection')} open already"
         if problem:
             self._refusals.refuse(peer, problem, tls.inspection.certificate)
             return

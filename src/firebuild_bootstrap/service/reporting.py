@@ -12,7 +12,7 @@ from firebuild_bootstrap.errors import FirebuildError, InputError, StepFailed
 from firebuild_bootstrap.events import Event, EventSink, Notice, PeerRefused, StepOutput
 from firebuild_bootstrap.service.tls import NO_CERTIFICATE, PeerCertificate
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import block, error_text, one_line
+from firebuild_pki.display import block, counted, error_text, one_line
 
 logger: Final = logging.getLogger("firebuild.service")
 # Of a step that exceeds the limit, its end: where the error stands.
@@ -143,8 +143,8 @@ class BoundedOutput:
                 self._events(
                     Notice(
                         level="warning",
-                        message=f"step {self._step} wrote more than {self._max_bytes} bytes: "
-                        f"{dropped} bytes are left out here (bootstrap.log_limit)",
+                        message=f"step {self._step} wrote more than {counted(self._max_bytes, 'byte')}: "
+                        f"{counted(dropped, 'byte')} are left out here (bootstrap.log_limit)",
                         step=self._step,
                     )
                 )

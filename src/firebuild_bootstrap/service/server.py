@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import grpc
 
 from firebuild_bootstrap.context.entries import Resource
-from firebuild_bootstrap.errors import FirebuildError
+from firebuild_bootstrap.errors import FirebuildError, MachineError
 from firebuild_bootstrap.events import EventSink, StepInfo
 from firebuild_bootstrap.image.layertrees import LayerSink
 from firebuild_bootstrap.listening import listen
@@ -221,11 +221,26 @@ class BootstrapServer:
         backend = f"/proc/self/fd/{descriptor}/grpc"
         try:
             server.add_secure_port(f"unix:{backend}", server_credentials(self._credentials.server))
-        except RuntimeError as error:
+        except RuntimeError as error:  # gRPC does not say why
+            _bind(directory, backend)
             raise FirebuildError(f"the bootstrap server cannot use its TLS material: {error}") from error
         server.start()
         started.callback(lambda: server.stop(None).wait())
         return server, backend
+
+
+def _bind(directory: str, address: str) -> None:
+    """Make a socket, to learn why gRPC could not.
+
+    Raises:
+        MachineError: the directory takes none; the message says why.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.bind(address)
+        except OSError as error:
+            hint = "make room there, or let this user write there"
+            raise MachineError(f"{directory}: no socket can be made: {error.strerror}", hint=hint) from error
 
 
 def _check_resources(commands: Sequence[AnyCommand], resources: Mapping[str, Resource]) -> None:

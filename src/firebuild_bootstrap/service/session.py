@@ -21,6 +21,7 @@ from firebuild_bootstrap.service.reporting import (
     failure,
 )
 from firebuild_bootstrap.service.tls import WRONG_GUEST, PeerCertificate
+from firebuild_pki.display import counted
 
 _PIECE_BYTES: Final = 256 * 1024
 _LONGEST: Final = 366 * 24 * 3600.0
@@ -338,7 +339,7 @@ class StepEvents:
         """
         check_status(number, exit_code)
         if not 0 <= seconds <= _LONGEST:
-            raise InputError(f"the guest says that step {number} took {seconds:g} seconds")
+            raise InputError(f"the guest says that step {number} took {counted(seconds, 'second')}")
         if number not in self._left:
             return
         self._left.remove(number)

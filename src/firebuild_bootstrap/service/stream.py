@@ -29,6 +29,7 @@ from firebuild_bootstrap.service.console import Console, FailureShell
 from firebuild_bootstrap.service.packing import packed
 from firebuild_bootstrap.service.reporting import aborted
 from firebuild_bootstrap.service.session import Session, StepEvents
+from firebuild_pki.display import counted
 
 if TYPE_CHECKING:
     from firebuild_bootstrap.sshagent import SshAgent
@@ -339,7 +340,9 @@ class _Guest:
 
     def _take(self, data: bytes) -> None:
         if len(data) > _MAX_MESSAGE:
-            raise InputError(f"the guest sent a message of {len(data)} bytes; {_MAX_MESSAGE} are allowed")
+            raise InputError(
+                f"the guest sent a message of {counted(len(data), 'byte')}; {_MAX_MESSAGE} are allowed"
+            )
         try:
             said = pb.FromGuest.FromString(data)
         except DecodeError:

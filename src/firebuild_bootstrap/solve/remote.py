@@ -44,7 +44,7 @@ from firebuild_bootstrap.registry.pull import Registries, side_by_side
 from firebuild_bootstrap.solve.cache import ID, KEY, LINKED, MAX_TEXT, Cache, Entry, above
 from firebuild_bootstrap.solve.keys import Parts
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.display import one_line
+from firebuild_pki.display import counted, one_line
 
 _PARENT: Final = re.compile("[0-9a-z:+-]{0,8192}")
 _DIFF_ID: Final = re.compile("sha256:[0-9a-f]{64}")
@@ -78,7 +78,7 @@ def write_records(records: Sequence[Record], blobs: BlobStore) -> Manifest:
     data = canonical({"records": [_as_json(record) for record in records]})
     if len(records) > MOST_RECORDS or len(data) > MAX_DOCUMENT:
         raise InputError(
-            f"the cache has {len(records)} steps, {len(data)} bytes; "
+            f"the cache has {counted(len(records), 'step')}, {counted(len(data), 'byte')}; "
             f"{MOST_RECORDS} steps and {MAX_DOCUMENT} bytes are allowed",
             hint="mode=min has the steps of the result's own stage only",
         )
@@ -335,8 +335,9 @@ class RemoteCaches:
                 backend.write(write_records(records, self._blobs), self._blobs, self._fetched)
             if len(records) < len(entries):
                 self._tasks.warn(
-                    f"the cache {backend} has {len(records)} of {len(entries)} steps: this id mapping "
-                    "could not keep all files of the others, or of what they were made of, as they were"
+                    f"the cache {backend} has {len(records)} of {counted(len(entries), 'step')}: "
+                    "this id mapping could not keep all files of the others, or of what they were made of, "
+                    "as they were"
                 )
         except (InputError, MachineError) as error:
             what = f"the cache {backend} could not be written: {one_line(error.message, 500)}"

@@ -17,6 +17,7 @@ from firebuild_pki.authority import Authority, open_authority
 from firebuild_pki.chain import parse_certificates
 from firebuild_pki.config import CASettings, validate
 from firebuild_pki.conformance.contract import Violation
+from firebuild_pki.display import counted
 from firebuild_pki.documents import Document
 from firebuild_pki.issuing import Waiting, awaited
 from firebuild_pki.keys import KeyType, PrivateKey, generate_key
@@ -84,7 +85,7 @@ def from_signing(
     chain = parse_certificates(answer.chain_pem, "chain") if answer.chain_pem else []
     until = asked_at + request.ttl
     if len(leaves) != 1:
-        flaw = f"{len(leaves)} certificates in certificate_pem; issuers belong in chain_pem"
+        flaw = f"{counted(len(leaves), 'certificate')} in certificate_pem; issuers belong in chain_pem"
     return Answer(*_sorted([*leaves, *chain], key), flaw, request.dns_names, exact=True, until=until)
 
 

@@ -15,6 +15,7 @@ from firebuild_pki.conformance.bench import Asked, Bench, Direct
 from firebuild_pki.conformance.contract import Feature, Violation, contract
 from firebuild_pki.conformance.spilling import Record, recorded_logs
 from firebuild_pki.conformance.watching import Traces, traced
+from firebuild_pki.display import counted
 from firebuild_pki.errors import CAError, SettingsError, UnsupportedOperation
 from firebuild_pki.keys import generate_key
 from firebuild_pki.provider import Capability, Note, Profile
@@ -236,7 +237,7 @@ class LifeChecks(Checks):
         _, traces = lived(ca_bench)
         size = len(traces.printed["standard output"])
         if size:
-            raise Violation(f"{size} characters on standard output")
+            raise Violation(f"{counted(size, 'character')} on standard output")
 
     @contract(see="CAProvider.close")
     def test_nothing_is_left_behind(self, ca_bench: Bench) -> None:

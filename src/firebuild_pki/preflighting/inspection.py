@@ -28,6 +28,7 @@ from firebuild_pki.chain import (
     serial_of,
     signature_problem,
 )
+from firebuild_pki.display import counted
 from firebuild_pki.errors import CAError, MaterialError
 from firebuild_pki.keys import kind_of_key
 from firebuild_pki.leaf_checks import is_ca, names_of
@@ -565,5 +566,5 @@ def _time_left(end: datetime, now: datetime) -> str:
     left = end - now
     hours, minutes = left.seconds // 3600, left.seconds % 3600 // 60
     if left.days >= 2:
-        return f"{left.days} days"
+        return counted(left.days, "day")
     return f"{left.days * 24 + hours} h {minutes} min"

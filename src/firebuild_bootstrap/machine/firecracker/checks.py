@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_pki.display import counted
 
 # The V2 of the metadata service and today's form of the API came with it.
 OLDEST: Final = (1, 0)
@@ -83,17 +84,19 @@ def check_version(text: str, where: str) -> tuple[int, int]:
     return version
 
 
-def check_kernel(name: str | None, machine: str | None = None) -> Path:
+def check_kernel(
+    name: str | None, machine: str | None = None, *, setting: str = "machine.firecracker.kernel"
+) -> Path:
     """Return the kernel's path, once it looks like one that Firecracker boots.
 
     Args:
-        name: the setting.
+        name: the value of the setting.
         machine: the architecture; this host's when None.
+        setting: what says which kernel, for errors: a setting, or an option.
 
     Raises:
         InputError: none is set, it can't be read, or has another form.
     """
-    setting = "machine.firecracker.kernel"
     if name is None:
         raise InputError(
             f"{setting} is not set: expected the path of the kernel to boot",
@@ -141,7 +144,7 @@ def check_socket_path(path: Path, setting: str) -> None:
     length = len(os.fsencode(path))
     if length > _SOCKET_BYTES:
         raise InputError(
-            f"the API socket would be {path}: that takes {length} bytes, and a socket's path can have "
-            f"{_SOCKET_BYTES}",
+            f"the API socket would be {path}: that takes {counted(length, 'byte')}, and a socket's path "
+            f"can have {_SOCKET_BYTES}",
             hint=f"make {setting} shorter",
         )

@@ -20,6 +20,7 @@ from firebuild_bootstrap.machine.qemu.command import Accelerator, Hardware, Prog
 from firebuild_bootstrap.machine.qemu.namespace import HandedFile, MachineNamespace, path_of
 from firebuild_bootstrap.sandbox import Runtime, Sandbox
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import counted
 
 # The kernel finds no root file system there, so this is the last that it does.
 _MARKER: Final = "Kernel panic - not syncing: VFS:"
@@ -76,7 +77,7 @@ class Trial:
         deadline = time.monotonic() + self.seconds
         while namespace.process.wait(_PAUSE) is None:
             if time.monotonic() > deadline:
-                return f"a kernel did not start within {self.seconds:g} seconds"
+                return f"a kernel did not start within {counted(self.seconds, 'second')}"
         log.finish(1)
         if _MARKER in log.text():
             return ""

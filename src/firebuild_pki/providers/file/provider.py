@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 
 from firebuild_pki.chain import Links
+from firebuild_pki.display import counted
 from firebuild_pki.errors import (
     AuthorityClosed,
     CAError,
@@ -124,7 +125,7 @@ def _third_of_life(found: Found) -> timedelta:
 
 
 def _about_how_long(left: timedelta) -> str:
-    return f"{left.days} days" if left.days > 1 else f"{left.total_seconds() / 3600:.0f} hours"
+    return counted(left.days, "day") if left.days > 1 else f"{left.total_seconds() / 3600:.0f} hours"
 
 
 def _ok(about: str, message: str, path: str) -> Note:

@@ -220,7 +220,7 @@ class Nodes:
                 break
             if attempt == 1 and budget.left >= _WORTH_A_WORD:
                 failures = "; ".join(failure.message for failure in found)
-                self.report(f"no usable answer of {failures}; trying for {budget.left:.0f} s")
+                self.report(f"no usable answer from {failures}; trying for {budget.left:.0f} s")
             pause = max(backoff(attempt, _FIRST_PAUSE, _LONGEST_PAUSE), asked)
             budget.timing.sleep(max(min(pause, budget.left), 0.0))
         text = "; ".join(failure.message for failure in found)
@@ -230,7 +230,7 @@ class Nodes:
             text += f"; it asked to wait for {asked:g} s, more than retry_for has left"
         hints = [failure.hint for failure in found if failure.hint]
         hint = hints[0] if hints else "is Vault running, and is the setting address right?"
-        raise ProviderError(f"no usable answer of {text}", hint=hint, retryable=can_pass)
+        raise ProviderError(f"no usable answer from {text}", hint=hint, retryable=can_pass)
 
     def _round(
         self, request: Request, budget: Budget, dead: dict[str, HTTPFailure]
