@@ -1,11 +1,12 @@
 """Find the messages of firebuild's errors in its source: what is said, what helps, and where.
 
-A message is what an exception class of the product is made with. Functions that make one of what they are given are
-followed to their callers, names to what they were assigned, and functions for problems return parts of messages. `…` stands for what is not known before it runs.
+A message is what an exception class of the product is made with. Functions that make one of what they
+are given are followed to their callers, names to what they were assigned, and functions for problems
+return parts of messages. `…` stands for what is not known before it runs.
 
-What is left out is a rule, too: exceptions of Python itself (a mistake in firebuild, or caught and put into words), but
-for a ValueError of a module that reads what users write; the conformance kit, which speaks to authors of plugins; and
-what only passes on another message.
+What is left out is a rule, too: exceptions of Python itself (a mistake in firebuild, or caught and put
+into words), but for a ValueError of a module that reads what users write; the conformance kit, which
+speaks to authors of plugins; and what only passes on another message.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class _Reader(ast.NodeVisitor):
         self.generic_visit(node)
         self._at, self._owner = outer, owner
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
+    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]  # noqa: N815
 
     def visit_Call(self, node: ast.Call) -> None:
         self._at.calls.append(node)
@@ -233,7 +234,7 @@ class _Source:
         return next((one for one in self.kinds.get(error, ()) if one in self.public), error)
 
     def _makes_errors(self, function: _Function) -> bool:
-        """Tell whether a function is there for errors, by what it returns; others leave what they are given open."""
+        """Tell whether a function is there for errors, by what it returns."""
         if function.makes_errors is None:
             returns = function.node.returns
             names = set(re.findall(r"\w+", ast.unparse(returns))) if returns is not None else set()
@@ -281,26 +282,27 @@ class _Source:
 
     def _texts(self, node: ast.expr, function: _Function, depth: int = 0) -> list[_Text]:
         """Evaluate an expression as far as its source says it: all that it can be."""
+        found: list[_Text] = [(HOLE,)]
         match node:
             case ast.Constant(value=str(text)):
-                return [(text,)]
+                found = [(text,)]
             case ast.Constant(value=None):
-                return [()]
+                found = [()]
             case ast.JoinedStr(values=values):
-                return _products([self._texts(one, function, depth) for one in values])
+                found = _products([self._texts(one, function, depth) for one in values])
             case ast.FormattedValue(value=ast.Name() | ast.IfExp() | ast.Call() as value, conversion=-1):
-                return _sentences(self._texts(value, function, depth))
+                found = _sentences(self._texts(value, function, depth))
             case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return _products([self._texts(one, function, depth) for one in (left, right)])
+                found = _products([self._texts(one, function, depth) for one in (left, right)])
             case ast.IfExp(body=body, orelse=orelse):
-                return [*self._texts(body, function, depth), *self._texts(orelse, function, depth)][:_MOST]
+                found = [*self._texts(body, function, depth), *self._texts(orelse, function, depth)][:_MOST]
             case ast.BoolOp(op=ast.Or(), values=values):
-                return [text for one in values for text in self._texts(one, function, depth)][:_MOST]
+                found = [text for one in values for text in self._texts(one, function, depth)][:_MOST]
             case ast.Name(id=name):
-                return self._named(name, function, depth)
+                found = self._named(name, function, depth)
             case ast.Call() if depth < 3:
-                return self._returned(node, function, depth)
-        return [(HOLE,)]
+                found = self._returned(node, function, depth)
+        return found
 
     def _named(self, name: str, function: _Function, depth: int) -> list[_Text]:
         at: _Function | None = function
@@ -318,7 +320,7 @@ class _Source:
         return [text for one in values for text in self._texts(one, function, 3)] or [(HOLE,)]
 
     def _returned(self, call: ast.Call, function: _Function, depth: int) -> list[_Text]:
-        """Evaluate what a function of the same module returns; those of others make a form of what they are given."""
+        """Evaluate what a function of the same module returns; others make a form of what they get."""
         found: list[_Text] = []
         for callee in self._callees(call, function):
             for one in callee.returned if callee.module is function.module else ():
@@ -346,7 +348,7 @@ def _products(parts: Sequence[Sequence[_Text]]) -> list[_Text]:
 
 
 def _sentences(texts: Sequence[_Text]) -> list[_Text]:
-    """Leave open what a part of a message is, but for sentences: a name or an ending tells nobody which message it is."""
+    """Leave open what a part of a message is, but for sentences: names and endings tell nothing."""
     found = [
         one
         if not one or _words(_flat(one)) > 2 or any(isinstance(part, _Parameter) for part in one)
@@ -375,7 +377,7 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 def messages(repository: Path) -> list[Message]:
-    """Return all messages of the product, by module and text: those with two words of their own."""
+    """Return all messages of the product that say something of their own, by module and text."""
     roots = [repository / "src", *sorted(repository.glob("plugins/*/src"))]
-    found = {one for one in _Source(roots).messages() if _words(one.text) >= 2}
+    found = {one for one in _Source(roots).messages() if max(map(_words, one.text.split(HOLE))) > 1}
     return sorted(found, key=lambda one: (one.module, one.text, one.hint))

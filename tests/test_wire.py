@@ -60,7 +60,7 @@ def test_the_key_is_not_in_the_repr_nor_in_an_error() -> None:
     with pytest.raises(wire.WireError, match="lacks Cert") as caught:
         wire.BootstrapBlock.from_json(document)
     assert "PRIVATE" not in str(caught.value)
-    with pytest.raises(wire.WireError, match="HostTime"):
+    with pytest.raises(wire.WireError, match="HostTime of the metadata: 'noon' is not a number"):
         wire.BootstrapBlock.from_json({**BLOCK.as_json(), "HostTime": "noon"})
 
 

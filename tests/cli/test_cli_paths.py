@@ -10,6 +10,7 @@ import pytest
 
 from cli.conftest import Cli
 from firebuild_bootstrap.cli import paths
+from firebuild_bootstrap.cli.paths import check_can_be_made
 from firebuild_bootstrap.errors import InputError
 
 pytestmark = pytest.mark.needs("userns")
@@ -202,3 +203,9 @@ def test_a_store_on_a_read_only_file_system_is_not_called_a_matter_of_rights(
     monkeypatch.setattr(os, "statvfs", lambda _: mounted)
     with pytest.raises(InputError, match="the store can't be written: the file system is read-only"):
         paths.check_store(tmp_path, writable=True, setting="FIREBUILD_HOME")
+
+
+def test_a_directory_behind_a_dangling_link_can_not_be_made(here: Cli) -> None:
+    assert here.home
+    with pytest.raises(InputError, match="dangling is a dangling symbolic link"):
+        check_can_be_made(Path("dangling/below"))

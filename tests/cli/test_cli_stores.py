@@ -216,7 +216,7 @@ def test_images_are_pruned_by_age_label_and_number(cli: Cli, monkeypatch: pytest
     assert "--all would remove every image" in cli("images", "prune", "--all", status=2).err
     for mistake, message in {
         "until=x": "expected a duration",
-        "dangling=1": "expected until=",
+        "dangling=1": "--filter: expected until=",
         "label": "",
     }.items():
         assert message in cli("images", "prune", "--filter", mistake, status=2).err

@@ -167,7 +167,7 @@ def test_a_user_that_expands_to_nothing_is_root_and_said(plan: Plan, text: str) 
 
 
 def test_a_user_of_nothing_is_an_error(plan: Plan) -> None:
-    with pytest.raises(InputError, match="USER: expected a value"):
+    with pytest.raises(InputError, match="USER: expected a value, found nothing"):
         plan("FROM scratch\nUSER\n")
 
 

@@ -109,7 +109,10 @@ def test_characters_that_no_program_can_take_are_errors(plan: Plan, text: str) -
 
 
 def test_absurd_nesting_is_an_error_and_not_a_crash(plan: Plan) -> None:
-    assert "nested too deeply" in error_of(plan, "FROM scratch\nRUN " + "[" * 100_000 + "\n").message
+    assert (
+        "an instruction is nested too deeply"
+        in error_of(plan, "FROM scratch\nRUN " + "[" * 100_000 + "\n").message
+    )
 
 
 def test_a_non_string_in_a_json_list_is_an_error(plan: Plan) -> None:

@@ -79,3 +79,26 @@ def test_an_unknown_or_repeated_flag_is_an_error(
 def test_an_arg_before_from_has_no_flags_either(plan: Plan) -> None:
     with pytest.raises(InputError, match="unknown flag --x of ARG"):
         plan("ARG --x A=1\nFROM scratch\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MAINTAINER", "MAINTAINER: expected a name"),
+        ("ARG", "ARG: expected a name"),
+        ("ARG =1", "ARG: expected a name before =, found '=1'"),
+        ("STOPSIGNAL", "STOPSIGNAL: expected a value, found nothing"),
+        ("EXPOSE [::x]:80:80", "is not an IP address"),
+        ("EXPOSE 80-82:80-81", "the ranges differ in length"),
+        ("EXPOSE 80/quic", "the protocol is tcp, udp or sctp"),
+        ("ARG empty\nCOPY $empty /x", "a source is empty"),
+        ("COPY --exclude=[ a /b", "COPY --exclude: the pattern '[' is malformed: "),
+        ("ARG a=b\nENV x=${a/\\q/x}", "invalid pattern (\\q) in substitution: "),
+    ],
+)
+def test_an_instruction_that_lacks_or_misspells_something_is_refused(
+    read: Read, text: str, message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        read(f"FROM scratch\n{text}\n")
+    assert message in caught.value.message

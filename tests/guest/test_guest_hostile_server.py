@@ -128,7 +128,8 @@ def test_what_is_no_secret_is_refused(local: Local, files: list[pb.ToGuest]) -> 
     local.server.resources["r"] = files
     error = local.refusal(run(mounts=[secret(access=pb.Mount.Access(mode=0o400))]))
     assert error.reason == "protocol"
-    assert "secret" in error.message
+    said = ("expected a file as the secret", "expected one file as the secret", "a secret has at most ")
+    assert any(words in error.message for words in said)
 
 
 @pytest.mark.parametrize("target", ["/t", "../../../t", "/../t/"])

@@ -261,3 +261,14 @@ def test_an_interrupt_while_waiting_ends_without_a_traceback(monkeypatch: pytest
 def test_every_error_has_an_exit_status() -> None:
     assert GuestError("x").exit_status == 70
     assert json.dumps(InputError("x").exit_status) == "2"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"?", b"[" * 100_000], ids=["list", "text", "deep"])
+def test_metadata_that_are_no_object_are_refused(faulty: http.server.HTTPServer, body: bytes) -> None:
+    with pytest.raises(InputError, match=r"latest/meta-data at .* is not a JSON object"):
+        ask(faulty, (404, b""), (200, body))
+
+
+def test_metadata_over_the_limit_are_refused(faulty: http.server.HTTPServer) -> None:
+    with pytest.raises(InputError, match=r"the metadata at .* has more than \d+ bytes"):
+        ask(faulty, (404, b""), (200, bytes(20 << 20)))

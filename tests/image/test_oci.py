@@ -172,9 +172,9 @@ def test_the_type_that_a_registry_says_has_to_fit() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"rootfs": None}, "rootfs: expected an object"),
+        ({"rootfs": None}, "rootfs: expected an object, found None"),
         ({"rootfs": {"diff_ids": "x"}}, "diff_ids: expected at most"),
-        ({"rootfs": {"diff_ids": ["x"]}}, "expected a digest, found 'x'"),
+        ({"rootfs": {"diff_ids": ["x"]}}, "rootfs.diff_ids: expected a digest, found 'x'"),
         ({"os": 5}, "os: expected a text"),
         ({"history": [1]}, r"history\[0\]: expected an object"),
         ({"config": {"Env": [1]}}, "Env of the image configuration"),
@@ -204,3 +204,10 @@ def test_the_host_is_a_platform() -> None:
     assert Platform.host("x86_64") == AMD64
     assert str(Platform.host("armv7l")) == "linux/arm/v7"
     assert Platform.host().os == "linux"
+
+
+def test_a_size_that_is_no_number_is_refused() -> None:
+    document = json.loads(manifest())
+    document["config"]["size"] = "many"
+    with pytest.raises(InputError, match="size: expected a number of bytes, found 'many'"):
+        parse_manifest(json.dumps(document).encode())

@@ -125,7 +125,7 @@ def test_a_script_in_place_of_python_is_refused_in_words(tmp_path: Path) -> None
         (b"", "not an ELF file"),
         (b"\x7fELF", "not an ELF file"),
         (b"\x7fELF\x01\x01" + bytes(80), "not for a 64-bit"),
-        (make_elf(needed=["lib.so"])[:100], "broken"),
+        (make_elf(needed=["lib.so"])[:100], "it is a broken ELF file"),
         (make_elf(needed=["lib.so"]).replace((0x400000).to_bytes(8, "little"), b"\xff" * 8), "broken"),
         (make_elf(needed=["lib.so"])[:-3], "broken"),
     ],

@@ -302,12 +302,13 @@ def sparse_1_0(table: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("table", "why"),
     [
-        (b"", "cut off"),
+        (b"", "the map of a sparse file is cut off"),
         (b"1\n0\n", "cut off"),
         (b"x\n0\n0\n" + bytes(505), "for a number"),
-        (b"9" * 600, "makes no sense"),
+        (b"9" * 600, "the map of a sparse file makes no sense"),
         (b"1\n0\n600\n" + bytes(502), "can't have a size"),
         (b"400000\n" + b"1\n" * 2000, "cut off"),
+        (b"2\n5\n3\n0\n1\n" + bytes(502), "the regions of .* overlap"),
         (b"99999999\n" + b"1\n" * 2000, "more than 500000 holes"),
     ],
 )

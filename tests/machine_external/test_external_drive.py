@@ -122,7 +122,9 @@ def test_nothing_is_overwritten(path: Path, workspace: Workspace) -> None:
     path.write_text("precious")
     with pytest.raises(InputError, match="exists, and would be overwritten with the base"):
         own(path, workspace).check()
-    with pytest.raises(InputError, match="exists, and would be overwritten"):  # made since the check
+    with pytest.raises(
+        InputError, match=r"machine\.external\.disk: .* exists, and would be overwritten"
+    ):  # made since the check
         own(path, workspace).prepare([])
     assert path.read_text() == "precious"
     assert sorted(os.listdir(path.parent)) == ["drive.img", "home"]
@@ -135,7 +137,9 @@ def test_a_file_system_that_refuses_the_drive_is_named(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", link)
-    with pytest.raises(MachineError, match="can't be made: Operation not permitted"):
+    with pytest.raises(
+        MachineError, match=r"machine\.external\.disk: .* can't be made: Operation not permitted"
+    ):
         own(path, workspace).prepare([])
     assert os.listdir(path.parent) == ["home"]
 
@@ -155,7 +159,7 @@ def test_what_is_missing_is_named(tmp_path: Path, workspace: Workspace) -> None:
     with pytest.raises(MachineError, match="can't be copied to"):
         own(tmp_path / "none/drive.img", workspace).prepare([])
     theirs = ExternalDrive(tmp_path / "none", fill=False, disk=Disk(workspace))
-    with pytest.raises(InputError, match="none is not a file"):
+    with pytest.raises(InputError, match=r"machine\.external\.disk: .*none is not a file"):
         theirs.check()
     assert not theirs.released()
 

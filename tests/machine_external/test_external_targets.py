@@ -67,7 +67,7 @@ def test_a_file_that_was_replaced_by_somebody_else_stays(tmp_path: Path) -> None
 
 
 def test_a_file_that_can_not_be_written_is_refused_before(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"metadata\.file: .*none is not a directory"):
+    with pytest.raises(InputError, match=r"machine\.external\.metadata\.file: .*none is not a directory"):
         FileTarget(tmp_path / "none/metadata.json").check()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "socket").symlink_to("/dev/null")
@@ -173,7 +173,9 @@ def test_another_refusal_of_firecracker_is_passed_on(tmp_path: Path, api: Firecr
 
 
 def test_where_no_firecracker_answers_nothing_is_sent(tmp_path: Path, api: FirecrackerApiStandIn) -> None:
-    with pytest.raises(MachineError, match=r"firecracker_socket: .*none") as caught:
+    with pytest.raises(
+        MachineError, match=r"machine\.external\.metadata\.firecracker_socket: .*none"
+    ) as caught:
         FirecrackerTarget(tmp_path / "none").check()
     assert "--api-sock" in str(caught.value.hint)
     api.identity = {"name": "something else"}

@@ -161,7 +161,7 @@ def test_a_machine_is_made_without_starting_anything(
         ),
         ({"kernel": "/nowhere/vmlinux"}, f"{BLOCK}.kernel: /nowhere/vmlinux can't be read"),
         ({"kernel_args": ["two words"]}, "'two words' can't be an argument of a kernel"),
-        ({"kernel_modules": ["/nowhere"]}, f"{BLOCK}.kernel_modules: /nowhere is not a directory"),
+        ({"kernel_modules": ["/nowhere"]}, "machine.firecracker.kernel_modules: /nowhere is not a directory"),
         ({"serial_log": "/nowhere/log"}, f"{BLOCK}.serial_log: /nowhere/log can't be written"),
         ({"network__tap": "nowhere0"}, f"{BLOCK}.network.tap: nowhere0: there is no such interface"),
         ({"network__cni_config": "/nowhere", "network__cni": "x"}, "cni"),

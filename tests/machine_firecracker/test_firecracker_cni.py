@@ -103,7 +103,7 @@ def test_each_plugin_is_asked_as_the_specification_says(cni: Cni) -> None:
     ("habit", "words"),
     [
         ({"broken": "ADD"}, "try again later the moon is in the wrong place"),
-        ({"silent": "ADD"}, "out of words"),
+        ({"silent": "ADD"}, "could not add the network .*out of words"),
         ({"override": {"ips": []}}, "the plugins gave no IPv4 address"),
         ({"override": {"interfaces": []}}, "the plugins made no tap device"),
         ({"override": {"ips": [{"address": "198.18.7.2/24"}]}}, "the plugins named no gateway"),
@@ -125,7 +125,10 @@ def test_a_plugin_that_cannot_be_run_or_cannot_delete_is_an_error(cni: Cni) -> N
     (cni.plugins / "odd").write_bytes(b"\x7fELF")
     (cni.plugins / "odd").chmod(0o755)
     cni.write({"type": "odd"})
-    with pytest.raises(MachineError, match=r"odd failed: .*Exec format error"):
+    with pytest.raises(
+        MachineError,
+        match=r"machine\.firecracker\.network\.cni: the plugin .*odd failed: .*Exec format error",
+    ):
         cni.network().connect()
     cni.leftovers.clear()
     cni.write({**PTP, "broken": "DEL"}, {"type": "fb-tap"})
@@ -164,7 +167,9 @@ def test_a_missing_plugin_is_noticed_before_anything_is_made(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     for plugin in ({"type": "nowhere"}, {"type": ""}, {}, {"type": f"..{cni.plugins}/fb-ptp"}):
         cni.write(PTP, plugin)
-        with pytest.raises(InputError, match=r"the plugin '.*' was not found in /") as caught:
+        with pytest.raises(
+            InputError, match=r"machine\.firecracker\.network\.cni: the plugin '.*' was not found in /"
+        ) as caught:
             cni.network().check()
         assert "cni_plugins" in (caught.value.hint or "")
 
@@ -200,7 +205,9 @@ def test_a_network_that_cannot_be_read_is_an_error(cni: Cni, text: str, words: s
 def test_no_networks_at_all_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no network 'x'"):
         find_config(tmp_path, "x")
-    with pytest.raises(InputError, match=r"cni_config: .*/none can't be read: No such file"):
+    with pytest.raises(
+        InputError, match=r"machine\.firecracker\.network\.cni_config: .*/none can't be read: No such file"
+    ):
         find_config(tmp_path / "none", "x")
 
 

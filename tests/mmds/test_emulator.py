@@ -479,3 +479,15 @@ def test_a_socket_that_was_never_served_is_removed(folder: Path, store: DataStor
     emulator.listen()
     emulator.stop()
     assert not (folder / "idle.sock").exists()
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"no colon", b"Invalid header line."),
+        (b"Content-Length: x", b"Invalid Content-Length."),
+        (b"Transfer-Encoding: chunked", b"Transfer-Encoding is not supported."),
+    ],
+)
+def test_a_malformed_header_is_named(serve: Any, header: bytes, reason: bytes) -> None:
+    assert raw(serve(version=V1), b"PUT / HTTP/1.1\r\n" + header + b"\r\n\r\n").endswith(reason)

@@ -16,7 +16,7 @@ from firebuild_pki import (
     UnsupportedOperation,
     open_authority,
 )
-from firebuild_pki.names import Names, audit_labels, checked_labels
+from firebuild_pki.names import Names, audit_labels, check_uri, checked_labels
 from pki import characters
 from pki.tools import CLIENT_AUTH, NOW, SERVER_AUTH, Clock, ca_settings, catalog_of, leaf_of, opened
 
@@ -228,3 +228,18 @@ def _names(material: TLSMaterial) -> list[str]:
 
 def _usages(material: TLSMaterial) -> set[x509.ObjectIdentifier]:
     return set(leaf_of(material).extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("spiffe://example.org/" + "é" * 1100, "it is longer than 2048 bytes"),
+        ("https://example.org/" + "a" * 2048, "it is longer than 2048 characters"),
+        ("HTTPS example.org", "it has a lower-case scheme, then ://, then printable ASCII characters"),
+    ],
+    ids=["spiffe", "https", "no scheme"],
+)
+def test_a_uri_that_no_peer_reads_is_refused_with_the_reason(uri: str, why: str) -> None:
+    with pytest.raises(IdentityError) as caught:
+        check_uri(uri)
+    assert why in str(caught.value)

@@ -75,16 +75,22 @@ CA = x509.BasicConstraints(True, None)
 EVIL = x509.DNSName("b.firebuild.internal")
 REQUESTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "nothing": (lambda: b"", "cannot be read"),
-    "nonsense": (lambda: b"\x00\x1b[31m" * 99, "cannot be read"),
+    "nonsense": (lambda: b"\x00\x1b[31m" * 99, "the signing request cannot be read: "),
     "too long": (lambda: _built() + b"\n" * 500_000, "409600 bytes at most"),
     "another's key": (_tampered, "not by its own key"),
     "ed25519": (lambda: _built(key=ed25519.Ed25519PrivateKey.generate()), "is of the kind Ed25519"),
     "p521": (lambda: _built(key=ec.generate_private_key(ec.SECP521R1())), "is on the curve secp521r1"),
-    "rsa 1024": (lambda: _built(key=rsa.generate_private_key(65537, 1024)), "RSA with 1024 bits"),
+    "rsa 1024": (
+        lambda: _built(key=rsa.generate_private_key(65537, 1024)),
+        "the key of the signing request is RSA with 1024 bits or an odd exponent; 2048 to 4096",
+    ),
     "rsa e=3": (lambda: _built(key=rsa.generate_private_key(3, 2048)), "odd exponent"),
     "no names": (lambda: _built(names=[]), "found subject alternative names: none"),
     "the server's name": (lambda: _built(names=[EVIL]), "names: b.firebuild.internal"),
-    "one name more": (lambda: _built(names=[x509.DNSName(NAMES[0]), EVIL]), "and nothing else"),
+    "one name more": (
+        lambda: _built(names=[x509.DNSName(NAMES[0]), EVIL]),
+        "expected a signing request for agent",
+    ),
     "a CA": (
         lambda: _built(lambda it: it.add_extension(CA, critical=True)),
         "asks for the extension 2.5.29.19",

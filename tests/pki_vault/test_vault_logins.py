@@ -87,6 +87,7 @@ def test_a_missing_policy_stays_missing_after_logging_in_again(backend: Backend,
     with (
         raises(
             ProviderError,
+            "signing the server certificate was refused by ",
             "permission denied for pki/sign/server",
             "the policies of the token do not allow it",
             'the policy needs: path "pki/sign/server" { capabilities = ["update"] }',
@@ -286,7 +287,7 @@ def test_the_environment_is_asked_for_nothing_else(backend: Backend) -> None:
         ("s.first\nsecond", "it holds blanks or control characters"),
         ("token s.first", "it holds blanks"),
         ("s.first\x1b[0m", "control characters"),
-        ("s.fürst", "characters beyond ASCII"),
+        ("s.fürst", "but it holds characters beyond ASCII"),
         ("  ", "there are only blanks"),
         ('"s.first"', "it is in quotation marks"),
     ],

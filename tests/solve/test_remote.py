@@ -25,6 +25,7 @@ from firebuild_bootstrap.image.remotecache import (
     DirectoryBackend,
     cache_manifest,
     parse_cache,
+    read_json,
 )
 from firebuild_bootstrap.image.store import ImageStore
 from firebuild_bootstrap.layers.apply import UnpackReport
@@ -431,7 +432,7 @@ def test_caches_are_named_as_buildx_names_them(text: str, export: bool, expected
     [
         ("", False, "expected type=registry or type=local"),
         ("type=s3,bucket=x", True, "found type=s3"),
-        ("type=local,src=/a,digest=1", False, "expected a digest"),
+        ("type=local,src=/a,digest=1", False, "expected a digest such as sha256:…"),
         ("type=registry", True, "expected ref="),
         ("type=registry,ref=A B", True, "expected the name of a cache"),
         (f"type=registry,ref=a@{BASE}", True, "can't be written to a digest"),
@@ -468,3 +469,9 @@ def test_caches_in_one_directory_have_tags(tmp_path: Path) -> None:
         index.write_bytes(b" " * (5 << 20))
         with pytest.raises(InputError, match="is larger than"):
             DirectoryBackend(CacheSpec("local", directory=tmp_path / "d")).read(blobs)
+
+
+@pytest.mark.parametrize("data", [b"{", b"[" * 100_000], ids=["cut off", "deep"])
+def test_records_that_can_not_be_read_are_damaged(data: bytes) -> None:
+    with pytest.raises(InputError, match="its records are damaged: they are not JSON, or nested too deeply"):
+        read_json(data)

@@ -127,6 +127,8 @@ def fetch(
     except urllib.error.HTTPError as error:
         with error:
             raise failed(f"the server answered {error.code} {error.reason}") from error
+    except http.client.IncompleteRead as error:  # of a body in chunks, whose length nobody announced
+        raise failed("the connection broke off before the end") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         words = str(reason)
