@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import random
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -22,7 +23,9 @@ MODULES: Final = (
     "authorities",
     "clocks",
     "disks",
+    "hostile_archives",
     "hostile_guest",
+    "hostile_registry",
     "killed",
     "strangers",
     "together",
@@ -51,19 +54,21 @@ class Effort:
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
         self._end = time.monotonic() + self.seconds
+        self._lock = threading.Lock()
 
     def goes_on(self) -> bool:
         """Whether there is time to begin something new; always true before the first."""
         return not self.counts or time.monotonic() < self._end
 
     def attempt(self, kind: str, what: Callable[[], object]) -> None:
-        """Try something once, and count it; any exception is a fault, and the trial goes on.
+        """Try something once, and count it; any exception is a fault, and the trial goes on. Any thread may call.
 
         Args:
             kind: what it is, in a few words; the number of kinds is small.
             what: raises where something is wrong.
         """
-        self.counts[kind] += 1
+        with self._lock:
+            self.counts[kind] += 1
         try:
             what()
         except Exception:
