@@ -25,6 +25,12 @@ def _has_user_namespaces() -> bool:
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
+def _has_several_ids() -> bool:
+    from firebuild_bootstrap.sandbox import IdMode, detect
+
+    return detect().mode is not IdMode.SINGLE
+
+
 def _has_tester() -> bool:
     try:
         pwd.getpwnam("tester")
@@ -84,6 +90,11 @@ _COMPONENTS: dict[str, tuple[Callable[[], bool], str]] = {
     "man": (_program("man"), "apt install man-db"),
     "mandoc": (_program("mandoc"), "apt install mandoc"),
     "zsh": (_program("zsh"), "apt install zsh"),
+    "ids": (
+        _has_several_ids,
+        "run the tests as root, or give this user subordinate ids: `apt install uidmap`, "
+        "`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`",
+    ),
     "root": (lambda: os.geteuid() == 0, "run the tests as root"),
     "tester": (_has_tester, f"run the tests as root with {PUBLIC_PYTHON}, and `useradd -m tester`"),
 }

@@ -26,6 +26,7 @@ def instead(script: str) -> pb.ToGuest:
     return messages.encode(run_command(script, workdir="/tmp", attach=wire.Attach()))
 
 
+@pytest.mark.needs("ids")
 def test_probes_are_where_the_command_is_and_run_one_after_the_other(build: Build) -> None:
     see = "until test -e /up; do busybox sleep 0.02; done; busybox id -u; pwd; echo $E; busybox cat -; "
     build.server.meanwhile = [
@@ -77,6 +78,7 @@ def test_probes_side_by_side_are_refused(build: Build) -> None:
     )
 
 
+@pytest.mark.needs("ids")
 def test_what_is_executed_instead_has_all_of_the_run_and_changes_nothing_of_its_failure(build: Build) -> None:
     mounts = (
         wire.CacheMount(target="/kept", id="c", uid=1000),

@@ -203,7 +203,7 @@ def in_store(build: Build) -> Store:
     return Store(build.directory / "caches")
 
 
-@pytest.mark.needs("bwrap", "busybox")
+@pytest.mark.needs("bwrap", "busybox", "ids")
 def test_caches_keep_their_content_owner_and_mode_from_run_to_run_and_build_to_build(build: Build) -> None:
     store = in_store(build)
     build.server.resources["files"] = [*a_directory("", 0o2750), *in_tree("a", b"first\n")]

@@ -140,6 +140,7 @@ def image(tmp_path: Path) -> Image:
     return image
 
 
+@pytest.mark.root
 def test_a_layer_holds_what_was_changed_and_the_way_to_it(image: Image) -> None:
     with image.comparing.step(2):
         (image.root / "etc/deep/file").chmod(0o600)
@@ -184,7 +185,7 @@ def test_a_base_is_copied_which_is_said_once_and_is_in_no_layer(build: Build) ->
 
 
 @pytest.mark.root
-@pytest.mark.needs("root")
+@pytest.mark.root
 def test_a_base_that_does_not_fit_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "image").mkdir()
     (tmp_path / "state/base").mkdir(parents=True)
@@ -250,7 +251,7 @@ def test_what_was_lent_and_put_back_is_no_change(image: Image) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.needs("root")
+@pytest.mark.root
 def test_a_change_within_the_same_tick_of_the_clock_is_seen(tmp_path: Path) -> None:
     def run() -> None:
         # Newer kernels count finer on most file systems, but not on this one.
@@ -286,7 +287,7 @@ def test_a_layer_that_cannot_be_written_is_a_failed_step(image: Image) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.needs("root")
+@pytest.mark.root
 def test_what_is_mounted_in_the_image_is_not_of_it(image: Image) -> None:
     def run() -> None:
         with image.comparing.step(2):
@@ -300,7 +301,7 @@ def test_what_is_mounted_in_the_image_is_not_of_it(image: Image) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.needs("root")
+@pytest.mark.root
 def test_on_an_overlay_a_whiteout_is_a_mark_and_the_layer_is_not_mounted(tmp_path: Path) -> None:
     for name in ("lower/0", "lower/1", "upper", "work", "merged"):
         (tmp_path / name).mkdir(parents=True)

@@ -308,6 +308,7 @@ def test_a_secret_as_path_is_in_no_message(build: Build) -> None:
     assert "nosuch: not found" in abort.error
 
 
+@pytest.mark.needs("ids")
 def test_a_command_finds_no_other_secret_than_its_own(build: Build) -> None:
     """Neither in the processes around it nor in what was mounted for a moment."""
     build.server.resources["secret-1"] = a_file("s", b"hunter2")

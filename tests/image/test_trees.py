@@ -46,6 +46,7 @@ def test_an_ext4_image_is_made_in_the_sandbox(rich_tree: Path, tmp_path: Path, t
     assert made.size == (tmp_path / "i").stat().st_size == 20 * 2**20
 
 
+@pytest.mark.needs("ids")
 def test_with_one_owner_the_others_are_marks_and_no_foreign_setuid_is_on_the_disk(
     make_tar: MakeTar, tmp_path: Path, trees: Trees
 ) -> None:

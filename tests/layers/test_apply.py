@@ -85,6 +85,7 @@ def test_a_planted_link_leads_nowhere_but_into_the_tree(make_tar: MakeTar, root:
     assert (root / "outside/evil").read_text() == "x"
 
 
+@pytest.mark.root
 def test_a_link_to_an_absolute_directory_of_the_real_host_is_not_followed(
     make_tar: MakeTar, root: Path
 ) -> None:
