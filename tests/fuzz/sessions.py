@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
@@ -44,6 +44,7 @@ COMMANDS: Final = (
 )
 RESOURCES: Final = ("step-2", "step-3-mount-1", "step-3-mount-2", "step-4", "")
 SHELL: Final = wire.RunCommand(step=3, original="RUN x", argv=("/bin/sh",), attach=wire.Attach(), pauses=True)
+SENT: Final[tuple[wire.AnyCommand, ...]] = (*COMMANDS, SHELL)
 MOST_MESSAGES: Final = 60
 
 
@@ -79,7 +80,7 @@ class _Agent:
 class _Layers:
     """Wants the layer of step 3, and takes no other."""
 
-    bytes: int = 0
+    taken: int = 0
     told: list[int] = field(default_factory=list)
 
     def wanted(self, step: int, /) -> bool:
@@ -87,7 +88,7 @@ class _Layers:
 
     def write(self, step: int, data: bytes, /) -> None:
         assert step == 3
-        self.bytes += len(data)
+        self.taken += len(data)
 
     def finished(self, step: int, /) -> None:
         self.told.append(step)
@@ -274,7 +275,7 @@ class _Channel:
 
     def _message(self) -> bytes:
         take = self._choices
-        command = take.one((*COMMANDS, SHELL))
+        command: wire.AnyCommand = take.one(SENT)
         encoded = (
             lambda: messages.encode(command).SerializeToString(),
             lambda: messages.encode_piece(take.one((ARCHIVE, ARCHIVE[:512], ARCHIVE[512:], take.bytes()))),
@@ -298,7 +299,7 @@ class _Channel:
             lambda: pb.ToGuest(probe=pb.Probe(argv=["x", take.bytes().hex()])).SerializeToString(),
             take.bytes,
         )
-        data = bytearray(take.one(encoded)())
+        data = bytearray(take.one(cast("Sequence[Callable[[], bytes]]", encoded))())
         if data and take.below(20) == 1:
             data[take.below(len(data))] = take.number()
         return bytes(data)

@@ -38,7 +38,8 @@ from firebuild_bootstrap.guest.users import Users
 from firebuild_bootstrap.image.config import ImageConfig
 from firebuild_bootstrap.image.layouts import FilesInArchive, images_in
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import Descriptor, Manifest, Platform, parse_config, parse_manifest
+from firebuild_bootstrap.image.oci import Descriptor, Manifest, parse_config, parse_manifest
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 from firebuild_bootstrap.image.worker.extfs import Ext4Image
 from firebuild_bootstrap.image.worker.imagewalk import image_entries

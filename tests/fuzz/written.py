@@ -22,7 +22,7 @@ from firebuild_bootstrap.layers.tar import Content, Entry, LayerError, write_lay
 from fuzz.choices import Choices
 
 ENV: Final = {"PATH": "/usr/sbin:/sbin:/usr/bin:/bin"}
-KINDS: Final = (
+KINDS: Final[tuple[tar.Kind, ...]] = (
     tar.FILE, tar.DIRECTORY, tar.SYMLINK, tar.HARDLINK, tar.CHARACTER, tar.BLOCK_DEVICE, tar.FIFO,
     tar.WHITEOUT, tar.OPAQUE,
 )  # fmt: skip
@@ -103,7 +103,7 @@ def _tree(
     }
     for number, name in enumerate(sorted(names - {b"", b".", b".."})):
         path = os.fsdecode((os.fsencode(above) + b"/" if above else b"") + name)
-        kind = choices.one(KINDS[:7])
+        kind: tar.Kind = choices.one(KINDS[:7])
         if kind == tar.HARDLINK and not known:
             kind = tar.FILE
         entry, content = _entry(choices, path, kind, known)
