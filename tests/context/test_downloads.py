@@ -244,3 +244,11 @@ def test_a_url_without_a_name_can_be_added_under_another(web: Web, context: Buil
     made = planned(text, context)
     (resource,) = made[0].resources.values()
     assert [entry.path for entry in resource.entries()] == ["download"]
+
+
+def test_a_download_of_too_many_bytes_is_refused(web: Web, tmp_path: Path) -> None:
+    with BuildContext(tmp_path, limits=FetchLimits(total_bytes=len(BODY))) as context:
+        assert download(context, f"{web.url}/f").size == len(BODY)
+    with BuildContext(tmp_path, limits=FetchLimits(total_bytes=len(BODY) - 1)) as context:
+        message = error_of(context, f"{web.url}/f").message
+    assert f"it has more than {len(BODY) - 1} bytes" in message

@@ -6,11 +6,14 @@ wrong; any other exception is a fault, and so is an input that takes longer than
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import socket
 import tempfile
+import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -19,28 +22,43 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from google.protobuf.message import DecodeError
 
 from firebuild_bootstrap import messages, wire
 from firebuild_bootstrap._proto import rootfs_server_pb2 as pb
 from firebuild_bootstrap.cli.run import read_env
 from firebuild_bootstrap.dockerfile import DockerfileSource, read_graph
-from firebuild_bootstrap.errors import InputError
+from firebuild_bootstrap.dockerfile.operations import read_git, redacted
+from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.guest.errors import StepError
 from firebuild_bootstrap.guest.metadata import BadAnswer, TooLong, exchange
+from firebuild_bootstrap.guest.users import Users
 from firebuild_bootstrap.image.config import ImageConfig
+from firebuild_bootstrap.image.layouts import FilesInArchive, images_in
 from firebuild_bootstrap.image.names import Reference
-from firebuild_bootstrap.image.oci import parse_config, parse_manifest
+from firebuild_bootstrap.image.oci import Descriptor, Manifest, parse_config, parse_manifest
+from firebuild_bootstrap.image.platforms import Platform
 from firebuild_bootstrap.image.worker.ext4 import Ext4Options, make_ext4
 from firebuild_bootstrap.image.worker.extfs import Ext4Image
 from firebuild_bootstrap.image.worker.imagewalk import image_entries
 from firebuild_bootstrap.layers.reader import LayerReader, Limits
-from firebuild_bootstrap.layers.tar import LayerError, write_layer
+from firebuild_bootstrap.layers.root import Root
+from firebuild_bootstrap.layers.tar import FILE, Entry, LayerError, write_layer
 from firebuild_bootstrap.layers.tree import tree_entries
+from firebuild_bootstrap.machine.firecracker.api import FirecrackerApi
+from firebuild_bootstrap.machine.firecracker.cni import link_of
+from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.matching import BadPattern, IgnorePattern, Pattern
 from firebuild_bootstrap.mmds.protocol import BadRequest, MetadataService, parse_request
 from firebuild_bootstrap.mmds.store import DataStore
 from firebuild_bootstrap.registry.answers import error_words, joined, origin_of, read_challenges, shown_url
+from firebuild_bootstrap.registry.credentials import find_credentials
+from firebuild_bootstrap.registry.settings import RegistrySettings
 from firebuild_bootstrap.settings import BuildSettings
+from firebuild_bootstrap.solve.remote import read_records
+from firebuild_bootstrap.sshagent import KeyAgent
 from firebuild_bootstrap.terminal import SafeStream
 from firebuild_pki import CAError, order_chain, validate
 from firebuild_pki.documents import parse_document
@@ -50,6 +68,8 @@ from firebuild_pki.names import Names
 from firebuild_pki.preflighting.inspection import inspect_files, read_bytes
 from firebuild_pki.provider import Profile
 from firebuild_pki.x509 import Validity, make_csr, make_intermediate, make_leaf, make_root, to_pem
+from fuzz import sessions, written
+from fuzz.choices import Choices
 
 SECONDS: Final = 10.0
 """More than any input of a fuzzer needs, on a machine with other work."""
@@ -166,6 +186,129 @@ def _registry(data: bytes) -> None:
     target = joined("https://registry.example/v2/", text)
     origin_of(target)
     assert shown_url(target).isprintable()
+
+
+def _document(data: bytes, form: object) -> bytes:
+    """Return a document of JSON: that which the bytes are, or else `form` damaged as they say."""
+    if data[:1] in (b"{", b"["):
+        return data
+    return json.dumps(Choices(data).damaged(form)).encode()
+
+
+def _layout(data: bytes) -> None:
+    """Read an archive of `docker save` or an OCI layout, whose documents are damaged."""
+    choices = Choices(data)
+    config, layer = json.dumps(choices.damaged(_CONFIG)).encode(), b"layer"
+    manifest = json.dumps(choices.damaged(_manifest_of(config, layer))).encode()
+    index = {"schemaVersion": 2, "manifests": [_described(manifest, _MANIFEST["mediaType"])]}
+    docker = [{"Config": "config.json", "RepoTags": ["a:1"], "Layers": ["layer.tar"]}]
+    files = {
+        "oci-layout": b'{"imageLayoutVersion": "1.0.0"}',
+        "index.json": json.dumps(choices.damaged(index)).encode(),
+        **{f"blobs/sha256/{hashlib.sha256(one).hexdigest()}": one for one in (config, manifest, layer)},
+    }
+    if choices.below(2):
+        files = {"manifest.json": json.dumps(choices.damaged(docker)).encode()}
+        files |= {"config.json": config, "layer.tar": layer}
+    with tempfile.TemporaryDirectory() as directory, Path(directory, "archive").open("w+b") as archive:
+        entries = ((Entry(name, FILE, 0o644, size=len(one)), one) for name, one in files.items())
+        write_layer(archive, entries)
+        archive.flush()
+        for image in images_in(FilesInArchive(archive, "archive"), Platform("linux", "amd64")):
+            assert image
+
+
+def _described(data: bytes, kind: object) -> dict[str, object]:
+    return {"mediaType": kind, "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
+
+
+def _manifest_of(config: bytes, layer: bytes) -> dict[str, object]:
+    kind = "application/vnd.oci.image.layer.v1.tar"
+    about = _described(config, "application/vnd.oci.image.config.v1+json")
+    return {**_MANIFEST, "config": about, "layers": [_described(layer, kind)]}
+
+
+def _remote_cache(data: bytes) -> None:
+    blob = "sha256:" + "0" * 64
+    layer = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", blob, 2)
+    config = Descriptor("application/vnd.firebuild.cache.v1+json", blob, 2)
+    read_records(Manifest.made_of(config, (layer,)), _document(data, _RECORDS), "a cache")
+
+
+def _git_source(data: bytes) -> None:
+    for text in data.decode("utf-8", "surrogateescape").split("\n")[:20]:
+        if (tree := read_git(text)) is not None:
+            assert ".." not in tree.subdirectory.split("/")
+            redacted(tree.url)
+
+
+def _logins(data: bytes) -> None:
+    """Read a file of logins, and what a program for credentials answers."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "config.json")
+        path.write_bytes(_document(data, _LOGINS))
+        environ = {"REGISTRY_AUTH_FILE": str(path), "HOME": directory, "PATH": directory}
+        find_credentials("registry.example", "a/b", RegistrySettings(), environ)
+
+
+def _cni_result(data: bytes) -> None:
+    result = None
+    with suppress(ValueError, RecursionError):  # a plugin that writes no JSON has failed
+        result = json.loads(_document(data, _CNI))
+    if isinstance(result, dict):
+        link_of(result, NetworkSettings(cni="net"), "/run/netns/x", "x")
+
+
+def _firecracker_answer(data: bytes) -> None:
+    """Have Firecracker's API answer anything to a GET, on a socket."""
+    with tempfile.TemporaryDirectory() as directory, closing(socket.socket(socket.AF_UNIX)) as listener:
+        path = Path(directory, "s")
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            client, _ = listener.accept()
+            with closing(client), suppress(OSError):
+                client.sendall(data[:60_000])
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(4096):
+                    pass
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            FirecrackerApi(path, timeout=5).get("/")
+        finally:
+            thread.join()
+
+
+def _users(data: bytes) -> None:
+    """Look users up in the passwd and group files of an image."""
+    passwd, _, group = data.partition(b"\0")
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "etc").mkdir()
+        Path(directory, "etc/passwd").write_bytes(passwd)
+        Path(directory, "etc/group").write_bytes(group)
+        with Root(directory) as root:
+            for user in ("", "a", "0", "a:b", "1000"):
+                with suppress(StepError):
+                    found = Users(root).identity(user)
+                    assert all(0 <= one < 2**32 - 1 for one in (found.uid, *found.groups))
+
+
+def _agent_request(data: bytes) -> None:
+    """Ask an agent with one key; a list, a signature or a failure comes back."""
+    public, agent = _agent()
+    over = threading.Event()
+    request = data if data[:1] != b"\r" else b"\r" + len(public).to_bytes(4) + public + data[1:]
+    assert agent.answer(request, over)[0] in (5, 12, 14)
+
+
+@cache
+def _agent() -> tuple[bytes, KeyAgent]:
+    key = Ed25519PrivateKey.from_private_bytes(bytes(32))
+    public = b64decode(key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+    return public, KeyAgent({public: key})
 
 
 def _terminal(data: bytes) -> None:
@@ -302,6 +445,39 @@ _SETTINGS: Final = (
 )
 
 
+_RECORDS: Final = {
+    "records": [
+        {
+            "id": "0" * 32,
+            "key": "0" * 64,
+            "parent": "",
+            "sources": [["a", "sha256:" + "0" * 64]],
+            "text": "RUN x",
+            "created": 1,
+            "diff_id": "sha256:" + "0" * 64,
+            "blob": "sha256:" + "0" * 64,
+        }
+    ]
+}
+_LOGINS: Final = {
+    "auths": {
+        "https://registry.example/v1/": {"auth": "YTpi", "identitytoken": "t"},
+        "registry.example/a": {"registrytoken": "r"},
+    },
+    "credsStore": "none",
+    "credHelpers": {"other.example": "none"},
+}
+_CNI: Final = {
+    "cniVersion": "1.0.0",
+    "interfaces": [
+        {"name": "tap0", "sandbox": "/run/netns/x", "mac": "02:00:00:00:00:01"},
+        {"name": "tap0", "sandbox": "x", "mac": "02:00:00:00:00:02"},
+    ],
+    "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}],
+    "dns": {"nameservers": ["10.0.0.1"]},
+}
+
+
 def _targets() -> dict[str, Target]:
     certificates, request = _pem_seeds()
     return {
@@ -337,6 +513,42 @@ def _targets() -> dict[str, Target]:
         ),
         "terminal": Target(_terminal, (), (b"\x1b[31mred\x1b[0m\r\n\xe6\x97\xa5\x1b]0;t\x07\t\xff",)),
         "env-file": Target(_env_file, (InputError,), (b"\xef\xbb\xbfA=1\n# c\nB\n C = d\r\n",)),
+        "layout": Target(_layout, (InputError, LayerError), (b"", b"\0\0\1", bytes(40) + b"\1")),
+        "remote-cache": Target(_remote_cache, (InputError,), (b"\0", json.dumps(_RECORDS).encode())),
+        "git-source": Target(
+            _git_source,
+            (ValueError,),
+            (b"git@host:a/b.git#v1:d\nhttps://u:p@h/a.git?ref=x&subdir=d&checksum=abcd&submodules=false",),
+        ),
+        "logins": Target(_logins, (InputError,), (b"\0", json.dumps(_LOGINS).encode())),
+        "cni-result": Target(_cni_result, (MachineError,), (b"\0", json.dumps(_CNI).encode())),
+        "firecracker-answer": Target(
+            _firecracker_answer,
+            (MachineError,),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+                b'HTTP/1.1 400 No\r\n\r\n{"fault_message": 1}',
+            ),
+        ),
+        "users": Target(_users, (StepError,), (b"a:x:1000:1000:A:/home/a:/bin/sh\0b:x:1000:a,c\n",)),
+        "agent-request": Target(_agent_request, (), (b"\x0b", b"\r\0\0\0\3abc\0\0\0\2")),
+        "hostile-guest": Target(sessions.hostile_guest, (), (b"", bytes(80))),
+        "hostile-server": Target(sessions.hostile_server, (), (b"\4\0" * 4, bytes(40))),
+        "ext4-written": Target(written.ext4_written, (), (bytes(range(1, 120)),)),
+        "layers-applied": Target(written.layers_applied, (), (bytes(range(1, 120)),)),
+        "packages": Target(
+            written.package_databases,
+            (),
+            (
+                b"\0Package: a\nStatus: install ok installed\nVersion: 1\n",
+                b"\1P:a\nV:1\nL:MIT\n\n",
+                b"\2" + bytes(range(90)),
+                b"\3" + bytes(range(90)),
+                b"\4Name: a\nVersion: 1\n",
+                b'\5{"name": "a", "version": "1", "license": {"type": "MIT"}}',
+                b"\6ID=debian\n",
+            ),
+        ),
         "ext4": Target(_ext4, (LayerError,), (bytes([0, 4, 0, 0, 9, 0, 0, 0]),)),
     }
 

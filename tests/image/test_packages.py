@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,31 @@ def test_the_tree_is_read_in_the_sandbox(tmp_path: Path, trees: Trees) -> None:
     put(tmp_path, "lib/apk/db/installed", "P:musl\nV:1\n")
     rpm_sqlite(tmp_path / "var/lib/rpm/rpmdb.sqlite", BASH)
     assert [each[1] for each in trees.packages(tmp_path)["packages"]] == ["musl", "bash"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        # Without an end, of any size, and of no bytes.
+        "CREATE VIEW Packages AS WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x FROM n) "
+        "SELECT x AS blob FROM n",
+        "CREATE TABLE Packages (a, blob AS (zeroblob(900000000))); INSERT INTO Packages (a) VALUES (1)",
+        "CREATE TABLE Packages (blob); INSERT INTO Packages VALUES (1)",
+        "CREATE TABLE Packages (blob); INSERT INTO Packages VALUES (NULL)",
+    ],
+)
+def test_a_database_that_is_a_program_is_damaged(tmp_path: Path, schema: str) -> None:
+    path = tmp_path / "var/lib/rpm/rpmdb.sqlite"
+    path.parent.mkdir(parents=True)
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(schema)
+    found = packages(str(tmp_path))
+    assert (found["packages"], found["notes"]) == ([], ["/var/lib/rpm/rpmdb.sqlite: it is damaged"])
+
+
+def test_slots_that_name_one_header_again_and_again_are_damage(tmp_path: Path) -> None:
+    blob = struct.pack("<4sIII", b"BlbS", 1, 1, len(BASH)) + BASH
+    slot = struct.pack("<4sIII", b"Slot", 1, 4096 // 16, 1)
+    head = struct.pack("<4sIII", b"RpmP", 0, 0, 1) + bytes(16)
+    put(tmp_path, "var/lib/rpm/Packages.db", (head + slot * 200).ljust(4096, b"\0") + blob)
+    assert packages(str(tmp_path))["notes"] == ["/var/lib/rpm/Packages.db: it is damaged"]

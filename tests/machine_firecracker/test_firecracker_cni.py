@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from firebuild_bootstrap.errors import FirebuildError, InputError, MachineError
-from firebuild_bootstrap.machine.firecracker.cni import CniNetwork, find_config, tap_and_guest
+from firebuild_bootstrap.machine.firecracker.cni import CniNetwork, find_config, link_of, tap_and_guest
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from machine_firecracker.fc_tools import install
@@ -232,3 +232,22 @@ def test_a_namespace_that_is_in_the_way_is_an_error(cni: Cni) -> None:
     subprocess.run(["ip", "netns", "add", f"firebuild-{cni.name}"], check=True)
     with pytest.raises(MachineError, match=r"ip netns add firebuild-.* failed: .*File exists"):
         cni.network().connect()
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"interfaces": 1},
+        {"interfaces": [{"name": "tap0", "sandbox": "/n"}], "ips": [1]},
+        {"interfaces": [{"name": "tap0", "sandbox": "/n"}], "ips": [{"address": "x"}]},
+        {"interfaces": [{"name": "tap0", "sandbox": "/n"}], "ips": {"address": "10.0.0.2/24"}},
+        {
+            "interfaces": [{"name": "tap0", "sandbox": "/n"}],
+            "ips": [{"address": "10.0.0.2/24", "gateway": "10.0.0.1"}],
+            "dns": [1],
+        },
+    ],
+)
+def test_a_malformed_result_of_a_plugin_is_named(result: dict[str, Any]) -> None:
+    with pytest.raises(MachineError, match="the result of the plugins is malformed"):
+        link_of(result, NetworkSettings(cni="net"), "/n", "x")

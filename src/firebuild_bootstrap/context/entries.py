@@ -298,10 +298,11 @@ def checked(
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """How long a download may take: without any progress, and in all (seconds)."""
+    """How long a download may take, without any progress and in all (seconds), and its bytes."""
 
     idle_seconds: float = 30.0
     total_seconds: float = 900.0
+    total_bytes: int = 16 << 30
 
 
 @dataclass(frozen=True)

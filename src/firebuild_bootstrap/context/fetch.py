@@ -123,6 +123,7 @@ def fetch(
                 checksum=checksum,
                 failed=failed,
                 late=lambda: clock() > deadline,
+                most=limits.total_bytes,
             )
     except urllib.error.HTTPError as error:
         with error:
@@ -145,6 +146,7 @@ def _store(
     checksum: str,
     failed: Callable[..., InputError],
     late: Callable[[], bool],
+    most: int,
 ) -> RemoteFile:
     algorithm = checksum.partition(":")[0] or "sha256"
     digest = hashlib.new(algorithm)
@@ -154,6 +156,8 @@ def _store(
         while chunk := response.read1(_CHUNK):
             digest.update(chunk)
             size += file.write(chunk)
+            if size > most:
+                raise failed(f"it has more than {counted(most, 'byte')}")
             if late():
                 raise failed("it took too long")
     announced = response.headers.get("Content-Length")

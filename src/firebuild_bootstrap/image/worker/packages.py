@@ -13,7 +13,8 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count, islice
 from typing import Any, Final, NamedTuple
 
 from firebuild_bootstrap.layers.root import Root
@@ -25,6 +26,9 @@ _LARGEST_FILE: Final = 64 << 20  # bytes; the status of a workstation has 5 MB
 _LARGEST_DATABASE: Final = 512 << 20
 _LARGEST_METADATA: Final = 1 << 20
 _LONGEST: Final = 500  # characters of a field
+_MOST_INSTRUCTIONS: Final = (
+    2_000  # millions of them, of sqlite's machine; a database of 64 MiB needs some tens
+)
 _RPM_HEADER: Final = struct.Struct(">II")
 _RPM_ENTRY: Final = struct.Struct(">IIiI")
 _RPM_TAGS: Final = {
@@ -81,7 +85,8 @@ def packages(root: str) -> dict[str, Any]:
                     release = release or _release(_read(tree, path, status, _LARGEST_METADATA))
                     continue
                 reader, most = _reader_of(path)
-                found.update(reader(_read(tree, path, status, most), path))
+                room = _MOST_PACKAGES + 1 - len(found)
+                found.update(islice(reader(_read(tree, path, status, most), path), room))
             except _Unreadable as error:
                 notes[f"/{path}: {error}"] = None
             except (ValueError, KeyError, RecursionError, struct.error, OSError):
@@ -248,9 +253,16 @@ def _rpm_sqlite(data: bytes, path: str) -> Iterator[Package]:
             data[18:20] == b"\x02\x02"
         ):  # written ahead; what is not in the file yet can't be read without its log
             data = data[:18] + b"\x01\x01" + data[20:]
+        # A schema is a program: a view may have no end, a generated column any size.
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, len(data))
+        instructions = count(1)
+        connection.set_progress_handler(lambda: next(instructions) > _MOST_INSTRUCTIONS, 1_000_000)
         connection.deserialize(data)
-        for (blob,) in connection.execute("SELECT blob FROM Packages"):
-            yield from _rpm_package(blob, path)
+        kind = connection.execute("SELECT type FROM sqlite_master WHERE name = 'Packages'").fetchone()
+        if kind != ("table",):
+            raise ValueError
+        blobs = (blob for (blob,) in connection.execute("SELECT blob FROM Packages"))
+        yield from _rpm_packages(blobs, len(data), path)
     except sqlite3.Error as error:
         raise ValueError(str(error)) from error
     finally:
@@ -261,6 +273,10 @@ def _rpm_ndb(data: bytes, path: str) -> Iterator[Package]:
     """Read the slots at the beginning of the file: each names where a blob is, in units of 16 bytes."""
     if data[:4] != b"RpmP":
         raise ValueError
+    yield from _rpm_packages(_ndb_blobs(data), len(data), path)
+
+
+def _ndb_blobs(data: bytes) -> Iterator[bytes]:
     (pages,) = struct.unpack_from("<I", data, 12)
     for offset in range(32, min(pages * 4096, len(data) - 15), 16):
         magic, number, block, blocks = struct.unpack_from("<4sIII", data, offset)
@@ -269,13 +285,21 @@ def _rpm_ndb(data: bytes, path: str) -> Iterator[Package]:
             head, same, _, size = struct.unpack_from("<4sIII", data, start)
             if head != b"BlbS" or same != number:
                 raise ValueError
-            yield from _rpm_package(data[start + 16 : start + 16 + size], path)
+            yield data[start + 16 : start + 16 + size]
 
 
 def _rpm_bdb(_data: bytes, _path: str) -> Iterator[Package]:
     raise _Unreadable(
         "rpm's Berkeley DB, of distributions before 2021, is not read: `rpm -qa` lists its packages"
     )
+
+
+def _rpm_packages(blobs: Iterable[object], size: int, path: str) -> Iterator[Package]:
+    """Read the headers of a database of `size` bytes, and no more: entries may name one many times."""
+    for blob in blobs:
+        if not isinstance(blob, bytes) or (size := size - len(blob)) < 0:
+            raise ValueError
+        yield from _rpm_package(blob, path)
 
 
 def _rpm_package(blob: bytes, path: str) -> Iterator[Package]:

@@ -15,12 +15,13 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
-from firebuild_bootstrap.errors import InputError, MachineError
+from firebuild_bootstrap.errors import MALFORMED, InputError, MachineError
 from firebuild_bootstrap.initramfs import StaticAddress
 from firebuild_bootstrap.machine.firecracker.network import Link, Network, guest_address, ip, mac_of
 from firebuild_bootstrap.machine.firecracker.settings import NetworkSettings
 from firebuild_bootstrap.machine.leftovers import Leftovers
 from firebuild_bootstrap.values import dataclass
+from firebuild_pki.display import one_line
 
 _INTERFACE: Final = "eth0"
 _NAMESPACES: Final = Path("/run/netns")
@@ -90,7 +91,7 @@ class CniNetwork(Network):
             result = self._add(config, plugin, result)
         for plugin in config.plugins:
             self._note_deletion(config, plugin, result)
-        return self._link(result or {})
+        return link_of(result or {}, self._settings, str(self._namespace), self._container)
 
     def _add(
         self, config: CniConfig, plugin: Mapping[str, Any], previous: Mapping[str, Any] | None
@@ -151,25 +152,45 @@ class CniNetwork(Network):
             )
         return Path(found)
 
-    def _link(self, result: Mapping[str, Any]) -> Link:
-        tap, guest_end = tap_and_guest(result, str(self._namespace), self._container)
-        addresses = [one for one in result.get("ips", ()) if ":" not in str(one.get("address", ":"))]
-        if not addresses:
-            raise MachineError(f"{_WHERE}: the plugins gave no IPv4 address")
-        interface = IPv4Interface(addresses[0]["address"])
-        gateway = addresses[0].get("gateway")
-        host = self._settings.host or gateway
-        if host is None:
-            raise MachineError(
-                f"{_WHERE}: the plugins named no gateway, which would be where the guest reaches this host",
-                hint="set machine.firecracker.network.host",
-            )
-        servers = self._settings.name_servers or _name_servers(result)
-        guest: StaticAddress | None = StaticAddress(str(interface), gateway, name_servers=servers)
-        if self._settings.guest is not None:
-            guest = guest_address(self._settings, IPv4Interface(f"{host}/{interface.network.prefixlen}"))
-        mac = self._settings.mac or guest_end.get("mac") or mac_of(guest, tap["name"])
-        return Link(tap["name"], host, guest, mac, tap.get("sandbox") or str(self._namespace))
+
+def link_of(result: Mapping[str, Any], settings: NetworkSettings, namespace: str, container: str) -> Link:
+    """Return what the plugins made, as their last result has it.
+
+    Args:
+        result: it.
+        settings: the block `network`, which wins.
+        namespace: path of the network namespace.
+        container: the id that the plugins were given.
+
+    Raises:
+        MachineError: something is missing, or malformed.
+    """
+    try:
+        return _link(result, settings, namespace, container)
+    except MALFORMED as error:
+        why = one_line(str(error), 200)
+        raise MachineError(f"{_WHERE}: the result of the plugins is malformed: {why}") from error
+
+
+def _link(result: Mapping[str, Any], settings: NetworkSettings, namespace: str, container: str) -> Link:
+    tap, guest_end = tap_and_guest(result, namespace, container)
+    addresses = [one for one in result.get("ips", ()) if ":" not in str(one.get("address", ":"))]
+    if not addresses:
+        raise MachineError(f"{_WHERE}: the plugins gave no IPv4 address")
+    interface = IPv4Interface(str(addresses[0]["address"]))
+    gateway = addresses[0].get("gateway")
+    host = settings.host or gateway
+    if host is None:
+        raise MachineError(
+            f"{_WHERE}: the plugins named no gateway, which would be where the guest reaches this host",
+            hint="set machine.firecracker.network.host",
+        )
+    servers = settings.name_servers or _name_servers(result)
+    guest: StaticAddress | None = StaticAddress(str(interface), gateway, name_servers=servers)
+    if settings.guest is not None:
+        guest = guest_address(settings, IPv4Interface(f"{host}/{interface.network.prefixlen}"))
+    mac = settings.mac or guest_end.get("mac") or mac_of(guest, tap["name"])
+    return Link(tap["name"], host, guest, mac, tap.get("sandbox") or namespace)
 
 
 def find_config(directory: Path, name: str) -> CniConfig:
