@@ -451,7 +451,7 @@ _RECORDS: Final = {
             "id": "0" * 16 + "-" + "0" * 16,
             "key": "0" * 64,
             "parent": "",
-            "sources": [["a", "sha256:" + "0" * 64]],
+            "sources": [["0" * 64, "0" * 16 + "-" + "0" * 16]],
             "text": "RUN x",
             "created": 1,
             "diff_id": "sha256:" + "0" * 64,
