@@ -448,10 +448,10 @@ _SETTINGS: Final = (
 _RECORDS: Final = {
     "records": [
         {
-            "id": "0" * 32,
+            "id": "0" * 16 + "-" + "0" * 16,
             "key": "0" * 64,
             "parent": "",
-            "sources": [["a", "sha256:" + "0" * 64]],
+            "sources": [["0" * 64, "0" * 16 + "-" + "0" * 16]],
             "text": "RUN x",
             "created": 1,
             "diff_id": "sha256:" + "0" * 64,
@@ -464,7 +464,6 @@ _LOGINS: Final = {
         "https://registry.example/v1/": {"auth": "YTpi", "identitytoken": "t"},
         "registry.example/a": {"registrytoken": "r"},
     },
-    "credsStore": "none",
     "credHelpers": {"other.example": "none"},
 }
 _CNI: Final = {
