@@ -290,7 +290,7 @@ class _Reader(RawIOBase):
         if self.end is not None:
             left = self.end - time.monotonic()
             if left <= 0:
-                raise TimeoutError
+                raise TimeoutError("timed out")  # as a socket says it
             self._socket.settimeout(left)
         count: int | None = self._raw.readinto(buffer)
         _traffic.add(0, 0, count or 0)
@@ -301,8 +301,8 @@ class _Reader(RawIOBase):
         super().close()
 
 
-class _Response(HTTPResponse):
-    """Bounds the wait for the head of an answer as a whole."""
+class BoundedResponse(HTTPResponse):
+    """Bounds the wait for the head of an answer as a whole, by the timeout of its socket."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -311,6 +311,7 @@ class _Response(HTTPResponse):
         self.fp = BufferedReader(self._reader)
 
     def begin(self) -> None:
+        """See http.client."""
         watched, timeout = self._socket, self._socket.gettimeout()
         self._reader.end = None if timeout is None else time.monotonic() + timeout
         super().begin()
@@ -319,7 +320,7 @@ class _Response(HTTPResponse):
 
 
 class _Timed(HTTPConnection):
-    response_class = _Response
+    response_class = BoundedResponse
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:
         _traffic.add(1, 0, 0)

@@ -112,6 +112,9 @@ def test_variables_are_read_as_docker_reads_them(tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(InputError, match="is not UTF-8"):
         read_env([file], [], {})
+    file.write_bytes(b"A=" + b"a" * (1 << 20))
+    with pytest.raises(InputError, match=r"env has more than 1\.0 MiB"):
+        read_env([file], [], {})
 
 
 def test_the_machine_is_configured_before_the_command_starts(host_cli: Cli) -> None:

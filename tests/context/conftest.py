@@ -75,10 +75,13 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"5\r\nhello\r\n")
             self.close_connection = True
-        elif path == "/slow":
+        elif path in ("/slow", "/slow-head"):
             self.send_response(200)
             self.send_header("Content-Length", "1000")
-            self.end_headers()
+            if path == "/slow":
+                self.end_headers()
+            else:
+                self.flush_headers()
             try:
                 while True:
                     self.wfile.write(b".")

@@ -102,6 +102,7 @@ def test_a_server_that_is_silent_is_given_up(web: Web, context: BuildContext) ->
 
 def test_a_server_that_only_trickles_is_given_up(web: Web, context: BuildContext) -> None:
     assert "it took too long" in error_of(context, f"{web.url}/slow").message
+    assert "can't be downloaded: timed out" in error_of(context, f"{web.url}/slow-head").message
 
 
 def test_redirects_are_followed_and_the_name_stays(web: Web, context: BuildContext) -> None:

@@ -32,6 +32,7 @@ from firebuild_bootstrap.cli.options import (
 from firebuild_bootstrap.cli.registries import read_policy
 from firebuild_bootstrap.cli.runs import Background, record_of, start_in_background
 from firebuild_bootstrap.errors import InputError, Interrupted, OutputError, StepFailed
+from firebuild_bootstrap.sizes import human_size
 from firebuild_pki.display import one_line
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _FAILED: Final = 125
 """The exit status of `firebuild run` where it is not that of the command, as Docker has it."""
 _GRACE_SECONDS: Final = 10.0
 _NAME: Final = re.compile(r"[^=\0]+")
+_MAX_ENV_FILE: Final = 1 << 20
 _PORT: Final = re.compile(r"(?:(\d{1,3}(?:\.\d{1,3}){3}):)?(\d{1,5}):(\d{1,5})(?:/tcp)?", re.ASCII)
 
 
@@ -299,18 +301,29 @@ def read_env(files: Sequence[Path], given: Sequence[str], environment: Mapping[s
             found[name] = environment[name]
 
     for path in files:
-        try:
-            lines = path.read_text("utf-8-sig").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise InputError(f"--env-file {path} can't be read: {why}") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(_lines(path), 1):
             text = line.removesuffix("\r").lstrip(" \t")
             if text and not text.startswith("#"):
                 add(text, f"{path}:{number}")
     for text in given:
         add(text, "--env")
     return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_ENV_FILE + 1)
+        lines = data.decode("utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(f"--env-file {path} can't be read: {why}") from error
+    if len(data) > _MAX_ENV_FILE:
+        raise InputError(
+            f"--env-file {path} has more than {human_size(_MAX_ENV_FILE)}",
+            hint="the environment of a program holds no more either: execve(2)",
+        )
+    return lines
 
 
 def read_port(text: str) -> PublishedPort:

@@ -36,7 +36,7 @@ from firebuild_bootstrap.dockerfile.operations import file_name, redacted
 from firebuild_bootstrap.errors import InputError, Location
 from firebuild_bootstrap.layers import tar
 from firebuild_bootstrap.values import dataclass
-from firebuild_pki.connections import client_context
+from firebuild_pki.connections import BoundedResponse, client_context
 from firebuild_pki.display import counted, one_line
 
 _CHUNK: Final = 1024 * 1024
@@ -208,14 +208,32 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class _PlainConnection(http.client.HTTPConnection):
+    response_class = BoundedResponse
+
+
+class _TLSConnection(http.client.HTTPSConnection):
+    response_class = BoundedResponse
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PlainConnection, req)
+
+
+class _TLS(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_TLSConnection, req, context=client_context())
+
+
 def _opener() -> urllib.request.OpenerDirector:
     """HTTP and HTTPS only, with the host's proxies: a redirect can't reach files or FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(context=client_context()),
+        _Plain(),
+        _TLS(),
         urllib.request.HTTPDefaultErrorHandler(),
         _NoDowngrade(),
         urllib.request.HTTPErrorProcessor(),

@@ -258,6 +258,8 @@ class Session:
                     self._stop.set(error)
         except grpc.RpcError as error:
             self._error = error
+        except Exception as error:  # whatever it is: nobody else would see that nothing is read any more
+            self._stop.set(ProtocolError(f"the session can't be read any more: {error!r}"))
         self._over.set()
         if begun and not self._leaving:
             self._stop.set(self._lost())
